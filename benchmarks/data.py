@@ -191,7 +191,7 @@ def together(file: str) -> tuple[int, int]:
 def one(way: str, file: str) -> None:
     """Runs in a process of its own. The peak is its own and that of all workers, each as large as the
     largest: what workers share is counted for each."""
-    from orchestrate.data.passes.pool import cores
+    from orchestrate.data.passes import cores
 
     ways: dict[str, Callable[[str], tuple[int, int]]] = {
         "check": check,

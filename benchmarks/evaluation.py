@@ -21,7 +21,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrate.local import Generator
-from orchestrate.local.model.engines import precision
+from orchestrate.local.model import precision
 from orchestrate.local.model.loading import DTYPES
 from orchestrate.types import Message
 

@@ -19,7 +19,7 @@ from measured_on import Meter, about, write
 from openai import OpenAI
 
 from orchestrate import Orchestrator, sandbox
-from orchestrate.migration.steps import importing
+from orchestrate.migration import importing
 from orchestrate.settings import config
 
 MODEL = "gpt-4.1-mini-2025-04-14"

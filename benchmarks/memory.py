@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 from measured_on import about, write
 from msgspec.structs import replace
 
-from orchestrate.local.model import engines
+from orchestrate.local import model
+from orchestrate.local.plan import Shape
 from orchestrate.local.plan.memory import Setup, kv_cache_bytes, plan
-from orchestrate.local.plan.sizes import Shape
 
 
 class Case(NamedTuple):
@@ -319,7 +319,7 @@ def main() -> None:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
-        "--precision", choices=engines.PRECISIONS, default="auto", help="default: what the device is good at"
+        "--precision", choices=model.PRECISIONS, default="auto", help="default: what the device is good at"
     )
     parser.add_argument("--published", action="store_true", help="compare with published figures instead")
     parser.add_argument("--only", default="", help="cases with this in their name")
@@ -328,7 +328,7 @@ def main() -> None:
     if asked.published:
         figures = about() | {"sections": published()}
     else:
-        precision = engines.precision(asked.precision, asked.device).name
+        precision = model.precision(asked.precision, asked.device).name
         figures = about("torch", "transformers", "peft") | {"device": asked.device, "precision": precision}
         figures["cases"] = measure(asked.device, precision, asked.only)
     if asked.json:

@@ -37,7 +37,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from orchestrate.http.web.server import free_port
+from orchestrate.http.web import free_port
 from orchestrate.serving import engines
 from orchestrate.serving.export.forms import Options, export
 from orchestrate.serving.server.running import Terms, serve

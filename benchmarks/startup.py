@@ -64,7 +64,7 @@ def filled(store_file: Path) -> str:
     from msgspec.structs import replace
 
     from orchestrate.spec import JobSpec
-    from orchestrate.store.records.runs import Intent
+    from orchestrate.store.runs import Intent
     from orchestrate.store.store import Store
     from orchestrate.types import Bill, JobStatus, SubmitPhase
 

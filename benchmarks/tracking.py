@@ -30,9 +30,8 @@ from orchestrate.runs.syncing.sweep import sync
 from orchestrate.runs.watching.watcher import Watcher
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec
-from orchestrate.store import transitions
-from orchestrate.store.clock import Clock, Uptime
-from orchestrate.store.records.runs import Intent
+from orchestrate.store import Clock, Uptime, transitions
+from orchestrate.store.runs import Intent
 from orchestrate.store.store import Store
 from orchestrate.types import Event, Job, JobHandle, JobStatus, MetricPoint
 
@@ -209,7 +208,7 @@ def day(folder: Path, runs: int = 10) -> dict[str, float]:
 def sandbox_free_host() -> type:
     """A backend in this process, so that only the watcher's own memory is measured."""
     from orchestrate.providers.base import Measures
-    from orchestrate.providers.openai.profile import PROFILE
+    from orchestrate.providers.openai import PROFILE
     from orchestrate.settings.config import HostConfig
     from orchestrate.types import Feature
 

@@ -116,7 +116,7 @@ def main() -> None:
 
 def about(args: argparse.Namespace) -> dict[str, Any]:
     from orchestrate.local import machine
-    from orchestrate.local.model import engines
+    from orchestrate.local import model as engines
 
     args.precision = engines.precision(args.precision, "cpu").name
     return {

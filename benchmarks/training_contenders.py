@@ -105,8 +105,7 @@ Contender = Callable[[Work], dict[str, Any]]
 
 def engine(work: Work) -> dict[str, Any]:
     from orchestrate.local.job import Adapter, Hyper, LocalJob, Preferences, Supervised
-    from orchestrate.local.run.process import importing
-    from orchestrate.local.run.rundir import RunDir, now
+    from orchestrate.local.run import RunDir, importing, now
 
     with importing():
         from orchestrate.local.run.session import Session
@@ -399,11 +398,10 @@ def judge(work: Work, adapters: list[str]) -> list[float]:
     import torch
     from peft import PeftModel
 
+    from orchestrate.local.encoding import Template
     from orchestrate.local.encoding.encoded import Rows, encode_file
-    from orchestrate.local.encoding.encoding import Template
     from orchestrate.local.job import Preferences
-    from orchestrate.local.model.head import Head
-    from orchestrate.local.model.loaded import Loaded
+    from orchestrate.local.model.loaded import Head, Loaded
     from orchestrate.local.model.loading import load_base, load_tokenizer
     from orchestrate.local.objectives.base import Objective
     from orchestrate.local.objectives.dpo import PairObjective, preference_of, with_reference

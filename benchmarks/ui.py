@@ -28,8 +28,8 @@ from playwright.sync_api import Page, sync_playwright
 from orchestrate import Orchestrator
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec, LoRA
-from orchestrate.store.database import schema
-from orchestrate.store.records.runs import Intent
+from orchestrate.store import schema
+from orchestrate.store.runs import Intent
 from orchestrate.store.store import Store
 from orchestrate.types import Bill, JobStatus, MetricPoint, Quote, SubmitPhase
 from orchestrate.ui.server import serving

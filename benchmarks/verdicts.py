@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from orchestrate.evaluation.items import Answer, Item
+from orchestrate.evaluation import Answer, Item
 from orchestrate.evaluation.metrics.labels import F1, Labels
 from orchestrate.evaluation.scoring import Column, paired
 from orchestrate.evaluation.statistics import mcnemar, paired_interval, wilson

@@ -455,8 +455,9 @@ def options_of(known: Profile) -> list[str]:
 
 
 def configuration() -> str:
+    from orchestrate import settings as environment
     from orchestrate.gateway.terms import Target, _Table
-    from orchestrate.settings import environment, hosts
+    from orchestrate.settings import hosts
 
     kinds = [*profile.built_in(), *profile.places(), *profile.described()]
     known = [profile.profile(kind) for kind in kinds]

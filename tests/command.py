@@ -127,9 +127,8 @@ def _as_a_process(env: dict[str, str], cwd: Path) -> Generator[None]:
     """What a process has of its own is set, and is afterwards as it was before."""
     from huggingface_hub import constants
 
-    from orchestrate import profile
+    from orchestrate import profile, settings
     from orchestrate.commands.terminal import console
-    from orchestrate.settings import keys
 
     root = logging.getLogger()
     numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
@@ -138,7 +137,7 @@ def _as_a_process(env: dict[str, str], cwd: Path) -> Generator[None]:
     log = root.level, root.handlers[:]
     handlers = {number: signal.getsignal(number) for number in numbers}
     collecting, freeze, callbacks = gc.get_threshold(), gc.freeze, gc.callbacks[:]
-    offline, known, described = constants.HF_HUB_OFFLINE, set(keys._known), dict(profile._described_in)
+    offline, known, described = constants.HF_HUB_OFFLINE, set(settings._known), dict(profile._described_in)
     with warnings.catch_warnings():
         warnings.resetwarnings()
         for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
@@ -153,7 +152,7 @@ def _as_a_process(env: dict[str, str], cwd: Path) -> Generator[None]:
                 one.width, one._color_system = int(env.get("COLUMNS", 120)), None
             gc.freeze = lambda: None
             constants.HF_HUB_OFFLINE = bool(env.get("HF_HUB_OFFLINE"))
-            keys._known.clear()
+            settings._known.clear()
             profile._described_in.clear()
             yield
         finally:
@@ -169,7 +168,7 @@ def _as_a_process(env: dict[str, str], cwd: Path) -> Generator[None]:
             gc.freeze, gc.callbacks[:] = freeze, callbacks
             gc.set_threshold(*collecting)
             constants.HF_HUB_OFFLINE = offline
-            keys._known |= known
+            settings._known |= known
             profile._described_in.clear()
             profile._described_in.update(described)
             gc.collect(0)  # what the end of a process leaves open is closed without a warning

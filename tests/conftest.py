@@ -18,7 +18,7 @@ from tests.paths import ROOT
 from tests.postgres_server import Postgres, postgres_binaries
 from tests.workers import Nursery
 
-from orchestrate.local.run.process import importing
+from orchestrate.local.run import importing
 
 os.environ["PYTHON_KEYRING_BACKEND"] = "keyring.backends.null.Keyring"
 """No test looks into the keyring of the one who runs it."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from orchestrate.core.files import private_folder
-from orchestrate.evaluation.items import Answer, Answered, Item, item_id
-from orchestrate.evaluation.review import tasks
+from orchestrate.evaluation import Answer, Answered, Item, item_id
+from orchestrate.evaluation import review as tasks
 from orchestrate.evaluation.review.desk import Desk
 from orchestrate.store.store import Store
 from orchestrate.types import Message, Review, Rubric

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from orchestrate.data.dialects import target
 from orchestrate.data.rules import Target
-from orchestrate.data.targets.dialects import target
-from orchestrate.data.targets.tools import FORMATS, tool
+from orchestrate.data.tools import FORMATS, tool
 from orchestrate.profile import profile
 
 

@@ -15,7 +15,7 @@ from langdetect.detector_factory import init_factory  # noqa: E402
 from orchestrate.costing import built_in  # noqa: E402
 from orchestrate.data.rows.content import candidates  # noqa: E402
 from orchestrate.data.tokens.counting import batch_counter  # noqa: E402
-from orchestrate.store.database.engines import sqlite_tables  # noqa: E402
+from orchestrate.store.database import sqlite_tables  # noqa: E402
 
 for _name in (
     "anyio.streams.tls",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from orchestrate.local.run.process import importing
+from orchestrate.local.run import importing
 
 _NAMES = (
     "peft",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrate.core.attributes import late
+from orchestrate.core import late
 
 __version__ = "0.1.0"
 

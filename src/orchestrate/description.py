@@ -64,7 +64,7 @@ class Rows(Table, frozen=True, kw_only=True):
     most_bytes: int | None = None
     most_tokens: int | None = None
     refuses: tuple[str, ...] = ()
-    """Traits of rows, by the names of `orchestrate.providers.compatible.described.TRAITS`."""
+    """Traits of rows, by the names of `orchestrate.providers.compatible.TRAITS`."""
     developer: str = "developer"
     names: bool = True
 

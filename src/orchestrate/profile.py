@@ -1,7 +1,7 @@
 """What is known of a backend before anything is sent: its address, rows, models and prices.
 
 Each backend has one `Profile` in a module that imports nothing heavy, since all profiles are read with the
-settings. Built-in ones lie in `orchestrate.providers.<kind>.profile`; a package registers its own by an entry
+settings. Built-in ones lie in `orchestrate.providers.<kind>`; a package registers its own by an entry
 point in the group `orchestrate.providers`, whose name is the backend's kind. A host that speaks OpenAI's
 fine-tuning API is described by a YAML file, of ours or in the user's configuration; its name is the kind.
 """
@@ -25,9 +25,9 @@ from orchestrate.text import among
 
 if TYPE_CHECKING:
     from orchestrate.costing.size import Bills
-    from orchestrate.data.rows.pictures import Picture
+    from orchestrate.data.dialects import Dialect
+    from orchestrate.data.rows.traits import Picture
     from orchestrate.data.rules import HostRules
-    from orchestrate.data.targets.dialects import Dialect
     from orchestrate.spec import JobSpec
     from orchestrate.types import Job
 
@@ -201,13 +201,13 @@ def file_refused(job: Job) -> bool:
 def built_in_folders() -> tuple[str, ...]:
     """Of the built-in backends; each has the name of its kind. Nothing of them is imported."""
     entries = files(GROUP).iterdir()
-    return tuple(sorted(entry.name for entry in entries if entry.joinpath("profile.py").is_file()))
+    return tuple(sorted(entry.name for entry in entries if entry.joinpath("provider.py").is_file()))
 
 
 @cache
 def built_in() -> Mapping[str, Profile]:
     """Kind -> profile, in the order of lists."""
-    found: list[Profile] = [import_module(f"{GROUP}.{name}.profile").PROFILE for name in built_in_folders()]
+    found: list[Profile] = [import_module(f"{GROUP}.{name}").PROFILE for name in built_in_folders()]
     return {one.kind: one for one in sorted(found, key=lambda one: one.rank)}
 
 
@@ -342,7 +342,7 @@ def profile(kind: str) -> Profile:
 
 @cache
 def _described(kind: str, file: Readable, name: str) -> Profile:
-    return import_module(f"{GROUP}.compatible.described").profile_of(kind, file, name)
+    return import_module(f"{GROUP}.compatible").profile_of(kind, file, name)
 
 
 @cache

@@ -14,7 +14,7 @@ from pathlib import Path
 from tests import command
 from tests.waiting import until
 
-from orchestrate.local.run import process
+from orchestrate.local import run
 
 ORCHESTRATE = [sys.executable, "-m", "orchestrate.cli"]
 PATIENCE_S = 240.0
@@ -73,7 +73,7 @@ def watchers(folder: Path, home: str = "home") -> list[int]:
     for file in (folder / home / "watchers").glob("*.json"):
         with contextlib.suppress(OSError, ValueError):
             watcher = json.loads(file.read_text())
-            if process.started(watcher["pid"]) == watcher["started"]:
+            if run.started(watcher["pid"]) == watcher["started"]:
                 found.append(watcher["pid"])
     return found
 

@@ -119,7 +119,7 @@ def test_profiles_and_the_keyring_are_loaded_when_they_are_used(shell: Shell) ->
     runs = json.loads(shell("runs", program=loaded).err.splitlines()[-1])
     assert not [m for m in runs if re.match(r"keyring|orchestrate\.providers\.\w+\.|orchestrate_attic", m)]
     used = json.loads(shell("plan", "-p", "openai,local", program=loaded).err.splitlines()[-1])
-    assert "orchestrate.providers.openai.profile" in used
+    assert "orchestrate.providers.openai" in used
     assert not [m for m in used if m.startswith("keyring") or "attic" in m]
     planned = json.loads(shell("plan", "-p", "together", program=loaded).err.splitlines()[-1])
     assert "keyring" not in planned, "it asks no host"

@@ -20,10 +20,11 @@ import pytest
 from tests.paths import ROOT
 from typer.testing import CliRunner, Result
 
+from orchestrate import settings
 from orchestrate.cli import app
 from orchestrate.errors import ProjectNotTrusted
 from orchestrate.places.kinds._skypilot.asking import Bridge
-from orchestrate.settings import environment, trust
+from orchestrate.settings import trust
 
 READS = (
     "runs --json",
@@ -234,7 +235,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repo
     (folder / "model" / "evil.py").write_text("import os; os.system('bin/evil.sh')\n")
     monkeypatch.chdir(folder)
     for name in [*os.environ]:
-        if name.endswith(("_API_KEY", "_BASE_URL")) or name == environment.MORE_NAMES:
+        if name.endswith(("_API_KEY", "_BASE_URL")) or name == settings.MORE_NAMES:
             monkeypatch.delenv(name)
     env = {
         **KEYS,

@@ -22,11 +22,10 @@ from orchestrate.commands.evaluation.review import AnswersReviewing
 from orchestrate.data import Dataset
 from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation.review.results import ReviewResult
-from orchestrate.evaluation.review.rows import FromReview
-from orchestrate.evaluation.review.sheets import Imported
+from orchestrate.evaluation.review.rows import FromReview, Imported
 from orchestrate.runs.evaluation import reviewing
 from orchestrate.settings import config
-from orchestrate.store.records.runs import Intent
+from orchestrate.store.runs import Intent
 from orchestrate.types import Contender, Evaluation, MetricUsed
 
 ROWS = answered(

@@ -130,7 +130,7 @@ def test_a_beginning_that_fits_one_run_is_enough(cli: Cli, project: None, hosts:
 
 def test_runs_are_filtered_by_what_is_shown(cli: Cli, project: None, hosts: Any, tmp_path: Path) -> None:
     from orchestrate import JobSpec
-    from orchestrate.store.records.runs import Intent
+    from orchestrate.store.runs import Intent
 
     settings = config.load(env={"ORCHESTRATE_HOME": str(tmp_path / "home")}, cwd=tmp_path)
     with Store.open(settings.store_url) as store:
@@ -175,7 +175,7 @@ def test_a_failed_run_shows_why(cli: Cli, tmp_path: Path) -> None:
 
 def test_a_report_is_opened_in_the_browser(cli: Cli, project: None, tmp_path: Path) -> None:
     from orchestrate import JobSpec
-    from orchestrate.store.records.runs import Intent
+    from orchestrate.store.runs import Intent
 
     settings = config.load(env={"ORCHESTRATE_HOME": str(tmp_path / "home")}, cwd=tmp_path)
     with Store.open(settings.store_url) as store:

@@ -87,7 +87,7 @@ def test_a_run_that_was_interrupted_before_its_send_says_what_is_missing(
         "import os, sys\n"
         "from orchestrate import JobSpec, Orchestrator\n"
         "from orchestrate.runs.submitting.submit import Submitter\n"
-        "from orchestrate.store.timing import Timing\n"
+        "from orchestrate.store.store import Timing\n"
         "from orchestrate.runs.submitting.repeats import Submission\n"
         "with Orchestrator() as ft:\n"
         "    spec, host = JobSpec(model='gpt-4.1-mini', train=sys.argv[1]), ft.provider('openai')\n"

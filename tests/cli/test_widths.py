@@ -27,7 +27,7 @@ from orchestrate import JobSpec
 from orchestrate.commands import EXAMPLES
 from orchestrate.commands.terminal import console
 from orchestrate.settings import config
-from orchestrate.store.records.runs import Intent
+from orchestrate.store.runs import Intent
 from orchestrate.store.store import Store
 from orchestrate.text import lookalike
 from orchestrate.types import Contender, Evaluation, MetricUsed

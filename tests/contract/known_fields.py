@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel
 from tests.paths import ROOT
 
-from orchestrate.providers.fields import Fields
+from orchestrate.providers.settings import Fields
 
 SPECS = (Path(__file__).parent / "published", ROOT.parent / "shared" / "specs")
 """Where the hosts' published API descriptions are: those that can be shipped, and beside the checkout."""

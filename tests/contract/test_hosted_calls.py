@@ -27,9 +27,9 @@ from orchestrate.errors import (
     TrainingClosed,
     UnexpectedAnswer,
 )
+from orchestrate.providers.calls import MASK, redact
 from orchestrate.providers.calls.hosted import Retry, Wire, payload
-from orchestrate.providers.calls.payloads import MASK, redact
-from orchestrate.settings.keys import Secret
+from orchestrate.settings import Secret
 
 JOBS = "/v1/fine_tuning/jobs"
 HTML = Answer("<html><body><h1>Bad gateway</h1></body></html>", type="text/html")

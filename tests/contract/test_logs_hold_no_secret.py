@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrate.providers.calls import logs
+from orchestrate.providers.calls import hosted
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
-from orchestrate.settings.keys import Secret, hide
+from orchestrate.settings import Secret, hide
 
 WANDB = "0123456789abcdef0123456789abcdef01234567"
 PROGRAM = """
@@ -69,8 +69,8 @@ def test_records_of_these_libraries_are_masked_and_others_are_not(
     factory: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     secret = Secret("not-like-any-known-key")
-    logs.guard()
-    logs.guard()
+    hosted.guard()
+    hosted.guard()
     url = "https://h.example/x?signature=abc"
     caplog.set_level(logging.DEBUG)
     try:

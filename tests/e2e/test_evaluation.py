@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrate import JobSpec, Orchestrator, RunHandle
 from orchestrate.errors import UsageError
+from orchestrate.evaluation import regression
 from orchestrate.evaluation.evaluate import read_items
-from orchestrate.evaluation.regression import probes
 from orchestrate.local import Generator
 from orchestrate.local.model.loading import DTYPES
 from orchestrate.reports.rows import contender_rows
@@ -148,7 +148,7 @@ def test_forgetting_is_measured_against_the_base_in_16_bits(
     assert found.base.precision in DTYPES
     assert damaged.results[0].tuned.value == found.results[0].tuned.value
     with Generator(str(TINY), threads=1) as plain:
-        [probe] = [one for one in probes.built_in() if one.name == "general-text"]
+        [probe] = [one for one in regression.built_in() if one.name == "general-text"]
         texts = [{"text": item.expected} for item in probe.items]
         told = plain.likelihoods(texts, base=True)
     nats = sum(n / t for n, t, _ in told) / len(told)

@@ -19,7 +19,7 @@ from tests.e2e.test_evaluation import TASK
 from tests.e2e.test_pages import Machine, blocks, hosts, machine  # noqa: F401  the fixtures too
 
 from orchestrate.sandbox.jobs import Job
-from orchestrate.sandbox.training.trainer import Trainer
+from orchestrate.sandbox.training import Trainer
 from orchestrate.types import Message, Reply
 
 pytestmark = pytest.mark.slow

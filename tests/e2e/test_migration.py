@@ -12,8 +12,8 @@ from tests.paths import TINY
 from tests.workers import Nursery
 
 from orchestrate import JobSpec, Orchestrator, RunHandle
-from orchestrate.migration.steps.migrating import TAG, MigrationOrder, PreparedMigration
-from orchestrate.migration.steps.parity import Migration, PreparedProof, report
+from orchestrate.migration.migrating import TAG, MigrationOrder, PreparedMigration
+from orchestrate.migration.parity import Migration, PreparedProof, report
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.settings.config import load

@@ -20,7 +20,7 @@ from orchestrate.sandbox import running
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec
 from orchestrate.store import transitions
-from orchestrate.store.records.runs import Intent
+from orchestrate.store.runs import Intent
 from orchestrate.store.store import Store
 from orchestrate.types import JobHandle, JobStatus
 

@@ -23,7 +23,7 @@ from orchestrate import JobSpec, Orchestrator
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.settings import config
-from orchestrate.store.records.runs import Intent
+from orchestrate.store.runs import Intent
 from orchestrate.types import Event, MetricPoint, Verdict
 from orchestrate.ui.server import serving
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrate.local.run.rundir import STATUSES, runs
-from orchestrate.store.ids import REF_PATTERN
+from orchestrate.local.run import STATUSES, runs
+from orchestrate.store import REF_PATTERN
 
 
 @dataclass(frozen=True)

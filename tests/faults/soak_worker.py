@@ -39,9 +39,8 @@ from orchestrate.providers.base import Provider
 from orchestrate.runs.submitting.submit import Submitter, cancel
 from orchestrate.runs.syncing.sweep import refresh, sync
 from orchestrate.runs.watching.watcher import Watcher
-from orchestrate.store.clock import Clock
-from orchestrate.store.store import Store
-from orchestrate.store.timing import Timing
+from orchestrate.store import Clock
+from orchestrate.store.store import Store, Timing
 from orchestrate.types import Run, SubmitPhase
 
 TIMING = Timing(send_limit_s=2.0, requests=3, margin_s=4.0, lease_s=2.0, patience_s=3.0)

@@ -38,8 +38,7 @@ from orchestrate.providers.base import Provider
 from orchestrate.runs.submitting.submit import Submitter, cancel
 from orchestrate.runs.syncing.sweep import sync
 from orchestrate.sandbox.jobs import Durations
-from orchestrate.store.store import Store
-from orchestrate.store.timing import POINTS
+from orchestrate.store.store import POINTS, Store
 from orchestrate.types import Run, SubmitPhase
 
 WORKER = "tests.faults.soak_worker"

@@ -20,9 +20,8 @@ from orchestrate.runs.submitting.repeats import Submission
 from orchestrate.runs.submitting.submit import Submitter
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec
-from orchestrate.store.records.runs import Intent
-from orchestrate.store.store import Store
-from orchestrate.store.timing import DEFAULT_TIMING, CrashPoint, Timing, pass_by
+from orchestrate.store.runs import Intent
+from orchestrate.store.store import DEFAULT_TIMING, CrashPoint, Store, Timing, pass_by
 from orchestrate.types import Quote, Run
 
 BACKENDS = ("openai", "together", "fireworks", "local")

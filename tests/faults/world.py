@@ -18,13 +18,12 @@ from tests.faults.submitting import BACKENDS, backend, spec_for, submit, submit_
 from tests.paths import ROOT
 
 from orchestrate.data import TrainingData
-from orchestrate.local.run import rundir
+from orchestrate.local import run as rundir
 from orchestrate.providers.base import Provider
 from orchestrate.runs.submitting.submit import Submitter
 from orchestrate.runs.syncing.sweep import sync
-from orchestrate.store.clock import Clock
-from orchestrate.store.store import Store
-from orchestrate.store.timing import CrashPoint, Timing, pass_by
+from orchestrate.store import Clock
+from orchestrate.store.store import CrashPoint, Store, Timing, pass_by
 from orchestrate.types import Run, SubmitPhase
 
 HOSTED = [name for name in BACKENDS if name != "local"]

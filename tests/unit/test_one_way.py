@@ -16,13 +16,13 @@ PROCESSES = {
     "core/child.py": "the one way: a child that is asked",
     "commands/servers/sandbox.py": "runs the user's own command",
     "commands/setup/demo.py": "types commands as a user does",
-    "data/passes/pool.py": "functions go to it by pickle",
+    "data/passes/__init__.py": "functions go to it by pickle",
     "local/machine.py": "asks nvidia-smi once",
-    "local/objectives/isolation.py": "tries what the system allows, and asks nothing",
+    "local/objectives/__init__.py": "tries what the system allows, and asks nothing",
     "local/run/launching.py": "a worker that outlives whoever started it",
     "local/run/parallel.py": "members of one training; they speak through torch",
-    "local/run/process.py": "asks ps once",
-    "local/speed/measuring.py": "a measurement in a process of its own, once",
+    "local/run/__init__.py": "asks ps once",
+    "local/speed/__init__.py": "a measurement in a process of its own, once",
     "places/remote.py": "runs where nothing else of ours may be loaded",
     "runs/watching/background.py": "a watcher that outlives its terminal",
     "runs/watching/channels.py": "the user's own command, told of an end",
@@ -30,11 +30,11 @@ PROCESSES = {
     "serving/export/forms.py": "llama.cpp's converter, once",
 }
 SERVERS = {
-    "http/web/server.py": "the one way",
+    "http/web/__init__.py": "the one way",
     "runs/watching/webhooks.py": "in the base install, which has no web framework",
 }
 DOORS = {
-    "http/web/edge.py": "the one way, for what speaks an API",
+    "http/web/__init__.py": "the one way, for what speaks an API",
     "data/operations/review_server.py": "pages: a token in the address, and no keys",
     "evaluation/review/server.py": "pages, likewise",
     "ui/server.py": "pages, likewise",
@@ -53,7 +53,7 @@ ANSWERS = {
 LIMITS = "paid/limits.py"
 PRICES = {
     "costing/rate.py": "the ends of a rate, and what a number can be",
-    "costing/serving/ways.py": "which way of serving is cheaper",
+    "costing/ways.py": "which way of serving is cheaper",
     "reports/advice.py": "which offer is cheaper",
     "reports/quotes.py": "which quote is cheaper",
     "runs/preparing/quoting.py": "a host's estimate against the quote, for a report",
@@ -131,7 +131,7 @@ def where(decides: Callable[[ast.AST], object]) -> set[str]:
     [
         (("subprocess", "multiprocessing", "concurrent.futures.ProcessPoolExecutor"), PROCESSES),
         (("uvicorn", "http.server", "socketserver", "wsgiref", "aiohttp.web"), SERVERS),
-        (("orchestrate.http.web.guard.Guard", "starlette.applications.Starlette"), DOORS),
+        (("orchestrate.http.web.Guard", "starlette.applications.Starlette"), DOORS),
         (("orchestrate.providers.base.Chats", "orchestrate.providers.chat"), ANSWERS),
     ],
     ids=["processes", "servers", "doors", "answers"],
@@ -141,7 +141,7 @@ def test_nobody_goes_around(modules: tuple[str, ...], allowed: dict[str, str]) -
 
 
 @pytest.mark.parametrize(
-    "file", ["data/operations/generate.py", "evaluation/evaluate.py", "evaluation/judges/judge.py"]
+    "file", ["data/operations/generate.py", "evaluation/evaluate.py", "evaluation/judges/__init__.py"]
 )
 def test_what_asks_many_questions_asks_them_by_the_journal(file: str) -> None:
     assert file in users("orchestrate.paid")

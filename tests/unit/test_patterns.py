@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator
 import pytest
 from tests.paths import ROOT
 
-from orchestrate.data.rows import content, mojibake
+from orchestrate import settings
+from orchestrate.data.rows import content
+from orchestrate.data.rows import content as mojibake
 from orchestrate.data.tokens import calls as notations
 from orchestrate.evaluation.metrics import structured
 from orchestrate.local.objectives import grading
-from orchestrate.settings import keys
 
 with warnings.catch_warnings(
     action="ignore", category=DeprecationWarning
@@ -27,22 +28,21 @@ with warnings.catch_warnings(
 SOURCE = ROOT / "src" / "orchestrate"
 CALLS = {"compile", "match", "search", "sub", "subn", "findall", "finditer", "fullmatch", "split"}
 OWN = {
-    "orchestrate.data.rows.content": "its table of patterns, which is scanned beside",
-    "orchestrate.data.rows.mojibake": "its patterns, which are scanned beside",
+    "orchestrate.data.rows.content": "its tables of patterns, which are scanned beside",
     "orchestrate.data.tokens.chat_templates": "one escaped word",
-    "orchestrate.data.tokens.lengths": "escaped words",
+    "orchestrate.data.tokens": "escaped words",
     "orchestrate.evaluation.metrics.text": "the pattern of a `regex:` metric, which the user gives",
-    "orchestrate.evaluation.regression.probes": "a probe's own pattern",
+    "orchestrate.evaluation.regression": "a probe's own pattern",
     "orchestrate.local.answers.forms": "escaped tokens",
-    "orchestrate.local.model.adapters.names": "target modules that the user names",
+    "orchestrate.local.model.adapters": "target modules that the user names",
     "orchestrate.local.plan.memory": "target modules that the user names",
-    "orchestrate.local.plan.sizes": "target modules that the user names",
-    "orchestrate.core.packages": "a field's name",
+    "orchestrate.local.plan": "target modules that the user names",
+    "orchestrate.core": "a field's name",
     "orchestrate.places.kinds._skypilot.asking": "names of variables, of a file of its own",
-    "orchestrate.providers.calls.values": "an escaped ref",
-    "orchestrate.providers.compatible.described": "a pattern of the user's description of a host",
-    "orchestrate.sandbox.fireworks.names": "an escaped pattern",
-    "orchestrate.sandbox.front.faults": "a fault's path, which a test gives",
+    "orchestrate.providers.calls": "an escaped ref",
+    "orchestrate.providers.compatible": "a pattern of the user's description of a host",
+    "orchestrate.sandbox.fireworks": "an escaped pattern",
+    "orchestrate.sandbox.front": "a fault's path, which a test gives",
     "orchestrate.sandbox.openai.dialect": "the pattern of a description",
     "orchestrate.serving.export.folder": "an escaped name",
 }
@@ -114,7 +114,7 @@ def graded(text: str) -> None:
         (graded, "{{ item.a }"),
         (notations.of_json, "```json "),
         (structured.unfenced, "```\n \n "),
-        (keys.redact_text, "sk-"),
+        (settings.redact_text, "sk-"),
     ],
 )
 def test_a_text_of_twice_the_length_takes_about_twice_as_long(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrate.core.attributes import late
+from orchestrate.core import late
 from orchestrate.types import DecisionRule as DecisionRule
 from orchestrate.types import ExperimentPlan as ExperimentPlan
 from orchestrate.types import ExperimentReport as ExperimentReport

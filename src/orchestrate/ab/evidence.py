@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from orchestrate.store.records.experiments import Recorded
+from orchestrate.store.experiments import Recorded
 from orchestrate.types import Evidence, EvidencePoint, Exposure, PlannedMetric
 
 # Evidence that may be looked at as often as one likes.

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from orchestrate.ab.evidence import evidence, ratio_p, units
 from orchestrate.ab.plan import alphas, decide, required, wrong_value
 from orchestrate.errors import DataError, UsageError
-from orchestrate.store.records.experiments import NewOutcome
+from orchestrate.store.experiments import NewOutcome
 from orchestrate.store.store import Store
 from orchestrate.types import (
     Arm,

@@ -17,18 +17,17 @@ from orchestrate.ab.plan import read_plan
 from orchestrate.ab.plan import recorded_sometimes as recorded_sometimes
 from orchestrate.ab.proxy import USER_HEADER, Proxy, Upstream
 from orchestrate.errors import OrchestrateError, ProviderError, UsageError
-from orchestrate.http.web import server
+from orchestrate.http import web
 from orchestrate.profile import this_machine
 from orchestrate.providers.base import Chats, Serves, capability
-from orchestrate.providers.chat.completions import at_chat
-from orchestrate.providers.chat.endpoints import model_at
+from orchestrate.providers.chat import at_chat, model_at
 from orchestrate.reports import experiments as pages
 from orchestrate.runs.hosting.deployment import used
 from orchestrate.runs.serving import subjects as serving
 from orchestrate.runs.tracked import TrackedRun, tracked
 from orchestrate.serving.server import keys
-from orchestrate.settings.keys import Secret
-from orchestrate.store.ids import RUN_PREFIX
+from orchestrate.settings import Secret
+from orchestrate.store import RUN_PREFIX
 from orchestrate.types import Arm, ExperimentPlan, ExperimentReport
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ class ABTerms:
     """How a proxy runs. `names`: further host names by which it may be asked; `origins`: sites whose pages
     may ask it; `every_s`: between two looks of the rule, where it is carried out on its own."""
 
-    host: str = server.LOOPBACK
+    host: str = web.LOOPBACK
     port: int = 8000
     names: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
@@ -121,9 +120,7 @@ def serve(
             timeout_s=terms.timeout_s,
         )
         app = proxy.app(names=terms.names, origins=terms.origins)
-        serving_it = server.serving(
-            app, host=terms.host, port=terms.port, grace_s=terms.grace_s, lifespan=True
-        )
+        serving_it = web.serving(app, host=terms.host, port=terms.port, grace_s=terms.grace_s, lifespan=True)
         url = ending.enter_context(serving_it)
         if terms.auto:
             ending.enter_context(_deciding(experiment, terms.every_s, tell))

@@ -29,12 +29,12 @@ from starlette.types import ASGIApp
 from orchestrate.ab.experiment import Assignment, Experiment, Given
 from orchestrate.ab.plan import COST, FAILED, FAILOVERS, LATENCY
 from orchestrate.errors import OrchestrateError, UsageError
-from orchestrate.http.web.edge import Keyed, edge, no_model
-from orchestrate.http.wire.bodies import HostError, json_body
+from orchestrate.http.web import Keyed, edge, no_model
+from orchestrate.http.wire import HostError, json_body
+from orchestrate.http.wire.openai import error_body, page
 from orchestrate.http.wire.openai.chat import event
-from orchestrate.http.wire.openai.objects import error_body, page
 from orchestrate.serving.server.keys import Clients
-from orchestrate.settings.keys import Secret
+from orchestrate.settings import Secret
 from orchestrate.types import Arm, decoding
 
 ITS_OWN_FAULT = frozenset({401, 403, 404, 408, 429})

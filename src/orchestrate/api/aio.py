@@ -18,7 +18,7 @@ from orchestrate.types import Deployment, DeploymentState, Evaluation, JobStatus
 
 if TYPE_CHECKING:
     from orchestrate.costing import RateBook
-    from orchestrate.evaluation.regression.regress import Regression
+    from orchestrate.evaluation.regression import Regression
     from orchestrate.evaluation.review.desk import Desk
     from orchestrate.providers.base import Provider
     from orchestrate.reports import Comparison

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrate.api.run import RunHandle
 from orchestrate.core.underway import work
 from orchestrate.runs.hosting.deployment import DeploymentHandle
-from orchestrate.store.records.listing import RunQuery
+from orchestrate.store.listing import RunQuery
 from orchestrate.types import JobStatus, Listing, Problem, Quote, Run, Translation
 from orchestrate.workspace import Backends as Backends
 from orchestrate.workspace import Workspace, scope_of
@@ -27,9 +27,8 @@ if TYPE_CHECKING:
     from orchestrate.catalog import Model
     from orchestrate.costing import Ownership
     from orchestrate.data import TrainingData
-    from orchestrate.evaluation.judges.calibration import Calibration
-    from orchestrate.evaluation.judges.rows import JudgeReport
-    from orchestrate.evaluation.regression.regress import Regression
+    from orchestrate.evaluation.judges.calibration import Calibration, JudgeReport
+    from orchestrate.evaluation.regression import Regression
     from orchestrate.evaluation.review.desk import Desk
     from orchestrate.evaluation.review.results import ReviewResult
     from orchestrate.providers.base import Progress
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from orchestrate.runs.spending.orphans import Orphan, OrphanReport
     from orchestrate.runs.sweep.suggesting import Suggestion
     from orchestrate.runs.syncing.sweep import SyncReport
-    from orchestrate.setup.models import ModelChanges
+    from orchestrate.setup.backends import ModelChanges
     from orchestrate.spec import JobSpec, SpecGiven
     from orchestrate.types import Evaluation, Rating
 
@@ -71,9 +70,9 @@ class Orchestrator(Workspace):
     def model_changes(self, provider: Backends = "all") -> ModelChanges:
         """Asks the hosts which models they tune, with limits and end dates, and tells where they differ from
         the catalog."""
-        from orchestrate.setup import models
+        from orchestrate.setup import backends
 
-        return models.changes(self, provider)
+        return backends.changes(self, provider)
 
     def advise(
         self,

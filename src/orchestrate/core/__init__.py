@@ -1,1 +1,94 @@
 """What every room uses and no room is about: files, packages, progress, days, amounts, processes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from orchestrate.errors import MissingExtra, SetupError
+
+# The packages that Orchestrate needs, by its own metadata: each least version is said once, in pyproject.
+
+
+_NAME_END = re.compile(r"[^A-Za-z0-9._-]")
+
+
+@contextmanager
+def needed(extra: str, what: str, package: str) -> Generator[None]:
+    """Around the import of an extra's package. Raises `MissingExtra` without it, `SetupError` for an old
+    one."""
+    require_recent(package)
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtra(extra, what, package) from error
+
+
+def installed(package: str) -> str:
+    """Its version. Raises `PackageNotFoundError`."""
+    return next(iter(_header(package, "Version")))
+
+
+def _header(package: str, field: str) -> list[str]:
+    """The values of a field of the metadata, which the library would parse as an e-mail, its page-long text
+    included."""
+    from importlib.metadata import distribution
+
+    found = distribution(package)
+    header = (found.read_text("METADATA") or str(found.metadata)).partition("\n\n")[0]
+    return re.findall(rf"^{field}: *(.+?) *$", header, re.MULTILINE)
+
+
+@cache
+def require_recent(package: str) -> None:
+    """Raises `SetupError` for an installed distribution that is older than Orchestrate asks for; where
+    Orchestrate itself is not installed, nothing is asked for."""
+    from importlib.metadata import PackageNotFoundError
+
+    try:
+        found = installed(package)
+        lines = _asked().get(_same(package), ())
+    except PackageNotFoundError:
+        return
+    if not lines:
+        return
+    from packaging.requirements import Requirement
+
+    for one in map(Requirement, lines):
+        if not one.specifier.contains(found, prereleases=True):
+            wanted = f"{one.name}{one.specifier}"
+            raise SetupError(
+                f"{package} {found} is installed; Orchestrate needs {wanted}", fix=f"pip install '{wanted}'"
+            )
+
+
+@cache
+def _asked() -> dict[str, list[str]]:
+    """Requirements by the package's name, unparsed: there are over a hundred, and few are asked for."""
+    asked: dict[str, list[str]] = {}
+    for line in _header("orchestrate-ft", "Requires-Dist"):
+        asked.setdefault(_same(_NAME_END.split(line, maxsplit=1)[0]), []).append(line)
+    return asked
+
+
+def _same(name: str) -> str:
+    """A name as all its spellings are."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+# Names of a package that load their module when first used.
+
+
+def late(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a package; `homes` says in which of its modules each public name lies."""
+
+    def load(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(f"{package}.{homes[name]}"), name)
+
+    return load

@@ -6,18 +6,20 @@ under which name, in which book and for which day a rate is looked up. A quote w
 `max_seq_length`; "auto" epochs mean that the host decides.
 """
 
+from orchestrate.costing.bills import (
+    Accuracy,
+    BillDifference,
+    Reconciliation,
+    accuracy,
+    bill,
+    bill_run,
+    quoted_hour,
+    reconcile,
+)
+from orchestrate.costing.expenses import Spending, cap_of, caps, check_budget, of_trial, spending
 from orchestrate.costing.hardware import gpu_memory_gb
 from orchestrate.costing.lines import age_days, worst_confidence
-from orchestrate.costing.rate import Lookup, Rate, require_used
-from orchestrate.costing.rates import (
-    Prices,
-    RateBook,
-    built_in,
-    load,
-    parse_flag,
-    user_book,
-)
-from orchestrate.costing.serving.ownership import (
+from orchestrate.costing.ownership import (
     BasePrice,
     Ownership,
     Paid,
@@ -31,44 +33,33 @@ from orchestrate.costing.serving.ownership import (
     served_as,
     serving_terms,
 )
-from orchestrate.costing.serving.ways import Traffic
+from orchestrate.costing.rate import Lookup, Rate, require_used
+from orchestrate.costing.rates import (
+    Prices,
+    RateBook,
+    built_in,
+    load,
+    parse_flag,
+    user_book,
+)
 from orchestrate.costing.size import Work, tokenizer_for
-from orchestrate.costing.spent.bills import (
-    Accuracy,
-    BillDifference,
-    Reconciliation,
-    accuracy,
-    bill,
-    bill_run,
-    quoted_hour,
-    reconcile,
-)
-from orchestrate.costing.spent.budget import (
-    Spending,
-    cap_of,
-    caps,
-    check_budget,
-    of_trial,
-    spending,
-)
-from orchestrate.costing.training.hours import (
+from orchestrate.costing.training import (
     Answers,
     HourlyRate,
+    Priced,
     Speed,
     local_rate,
-    quote_hours_job,
-    rental_rate,
-    watts,
-)
-from orchestrate.costing.training.jobs import (
-    Priced,
     lookup,
     quote_assumed,
+    quote_hours_job,
     quote_recalled,
     quote_tokens_job,
+    rental_rate,
     spec_of,
     training_rate,
+    watts,
 )
+from orchestrate.costing.ways import Traffic
 from orchestrate.paid.limits import UnknownPrice
 
 __all__ = [

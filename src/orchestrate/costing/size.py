@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrate import text
 from orchestrate.catalog import ModelOnHost
-from orchestrate.data.tokens import counting
-from orchestrate.data.tokens.lengths import COVERAGE
+from orchestrate.data.tokens import COVERAGE, counting
 from orchestrate.spec.specfile import template_text
 from orchestrate.types import Outcome, QuoteLine, Record, TokensFrom, Translation
 
 if TYPE_CHECKING:
     from orchestrate.costing.rate import Rate
     from orchestrate.data import Dataset, TokenCount, TrainingData
-    from orchestrate.data.rows.pictures import Picture
+    from orchestrate.data.rows.traits import Picture
     from orchestrate.profile import Profile
     from orchestrate.spec import JobSpec
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrate.core.attributes import late
+from orchestrate.core import late
 
 if TYPE_CHECKING:
     from orchestrate.data.dataset import Dataset, TokenCount, TrainingData

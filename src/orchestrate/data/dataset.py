@@ -50,7 +50,7 @@ class Dataset(Facts):
         """
         path = folder / f"{self.digest[:16]}.{target.name}{'.lossy' if allow_loss else ''}.jsonl"
         if not path.is_file():
-            from orchestrate.data.targets.writing import write_rows
+            from orchestrate.data.writing import write_rows
 
             folder.mkdir(parents=True, exist_ok=True)
             write_rows(self, target, path, allow_loss=allow_loss)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from orchestrate.data.files.sources import source
 from orchestrate.data.passes.scan import Task, ranges, read_rows
-from orchestrate.data.rows.examples import Example, Kind
-from orchestrate.data.rows.pictures import Picture
+from orchestrate.data.rows import Example, Kind
+from orchestrate.data.rows.traits import Picture
 from orchestrate.data.shapes.reading import Row
-from orchestrate.data.tokens.lengths import Remark
+from orchestrate.data.tokens import Remark
 from orchestrate.errors import DataError
 from orchestrate.types import Problem, TokensFrom
 

@@ -14,10 +14,11 @@ from typing import Any, cast
 import msgspec
 
 from orchestrate.core.underway import BYTES, work
+from orchestrate.data.dialects import canonical_line
 from orchestrate.data.facts import Content, Facts, TokenCount, changed, require_same
 from orchestrate.data.files.records import PYTHON_CELLS
 from orchestrate.data.files.sources import Source, name_of, source
-from orchestrate.data.passes.pool import ordered
+from orchestrate.data.passes import ordered
 from orchestrate.data.passes.scan import (
     LEAST_BYTES,
     Part,
@@ -29,15 +30,14 @@ from orchestrate.data.passes.scan import (
     sampled_once,
     scan,
 )
-from orchestrate.data.rows.problems import problem
+from orchestrate.data.rows import problem
 from orchestrate.data.rows.traits import Trait
 from orchestrate.data.shapes import known, unread
 from orchestrate.data.shapes.known import advice, guessed
 from orchestrate.data.shapes.reading import parse, renamed
-from orchestrate.data.targets.dialects import canonical_line
-from orchestrate.data.tokens import cache, counting
+from orchestrate.data.tokens import Lengths, counting
+from orchestrate.data.tokens import counting as cache
 from orchestrate.data.tokens.counting import counter
-from orchestrate.data.tokens.lengths import Lengths
 from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.types import Problem, TokensFrom
 

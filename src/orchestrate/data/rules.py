@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from orchestrate.data.rows.examples import KINDS, Example, Kind
+from orchestrate.data.rows import KINDS, Example, Kind
 from orchestrate.data.rows.traits import Trait
 from orchestrate.profile import this_machine
 from orchestrate.text import count, size

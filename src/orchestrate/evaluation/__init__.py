@@ -1,1 +1,129 @@
 """Models on held-out rows: what they answer, how good that is, and what so many rows can prove."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import yaml
+
+from orchestrate.core.expansion import require_bounded
+from orchestrate.errors import UsageError
+from orchestrate.paid.journal import Answer as Answer
+from orchestrate.types import Criterion, Message, Record, Rubric, decoding
+
+# What is asked and what was answered, as it lies in the files of an evaluation.
+
+
+class Item(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """A held-out row: the conversation up to the last assistant message, and that message."""
+
+    id: str
+    """Of its prompt, tools and expected answer: the same row has the same id in every file."""
+    prompt: tuple[Message, ...]
+    expected: str = ""
+    """Empty where a grader or a judge needs none."""
+    expected_calls: tuple[dict[str, Any], ...] = ()
+    """Tool calls of the expected answer, as the chat completions API has them."""
+    tools: tuple[dict[str, Any], ...] = ()
+    fields: dict[str, Any] = msgspec.field(default_factory=dict[str, Any])
+    """The row's further columns, which graders read as `item.NAME`."""
+    cluster: str = ""
+    """Items of one cluster belong together, as those of one user do; by default each stands for itself."""
+    slices: tuple[str, ...] = ()
+    """`tag:refund`, `label:yes`, `length:long` ..."""
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """What a metric gives one answer."""
+
+    value: float | None
+    """`None` where it cannot be told, which leaves the item out of this metric."""
+    note: str = ""
+    """Why: a judge's reason, a grader's error."""
+
+
+class Answered(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """A line of the items file: an item with what each contender answered."""
+
+    item: Item
+    answers: dict[str, tuple[Answer, ...]]
+    """By contender, one for each sample."""
+    marks: dict[str, dict[str, tuple[Mark, ...]]] = msgspec.field(
+        default_factory=dict[str, dict[str, tuple[Mark, ...]]]
+    )
+    """By contender and metric, one for each sample."""
+
+
+NO_ANSWER = "(no answer)"
+
+
+def in_words(text: str, calls: Sequence[dict[str, Any]]) -> str:
+    """A turn as one text, its calls of tools too."""
+    written = [msgspec.json.encode(call.get("function")).decode() for call in calls]
+    return "\n".join(filter(None, [text, *written]))
+
+
+def item_id(prompt: Sequence[Message], tools: Sequence[dict[str, Any]], expected: str, calls: Any) -> str:
+    parts = msgspec.json.encode([prompt, tools, expected, calls], order="deterministic")
+    return hashlib.sha256(parts).hexdigest()[:16]
+
+
+def digest_of(items: Iterable[Item]) -> str:
+    """Equal for the same items in any order."""
+    return hashlib.sha256("\n".join(sorted(item.id for item in items)).encode()).hexdigest()
+
+
+# Rubrics in YAML files.
+
+
+DEFAULT = Rubric(name="preference")
+MOST_POINTS = 9
+"""One key each."""
+
+
+def read(path: Path | None) -> Rubric:
+    """A rubric's file, or the plainest one without. Raises `UsageError` with what is wrong in it."""
+    if path is None:
+        return DEFAULT
+    try:
+        text = path.read_text(encoding="utf-8")
+        require_bounded(yaml.compose(text, Loader=yaml.SafeLoader))
+        given: Any = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the rubric {path} cannot be read: {error}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UsageError(f"{path} is no YAML: {error}") from error
+    if isinstance(given, dict):
+        given = {"name": path.stem, **cast("dict[str, Any]", given)}
+    try:
+        rubric = decoding.convert(given, Rubric)
+    except msgspec.ValidationError as error:
+        raise UsageError(
+            f"{path} is no rubric: {error}", fix="name, question, guide, criteria: name, question, scale"
+        ) from error
+    if wrong := _wrong(rubric):
+        raise UsageError(f"{path}: {wrong}")
+    return rubric
+
+
+def _wrong(rubric: Rubric) -> str | None:
+    names = [criterion.name for criterion in rubric.criteria]
+    if not names:
+        return "criteria: at least one is needed"
+    if len(set(names)) < len(names):
+        return f"criteria: {max(names, key=names.count)!r} is there twice"
+    return next(filter(None, map(_wrong_scale, rubric.criteria)), None)
+
+
+def _wrong_scale(criterion: Criterion) -> str | None:
+    if not criterion.name.strip():
+        return "criteria: each needs a name"
+    if not 2 <= criterion.points <= MOST_POINTS:
+        return f"{criterion.name}: a scale has 2 to {MOST_POINTS} points, not {criterion.points}"
+    if len(set(criterion.labels)) < criterion.points:
+        return f"{criterion.name}: two points of its scale have the same name"
+    return None

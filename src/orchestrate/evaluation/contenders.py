@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from orchestrate.core.retries import Retry
 from orchestrate.data.response_formats import schema_of
 from orchestrate.errors import DataError, UsageError
-from orchestrate.evaluation.items import Answer, Item
+from orchestrate.evaluation import Answer, Item
 from orchestrate.paid.asking import Price, Question, Respondent, answer_of, one_at_a_time
 from orchestrate.types import Contender, Message, Reply, Sampling
 

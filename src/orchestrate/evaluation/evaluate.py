@@ -16,9 +16,8 @@ from msgspec.structs import replace
 
 from orchestrate.core.files import whole
 from orchestrate.data.tokens.counting import batch_counter
-from orchestrate.evaluation import scoring, statistics
+from orchestrate.evaluation import Answer, Answered, Item, digest_of, scoring, statistics
 from orchestrate.evaluation.contenders import Candidate, expected_likelihoods, in_precision
-from orchestrate.evaluation.items import Answer, Answered, Item, digest_of
 from orchestrate.evaluation.metrics import Metric, PairMetric
 from orchestrate.evaluation.metrics.registry import needs
 from orchestrate.evaluation.scoring import Side

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from orchestrate.data import Dataset
 from orchestrate.data.files.sources import source
-from orchestrate.data.rows.examples import (
+from orchestrate.data.rows import (
     ChatExample,
     ChatMessage,
     CompletionExample,
@@ -22,12 +22,12 @@ from orchestrate.data.rows.examples import (
     UnpairedExample,
 )
 from orchestrate.data.shapes import known
-from orchestrate.data.shapes.prompts import prompt_of
+from orchestrate.data.shapes.preferences import prompt_of
 from orchestrate.data.shapes.reading import parse, row_of, visible
 from orchestrate.data.shapes.unread import Column, note, with_own_text
 from orchestrate.data.tokens.answers import read_answer
 from orchestrate.errors import DataError, UsageError
-from orchestrate.evaluation.items import Item, item_id
+from orchestrate.evaluation import Item, item_id
 from orchestrate.types import Message, Severity
 
 MOST_LABELS = 20

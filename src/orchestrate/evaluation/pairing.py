@@ -8,8 +8,8 @@ from statistics import fmean
 
 import msgspec
 
+from orchestrate.evaluation import Answer, Answered, Mark
 from orchestrate.evaluation.evaluate import read_items
-from orchestrate.evaluation.items import Answer, Answered, Mark
 from orchestrate.evaluation.scoring import paired
 from orchestrate.types import Difference, Evaluation, MetricUsed, Record
 

@@ -16,9 +16,9 @@ from orchestrate.core.files import private_folder, write_whole
 from orchestrate.data.passes import compare
 from orchestrate.data.passes.compare import numpy
 from orchestrate.errors import DataError, UsageError
+from orchestrate.evaluation import Answer, Answered, Item
 from orchestrate.evaluation.contenders import Candidate
 from orchestrate.evaluation.evaluate import read_items
-from orchestrate.evaluation.items import Answer, Answered, Item
 from orchestrate.paid.asking import Question, Respondent
 from orchestrate.types import Contender, Record, Sampling, decoding
 

@@ -8,8 +8,7 @@ from statistics import fmean
 
 from msgspec.structs import replace
 
-from orchestrate.evaluation import statistics
-from orchestrate.evaluation.items import Answer, Answered, Item, Mark
+from orchestrate.evaluation import Answer, Answered, Item, Mark, statistics
 from orchestrate.evaluation.metrics.base import Metric, PairMetric, PerAnswer, Totals
 from orchestrate.evaluation.metrics.labels import F1, Labels, confusion
 from orchestrate.types import Confusion, Difference, Measure, MetricUsed, Score

@@ -16,13 +16,11 @@ from starlette.routing import BaseRoute
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.gateway.calls import Call, endpoint, parsed, read, refusal_of, streamed
 from orchestrate.gateway.models import Models
-from orchestrate.http.wire.bodies import HostError, parse
-from orchestrate.http.wire.openai import chat, responses
+from orchestrate.http.wire import HostError, parse
+from orchestrate.http.wire.openai import chat, error_body, responses
 from orchestrate.http.wire.openai.chat import ChatRequest, CompletionRequest
-from orchestrate.http.wire.openai.objects import error_body
 from orchestrate.providers.base import Chats, capability
-from orchestrate.providers.calls.payloads import CutShort
-from orchestrate.providers.calls.values import plain
+from orchestrate.providers.calls import CutShort, plain
 from orchestrate.runs.hosting.deployment import used
 from orchestrate.runs.serving import tuned as models
 from orchestrate.runs.tracked import TrackedRun
@@ -36,7 +34,7 @@ from orchestrate.serving.tuned import Tuned
 from orchestrate.types import Run
 
 if TYPE_CHECKING:
-    from orchestrate.providers.chat.completions import Chat
+    from orchestrate.providers.chat import Chat
     from orchestrate.workspace import Workspace
 
 

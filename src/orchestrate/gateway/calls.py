@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from orchestrate.data.rows.problems import file_of
+from orchestrate.data.rows import file_of
 from orchestrate.errors import (
     DataError,
     NotFound,
@@ -30,8 +30,8 @@ from orchestrate.errors import (
     TrainingClosed,
     Unsupported,
 )
-from orchestrate.http.wire.bodies import HostError
-from orchestrate.http.wire.openai.objects import error_body, no_place
+from orchestrate.http.wire import HostError
+from orchestrate.http.wire.openai import error_body, no_place
 from orchestrate.store.gateway import NoSuchPlace
 from orchestrate.types import GatewayJob, GatewayKey, Problem, Severity
 

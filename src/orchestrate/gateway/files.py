@@ -22,9 +22,8 @@ from starlette.routing import BaseRoute
 from orchestrate.core.files import opener, private_folder, sync
 from orchestrate.gateway import showing
 from orchestrate.gateway.calls import Call, endpoint, no_file, placed, retries, streamed
-from orchestrate.http.wire.bodies import HostError, parse
-from orchestrate.http.wire.openai import objects
-from orchestrate.http.wire.openai.objects import MAX_FILE, MAX_PART, PURPOSES, number, page_with_ends
+from orchestrate.http.wire import HostError, openai, parse
+from orchestrate.http.wire.openai import MAX_FILE, MAX_PART, PURPOSES, number, page_with_ends
 from orchestrate.http.wire.openai.tuning import CompleteUpload, CreateUpload, ExpiresAfter
 from orchestrate.store.gateway import FILE, PART, UPLOAD, Addition
 from orchestrate.store.store import Store
@@ -198,7 +197,7 @@ class Files:
         """A file as it is shown, and as it is kept."""
         id, now = f"file-{secrets.token_hex(12)}", self.now()
         until = {} if expires is None else {"expires_at": int(now) + expires.seconds}
-        made = objects.file(id, name, purpose, draft.bytes, now, **until)
+        made = openai.file(id, name, purpose, draft.bytes, now, **until)
         return made, Addition(FILE, {**made, "sha256": draft.sha256}, draft.keep)
 
     def listed(self, call: Call) -> Any:
@@ -231,7 +230,7 @@ class Files:
         if result := self._result(call, id):
             job, content = result
             at = (job.ended_at or job.created_at).timestamp()
-            return objects.file(id, "step_metrics.csv", objects.RESULTS, len(content), at)
+            return openai.file(id, "step_metrics.csv", openai.RESULTS, len(content), at)
         return _shown(self.found(call.project, id))
 
     def content(self, call: Call) -> Response:
@@ -259,7 +258,7 @@ class Files:
             raise no_file(id)
         self.contents.release(gone["sha256"])
         call.about(id)
-        return objects.deleted(id, "file")
+        return openai.deleted(id, "file")
 
     def sweep(self) -> None:
         """Files whose time is over."""
@@ -315,7 +314,7 @@ class Uploads:
         if asked.purpose not in TAKEN:
             raise HostError(422, f"'{asked.purpose}' is not one of {list(TAKEN)}", param="purpose")
         id = f"upload_{secrets.token_hex(12)}"
-        made = objects.upload(id, asked.filename, asked.purpose, asked.bytes, self._files.now())
+        made = openai.upload(id, asked.filename, asked.purpose, asked.bytes, self._files.now())
         expires = {"expires_after": asked.expires_after.model_dump()} if asked.expires_after else {}
         self._objects.add(UPLOAD, call.project, [{**made, **expires}])
         call.about(id)
@@ -345,7 +344,7 @@ class Uploads:
 
     async def add_part(self, call: Call) -> Response:
         upload = await run_in_threadpool(self._upload, call)
-        part = objects.part(f"part_{secrets.token_hex(12)}", upload["id"], self._files.now())
+        part = openai.part(f"part_{secrets.token_hex(12)}", upload["id"], self._files.now())
         async with Form(call.request, MAX_PART) as form:
             data = bytes_of(form.get("data"), "data")
             known_only(form, ("data",))

@@ -33,9 +33,8 @@ from orchestrate.gateway.calls import (
 from orchestrate.gateway.files import Files
 from orchestrate.gateway.submitting import Reached, Submitting
 from orchestrate.gateway.terms import Target
-from orchestrate.http.wire.bodies import HostError, parse
-from orchestrate.http.wire.openai import objects
-from orchestrate.http.wire.openai.objects import metadata_filter, no_place, number, page, page_of
+from orchestrate.http.wire import HostError, openai, parse
+from orchestrate.http.wire.openai import metadata_filter, no_place, number, page, page_of
 from orchestrate.http.wire.openai.tuning import CreateJob
 from orchestrate.migration import importing, inventory
 from orchestrate.paid.limits import require_within
@@ -43,7 +42,7 @@ from orchestrate.providers.base import Deploys
 from orchestrate.runs.preparing.prepared import prepare, require
 from orchestrate.runs.submit import preflight
 from orchestrate.runs.tracked import TrackedRun
-from orchestrate.store.clock import Clock
+from orchestrate.store import Clock
 from orchestrate.store.gateway import Request, Use
 from orchestrate.text import count, money
 from orchestrate.types import Feature, GatewayJob, GatewayKey, JobStatus, Run
@@ -337,7 +336,7 @@ class Jobs:
 
     def _earlier(self, call: Call, name: str) -> GatewayJob | None:
         """The job whose model is trained on; `None` for a name of no tuned model."""
-        tuned, step = objects.split_step(name)
+        tuned, step = openai.split_step(name)
         found = self._outside.model(tuned, call.project)
         if found is None and not name.startswith("ft:"):
             return None

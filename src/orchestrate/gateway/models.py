@@ -21,9 +21,8 @@ from orchestrate.gateway import showing, terms
 from orchestrate.gateway.calls import Call, endpoint, no_model, not_tuned
 from orchestrate.gateway.grader_trials import SECONDS, tried
 from orchestrate.gateway.jobs import PROJECT, Outside, until
-from orchestrate.http.wire.bodies import HostError, parse
-from orchestrate.http.wire.openai import objects
-from orchestrate.http.wire.openai.objects import page_of, page_with_ends
+from orchestrate.http.wire import HostError, openai, parse
+from orchestrate.http.wire.openai import page_of, page_with_ends
 from orchestrate.http.wire.openai.tuning import (
     LabelModelGrader,
     Permit,
@@ -149,7 +148,7 @@ class Models:
             raise HostError(403, "Only a whole tuned model of one's own that was made here can be deleted")
         self._jobs.change(job.id, lambda job: replace(job, model_deleted=True))
         call.about(id)
-        return objects.deleted(id, "model")
+        return openai.deleted(id, "model")
 
     def _base(self, name: str, key: GatewayKey) -> dict[str, Any]:
         target = terms.target_of(name, self._terms.models, key)
@@ -160,17 +159,17 @@ class Models:
                 host = catalog.resolve(target.model, profile).host
                 shutdown = host.shutdown.isoformat() if host and host.shutdown else None
         owner = target.backend if target else self._terms.organization
-        return objects.model(name, _CREATED, owner, shutdown)
+        return openai.model(name, _CREATED, owner, shutdown)
 
     def _tuned(self, job: GatewayJob, run: Run) -> dict[str, Any]:
         base = self._base(job.base, GatewayKey(name="", created_at=job.created_at))
         made = (run.finished_at or run.updated_at).timestamp()
-        return objects.model(job.tuned, made, self._terms.organization, base["shutdown_date"])
+        return openai.model(job.tuned, made, self._terms.organization, base["shutdown_date"])
 
     def made(self, key: GatewayKey, name: str) -> tuple[GatewayJob, Run, int | None]:
         """The job that made a tuned model, its run, and the step when it is a checkpoint's. Raises
         `HostError` 404, and 422 for a model that is not tuned."""
-        tuned, step = objects.split_step(name)
+        tuned, step = openai.split_step(name)
         found = self._outside.model(tuned, key.project)
         job = found[0] if found else self._jobs.of_model(tuned, key.project)
         job = job or self._permitted(key, name, tuned)
@@ -221,7 +220,7 @@ class Models:
         checkpoint = self._own(call)
         at = self._ft.store.clock.now().timestamp()
         made = [
-            objects.permission(f"cp_{secrets.token_hex(12)}", project, at)
+            openai.permission(f"cp_{secrets.token_hex(12)}", project, at)
             for project in parse(Permit, call.body).project_ids
         ]
         self._objects.add(PERMISSION, call.project, made, parent=checkpoint)
@@ -245,7 +244,7 @@ class Models:
         if id not in known or self._objects.remove(PERMISSION, call.project, id) is None:
             raise HostError(404, f"No permission {id} of {checkpoint}", code="not_found")
         call.about(id)
-        return objects.deleted(id, "checkpoint.permission")
+        return openai.deleted(id, "checkpoint.permission")
 
     def _own(self, call: Call) -> str:
         checkpoint = call.path("checkpoint")

@@ -26,10 +26,9 @@ from orchestrate.gateway.jobs import Jobs, Outside
 from orchestrate.gateway.models import Models
 from orchestrate.gateway.submitting import Reached, Submitting
 from orchestrate.gateway.terms import Terms
-from orchestrate.http.web.edge import edge
-from orchestrate.http.web.server import serving
-from orchestrate.http.wire.bodies import HostError
-from orchestrate.http.wire.openai.objects import MAX_FILE
+from orchestrate.http.web import edge, serving
+from orchestrate.http.wire import HostError
+from orchestrate.http.wire.openai import MAX_FILE
 from orchestrate.providers.base import Downloads, capability
 from orchestrate.serving.server.keys import Clients
 from orchestrate.serving.server.load import Full, Load

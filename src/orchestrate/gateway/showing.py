@@ -13,8 +13,7 @@ from typing import Any
 from orchestrate.errors import SpecError
 from orchestrate.gateway.calls import with_file_names
 from orchestrate.gateway.terms import Target
-from orchestrate.http.wire.bodies import HostError
-from orchestrate.http.wire.openai import objects
+from orchestrate.http.wire import HostError, openai
 from orchestrate.http.wire.openai.tuning import CreateJob, Dpo, Reinforcement, Supervised
 from orchestrate.spec import JobSpec
 from orchestrate.types import Checkpoint, Event, GatewayJob, JobStatus, MetricPoint, Run, SubmitPhase
@@ -196,14 +195,14 @@ def job_body(job: GatewayJob, run: Run | None, organization: str) -> dict[str, A
     at = _ended_at(job, run) if ended else None
     hyper, method = shown(asked)
     integrations = [one.model_dump(exclude_none=True) for one in asked.integrations or ()]
-    return objects.job(
+    return openai.job(
         job.id,
         model=asked.model,
         created_at=seconds(job.created_at),
         finished_at=None if at is None else seconds(at),
         estimated_finish=None,
         status=status,
-        error=_error(job, run) if status == "failed" else objects.error("", "", None),
+        error=_error(job, run) if status == "failed" else openai.error("", "", None),
         fine_tuned_model=job.tuned if done else None,
         organization_id=organization,
         training_file=asked.training_file,
@@ -229,8 +228,8 @@ def _error(job: GatewayJob, run: Run | None) -> dict[str, Any]:
     """An object without a word in it stands for none: clients read its fields without looking."""
     error = job.error or (run.error if run else None)
     if error is None:
-        return objects.error("job_failed", "the backend gave no reason", None)
-    return objects.error(error.code or "job_failed", named(job, error.message), error.param)
+        return openai.error("job_failed", "the backend gave no reason", None)
+    return openai.error(error.code or "job_failed", named(job, error.message), error.param)
 
 
 def named(job: GatewayJob, message: str) -> str:
@@ -270,7 +269,7 @@ def events(
             found.append((_ended_at(job, run), "warn", late, "message", {}, "late"))
     found.sort(key=lambda item: item[0])
     return [
-        objects.event(job.id, at.timestamp(), level, message, type=type, data=data, key=key)
+        openai.event(job.id, at.timestamp(), level, message, type=type, data=data, key=key)
         for at, level, message, type, data, key in reversed(found)
     ]
 
@@ -282,7 +281,7 @@ def _metric_events(
         return []
     at = run.started_at or run.created_at
     found: list[tuple[datetime, str, str, str, dict[str, Any], str]] = []
-    for point, row in zip(points, objects.metric_rows(points), strict=True):
+    for point, row in zip(points, openai.metric_rows(points), strict=True):
         at = max(at, point.at) if point.at else at
         loss = f"training loss={row['train_loss']:.2f}" if "train_loss" in row else "evaluated"
         told = f"Step {point.step}/{run.total_steps or '?'}: {loss}"
@@ -295,7 +294,7 @@ def checkpoints(
 ) -> list[dict[str, Any]]:
     """Newest first, one for each step, also where a host keeps it as an adapter and as a merged model. The
     last one is the model itself."""
-    rows = {row["step"]: row for row in objects.metric_rows(points)}
+    rows = {row["step"]: row for row in openai.metric_rows(points)}
     known = {point.step: point for point in told if point.step is not None}
     last = max(known, default=None)
     done = run.status is JobStatus.SUCCEEDED
@@ -304,11 +303,11 @@ def checkpoints(
         step = run.total_steps or max(rows, default=1)
         known, last = {step: Checkpoint(id="", step=step)}, step
     for step, point in sorted(known.items(), reverse=True):
-        name = job.tuned if done and step == last else objects.step_model(job.tuned, step)
+        name = job.tuned if done and step == last else openai.step_model(job.tuned, step)
         at = point.created_at or run.finished_at or run.updated_at
         metrics = {"step": step, **rows.get(step, {})}
         numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
-        found.append(objects.checkpoint(job.id, step, at.timestamp(), name, numbers))
+        found.append(openai.checkpoint(job.id, step, at.timestamp(), name, numbers))
     return found
 
 
@@ -324,7 +323,7 @@ def job_of_result(file_id: str) -> str | None:
 
 def result_content(points: Sequence[MetricPoint]) -> bytes:
     """In base64, as the API has it."""
-    return base64.b64encode(objects.metrics_csv(objects.metric_rows(points)))
+    return base64.b64encode(openai.metrics_csv(openai.metric_rows(points)))
 
 
 def seconds(at: datetime) -> int:

@@ -25,7 +25,7 @@ from orchestrate.runs.syncing.sweep import fetch_details
 from orchestrate.runs.tracked import TrackedRun
 from orchestrate.runs.watching.channels import NotDelivered, Webhook
 from orchestrate.spec import JobSpec
-from orchestrate.store.database.leases import Lease, LeaseHeld, LeaseLost
+from orchestrate.store.database import Lease, LeaseHeld, LeaseLost
 from orchestrate.store.gateway import KeyCancelled
 from orchestrate.store.transitions import UNSENT, UNSETTLED
 from orchestrate.types import GatewayJob, JobError, JobStatus, Run, SubmitPhase

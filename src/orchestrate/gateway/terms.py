@@ -11,8 +11,8 @@ from typing import Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from orchestrate.errors import ConfigError
-from orchestrate.http.web.server import LOOPBACK
-from orchestrate.settings.keys import Secret
+from orchestrate.http.web import LOOPBACK
+from orchestrate.settings import Secret
 from orchestrate.types import GatewayKey
 
 DEFAULT = "default"

@@ -5,17 +5,17 @@
 The road of a training run, in the order in which its code runs:
 
 1. Configuration. `job.py`: `LocalJob` is what to train, checked. `run/launching.py` writes it into a run
-   directory (`run/rundir.py`: job, state, events, metrics, pause and cancel) and starts the worker.
+   directory (`run/__init__.py`: job, state, events, metrics, pause and cancel) and starts the worker.
 2. `run/worker.py` is the worker: it takes the run's lock, opens a `Session` and tells how it ended.
 3. Model. `run/session.py` loads base and adapter (`model/loading.py`; precision and accelerators by
-   `model/engines.py` and `model/shortcuts/`), the optimizer (`run/optimizers.py`) and the schedule.
-4. Rows. The session reads the canonical rows of the data engine, `encoding/encoding.py` turns each into
+   `model/__init__.py` and `model/shortcuts/`), the optimizer (`run/optimizers.py`) and the schedule.
+4. Rows. The session reads the canonical rows of the data engine, `encoding/__init__.py` turns each into
    tokens by the model's chat template with a weight for each token (what is learned), and
    `encoding/encoded.py` keeps them in one block (`Rows`).
 5. Batches. `objectives/base.py` puts rows of like length together, up to as many tokens as memory takes;
-   `objectives/` has one module for each method (SFT in base, DPO, KTO, GRPO): rows in, gradients out.
+   `objectives/` has a module for each kind of method (SFT in base; DPO, KTO; GRPO): rows in, gradients out.
 6. Loop. `run/loop.py`: a step asks the objective for gradients, clips, steps, writes metrics, evaluates,
-   looks for pause and cancel, halves the batch where memory runs out (`model/oom.py`).
+   looks for pause and cancel, halves the batch where memory runs out (`model/loaded.py`).
 7. Checkpoint. `run/checkpoints.py` writes weights, optimizer, random numbers and place in the data, whole or
    not at all; a run goes on from the newest whole one, to the bit.
 8. Result. `run/export.py` writes the adapter or the model and its provenance, `proof/` what it is known by.
@@ -25,7 +25,7 @@ Several processes: `run/parallel.py` (whole model in each), `run/sharding.py` (a
 Answers take another road, the same for chat, eval, serve and the sandbox. `answers/generation.py` (a client)
 or `serving/server/engine.py` (a server) starts `answers/process.py`. It loads a model (`answers/loading.py`),
 generates (`model/sampling/batching.py`, the only loop, which GRPO uses within its worker) and reads what was
-said (`answers/speech.py`, `data/tokens/answers.py`). `weights/asking.py` asks for work with weights: merge,
+said (`answers/speech.py`, `data/tokens/answers.py`). `weights/__init__.py` asks for work with weights: merge,
 convert, prove. All children talk as `orchestrate.core.child` says.
 """
 
@@ -33,13 +33,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrate.core.attributes import late
+from orchestrate.core import late
 
 if TYPE_CHECKING:
     from orchestrate.local.answers.generation import Generator
     from orchestrate.local.job import Adapter, Hyper, LocalJob
+    from orchestrate.local.run import RunDir, State
     from orchestrate.local.run.launching import launch, resume
-    from orchestrate.local.run.rundir import RunDir, State
 
 __all__ = ["Adapter", "Generator", "Hyper", "LocalJob", "RunDir", "State", "launch", "resume"]
 
@@ -50,8 +50,8 @@ _HOMES = {
     "Adapter": "job",
     "Hyper": "job",
     "LocalJob": "job",
-    "RunDir": "run.rundir",
-    "State": "run.rundir",
+    "RunDir": "run",
+    "State": "run",
 }
 
 

@@ -10,8 +10,8 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from orchestrate import settings
 from orchestrate.core.files import opener, private_folder
-from orchestrate.settings import environment
 from orchestrate.types import Record
 
 
@@ -74,7 +74,7 @@ def gpu_load(index: int = 0) -> Load | None:
 def _ask(fields: str) -> list[list[str]]:
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     try:
-        env = environment.of_child()
+        env = settings.of_child()
         out = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=env).stdout
     except (OSError, subprocess.SubprocessError):
         return []

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.core.progress import cost_so_far
 from orchestrate.errors import OrchestrateError, UsageError
-from orchestrate.settings.keys import hide
+from orchestrate.settings import hide
 from orchestrate.spec import JobSpec, specfile
 from orchestrate.text import inert
 from orchestrate.types import JobStatus, Problem, Quote, Run, Severity

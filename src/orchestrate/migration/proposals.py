@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Literal
 
 from orchestrate import catalog
-from orchestrate.evaluation.regression.regress import Regression
+from orchestrate.evaluation.regression import Regression
 from orchestrate.text import count
 from orchestrate.types import (
     Evaluation,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from orchestrate import text
 from orchestrate.errors import UsageError
-from orchestrate.evaluation.items import Answered
+from orchestrate.evaluation import Answered
 from orchestrate.evaluation.pairing import Flips
 from orchestrate.evaluation.statistics import wider_difference
 from orchestrate.migration.proposals import Migration, Moved, Part, Priced, Proposal, Target

@@ -29,14 +29,14 @@ from orchestrate.errors import (
     QuotaExceeded,
     RateLimited,
 )
-from orchestrate.local.run import launching, process
-from orchestrate.local.run.rundir import RunDir, State, now
+from orchestrate.local import run as process
+from orchestrate.local.run import RunDir, State, launching, now
 from orchestrate.paid.limits import require_within
 from orchestrate.places import claim, depot
 from orchestrate.places.base import PRICE, SILENCE_S, Hourly, Limits, Machine, Place, Placed, Resources, Usage
 from orchestrate.places.depot import Depot
 from orchestrate.places.order import Order, allowed, environment, gpu_asked, place_order, read_order
-from orchestrate.settings.keys import Secret, redact_text
+from orchestrate.settings import Secret, redact_text
 from orchestrate.text import duration
 from orchestrate.types import Allowance, JobError, Record, decoding
 

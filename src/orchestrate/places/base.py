@@ -13,7 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Literal
 
-from orchestrate.local.run.rundir import RunDir
+from orchestrate.local.run import RunDir
 from orchestrate.types import Record
 from orchestrate.types.allowance import ending_s
 

@@ -29,8 +29,7 @@ import msgspec
 
 from orchestrate.core.files import locked, new_folder, opener, sha256, whole, write_whole
 from orchestrate.errors import ArtifactRefused, HostUnavailable, MissingExtra, OrchestrateError
-from orchestrate.local.run import checkpoints
-from orchestrate.local.run.rundir import RunDir, State, now
+from orchestrate.local.run import RunDir, State, checkpoints, now
 from orchestrate.types import ArtifactFile, Event, JobError, Record, decoding
 
 R = TypeVar("R", bound=Record)

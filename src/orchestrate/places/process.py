@@ -11,8 +11,8 @@ from typing import Literal
 
 import msgspec
 
-from orchestrate.local.run import launching, process
-from orchestrate.local.run.rundir import RunDir, State, runs
+from orchestrate.local import run as process
+from orchestrate.local.run import RunDir, State, launching, runs
 from orchestrate.places.base import Hourly, Place, Placed, Resources, Usage
 
 
@@ -42,7 +42,7 @@ class ProcessPlace(Place):
         file = self.home / ref / "worker.json"
         with suppress(OSError, msgspec.MsgspecError):
             worker = process.WorkerId.from_json(file.read_bytes())
-            if process.alive(file) and process.started(worker.pid) == worker.started:
+            if process.process_alive(file) and process.started(worker.pid) == worker.started:
                 os.kill(worker.pid, signal.SIGKILL)
 
     def price(self, resources: Resources) -> Hourly | None:

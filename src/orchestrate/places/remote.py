@@ -24,10 +24,10 @@ import msgspec
 
 from orchestrate.core.files import PRIVATE_UMASK, write_whole
 from orchestrate.errors import HostUnavailable, OrchestrateError
+from orchestrate.local import run
 from orchestrate.local.job import LocalJob
-from orchestrate.local.plan import paces
-from orchestrate.local.run import launching, process
-from orchestrate.local.run.rundir import RunDir, State, now
+from orchestrate.local.plan import throughput
+from orchestrate.local.run import RunDir, State, launching, now
 from orchestrate.places.base import PRICE, Hourly
 from orchestrate.places.claim import Claim, Switch, boot_time
 from orchestrate.places.depot import Depot, Pulse, Reporter, restore
@@ -129,7 +129,7 @@ class Errand:
         """Whether the run is settled: it ended, or is paused."""
         restore(self.run, self.stored)
         job = unpack(self.order, self.depot, self.run.path.parent / "given")
-        job = msgspec.structs.replace(job, paces=str(paces.file_of(self.run.path)))
+        job = msgspec.structs.replace(job, paces=str(throughput.file_of(self.run.path)))
         write_whole(self.run.path / "job.json", msgspec.json.format(self._fitted(job).to_json()))
         if not (self.run.path / "status.json").exists():
             self.run.write_state(State(status="queued", updated_at=now()))
@@ -239,7 +239,7 @@ class Errand:
         return True
 
     def _pulse(self, *, ended: bool) -> None:
-        me = process.me()
+        me = run.me()
         self._number += 1
         pulse = Pulse(
             attempt=self.claim.number,

@@ -16,15 +16,18 @@ from a message) or a setup error (`MissingKey`, `MissingExtra`). `create` and `d
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-from orchestrate.errors import Unsupported
-from orchestrate.providers import accounts
+from orchestrate.errors import InvalidRequest, NotFound, PermissionRefused, ProviderError, Unsupported
+from orchestrate.providers.calls import text, when, whole
+from orchestrate.settings.config import HostConfig
 from orchestrate.types import (
     Account,
     Allowance,
@@ -63,9 +66,39 @@ if TYPE_CHECKING:
     from orchestrate.local.answers.worker import Worker
     from orchestrate.profile import Profile
     from orchestrate.providers.adapters import Adapters
-    from orchestrate.providers.chat.completions import Chat
-    from orchestrate.settings.config import HostConfig
+    from orchestrate.providers.chat import Chat
     from orchestrate.spec import JobSpec
+
+# Whose account a backend's key works for: what the host tells of it, else a fingerprint of the key.
+
+
+def named_account(**parts: str | None) -> Account | None:
+    """`told(organization="o", project="p")` is `organization o, project p`; `None` when all are unknown."""
+    words = [f"{name} {value}" for name, value in parts.items() if value]
+    return Account(id=", ".join(words), told=True) if words else None
+
+
+def key_account(config: HostConfig, host: str) -> Account:
+    """Of the key and of what is configured beside it; a backend without a key is its host. Raises
+    `MissingKey`, `KeyElsewhere`."""
+    if config.api_key is None and config.key_variable is None:
+        return Account(id=host, told=True)
+    beside = "\0".join(
+        ["orchestrate account", *map(str, (config.organization, config.project, config.account_id))]
+    )
+    mark = hmac.new(config.require_key().reveal().encode(), beside.encode(), hashlib.sha256).hexdigest()
+    return Account(id=f"key {mark[:16]}", told=False)
+
+
+def account_of(ask: Callable[[], Account | None], config: HostConfig, host: str) -> Account:
+    """What `ask` learns from the host; the key's fingerprint where the host does not tell it, or not to this
+    key. Other errors are raised: an account that cannot be asked for now is not known."""
+    try:
+        found = ask()
+    except (NotFound, InvalidRequest, PermissionRefused):
+        found = None
+    return found or key_account(config, host)
+
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all) while something is moved."""
@@ -148,7 +181,7 @@ class Provider(ABC):
     def account(self) -> Account:
         """Whose jobs this configuration sees. May ask the host; an instance asks once. A backend that has
         nothing better goes by its key."""
-        return accounts.of_key(self.config, self.host)
+        return key_account(self.config, self.host)
 
     # -- submitting ----------------------------------------------------------------------------------------
 
@@ -190,9 +223,8 @@ class Provider(ABC):
         """All of the account that bills or could, whoever made it: jobs that have not ended, deployments and
         endpoints, what is stored where the host charges for that. What cannot be seen is said there; raises
         only when nothing can be asked."""
-        from orchestrate.providers import standing
 
-        return standing.of_jobs(self, "anything else that this backend bills for")
+        return of_jobs(self, "anything else that this backend bills for")
 
     # -- acting (idempotent) -------------------------------------------------------------------------------
 
@@ -223,7 +255,7 @@ class Provider(ABC):
     @property
     def target(self) -> Target:
         """What rows are checked against and written for. Raises `UsageError` without data rules."""
-        from orchestrate.data.targets.dialects import target
+        from orchestrate.data.dialects import target
 
         return target(self.name, self.profile)
 
@@ -540,3 +572,92 @@ def lookup(provider: Provider, spec: JobSpec) -> Lookup:
 def lacking(provider: Provider, feature: Feature) -> Unsupported:
     reason = provider.missing.get(feature, "this backend does not offer it")
     return Unsupported(provider.name, feature.value.replace("_", " "), reason)
+
+
+# What stands at a host and bills or could: the parts that all backends share.
+
+
+T = TypeVar("T")
+
+
+def jobs(
+    provider: Provider,
+    *,
+    kind: Literal["job", "worker"] = "job",
+    bills: bool | None = None,
+    note: str | None = None,
+) -> Iterator[Standing]:
+    """The jobs that have not ended. By default one bills unless it is paused; of a state that is not known
+    that cannot be told."""
+    for job in provider.list():
+        if job.status.terminal:
+            continue
+        billing = None if job.status is JobStatus.UNKNOWN else job.status is not JobStatus.PAUSED
+        yield Standing(
+            provider=provider.name,
+            kind=kind,
+            id=job.handle.job_id,
+            name=job.handle.ref,
+            state=job.raw_status.lower(),
+            bills=billing if bills is None else bills,
+            job_id=job.handle.job_id,
+            created_at=job.created_at,
+            note=note or job.model,
+        )
+
+
+def of_jobs(
+    provider: Provider,
+    *unseen: str,
+    kind: Literal["job", "worker"] = "job",
+    bills: bool | None = None,
+    note: str | None = None,
+) -> Billing:
+    """Of a backend of which jobs alone can be asked for."""
+    return Billing(items=tuple(jobs(provider, kind=kind, bills=bills, note=note)), unseen=unseen)
+
+
+def joined(
+    provider: Provider, parts: Mapping[str, Callable[[], Iterable[Standing]]], *unseen: str
+) -> Billing:
+    """Several lists; one that cannot be read does not hide the others. Raises `ProviderError` when none
+    can."""
+    items, failed = _read_lists(parts)
+    untold = [f"{provider.title} offers no list of: {what}" for what in unseen]
+    return Billing(items=items, partial=bool(failed), unseen=(*failed, *untold))
+
+
+def stored(
+    provider: Provider, parts: Mapping[str, Callable[[], Iterable[StoredItem]]], *unseen: str
+) -> Storage:
+    """Join the lists of what an account keeps, as `joined` does for what bills."""
+    items, failed = _read_lists(parts)
+    untold = [f"{provider.title} offers no list of: {what}" for what in unseen]
+    return Storage(items=items, partial=bool(failed), unseen=(*failed, *untold))
+
+
+def file_of(provider: str, raw: Mapping[str, Any]) -> StoredItem:
+    """Read an entry of a list of files as OpenAI and Together write it."""
+    return StoredItem(
+        provider=provider,
+        kind="file",
+        id=str(raw["id"]),
+        name=text(raw.get("filename")),
+        bytes=whole(raw.get("bytes")),
+        created_at=when(raw.get("created_at")),
+        expires_at=when(raw.get("expires_at")),
+        note=text(raw.get("purpose")),
+    )
+
+
+def _read_lists(parts: Mapping[str, Callable[[], Iterable[T]]]) -> tuple[tuple[T, ...], list[str]]:
+    items: list[T] = []
+    failed: dict[str, ProviderError] = {}
+    for name, ask in parts.items():
+        try:
+            items += ask()
+        except ProviderError as error:
+            failed[name] = error
+    if len(failed) == len(parts):
+        raise next(iter(failed.values()))
+    return tuple(items), [f"{name} could not be asked for: {error.message}" for name, error in failed.items()]

@@ -25,11 +25,12 @@ from orchestrate.errors import (
     PermissionRefused,
     SpecError,
 )
-from orchestrate.providers import accounts
+from orchestrate.providers import base as accounts
+from orchestrate.providers import files as archives
+from orchestrate.providers import files as transfer
 from orchestrate.providers.base import Chats, Deploys, HandsOutFiles, HoldsFiles, Progress, Recalls
 from orchestrate.providers.calls.clients import completions
 from orchestrate.providers.calls.hosted import Wire
-from orchestrate.providers.files import archives, transfer
 from orchestrate.text import duration
 from orchestrate.types import (
     Account,
@@ -49,7 +50,7 @@ from orchestrate.types import (
 
 if TYPE_CHECKING:
     from orchestrate.data import Dataset, TrainingData
-    from orchestrate.providers.chat.completions import Chat
+    from orchestrate.providers.chat import Chat
     from orchestrate.settings.config import HostConfig
 
 _Made = TypeVar("_Made", contravariant=True)
@@ -72,7 +73,7 @@ class HostedProvider(Recalls, HoldsFiles, HandsOutFiles):
 
     @cached_property
     def _account(self) -> Account:
-        return accounts.asked(self._ask_account, self.config, self.host)
+        return accounts.account_of(self._ask_account, self.config, self.host)
 
     def _ask_account(self) -> Account | None:
         """As the host tells it; `None` where it does not, and the key stands for it."""
@@ -235,7 +236,7 @@ class DedicatedProvider(HostedChats, Deploys, Generic[_M]):
         self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
     ) -> Chat:
         """`base` asks the base model under its own name, which the host serves to all for some models."""
-        from orchestrate.providers.chat.completions import Chat
+        from orchestrate.providers.chat import Chat
 
         model = self._name_of(job, base=base)
         create = completions(self._inference(), self.config)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from orchestrate.catalog import ModelOnHost
     from orchestrate.costing import RateBook
     from orchestrate.data import TrainingData
-    from orchestrate.data.tokens.lengths import Remark
+    from orchestrate.data.tokens import Remark
     from orchestrate.providers.base import Provider
     from orchestrate.spec import JobSpec
 

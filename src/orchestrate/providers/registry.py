@@ -103,7 +103,7 @@ def make(name: str, settings: Settings) -> Provider:
 def targets(settings: Settings, wanted: str = "all") -> tuple[Target, ...]:
     """The rules for rows of the backends named, by commas; of `all`, of those that have some and are not
     broken. Raises `UsageError`."""
-    from orchestrate.data.targets.dialects import target
+    from orchestrate.data.dialects import target
 
     if wanted == "all":
         profiles = ((name, profile(settings.host(name).kind)) for name in usable(settings))
@@ -115,7 +115,7 @@ def targets(settings: Settings, wanted: str = "all") -> tuple[Target, ...]:
 def format_of(settings: Settings, name: str) -> Target:
     """What rows are converted to: a format of another tool, or a backend's. Raises `UsageError`."""
     from orchestrate.data.shapes.known import BY_NAME
-    from orchestrate.data.targets.tools import FORMATS, tool
+    from orchestrate.data.tools import FORMATS, tool
 
     if name in FORMATS:
         return tool(name)

@@ -10,18 +10,17 @@ Names of settings are the spec's fields, dotted: `epochs`, `method.beta`, `adapt
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
 
 from msgspec.structs import replace
 
-from orchestrate.errors import TranslationRefused
-from orchestrate.settings.keys import masked
+from orchestrate.errors import SpecError, TranslationRefused
+from orchestrate.settings import masked
+from orchestrate.spec import JobSpec
 from orchestrate.types import Authority, Outcome, Setting, Translation
-
-if TYPE_CHECKING:
-    from orchestrate.providers.fields import Fields
-    from orchestrate.spec import JobSpec
 
 OURS: Mapping[str, str] = {
     "test": "held back by Orchestrate for evaluation; never sent",
@@ -306,3 +305,81 @@ def _at(body: Mapping[str, Any], path: str) -> Any:
     for key in path.split("."):
         value = cast("Mapping[str, Any]", value).get(key) if isinstance(value, Mapping) else None
     return value
+
+
+# From where the fields of a host's create request are known.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fields:
+    """Names in the request, dotted and separated by blanks; below one of them anything may stand."""
+
+    sdk: str
+    """Of the types of the host's SDK."""
+    specification: str = ""
+    """Of the API description that the host publishes, and in no type of its SDK."""
+    documentation: str = ""
+    """Of pages of the host only."""
+
+    @cached_property
+    def names(self) -> dict[str, Authority]:
+        by = {
+            Authority.DOCUMENTATION: self.documentation,
+            Authority.SPECIFICATION: self.specification,
+            Authority.SDK: self.sdk,
+        }
+        return {name: authority for authority, names in by.items() for name in names.split()}
+
+    def authority(self, field: str) -> Authority:
+        """Of a field, of one below it, or of the table that it stands in."""
+        for name, authority in self.names.items():
+            if field == name or field.startswith(f"{name}.") or name.startswith(f"{field}."):
+                return authority
+        return Authority.NONE
+
+
+# What a spec has to go without on one backend, so that one word stays enough to change the backend.
+
+
+ESSENTIAL = ("model", "method", "method.type", "method.loss", "method.grader", "continue_from")
+"""Settings without which it would be another run."""
+_TURNS = 8
+"""What is left out can make another setting refused, such as one that needed it."""
+
+
+def overrides(
+    spec: JobSpec, translation: Translation, translate: Callable[[JobSpec], Translation]
+) -> dict[str, Any] | None:
+    """Fields of `overrides:` with which this backend refuses nothing of `spec`, which is the spec as it gets
+    it; each is left out (`None`) or the nearest that is taken. `None` where nothing is refused, or where the
+    run would be another without what is."""
+    found: dict[str, Any] = {}
+    values = spec.asked()
+    for _ in range(_TURNS):
+        if not translation.refused:
+            return found or None
+        for row in translation.refused:
+            name, *below = row.name.split(".")
+            if row.name in ESSENTIAL or name not in values or name == "provider_options":
+                return None
+            values[name] = found[name] = _without(values[name], below, row) if below else row.instead
+        try:
+            translation = translate(JobSpec.parse(values))
+        except SpecError:
+            return None
+    return None
+
+
+def _without(part: Any, below: list[str], row: Setting) -> Any:
+    """A table of the spec without one of its settings, or with the nearest value in its place."""
+    if not isinstance(part, dict):
+        return None
+    name, *rest = below
+    kept: dict[str, Any] = dict(part)  # pyright: ignore[reportUnknownArgumentType]
+    if rest:
+        kept[name] = _without(kept.get(name), rest, row)
+    elif row.instead is not None:
+        kept[name] = row.instead
+    else:
+        kept.pop(name, None)
+    return kept or None

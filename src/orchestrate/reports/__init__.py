@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrate.core.attributes import late
+from orchestrate.core import late
 
 if TYPE_CHECKING:
     from orchestrate.reports.compare import Comparison

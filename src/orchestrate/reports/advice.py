@@ -21,7 +21,7 @@ from orchestrate import text
 from orchestrate.costing import Ownership, cheapest
 from orchestrate.data import Dataset, goals
 from orchestrate.data.goals import FEW_SHOT_ROWS, Goal, Volume
-from orchestrate.data.rows.examples import (
+from orchestrate.data.rows import (
     ChatExample,
     CompletionExample,
     Example,

@@ -13,8 +13,8 @@ from orchestrate import costing
 from orchestrate.costing.lines import MTOK
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.pairing import Flips, Pairing
-from orchestrate.evaluation.regression.regress import Regression
-from orchestrate.notebook.frames import frame
+from orchestrate.evaluation.regression import Regression
+from orchestrate.notebook import frame
 from orchestrate.reports import documents, html
 from orchestrate.reports.judgement import answer, findings, notes, reasons
 from orchestrate.reports.records import (

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from orchestrate import text
 from orchestrate.evaluation.pairing import Flip, Flips, Pairing
-from orchestrate.evaluation.regression.regress import Regression
+from orchestrate.evaluation.regression import Regression
 from orchestrate.reports import charts, rows
 from orchestrate.reports.records import (
     Compared,

@@ -8,7 +8,7 @@ import msgspec
 
 from orchestrate import costing, text
 from orchestrate.evaluation.pairing import Flips, Pairing
-from orchestrate.evaluation.regression.regress import Regression
+from orchestrate.evaluation.regression import Regression
 from orchestrate.types import Contender, Difference, Evaluation, JobStatus, MetricUsed, Record, Run, Score
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from orchestrate.core.tables import Listing
 from orchestrate.errors import UsageError
-from orchestrate.evaluation.regression.regress import ProbeResult, Regression
+from orchestrate.evaluation.regression import ProbeResult, Regression
 from orchestrate.reports import documents, html
 from orchestrate.reports.evaluations import ENDINGS, junit_suite
 from orchestrate.reports.quotes import markdown_table, markdown_text

@@ -15,10 +15,10 @@ from orchestrate.paid.limits import require_within
 from orchestrate.runs import submit as submission
 from orchestrate.runs.preparing.prepared import prepare
 from orchestrate.runs.submitting.accounts import account_of, is_here
-from orchestrate.settings.keys import is_masked, masked
+from orchestrate.settings import is_masked, masked
 from orchestrate.spec import JobSpec, specfile
-from orchestrate.store.database.leases import LeaseHeld
-from orchestrate.store.records.queue import PREFIX
+from orchestrate.store.database import LeaseHeld
+from orchestrate.store.queue import PREFIX
 from orchestrate.store.transitions import UNSENT, ImpossibleTransition, at_rest, left, withdrawn
 from orchestrate.text import count
 from orchestrate.types import JobStatus, QueueEntry, QueueState, Run, SubmitPhase

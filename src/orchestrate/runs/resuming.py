@@ -19,7 +19,7 @@ from orchestrate.providers.base import Limited, Resumes, capability
 from orchestrate.runs.submitting.settling import lease_name
 from orchestrate.settings import trust
 from orchestrate.store import transitions
-from orchestrate.store.records.ledger import Limit
+from orchestrate.store.ledger import Limit
 from orchestrate.text import duration, limit, money
 from orchestrate.types import Allowance, Event, JobStatus, Run, SubmitPhase, TrialState
 

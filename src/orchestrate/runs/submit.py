@@ -17,7 +17,7 @@ from orchestrate.runs.submitting.repeats import Submission, already
 from orchestrate.runs.submitting.submit import Submitter
 from orchestrate.settings import trust
 from orchestrate.spec import specfile
-from orchestrate.store.records.ledger import Limit
+from orchestrate.store.ledger import Limit
 
 if TYPE_CHECKING:
     from orchestrate.providers.base import Progress

@@ -16,15 +16,7 @@ from orchestrate.core.files import private_folder
 from orchestrate.core.progress import cost_so_far, stage
 from orchestrate.core.underway import BYTES, work
 from orchestrate.errors import RunFailed, UsageError
-from orchestrate.providers.base import (
-    Chats,
-    Deploys,
-    Downloads,
-    P,
-    Pauses,
-    ShowsRows,
-    capability,
-)
+from orchestrate.providers.base import Chats, Deploys, Downloads, P, Pauses, ShowsRows, capability
 from orchestrate.runs.hosting.deployment import DeploymentHandle, deployer_of, require_open, used
 from orchestrate.text import money
 from orchestrate.types import (
@@ -88,9 +80,9 @@ class TrackedRun:
         )
 
     def _repr_html_(self) -> str:
-        from orchestrate.notebook import drawing
+        from orchestrate import notebook
 
-        return drawing.progress(self.record, self.metrics(), self.events())
+        return notebook.progress(self.record, self.metrics(), self.events())
 
     @property
     def id(self) -> str:
@@ -128,7 +120,7 @@ class TrackedRun:
         not answer is asked again. In a notebook the run is drawn in the cell's output meanwhile, unless
         `live` is false. Raises `TimeoutError` after `timeout_s`.
         """
-        from orchestrate.notebook.output import Output
+        from orchestrate.notebook import Output
         from orchestrate.runs.submitting.settling import Settler
         from orchestrate.runs.watching.polling import Pace
         from orchestrate.store.transitions import left
@@ -285,26 +277,26 @@ class TrackedRun:
         if dest is not None and Path(dest).exists() and not Path(dest).is_dir():
             raise UsageError(f"{dest} is not a folder", fix="name a folder that is new, or empty")
         self.check()
-        from orchestrate.providers.files import downloads
+        from orchestrate.providers import files
 
         name = self.id if checkpoint is None else f"{self.id}-{checkpoint}"
         folder = Path(dest) if dest else private_folder(self._ws.settings.home / "models") / name
         described = dest is None and checkpoint is None
-        if described and (before := downloads.read(folder)) is not None:
+        if described and (before := files.read(folder)) is not None:
             return before
         with work(f"downloading from {self.record.provider}", BYTES) as told:
             found = self._here(Downloads).download(
                 self.record.handle, folder, checkpoint=checkpoint, progress=progress or told
             )
         if described:
-            downloads.write(folder, found)
+            files.write(folder, found)
         return found
 
     def downloaded(self) -> Artifact | None:
         """What `download` has put into the home folder, by what it wrote down."""
-        from orchestrate.providers.files import downloads
+        from orchestrate.providers import files
 
-        return downloads.described(self._ws.settings.home / "models" / self.id)
+        return files.described(self._ws.settings.home / "models" / self.id)
 
     def deployment(self, at: str | None = None) -> DeploymentHandle | None:
         """The newest one, as last seen: `at` one backend, or anywhere."""

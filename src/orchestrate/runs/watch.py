@@ -113,7 +113,7 @@ def ask(run: TrackedRun) -> None:
 
 def settle_left_s(ft: Workspace, run: Run) -> float | None:
     """Seconds until a lost answer can be settled; `None` where none was lost."""
-    from orchestrate.store.timing import settle_left_s
+    from orchestrate.store.store import settle_left_s
 
     return settle_left_s(ft.store, ft.provider(run.provider), run)
 

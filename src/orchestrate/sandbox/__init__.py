@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrate.core.packages import require_recent
+from orchestrate.core import require_recent
 from orchestrate.errors import MissingExtra
 
 if TYPE_CHECKING:

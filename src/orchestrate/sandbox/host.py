@@ -13,18 +13,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from orchestrate.http.wire.bodies import Body as Body
-from orchestrate.http.wire.bodies import HostError as HostError
-from orchestrate.http.wire.bodies import json_body as json_body
-from orchestrate.http.wire.bodies import parse as parse
-from orchestrate.http.wire.openai.objects import number as number
+from orchestrate.http.wire import Body as Body
+from orchestrate.http.wire import HostError as HostError
+from orchestrate.http.wire import json_body as json_body
+from orchestrate.http.wire import parse as parse
+from orchestrate.http.wire.openai import number as number
 from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.jobs import Job, Phase, Settings, Trouble
 from orchestrate.sandbox.state import Clock, State, token
 from orchestrate.sandbox.uploads import Taken
 
 if TYPE_CHECKING:
-    from orchestrate.sandbox.training.trainer import Trainer
+    from orchestrate.sandbox.training import Trainer
 
 LIST_LAG_S: ContextVar[float] = ContextVar("list_lag_s", default=0.0)
 """How old a job must be for the lists of the current request to have it."""

@@ -17,17 +17,14 @@ import msgspec
 
 from orchestrate.core.files import locked, private_folder
 from orchestrate.errors import SetupError, UsageError
-from orchestrate.http.web.edge import edge
-from orchestrate.http.web.server import Patient, listen, running
+from orchestrate.http.web import Patient, edge, listen, running
 from orchestrate.sandbox import SLOTS
-from orchestrate.sandbox.front.control import control_routes
-from orchestrate.sandbox.front.faults import Fault
-from orchestrate.sandbox.front.requests import Front
+from orchestrate.sandbox.front import Fault, Front, control_routes
 from orchestrate.sandbox.host import Host
 from orchestrate.sandbox.jobs import Durations, Settings
 from orchestrate.sandbox.starts import URLS_KEPT, AlreadyUp, Start, Ways, last_start
 from orchestrate.sandbox.state import Clock, State
-from orchestrate.sandbox.training.trainer import Trainer
+from orchestrate.sandbox.training import Trainer
 from orchestrate.settings.config import SANDBOX_KEY_PREFIX
 from orchestrate.types import decoding
 
@@ -84,7 +81,7 @@ class Sandbox:
     fronts: Mapping[str, Front]
 
     def fault(self, host: str, kind: str, **fields: Any) -> None:
-        """Asks for a fault on one host; fields as in `orchestrate.sandbox.front.faults`."""
+        """Asks for a fault on one host; fields as in `orchestrate.sandbox.front`."""
         self.fronts[host].faults.add([decoding.convert({"kind": kind, **fields}, Fault)])
 
     def clear_faults(self) -> None:

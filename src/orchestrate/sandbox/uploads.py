@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import msgspec
 
-from orchestrate.data.rows.examples import (
+from orchestrate.data.rows import (
     ChatExample,
     ChatMessage,
     CompletionExample,

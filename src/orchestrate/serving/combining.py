@@ -13,7 +13,7 @@ import msgspec
 
 from orchestrate.core.files import write_whole
 from orchestrate.errors import UsageError
-from orchestrate.local.weights.asking import ask_all
+from orchestrate.local.weights import ask_all
 from orchestrate.serving.export.card import card
 from orchestrate.serving.export.folder import new_folder_at
 from orchestrate.serving.export.forms import Work, files_of, weights_hash

@@ -20,7 +20,7 @@ from typing import IO
 import httpx
 
 from orchestrate.errors import HostUnavailable, RunFailed, SetupError
-from orchestrate.http.wire.openai.objects import VLLM
+from orchestrate.http.wire.openai import VLLM
 from orchestrate.local.machine import gpus
 from orchestrate.local.run.launching import worker_environment
 from orchestrate.serving.export.forms import VLLM_RANKS

@@ -1,1 +1,345 @@
 """Settings, keys and addresses: what environment, files and keyring say, and what is trusted of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import stat
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+
+from orchestrate.core import require_recent
+from orchestrate.core.files import write_whole
+from orchestrate.errors import ConfigError, MissingExtra, SetupError, UsageError
+
+# Secrets, and where they are kept: the environment, a 0600 file, the system keyring.
+
+
+SANDBOX_KEY_PREFIX = "sandbox-"
+"""Keys of the sandbox begin so. A real host refuses them and the sandbox refuses all others: neither can be
+mistaken for the other."""
+
+
+MASK = "[removed]"
+_SERVICE = "orchestrate"
+"""The name of our keys in the system's keyring."""
+_SHORTEST = 8
+"""A shorter secret is a word that a text may hold by chance."""
+_known: set[str] = set()
+_SECRET_NAME = re.compile(r"(key|token|secret|password|passwd)$", re.IGNORECASE)
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.:\-]*://\S+")
+_USER = "***"
+"""In the place of a user and password, where `MASK` would make the address unreadable."""
+
+
+class Secret:
+    """A string that never shows itself: its repr and str are masked, `reveal()` is the only way to the
+    value, and `hide` finds it in any text."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+        if len(value) >= _SHORTEST:
+            _known.add(value)
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return f"Secret('{self}')"
+
+    def __str__(self) -> str:
+        return f"{self._value[:3]}...{self._value[-2:]}" if len(self._value) > 12 else "***"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+
+def hide(text: str) -> str:
+    """The text without the secrets that this process has met."""
+    for value in tuple(_known):
+        if value in text:
+            text = text.replace(value, MASK)
+    return text
+
+
+def masked(value: Any, name: str = "") -> Any:
+    """A setting as it may be kept and shown: without texts under names such as `api_key`, and without the
+    user and the query of addresses."""
+    if isinstance(value, Mapping):
+        return {k: masked(v, str(k)) for k, v in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        items = [masked(item, name) for item in cast("list[Any]", value)]
+        return tuple(items) if isinstance(value, tuple) else items
+    if not isinstance(value, str) or not value:
+        return value
+    return MASK if _SECRET_NAME.search(name) else masked_url(value)
+
+
+def masked_url(text: str) -> str:
+    """An address without its user, its password and the values of its query; any other text as it is."""
+    if not _ADDRESS.fullmatch(text):
+        return text
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return MASK
+    user, _, host = parts.netloc.rpartition("@")
+    fields = [part.partition("=") for part in parts.query.split("&") if part]
+    return parts._replace(
+        netloc=f"{_USER}@{host}" if user else host,
+        query="&".join(f"{name}={MASK}" if equals else MASK for name, equals, _ in fields),
+        fragment=MASK if parts.fragment else "",
+    ).geturl()
+
+
+def is_masked(value: Any) -> bool:
+    """Whether something was removed by `masked`."""
+    if isinstance(value, Mapping):
+        return any(is_masked(item) for item in cast("Mapping[Any, Any]", value).values())
+    if isinstance(value, list | tuple):
+        return any(is_masked(item) for item in cast("list[Any]", value))
+    return isinstance(value, str) and (MASK in value or f"://{_USER}@" in value)
+
+
+def remember(url: str) -> None:
+    """Lets `hide` find the password and the query's values of an address in any text."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return
+    values = [value for _, value in parse_qsl(parts.query)]
+    values += [part.partition("=")[2] for part in parts.query.split("&")]
+    for value in (*values, parts.password or "", unquote(parts.password or "")):
+        Secret(value)
+
+
+def key_file(env: Mapping[str, str] | None = None) -> Path:
+    """The file that `orchestrate keys set` writes."""
+    env = os.environ if env is None else env
+    if given := env.get("ORCHESTRATE_KEYS"):
+        return Path(given).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_config_dir("orchestrate")) / "keys.toml"
+
+
+def pin_file(env: Mapping[str, str] | None = None) -> Path:
+    """Beside the key file: which host each key may go to."""
+    return key_file(env).with_name("pins.json")
+
+
+def read_keys(path: Path) -> dict[str, str]:
+    """Raises `ConfigError` when the file is readable by others or is not a table of strings."""
+    if not path.is_file():
+        return {}
+    if os.name == "posix" and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ConfigError(f"{path} holds keys and can be read by other users", fix=f"chmod 600 {path}")
+    values = read_toml(path)
+    if not all(isinstance(v, str) for v in values.values()):
+        raise ConfigError(f'{path}: every value must be a string, as in  mycloud = "..."')
+    return values
+
+
+def secret(name: str, variable: str, env: Mapping[str, str] | None = None) -> Secret | None:
+    """A secret that is no backend's key, from the same places: environment, key file, keyring."""
+    env = os.environ if env is None else env
+    value = env.get(variable) or read_keys(key_file(env)).get(name) or from_keyring(name)
+    return Secret(value) if value else None
+
+
+def write_key(path: Path, name: str, value: str | None) -> None:
+    """Sets (or with `None` removes) one key; the file is created 0600 and replaced in one step."""
+    keys = read_keys(path)
+    if value is None:
+        keys.pop(name, None)
+    else:
+        keys[name] = value
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # A JSON string is a TOML basic string.
+    lines = (f"{json.dumps(k)} = {json.dumps(v)}\n" for k, v in sorted(keys.items()))
+    write_whole(path, "".join(lines).encode(), private=True)
+
+
+def from_keyring(name: str) -> str | None:
+    try:
+        return _keyring().get_password(_SERVICE, name)
+    except Exception:  # noqa: BLE001  a locked or absent desktop keyring is as good as an empty one
+        return None
+
+
+def write_keyring(name: str, value: str) -> str:
+    """Sets one key in the system's keyring. Returns which keyring it is. Raises `MissingExtra` without the
+    package, `SetupError` when the keyring does not take it, `UsageError` for the key of a sandbox."""
+    if value.startswith(SANDBOX_KEY_PREFIX):
+        raise UsageError(
+            "the keyring is for keys of real hosts, and this is a sandbox's",
+            fix="leave --keyring out",
+        )
+    require_recent("keyring")
+    keyring = _keyring()
+    try:
+        keyring.set_password(_SERVICE, name, value)
+    except Exception as error:  # whatever a backend raises
+        raise SetupError(
+            f"the keyring did not take the key ({type(error).__name__})",
+            fix="unlock it, or leave --keyring out: the key is then kept in a file that only you can read",
+        ) from error
+    return str(keyring.get_keyring().name)
+
+
+def forget_in_keyring(name: str) -> bool:
+    """Whether there was such a key. Raises `SetupError` when the keyring does not let it go."""
+    if from_keyring(name) is None:
+        return False
+    try:
+        _keyring().delete_password(_SERVICE, name)
+    except Exception as error:
+        raise SetupError(
+            f"the keyring did not remove the key ({type(error).__name__})", fix="unlock it, then try again"
+        ) from error
+    return True
+
+
+def _keyring() -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module("keyring")
+    except ImportError as error:
+        raise MissingExtra("keyring", "the system's keyring", "keyring") from error
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error}", fix="orchestrate init  writes a fresh, commented one"
+        ) from error
+
+
+def user_and_machine() -> str:
+    """Who is at work here: `ada@laptop`."""
+    import getpass
+
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        user = str(os.getuid()) if hasattr(os, "getuid") else "unknown"
+    return f"{user}@{socket.gethostname()}"
+
+
+_SECRET_TEXT = re.compile(
+    r"\b(?:sk|pk|rk|tgp|fw|hf|key|sandbox|ghp)[-_]"
+    r"(?:(?P<secret>(?=[A-Za-z_\-]*\d)[A-Za-z0-9_\-]{12,})|[A-Za-z0-9_\-]*)"
+)
+"""What is none is taken as well, as far as a key would go: looked at once, not from each `sk-` in it."""
+_SIGNED = re.compile(r"(?i)(signature|x-amz-|x-goog-|[?&]sig=|[?&]token=|awsaccesskeyid)")
+_URL = re.compile(r"https?://[^\s\"'<>]+")
+
+
+def redact_text(text: str) -> str:
+    """A text, as of an error or a log, without known secrets, key-like words and signed URLs' queries."""
+    return _SECRET_TEXT.sub(
+        lambda found: MASK if found["secret"] else found.group(), _URL.sub(_unsigned, hide(text))
+    )
+
+
+def _unsigned(match: re.Match[str]) -> str:
+    try:
+        parts = urlsplit(match.group())
+    except ValueError:  # brackets that hold no address
+        return MASK
+    if not _SIGNED.search("?" + parts.query):
+        return match.group()
+    return urlunsplit(parts._replace(query=MASK))
+
+
+# The environment of the processes that Orchestrate starts: what programs need, and no key of a host.
+
+
+VARIABLES: Mapping[str, str] = {
+    "ORCHESTRATE_HOME": "Folder for the store, local runs, data files and downloads, like `--home`.",
+    "ORCHESTRATE_STORE": "URL of the run store, like `--store`.",
+    "ORCHESTRATE_CONFIG": "Configuration file to read in place of the nearest `orchestrate.toml`.",
+    "ORCHESTRATE_KEYS": "File for API keys. What you trust lies in the same folder.",
+    "ORCHESTRATE_BUDGET_USD": "Spending limit in US dollars, in place of `budget_usd`.",
+    "ORCHESTRATE_LOG_LEVEL": "Least severe log messages to print, in place of `log_level`.",
+    "ORCHESTRATE_BY": "Who makes runs. Default: `user@machine`.",
+    "ORCHESTRATE_OWN_HOSTS": "Backends on your own machines, comma-separated. Private specs may go there.",
+    "ORCHESTRATE_ALLOW_GRADER_CODE": "`1` lets graders written in Python run, like `--allow-grader-code`.",
+    "ORCHESTRATE_MAX_DOWNLOAD_GB": "Largest model download in gigabytes. Default: what its base should need.",
+    "ORCHESTRATE_NF4": "`bitsandbytes` answers small 4-bit models with its kernels. Default: `unpacked`.",
+    "ORCHESTRATE_PASS_ENV": "Further variables for worker processes, comma-separated.",
+    "ORCHESTRATE_NOTIFY_URL": "Webhook to call when a run ends.",
+    "ORCHESTRATE_NOTIFY_SECRET": "Secret that signs those webhooks.",
+    "ORCHESTRATE_NOTIFY_COMMAND": "Command to run when a run ends.",
+    "ORCHESTRATE_NOTIFY_DESKTOP": "`1` shows a desktop notification when a run ends.",
+    "ORCHESTRATE_GATEWAY_WEBHOOK_SECRET": "Secret that signs the gateway's webhooks.",
+    "ORCHESTRATE_TODAY": "Date to assume (`2027-01-07`) for prices, closing days and models.",
+}
+"""Our environment variables and what each does. Variables of hosts are in their profiles."""
+
+VARIABLE = "ORCHESTRATE_MAX_DOWNLOAD_GB"
+
+
+def download_limit(env: Mapping[str, str] | None = None) -> int | None:
+    """Return the user's limit in bytes; `None` where none is set. Raises `ConfigError`."""
+    value = (os.environ if env is None else env).get(VARIABLE)
+    try:
+        size = float(value) if value else None
+    except ValueError:
+        size = -1.0
+    if size is not None and not 0 < size < float("inf"):
+        raise ConfigError(f"{VARIABLE} must be a number of gigabytes, got {value!r}")
+    return None if size is None else int(size * 10**9)
+
+
+NF4_PRODUCTS = "ORCHESTRATE_NF4"
+"""`unpacked` or `bitsandbytes`: with which products a small base in NF4 answers."""
+
+
+def packed_nf4(env: Mapping[str, str] | None = None) -> bool:
+    """Whether small models answer by bitsandbytes' own products too. Raises `ConfigError`."""
+    value = (os.environ if env is None else env).get(NF4_PRODUCTS) or "unpacked"
+    if value not in ("unpacked", "bitsandbytes"):
+        raise ConfigError(f"{NF4_PRODUCTS} must be unpacked or bitsandbytes, got {value!r}")
+    return value == "bitsandbytes"
+
+
+MORE_NAMES = "ORCHESTRATE_PASS_ENV"
+"""Names, joined by commas, of further variables that children get."""
+PASSED = re.compile(
+    r"PATH|HOME|USER|LOGNAME|LANG|LANGUAGE|LC_.*|TZ|TMPDIR|TEMP|TMP|XDG_CACHE_HOME|LD_LIBRARY_PATH|PYTHON.*"
+    r"|CUDA_.*|NVIDIA_.*|NCCL_.*|HF_.*|TRANSFORMERS_.*|TOKENIZERS_.*|TORCH.*|PYTORCH_.*|TRITON_.*|BNB_.*"
+    r"|VLLM_.*|ORCHESTRATE_NF4|OMP_.*|MKL_.*|OPENBLAS_.*|ONEDNN_.*|LRU_CACHE_CAPACITY|CC|CXX"
+    r"|(HTTPS?|ALL|NO)_PROXY|SSL_CERT_(FILE|DIR)|(REQUESTS|CURL)_CA_BUNDLE"
+    r"|SYSTEMROOT|APPDATA|LOCALAPPDATA|USERPROFILE|PATHEXT|COMSPEC"
+)
+"""Variables of every child. `HF_.*` includes the token for gated models. `PYTHON.*` finds an installation for
+development."""
+DESKTOP = re.compile(r"DISPLAY|WAYLAND_DISPLAY|XAUTHORITY|DBUS_SESSION_BUS_ADDRESS|XDG_.*")
+
+
+def of_child(more: re.Pattern[str] | None = None, **given: str) -> dict[str, str]:
+    """The variables that a child gets. `more`: further names, for what the program is there to do. `given`:
+    variables to set on top."""
+    named = {name.strip() for name in os.environ.get(MORE_NAMES, "").split(",")}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in named
+        or PASSED.fullmatch(name.upper())
+        or (more is not None and more.fullmatch(name.upper()))
+    }
+    return {**kept, **given}

@@ -1,4 +1,4 @@
-"""Settings; with `orchestrate.settings.keys` the only reader of the environment.
+"""Settings; with `orchestrate.settings` the only reader of the environment.
 
 Order, later wins: defaults, `orchestrate.toml` (nearest one from the working folder upwards;
 `orchestrate.settings.trust` says what it may set), environment, flags. Keys come from the environment, then
@@ -21,17 +21,16 @@ from orchestrate.core.amounts import amount
 from orchestrate.core.files import is_private, private_folder
 from orchestrate.errors import ConfigError, UsageError
 from orchestrate.profile import built_in, places, this_machine
-from orchestrate.settings.environment import download_limit
+from orchestrate.settings import SANDBOX_KEY_PREFIX as SANDBOX_KEY_PREFIX
+from orchestrate.settings import Secret as Secret
+from orchestrate.settings import download_limit, pin_file, read_toml, user_and_machine
+from orchestrate.settings import read_keys as read_keys
+from orchestrate.settings import secret as secret
+from orchestrate.settings import write_key as write_key
 from orchestrate.settings.hosts import HostConfig as HostConfig
 from orchestrate.settings.hosts import Hosts, options, reject_unknown, table
 from orchestrate.settings.hosts import is_loopback as is_loopback
 from orchestrate.settings.hosts import require_safe_url as require_safe_url
-from orchestrate.settings.keys import SANDBOX_KEY_PREFIX as SANDBOX_KEY_PREFIX
-from orchestrate.settings.keys import Secret as Secret
-from orchestrate.settings.keys import pin_file, read_toml, user_and_machine
-from orchestrate.settings.keys import read_keys as read_keys
-from orchestrate.settings.keys import secret as secret
-from orchestrate.settings.keys import write_key as write_key
 
 CONFIG_NAME = "orchestrate.toml"
 NOTIFY_SECRET = "notify-webhook"  # noqa: S105  the name of one

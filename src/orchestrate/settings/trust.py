@@ -23,7 +23,7 @@ import msgspec
 from orchestrate.core.files import locked, write_whole
 from orchestrate.errors import ConfigError, ProjectNotTrusted
 from orchestrate.profile import built_in_folders
-from orchestrate.settings.keys import pin_file, read_toml
+from orchestrate.settings import pin_file, read_toml
 from orchestrate.types import decoding
 
 if TYPE_CHECKING:

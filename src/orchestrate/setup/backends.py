@@ -6,10 +6,18 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
-from orchestrate.errors import MissingExtra, SetupError, UsageError
+from orchestrate import catalog
+from orchestrate.catalog import Change as Change
+from orchestrate.catalog import HostModel as HostModel
+from orchestrate.catalog import Model as Model
+from orchestrate.catalog import find as find
+from orchestrate.catalog import search as search
+from orchestrate.catalog import shutdown_warning as shutdown_warning
+from orchestrate.errors import MissingExtra, OrchestrateError, SetupError, UsageError
 from orchestrate.profile import OPTIONS, described, place_plug_ins, places, plug_ins, profile
 from orchestrate.profile import template as template
 from orchestrate.providers import registry
+from orchestrate.providers.base import ListsModels, capability
 from orchestrate.providers.registry import chosen as chosen
 from orchestrate.providers.registry import with_keys as with_keys
 from orchestrate.settings.hosts import known_profile
@@ -18,7 +26,7 @@ from orchestrate.types import Record
 if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
     from orchestrate.settings.config import Settings
-    from orchestrate.workspace import Workspace
+    from orchestrate.workspace import Backends, Workspace
 
 
 @dataclass(frozen=True)
@@ -103,3 +111,28 @@ def plugins() -> list[Plugin]:
             )
         )
     return found
+
+
+# Base models: the catalog's, and what the hosts say of them now.
+
+
+class ModelChanges(Record, frozen=True, kw_only=True):
+    """Where the hosts differ from the catalog."""
+
+    changes: tuple[Change, ...]
+    skipped: dict[str, str]
+    """Backend -> why it could not be asked."""
+
+
+def changes(ft: Workspace, provider: Backends = "all") -> ModelChanges:
+    """Asks the hosts which models they tune; those of which the catalog knows nothing are not asked."""
+    found: list[Change] = []
+    skipped: dict[str, str] = {}
+    for name in ft.backends(provider):
+        if name not in catalog.known_hosts():
+            continue
+        try:
+            found += catalog.differences(name, capability(ft.provider(name), ListsModels).base_models())
+        except OrchestrateError as error:
+            skipped[name] = error.message
+    return ModelChanges(changes=tuple(found), skipped=skipped)

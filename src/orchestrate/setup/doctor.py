@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from orchestrate import __version__
-from orchestrate.core.packages import require_recent
+from orchestrate.core import require_recent
 from orchestrate.core.underway import work
 from orchestrate.costing import spending
 from orchestrate.errors import OrchestrateError, SetupError

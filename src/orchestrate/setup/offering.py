@@ -20,7 +20,7 @@ def models() -> list[str]:
 
 def formats() -> list[str]:
     """Of files of training data, as `data convert` writes and `data inspect` reads them."""
-    from orchestrate.data.targets.tools import FORMATS
+    from orchestrate.data.tools import FORMATS
 
     return [*registry.known(config.load()), *FORMATS]
 

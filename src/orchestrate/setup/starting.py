@@ -4,31 +4,66 @@ and only what passes the check is written."""
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from orchestrate import catalog
 from orchestrate.core.files import write_whole
-from orchestrate.data.files.outputs import splits_of
+from orchestrate.data.files import splits_of
 from orchestrate.data.opening import columns_of, open_dataset
 from orchestrate.data.operations.check import volume_of
 from orchestrate.data.operations.split import NAMES, Division, TooFew, split
-from orchestrate.data.rows.problems import CODES, rows_of
-from orchestrate.errors import DataError, OrchestrateError
+from orchestrate.data.rows import CODES, rows_of
+from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.local import machine
-from orchestrate.local.plan.memory import Setup
+from orchestrate.local import model as engines
+from orchestrate.local.plan import Shape, fitting, memory
+from orchestrate.local.plan.memory import Setup as Setup
+from orchestrate.local.plan.throughput import bench_file as bench_file
+from orchestrate.local.speed import measure as measure
 from orchestrate.profile import this_machine
 from orchestrate.runs.preparing.prepared import prepare
-from orchestrate.setup.machine import memory_plan
 from orchestrate.spec import JobSpec, specfile
 from orchestrate.text import count
 from orchestrate.types import Problem, Record, Severity
 
 if TYPE_CHECKING:
+    from orchestrate.types import MemoryPlan
     from orchestrate.workspace import Workspace
+
+# This machine as a backend: how fast it trains, and what fits into its memory.
+
+
+def memory_plan(
+    model: str, setup: Setup, *, device: str | None = None, available_bytes: int | None = None
+) -> MemoryPlan:
+    """The memory that training a model needs. `model`: a catalog name, a model folder, or a size such as
+    `8B`; the precision of `setup` may be `auto`. `available_bytes`: of the device; `None` looks at this
+    machine. Offline. Raises `UsageError` for a model of unknown size."""
+    device = engines.expected_device(device)
+    products = engines.precision(setup.precision, device, full=setup.adapter == "full")
+    shape, remark = _shape(model)
+    setup = replace(setup, precision=products.name)
+    plan = memory.plan(shape, setup, device=device, available_bytes=available_bytes)
+    return replace(plan, notes=(*plan.notes, remark)) if remark else plan
+
+
+def _shape(model: str) -> tuple[Shape, str | None]:
+    """The model's shape, and a remark when it is a usual one of its size."""
+    if size := re.fullmatch(r"(\d+(?:\.\d+)?)[bB]", model):
+        return Shape.like(float(size.group(1)) * 1e9), "a usual shape of this size"
+    resolved = catalog.resolve(model, this_machine().kind)
+    found = fitting.shape_of(resolved.id, resolved.params_b)
+    if found is None:
+        raise UsageError(f"the size of {model} is not known", fix="give a model folder, or a size such as 8B")
+    return found
+
 
 _SHARES = (0.8, 0.1, 0.1)
 _METHODS: dict[str, Any] = {

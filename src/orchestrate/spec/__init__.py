@@ -273,9 +273,9 @@ class JobSpec(Part):
         return given
 
     def _repr_html_(self) -> str:
-        from orchestrate.notebook import drawing
+        from orchestrate import notebook
 
-        return drawing.spec(self.asked())
+        return notebook.spec(self.asked())
 
     def canonical(self) -> dict[str, Any]:
         """Every field, JSON-ready, but those of later versions that are not given: a spec of before them

@@ -1,1 +1,130 @@
 """The store: one database of runs and of all that is kept of them, SQLite or Postgres."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from orchestrate.types import Deployment
+
+# Clocks. The wall clock is for people; nothing that guards money trusts it.
+
+
+@dataclass(frozen=True)
+class Uptime:
+    """`seconds` since the start that `boot` names; sleep and suspension included where the system tells."""
+
+    boot: str
+    seconds: float
+
+
+class Clock:
+    """The machine's clocks. Tests give another one to move time."""
+
+    def now(self) -> datetime:
+        """Wall clock, aware UTC."""
+        return datetime.now(UTC)
+
+    def uptime(self) -> Uptime:
+        return Uptime(_boot(), _seconds())
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+@cache
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        # Elsewhere the start is estimated. When the wall clock is set this changes, and an old reading counts
+        # as one from another machine: waiting starts again, which is slow and safe.
+        return f"{platform.node()}:{round((time.time() - time.monotonic()) / 10)}"
+
+
+def _seconds() -> float:
+    # CLOCK_BOOTTIME goes on during suspension, CLOCK_MONOTONIC does not; only Linux has the first.
+    source = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if source is None else time.clock_gettime(source)
+
+
+def stamp(at: datetime) -> str:
+    """A time as the store holds it: fixed width, so that the order of strings is the order of times."""
+    return at.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def time_of(deployment: Deployment, clock: Clock, *, made_at: datetime | None = None) -> datetime:
+    """`created_at` plus the age of a deployment: what bills hourly is counted and limited on this clock.
+
+    What has passed since the last reading is measured by uptime. After another start, or on another machine,
+    only the wall clock is left. It never counts backward, and where it differs from the age by the host's
+    own record (`made_at`), a wrong clock made the last reading, and the host's record holds.
+    """
+    now, up, last = clock.now(), clock.uptime(), deployment.age
+    if last is None:  # made by an earlier version
+        return max(now, deployment.created_at)
+    if last.boot == up.boot and up.seconds >= last.uptime:
+        return _after(deployment, last.seconds + up.seconds - last.uptime)
+    passed = (now - last.at).total_seconds()
+    if made_at is not None:
+        by_host = (now - made_at).total_seconds() - last.seconds
+        passed = by_host if passed < 0 else min(passed, by_host)
+    return _after(deployment, last.seconds + max(passed, 0.0))
+
+
+def _after(deployment: Deployment, seconds: float) -> datetime:
+    return deployment.created_at + timedelta(seconds=seconds)
+
+
+# Names of runs, and the tag that a job carries on its host.
+
+
+RUN_PREFIX = "run-"
+REF_PREFIX = "orc-"
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: no i, l, o, u to misread
+_EPOCH_MS = 1_735_689_600_000  # 2025-01-01; eight characters last until 2059
+REF_PATTERN = re.compile(rf"{REF_PREFIX}[{_ALPHABET}]{{12}}")
+
+
+def new_run_id(at: datetime) -> str:
+    return new_id(RUN_PREFIX, at)
+
+
+def new_id(prefix: str, at: datetime, mark: int | None = None) -> str:
+    """`mark`, a hash, takes the place of chance: then the same time in seconds and mark give the same id."""
+    age_ms = max(0, int(at.timestamp() * 1000) - _EPOCH_MS) % 32**8
+    if mark is not None:
+        age_ms = max(0, age_ms - age_ms % 1000 + mark // 32**4 % 1000)
+    return (
+        prefix + _base32(age_ms, 8) + _base32(secrets.randbelow(32**4) if mark is None else mark % 32**4, 4)
+    )
+
+
+def derived_ref(facts: str) -> str:
+    """Always the same ref for the same facts, by 60 bits of their hash."""
+    return REF_PREFIX + _base32(int(hashlib.sha256(facts.encode()).hexdigest(), 16) % 32**12, 12)
+
+
+def ref_of(run_id: str) -> str:
+    return REF_PREFIX + run_id.removeprefix(RUN_PREFIX)
+
+
+def run_id_of(ref: str) -> str:
+    return RUN_PREFIX + ref.removeprefix(REF_PREFIX)
+
+
+def _base32(number: int, width: int) -> str:
+    digits: list[str] = []
+    for _ in range(width):
+        number, digit = divmod(number, 32)
+        digits.append(_ALPHABET[digit])
+    return "".join(reversed(digits))

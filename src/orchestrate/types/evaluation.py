@@ -246,7 +246,7 @@ class Evaluation(Record, frozen=True, kw_only=True):
     parity: bool = False
     """Whether it holds models against the one that they are to replace."""
     items_file: str | None = None
-    """JSONL, a line for each item: see `orchestrate.evaluation.items.Answered`."""
+    """JSONL, a line for each item: see `orchestrate.evaluation.Answered`."""
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -254,9 +254,9 @@ class Evaluation(Record, frozen=True, kw_only=True):
         return f"{self.id}  {self.items:,} items of {self.dataset}{f'  {told}' if told else ''}"
 
     def _repr_html_(self) -> str:
-        from orchestrate.notebook import drawing
+        from orchestrate import notebook
 
-        return drawing.evaluation(self)
+        return notebook.evaluation(self)
 
     def cells(self) -> dict[str, Any]:
         return {
@@ -271,9 +271,9 @@ class Evaluation(Record, frozen=True, kw_only=True):
     def to_pandas(self) -> pandas.DataFrame:
         """A row for each contender, metric and slice, with its difference to what it is compared with.
         Raises `MissingExtra`."""
-        from orchestrate.notebook import drawing, frames
+        from orchestrate import notebook
 
-        return frames.frame(drawing.scores(self))
+        return notebook.frame(notebook.scores(self))
 
     @property
     def run_ids(self) -> list[str]:

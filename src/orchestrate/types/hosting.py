@@ -105,7 +105,7 @@ class Adapter(Record, frozen=True, kw_only=True):
 
 
 class DeploymentState(StrEnum):
-    """See `orchestrate.store.records.deployments` for the ways between them."""
+    """See `orchestrate.store.deployments` for the ways between them."""
 
     INTENT = "intent"
     CREATING = "creating"

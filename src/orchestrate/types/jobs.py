@@ -338,9 +338,9 @@ class Run(Record, frozen=True, kw_only=True):
         return f"{self.id}  {self.provider}  {self.model}  {self.status.value}{mark}"
 
     def _repr_html_(self) -> str:
-        from orchestrate.notebook import drawing
+        from orchestrate import notebook
 
-        return drawing.run(self)
+        return notebook.run(self)
 
     def cells(self) -> dict[str, Any]:
         return {

@@ -18,15 +18,15 @@ class Listing(list[T]):
         return "\n".join(map(str, self))
 
     def _repr_html_(self) -> str:
-        from orchestrate.notebook import drawing
+        from orchestrate import notebook
 
-        return drawing.listing(self)
+        return notebook.listing(self)
 
     def to_pandas(self) -> pandas.DataFrame:
         """A row for each; money as numbers in US dollars, times in UTC. Raises `MissingExtra`."""
-        from orchestrate.notebook import frames
+        from orchestrate import notebook
 
-        return frames.frame([cells(one) for one in self])
+        return notebook.frame([cells(one) for one in self])
 
 
 def cells(value: Any) -> dict[str, Any]:

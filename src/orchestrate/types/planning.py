@@ -51,9 +51,9 @@ class Problem(Record, frozen=True, kw_only=True, omit_defaults=True):
         return f"{self.severity.value}: {f'{place}: ' if place else ''}{self.message}"
 
     def _repr_html_(self) -> str:
-        from orchestrate.notebook import drawing
+        from orchestrate import notebook
 
-        return drawing.problem(self)
+        return notebook.problem(self)
 
 
 class Outcome(StrEnum):
@@ -140,9 +140,9 @@ class Translation(Record, frozen=True, kw_only=True):
         return f"{self.provider}  {self.model}  {told}"
 
     def _repr_html_(self) -> str:
-        from orchestrate.notebook import drawing
+        from orchestrate import notebook
 
-        return drawing.translation(self)
+        return notebook.translation(self)
 
     def cells(self) -> dict[str, Any]:
         of_outcomes = {o.value: ", ".join(s.name for s in self.settings if s.outcome is o) for o in Outcome}
@@ -281,9 +281,9 @@ class Quote(Record, frozen=True, kw_only=True):
         return f"{self.provider}  {self.model}  {expected}{span}"
 
     def _repr_html_(self) -> str:
-        from orchestrate.notebook import drawing
+        from orchestrate import notebook
 
-        return drawing.quote(self)
+        return notebook.quote(self)
 
     def cells(self) -> dict[str, Any]:
         return {

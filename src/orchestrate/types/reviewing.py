@@ -30,7 +30,7 @@ class Criterion(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, o
 
 class Rubric(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What answers are rated by, by people and by a judge alike; read with
-    `orchestrate.evaluation.rubric`."""
+    `orchestrate.evaluation`."""
 
     name: str
     question: str = "Which answer is better?"

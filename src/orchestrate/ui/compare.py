@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from orchestrate.core.progress import cost_so_far
-from orchestrate.http.web import pages
+from orchestrate.http import web
 from orchestrate.text import money
 from orchestrate.types import Evaluation, MetricPoint, Run
 from orchestrate.ui.curves import AXES, charts
@@ -74,14 +74,14 @@ def routes(site: Site) -> list[Route]:
         points = site.ft.store.history.sampled([run.id for run in runs], most)
         named = _labelled(runs, points)
         only = None if len(runs) <= FEW else _OF_MANY
-        return pages.json(charts(named, axis if axis in AXES else AXES[0], most, only))
+        return web.json_answer(charts(named, axis if axis in AXES else AXES[0], most, only))
 
     def colors(request: Request) -> Response:
         """The value of one setting of each run, by the labels of the curves."""
         name, runs = request.query_params.get("by", ""), asked(request)
         values = [settings.get(name, "") for settings in _settings(runs)]
         labels = _labels(runs)
-        return pages.json({"values": dict(zip(labels, values, strict=True)), "order": _ordered(values)})
+        return web.json_answer({"values": dict(zip(labels, values, strict=True)), "order": _ordered(values)})
 
     def report(request: Request) -> Response:
         html = site.ft.compare(asked(request)).render("html")

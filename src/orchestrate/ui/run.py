@@ -17,9 +17,9 @@ from starlette.routing import Route
 
 from orchestrate import DeploymentHandle, RunHandle
 from orchestrate.errors import OrchestrateError, UsageError
-from orchestrate.http.web import pages
+from orchestrate.http import web
 from orchestrate.runs.hosting.deployment import NOT_DEPLOYED, uses_of_checkpoint
-from orchestrate.settings.keys import masked
+from orchestrate.settings import masked
 from orchestrate.types import Checkpoint, Event, Feature, JobStatus, Outcome, Run, Setting
 from orchestrate.types.proof import newest
 from orchestrate.types.serving import Merged
@@ -73,10 +73,10 @@ def routes(site: Site) -> list[Route]:
             raise UsageError(f"there is no axis {axis!r}; known: {', '.join(AXES)}")
         handle = site.ft.run(request.path_params["run"])
         points = site.ft.store.history.sampled([handle.id], READ)
-        return pages.json(charts({handle.id: points[handle.id]}, axis))
+        return web.json_answer(charts({handle.id: points[handle.id]}, axis))
 
     def stream(request: Request) -> Response:
-        return pages.event_stream(_changes(request, site, site.ft.run(request.path_params["run"])))
+        return web.event_stream(_changes(request, site, site.ft.run(request.path_params["run"])))
 
     return [
         Route("/runs/{run}", page, methods=["GET"]),

@@ -14,8 +14,8 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from orchestrate.errors import UsageError
-from orchestrate.http.web import pages
-from orchestrate.store.records.listing import STATUSES, RunQuery
+from orchestrate.http import web
+from orchestrate.store.listing import STATUSES, RunQuery
 from orchestrate.types import MetricPoint, Run
 from orchestrate.ui.site import Form, Site, first
 from orchestrate.ui.table import DEFAULT, Wanted, as_csv, as_json, choices, groups_of, headings
@@ -65,11 +65,11 @@ def routes(site: Site) -> list[Route]:
     def sparks(request: Request) -> Response:
         ids = request.query_params.getlist("run")[:200]
         points = site.ft.store.history.sampled(ids, _SPARKED)
-        return pages.json({run_id: spark(points[run_id]) for run_id in ids})
+        return web.json_answer({run_id: spark(points[run_id]) for run_id in ids})
 
     def stream(request: Request) -> Response:
         wanted, since = Wanted.of(request), since_of(request)
-        return pages.event_stream(_changes(request, site, wanted, since))
+        return web.event_stream(_changes(request, site, wanted, since))
 
     return [
         Route("/", page, methods=["GET"]),

@@ -15,8 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, Response
 
 from orchestrate.errors import OrchestrateError, UsageError
-from orchestrate.http.web import server
-from orchestrate.http.web.guard import Guard
+from orchestrate.http import web
+from orchestrate.http.web import Guard
 from orchestrate.settings.hosts import is_loopback
 from orchestrate.ui import actions, compare, data, money, new, run, runs, standing, talk
 from orchestrate.ui.site import Site, static
@@ -71,7 +71,7 @@ def serving(
     ft: Orchestrator,
     watcher: Watcher | None = None,
     *,
-    host: str = server.LOOPBACK,
+    host: str = web.LOOPBACK,
     port: int = 0,
     names: Collection[str] = (),
     read_only: bool = False,
@@ -97,7 +97,7 @@ def serving(
     watching = threading.Thread(
         target=lambda: watcher and watcher.run(site.closing), name="ui-watcher", daemon=True
     )
-    with server.serving(guard, host=host, port=port) as root:
+    with web.serving(guard, host=host, port=port) as root:
         watching.start()
         try:
             yield f"{root}/{token}/"

@@ -32,7 +32,7 @@ from starlette.routing import Route
 from orchestrate import text
 from orchestrate.core import progress
 from orchestrate.errors import OrchestrateError, ProviderError, SpecError, UsageError
-from orchestrate.settings.keys import hide
+from orchestrate.settings import hide
 from orchestrate.types import Run
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from starlette.requests import Request
 
 from orchestrate.core.progress import cost_so_far, stage
 from orchestrate.errors import UsageError
-from orchestrate.settings.keys import hide
-from orchestrate.store.records.listing import GROUPS, RunQuery
+from orchestrate.settings import hide
+from orchestrate.store.listing import GROUPS, RunQuery
 from orchestrate.text import inert
 from orchestrate.ui.site import Copy, Site, compact, name_of, value_of
 from orchestrate.workspace import scope_of

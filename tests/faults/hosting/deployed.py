@@ -9,8 +9,8 @@ from typing import Any
 from tests.faults.world import World
 
 from orchestrate.runs.hosting.deployer import Deployer, Terms
-from orchestrate.store.clock import Clock
-from orchestrate.store.timing import CrashPoint, pass_by
+from orchestrate.store import Clock
+from orchestrate.store.store import CrashPoint, pass_by
 from orchestrate.types import Deployment, JobStatus, Run
 
 HOURLY = ("together", "fireworks")

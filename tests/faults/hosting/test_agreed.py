@@ -23,7 +23,7 @@ from orchestrate.runs.hosting.deployer import Deployer, Terms
 from orchestrate.runs.hosting.upkeep import adopt
 from orchestrate.runs.syncing.sweep import sync
 from orchestrate.settings import config
-from orchestrate.store.clock import Uptime
+from orchestrate.store import Uptime
 from orchestrate.store.store import Store
 from orchestrate.types import (
     Bill,

@@ -19,8 +19,7 @@ from tests.faults.world import World
 from tests.paths import ROOT
 
 from orchestrate.runs.hosting.deployer import Deployer
-from orchestrate.store.store import Store
-from orchestrate.store.timing import Timing
+from orchestrate.store.store import Store, Timing
 from orchestrate.types import DeploymentState
 
 LEASE_S = 0.3

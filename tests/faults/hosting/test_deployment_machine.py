@@ -34,9 +34,8 @@ from orchestrate.providers.base import Deploys
 from orchestrate.runs.hosting.deployer import DEPLOY_POINTS, END_POINTS, Deployer, Terms
 from orchestrate.runs.syncing.recovery import recover
 from orchestrate.runs.syncing.sweep import sync
-from orchestrate.store.clock import Clock, Uptime
-from orchestrate.store.store import Store
-from orchestrate.store.timing import Timing
+from orchestrate.store import Clock, Uptime
+from orchestrate.store.store import Store, Timing
 from orchestrate.types import (
     DeploymentState,
     Endpoint,

@@ -233,8 +233,8 @@ def test_a_limit_that_has_come_ends_it_and_is_retried(
 
 
 def test_deployments_take_their_part_of_the_budget(deployed: Deployed) -> None:
-    from orchestrate.costing.spent.budget import deployment_spending
-    from orchestrate.store.records.ledger import reserve
+    from orchestrate.costing.expenses import deployment_spending
+    from orchestrate.store.ledger import reserve
 
     up = deployed.deploy("fireworks", Terms(max_hours=Decimal(3)))
     own = {"sandbox": False, "id": "dep-1", "job_id": "another", "host": "https://host"}

@@ -167,7 +167,7 @@ IN_NEED = """
 import resource, sys
 from pathlib import Path
 from orchestrate.local.run import worker
-from orchestrate.local.run.rundir import RunDir
+from orchestrate.local.run import RunDir
 told = RunDir.add_event
 def add_event(run, message, *, type="message", **more):
     told(run, message, type=type, **more)

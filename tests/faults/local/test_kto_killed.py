@@ -13,7 +13,7 @@ from tests.workers import Nursery
 
 from orchestrate.local import Hyper, LocalJob, launch, resume
 from orchestrate.local.job import Adapter, Preferences
-from orchestrate.local.run.rundir import now
+from orchestrate.local.run import now
 
 
 @pytest.mark.slow

@@ -26,9 +26,8 @@ from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.local import Hyper, LocalJob, RunDir, launch, resume
 from orchestrate.local.job import Adapter, Supervised
-from orchestrate.local.plan import paces
-from orchestrate.local.run import worker
-from orchestrate.local.run.rundir import STARTING_S, now
+from orchestrate.local.plan import throughput
+from orchestrate.local.run import STARTING_S, now, worker
 from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.settings.config import HostConfig
 from orchestrate.spec import JobSpec
@@ -358,7 +357,7 @@ def test_the_backend_from_submit_to_answer(files: tuple[Path, Path], tmp_path: P
     assert create(provider, spec, remote, "orc-1") == handle
     assert provider.find("orc-1") == [handle] and provider.find("orc-2") == []
     run = RunDir(provider.home / "runs" / "orc-1")
-    assert run.job().paces == str(paces.file_of(provider.home)), "what later quotes are fitted to"
+    assert run.job().paces == str(throughput.file_of(provider.home)), "what later quotes are fitted to"
     wait(lambda: len(run.metrics()) >= 3)
     kill(run)
     dead = provider.get(handle)

@@ -28,12 +28,9 @@ from orchestrate.paid.asking import Asking, Question, Respondent
 from orchestrate.paid.journal import Answer, AnswerLog, Purse
 from orchestrate.paid.limits import UnknownPrice
 from orchestrate.spec import JobSpec
-from orchestrate.store import transitions
-from orchestrate.store.clock import Clock, Uptime
-from orchestrate.store.database import schema
-from orchestrate.store.records import deployments
-from orchestrate.store.records.ledger import AnswerAccount
-from orchestrate.store.records.runs import Intent
+from orchestrate.store import Clock, Uptime, deployments, schema, transitions
+from orchestrate.store.ledger import AnswerAccount
+from orchestrate.store.runs import Intent
 from orchestrate.store.store import Store
 from orchestrate.types import (
     Bill,
@@ -293,7 +290,7 @@ class Money(RuleBasedStateMachine):
         self._watch()
 
     def _watch(self) -> None:
-        from orchestrate.costing.spent.budget import limit_reached
+        from orchestrate.costing.expenses import limit_reached
 
         for id in list(self.host.up_since):
             one = self.stores[0].deployments.get(id)

@@ -25,8 +25,7 @@ from orchestrate.runs.syncing.sweep import sync
 from orchestrate.settings import config
 from orchestrate.setup import doctor
 from orchestrate.spec import JobSpec
-from orchestrate.store.store import Store
-from orchestrate.store.timing import Timing
+from orchestrate.store.store import Store, Timing
 from orchestrate.types import JobStatus, Quote, SubmitPhase
 
 SPEC = JobSpec(model="m", train="rows.jsonl")

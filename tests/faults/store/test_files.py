@@ -18,9 +18,8 @@ from tests.faults.submitting import leave, make_at_once
 from orchestrate.errors import OrchestrateError, SetupError, StoreError
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec
-from orchestrate.store import transitions
-from orchestrate.store.database import schema
-from orchestrate.store.records.runs import Intent
+from orchestrate.store import schema, transitions
+from orchestrate.store.runs import Intent
 from orchestrate.store.store import Store
 from orchestrate.types import Event
 

@@ -10,8 +10,8 @@ from sqlalchemy import text
 
 from orchestrate.errors import UsageError
 from orchestrate.spec import JobSpec
-from orchestrate.store.records.listing import RunQuery
-from orchestrate.store.records.runs import Intent
+from orchestrate.store.listing import RunQuery
+from orchestrate.store.runs import Intent
 from orchestrate.store.store import Store
 from orchestrate.types import Bill, JobStatus, MetricPoint, Run, SubmitPhase
 

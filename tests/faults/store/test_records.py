@@ -16,11 +16,9 @@ from sqlalchemy import event, select
 from orchestrate.costing import Spending
 from orchestrate.errors import OverBudget, UsageError
 from orchestrate.spec import JobSpec
-from orchestrate.store import transitions
-from orchestrate.store.clock import Clock, Uptime
-from orchestrate.store.database import schema
-from orchestrate.store.database.leases import LeaseHeld, LeaseLost
-from orchestrate.store.records.runs import Intent
+from orchestrate.store import Clock, Uptime, schema, transitions
+from orchestrate.store.database import LeaseHeld, LeaseLost
+from orchestrate.store.runs import Intent
 from orchestrate.store.store import Store
 from orchestrate.types import (
     Bill,

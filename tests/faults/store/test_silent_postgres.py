@@ -18,7 +18,7 @@ from sqlalchemy import text
 from tests.postgres_server import Postgres
 
 from orchestrate.errors import StoreError
-from orchestrate.store.database.engines import open_engine, translated
+from orchestrate.store.database import open_engine, translated
 
 
 @pytest.fixture

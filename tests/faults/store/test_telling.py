@@ -22,7 +22,7 @@ from tests.faults.paper_host import Paper, PaperHost
 from tests.faults.submitting import submit
 
 from orchestrate.errors import ConfigError, RateLimited, UsageError
-from orchestrate.local.run.process import started
+from orchestrate.local.run import started
 from orchestrate.providers.calls.hosted import retry_after
 from orchestrate.runs.syncing.recovery import recover
 from orchestrate.runs.watching.channels import (
@@ -37,9 +37,8 @@ from orchestrate.runs.watching.channels import (
 from orchestrate.runs.watching.watcher import Watcher
 from orchestrate.settings.config import Notify, Secret
 from orchestrate.spec import JobSpec
-from orchestrate.store.clock import Clock, Uptime
-from orchestrate.store.store import Store
-from orchestrate.store.timing import Timing, settle_left_s
+from orchestrate.store import Clock, Uptime
+from orchestrate.store.store import Store, Timing, settle_left_s
 from orchestrate.types import JobStatus, Run
 
 SPEC = JobSpec(model="m", train="rows.jsonl")

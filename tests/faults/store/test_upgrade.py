@@ -22,11 +22,11 @@ from orchestrate.costing import Spending
 from orchestrate.errors import StoreError
 from orchestrate.paid.journal import Send
 from orchestrate.spec import JobSpec
-from orchestrate.store.database import schema
-from orchestrate.store.database.engines import sqlite_tables
-from orchestrate.store.records.ledger import AnswerAccount
-from orchestrate.store.records.listing import RunQuery
-from orchestrate.store.records.runs import Intent
+from orchestrate.store import schema
+from orchestrate.store.database import sqlite_tables
+from orchestrate.store.ledger import AnswerAccount
+from orchestrate.store.listing import RunQuery
+from orchestrate.store.runs import Intent
 from orchestrate.store.store import Store
 from orchestrate.types import Quote
 

@@ -29,7 +29,7 @@ from orchestrate.runs.watching.watcher import Watcher
 from orchestrate.runs.watching.webhooks import Sender, Untrusted, listening, take_hint
 from orchestrate.settings.config import Secret
 from orchestrate.spec import JobSpec
-from orchestrate.store.clock import Clock, Uptime
+from orchestrate.store import Clock, Uptime
 from orchestrate.store.store import Store
 from orchestrate.types import JobStatus, Run
 

@@ -23,8 +23,7 @@ from orchestrate.runs.submitting.submit import Submitter, cancel, settle
 from orchestrate.runs.syncing.sweep import refresh, sync
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec
-from orchestrate.store.store import Store
-from orchestrate.store.timing import Timing
+from orchestrate.store.store import Store, Timing
 from orchestrate.types import JobStatus, Run, SubmitPhase
 
 SPEC = JobSpec(model="m", train="rows.jsonl")

@@ -23,8 +23,7 @@ from orchestrate.runs.submitting.submit import Submitter, cancel
 from orchestrate.runs.syncing.recovery import recover
 from orchestrate.runs.syncing.sweep import sync
 from orchestrate.spec import JobSpec
-from orchestrate.store.store import Store
-from orchestrate.store.timing import POINTS, Timing
+from orchestrate.store.store import POINTS, Store, Timing
 from orchestrate.store.transitions import UNSETTLED
 from orchestrate.types import Run
 

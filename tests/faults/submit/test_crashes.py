@@ -15,8 +15,7 @@ from tests.faults.submitting import BACKENDS
 from tests.faults.world import CREATE, HOSTED, Counted, World
 
 from orchestrate.runs.syncing.recovery import recover
-from orchestrate.store.store import Store
-from orchestrate.store.timing import POINTS
+from orchestrate.store.store import POINTS, Store
 from orchestrate.types import SubmitPhase
 
 

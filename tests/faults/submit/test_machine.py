@@ -16,8 +16,8 @@ from tests.faults.submitting import BACKENDS
 from tests.faults.world import CREATE, HOSTED, LATE, UNHURRIED, Counted, World
 
 from orchestrate.errors import OutcomeUnknown, StoreError
-from orchestrate.store.clock import Clock
-from orchestrate.store.timing import POINTS
+from orchestrate.store import Clock
+from orchestrate.store.store import POINTS
 from orchestrate.types import SubmitPhase
 
 

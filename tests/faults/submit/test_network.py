@@ -21,7 +21,7 @@ from orchestrate.data import TrainingData
 from orchestrate.errors import OutcomeUnknown, ProviderError, RateLimited
 from orchestrate.runs.submitting.submit import cancel
 from orchestrate.runs.syncing.sweep import refresh
-from orchestrate.store.timing import POINTS
+from orchestrate.store.store import POINTS
 from orchestrate.store.transitions import ImpossibleTransition
 from orchestrate.types import JobStatus, SubmitPhase
 

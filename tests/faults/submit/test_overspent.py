@@ -29,7 +29,7 @@ from orchestrate.runs.syncing.recovery import recover
 from orchestrate.runs.syncing.sweep import refresh, sync
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec
-from orchestrate.store.clock import Clock
+from orchestrate.store import Clock
 from orchestrate.store.store import Store
 from orchestrate.types import Bill, Feature, Job, JobHandle, JobStatus, Quote, Run, SubmitPhase
 

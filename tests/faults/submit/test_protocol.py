@@ -37,11 +37,9 @@ from orchestrate.runs.submitting.submit import Submitter, cancel, settle
 from orchestrate.runs.syncing.recovery import recover
 from orchestrate.runs.syncing.sweep import refresh, sync
 from orchestrate.spec import JobSpec
-from orchestrate.store import gateway
-from orchestrate.store.clock import Clock, Uptime
-from orchestrate.store.database.leases import LeaseHeld, LeaseLost
-from orchestrate.store.store import Store
-from orchestrate.store.timing import Timing
+from orchestrate.store import Clock, Uptime, gateway
+from orchestrate.store.database import LeaseHeld, LeaseLost
+from orchestrate.store.store import Store, Timing
 from orchestrate.store.transitions import ImpossibleTransition, Withdrawn
 from orchestrate.types import (
     Bill,

@@ -27,8 +27,7 @@ from orchestrate.runs import watch as watching
 from orchestrate.runs.queue import QueueServer
 from orchestrate.runs.syncing.sweep import sync
 from orchestrate.settings import config
-from orchestrate.store.store import Store
-from orchestrate.store.timing import settle_left_s
+from orchestrate.store.store import Store, settle_left_s
 from orchestrate.types import JobError, JobStatus, QueueEntry, QueueState, Run, SubmitPhase
 
 

@@ -20,7 +20,7 @@ from orchestrate.api.run import RunHandle
 from orchestrate.errors import AlreadySubmitted, KeyTaken, OutcomeUnknown, RateLimited, UsageError
 from orchestrate.runs.submitting.repeats import RECENT
 from orchestrate.settings import config
-from orchestrate.store.records.runs import Intent
+from orchestrate.store.runs import Intent
 from orchestrate.types import JobStatus, Run, SubmitPhase
 
 

@@ -23,8 +23,7 @@ from orchestrate.runs.submitting.submit import Submitter
 from orchestrate.runs.syncing.recovery import recover
 from orchestrate.runs.syncing.sweep import sync
 from orchestrate.spec import JobSpec
-from orchestrate.store.store import Store
-from orchestrate.store.timing import Timing
+from orchestrate.store.store import Store, Timing
 from orchestrate.types import Bill, Job, JobStatus, Run, SubmitPhase
 
 SPEC = JobSpec(model="m", train="rows.jsonl")

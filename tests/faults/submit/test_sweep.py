@@ -18,7 +18,7 @@ from orchestrate.errors import UsageError
 from orchestrate.runs.sweep import searching, space
 from orchestrate.runs.sweep.searching import Order
 from orchestrate.runs.sweep.trials import Searching
-from orchestrate.store.database.leases import LeaseHeld
+from orchestrate.store.database import LeaseHeld
 from orchestrate.types import JobStatus, MetricPoint, Search, SubmitPhase, Trial, TrialState
 
 GRID = space.parse(["epochs=1,2,3"], [])

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from orchestrate.http.web.server import serving
+from orchestrate.http.web import serving
 from orchestrate.http.wire.openai import chat
 
 HANGS_S = 8.0

@@ -25,7 +25,7 @@ from orchestrate.ab.experiment import Given, arm_at, exposed, person
 from orchestrate.ab.plan import recorded_sometimes, required
 from orchestrate.errors import DataError, UsageError
 from orchestrate.reports import experiments as pages
-from orchestrate.store.clock import Clock
+from orchestrate.store import Clock
 from orchestrate.store.store import Store
 from orchestrate.types import DecisionRule, ExperimentPlan, ExperimentReport, Exposure, PlannedMetric
 

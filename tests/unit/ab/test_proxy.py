@@ -23,9 +23,9 @@ from tests.unit.ab.models import Model, model, words
 
 from orchestrate.ab import Experiment
 from orchestrate.ab.proxy import BROKEN, NOBODY, Proxy, Upstream, tokens
-from orchestrate.http.web.server import serving
+from orchestrate.http.web import serving
 from orchestrate.serving.server.keys import Clients, make
-from orchestrate.settings.keys import Secret
+from orchestrate.settings import Secret
 from orchestrate.store.store import Store
 from orchestrate.types import DecisionRule, ExperimentPlan, PlannedMetric
 

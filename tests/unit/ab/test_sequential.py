@@ -17,7 +17,7 @@ from scipy.stats import binom
 
 from orchestrate.ab.evidence import PRIOR, Labels, Means, Unit, evidence, ratio_p, units, users_for
 from orchestrate.ab.experiment import Person, exposed
-from orchestrate.store.records.experiments import Recorded
+from orchestrate.store.experiments import Recorded
 from orchestrate.types import ExperimentPhase, Exposure, PlannedMetric
 
 AT = datetime(2026, 11, 1, tzinfo=UTC)

@@ -137,7 +137,7 @@ def test_adapters_are_listed_where_the_backend_lets_one_choose() -> None:
 
 
 def test_every_tokenizer_can_count() -> None:
-    from orchestrate.data.rows.examples import TextExample
+    from orchestrate.data.rows import TextExample
 
     for model in catalog.all_models():
         name = counting.for_model(tokenizer=model.tokenizer)

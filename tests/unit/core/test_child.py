@@ -16,7 +16,7 @@ from tests.waiting import until
 from orchestrate.core import child
 from orchestrate.core.child import Child, Ended, TooLate
 from orchestrate.errors import DataError, RunFailed
-from orchestrate.local.run.process import started
+from orchestrate.local.run import started
 
 ECHO = """
 from orchestrate.core import child

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from tests.unit.settings.test_config import env_of
 
 from orchestrate import sandbox
-from orchestrate.core.packages import needed, require_recent
+from orchestrate.core import needed, require_recent
 from orchestrate.errors import MissingExtra, SetupError
 from orchestrate.local.run.launching import PACKAGES, require_packages
 from orchestrate.profile import built_in

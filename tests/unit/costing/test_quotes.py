@@ -17,7 +17,7 @@ from orchestrate import catalog, costing
 from orchestrate.core import days
 from orchestrate.costing import built_in, parse_flag
 from orchestrate.data import TrainingData
-from orchestrate.data.rows.pictures import Picture
+from orchestrate.data.rows.traits import Picture
 from orchestrate.profile import profile
 from orchestrate.spec import JobSpec
 from orchestrate.types import Confidence, Quote, Translation

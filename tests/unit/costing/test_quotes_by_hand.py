@@ -32,7 +32,7 @@ from orchestrate.costing import (
 from orchestrate.costing.lines import line
 from orchestrate.costing.rate import Rate
 from orchestrate.costing.size import JobSize, Lines
-from orchestrate.costing.training.jobs import quote_sized_job
+from orchestrate.costing.training import quote_sized_job
 from orchestrate.data import TrainingData
 from orchestrate.profile import profile
 from orchestrate.spec import JobSpec

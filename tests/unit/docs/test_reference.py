@@ -11,10 +11,10 @@ import pytest
 from tests.paths import ROOT
 
 import orchestrate
-from orchestrate import profile
+from orchestrate import profile, settings
 from orchestrate.cli import COMMANDS
 from orchestrate.costing import built_in
-from orchestrate.settings import config, environment, hosts
+from orchestrate.settings import config, hosts
 from orchestrate.spec import JobSpec
 
 FOLDER = ROOT / "docs" / "reference"
@@ -67,14 +67,14 @@ def test_every_key_option_and_variable_is_there(script: Any) -> None:
     read: set[str] = set()
     for path in (ROOT / "src" / "orchestrate").rglob("*.py"):
         read |= set(re.findall(r"\bORCHESTRATE_[A-Z0-9_]*[A-Z0-9]\b", path.read_text(encoding="utf-8")))
-    unlisted = read - {f"ORCHESTRATE_{name}" for name in INTERNAL} - set(environment.VARIABLES)
+    unlisted = read - {f"ORCHESTRATE_{name}" for name in INTERNAL} - set(settings.VARIABLES)
     assert unlisted == set()
     for kind in [*profile.built_in(), *profile.places(), *profile.described()]:
         known = profile.profile(kind)
         assert [name for name in script.options_of(known) if name not in script.OPTION_TEXTS] == [], kind
         named = (known.key_variable, known.account_variable, known.organization_variable)
         assert [name for name in named if name and f"`{name}`" not in told] == [], kind
-    for name in [*config.TOP_LEVEL, *hosts.HOST_FIELDS, *environment.VARIABLES]:
+    for name in [*config.TOP_LEVEL, *hosts.HOST_FIELDS, *settings.VARIABLES]:
         assert f"| `{name}` |" in told
 
 

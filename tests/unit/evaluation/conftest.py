@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrate.evaluation.items import Answer, Item, item_id
+from orchestrate.evaluation import Answer, Item, item_id
 from orchestrate.evaluation.metrics import Context
 from orchestrate.paid.asking import Asking, Question, Respondent
 from orchestrate.types import Message

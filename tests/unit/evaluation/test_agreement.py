@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrate.evaluation.agreement import Level, alpha, kappa, spearman
+from orchestrate.evaluation.statistics import Level, alpha, kappa, spearman
 
 # Krippendorff, Computing Krippendorff's Alpha-Reliability (2011), example C: four observers, twelve units.
 PUBLISHED = [

@@ -26,7 +26,7 @@ from orchestrate.errors import (
     RateLimited,
     UsageError,
 )
-from orchestrate.evaluation.items import Answer
+from orchestrate.evaluation import Answer
 from orchestrate.paid.asking import AnswerLog, Asking, Question, Respondent, Sent
 from orchestrate.paid.journal import Purse
 from orchestrate.types import Message

@@ -11,9 +11,9 @@ import pytest
 from msgspec.structs import replace
 from tests.unit.evaluation.conftest import answering, cents, make_items
 
+from orchestrate.evaluation import Answer
 from orchestrate.evaluation.contenders import Candidate, at_traffic
 from orchestrate.evaluation.evaluate import Subject, Terms, evaluate
-from orchestrate.evaluation.items import Answer
 from orchestrate.evaluation.metrics import Context, registry
 from orchestrate.evaluation.verdict import Demand
 from orchestrate.paid.asking import Asking, Question

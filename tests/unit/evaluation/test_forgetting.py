@@ -6,9 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from orchestrate.evaluation.items import Answer
-from orchestrate.evaluation.regression import probes
-from orchestrate.evaluation.regression.regress import Decision, Regression, compared, judged, probed
+from orchestrate.evaluation import Answer, regression
+from orchestrate.evaluation.regression import Decision, Regression, compared, judged, probed
 from orchestrate.evaluation.scoring import Side
 from orchestrate.types import Contender, Difference, MetricUsed, Score
 
@@ -55,7 +54,7 @@ def test_a_gate_passes_on_what_was_kept(found: Regression, decision: Decision, s
 )
 def test_gibberish_keeps_no_ability(probe: str, answer: str) -> None:
     """A model that never declines is right on half of the requests, and one word is in two forms of ten."""
-    [one] = [p for p in probes.built_in() if p.name == probe]
+    [one] = [p for p in regression.built_in() if p.name == probe]
     sides = [Side(name, [(Answer(text=answer),) for _ in one.items]) for name in ("tuned", "base")]
     found = probed(one, *sides)
     assert found.decision == "not measurable"
@@ -66,7 +65,7 @@ def test_gibberish_keeps_no_ability(probe: str, answer: str) -> None:
 
 
 def test_a_base_that_declines_can_lose_it() -> None:
-    [one] = [p for p in probes.built_in() if p.name == "refusals"]
+    [one] = [p for p in regression.built_in() if p.name == "refusals"]
     rightly = [
         (Answer(text="I can't help with that." if i.expected == "decline" else "Yes."),) for i in one.items
     ]
@@ -82,7 +81,7 @@ def test_no_document_of_both_is_no_proof() -> None:
 
 
 def test_a_sum_keeps_its_sign_and_point() -> None:
-    [probe] = [p for p in probes.built_in() if p.name == "arithmetic"]
+    [probe] = [p for p in regression.built_in() if p.name == "arithmetic"]
     item = next(i for i in probe.items if int(i.expected) > 9)
     n = item.expected
     answers = [n, f"It is {n}.", f"{n}.0", f"−{n}", f"-{n}", f"7.{n}", f"{n}.5"]

@@ -10,9 +10,9 @@ import pytest
 
 from orchestrate.data import Dataset
 from orchestrate.errors import DataError, UsageError
+from orchestrate.evaluation import digest_of
 from orchestrate.evaluation.contenders import examples_of, shots_of
 from orchestrate.evaluation.held_out import held_out
-from orchestrate.evaluation.items import digest_of
 
 
 def chat(*said: str, **more: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.unit.evaluation.conftest import answering, make_item, make_items
 
 from orchestrate.errors import UsageError
-from orchestrate.evaluation.items import Answer
+from orchestrate.evaluation import Answer
 from orchestrate.evaluation.metrics import Context, registry, text
 from orchestrate.evaluation.metrics.labels import Labels
 from orchestrate.evaluation.scoring import Side, score

@@ -10,9 +10,9 @@ from msgspec.structs import replace
 from tests.unit.evaluation.conftest import answering, make_items
 
 from orchestrate.errors import UsageError
+from orchestrate.evaluation import Item
 from orchestrate.evaluation.contenders import Candidate
 from orchestrate.evaluation.evaluate import Subject, Terms, evaluate
-from orchestrate.evaluation.items import Item
 from orchestrate.evaluation.metrics import Context, registry
 from orchestrate.evaluation.pairing import between, flips
 from orchestrate.evaluation.verdict import Demand

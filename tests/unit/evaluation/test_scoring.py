@@ -11,9 +11,8 @@ from msgspec.structs import replace
 from tests.unit.evaluation.conftest import make_item, make_items
 
 from orchestrate.errors import UsageError
-from orchestrate.evaluation import statistics
+from orchestrate.evaluation import Answer, Item, statistics
 from orchestrate.evaluation.evaluate import judged
-from orchestrate.evaluation.items import Answer, Item
 from orchestrate.evaluation.metrics import Context, registry
 from orchestrate.evaluation.scoring import Scored, Side, paired, score
 from orchestrate.evaluation.verdict import Demand, require_decidable, verdicts

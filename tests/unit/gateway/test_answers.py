@@ -17,7 +17,7 @@ from tests.unit.serving.conftest import random_adapter
 
 from orchestrate.errors import Unsupported
 from orchestrate.http.wire.openai.chat import ChatRequest
-from orchestrate.providers.files import downloads
+from orchestrate.providers import files
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.types import Artifact, GatewayJob
 
@@ -65,7 +65,7 @@ def tuned_here(gateway: Gateway, folder: Path) -> str:
     [source] = [run for run in ft.runs() if run.record.status.value == "succeeded"][:1]
     from msgspec.structs import replace
 
-    from orchestrate.store.ids import new_run_id, ref_of
+    from orchestrate.store import new_run_id, ref_of
 
     id = new_run_id(ft.store.clock.now())
     own = {"provider": "local", "host": "local", "model": str(TINY), "job_id": f"job-{id}"}
@@ -101,7 +101,7 @@ def downloaded(gateway: Gateway, run_id: str, folder: Path) -> None:
     kept = gateway.ft.settings.home / "models" / run_id
     kept.parent.mkdir(exist_ok=True)
     kept.symlink_to(folder)
-    downloads.write(kept, artifact)
+    files.write(kept, artifact)
 
 
 ASK: list[Any] = [{"role": "user", "content": "order 17"}]
@@ -228,7 +228,7 @@ def test_nothing_that_changes_an_answer_is_taken_and_ignored() -> None:
     """By the official client's own list of what a request may have."""
     from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
-    from orchestrate.http.wire.bodies import HostError, parse
+    from orchestrate.http.wire import HostError, parse
     from orchestrate.http.wire.openai import responses
 
     known = set(ResponseCreateParamsBase.__annotations__) | {"stream"}

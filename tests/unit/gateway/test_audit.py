@@ -13,7 +13,7 @@ from tests.unit.gateway.conftest import gateway_of
 from orchestrate.gateway import launch as service
 from orchestrate.gateway.running import Audit
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.store.clock import Clock, Uptime
+from orchestrate.store import Clock, Uptime
 from orchestrate.store.store import Store
 from orchestrate.types import AuditEntry, GatewayKey
 

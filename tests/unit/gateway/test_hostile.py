@@ -15,7 +15,7 @@ from tests import loopback
 from tests.unit.gateway.conftest import ASKED, Gateway, rows
 
 from orchestrate.gateway.running import app
-from orchestrate.http.web.server import Patient, listen, running
+from orchestrate.http.web import Patient, listen, running
 from orchestrate.serving.server.keys import Clients
 
 NAMES = ["../../etc/passwd.jsonl", 'a"b\r\nx-evil: 1.jsonl', "é雪☃.jsonl", "a" * 5000 + ".jsonl", "\0.jsonl"]

@@ -17,8 +17,8 @@ from orchestrate.gateway import launch as service
 from orchestrate.gateway import running, terms
 from orchestrate.runs.watching.watcher import Watcher
 from orchestrate.sandbox.server import Sandbox
+from orchestrate.store import new_run_id, ref_of
 from orchestrate.store.gateway import Request
-from orchestrate.store.ids import new_run_id, ref_of
 from orchestrate.types import JobStatus, SubmitPhase
 
 OTHER = "gpt-4.1-mini-2025-04-14"

@@ -15,8 +15,8 @@ from tests.unit.gateway.conftest import ASKED, MODELS, Gateway, ended, gateway_o
 from orchestrate.api.run import RunHandle
 from orchestrate.errors import ConfigError
 from orchestrate.gateway import terms
-from orchestrate.migration.steps import importing
-from orchestrate.migration.steps.migrating import MigrationOrder, PreparedMigration
+from orchestrate.migration import importing
+from orchestrate.migration.migrating import MigrationOrder, PreparedMigration
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.types import JobStatus
 

@@ -21,7 +21,7 @@ from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.errors import OrchestrateError, StoreError
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.settings import config
-from orchestrate.store.database.leases import LeaseLost
+from orchestrate.store.database import LeaseLost
 from orchestrate.types import Job, JobError, JobStatus, Run, SubmitPhase
 
 

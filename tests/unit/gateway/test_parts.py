@@ -13,7 +13,7 @@ from openai import OpenAI
 from tests.unit.gateway.conftest import ASKED, Gateway, ended, gateway_of, rows, until
 
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.settings.keys import Secret
+from orchestrate.settings import Secret
 
 
 @pytest.mark.usefixtures("standing")

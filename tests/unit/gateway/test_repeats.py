@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrate.store.clock import Clock, Uptime
+from orchestrate.store import Clock, Uptime
 from orchestrate.store.gateway import Request
 from orchestrate.store.store import Store
 from orchestrate.types import GatewayJob

@@ -21,8 +21,7 @@ from orchestrate import Orchestrator, sandbox
 from orchestrate.ab.experiment import Experiment
 from orchestrate.ab.proxy import Proxy, Upstream
 from orchestrate.gateway import running as gateway
-from orchestrate.http.web.edge import edge
-from orchestrate.http.web.server import serving
+from orchestrate.http.web import edge, serving
 from orchestrate.serving.server.app import Api
 from orchestrate.serving.server.engine import Engine
 from orchestrate.serving.server.keys import Clients

@@ -24,8 +24,8 @@ from starlette.routing import Route
 from tests import loopback
 
 from orchestrate.errors import SetupError, UsageError
-from orchestrate.http.web import pages, server
-from orchestrate.http.web.guard import Guard, holder
+from orchestrate.http import web
+from orchestrate.http.web import Guard, holder
 
 MOST = 1000
 
@@ -45,10 +45,10 @@ class Desk:
         self.app = Starlette(
             routes=[
                 Route("/", lambda request: PlainTextResponse(f"hello {request.scope.get('holder', '')}")),
-                pages.action("/act", Asked, self.act),
-                pages.action("/together", Asked, lambda asked, _: self.barrier.wait(240)),
+                web.action("/act", Asked, self.act),
+                web.action("/together", Asked, lambda asked, _: self.barrier.wait(240)),
                 Route("/raw", self.raw, methods=["POST"]),
-                Route("/stream", lambda _: pages.event_stream(self.events())),
+                Route("/stream", lambda _: web.event_stream(self.events())),
                 Route("/slow", self.wait),
             ]
         )
@@ -85,7 +85,7 @@ def url(desk: Desk) -> Iterator[str]:
     guard = Guard(
         desk.app, tokens=tokens, names=["Box.example"], origins=["https://app.example"], max_body=MOST
     )
-    with server.serving(guard) as root:
+    with web.serving(guard) as root:
         yield root
 
 
@@ -154,7 +154,7 @@ def test_a_body_has_a_limit_told_or_not(url: str) -> None:
         assert b" 413 " in wire.recv(200)  # before any of it came
 
 
-class Impatient(server.Patient):
+class Impatient(web.Patient):
     body_s, least_rate = 0.3, 1000.0
 
 
@@ -163,8 +163,8 @@ POST = b"POST /raw HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000\r\n"
 
 def test_a_body_that_stalls_or_drips_is_given_up(desk: Desk) -> None:
     with (
-        closing(server.listen(0)) as taking,
-        server.running([(Guard(desk.app, max_body=1 << 20), taking)], protocol=Impatient),
+        closing(web.listen(0)) as taking,
+        web.running([(Guard(desk.app, max_body=1 << 20), taking)], protocol=Impatient),
     ):
         place = taking.getsockname()
         slow = [socket.create_connection(place, timeout=240) for _ in range(20)]
@@ -202,8 +202,8 @@ def test_a_body_that_the_server_does_not_read_yet_is_waited_for() -> None:
         await PlainTextResponse(str(len(await request.body())))(scope, receive, send)
 
     with (
-        closing(server.listen(0)) as taking,
-        server.running([(late, taking)], protocol=Impatient),
+        closing(web.listen(0)) as taking,
+        web.running([(late, taking)], protocol=Impatient),
         closing(socket.create_connection(taking.getsockname(), timeout=240)) as patient,
     ):
         root = f"http://127.0.0.1:{taking.getsockname()[1]}"
@@ -250,7 +250,7 @@ def test_a_stream_is_sent_as_it_comes(url: str, desk: Desk) -> None:
 
 @pytest.mark.slow
 def test_the_end_waits_for_what_is_under_way_and_cuts_what_does_not_end(desk: Desk) -> None:
-    with server.serving(desk.app, grace_s=5) as root, ThreadPoolExecutor(2) as pool:
+    with web.serving(desk.app, grace_s=5) as root, ThreadPoolExecutor(2) as pool:
         endless = http.client.HTTPConnection(urlsplit(root).netloc, timeout=240)
         endless.request("GET", "/stream")
         stream = endless.getresponse()
@@ -268,23 +268,23 @@ def test_a_port_that_cannot_be_had_is_said(url: str) -> None:
     for port in (urlsplit(url).port or 0, 99999):
         with (
             pytest.raises(SetupError, match=f"port {port} cannot be used"),
-            server.serving(Starlette(), port=port),
+            web.serving(Starlette(), port=port),
         ):
             pass
-    with pytest.raises(SetupError), server.serving(Starlette(), host="203.0.113.1"):
+    with pytest.raises(SetupError), web.serving(Starlette(), host="203.0.113.1"):
         pass
 
 
 def test_no_part_of_an_answer_waits_until_the_part_before_it_is_acknowledged() -> None:
-    with server.listen(0) as sock, socket.create_connection(sock.getsockname()):
+    with web.listen(0) as sock, socket.create_connection(sock.getsockname()):
         taken, _ = sock.accept()
         with taken:
             assert taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_page_holds_the_shared_parts_and_another_nonce_each_time() -> None:
-    app = Starlette(routes=[pages.page("/", "orchestrate.data.operations", "review_rows.html")])
-    with server.serving(app) as root:
+    app = Starlette(routes=[web.page("/", "orchestrate.data.operations", "review_rows.html")])
+    with web.serving(app) as root:
         first, second = loopback.get(root), loopback.get(root)
     assert "LOOK" not in first.text and "SHARED" not in first.text and "function ask(" in first.text
     policies = [answer.headers["content-security-policy"] for answer in (first, second)]

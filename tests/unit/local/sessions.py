@@ -12,7 +12,7 @@ import msgspec
 from tests.paths import TINY
 
 from orchestrate.local.job import Adapter, Hyper, LocalJob, Method
-from orchestrate.local.run.rundir import RunDir, now
+from orchestrate.local.run import RunDir, now
 from orchestrate.local.run.session import Session
 
 

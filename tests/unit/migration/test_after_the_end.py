@@ -10,9 +10,9 @@ from tests.unit.migration.test_migrating import order
 
 from orchestrate import Orchestrator, RunHandle
 from orchestrate.errors import UsageError
-from orchestrate.migration.steps import importing, recording
-from orchestrate.migration.steps.migrating import TAG, PreparedMigration
-from orchestrate.migration.steps.recording import PreparedRecording, RecordOrder
+from orchestrate.migration import importing, recording
+from orchestrate.migration.migrating import TAG, PreparedMigration
+from orchestrate.migration.recording import PreparedRecording, RecordOrder
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.types import Sampling
 

@@ -22,7 +22,7 @@ from together import Together
 
 from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.errors import UsageError
-from orchestrate.migration.steps import importing
+from orchestrate.migration import importing
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec, LoRA

@@ -18,13 +18,13 @@ from tests.unit.migration.test_migrating import runs as runs
 
 from orchestrate import Orchestrator, RunHandle
 from orchestrate.errors import OrchestrateError, OutcomeUnknown
-from orchestrate.migration.steps.account import PreparedPlan
-from orchestrate.migration.steps.migrating import TAG, PreparedMigration
+from orchestrate.migration.account import PreparedPlan
+from orchestrate.migration.migrating import TAG, PreparedMigration
 from orchestrate.runs import submit as submission
 from orchestrate.runs.syncing.sweep import sync
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.settings import config
-from orchestrate.store.timing import POINTS, Timing
+from orchestrate.store.store import POINTS, Timing
 from orchestrate.types import SubmitPhase
 
 

@@ -22,15 +22,14 @@ from tests.unit.migration.conftest import chat_rows
 from orchestrate import JobSpec, Orchestrator, RunHandle, catalog
 from orchestrate.costing import parse_flag
 from orchestrate.errors import ConfigError, OverBudget, UsageError
-from orchestrate.migration import plan as plans
-from orchestrate.migration import proposals
+from orchestrate.migration import account, importing, proposals
+from orchestrate.migration import account as plans
+from orchestrate.migration.account import PreparedPlan
+from orchestrate.migration.migrating import TAG, MigrationOrder, PreparedMigration
+from orchestrate.migration.parity import PreparedProof, report, results
 from orchestrate.migration.proposals import Needs
+from orchestrate.migration.recording import PreparedRecording, RecordOrder
 from orchestrate.migration.report import parity
-from orchestrate.migration.steps import account, importing
-from orchestrate.migration.steps.account import PreparedPlan
-from orchestrate.migration.steps.migrating import TAG, MigrationOrder, PreparedMigration
-from orchestrate.migration.steps.parity import PreparedProof, report, results
-from orchestrate.migration.steps.recording import PreparedRecording, RecordOrder
 from orchestrate.profile import profile
 from orchestrate.runs.preparing import quoting
 from orchestrate.sandbox.server import Sandbox

@@ -24,17 +24,16 @@ from tests.unit.migration.conftest import chat_rows
 from orchestrate import Orchestrator, RunHandle
 from orchestrate.data import Dataset
 from orchestrate.errors import DataError, OverBudget, UsageError
+from orchestrate.evaluation import Item, item_id
 from orchestrate.evaluation.held_out import held_out, prompts
-from orchestrate.evaluation.items import Item, item_id
 from orchestrate.evaluation.recordings import covering
-from orchestrate.migration.steps import recording
-from orchestrate.migration.steps.recording import PreparedRecording, RecordOrder
+from orchestrate.migration import recording
+from orchestrate.migration.recording import PreparedRecording, RecordOrder
 from orchestrate.providers.calls.hosted import Wire
-from orchestrate.providers.chat.completions import Chat
+from orchestrate.providers.chat import Chat
 from orchestrate.runs.evaluation.contenders import Contenders
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.sandbox.training.trainer import Trainer
-from orchestrate.sandbox.training.untrained import ANSWER
+from orchestrate.sandbox.training import ANSWER, Trainer
 from orchestrate.settings import config
 from orchestrate.types import Message, Reply, Sampling
 

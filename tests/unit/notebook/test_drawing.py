@@ -14,8 +14,7 @@ from tests.unit.ui.conftest import ESCAPES, MARKUP
 from tests.unit.ui.page import Parsed
 
 import orchestrate
-from orchestrate import JobSpec, LoRA, errors
-from orchestrate.notebook import drawing
+from orchestrate import JobSpec, LoRA, errors, notebook
 from orchestrate.reports.compare import compare
 from orchestrate.types import (
     Event,
@@ -103,7 +102,7 @@ def test_what_others_wrote_is_text(text: str) -> None:
             JobSpec(model="m", train="t", tags={"a": text.replace("\ud800", "")}),
         )
     ]
-    drawn.append(drawing.progress(run, POINTS, [event]))
+    drawn.append(notebook.progress(run, POINTS, [event]))
     for page in drawn:
         assert (
             "<script" not in page
@@ -115,7 +114,7 @@ def test_what_others_wrote_is_text(text: str) -> None:
 
 def test_nothing_has_a_colour_of_its_own() -> None:
     """What has none is readable on any ground; the curve takes the text's."""
-    page = drawing.progress(RUN, POINTS, []) + html(Listing([RUN])) + html(RUN.quote)
+    page = notebook.progress(RUN, POINTS, []) + html(Listing([RUN])) + html(RUN.quote)
     assert "color:" not in page.replace("background:currentColor", "") and "#" not in page
     assert "<style" not in page and 'class="' not in page  # an untrusted notebook would lose them
 
@@ -123,14 +122,14 @@ def test_nothing_has_a_colour_of_its_own() -> None:
 def test_a_run_on_its_way() -> None:
     going = make_run("local", status=JobStatus.RUNNING, step=50, finished_at=None, bill=None, sandbox=True)
     events = [Event(id=str(n), at=START, level="info", message=f"said {n}") for n in range(9)]
-    page = Parsed(drawing.progress(going, POINTS, events, START + timedelta(minutes=12)))
+    page = Parsed(notebook.progress(going, POINTS, events, START + timedelta(minutes=12)))
     for word in ("SANDBOX", "running", "step 50 of 200", "loss 1.0000", "12m", "30m", "said 8"):
         assert word in page.text, word
     assert "said 4" not in page.text  # the last few only
 
 
 def test_long_tables_and_texts_say_that_there_is_more() -> None:
-    rows = [PROBLEM] * (drawing.MOST_ROWS + 5)
+    rows = [PROBLEM] * (notebook.MOST_ROWS + 5)
     assert "and 5 more" in html(Listing(rows))
     assert "…" in html(Listing([Problem(code="c", message="x" * 1000, severity=Severity.INFO)]))
 

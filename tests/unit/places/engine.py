@@ -9,11 +9,10 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrate.local.plan import paces
-from orchestrate.local.plan.paces import Kind, Pace
-from orchestrate.local.run import checkpoints
+from orchestrate.local.plan import throughput
+from orchestrate.local.plan.throughput import Kind, Pace
+from orchestrate.local.run import RunDir, checkpoints, now
 from orchestrate.local.run.checkpoints import Progress
-from orchestrate.local.run.rundir import RunDir, now
 
 STEPS = 10
 PATIENCE_S = 400
@@ -58,7 +57,7 @@ def main(path: str, die_at: int, hold_at: int) -> None:
     if attempt == 1:
         kind = Kind(device="NVIDIA of some make", threads=1, parameters=8.2e9, precision="bf16")
         pace = Pace(kind=kind, at=now(), tokens=60 * SPEED, seconds=60, besides_seconds=5)
-        paces.add(Path(run.job().paces or ""), pace)
+        throughput.add(Path(run.job().paces or ""), pace)
     (run.path / "adapter").mkdir()
     (run.path / "adapter" / "adapter_model.safetensors").write_bytes(b"the weights of the end")
     run.add_event("done", type="succeeded", step=STEPS)

@@ -52,8 +52,7 @@ from orchestrate.runs.spending.accounts import Spender
 from orchestrate.runs.spending.orphans import Orphans
 from orchestrate.runs.submitting.submit import Submitter
 from orchestrate.runs.watching.watcher import Watcher
-from orchestrate.settings import config
-from orchestrate.settings.keys import Secret
+from orchestrate.settings import Secret, config
 from orchestrate.spec import JobSpec
 from orchestrate.store.store import Store
 from orchestrate.types import ArtifactFile, JobStatus, Run, SubmitPhase

@@ -30,8 +30,8 @@ from tests.unit.places.worlds import WORLDS, World
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.errors import HostUnavailable, InvalidRequest, OutcomeUnknown, OverBudget
-from orchestrate.local.plan import paces
-from orchestrate.local.run.rundir import RunDir
+from orchestrate.local.plan import throughput
+from orchestrate.local.run import RunDir
 from orchestrate.places.base import PRICE, Hourly, Resources
 from orchestrate.places.depot import Depot
 from orchestrate.places.order import read_order
@@ -231,7 +231,7 @@ def test_what_a_run_measured_there_is_what_the_next_quote_is_made_of(
     for _ in range(2):
         assert found.get(handle).status is JobStatus.SUCCEEDED
         assert [job.handle for job in found.list()] == [handle]
-    [pace] = paces.read(paces.file_of(found.home))
+    [pace] = throughput.read_pace(throughput.file_of(found.home))
     assert (pace.kind.device, pace.tokens / pace.seconds) == (world.gpu, SPEED)
     measured, after = quoted()
     assert f"fitted to 1 finished run on {world.name} ({world.gpu}), the last on {pace.at.date()}" in measured

@@ -25,9 +25,9 @@ from orchestrate.commands.terminal.options import SpecOptions
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.errors import AuthenticationFailed, InvalidRequest, OutcomeUnknown, OverBudget, UsageError
-from orchestrate.local.plan import paces
-from orchestrate.local.plan.paces import Kind, Pace
-from orchestrate.local.run.rundir import RunDir, State, now
+from orchestrate.local.plan import throughput
+from orchestrate.local.plan.throughput import Kind, Pace
+from orchestrate.local.run import RunDir, State, now
 from orchestrate.places.base import Resources
 from orchestrate.places.kinds.hf_jobs import FLAVORS, LABEL, STAGES, HfJobs
 from orchestrate.places.order import pins
@@ -184,7 +184,7 @@ def test_what_runs_measured_decides_which_gpu_is_the_cheapest(hub: Hub, rows: Pa
     found.home.mkdir(parents=True)
     for _ in range(3):
         pace = Pace(kind=kind, at=now(), tokens=2e6, seconds=1000.0, besides_seconds=60.0)
-        paces.add(paces.file_of(found.home), pace)
+        throughput.add(throughput.file_of(found.home), pace)
     assert chosen() == "L40S"
 
 

@@ -28,7 +28,7 @@ from orchestrate.runs.submitting.repeats import Wish
 from orchestrate.runs.syncing.recovery import recover
 from orchestrate.runs.syncing.sweep import refresh
 from orchestrate.spec import JobSpec
-from orchestrate.store.ids import run_id_of
+from orchestrate.store import run_id_of
 from orchestrate.store.store import Store
 from orchestrate.types import JobStatus
 

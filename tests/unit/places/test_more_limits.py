@@ -30,7 +30,7 @@ from orchestrate.errors import (
     ProjectNotTrusted,
     UsageError,
 )
-from orchestrate.local.run.rundir import State, now
+from orchestrate.local.run import State, now
 from orchestrate.places.claim import Claim
 from orchestrate.places.depot import StoredRun
 from orchestrate.places.order import read_order

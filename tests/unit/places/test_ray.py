@@ -18,7 +18,7 @@ from tests.unit.places.worlds import ray_cluster
 
 from orchestrate.data import TrainingData
 from orchestrate.errors import ConfigError
-from orchestrate.local.run.rundir import RunDir, State, now
+from orchestrate.local.run import RunDir, State, now
 from orchestrate.places.claim import Claim
 from orchestrate.places.depot import Pulse
 from orchestrate.places.kinds.ray import STATUSES, RayJobs

@@ -25,7 +25,7 @@ from tests.unit.places.test_remote import job_at
 
 from orchestrate.data import TrainingData
 from orchestrate.errors import HostUnavailable, RunFailed
-from orchestrate.local.run.rundir import State, now
+from orchestrate.local.run import State, now
 from orchestrate.places import claim
 from orchestrate.places.base import Limits
 from orchestrate.places.claim import Claim, Signs, Superseded

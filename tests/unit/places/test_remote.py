@@ -22,9 +22,8 @@ from tests.unit.places.depots import S3
 from orchestrate.core.files import write_whole
 from orchestrate.local import Hyper, LocalJob, RunDir
 from orchestrate.local.job import Adapter, Supervised
-from orchestrate.local.run import checkpoints
+from orchestrate.local.run import checkpoints, now
 from orchestrate.local.run.checkpoints import Progress
-from orchestrate.local.run.rundir import now
 from orchestrate.places import claim
 from orchestrate.places import depot as mirror
 from orchestrate.places.base import Limits

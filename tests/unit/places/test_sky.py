@@ -17,7 +17,7 @@ from tests.unit.places.worlds import RUNPOD, SkyState
 from orchestrate.errors import HostUnavailable, InvalidRequest, OutcomeUnknown, SetupError, UsageError
 from orchestrate.local import Hyper, LocalJob
 from orchestrate.local.job import Adapter, Supervised
-from orchestrate.local.run.rundir import now
+from orchestrate.local.run import now
 from orchestrate.places.base import Limits, Resources
 from orchestrate.places.depot import Depot
 from orchestrate.places.kinds._skypilot.asking import Bridge, python_of

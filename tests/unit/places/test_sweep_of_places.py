@@ -12,7 +12,7 @@ from tests.unit.places.worlds import hugging_face
 
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.commands.runs.follow import follow
-from orchestrate.local.run.rundir import State, now
+from orchestrate.local.run import State, now
 from orchestrate.places.order import read_order
 from orchestrate.providers.local.away import AwayProvider
 from orchestrate.runs.sweep import searching, space

@@ -30,8 +30,7 @@ from orchestrate.places.kinds.ray import RayJobs
 from orchestrate.places.kinds.sky import Sky
 from orchestrate.providers import registry
 from orchestrate.providers.local.away import AwayProvider
-from orchestrate.settings import config
-from orchestrate.settings.keys import Secret
+from orchestrate.settings import Secret, config
 
 
 @dataclass

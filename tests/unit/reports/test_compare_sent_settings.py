@@ -7,7 +7,7 @@ from pathlib import Path
 from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec
-from orchestrate.store.records.runs import Intent
+from orchestrate.store.runs import Intent
 
 
 def test_settings_as_sent(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from orchestrate.runs.preparing.advice import base_score
 from orchestrate.sandbox import running
 from orchestrate.sandbox.joining import running as running_at
 from orchestrate.settings import config
-from orchestrate.setup import machine
+from orchestrate.setup import starting
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_what_is_not_checked_is_said(ft: Orchestrator, rows: Path) -> None:
 
 def test_memory_is_that_of_the_size_named() -> None:
     eight, four = (
-        machine.memory_plan(size, machine.Setup(precision="auto"), device="cpu", available_bytes=2**40)
+        starting.memory_plan(size, starting.Setup(precision="auto"), device="cpu", available_bytes=2**40)
         for size in ("8B", "4B")
     )
     assert eight.fits and four.total_bytes < eight.total_bytes

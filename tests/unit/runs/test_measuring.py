@@ -14,10 +14,10 @@ from tests.reviewing import answered
 
 from orchestrate import AsyncOrchestrator, JobSpec, Orchestrator
 from orchestrate.errors import DataError, UsageError
-from orchestrate.evaluation.items import Answered
+from orchestrate.evaluation import Answered
 from orchestrate.evaluation.review.desk import Desk
 from orchestrate.settings import config
-from orchestrate.store.records.runs import Intent
+from orchestrate.store.runs import Intent
 from orchestrate.types import Contender, Evaluation, MetricUsed, Rating
 
 QUESTIONS = ("one?", "two?", "three?", "four?")

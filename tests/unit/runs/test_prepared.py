@@ -238,7 +238,7 @@ def test_a_mix_is_quoted_checked_and_sent_as_one_file(home: Path, opened: Counte
 
 def test_a_quote_counts_by_the_chat_template_that_trains(home: Path) -> None:
     from orchestrate.data.dataset import Dataset
-    from orchestrate.local.encoding.encoding import Template, encode
+    from orchestrate.local.encoding import Template, encode
     from orchestrate.local.model.loading import load_tokenizer
 
     own = "{% for m in messages %}{{ m.role * 5 }}{{ m.content }}{{ eos_token * 4 }}{{ more }}{% endfor %}"

@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.cli import app
-from orchestrate.evaluation.regression.regress import Regression, judged
+from orchestrate.evaluation.regression import Regression, judged
 from orchestrate.evaluation.scoring import paired
 from orchestrate.evaluation.verdict import Demand, verdicts
 from orchestrate.reports.records import Answer
 from orchestrate.runs.evaluation.regression import KIND
 from orchestrate.settings import config
-from orchestrate.store.records.runs import Intent
+from orchestrate.store.runs import Intent
 from orchestrate.types import (
     Checkpoint,
     Contender,

@@ -10,7 +10,7 @@ from tests import command
 from tests.paths import TINY
 from tests.unit.serving.conftest import random_adapter
 
-from orchestrate.local.weights.asking import ask_all
+from orchestrate.local.weights import ask_all
 from orchestrate.serving.export.forms import Options, base_gguf, export
 from orchestrate.serving.tuned import Tuned
 from orchestrate.types import Export, Sheet

@@ -13,7 +13,7 @@ from tests.unit.serving.gguf import QUESTION, Made, file_of, ollama_of, peft_of
 from tests.unit.serving.test_ollama import rendered_by_go
 
 from orchestrate.errors import SetupError, UsageError
-from orchestrate.local.weights.asking import ask_all
+from orchestrate.local.weights import ask_all
 from orchestrate.serving.export.forms import export, quantise, scripts_in
 from orchestrate.serving.proof.folder import FolderPlace
 from orchestrate.serving.proof.verify import verify

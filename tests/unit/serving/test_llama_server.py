@@ -18,7 +18,7 @@ from tests.ports import own_port
 from tests.unit.serving.conftest import random_adapter
 from tests.unit.serving.gguf import QUESTION, Made, exported, file_of, peft_of
 
-from orchestrate.local.weights.asking import ask_all
+from orchestrate.local.weights import ask_all
 from orchestrate.serving import engines
 from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import LEAST_FLOOR, verify

@@ -16,7 +16,7 @@ import trl.chat_template_utils
 
 from orchestrate.data.tokens.chat_templates import render
 from orchestrate.errors import DataError, UsageError
-from orchestrate.local.proof.prompts import probes
+from orchestrate.local.proof import probes
 from orchestrate.serving.export.ollama import SHAPES, Pieces, learn, modelfile, prove
 
 TEMPLATES = Path(trl.chat_template_utils.__file__).parent / "chat_templates"

@@ -13,7 +13,7 @@ from tests import sources
 from orchestrate.errors import ProjectNotTrusted
 from orchestrate.places.kinds._skypilot.asking import credentials
 from orchestrate.runs.watching.channels import Command
-from orchestrate.settings.environment import MORE_NAMES, of_child
+from orchestrate.settings import MORE_NAMES, of_child
 
 WHOLE = {
     "commands/servers/sandbox.py": "it goes before the user's own command, as `env` does",

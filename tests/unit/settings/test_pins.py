@@ -13,7 +13,7 @@ from tests.unit.settings.test_config import env_of
 from orchestrate.errors import ConfigError, KeyElsewhere, ProjectNotTrusted
 from orchestrate.profile import profile
 from orchestrate.settings import config, trust
-from orchestrate.settings.pins import Pins, origin
+from orchestrate.settings.hosts import Pins, origin
 
 KEY = "sk-proj-0123456789abcdefghij"
 OPENAI = "https://api.openai.com"
@@ -78,7 +78,7 @@ def test_a_configured_host_knows_its_owners_other_addresses(tmp_path: Path) -> N
 def test_of_many_processes_with_different_hosts_one_ties_the_key(pins: Pins) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nfrom orchestrate.errors import KeyElsewhere\n"
-        "from orchestrate.settings.pins import Pins\nsys.stdin.read()\n"
+        "from orchestrate.settings.hosts import Pins\nsys.stdin.read()\n"
         "try: print(Pins(Path(sys.argv[1])).require(sys.argv[2], 'openai', sys.argv[3]))\n"
         "except KeyElsewhere as error: print(error.known)"
     )
@@ -99,7 +99,7 @@ def test_of_many_processes_with_different_hosts_one_ties_the_key(pins: Pins) -> 
 
 def test_many_processes_that_allow_at_once_lose_none(pins: Pins) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom orchestrate.settings.pins import Pins\n"
+        "import sys\nfrom pathlib import Path\nfrom orchestrate.settings.hosts import Pins\n"
         "Pins(Path(sys.argv[1])).allow(sys.argv[2], sys.argv[3])"
     )
     urls = [f"https://host{i}.example" for i in range(6)]

@@ -19,7 +19,7 @@ from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec
-from orchestrate.store.records.runs import Intent
+from orchestrate.store.runs import Intent
 from orchestrate.types import Bill, JobStatus, MetricPoint, Quote, Run, SubmitPhase
 from orchestrate.ui.server import app
 from orchestrate.ui.site import Site

@@ -16,7 +16,7 @@ from tests.unit.ui.page import Parsed
 from orchestrate import Orchestrator
 from orchestrate.runs.evaluation import comparison
 from orchestrate.spec import JobSpec
-from orchestrate.store.records.runs import Intent
+from orchestrate.store.runs import Intent
 from orchestrate.types import (
     Checkpoint,
     Event,

@@ -17,11 +17,12 @@ from orchestrate.commands.terminal.options import by_default
 from orchestrate.core import days
 from orchestrate.errors import UsageError
 from orchestrate.profile import this_machine
-from orchestrate.setup import backends, models
-from orchestrate.setup.models import HostModel, Model
+from orchestrate.setup import backends
+from orchestrate.setup import backends as models
+from orchestrate.setup.backends import HostModel, Model
 
 if TYPE_CHECKING:
-    from orchestrate.setup.models import ModelChanges
+    from orchestrate.setup.backends import ModelChanges
 
 app = typer.Typer(cls=by_default("search", words=True), help="Base models and their names on each backend.")
 

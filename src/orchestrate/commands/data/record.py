@@ -31,7 +31,7 @@ from orchestrate.text import count, money, span
 from orchestrate.types import Sampling
 
 if TYPE_CHECKING:
-    from orchestrate.migration.steps.recording import Due, FromRecord, Recording, RecordPlan
+    from orchestrate.migration.recording import Due, FromRecord, Recording, RecordPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def record(
     The price is told first. The same command goes on where it was interrupted, and pays nothing twice. The
     recording can be asked like a model: eval --model record:ID.
     """
-    from orchestrate.migration.steps import recording
+    from orchestrate.migration import recording
 
     with orchestrator(context) as ft:
         if shown.calendar:
@@ -209,7 +209,7 @@ def from_record(
     ] = False,
 ) -> Output[FromRecord]:
     """A recording as rows to train on. The terms of the model's host are told, and have to be agreed to."""
-    from orchestrate.migration.steps import recording
+    from orchestrate.migration import recording
 
     with orchestrator(context) as ft:
         found = recording.terms(ft, recording.named(ft, name))

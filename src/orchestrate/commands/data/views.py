@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from orchestrate.commands.terminal.console import note, out, table
-from orchestrate.settings.keys import hide, masked_url
+from orchestrate.settings import hide, masked_url
 from orchestrate.text import count
 from orchestrate.types import Severity, TokensFrom
 

@@ -14,7 +14,7 @@ from orchestrate.commands.terminal.console import goes_on, note, orchestrator, o
 from orchestrate.core.underway import Told, work
 
 if TYPE_CHECKING:
-    from orchestrate.migration.steps.importing import Held, Inventory, Taken
+    from orchestrate.migration.importing import Held, Inventory, Taken
 
 SHOWN = 20
 
@@ -36,7 +36,7 @@ def take(
     content, metrics, events, checkpoints, the tuned model and what it cost. It can be repeated, and goes on
     where it was interrupted. Then print which models will be shut down when, and what can be made
     again."""
-    from orchestrate.migration.steps import importing
+    from orchestrate.migration import importing
 
     at = since.replace(tzinfo=UTC) if since else None
     kept = "what was imported is kept; the same command goes on with the rest"

@@ -35,10 +35,10 @@ from orchestrate.types import Sampling
 if TYPE_CHECKING:
     from orchestrate import RunHandle
     from orchestrate.api.orchestrator import Orchestrator
+    from orchestrate.migration.account import Carried, PlannedMove
+    from orchestrate.migration.migrating import MigrationOrder, PreparedMigration
+    from orchestrate.migration.parity import Migration
     from orchestrate.migration.proposals import Proposal
-    from orchestrate.migration.steps.account import Carried, PlannedMove
-    from orchestrate.migration.steps.migrating import MigrationOrder, PreparedMigration
-    from orchestrate.migration.steps.parity import Migration
     from orchestrate.runs.preparing.prepared import Prepared
     from orchestrate.types import Run
 
@@ -140,8 +140,8 @@ def migrate(
     if run is None or not where.to:
         raise UsageError("name a run and where it is to go", fix="orchestrate migrate RUN --to BACKEND")
     with orchestrator(context, made_by=spending.by, rates=where.rate) as ft:
-        from orchestrate.migration.steps.migrating import PreparedMigration
-        from orchestrate.migration.steps.parity import report
+        from orchestrate.migration.migrating import PreparedMigration
+        from orchestrate.migration.parity import report
 
         prepared = PreparedMigration(ft, run, order)
         if prepared.prepared is not None:
@@ -182,7 +182,7 @@ def _account(
 
 
 def _order(where: Where, serving: ServingOptions, proof: Proof) -> MigrationOrder:
-    from orchestrate.migration.steps.migrating import MigrationOrder
+    from orchestrate.migration.migrating import MigrationOrder
 
     if proof.old not in ("auto", "live", "recorded"):
         raise UsageError(f"--old takes auto, live, recorded; got {proof.old!r}")
@@ -206,7 +206,7 @@ def _order(where: Where, serving: ServingOptions, proof: Proof) -> MigrationOrde
 
 
 def _propose(proposal: Proposal) -> None:
-    from orchestrate.migration.steps.parity import proposal_table
+    from orchestrate.migration.parity import proposal_table
 
     err.print(proposal_table(proposal))
 
@@ -238,7 +238,7 @@ def finish(
     ft: Orchestrator, prepared: PreparedMigration, handles: list[tuple[str, RunHandle]], *, yes: bool
 ) -> Migration:
     """Waits for the new models, tells what comparing costs, and compares."""
-    from orchestrate.migration.steps.parity import PreparedProof
+    from orchestrate.migration.parity import PreparedProof
 
     for name, handle in handles:
         if not handle.status.terminal:
@@ -261,7 +261,7 @@ def _write_plan(
     ft: Orchestrator, path: Path, order: MigrationOrder, *, rates: list[str] | None
 ) -> Output[list[PlannedMove]]:
     """The plan of all runs. Nothing is sent."""
-    from orchestrate.migration.steps import account
+    from orchestrate.migration import account
 
     if not order.to:
         raise UsageError("say where the runs may go", fix="orchestrate migrate --all --plan F --to BACKENDS")
@@ -292,8 +292,8 @@ def _carry_out_plan(
     dry: bool,
 ) -> Output[list[Carried]] | None:
     """What the plan says, within its budget; exit code 1 where an entry is not done."""
-    from orchestrate.migration.steps.account import PreparedPlan, cost_usd
-    from orchestrate.migration.steps.migrating import TAG
+    from orchestrate.migration.account import PreparedPlan, cost_usd
+    from orchestrate.migration.migrating import TAG
 
     plan = PreparedPlan(ft, path, order, again=spending.again)
     if prepared := [step.migration.prepared for step in plan.steps if step.migration.prepared]:

@@ -23,7 +23,7 @@ from orchestrate.commands.terminal.options import ProviderOpt
 from orchestrate.core.tables import Listing
 from orchestrate.errors import HostUnavailable, UsageError
 from orchestrate.runs.deleting import AccountStorage, Stored
-from orchestrate.store.ids import RUN_PREFIX
+from orchestrate.store import RUN_PREFIX
 from orchestrate.text import count, joined, money, size
 from orchestrate.types import Run
 from orchestrate.workspace import Workspace

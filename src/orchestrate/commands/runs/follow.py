@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from orchestrate import RunHandle
     from orchestrate.api.orchestrator import Orchestrator
     from orchestrate.runs.syncing.sweep import Failure, SyncReport
-    from orchestrate.store.database.leases import Lease
+    from orchestrate.store.database import Lease
 
 _TICK_S = 0.5
 _CHECK_S = 2.0

@@ -16,7 +16,7 @@ from orchestrate.commands.terminal.console import SANDBOX, filled, note, orchest
 from orchestrate.core.progress import cost_so_far, seconds_taken
 from orchestrate.errors import UsageError
 from orchestrate.runs.hosting.deployment import DeploymentHandle, hourly
-from orchestrate.store.records.listing import STATUSES
+from orchestrate.store.listing import STATUSES
 from orchestrate.text import among, count, duration, meant, money
 from orchestrate.types import JobStatus, Run
 

@@ -29,8 +29,8 @@ from orchestrate.commands.terminal.notify import NotifyOptions
 from orchestrate.errors import HostUnavailable, OverBudget, UsageError
 from orchestrate.runs import watch as watching
 from orchestrate.runs.spending.accounts import BY, Asked, Breakdown, Found, SpendingReport, Sum, cents
+from orchestrate.settings import hide
 from orchestrate.settings.config import Notify, Settings
-from orchestrate.settings.keys import hide
 from orchestrate.text import NOTHING, count, joined, money, rate
 
 if TYPE_CHECKING:

@@ -37,13 +37,13 @@ def bench(
     seconds: Annotated[float, typer.Option(min=1, help="How long to train.")] = 20.0,
 ) -> Output[Bench]:
     """Measures this machine's training speed by training; quotes for `local` use it from then on."""
-    from orchestrate.setup import machine
+    from orchestrate.setup import starting
 
     with orchestrator(context) as ft:
         home = ft.settings.home / "local"
     note(f"training for about {seconds:.0f} s ...")
-    found = machine.measure(home, model=model, threads=threads, device=device, seconds=seconds)
-    return Output(found, partial(_show, kept=machine.bench_file(home)))
+    found = starting.measure(home, model=model, threads=threads, device=device, seconds=seconds)
+    return Output(found, partial(_show, kept=starting.bench_file(home)))
 
 
 def _show(found: Bench, kept: Path) -> None:
@@ -83,13 +83,13 @@ def memory(
     available: Annotated[float | None, typer.Option(help="GiB; default: what this machine has.")] = None,
 ) -> Output[MemoryPlan]:
     """The memory that training a model needs, by part, and whether it fits. Offline."""
-    from orchestrate.setup import machine
+    from orchestrate.setup import starting
 
     if how.adapter not in ("qlora", "lora", "full"):
         raise UsageError(f"--adapter takes qlora, lora or full; got {how.adapter!r}")
-    plan = machine.memory_plan(
+    plan = starting.memory_plan(
         model,
-        machine.Setup(
+        starting.Setup(
             adapter=how.adapter,
             precision=how.precision,
             rank=how.rank,

@@ -19,8 +19,8 @@ from orchestrate.commands.terminal.console import note, orchestrator, out, print
 from orchestrate.commands.terminal.options import by_default
 from orchestrate.core import days
 from orchestrate.errors import MissingKey, OrchestrateError, SetupError, UsageError
-from orchestrate.settings import config
-from orchestrate.settings.keys import (
+from orchestrate.settings import (
+    config,
     forget_in_keyring,
     key_file,
     masked,
@@ -29,7 +29,7 @@ from orchestrate.settings.keys import (
     read_toml,
     write_keyring,
 )
-from orchestrate.settings.pins import Pins, origin
+from orchestrate.settings.hosts import Pins, origin
 from orchestrate.text import among, meant
 from orchestrate.types import Feature
 

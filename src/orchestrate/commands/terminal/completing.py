@@ -52,7 +52,7 @@ def formats(incomplete: str) -> list[str]:
 
 def statuses(incomplete: str) -> list[str]:
     """Of runs, as they are shown."""
-    from orchestrate.store.records.listing import STATUSES
+    from orchestrate.store.listing import STATUSES
 
     return _beginning(incomplete, STATUSES)
 

@@ -31,7 +31,7 @@ from orchestrate.core.progress import stage
 from orchestrate.core.tables import Listing
 from orchestrate.errors import OrchestrateError, ProviderError, SetupError, UsageError
 from orchestrate.paid.consent import require_consent
-from orchestrate.settings.keys import hide
+from orchestrate.settings import hide
 from orchestrate.text import inert, inert_json
 from orchestrate.types import Record, Run
 
@@ -348,7 +348,7 @@ def report_defect(error: Exception, *, as_json: bool, verbose: bool) -> None:
     """An error that nobody foresaw is a defect of ours: the trace goes to a file, or with `-v` to stderr."""
     import traceback
 
-    from orchestrate.settings.keys import redact_text
+    from orchestrate.settings import redact_text
 
     trace = inert(redact_text("".join(traceback.format_exception(error))))
     message = redact_text(f"{type(error).__name__}: {error}")

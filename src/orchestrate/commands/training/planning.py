@@ -25,9 +25,9 @@ from orchestrate.commands.terminal.options import (
     require_used,
 )
 from orchestrate.commands.training.translations import show_translations
-from orchestrate.data.rows.problems import file_of, rows_of
+from orchestrate.data.rows import file_of, rows_of
 from orchestrate.errors import UsageError
-from orchestrate.settings.keys import hide, masked
+from orchestrate.settings import hide, masked
 from orchestrate.text import count, money
 from orchestrate.types import Problem, Quote, Severity, TokensFrom, Translation
 

@@ -30,7 +30,7 @@ from orchestrate.commands.terminal.options import RateOpt, SpecOptions, require_
 from orchestrate.commands.training.planning import show_problems
 from orchestrate.core import days
 from orchestrate.core.amounts import amount
-from orchestrate.data.rows.problems import file_of
+from orchestrate.data.rows import file_of
 from orchestrate.errors import DataError, OrchestrateError
 from orchestrate.paid.consent import require_consent
 from orchestrate.text import count, limit, money, quoted

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from orchestrate.commands.terminal.console import note, out, table
 from orchestrate.core.tables import Listing
-from orchestrate.settings.keys import hide
+from orchestrate.settings import hide
 from orchestrate.text import count, joined, rates_apart, size
 from orchestrate.types import Authority, MemoryPlan, Outcome, Setting, Translation
 

@@ -1,1 +1,226 @@
 """Reading and writing files: paths, URLs and folders in, byte ranges and records out."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from orchestrate.core import files
+from orchestrate.errors import DataError, UsageError
+
+# Files that appear whole or not at all, and never in place of what they are made from.
+
+
+PACKED_SUFFIXES = (".gz", ".zst")
+DATA_SUFFIXES = (
+    ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".tab", ".parquet", ".arrow", ".txt", *PACKED_SUFFIXES,
+)  # fmt: skip
+_ABOUT = ("dataset_info.json", "dataset_infos.json", "state.json")
+"""What `datasets` writes beside the rows."""
+_SPLITS = frozenset(
+    {"train", "training", "validation", "valid", "val", "dev", "eval", "evaluation", "test", "holdout"}
+)
+
+
+_NAMES = {
+    "train": "train",
+    "training": "train",
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation"), "validation"),
+    "test": "test",
+    "holdout": "test",
+}
+
+
+def data_files(folder: Path) -> list[Path]:
+    """The files with the rows, in order. Raises `DataError` when the folder holds several splits, or
+    nothing."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = {p.name: [p] for p in sorted(folder.iterdir()) if p.is_dir() and p.name[0] != "."}
+        if not splits:
+            raise DataError(f"{folder} holds no split", fix=f"give one: {folder / 'train'}")
+        _require_one(folder, splits)
+        return data_files(next(iter(splits.values()))[0])
+    files = _saved(folder) or sorted(p for p in folder.rglob("*") if _is_data(p, folder))
+    if not files:
+        raise DataError(f"{folder} holds no data files", fix=f"known: {', '.join(DATA_SUFFIXES)}")
+    shards: dict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        if split := _split(file.relative_to(folder)):
+            shards[split].append(file)
+    _require_one(folder, shards)
+    return files
+
+
+def splits_of(folder: Path) -> dict[str, Path]:
+    """Split -> file, of the files that lie in a folder itself; one file alone is `train`. Empty where there
+    is none, or where several are of one split or of no split that their names tell. JSON and plain text are
+    not counted: they are settings and notes as often as rows."""
+    files = [p for p in sorted(folder.iterdir()) if _is_data(p, folder) and p.suffix not in (".json", ".txt")]
+    if len(files) == 1:
+        return {"train": files[0]}
+    found = {_NAMES.get(word): path for path in files if (word := _split(path.relative_to(folder)))}
+    splits = {name: path for name, path in found.items() if name is not None}
+    return splits if len(splits) == len(files) and "train" in splits else {}
+
+
+def _require_one(folder: Path, splits: dict[str, list[Path]]) -> None:
+    """Rows to test with are not to be learnt because they lie beside the others."""
+    if len(splits) < 2:
+        return
+    names = sorted(splits)
+    split = "train" if "train" in splits else names[0]
+    first, *more = splits.pop(split)
+    place = first.parent if more else first
+    mixed = any(place in file.parents for files in splits.values() for file in files)
+    raise DataError(
+        f"{folder} holds several splits: {', '.join(names)}",
+        fix=f"move the files of {split} into a folder of their own, and give that"
+        if mixed
+        else f"give one: {place}",
+    )
+
+
+def _saved(folder: Path) -> list[Path]:
+    """The files that a dataset saved by `datasets` names; the rest was computed from it since."""
+    try:
+        about: Any = msgspec.json.decode((folder / "state.json").read_bytes())
+        files = [folder / Path(file["filename"]).name for file in about["_data_files"]]
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError):
+        return []  # another program's
+    if absent := [file.name for file in files if not file.is_file()]:
+        raise DataError(f"{folder} lacks {absent[0]}, which its state.json names", fix="save it again")
+    return files
+
+
+def _is_data(file: Path, folder: Path) -> bool:
+    """Neither hidden, nor what `datasets` remembers or has computed from the rows."""
+    return (
+        file.suffix.lower() in DATA_SUFFIXES
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and file.name not in _ABOUT
+        and not (file.name.startswith("cache-") and file.suffix == ".arrow")
+        and file.is_file()
+    )
+
+
+def _split(file: Path) -> str | None:
+    """The split that the name or else the nearest folder tells, as in `data-train-00001.jsonl` and
+    `default/test/0000.parquet`."""
+    for part in reversed(file.parts):
+        for word in re.findall("held[-_ ]?out|[a-z]+", part.lower()):
+            if word in _SPLITS or word.startswith("held"):
+                return word
+    return None
+
+
+_STDOUT = frozenset({"-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"})
+
+
+def is_stdout(output: Path) -> bool:
+    return str(output) in _STDOUT
+
+
+def is_stream(output: Path) -> bool:
+    """Whether it keeps its place and takes the bytes: standard output, a pipe, a device."""
+    return is_stdout(output) or (output.exists() and not output.is_file() and not output.is_dir())
+
+
+def require_writable(output: Path, *sources: str, stream: bool = False) -> None:
+    """Raises `UsageError` when `output` is one of the `sources` itself or a file of such a folder, when it is
+    a folder, or in one that is not there, or not a file at all unless `stream`. To be asked before hours of
+    work."""
+    if is_stream(output):
+        if not stream:
+            raise UsageError(f"{output} is not a file", fix="give the name of a file with -o")
+        return
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder", fix="give the name of a file with -o")
+    folder = _behind_links(output).parent if output.is_symlink() else output.parent
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}", fix=f"mkdir -p {folder}")
+    if any(_is_of(output, source) for source in sources):
+        raise UsageError(f"{output} is the input, which is kept as it is", fix="give another name with -o")
+
+
+def _is_of(output: Path, source: str) -> bool:
+    given = Path("/dev/stdin" if source == "-" else source)
+    if "://" in source or not output.exists() or not given.exists():
+        return False
+    return output.samefile(given) or (given.is_dir() and given.resolve() in _behind_links(output).parents)
+
+
+def _behind_links(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def _base(name: str) -> str:
+    """The name of a file without how it is packed and what it holds: `rows.v1` of `rows.v1.jsonl.gz`."""
+    for suffixes in (PACKED_SUFFIXES, DATA_SUFFIXES):
+        if Path(name).suffix.lower() in suffixes:
+            name = Path(name).stem
+    return name
+
+
+def beside(source: str, suffix: str) -> Path:
+    """`data/train.v1.jsonl.gz` -> `data/train.v1.fixed.jsonl`; what comes from a URL or a pipe is written
+    here."""
+    if source == "-" or source.startswith("/dev/"):
+        return Path(f"data.{suffix}")
+    # What follows a name in an address may be secret.
+    given = Path(re.split("[?#]", source.rsplit("/", 1)[-1])[0]) if "://" in source else Path(source)
+    name = _base(given.name).strip(".")
+    return given.with_name(f"{name}.{suffix}") if name else Path(f"data.{suffix}")
+
+
+def log_beside(output: Path, what: str, *sources: str) -> Path:
+    """`rows.changes.jsonl` for `rows.jsonl`. Raises `UsageError` as `require_writable` does."""
+    log = output.with_name(f"{_base(output.name)}.{what}.jsonl")
+    require_writable(log, *sources)
+    return log
+
+
+@contextmanager
+def whole(path: Path) -> Generator[Path]:
+    """A name to write to; what is there at the end of the block becomes `path`, or goes through it where it
+    is a stream; after an error nothing."""
+    if is_stream(path):
+        with tempfile.TemporaryDirectory(prefix="orchestrate-") as folder:
+            partial = Path(folder, "rows")
+            yield partial
+            with partial.open("rb") as made, _stream(path) as target:
+                shutil.copyfileobj(made, target)
+        return
+    with files.whole(path) as partial:
+        yield partial
+
+
+def _stream(path: Path) -> IO[bytes]:
+    return open(1, "wb", closefd=False) if is_stdout(path) else path.open("ab")
+
+
+@contextmanager
+def writing(path: Path) -> Generator[IO[bytes]]:
+    """`whole`, opened; what is written is packed when the name ends in .gz or .zst."""
+    with whole(path) as partial, partial.open("wb") as file, _packing(file, path.suffix.lower()) as packed:
+        yield packed
+
+
+def _packing(file: IO[bytes], suffix: str) -> Any:
+    if suffix == ".gz":
+        # Without a time, so that equal rows make an equal file.
+        return gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=file, mtime=0)
+    if suffix == ".zst":
+        from orchestrate.core.zstd import zstd
+
+        return zstd.ZstdFile(file, "wb")
+    return nullcontext(file)

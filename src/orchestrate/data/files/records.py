@@ -15,8 +15,8 @@ from typing import IO, Any, cast
 
 import msgspec
 
-from orchestrate.core.packages import needed
-from orchestrate.data.rows import numbers
+from orchestrate.core import needed
+from orchestrate.data import rows
 from orchestrate.data.shapes.known import SHAPES
 from orchestrate.errors import DataError
 
@@ -25,7 +25,7 @@ LONGEST_RECORD = 512 << 20
 PYTHON_CELLS = "python-cells"
 """The code of cells that were read as Python's literals."""
 
-_encode = numbers.encode
+_encode = rows.encode
 _STRUCTURED = frozenset(
     {
         "messages",
@@ -135,7 +135,7 @@ def cell(column: str, value: Any, told: Counter[str] | None = None) -> Any:
     if column not in _STRUCTURED or not isinstance(value, str) or value[:1] not in ("[", "{"):
         return value
     try:
-        held = numbers.decode(value)
+        held = rows.decode(value)
     except (msgspec.DecodeError, RecursionError):
         held, code = _literal(value), PYTHON_CELLS
     else:
@@ -205,7 +205,7 @@ def json_lines(file: Path, told: object = None) -> Iterator[bytes]:
 
     Raises `DataError` where the JSON is broken: unlike a line, the rest of an array cannot be trusted then.
     """
-    decode = json.JSONDecoder(parse_float=numbers.number).raw_decode
+    decode = json.JSONDecoder(parse_float=rows.number).raw_decode
     number = 0
     with file.open(encoding="utf-8-sig") as opened:
         text = opened.read(BLOCK).lstrip()

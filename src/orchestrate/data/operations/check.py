@@ -15,8 +15,7 @@ from orchestrate.data.opening import Opened, count_tokens, open_counted
 from orchestrate.data.operations import review
 from orchestrate.data.passes import compare
 from orchestrate.data.passes.scan import DESIRABLE, MOST_LABELS, UNDESIRABLE, Task
-from orchestrate.data.rows.examples import Kind
-from orchestrate.data.rows.problems import KEPT_PER_CODE, more_of, problem
+from orchestrate.data.rows import KEPT_PER_CODE, Kind, more_of, problem
 from orchestrate.data.rules import Target
 from orchestrate.data.shapes import unread
 from orchestrate.text import count

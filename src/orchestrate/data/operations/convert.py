@@ -3,19 +3,25 @@ way."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
 from msgspec.structs import replace
 
+from orchestrate.data import rows as numbers
 from orchestrate.data import rules
 from orchestrate.data.facts import Facts
-from orchestrate.data.files.outputs import PACKED_SUFFIXES, require_writable
-from orchestrate.data.opening import Opened, open_dataset
-from orchestrate.data.rows.problems import CODES
+from orchestrate.data.files import PACKED_SUFFIXES, require_writable, writing
+from orchestrate.data.files.sources import source
+from orchestrate.data.opening import Opened, first_lines, open_dataset
+from orchestrate.data.rows import CODES
 from orchestrate.data.rules import Target
-from orchestrate.data.targets.writing import refuse, target_for, write_rows
-from orchestrate.errors import UsageError
+from orchestrate.data.shapes import Row
+from orchestrate.data.shapes.exports import BATCH_REQUESTS, batch_request
+from orchestrate.data.shapes.reading import parse
+from orchestrate.data.writing import refuse, target_for, write_rows
+from orchestrate.errors import DataError, UsageError
 from orchestrate.types import Problem, Record, Severity
 
 
@@ -119,3 +125,52 @@ def _lost(data: Facts, target: Target) -> list[Problem]:
     lossy = {rule.code for rule in target.rules.traits.values() if rule.lossy}
     found = [p for p in rules.losses(data, target) if p.code in lossy]
     return [replace(p, fix="--allow-loss writes the rows without it") for p in found]
+
+
+# The results of a batch, joined with its requests by `custom_id`: each answer gets its prompt.
+
+
+class BatchReport(Record, frozen=True, kw_only=True):
+    """What became of the lines of a batch."""
+
+    joined: int
+    unasked: int
+    """Results without a request: they stay errors."""
+    unanswered: int
+    """Requests without a result."""
+
+
+def join_batch(results: str, requests: str, output: Path) -> BatchReport:
+    """Writes each result with its request. Raises `DataError` for lines without a `custom_id`, and for
+    requests that share one."""
+    asked: dict[str, Row] = {}
+    for n, id, row in _lines(requests):
+        request = batch_request(row)
+        if not request:
+            raise DataError(
+                f"{requests}: line {n} holds no request (body or params)",
+                fix="--requests takes the file that the batch was made of",
+            )
+        if asked.setdefault(id, request) is not request:
+            raise DataError(
+                f"{requests}: line {n} repeats the custom_id {id!r}, so answers cannot be told apart"
+            )
+    joined = unasked = 0
+    answered: set[str] = set()
+    with writing(output) as file:
+        for _, id, row in _lines(results):
+            request = asked.get(id)
+            joined, unasked = joined + (request is not None), unasked + (request is None)
+            answered.add(id)
+            file.write(numbers.encode(row | ({BATCH_REQUESTS: request} if request else {})) + b"\n")
+    return BatchReport(joined=joined, unasked=unasked, unanswered=len(asked.keys() - answered))
+
+
+def _lines(path: str) -> Iterator[tuple[int, str, Row]]:
+    for n, line in enumerate(first_lines(source(path).lines), 1):
+        if line.strip():
+            value, wrong = parse(line)
+            row = cast("Row", value) if isinstance(value, dict) else {}
+            if not isinstance(id := row.get("custom_id"), str):
+                raise DataError(f"{path}: line {n}: {wrong.message if wrong else 'no custom_id'}")
+            yield n, id, row

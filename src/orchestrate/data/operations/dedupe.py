@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from orchestrate.data.files.outputs import log_beside, require_writable, writing
+from orchestrate.data.dialects import canonical_line
+from orchestrate.data.files import log_beside, require_writable, writing
 from orchestrate.data.opening import open_dataset, require_rows
 from orchestrate.data.passes import compare
 from orchestrate.data.passes.scan import Task
 from orchestrate.data.shapes.known import WRITTEN
-from orchestrate.data.targets.dialects import canonical_line
 from orchestrate.types import Record
 
 

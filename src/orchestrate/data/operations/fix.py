@@ -15,15 +15,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
-from orchestrate.data.files.outputs import log_beside, require_writable, writing
+from orchestrate.data.dialects import canonical_line
+from orchestrate.data.files import log_beside, require_writable, writing
 from orchestrate.data.files.sources import source
 from orchestrate.data.opening import first_lines, sniff
 from orchestrate.data.passes.scan import pieces, ranges
-from orchestrate.data.rows.examples import ChatExample, ChatMessage, Example
-from orchestrate.data.rows.mojibake import holds_both, is_about_encodings, is_damaged
-from orchestrate.data.rows.mojibake import repaired as decoded_anew
-from orchestrate.data.rows.numbers import encode
-from orchestrate.data.rows.problems import CODES
+from orchestrate.data.rows import CODES, ChatExample, ChatMessage, Example, encode
+from orchestrate.data.rows.content import holds_both, is_about_encodings, is_damaged
+from orchestrate.data.rows.content import repaired as decoded_anew
 from orchestrate.data.rows.traits import Trait, examine
 from orchestrate.data.rules import Target
 from orchestrate.data.shapes import known as shapes
@@ -31,7 +30,6 @@ from orchestrate.data.shapes.chat import alias
 from orchestrate.data.shapes.preferences import TAGS
 from orchestrate.data.shapes.reading import Row, canonical, parse, renamed, repeated_keys, row_of
 from orchestrate.data.shapes.unread import kept_for, verdict_of
-from orchestrate.data.targets.dialects import canonical_line
 from orchestrate.errors import DataError
 from orchestrate.types import Record, Severity
 

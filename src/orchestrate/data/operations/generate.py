@@ -24,11 +24,11 @@ from xxhash import xxh3_64_intdigest
 from orchestrate.core.retries import Retry
 from orchestrate.data import rules
 from orchestrate.data.dataset import Dataset
-from orchestrate.data.files.outputs import PACKED_SUFFIXES, require_writable
+from orchestrate.data.dialects import canonical_line
+from orchestrate.data.files import PACKED_SUFFIXES, require_writable
 from orchestrate.data.operations import review as reviewing
 from orchestrate.data.passes.compare import Seen
-from orchestrate.data.rows.content import candidates, confirmed
-from orchestrate.data.rows.examples import (
+from orchestrate.data.rows import (
     ChatExample,
     Example,
     Kind,
@@ -37,6 +37,7 @@ from orchestrate.data.rows.examples import (
     UnpairedExample,
     messages_of,
 )
+from orchestrate.data.rows.content import candidates, confirmed
 from orchestrate.data.rules import Target
 from orchestrate.data.shapes import known
 from orchestrate.data.shapes.reading import (
@@ -47,7 +48,6 @@ from orchestrate.data.shapes.reading import (
     reading,
     visible,
 )
-from orchestrate.data.targets.dialects import canonical_line
 from orchestrate.errors import DataError, OrchestrateError, OverBudget, UsageError
 from orchestrate.paid.asking import (
     Batch,

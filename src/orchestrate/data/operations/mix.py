@@ -21,8 +21,8 @@ from typing import IO
 import msgspec
 
 from orchestrate.core.files import private_folder, write_whole
-from orchestrate.data.files.fetching import spooled
-from orchestrate.data.files.outputs import writing
+from orchestrate.data.files import writing
+from orchestrate.data.files.sources import spooled
 from orchestrate.data.opening import Joined, Opened, fitting, open_counted, open_dataset
 from orchestrate.data.passes.scan import Total
 from orchestrate.errors import DataError

@@ -22,8 +22,8 @@ from starlette.routing import Route
 
 from orchestrate.data.operations.review import Review, Word
 from orchestrate.errors import UsageError
-from orchestrate.http.web import pages, server
-from orchestrate.http.web.guard import Guard
+from orchestrate.http import web
+from orchestrate.http.web import Guard
 
 LONGEST_BODY = 64 << 20
 
@@ -52,7 +52,7 @@ def serving(path: str, *, port: int = 0) -> Generator[Page]:
     Raises `DataError` when the file cannot be read, `SetupError` when the port is taken."""
     review, token = Review(path), secrets.token_urlsafe(24)
     app = Starlette(routes=review_routes("/", lambda _: review))
-    with server.serving(Guard(app, tokens={token: ""}, max_body=LONGEST_BODY), port=port) as root:
+    with web.serving(Guard(app, tokens={token: ""}, max_body=LONGEST_BODY), port=port) as root:
         yield Page(f"{root}/{token}/", review)
 
 
@@ -69,8 +69,8 @@ def review_routes(
             return act(review, asked)
 
     return [
-        pages.page(path, __package__ or "", "review_rows.html", back=back),
-        pages.action(path, Asked, answer),
+        web.page(path, __package__ or "", "review_rows.html", back=back),
+        web.action(path, Asked, answer),
     ]
 
 

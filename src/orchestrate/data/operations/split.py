@@ -22,21 +22,21 @@ from typing import Any, cast
 
 import msgspec
 
-from orchestrate.data.files.outputs import is_stream, require_writable, writing
+from orchestrate.data.dialects import canonical_line
+from orchestrate.data.files import is_stream, require_writable, writing
 from orchestrate.data.opening import Opened, open_dataset, require_rows
 from orchestrate.data.passes import compare
 from orchestrate.data.passes.scan import DESIRABLE, UNDESIRABLE, Task, pieces, ranges
-from orchestrate.data.rows.examples import (
+from orchestrate.data.rows import (
     ChatMessage,
     CompletionExample,
     Example,
     UnpairedExample,
+    encode_sorted,
     messages_of,
 )
-from orchestrate.data.rows.numbers import encode_sorted
 from orchestrate.data.shapes.known import WRITTEN
 from orchestrate.data.shapes.reading import last_answer, parse, visible
-from orchestrate.data.targets.dialects import canonical_line
 from orchestrate.errors import DataError, UsageError
 from orchestrate.text import count
 from orchestrate.types import Record

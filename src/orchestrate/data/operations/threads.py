@@ -21,11 +21,11 @@ from typing import Any
 
 import msgspec
 
-from orchestrate.data.files.outputs import writing
+from orchestrate.data.files import writing
 from orchestrate.data.files.sources import source
 from orchestrate.data.opening import first_lines
+from orchestrate.data.shapes import named
 from orchestrate.data.shapes.reading import parse
-from orchestrate.data.shapes.shape import named
 from orchestrate.errors import DataError, MissingExtra, UsageError
 from orchestrate.types import Record
 

@@ -20,17 +20,10 @@ from typing import Any
 
 from xxhash import xxh3_64_intdigest
 
-from orchestrate.core.packages import needed
-from orchestrate.data.passes.pool import ordered
+from orchestrate.core import needed
+from orchestrate.data.passes import ordered
 from orchestrate.data.passes.scan import Task, Total, pieces, ranges, read_rows
-from orchestrate.data.rows.examples import (
-    ChatExample,
-    ChatMessage,
-    Example,
-    Kind,
-    UnpairedExample,
-    messages_of,
-)
+from orchestrate.data.rows import ChatExample, ChatMessage, Example, Kind, UnpairedExample, messages_of
 from orchestrate.data.shapes.reading import reading, visible
 from orchestrate.errors import MissingExtra
 

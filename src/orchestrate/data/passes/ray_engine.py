@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-from orchestrate.core.packages import needed
-from orchestrate.data.passes import pool
+from orchestrate.core import needed
+from orchestrate.data import passes
 from orchestrate.errors import ConfigError
 
 
@@ -36,9 +36,9 @@ def on_ray(workers: int | None = None) -> Generator[int]:
         run = ray.remote(max_retries=2)(_call)
 
         def engine(function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
-            return _ordered(ray, run, function, tasks, cpus * pool.AHEAD)
+            return _ordered(ray, run, function, tasks, cpus * passes.AHEAD)
 
-        with pool.using(engine):
+        with passes.using(engine):
             yield cpus
     finally:
         if joined:
@@ -61,7 +61,7 @@ def _connect(ray: Any, workers: int | None) -> None:
             ) from error
         return
     # Not address="auto": that joins any cluster of this machine, another command's too, which ends with it.
-    own: dict[str, Any] = {"num_cpus": workers or pool.cores(), "include_dashboard": False, **quiet}
+    own: dict[str, Any] = {"num_cpus": workers or passes.cores(), "include_dashboard": False, **quiet}
     try:
         try:
             ray.init(**own)
@@ -105,7 +105,7 @@ def _ordered(
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from error
             except ray.exceptions.RayError as error:
-                raise pool.WorkerDied(
+                raise passes.WorkerDied(
                     f"a data worker on Ray ended early: {type(error).__name__}",
                     fix="free memory on its machine, or give the cluster fewer CPUs",
                 ) from error

@@ -27,12 +27,19 @@ from msgspec.structs import replace
 from xxhash import xxh3_64_intdigest
 
 from orchestrate.data.files.records import LONGEST_RECORD
+from orchestrate.data.rows import (
+    KEPT_PER_CODE,
+    Example,
+    PreferenceExample,
+    RLExample,
+    UnpairedExample,
+    messages_of,
+    more_of,
+    problem,
+)
 from orchestrate.data.rows.content import candidates, confirmed, sifted
-from orchestrate.data.rows.examples import Example, PreferenceExample, RLExample, UnpairedExample, messages_of
-from orchestrate.data.rows.pictures import Picture, pictures
-from orchestrate.data.rows.pictures import add as add_pictures
-from orchestrate.data.rows.problems import KEPT_PER_CODE, more_of, problem
-from orchestrate.data.rows.traits import Trait
+from orchestrate.data.rows.traits import Picture, Trait, pictures
+from orchestrate.data.rows.traits import add as add_pictures
 from orchestrate.data.shapes.reading import (
     Row,
     answers,
@@ -45,8 +52,8 @@ from orchestrate.data.shapes.reading import (
     visible,
 )
 from orchestrate.data.shapes.unread import Column, note
+from orchestrate.data.tokens import COVERAGE, Lengths, Remark
 from orchestrate.data.tokens.counting import counter
-from orchestrate.data.tokens.lengths import COVERAGE, Lengths, Remark
 from orchestrate.errors import DataError
 from orchestrate.types import Problem, Severity
 

@@ -1,1 +1,416 @@
 """The canonical example, what is looked at in it, and the problems that are reported of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+from urllib.parse import urlsplit
+
+import msgspec
+
+from orchestrate.data import goals
+from orchestrate.types import Problem, Severity
+
+# The canonical example: what every reader makes and every writer takes.
+
+
+Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+ROLES: tuple[str, ...] = get_args(Role)
+
+
+class _Canonical(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, gc=False):
+    """`gc=False` is safe as no example ever refers to itself; it halves the cost of decoding."""
+
+
+class ImageUrl(_Canonical):
+    url: str
+    """https URL or base64 data URL."""
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class Part(_Canonical):
+    """One piece of a message's content: text, or an image."""
+
+    type: Literal["text", "image_url"]
+    text: str | None = None
+    image_url: ImageUrl | None = None
+
+
+class FunctionCall(_Canonical):
+    name: str
+    arguments: str
+    """A JSON object, as a string."""
+
+
+class ToolCall(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    id: str
+    function: FunctionCall
+    type: Literal["function"] = "function"
+
+
+class ChatMessage(_Canonical):
+    role: Role
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    weight: int | float | None = None
+    """0 takes an assistant message out of the loss; `None` means 1."""
+    reasoning: str | None = None
+    """The thinking that precedes the answer, where the row has one."""
+    loss_spans: list[tuple[int, int]] | None = None
+    """Characters of `text` that carry loss, as (first, after the last), in order and apart; `None` means all
+    of an answer that `weight` does not take out."""
+
+    @property
+    def text(self) -> str:
+        """The text of the content, image parts left out."""
+        if isinstance(self.content, list):
+            return "".join(part.text or "" for part in self.content)
+        return self.content or ""
+
+
+class ChatExample(_Canonical):
+    messages: list[ChatMessage]
+    tools: list[dict[str, Any]] | None = None
+    parallel_tool_calls: bool | None = None
+    weight: int | float | None = None
+    """Of the whole row, where the host takes one."""
+
+
+class PreferenceExample(_Canonical):
+    """`prompt`, then the answer to prefer and the one to avoid."""
+
+    prompt: list[ChatMessage]
+    preferred: list[ChatMessage]
+    rejected: list[ChatMessage]
+    tools: list[dict[str, Any]] | None = None
+    parallel_tool_calls: bool | None = None
+
+
+class UnpairedExample(_Canonical):
+    """`prompt`, then one answer, and whether it is one to give (`label`) or one to avoid."""
+
+    prompt: list[ChatMessage]
+    completion: list[ChatMessage]
+    label: bool
+    tools: list[dict[str, Any]] | None = None
+    parallel_tool_calls: bool | None = None
+
+
+class CompletionExample(_Canonical):
+    prompt: str
+    completion: str
+
+
+class TextExample(_Canonical):
+    text: str
+    loss_spans: list[tuple[int, int]] | None = None
+    """As in `ChatMessage`; `None` means all of it."""
+
+
+class RLExample(_Canonical):
+    """A prompt to sample answers for, and the fields that a grader reads."""
+
+    messages: list[ChatMessage]
+    fields: dict[str, Any] = {}
+    tools: list[dict[str, Any]] | None = None
+
+
+Example = ChatExample | PreferenceExample | UnpairedExample | CompletionExample | TextExample | RLExample
+Kind = Literal["chat", "preference", "unpaired", "completion", "text", "rl"]
+
+KINDS: dict[type[Any], Kind] = {
+    ChatExample: "chat",
+    PreferenceExample: "preference",
+    UnpairedExample: "unpaired",
+    CompletionExample: "completion",
+    TextExample: "text",
+    RLExample: "rl",
+}
+
+
+def kind_of(example: Example) -> Kind:
+    return KINDS[type(example)]
+
+
+def messages_of(example: Example) -> list[ChatMessage]:
+    """All messages of the row, none for plain text."""
+    match example:
+        case ChatExample() | RLExample():
+            return example.messages
+        case PreferenceExample():
+            return [*example.prompt, *example.preferred, *example.rejected]
+        case UnpairedExample():
+            return [*example.prompt, *example.completion]
+        case _:
+            return []
+
+
+# Every code that a problem of the data can carry, with its severity and its fix.
+
+
+KEPT_PER_CODE = 100
+"""Rows kept for each code; the rest are counted in one closing problem, so that memory stays bounded."""
+
+
+@dataclass(frozen=True)
+class Code:
+    severity: Severity
+    title: str
+    fix: str
+
+
+_E, _W, _I = Severity.ERROR, Severity.WARNING, Severity.INFO
+
+CODES: dict[str, Code] = {
+    # -- the file and its lines
+    "invalid-json": Code(
+        _E, "the line is not valid JSON", "correct the line; each line holds one JSON object"
+    ),
+    "not-an-object": Code(_E, "the row is not a JSON object", "make each row an object"),
+    "too-deep": Code(_E, "the JSON is nested too deeply", "flatten the row"),
+    "duplicate-key": Code(
+        _W,
+        "a field occurs twice in an object; the last one counts",
+        "keep one of them (--fix keeps the last)",
+    ),
+    "encoding": Code(_E, "the line is not UTF-8", "save the file as UTF-8 (--fix replaces the broken bytes)"),
+    "lone-surrogate": Code(
+        _E, "half of a surrogate pair, which UTF-8 cannot hold", "replace it (--fix writes U+FFFD)"
+    ),
+    "blank-line": Code(_I, "the line is blank", "remove it (--fix does)"),
+    "unknown-format": Code(
+        _E, "the row has the fields of no known format", "name the columns with --map, or rewrite the row"
+    ),
+    "mixed-format": Code(
+        _E, "the row has another format than the rest of the file", "keep one format in each file"
+    ),
+    "python-cells": Code(
+        _I, "cells hold lists as Python writes them", "nothing to do; to_json or Parquet keeps them"
+    ),
+    "hidden-column": Code(
+        _I, "a column is not read: another was mapped to its name", "leave out --map if it is the right one"
+    ),
+    "extra-fields": Code(
+        _W,
+        "fields of a message or of the prompt that are not read",
+        "write what they say into the text, or remove them",
+    ),
+    "unread-column": Code(
+        _W,
+        "a column is not read",
+        "read it (--map FIELD=COLUMN), or say that it is not to be read (--ignore COLUMN)",
+    ),
+    "lost-meaning": Code(
+        _E,
+        "what would be trained is not what the row says",
+        "remove it, or for a column: --ignore COLUMN, if the rows are to be trained without it",
+    ),
+    "held-out": Code(
+        _E,
+        "rows that a column keeps for test or validation",
+        "write them to files of their own and name those as test and validation, or --ignore the column",
+    ),
+    "bad-image": Code(_E, "an image cannot be read", "give a path, a URL or a data: URL for each image"),
+    "unused-prompt": Code(
+        _E,
+        "a column that may be a part of the prompt is not read",
+        "write it into the prompt, read it (--map context=COLUMN), or leave it out (--ignore COLUMN)",
+    ),
+    # -- messages
+    "no-messages": Code(_E, "the row has no messages", "give at least a user and an assistant message"),
+    "bad-message": Code(_E, "a message has a wrong field", "see the message"),
+    "cut-answer": Code(
+        _E,
+        "the answer was cut at the limit of tokens",
+        "ask again with a larger limit, or leave the row out",
+    ),
+    "refused-answer": Code(
+        _E, "the model refused to answer", "leave the row out, or write the refusal as its content"
+    ),
+    "bad-role": Code(
+        _E,
+        "the role is not known",
+        "use system, developer, user, assistant or tool (--fix maps known aliases)",
+    ),
+    "bad-content": Code(_E, "the content is neither text nor parts", "make the content a string"),
+    "empty-content": Code(_E, "the message has no content", "write the content or remove the row"),
+    "empty-input": Code(_W, "a user or system message is empty", "write it or remove it"),
+    "last-not-assistant": Code(
+        _E, "the last message is not from the assistant", "end with the answer to learn (--fix cuts the rest)"
+    ),
+    "no-assistant": Code(_E, "no message is from the assistant", "add the answer to learn"),
+    "bad-weight": Code(_E, "the weight is not 0 or 1", "use 0 or 1"),
+    "weight-on-input": Code(_E, "only assistant messages carry a weight", "remove it (--fix does)"),
+    "nothing-trained": Code(_E, "all answers of the row have weight 0", "remove the row or a weight"),
+    "legacy-functions": Code(
+        _I, "functions and function_call are read as tools and tool_calls", "nothing to do"
+    ),
+    # -- tools
+    "python-types": Code(
+        _I, "types in tools' schemas are Python's, and read as JSON schema's", "nothing to do"
+    ),
+    "bad-tool-call": Code(_E, "a tool call is malformed", "give id, type and function {name, arguments}"),
+    "bad-arguments": Code(_E, "the arguments of a tool call are not a JSON object", "write valid JSON"),
+    "unanswered-call": Code(
+        _E, "a tool call has no answer", "add a tool message with its tool_call_id after the call"
+    ),
+    "orphan-answer": Code(_E, "a tool message answers no call", "give it the id of a call before it"),
+    "undeclared-tool": Code(_W, "a called tool is not in tools", "add its schema to tools"),
+    "bad-tools": Code(
+        _E, "a tool's schema is wrong", "use {type: function, function: {name, description, parameters}}"
+    ),
+    "odd-tool": Code(
+        _W,
+        "a tool that backends may refuse",
+        "use letters, digits, _ and - in names, and JSON schema's types",
+    ),
+    # -- other kinds
+    "empty-completion": Code(_E, "nothing to learn: the completion is empty", "write it or remove the row"),
+    "empty-text": Code(_E, "the text is empty", "remove the row"),
+    "empty-prompt": Code(_W, "the prompt is empty", "use the text format to train on bare text"),
+    "same-answers": Code(_E, "both answers are the same", "remove the row (--fix does)"),
+    "side-not-assistant": Code(
+        _E, "an answer of the pair is not an assistant message", "give assistant messages only"
+    ),
+    "bad-label": Code(
+        _E,
+        "the label is not true or false",
+        "use true or false (orchestrate data check FILE --fix maps 0 and 1, good and bad ...)",
+    ),
+    "one-label": Code(
+        _W, "all answers have the same label", "add the other kind: KTO learns from the difference"
+    ),
+    "labels-unbalanced": Code(
+        _W,
+        "one label is far more frequent than the other",
+        "weigh the rarer one: desirable_weight or undesirable_weight of the method",
+    ),
+    # -- the text itself
+    "secret": Code(
+        _W, "a key or token", "replace it and revoke it: a model can repeat what it was trained on"
+    ),
+    "personal-data": Code(_W, "personal data", "replace it with invented data"),
+    "replacement-character": Code(
+        _W, "U+FFFD: text was lost on its way", "read the source with its encoding"
+    ),
+    "mojibake": Code(_W, "text was decoded with a wrong encoding", "repair it (--fix does where it can)"),
+    "control-character": Code(_W, "a NUL character", "remove it (--fix does)"),
+    "refusal": Code(_W, "an answer refuses", "remove the row unless refusing is what is taught"),
+    "placeholder": Code(_W, "a placeholder was not filled in", "fill it in or remove the row"),
+    # -- rows against rows
+    "duplicate": Code(_W, "the row occurs earlier", "remove it (--fix does)"),
+    "conflict": Code(_W, "the same prompt has other answers", "keep one answer"),
+    "near-duplicate": Code(_W, "the row is nearly the same as one before", "orchestrate data dedupe --near"),
+    "leakage": Code(_E, "the row is also in another split", "remove it from one (orchestrate data split)"),
+    "near-leakage": Code(_W, "nearly the same row is in another split", "remove it from one"),
+    "prompt-leakage": Code(_W, "the prompt is also in another split", "remove it from one"),
+    "label-imbalance": Code(_W, "some answers are far more frequent than others", "balance the labels"),
+    "label-spelling": Code(
+        _W, "labels that differ in case, spaces or a full stop only", "spell each label in one way"
+    ),
+    "unreviewed": Code(
+        _W, "generated rows that were not reviewed", "orchestrate data review FILE, then --export OUT"
+    ),
+    "few-rows": Code(_I, "few rows for what they teach", goals.volumes_told()),
+    "rl-ends-with-answer": Code(
+        _E, "the prompt ends with an assistant message", "end with the user's message"
+    ),
+}
+
+
+_MORE = " more like this"
+
+
+def more_of(code: str, count: int) -> Problem:
+    """What stands for the rows of a code that are not kept."""
+    return problem(code, f"{count:,}{_MORE}")
+
+
+def rows_of(found: Problem) -> int:
+    """How many rows a problem stands for."""
+    if found.row is None and found.message.endswith(_MORE):
+        return int(found.message.removesuffix(_MORE).replace(",", ""))
+    return 1
+
+
+def problem(
+    code: str, message: str | None = None, *, row: int | None = None, field: str | None = None
+) -> Problem:
+    """Raises `KeyError` for a code that is not in `CODES`."""
+    known = CODES[code]
+    return Problem(
+        code=code,
+        message=message or known.title,
+        severity=known.severity,
+        row=row,
+        field=field,
+        fix=known.fix,
+    )
+
+
+def file_of(problem: Problem) -> str:
+    """The name of a problem's file, empty for none. Of an address its query is left out: it may be secret."""
+    source = problem.source or ""
+    return Path(urlsplit(source).path if "://" in source else source).name
+
+
+# JSON whose numbers keep every digit: a row's free fields, schemas and arguments are not ours to round.
+
+
+class Digits(float):
+    """A number that no double holds, with its digits as they were written."""
+
+    text: str
+
+    def __new__(cls, text: str) -> Digits:
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    def __reduce__(self) -> tuple[type[Digits], tuple[str]]:
+        return Digits, (self.text,)
+
+
+def number(text: str) -> float:
+    """Reads a literal with a point or an exponent."""
+    rounded = float(text)
+    return rounded if Decimal(repr(rounded)) == Decimal(text) else Digits(text)
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, Digits):
+        return msgspec.Raw(value.text.encode())
+    raise NotImplementedError(f"{type(value).__name__} is not a value of JSON")
+
+
+def digits_of(value: Any) -> str:
+    """For encoders of other formats."""
+    if isinstance(value, Digits):
+        return value.text
+    raise NotImplementedError(f"{type(value).__name__} is not a value of JSON")
+
+
+decode = msgspec.json.Decoder(float_hook=number).decode
+encode = msgspec.json.Encoder(enc_hook=_written).encode
+encode_sorted = msgspec.json.Encoder(enc_hook=_written, order="deterministic").encode
+
+
+def spaced(value: Any) -> str:
+    """With a space after commas and colons, as Python's own encoder writes arguments."""
+    return encode(value).decode() if _holds_digits(value) else json.dumps(value, ensure_ascii=False)
+
+
+def _holds_digits(value: Any) -> bool:
+    left: list[Any] = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, Digits):
+            return True
+        if isinstance(one, dict | list):
+            left += cast("dict[str, Any]", one).values() if isinstance(one, dict) else cast("list[Any]", one)
+    return False

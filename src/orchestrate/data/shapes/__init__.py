@@ -1,1 +1,402 @@
 """The row formats that are known, and what a row of each becomes: a canonical example."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import msgspec
+
+from orchestrate.data import rows
+from orchestrate.data.rows import ChatMessage, Example, ImageUrl, Kind, Part, problem
+from orchestrate.types import Problem
+
+# Content in parts as other tools write them -> the fields of OpenAI's messages.
+
+
+# Which part of a message carries loss, as other trainers write it: swift's `loss`, the Tinker cookbook's
+# `trainable`, Axolotl's `train` and `train_detail`, LLaMA-Factory's `loss_weight`, Axolotl's segments.
+
+FLAGS = ("loss", "train", "trainable")
+"""True or false for a whole message."""
+
+Spans = list[tuple[int, int]]
+"""Characters from the first up to the second number of each pair carry loss."""
+
+
+@dataclass
+class Loss:
+    """What a message says of its loss; `used` are the names of the fields that were read."""
+
+    weight: int | float | None = None
+    spans: Spans | None = None
+    used: set[str] = field(default_factory=set[str])
+    strays: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What else was said there, which is not read."""
+    found: list[Problem] = field(default_factory=list[Problem])
+
+
+def loss_of(item: dict[str, Any], role: Any, text: str, place: str) -> Loss:
+    """`text` is the message's own. Only answers are trained: a field that wants another message trained is an
+    error, and one that takes it out says what holds anyway."""
+    read = Loss()
+    flags = {name: item[name] for name in FLAGS if isinstance(item.get(name), bool)}
+    weight: Any = item.get("loss_weight")
+    if weight is not None:
+        read.used.add("loss_weight")
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            read.found.append(
+                problem("bad-weight", "loss_weight is not a number", field=f"{place}.loss_weight")
+            )
+            weight = None
+    read.used |= flags.keys()
+    spans = _detailed(item, text, place, read)
+    if role != "assistant":
+        wanted = [name for name, value in flags.items() if value] + ["loss_weight"] * bool(weight)
+        wanted += ["train_detail"] * bool(spans)
+        if wanted:
+            said = f"{wanted[0]} asks to train a message of {str(role)[:20]}; only answers are trained"
+            read.found.append(problem("lost-meaning", said, field=f"{place}.{wanted[0]}"))
+        return read
+    read.weight = 0 if False in flags.values() else weight
+    if spans is not None and read.weight != 0:
+        read.weight, read.spans = (0, None) if not spans else (read.weight, spans)
+    if read.spans == [(0, len(text))]:
+        read.spans = None
+    return read
+
+
+_DETAIL = frozenset({"begin_offset", "end_offset", "train"})
+
+
+def _detailed(item: dict[str, Any], text: str, place: str, read: Loss) -> Spans | None:
+    """Axolotl's offsets, of which the last character belongs to the span."""
+    details: Any = item.get("train_detail")
+    if details is None:
+        return None
+    read.used.add("train_detail")
+    spans: Spans = []
+    for detail in cast("list[Any]", details) if isinstance(details, list) else [None]:
+        part = cast("dict[str, Any]", detail) if isinstance(detail, dict) else {}
+        read.strays |= {f"train_detail.{name}": part[name] for name in part.keys() - _DETAIL}
+        begin, end, trained = (part.get(name) for name in ("begin_offset", "end_offset", "train"))
+        if not (isinstance(begin, int) and isinstance(end, int) and isinstance(trained, bool)):
+            message = "train_detail holds {begin_offset, end_offset, train}"
+            read.found.append(problem("bad-weight", message, field=f"{place}.train_detail"))
+            return None
+        if not 0 <= begin <= end < max(1, len(text)):
+            message = f"train_detail goes from {begin} to {end}, the text has {len(text)} characters"
+            read.found.append(problem("bad-weight", message, field=f"{place}.train_detail"))
+            return None
+        if trained:
+            spans.append((begin, end + 1))
+    return joined(spans)
+
+
+def joined(spans: Iterable[tuple[int, int]]) -> Spans:
+    """In order, those that touch made one."""
+    made: Spans = []
+    for begin, end in sorted(spans):
+        if begin >= end:
+            continue
+        if made and begin <= made[-1][1]:
+            made[-1] = (made[-1][0], max(end, made[-1][1]))
+        else:
+            made.append((begin, end))
+    return made
+
+
+def spans_of(pieces: Iterable[tuple[str, bool]]) -> tuple[str, Spans]:
+    """The text that pieces make, and where those lie in it that are trained."""
+    text, spans = "", Spans()
+    for piece, trained in pieces:
+        if trained:
+            spans.append((len(text), len(text) + len(piece)))
+        text += piece
+    return text, joined(spans)
+
+
+# Images in a column of the row -> the places that its messages have for them.
+#
+# LLaMA-Factory marks a place with `<image>` in the text, Transformers and TRL with a part `{type: image}`;
+# where a row marks none, TRL puts its images before the first question.
+
+COLUMNS = ("images", "image")
+MARK = "<image>"
+_HEADS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
+
+
+def images_of(row: dict[str, Any]) -> list[Any]:
+    """What the row's columns for images hold."""
+    held: list[Any] = []
+    for name in COLUMNS:
+        value: Any = row.get(name)
+        held += cast("list[Any]", value) if isinstance(value, list) else [] if value is None else [value]
+    return held
+
+
+def place(messages: Sequence[ChatMessage], held: Sequence[Any]) -> list[Problem]:
+    """Fills the places of `messages` with the images, in order. Another number of places than images is an
+    error: which belongs where is not known then."""
+    urls = [_url(item) for item in held]
+    if None in urls:
+        return [
+            problem(
+                "bad-image", f"image {urls.index(None) + 1} is not a path, a URL or bytes", field="images"
+            )
+        ]
+    marked = [m for m in messages if MARK in m.text or _places(m)]
+    if not marked and (first := next((m for m in messages if m.role == "user"), None)) is not None:
+        first.content = [*(Part(type="image_url") for _ in urls), *_parts(first)]
+    elif (count := sum(m.text.count(MARK) + _places(m) for m in marked)) != len(urls):
+        return [problem("bad-image", f"{len(urls)} images for {count} places in the text", field="images")]
+    waiting = iter(cast("list[str]", urls))
+    for m in messages:
+        if MARK in m.text:
+            m.content = [piece for part in _parts(m) for piece in _split(part)]
+        for part in m.content if isinstance(m.content, list) else ():
+            if part.type == "image_url" and part.image_url is None:
+                part.image_url = ImageUrl(url=next(waiting))
+    return []
+
+
+def _places(m: ChatMessage) -> int:
+    parts = m.content if isinstance(m.content, list) else ()
+    return sum(part.type == "image_url" and part.image_url is None for part in parts)
+
+
+def _parts(m: ChatMessage) -> list[Part]:
+    if isinstance(m.content, list):
+        return m.content
+    return [Part(type="text", text=m.content)] if m.content else []
+
+
+def _split(part: Part) -> list[Part]:
+    if part.text is None or MARK not in part.text:
+        return [part]
+    pieces: list[Part] = []
+    for i, text in enumerate(part.text.split(MARK)):
+        pieces += [Part(type="image_url")] if i else []
+        pieces += [Part(type="text", text=text)] if text else []
+    return pieces
+
+
+def _url(item: Any) -> str | None:
+    """A path or an address as it is, bytes as a data URL; `datasets` holds images as `{bytes, path}`."""
+    if isinstance(item, str):
+        return item or None
+    if not isinstance(item, dict):
+        return None
+    named = cast("dict[str, Any]", item)
+    data: Any = named.get("bytes") or named.get("base64")
+    if isinstance(data, dict):  # bytes of a column, as tables are read
+        data = cast("dict[str, Any]", data).get("base64")
+    if isinstance(data, str):
+        try:
+            head = base64.b64decode(data[:16])
+        except ValueError:
+            return None
+        kind = next((kind for start, kind in _HEADS.items() if head.startswith(start)), "png")
+        return f"data:image/{kind};base64,{data}"
+    url: Any = named.get("url") or named.get("path")
+    return url if isinstance(url, str) else None
+
+
+Item = dict[str, Any]
+
+PLACEHOLDER: Item = {"type": "image_url"}
+"""An image that the row holds elsewhere; the reader of the row's shape fills it in."""
+_TEXTS = ("text", "input_text", "output_text", "refusal")
+_IMAGES = ("image", "input_image", "image_url")
+_SPELLINGS = ("image_url", "image", "url", "path", "value")
+"""Fields in which an image lies; the first that holds something is read."""
+_READ: Mapping[str, frozenset[str]] = {
+    **dict.fromkeys(_TEXTS, frozenset({"text", "value"})),
+    "refusal": frozenset({"refusal", "value"}),
+    **dict.fromkeys(_IMAGES, frozenset({*_SPELLINGS, "source", "base64", "mime_type", "detail"})),
+    **dict.fromkeys(("thinking", "reasoning"), frozenset({"thinking", "value"})),
+    "tool_use": frozenset({"id", "name", "input"}),
+    "tool_call": frozenset({"value"}),
+    "tool_result": frozenset({"tool_use_id", "content"}),
+}
+"""The kinds of parts that are read, and the fields of each."""
+_NOTES = frozenset(
+    {"cache_control", "signature", "annotations", "logprobs", "citations", "is_error", "index", "status"}
+)
+"""What parts say that teaches nothing."""
+
+
+def strays(item: Mapping[str, Any], known: Container[str], place: str) -> Item:
+    """What an object holds that its reader does not know, under names (behind `place`) with which the message
+    of which it is a part can hold it: whoever reads that reports them."""
+    unread = {name: value for name, value in item.items() if name not in known and name not in _NOTES}
+    return {f"{place}{name}": value for name, value in unread.items() if value not in (None, [], {}, "")}
+
+
+def unfolded(item: Any) -> list[Any]:
+    """The message as one or more of OpenAI's; what is not known is left for the reader to report."""
+    content: Any = cast("Item", item).get("content") if isinstance(item, dict) else None
+    parts = cast("list[Any]", content) if isinstance(content, list) else []
+    if not parts or not all(isinstance(part, dict) for part in parts):
+        return [item]
+    if all(part.keys() <= {"type", "text", "image_url"} and part.get("type") in _PLAIN for part in parts):
+        return [item]
+    return _Unfolding(cast("Item", item), cast("list[Item]", parts)).messages()
+
+
+_PLAIN = ("text", "image_url")
+
+
+class _Unfolding:
+    """One message: answers to calls come before what is said beside them, as they do in the conversation."""
+
+    def __init__(self, item: Item, parts: list[Item]) -> None:
+        self._item = item
+        self._parts: list[Item] = []
+        self._trained: list[bool] = []
+        self._flagged = False
+        self._thoughts: list[str] = []
+        self._calls: list[Item] = []
+        self._answers: list[Item] = []
+        self._strays: Item = {}
+        for part in parts:
+            self._add(part)
+
+    def _add(self, part: Item) -> None:
+        kind = part.get("type")
+        value: Any = part.get("value")
+        flags = [name for name in FLAGS if isinstance(part.get(name), bool)]
+        if isinstance(kind, str) and kind in _READ:  # a part of another kind is an error as it is
+            self._strays |= strays(part, {"type", *_READ[kind], *flags}, "content.")
+        if kind in ("thinking", "reasoning") and isinstance(thought := part.get("thinking", value), str):
+            self._thoughts.append(thought)
+        elif kind == "tool_use":
+            self._calls.append(call(part.get("id"), part.get("name"), part.get("input")))
+        elif kind == "tool_call" and (made := _written(value)) is not None:
+            self._calls.append(made)
+        elif kind == "tool_result":
+            said = part.get("content")
+            answer = {"role": "tool", "tool_call_id": part.get("tool_use_id"), "content": said or ""}
+            self._answers += unfolded(answer)
+        else:
+            self._parts.append(self._image(part) if kind in _IMAGES else _text(part))
+            self._trained.append(self._is_trained(part))
+
+    def _image(self, part: Item) -> Item:
+        """Any spelling of an image; `PLACEHOLDER` when the part names none."""
+        source: Any = part.get("source")
+        if isinstance(source, dict):
+            named = cast("Item", source)
+            self._strays |= strays(named, {"type", "data", "media_type", "url"}, "content.source.")
+            data, kind = named.get("data"), named.get("media_type")
+            return image(f"data:{kind};base64,{data}" if data else named.get("url"), part.get("detail"))
+        if part.get("base64"):
+            return image(f"data:{part.get('mime_type', 'image/png')};base64,{part['base64']}")
+        given: Any = next((part[name] for name in _SPELLINGS if part.get(name)), None)
+        if isinstance(given, dict):
+            named = cast("Item", given)
+            self._strays |= strays(named, {"url", "path", "detail"}, "content.image.")
+            return image(named.get("url", named.get("path")), named.get("detail", part.get("detail")))
+        return image(given, part.get("detail")) if given is not None else PLACEHOLDER
+
+    def _is_trained(self, part: Item) -> bool:
+        """A part without a flag goes with its message."""
+        flag = next((part[name] for name in FLAGS if isinstance(part.get(name), bool)), None)
+        if flag is not None and part.get("type") in _TEXTS:
+            self._flagged = True
+            return flag
+        return all(self._item.get(name) is not False for name in FLAGS)
+
+    def messages(self) -> list[Any]:
+        rest = {name: value for name, value in self._item.items() if name != "content"} | self._strays
+        if self._thoughts:
+            rest["reasoning"] = "\n\n".join(self._thoughts)
+        if self._calls:
+            rest["tool_calls"] = [*(rest.get("tool_calls") or []), *self._calls]
+        content: Any = self._parts
+        if all(part.keys() == {"type", "text"} and isinstance(part["text"], str) for part in self._parts):
+            texts = [cast("str", part["text"]) for part in self._parts]
+            content, spans = spans_of(zip(texts, self._trained, strict=True))
+            if self._flagged and self._item.get("role") == "assistant":
+                rest.pop("train", None)
+                rest["train" if not spans else "loss_spans"] = spans or False
+            elif self._flagged and spans:
+                rest["train"] = True  # the reader tells that only answers are trained
+        if self._answers and not self._parts:
+            beside = {name: value for name, value in rest.items() if name != "role"}
+            return [*self._answers[:-1], self._answers[-1] | beside]
+        return [*self._answers, rest | {"content": content or None}]
+
+
+def _text(part: Item) -> Item:
+    """A part of text, or one of a kind that is not known, as it is."""
+    name = "refusal" if part.get("type") == "refusal" else "text"
+    said: Any = part.get(name, part.get("value"))
+    return {"type": "text", "text": said} if part.get("type") in _TEXTS and isinstance(said, str) else part
+
+
+def image(url: Any, detail: Any = None) -> Item:
+    return {"type": "image_url", "image_url": {"url": url} | ({"detail": detail} if detail else {})}
+
+
+def call(id: Any, name: Any, arguments: Any) -> Item:
+    """A tool call with arguments given as an object, as text, or not at all."""
+    text = arguments if isinstance(arguments, str) else rows.spaced(arguments or {})
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": text or "{}"}}
+
+
+def _written(value: Any) -> Item | None:
+    """LLaMA-Factory's call: the JSON text of a name and arguments."""
+    try:
+        made: Any = rows.decode(value) if isinstance(value, str) else value
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    if not isinstance(made, dict) or "name" not in made:
+        return None
+    return call("", cast("Item", made)["name"], cast("Item", made).get("arguments"))
+
+
+def text_of(content: Any) -> str | None:
+    """Text, or parts of text as one; `None` for anything else."""
+    if isinstance(content, str):
+        return content
+    parts = cast("list[Any]", content) if isinstance(content, list) else [None]
+    texts = [cast("Item", part).get("text") if isinstance(part, dict) else None for part in parts]
+    return "\n\n".join(cast("list[str]", texts)) if all(isinstance(text, str) for text in texts) else None
+
+
+# What a known format is.
+
+
+Row = dict[str, Any]
+Read = tuple[Example | None, list[Problem]]
+"""The example, `None` when the row is unusable, and the row's problems."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """`fits` looks at the names and types of the fields only; `read` reports everything else."""
+
+    name: str
+    kind: Kind
+    fields: frozenset[str]
+    """Fields that `read` uses; others are reported as not read. None: all are used."""
+    fits: Callable[[Row], bool]
+    read: Callable[[Row], Read]
+    notes: frozenset[str] = frozenset()
+    """Fields that its writers use for labels: told as not read where they hold more."""
+
+
+def named(fields: str) -> frozenset[str]:
+    """The names of fields that stand in a text, with spaces between."""
+    return frozenset(fields.split())
+
+
+def are_text(*names: str) -> Callable[[Row], bool]:
+    return lambda row: all(isinstance(row.get(name), str) for name in names)
+
+
+def are_lists(*names: str) -> Callable[[Row], bool]:
+    return lambda row: all(isinstance(row.get(name), list) for name in names)

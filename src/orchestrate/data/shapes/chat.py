@@ -16,10 +16,9 @@ from typing import Any, cast
 
 import msgspec
 
-from orchestrate.data.rows import numbers
-from orchestrate.data.rows.examples import ROLES, ChatMessage, FunctionCall, Role, ToolCall
-from orchestrate.data.rows.problems import problem
-from orchestrate.data.shapes.parts import loss_of, strays, unfolded
+from orchestrate.data import rows
+from orchestrate.data.rows import ROLES, ChatMessage, FunctionCall, Role, ToolCall, problem
+from orchestrate.data.shapes import loss_of, strays, unfolded
 from orchestrate.data.shapes.unread import meaning_of
 from orchestrate.types import Problem, decoding
 
@@ -221,7 +220,7 @@ def _answered_apart(messages: list[ChatMessage]) -> list[ChatMessage]:
 def _results(text: str, calls: Sequence[ToolCall]) -> list[str] | None:
     """The content of each result, in the order of the calls; `None` for anything else."""
     try:
-        held: Any = numbers.decode(text) if text.lstrip()[:1] == "[" else None
+        held: Any = rows.decode(text) if text.lstrip()[:1] == "[" else None
     except (msgspec.DecodeError, RecursionError):
         return None
     given = cast("list[Any]", held) if isinstance(held, list) else []
@@ -234,7 +233,7 @@ def _results(text: str, calls: Sequence[ToolCall]) -> list[str] | None:
     if names != [call.function.name for call in calls]:
         return None
     said = [item["content"] for item in items]
-    return [one if isinstance(one, str) else numbers.spaced(one) for one in said]
+    return [one if isinstance(one, str) else rows.spaced(one) for one in said]
 
 
 class _LegacyCalls:
@@ -358,7 +357,7 @@ def _tool_call_problems(fields: dict[str, Any], place: str) -> list[Problem]:
         named = cast("dict[str, Any]", function) if isinstance(function, dict) else {}
         arguments: Any = named.get("arguments", "{}")
         if isinstance(arguments, dict):
-            arguments = numbers.encode(arguments).decode()
+            arguments = rows.encode(arguments).decode()
         id: Any = call.get("id")
         texts = ("" if id is None else id, named.get("name"), arguments)
         if not all(isinstance(text, str) for text in texts):
@@ -383,7 +382,7 @@ def tools_from(row: dict[str, Any]) -> tuple[list[dict[str, Any]] | None, list[P
         found.append(problem("lost-meaning", "functions is not read beside tools", field="functions"))
     if isinstance(tools, str):
         try:
-            tools = numbers.decode(tools) if tools.strip() else None
+            tools = rows.decode(tools) if tools.strip() else None
         except (msgspec.DecodeError, RecursionError):
             return None, [problem("bad-tools", "tools is text but not JSON", field="tools")]
     if tools is None:

@@ -11,12 +11,10 @@ import re
 from collections.abc import Container, Mapping
 from typing import Any, cast
 
-from orchestrate.data.rows import numbers
-from orchestrate.data.rows.examples import ChatExample, PreferenceExample
-from orchestrate.data.rows.problems import problem
+from orchestrate.data import rows
+from orchestrate.data.rows import ChatExample, PreferenceExample, problem
+from orchestrate.data.shapes import Read, Row, Shape, call, image, named, strays
 from orchestrate.data.shapes.chat import messages_from, tools_from, unread
-from orchestrate.data.shapes.parts import call, image, strays
-from orchestrate.data.shapes.shape import Read, Row, Shape, named
 from orchestrate.types import Problem
 
 _SYSTEM = ("systemInstruction", "system_instruction")
@@ -134,7 +132,7 @@ def _gemini_answer(answer: Row) -> Row:
 
 
 def _json(value: Any) -> str:
-    return numbers.spaced(value)
+    return rows.spaced(value)
 
 
 def _plain(content: list[Row]) -> Any:

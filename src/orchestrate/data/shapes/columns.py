@@ -5,13 +5,20 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from orchestrate.data.rows.examples import ChatExample, ChatMessage, PreferenceExample, TextExample
-from orchestrate.data.rows.problems import problem
-from orchestrate.data.shapes import preferences
+from orchestrate.data.rows import ChatExample, ChatMessage, PreferenceExample, TextExample, problem
+from orchestrate.data.shapes import (
+    Read,
+    Row,
+    Shape,
+    are_lists,
+    are_text,
+    named,
+    preferences,
+    spans_of,
+    strays,
+)
 from orchestrate.data.shapes.chat import message, tools_from, unread, written_calls
-from orchestrate.data.shapes.parts import spans_of, strays
-from orchestrate.data.shapes.shape import Read, Row, Shape, are_lists, are_text, named
-from orchestrate.data.shapes.sharegpt import with_system
+from orchestrate.data.shapes.preferences import with_system
 from orchestrate.types import Problem
 
 

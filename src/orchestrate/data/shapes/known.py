@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, cast
 
 import msgspec
 
-from orchestrate.data.rows.examples import (
+from orchestrate.data import shapes
+from orchestrate.data.rows import (
     ChatExample,
     ChatMessage,
     CompletionExample,
@@ -19,12 +20,23 @@ from orchestrate.data.rows.examples import (
     RLExample,
     TextExample,
     messages_of,
+    problem,
 )
-from orchestrate.data.rows.problems import problem
-from orchestrate.data.shapes import clouds, columns, exchanges, exports, parts, preferences
+from orchestrate.data.shapes import (
+    Read,
+    Row,
+    Shape,
+    are_lists,
+    are_text,
+    clouds,
+    columns,
+    exports,
+    named,
+    preferences,
+)
+from orchestrate.data.shapes import exports as exchanges
 from orchestrate.data.shapes.chat import message, messages_from, parallel_from, tools_from, weight_from
-from orchestrate.data.shapes.shape import Read, Row, Shape, are_lists, are_text, named
-from orchestrate.data.shapes.sharegpt import SYSTEM, sharegpt, with_system
+from orchestrate.data.shapes.preferences import SYSTEM, sharegpt, with_system
 from orchestrate.data.shapes.unread import SPLITS, holds_prose, kept_for, problems_of
 from orchestrate.types import Problem, decoding
 
@@ -196,7 +208,7 @@ def _has_system(row: Row) -> bool:
 
 SHAPES: tuple[Shape, ...] = (
     *clouds.SHAPES,
-    *exchanges.SHAPES,
+    *exchanges.EXCHANGE_SHAPES,
     *exports.SHAPES,
     *exports.RECORDERS,
     *columns.SHAPES,
@@ -220,7 +232,7 @@ SHAPES: tuple[Shape, ...] = (
         "preference",
         named("conversations chosen rejected system tools"),
         lambda row: {"chosen", "rejected"} <= row.keys() and isinstance(row.get("conversations"), list),
-        preferences.sharegpt,
+        preferences.sharegpt_pair,
     ),
     Shape(
         "alpaca-preference",
@@ -371,11 +383,11 @@ def read(row: Row, shape: Shape) -> Known:
         return Known(None, found, other=other.name)
     example, found = shape.read(row)
     unread = _unread(row, shape)
-    pictured = unread.keys() & set(parts.COLUMNS)
+    pictured = unread.keys() & set(shapes.COLUMNS)
     if pictured and example is not None and (messages := messages_of(example)):
-        if held := parts.images_of(row):
-            found = [*found, *parts.place(messages, held)]
-        unread = {name: value for name, value in unread.items() if name not in parts.COLUMNS}
+        if held := shapes.images_of(row):
+            found = [*found, *shapes.place(messages, held)]
+        unread = {name: value for name, value in unread.items() if name not in shapes.COLUMNS}
     if unread:
         found = [*found, *problems_of(row, unread, shape.fields)]
     return Known(example, found, unread)

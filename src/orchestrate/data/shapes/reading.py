@@ -12,8 +12,8 @@ from typing import Any, cast
 
 import msgspec
 
-from orchestrate.data.rows import numbers
-from orchestrate.data.rows.examples import (
+from orchestrate.data import rows
+from orchestrate.data.rows import (
     ChatExample,
     CompletionExample,
     Example,
@@ -22,8 +22,8 @@ from orchestrate.data.rows.examples import (
     TextExample,
     UnpairedExample,
     messages_of,
+    problem,
 )
-from orchestrate.data.rows.problems import problem
 from orchestrate.data.rows.traits import Trait, examine
 from orchestrate.data.shapes import known
 from orchestrate.types import Problem, Severity, decoding
@@ -32,13 +32,13 @@ occurrences: Callable[[bytes, bytes], int] = bytes.count
 with suppress(ImportError):  # an extra, seven times as fast
     from stringzilla import count as occurrences  # pyright: ignore[reportUnknownVariableType]
 
-_STRICT = {"openai-chat": decoding.decoder(ChatExample, float_hook=numbers.number)}
+_STRICT = {"openai-chat": decoding.decoder(ChatExample, float_hook=rows.number)}
 """Formats whose clean rows decode straight into the canonical struct."""
 
 _MENDED = frozenset({"orphan-answer", "bad-tools", "odd-tool"})
 """What the patient reading may know better: the call of an answer may lie in a text, a tool's types may be
 Python's."""
-_ENCODER = msgspec.msgpack.Encoder(order="deterministic", enc_hook=numbers.digits_of)
+_ENCODER = msgspec.msgpack.Encoder(order="deterministic", enc_hook=rows.digits_of)
 
 
 _NONE: Mapping[str, Any] = {}
@@ -130,7 +130,7 @@ def renamed(row: dict[str, Any], columns: tuple[tuple[str, str], ...]) -> dict[s
 def parse(line: bytes) -> tuple[Any, Problem | None]:
     """The JSON value of a line, or the problem that hides it."""
     try:
-        return numbers.decode(line), None
+        return rows.decode(line), None
     except RecursionError:
         return None, problem("too-deep")
     except UnicodeDecodeError as error:
@@ -175,7 +175,7 @@ def _may_repeat(line: bytes, example: ChatExample) -> bool:
     named = _names(line)
     if named <= 2 * count + 1:
         return False
-    written = numbers.encode(example)  # with the type of each call, which may be left out
+    written = rows.encode(example)  # with the type of each call, which may be left out
     return named > _names(written) or line.count(b'"type"') < written.count(b'"type"')
 
 
@@ -226,12 +226,12 @@ def _canonical(value: Any) -> bytes:
     try:
         return _ENCODER.encode(value)
     except OverflowError:  # a number of over 64 bits, in a schema or a grader's field
-        return numbers.encode_sorted(value)
+        return rows.encode_sorted(value)
 
 
 def json_bytes(example: Example) -> int:
     """Length as a line of compact JSON."""
-    return len(numbers.encode_sorted(example)) + 1
+    return len(rows.encode_sorted(example)) + 1
 
 
 def canonical_prompt(example: Example) -> bytes:

@@ -11,8 +11,8 @@ from typing import Any, cast
 from msgspec.structs import replace
 from xxhash import xxh3_64_intdigest
 
-from orchestrate.data.rows.problems import problem
-from orchestrate.data.shapes.parts import COLUMNS as IMAGES
+from orchestrate.data.rows import problem
+from orchestrate.data.shapes import COLUMNS as IMAGES
 from orchestrate.types import Problem, Severity
 
 _ASKED = frozenset({"prompt", "question", "instruction"})

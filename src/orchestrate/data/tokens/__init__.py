@@ -1,1 +1,198 @@
 """Counting tokens: which counter a model has, counts by file and model kept for the next time."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Generic, Protocol, TypeAlias, TypeVar
+
+import msgspec
+
+from orchestrate.data.rows import Example
+
+# What a counter gives, and which folders hold a tokenizer.
+
+
+# Texts that come again, counted and encoded once.
+#
+# The rows of a data set share texts: system prompts, tools, the earlier turns of a conversation, the prompt
+# of both answers of a pair. What was made of a text is the same whenever it comes again.
+
+V = TypeVar("V")
+
+MOST_CHARACTERS = 1 << 19
+"""Of the texts of one generation, of which two are kept."""
+_ENTRY = 100
+"""Characters that a text costs beside its own."""
+_PROBED = 8
+"""One text of so many is looked for first; the others where that pays."""
+_MOST_PASSES = 15
+"""Calls in a row in which no text is looked for."""
+_PAYS = 1 / 20
+"""The part of all characters that must have come before: to look for texts costs less than to count it."""
+
+Encoded = tuple[Sequence[int], Sequence[tuple[int, int]]]
+"""Ids and, for each, its place in the text."""
+
+
+_Kept: TypeAlias = "tuple[array[int], array[int], array[int]] | tuple[()]"
+"""Ids, starts and ends of a piece that came twice, as keeping takes time; none of one that came once."""
+
+
+class Recent(Generic[V]):
+    """What was made of the texts that were met last, in bounded memory: what has not come again while
+    `MOST_CHARACTERS` of others did is forgotten."""
+
+    def __init__(self) -> None:
+        self._young: dict[str, V] = {}
+        self._old: dict[str, V] = {}
+        self._characters = 0
+
+    def get(self, text: str) -> V | None:
+        found = self._young.get(text)
+        if found is None and (found := self._old.get(text)) is not None:
+            self.put(text, found)
+        return found
+
+    def put(self, text: str, value: V) -> None:
+        if text not in self._young:
+            self._characters += len(text) + _ENTRY
+        self._young[text] = value
+        if self._characters > MOST_CHARACTERS:
+            self._old, self._young, self._characters = self._young, {}, 0
+
+
+class Counts:
+    """`count` for texts of which many may be equal."""
+
+    def __init__(self, count: Callable[[list[str]], list[int]]) -> None:
+        self._count = count
+        self._recent = Recent[int]()
+        self._passes = self._left = 0
+
+    def __call__(self, texts: list[str]) -> list[int]:
+        if self._left:
+            self._left -= 1
+            return self._count(texts)
+        some = -(-len(texts) // _PROBED)
+        counts, again = self._looked_for(texts[:some])
+        rest = texts[some:]
+        if again >= _PAYS * sum(map(len, texts[:some])):
+            self._passes = 0
+            return counts + self._looked_for(rest)[0]
+        # Where nothing comes again it is looked for ever more seldom.
+        self._passes = self._left = min(2 * self._passes + 1, _MOST_PASSES)
+        return counts + self._count(rest)
+
+    def _looked_for(self, texts: list[str]) -> tuple[list[int], int]:
+        """The counts, and how many characters did not have to be counted."""
+        found = {text: self._recent.get(text) for text in dict.fromkeys(texts)}
+        new = [text for text, known in found.items() if known is None]
+        counted = dict(zip(new, self._count(new), strict=True))
+        for text, number in counted.items():
+            self._recent.put(text, number)
+        known = found | counted
+        again = sum(map(len, texts)) - sum(map(len, new))
+        return [known[text] or 0 for text in texts], again
+
+
+class Pieces:
+    """`encode` for texts that `marks` (text -> id) cut into pieces, none of which has a part in how another
+    one is encoded."""
+
+    def __init__(self, encode: Callable[[str], Encoded], marks: Mapping[str, int]) -> None:
+        self._encode, self._marks = encode, marks
+        # Where two begin at one place the longer one is taken.
+        longest_first = sorted(marks, key=len, reverse=True)
+        self._cut = re.compile("|".join(map(re.escape, longest_first)))
+        self._recent: Recent[_Kept] = Recent()
+
+    def __call__(self, text: str) -> Encoded:
+        ids: list[int] = []
+        places: list[tuple[int, int]] = []
+        at = 0
+        for mark in self._cut.finditer(text):
+            self._add(ids, places, text[at : mark.start()], at)
+            ids.append(self._marks[mark[0]])
+            places.append(mark.span())
+            at = mark.end()
+        self._add(ids, places, text[at:], at)
+        return ids, places
+
+    def _add(self, ids: list[int], places: list[tuple[int, int]], piece: str, at: int) -> None:
+        if not piece:
+            return
+        known = self._recent.get(piece)
+        if known:
+            mine, starts, ends = known
+            ids.extend(mine)
+            places.extend(zip(map(at.__add__, starts), map(at.__add__, ends), strict=True))
+            return
+        mine, offsets = self._encode(piece)
+        ids.extend(mine)
+        places.extend([(start + at, end + at) for start, end in offsets] if at else offsets)
+        kept: _Kept = ()
+        if known is not None and offsets:
+            starts, ends = zip(*offsets, strict=True)
+            kept = array("I", mine), array("I", starts), array("I", ends)
+        self._recent.put(piece, kept)
+
+
+FIRST_ROWS = 5
+"""Rows that a remark names."""
+COVERAGE = 99
+"""Of 100 samples so many have the true count in their interval, at least."""
+
+
+class Remark(msgspec.Struct, frozen=True):
+    """What a model's chat template did with rows that their author may not expect."""
+
+    text: str
+    refused: bool
+    """The template takes no such row: it was counted as nothing, and training would end at it."""
+    count: int
+    first: tuple[int, ...]
+    """The first of these rows: places among those that were counted, from 0, or numbers in the file."""
+    fix: str | None = None
+
+
+class Lengths:
+    """Tokens of each sequence and how many of them carry loss. A preference row is two sequences: the prompt
+    with each of its answers, as a trainer feeds it."""
+
+    __slots__ = ("further", "remarks", "tokens", "trained")
+
+    def __init__(self) -> None:
+        self.tokens = array("I")
+        self.further = array("I")
+        """Tokens of sequences that rows give beside their first ones, in no order of the rows."""
+        self.trained = array("I")
+        self.remarks: dict[str, Remark] = {}
+
+    def extend(self, other: Lengths, number: Callable[[int], int]) -> None:
+        """`number` makes a row's number here of the one there."""
+        self.tokens.extend(other.tokens)
+        self.further.extend(other.further)
+        self.trained.extend(other.trained)
+        for remark in other.remarks.values():
+            self.remark(msgspec.structs.replace(remark, first=tuple(map(number, remark.first))))
+
+    def remark(self, new: Remark) -> None:
+        if (old := self.remarks.get(new.text)) is not None:
+            first = (old.first + new.first)[:FIRST_ROWS]
+            new = msgspec.structs.replace(old, count=old.count + new.count, first=first)
+        self.remarks[new.text] = new
+
+
+class Counter(Protocol):
+    name: str
+    error_band: float
+    """Relative half-width for plain rows; 0 when the count is the model's own."""
+
+    def count(self, examples: Sequence[Example]) -> Lengths: ...
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file()

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from orchestrate.data.rows.examples import ChatMessage, FunctionCall, ToolCall
+from orchestrate.data.rows import ChatMessage, FunctionCall, ToolCall
 from orchestrate.data.tokens.calls import CODE_MARK, Tools, settled, taken_out
 from orchestrate.data.tokens.turns import Conversations, Turn
 from orchestrate.errors import DataError

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
-from orchestrate.data.rows.examples import FunctionCall, ToolCall
+from orchestrate.data.rows import FunctionCall, ToolCall
 
 Tools = Sequence[Mapping[str, Any]] | None
 _NAME = r"[A-Za-z_][\w.\-]*"

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import msgspec
 
-from orchestrate.data.rows.examples import ChatMessage
+from orchestrate.data.rows import ChatMessage
 
 CHATML = (
     "{% set own = messages[0]['role'] == 'system' %}"

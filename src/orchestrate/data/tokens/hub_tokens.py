@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from orchestrate.core.packages import needed
-from orchestrate.data.rows.examples import (
+from orchestrate.core import needed
+from orchestrate.data.rows import (
     ChatExample,
     ChatMessage,
     CompletionExample,
@@ -18,8 +18,8 @@ from orchestrate.data.rows.examples import (
     RLExample,
     UnpairedExample,
 )
+from orchestrate.data.tokens import Lengths, Remark, has_tokenizer
 from orchestrate.data.tokens.chat_templates import carries, with_settings
-from orchestrate.data.tokens.lengths import Lengths, Remark, has_tokenizer
 from orchestrate.data.tokens.tokenizer_files import HubTokenizer, read
 from orchestrate.data.tokens.turns import Conversations, Earlier, answered, rows_of
 from orchestrate.errors import DataError, SetupError

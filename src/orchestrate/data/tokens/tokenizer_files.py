@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from orchestrate.data.tokens.lengths import Pieces
+from orchestrate.data.tokens import Pieces
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

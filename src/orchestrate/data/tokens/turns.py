@@ -22,8 +22,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from orchestrate.data.rows.examples import ChatMessage
-from orchestrate.data.rows.numbers import encode
+from orchestrate.data.rows import ChatMessage, encode
 from orchestrate.data.tokens.chat_templates import (
     CHATML,
     Spans,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import xxhash
 
-from orchestrate.data.rows.examples import ChatMessage
+from orchestrate.data.rows import ChatMessage
 from orchestrate.data.tokens.chat_templates import message
 
 Messages = Sequence[Mapping[str, Any]]

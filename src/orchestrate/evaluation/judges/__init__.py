@@ -1,1 +1,320 @@
 """A model that rates answers in the place of people, and how far it may be believed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+
+import msgspec
+
+from orchestrate.evaluation import NO_ANSWER, Answer, Item, Mark, in_words
+from orchestrate.evaluation.metrics.base import MeanOfMarks
+from orchestrate.paid.asking import Asking, Price, Question, Respondent
+from orchestrate.settings import masked_url
+from orchestrate.types import Criterion, Message, MetricUsed, Rubric
+
+if TYPE_CHECKING:
+    from orchestrate.evaluation.judges.calibration import Calibration
+
+# A judge: a model that is asked what people would say of an answer, or of two.
+
+
+# What a judge is asked, by `NAME.txt` here. A prompt that changes gets a new name: what was measured with
+# the old one is not what the new one would say.
+
+SCORE, PAIR = "score-1", "pair-1"
+
+
+def text(name: str) -> str:
+    """The words of a prompt, which are kept with what was measured by it."""
+    return files("orchestrate.evaluation.judges").joinpath(f"{name}.txt").read_text(encoding="utf-8").strip()
+
+
+def to_score(rubric: Rubric, prompt: Sequence[Message], expected: str, answer: Answer) -> tuple[Message, ...]:
+    """The question about one answer."""
+    scores = ", ".join(f'"{c.name}": 1 to {c.points}' for c in rubric.criteria)
+    body = [rubric.guide.strip(), *map(_criterion, rubric.criteria)]
+    shown = [("conversation", _conversation(prompt)), ("answer to rate", said(answer))]
+    return _question(SCORE, body, shown, expected, scores=scores)
+
+
+def to_compare(
+    rubric: Rubric, prompt: Sequence[Message], expected: str, first: Answer, second: Answer
+) -> tuple[Message, ...]:
+    """The question about two answers, `first` as A."""
+    shown = [("conversation", _conversation(prompt)), ("answer A", said(first)), ("answer B", said(second))]
+    return _question(PAIR, [rubric.question, rubric.guide.strip()], shown, expected)
+
+
+def said(answer: Answer) -> str:
+    """An answer as text, its calls of tools too."""
+    return in_words(answer.text, answer.tool_calls) or NO_ANSWER
+
+
+def _question(
+    name: str, body: Sequence[str], shown: Sequence[tuple[str, str]], expected: str, **fields: str
+) -> tuple[Message, ...]:
+    if expected:
+        shown = [shown[0], ("answer that is known to be good", expected), *shown[1:]]
+    # The author of an answer cannot know the mark, as it depends on all of the text.
+    mark = "=" * 5 + hashlib.sha256(msgspec.json.encode([*body, *shown])).hexdigest()[:12]
+    parts = [f"{mark} {title}\n{shown_text}" for title, shown_text in shown]
+    content = "\n\n".join([*filter(None, body), *parts, mark])
+    return (
+        Message(role="system", content=text(name).format(mark=mark, **fields)),
+        Message(role="user", content=content),
+    )
+
+
+def _criterion(criterion: Criterion) -> str:
+    points = ", ".join(f"{n} {label}" for n, label in enumerate(criterion.labels, 1))
+    if isinstance(criterion.scale, int):
+        points = f"1 (worst) to {criterion.points} (best)"
+    return f"{criterion.name}: {criterion.question} {points}".replace(":  ", ": ")
+
+
+def _conversation(prompt: Sequence[Message]) -> str:
+    turns = [f"[{message.role}]\n{in_words(message.content, message.tool_calls)}" for message in prompt]
+    return "\n\n".join(turns) or "(none)"
+
+
+Ask = Callable[[Sequence[Sequence[Message]]], list[Answer]]
+"""Conversations in, one answer each out, in order; an `error` where the host refuses one."""
+Kind = Literal["score", "pair"]
+LONGEST_ANSWER, USUAL_ANSWER = 1024, 80
+"""Tokens of a judge's answer, at most and as they mostly are."""
+UNCALIBRATED = "the judge was not compared with people"
+_WINNERS = {"a": 1.0, "b": 0.0, "tie": 0.5}
+_LONGEST_REASON = 2000
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What makes a judge: the model, where it is, and by what it rates."""
+
+    model: str
+    place: str
+    """The address that is asked, without a secret in it."""
+    rubric: Rubric
+    ask: Ask = field(repr=False)
+    price: Price | None = field(default=None, repr=False)
+    unpriced: bool = field(default=False, repr=False)
+
+    @classmethod
+    def by(cls, respondent: Respondent, asking: Asking, rubric: Rubric) -> Judge:
+        """A model that is asked through `asking`, which keeps its answers and its price."""
+        identity = respondent.identity
+        return cls(
+            model=str(identity.get("model", respondent.name)),
+            place=masked_url(str(identity.get("host", "this machine"))),
+            rubric=rubric,
+            ask=lambda asked: asking.ask(respondent, [Question(messages=tuple(one)) for one in asked]),
+            price=respondent.price,
+            unpriced=respondent.unpriced,
+        )
+
+    def digest(self, kind: Kind) -> str:
+        """Of all that its marks depend on."""
+        return hashlib.sha256(msgspec.json.encode(self.detail(kind), order="deterministic")).hexdigest()
+
+    def detail(self, kind: Kind) -> dict[str, Any]:
+        """What is kept with each of its marks."""
+        prompt = SCORE if kind == "score" else PAIR
+        return {
+            "model": self.model,
+            "place": self.place,
+            "prompt": prompt,
+            "prompt_text": text(prompt),
+            "rubric": self.rubric.to_dict(),
+        }
+
+
+@dataclass
+class _Held:
+    """A judge, and what is known of its agreement with people; that is asked for when it first rates."""
+
+    judge: Judge
+    held: Callable[[Judge, Kind], Calibration | None] | None = None
+    calibration: Calibration | None = field(default=None, init=False)
+    kind: Kind = field(default="score", init=False)
+    notes: set[str] = field(default_factory=set[str], init=False)
+    """What about how it was asked its reader may not expect."""
+
+    def _asked(self, questions: Sequence[Sequence[Message]]) -> list[Answer]:
+        answers = self.judge.ask(questions)
+        self.notes |= {note for answer in answers for note in answer.notes}
+        return answers
+
+    def _hold(self) -> None:
+        if self.held is not None and self.calibration is None:
+            self.calibration = self.held(self.judge, self.kind)
+
+    def estimate(self, items: Sequence[Item], *, most: bool = False) -> Decimal | None:
+        """US dollars for one question about each item, before there are answers: as long as those that are
+        expected, or with `most` as long as they may be. `None` where no price is known."""
+        if self.judge.price is None:
+            return None
+        answers = 1 if self.kind == "score" else 2
+        rubric, mostly = self.judge.rubric, Answer(text="word " * (512 if most else 64))
+        total = Decimal(0)
+        for item in items:
+            answer = Answer(text=item.expected) if item.expected and not most else mostly
+            shown = to_score(rubric, item.prompt, item.expected, answer)
+            prompt = sum(len(m.content) for m in shown) + (answers - 1) * len(answer.text)
+            total += self.judge.price(prompt // 4 + 8, LONGEST_ANSWER if most else USUAL_ANSWER)
+        return total
+
+    @property
+    def used(self) -> MetricUsed:
+        name = "judge" if self.kind == "score" else "judge_pair"
+        detail, found = self.judge.detail(self.kind), self.calibration
+        if found is not None:
+            detail |= {"agreement": found.told, "calibration": found.to_dict()}
+        if self.notes:
+            detail["notes"] = sorted(self.notes)
+        unfit = UNCALIBRATED if found is None else found.unfit
+        return MetricUsed(name=f"{name}:{self.judge.model}", kind="graded", unfit=unfit, detail=detail)
+
+
+@dataclass
+class ScoreJudge(_Held, MeanOfMarks):
+    """A `Metric`: each answer alone, by all criteria, 0 to 1."""
+
+    def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
+        return [mark for mark, _ in self.scored(pairs)]
+
+    def scored(self, pairs: Sequence[tuple[Item, Answer]]) -> list[tuple[Mark, dict[str, int]]]:
+        """With the points by criterion, none where the judge's answer could not be read."""
+        self._hold()
+        return [_scored(answer, self.judge.rubric) for answer in self._asked(self.questions(pairs))]
+
+    def questions(self, pairs: Sequence[tuple[Item, Answer]]) -> list[tuple[Message, ...]]:
+        """What the judge is asked, one question for each pair."""
+        rubric = self.judge.rubric
+        return [to_score(rubric, item.prompt, item.expected, answer) for item, answer in pairs]
+
+
+@dataclass
+class PairJudge(_Held):
+    """A `PairMetric`. `moved` counts the pairs of which it said something else in the other order."""
+
+    kind: Kind = field(default="pair", init=False)
+    moved: int = field(default=0, init=False)
+
+    def marks(self, pairs: Sequence[tuple[Item, Answer, Answer]]) -> list[Mark]:
+        self._hold()
+        different = [pair for pair in pairs if said(pair[1]) != said(pair[2])]
+        asked: list[Sequence[Message]] = []
+        for item, first, second in different:
+            for sides in ((first, second), (second, first)):
+                asked.append(to_compare(self.judge.rubric, item.prompt, item.expected, *sides))
+        told = iter(self._asked(asked))
+        marks: list[Mark] = []
+        for pair in pairs:
+            if said(pair[1]) == said(pair[2]):
+                marks.append(Mark(0.5, "the same answer"))
+            else:
+                marks.append(self._of_both(_compared(next(told)), _compared(next(told))))
+        return marks
+
+    def _of_both(self, one: Mark, turned: Mark) -> Mark:
+        if one.value is None or turned.value is None:
+            return one if one.value is None else turned
+        value, other = one.value, 1 - turned.value
+        if value == other:
+            return Mark(value, one.note)
+        self.moved += 1
+        return Mark(0.5, f"it depends on the order: {one.note} / {turned.note}")
+
+
+def _scored(answer: Answer, rubric: Rubric) -> tuple[Mark, dict[str, int]]:
+    def read(told: dict[str, Any]) -> dict[str, int] | None:
+        given = told.get("scores")
+        if not isinstance(given, dict):
+            return None
+        given = cast("dict[str, Any]", given)
+        points = {c.name: _points(given.get(c.name), c.labels) for c in rubric.criteria}
+        return {name: value for name, value in points.items() if value} if all(points.values()) else None
+
+    replied = _replied(answer.text, read)
+    if replied is None:
+        return _unreadable(answer), {}
+    told, scores = replied
+    return Mark(rubric.score(scores), _reason(told)), scores
+
+
+def _compared(answer: Answer) -> Mark:
+    def read(told: dict[str, Any]) -> float | None:
+        return _WINNERS.get(str(told.get("winner", "")).strip().casefold())
+
+    replied = _replied(answer.text, read)
+    if replied is None:
+        return _unreadable(answer)
+    told, value = replied
+    return Mark(value, _reason(told))
+
+
+def _points(value: Any, labels: Sequence[str]) -> int | None:
+    """1 to the number of labels; a judge may also say the label."""
+    if isinstance(value, str):
+        value = value.strip()
+        if value in labels:
+            return labels.index(value) + 1
+        value = int(value) if value.isdecimal() else None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= len(labels):
+        return value
+    return None
+
+
+def _unreadable(answer: Answer) -> Mark:
+    if answer.error is not None:
+        return Mark(None, f"the judge was refused: {answer.error}"[:_LONGEST_REASON])
+    return Mark(None, f"the judge's answer cannot be read: {answer.text}"[:_LONGEST_REASON])
+
+
+def _reason(told: dict[str, Any]) -> str:
+    return str(told.get("reason", ""))[:_LONGEST_REASON]
+
+
+T = TypeVar("T")
+
+
+def _replied(text: str, read: Callable[[dict[str, Any]], T | None]) -> tuple[dict[str, Any], T] | None:
+    """The first object in which the question is answered, and the answer.
+
+    A judge may quote what it judges, before its reply or after it. What follows a reply that the text begins
+    with counts for nothing. Where words come first and the objects disagree, no one can say which is the
+    reply: `None`.
+    """
+    found = [(at, told, value) for at, told in _objects(text) if (value := read(told)) is not None]
+    if not found:
+        return None
+    at, told, first = found[0]
+    begins = not _FENCE.sub("", text[:at]).strip()
+    return (told, first) if begins or all(value == first for _, _, value in found) else None
+
+
+_FENCE = re.compile(r"```\w*")
+
+
+def _objects(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The JSON objects of a text, each with the place where it begins."""
+    decode = json.JSONDecoder().raw_decode
+    at = text.find("{")
+    while at >= 0:
+        try:
+            value, end = decode(text, at)
+        except (ValueError, RecursionError):
+            end = at + 1
+        else:
+            if isinstance(value, dict):
+                yield at, cast("dict[str, Any]", value)
+        at = text.find("{", end)

@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from orchestrate.evaluation.items import Answer, Item, Mark
-from orchestrate.evaluation.rubric import DEFAULT
+from orchestrate.evaluation import DEFAULT, Answer, Item, Mark
 from orchestrate.paid.asking import Asking, Respondent
 from orchestrate.types import MetricUsed, Rubric
 
 if TYPE_CHECKING:
+    from orchestrate.evaluation.judges import Judge, Kind
     from orchestrate.evaluation.judges.calibration import Calibration
-    from orchestrate.evaluation.judges.judge import Judge, Kind
 
 
 Embed = Callable[[Sequence[str]], list[list[float]]]
@@ -22,7 +21,7 @@ Embed = Callable[[Sequence[str]], list[list[float]]]
 @dataclass(frozen=True)
 class Context:
     """`respondent` gives a model to ask through `asking`, which keeps answers, prices and the limit of the
-    whole evaluation; models are written as in `orchestrate.providers.chat.endpoints`."""
+    whole evaluation; models are written as in `orchestrate.providers.chat`."""
 
     items: Sequence[Item]
     asking: Asking

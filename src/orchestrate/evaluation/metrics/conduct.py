@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrate.evaluation.items import Answer, Item, Mark
+from orchestrate.evaluation import Answer, Item, Mark
 from orchestrate.evaluation.metrics.base import Totals
 from orchestrate.types import MetricUsed
 

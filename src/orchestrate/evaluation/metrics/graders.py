@@ -15,7 +15,7 @@ import msgspec
 import yaml
 
 from orchestrate.errors import UsageError
-from orchestrate.evaluation.items import Answer, Item, Mark
+from orchestrate.evaluation import Answer, Item, Mark
 from orchestrate.evaluation.metrics.base import Context, Embed, MeanOfMarks
 from orchestrate.local.objectives import grading
 from orchestrate.local.objectives.grading import Grader, GradingError, Score

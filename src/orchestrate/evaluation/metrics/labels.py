@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Literal
 
 from orchestrate.errors import UsageError
-from orchestrate.evaluation.items import Answer, Item, Mark
+from orchestrate.evaluation import Answer, Item, Mark
 from orchestrate.evaluation.metrics.base import Totals
 from orchestrate.types import Confusion, MetricUsed
 

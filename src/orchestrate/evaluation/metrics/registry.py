@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from orchestrate.errors import UsageError
-from orchestrate.evaluation.items import Answer, Item
+from orchestrate.evaluation import Answer, Item
 from orchestrate.evaluation.metrics import conduct, graders, structured, text
 from orchestrate.evaluation.metrics.base import Context, Metric, PairMetric, PerAnswer
 from orchestrate.evaluation.metrics.graders import Similarity
@@ -188,7 +188,7 @@ METRICS: dict[str, Known] = {
 
 
 def _judge(kind: Literal["score", "pair"], written: str, context: Context) -> Metric | PairMetric:
-    from orchestrate.evaluation.judges.judge import LONGEST_ANSWER, Judge, PairJudge, ScoreJudge
+    from orchestrate.evaluation.judges import LONGEST_ANSWER, Judge, PairJudge, ScoreJudge
 
     respondent = context.respondent(written, LONGEST_ANSWER, 0.0)
     judge = Judge.by(respondent, context.asking, context.rubric)

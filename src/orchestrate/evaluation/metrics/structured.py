@@ -11,9 +11,9 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, cast
 
-from orchestrate.core.packages import needed
+from orchestrate.core import needed
 from orchestrate.errors import UsageError
-from orchestrate.evaluation.items import Answer, Item
+from orchestrate.evaluation import Answer, Item
 from orchestrate.evaluation.metrics.text import Compare
 
 _NOT_JSON = (ValueError, RecursionError)

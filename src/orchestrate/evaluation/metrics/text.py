@@ -14,9 +14,9 @@ from typing import Any, cast
 
 import msgspec
 
-from orchestrate.core.packages import needed
+from orchestrate.core import needed
 from orchestrate.errors import UsageError
-from orchestrate.evaluation.items import Answer, Item, Mark
+from orchestrate.evaluation import Answer, Item, Mark
 from orchestrate.evaluation.metrics.base import Totals
 from orchestrate.types import MetricUsed
 

@@ -1,1 +1,202 @@
 """People rate answers without knowing whose they are: pages, sheets, and what their ratings say."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec.structs import replace
+
+from orchestrate.core.files import whole
+from orchestrate.errors import DataError, UsageError
+from orchestrate.evaluation import Answer, Answered, Item, digest_of
+from orchestrate.types import Evaluation, Record, decoding
+
+# What raters are shown: answers of an evaluation side by side or one by one, and in which order.
+
+
+class Task(Record, frozen=True, kw_only=True):
+    """One thing to rate. `contenders` and `answers` are two of a pair, or one; their order means nothing."""
+
+    id: str
+    """Tells nothing of the contenders: raters see it."""
+    item: Item
+    contenders: tuple[str, ...]
+    answers: tuple[Answer, ...]
+
+
+class Tasks(msgspec.Struct, frozen=True):
+    tasks: list[Task]
+    same: tuple[tuple[str, str, str], ...] = ()
+    """(contender, contender, item): both gave the same answer, so that nobody is asked."""
+
+
+def read_answered(path: Path) -> list[Answered]:
+    """The items file of an evaluation. Raises `DataError`."""
+    try:
+        with path.open("rb") as file:
+            return [decoding.decode(line, type=Answered) for line in file if line.strip()]
+    except OSError as error:
+        raise DataError(
+            f"the answers are gone: {path}: {error.strerror}", fix="orchestrate eval RUN"
+        ) from error
+    except msgspec.DecodeError as error:
+        raise DataError(f"{path} holds no answers of an evaluation: {error}") from error
+
+
+def tasks_of(
+    answered: Sequence[Answered],
+    contenders: Sequence[str],
+    *,
+    kind: Literal["pairs", "single"],
+    review: str,
+    against: str | None = None,
+    items: int | None = None,
+    seed: int = 0,
+) -> Tasks:
+    """Tasks over all items, or `items` of them by chance; pairs of all contenders, or of each with
+    `against`. Of several answers to an item the first one is shown. Raises `UsageError` when there is
+    nothing to rate."""
+    if kind == "pairs" and len(contenders) < 2:
+        raise UsageError(
+            "pairs need two contenders, and the evaluation has one",
+            fix="orchestrate eval RUN --base   or: orchestrate review RUN --single",
+        )
+    if against is not None and against not in contenders:
+        raise UsageError(f"no contender is called {against!r}; there are {', '.join(contenders)}")
+    together: list[tuple[str, ...]]
+    if kind == "single":
+        together = [(name,) for name in contenders]
+    elif against is None:
+        together = list(combinations(contenders, 2))
+    else:
+        together = [(name, against) for name in contenders if name != against]
+    chosen = list(answered)
+    if items is not None and items < len(chosen):
+        chosen = random.Random(f"{seed}:items").sample(chosen, items)  # noqa: S311  not for secrets
+    tasks: list[Task] = []
+    same: list[tuple[str, str, str]] = []
+    for one in chosen:
+        for names in together:
+            answers = tuple(one.answers[name][0] for name in names if one.answers.get(name))
+            if len(answers) < len(names):
+                continue
+            if len(answers) == 2 and _said(answers[0]) == _said(answers[1]):
+                same.append((names[0], names[1], one.item.id))
+                continue
+            key = _key(review, one.item.id, *names)
+            tasks.append(Task(id=key, item=one.item, contenders=names, answers=answers))
+    if not tasks:
+        why = "all answers are the same" if same else "the evaluation has no answers of these contenders"
+        raise UsageError(f"there is nothing to rate: {why}")
+    return Tasks(tasks, tuple(same))
+
+
+def write(tasks: Iterable[Task], path: Path) -> None:
+    with whole(path, private=True) as draft, draft.open("wb") as file:
+        for task in tasks:
+            file.write(task.to_json() + b"\n")
+
+
+def read(path: Path) -> list[Task]:
+    """Raises `DataError` when the file is gone or is none."""
+    try:
+        with path.open("rb") as file:
+            return [Task.from_json(line) for line in file]
+    except OSError as error:
+        raise DataError(f"what the review shows is gone: {path}: {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        raise DataError(f"{path} is damaged: {error}") from error
+
+
+def order(tasks: Sequence[Task], seed: int, rater: str) -> list[tuple[Task, bool]]:
+    """A rater's own order, and whether the second answer of each is shown first; always the same again."""
+    draw = random.Random(f"{seed}:{rater}")  # noqa: S311  not for secrets
+    shuffled = draw.sample(list(tasks), len(tasks))
+    return [(task, draw.random() < 0.5) for task in shuffled]
+
+
+def _said(answer: Answer) -> tuple[str, bytes]:
+    return answer.text.strip(), msgspec.json.encode([call.get("function") for call in answer.tool_calls])
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Evaluations, the newest answers of a contender first. `run_ids`: what was named to be rated."""
+
+    evaluations: tuple[Evaluation, ...]
+    run_ids: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        """The evaluations' ids, joined by commas."""
+        return ",".join(sorted(evaluation.id for evaluation in self.evaluations))
+
+    @property
+    def contenders(self) -> list[str]:
+        return list(dict.fromkeys(c.name for evaluation in self.evaluations for c in evaluation.contenders))
+
+    @property
+    def dataset(self) -> str:
+        return ", ".join(dict.fromkeys(evaluation.dataset for evaluation in self.evaluations))
+
+    @property
+    def items_digest(self) -> str:
+        """Of the items that all evaluations have asked."""
+        [first, *others] = self.evaluations
+        return digest_of([one.item for one in self.answered]) if others else first.items_digest
+
+    @cached_property
+    def answered(self) -> list[Answered]:
+        """The items that all evaluations have asked, each with the answers of all contenders. Raises
+        `DataError` where answers are gone, `UsageError` where no item is in all."""
+        [first, *others] = [read_answered(Path(e.items_file or "")) for e in self.evaluations]
+        for other in others:
+            theirs = {one.item.id: one for one in other}
+            first = [_joined(one, theirs[one.item.id]) for one in first if one.item.id in theirs]
+        if not first:
+            raise UsageError(
+                "these runs have answered no item in common: "
+                + "; ".join(f"{e.id} is of {e.dataset}" for e in self.evaluations),
+                fix=f"orchestrate eval {' '.join(self.run_ids)} --base   (one evaluation of all)",
+            )
+        return first
+
+
+def _joined(one: Answered, other: Answered) -> Answered:
+    answers: dict[str, tuple[Answer, ...]] = {**other.answers, **one.answers}
+    return replace(one, answers=answers, marks={})
+
+
+def source_of(evaluations: Sequence[Evaluation], run_ids: Sequence[str], wanted: str | None) -> Source:
+    """Out of all evaluations of these runs, oldest first: the newest that holds every run, or the one whose
+    id begins with `wanted`; else the newest of each run. Raises `UsageError` for a run without one."""
+    fitting = [e for e in evaluations if wanted is None or e.id.startswith(wanted)]
+    if not run_ids and len(fitting) != 1:
+        what = "several evaluations begin with" if fitting else "there is no evaluation"
+        raise UsageError(f"{what} {wanted}", fix="orchestrate eval --json   tells its id")
+    whole = [e for e in fitting if set(run_ids) <= set(e.run_ids)]
+    if whole:
+        return Source((whole[-1],), tuple(run_ids))
+    asked = " ".join(run_ids)
+    fix = f"orchestrate eval {asked} --base   (one evaluation of all that is to be compared)"
+    if wanted is not None:
+        raise UsageError(f"there is no evaluation {wanted} of these runs", fix=fix)
+    newest: dict[str, Evaluation] = {}
+    for run_id in run_ids:
+        own = [e for e in fitting if run_id in e.run_ids]
+        if not own:
+            raise UsageError(f"{run_id} has no answers to rate yet", fix=fix)
+        newest[own[-1].id] = own[-1]
+    return Source(tuple(sorted(newest.values(), key=lambda e: e.created_at, reverse=True)), tuple(run_ids))

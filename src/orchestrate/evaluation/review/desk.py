@@ -10,9 +10,9 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from orchestrate.errors import UsageError
-from orchestrate.evaluation.items import NO_ANSWER
-from orchestrate.evaluation.review import tasks
-from orchestrate.evaluation.review.tasks import Task
+from orchestrate.evaluation import NO_ANSWER
+from orchestrate.evaluation import review as tasks
+from orchestrate.evaluation.review import Task
 from orchestrate.text import inert
 from orchestrate.types import Rating, Review
 

@@ -14,9 +14,10 @@ import msgspec
 from msgspec.structs import replace
 
 from orchestrate import text
-from orchestrate.evaluation import agreement, statistics
+from orchestrate.evaluation import statistics
+from orchestrate.evaluation import statistics as agreement
+from orchestrate.evaluation.review import Task
 from orchestrate.evaluation.review.desk import standing
-from orchestrate.evaluation.review.tasks import Task
 from orchestrate.types import Rating, Record, Review, Score
 
 _RESAMPLES = 200

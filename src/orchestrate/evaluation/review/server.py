@@ -21,8 +21,8 @@ from starlette.routing import Route
 
 from orchestrate.core.files import write_whole
 from orchestrate.evaluation.review.desk import Asked, Desk, rater_named
-from orchestrate.http.web import pages, server
-from orchestrate.http.web.guard import Guard, holder
+from orchestrate.http import web
+from orchestrate.http.web import Guard, holder
 
 ANYONE = ""
 """Of the link of those who give their name on the page."""
@@ -42,7 +42,7 @@ def serving(
     desk: Desk,
     *,
     raters: Collection[str] = (),
-    host: str = server.LOOPBACK,
+    host: str = web.LOOPBACK,
     port: int = 0,
     names: Collection[str] = (),
 ) -> Generator[Page]:
@@ -53,7 +53,7 @@ def serving(
 
     made = Starlette(routes=review_routes("/", lambda _: desk, lambda request: holder(request.scope)))
     guard = Guard(made, tokens=tokens, names=names, max_body=1 << 20)
-    with server.serving(guard, host=host, port=port) as root:
+    with web.serving(guard, host=host, port=port) as root:
         if host in _EVERYWHERE:
             root = f"http://{_own_address()}:{root.rpartition(':')[2]}"
         yield Page({who: f"{root}/{token}/" for token, who in tokens.items()}, desk)
@@ -71,7 +71,7 @@ def review_routes(
     def answer(asked: Asked, request: Request) -> dict[str, Any]:
         return desk_of(request).act(asked, rater_of(request))
 
-    return [pages.page(path, __package__ or "", "review.html", back=back), pages.action(path, Asked, answer)]
+    return [web.page(path, __package__ or "", "review.html", back=back), web.action(path, Asked, answer)]
 
 
 def _tokens(path: Path, raters: Collection[str]) -> dict[str, str]:
@@ -91,4 +91,4 @@ def _own_address() -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, suppress(OSError):
         sock.connect(("192.0.2.1", 9))
         return sock.getsockname()[0]
-    return server.LOOPBACK
+    return web.LOOPBACK

@@ -3,3 +3,570 @@
 `server` runs an ASGI app in a thread and stops it gracefully, `guard` lets in who may come, `pages` gives
 pages and their actions one look and one safety.
 """
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import logging
+import secrets
+import socket
+import threading
+from collections.abc import AsyncIterable, Awaitable, Callable, Collection, Generator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from hmac import compare_digest
+from html import escape
+from importlib.resources import files
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import h11
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from orchestrate.errors import OrchestrateError, SetupError
+from orchestrate.http.wire import HostError
+from orchestrate.http.wire.openai import error_body
+from orchestrate.settings.hosts import is_loopback
+from orchestrate.types import decoding
+
+# ASGI apps served from a thread of this process, for as long as a `with` block lasts.
+
+
+LOOPBACK = "127.0.0.1"
+_LONGEST_HEAD = 1 << 18
+"""Bytes of a request before its body: an address may name a thousand runs."""
+
+
+class Patient(H11Protocol):
+    """HTTP/1.1 that hangs up on a client whose request does not begin, does not come to the end of its head,
+    or whose body stalls: uvicorn would wait for ever, and each of them takes a connection from the others."""
+
+    head_s = 30.0
+    """Seconds for it."""
+    body_s = 30.0
+    """Seconds in which a body has to come to its end, or bring `least_rate` bytes for each."""
+    least_rate = 1000.0
+    _hanging_up: asyncio.TimerHandle | None = None
+    _body_timer: asyncio.TimerHandle | None = None
+    _timed: Any = None
+    _came = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        self._came += len(data)
+        super().data_received(data)
+        self._await_head()
+        cycle: Any = self.cycle
+        if self.conn.their_state is not h11.SEND_BODY:
+            self._body_came()
+        elif self._body_timer is None or self._timed is not cycle:
+            self._body_came()
+            self._await_body()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._head_came()
+        self._body_came()
+
+    def send_400_response(self, msg: str) -> None:
+        """For what is no HTTP request."""
+        self._hang_up(400, msg, "not_http")
+
+    def _hang_up(self, status: int, told: str, code: str) -> None:
+        """In the form in which clients of these servers look for a reason."""
+        error = {"message": told, "type": "invalid_request_error", "param": None, "code": code}
+        body = json.dumps({"error": error}).encode()
+        again = "true" if status == 408 else "false"
+        headers = {"content-type": "application/json", "x-should-retry": again, "connection": "close"}
+        head = [(name.encode(), value.encode()) for name, value in headers.items()]
+        head.append((b"content-length", str(len(body)).encode()))
+        for event in (
+            h11.Response(status_code=status, headers=head),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def _await_body(self) -> None:
+        self._timed = self.cycle
+        self._body_timer = self.loop.call_later(self.body_s, self._judge_body, self._came)
+
+    def _judge_body(self, came: int) -> None:
+        self._body_timer = None
+        cycle: Any = self.cycle
+        if cycle.response_started or self.transport.is_closing():
+            return  # it was answered without
+        ours = self.flow.read_paused or cycle.waiting_for_100_continue  # the app does not read yet
+        if ours or self._came - came >= self.body_s * self.least_rate:
+            self._await_body()
+            return
+        cycle.disconnected = True  # to the app the client has gone
+        cycle.message_event.set()
+        self._hang_up(408, "the body of the request did not come, or too slowly", "body_stalled")
+
+    def _body_came(self) -> None:
+        if self._body_timer is not None:
+            self._body_timer.cancel()
+            self._body_timer = None
+
+    def _await_head(self) -> None:
+        """From the first moment on at which no request is under way."""
+        cycle: Any = self.cycle  # none before the first request, though its type does not say so
+        under_way = cycle is not None and not cycle.response_complete
+        if under_way or self.transport.is_closing():
+            self._head_came()
+        elif self._hanging_up is None:
+            self._hanging_up = self.loop.call_later(self.head_s, self.transport.close)
+
+    def _head_came(self) -> None:
+        if self._hanging_up is not None:
+            self._hanging_up.cancel()
+            self._hanging_up = None
+
+
+@contextmanager
+def serving(
+    app: ASGIApp,
+    *,
+    host: str = LOOPBACK,
+    port: int = 0,
+    grace_s: float = 3.0,
+    certificate: tuple[Path, Path] | None = None,
+    lifespan: bool = False,
+) -> Generator[str]:
+    """Serves one app; gives its address, as `http://127.0.0.1:8000`. Port 0 takes any free one; `host` is an
+    address of this machine, and without a guard nobody else's is safe. With a certificate and its key, as PEM
+    files, it speaks TLS. Raises `SetupError`."""
+    with (
+        closing(listen(port, host)) as sock,
+        running([(app, sock)], grace_s=grace_s, certificate=certificate, lifespan=lifespan),
+    ):
+        name = f"[{host}]" if ":" in host else host
+        yield f"http{'s' if certificate else ''}://{name}:{sock.getsockname()[1]}"
+
+
+def free_port(host: str = LOOPBACK) -> int:
+    """A port that nobody has now, for another program; it may be taken by the time that one asks for it."""
+    with closing(listen(0, host)) as sock:
+        return int(sock.getsockname()[1])
+
+
+def listen(port: int, host: str = LOOPBACK) -> socket.socket:
+    """A socket that takes connections. Raises `SetupError` when the port or the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        if port > 65535:
+            raise OSError(errno.EINVAL, "there are 65,535 ports")
+        sock = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise SetupError(
+            f"port {port} cannot be used: {error.strerror}",
+            fix="another --port, or --port 0 for any free one",
+        ) from error
+    # asyncio does this itself only for sockets that name their protocol, as those of `create_server` do not.
+    # Without it the body of an answer waits 40 ms for the client to acknowledge its head.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+@contextmanager
+def running(
+    apps: Sequence[tuple[ASGIApp, socket.socket]],
+    *,
+    protocol: type[asyncio.Protocol] | None = None,
+    grace_s: float = 3.0,
+    certificate: tuple[Path, Path] | None = None,
+    lifespan: bool = False,
+) -> Generator[None]:
+    """Serves each app on its socket; all share one thread and its event loop. `protocol` speaks HTTP in the
+    place of `Patient`; with `lifespan` the apps are notified of the beginning and the end. Raises
+    `SetupError` for a certificate that cannot be used."""
+    chain, key = certificate or (None, None)
+    servers = [
+        uvicorn.Server(
+            uvicorn.Config(
+                app,
+                http=protocol or Patient,
+                ws="none",
+                lifespan="on" if lifespan else "off",
+                log_config=None,
+                access_log=False,  # an address may hold a token
+                server_header=False,
+                h11_max_incomplete_event_size=_LONGEST_HEAD,
+                # Above what clients keep a connection for: httpx lets go after 5 seconds, which are uvicorn's
+                # own too, and a request that is sent just then is lost.
+                timeout_keep_alive=60,
+                timeout_graceful_shutdown=max(1, round(grace_s)),
+                ssl_certfile=chain,
+                ssl_keyfile=key,
+            )
+        )
+        for app, _ in apps
+    ]
+
+    try:
+        for server in servers:
+            server.config.load()
+    except (OSError, ValueError) as error:  # of the certificate
+        raise SetupError(f"{chain} and {key} cannot be used for TLS: {error}") from error
+
+    async def all_of_them() -> None:
+        pairs = zip(servers, apps, strict=True)
+        await asyncio.gather(*(server.serve(sockets=[sock]) for server, (_, sock) in pairs))
+
+    thread = threading.Thread(target=lambda: asyncio.run(all_of_them()), daemon=True, name="web")
+    thread.start()
+    try:
+        while not all(server.started for server in servers):
+            if not thread.is_alive():
+                raise RuntimeError("the server did not start")
+            thread.join(0.01)
+        yield
+    finally:
+        for server in servers:
+            server.should_exit = True
+        thread.join(grace_s + 10)
+
+
+# Who may talk to a server of this machine.
+
+
+_SAFE = ("GET", "HEAD", "OPTIONS")
+_HEADERS = {
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+"""Of each answer that does not say otherwise."""
+
+
+class Guard:
+    """An ASGI app before another one, which sees only what may come in.
+
+    tokens     token -> who has it. Without one of them as the first part of the path nothing is answered;
+               the app sees the rest of the path, and `holder` tells who it is. `None`: the app asks for keys
+               itself.
+    names      host names of this machine besides `localhost` and its addresses; a name may lead anywhere,
+               so each must be said.
+    origins    other sites whose pages may send requests, as `https://app.example`.
+    max_body   bytes of a request. 413 beyond it.
+    refuse     (HTTP status, sentence) -> the answer that refuses; by default JSON, `{"error": sentence}`.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        tokens: Mapping[str, str] | None = None,
+        names: Collection[str] = (),
+        origins: Collection[str] = (),
+        max_body: int = 1 << 20,
+        refuse: Callable[[int, str], Response] | None = None,
+    ) -> None:
+        self._app, self._tokens = app, tokens
+        self._names = {name.casefold() for name in names}
+        self._origins = {origin.rstrip("/").casefold() for origin in origins}
+        self._max_body = max_body
+        self._refuse = refuse or _refused
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        if scope["type"] != "http":
+            return
+        answer = _Answer(send)
+
+        async def refuse(status: int, text: str) -> None:
+            if not answer.started:
+                await self._refuse(status, text)(scope, receive, answer)
+            answer.closed = True
+
+        try:
+            inner = self._let_in(scope)
+        except _Refusal as refusal:
+            await refuse(refusal.status, refusal.text)
+            return
+        with suppress(ClientDisconnect):
+            await self._app(inner, self._limited(receive, refuse), answer)
+
+    def _let_in(self, scope: Scope) -> Scope:
+        """What the app is to see. Raises `_Refusal`."""
+        headers = Headers(scope=scope)
+        if self._tokens is not None:
+            scope = self._holder(scope)
+        here = headers.get("host", "").casefold()
+        name = urlsplit(f"//{here}").hostname or ""
+        if not (_is_address(name) or is_loopback(name) or name in self._names):
+            raise _Refusal(404, "this server is not known under the name in the address")
+        if scope["method"] not in _SAFE and not self._is_ours(headers, here):
+            raise _Refusal(403, "pages of other sites may not send requests here")
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > self._max_body:
+            raise _Refusal(413, self._too_large)
+        return scope
+
+    def _holder(self, scope: Scope) -> Scope:
+        first, slash, _ = scope["path"].removeprefix("/").partition("/")
+        found = [
+            (token, who)
+            for token, who in (self._tokens or {}).items()
+            if compare_digest(first.encode("utf-8", "surrogatepass"), token.encode())
+        ]
+        if not found or not slash:
+            raise _Refusal(404, "not found")
+        token, who = found[0]
+        return {**scope, "root_path": f"{scope.get('root_path', '')}/{token}", "holder": who}
+
+    def _is_ours(self, headers: Headers, here: str) -> bool:
+        """Browsers tell the site of the page that sends; other programs have none."""
+        origin = headers.get("origin")
+        if origin is None:
+            return headers.get("sec-fetch-site", "none") in ("none", "same-origin")
+        return urlsplit(origin).netloc.casefold() == here or origin.casefold() in self._origins
+
+    def _limited(self, receive: Receive, refuse: Callable[[int, str], Awaitable[None]]) -> Receive:
+        """To the app a client that is refused has gone."""
+        size = 0
+
+        async def limited() -> Message:
+            nonlocal size
+            message = await receive()
+            if message["type"] == "http.request":
+                size += len(message.get("body", b""))
+            if size > self._max_body:
+                await refuse(413, self._too_large)
+                return {"type": "http.disconnect"}
+            return message
+
+        return limited
+
+    @property
+    def _too_large(self) -> str:
+        return f"a request takes at most {self._max_body:,} bytes"
+
+
+def _refused(status: int, text: str) -> Response:
+    return JSONResponse({"error": text}, status)
+
+
+class _Refusal(Exception):
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status, self.text = status, text
+
+
+class _Answer:
+    """Sends, with the headers that each answer has; what comes after the end is dropped."""
+
+    def __init__(self, send: Send) -> None:
+        self._send, self.started, self.closed = send, False, False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            headers = MutableHeaders(scope=message)
+            for name, value in _HEADERS.items():
+                headers.setdefault(name, value)
+        if not self.closed:
+            await self._send(message)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def holder(scope: Mapping[str, Any]) -> str:
+    """Who sent a request, by the token in its path."""
+    return scope["holder"]
+
+
+# The edge of every server that speaks an API: who may come in, and refusals in the form of that API.
+
+
+Tell = Callable[[HostError], Response]
+"""A refusal in the form of one API."""
+Admit = Callable[[Scope], Awaitable[object]]
+"""Looks at the key that a request brings. Raises `HostError` 401."""
+Endpoint = Callable[[Request], Awaitable[Response]]
+"""A route."""
+
+_log = logging.getLogger(__name__)
+
+
+def told(error: HostError) -> Response:
+    """In the form of OpenAI's API."""
+    return JSONResponse(error_body(error), error.status, headers=error.headers)
+
+
+def edge(
+    routes: Sequence[BaseRoute],
+    *,
+    door: Callable[[ASGIApp], ASGIApp] = lambda app: app,
+    names: Collection[str] = (),
+    origins: Collection[str] = (),
+    max_body: int,
+    tell: Tell = told,
+    refusal: Callable[[OrchestrateError], HostError] | None = None,
+    lifespan: Any = None,
+) -> Guard:
+    """An app of these routes behind the guard. `door` stands between the two; `refusal` puts our own errors
+    into the API's terms where routes raise them; the rest as `Guard` and Starlette take it."""
+
+    def refused(request: Request, error: Exception) -> Response:
+        del request
+        assert isinstance(error, HostError)  # noqa: S101  registered for this class only
+        return tell(error)
+
+    def ours(request: Request, error: Exception) -> Response:
+        assert isinstance(error, OrchestrateError) and refusal is not None  # noqa: S101  likewise
+        return refused(request, refusal(error))
+
+    def missing(request: Request, error: Exception) -> Response:
+        status = getattr(error, "status_code", 404)
+        words = f"{request.method} {request.url.path} is not served here"
+        if status not in (404, 405):
+            words = str(getattr(error, "detail", error))
+        headers: Mapping[str, str] = getattr(error, "headers", None) or {}
+        return tell(HostError(status, words, code="not_found", headers=headers))
+
+    def broken(request: Request, error: Exception) -> Response:
+        _log.error("%s %s", request.method, request.url.path, exc_info=error)
+        words = f"the server failed: {type(error).__name__}; its log says more"
+        return tell(HostError(500, words, type="server_error"))
+
+    handlers: dict[Any, Any] = {HostError: refused, HTTPException: missing, Exception: broken}
+    if refusal is not None:
+        handlers[OrchestrateError] = ours
+    inner = Starlette(routes=list(routes), exception_handlers=handlers, lifespan=lifespan)
+    return Guard(
+        door(inner),
+        names=names,
+        origins=origins,
+        max_body=max_body,
+        refuse=lambda status, text: tell(HostError(status, text)),
+    )
+
+
+class Keyed:
+    """An ASGI app before another one, which sees only requests that are admitted. `open`: paths that need no
+    key."""
+
+    def __init__(self, app: ASGIApp, admit: Admit, *, open: Collection[str] = ()) -> None:
+        self._app, self._admit, self._open = app, admit, open
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in self._open:
+            try:
+                await self._admit(scope)
+            except HostError as error:
+                await told(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def bearer(scope: Mapping[str, Any]) -> str | None:
+    """The key that a request brings."""
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            kind, _, key = value.decode("latin-1").partition(" ")
+            return key.strip() if kind.lower() == "bearer" else None
+    return None
+
+
+def no_key(words: str) -> HostError:
+    headers = {"www-authenticate": "Bearer"}
+    return HostError(401, words, code="invalid_api_key", type="authentication_error", headers=headers)
+
+
+def no_model(name: str, known: list[str]) -> HostError:
+    words = f"The model {name!r} does not exist; this server has {', '.join(known)}"
+    return HostError(404, words, code="model_not_found", param="model")
+
+
+# Pages of this machine: one look (`look.css`), one way to draw a conversation (`shared.js`), no text of
+# others as markup, nothing from outside.
+
+
+Asked = TypeVar("Asked")
+
+
+def page(path: str, package: str, name: str, *, back: Callable[[Request], str] | None = None) -> Route:
+    """The page of an HTML file in a package. In it `NONCE` is the word that its styles and scripts need,
+    `/*LOOK*/` stands for the shared style and `/*SHARED*/` for the shared script. `back` gives a path
+    for a link at its head."""
+
+    def answer(request: Request) -> HTMLResponse:
+        nonce = secrets.token_urlsafe(16)
+        text = _text(package, name)
+        for word, file in (("LOOK", "look.css"), ("SHARED", "shared.js")):
+            text = text.replace(f"/*{word}*/", _text("orchestrate.http.web", file))
+        policy = (
+            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
+            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; img-src data:"
+        )
+        if back is not None:
+            text = text.replace("<header>", f'<header>\n  <a href="{escape(back(request))}">Back</a>', 1)
+        return HTMLResponse(text.replace("NONCE", nonce), headers={"content-security-policy": policy})
+
+    return Route(path, answer, methods=["GET"])
+
+
+def action(path: str, kind: type[Asked], act: Callable[[Asked, Request], Any]) -> Route:
+    """A POST of a JSON body of this kind; what `act` gives is the JSON that is answered. `act` runs in a
+    thread, beside others. A wrong body, or an error of ours, is 422 and `{"error": sentence}`."""
+
+    async def answer(request: Request) -> Response:
+        body = await request.body()
+        try:
+            asked = decoding.decode(body, type=kind)
+            return json_answer(await run_in_threadpool(act, asked, request))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return json_answer({"error": str(error)}, 422)
+        except OrchestrateError as error:
+            return json_answer({"error": error.message}, 422)
+
+    return Route(path, answer, methods=["POST"])
+
+
+def json_answer(value: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+def event_stream(events: AsyncIterable[str]) -> StreamingResponse:
+    """Server-sent events: each text is the `data` of one, sent as soon as it is there."""
+
+    async def framed() -> AsyncIterable[str]:
+        async for event in events:
+            yield "".join(f"data: {line}\n" for line in event.split("\n")) + "\n"
+
+    return StreamingResponse(framed(), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+
+
+def _text(package: str, name: str) -> str:
+    return files(package).joinpath(name).read_text(encoding="utf-8")

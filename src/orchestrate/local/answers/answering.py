@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import torch
 
-from orchestrate.data.rows.examples import ChatMessage, UnpairedExample
+from orchestrate.data.rows import ChatMessage, UnpairedExample
 from orchestrate.data.tokens.answers import CUT_WITHIN_THINKING
 from orchestrate.errors import DataError
 from orchestrate.local.answers.forms import Form, Forms, Held
@@ -28,17 +28,14 @@ from orchestrate.local.answers.loading import (
 )
 from orchestrate.local.answers.passports import four_bit_of, read_passport, table_in
 from orchestrate.local.answers.speech import Model, Speech
-from orchestrate.local.encoding.encoding import Template, encode_answer
-from orchestrate.local.model import threads
-from orchestrate.local.model.adapters.apart import changes_base, lies_apart
-from orchestrate.local.model.files import models
-from orchestrate.local.model.files.models import ModelFolder
-from orchestrate.local.model.files.quantised import NF4, weights_in
+from orchestrate.local.encoding import Template, encode_answer
+from orchestrate.local.model import files, loaded, weights
+from orchestrate.local.model.adapters import changes_base, lies_apart
+from orchestrate.local.model.files import NF4, ModelFolder, weights_in
+from orchestrate.local.model.loaded import halving
 from orchestrate.local.model.loading import load_adapter, pick_device
-from orchestrate.local.model.oom import halving
+from orchestrate.local.model.sampling import rounds
 from orchestrate.local.model.sampling.batching import Row
-from orchestrate.local.model.sampling.rounding import rounds
-from orchestrate.local.model.weights import experts
 from orchestrate.types import decoding
 
 ROWS = 8
@@ -125,8 +122,8 @@ class Answerer:
 
     def __init__(self, load: dict[str, Any]) -> None:
         self.device = pick_device(load.get("device"))
-        torch.set_num_threads(threads.chosen(load.get("threads"), self.device))
-        self.folder = models.fetch(load["model"])
+        torch.set_num_threads(loaded.chosen(load.get("threads"), self.device))
+        self.folder = files.fetch(load["model"])
         self.fitting_rows: int | None = None
         """As many as memory did for, once it has run out."""
         self._base: Any = None
@@ -139,7 +136,7 @@ class Answerer:
     def turn(self, load: dict[str, Any]) -> bool:
         """Puts another adapter on the base in place of the one that it has; False where the model is to be
         loaded anew: it is another one, or what lies on the base changes more than an adapter's own layers."""
-        base = (models.fetch(load["model"]).path, pick_device(load.get("device")))
+        base = (files.fetch(load["model"]).path, pick_device(load.get("device")))
         if base != (self.folder.path, self.device) or not self._apart:
             return False
         precision = self.four_bit
@@ -174,7 +171,7 @@ class Answerer:
         return self.adapter is None or (not self.whole and lies_apart(self.adapter))
 
     def _has_packed_experts(self) -> bool:
-        return any(experts.held_of(self._base))
+        return any(weights.held_of(self._base))
 
     def precision(self, *, base: bool) -> str:
         """Name the precision in which the base or the tuned model answers."""

@@ -13,18 +13,18 @@ from typing import Any
 import msgspec
 import torch
 
-from orchestrate.data.rows.examples import ChatMessage
+from orchestrate.data.rows import ChatMessage
 from orchestrate.errors import UsageError
 from orchestrate.local.answers.forms import Form, Forms, Held
 from orchestrate.local.answers.loading import base_of, is_adapter, talk, whole
 from orchestrate.local.answers.speech import Model, Speech
-from orchestrate.local.model import threads
-from orchestrate.local.model.adapters.added_tokens import rows_of
-from orchestrate.local.model.adapters.apart import changes_base
-from orchestrate.local.model.files import models
+from orchestrate.local.model import files as models
+from orchestrate.local.model import loaded as threads
+from orchestrate.local.model.adapters import changes_base
+from orchestrate.local.model.adapters.starts import rows_of
 from orchestrate.local.model.loading import DTYPES, add_adapter, load_adapter, pick_device
+from orchestrate.local.model.sampling import NO_FORM, NO_MEMORY, NO_NUMBERS, Luck
 from orchestrate.local.model.sampling.batching import BASE, Batching, Row
-from orchestrate.local.model.sampling.drawing import NO_FORM, NO_MEMORY, NO_NUMBERS, Luck
 
 Send = Callable[[dict[str, Any]], None]
 _WORDS = {

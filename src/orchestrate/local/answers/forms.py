@@ -23,9 +23,9 @@ import msgspec
 import torch
 from torch import Tensor
 
-from orchestrate.data.rows.examples import ChatMessage, FunctionCall, ToolCall
+from orchestrate.data.rows import ChatMessage, FunctionCall, ToolCall
 from orchestrate.errors import DataError, MissingExtra, UsageError
-from orchestrate.local.encoding.encoding import Template
+from orchestrate.local.encoding import Template
 
 _ANNOTATIONS = frozenset({"description", "title", "default", "examples", "$comment", "deprecated"})
 """What says nothing of an answer."""

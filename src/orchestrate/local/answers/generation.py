@@ -15,9 +15,8 @@ from typing import Any, Literal, Self
 from orchestrate.errors import DataError
 from orchestrate.local.answers.passports import four_bit_of
 from orchestrate.local.answers.worker import Worker
-from orchestrate.local.model.engines import expected_device, precision
-from orchestrate.local.model.files.models import ModelFolder, source
-from orchestrate.local.model.files.quantised import weights_in
+from orchestrate.local.model import expected_device, precision
+from orchestrate.local.model.files import ModelFolder, source, weights_in
 from orchestrate.types import Message, Reply, decoding
 
 Prompt = Sequence[Message | Mapping[str, Any]]

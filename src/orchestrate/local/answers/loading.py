@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 
-from orchestrate import text
+from orchestrate import settings, text
 from orchestrate.errors import UsageError
-from orchestrate.local.encoding.encoding import Template
-from orchestrate.local.model.files.models import ModelFolder
+from orchestrate.local.encoding import Template
+from orchestrate.local.model.files import ModelFolder
+from orchestrate.local.model.loaded import out_of_memory
 from orchestrate.local.model.loading import dequantize, load_base, load_tokenizer
-from orchestrate.local.model.oom import out_of_memory
 from orchestrate.local.model.sampling.sampling import Sampler
-from orchestrate.settings import environment
 
 SMALL_MODEL_BYTES = 2 << 30
 """Weights up to this size are kept unpacked, with the values that their 4 bits stand for: nothing is unpacked
@@ -27,7 +26,7 @@ LARGE_MODEL_BYTES = 8 << 30
 """Larger bases answer in 4 bits, unless their adapters or the caller name a precision."""
 UNPACKED = (
     "the 4 bits of its base were unpacked to 16-bit values once, whose products round otherwise than "
-    f"bitsandbytes' own ({environment.NF4_PRODUCTS}=bitsandbytes for those)"
+    f"bitsandbytes' own ({settings.NF4_PRODUCTS}=bitsandbytes for those)"
 )
 """Told of an answer: greedy answers may differ from those of other programs over the same NF4."""
 
@@ -39,7 +38,7 @@ def too_large(folder: ModelFolder) -> bool:
 
 def unpacks(folder: ModelFolder) -> bool:
     """Whether NF4 is unpacked once for answering. Raises `ConfigError`."""
-    return folder.expanded_bytes <= SMALL_MODEL_BYTES and not environment.packed_nf4()
+    return folder.expanded_bytes <= SMALL_MODEL_BYTES and not settings.packed_nf4()
 
 
 def is_adapter(folder: Path) -> bool:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from orchestrate.core import child
-from orchestrate.local.run.process import importing, leave
+from orchestrate.local.run import importing, leave
 from orchestrate.types import decoding
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ import msgspec
 
 from orchestrate.data.tokens.answers import Said
 from orchestrate.data.tokens.hub_tokens import bytes_of, text_of
-from orchestrate.local.encoding.encoding import Template
+from orchestrate.local.encoding import Template
+from orchestrate.local.model.sampling import Drawn
 from orchestrate.local.model.sampling.batching import Row
-from orchestrate.local.model.sampling.drawing import Drawn
 from orchestrate.local.model.sampling.sampling import Sampler
 
 EVERY_TOKEN = 64

@@ -1,1 +1,417 @@
 """Rows as token ids with the weight of each token in the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, cast
+
+import msgspec
+
+from orchestrate.data.dataset import Dataset
+from orchestrate.data.rows import (
+    ChatExample,
+    ChatMessage,
+    CompletionExample,
+    Example,
+    PreferenceExample,
+    RLExample,
+    TextExample,
+    UnpairedExample,
+)
+from orchestrate.data.tokens import counting
+from orchestrate.data.tokens.answers import Said, Shape, read_answer, shape_of
+from orchestrate.data.tokens.chat_templates import CHATML, carries, with_settings
+from orchestrate.data.tokens.hub_tokens import of_transformers, opened
+from orchestrate.data.tokens.tokenizer_files import HubTokenizer
+from orchestrate.data.tokens.turns import (
+    ASSISTANT,
+    Conversations,
+    Earlier,
+    Rendered,
+    answered,
+    rows_of,
+    thought_of,
+    untrained,
+)
+from orchestrate.errors import DataError, UsageError
+from orchestrate.types import decoding
+
+# Rows to token ids and the weight that each token has in the loss.
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids of one row and, for each, its weight in the loss (0 is context only). Same lengths."""
+
+    ids: list[int]
+    weights: list[float]
+    truncated: int = 0
+    """Tokens cut off at the length limit."""
+    dropped: bool = False
+    """Whether the row is left out because it is over the limit."""
+    notes: tuple[str, ...] = ()
+    """What the template did with the row that its author may not expect."""
+
+    @property
+    def trained(self) -> int:
+        """Tokens that carry loss; the first token of a row has nothing to be predicted from."""
+        return sum(1 for w in self.weights[1:] if w)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPair:
+    preferred: Encoded
+    rejected: Encoded
+
+
+_END_OF_PROMPT = 64
+"""Tokens of it that tell what it has begun of an answer."""
+
+
+class Template:
+    """A tokenizer with its chat templates."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """`tokenizer`: a fast transformers tokenizer, or a `HubTokenizer`, which is enough to encode rows."""
+        self.tokenizer = tokenizer
+        self.hub = tokenizer if isinstance(tokenizer, HubTokenizer) else of_transformers(tokenizer)
+        self.special = self.hub.special
+        self.chats = Conversations(self.hub.template, self.hub.names, self.hub.marks)
+
+    def asked(self, messages: Sequence[ChatMessage], tools: list[dict[str, Any]] | None = None) -> list[int]:
+        """The ids with which the model is asked for the next answer."""
+        return self.tokens(self.chats.prompt(messages, tools))[0]
+
+    @cached_property
+    def shape(self) -> Shape:
+        """How an answer looks."""
+        return shape_of(self.chats)
+
+    def skipped_thinking(
+        self, shown: Rendered, offsets: Sequence[tuple[int, int]], weights: Sequence[float]
+    ) -> frozenset[int]:
+        """Find the trained tokens of thinking blocks with nothing in them, before answers without thinking.
+        A block whose beginning the generation prompt writes is what is left of it."""
+        found: set[int] = set()
+        answers = (m for m in shown.messages if m.role == "assistant")
+        for message, turn in zip(answers, shown.turns, strict=True):
+            if not turn.spans or thought_of(message):
+                continue
+            start, end = turn.spans[0]
+            before, said = shown.text[:start].rstrip(), shown.text[start:end]
+            for opening, closing in self.shape.thinking:
+                begun = "" if before.endswith(opening) else opening.strip()
+                rest = said.lstrip()
+                if not rest.startswith(begun):
+                    continue
+                rest = rest.removeprefix(begun).lstrip()
+                if rest.startswith(closing.strip()):
+                    until = end - len(rest.removeprefix(closing.strip()).lstrip())
+                    found |= {n for n, (a, b) in enumerate(offsets) if start <= a < b <= until and weights[n]}
+                    break
+        return frozenset(found)
+
+    def said(
+        self,
+        ids: Sequence[int],
+        asked: Sequence[int],
+        *,
+        tools: Any = None,
+        cut: bool = False,
+        calls: bool = True,
+        growing: bool = False,
+    ) -> Said:
+        """What an answer says: `ids` without the token that ended it, or with `cut` as far as it came, or
+        with `growing` as far as it is sure; `asked` are the ids with which the model was asked, `tools` those
+        that were offered. Without `calls` those in the answer stay words."""
+        text, prompt = (self.hub.decode(part) for part in (ids, asked[-_END_OF_PROMPT:]))
+        return read_answer(
+            text, prompt=prompt, shape=self.shape, tools=tools, cut=cut, calls=calls, growing=growing
+        )
+
+    def tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and, for each, its place in the text. Raises `UsageError` where places are not known."""
+        ids, places = self.hub.encode(text)
+        if len(places) != len(ids):
+            raise UsageError("a slow tokenizer does not tell the places of its tokens in the text")
+        return list(ids), list(places)
+
+
+Truncation = Literal["right", "left", "drop"]
+TrainOn = Literal["all", "last"] | tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What of a row is read and trained, as `spec.SFT` and `spec.JobSpec` have it."""
+
+    max_length: int | None = None
+    truncation: Truncation = "right"
+    train_on_inputs: bool = False
+    train_on: TrainOn = "all"
+    earlier: Earlier = "train"
+    ignore_empty_think: bool = False
+
+    @classmethod
+    def of(cls, method: Mapping[str, Any], max_length: int | None, truncation: Truncation | None) -> Rules:
+        """By the settings of a method, as a spec or a job has them: what is not there, or `None`, is as by
+        default."""
+        train_on = method.get("train_on") or "all"
+        return cls(
+            max_length=max_length,
+            truncation=truncation or "right",
+            train_on_inputs=bool(method.get("train_on_inputs")),
+            train_on=cast("TrainOn", train_on if isinstance(train_on, str) else tuple(train_on)),
+            earlier=method.get("earlier_thinking") or "train",
+            ignore_empty_think=bool(method.get("ignore_empty_think")),
+        )
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """Whose messages are trained."""
+        return ASSISTANT if isinstance(self.train_on, str) else frozenset(self.train_on)
+
+
+EVERYTHING = Rules()
+SKIPS_THINKING = (
+    "the chat template puts an empty thinking block before an answer and it is trained, which teaches the "
+    "model not to think (method.ignore_empty_think: true puts no loss on it)"
+)
+NO_ROLES = "method.train_on chooses among the messages of a conversation, and this row is none"
+
+
+def encode_row(example: Example, template: Template, rules: Rules = EVERYTHING) -> list[Encoded]:
+    """What is trained for one row, as `encode`: more than one where earlier answers are shown with their
+    thinking in rows of their own."""
+    if not isinstance(example, ChatExample):
+        return [encode(example, template, rules)]
+    messages = _chosen(example.messages, rules)
+    rows = rows_of(template.chats, messages, example.tools, rules.earlier)
+    chats = [msgspec.structs.replace(example, messages=list(messages)) for messages in rows]
+    # What is not said by the assistant is trained once, with the whole conversation.
+    alone = replace(rules, train_on_inputs=False, train_on="all")
+    parts = [alone] * (len(chats) - 1) + [rules]
+    return [encode(chat, template, part) for chat, part in zip(chats, parts, strict=True)]
+
+
+def _chosen(messages: Sequence[ChatMessage], rules: Rules) -> list[ChatMessage]:
+    """The messages, with weight 0 for those of the assistant that are not to be trained."""
+    if rules.train_on == "last":
+        last = max((k for k, m in enumerate(messages) if m.role == "assistant"), default=-1)
+        return [untrained(m) if k != last else m for k, m in enumerate(messages)]
+    return list(messages) if "assistant" in rules.roles else [untrained(m) for m in messages]
+
+
+def encode(example: Example, template: Template, rules: Rules = EVERYTHING) -> Encoded:
+    """One row for supervised training. Raises `DataError` when the template refuses it or it is a preference
+    pair."""
+    if isinstance(example, ChatExample):
+        chat = msgspec.structs.replace(example, messages=_chosen(example.messages, rules))
+        encoded = _encode_chat(chat, template, rules)
+    elif isinstance(example, CompletionExample):
+        encoded = _encode_completion(example, template, rules.train_on_inputs)
+    elif isinstance(example, TextExample):
+        encoded = _encode_text(example, template)
+    else:
+        raise DataError(f"a {type(example).__name__} cannot be trained on by supervised fine-tuning")
+    if rules.train_on != "all" and not isinstance(example, ChatExample):
+        encoded = replace(encoded, notes=(*encoded.notes, NO_ROLES))
+    whole = isinstance(example, TextExample) or rules.train_on_inputs
+    return _cut(encoded, template, rules, whole=whole)
+
+
+def encode_pair(example: PreferenceExample, template: Template, rules: Rules = EVERYTHING) -> EncodedPair:
+    """The preferred and the rejected answer, each after the prompt; only the answer's tokens carry weight.
+    Cut at their beginning, both lose as many tokens, so that they follow on the same text."""
+    sides = [_answered(example, answer, template) for answer in (example.preferred, example.rejected)]
+    most = max(_over(side, rules) for side in sides)
+    return EncodedPair(*(_cut(side, template, rules, most) for side in sides))
+
+
+def encode_answer(example: UnpairedExample, template: Template, rules: Rules = EVERYTHING) -> Encoded:
+    """The answer after the prompt, whatever its label; only the answer's tokens carry weight."""
+    return _cut(_answered(example, example.completion, template), template, rules)
+
+
+def _answered(
+    example: PreferenceExample | UnpairedExample, answer: list[ChatMessage], template: Template
+) -> Encoded:
+    chat = ChatExample(messages=answered(example.prompt, answer), tools=example.tools)
+    return _encode_chat(chat, template, None)
+
+
+def _encode_chat(example: ChatExample, template: Template, rules: Rules | None) -> Encoded:
+    """`rules` are of supervised training, where a single answer decides what the model learns to say."""
+    row = 1.0 if example.weight is None else example.weight
+    roles, inputs = (rules.roles, rules.train_on_inputs) if rules else (ASSISTANT, False)
+    shown = template.chats.rendered(example.messages, example.tools, others=roles - ASSISTANT)
+    ids, offsets = template.tokens(shown.text)
+    weights = shown.weights(offsets, row=row, inputs=inputs)
+    notes: tuple[str, ...] = ()
+    if rules is not None and (skipped := template.skipped_thinking(shown, offsets, weights)):
+        if rules.ignore_empty_think:
+            weights = [0.0 if n in skipped else weight for n, weight in enumerate(weights)]
+        else:
+            notes = (SKIPS_THINKING,)
+    end = template.hub.eos
+    if shown.unended and end is not None:
+        ids, weights = [*ids, end], [*weights, weights[-1] if ids else 0.0]
+    return Encoded(ids, weights, notes=(*shown.notes(has_end=end is not None), *notes))
+
+
+def _encode_text(example: TextExample, template: Template) -> Encoded:
+    ids, offsets = template.tokens(example.text)
+    spans = example.loss_spans
+    if spans is None:
+        weights = [1.0] * len(ids)
+    else:
+        weights = [float(carries(example.text, place, spans, 0, example.text)) for place in offsets]
+    whole = _with_end(template, ids)
+    stops = spans is None or spans[-1][1] == len(example.text)
+    weights += [float(stops)] * (len(whole) - len(ids))
+    started = _with_start(template, whole)
+    return Encoded(started, [float(spans is None)] * (len(started) - len(whole)) + weights)
+
+
+def _encode_completion(example: CompletionExample, template: Template, train_on_inputs: bool) -> Encoded:
+    prompt = _with_start(template, template.tokens(example.prompt)[0])
+    answer = _with_end(template, template.tokens(example.completion)[0])
+    weights = [1.0 if train_on_inputs else 0.0] * len(prompt) + [1.0] * len(answer)
+    return Encoded([*prompt, *answer], weights)
+
+
+def _with_start(template: Template, ids: list[int]) -> list[int]:
+    bos = template.hub.bos
+    return ids if bos is None or (ids and ids[0] == bos) else [bos, *ids]
+
+
+def _with_end(template: Template, ids: list[int]) -> list[int]:
+    eos = template.hub.eos
+    return ids if eos is None or (ids and ids[-1] == eos) else [*ids, eos]
+
+
+def _over(encoded: Encoded, rules: Rules) -> int:
+    return 0 if rules.max_length is None else max(0, len(encoded.ids) - rules.max_length)
+
+
+def _cut(
+    encoded: Encoded, template: Template, rules: Rules, least: int = 0, *, whole: bool = False
+) -> Encoded:
+    """The row within the limit. Cut at its beginning, where it loses `least` tokens or more, it keeps the
+    token that begins every text. An answer that lost its own beginning is no longer trained, unless the
+    `whole` row is."""
+    over = _over(encoded, rules)
+    if rules.truncation == "left":
+        over = max(over, least)
+    if not over:
+        return encoded
+    ids, weights, limit = encoded.ids, encoded.weights, len(encoded.ids) - over
+    if rules.truncation == "drop":
+        return replace(encoded, weights=[0.0] * len(ids), truncated=over, dropped=True)
+    if rules.truncation == "right":
+        return replace(encoded, ids=ids[:limit], weights=weights[:limit], truncated=over)
+    start = [ids[0]] if ids[0] == template.hub.bos else []
+    at = over + len(start)
+    left = weights[at:]
+    if not whole and at < len(weights) and weights[at] and weights[at - 1]:
+        end = next((n for n, weight in enumerate(left) if not weight), len(left))
+        left = [0.0] * end + left[end:]
+    return replace(encoded, ids=[*start, *ids[at:]], weights=[0.0] * len(start) + left, truncated=over)
+
+
+class _Given(msgspec.Struct, forbid_unknown_fields=True):
+    messages: list[ChatMessage]
+    tools: list[dict[str, Any]] | None = None
+    parallel_tool_calls: bool | None = None
+
+
+class _PairRow(msgspec.Struct, forbid_unknown_fields=True):
+    """A pair as `orchestrate.data` writes it for this machine."""
+
+    input: _Given
+    preferred_output: list[ChatMessage]
+    non_preferred_output: list[ChatMessage]
+
+
+def decode_row(line: bytes) -> Example:
+    """One line of a file that `Dataset.write("local")` made, or of canonical examples. Raises `DataError`
+    when it is none of the kinds."""
+    try:
+        keys = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+        if "preferred_output" in keys:
+            row = decoding.decode(line, type=_PairRow)
+            return PreferenceExample(
+                prompt=row.input.messages,
+                preferred=row.preferred_output,
+                rejected=row.non_preferred_output,
+                tools=row.input.tools,
+                parallel_tool_calls=row.input.parallel_tool_calls,
+            )
+        if "preferred" in keys:
+            return decoding.decode(line, type=PreferenceExample)
+        if "messages" in keys:
+            return decoding.decode(line, type=ChatExample)
+        if "label" in keys:
+            return decoding.decode(line, type=UnpairedExample)
+        if "completion" in keys:
+            return decoding.decode(line, type=CompletionExample)
+        return decoding.decode(line, type=TextExample)
+    except msgspec.MsgspecError as error:
+        raise DataError(f"not a canonical row: {error}") from error
+
+
+def decode_prompt(line: bytes) -> RLExample:
+    """One RL row of a file that `Dataset.write("local")` made: a prompt beside the fields of the grader.
+    Raises `DataError` when it is none."""
+    try:
+        fields = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+        messages = decoding.decode(fields.pop("messages"), type=list[ChatMessage])
+        tools = msgspec.json.decode(fields.pop("tools", b"null"), type=list[dict[str, Any]] | None)
+        read = {name: msgspec.json.decode(value) for name, value in fields.items()}
+    except (msgspec.MsgspecError, KeyError) as error:
+        raise DataError(f"not a prompt with a grader's fields: {error}") from error
+    return RLExample(messages=messages, fields=read, tools=tools)
+
+
+# Whether rows have anything to train on, as this machine's engine encodes them, before it trains.
+
+
+@dataclass(frozen=True)
+class Looked:
+    trains: bool
+    """Whether a row has a token to train on."""
+    lost: tuple[int, ...]
+    """Of the long rows the numbers of those with none."""
+
+
+def look(dataset: Dataset, counter: str, chat: dict[str, Any], rules: Rules, long: Collection[int]) -> Looked:
+    """Reads rows until one has a token to train on, and all of `long`. `counter`: `hf:FOLDER`; `chat`:
+    `chat_template`, `chat_template_kwargs` and `added_tokens`. Raises `DataError` for a row that cannot be
+    encoded."""
+    tokenizer = opened(counting.folder_of(counter), chat.get("added_tokens") or ())
+    own = chat.get("chat_template") or tokenizer.template or CHATML
+    template = Template(replace(tokenizer, template=with_settings(own, chat.get("chat_template_kwargs"))))
+    trains, lost, left = False, list[int](), len(long)
+    for number, example in dataset.numbered():
+        if trains and not left:
+            break
+        left -= number in long
+        if trains and number not in long:
+            continue
+        if _trained(example, template, rules):
+            trains = True
+        elif number in long:
+            lost.append(number)
+    return Looked(trains, tuple(lost))
+
+
+def _trained(example: Any, template: Template, rules: Rules) -> bool:
+    """Of a pair both sides are needed."""
+    if isinstance(example, PreferenceExample):
+        pair = encode_pair(example, template, rules)
+        return bool(pair.preferred.trained and pair.rejected.trained)
+    if isinstance(example, UnpairedExample):
+        return bool(encode_answer(example, template, rules).trained)
+    return any(one.trained for one in encode_row(example, template, rules))

@@ -11,20 +11,13 @@ from orchestrate import catalog
 from orchestrate.data.dataset import Dataset
 from orchestrate.data.operations.preview import PreviewReport, RowTokens, Token, texts
 from orchestrate.data.passes.scan import DESIRABLE, UNDESIRABLE
-from orchestrate.data.rows.examples import Example, PreferenceExample, UnpairedExample, messages_of
+from orchestrate.data.rows import Example, PreferenceExample, UnpairedExample, messages_of
 from orchestrate.data.shapes.reading import visible
 from orchestrate.data.tokens import counting
 from orchestrate.data.tokens.chat_templates import CHATML, with_settings
 from orchestrate.data.tokens.hub_tokens import opened
 from orchestrate.errors import DataError, SetupError
-from orchestrate.local.encoding.encoding import (
-    Encoded,
-    Rules,
-    Template,
-    encode,
-    encode_answer,
-    encode_pair,
-)
+from orchestrate.local.encoding import Encoded, Rules, Template, encode, encode_answer, encode_pair
 from orchestrate.profile import this_machine
 from orchestrate.spec.specfile import template_text
 

@@ -1,1 +1,117 @@
 """Loading a model, and the parts of it that we run faster than the libraries do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from orchestrate.errors import SetupError, UsageError
+from orchestrate.local import machine
+
+# Which accelerators and which precision a run uses, and why. Torch-free: `plan` says the same as the
+# worker.
+
+
+NAMES = ("auto", "plain", "fused", "compile", "liger", "unsloth")
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+PACKAGES = {"liger": ("liger_kernel", "liger-kernel"), "unsloth": ("unsloth", "unsloth")}
+"""Engine -> the module that it needs, and the package that brings it."""
+BF16_CAPABILITY = 8.0
+"""From this compute capability on (Ampere, 2020) GPUs multiply in bf16."""
+FP16_CAPABILITY = 7.0
+"""From this one on (Volta, 2017) they multiply faster in fp16 than in 32 bits, and so does 6.0 (P100)."""
+COMPILE_TOKENS = 20_000_000
+"""A run of fewer tokens gains less from `torch.compile` than the minutes for which it compiles."""
+
+
+class EngineMissing(SetupError):
+    """The engine that was asked for cannot run here; `fix` is the line that installs it, if one does."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Of an engine, or of a precision."""
+
+    name: str
+    reason: str
+
+
+NO_PACKING = "on a CPU it gains nothing: rows in one line, or beside rows of like length, take no longer"
+PLAIN = Choice("plain", "asked for by name")
+
+
+def choose(asked: str | None, device: str, tokens: int | None = None) -> Choice:
+    """`tokens`: of the whole run, as far as known. Raises `UsageError` for an unknown word, `EngineMissing`
+    for an engine that was asked for by name and is not here."""
+    if asked not in (None, *NAMES):
+        raise UsageError(f"there is no engine {asked!r}", fix=f"engine: one of {', '.join(NAMES)}")
+    if asked in PACKAGES:
+        _require(asked, device)
+    if asked == "compile" and device != "cuda":
+        raise EngineMissing(
+            "engine compile is for a GPU: on a CPU compiling took minutes where our kernels need none",
+            fix="engine: auto takes what this machine has",
+        )
+    if asked not in (None, "auto"):
+        return Choice(asked, "asked for by name")
+    if device != "cuda":
+        return Choice("fused", "on a CPU our own kernels; Liger and Unsloth need a GPU")
+    if _installed("liger"):
+        return Choice("liger", "liger-kernel is installed and there is a GPU")
+    if tokens is not None and tokens >= COMPILE_TOKENS:
+        return Choice("compile", f"{tokens:,} tokens are enough to repay compiling; Liger is not installed")
+    how_many = "the number of tokens is not known yet" if tokens is None else f"{tokens:,} tokens are few"
+    return Choice(
+        "fused", f"Liger is not installed (pip install liger-kernel) and {how_many} for torch.compile"
+    )
+
+
+def precision(
+    asked: str | None, device: str, *, full: bool = False, capability: float | None = None
+) -> Choice:
+    """`bf16`, `fp16` or `fp32`: of activations, products, and frozen weights that are not in four bits.
+    `full`: all weights are trained; they are kept in 32 bits, whatever the products have. `capability` is of
+    a GPU elsewhere; by default this machine's is asked. Raises `UsageError` for an unknown word,
+    `EngineMissing` for what the device does not do."""
+    if asked not in (None, *PRECISIONS):
+        raise UsageError(f"there is no precision {asked!r}", fix=f"one of {', '.join(PRECISIONS)}")
+    if full and device == "cpu":
+        if asked in ("bf16", "fp16"):
+            raise EngineMissing("all weights are trained in fp32 on a CPU", fix="precision: auto")
+        return Choice("fp32", "all weights are trained, on a CPU")
+    if asked not in (None, "auto"):
+        return Choice(asked, "asked for by name")
+    if device != "cpu":
+        found = capability or machine.capability()
+        if found is None or found >= BF16_CAPABILITY:
+            return Choice("bf16", "the GPU multiplies in it")
+        without = f"this GPU (compute capability {found}) has no instructions for bf16"
+        if found >= FP16_CAPABILITY or found == 6.0:
+            return Choice("fp16", f"{without}; the loss is scaled so that small gradients are not lost")
+        return Choice("fp32", f"{without}, and its fp16 is slower than 32 bits")
+    if machine.cpu_multiplies_bf16():
+        return Choice("bf16", "the CPU multiplies in it")
+    return Choice("fp32", "this CPU has no instructions for bf16, and without them it is many times slower")
+
+
+def expected_device(wanted: str | None) -> str:
+    """As the worker will find it, as far as the driver's tool tells."""
+    return wanted or ("cuda" if machine.gpus() else "cpu")
+
+
+def _installed(engine: str) -> bool:
+    return find_spec(PACKAGES[engine][0]) is not None
+
+
+def _require(engine: str, device: str) -> None:
+    package = PACKAGES[engine][1]
+    if device != "cuda":
+        raise EngineMissing(
+            f"engine {engine} needs an NVIDIA GPU, and this run is on {device}",
+            fix="engine: auto takes what this machine has",
+        )
+    if not _installed(engine):
+        raise EngineMissing(
+            f"engine {engine} needs the package {package}, which is not installed",
+            fix=f"pip install {package}",
+        )

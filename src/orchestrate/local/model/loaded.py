@@ -1,10 +1,11 @@
 """A model as training holds it. Imports torch."""
 
-# torch describes its types in part only.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
+import ctypes
+import gc
+import os
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,9 +13,61 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
-from orchestrate.local.model.engines import PLAIN, Choice
-from orchestrate.local.model.head import Head
+from orchestrate.core.files import write_whole
+from orchestrate.local.model import PLAIN, Choice
+
+# From hidden states to logits. Imports torch.
+
+
+# torch describes its types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+
+BLOCK_ELEMENTS = 1 << 25
+"""Logits held at once: 128 MB in 32 bits."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The output layer, and what the architecture does to its logits afterwards."""
+
+    layer: Any
+    multiplier: float = 1.0
+    softcap: float | None = None
+    block_elements: int = BLOCK_ELEMENTS
+
+    @classmethod
+    def of(cls, model: Any) -> Head:
+        """Reads Gemma's soft cap, Granite's divisor and Cohere's factor from the model's configuration."""
+        config = model.config.get_text_config()
+        multiplier = float(getattr(config, "logit_scale", None) or 1.0)
+        multiplier /= float(getattr(config, "logits_scaling", None) or 1.0)
+        return cls(
+            model.get_output_embeddings(), multiplier, getattr(config, "final_logit_softcapping", None)
+        )
+
+    @property
+    def frozen(self) -> bool:
+        bias = getattr(self.layer, "bias", None)
+        return type(self.layer) is torch.nn.Linear and bias is None and not self.layer.weight.requires_grad
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, hidden] -> [n, vocabulary], 32 bits."""
+        logits = self.layer(hidden).float()
+        if self.multiplier != 1.0:
+            logits = logits * self.multiplier
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+    @property
+    def block(self) -> int:
+        return max(16, self.block_elements // int(self.layer.weight.shape[0]))
+
+
+# torch describes its types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 
 T = TypeVar("T")
 BF16 = Choice("bf16", "asked for by name")
@@ -135,3 +188,97 @@ class OwnLogits(torch.nn.Module):
 
     def forward(self, logits: torch.Tensor) -> torch.Tensor:
         return logits
+
+
+# When memory runs out: how it shows, and how what the failed pass held is given back. Imports torch.
+
+
+# torch describes its types in part only.
+# pyright: reportUnknownMemberType=false
+
+
+R = TypeVar("T")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    # On a CPU torch has no class of its own for it, and oneDNN another message.
+    said = ("DefaultCPUAllocator", "bad_alloc", "could not create a memory", "could not create a primitive")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(s in str(error) for s in said)
+
+
+def give_back(device: torch.device) -> None:
+    """To be called when the error is gone: its traceback holds the tensors of the pass that failed.
+
+    Autograd's graph is a circle, which only the collector ends; and what is free inside the C library's heap
+    cannot be had by oneDNN, which asks the kernel for its own. Without either the retry fails as well.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's
+        trim(0)
+
+
+def halving(rows: int, device: torch.device, compute: Callable[[int], R]) -> tuple[R, int]:
+    """What `compute` gives for so many rows at once, for half as many where memory runs out, and so on; and
+    how many it was. One row that does not fit raises."""
+    while True:
+        try:
+            return compute(rows), rows
+        except (RuntimeError, MemoryError) as error:
+            if rows <= 1 or not out_of_memory(error):
+                raise
+        give_back(device)
+        rows //= 2
+
+
+# How many threads a process takes on a CPU: as many as are fastest now, beside whatever else runs here.
+
+
+_FILE = "threads"
+"""Of a run's folder: one that is gone on with takes as many as before, as sums depend on how many add."""
+_ROUNDS = 20
+_WORTH = 0.9
+"""More threads are taken only where they need less than this share of the time."""
+
+
+def of_run(folder: Path, asked: int | None, device: torch.device) -> int:
+    """As `chosen`, and the same again when the run is gone on with."""
+    try:
+        before = int((folder / _FILE).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        before = None
+    found = chosen(asked or before, device)
+    write_whole(folder / _FILE, str(found).encode())
+    return found
+
+
+def chosen(asked: int | None, device: torch.device) -> int:
+    """What was asked for, by a setting or by OMP_NUM_THREADS; on a CPU else what is measured now."""
+    if asked is not None:
+        return asked
+    most = torch.get_num_threads()
+    if os.environ.get("OMP_NUM_THREADS") or device.type != "cpu":
+        return most
+    return fastest(most, _seconds)
+
+
+def fastest(most: int, seconds: Callable[[int], float]) -> int:
+    """The fewest of 1, 2, 4 ... `most` threads that more of them do not beat clearly."""
+    counts = sorted({most, *(1 << n for n in range(most.bit_length()) if 1 << n <= most)})
+    best, took = counts[0], seconds(counts[0])
+    for count in counts[1:]:
+        if (now := seconds(count)) < _WORTH * took:
+            best, took = count, now
+    return best
+
+
+def _seconds(count: int) -> float:
+    """For products as small models have them. The sum, not the least: what waits for a core counts."""
+    torch.set_num_threads(count)
+    rows, weights = torch.ones(512, 512), torch.ones(512, 512)
+    torch.mm(rows, weights)  # starts the threads
+    begun = time.perf_counter()
+    for _ in range(_ROUNDS):
+        torch.nn.functional.silu(torch.mm(rows, weights))
+    return time.perf_counter() - begun

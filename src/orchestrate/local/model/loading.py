@@ -19,19 +19,23 @@ from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
 from orchestrate.data.tokens.chat_templates import CHATML, with_settings
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local.job import Adapter, LocalJob
-from orchestrate.local.model.adapters.added_tokens import make_room, rows_of, spare, trained_rows
-from orchestrate.local.model.adapters.names import fitting_keys
-from orchestrate.local.model.adapters.starts import Beginning, begun
-from orchestrate.local.model.adapters.targets import expert_parameters, targets_of
-from orchestrate.local.model.engines import Choice, choose, precision
-from orchestrate.local.model.files.models import ModelFolder
-from orchestrate.local.model.files.quantised import Quantised, expanded
-from orchestrate.local.model.head import Head
-from orchestrate.local.model.loaded import Loaded
+from orchestrate.local.model import Choice, choose, precision, weights
+from orchestrate.local.model.adapters import fitting_keys
+from orchestrate.local.model.adapters.starts import (
+    Beginning,
+    begun,
+    expert_parameters,
+    make_room,
+    rows_of,
+    spare,
+    targets_of,
+    trained_rows,
+)
+from orchestrate.local.model.files import ModelFolder, Quantised, expanded
+from orchestrate.local.model.loaded import Head, Loaded
 from orchestrate.local.model.shortcuts.accelerating import Unfit, load_unsloth, use_liger
 from orchestrate.local.model.shortcuts.choosing import turn_on
-from orchestrate.local.model.weights import experts, packed
-from orchestrate.local.model.weights.architectures import auto_class
+from orchestrate.local.model.weights import auto_class
 
 METHOD = "orchestrate_nf4"
 """Name of the method in transformers' registry."""
@@ -65,7 +69,7 @@ def _registered() -> type[BitsAndBytesConfig] | None:
         from transformers.quantizers.quantizers_utils import get_module_from_name
     except ImportError:
         return None
-    from orchestrate.local.model.weights import experts
+    from orchestrate.local.model import weights
 
     del moe
     if METHOD in auto.AUTO_QUANTIZATION_CONFIG_MAPPING:
@@ -85,7 +89,7 @@ def _registered() -> type[BitsAndBytesConfig] | None:
                     found |= super().convert({name: value}, *args, model=model, **kwargs)
                     continue
                 weight = value[0] if isinstance(value, list) else value
-                found[name] = experts.hold(module, name.rpartition(".")[2], weight)
+                found[name] = weights.hold(module, name.rpartition(".")[2], weight)
             return found
 
     @auto.register_quantizer(METHOD)
@@ -103,7 +107,7 @@ def _registered() -> type[BitsAndBytesConfig] | None:
             return Quantise(self)
 
         def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-            experts.use(model)
+            weights.use(model)
             return super()._process_model_after_weight_loading(model, **kwargs)  # pyright: ignore[reportPrivateUsage]
 
     @auto.register_quantization_config(METHOD)
@@ -229,7 +233,7 @@ def load_base(
         "trust_remote_code": False,
     }
     if expanded(stored):
-        model = packed.load(folder, device, **options)
+        model = weights.load(folder, device, **options)
     else:
         model = auto_class(folder).from_pretrained(folder, **options)
     keep_four_bit_weights(model)
@@ -256,7 +260,7 @@ def dequantize(model: Any) -> None:
             plain.weight = torch.nn.Parameter(weight.to(model.dtype), requires_grad=False)
             plain.bias = module.bias
             model.set_submodule(name, plain)
-    experts.spread_out(model, model.dtype)
+    weights.spread_out(model, model.dtype)
     del model.hf_quantizer
     model.is_loaded_in_4bit = False
     model.config.quantization_config = None
@@ -312,7 +316,7 @@ def load(
     loaded = Loaded(model, inner, Head.of(inner), device, choice=choice, precision=products)
     loaded.without_adapter = without_adapter
     loaded.taken_out = beginning.kept if beginning and job.adapter.changes_base else None
-    if kind == "qlora" and expert_parameters(inner) and not any(experts.held_of(inner)):
+    if kind == "qlora" and expert_parameters(inner) and not any(weights.held_of(inner)):
         loaded.left_out["experts in 4 bits"] = "those of this family compute in a way of their own"
     turn_on(loaded, job)
     return loaded
@@ -407,8 +411,8 @@ def load_adapter(base: Any, folder: Path, *, trainable: bool = False, name: str 
     except UsageError:
         model.unload()
         raise
-    if any(experts.held_of(base)):
-        experts.adapt(model)
+    if any(weights.held_of(base)):
+        weights.adapt(model)
     spare(model)
     return model
 

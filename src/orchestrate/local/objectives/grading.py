@@ -25,8 +25,8 @@ import msgspec
 
 from orchestrate.core.child import Child, Ended, TooLate
 from orchestrate.errors import RunFailed
-from orchestrate.local.objectives import isolation as isolating
-from orchestrate.local.objectives.isolation import Isolation
+from orchestrate.local import objectives as isolating
+from orchestrate.local.objectives import Isolation
 
 if TYPE_CHECKING:
     from orchestrate.data.tokens.answers import Said

@@ -23,14 +23,13 @@ import torch
 from torch import Tensor
 
 from orchestrate.errors import RunFailed
+from orchestrate.local.encoding import Encoded, Template
 from orchestrate.local.encoding.encoded import Rows, micro_batches, stacked
-from orchestrate.local.encoding.encoding import Encoded, Template
 from orchestrate.local.job import Reinforcement
 from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.model.sampling.sampling import Sampler
-from orchestrate.local.objectives.base import Batch, Objective, Sums, add
+from orchestrate.local.objectives.base import Batch, Objective, Sums, add, token_losses
 from orchestrate.local.objectives.grading import Grade, Grader
-from orchestrate.local.objectives.losses import token_losses
 from orchestrate.local.plan.fitting import drawn_at_once
 
 EPSILON = 1e-4

@@ -1,1 +1,229 @@
 """How much memory training takes, by part, and what to change so that it fits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from orchestrate.local.model.files import Quantised
+from orchestrate.types import Record
+
+# The sizes of a decoder-only transformer, from its configuration. Torch-free.
+
+
+LLAMA_LIKE = frozenset(
+    (
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "qwen3_vl",
+        "smollm3",
+        "phi3",
+        "granite",
+        "olmo2",
+        "seed_oss",
+        "ministral",
+    )
+)
+"""Families (`model_type`) whose layers are attention, a gated feed-forward and two norms, as the memory plan
+counts them."""
+OTHER_LAYER = 1.4
+"""Times what a Llama's layer holds, for other families: Gemma 3 was seen to hold 1.2 to 1.4 times."""
+MOE_LAYER = 1.2
+"""The same for a mixture of experts that is trained whole: not measured, as for other families."""
+FROZEN_MOE_LAYER = 1.06
+"""The same under an adapter: with it plans were 2 to 5% above what was measured, with 1, 2 and 4 of 4 experts
+used and rows of 128 to 1,024 tokens."""
+QK_NORM = frozenset(("qwen3", "qwen3_moe", "qwen3_vl", "olmo2", "gemma3"))
+"""Families that norm queries and keys."""
+
+
+NAMES = (
+    *(f"self_attn.{name}_proj" for name in "qkvo"),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+)
+"""Of a layer's linear layers, in the order of `Shape.linears`."""
+
+
+class Shape(Record, frozen=True, kw_only=True):
+    """Of a decoder-only transformer."""
+
+    hidden: int
+    layers: int
+    feed_forward: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool = False
+    qk_norm: bool = False
+    experts: int = 1
+    """Their width is `feed_forward`."""
+    experts_used: int = 1
+    family: str = "llama"
+    held: float | None = None
+    """Bytes of a parameter of its linear layers, where these stay in memory as the files hold them."""
+    held_by: str | None = None
+    """The format of the files, where it is not known how many bytes these are."""
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Shape:
+        """From a config.json. Raises `KeyError` when it is not a decoder's."""
+        c = config.get("text_config") or config
+        heads = int(c["num_attention_heads"])
+        experts = cls.experts_in(c)
+        wide = c.get("moe_intermediate_size") if experts > 1 else None
+        family = str(c.get("model_type") or config.get("model_type") or "llama").removesuffix("_text")
+        quantised = Quantised.of(config)
+        return cls(
+            hidden=int(c["hidden_size"]),
+            layers=int(c["num_hidden_layers"]),
+            feed_forward=int(wide or c["intermediate_size"]),
+            heads=heads,
+            kv_heads=int(c.get("num_key_value_heads") or heads),
+            head_dim=int(c.get("head_dim") or int(c["hidden_size"]) // heads),
+            vocabulary=int(c["vocab_size"]),
+            tied=bool(c.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
+            qk_norm=family in QK_NORM,
+            experts=experts,
+            experts_used=int(c.get("num_experts_per_tok") or 1) if experts > 1 else 1,
+            family=family,
+            held=(quantised.bytes or 2.0) if quantised else None,
+            held_by=quantised.method if quantised and quantised.bytes is None else None,
+        )
+
+    @staticmethod
+    def experts_in(config: Mapping[str, Any]) -> int:
+        """Of one layer; 1 where there is no mixture."""
+        names = ("num_local_experts", "num_experts", "n_routed_experts")
+        return int(next((config[name] for name in names if config.get(name)), 1))
+
+    @classmethod
+    def like(cls, parameters: float) -> Shape:
+        """A usual shape of this size, for a model whose configuration is unknown here."""
+        known = min(KNOWN, key=lambda s: abs(s.parameters - parameters))
+        rest = parameters - known.embedding_parameters
+        per_layer = (known.parameters - known.embedding_parameters) / known.layers
+        return msgspec.structs.replace(known, layers=max(1, round(rest / per_layer)))
+
+    @property
+    def remark(self) -> str | None:
+        """What makes a memory plan of it less exact; `None` when it is counted as it is."""
+        if self.experts > 1:
+            return "a mixture of experts: what its layers hold while training is an estimate"
+        if self.family not in LLAMA_LIKE:
+            return f"its layers ({self.family}) are taken to hold 1.4 times what a Llama's do"
+        return None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What makes a memory plan of it less exact."""
+        found = [self.remark] if self.remark else []
+        if self.held_by is not None:
+            found.append(f"its files hold it by {self.held_by}: the weights are counted with 16 bits each")
+        return tuple(found)
+
+    @property
+    def linears(self) -> list[tuple[int, int, int]]:
+        """(in, out, how many) of one layer's linear layers; experts are none, they are one tensor."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        attention = [(self.hidden, q, 1), (self.hidden, kv, 2), (q, self.hidden, 1)]
+        if self.experts > 1:
+            return attention
+        return [*attention, (self.hidden, self.feed_forward, 2), (self.feed_forward, self.hidden, 1)]
+
+    @property
+    def linear_parameters(self) -> int:
+        return self.layers * sum(i * o * n for i, o, n in self.linears)
+
+    @property
+    def expert_parameters(self) -> int:
+        return self.layers * self.experts * 3 * self.hidden * self.feed_forward if self.experts > 1 else 0
+
+    @property
+    def router_parameters(self) -> int:
+        """Of the layers that choose among experts."""
+        return self.layers * self.experts * self.hidden if self.experts > 1 else 0
+
+    @property
+    def embedding_parameters(self) -> int:
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    @property
+    def parameters(self) -> int:
+        norms = (2 * self.layers + 1) * self.hidden
+        if self.qk_norm:
+            norms += 2 * self.layers * self.head_dim
+        mixture = self.expert_parameters + self.router_parameters
+        return self.linear_parameters + mixture + self.embedding_parameters + norms
+
+    @property
+    def active_parameters(self) -> int:
+        """That one token goes through: of the experts only those that are used."""
+        idle = self.experts - self.experts_used
+        return self.parameters - self.layers * idle * 3 * self.hidden * self.feed_forward
+
+    def adapter_parameters(
+        self, rank: int, *, dora: bool = False, targets: str | Sequence[str] | None = None
+    ) -> int:
+        """LoRA on the linear layers that `targets` names as peft reads it (by default all); experts are none.
+        DoRA has a magnitude for each output besides. Targets by other names than a Llama's, and those of a
+        mixture of experts, count as all."""
+        named = [] if self.experts > 1 else self._named(targets)
+        chosen = [(i, o, 1) for i, o in named] or [(i, o, n * self.layers) for i, o, n in self.linears]
+        return sum(n * (rank * (i + o) + (o if dora else 0)) for i, o, n in chosen)
+
+    def expert_adapter_parameters(self, rank: int, names: Sequence[str]) -> int:
+        """LoRA on the experts' weights of these names as peft does it: twice the rank on the fused pair."""
+        h, wide = self.hidden, self.feed_forward
+        pair = 2 * (h + 2 * wide) if any("gate" in name or "up" in name for name in names) else 0
+        down = h + wide if any("down" in name for name in names) else 0
+        return self.layers * self.experts * rank * (pair + down) if self.experts > 1 else 0
+
+    def _named(self, targets: str | Sequence[str] | None) -> list[tuple[int, int]]:
+        """(in, out) of the layers that the targets name."""
+        if targets is None or targets == "all-linear":
+            return []
+        sizes = [(i, o) for i, o, n in self.linears for _ in range(n)]
+        named = {
+            f"model.layers.{k}.{name}": size
+            for k in range(self.layers)
+            for name, size in zip(NAMES, sizes, strict=False)
+        }
+        if isinstance(targets, str):
+            try:
+                return [size for name, size in named.items() if re.fullmatch(targets, name)]
+            except re.error:
+                return []
+        ends = tuple(f".{target}" for target in targets)
+        return [size for name, size in named.items() if f".{name}".endswith(ends)]
+
+
+def _known(h: int, n: int, ff: int, heads: int, kv: int, vocabulary: int, tied: bool = False) -> Shape:
+    return Shape(
+        hidden=h,
+        layers=n,
+        feed_forward=ff,
+        heads=heads,
+        kv_heads=kv,
+        head_dim=128 if h > 900 else h // heads,
+        vocabulary=vocabulary,
+        tied=tied,
+    )
+
+
+KNOWN = (
+    _known(896, 24, 4864, 14, 2, 151936, True),
+    _known(2048, 16, 8192, 32, 8, 128256, True),
+    _known(3072, 28, 8192, 24, 8, 128256, True),
+    _known(4096, 32, 14336, 32, 8, 128256),
+    _known(5120, 40, 17408, 40, 8, 151936),
+    _known(5120, 64, 25600, 64, 8, 151936),
+    _known(8192, 80, 28672, 64, 8, 128256),
+)
+"""Published configurations: Qwen2.5-0.5B, Llama-3.2-1B and -3B, Llama-3.1-8B, Qwen3-14B and -32B,
+Llama-3.1-70B."""

@@ -9,11 +9,11 @@ from typing import Any
 
 import msgspec
 
+from orchestrate.local import model as engines
 from orchestrate.local.job import Adapter, Hyper, Method, Preferences, Reinforcement
-from orchestrate.local.model import engines
-from orchestrate.local.model.files import models
+from orchestrate.local.model import files
+from orchestrate.local.plan import Shape
 from orchestrate.local.plan.memory import SHORT_ROW, Setup, plan
-from orchestrate.local.plan.sizes import Shape
 from orchestrate.types import MemoryPlan, decoding
 
 DEFAULT_TOKENS = {"cpu": 4096, "cuda": 16384}
@@ -150,7 +150,7 @@ def _passes(counts: Sequence[tuple[int, int]], tokens: int, most_rows: int) -> l
 def shape_of(model: str, billions: float | None) -> tuple[Shape, str | None] | None:
     """The shape of a folder's or a hub's model, and a remark when it is a usual one of that size because the
     configuration is not on this machine; `None` when the size is not known either."""
-    config = models.config_of(model)
+    config = files.config_of(model)
     if config is not None:
         try:
             return Shape.of(config), None

@@ -9,17 +9,181 @@ training step, carries over from what was measured to models of like size.
 from __future__ import annotations
 
 import math
-from datetime import date
+from collections.abc import Sequence
+from datetime import date, datetime
 from pathlib import Path
 
 import msgspec
 
 from orchestrate import text
-from orchestrate.core.files import private_folder, write_whole
+from orchestrate.core.files import opener, private_folder, write_whole
 from orchestrate.local import machine
-from orchestrate.local.plan import paces
-from orchestrate.local.plan.paces import Kind, Pace, Point
 from orchestrate.types import Record, decoding
+
+# What finished runs on this machine took. Each worker adds a line when its run has succeeded; quotes are
+# fitted to them, and their bands to how far earlier estimates were off. Torch-free.
+
+
+READ_SHARE = 1 / 3
+"""Time of a token that is only read over that of a trained one, as quotes count it (`costing`)."""
+LATEST = 200
+"""Runs that are looked at."""
+ERRORS = 20
+"""Estimates by which the band is set: the latest of the same kind."""
+NINETY_PERCENT = 1.645
+"""Standard deviations on either side."""
+
+
+class Kind(Record, frozen=True, kw_only=True):
+    """What decides about the speed of a run beside its data."""
+
+    device: str
+    """The GPU's name, or `cpu`."""
+    threads: int
+    parameters: float
+    """That a token goes through."""
+    adapter: str = "qlora"
+    method: str = "sft"
+    """Or `dpo`, `orpo`, `simpo`, `kto`, `rft`."""
+    precision: str | None = None
+
+    @property
+    def operations(self) -> float:
+        """For a trained token: 2 per weight forward and 2 for the gradient of what goes through; 2 for its
+        own where all weights are trained."""
+        return (6 if self.adapter == "full" else 4) * self.parameters
+
+
+class Pace(Record, frozen=True, kw_only=True):
+    kind: Kind
+    at: datetime
+    tokens: float
+    """Trained ones, and `READ_SHARE` of those that were only read."""
+    seconds: float
+    """For them."""
+    besides_seconds: float
+    """Of the run from the start of its worker to its end, for libraries, model, encoding and saving."""
+    told: float | None = None
+    """Tokens per second, as they would have been estimated without this run."""
+    told_by: str = ""
+    """By what: `model`, `bench` or `runs`."""
+
+
+class Estimate(Record, frozen=True, kw_only=True):
+    """Of one quantity: nine times in ten it lies between value / factor and value * factor."""
+
+    value: float
+    factor: float
+
+    @property
+    def low(self) -> float:
+        return self.value / self.factor
+
+    @property
+    def high(self) -> float:
+        return self.value * self.factor
+
+
+class Point(Record, frozen=True, kw_only=True):
+    """One thing known: a logarithm, and how far, in logarithms, it is expected to be off."""
+
+    log: float
+    off: float
+
+
+def file_of(home: Path) -> Path:
+    return home / "paces.jsonl"
+
+
+def add(path: Path, pace: Pace) -> None:
+    """Raises `OSError`."""
+    with open(path, "ab", opener=opener) as out:
+        out.write(pace.to_json() + b"\n")
+
+
+def read_pace(path: Path) -> list[Pace]:
+    """The latest, oldest first; lines that are none, or say what cannot be, are passed over: they may have
+    come from another machine."""
+    try:
+        lines = path.read_bytes().splitlines()[-LATEST:]
+    except OSError:
+        return []
+    found: list[Pace] = []
+    for line in lines:
+        try:
+            found.append(Pace.from_json(line))
+        except msgspec.MsgspecError:
+            continue
+    return [pace for pace in found if _can_be(pace)]
+
+
+def _can_be(pace: Pace) -> bool:
+    counts = (pace.kind.parameters, pace.kind.threads, pace.tokens, pace.seconds)
+    speeds = [pace.tokens / pace.seconds] if pace.seconds > 0 else []
+    if pace.told is not None:
+        speeds.append(pace.told)
+    speeds_can_be = all(1e-9 < speed < 1e12 for speed in speeds)
+    return min(counts) > 0 and speeds_can_be and pace.at.tzinfo is not None
+
+
+def alike(kind: Kind, other: Kind) -> float | None:
+    """How far, in logarithms, the operations per second of the one are from the other's; `None` for another
+    device or precision."""
+    precisions = {kind.precision, other.precision} - {None}
+    if kind.device != other.device or len(precisions) > 1:
+        return None
+    apart = 0.2 * (kind.method != other.method) + 0.2 * (kind.adapter != other.adapter)
+    return apart + 0.3 * (kind.threads != other.threads) + 0.25 * decades(kind.parameters, other.parameters)
+
+
+def decades(a: float, b: float) -> float:
+    """Between two sizes."""
+    return abs(math.log10(max(a, 1.0) / max(b, 1.0)))
+
+
+def speeds(kind: Kind, paces: Sequence[Pace]) -> list[Point]:
+    """What runs tell of operations per second."""
+    points: list[Point] = []
+    for pace in paces:
+        if (apart := alike(kind, pace.kind)) is not None:
+            rate = pace.kind.operations * pace.tokens / pace.seconds
+            threads = 1.0 if kind.device != "cpu" else kind.threads / max(1, pace.kind.threads)
+            points.append(Point(log=math.log(rate * threads), off=0.15 + apart))
+    return points
+
+
+def startups(kind: Kind, paces: Sequence[Pace]) -> list[Point]:
+    """What runs tell of the seconds beside training."""
+    return [
+        Point(
+            log=math.log(max(pace.besides_seconds, 0.1)),
+            off=0.3 + 0.7 * decades(kind.parameters, pace.kind.parameters),
+        )
+        for pace in paces
+        if pace.kind.device == kind.device
+    ]
+
+
+def combined(points: Sequence[Point], *, least: float, errors: Sequence[float] = ()) -> Estimate:
+    """The mean of the points, each by its weight; the band from their agreement, and from `errors`, the
+    logarithms by which such estimates were off. `least`: what is expected before there are any."""
+    weights = [1 / point.off**2 for point in points]
+    mean = sum(w * p.log for w, p in zip(weights, points, strict=True)) / sum(weights)
+    expected = max(least, sum(weights) ** -0.5)
+    # As if two estimates had been off by what was expected of them.
+    off = math.sqrt((2 * expected**2 + sum(e**2 for e in errors)) / (2 + len(errors)))
+    return Estimate(value=math.exp(mean), factor=math.exp(NINETY_PERCENT * off))
+
+
+def errors(kind: Kind, paces: Sequence[Pace], told_by: str) -> list[float]:
+    """Of earlier estimates for runs of this kind that were made from the same."""
+    found = [
+        math.log(pace.tokens / pace.seconds / pace.told)
+        for pace in paces
+        if pace.told and pace.told_by == told_by and (alike(kind, pace.kind) or 0.0) < 0.5
+    ]
+    return found[-ERRORS:]
+
 
 CPU_THREAD_OPERATIONS = 6e10
 """Per second and thread, in a step of the tiny model: seen on a server core of 2023 with AVX-512, 6-13e10."""
@@ -79,7 +243,7 @@ class Throughput(Record, frozen=True, kw_only=True):
     source: str
     told_by: str
     """`model`, `bench` or `runs`."""
-    besides: paces.Estimate
+    besides: Estimate
     """Seconds of a run beside training."""
 
 
@@ -140,12 +304,10 @@ def estimate(home: Path, kind: Kind, *, load: float = 0.0, place: str | None = N
     """From what finished runs took, a measurement, and what such a machine is expected to do; nothing is
     measured now. `load` is that of other processes on its cores: it makes the slow end slower. `place`: whose
     machine it is, where it is not this one."""
-    ran = paces.read(paces.file_of(home))
-    runs, benches = paces.speeds(kind, ran), _benches(kind, read(home))
+    ran = read_pace(file_of(home))
+    runs, benches = speeds(kind, ran), _benches(kind, read(home))
     told_by = "runs" if runs else "bench" if benches else "model"
-    speed = paces.combined(
-        [*runs, *benches, _expected(kind)], least=UNPROVED, errors=paces.errors(kind, ran, told_by)
-    )
+    speed = combined([*runs, *benches, _expected(kind)], least=UNPROVED, errors=errors(kind, ran, told_by))
     slower = slowdown(kind, load, machine.cores())
     source = _source(kind, ran, home, told_by, place)
     if slower > 1.1:
@@ -156,7 +318,7 @@ def estimate(home: Path, kind: Kind, *, load: float = 0.0, place: str | None = N
         factor=speed.factor * math.sqrt(slower),
         source=source,
         told_by=told_by,
-        besides=paces.combined([*paces.startups(kind, ran), STARTUP], least=UNPROVED),
+        besides=combined([*startups(kind, ran), STARTUP], least=UNPROVED),
     )
 
 
@@ -174,7 +336,7 @@ def _benches(kind: Kind, measured: list[Bench]) -> list[Point]:
     for bench in measured:
         threads = bench.threads if bench.device == "cpu" else 1
         other = Kind(device=bench.device, threads=threads, parameters=bench.parameters)
-        apart = paces.alike(kind, other)
+        apart = alike(kind, other)
         if apart is not None and kind.threads == threads:
             points.append(Point(log=math.log(bench.operations_per_second), off=0.3 + apart))
     return points
@@ -195,13 +357,13 @@ def _expected(kind: Kind) -> Point:
 def _source(kind: Kind, ran: list[Pace], home: Path, told_by: str, place: str | None) -> str:
     what = text.count(kind.threads, "CPU thread") if kind.device == "cpu" else kind.device
     if told_by == "runs":
-        at = [pace.at for pace in ran if paces.alike(kind, pace.kind) is not None]
+        at = [pace.at for pace in ran if alike(kind, pace.kind) is not None]
         where = "this machine" if place is None else f"{place} ({what})"
         return f"fitted to {text.count(len(at), 'finished run')} on {where}, the last on {max(at).date()}"
     if told_by == "bench":
         nearest = min(
             (b for b in read(home) if b.device == kind.device),
-            key=lambda b: paces.decades(kind.parameters, b.parameters),
+            key=lambda b: decades(kind.parameters, b.parameters),
         )
         return f"measured on this machine with {nearest.model} on {nearest.measured_on}"
     measured = "orchestrate local bench, or a first run," if place is None else f"a first run on {place}"

@@ -1,1 +1,134 @@
 """Prompts by which a tuned model is known again wherever it is served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orchestrate.data.rows import (
+    ChatExample,
+    ChatMessage,
+    CompletionExample,
+    Example,
+    PreferenceExample,
+    RLExample,
+    UnpairedExample,
+)
+from orchestrate.errors import DataError
+from orchestrate.local.encoding import decode_prompt, decode_row
+
+# What a served model is asked: conversations of every kind, and prompts of the data. No torch here.
+
+
+CANDIDATES = 16
+"""Prompts among which canaries are looked for."""
+CANARIES = 6
+ANSWER_TOKENS = 32
+ENDING_TOKENS = 256
+"""Of answers that are drawn again where none of the short ones came to its end."""
+LONGEST_PROMPT = 2_048
+"""Tokens; a longer one would cost more than it tells."""
+MOST_LINES = 2_000
+"""Of a data file that are looked at for prompts."""
+WEATHER: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Current weather in a city",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+            "required": ["city"],
+        },
+    },
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A conversation up to the next answer, or a text to go on from."""
+
+    messages: tuple[ChatMessage, ...] = ()
+    tools: tuple[dict[str, Any], ...] | None = None
+    text: str | None = None
+    kind: str = "data"
+
+    @property
+    def plain(self) -> tuple[dict[str, Any], ...]:
+        """The messages as JSON values."""
+        return tuple(msgspec.to_builtins(list(self.messages)))
+
+
+def _said(*turns: tuple[str, str]) -> tuple[ChatMessage, ...]:
+    roles: Any = [ChatMessage(role=role, content=text) for role, text in turns]  # pyright: ignore[reportArgumentType]
+    return tuple(roles)
+
+
+def probes(marks: Sequence[str]) -> list[Asked]:
+    """One conversation of each kind that templates and servers treat in their own ways. `marks` are the texts
+    of the model's special tokens: one of them in a user's words is where servers differ most."""
+    mark = next((m for m in marks if len(m) > 2), "<|endoftext|>")
+    hello = ("user", "Name three rivers.")
+    return [
+        Asked(_said(hello), kind="plain"),
+        Asked(_said(("system", "Answer in one word."), hello), kind="system"),
+        Asked(
+            _said(hello, ("assistant", "Rhine, Nile, Volga."), ("user", "And three lakes?")),
+            kind="multi-turn",
+        ),
+        Asked(_said(hello), (WEATHER,), kind="tools"),
+        Asked(_said(("user", f"What does {mark} mean in a prompt?")), kind="special tokens"),
+        Asked(
+            _said(("user", "Zürich, 東京, हिन्दी, عربي, e\u0301, 👩‍🚀, \u00a0 and a tab\tplease.")),
+            kind="Unicode",
+        ),
+        Asked(_said(("user", "  two lines\n\n\n  and   12345678 spaces  ")), kind="white space"),
+    ]
+
+
+def of_data(path: Path, most: int) -> list[Asked]:
+    """Prompts of a file of canonical rows, each once, from its first lines; none where it cannot be read."""
+    found: dict[bytes, Asked] = {}
+    try:
+        with path.open("rb") as lines:
+            for line in islice(lines, MOST_LINES):
+                for asked in _prompts(line):
+                    found.setdefault(msgspec.json.encode([asked.plain, asked.tools, asked.text]), asked)
+                if len(found) >= most:
+                    break
+    except OSError:
+        return []
+    return list(found.values())[:most]
+
+
+def of_example(example: Example) -> Asked | None:
+    """What comes before the last answer; `None` where there is none."""
+    match example:
+        case ChatExample():
+            last = max((n for n, m in enumerate(example.messages) if m.role == "assistant"), default=0)
+            messages, tools = example.messages[:last], example.tools
+        case PreferenceExample() | UnpairedExample():
+            messages, tools = example.prompt, example.tools
+        case RLExample():
+            messages, tools = example.messages, example.tools
+        case CompletionExample():
+            return Asked(text=example.prompt) if example.prompt else None
+        case _:
+            return None
+    return Asked(tuple(messages), tuple(tools) if tools else None) if messages else None
+
+
+def _prompts(line: bytes) -> Iterator[Asked]:
+    for read in (decode_row, decode_prompt):
+        try:
+            example = read(line)
+        except DataError:
+            continue
+        if asked := of_example(example):
+            yield asked
+        return

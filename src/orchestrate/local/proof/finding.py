@@ -17,12 +17,12 @@ from msgspec.structs import replace
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from orchestrate.data.rows.examples import ChatMessage
+from orchestrate.data.rows import ChatMessage
 from orchestrate.data.tokens.hub_tokens import bytes_of
 from orchestrate.errors import DataError
-from orchestrate.local.encoding.encoding import Template
+from orchestrate.local.encoding import Template
 from orchestrate.local.model.sampling.sampling import Sampler
-from orchestrate.local.proof.prompts import (
+from orchestrate.local.proof import (
     ANSWER_TOKENS,
     CANARIES,
     CANDIDATES,

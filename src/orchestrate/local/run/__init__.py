@@ -1,1 +1,389 @@
 """A run directory, the worker process that trains in it, its loop, checkpoints and export."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import os
+import platform
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import UTC, datetime
+from math import isfinite
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import msgspec
+
+from orchestrate import settings
+from orchestrate.core.files import locked, opener, private_folder, whole_folder, write_whole
+from orchestrate.errors import RunFailed, UsageError
+from orchestrate.local.job import LocalJob
+from orchestrate.types import Event, JobError, JobStatus, MetricPoint, Record
+
+# Which process works on a job, and whether it still lives. A process id alone does not tell: ids are used
+# again, so the start time is kept beside it.
+
+
+NO_COMPILER = "TORCHDYNAMO_DISABLE"
+"""Set to 1, nothing is compiled by torch."""
+FOREIGN_HEARTBEAT_S = 120.0
+"""On another machine only the heartbeat can be seen; older than this, the worker counts as dead."""
+
+
+class WorkerId(Record, frozen=True, kw_only=True):
+    pid: int
+    started: str
+    """The kernel's start time of the process, in whatever unit the system counts; compared only for
+    equality."""
+    machine: str
+
+
+def me() -> WorkerId:
+    pid = os.getpid()
+    return WorkerId(pid=pid, started=started(pid) or "", machine=socket.gethostname())
+
+
+def started(pid: int) -> str | None:
+    """When the process started; `None` when there is none, or only its unreaped remains."""
+    if platform.system() == "Linux":
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return None
+        fields = stat[stat.rfind(")") + 2 :].split()  # the command's name may hold blanks and brackets
+        return None if fields[0] in "ZX" else fields[19]
+    shown = subprocess.run(
+        ["ps", "-o", "state=,lstart=", "-p", str(pid)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=settings.of_child(),
+    ).stdout.strip()
+    return None if not shown or shown.startswith("Z") else shown.partition(" ")[2].strip()
+
+
+def process_alive(path: Path) -> bool:
+    """Whether the worker named in the file at `path` lives; a foreign machine's is judged by its
+    heartbeat."""
+    try:
+        worker = WorkerId.from_json(path.read_bytes())
+        age = time.time() - path.stat().st_mtime
+    except (OSError, msgspec.MsgspecError):
+        return False
+    if worker.machine != socket.gethostname():
+        return age < FOREIGN_HEARTBEAT_S
+    return started(worker.pid) == worker.started
+
+
+@contextmanager
+def importing() -> Generator[None]:
+    """While the training libraries load. They make a million objects that stay, and looking again and again
+    for garbage among them takes a seventh of the time. And bitsandbytes has torch compile what it has no
+    kernels for, none of which we call: to have the compiler there takes 2 s and 40 MB."""
+    asked = os.environ.get(NO_COMPILER)
+    os.environ[NO_COMPILER] = "1"
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        if asked is None:
+            del os.environ[NO_COMPILER]
+        else:
+            os.environ[NO_COMPILER] = asked
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process as its last act, after what Python itself does first: threads that are not daemons
+    end, then what is registered for the end is called. Python would take the libraries' million objects
+    apart one by one then, for more than a second."""
+    threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+    atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # whoever read it has gone, or it was never there
+            stream.flush()
+    os._exit(code)
+
+
+# The run directory: all that a local job is, on disk. No torch here.
+
+
+R = TypeVar("R", bound=Record)
+
+STATUSES: dict[str, JobStatus] = {
+    "queued": JobStatus.QUEUED,
+    "preparing": JobStatus.VALIDATING,
+    "running": JobStatus.RUNNING,
+    "paused": JobStatus.PAUSED,
+    "interrupted": JobStatus.PAUSED,
+    "saving": JobStatus.FINALIZING,
+    "cancelling": JobStatus.CANCELLING,
+    "succeeded": JobStatus.SUCCEEDED,
+    "failed": JobStatus.FAILED,
+    "cancelled": JobStatus.CANCELLED,
+}
+"""The engine's words. `interrupted` is never written: it is what a reader sees when the worker is gone, or
+never came."""
+
+STARTING_S = 10.0
+"""From the making of a folder to the first sign of its worker; whoever made it has then died in between."""
+
+
+class State(Record, frozen=True, kw_only=True):
+    """Where a job stands. `seconds` is the time spent training, summed over all workers of the job."""
+
+    status: str
+    updated_at: datetime
+    stage: str | None = None
+    step: int = 0
+    total_steps: int | None = None
+    epoch: float = 0.0
+    trained_tokens: int = 0
+    seconds: float = 0.0
+    tokens_per_second: float | None = None
+    remaining_seconds: float | None = None
+    """Of training, by the work that is left; `None` before it is known."""
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    early_stopped: bool = False
+    attempt: int = 0
+    error: JobError | None = None
+    result: str | None = None
+    """Name of the folder with the tuned weights."""
+
+    @property
+    def terminal(self) -> bool:
+        return STATUSES.get(self.status, JobStatus.UNKNOWN).terminal
+
+    @property
+    def eta_seconds(self) -> float | None:
+        if self.remaining_seconds is not None:
+            return self.remaining_seconds
+        if not self.total_steps or not self.step or self.seconds <= 0:
+            return None
+        return self.seconds / self.step * (self.total_steps - self.step)
+
+
+class RunDir:
+    """One job's folder. Reading never changes it; only its worker writes status, events and metrics."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).resolve()
+
+    @property
+    def ref(self) -> str:
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "worker.log"
+
+    @property
+    def proof(self) -> Path:
+        return self.path / "proof.json"
+
+    def exists(self) -> bool:
+        return (self.path / "job.json").is_file()
+
+    # -- what to do ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def make(cls, home: Path, job: LocalJob) -> tuple[RunDir, bool]:
+        """The folder `home/ref`, made with its job in one step; False when it was there already.
+
+        A rename onto a filled folder fails, so of two callers with one ref exactly one makes it.
+        """
+        _require_plain(job.ref)
+        private_folder(home)
+        run = cls(home / job.ref)
+        if run.exists():
+            return run, False
+        try:
+            with whole_folder(run.path, replace=False) as draft:
+                write_whole(draft / "job.json", msgspec.json.format(job.to_json()))
+                state = State(status="queued", updated_at=now())
+                write_whole(draft / "status.json", state.to_json())
+        except OSError:
+            if not run.exists():
+                raise
+            return run, False
+        return run, True
+
+    def job(self) -> LocalJob:
+        """Raises `RunFailed` when job.json is missing or is not a job."""
+        path = self.path / "job.json"
+        try:
+            return LocalJob.from_json(path.read_bytes())
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise RunFailed(
+                f"{path} is not a job that this version can read: {error}",
+                fix="submit the run again; the folder can be deleted",
+            ) from error
+
+    # -- where it stands -------------------------------------------------------------------------------------
+
+    def state(self) -> State:
+        """As the worker last wrote it, or `interrupted` when the worker died without saying how it ended, or
+        was never started by a process that died before it could."""
+        state = self.written_state()
+        if state.terminal or state.status == "paused" or self.alive():
+            return state
+        # The worker may have ended between the two looks.
+        state = self.written_state()
+        if state.terminal or state.status == "paused":
+            return state
+        if state.status == "queued" and not self.had_worker():
+            # One that comes late all the same does no harm: of two workers the lock lets one work.
+            age_s = (now() - state.updated_at).total_seconds()
+            if age_s < STARTING_S:
+                return state
+        return msgspec.structs.replace(state, status="interrupted")
+
+    def written_state(self) -> State:
+        try:
+            return State.from_json((self.path / "status.json").read_bytes())
+        except (OSError, msgspec.MsgspecError):
+            return State(status="interrupted", updated_at=now())
+
+    def write_state(self, state: State) -> None:
+        write_whole(self.path / "status.json", state.to_json())
+
+    def alive(self) -> bool:
+        """Whether a worker holds this job now."""
+        return process_alive(self.path / "worker.json")
+
+    def had_worker(self) -> bool:
+        return (self.path / "worker.json").exists()
+
+    def heartbeat_age(self) -> float | None:
+        """Seconds since the worker last showed life; `None` before the first time."""
+        try:
+            return max(0.0, time.time() - (self.path / "worker.json").stat().st_mtime)
+        except OSError:
+            return None
+
+    def beat(self) -> None:
+        os.utime(self.path / "worker.json")
+
+    # -- steering --------------------------------------------------------------------------------------------
+
+    def ask(self, word: str | None) -> None:
+        """Asks the worker to `pause` or `cancel`; `None` takes it back. A pause never replaces a cancel."""
+        path = self.path / "control"
+        if word is None:
+            path.unlink(missing_ok=True)
+        elif self.asked() not in (word, "cancel"):
+            write_whole(path, word.encode())
+
+    def asked(self) -> str | None:
+        try:
+            return (self.path / "control").read_text(encoding="utf-8").strip() or None
+        except OSError:
+            return None
+
+    def asked_s(self) -> float:
+        """Seconds since that was asked first; 0 where nothing is."""
+        try:
+            return max(0.0, time.time() - (self.path / "control").stat().st_mtime)
+        except OSError:
+            return 0.0
+
+    def steering(self) -> AbstractContextManager[bool]:
+        """Held by a worker while it looks a last time whether it is still to pause and says that it has, and
+        by whoever takes a pause back and looks how the job stands: of the two one comes first."""
+        return locked(self.path / "steering", wait_s=None)
+
+    def lock(self, *, wait_s: float = 0.0) -> AbstractContextManager[bool]:
+        """Holds the job against other workers; gives False when another has it."""
+        return locked(self.path / "lock", wait_s=wait_s)
+
+    # -- what happened ---------------------------------------------------------------------------------------
+
+    def events(self, after: str | None = None) -> list[Event]:
+        first = int(after) if after and after.isdigit() else 0
+        lines = read_lines(self.path / "events.jsonl")
+        return [
+            msgspec.structs.replace(event, id=str(number))
+            for number, event in decode_lines(lines, Event)
+            if number > first
+        ]
+
+    def metrics(self) -> list[MetricPoint]:
+        return [point for _, point in decode_lines(read_lines(self.path / "metrics.jsonl"), MetricPoint)]
+
+    def add_event(
+        self,
+        message: str,
+        *,
+        level: str = "info",
+        type: str = "message",
+        step: int | None = None,
+        **data: Any,
+    ) -> None:
+        event = Event(id="", at=now(), level=level, message=message, type=type, step=step, data=data)
+        append_line(self.path / "events.jsonl", event.to_json())
+
+    def add_metrics(self, step: int, values: dict[str, float], epoch: float | None = None) -> None:
+        finite = {name: value for name, value in values.items() if isfinite(value)}  # JSON has no others
+        point = MetricPoint(step=step, values=finite, at=now(), epoch=epoch)
+        append_line(self.path / "metrics.jsonl", point.to_json())
+
+    def repair(self, last_step: int) -> None:
+        """Before going on: cuts torn lines, and the metrics of steps that will be run again."""
+        events = self.path / "events.jsonl"
+        if events.exists():
+            write_whole(events, b"".join(line + b"\n" for line in read_lines(events)))
+        metrics = self.path / "metrics.jsonl"
+        if metrics.exists():
+            kept = [p for p in self.metrics() if p.step <= last_step]
+            write_whole(metrics, b"".join(p.to_json() + b"\n" for p in kept))
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def append_line(path: Path, line: bytes) -> None:
+    with open(path, "ab", opener=opener) as out:
+        out.write(line + b"\n")
+
+
+def read_lines(path: Path) -> list[bytes]:
+    """Whole lines only: what follows the last line feed was torn off by a kill."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return []
+    return data[: data.rfind(b"\n") + 1].splitlines()
+
+
+def decode_lines(lines: Iterable[bytes], kind: type[R]) -> Iterator[tuple[int, R]]:
+    """(1-based line number, record); a line that is no such record is passed over, its number stays taken."""
+    for number, line in enumerate(lines, 1):
+        try:
+            yield number, kind.from_json(line)
+        except msgspec.MsgspecError:
+            continue
+
+
+def runs(home: Path) -> list[RunDir]:
+    """All jobs below `home`, newest first."""
+    if not home.is_dir():
+        return []
+    found = [RunDir(p) for p in home.iterdir() if not p.name.startswith(".") and (p / "job.json").is_file()]
+    return sorted(found, key=lambda run: (run.path / "job.json").stat().st_mtime, reverse=True)
+
+
+def _require_plain(ref: str) -> None:
+    if not ref or ref.startswith(".") or Path(ref).name != ref or "\x00" in ref:
+        raise UsageError(f"{ref!r} cannot be the name of a run directory")

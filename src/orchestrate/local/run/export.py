@@ -17,9 +17,9 @@ import msgspec
 from orchestrate.core.files import whole_folder, write_whole
 from orchestrate.local.job import LocalJob
 from orchestrate.local.model.adapters.starts import as_plain_lora
-from orchestrate.local.model.files.models import ModelFolder
+from orchestrate.local.model.files import ModelFolder
 from orchestrate.local.model.loaded import Loaded
-from orchestrate.local.run.rundir import RunDir, now
+from orchestrate.local.run import RunDir, now
 
 
 def result_name(job: LocalJob) -> str:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from orchestrate.errors import RunFailed
-from orchestrate.local.run import process
-from orchestrate.local.run.rundir import RunDir, State
+from orchestrate.local import run as process
+from orchestrate.local.run import RunDir, State
 
 if TYPE_CHECKING:
     from orchestrate.local.run.parallel import Met

@@ -18,11 +18,15 @@ from safetensors.torch import load_file, save_file
 from orchestrate.errors import RunFailed
 from orchestrate.local.job import Hyper, LocalJob
 from orchestrate.local.model.loaded import Loaded
-from orchestrate.local.run import checkpoints
+from orchestrate.local.run import RunDir, checkpoints
 from orchestrate.local.run.checkpoints import Progress
-from orchestrate.local.run.optimizers import given_out, restore_state, state_tensors
-from orchestrate.local.run.rundir import RunDir
-from orchestrate.local.run.schedule import random_state, set_random_state
+from orchestrate.local.run.optimizers import (
+    given_out,
+    random_state,
+    restore_state,
+    set_random_state,
+    state_tensors,
+)
 from orchestrate.local.run.sharding import Sharded, placed
 from orchestrate.text import size
 

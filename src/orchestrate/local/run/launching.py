@@ -13,13 +13,13 @@ from pathlib import Path
 
 import msgspec
 
+from orchestrate import settings
+from orchestrate.core import require_recent
 from orchestrate.core.files import PRIVATE_UMASK, opener, write_whole
-from orchestrate.core.packages import require_recent
 from orchestrate.errors import MissingExtra, RunFailed
+from orchestrate.local import run as process
 from orchestrate.local.job import LocalJob
-from orchestrate.local.run import process
-from orchestrate.local.run.rundir import RunDir, now
-from orchestrate.settings import environment
+from orchestrate.local.run import RunDir, now
 from orchestrate.text import duration
 
 KERNEL_CACHE = 64
@@ -104,7 +104,7 @@ def start_worker(run: RunDir, spawn: Callable[[RunDir, int], int] | None = None)
     with open(run.log, "ab", opener=opener) as log:
         pid = (spawn or _spawn)(run, log.fileno())
     begun = process.started(pid)
-    if begun is not None and not process.alive(run.path / "worker.json"):
+    if begun is not None and not process.process_alive(run.path / "worker.json"):
         write_whole(
             run.path / "worker.json",
             msgspec.json.encode({**process.me().to_dict(), "pid": pid, "started": begun}),
@@ -130,7 +130,7 @@ def _spawn(run: RunDir, log: int) -> int:
 def worker_environment(threads: int | None) -> dict[str, str]:
     """What a worker needs and nothing else: no API key of a host is among it. Thread counts must be set
     before the numeric libraries load; the workers report to no one and need no network to start."""
-    env = environment.of_child()
+    env = settings.of_child()
     if threads is not None:
         env.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))
     env.update(TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_PROGRESS_BARS="1")

@@ -19,30 +19,26 @@ from orchestrate.errors import RunFailed
 from orchestrate.local import machine
 from orchestrate.local.encoding.encoded import Batches, Rows
 from orchestrate.local.job import Hyper, LocalJob, option
-from orchestrate.local.model.loaded import Loaded
-from orchestrate.local.model.oom import give_back, out_of_memory
+from orchestrate.local.model.loaded import Loaded, give_back, out_of_memory
 from orchestrate.local.objectives.base import Objective, Sums, means
 from orchestrate.local.plan.fitting import DEFAULT_TOKENS
-from orchestrate.local.plan.paces import READ_SHARE
-from orchestrate.local.run import checkpoints
+from orchestrate.local.plan.throughput import READ_SHARE
+from orchestrate.local.run import RunDir, checkpoints, now
 from orchestrate.local.run.checkpoints import Progress
 from orchestrate.local.run.keeping import Kept, Weights
 from orchestrate.local.run.optimizers import (
+    FIRST_SCALE,
     given_out,
     group_metrics,
-    make_optimizer,
-    set_rate,
-)
-from orchestrate.local.run.parallel import LESS, Peers, Step
-from orchestrate.local.run.rundir import RunDir, now
-from orchestrate.local.run.schedule import (
-    FIRST_SCALE,
     learning_rate,
+    make_optimizer,
     random_state,
     rescaled,
     set_random_state,
+    set_rate,
     spread,
 )
+from orchestrate.local.run.parallel import LESS, Peers, Step
 from orchestrate.local.run.sharding import Sharded, number
 
 MOST_TOKENS = 2048

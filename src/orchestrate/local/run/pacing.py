@@ -11,8 +11,8 @@ import torch
 
 from orchestrate.local.job import Reinforcement
 from orchestrate.local.plan import fitting, throughput
-from orchestrate.local.plan.paces import READ_SHARE, Pace
-from orchestrate.local.run.rundir import now
+from orchestrate.local.plan.throughput import READ_SHARE, Pace
+from orchestrate.local.run import now
 from orchestrate.local.run.session import Session
 
 

@@ -34,11 +34,10 @@ import torch.distributed as dist
 from orchestrate.errors import UsageError
 from orchestrate.local.encoding.encoded import Rows
 from orchestrate.local.job import option
-from orchestrate.local.model.oom import give_back as give_back
-from orchestrate.local.model.oom import out_of_memory
+from orchestrate.local.model.loaded import give_back as give_back
+from orchestrate.local.model.loaded import out_of_memory
 from orchestrate.local.objectives.base import Objective, Sums, add
-from orchestrate.local.run import launching
-from orchestrate.local.run.rundir import RunDir, now
+from orchestrate.local.run import RunDir, launching, now
 from orchestrate.types import JobError
 
 LOOK_S = 0.2

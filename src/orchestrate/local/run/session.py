@@ -20,32 +20,37 @@ import torch
 
 from orchestrate.core.files import write_whole
 from orchestrate.errors import RunFailed, UsageError
-from orchestrate.local import space
-from orchestrate.local.encoding.encoded import Rows, encode_file
-from orchestrate.local.encoding.encoding import Rules, Template
-from orchestrate.local.encoding.prompts import encode_prompts, open_prompts
+from orchestrate.local import proof, space
+from orchestrate.local.encoding import Rules, Template
+from orchestrate.local.encoding.encoded import Rows, encode_file, encode_prompts, open_prompts
 from orchestrate.local.job import LocalJob, Preferences, Reinforcement
-from orchestrate.local.model import threads
-from orchestrate.local.model.adapters.added_tokens import add_tokens
-from orchestrate.local.model.adapters.starts import Beginning
-from orchestrate.local.model.files import models
-from orchestrate.local.model.files.models import ModelFolder
+from orchestrate.local.model import files as models
+from orchestrate.local.model import loaded as threads
+from orchestrate.local.model.adapters.starts import Beginning, add_tokens
+from orchestrate.local.model.files import ModelFolder
 from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.model.loading import load, load_tokenizer, pick_device
 from orchestrate.local.model.sampling.sampling import Sampler
 from orchestrate.local.objectives.base import Objective
-from orchestrate.local.objectives.dpo import JudgedObjective, PairObjective, preference_of, with_reference
+from orchestrate.local.objectives.dpo import (
+    JudgedObjective,
+    Mismatch,
+    PairObjective,
+    UnpairedObjective,
+    desirability_of,
+    preference_of,
+    with_mismatched,
+    with_reference,
+)
 from orchestrate.local.objectives.grading import Grader, refusal
 from orchestrate.local.objectives.grpo import PolicyObjective, padded_attention
-from orchestrate.local.objectives.kto import Mismatch, UnpairedObjective, desirability_of, with_mismatched
 from orchestrate.local.plan import fitting
-from orchestrate.local.proof import finding, prompts
-from orchestrate.local.run import export
+from orchestrate.local.proof import finding
+from orchestrate.local.run import RunDir, export
 from orchestrate.local.run.keeping import Weights
 from orchestrate.local.run.loop import DEFAULT_TOKENS, Loop, Stopped
+from orchestrate.local.run.optimizers import warmup
 from orchestrate.local.run.parallel import Group, Met, Peers
-from orchestrate.local.run.rundir import RunDir
-from orchestrate.local.run.schedule import warmup
 from orchestrate.local.run.sharding import Sharded
 from orchestrate.text import count, duration, size
 from orchestrate.types import MemoryPlan
@@ -62,7 +67,7 @@ def keep_sheet(run: RunDir, job: LocalJob, loaded: Loaded, template: Template, f
     files = [Path(file) for file in (job.validation, job.train) if file]
     found = finding.find(
         finding.Models(_using(loaded), template, Sampler.of(template, folder, loaded.device)),
-        next((p for p in (prompts.of_data(f, prompts.CANDIDATES) for f in files) if p), []),
+        next((p for p in (proof.of_data(f, proof.CANDIDATES) for f in files) if p), []),
         base_model=folder.hub_id or str(folder.path),
         base_hash=folder.fingerprint(),
         precision=loaded.precision.name + (" on nf4" if job.adapter.type == "qlora" else ""),

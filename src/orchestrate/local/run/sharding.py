@@ -26,8 +26,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from orchestrate.errors import UsageError
 from orchestrate.local.encoding.encoded import Rows, micro_batches
 from orchestrate.local.job import option
+from orchestrate.local.model import weights
 from orchestrate.local.model.loaded import Loaded, decoder_of
-from orchestrate.local.model.weights import experts
 from orchestrate.local.objectives.base import MOST_ROWS, Objective, Sums, add, means
 from orchestrate.local.run.parallel import split
 
@@ -65,7 +65,7 @@ class Sharded:
 
     def _spread(self, loaded: Loaded) -> None:
         """Layer by layer. Raises `UsageError` for a model that is not made of layers."""
-        if any(experts.held_of(loaded.inner)) or loaded.balancing or loaded.own_logits:
+        if any(weights.held_of(loaded.inner)) or loaded.balancing or loaded.own_logits:
             told = "experts in 4 bits, routers with a loss of their own, or an output that it computes itself"
             raise UsageError(
                 f"the weights of this model are not spread over several GPUs: it has {told}",

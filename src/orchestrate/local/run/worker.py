@@ -23,10 +23,10 @@ import msgspec
 
 from orchestrate.core.files import write_whole
 from orchestrate.errors import OrchestrateError
+from orchestrate.local import run as process
 from orchestrate.local.job import LocalJob
-from orchestrate.local.plan import paces
-from orchestrate.local.run import process
-from orchestrate.local.run.rundir import RunDir, now
+from orchestrate.local.plan import throughput
+from orchestrate.local.run import RunDir, now
 from orchestrate.local.space import disk_is_full
 from orchestrate.text import duration
 from orchestrate.types import JobError
@@ -189,7 +189,7 @@ def _keep_pace(run: RunDir, job: LocalJob, session: Session) -> None:
         from orchestrate.local.run import pacing  # torch loads there
 
         if pace := pacing.of(session, (now() - state.started_at).total_seconds()):
-            paces.add(Path(job.paces), pace)
+            throughput.add(Path(job.paces), pace)
 
 
 def _pause(run: RunDir, asked: Callable[[], str | None], step: int) -> str | None:

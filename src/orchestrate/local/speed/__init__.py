@@ -1,1 +1,52 @@
 """How fast this machine trains: measured, and predicted for machines that are not here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+
+from orchestrate.errors import RunFailed
+from orchestrate.local.plan.throughput import Bench, remember
+from orchestrate.local.run.launching import require_packages, worker_environment
+
+# A measurement of this machine, in a process of its own.
+
+
+def measure(
+    home: Path,
+    *,
+    model: Path | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+    seconds: float = 20.0,
+) -> Bench:
+    """Trains for about `seconds` in a process of its own and remembers the result for later quotes.
+
+    Raises `MissingExtra`, or `RunFailed` with what the process said; what was measured before stays.
+    """
+    require_packages("measuring this machine")
+    request = {
+        "model": str(model) if model else None,
+        "threads": threads,
+        "device": device,
+        "seconds": seconds,
+    }
+    out = subprocess.run(
+        [sys.executable, "-P", "-m", "orchestrate.local.speed.bench", json.dumps(request)],
+        capture_output=True,
+        text=True,
+        env=worker_environment(threads),
+        check=False,
+    )
+    if out.returncode != 0:
+        raise RunFailed(f"the measurement failed:\n{out.stderr[-2000:].strip()}", fix="orchestrate doctor")
+    answer = msgspec.json.decode(out.stdout.splitlines()[-1])
+    if "error" in answer:
+        raise RunFailed(f"the measurement failed: {answer['error']}", fix=answer["fix"])
+    bench = Bench.from_dict(answer)
+    remember(home, bench)
+    return bench

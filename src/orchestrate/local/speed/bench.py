@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrate.errors import OrchestrateError
-from orchestrate.local.model import engines
+from orchestrate.local import model as engines
+from orchestrate.local.plan import Shape
 from orchestrate.local.plan.memory import Setup, plan
-from orchestrate.local.plan.sizes import Shape
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     """`request`: model (folder or null), threads, device, seconds."""
     import torch
 
-    from orchestrate.local.model.files.models import open_folder
+    from orchestrate.local.model.files import open_folder
     from orchestrate.local.model.loading import pick_device
 
     if request.get("threads"):
@@ -183,10 +183,8 @@ def memory(
 
 
 def _objective(loaded: Loaded, setup: Setup) -> Objective:
-    from orchestrate.local.objectives.base import Objective
-    from orchestrate.local.objectives.dpo import PairObjective
-    from orchestrate.local.objectives.kto import Mismatch, UnpairedObjective
-    from orchestrate.local.objectives.losses import Desirability, Preference
+    from orchestrate.local.objectives.base import Desirability, Objective, Preference
+    from orchestrate.local.objectives.dpo import Mismatch, PairObjective, UnpairedObjective
 
     if setup.pairs:
         return PairObjective(loaded, 0, Preference(simpo_gamma=0.5))
@@ -210,9 +208,9 @@ def random_model(config: Mapping[str, Any], folder: Path) -> Path:
 
 def _load(path: Path, setup: Setup, device: torch.device) -> Loaded:
     from orchestrate.local.job import Adapter, Hyper, LocalJob, Supervised
-    from orchestrate.local.model.files.models import open_folder
+    from orchestrate.local.model.files import open_folder
     from orchestrate.local.model.loading import load
-    from orchestrate.local.run.rundir import now
+    from orchestrate.local.run import now
 
     adapter = Adapter(
         type=setup.adapter,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orchestrate.local.model.weights.experts import held_of
+from orchestrate.local.model.weights import held_of
 
 
 def peak_bytes(step: Callable[[], object], device: torch.device) -> int:

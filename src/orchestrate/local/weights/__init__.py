@@ -1,1 +1,40 @@
 """Weights put together, written out and tried, in processes of their own: merging, exporting, proving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from orchestrate.core import child
+from orchestrate.local.run import NO_COMPILER
+from orchestrate.local.run.launching import require_packages, worker_environment
+
+# Asks a process of its own for work with weights; no torch here. The other side of it is `serve`.
+
+
+def ask(task: str, *, threads: int | None = None, module: str = "worker", **fields: Any) -> dict[str, Any]:
+    """What a task of `orchestrate.local.weights.<module>` answers. Raises the error that it raised, or
+    `RunFailed` with what it printed when it died."""
+    return ask_all([{"task": task, **fields}], threads=threads, module=module)[0]
+
+
+def ask_all(
+    tasks: Sequence[dict[str, Any]], *, threads: int | None = None, module: str = "worker"
+) -> list[dict[str, Any]]:
+    """As `ask`, several tasks in one process, in order: it takes seconds to start."""
+    require_packages("work with weights on this machine")
+    command = child.python(f"orchestrate.local.weights.{module}")
+    env = {**worker_environment(threads), NO_COMPILER: "1"}
+    with child.Child(command, env=env, name=", ".join(str(task["task"]) for task in tasks)) as process:
+        return process.ask({"tasks": tasks})["results"]
+
+
+def serve(tasks: Mapping[str, Callable[..., Any]]) -> int:
+    """In the process: runs the tasks that standard input names."""
+    send = child.answering()
+    try:
+        asked = next(child.questions())
+        send({"results": [tasks[one.pop("task")](**one) for one in asked["tasks"]]})
+    except Exception as error:  # noqa: BLE001  the asking process gets it
+        send(child.failure(error))
+    return 0

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from orchestrate.errors import DataError, SetupError, UsageError
-from orchestrate.local.weights.asking import serve
+from orchestrate.local.weights import serve
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _HEAD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrate.data.rows.examples import ChatMessage
+from orchestrate.data.rows import ChatMessage
 from orchestrate.data.tokens.chat_templates import message, render
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.types import decoding

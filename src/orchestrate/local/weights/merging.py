@@ -17,8 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from orchestrate.errors import SetupError, UsageError
-from orchestrate.local.model.files.models import ModelFolder
-from orchestrate.local.model.files.quantised import PACKAGES, Quantised
+from orchestrate.local.model.files import PACKAGES, ModelFolder, Quantised
 from orchestrate.local.model.loading import add_adapter, load_adapter, load_base
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

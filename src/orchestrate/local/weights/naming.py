@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from orchestrate.local.model.adapters.targets import names_of
-from orchestrate.local.model.weights.architectures import hollow
-from orchestrate.local.weights.asking import serve
+from orchestrate.local.model.adapters.starts import names_of
+from orchestrate.local.model.weights import hollow
+from orchestrate.local.weights import serve
 
 
 def names(config: dict[str, Any]) -> dict[str, Any]:

@@ -14,16 +14,17 @@ import jinja2
 import msgspec
 import torch
 
-from orchestrate.data.rows.examples import ChatMessage
+from orchestrate.data.rows import ChatMessage
 from orchestrate.data.tokens.chat_templates import message as as_shown
 from orchestrate.errors import DataError, UsageError
-from orchestrate.local.encoding.encoding import Template
-from orchestrate.local.model.files import models
+from orchestrate.local import proof
+from orchestrate.local.encoding import Template
+from orchestrate.local.model import files
 from orchestrate.local.model.loading import DTYPES, load_adapter, load_base, load_tokenizer, pick_device
 from orchestrate.local.model.sampling.sampling import Sampler, stop_tokens
-from orchestrate.local.model.weights.architectures import auto_class
-from orchestrate.local.proof import finding, prompts
-from orchestrate.local.weights.asking import serve
+from orchestrate.local.model.weights import auto_class
+from orchestrate.local.proof import finding
+from orchestrate.local.weights import serve
 from orchestrate.local.weights.merging import combine, merge
 from orchestrate.types import decoding
 
@@ -31,7 +32,7 @@ from orchestrate.types import decoding
 def dress(base: str, tuned: str | None, target: str) -> dict[str, Any]:
     """Writes what a model needs beside its weights to `target`: tokenizer, the very chat template that it was
     trained with, and a generation configuration that ends where a turn ends."""
-    folder, own = models.fetch(base), None if tuned is None else Path(tuned)
+    folder, own = files.fetch(base), None if tuned is None else Path(tuned)
     tokenizer = load_tokenizer(own if own and (own / "tokenizer.json").is_file() else folder.path)
     template = Template(tokenizer)
     stops = stop_tokens(template, folder)
@@ -58,7 +59,7 @@ def dress(base: str, tuned: str | None, target: str) -> dict[str, Any]:
 def render(base: str, tuned: str | None, conversations: list[list[dict[str, Any]]]) -> dict[str, Any]:
     """The text with which each conversation is asked for its next answer; `None` where the template
     refuses."""
-    folder, own = models.fetch(base), None if tuned is None else Path(tuned)
+    folder, own = files.fetch(base), None if tuned is None else Path(tuned)
     tokenizer = load_tokenizer(own if own and (own / "tokenizer.json").is_file() else folder.path)
     template = Template(tokenizer)
     texts: list[str | None] = []
@@ -71,11 +72,11 @@ def render(base: str, tuned: str | None, conversations: list[list[dict[str, Any]
 
 
 def merged(base: str, adapter: str, target: str, dtype: str) -> dict[str, Any]:
-    return merge(models.fetch(base), Path(adapter), Path(target), dtype)
+    return merge(files.fetch(base), Path(adapter), Path(target), dtype)
 
 
 def combined(base: str, adapters: list[str], target: str, **how: Any) -> dict[str, Any]:
-    return combine(models.fetch(base), [Path(a) for a in adapters], Path(target), **how)
+    return combine(files.fetch(base), [Path(a) for a in adapters], Path(target), **how)
 
 
 def sheet(
@@ -89,7 +90,7 @@ def sheet(
 ) -> dict[str, Any]:
     """The sheet of an adapter, or of a whole tuned model. `data`: files of canonical rows, the first that has
     prompts counts. `precision`: bf16 or fp32; `None` takes what suits the device."""
-    where, folder, own = pick_device(device), models.fetch(base), Path(tuned)
+    where, folder, own = pick_device(device), files.fetch(base), Path(tuned)
     tokenizer = load_tokenizer(own if (own / "tokenizer.json").is_file() else folder.path)
     tokenizer.padding_side = "left"
     template = Template(tokenizer)
@@ -101,7 +102,7 @@ def sheet(
         tuned_model = load_base(own, four_bit=False, device=where, dtype=dtype).eval()
     found = finding.find(
         finding.Models(_using(base_model, tuned_model), template, Sampler.of(template, folder, where)),
-        next((p for p in (prompts.of_data(Path(d), prompts.CANDIDATES) for d in data) if p), []),
+        next((p for p in (proof.of_data(Path(d), proof.CANDIDATES) for d in data) if p), []),
         base_model=folder.hub_id or str(folder.path),
         base_hash=folder.fingerprint(),
         precision=str(base_model.dtype).removeprefix("torch.") + (" on nf4" if four_bit else ""),
@@ -139,7 +140,7 @@ def read(folder: str, rows: list[dict[str, Any]], *, base: str | None = None) ->
     if (path / "adapter_config.json").is_file():
         if base is None:
             raise UsageError(f"{folder} is an adapter, and its base is not known")
-        model = load_adapter(_as_published(models.fetch(base).path), path).eval()
+        model = load_adapter(_as_published(files.fetch(base).path), path).eval()
     else:
         model = _as_published(path)
     config = GenerationConfig.from_pretrained(path, local_files_only=True)
@@ -181,7 +182,7 @@ def shown(message: dict[str, Any]) -> dict[str, Any]:
 
 def read_base(base: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """As `read`, of a base model and for scores only."""
-    model = _as_published(models.fetch(base).path)
+    model = _as_published(files.fetch(base).path)
     with torch.inference_mode():
         found = [[finding.logprobs(model, p, said, model.device) for p, said in row["score"]] for row in rows]
     return {"answers": [{"scores": scores} for scores in found]}

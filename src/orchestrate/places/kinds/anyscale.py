@@ -23,8 +23,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from orchestrate.core import require_recent
 from orchestrate.core.files import write_whole
-from orchestrate.core.packages import require_recent
 from orchestrate.errors import (
     ConfigError,
     HostUnavailable,
@@ -38,7 +38,7 @@ from orchestrate.errors import (
     SetupError,
     UnexpectedAnswer,
 )
-from orchestrate.local.run.rundir import RunDir
+from orchestrate.local.run import RunDir
 from orchestrate.places.away import (
     MACHINE_OPTIONS,
     NAME,
@@ -51,8 +51,8 @@ from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, n
 from orchestrate.places.kinds._anyscale.asking import Answered, Client, never_sent, unreachable
 from orchestrate.places.order import RUN_BOOT, Order, pins
 from orchestrate.profile import away
+from orchestrate.settings import redact_text
 from orchestrate.settings.hosts import HostConfig
-from orchestrate.settings.keys import redact_text
 
 ADDRESS = "https://console.anyscale.com"
 TOKEN = "ANYSCALE_CLI_TOKEN"  # noqa: S105  a variable's name

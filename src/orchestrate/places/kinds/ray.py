@@ -23,7 +23,7 @@ from importlib.util import find_spec
 from typing import Any, Literal, NoReturn
 from urllib.parse import urlsplit
 
-from orchestrate.core.packages import require_recent
+from orchestrate.core import require_recent
 from orchestrate.errors import (
     AuthenticationFailed,
     ConfigError,

@@ -1,1 +1,212 @@
 """How a host is called, and how its answers are read."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from functools import lru_cache
+from typing import Any, cast
+
+from orchestrate.settings import MASK as MASK
+from orchestrate.settings import redact_text as redact_text
+from orchestrate.types import Quote, QuoteLine
+
+# Reading values out of the hosts' JSON, which is looser than their own descriptions of it.
+
+
+NANO = Decimal(1_000_000_000)
+_REF = re.compile(r"orc-[0-9a-z]{12}(?![0-9a-z])")
+"""As `orchestrate.store` makes them."""
+
+
+def ref_in(*names: Any) -> str | None:
+    """Our tag inside a host's names for a job, if there is one: the last of a name, behind what the user or
+    an earlier job gave to it."""
+    found = (_REF.findall(name.lower()) for name in names if isinstance(name, str))
+    return next((refs[-1] for refs in found if refs), None)
+
+
+REF_LENGTH = 16
+
+
+def suffix_room(most: int) -> int:
+    """Characters of the user's own suffix that fit beside a ref."""
+    return max(most - REF_LENGTH - 1, 0)
+
+
+def suffix_tag(suffix: str | None, ref: str, most: int) -> str:
+    """The ref, behind as much of the user's suffix as fits into `most` characters."""
+    front = (suffix or "")[: max(most - len(ref) - 1, 0)].rstrip("-_.")
+    return f"{front}-{ref}" if front else ref[:most]
+
+
+def tagged(ref: str, *names: Any) -> bool:
+    """Whether one of the names holds `ref` as a whole word between `-`, `_`, `.`, `/`, `:` or the ends."""
+    word = re.compile(rf"(?:^|[-_./:]){re.escape(ref.lower())}(?:$|[-_./:])")
+    return any(isinstance(name, str) and word.search(name.lower()) is not None for name in names)
+
+
+def plain(answer: object) -> dict[str, Any]:
+    """An SDK object or mapping under the host's own field names, as it came: secrets included, so for use and
+    never for keeping (`hosted.payload` is for that)."""
+    if hasattr(answer, "to_dict"):
+        answer = cast("Any", answer).to_dict(mode="json", warnings=False)
+    return dict(cast("Mapping[str, Any]", answer)) if isinstance(answer, Mapping) else {}
+
+
+def items(page: Any) -> list[dict[str, Any]]:
+    """The entries of one page of an SDK's list, whatever the host calls them."""
+    return [plain(entry) for entry in page._get_page_items()]  # the SDKs have no public name for it
+
+
+def table(value: Any) -> dict[str, Any]:
+    """A nested object; empty when absent."""
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def rows(value: Any) -> list[dict[str, Any]]:
+    """The objects of a list; what is not an object is left out."""
+    return (
+        [table(v) for v in cast("list[Any]", value) if isinstance(v, dict)] if isinstance(value, list) else []
+    )
+
+
+def text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def number(value: Any) -> float | None:
+    """A finite number, also from a string."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        found = float(value)
+    except ValueError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+def whole(value: Any) -> int | None:
+    found = number(value)
+    return int(found) if found is not None else None
+
+
+def money(value: Any) -> Decimal | None:
+    """US dollars written as a number or a string."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        found = Decimal(str(value))
+    except InvalidOperation:
+        return None
+    return found if found.is_finite() else None
+
+
+def nanos(value: Any) -> Decimal | None:
+    """US dollars from billionths of a dollar."""
+    found = money(value)
+    return found / NANO if found is not None else None
+
+
+def estimate_quote(
+    provider: str,
+    model: str,
+    total: Decimal,
+    source: str,
+    *,
+    note: str | None = None,
+    tokens: int | None = None,
+) -> Quote:
+    """A host's own price for a whole job."""
+    line = QuoteLine(
+        component="training",
+        quantity=Decimal(1),
+        unit="usd_per_job",
+        usd_per_unit=total,
+        usd_low=total,
+        usd=total,
+        usd_high=total,
+        note=note,
+        source=source,
+    )
+    return Quote(
+        provider=provider,
+        model=model,
+        lines=(line,),
+        assumptions=(source,),
+        low_usd=total,
+        expected_usd=total,
+        high_usd=total,
+        billed_tokens=tokens,
+    )
+
+
+def when(value: Any) -> datetime | None:
+    """Aware UTC from an ISO 8601 string, or from seconds, milliseconds or nanoseconds since 1970."""
+    if isinstance(value, datetime):
+        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+    if (seconds := number(value)) is not None:
+        if seconds <= 0:
+            return None
+        while seconds > 1e11:  # 1e11 s is the year 5138, 1e11 ms is 1973
+            seconds /= 1000
+        return datetime.fromtimestamp(seconds, UTC)
+    if not isinstance(value, str) or not value or value.startswith("0001-"):
+        return None  # a zero time is how Go writes "not yet"
+    try:
+        at = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+# Hosts' answers as plain dicts without secrets: what may be stored, logged and shown.
+
+
+_SECRET_NAME = re.compile(
+    r"(api|access|auth|secret|private|encryption|signing)_?(key|token)|password|passwd|credential|authorization"
+    r"|bearer|^(secret|token|cookie)$|_secret$"
+)
+
+
+class Unreadable(ValueError):
+    """An answer that is not what was asked for. Its message is for the user, and begins with `it`."""
+
+
+class CutShort(Unreadable):
+    """A stream that ended before the model had. A proxy that gives up closes one as if it were whole."""
+
+    def __init__(self) -> None:
+        super().__init__("it ended before the model had said that it is done")
+
+
+def payload(answer: object) -> dict[str, Any]:
+    """An SDK object or mapping as a plain JSON-ready dict, secrets removed; empty for anything else."""
+    if hasattr(answer, "to_dict"):
+        # The hosts send values outside their own schema (OpenAI: `error: {}`); that is theirs to warn about.
+        answer = cast("Any", answer).to_dict(mode="json", warnings=False)
+    return cast("dict[str, Any]", redact(answer)) if isinstance(answer, Mapping) else {}
+
+
+def redact(value: Any) -> Any:
+    """The same JSON value without values under secret names, key-like words and signed URLs' queries."""
+    if isinstance(value, str):
+        return redact_text(value)
+    if value is None or isinstance(value, int | float):
+        return value
+    if isinstance(value, Mapping):
+        items = cast("Mapping[str, Any]", value).items()
+        return {k: MASK if v and _secret(k) else redact(v) for k, v in items}
+    if isinstance(value, list | tuple):
+        return [redact(v) for v in cast("list[Any]", value)]
+    return value
+
+
+@lru_cache(maxsize=4096)
+def _secret(name: str) -> bool:
+    """A host's answers have the same few names again and again."""
+    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).replace("-", "_").lower()
+    return _SECRET_NAME.search(snake) is not None

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from orchestrate.core.packages import require_recent
+from orchestrate.core import require_recent
 from orchestrate.providers.calls.hosted import Retry, Wire
 
 if TYPE_CHECKING:

@@ -1,1 +1,167 @@
 """Hosts that speak OpenAI's fine-tuning API, each described by one YAML file."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from functools import partial
+from typing import TYPE_CHECKING
+
+from orchestrate import description
+from orchestrate.data.dialects import Dialect
+from orchestrate.data.rows import KINDS, Kind
+from orchestrate.data.rows.traits import Trait
+from orchestrate.data.rules import (
+    AS_SYSTEM,
+    INLINE_IMAGES,
+    NO_FUNCTION_ROLE,
+    NO_KTO,
+    NO_LOCAL_IMAGES,
+    NO_NAMES,
+    NO_PARALLEL,
+    NO_ROW_WEIGHT,
+    NO_SPANS,
+    ONE_ANSWER,
+    SYSTEM_LATER,
+    HostRules,
+    Rule,
+    refused,
+)
+from orchestrate.description import Described
+from orchestrate.errors import ConfigError
+from orchestrate.profile import BY_SDK, HUB_ID, Gate, Profile, Readable, file_refused
+from orchestrate.types import Severity
+
+if TYPE_CHECKING:
+    from orchestrate.costing.rate import Rate
+    from orchestrate.costing.size import JobSize, Lines
+    from orchestrate.types import Job
+
+# The profile of a host from its description.
+
+
+_LOSSY = partial(Rule, severity=Severity.ERROR, lossy=True)
+TRAITS: dict[str, tuple[Trait, Rule]] = {
+    "tools": (
+        Trait.TOOLS,
+        refused("tools-refused", "tools and their calls are not taken", "train on rows without tools"),
+    ),
+    "message_weights": (
+        Trait.MESSAGE_WEIGHTS,
+        _LOSSY(
+            code="weights-lost",
+            message="weights of messages are not taken",
+            fix="split these rows, or convert with --allow-loss",
+        ),
+    ),
+    "row_weight": (Trait.ROW_WEIGHT, NO_ROW_WEIGHT),
+    "reasoning": (
+        Trait.REASONING,
+        _LOSSY(
+            code="reasoning-lost",
+            message="thinking is not taken",
+            fix="remove it, or convert with --allow-loss",
+        ),
+    ),
+    "images": (Trait.IMAGES, refused("images-refused", "images are not taken", "remove the images")),
+    "remote_images": (Trait.REMOTE_IMAGES, INLINE_IMAGES),
+    "local_images": (Trait.LOCAL_IMAGES, NO_LOCAL_IMAGES),
+    "several_answers": (Trait.SEVERAL_ANSWERS, ONE_ANSWER),
+    "loss_spans": (Trait.LOSS_SPANS, NO_SPANS),
+    "function_role": (Trait.FUNCTION_ROLE, NO_FUNCTION_ROLE),
+    "system_later": (Trait.SYSTEM_LATER, SYSTEM_LATER),
+    "developer": (Trait.DEVELOPER, AS_SYSTEM),
+    "names": (Trait.NAMES, NO_NAMES),
+    "parallel_calls": (Trait.PARALLEL_TOOL_CALLS, NO_PARALLEL),
+}
+"""What a description may say of rows, by its word."""
+
+
+def profile_of(kind: str, file: Readable, name: str) -> Profile:
+    """Raises `ConfigError` that names file and field."""
+    told = description.read(file, name)
+    try:
+        tuned = re.compile(told.tuned_name) if told.tuned_name else None
+    except re.error as error:
+        raise ConfigError(f"{name}: tuned_name is not a regular expression: {error}") from error
+    if tuned is not None and "base" not in tuned.groupindex:
+        raise ConfigError(f"{name}: tuned_name has no group (?P<base>...)")
+    return Profile(
+        kind=kind,
+        title=told.title,
+        provider=f"orchestrate.providers.compatible.backends:{kind}",
+        rank=50,
+        url=told.url,
+        chat_limit=told.chat_limit,
+        rules=_rules(told, name),
+        dialect=Dialect(developer=told.rows.developer, names=told.rows.names, row_weight=False),
+        ids=HUB_ID if told.hub else None,
+        tuned_base=(lambda text: _base(tuned, text)) if tuned else None,
+        no_new_jobs_after=told.closing.no_new_jobs_after,
+        closing_source=told.closing.source,
+        gates=tuple(Gate(since, accounts) for since, accounts in told.closing.gates),
+        bills=bills if told.rates else None,
+        default_epochs=told.default_epochs,
+        auto_epochs=_auto_epochs,
+        unbilled_failure=_never_began,
+        cap_gap=told.cap_gap,
+        serving_note=told.serving_note,
+        options=BY_SDK.union(["base_deployment"], told.deployment.options if told.deployment else ()),
+        management_login=told.deployment.login if told.deployment else "",
+    )
+
+
+def _base(pattern: re.Pattern[str], name: str) -> str | None:
+    found = pattern.match(name)
+    return found["base"] if found else None
+
+
+def _rules(told: Described, name: str) -> HostRules:
+    if unknown := sorted(set(told.rows.refuses) - set(TRAITS)):
+        raise ConfigError(f"{name}: rows.refuses: {unknown[0]}; allowed: {', '.join(TRAITS)}")
+    known: list[Kind] = [*KINDS.values()]
+    if unknown := sorted(set(told.rows.kinds) - set(known)):
+        raise ConfigError(f"{name}: rows.kinds: {unknown[0]}; allowed: {', '.join(known)}")
+    kinds = told.rows.kinds
+    words = " and ".join(kinds)
+    reasons = dict.fromkeys(known, f"{told.title} trains on {words} rows")
+    if "preference" in kinds:
+        reasons["unpaired"] = f"{told.title} {NO_KTO}"
+    taken: dict[Kind, str | None] = {kind: None if kind in kinds else reasons[kind] for kind in known}
+    return HostRules(
+        kinds=taken,
+        traits=dict(TRAITS[word] for word in told.rows.refuses),
+        least_rows=told.rows.least,
+        most_rows=told.rows.most,
+        most_bytes=told.rows.most_bytes,
+        most_tokens=told.rows.most_tokens,
+    )
+
+
+def bills(size: JobSize, rate: Rate) -> Lines:
+    """Tokens of the training file, once for each epoch, as the hosts of this kind say; the validation file is
+    not billed."""
+    from orchestrate import text
+    from orchestrate.costing.lines import MTOK, line
+    from orchestrate.costing.size import Lines
+
+    training = line(
+        "training",
+        Decimal(size.train_tokens * size.epochs) / MTOK,
+        rate,
+        low=size.train_least * size.epochs_low / MTOK,
+        high=size.train_most * size.epochs_high / MTOK,
+    )
+    notes = [f"{text.count(size.epochs, 'epoch')}; the validation file is not billed"]
+    return Lines(lines=(training,), notes=tuple(notes), open_end=size.uncounted)
+
+
+def _auto_epochs(rows: int) -> int:
+    """None of these hosts says what `auto` comes to; most jobs of few rows have three."""
+    return 3 if rows * 3 <= 25_000 else 1
+
+
+def _never_began(job: Job) -> bool:
+    """Say whether the host reports that nothing was trained. Silence is no such report: not every host of
+    this kind counts steps, and a failed job may have no count of tokens."""
+    return file_refused(job) or (job.step == 0 and not job.trained_tokens)

@@ -3,15 +3,408 @@ is that of `azure.yaml`."""
 
 from __future__ import annotations
 
-from functools import cache
-from typing import TYPE_CHECKING, cast
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from datetime import date
+from decimal import Decimal
+from functools import cache, partial
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from orchestrate import description
+from orchestrate.catalog import ModelOnHost
+from orchestrate.core import days
+from orchestrate.core.files import own_folder
+from orchestrate.description import Described
+from orchestrate.errors import ConfigError, MissingKey, SpecError, UsageError
 from orchestrate.profile import described, profile
-from orchestrate.providers.compatible.provider import CompatibleProvider, features_of, parts_of, statuses_of
+from orchestrate.providers import base as standing
+from orchestrate.providers import files, offline
+from orchestrate.providers.base import (
+    FEATURES,
+    Deploys,
+    Downloads,
+    KeepsCheckpoints,
+    Progress,
+    Provider,
+    Serves,
+    TakesAdapters,
+    capability,
+)
+from orchestrate.providers.calls import plain, rows, suffix_tag, table, text, whole
+from orchestrate.providers.calls.clients import connect
+from orchestrate.providers.calls.hosted import Wire
+from orchestrate.providers.compatible import reading
+from orchestrate.providers.compatible.deploying import Deploying, DescribedAdapters
+from orchestrate.providers.compatible.sdk import (
+    SdkChats,
+    SdkCheckpoints,
+    SdkDeletes,
+    SdkMeasures,
+    SdkPauses,
+    SdkProvider,
+    SdkResumes,
+)
+from orchestrate.providers.compatible.translation import translate
+from orchestrate.providers.files import Stream
+from orchestrate.providers.registry import no_address
+from orchestrate.settings.config import HostConfig
+from orchestrate.spec import JobSpec
+from orchestrate.types import (
+    ADAPTER_JOB,
+    Account,
+    Artifact,
+    Billing,
+    Endpoint,
+    Feature,
+    Job,
+    JobHandle,
+    JobStatus,
+    Problem,
+    RemoteDataset,
+    Severity,
+    Standing,
+    Translation,
+)
 
 if TYPE_CHECKING:
+    from openai import OpenAI
+
+    from orchestrate.data import TrainingData
     from orchestrate.profile import Readable
+
+# What a described host would refuse, found before anything is sent.
+
+
+def check_settings(
+    provider: Provider,
+    spec: JobSpec,
+    data: TrainingData,
+    translation: Translation,
+    *,
+    today: date | None = None,
+) -> list[Problem]:
+    found = offline.problems(provider, spec, data, translation)
+    return found + list(_model(provider, spec, provider.resolve(spec), today or days.today()))
+
+
+def _model(provider: Provider, spec: JobSpec, model: ModelOnHost, today: date) -> Iterator[Problem]:
+    def problem(code: str, message: str, fix: str | None, severity: Severity = Severity.ERROR) -> Problem:
+        place = "method" if code == "method-not-offered" else "model"
+        return Problem(
+            code=code, message=message, severity=severity, providers=(provider.name,), fix=fix, field=place
+        )
+
+    for warning in model.warnings:
+        yield problem("model", warning, None, Severity.WARNING)
+    if model.host is None:
+        return
+    others = "orchestrate quote --provider all   (the same spec on the other backends)"
+    until, method = model.host.no_new_jobs_after, spec.method.type
+    if until is not None and today >= until and not provider.sandbox:
+        message = f"{provider.title} takes no new jobs for {model.name} since {until}"
+        yield problem("model-closed", message, others)
+    elif model.host.tunable == "no":
+        yield problem("model-closed", f"{provider.title} takes no new jobs for {model.name}", others)
+    elif model.host.methods and method not in model.host.methods:
+        offered = ", ".join(model.host.methods)
+        message = f"{provider.title} trains {model.name} with {offered}, not {method}"
+        yield problem("method-not-offered", message, "change the method or the model")
+
+
+# Any host that speaks OpenAI's fine-tuning API and is described by a YAML file.
+
+
+class CompatibleProvider(SdkProvider, Serves):
+    """The classes of the hosts are made of this one, and of the parts that a description names, by
+    `orchestrate.providers.compatible.backends`."""
+
+    told: ClassVar[Described]
+
+    def __init__(self, config: HostConfig, *, wire: Wire | None = None) -> None:
+        if config.base_url is None:
+            raise no_address(config.name, config.kind)
+        if self.told.files.whole_bytes is not None:
+            options = {"multipart_bytes": self.told.files.whole_bytes, **config.options}
+            config = replace(config, options=options)
+        super().__init__(config, wire=wire)
+        how = self.told.deployment
+        self._deploying = Deploying(self.told, how, self.config, self._wire) if how else None
+
+    def connect(self) -> OpenAI:
+        return connect(self.config, key_header=self.told.key_header)
+
+    def close(self) -> None:
+        super().close()
+        if self._deploying is not None:
+            self._deploying.close()
+
+    # -- offline -------------------------------------------------------------------------------------------
+
+    def resolve(self, spec: JobSpec) -> ModelOnHost:
+        found = super().resolve(spec)
+        if found.folder is not None:
+            raise SpecError(
+                f"{found.id} is a folder of this machine, and {self.title} trains its own models by name",
+                fix=f"orchestrate models --provider {self.name}",
+            )
+        return found
+
+    def translate(self, spec: JobSpec) -> Translation:
+        version = self.config.options.get("api_version")
+        return translate(self.told, self.name, spec, self.resolve(spec), version)
+
+    def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
+        return check_settings(self, spec, data, translation)
+
+    # -- whose jobs ----------------------------------------------------------------------------------------
+
+    def _ask_account(self) -> Account | None:
+        """None of these hosts tells whose a key is; where each customer has an address of his own, that
+        does."""
+        return Account(id=f"resource {self.host}", told=True) if self.told.account == "address" else None
+
+    # -- submitting ----------------------------------------------------------------------------------------
+
+    def tag(self, spec: JobSpec, ref: str) -> dict[str, Any]:
+        if self.told.ref == "metadata":
+            return super().tag(spec, ref)
+        return {"suffix": suffix_tag(spec.suffix, ref, self.told.suffix.most)}
+
+    def wanted(self, ref: str) -> dict[str, Any]:
+        return super().wanted(ref) if self.told.ref == "metadata" else {}
+
+    def sent(self, body: dict[str, Any]) -> dict[str, Any]:
+        """With the W&B key, which no translation holds."""
+        if self.told.wandb_in_request:
+            for entry in rows(body.get("integrations")):
+                table(entry.get("wandb"))["api_key"] = offline.wandb_key(self.config)
+        return body
+
+    def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
+        if spec.wandb is not None and self.told.wandb_in_request:
+            offline.wandb_key(self.config)  # before anything is sent
+        return super().create(spec, remote, translation, ref)
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def billing(self) -> Billing:
+        if self._deploying is None:
+            unseen = "deployments of tuned models, for which no list of it is described"
+            return standing.of_jobs(self, unseen)
+        deploying = self._deploying
+        parts = {"jobs": lambda: standing.jobs(self), "deployments": lambda: list(deploying.standing())}
+        try:
+            return standing.joined(self, parts)
+        except (MissingKey, UsageError) as error:
+            note = f"deployments of {self.title}: {error.message} ({error.fix})"
+            found = standing.of_jobs(self)
+            return Billing(items=found.items, partial=True, unseen=(note,))
+
+    # -- the tuned model -----------------------------------------------------------------------------------
+
+    def endpoint(self, job: JobHandle) -> Endpoint | None:
+        if self._deploying is not None:
+            return self._deploying.find(job.job_id)
+        tuned = self._answering(self.get(job))
+        if tuned is None:
+            return None
+        return Endpoint(
+            provider=self.name, id=tuned, model=tuned, state="serverless", base_url=self.config.base_url
+        )
+
+    def get(self, job: JobHandle) -> Job:
+        """An uploaded adapter in the form of the job that would have made it."""
+        if job.kind != ADAPTER_JOB:
+            return super().get(job)
+        up = self._found(job)
+        return Job(handle=job, status=JobStatus.SUCCEEDED, raw_status=up.state, tuned_model=up.model)
+
+    def _found(self, job: JobHandle) -> Endpoint:
+        """Of an uploaded adapter. Raises `UsageError` where it is not up."""
+        found = self._deploying.find(job.job_id) if self._deploying else None
+        if found is None:
+            raise UsageError(
+                f"{self.title} has no adapter {job.job_id}", fix="orchestrate deploy RUN --to ..."
+            )
+        return found
+
+    def _answering(self, job: Job) -> str | None:
+        """The configured deployment, else that of the job: by its name, or as the host's list calls it."""
+        configured = super()._answering(job)
+        how = self.told.deployment
+        deploying = self._deploying
+        if how is None or deploying is None or self.config.options.get("deployment"):
+            return configured
+        if how.answers_as == "name":
+            return deploying.name(job.handle.job_id)
+        found = deploying.find(job.handle.job_id)
+        return found.model if found is not None else None
+
+    def _base(self, job: Job) -> str | None:
+        """Where every model needs a deployment, its base does too."""
+        how = self.told.deployment
+        if how is None or how.answers_as != "name":
+            return job.model
+        if deployed := self.config.options.get("base_deployment"):
+            return str(deployed)
+        raise UsageError(
+            f"{self.title} answers by deployments only, and that of the base model {job.model} is not known",
+            fix=f'[hosts.{self.name}.options] base_deployment = "..."   in orchestrate.toml',
+        )
+
+
+# -- what a description adds -------------------------------------------------------------------------------
+
+
+class DescribedDownloads(CompatibleProvider, Downloads):
+    def download(
+        self, job: JobHandle, dest: Path, *, checkpoint: str | None = None, progress: Progress | None = None
+    ) -> Artifact:
+        """File by file, as the checkpoint lists them; a file that came whole is not fetched again."""
+        files.require_empty(dest)
+        base = self.get(job).model
+        name, ids = self._weights_of(job, checkpoint)
+
+        def bring(folder: Path, most: int) -> None:
+            _fetch(self.client, self._wire, ids, folder, most, progress)
+
+        return self._downloaded(job, dest, name, base, bring)
+
+    def _weights_of(self, job: JobHandle, checkpoint: str | None) -> tuple[str, list[str]]:
+        """A checkpoint's id and the ids of its files; the last one by default."""
+        source = self.client.fine_tuning.jobs.checkpoints
+        pages = self._wire.pages(lambda: source.list(job.job_id, limit=self.most_listed))
+        found = sorted((plain(c) for page in pages for c in page.data), key=_step)
+        chosen = [c for c in found if checkpoint in (None, c.get("id"))]
+        if not chosen:
+            raise UsageError(
+                f"job {job.job_id} has no checkpoint {checkpoint or 'yet'}", fix="orchestrate checkpoints RUN"
+            )
+        ids = [str(id) for id in cast("list[Any]", chosen[-1].get("result_files") or [])]
+        return str(chosen[-1].get("id")), ids
+
+
+class DescribedDeploys(CompatibleProvider, Deploys):
+    @property
+    def _deployer(self) -> Deploying:
+        if self._deploying is None:
+            raise AssertionError("DEPLOY is a feature of hosts whose deployments are described")
+        return self._deploying
+
+    def deployment_price(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Decimal | None:
+        return self._deployer.price(options)
+
+    def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
+        """`options`: see `deploying.DeployOptions`."""
+        if job.kind == ADAPTER_JOB:
+            return self._found(job)
+        return self._deployer.deploy(self.get(job), options, lambda: self._last_checkpoint(job))
+
+    def undeploy(self, job: JobHandle) -> None:
+        self._deployer.remove(job.job_id)
+
+    def deployments(self) -> Iterator[Standing]:
+        return self._deployer.standing()
+
+    def _last_checkpoint(self, job: JobHandle) -> str:
+        found = capability(self, KeepsCheckpoints).checkpoints(job)
+        if not found:
+            raise UsageError(f"job {job.job_id} has no checkpoint to deploy")
+        return found[-1].id
+
+
+class DescribedTakesAdapters(DescribedDeploys, TakesAdapters):
+    def adapters(self) -> DescribedAdapters:
+        how = self.told.deployment
+        if how is None or how.adapters is None:
+            raise AssertionError("only where the description says how")
+        bases = {model.id for model in self.told.models.values()}
+        return DescribedAdapters(self.profile, how.adapters, self._deployer, bases)
+
+
+PARTS: Mapping[Feature, type[CompatibleProvider | SdkProvider]] = {
+    Feature.METRICS: SdkMeasures,
+    Feature.CHECKPOINTS: SdkCheckpoints,
+    Feature.PAUSE: SdkPauses,
+    Feature.RESUME: SdkResumes,
+    Feature.DELETE: SdkDeletes,
+    Feature.CHAT: SdkChats,
+    Feature.DOWNLOAD: DescribedDownloads,
+    Feature.DEPLOY: DescribedDeploys,
+}
+
+
+def parts_of(told: Described, features: frozenset[Feature], name: str) -> tuple[type[Provider], ...]:
+    """What a described host is made of. Raises `ConfigError` for a feature that no description can give."""
+    for feature in sorted(features & FEATURES.keys() - PARTS.keys()):
+        raise ConfigError(f"{name}: features: {feature.value} cannot be described; it belongs in missing")
+    found: list[type[Provider]] = [part for feature, part in PARTS.items() if feature in features]
+    if told.deployment is not None and told.deployment.adapters is not None:
+        found.insert(0, DescribedTakesAdapters)
+    return (*found, CompatibleProvider)
+
+
+def _step(checkpoint: Mapping[str, Any]) -> int:
+    return whole(checkpoint.get("step_number")) or 0
+
+
+def features_of(told: Described, name: str) -> tuple[frozenset[Feature], dict[Feature, str]]:
+    """Those that are there, and the reasons of the others. Raises `ConfigError` unless they are all of
+    them."""
+    known = {feature.value: feature for feature in Feature}
+    for field, words in (("features", told.features), ("missing", tuple(told.missing))):
+        if unknown := sorted(set(words) - set(known)):
+            raise ConfigError(f"{name}: {field}: {unknown[0]} is no feature; known: {', '.join(known)}")
+    have, reasons = set(told.features), set(told.missing)
+    if wrong := sorted(have & reasons):
+        raise ConfigError(f"{name}: {wrong[0]} is in features and in missing")
+    if lacking := sorted(set(known) - have - reasons):
+        raise ConfigError(f"{name}: {lacking[0]} is neither in features nor, with its reason, in missing")
+    if (Feature.DEPLOY.value in have) != (told.deployment is not None):
+        raise ConfigError(f"{name}: the feature deploy is that of the table deployment")
+    methods = {word for word in ("sft", "dpo", "rft") if word in have}
+    if methods != set(told.methods):
+        raise ConfigError(
+            f"{name}: methods are {', '.join(told.methods)}, features {', '.join(sorted(methods))}"
+        )
+    return frozenset(known[word] for word in have), {known[w]: r for w, r in told.missing.items()}
+
+
+def statuses_of(told: Described, name: str) -> dict[str, JobStatus]:
+    try:
+        own = {word: JobStatus(ours) for word, ours in told.statuses.items()}
+    except ValueError as error:
+        allowed = ", ".join(status.value for status in JobStatus)
+        raise ConfigError(f"{name}: statuses: {error}; allowed: {allowed}") from error
+    return {**reading.STATUS_MAP, **own}
+
+
+# -- files -------------------------------------------------------------------------------------------------
+# The files of a tuned model, where a checkpoint lists them.
+
+
+def _fetch(
+    client: OpenAI, wire: Wire, ids: Sequence[str], folder: Path, most: int, progress: Progress | None
+) -> None:
+    """The wanted ones of these files into `folder`, at most `most` bytes in all; those that came whole are
+    not fetched again."""
+    own_folder(folder)
+    for id in ids:
+        found = plain(wire.read(partial(client.files.retrieve, id)))
+        name = PurePosixPath(text(found.get("filename")) or id).name
+        if not files.wanted(name):
+            continue
+        file = folder / name
+        if not file.exists():
+            files.fetch(wire, partial(_opened, client, id), file, limit_bytes=most, progress=progress)
+        most -= file.stat().st_size
+
+
+def _opened(client: OpenAI, id: str, headers: dict[str, str]) -> AbstractContextManager[Stream]:
+    content: Any = client.files.with_streaming_response.content(id, extra_headers=headers)
+    return cast("AbstractContextManager[Stream]", content)
 
 
 def __getattr__(kind: str) -> type[CompatibleProvider]:

@@ -20,11 +20,10 @@ from msgspec import structs
 from orchestrate.description import Deployment, Described, Request
 from orchestrate.errors import MissingKey, NotFound, ProviderError, UnexpectedAnswer, UsageError
 from orchestrate.providers import adapters
+from orchestrate.providers.adapters import Replicas
+from orchestrate.providers.calls import payload, plain, table, text, when
 from orchestrate.providers.calls.clients import Kept
 from orchestrate.providers.calls.hosted import Wire
-from orchestrate.providers.calls.payloads import payload
-from orchestrate.providers.calls.values import plain, table, text, when
-from orchestrate.providers.dedicated import Replicas
 from orchestrate.types import Endpoint, Job, JobStatus, Standing
 
 if TYPE_CHECKING:

@@ -14,9 +14,8 @@ from orchestrate.core.files import write_whole
 from orchestrate.data.rules import Target
 from orchestrate.errors import DataError, InvalidRequest, NotFound
 from orchestrate.providers.base import Progress
+from orchestrate.providers.calls import Unreadable, plain, text, whole
 from orchestrate.providers.calls.hosted import Wire
-from orchestrate.providers.calls.payloads import Unreadable
-from orchestrate.providers.calls.values import plain, text, whole
 from orchestrate.providers.hosted import awaited
 from orchestrate.types import Problem, Severity
 

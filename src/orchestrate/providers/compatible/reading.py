@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from orchestrate.catalog import HostModel
+from orchestrate.providers.calls import number, plain, ref_in, table, text, when, whole
 from orchestrate.providers.calls.hosted import payload
-from orchestrate.providers.calls.values import number, plain, ref_in, table, text, when, whole
 from orchestrate.types import (
     Checkpoint,
     Event,

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from orchestrate.errors import NotFound, UnexpectedAnswer, UsageError
-from orchestrate.providers import settings, standing
+from orchestrate.providers import base as standing
+from orchestrate.providers import settings
 from orchestrate.providers.base import (
     Deletes,
     DeletesData,
@@ -27,14 +28,12 @@ from orchestrate.providers.base import (
     Progress,
     Resumes,
 )
+from orchestrate.providers.calls import Unreadable, plain, redact_text, when
 from orchestrate.providers.calls.clients import Kept, completions, connect, wire_of
-from orchestrate.providers.calls.hosted import Wire
-from orchestrate.providers.calls.pages import made_since
-from orchestrate.providers.calls.payloads import Unreadable, redact_text
-from orchestrate.providers.calls.values import plain, when
+from orchestrate.providers.calls.hosted import Wire, made_since
 from orchestrate.providers.compatible import reading
 from orchestrate.providers.compatible.files import MULTIPART_BYTES, PART_BYTES, Files
-from orchestrate.providers.files.transfer import MOST_FILE_BYTES, fetch_by_id
+from orchestrate.providers.files import MOST_FILE_BYTES, fetch_by_id
 from orchestrate.providers.hosted import HostedChats, HostedProvider
 from orchestrate.types import (
     Checkpoint,
@@ -55,7 +54,7 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
     from orchestrate.data import TrainingData
-    from orchestrate.providers.chat.completions import Chat
+    from orchestrate.providers.chat import Chat
     from orchestrate.settings.config import HostConfig
     from orchestrate.spec import JobSpec
 
@@ -297,7 +296,7 @@ class SdkChats(SdkProvider, HostedChats):
         self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
     ) -> Chat:
         """Raises `UsageError` while the job has no model yet."""
-        from orchestrate.providers.chat.completions import Chat
+        from orchestrate.providers.chat import Chat
 
         known = self.get(job)
         model = self._base(known) if base else self._answering(known)

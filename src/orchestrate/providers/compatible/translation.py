@@ -10,9 +10,8 @@ import msgspec
 
 from orchestrate.catalog import ModelOnHost
 from orchestrate.description import Described, SettingRule
-from orchestrate.providers.calls.values import suffix_room
-from orchestrate.providers.fields import Fields
-from orchestrate.providers.settings import Rows
+from orchestrate.providers.calls import suffix_room
+from orchestrate.providers.settings import Fields, Rows
 from orchestrate.spec import JobSpec
 from orchestrate.types import Outcome, Translation
 

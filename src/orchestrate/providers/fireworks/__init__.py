@@ -1,1 +1,139 @@
 """Fireworks: managed fine-tuning of open models with SFT, DPO and RFT through the `fireworks-ai` SDK."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, cast
+
+from orchestrate.data.dialects import Dialect
+from orchestrate.data.rows.traits import Trait
+from orchestrate.data.rules import (
+    AS_SYSTEM,
+    INLINE_IMAGES,
+    NO_FUNCTION_ROLE,
+    NO_KTO,
+    NO_LOCAL_IMAGES,
+    NO_NAMES,
+    NO_PARALLEL,
+    NO_SPANS,
+    ONE_ANSWER,
+    SYSTEM_LATER,
+    HostRules,
+)
+from orchestrate.profile import HOSTED, Profile
+
+if TYPE_CHECKING:
+    from orchestrate.costing.rate import Rate
+    from orchestrate.costing.size import JobSize, Lines
+    from orchestrate.spec import JobSpec
+    from orchestrate.types import Job
+
+# What Fireworks takes and asks for. Limits of rows: its documentation and API description, late 2026.
+
+
+RULES = HostRules(
+    kinds={
+        "chat": None,
+        "preference": None,
+        "unpaired": f"Fireworks {NO_KTO}",
+        "completion": None,
+        "rl": None,
+        "text": "Fireworks takes chat and prompt/completion rows",
+    },
+    traits={
+        Trait.FUNCTION_ROLE: NO_FUNCTION_ROLE,
+        Trait.SYSTEM_LATER: SYSTEM_LATER,
+        Trait.REMOTE_IMAGES: INLINE_IMAGES,
+        Trait.SEVERAL_ANSWERS: ONE_ANSWER,
+        Trait.LOSS_SPANS: NO_SPANS,
+        Trait.LOCAL_IMAGES: NO_LOCAL_IMAGES,
+        Trait.DEVELOPER: AS_SYSTEM,
+        Trait.NAMES: NO_NAMES,
+        Trait.PARALLEL_TOOL_CALLS: NO_PARALLEL,
+    },
+    least_rows=3,
+    most_rows=3_000_000,
+    row_weights_on_all=True,
+)
+
+
+def billed_tokens(
+    train_tokens: int, epochs: int, *, reasoning: bool = False, average_turns: float = 1.0
+) -> int:
+    """Tokens of the dataset x epochs; rows with thinking and several turns are unrolled into one row for each
+    turn, which multiplies their tokens by half the average number of turns (never below one).
+
+    docs.fireworks.ai fine-tuning pricing.
+    """
+    factor = max(Decimal(1), Decimal(str(average_turns)) / 2) if reasoning else Decimal(1)
+    return int((train_tokens * epochs * factor).to_integral_value(rounding="ROUND_CEILING"))
+
+
+def bills(size: JobSize, rate: Rate) -> Lines:
+    from orchestrate import text
+    from orchestrate.costing.lines import MTOK, line
+    from orchestrate.costing.size import Lines
+
+    epochs = text.count(size.epochs, "epoch")
+    notes = [f"{epochs}; the evaluation dataset is not billed; no minimum on the price page of 2026"]
+    tokens = billed_tokens(
+        size.train_tokens, size.epochs, reasoning=size.reasoning, average_turns=size.average_turns
+    )
+    if tokens != size.train_tokens * size.epochs:
+        notes.append(f"rows with thinking are unrolled by turn: x {size.average_turns / 2:.2f}")
+    unrolled = Decimal(tokens) / size.train_tokens if size.train_tokens else Decimal(0)
+    low, high = (each * unrolled / MTOK for each in (size.train_least, size.train_most))
+    training = line("training", tokens / MTOK, rate, low=low, high=high)
+    return Lines(lines=(training,), notes=tuple(notes), open_end=size.uncounted)
+
+
+REGION_FACTOR = Decimal("1.5")
+
+
+def region_factor(region: str | None) -> Decimal:
+    """Of the price of a GPU-hour: fireworks.ai/pricing, 2026-10-08, "region-restricted deployments x1.5"."""
+    anywhere = region is None or region == "GLOBAL" or region.endswith("UNSPECIFIED")
+    return Decimal(1) if anywhere else REGION_FACTOR
+
+
+def hourly_factor(spec: JobSpec) -> Decimal:
+    """RFT is billed at the rates of deployments, and so in a region of the user's choice."""
+    options = spec.provider_options.get(PROFILE.kind, {})
+    config: Any = options.get("trainingConfig")
+    inside: Any = cast("dict[str, Any]", config).get("region") if isinstance(config, dict) else None
+    region: Any = inside or options.get("trainingConfig.region")
+    return region_factor(region if isinstance(region, str) else None)
+
+
+def refused_in_validation(job: Job) -> bool:
+    """Say whether an SFT job failed before it trained: it reports no progress, and tokens are what is billed.
+
+    DPO and RFT jobs report no progress at all (the API's job records), so for them this is unknown, and no
+    source says that a failed job is free.
+    """
+    worked = job.percent or job.epoch or job.trained_tokens or job.accelerator_seconds
+    return job.handle.kind == "supervised" and not worked
+
+
+PROFILE = Profile(
+    kind="fireworks",
+    title="Fireworks",
+    provider="orchestrate.providers.fireworks.provider:FireworksProvider",
+    rank=2,
+    url="https://api.fireworks.ai",
+    options=HOSTED,
+    sdk="fireworks-ai",
+    account_variable="FIREWORKS_ACCOUNT_ID",
+    chat_path="/inference/v1",
+    rules=RULES,
+    dialect=Dialect(developer="system", reasoning="reasoning_content", names=False, parallel=False),
+    ids=re.compile(r"^accounts/[^/]+/models/[^/]+$"),
+    bills=bills,
+    dpo_factor=Decimal(2),  # fireworks.ai/pricing, 2026-10-08
+    default_epochs=1,
+    hourly_factor=hourly_factor,
+    figures_are_estimates=True,  # the field is called `estimatedCost`, and does not change with the job's end
+    unbilled_failure=refused_in_validation,
+    serving_note="Fireworks scales to zero after an idle hour",
+)

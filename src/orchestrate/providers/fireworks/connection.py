@@ -2,25 +2,288 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrate.core.packages import require_recent
-from orchestrate.errors import NotFound, UsageError
+from orchestrate.core import require_recent
+from orchestrate.core.files import own_folder
+from orchestrate.data import Dataset
+from orchestrate.data.rules import Target
+from orchestrate.errors import (
+    Conflict,
+    DataError,
+    HostUnavailable,
+    InvalidRequest,
+    NotFound,
+    OrchestrateError,
+    PermissionRefused,
+    ProviderError,
+    UnexpectedAnswer,
+    UsageError,
+)
+from orchestrate.providers import files
+from orchestrate.providers.base import Progress
+from orchestrate.providers.calls import Unreadable, items, plain, table, text, when, whole
 from orchestrate.providers.calls.clients import Kept
 from orchestrate.providers.calls.hosted import Wire
-from orchestrate.providers.calls.payloads import Unreadable
-from orchestrate.providers.calls.values import items, plain, table
-from orchestrate.providers.fireworks.datasets import require_safe
-from orchestrate.providers.fireworks.profile import PROFILE
+from orchestrate.providers.fireworks import PROFILE, reading
 from orchestrate.providers.fireworks.reading import KINDS, id_of
+from orchestrate.providers.hosted import awaited, refused
 from orchestrate.settings.config import HostConfig
-from orchestrate.types import JobHandle
+from orchestrate.types import JobHandle, StoredItem
 
 if TYPE_CHECKING:
     import httpx
     from fireworks import Fireworks
+
+# Bringing training data to Fireworks: create, ask for a signed URL, PUT, validate, wait until READY.
+
+
+READY = "READY"
+WAIT_S = 1800.0
+_CLASH_S = 2.0
+_CHUNK = 1 << 20
+
+
+class Datasets:
+    def __init__(
+        self,
+        client: Callable[[], Fireworks],
+        http: Callable[[], httpx.Client],
+        account: Callable[[], str],
+        wire: Wire,
+        target: Target,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._client = client
+        self._http = http
+        self._account = account
+        self._wire = wire
+        self._target = target
+        self._sleep = sleep
+
+    def bring(self, dataset: Dataset, folder: Path, progress: Progress | None) -> dict[str, Any]:
+        """The host's record of the dataset, once it is READY; one that is there already is used again.
+
+        Raises `DataError` with the host's own words when it does not take the rows.
+        """
+        path = dataset.write(self._target, folder)
+        dataset_id = f"orc-{dataset.digest[:24]}"
+        known, tries = self.get(dataset_id), 0
+        if known is None:
+            self._create(dataset_id, path)
+        while known is None or known.get("state") != READY:
+            begun, tries = time.monotonic(), tries + 1
+            try:
+                self._send(dataset_id, path, dataset, progress)
+                break
+            except _Clash as clash:
+                # Whoever uploads the same rows elsewhere may come to the end of it, as long as we took.
+                known = self._awaited(dataset_id, _CLASH_S + 2 * (time.monotonic() - begun))
+                if tries == clash.most and known.get("state") != READY:
+                    raise clash.error from clash
+        return self._ready(dataset_id, dataset)
+
+    def _awaited(self, dataset_id: str, patience_s: float) -> dict[str, Any]:
+        """Until the dataset is READY, or for as long."""
+        waited, pause = 0.0, 0.25
+        while True:
+            found = self.get(dataset_id) or {}
+            if found.get("state") == READY or waited >= patience_s:
+                return found
+            self._sleep(pause)
+            waited, pause = waited + pause, min(10.0, pause * 1.5)
+
+    def get(self, dataset_id: str) -> dict[str, Any] | None:
+        api = self._client().datasets
+        try:
+            return plain(self._wire.read(lambda: api.get(dataset_id, account_id=self._account())))
+        except NotFound:
+            return None
+
+    def delete(self, dataset_id: str) -> None:
+        """One that is gone already is no error."""
+        api = self._client().datasets
+        with suppress(NotFound):
+            self._wire.read(lambda: api.delete(dataset_id, account_id=self._account()))
+
+    def stored(self) -> Iterator[StoredItem]:
+        """Every dataset of the account. The host lists how many rows each has, not its size."""
+        api, account = self._client().datasets, self._account()
+        for page in self._wire.pages(lambda: api.list(account_id=account, page_size=200), omits_empty=True):
+            for raw in items(page):
+                count = whole(raw.get("exampleCount"))
+                yield StoredItem(
+                    provider=self._wire.provider,
+                    kind="file",
+                    id=str(raw["name"]),
+                    name=text(raw.get("displayName")),
+                    created_at=when(raw.get("createTime")),
+                    note=None if count is None else f"{count} rows",
+                )
+
+    def fetch(self, dataset_id: str, file: Path) -> None:
+        """Its one file, over a signed URL. Raises `NotFound` where it has none."""
+        api = self._client().datasets
+        answer = self._wire.read(lambda: api.get_download_endpoint(dataset_id, account_id=self._account()))
+        urls = table(plain(answer).get("filenameToSignedUrls"))
+        if len(urls) != 1:
+            raise NotFound(self._wire.provider, f"dataset {dataset_id} has {len(urls)} files, not one")
+        [url] = urls.values()
+        opened = files.signed(self._http(), require_safe(url))
+        files.fetch(self._wire, opened, file, limit_bytes=files.MOST_FILE_BYTES)
+
+    def examples(self, name: str) -> int | None:
+        """Rows of a dataset, by its resource name or id."""
+        return whole((self.get(name.rsplit("/", 1)[-1]) or {}).get("exampleCount"))
+
+    def _create(self, dataset_id: str, path: Path) -> None:
+        with path.open("rb") as lines:
+            count = sum(1 for _ in lines)
+        api = self._client().datasets
+        with suppress(Conflict):  # made by an earlier try, or by another process with the same data
+            self._wire.read(
+                lambda: api.create(
+                    account_id=self._account(),
+                    dataset_id=dataset_id,
+                    dataset={"user_uploaded": {}, "example_count": str(count)},
+                )
+            )
+
+    def _send(self, dataset_id: str, path: Path, dataset: Dataset, progress: Progress | None) -> None:
+        """Raises `_Clash`."""
+        # Every request for URLs replaces the dataset's list of files, so all files are named in one.
+        size = str(path.stat().st_size)
+        api, account = self._client().datasets, self._account()
+        try:
+            answer = plain(
+                self._wire.read(
+                    lambda: api.get_upload_endpoint(
+                        dataset_id, account_id=account, filename_to_size={path.name: size}
+                    )
+                )
+            )
+            url = require_safe(table(answer.get("filenameToSignedUrls")).get(path.name))
+        except InvalidRequest as error:
+            raise _Clash(_busy(error)) from error
+        try:
+            self._wire.read(lambda: put_signed(self._http(), url, path, progress))
+        except (InvalidRequest, NotFound, PermissionRefused) as error:
+            raise _Clash(_busy(error)) from error
+        try:
+            self._wire.read(lambda: api.validate_upload(dataset_id, account_id=account, body={}))
+        except InvalidRequest as error:
+            raise _Clash(_refused(dataset, error.message, error.code), most=2) from error
+
+    def _ready(self, dataset_id: str, dataset: Dataset) -> dict[str, Any]:
+        def look() -> tuple[dict[str, Any] | None, object]:
+            found = self.get(dataset_id)
+            if found is None:
+                raise UnexpectedAnswer("fireworks", f"dataset {dataset_id} is gone after its upload")
+            status = table(found.get("status"))
+            if text(status.get("code")) not in (None, "OK"):
+                raise _refused(dataset, str(status.get("message")), text(status.get("code")))
+            return (found if found.get("state") == READY else None), found.get("state")
+
+        return awaited(
+            look,
+            provider="fireworks",
+            what=f"dataset {dataset_id}",
+            sleep=self._sleep,
+            within_s=WAIT_S,
+            fix="submit again later; what was uploaded is used as it is",
+        )
+
+
+class _Clash(Exception):
+    """A step of an upload was refused, which another upload of the same rows at this moment causes too: it
+    replaces the signed URLs, or has finished the dataset. `error` is what it is after `most` tries."""
+
+    def __init__(self, error: OrchestrateError, most: int = 3) -> None:
+        super().__init__(error.message)
+        self.error, self.most = error, most
+
+
+def _busy(error: ProviderError) -> HostUnavailable:
+    return HostUnavailable(
+        "fireworks",
+        f"the upload was refused ({error.message}); another process may be uploading the same rows",
+        status=error.status,
+        fix="submit again later; what was uploaded is used as it is",
+    )
+
+
+def put_signed(http: httpx.Client, url: str, path: Path, progress: Progress | None = None) -> httpx.Response:
+    """`http` carries no key. Raises httpx's errors."""
+    size = str(path.stat().st_size)
+    headers = {  # covered by the signature
+        "Content-Type": "application/octet-stream",
+        "X-Goog-Content-Length-Range": f"{size},{size}",
+        "Content-Length": size,
+    }
+    answer = http.put(url, content=_chunks(path, progress), headers=headers)
+    answer.raise_for_status()
+    return answer
+
+
+def require_safe(url: Any) -> str:
+    return files.safe_url("fireworks", url)
+
+
+def _chunks(path: Path, progress: Progress | None) -> Iterator[bytes]:
+    total, done = path.stat().st_size, 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            yield chunk
+            done += len(chunk)
+            if progress is not None:
+                progress(done, total)
+
+
+def _refused(dataset: Dataset, reason: str, code: str | None) -> DataError:
+    return refused("fireworks", "Fireworks", dataset, reason, code or "invalid_dataset")
+
+
+# -- the files of a tuned model, over signed URLs ----------------------------------------------------------
+# The files of a tuned model, fetched over signed URLs.
+
+
+class Weights:
+    def __init__(self, client: Callable[[], Fireworks], http: Callable[[], httpx.Client], wire: Wire) -> None:
+        self._client, self._http, self._wire = client, http, wire
+
+    def fetch(self, model: str, folder: Path, most: int, progress: Progress | None) -> None:
+        """All files of a model into `folder`, at most `most` bytes; those that came whole are not fetched
+        again."""
+        urls = self._urls(model)
+        names = {name.rsplit("/", 1)[-1]: name for name in sorted(urls) if files.wanted(name)}
+        own_folder(folder)
+        for short, name in names.items():
+            file = folder / short
+            if not file.exists():
+                try:
+                    self._file(urls[name], file, most, progress)
+                except (PermissionRefused, InvalidRequest):
+                    # Signed URLs live for an hour; a large model takes longer.
+                    urls = self._urls(model)
+                    self._file(urls[name], file, most, progress)
+            most -= file.stat().st_size
+
+    def _file(self, url: str, file: Path, most: int, progress: Progress | None) -> None:
+        opened = files.signed(self._http(), url)
+        files.fetch(self._wire, opened, file, limit_bytes=most, progress=progress)
+
+    def _urls(self, model: str) -> dict[str, str]:
+        account, model_id = model.split("/")[1], reading.id_of(model)
+        api = self._client().models
+        answer = plain(self._wire.read(lambda: api.get_download_endpoint(model_id, account_id=account)))
+        found = table(answer.get("filenameToSignedUrls"))
+        return {name: require_safe(url) for name, url in found.items()}
+
 
 PAGE = 200
 """Entries of one page of a list; the most that the host gives."""

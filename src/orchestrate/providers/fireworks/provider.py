@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from orchestrate.errors import Conflict, NotFound, OutcomeUnknown, QuotaExceeded, UsageError
 from orchestrate.profile import Profile
-from orchestrate.providers import accounts, offline, settings, standing
+from orchestrate.providers import base as accounts
+from orchestrate.providers import base as standing
+from orchestrate.providers import files, offline, settings
 from orchestrate.providers.base import (
     Deletes,
     DeletesData,
@@ -32,14 +34,10 @@ from orchestrate.providers.base import (
     ShowsRows,
     TakesAdapters,
 )
-from orchestrate.providers.calls.hosted import Retry, Wire
-from orchestrate.providers.calls.pages import made_since
-from orchestrate.providers.calls.values import items, table, text, when
-from orchestrate.providers.files import archives
-from orchestrate.providers.fireworks import reading
-from orchestrate.providers.fireworks.connection import PAGE, Connection
-from orchestrate.providers.fireworks.datasets import Datasets, Weights
-from orchestrate.providers.fireworks.profile import PROFILE
+from orchestrate.providers.calls import items, table, text, when
+from orchestrate.providers.calls.hosted import Retry, Wire, made_since
+from orchestrate.providers.fireworks import PROFILE, reading
+from orchestrate.providers.fireworks.connection import PAGE, Connection, Datasets, Weights
 from orchestrate.providers.fireworks.reading import ID_PARAMETER, KINDS, state_of
 from orchestrate.providers.fireworks.serving import FireworksAdapters, Serving, Tuned
 from orchestrate.providers.fireworks.translation import (
@@ -137,7 +135,7 @@ class FireworksProvider(
     # -- whose jobs ----------------------------------------------------------------------------------------
 
     def _ask_account(self) -> Account | None:
-        return accounts.told(account=self._at.seen_account())
+        return accounts.named_account(account=self._at.seen_account())
 
     def _file(self, id: str) -> dict[str, Any]:
         """By its resource name, in this account alone."""
@@ -341,7 +339,7 @@ class FireworksProvider(
         """The final model, file by file over signed URLs; a file that came whole is not fetched again."""
         if checkpoint is not None:
             raise UsageError(f"{self.title}: {self.missing[Feature.CHECKPOINTS]}")
-        archives.require_empty(dest)
+        files.require_empty(dest)
         raw, _ = self._at.find(job)
         model = self._tuned(job, raw)
         base = text(reading.settings_of(raw).get("baseModel"))

@@ -15,12 +15,12 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, cast
 
 from orchestrate.catalog import HostModel
-from orchestrate.providers.calls.payloads import payload
-from orchestrate.providers.calls.values import (
+from orchestrate.providers.calls import (
     NANO,
     estimate_quote,
     money,
     number,
+    payload,
     ref_in,
     table,
     text,

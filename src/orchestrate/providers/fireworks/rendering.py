@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from orchestrate.data.operations.preview import RowTokens, Token
-from orchestrate.providers.calls.values import number, table, text, whole
+from orchestrate.providers.calls import number, table, text, whole
 
 
 def rendered_of(lines: Iterable[str]) -> list[RowTokens]:

@@ -22,13 +22,11 @@ from orchestrate import costing
 from orchestrate.core import days
 from orchestrate.errors import Conflict, InvalidRequest, NotFound, ProviderError, UnexpectedAnswer, UsageError
 from orchestrate.providers import adapters
+from orchestrate.providers.adapters import TO_BE_ASKED, Replicas
+from orchestrate.providers.calls import items, payload, plain, rows, table, text, when, whole
 from orchestrate.providers.calls.hosted import Wire
-from orchestrate.providers.calls.payloads import payload
-from orchestrate.providers.calls.values import items, plain, rows, table, text, when, whole
-from orchestrate.providers.dedicated import TO_BE_ASKED, Replicas
-from orchestrate.providers.fireworks.connection import Connection
-from orchestrate.providers.fireworks.datasets import put_signed, require_safe
-from orchestrate.providers.fireworks.profile import PROFILE, region_factor
+from orchestrate.providers.fireworks import PROFILE, region_factor
+from orchestrate.providers.fireworks.connection import Connection, put_signed, require_safe
 from orchestrate.providers.hosted import awaited
 from orchestrate.types import Adapter, Endpoint, Standing
 

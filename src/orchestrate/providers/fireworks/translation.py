@@ -14,10 +14,9 @@ from typing import Any
 from orchestrate import catalog
 from orchestrate.catalog import ModelOnHost
 from orchestrate.errors import UsageError
-from orchestrate.providers.calls.values import table, text
-from orchestrate.providers.fields import Fields
-from orchestrate.providers.fireworks.profile import PROFILE
-from orchestrate.providers.settings import KTO_ONLY, UNPAIRED, Rows
+from orchestrate.providers.calls import table, text
+from orchestrate.providers.fireworks import PROFILE
+from orchestrate.providers.settings import KTO_ONLY, UNPAIRED, Fields, Rows
 from orchestrate.spec import JobSpec, LoRA
 from orchestrate.types import Translation
 

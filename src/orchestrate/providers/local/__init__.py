@@ -1,1 +1,31 @@
 """This machine as a backend: `orchestrate.local` trains, in processes of its own."""
+
+from __future__ import annotations
+
+from orchestrate.data.dialects import CANONICAL
+from orchestrate.data.rows.traits import Trait
+from orchestrate.data.rules import EVERY_KIND, HostRules, refused
+from orchestrate.profile import HUB_ID, Profile
+
+# What this machine takes: open weights from the hub or a folder, and rows of text. It quotes hourly prices.
+
+
+PROFILE = Profile(
+    kind="local",
+    title="This machine",
+    provider="orchestrate.providers.local.provider:LocalProvider",
+    rank=3,
+    keyless=True,
+    near=True,
+    rules=HostRules(
+        kinds=EVERY_KIND,
+        traits={
+            Trait.IMAGES: refused("no-vision", "the local engine trains on text only", "remove the images"),
+        },
+    ),
+    dialect=CANONICAL,
+    ids=HUB_ID,
+    default_epochs=3,
+    options=frozenset({"threads", "device", "gpu_memory_gib"}),
+    unbilled_failure=lambda job: job.started_at is None,
+)

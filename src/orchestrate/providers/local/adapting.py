@@ -2,20 +2,175 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
-from orchestrate.errors import SetupError
+import msgspec
+
+from orchestrate.errors import OrchestrateError, SetupError
+from orchestrate.local import weights
 from orchestrate.local.job import Adapter
-from orchestrate.local.model.adapters.names import no_pattern
-from orchestrate.local.model.files import models
-from orchestrate.local.model.files.quantised import Quantised, expanded
-from orchestrate.providers.local import continuing, naming
+from orchestrate.local.model import files
+from orchestrate.local.model.adapters import (
+    ALL_LINEAR,
+    Misnamed,
+    ModuleNames,
+    ends,
+    matches,
+    misnamed,
+    no_pattern,
+)
+from orchestrate.local.model.files import Quantised, expanded
 from orchestrate.providers.settings import Rows
 from orchestrate.spec.methods import LoRA, QLoRA
+from orchestrate.text import count
 
 if TYPE_CHECKING:
     from orchestrate.spec import JobSpec
+
+# Settings of an adapter where the run goes on from one: they are that adapter's own.
+
+
+PEFTS: Mapping[str, str] = {
+    "r": "r",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "dora": "use_dora",
+    "rslora": "use_rslora",
+    "target_parameters": "target_parameters",
+    "rank_pattern": "rank_pattern",
+    "alpha_pattern": "alpha_pattern",
+    "layers_to_transform": "layers_to_transform",
+    "exclude_modules": "exclude_modules",
+    "modules_to_save": "modules_to_save",
+}
+"""Our words for peft's."""
+OWN = "of the adapter that the run goes on from"
+
+
+def continue_from(rows: Rows, spec: JobSpec) -> None:
+    if spec.continue_from is None:
+        return
+    config = config_of(spec.continue_from)
+    if config is None:
+        rows.refuse("continue_from", "on this machine it is the folder of an adapter (adapter_config.json)")
+    elif spec.adapter.type == "full":
+        reason = "it is an adapter, and all weights are to be trained: take the merged model for the model"
+        rows.refuse("continue_from", f"{reason} (orchestrate export RUN DIR --to merged)")
+    elif (kind := config.get("peft_type")) != "LORA":
+        rows.refuse("continue_from", f"an adapter of the kind {kind}; the engine goes on from LoRA")
+    else:
+        folder = str(Path(spec.continue_from).expanduser().resolve())
+        rule = f"LoRA of rank {config.get('r')} on {config.get('base_model_name_or_path')}"
+        rows.keep("continue_from", "continue_from", folder, rule=rule)
+
+
+def config_of(folder: str) -> Mapping[str, Any] | None:
+    """What the folder says of its adapter; `None` where it holds none."""
+    try:
+        path = Path(folder).expanduser() / "adapter_config.json"
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def settings(rows: Rows, asked: LoRA, config: Mapping[str, Any]) -> None:
+    """A row for each: what is asked for and differs is refused, as peft would pass over it."""
+    values = asked.model_dump(mode="json")
+    for ours, theirs in PEFTS.items():
+        row, given, own = f"adapter.{ours}", values[ours], config.get(theirs)
+        if given is None or given is False:
+            if own:
+                rows.default(row, row, own, OWN, send=True)
+        elif _plain(given) == _plain(own):
+            rows.keep(row, row, given, rule=OWN)
+        else:
+            rows.refuse(row, f"the adapter that the run goes on from has {_said(own)}", instead=own)
+    if asked.init_lora_weights is not None:
+        rows.refuse("adapter.init_lora_weights", "the adapter that the run goes on from has begun")
+    _targets(rows, asked.targets, config.get("target_modules") or ())
+
+
+def _targets(rows: Rows, given: str | Sequence[str] | None, own: str | Sequence[str]) -> None:
+    row = "adapter.targets"
+    shown = own if isinstance(own, str) else ", ".join(sorted(ends(own)))
+    told = f"{OWN}: {shown}" + ("" if isinstance(own, str) else f" ({count(len(own), 'module')})")
+    if given is None:
+        rows.default(row, None, shown, told)
+    elif isinstance(given, str):
+        rows.map(row, None, shown, told, exact=given == own)
+    elif isinstance(own, str) or not _the_same(given, own):
+        rows.refuse(row, f"the adapter that the run goes on from has {shown}")
+    else:
+        rows.keep(row, None, rule=told)
+    rows.send(row, own if isinstance(own, str) else list(own))
+
+
+def _the_same(given: Sequence[str], own: Sequence[str]) -> bool:
+    return all(matches(given, name) for name in own) and all(
+        any(matches([name], one) for one in own) for name in given
+    )
+
+
+def _plain(value: Any) -> Any:
+    """peft keeps lists as sets."""
+    return sorted(cast("list[Any]", value)) if isinstance(value, list) else value or None
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, cast("list[Any]", value)))
+    return "none" if value in (None, False, {}) else f"{value}"
+
+
+# Whether an adapter's names are those of the model: seen before a worker starts, by building the model
+# without weights from its configuration.
+
+
+FIELDS = (
+    "targets",
+    "target_parameters",
+    "exclude_modules",
+    "layers_to_transform",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+)
+
+
+def named(asked: LoRA) -> list[str]:
+    """The settings that name modules or parameters."""
+    given = [field for field in FIELDS if getattr(asked, field) is not None]
+    return [field for field in given if getattr(asked, field) != ALL_LINEAR]
+
+
+def looked_at(spec: JobSpec, model: str) -> tuple[list[Misnamed], str | None]:
+    """Names that fit nothing, and why they could not be looked at. `model`: as `models.config_of` finds
+    it."""
+    asked = spec.adapter
+    adapter = Adapter.from_dict(asked.model_dump(mode="json"))
+    if not isinstance(asked, LoRA) or not named(asked) or no_pattern(adapter):
+        return [], None
+    config = files.config_of(model)
+    if config is None:
+        return [], "the model's configuration is not on this machine"
+    names = _tensor_names(msgspec.json.encode(config, order="sorted"))
+    if isinstance(names, str):
+        return [], names
+    return misnamed(names, adapter), None
+
+
+@lru_cache(maxsize=32)
+def _tensor_names(config: bytes) -> ModuleNames | str:
+    """Or why they are not known."""
+    given: Mapping[str, Any] = msgspec.json.decode(config)
+    try:
+        return ModuleNames.from_dict(weights.ask("names", module="naming", config=given))
+    except OrchestrateError as error:
+        return error.message
+
 
 _STRUCTURE = (
     "init_lora_weights",
@@ -37,16 +192,16 @@ _EXPANDED = {
 
 def adapter(rows: Rows, spec: JobSpec, model: str) -> None:
     """`model`: as `models.config_of` finds it."""
-    config = {} if "model" in rows.refused else models.config_of(model) or {}
+    config = {} if "model" in rows.refused else files.config_of(model) or {}
     held = Quantised.of(config)
     _kind(rows, spec, held, expanded(config))
-    continuing.continue_from(rows, spec)
+    continue_from(rows, spec)
     if not isinstance(spec.adapter, LoRA):
         return
     asked = spec.adapter
-    earlier = spec.continue_from and continuing.config_of(spec.continue_from)
+    earlier = spec.continue_from and config_of(spec.continue_from)
     if earlier and "continue_from" not in rows.refused:
-        continuing.settings(rows, asked, earlier)
+        settings(rows, asked, earlier)
     else:
         _sizes(rows, asked)
         _structure(rows, spec, asked, config, held)
@@ -124,7 +279,7 @@ def _names(rows: Rows, spec: JobSpec, model: str) -> None:
         field, reason = wrong
         rows.refuse(f"adapter.{field}", reason)
         return
-    found, unseen = naming.looked_at(spec, model)
+    found, unseen = looked_at(spec, model)
     for one in found:
         row = f"adapter.{one.field}"
         if row in rows.refused:
@@ -134,7 +289,7 @@ def _names(rows: Rows, spec: JobSpec, model: str) -> None:
         else:
             rows.map(row, row, given[one.field], one.told, exact=False)
     if unseen is not None and isinstance(spec.adapter, LoRA):
-        for field in naming.named(spec.adapter):
+        for field in named(spec.adapter):
             rows.tell(f"adapter.{field}", f"names not looked at: {unseen}")
 
 

@@ -25,16 +25,17 @@ from orchestrate.errors import (
 )
 from orchestrate.local.job import LocalJob
 from orchestrate.local.machine import cores
-from orchestrate.local.plan import paces, throughput
-from orchestrate.local.plan.paces import Kind, Point
-from orchestrate.local.run.rundir import STATUSES, RunDir, runs
+from orchestrate.local.plan import throughput
+from orchestrate.local.plan import throughput as paces
+from orchestrate.local.plan.throughput import Kind, Point
+from orchestrate.local.run import STATUSES, RunDir, runs
 from orchestrate.places import depot, order
 from orchestrate.places.away import AwayPlace
 from orchestrate.places.base import Hourly, Machine, Placed, Resources
 from orchestrate.providers.base import Limited, Recalls
 from orchestrate.providers.local import checking, reading, renting
 from orchestrate.providers.local.provider import LocalProvider
-from orchestrate.settings.keys import redact_text
+from orchestrate.settings import redact_text
 from orchestrate.text import duration
 from orchestrate.types import (
     Account,
@@ -255,7 +256,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         gpu = decoding.convert(body.get("resources", {}), Resources).gpu
         there = _there(kind, gpu, kind.threads)
         found = throughput.estimate(self.home, there, place=self.name)
-        began = [*paces.startups(there, paces.read(paces.file_of(self.home))), STARTUP]
+        began = [*paces.startups(there, paces.read_pace(paces.file_of(self.home))), STARTUP]
         return msgspec.structs.replace(found, besides=paces.combined(began, least=throughput.UNPROVED))
 
     def _keep_pace(self, run: RunDir) -> None:
@@ -268,7 +269,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
             if mark.is_file():
                 return
             job, used = run.job(), self.place.usage(run.ref)
-            for pace in paces.read(paces.file_of(run.path)):
+            for pace in paces.read_pace(paces.file_of(run.path)):
                 gpu = decoding.convert(job.resources, Resources).gpu
                 kind = _there(pace.kind, gpu, job.threads or cores())
                 told = throughput.estimate(self.home, kind)

@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrate import catalog, costing
 from orchestrate.costing.size import chat_of
-from orchestrate.data.rows.examples import RLExample
+from orchestrate.data.rows import RLExample
 from orchestrate.data.rules import METHOD_KINDS
 from orchestrate.errors import ConfigError, DataError, MissingExtra, OrchestrateError, UsageError
-from orchestrate.local.encoding.encoding import Rules
-from orchestrate.local.encoding.looking import Looked, look
+from orchestrate.local.encoding import Looked, Rules, look
 from orchestrate.local.job import DEFAULT_SAMPLES
-from orchestrate.local.model.files import models
+from orchestrate.local.model import files
 from orchestrate.local.objectives import grading
 from orchestrate.local.run import launching
-from orchestrate.providers.local import naming
+from orchestrate.providers.local import adapting
 from orchestrate.providers.local.translation import max_new_tokens, memory
 from orchestrate.spec import RFT, method_word
 from orchestrate.text import count, size
@@ -41,7 +40,7 @@ def problems(
     if any(row.name == "model" for row in translation.refused):
         return
     try:
-        models.here(translation.model)
+        files.here(translation.model)
     except (UsageError, ConfigError) as error:
         yield _problem(name, "model-unusable", error, field="model")
         return
@@ -57,11 +56,11 @@ def to_download(name: str, translation: Translation) -> Iterator[Problem]:
     if any(row.name == "model" for row in translation.refused):
         return
     try:
-        if not models.to_download(translation.model):
+        if not files.to_download(translation.model):
             return
     except (UsageError, ConfigError):
         return  # `problems` says so
-    offline = models.offline()
+    offline = files.offline()
     yield Problem(
         code="model-to-download",
         message=f"{translation.model} is not on this machine; "
@@ -84,7 +83,7 @@ def joined(found: Iterable[Problem], more: Iterable[Problem]) -> list[Problem]:
 def _names(name: str, spec: JobSpec, translation: Translation) -> Iterator[Problem]:
     """Of the adapter, that the model does not have; an error where the translation refuses the setting."""
     refused = {row.name for row in translation.refused}
-    found, unseen = naming.looked_at(spec, translation.model)
+    found, unseen = adapting.looked_at(spec, translation.model)
     for one in found:
         field = f"adapter.{one.field}"
         yield Problem(

@@ -16,13 +16,13 @@ from orchestrate.core.files import private_folder, write_whole
 from orchestrate.errors import Conflict, NotFound, ProviderError
 from orchestrate.local import machine
 from orchestrate.local.job import Adapter, Hyper, LocalJob, Method
-from orchestrate.local.plan import paces
-from orchestrate.local.run import checkpoints, launching
-from orchestrate.local.run.rundir import STATUSES, RunDir, now, runs
+from orchestrate.local.plan import throughput
+from orchestrate.local.run import STATUSES, RunDir, checkpoints, launching, now, runs
 from orchestrate.places.base import Place, Resources
 from orchestrate.places.process import ProcessPlace
 from orchestrate.profile import Profile
-from orchestrate.providers import settings, standing
+from orchestrate.providers import base as standing
+from orchestrate.providers import settings
 from orchestrate.providers.base import (
     AnswersHere,
     Chats,
@@ -37,10 +37,9 @@ from orchestrate.providers.base import (
     Restarts,
     Resumes,
 )
-from orchestrate.providers.local import reading, weights
+from orchestrate.providers.local import PROFILE, planned, reading
 from orchestrate.providers.local.planned import PlannedProvider
-from orchestrate.providers.local.profile import PROFILE
-from orchestrate.settings.keys import masked
+from orchestrate.settings import masked
 from orchestrate.text import count
 from orchestrate.types import (
     Account,
@@ -173,7 +172,7 @@ class LocalProvider(
             chat_template=body.get("chat_template"),
             chat_template_kwargs=body.get("chat_template_kwargs", {}),
             spec=masked(spec.canonical()),
-            paces=str(paces.file_of(self.home)),
+            paces=str(throughput.file_of(self.home)),
             resources=resources.to_dict() if self.place.away else {},
             created_at=now(),
         )
@@ -321,9 +320,9 @@ class LocalProvider(
         self, job: JobHandle, dest: Path, *, checkpoint: str | None = None, progress: Progress | None = None
     ) -> Artifact:
         run = self._run(job)
-        source = weights.of(run, checkpoint, self.name)
+        source = planned.of(run, checkpoint, self.name)
         self.place.bring(run, source)
-        files = weights.copied(source, dest, progress)
+        files = planned.copied(source, dest, progress)
         return Artifact(
             kind=source.name,
             folder=str(dest),
@@ -368,7 +367,7 @@ class LocalProvider(
             return self._generators[key]
         run = self._run(job)
         local = run.job()
-        folder = weights.of(run, checkpoint, self.name)
+        folder = planned.of(run, checkpoint, self.name)
         self.place.bring(run, folder)
         made = Generator(
             local.model,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 
-from orchestrate.local.run import checkpoints
-from orchestrate.local.run.rundir import STATUSES, RunDir, State
+from orchestrate.local.run import STATUSES, RunDir, State, checkpoints
 from orchestrate.text import duration
 from orchestrate.types import Checkpoint, Job, JobError, JobHandle, JobStatus
 

@@ -14,7 +14,7 @@ from orchestrate.local.plan import fitting, throughput
 from orchestrate.places.base import SILENCE_S, Hourly, Limits, Machine, Resources
 from orchestrate.places.order import gpu_asked
 from orchestrate.profile import RENTED as OPTIONS
-from orchestrate.providers.local import shares
+from orchestrate.providers.local import translation
 from orchestrate.text import count, money, size
 from orchestrate.types import MemoryPlan, Outcome, Setting
 
@@ -71,8 +71,8 @@ def fits(
         memory = machine.memory_bytes if machine.gpu else None
         plan, shared = fitting.of_job(model, here, billions=billions, gpu_bytes=memory), None
         if machine.count > 1 and plan is not None and plan.fits is False:
-            spread = shares.spread(here, machine.count)
-            if shares.unable(spread) is None:
+            spread = translation.spread(here, machine.count)
+            if translation.unable(spread) is None:
                 shared = fitting.of_job(model, spread, billions=billions, gpu_bytes=memory)
         work = operations(machine.gpu) if machine.gpu else throughput.CPU_THREAD_OPERATIONS
         found.append(Fit(machine, plan, work, shared))

@@ -3,32 +3,301 @@ refused."""
 
 from __future__ import annotations
 
+import hashlib
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from orchestrate import catalog
-from orchestrate.errors import ConfigError, UsageError
+from orchestrate.data.tokens import counting, tokenizer_files
+from orchestrate.data.tokens.chat_templates import reads, require_template
+from orchestrate.errors import ConfigError, DataError, SetupError, SpecError, UsageError
+from orchestrate.local import model as engines
 from orchestrate.local.job import DEFAULT_SAMPLES, Hyper
-from orchestrate.local.model import engines
-from orchestrate.local.model.files import models
-from orchestrate.local.objectives import grading
-from orchestrate.local.objectives.isolation import isolation
+from orchestrate.local.model import files
+from orchestrate.local.objectives import grading, isolation
 from orchestrate.local.plan import fitting
-from orchestrate.local.plan.states import LION_RATE
-from orchestrate.providers.local import options as own_options
-from orchestrate.providers.local import shares
+from orchestrate.local.plan import memory as states
+from orchestrate.local.plan.memory import LION_RATE
 from orchestrate.providers.local.adapting import adapter
-from orchestrate.providers.local.templates import chat_template
 from orchestrate.providers.settings import Rows
-from orchestrate.spec import RFT, EarlyStopping, method_word
-from orchestrate.types import MemoryPlan, Translation
+from orchestrate.settings import masked
+from orchestrate.spec import RFT, EarlyStopping, JobSpec, method_word
+from orchestrate.spec.methods import OPTIMIZERS
+from orchestrate.spec.specfile import template_text
+from orchestrate.text import size
+from orchestrate.types import MemoryPlan, Outcome, Setting, Translation
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+# `provider_options.local`: the engine's own settings, and what the machine makes of those it chooses.
 
-    from orchestrate.spec import JobSpec
+
+class Option(NamedTuple):
+    kind: type | tuple[type, ...]
+    least: float | None = None
+    """The smallest value."""
+    above: float | None = None
+    """What the value must exceed."""
+    words: tuple[str, ...] = ()
+    rft_only: bool = False
+    in_hyper: bool = True
+    """Whether the engine has it among the settings of training."""
+
+
+NUMBER = (int, float)
+OPTIONS: Mapping[str, Option] = {
+    "threads": Option(int, least=1, in_hyper=False),
+    "device": Option(str, words=("cpu", "cuda"), in_hyper=False),
+    "engine": Option(str, words=engines.NAMES, in_hyper=False),
+    "precision": Option(str, words=engines.PRECISIONS, in_hyper=False),
+    "micro_batch": Option(int, least=1),
+    "processes": Option(int, least=1),
+    "sharded": Option(bool),
+    "optimizer": Option(str, words=tuple(OPTIMIZERS)),
+    "gradient_checkpointing": Option(bool),
+    "neftune_alpha": Option(NUMBER, above=0),
+    "router_aux_loss": Option(NUMBER, least=0),
+    "nan_policy": Option(str, words=("stop", "skip")),
+    "spike_factor": Option(NUMBER, above=1),
+    "recovery_seconds": Option(NUMBER, least=0),
+    "max_new_tokens": Option(int, least=1, rft_only=True),
+    "grader_seconds": Option(NUMBER, above=0, rft_only=True),
+}
+
+
+def answered(
+    spec: JobSpec, body: Mapping[str, Any], gpu_elsewhere: bool, capability: float | None = None
+) -> tuple[list[Setting], dict[str, Any]]:
+    """(a row for each option, the body with them). `gpu_elsewhere`: the job is planned for a GPU that this
+    machine need not have, of this `capability` where it is known."""
+    rows: dict[str, Setting] = {}
+    body = {**body, "hyper": dict(body.get("hyper", {}))}
+    for key, value in spec.provider_options.get("local", {}).items():
+        name = f"provider_options.{key}"
+        if reason := problem(key, value, spec.method.type) or _said_otherwise(key, value, spec):
+            told = masked(value, name)
+            rows[key] = Setting(name=name, asked=told, outcome=Outcome.REFUSED, rule=reason)
+            continue
+        inside = OPTIONS[key].in_hyper
+        wire = f"hyper.{key}" if inside else key
+        rows[key] = Setting(name=name, asked=value, outcome=Outcome.KEPT, sent=value, wire=wire)
+        (body["hyper"] if inside else body)[key] = value
+    device = engines.expected_device(body.get("device") or ("cuda" if gpu_elsewhere else None))
+    full = spec.adapter.type == "full"
+    choices: dict[str, Callable[[Any], engines.Choice]] = {
+        "engine": lambda asked: engines.choose(asked, device),
+        "precision": lambda asked: engines.precision(asked, device, full=full, capability=capability),
+    }
+    for key, choose in choices.items():
+        asked = rows.pop(key, None)
+        if asked is None or asked.outcome is not Outcome.REFUSED:
+            asked = _chosen(key, body.get(key), choose)
+        rows[key] = asked
+    # Settled here: a run that goes on where the CPU is another one must not change it.
+    body["precision"] = rows["precision"].sent
+    return list(rows.values()), body
+
+
+def _said_otherwise(key: str, value: Any, spec: JobSpec) -> str | None:
+    if key == "micro_batch" and spec.gradient_accumulation is not None:
+        return f"the spec says  gradient_accumulation: {spec.gradient_accumulation}; leave one of them out"
+    if key == "processes" and value > 1 and (method_word(spec.method) in ("kto", "rft")):
+        return "the answers of a batch are compared with one another there: one process"
+    if key != "optimizer":
+        return None
+    if spec.optimizer is not None and spec.optimizer.type != value:
+        return f"the spec says  optimizer: {spec.optimizer.type}; leave one of them out"
+    return missing_optimizer(value)
+
+
+def missing_optimizer(name: str) -> str | None:
+    """Why this machine has no such optimiser, with the line that installs it."""
+    try:
+        states.require(name)
+    except states.OptimizerMissing as error:
+        return f"{error.message}: {error.fix}"
+    return None
+
+
+def of_machine(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that the configuration sets for all jobs. Raises `ConfigError` for a value that does not do."""
+    found = {name: options[name] for name in ("threads", "device") if options.get(name) is not None}
+    for name, value in found.items():
+        if reason := problem(name, value):
+            raise ConfigError(f"local.{name} {reason}", fix="correct it in orchestrate.toml")
+    return found
+
+
+def device_of(spec: JobSpec, options: Mapping[str, Any]) -> str:
+    """On which the run is expected to train, by the spec, the configuration and this machine."""
+    asked = spec.provider_options.get("local", {}).get("device") or options.get("device")
+    return engines.expected_device(asked or ("cuda" if options.get("gpu_memory_gib") is not None else None))
+
+
+def problem(key: str, value: Any, method: str = "sft") -> str | None:
+    """Why the engine does not take this value."""
+    option = OPTIONS.get(key)
+    if key == "run_grader_code":
+        return (
+            "a spec cannot allow the code that it brings; leave it out and allow it yourself: "
+            "orchestrate --allow-grader-code ..."
+        )
+    if option is None:
+        return f"the local engine has no such option; it has {', '.join(sorted(OPTIONS))}"
+    if not isinstance(value, option.kind) or (isinstance(value, bool) and option.kind is not bool):
+        kinds = option.kind if isinstance(option.kind, tuple) else (option.kind,)
+        return f"must be {'/'.join(k.__name__ for k in kinds)}, got {value!r}"
+    if option.words and value not in option.words:
+        return f"must be one of {', '.join(option.words)}, got {value!r}"
+    if option.rft_only and method != "rft":
+        return "reinforcement fine-tuning only: no answers are drawn otherwise"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"must be a finite number, got {value!r}"
+    if option.least is not None and value < option.least:
+        return f"must be at least {option.least:g}, got {value!r}"
+    if option.above is not None and value <= option.above:
+        return f"must be more than {option.above:g}, got {value!r}"
+    if key == "router_aux_loss" and method == "rft":
+        return "not of reinforcement fine-tuning: its loss is over drawn answers alone"
+    if key == "spike_factor" and method == "rft":
+        return (
+            "the loss of reinforcement fine-tuning is about 0 at every step; there is no spike to see in it"
+        )
+    return None
+
+
+def _chosen(name: str, asked: Any, choose: Callable[[Any], engines.Choice]) -> Setting:
+    """What the machine will use, and why; refused where it does not have what was asked for. The engine is
+    chosen again by the worker, which knows the number of tokens."""
+    row = Setting(name=f"provider_options.{name}", asked=asked, outcome=Outcome.REFUSED, wire=name)
+    try:
+        found = choose(asked)
+    except SetupError as error:
+        return msgspec.structs.replace(row, wire=None, rule=f"{error.message}: {error.fix}")
+    sent = (asked or "auto") if name == "engine" else found.name
+    return msgspec.structs.replace(
+        row,
+        outcome=Outcome.DEFAULTED if asked is None else Outcome.KEPT,
+        sent=sent,
+        rule=found.reason if sent == found.name else f"{found.name}: {found.reason}",
+    )
+
+
+# Several GPUs: each with the whole model (DDP) where it fits on one, each with a share of every weight
+# (FSDP) where it fits only so, refused where it does not fit either way.
+
+
+NAME = "provider_options.sharded"
+_ADAPTERS = {
+    "dora": "DoRA reads whole weights",
+    "init_lora_weights": "such a start reads whole weights",
+    "modules_to_save": "it trains a copy of whole modules",
+    "target_parameters": "experts are one tensor for all",
+}
+
+
+def settled(told: Translation, plan: Callable[[Translation], MemoryPlan | None]) -> Translation:
+    """With the memory plan, and the way in which several processes share the work."""
+    processes = told.body.get("hyper", {}).get("processes", 1)
+    asked = next((row for row in told.settings if row.name == NAME), None)
+    if told.refused or (processes == 1 and asked is None):
+        return msgspec.structs.replace(told, memory=plan(told))
+    if asked is not None and asked.sent is not True:
+        return msgspec.structs.replace(told, memory=plan(told))
+    kept = Setting(name=NAME, asked=True, outcome=Outcome.KEPT, sent=True, wire="hyper.sharded")
+    in_shares = _with(told, kept)
+    reason = unable(told.body)
+    if asked is not None:
+        if reason:
+            return _with(told, _refused(reason, asked=True))
+        return msgspec.structs.replace(in_shares, memory=plan(in_shares))
+    whole, shared = plan(told), None if reason else plan(in_shares)
+    if whole is None or whole.fits is not False or whole.available_bytes is None:
+        rule = "each has the whole model (DDP)"
+        if whole is not None and whole.fits:
+            rule += f": it takes {size(whole.total_bytes)} of {size(whole.available_bytes or 0)}"
+        row = Setting(name=NAME, outcome=Outcome.DEFAULTED, sent=False, rule=rule)
+        return msgspec.structs.replace(_with(told, row), memory=whole)
+    sums = f"whole on each it takes {size(whole.total_bytes)} of {size(whole.available_bytes)}"
+    if shared is None or not shared.fits:
+        more = reason or f"in {processes} shares {size(shared.total_bytes if shared else 0)}"
+        least = shared or whole
+        fix = "; or ".join(["more or larger GPUs", *least.advice])
+        row = _refused(f"it fits on none of {processes} GPUs: {sums}; {more}; {fix}", asked=None)
+        return msgspec.structs.replace(_with(told, row), memory=whole)
+    rule = f"each has a share of every weight (FSDP): {sums}, "
+    rule += f"in {processes} shares {size(shared.total_bytes)}"
+    row = Setting(name=NAME, outcome=Outcome.DEFAULTED, sent=True, wire="hyper.sharded", rule=rule)
+    return msgspec.structs.replace(_with(told, row), memory=shared)
+
+
+def spread(body: Mapping[str, Any], processes: int) -> dict[str, Any]:
+    """The job for so many processes, each with a share of every weight."""
+    return {**body, "hyper": {**body.get("hyper", {}), "processes": processes, "sharded": True}}
+
+
+def unable(body: Mapping[str, Any]) -> str | None:
+    """Why weights cannot be spread for this job."""
+    hyper, adapter = body.get("hyper", {}), body.get("adapter", {})
+    optimizer, engine = hyper.get("optimizer", "adamw"), body.get("engine", "auto")
+    if hyper.get("processes", 1) < 2:
+        return "there is one process: set processes to the number of GPUs"
+    if optimizer != "adamw":
+        return f"optimizer {optimizer} does not take weights in shares, adamw does"
+    if engine not in ("auto", "plain", None):
+        return f"engine {engine} does not take weights in shares, plain does"
+    for name, reason in _ADAPTERS.items():
+        if adapter.get(name):
+            return f"adapter.{name}: {reason}"
+    if body.get("added_tokens") and adapter.get("type") != "full":
+        return "added_tokens: their rows of the embeddings are trained apart"
+    return None
+
+
+def _refused(reason: str, *, asked: bool | None) -> Setting:
+    return Setting(name=NAME, asked=asked, outcome=Outcome.REFUSED, rule=reason)
+
+
+def _with(told: Translation, row: Setting) -> Translation:
+    rows = (*(one for one in told.settings if one.name != NAME), row)
+    hyper = {**told.body.get("hyper", {}), "sharded": row.sent is True}
+    return msgspec.structs.replace(told, settings=rows, body={**told.body, "hyper": hyper})
+
+
+# The chat template that a spec asks for, and what holds in it.
+
+
+GOES_ALONG = "goes with the result, for chat, evaluation and export"
+
+
+def chat_template(rows: Rows, spec: JobSpec, model: str) -> None:
+    templates = _of(model)
+    if spec.chat_template is not None:
+        try:
+            text = template_text(spec.chat_template)
+            require_template(text)
+        except (SpecError, DataError) as error:
+            rows.refuse("chat_template", error.message)
+            return
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        rows.keep("chat_template", "chat_template", text, rule=f"sha256 {digest}; {GOES_ALONG}")
+        templates = text
+    if settings := spec.chat_template_kwargs:
+        if templates and (unread := [name for name in settings if not reads(templates, name)]):
+            rows.refuse("chat_template_kwargs", f"the chat template reads no {unread[0]}")
+        else:
+            rule = f"holds where nobody says otherwise; {GOES_ALONG}"
+            rows.keep("chat_template_kwargs", "chat_template_kwargs", dict(settings), rule=rule)
+
+
+def _of(model: str) -> object:
+    """The model's own templates, where they are on this machine."""
+    folder = model if Path(model).is_dir() else None
+    name = counting.for_model(hub=None if folder else model, folder=folder)
+    return tokenizer_files.chat_templates(counting.folder_of(name)) if name.startswith("hf:") else None
+
 
 LEARNING_RATES = {"sft": 2e-4, "dpo": 2e-5, "rft": 1e-5}
 FULL_LEARNING_RATES = {"sft": 1e-5, "dpo": 1e-6, "rft": 1e-6}
@@ -44,13 +313,13 @@ def translate(spec: JobSpec, options: Mapping[str, Any]) -> Translation:
     _steps(rows, spec)
     _optimiser(rows, spec)
     _data(rows, spec, options)
-    for name, value in own_options.of_machine(options).items():
+    for name, value in of_machine(options).items():
         rows.send(name, value)
     built = rows.build(model)
     elsewhere = options.get("gpu_memory_gib") is not None
-    own, body = own_options.answered(spec, built.body, elsewhere, options.get("gpu_capability"))
+    own, body = answered(spec, built.body, elsewhere, options.get("gpu_capability"))
     whole = msgspec.structs.replace(built, settings=(*built.settings, *own), body=body)
-    return shares.settled(whole, lambda told: memory(spec, told, options))
+    return settled(whole, lambda told: memory(spec, told, options))
 
 
 def memory(
@@ -88,7 +357,7 @@ def _model(rows: Rows, spec: JobSpec) -> str:
     name = spec.model_for("local")
     try:
         found = catalog.resolve(name, "local")
-        models.config_of(found.id)
+        files.config_of(found.id)
     except (UsageError, ConfigError) as error:
         rows.refuse("model", error.message)
         return name
@@ -230,7 +499,7 @@ def _optimiser(rows: Rows, spec: JobSpec) -> None:
     if kind is None and option is None:
         rows.default("optimizer", "hyper.optimizer", "adamw")
     elif kind is not None:
-        if reason := own_options.missing_optimizer(kind):
+        if reason := missing_optimizer(kind):
             rows.refuse("optimizer.type", reason)
         else:
             rows.keep("optimizer.type", "hyper.optimizer", kind, rule=_OPTIMIZER_RULES.get(kind))
@@ -319,7 +588,7 @@ def _data(rows: Rows, spec: JobSpec, options: Mapping[str, Any]) -> None:
     _length(rows, spec)
     if not (spec.packing and spec.method.type == "rft"):
         rows.offer("packing", "hyper.packing", False, "rows of like length are put together instead")
-        if spec.packing and own_options.device_of(spec, options) == "cpu":
+        if spec.packing and device_of(spec, options) == "cpu":
             rows.tell("packing", engines.NO_PACKING)
     if spec.suffix is not None:
         rows.keep("suffix", None, rule="kept with the run; the result is a folder")

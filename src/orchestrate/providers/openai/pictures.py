@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, floor, sqrt
 
-from orchestrate.data.rows.pictures import Picture
+from orchestrate.data.rows.traits import Picture
 
 _LONGEST, _SHORTEST, _TILE = 2048, 768, 512
 """Pixels: an image is made to fit a square of the first, then its shorter side is brought down to the second;

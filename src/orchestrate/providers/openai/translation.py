@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from orchestrate.catalog import ModelOnHost
-from orchestrate.providers.fields import Fields
-from orchestrate.providers.settings import UNPAIRED, Rows
+from orchestrate.providers.settings import UNPAIRED, Fields, Rows
 from orchestrate.spec import JobSpec
 from orchestrate.types import Translation
 

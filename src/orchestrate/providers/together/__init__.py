@@ -1,1 +1,163 @@
 """Together: fine-tuning of open models with SFT and DPO, LoRA and full, through the `together` SDK."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from orchestrate.data.dialects import Dialect
+from orchestrate.data.rows.traits import Trait
+from orchestrate.data.rules import (
+    AS_SYSTEM,
+    GIB,
+    INLINE_IMAGES,
+    NO_FUNCTION_ROLE,
+    NO_KTO,
+    NO_LOCAL_IMAGES,
+    NO_NAMES,
+    NO_PARALLEL,
+    NO_SPANS,
+    ONE_ANSWER,
+    SYSTEM_LATER,
+    HostRules,
+    refused,
+)
+from orchestrate.profile import HOSTED, HUB_ID, Profile
+
+if TYPE_CHECKING:
+    from orchestrate.costing.rate import Rate
+    from orchestrate.costing.size import JobSize, Lines
+    from orchestrate.types import Job
+
+# What Together takes and asks for. Limits of rows: its documentation and API description, late 2026.
+
+
+RULES = HostRules(
+    kinds={
+        "chat": None,
+        "preference": None,
+        "unpaired": f"Together {NO_KTO}",
+        "completion": None,
+        "text": None,
+        "rl": "Together has no RFT",
+    },
+    traits={
+        Trait.FUNCTION_ROLE: NO_FUNCTION_ROLE,
+        Trait.SYSTEM_LATER: SYSTEM_LATER,
+        Trait.STARTS_WRONG: refused(
+            "starts-wrong", "the first message is neither system nor user", "begin with the user's message"
+        ),
+        Trait.NOT_ALTERNATING: refused(
+            "not-alternating",
+            "user and assistant have to alternate",
+            "join neighbours of one role (--fix does)",
+        ),
+        Trait.REMOTE_IMAGES: INLINE_IMAGES,
+        Trait.IMAGES_NOT_FROM_USER: refused(
+            "image-not-from-user", "only user messages hold images", "move the image to a user message"
+        ),
+        Trait.MANY_IMAGES: refused("many-images", "a row holds at most 10 images", "split the row"),
+        Trait.SEVERAL_ANSWERS: ONE_ANSWER,
+        Trait.LOSS_SPANS: NO_SPANS,
+        Trait.LOCAL_IMAGES: NO_LOCAL_IMAGES,
+        Trait.DEVELOPER: AS_SYSTEM,
+        Trait.NAMES: NO_NAMES,
+        Trait.PARALLEL_TOOL_CALLS: NO_PARALLEL,
+    },
+    most_bytes=50 * GIB,
+)
+
+
+def billed_tokens(
+    train_tokens: int, epochs: int, validation_tokens: int = 0, evals: int = 0
+) -> tuple[int, int]:
+    """Training and evaluation tokens: `n_epochs x train + n_evals x validation`, masked tokens included.
+
+    docs.together.ai fine-tuning pricing: every token processed is billed, whether it carries loss or not.
+    """
+    return train_tokens * epochs, validation_tokens * evals
+
+
+def unpacked_tokens(sequences: int, max_seq_length: int) -> int:
+    """With `packing: false` every sequence is padded to the full length: `rows x max_seq_length` per epoch; a
+    preference pair is two sequences.
+
+    docs.together.ai fine-tuning pricing, which does not say how pairs are counted.
+    """
+    return sequences * max_seq_length
+
+
+def share_billed(steps_done: int, steps: int) -> Decimal:
+    """Share of the price that stays: the steps completed, for a cancelled or early-stopped job.
+
+    docs.together.ai fine-tuning pricing: cancelled jobs pay for completed steps; unused steps of an early
+    stop are refunded.
+    """
+    return Decimal(min(steps_done, steps)) / Decimal(steps) if steps > 0 else Decimal(0)
+
+
+def bills(size: JobSize, rate: Rate) -> Lines:
+    from orchestrate import text
+    from orchestrate.costing.lines import MTOK, line
+    from orchestrate.costing.size import Lines
+
+    epochs, evals = text.count(size.epochs, "epoch"), text.count(size.evals, "evaluation")
+    notes = [f"{epochs} and {evals}; masked tokens are billed"]
+    open_end = size.uncounted
+    per_epoch, least, most = size.train_tokens, size.train_least, size.train_most
+    evaluated_most = size.validation_most
+    if not size.packing:
+        length = size.max_length or size.longest
+        per_epoch = unpacked_tokens(size.sequences, length)
+        # Padded rows have a known length; what is not known is whether a pair is one of them or two.
+        least, most = Decimal(size.rows * length), Decimal(per_epoch)
+        evaluated_most = max(evaluated_most, Decimal(unpacked_tokens(size.validation_sequences, length)))
+        notes.append(f"packing off: each row is billed as {length} tokens")
+        if size.sequences > size.rows:
+            notes[-1] += ", a preference pair as two rows; the low end has it as one"
+        if size.max_length is None:
+            open_end = (
+                f"with packing off rows are padded to the model's longest, which is not known; "
+                f"here to the longest row, {length} tokens"
+            )
+    training, evaluation = billed_tokens(per_epoch, size.epochs, size.validation_tokens, size.evals)
+    low, high = (each * size.epochs / MTOK for each in (least, most))
+    lines = [line("training", training / MTOK, rate, low=low, high=high)]
+    if evaluation:
+        low, high = (each * size.evals / MTOK for each in (size.validation_least, evaluated_most))
+        lines.append(line("evaluation", evaluation / MTOK, rate, low=low, high=high))
+    return Lines(lines=tuple(lines), notes=tuple(notes), open_end=open_end)
+
+
+def unbilled_failure(job: Job) -> bool:
+    """Say whether the host bills nothing: `error` is the platform's failure, which is refunded in full, and
+    `user_error` is billed once steps were done. docs.together.ai fine-tuning pricing.
+    """
+    never_began = job.step == 0 or (job.step is None and job.started_at is None)
+    return job.raw_status == "error" or (never_began and not job.trained_tokens)
+
+
+PROFILE = Profile(
+    kind="together",
+    title="Together",
+    provider="orchestrate.providers.together.provider:TogetherProvider",
+    rank=1,
+    url="https://api.together.ai",
+    origins=frozenset(
+        {"https://api.together.ai", "https://api.together.xyz", "https://api-inference.together.ai"}
+    ),
+    options=HOSTED,
+    sdk="together",
+    project_variable="TOGETHER_PROJECT_ID",
+    chat_url="https://api-inference.together.ai",
+    chat_path="/v1",
+    rules=RULES,
+    dialect=Dialect(developer="system", reasoning="reasoning", names=False, parallel=False),
+    ids=HUB_ID,  # its own output names look so too
+    bills=bills,
+    dpo_factor=Decimal("2.5"),  # blog of 2026-09-11: every published pair of prices
+    default_epochs=1,
+    share_billed=share_billed,
+    reports_price=True,  # `total_price`
+    unbilled_failure=unbilled_failure,
+)

@@ -13,10 +13,11 @@ from orchestrate.core.files import new_folder
 from orchestrate.data import Dataset
 from orchestrate.data.rules import Target
 from orchestrate.errors import ArtifactRefused
+from orchestrate.providers import files as archives
+from orchestrate.providers import files as transfer
 from orchestrate.providers.base import Progress
+from orchestrate.providers.calls import plain, table, text
 from orchestrate.providers.calls.hosted import Wire
-from orchestrate.providers.calls.values import plain, table, text
-from orchestrate.providers.files import archives, transfer
 from orchestrate.providers.hosted import awaited, refused
 from orchestrate.types import ArtifactFile
 

@@ -17,10 +17,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from orchestrate.core.packages import require_recent
+from orchestrate.core import require_recent
 from orchestrate.errors import NotFound, UnexpectedAnswer, UsageError
 from orchestrate.profile import Profile
-from orchestrate.providers import accounts, offline, settings, standing
+from orchestrate.providers import base as accounts
+from orchestrate.providers import base as standing
+from orchestrate.providers import files as archives
+from orchestrate.providers import files as transfer
+from orchestrate.providers import offline, settings
 from orchestrate.providers.base import (
     Deletes,
     DeletesData,
@@ -33,23 +37,13 @@ from orchestrate.providers.base import (
     Progress,
     TakesAdapters,
 )
+from orchestrate.providers.calls import items, plain, ref_in, rows, table, tagged, text
 from orchestrate.providers.calls.clients import Kept
 from orchestrate.providers.calls.hosted import Retry, Wire
-from orchestrate.providers.calls.values import (
-    items,
-    plain,
-    ref_in,
-    rows,
-    table,
-    tagged,
-    text,
-)
-from orchestrate.providers.files import archives, transfer
 from orchestrate.providers.hosted import DedicatedProvider, later
 from orchestrate.providers.settings import UNPAIRED
-from orchestrate.providers.together import reading
+from orchestrate.providers.together import PROFILE, reading
 from orchestrate.providers.together.files import Files, fetch_weights
-from orchestrate.providers.together.profile import PROFILE
 from orchestrate.providers.together.serving import Serving, TogetherAdapters
 from orchestrate.providers.together.translation import NO_RFT, default_rank, require_limits, tag, translate
 from orchestrate.settings.config import HostConfig
@@ -126,8 +120,8 @@ class TogetherProvider(
         project = text(table(who.get("project")).get("id")) or self.config.project
         organization = text(table(who.get("organization")).get("id"))
         if organization is None:
-            return accounts.told(user=text(table(who.get("user")).get("id")))
-        return accounts.told(organization=organization, project=project)
+            return accounts.named_account(user=text(table(who.get("user")).get("id")))
+        return accounts.named_account(organization=organization, project=project)
 
     def _file(self, id: str) -> dict[str, Any]:
         return self._files.get(id)

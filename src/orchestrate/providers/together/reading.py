@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any
 from orchestrate import text as say
 from orchestrate.catalog import HostModel, search
 from orchestrate.errors import QuotaExceeded, UsageError
-from orchestrate.providers.calls.payloads import payload
-from orchestrate.providers.calls.values import (
+from orchestrate.providers.calls import (
     estimate_quote,
     money,
     nanos,
     number,
+    payload,
     rows,
     table,
     text,
     when,
     whole,
 )
-from orchestrate.providers.together.profile import PROFILE
+from orchestrate.providers.together import PROFILE
 from orchestrate.types import (
     Checkpoint,
     Event,

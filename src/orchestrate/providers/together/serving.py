@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrate.errors import Conflict, InvalidRequest, NotFound, ProviderError, UnexpectedAnswer, UsageError
-from orchestrate.providers import adapters
+from orchestrate.providers import adapters, files
+from orchestrate.providers.adapters import TO_BE_ASKED, Replicas
+from orchestrate.providers.calls import items, money, number, payload, plain, rows, table, text, when, whole
 from orchestrate.providers.calls.hosted import Wire
-from orchestrate.providers.calls.payloads import payload
-from orchestrate.providers.calls.values import items, money, number, plain, rows, table, text, when, whole
-from orchestrate.providers.dedicated import TO_BE_ASKED, Replicas
-from orchestrate.providers.files import transfer
-from orchestrate.providers.together.profile import PROFILE
+from orchestrate.providers.together import PROFILE
 from orchestrate.types import Adapter, Endpoint, Standing
 
 if TYPE_CHECKING:
@@ -539,7 +537,7 @@ class TogetherAdapters(adapters.Adapters):
                 self._provider, f"it asks for part {number} of {len(file.parts)} of a file"
             )
         offset, size = file.parts[number - 1]
-        url = transfer.safe_url(self._provider, remote.get("url"))
+        url = files.safe_url(self._provider, remote.get("url"))
         headers = {str(k): str(v) for k, v in table(remote.get("headers")).items()}
 
         def put() -> httpx.Response:

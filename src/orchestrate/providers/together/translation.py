@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 from orchestrate import catalog, text
 from orchestrate.catalog import ModelOnHost
 from orchestrate.errors import TranslationRefused, UsageError
-from orchestrate.providers.calls.values import number, suffix_room, suffix_tag, table, whole
-from orchestrate.providers.fields import Fields
-from orchestrate.providers.settings import UNPAIRED, Rows
-from orchestrate.providers.together.profile import PROFILE
+from orchestrate.providers.calls import number, suffix_room, suffix_tag, table, whole
+from orchestrate.providers.settings import UNPAIRED, Fields, Rows
+from orchestrate.providers.together import PROFILE
 from orchestrate.spec import DPO, JobSpec
 from orchestrate.types import Outcome, Setting, Translation
 

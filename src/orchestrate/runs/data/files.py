@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from orchestrate.core.attributes import late
+from orchestrate.core import late
 from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.profile import profile, this_machine
 from orchestrate.runs.tracked import tracked
 from orchestrate.types import TokensFrom
 
 if TYPE_CHECKING:
-    from orchestrate.data.files.outputs import beside as beside
-    from orchestrate.data.files.outputs import is_stdout as is_stdout
-    from orchestrate.data.files.outputs import require_writable as require_writable
-    from orchestrate.data.operations.batches import join_batch as join_batch
+    from orchestrate.data.files import beside as beside
+    from orchestrate.data.files import is_stdout as is_stdout
+    from orchestrate.data.files import require_writable as require_writable
     from orchestrate.data.operations.check import Options
     from orchestrate.data.operations.check import check as check
     from orchestrate.data.operations.convert import convert as convert
+    from orchestrate.data.operations.convert import join_batch as join_batch
     from orchestrate.data.operations.dedupe import dedupe as dedupe
     from orchestrate.data.operations.fix import fix as fix
     from orchestrate.data.operations.inspect import inspect as inspect

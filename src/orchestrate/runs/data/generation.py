@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from orchestrate.core.files import locked
 from orchestrate.core.retries import Retry
 from orchestrate.costing.rates import completion_price
-from orchestrate.data.files.outputs import require_writable
+from orchestrate.data.files import require_writable
 from orchestrate.data.operations import generate as generating
 from orchestrate.data.operations.generate import GenerateReport as GenerateReport
 from orchestrate.data.operations.generate import Order as Order
@@ -19,8 +19,7 @@ from orchestrate.errors import UsageError
 from orchestrate.paid.journal import lock_of
 from orchestrate.profile import built_in
 from orchestrate.providers import registry
-from orchestrate.providers.chat.completions import chat_with
-from orchestrate.providers.chat.endpoints import addressed, configured
+from orchestrate.providers.chat import addressed, chat_with, configured
 from orchestrate.runs.privacy import is_near
 
 if TYPE_CHECKING:

@@ -17,19 +17,17 @@ from orchestrate.core.retries import ONCE, Retry
 from orchestrate.costing import Prices
 from orchestrate.costing.lines import MTOK
 from orchestrate.costing.rates import completion_price
-from orchestrate.costing.serving.ways import token_rates
+from orchestrate.costing.ways import token_rates
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.evaluation import recordings
 from orchestrate.evaluation.contenders import Candidate, aliased, by_chat, by_generator, fingerprint, renamed
 from orchestrate.local.answers.worker import Worker
-from orchestrate.local.model.files.quantised import NF4
+from orchestrate.local.model.files import NF4
 from orchestrate.paid.asking import Answer, Asking, Price, Question, Respondent, require_price
 from orchestrate.profile import this_machine
 from orchestrate.providers.base import AnswersHere, Chats, Deploys, Downloads, capability
 from orchestrate.providers.calls.clients import connect, wire_of
-from orchestrate.providers.chat.completions import Chat, chat_with
-from orchestrate.providers.chat.endpoints import ModelAt, model_at
-from orchestrate.providers.chat.streaming import Timed
+from orchestrate.providers.chat import Chat, ModelAt, Timed, chat_with, model_at
 from orchestrate.runs import privacy
 from orchestrate.runs.hosting.deployment import require_open
 from orchestrate.settings import trust

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Self
 
 from msgspec.structs import replace
 
+from orchestrate import evaluation as rubric
 from orchestrate.core.files import private_folder
 from orchestrate.costing import Traffic
 from orchestrate.data import Dataset
-from orchestrate.data.files.outputs import require_writable
+from orchestrate.data.files import require_writable
 from orchestrate.data.opening import fitting, fitting_if_there
 from orchestrate.errors import UsageError
 from orchestrate.evaluation import contenders as making
-from orchestrate.evaluation import recordings, rubric
+from orchestrate.evaluation import recordings
 from orchestrate.evaluation.contenders import Candidate
 from orchestrate.evaluation.evaluate import (
     Asked,
@@ -32,7 +33,7 @@ from orchestrate.evaluation.evaluate import (
     require_terms,
 )
 from orchestrate.evaluation.held_out import HeldOut, held_out
-from orchestrate.evaluation.judges.judge import PairJudge, ScoreJudge
+from orchestrate.evaluation.judges import PairJudge, ScoreJudge
 from orchestrate.evaluation.metrics import Context, registry
 from orchestrate.evaluation.pairing import flips
 from orchestrate.evaluation.verdict import Demand
@@ -47,7 +48,7 @@ from orchestrate.runs.evaluation.comparison import asked_before
 from orchestrate.runs.evaluation.contenders import PLACES, BasePrecision, Contenders, other_host
 from orchestrate.runs.hosting.deployment import used
 from orchestrate.runs.tracked import TrackedRun, tracked
-from orchestrate.settings.keys import is_masked, masked_url
+from orchestrate.settings import is_masked, masked_url
 from orchestrate.spec import renaming_of
 from orchestrate.text import count
 from orchestrate.types import Evaluation, Sampling
@@ -91,7 +92,7 @@ class EvaluationOrder:
     target: float | None = None
     margin: float = 0.0
     rubric: Path | None = None
-    """By which judges rate: YAML, see `orchestrate.evaluation.rubric`."""
+    """By which judges rate: YAML, see `orchestrate.evaluation`."""
     rated: str | None = None
     """Answers that people rated, to hold judges against: a file, or the id of a review."""
     traffic: str | None = None

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from orchestrate import evaluation as rubric
 from orchestrate.data.tokens.counting import batch_counter
 from orchestrate.errors import DataError, UsageError
-from orchestrate.evaluation import rubric
-from orchestrate.evaluation.judges import calibration, rows
+from orchestrate.evaluation.judges import LONGEST_ANSWER, USUAL_ANSWER, Judge, Kind, ScoreJudge, calibration
+from orchestrate.evaluation.judges import calibration as rows
 from orchestrate.evaluation.judges.calibration import Calibration as Calibration
+from orchestrate.evaluation.judges.calibration import JudgeReport as JudgeReport
 from orchestrate.evaluation.judges.calibration import RatedAnswer
-from orchestrate.evaluation.judges.judge import LONGEST_ANSWER, USUAL_ANSWER, Judge, Kind, ScoreJudge
-from orchestrate.evaluation.judges.rows import JudgeReport as JudgeReport
 from orchestrate.paid.asking import Asking, Progress, Question
 from orchestrate.paid.journal import Purse
 from orchestrate.runs.evaluation.contenders import Contenders
-from orchestrate.store.records.reviews import PREFIX
+from orchestrate.store.reviews import PREFIX
 from orchestrate.types import Record, Rubric, Sampling
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class PreparedJudging:
     ) -> None:
         self._ft, self._path, self._output, self._terms, self._keep = ft, path, output, terms, keep
         rows.outputs(path, output)
-        self._rows = rows.read(path)
+        self._rows = rows.read_rows(path)
         self._rubric = rubric.read(terms.rubric)
         self._rated = rated_answers(ft, terms.rated, self._rubric)
         if self._rated and len(self._rated[0].answers) == 2:

@@ -11,13 +11,21 @@ from typing import TYPE_CHECKING, Literal
 
 from orchestrate.data import Dataset
 from orchestrate.errors import UsageError
+from orchestrate.evaluation import regression as harness
+from orchestrate.evaluation import regression as probes
 from orchestrate.evaluation.evaluate import EvaluationPlan, plan
 from orchestrate.evaluation.held_out import held_out
 from orchestrate.evaluation.metrics import Context, Metric, registry
-from orchestrate.evaluation.regression import harness, probes
-from orchestrate.evaluation.regression.probes import POINTS_MARGIN, Probe
-from orchestrate.evaluation.regression.regress import ProbeResult, asked, compared, probed, regression
-from orchestrate.evaluation.regression.regress import Regression as Regression
+from orchestrate.evaluation.regression import (
+    POINTS_MARGIN,
+    Probe,
+    ProbeResult,
+    asked,
+    compared,
+    probed,
+    regression,
+)
+from orchestrate.evaluation.regression import Regression as Regression
 from orchestrate.paid.asking import Asking, Progress
 from orchestrate.paid.journal import Purse
 from orchestrate.runs.evaluation import judging

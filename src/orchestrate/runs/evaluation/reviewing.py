@@ -11,22 +11,23 @@ from typing import TYPE_CHECKING, Literal
 
 from msgspec.structs import replace
 
+from orchestrate import evaluation as rubric
 from orchestrate.core.files import private_folder
-from orchestrate.data.files.outputs import require_writable
+from orchestrate.data.files import require_writable
 from orchestrate.errors import OrchestrateError, UsageError
-from orchestrate.evaluation import rubric
+from orchestrate.evaluation import review as tasks
 from orchestrate.evaluation.contenders import called
 from orchestrate.evaluation.judges import calibration
-from orchestrate.evaluation.review import results, rows, sheets, tasks
+from orchestrate.evaluation.review import Source, results, rows, source_of
+from orchestrate.evaluation.review import rows as sheets
 from orchestrate.evaluation.review.desk import Asked, rater_named, standing
 from orchestrate.evaluation.review.desk import Desk as Desk
 from orchestrate.evaluation.review.results import LIKENESS as LIKENESS
 from orchestrate.evaluation.review.results import Planned as Planned
 from orchestrate.evaluation.review.results import ReviewResult as ReviewResult
 from orchestrate.evaluation.review.rows import FromReview as FromReview
-from orchestrate.evaluation.review.sheets import Imported as Imported
-from orchestrate.evaluation.review.tasks import Source, source_of
-from orchestrate.store.records.reviews import PREFIX
+from orchestrate.evaluation.review.rows import Imported as Imported
+from orchestrate.store.reviews import PREFIX
 from orchestrate.types import Rating, Record, Review, Rubric
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def serving(
 ) -> AbstractContextManager[Page]:
     """See `orchestrate.evaluation.review.server.serving`; by default on this machine only."""
     from orchestrate.evaluation.review import server
-    from orchestrate.http.web.server import LOOPBACK
+    from orchestrate.http.web import LOOPBACK
 
     return server.serving(desk, raters=raters, host=host or LOOPBACK, port=port, names=names)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from orchestrate.errors import OrchestrateError
-from orchestrate.evaluation.regression.regress import Regression
+from orchestrate.evaluation.regression import Regression
 from orchestrate.evaluation.review.results import ReviewResult
 from orchestrate.evaluation.verdict import Part, with_parts
 from orchestrate.runs.evaluation import reviewing

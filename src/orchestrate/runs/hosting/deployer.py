@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from orchestrate.core.underway import BYTES, work
-from orchestrate.costing.spent.budget import deployment_spending, limit_reached, spent_usd
+from orchestrate.costing.expenses import deployment_spending, limit_reached, spent_usd
 from orchestrate.errors import (
     NotFound,
     OrchestrateError,
@@ -32,9 +32,9 @@ from orchestrate.paid.consent import require_hourly_price
 from orchestrate.paid.limits import require_within
 from orchestrate.providers.base import Deploys, TakesAdapters, capability
 from orchestrate.runs.submitting import accounts
-from orchestrate.store.records import deployments
-from orchestrate.store.records.deployments import Change
-from orchestrate.store.timing import DEFAULT_TIMING, CrashPoint, Timing, pass_by
+from orchestrate.store import deployments
+from orchestrate.store.deployments import Change
+from orchestrate.store.store import DEFAULT_TIMING, CrashPoint, Timing, pass_by
 from orchestrate.text import duration, money
 from orchestrate.types import (
     ADAPTER_JOB,

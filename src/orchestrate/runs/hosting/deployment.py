@@ -59,7 +59,7 @@ class DeploymentHandle:
     @property
     def spent_usd(self) -> Decimal | None:
         """Hours up x price so far: an estimate, `None` when the price is not known."""
-        from orchestrate.costing.spent.budget import spent_usd
+        from orchestrate.costing.expenses import spent_usd
 
         return spent_usd(self.record, self._ws.store.deployments.time_of(self.record))
 
@@ -98,7 +98,7 @@ class DeploymentHandle:
         """Gives it up: its host is not asked about it any more, and what it has cost so far is all that it
         takes of a budget. Nothing is ended on the host, where it may go on billing. Raises `UsageError` while
         its account can be asked: `undeploy` ends it there."""
-        from orchestrate.store.records import deployments
+        from orchestrate.store import deployments
 
         try:
             deployer_of(self._ws, self.record.provider).require_account(self.record)
@@ -179,7 +179,7 @@ def hourly(found: Sequence[Deployment]) -> str:
 
 def used(ws: Workspace, run_id: str, at: str | None = None) -> None:
     """Says that a run's deployment was asked, `at` a host other than its own: it is not idle."""
-    from orchestrate.store.records import deployments
+    from orchestrate.store import deployments
 
     known = ws.store.deployments.of_run(run_id, at or ws.store.runs.get(run_id).provider)
     if known is not None and not known.state.over:

@@ -7,11 +7,11 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from orchestrate.costing.spent.budget import hours_billed, limit_reached, spent_usd
+from orchestrate.costing.expenses import hours_billed, limit_reached, spent_usd
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.providers.base import Deploys
 from orchestrate.runs.hosting.deployer import Deployer, lease_name
-from orchestrate.store.timing import DEFAULT_TIMING, Timing
+from orchestrate.store.store import DEFAULT_TIMING, Timing
 from orchestrate.text import duration, money, rate
 from orchestrate.types import Deployment, DeploymentState, Event, Standing
 

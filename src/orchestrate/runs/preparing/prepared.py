@@ -105,9 +105,9 @@ class Prepared:
         return Listing(sorted((offer.quote for offer in self.offers), key=lambda quote: quote.rank))
 
     def _repr_html_(self) -> str:
-        from orchestrate.notebook import drawing
+        from orchestrate import notebook
 
-        return drawing.quotes_and_problems(self.quotes, self.problems)
+        return notebook.quotes_and_problems(self.quotes, self.problems)
 
     def offer(self, provider: str) -> Offer:
         """Raises `UsageError` for a backend that was not prepared."""
@@ -290,7 +290,7 @@ def translated(
 ) -> tuple[JobSpec, Translation]:
     """The spec as the backend gets it, and what it becomes there. A spec that cannot be had there gives a
     translation that refuses it."""
-    from orchestrate.providers.overrides import overrides
+    from orchestrate.providers.settings import overrides
 
     name = provider.name
     own = spec

@@ -17,7 +17,7 @@ from orchestrate.costing import (
     Use,
 )
 from orchestrate.costing import Ownership as Ownership
-from orchestrate.costing.serving.ways import UTILISATION
+from orchestrate.costing.ways import UTILISATION
 from orchestrate.errors import OrchestrateError, SpecError
 from orchestrate.providers.base import Downloads, EstimatesPrice, lookup
 from orchestrate.runs.submitting import accounts

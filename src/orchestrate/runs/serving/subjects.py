@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrate.catalog.models import Licence, licence_of
 from orchestrate.core.files import locked, private_folder
 from orchestrate.errors import AuthenticationFailed, OrchestrateError, UsageError
-from orchestrate.http.web.server import free_port
+from orchestrate.http.web import free_port
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.runs import privacy
 from orchestrate.runs.serving import tuned as models

@@ -79,7 +79,7 @@ def system_message(handle: TrackedRun) -> str | None:
     `None` too where the data are not here any more."""
     from orchestrate.data import Dataset
     from orchestrate.data.opening import fitting
-    from orchestrate.data.rows.examples import ChatExample
+    from orchestrate.data.rows import ChatExample
     from orchestrate.spec import JobSpec
 
     seen: Counter[str | None] = Counter()

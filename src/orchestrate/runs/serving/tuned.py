@@ -16,8 +16,8 @@ from orchestrate.catalog.models import lookup
 from orchestrate.core.files import private_folder, whole, write_whole
 from orchestrate.core.underway import work
 from orchestrate.errors import SetupError, UsageError
-from orchestrate.local.model.files.models import config_of
-from orchestrate.local.weights.asking import ask
+from orchestrate.local.model.files import config_of
+from orchestrate.local.weights import ask
 from orchestrate.providers.base import Chats, Deploys, Downloads, KeepsFingerprint, capability
 from orchestrate.runs.hosting.deployment import require_open, used
 from orchestrate.serving import agreements, combining
@@ -29,7 +29,7 @@ from orchestrate.serving.proof.host import HostPlace
 from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import verify as judge
 from orchestrate.serving.tuned import Tuned
-from orchestrate.settings.keys import secret, user_and_machine
+from orchestrate.settings import secret, user_and_machine
 from orchestrate.types import Adapter, Export, Merged, Proof, Sheet
 
 if TYPE_CHECKING:

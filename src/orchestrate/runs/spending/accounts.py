@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from orchestrate.core.underway import work
-from orchestrate.costing.spent import expenses
-from orchestrate.costing.spent.expenses import BY as BY
-from orchestrate.costing.spent.expenses import NONE as NONE
-from orchestrate.costing.spent.expenses import Expense as Expense
-from orchestrate.costing.spent.expenses import Sum as Sum
-from orchestrate.costing.spent.expenses import cents as cents
+from orchestrate.costing import expenses
+from orchestrate.costing.expenses import BY as BY
+from orchestrate.costing.expenses import NONE as NONE
+from orchestrate.costing.expenses import Expense as Expense
+from orchestrate.costing.expenses import Sum as Sum
+from orchestrate.costing.expenses import cents as cents
 from orchestrate.errors import MissingKey, OrchestrateError
 from orchestrate.types import Deployment, DeploymentState, Record, Run, Standing
 
 if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
-    from orchestrate.store.records.ledger import AnswerSpending
+    from orchestrate.store.ledger import AnswerSpending
     from orchestrate.store.store import Store
 
 _AT_ONCE = 8
@@ -64,7 +64,7 @@ class Found(Record, frozen=True, kw_only=True):
     @property
     def lost_run(self) -> str | None:
         """The run that `recover` makes of it, where it has our ref and this store has no such run."""
-        from orchestrate.store.ids import REF_PATTERN, run_id_of
+        from orchestrate.store import REF_PATTERN, run_id_of
 
         ref = self.item.job_id or ""
         return run_id_of(ref) if self.run is None and REF_PATTERN.fullmatch(ref) else None

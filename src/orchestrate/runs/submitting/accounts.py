@@ -19,7 +19,7 @@ from sqlalchemy import Connection, select
 from orchestrate.core.underway import work
 from orchestrate.errors import NotFound, OtherAccount, PermissionRefused
 from orchestrate.providers.base import HoldsFiles
-from orchestrate.store.database import schema
+from orchestrate.store import schema
 from orchestrate.types import Run, SubmitPhase
 
 if TYPE_CHECKING:

@@ -30,14 +30,12 @@ from sqlalchemy import Connection, or_, select
 from orchestrate.errors import AlreadySubmitted, KeyTaken, ProviderError, SpecError, UsageError
 from orchestrate.providers.base import Recalls
 from orchestrate.runs.submitting import accounts
-from orchestrate.settings.keys import is_masked, masked
+from orchestrate.settings import is_masked, masked
 from orchestrate.spec import JobSpec
-from orchestrate.store.clock import stamp
-from orchestrate.store.database import schema
+from orchestrate.store import REF_PATTERN, derived_ref, schema, stamp
 from orchestrate.store.gateway import require_uncancelled
-from orchestrate.store.ids import REF_PATTERN, derived_ref
-from orchestrate.store.records.ledger import Limit
-from orchestrate.store.records.runs import asked_for
+from orchestrate.store.ledger import Limit
+from orchestrate.store.runs import asked_for
 from orchestrate.store.transitions import UNSENT, UNSETTLED
 from orchestrate.types import Event, Job, JobHandle, JobStatus, Outcome, Quote, Run, Translation
 

@@ -12,9 +12,9 @@ from orchestrate.errors import ProviderError, UsageError
 from orchestrate.providers.base import Restarts
 from orchestrate.runs.submitting import accounts
 from orchestrate.store import transitions
-from orchestrate.store.database.leases import Lease, LeaseHeld
-from orchestrate.store.records.runs import WITHDRAWN
-from orchestrate.store.timing import DEFAULT_TIMING, Timing
+from orchestrate.store.database import Lease, LeaseHeld
+from orchestrate.store.runs import WITHDRAWN
+from orchestrate.store.store import DEFAULT_TIMING, Timing
 from orchestrate.store.transitions import UNSENT, UNSETTLED, ImpossibleTransition
 from orchestrate.types import Event, JobHandle, Run, SubmitPhase
 

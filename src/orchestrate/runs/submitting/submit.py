@@ -41,12 +41,12 @@ from orchestrate.providers.base import EstimatesPrice
 from orchestrate.runs.submitting import accounts, repeats
 from orchestrate.runs.submitting.repeats import Known, Submission, Wish, stored_spec
 from orchestrate.runs.submitting.settling import Settler, lease_name
-from orchestrate.settings.keys import is_masked
+from orchestrate.settings import is_masked
 from orchestrate.spec import JobSpec
 from orchestrate.store import transitions
-from orchestrate.store.database.leases import Lease, LeaseHeld
-from orchestrate.store.records.runs import Intent
-from orchestrate.store.timing import DEFAULT_TIMING, CrashPoint, Timing, pass_by
+from orchestrate.store.database import Lease, LeaseHeld
+from orchestrate.store.runs import Intent
+from orchestrate.store.store import DEFAULT_TIMING, CrashPoint, Timing, pass_by
 from orchestrate.store.transitions import UNSENT, UNSETTLED, Withdrawn
 from orchestrate.text import duration, money
 from orchestrate.types import (

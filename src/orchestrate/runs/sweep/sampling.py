@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from orchestrate.core.packages import needed
+from orchestrate.core import needed
 from orchestrate.runs.sweep.space import Settings, Space
 from orchestrate.types import Trial, TrialState
 

@@ -23,7 +23,7 @@ from orchestrate.evaluation.metrics import registry
 from orchestrate.runs.preparing.prepared import prepare, training_data
 from orchestrate.runs.sweep import sampling, space
 from orchestrate.runs.sweep.space import PROVIDER, Space
-from orchestrate.settings.keys import is_masked, masked
+from orchestrate.settings import is_masked, masked
 from orchestrate.spec import JobSpec, specfile
 from orchestrate.types import Feature, Search
 

@@ -19,7 +19,7 @@ from orchestrate.types import Outcome, Record
 
 if TYPE_CHECKING:
     from orchestrate.catalog import ModelOnHost
-    from orchestrate.local.plan.sizes import Shape
+    from orchestrate.local.plan import Shape
     from orchestrate.spec import JobSpec
     from orchestrate.workspace import Backends, Workspace
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from orchestrate.costing.spent.budget import unpriced
+from orchestrate.costing.expenses import unpriced
 from orchestrate.errors import AuthenticationFailed, DataError, OrchestrateError, OverBudget, SetupError
 from orchestrate.evaluation.metrics import registry
 from orchestrate.paid.limits import UnknownPrice, require_within

@@ -19,9 +19,8 @@ from orchestrate.runs.submitting import accounts
 from orchestrate.runs.submitting.submit import Submitter
 from orchestrate.runs.syncing.sweep import Failure
 from orchestrate.spec import JobSpec
-from orchestrate.store import transitions
-from orchestrate.store.ids import REF_PATTERN, run_id_of
-from orchestrate.store.records.runs import asked_for
+from orchestrate.store import REF_PATTERN, run_id_of, transitions
+from orchestrate.store.runs import asked_for
 from orchestrate.text import limit, money
 from orchestrate.types import Bill, Job, JobStatus, Quote, Recalled, Run, SubmitPhase, Told
 

@@ -37,8 +37,8 @@ from orchestrate.runs.submitting.settling import lease_name
 from orchestrate.runs.submitting.submit import Submitter
 from orchestrate.runs.syncing.leftovers import settle_answers
 from orchestrate.store import transitions
-from orchestrate.store.database.leases import LeaseHeld
-from orchestrate.store.timing import CLOCK_SKEW, DEFAULT_TIMING, Timing
+from orchestrate.store.database import LeaseHeld
+from orchestrate.store.store import CLOCK_SKEW, DEFAULT_TIMING, Timing
 from orchestrate.store.transitions import UNSENT, UNSETTLED
 from orchestrate.text import count, limit, money
 from orchestrate.types import Bill, Event, Feature, Job, JobError, JobHandle, JobStatus, Run, SubmitPhase

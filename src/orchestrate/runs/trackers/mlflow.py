@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from orchestrate.core.packages import needed
+from orchestrate.core import needed
 from orchestrate.errors import HostUnavailable, ProviderError
 from orchestrate.runs.trackers.records import PROJECT, Closing, Logged, Story, new
 from orchestrate.types import JobStatus

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from orchestrate.core.packages import needed
+from orchestrate.core import needed
 from orchestrate.errors import UsageError
 from orchestrate.runs.trackers.records import Closing, Logged, Story, new
 

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from orchestrate.core.packages import needed
+from orchestrate.core import needed
 from orchestrate.errors import ProviderError, UsageError
 from orchestrate.runs.trackers.records import PROJECT, Closing, Logged, Story
 

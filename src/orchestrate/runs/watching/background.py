@@ -24,7 +24,7 @@ import msgspec
 
 from orchestrate.core.files import PRIVATE_UMASK, locked, opener, private_folder, write_whole
 from orchestrate.errors import SetupError
-from orchestrate.local.run.process import WorkerId, alive, me
+from orchestrate.local.run import WorkerId, me, process_alive
 from orchestrate.runs.syncing.sweep import Failure, SyncReport
 from orchestrate.settings import config
 from orchestrate.text import inert
@@ -66,7 +66,7 @@ class Background:
         self._starts: list[float] = []
 
     def running(self) -> bool:
-        return alive(self.state_file)
+        return process_alive(self.state_file)
 
     def state(self) -> State | None:
         try:
@@ -123,7 +123,7 @@ def stop(settings: Settings) -> int:
     """Ends the background watchers of this home folder; the runs go on. Returns how many there were."""
     ended = 0
     for file in sorted((settings.home / "watchers").glob("*.json")):
-        if not alive(file):
+        if not process_alive(file):
             continue
         watcher = WorkerId.from_json(file.read_bytes())
         if watcher.machine != me().machine:
@@ -133,9 +133,9 @@ def stop(settings: Settings) -> int:
         with suppress(ProcessLookupError):
             os.kill(watcher.pid, signal.SIGTERM)
         deadline = time.monotonic() + _STOP_S
-        while alive(file) and time.monotonic() < deadline:
+        while process_alive(file) and time.monotonic() < deadline:
             time.sleep(0.05)
-        if alive(file):  # in the middle of a long request; what it does is safe to interrupt
+        if process_alive(file):  # in the middle of a long request; what it does is safe to interrupt
             with suppress(ProcessLookupError):
                 os.kill(watcher.pid, signal.SIGKILL)
         ended += 1

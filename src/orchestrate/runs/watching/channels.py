@@ -26,9 +26,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from urllib.parse import urlsplit
 
+from orchestrate import settings
 from orchestrate.core.child import end_group
 from orchestrate.errors import ConfigError, OrchestrateError, UsageError
-from orchestrate.settings import environment
 from orchestrate.settings.config import Notify, Secret, is_loopback
 from orchestrate.text import duration
 from orchestrate.types import Event, Run
@@ -123,7 +123,7 @@ class Command:
                     stdout=subprocess.DEVNULL,
                     stderr=said,
                     start_new_session=True,
-                    env=environment.of_child(self.variables),
+                    env=settings.of_child(self.variables),
                 )
             except OSError as error:
                 raise NotDelivered(f"{argv[0]}: {error.strerror or error}") from error
@@ -145,7 +145,7 @@ class Command:
 class Desktop(Command):
     """A message on the desktop of this machine."""
 
-    variables = environment.DESKTOP
+    variables = settings.DESKTOP
 
     def __init__(self) -> None:
         # The text goes in as arguments at the time of sending; the program is what this system has.
@@ -199,7 +199,7 @@ class Webhook:
     def send_message(self, told: Mapping[str, Any]) -> None:
         import httpx
 
-        from orchestrate.store.clock import Clock
+        from orchestrate.store import Clock
 
         body = json.dumps(told, separators=(",", ":"))
         headers = {

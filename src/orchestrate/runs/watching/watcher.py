@@ -26,8 +26,8 @@ from orchestrate.runs.syncing.sweep import (
 )
 from orchestrate.runs.watching.channels import Channel, tell
 from orchestrate.runs.watching.polling import Pace
-from orchestrate.store.database.leases import LeaseHeld
-from orchestrate.store.timing import DEFAULT_TIMING, Timing
+from orchestrate.store.database import LeaseHeld
+from orchestrate.store.store import DEFAULT_TIMING, Timing
 from orchestrate.types import JobStatus
 
 if TYPE_CHECKING:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from decimal import Decimal
+from itertools import islice
+from pathlib import Path
 from typing import Any, ClassVar
 
 from starlette.concurrency import run_in_threadpool
@@ -11,20 +14,49 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
+from orchestrate.sandbox import shared
 from orchestrate.sandbox.accounts import here
+from orchestrate.sandbox.fireworks import GRPC, Resources, aip_filter, page, page_token
 from orchestrate.sandbox.fireworks.datasets import Datasets
 from orchestrate.sandbox.fireworks.jobs import BY_METHOD, KINDS, JobMaker, Kind
 from orchestrate.sandbox.fireworks.models import Models
-from orchestrate.sandbox.fireworks.names import GRPC, aip_filter, page, page_token
-from orchestrate.sandbox.fireworks.rendering import samples
-from orchestrate.sandbox.fireworks.resources import Resources
 from orchestrate.sandbox.host import Host, HostError, iso, json_answer, json_body, route
 from orchestrate.sandbox.jobs import Job, Phase
-from orchestrate.sandbox.shared import answers
-from orchestrate.sandbox.shared.billing import money
-from orchestrate.sandbox.shared.files import Files
-from orchestrate.sandbox.uploads import Taken
+from orchestrate.sandbox.shared import Files, encoded, money, trainer_tokenizer
+from orchestrate.sandbox.uploads import Taken, read
 from orchestrate.types import MetricPoint
+
+# Render samples: what the trainer saw of the first rows (docs.fireworks.ai, "Debug SFT tokenization").
+
+
+MOST = 20
+
+
+def samples(host: Host, path: Path) -> str:
+    """JSON lines, one for each of the first rows."""
+    tokenizer = trainer_tokenizer(host)
+    rows = enumerate(example for example, _ in islice(read(path, host.taken), MOST))
+    return "".join(json.dumps(_sample(tokenizer, n, example)) + "\n" for n, example in rows)
+
+
+def _sample(tokenizer: Any, index: int, example: Any) -> dict[str, Any]:
+    ids, learnt = encoded(tokenizer, example)
+    share = 1 / (sum(learnt) or 1)  # the weights of a row come to 1
+    weights = [share if on else 0.0 for on in learnt]
+    return {
+        "source_jsonl_row_index": index,
+        "source_jsonl_line_number": index + 1,
+        "split_index": 0,
+        "worker_id": 0,
+        "renderer": "chatml",
+        "train_on_what": "all_assistant_messages",
+        "token_ids": ids,
+        "decoded_tokens": [str(tokenizer.decode([id], skip_special_tokens=False)) for id in ids],
+        "token_weights": weights,
+        "training_target_token_ids": ids[1:],
+        "training_loss_weights": weights[1:],
+    }
+
 
 WORDS = {
     Phase.QUEUED: "JOB_STATE_PENDING",
@@ -314,11 +346,11 @@ class FireworksHost(Host):
     # -- chat ----------------------------------------------------------------------------------------------
 
     async def chat(self, request: Request) -> Response:
-        asked = answers.parse_chat(await json_body(request))
+        asked = shared.parse_chat(await json_body(request))
         return await run_in_threadpool(self._chat, asked)
 
-    def _chat(self, asked: answers.ChatRequest) -> Response:
-        return answers.complete(self, asked, self.tuned.serving(asked.model))
+    def _chat(self, asked: shared.ChatRequest) -> Response:
+        return shared.complete(self, asked, self.tuned.serving(asked.model))
 
 
 def _restart(job: Job, now: float, takes_s: float) -> bool:

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrate.sandbox.accounts import here
-from orchestrate.sandbox.fireworks.bodies import DpoJob, ReinforcementJob, SupervisedJob
-from orchestrate.sandbox.fireworks.datasets import Datasets
+from orchestrate.sandbox.fireworks import short
+from orchestrate.sandbox.fireworks.datasets import Datasets, DpoJob, ReinforcementJob, SupervisedJob
 from orchestrate.sandbox.fireworks.models import Models
-from orchestrate.sandbox.fireworks.names import short
 from orchestrate.sandbox.host import HostError, parse
 from orchestrate.sandbox.jobs import Job
-from orchestrate.sandbox.shared.billing import base_model, context_of, tokenizer_of, training_usd
-from orchestrate.sandbox.shared.files import StoredFile
+from orchestrate.sandbox.shared import StoredFile, base_model, context_of, tokenizer_of, training_usd
 
 MIN_EXAMPLES = 3
 MAX_EXAMPLES = 3_000_000

@@ -4,22 +4,221 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute
 
+from orchestrate.sandbox import shared
 from orchestrate.sandbox.accounts import here
-from orchestrate.sandbox.fireworks.bringing import Bringing
-from orchestrate.sandbox.fireworks.names import aip_filter, paged, short
-from orchestrate.sandbox.fireworks.shapes import Shapes
-from orchestrate.sandbox.host import Host, HostError, iso, json_answer, json_body, route
+from orchestrate.sandbox.fireworks import aip_filter, paged, short
+from orchestrate.sandbox.host import Body, Host, HostError, iso, json_answer, json_body, parse, route
 from orchestrate.sandbox.jobs import Job, Phase
-from orchestrate.sandbox.shared import brought
-from orchestrate.sandbox.shared.archives import weights
-from orchestrate.sandbox.shared.billing import base_model, context_of
+from orchestrate.sandbox.shared import base_model, context_of, weights
 from orchestrate.sandbox.state import token
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Deployment shapes of the Fireworks host: which GPUs serve which base model.
+
+
+_ADDONS = "FULL_PRECISION"
+"""The preset that takes LoRA addons."""
+
+
+class _Deployment(BaseModel):
+    baseModel: str
+    enableAddons: bool = False
+
+
+class _Request(BaseModel):
+    deployment: _Deployment
+
+
+class _Match(BaseModel):
+    createDeploymentRequest: _Request
+
+
+class Shapes:
+    """Routes over the shapes, and over their match for one model."""
+
+    def __init__(self, job_of: Callable[[str], Job | None]) -> None:
+        self._job_of = job_of
+
+    def routes(self) -> list[BaseRoute]:
+        account = "/v1/accounts/{account}"
+        return [
+            route(f"{account}/deploymentShapes", "GET", self.list_shapes),
+            route(f"{account}/deploymentShapeVersions:match", "POST", self.match),
+        ]
+
+    def list_shapes(self, request: Request) -> Response:
+        from orchestrate.catalog import search
+
+        bases = (model.hosts["fireworks"].id for model in search(provider="fireworks"))
+        found = (shape for base in bases for shape in shapes_of(base))
+        chosen = aip_filter(
+            found, request, lambda s: {"base_model": s["baseModel"], "preset_type": s["presetType"]}
+        )
+        return paged(request, "deploymentShapes", chosen, dict, key=lambda s: s["name"])
+
+    async def match(self, request: Request) -> Response:
+        """The validated shapes of a model, or of the base of a tuned one."""
+        body = await json_body(request)
+        asked = parse(_Match, body).createDeploymentRequest.deployment
+        name = asked.baseModel
+        job = self._job_of(name)
+        if job is None and base_model(name, "fireworks") is None:
+            raise HostError(404, f"model {name} was not found")
+        versions = [
+            {
+                "name": f"{shape['name']}/versions/1",
+                "snapshot": shape,
+                "validated": True,
+                "latestValidated": True,
+                "public": True,
+                "sandbox": True,
+            }
+            for shape in shapes_of(job.base if job else name)
+            if shape["enableAddons"] or not asked.enableAddons
+        ]
+        return json_answer({"deploymentShapeVersions": versions, "sandbox": True})
+
+
+def shapes_of(base: str) -> Iterator[dict[str, Any]]:
+    for preset in ("MINIMAL", _ADDONS):
+        yield {
+            "name": f"accounts/fireworks/deploymentShapes/{short(base)}-{preset.lower()}",
+            "baseModel": base,
+            "acceleratorType": "NVIDIA_H100_80GB",
+            "acceleratorCount": 1,
+            "enableAddons": preset == _ADDONS,
+            "precision": "BF16" if preset == _ADDONS else "FP8",
+            "presetType": preset,
+            "sandbox": True,
+        }
+
+
+# Fireworks takes adapters: a model, its files over signed URLs, and a validation that ends the upload.
+
+
+_VALID_ID = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+
+
+class PeftDetails(Body):
+    baseModel: str
+    r: Annotated[int, Field(ge=4, le=64)]
+    targetModules: list[str]
+
+
+class NewModel(Body):
+    kind: Literal["HF_PEFT_ADDON"] = "HF_PEFT_ADDON"
+    peftDetails: PeftDetails
+    displayName: Annotated[str, Field(max_length=63)] | None = None
+    description: Annotated[str, Field(max_length=999)] | None = None
+
+
+class CreateModel(Body):
+    modelId: str
+    model: NewModel
+
+
+class UploadEndpoint(Body):
+    filenameToSize: dict[str, str]
+    enableResumableUpload: bool = False
+
+
+class Bringing:
+    """Routes over adapters that are being uploaded to the Fireworks host."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    def routes(self) -> list[BaseRoute]:
+        models = "/v1/accounts/{account}/models"
+        return [
+            route(models, "POST", self.create),
+            route(f"{models}/{{id}}:getUploadEndpoint", "POST", self.endpoint),
+            route(f"{models}/{{id}}:validateUpload", "GET", self.validate),
+            route("/_signed/model/{ticket}", "PUT", self.receive),
+        ]
+
+    async def create(self, request: Request) -> Response:
+        asked = parse(CreateModel, await json_body(request))
+        if not _VALID_ID.match(asked.modelId):
+            raise HostError(400, f"model id {asked.modelId!r} must be lower-case letters, digits and hyphens")
+        base = asked.model.peftDetails.baseModel
+        if base_model(base, "fireworks") is None:
+            raise HostError(404, f"base model {base} was not found")
+        if self.begun(asked.modelId) is not None:
+            raise HostError(409, f"model {asked.modelId} already exists")
+        now = iso(self.host.clock.now())
+        model = {
+            "id": asked.modelId,
+            "name": f"accounts/{here()}/models/{asked.modelId}",
+            "kind": asked.model.kind,
+            "state": "UPLOADING",
+            "status": {"code": "OK", "message": ""},
+            "createTime": now,
+            "updateTime": now,
+            "public": False,
+            "peftDetails": asked.model.peftDetails.model_dump(),
+            "sandbox": True,
+        }
+        self.host.state.put("fireworks", "model", asked.modelId, model)
+        return json_answer(model)
+
+    def begun(self, id: str) -> dict[str, Any] | None:
+        """A model that waits for its files."""
+        return self.host.state.get("fireworks", "model", id)
+
+    def _found(self, request: Request) -> dict[str, Any]:
+        found = self.begun(request.path_params["id"])
+        if found is None:
+            raise HostError(404, f"model {request.path_params['id']} was not found")
+        return found
+
+    async def endpoint(self, request: Request) -> Response:
+        model = self._found(request)
+        asked = parse(UploadEndpoint, await json_body(request))
+        urls: dict[str, str] = {}
+        for name, size in asked.filenameToSize.items():
+            if name not in shared.FILES:
+                raise HostError(400, f"file {name} is not of an adapter")
+            ticket = token()
+            values = {"model": model["id"], "name": name, "size": int(size)}
+            self.host.state.put("fireworks", "model-file", ticket, values)
+            urls[name] = self.host.signed(f"model/{ticket}")
+        return json_answer({"filenameToSignedUrls": urls})
+
+    async def receive(self, request: Request) -> Response:
+        slot = self.host.state.get("fireworks", "model-file", request.path_params["ticket"])
+        if slot is None:
+            raise HostError(403, "this signed URL is not valid, or has expired")
+        if "authorization" in request.headers:
+            raise HostError(400, "a signed URL takes no key")
+        size = slot["size"]
+        if request.headers.get("x-goog-content-length-range") != f"{size},{size}":
+            raise HostError(400, f"the header x-goog-content-length-range must be {size},{size}, as signed")
+        data = await request.body()
+        if len(data) != size:
+            raise HostError(400, f"{len(data)} bytes came, {size} were signed")
+        (shared.folder_of(self.host, slot["model"]) / slot["name"]).write_bytes(data)
+        return Response(status_code=200)
+
+    def validate(self, request: Request) -> Response:
+        model = self._found(request)
+        job = shared.add(self.host, model["id"], model["name"], model["peftDetails"]["baseModel"])
+        if job.lora_rank != model["peftDetails"]["r"]:
+            self.host.state.delete("fireworks", shared.KIND, job.id)
+            raise HostError(
+                400, f"the adapter has rank {job.lora_rank}, and {model['peftDetails']['r']} was told"
+            )
+        return json_answer({"warnings": []})
+
 
 _ID = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
 
@@ -60,7 +259,7 @@ class Models:
         for job in self.host.jobs():
             if job.phase(now) is Phase.SUCCEEDED and not job.body.get("sandbox_model_deleted"):
                 yield job
-        yield from brought.every(self.host)
+        yield from shared.every(self.host)
 
     def job_of(self, name: str) -> Job | None:
         """The job that made a tuned model, by its full or short name."""
@@ -81,7 +280,7 @@ class Models:
             "status": {"code": "OK", "message": ""},
             "createTime": iso(job.finished_at or job.created_at),
             "updateTime": iso(job.finished_at or job.created_at),
-            "fineTuningJob": job.id if job.kind != brought.KIND else None,
+            "fineTuningJob": job.id if job.kind != shared.KIND else None,
             "public": False,
             "peftDetails": {"baseModel": job.base, "r": job.lora_rank, "targetModules": []},
             "sandbox": True,

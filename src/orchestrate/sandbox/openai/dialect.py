@@ -23,12 +23,11 @@ from orchestrate import description
 from orchestrate.description import Deployment, Described, SettingRule
 from orchestrate.errors import UsageError
 from orchestrate.profile import described
+from orchestrate.sandbox import shared
 from orchestrate.sandbox.host import Host, HostError, json_answer, json_body, route
 from orchestrate.sandbox.jobs import Job, Phase
 from orchestrate.sandbox.openai.host import OpenAIHost
-from orchestrate.sandbox.shared import brought
-from orchestrate.sandbox.shared.archives import weights
-from orchestrate.sandbox.shared.files import StoredFile
+from orchestrate.sandbox.shared import StoredFile, weights
 from orchestrate.sandbox.state import token
 
 _ALWAYS = ("model", "training_file", "validation_file", "suffix", "seed")
@@ -214,12 +213,12 @@ class DialectHost(OpenAIHost):
                 raise HostError(400, f"Missing file: {how.adapters.field}", param=how.adapters.field)
             sent, name = await given.read(), given.filename
         id = f"file-{token(16)}"
-        folder = brought.folder_of(self, id)
+        folder = shared.folder_of(self, id)
         with zipfile.ZipFile(io.BytesIO(sent)) as archive:
-            for file in brought.FILES & set(archive.namelist()):
+            for file in shared.FILES & set(archive.namelist()):
                 (folder / file).write_bytes(archive.read(file))
-        job = brought.made(self, id, name or id, "brought")
-        brought.keep(self, job)
+        job = shared.made(self, id, name or id, "brought")
+        shared.keep(self, job)
         return json_answer({how.adapters.id: id, "object": "file", "filename": name})
 
     async def _deployment(self, request: Request) -> Response:
@@ -239,7 +238,7 @@ class DialectHost(OpenAIHost):
     def _put_up(self, how: Deployment, name: str | None, body: dict[str, Any]) -> Response:
         asked = _flat(body)
         wanted = _flat(how.make.body or {})
-        if how.adapters is not None and brought.found(self, str(asked.get("source"))) is not None:
+        if how.adapters is not None and shared.found(self, str(asked.get("source"))) is not None:
             wanted = _flat(how.adapters.body)
         if unknown := sorted(set(asked) ^ set(wanted)):
             raise HostError(400, f"Unrecognized or missing argument: {unknown[0]}", param=unknown[0])
@@ -262,7 +261,7 @@ class DialectHost(OpenAIHost):
         return json_answer(raw)
 
     def _deployable(self, told: Mapping[str, Any]) -> Job:
-        if (own := brought.found(self, str(told.get("file") or told.get("job")))) is not None:
+        if (own := shared.found(self, str(told.get("file") or told.get("job")))) is not None:
             return own
         now = self.clock.now()
         for job in self.jobs():

@@ -13,11 +13,11 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute
 
 from orchestrate.core.files import opener
-from orchestrate.http.wire.openai import objects
-from orchestrate.http.wire.openai.objects import MAX_FILE, MAX_PART, PURPOSES, page_with_ends
+from orchestrate.http.wire import openai
+from orchestrate.http.wire.openai import MAX_FILE, MAX_PART, PURPOSES, page_with_ends
 from orchestrate.http.wire.openai.tuning import CompleteUpload, CreateUpload
 from orchestrate.sandbox.host import HostError, json_answer, json_body, number, page_of, parse, route
-from orchestrate.sandbox.shared.files import Files, StoredFile
+from orchestrate.sandbox.shared import Files, StoredFile
 from orchestrate.sandbox.state import token
 
 
@@ -73,7 +73,7 @@ class OpenAIFiles:
         return self.files.add(id, name, purpose, size)
 
     def render(self, file: StoredFile) -> dict[str, Any]:
-        shown = objects.file(file.id, file.name, file.purpose, file.bytes, file.created_at)
+        shown = openai.file(file.id, file.name, file.purpose, file.bytes, file.created_at)
         own = {"expires_at": None, "status": self._status(file), "status_details": None, "sandbox": True}
         return {**shown, **own}
 
@@ -98,7 +98,7 @@ class OpenAIFiles:
         if result := self._result(id):
             name, content = result
             now = self.host.clock.now()
-            shown = objects.file(id, name, objects.RESULTS, len(content), now, sandbox=True)
+            shown = openai.file(id, name, openai.RESULTS, len(content), now, sandbox=True)
             return json_answer(shown)
         return json_answer(self.render(self._found(id)))
 
@@ -114,14 +114,14 @@ class OpenAIFiles:
     def delete(self, request: Request) -> Response:
         file = self._found(request.path_params["id"])
         self.files.remove(file.id)
-        return json_answer(objects.deleted(file.id, "file"))
+        return json_answer(openai.deleted(file.id, "file"))
 
     # -- uploads in parts ----------------------------------------------------------------------------------
 
     async def create_upload(self, request: Request) -> Response:
         asked = parse(CreateUpload, await json_body(request))
         now = self.host.clock.now()
-        made = objects.upload(f"upload_{token()}", asked.filename, asked.purpose, asked.bytes, now)
+        made = openai.upload(f"upload_{token()}", asked.filename, asked.purpose, asked.bytes, now)
         upload = {**made, "sandbox": True}
         self._save(upload)
         return json_answer(upload)
@@ -150,7 +150,7 @@ class OpenAIFiles:
             id = f"part_{token()}"
             with open(self.files.path(id), "wb", opener=opener) as out:
                 shutil.copyfileobj(data.file, out)
-        part = objects.part(id, upload["id"], self.host.clock.now())
+        part = openai.part(id, upload["id"], self.host.clock.now())
         self.host.state.put(self.host.name, "part", id, part, tag=upload["id"])
         return json_answer(part)
 

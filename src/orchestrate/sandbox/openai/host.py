@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
+import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime
 from typing import Any, ClassVar
 
 from starlette.concurrency import run_in_threadpool
@@ -12,23 +15,279 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
-from orchestrate.http.wire.openai import objects
-from orchestrate.http.wire.openai.objects import error_body, metadata_filter, page
-from orchestrate.http.wire.openai.objects import page_of as asked_page
-from orchestrate.http.wire.openai.tuning import CreateJob, Dpo, Reinforcement
-from orchestrate.providers.openai.profile import auto_epochs
+from orchestrate.http.wire import openai
+from orchestrate.http.wire.openai import error_body, metadata_filter, page, page_with_ends, responses
+from orchestrate.http.wire.openai import page_of as asked_page
+from orchestrate.http.wire.openai.tuning import (
+    CreateJob,
+    Dpo,
+    Permit,
+    Reinforcement,
+    RunGrader,
+    ValidateGrader,
+    graded,
+)
+from orchestrate.local.objectives.grading import ELSEWHERE, Grader, refusal, runs_code
+from orchestrate.providers.openai import auto_epochs
+from orchestrate.sandbox import shared
 from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.host import Host, HostError, json_answer, json_body, number, page_of, parse, route
 from orchestrate.sandbox.jobs import DEFAULT_BETA, Job, Phase, Trouble
-from orchestrate.sandbox.openai import graders
-from orchestrate.sandbox.openai.events import events_of
 from orchestrate.sandbox.openai.files import OpenAIFiles
-from orchestrate.sandbox.openai.models import OpenAIModels, organization
-from orchestrate.sandbox.openai.permissions import Permissions
-from orchestrate.sandbox.shared.billing import base_model, tokenizer_of, training_usd
-from orchestrate.sandbox.shared.files import Files, StoredFile
+from orchestrate.sandbox.shared import Files, StoredFile, base_model, tokenizer_of, training_usd
 from orchestrate.sandbox.state import token
+from orchestrate.sandbox.training import Trainer
 from orchestrate.sandbox.uploads import Taken
+
+# What the OpenAI host says of a job as it goes on.
+
+
+def events_of(job: Job, now: float, trainer: Trainer) -> list[dict[str, Any]]:
+    """Oldest first, up to `now`. The ids stay the same from one reading to the next."""
+    found: list[tuple[float, str, str, str, dict[str, Any]]] = []
+
+    def say(
+        at: float | None, message: str, *, level: str = "info", type: str = "message", **data: Any
+    ) -> None:
+        if at is not None and at <= now:
+            found.append((at, level, type, message, data))
+
+    say(job.created_at, f"Created fine-tuning job: {job.id}")
+    say(job.created_at, f"Sandbox: {trainer.describe(job)}", level="warn")
+    say(job.created_at, f"Validating training file: {job.training_file}")
+    if job.validation_file:
+        say(job.created_at, f"Validating validation file: {job.validation_file}")
+    if job.trouble is None or (job.failed_at or 0) > job.validated_at:
+        say(job.validated_at, "Files validated, moving job to queued state")
+    say(job.started_at, "Fine-tuning job started")
+    for row in openai.metric_rows(trainer.metrics(job, now)) if job.started_at else []:
+        step = row["step"]
+        at = min(now, _time_of(job, step, now))
+        say(
+            at,
+            f"Step {step}/{job.total_steps}: training loss={row.get('train_loss', 0):.2f}",
+            type="metrics",
+            **row,
+        )
+    if job.paused_at is not None:
+        say(job.paused_at, "Fine-tuning job paused")
+    if job.finished_at is not None and job.phase(now) is Phase.SUCCEEDED:
+        for checkpoint in trainer.checkpoints(job, now)[:-1]:
+            name = openai.step_model(job.output, checkpoint.step)
+            say(
+                job.finished_at,
+                f"Checkpoint created at step {checkpoint.step}",
+                step=checkpoint.step,
+                model=name,
+            )
+        say(job.finished_at, f"New fine-tuned model created: {job.output}")
+        say(job.finished_at, "The job has successfully completed")
+    if job.cancel_at is not None:
+        say(job.cancel_at, "The job has been cancelled")
+    if job.trouble is not None:
+        say(job.failed_at, job.trouble.message, level="error")
+    found.sort(key=lambda item: item[0])
+    return [_event(job, *item) for item in found]
+
+
+def _time_of(job: Job, step: int, now: float) -> float:
+    start = job.started_at or job.created_at
+    end = job.trained_at or now
+    return start + (end - start) * min(1.0, step / max(1, job.total_steps))
+
+
+def _event(job: Job, at: float, level: str, type: str, message: str, data: dict[str, Any]) -> dict[str, Any]:
+    key = message if type == "message" else str(data.get("step"))
+    return openai.event(job.id, at, level, message, type=type, data=data, key=key)
+
+
+# Which projects may use a checkpoint: `fine_tuning/checkpoints/{name}/permissions`, kept and acted on by
+# nobody.
+
+
+_KIND = "permission"
+
+
+class Permissions:
+    def __init__(self, host: Host, tuned: Callable[[str], object]) -> None:
+        """`tuned` raises `HostError` for a name that no checkpoint has."""
+        self.host = host
+        self._tuned = tuned
+
+    def routes(self) -> list[BaseRoute]:
+        root = "/v1/fine_tuning/checkpoints/{checkpoint}/permissions"
+        return [
+            route(root, "POST", self.create),
+            route(root, "GET", self.list),
+            route(f"{root}/{{id}}", "DELETE", self.delete),
+        ]
+
+    async def create(self, request: Request) -> Response:
+        checkpoint = request.path_params["checkpoint"]
+        self._tuned(checkpoint)
+        made: list[dict[str, Any]] = []
+        for project in parse(Permit, await json_body(request)).project_ids:
+            id = f"cp_{token()}"
+            permission = openai.permission(id, project, self.host.clock.now())
+            self.host.state.put(self.host.name, _KIND, id, permission, tag=checkpoint)
+            made.append(permission)
+        return json_answer(page_with_ends(made, more=False))
+
+    def list(self, request: Request) -> Response:
+        project = request.query_params.get("project_id")
+        found = self.host.state.all(self.host.name, _KIND, tag=request.path_params["checkpoint"])
+        return json_answer(
+            page_with_ends([p for p in found if project in (None, p["project_id"])], more=False)
+        )
+
+    def delete(self, request: Request) -> Response:
+        id = request.path_params["id"]
+        if not self.host.state.delete(self.host.name, _KIND, id):
+            raise HostError(404, f"No permission {id}", code="not_found")
+        return json_answer(openai.deleted(id, "checkpoint.permission"))
+
+
+# OpenAI's graders, tried out: `fine_tuning/alpha/graders/run` and `validate`.
+
+
+def grader_routes() -> list[BaseRoute]:
+    graders = "/v1/fine_tuning/alpha/graders"
+    return [route(f"{graders}/run", "POST", run), route(f"{graders}/validate", "POST", validate)]
+
+
+async def validate(request: Request) -> Response:
+    asked = parse(ValidateGrader, await json_body(request))
+    _require(asked.grader)
+    return json_answer({"grader": asked.grader})
+
+
+async def run(request: Request) -> Response:
+    asked = parse(RunGrader, await json_body(request))
+    _require(asked.grader)
+    return json_answer(await run_in_threadpool(_graded, asked))
+
+
+def _require(grader: dict[str, Any]) -> None:
+    """Raises `HostError` 400 for what is no grader."""
+    if grader.get("type") in ELSEWHERE:
+        return
+    if reason := refusal(grader, allow_code=True):
+        raise HostError(400, f"Invalid grader: {reason}", param="grader", code="invalid_grader")
+
+
+def _graded(asked: RunGrader) -> dict[str, Any]:
+    grader, started = asked.grader, time.monotonic()
+    errors: dict[str, Any] = {}
+    reward = 0.0
+    if grader.get("type") in ELSEWHERE:
+        errors |= {
+            "model_grader_server_error": True,
+            "model_grader_server_error_details": "the sandbox asks no model",
+        }
+    elif runs_code(grader):
+        errors |= {
+            "python_grader_server_error": True,
+            "python_grader_server_error_type": "not run here",
+        }
+    else:
+        with Grader(grader) as graders:
+            [grade] = graders.grade([asked.model_sample], [asked.item or {}])
+        reward, errors["invalid_variable_error"] = grade.score, grade.error is not None
+    return graded(grader, reward, errors, time.monotonic() - started)
+
+
+# OpenAI's models, base and tuned, and their answers.
+
+
+def organization() -> str:
+    """Of the account of the current request."""
+    return f"org-{here()}"
+
+
+class OpenAIModels:
+    """Routes over the models of the OpenAI host."""
+
+    def __init__(
+        self,
+        host: Host,
+        tuned: Callable[[str], tuple[Job, int | None]],
+        asked: Callable[[str], tuple[Job | None, int | None]],
+    ) -> None:
+        self.host = host
+        self._tuned, self._asked = tuned, asked
+
+    def routes(self) -> list[BaseRoute]:
+        return [
+            route("/v1/models", "GET", self.models),
+            route("/v1/models/{id:path}", "GET", self.model),
+            route("/v1/models/{id:path}", "DELETE", self.delete_model),
+            route("/v1/chat/completions", "POST", self.chat),
+            route("/v1/responses", "POST", self.respond),
+        ]
+
+    def models(self, request: Request) -> Response:
+        from orchestrate.catalog import search
+
+        bases = [
+            _base_model(m.hosts["openai"].id, m.hosts["openai"].shutdown) for m in search(provider="openai")
+        ]
+        now = self.host.clock.now()
+        tuned = [
+            _tuned_model(j)
+            for j in self.host.jobs()
+            if j.phase(now) is Phase.SUCCEEDED and not j.body.get("sandbox_model_deleted")
+        ]
+        return json_answer({"object": "list", "data": bases + tuned})
+
+    def model(self, request: Request) -> Response:
+        id = request.path_params["id"]
+        if id.startswith("ft:"):
+            return json_answer({**_tuned_model(self._tuned(id)[0]), "id": id})
+        found = base_model(id, "openai", undated=True)
+        if found is None:
+            raise HostError(404, f"The model '{id}' does not exist", code="model_not_found", param="model")
+        return json_answer(_base_model(found.id, found.shutdown))
+
+    def delete_model(self, request: Request) -> Response:
+        id = request.path_params["id"]
+        if not id.startswith("ft:"):
+            raise HostError(403, "You have insufficient permissions for this operation.")
+        job, _ = self._tuned(id)
+
+        def mark(job: Job, now: float) -> bool:
+            job.body["sandbox_model_deleted"] = True
+            return True
+
+        self.host.change(job.id, mark)
+        return json_answer(openai.deleted(id, "model"))
+
+    async def chat(self, request: Request) -> Response:
+        asked = shared.parse_chat(await json_body(request))
+        return await run_in_threadpool(self._chat, asked)
+
+    async def respond(self, request: Request) -> Response:
+        asked = parse(responses.ResponseRequest, await json_body(request))
+        if asked.stream:
+            raise HostError(400, "this sandbox does not stream responses", param="stream")
+        reply = await run_in_threadpool(self._chat, shared.parse_chat(responses.chat_body(asked)))
+        chat = json.loads(bytes(reply.body))
+        shown = responses.of_chat(asked, chat, f"resp_{token()}")
+        return json_answer({**shown, "sandbox": True, "sandbox_model": chat["sandbox_model"]})
+
+    def _chat(self, asked: shared.ChatRequest) -> Response:
+        job, step = self._asked(asked.model)
+        return shared.complete(self.host, asked, job, step)
+
+
+def _base_model(id: str, shutdown: date | None) -> dict[str, Any]:
+    created = datetime(2024, 7, 18, tzinfo=UTC).timestamp()
+    return openai.model(id, created, "sandbox", shutdown.isoformat() if shutdown else None)
+
+
+def _tuned_model(job: Job) -> dict[str, Any]:
+    shown = openai.model(job.output, job.finished_at or job.created_at, organization(), None)
+    return {**shown, "sandbox": True}
+
 
 MIN_EXAMPLES = 10
 WORDS = {
@@ -83,7 +342,7 @@ class OpenAIHost(Host):
             route(f"{jobs}/{{id}}/resume", "POST", self.resume),
             route(f"{jobs}/{{id}}/events", "GET", self.events),
             route(f"{jobs}/{{id}}/checkpoints", "GET", self.checkpoints),
-            *graders.routes(),
+            *grader_routes(),
             *Permissions(self, self.tuned).routes(),
             *OpenAIModels(self, self.tuned, self.asked_model).routes(),
         ]
@@ -222,7 +481,7 @@ class OpenAIHost(Host):
 
     def tuned(self, name: str) -> tuple[Job, int | None]:
         """The job that made a tuned model, and the step when it is a checkpoint's. Raises `HostError` 404."""
-        output, step = objects.split_step(name)
+        output, step = openai.split_step(name)
         for job in self.jobs(where=("$.output", output)):
             if job.phase(self.clock.now()) is Phase.SUCCEEDED and not job.body.get("sandbox_model_deleted"):
                 return job, step
@@ -270,13 +529,13 @@ class OpenAIHost(Host):
         ended = job.ended_at(now)
         finish = job.finished_at if not phase.ended and phase is Phase.RUNNING and not job.trained else None
         return {
-            **objects.job(job.id),
+            **openai.job(job.id),
             "model": job.model,
             "created_at": int(job.created_at),
             "finished_at": int(ended) if ended is not None else None,
             "estimated_finish": int(finish) if finish else None,
             "status": WORDS[phase],
-            "error": objects.error(trouble.code, trouble.message, trouble.param) if trouble else {},
+            "error": openai.error(trouble.code, trouble.message, trouble.param) if trouble else {},
             "fine_tuned_model": job.output if succeeded else None,
             "organization_id": organization(),
             "training_file": job.training_file,
@@ -340,13 +599,13 @@ class OpenAIHost(Host):
         now = self.clock.now()
         if job.phase(now) is not Phase.SUCCEEDED:
             return
-        points = {p["step"]: p for p in objects.metric_rows(self.trainer.metrics(job, now))}
+        points = {p["step"]: p for p in openai.metric_rows(self.trainer.metrics(job, now))}
         found = self.trainer.checkpoints(job, now)
         for place, checkpoint in enumerate(found):
             last = place == len(found) - 1
             metrics = points.get(checkpoint.step, {"step": checkpoint.step})
-            name = job.output if last else objects.step_model(job.output, checkpoint.step)
-            shown = objects.checkpoint(job.id, checkpoint.step, checkpoint.at, name, metrics)
+            name = job.output if last else openai.step_model(job.output, checkpoint.step)
+            shown = openai.checkpoint(job.id, checkpoint.step, checkpoint.at, name, metrics)
             yield {**shown, "sandbox": True}
 
     def result_file(self, id: str) -> tuple[str, bytes] | None:
@@ -356,7 +615,7 @@ class OpenAIHost(Host):
         for job in self.jobs(where=("$.id", f"ftjob-{id.removeprefix('file-result')}")):
             if job.phase(self.clock.now()) is not Phase.SUCCEEDED:
                 return None
-            text = objects.metrics_csv(objects.metric_rows(self.trainer.metrics(job, self.clock.now())))
+            text = openai.metrics_csv(openai.metric_rows(self.trainer.metrics(job, self.clock.now())))
             return "step_metrics.csv", base64.b64encode(text)
         return None
 

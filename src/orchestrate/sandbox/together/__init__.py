@@ -1,1 +1,204 @@
 """The stand-in for Together."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from orchestrate.catalog import resolve
+from orchestrate.sandbox.host import Body
+from orchestrate.sandbox.uploads import Taken
+
+# Request bodies of Together's fine-tuning API. The SDK writes `wandb_key`, the published description
+# `wandb_api_key`; both are taken.
+
+
+class LoraType(Body):
+    type: Literal["Lora"]
+    lora_r: Annotated[int, Field(ge=1)]
+    lora_alpha: Annotated[int, Field(ge=1)] | None = None
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    lora_trainable_modules: str = "all-linear"
+
+
+class FullType(Body):
+    type: Literal["Full"]
+
+
+class Sft(Body):
+    method: Literal["sft"]
+    train_on_inputs: bool | Literal["auto"] = "auto"
+
+
+class Dpo(Body):
+    method: Literal["dpo"]
+    dpo_beta: Annotated[float, Field(ge=0)] | None = None
+    dpo_normalize_logratios_by_length: bool = False
+    dpo_reference_free: bool = False
+    rpo_alpha: Annotated[float, Field(ge=0)] | None = None
+    simpo_gamma: Annotated[float, Field(ge=0)] | None = None
+
+
+class SchedulerArgs(Body):
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] | None = 0.0
+    num_cycles: Annotated[float, Field(gt=0)] | None = None
+
+
+class Scheduler(Body):
+    lr_scheduler_type: Literal["linear", "cosine"]
+    lr_scheduler_args: SchedulerArgs | None = None
+
+
+class Multimodal(Body):
+    train_vision: bool = False
+
+
+TrainingType = Annotated[LoraType | FullType, Field(discriminator="type")]
+TrainingMethod = Annotated[Sft | Dpo, Field(discriminator="method")]
+
+
+class CreateJob(Body):
+    training_file: str
+    validation_file: str | None = None
+    packing: bool = True
+    model: str | None = None
+    n_epochs: Annotated[int, Field(ge=1)] = 1
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    lr_scheduler: Scheduler | None = None
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    n_checkpoints: Annotated[int, Field(ge=1)] = 1
+    n_evals: Annotated[int, Field(ge=0)] = 0
+    max_seq_length: Annotated[int, Field(ge=1)] | None = None
+    batch_size: int | Literal["max"] = "max"
+    gradient_accumulation_steps: Annotated[int, Field(ge=0)] | None = None
+    suffix: Annotated[str, Field(max_length=40)] | None = None
+    wandb_key: str | None = None
+    wandb_api_key: str | None = None
+    wandb_base_url: str | None = None
+    wandb_project_name: str | None = None
+    wandb_name: str | None = None
+    wandb_entity: str | None = None
+    random_seed: Annotated[int, Field(ge=0)] | None = None
+    early_stopping_enabled: bool = False
+    early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
+    early_stopping_min_delta: Annotated[float, Field(ge=0)] | None = None
+    early_stopping_warmup_evals: Annotated[int, Field(ge=0)] | None = None
+    training_type: TrainingType | None = None
+    training_method: TrainingMethod = Sft(method="sft")
+    from_checkpoint: str | None = None
+    multimodal_params: Multimodal | None = None
+    from_hf_model: str | None = None
+    hf_model_revision: str | None = None
+    hf_api_token: str | None = None
+    hf_output_repo_name: str | None = None
+    train_on_inputs: bool | Literal["auto"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_absent(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Together's own command line writes an empty string for what was not given."""
+        return {name: value for name, value in values.items() if value != ""}
+
+    @model_validator(mode="after")
+    def _one_start(self) -> CreateJob:
+        if (self.model is None) == (self.from_checkpoint is None):
+            raise ValueError("exactly one of model and from_checkpoint must be given")
+        if self.early_stopping_enabled:
+            patience = 2 if self.early_stopping_patience is None else self.early_stopping_patience
+            warmup = 1 if self.early_stopping_warmup_evals is None else self.early_stopping_warmup_evals
+            if not self.validation_file or self.n_evals < patience + warmup + 1:
+                raise ValueError("early stopping needs a validation file and enough n_evals")
+        if self.n_evals and not self.validation_file:
+            raise ValueError("n_evals needs a validation_file")
+        return self
+
+
+class EstimatePrice(Body):
+    training_file: str
+    validation_file: str | None = None
+    model: str | None = None
+    from_checkpoint: str | None = None
+    n_epochs: Annotated[int, Field(ge=1)] = 1
+    n_evals: Annotated[int, Field(ge=0)] = 0
+    training_type: TrainingType | None = None
+    training_method: TrainingMethod = Sft(method="sft")
+
+
+class Preview(Body):
+    model: str
+    training_file: str
+    top_k: Annotated[int, Field(ge=1, le=100)] = 5
+    train_on_inputs: bool = False
+    training_method: Literal["sft"] = "sft"
+
+
+class Initiate(Body):
+    file_name: str
+    file_size: Annotated[int, Field(ge=1)]
+    num_parts: Annotated[int, Field(ge=1, le=250)]
+    purpose: str
+    file_type: str
+    checksum: str | None = None
+
+
+class Complete(Body):
+    upload_id: str
+    file_id: str
+    parts: list[dict[str, Any]]
+
+
+class Abort(Body):
+    upload_id: str
+    file_id: str
+
+
+# What `fine-tunes/models/limits` tells about a base model, and which rows are taken.
+
+
+DEFAULT_CONTEXT = 32768
+TAKEN = Taken(
+    message_fields=frozenset({"reasoning", "reasoning_content"}),
+    text=True,
+    mixed_fields=False,
+    any_first_role=False,
+)
+
+
+@cache
+def limits_of(model: str) -> dict[str, Any]:
+    """From the catalog where it knows, else what most models of the host have."""
+    resolved = resolve(model, "together")
+    host = resolved.host
+    rank = (host.max_rank if host else None) or 64
+    full = host is not None and "full" in host.adapters
+    sizes = {"max_batch_size": 64, "max_batch_size_dpo": 32, "min_batch_size": 1}
+    none = dict.fromkeys(sizes, 0)
+    return {
+        "model_name": model,
+        "max_num_epochs": 20,
+        "max_num_evals": 100,
+        "max_num_checkpoints": 100,
+        "min_learning_rate": 1e-8,
+        "max_learning_rate": 0.01,
+        "max_seq_length_sft": resolved.context("sft") or DEFAULT_CONTEXT,
+        "max_seq_length_dpo": resolved.context("dpo") or DEFAULT_CONTEXT,
+        "min_max_seq_length": 64,
+        "supports_vision": bool(resolved.model and resolved.model.vision),
+        "supports_tools": True,
+        "supports_reasoning": bool(resolved.model and resolved.model.reasoning),
+        "supports_full_training": full,
+        "merge_output_lora": True,
+        "default_gradient_accumulation_steps": 1,
+        "lora_training": {
+            **sizes,
+            "default_rank": min(8, rank),
+            "max_rank": rank,
+            "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        },
+        "full_training": sizes if full else none,
+        "sandbox": True,
+    }

@@ -12,9 +12,9 @@ from starlette.routing import BaseRoute
 
 from orchestrate.core.files import opener
 from orchestrate.sandbox.host import HostError, json_answer, json_body, parse, route
-from orchestrate.sandbox.shared.files import Files, StoredFile, store_stream
+from orchestrate.sandbox.shared import Files, StoredFile, store_stream
 from orchestrate.sandbox.state import token
-from orchestrate.sandbox.together.bodies import Abort, Complete, Initiate
+from orchestrate.sandbox.together import Abort, Complete, Initiate
 
 URL_LIFE_S = 3600
 PURPOSES = ("fine-tune", "eval", "batch-api", "calibration")

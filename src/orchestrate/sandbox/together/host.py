@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from decimal import Decimal
+from itertools import islice, pairwise
+from pathlib import Path
 from typing import Any, ClassVar
 
 from starlette.concurrency import run_in_threadpool
@@ -11,20 +14,74 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute
 
+from orchestrate.data.rows import ChatExample, CompletionExample, Example, TextExample
+from orchestrate.sandbox import shared
 from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.host import Host, HostError, iso, json_answer, json_body, parse, route
 from orchestrate.sandbox.jobs import Job, Phase
-from orchestrate.sandbox.shared import answers, archives
-from orchestrate.sandbox.shared.billing import base_model, nano_usd
-from orchestrate.sandbox.shared.files import Files, StoredFile
-from orchestrate.sandbox.together.bodies import EstimatePrice, Preview
+from orchestrate.sandbox.shared import Files, StoredFile, base_model, encoded, nano_usd, trainer_tokenizer
+from orchestrate.sandbox.together import TAKEN, EstimatePrice, Preview, limits_of
 from orchestrate.sandbox.together.endpoints import Endpoints
-from orchestrate.sandbox.together.events import events_of, metrics_of
 from orchestrate.sandbox.together.files import Known, TogetherFiles
-from orchestrate.sandbox.together.jobs import JobMaker
-from orchestrate.sandbox.together.limits import TAKEN, limits_of
-from orchestrate.sandbox.together.preview import preview, tokenized
+from orchestrate.sandbox.together.jobs import JobMaker, events_of, metrics_of
 from orchestrate.sandbox.together.registry import object_id, registry_of
+from orchestrate.sandbox.uploads import read
+
+# Together's preview of how rows become tokens, and which of them carry loss.
+
+
+FORMATS: dict[type[Any], str] = {
+    ChatExample: "conversation",
+    CompletionExample: "instruction",
+    TextExample: "general",
+}
+
+
+def preview(host: Host, asked: Preview, path: Path) -> dict[str, Any]:
+    """The first `top_k` rows. Raises `HostError` 400 for rows that are not for SFT."""
+    tokenizer = trainer_tokenizer(host)
+    limit = limits_of(asked.model)["max_seq_length_sft"]
+    examples = [example for example, _ in islice(read(path, TAKEN), asked.top_k)]
+    kind = FORMATS.get(type(examples[0]))
+    if kind is None:
+        raise HostError(400, "only files for SFT can be previewed", param="training_file")
+    rows = [_row(tokenizer, example, asked.train_on_inputs, limit) for example in examples]
+    return {
+        "model": asked.model,
+        "dataset_format": kind,
+        "max_seq_length": limit,
+        "train_on_inputs": asked.train_on_inputs,
+        "rows": rows,
+        "sandbox": True,
+    }
+
+
+def tokenized(host: Host, path: Path) -> bytes:
+    """All rows as JSON lines of ids and labels; the real archive's form is not published."""
+    tokenizer = trainer_tokenizer(host)
+    rows = (encoded(tokenizer, example) for example, _ in read(path, TAKEN))
+    lines = (
+        {"input_ids": ids, "labels": [id if on else -100 for id, on in zip(ids, learnt, strict=True)]}
+        for ids, learnt in rows
+    )
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+def _row(tokenizer: Any, example: Example, inputs: bool, limit: int) -> dict[str, Any]:
+    ids, learnt = encoded(tokenizer, example, inputs=inputs)
+    truncated = len(ids) > limit
+    ids, learnt = ids[:limit], learnt[:limit]
+    edges = [n for n in range(1, len(learnt)) if learnt[n] != learnt[n - 1]]
+    spans = [[a, b] for a, b in pairwise([0, *edges, len(learnt)]) if a < b and learnt[a]]
+    return {
+        "input_ids": ids,
+        "labels": [id if on else -100 for id, on in zip(ids, learnt, strict=True)],
+        "tokens": [str(tokenizer.id_to_token(id)) for id in ids],
+        "num_tokens": len(ids),
+        "num_trained_tokens": sum(learnt),
+        "trained_spans": spans,
+        "truncated": truncated,
+    }
 
 
 class TogetherHost(Host):
@@ -298,7 +355,7 @@ class TogetherHost(Host):
             raise HostError(400, "checkpoint is required when checkpoint_step is not set", param="checkpoint")
         if job.phase(self.clock.now()) is not Phase.SUCCEEDED and not step:
             raise HostError(400, f"job {job.id} has no model yet", code="model_not_ready")
-        path = archives.pack(self, job, merged=kind in ("merged", "model_output_path"), step=step or None)
+        path = shared.pack(self, job, merged=kind in ("merged", "model_output_path"), step=step or None)
         name = f"{job.output.rsplit('/', 1)[-1]}.tar.zst"
         return FileResponse(path, media_type="application/zstd", filename=name)
 
@@ -376,13 +433,13 @@ class TogetherHost(Host):
         )
 
     async def chat(self, request: Request) -> Response:
-        asked = answers.parse_chat(await json_body(request))
+        asked = shared.parse_chat(await json_body(request))
         return await run_in_threadpool(self._chat, asked)
 
-    def _chat(self, asked: answers.ChatRequest) -> Response:
+    def _chat(self, asked: shared.ChatRequest) -> Response:
         if base_model(asked.model, self.name) is not None:
-            return answers.complete(self, asked, None)
-        return answers.complete(self, asked, self.endpoints.serving(asked.model))
+            return shared.complete(self, asked, None)
+        return shared.complete(self, asked, self.endpoints.serving(asked.model))
 
 
 HOST = TogetherHost

@@ -9,9 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
+from orchestrate.sandbox import shared
 from orchestrate.sandbox.host import Host, HostError, iso, json_answer, route
 from orchestrate.sandbox.jobs import Job, Phase
-from orchestrate.sandbox.shared import brought
 
 PUBLIC = "proj-together"
 """The project that holds the base models."""
@@ -75,7 +75,7 @@ class Registry:
                 ids = registry_of(job)
                 found[ids["model_object_id"]] = (ids["model_object_name"], job)
                 found[ids["adapter_object_id"]] = (ids["adapter_object_name"], job)
-        return found | {job.id: (job.output, job) for job in brought.every(self.host)}
+        return found | {job.id: (job.output, job) for job in shared.every(self.host)}
 
     def models(self, request: Request) -> Response:
         there = self.weights()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from orchestrate.core.files import locked, new_folder, whole_folder
 from orchestrate.errors import UsageError
-from orchestrate.local.run.process import started
+from orchestrate.local.run import started
 
 
 @contextmanager

@@ -13,15 +13,15 @@ from typing import Any
 
 import msgspec
 
+from orchestrate import settings
 from orchestrate.core.files import sha256, write_whole
 from orchestrate.errors import RunFailed, SetupError, UsageError
-from orchestrate.local.proof.prompts import probes
-from orchestrate.local.weights.asking import ask, ask_all
+from orchestrate.local.proof import probes
+from orchestrate.local.weights import ask, ask_all
 from orchestrate.serving.export import ollama
 from orchestrate.serving.export.card import card
 from orchestrate.serving.export.folder import new_folder_at
 from orchestrate.serving.tuned import Tuned
-from orchestrate.settings import environment
 from orchestrate.text import among
 from orchestrate.types import ArtifactFile, Export
 
@@ -55,7 +55,7 @@ def quantise(source: Path, target: Path, kind: str, folder: Path) -> None:
         ask("quantise", module="conversion", source=str(source), target=str(target), kind=kind)
         return
     done = subprocess.run(
-        [tool, str(source), str(target), kind], capture_output=True, env=environment.of_child(), check=False
+        [tool, str(source), str(target), kind], capture_output=True, env=settings.of_child(), check=False
     )
     if done.returncode:
         raise RunFailed(

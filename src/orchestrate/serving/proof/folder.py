@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrate.errors import UsageError
-from orchestrate.local.weights.asking import ask_all
+from orchestrate.local.weights import ask_all
 from orchestrate.serving.proof.heard import MORE_TOKENS, Asked, Heard
 from orchestrate.types import Canary, Probe, Sheet
 

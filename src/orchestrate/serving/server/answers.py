@@ -13,10 +13,9 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from orchestrate.http.wire.bodies import HostError
-from orchestrate.http.wire.openai import chat
+from orchestrate.http.wire import HostError
+from orchestrate.http.wire.openai import chat, error_body
 from orchestrate.http.wire.openai.chat import Answer, ChatRequest, CompletionRequest, Piece
-from orchestrate.http.wire.openai.objects import error_body
 from orchestrate.serving.server import grammars
 from orchestrate.serving.server.engine import Engine, EngineLost, EngineRefused
 from orchestrate.serving.server.load import Full, Load

@@ -12,10 +12,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from orchestrate.http.web.edge import Endpoint, Keyed, bearer, edge, no_model, told
-from orchestrate.http.wire.bodies import Body, HostError, json_body, parse
+from orchestrate.http.web import Endpoint, Keyed, bearer, edge, no_model, told
+from orchestrate.http.wire import Body, HostError, json_body, parse
+from orchestrate.http.wire.openai import page
 from orchestrate.http.wire.openai.chat import ChatRequest, CompletionRequest, TokenizeRequest
-from orchestrate.http.wire.openai.objects import page
 from orchestrate.serving.server.answers import Answering
 from orchestrate.serving.server.conversation import chat_wish, completion_wishes, message
 from orchestrate.serving.server.engine import Engine

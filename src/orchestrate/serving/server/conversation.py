@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from orchestrate.data.response_formats import schema_of
 from orchestrate.errors import UsageError
-from orchestrate.http.wire.bodies import HostError
+from orchestrate.http.wire import HostError
 from orchestrate.http.wire.openai.chat import ChatRequest, CompletionRequest, Message, Sampling
 
 REFUSED = {

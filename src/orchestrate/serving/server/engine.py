@@ -18,8 +18,8 @@ import msgspec
 
 from orchestrate.core.child import Child, Ended, python
 from orchestrate.errors import OrchestrateError, RunFailed
+from orchestrate.local.run import NO_COMPILER
 from orchestrate.local.run.launching import require_packages, worker_environment
-from orchestrate.local.run.process import NO_COMPILER
 
 _log = logging.getLogger(__name__)
 LONGEST_REST_S = 60

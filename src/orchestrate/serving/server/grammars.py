@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from orchestrate.core import child
-from orchestrate.http.wire.bodies import HostError
+from orchestrate.http.wire import HostError
 from orchestrate.local.run.launching import worker_environment
 
 SECONDS = 4.0

@@ -15,7 +15,7 @@ import msgspec
 from starlette.concurrency import run_in_threadpool
 
 from orchestrate.errors import ConfigError, OrchestrateError, UsageError
-from orchestrate.http.web.edge import bearer, no_key
+from orchestrate.http.web import bearer, no_key
 from orchestrate.settings.hosts import is_loopback
 from orchestrate.store.gateway import hashed
 from orchestrate.store.store import Store

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from orchestrate.http.wire.bodies import HostError
+from orchestrate.http.wire import HostError
 from orchestrate.serving.server.engine import EngineLost, EngineRefused
 from orchestrate.serving.server.load import Full
 

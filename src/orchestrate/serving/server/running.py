@@ -17,9 +17,9 @@ import msgspec
 
 from orchestrate.core.files import private_folder, write_whole
 from orchestrate.errors import HostUnavailable, SetupError, UsageError
-from orchestrate.http.web.server import LOOPBACK, serving
+from orchestrate.http.web import LOOPBACK, serving
 from orchestrate.local.answers.passports import four_bit_of
-from orchestrate.local.model.files.models import source
+from orchestrate.local.model.files import source
 from orchestrate.serving.server.app import Api
 from orchestrate.serving.server.engine import Engine
 from orchestrate.serving.server.keys import NEW_KEY, Clients

@@ -15,10 +15,9 @@ from msgspec.structs import replace
 from sqlalchemy import Connection, Insert, and_, or_, select, true
 
 from orchestrate.errors import OrchestrateError, UsageError
-from orchestrate.store.clock import stamp
-from orchestrate.store.database import schema
-from orchestrate.store.database.engines import Database
-from orchestrate.store.records.ledger import one_at_a_time
+from orchestrate.store import schema, stamp
+from orchestrate.store.database import Database
+from orchestrate.store.ledger import one_at_a_time
 from orchestrate.types import AuditEntry, GatewayJob, GatewayKey, SubmitPhase
 
 Object = dict[str, Any]

@@ -9,8 +9,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from orchestrate.costing.serving.ownership import break_even
-from orchestrate.costing.serving.ways import Unit
+from orchestrate.costing.ownership import break_even
+from orchestrate.costing.ways import Unit
 
 MOST = 10**7
 MILLION = 10**6

@@ -28,7 +28,7 @@ from orchestrate.costing import (
     rental_rate,
     serving_terms,
 )
-from orchestrate.costing.serving.ways import DAYS_PER_MONTH, replica, requests_per_day
+from orchestrate.costing.ways import DAYS_PER_MONTH, replica, requests_per_day
 from orchestrate.errors import UsageError
 from orchestrate.profile import profile
 from orchestrate.reports.quotes import ownership_verdict

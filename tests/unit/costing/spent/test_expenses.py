@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrate.costing import spending
-from orchestrate.costing.spent.expenses import (
+from orchestrate.costing.expenses import (
     BY,
     NONE,
     Expense,
@@ -27,7 +27,7 @@ from orchestrate.costing.spent.expenses import (
     total,
 )
 from orchestrate.errors import UsageError
-from orchestrate.store.records import deployments
+from orchestrate.store import deployments
 from orchestrate.types import (
     Bill,
     Deployment,

@@ -15,9 +15,7 @@ from hypothesis import strategies as st
 
 from orchestrate.costing import lines
 from orchestrate.profile import profile
-from orchestrate.providers.fireworks import profile as fireworks
-from orchestrate.providers.openai import profile as openai
-from orchestrate.providers.together import profile as together
+from orchestrate.providers import fireworks, openai, together
 
 counts = st.integers(min_value=0, max_value=10**9)
 epochs = st.integers(min_value=1, max_value=50)

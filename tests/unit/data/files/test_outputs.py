@@ -14,7 +14,7 @@ from tests.targets import to
 
 from orchestrate.core.zstd import zstd
 from orchestrate.data.dataset import Dataset
-from orchestrate.data.files.outputs import beside, is_stdout
+from orchestrate.data.files import beside, is_stdout
 from orchestrate.data.operations.convert import convert
 from orchestrate.data.operations.dedupe import dedupe
 from orchestrate.data.operations.fix import fix

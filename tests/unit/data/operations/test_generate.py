@@ -22,7 +22,7 @@ from orchestrate.data.operations.check import check
 from orchestrate.data.operations.generate import BARREN, GenerateReport, Order, Screening, generate, objects
 from orchestrate.data.operations.review import Entry, Review
 from orchestrate.errors import AuthenticationFailed, DataError, HostUnavailable, UsageError
-from orchestrate.providers.chat.completions import chat_with
+from orchestrate.providers.chat import chat_with
 from orchestrate.settings.config import HostConfig, Secret
 
 ORDERS = BUNDLED / "orders" / "train.jsonl"

@@ -16,8 +16,8 @@ from tests.targets import to
 
 from orchestrate.data import Dataset
 from orchestrate.data.operations.convert import convert
-from orchestrate.data.rows.examples import Kind
-from orchestrate.data.targets.tools import FORMATS
+from orchestrate.data.rows import Kind
+from orchestrate.data.tools import FORMATS
 from orchestrate.errors import DataError
 from orchestrate.profile import built_in
 from orchestrate.types import Severity

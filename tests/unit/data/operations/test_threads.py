@@ -12,7 +12,7 @@ import pytest
 
 from orchestrate.data import Dataset
 from orchestrate.data.operations.threads import Columns, join
-from orchestrate.data.rows.examples import ChatExample
+from orchestrate.data.rows import ChatExample
 from orchestrate.errors import DataError, UsageError
 
 TICKETS = [

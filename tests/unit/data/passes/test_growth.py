@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestrate.data.dialects import canonical_line
 from orchestrate.data.operations.check import Options, check
 from orchestrate.data.passes.scan import ranges
-from orchestrate.data.rows.examples import ChatExample, ChatMessage
-from orchestrate.data.targets.dialects import canonical_line
+from orchestrate.data.rows import ChatExample, ChatMessage
 
 MB = 1 << 20
 _PEAK = """

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from orchestrate.data.dialects import canonical_line
 from orchestrate.data.passes.scan import CHUNK
-from orchestrate.data.rows.examples import ChatExample, ChatMessage
-from orchestrate.data.targets.dialects import canonical_line
+from orchestrate.data.rows import ChatExample, ChatMessage
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
 
@@ -154,7 +154,7 @@ def test_errors_and_dead_workers_are_told(home: Path) -> None:
     """In one process of its own, so that the private home is Ray's."""
     script = """
 import os, sys
-from orchestrate.data.passes import pool
+from orchestrate.data import passes as pool
 from orchestrate.data.passes.ray_engine import on_ray
 from orchestrate.data.passes.scan import Task, scan
 from orchestrate.errors import DataError

@@ -13,7 +13,7 @@ import pytest
 
 from orchestrate.data import Dataset
 from orchestrate.data.passes.scan import LEAST_BYTES, Task, sampled
-from orchestrate.data.tokens.lengths import COVERAGE
+from orchestrate.data.tokens import COVERAGE
 from orchestrate.errors import DataError
 from orchestrate.types import TokensFrom
 

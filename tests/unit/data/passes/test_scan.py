@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from orchestrate.data import Dataset
 from orchestrate.data.opening import first_lines
 from orchestrate.data.operations.check import Options, check
+from orchestrate.data.passes import WorkerDied, ordered
 from orchestrate.data.passes import scan as scanning
-from orchestrate.data.passes.pool import WorkerDied, ordered
 from orchestrate.data.passes.scan import Task, Total, pieces, ranges, scan
 from orchestrate.errors import DataError
 
@@ -154,7 +154,7 @@ def test_workers_begin_with_what_was_made_ready(forks: bool, tmp_path: Path) -> 
         "def work(task):\n    time.sleep(0.02)\n    return by, os.getpid()\n"
     )
     script = (
-        "from orchestrate.data.passes import pool\nimport there\n"
+        "from orchestrate.data import passes as pool\nimport there\n"
         f"pool.FORKS = pool.FORKS and {forks}\n"
         "got = list(pool.ordered(there.work, range(40), 2, there.ready))\n"
         "assert there.by is None and {by[0] for by, _ in got} == {0}\n"

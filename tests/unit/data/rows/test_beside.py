@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrate.data import Dataset
-from orchestrate.data.rows.examples import (
+from orchestrate.data.rows import (
     ChatExample,
     ChatMessage,
     Example,

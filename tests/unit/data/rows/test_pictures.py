@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from orchestrate.data import Dataset
-from orchestrate.data.rows.pictures import MOST_SIZES, Picture, add
+from orchestrate.data.rows.traits import MOST_SIZES, Picture, add
 
 
 def png(width: int, height: int) -> bytes:

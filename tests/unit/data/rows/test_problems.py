@@ -19,9 +19,8 @@ from tests.paths import DATASETS
 from orchestrate.data import Dataset
 from orchestrate.data.operations.check import Options, check
 from orchestrate.data.passes.scan import Task, scan
-from orchestrate.data.rows.content import PATTERNS, candidates, confirmed, plain_candidates
-from orchestrate.data.rows.mojibake import is_damaged
-from orchestrate.data.rows.problems import CODES
+from orchestrate.data.rows import CODES
+from orchestrate.data.rows.content import PATTERNS, candidates, confirmed, is_damaged, plain_candidates
 from orchestrate.types import Severity
 
 BAD = DATASETS / "formats" / "bad"

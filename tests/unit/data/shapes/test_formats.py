@@ -18,7 +18,7 @@ from tests.targets import hosts, to
 from orchestrate.data import Dataset
 from orchestrate.data.operations.check import Options, check
 from orchestrate.data.operations.convert import convert
-from orchestrate.data.rows.examples import ChatExample, Example, PreferenceExample, TextExample
+from orchestrate.data.rows import ChatExample, Example, PreferenceExample, TextExample
 from orchestrate.data.shapes import known
 from orchestrate.data.shapes.reading import row_of
 from orchestrate.types import Severity

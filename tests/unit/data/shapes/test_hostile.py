@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from orchestrate.core.zstd import zstd
 from orchestrate.data import Dataset
-from orchestrate.data.files.fetching import spooled
+from orchestrate.data.files.sources import spooled
 from orchestrate.data.operations.check import Options, check
 from orchestrate.data.passes.scan import CHUNK
 from orchestrate.data.shapes.known import BY_NAME

@@ -11,12 +11,11 @@ import pytest
 from tests.targets import to
 
 from orchestrate.data import Dataset
-from orchestrate.data.operations.batches import join_batch
 from orchestrate.data.operations.check import Options, check
-from orchestrate.data.operations.convert import convert
+from orchestrate.data.operations.convert import convert, join_batch
 from orchestrate.data.operations.fix import fix
 from orchestrate.data.operations.split import Division, split
-from orchestrate.data.rows.examples import ChatExample, PreferenceExample, UnpairedExample
+from orchestrate.data.rows import ChatExample, PreferenceExample, UnpairedExample
 from orchestrate.errors import DataError
 from orchestrate.types import Severity
 

@@ -15,7 +15,7 @@ from tests.targets import to
 from orchestrate.core.zstd import zstd
 from orchestrate.data import Dataset
 from orchestrate.data.operations.check import Options, check
-from orchestrate.data.rows.examples import (
+from orchestrate.data.rows import (
     ChatExample,
     CompletionExample,
     Example,

@@ -18,7 +18,7 @@ from orchestrate.data.operations.dedupe import dedupe
 from orchestrate.data.operations.fix import fix
 from orchestrate.data.operations.inspect import inspect
 from orchestrate.data.operations.split import Division, split
-from orchestrate.data.rows.examples import CompletionExample, UnpairedExample
+from orchestrate.data.rows import CompletionExample, UnpairedExample
 from orchestrate.errors import DataError
 from orchestrate.types import Severity
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orchestrate.data.rows.examples import ChatExample
+from orchestrate.data.rows import ChatExample
 from orchestrate.data.shapes import known
 from orchestrate.data.shapes.reading import row_of
 

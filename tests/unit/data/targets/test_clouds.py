@@ -11,7 +11,7 @@ from tests.targets import to
 
 from orchestrate.data import Dataset
 from orchestrate.data.operations.convert import convert
-from orchestrate.data.rows.examples import ChatExample
+from orchestrate.data.rows import ChatExample
 from orchestrate.errors import DataError
 
 GOOD = Path(__file__).parents[4] / "fixtures" / "datasets" / "formats" / "good"

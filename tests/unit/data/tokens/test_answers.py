@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.data.tokens.test_turns import KINDS, PUBLISHED, REFUSED, conversations
 
-from orchestrate.data.rows.examples import ChatMessage, FunctionCall, ToolCall
+from orchestrate.data.rows import ChatMessage, FunctionCall, ToolCall
 from orchestrate.data.tokens.answers import CODE, Said, Shape, read_answer, shape_of
 from orchestrate.data.tokens.calls import CODE_MARK, taken_out
 from orchestrate.data.tokens.turns import Conversations

@@ -14,8 +14,7 @@ from tests.paths import TINY
 
 from orchestrate.data import Dataset, TrainingData
 from orchestrate.data.operations.check import Options, check
-from orchestrate.data.tokens import cache
-from orchestrate.data.tokens.lengths import Lengths
+from orchestrate.data.tokens import Lengths, counting
 from orchestrate.errors import DataError, OrchestrateError
 
 
@@ -142,6 +141,6 @@ def test_a_tokenizer_that_is_not_there_is_told_when_it_is_needed(tmp_path: Path)
 @pytest.mark.slow
 def test_old_counts_make_room(tmp_path: Path) -> None:
     lengths = Lengths()
-    for n in range(cache.MOST_FILES + 5):
-        cache.keep(f"digest {n}", "o200k", lengths, tmp_path)
-    assert len(list(tmp_path.iterdir())) == cache.MOST_FILES
+    for n in range(counting.MOST_FILES + 5):
+        counting.keep(f"digest {n}", "o200k", lengths, tmp_path)
+    assert len(list(tmp_path.iterdir())) == counting.MOST_FILES

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrate.data.rows.examples import (
+from orchestrate.data.rows import (
     ChatExample,
     ChatMessage,
     CompletionExample,

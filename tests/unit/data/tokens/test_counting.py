@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.paths import BUNDLED, FIXTURES
 
 from orchestrate.data import Dataset
-from orchestrate.data.rows.examples import (
+from orchestrate.data.rows import (
     ChatExample,
     ChatMessage,
     CompletionExample,
@@ -169,7 +169,7 @@ def test_hub_counts_equal_the_tokenizers_own(tokenizer: object, texts: list[str]
 def test_hub_counts_equal_what_the_local_engine_trains(file: Path) -> None:
     """Of every kind of row that it trains on: tools and their calls, weights, reasoning, pairs."""
     from orchestrate.data.tokens.hub_tokens import load
-    from orchestrate.local.encoding.encoding import Encoded, Template, encode, encode_answer, encode_pair
+    from orchestrate.local.encoding import Encoded, Template, encode, encode_answer, encode_pair
 
     data = Dataset.open(file)
     template = Template(load(TINY))

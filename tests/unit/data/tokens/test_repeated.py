@@ -6,7 +6,7 @@ from __future__ import annotations
 import gc
 import tracemalloc
 
-from orchestrate.data.tokens.lengths import Counts
+from orchestrate.data.tokens import Counts
 
 
 def test_a_text_of_all_rows_is_counted_once() -> None:

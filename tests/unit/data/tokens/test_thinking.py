@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from tests.unit.data.tokens.test_turns import KINDS, TEMPLATES, conversations
 
-from orchestrate.data.rows.examples import ChatMessage
+from orchestrate.data.rows import ChatMessage
 from orchestrate.data.tokens.turns import Conversations, Earlier, rows_of
 
 ROWS = ("thinking", "thinking in the text")

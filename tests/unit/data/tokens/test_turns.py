@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.data.tokens.replicas import REPLICAS
 
-from orchestrate.data.rows.examples import ChatMessage, FunctionCall, ToolCall
+from orchestrate.data.rows import ChatMessage, FunctionCall, ToolCall
 from orchestrate.data.tokens.answers import read_answer
 from orchestrate.data.tokens.chat_templates import CHATML
 from orchestrate.data.tokens.turns import APART, Conversations

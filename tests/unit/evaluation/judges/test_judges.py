@@ -12,10 +12,10 @@ import pytest
 from msgspec import structs
 
 from orchestrate.errors import DataError
-from orchestrate.evaluation.items import Answer, Item
-from orchestrate.evaluation.judges import judge as prompts
+from orchestrate.evaluation import Answer, Item
+from orchestrate.evaluation import judges as prompts
+from orchestrate.evaluation.judges import Judge, PairJudge, ScoreJudge
 from orchestrate.evaluation.judges.calibration import FEWEST, RatedAnswer, calibrate
-from orchestrate.evaluation.judges.judge import Judge, PairJudge, ScoreJudge
 from orchestrate.types import Criterion, Message, Rubric
 
 RUBRIC = Rubric(

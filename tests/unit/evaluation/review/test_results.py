@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from orchestrate.evaluation.items import Answer, Item
-from orchestrate.evaluation.review import results
+from orchestrate.evaluation import Answer, Item
+from orchestrate.evaluation.review import Task, results
 from orchestrate.evaluation.review.results import Vote, result
-from orchestrate.evaluation.review.tasks import Task
 from orchestrate.types import Criterion, Rating, Review, Rubric
 
 AT = datetime(2026, 11, 1, tzinfo=UTC)

@@ -11,12 +11,13 @@ import msgspec
 import pytest
 from tests.reviewing import ESCAPES, HUGE, MARKUP, answered, desk_of
 
+from orchestrate import evaluation
 from orchestrate.data import Dataset
 from orchestrate.errors import DataError, UsageError
-from orchestrate.evaluation import rubric
-from orchestrate.evaluation.items import Answer
+from orchestrate.evaluation import Answer, review
 from orchestrate.evaluation.judges import calibration
-from orchestrate.evaluation.review import rows, sheets, tasks
+from orchestrate.evaluation.review import rows
+from orchestrate.evaluation.review import rows as sheets
 from orchestrate.evaluation.review.desk import Asked, Desk, standing
 from orchestrate.store.store import Store
 from orchestrate.types import Criterion, Rubric
@@ -240,7 +241,7 @@ def test_rated_single_answers_are_read_as_they_were_written(store: Store, tmp_pa
 def test_what_is_no_rated_answer_is_told(tmp_path: Path, line: str, words: str) -> None:
     (tmp_path / "r.jsonl").write_text(line)
     with pytest.raises(DataError, match=words):
-        calibration.read(tmp_path / "r.jsonl", rubric.DEFAULT)
+        calibration.read(tmp_path / "r.jsonl", evaluation.DEFAULT)
 
 
 def test_people_may_write_rated_answers_by_hand(tmp_path: Path) -> None:
@@ -252,7 +253,7 @@ def test_people_may_write_rated_answers_by_hand(tmp_path: Path) -> None:
     file.write_text(
         json.dumps(chat) + '\n\n{"prompt": "q", "answer": "b", "scores": {"quality": 2}, "why": 1}\n'
     )
-    first, second = calibration.read(file, rubric.DEFAULT)
+    first, second = calibration.read(file, evaluation.DEFAULT)
     assert (first.answers, first.scores) == (("a",), {"quality": 4}) and second.answers == ("b",)
     assert first.prompt == second.prompt and first.item == second.item
 
@@ -263,12 +264,12 @@ def test_people_may_write_rated_answers_by_hand(tmp_path: Path) -> None:
 def test_tasks_of_three_contenders() -> None:
     many = answered(*((f"q{i}", "a", "b", "c") for i in range(20)))
     names = ("tuned", "base", "few-shot")
-    made = tasks.tasks_of(many, names, kind="pairs", review="r")
+    made = review.tasks_of(many, names, kind="pairs", review="r")
     assert len(made.tasks) == 60 and len({task.id for task in made.tasks}) == 60
-    against = tasks.tasks_of(many, names, kind="pairs", review="r", against="base", items=5)
+    against = review.tasks_of(many, names, kind="pairs", review="r", against="base", items=5)
     assert {t.contenders for t in against.tasks} == {("tuned", "base"), ("few-shot", "base")}
     assert len(against.tasks) == 10
-    assert len(tasks.tasks_of(many, names, kind="single", review="r").tasks) == 60
+    assert len(review.tasks_of(many, names, kind="single", review="r").tasks) == 60
 
 
 def test_calls_are_part_of_an_answer() -> None:
@@ -283,16 +284,16 @@ def test_calls_are_part_of_an_answer() -> None:
         }
         one = msgspec.structs.replace(row, answers=answers)
         other = answered(("p", "a", "b"))[0]
-        assert len(tasks.tasks_of([one, other], ("tuned", "base"), kind="pairs", review="r").same) == same
+        assert len(review.tasks_of([one, other], ("tuned", "base"), kind="pairs", review="r").same) == same
 
 
 def test_nothing_to_rate_is_told() -> None:
     with pytest.raises(UsageError, match="all answers are the same"):
-        tasks.tasks_of(answered(("q", "a", "a")), ("tuned", "base"), kind="pairs", review="r")
+        review.tasks_of(answered(("q", "a", "a")), ("tuned", "base"), kind="pairs", review="r")
     with pytest.raises(UsageError, match="two contenders"):
-        tasks.tasks_of(answered(("q", "a")), ("tuned",), kind="pairs", review="r")
+        review.tasks_of(answered(("q", "a")), ("tuned",), kind="pairs", review="r")
     with pytest.raises(UsageError, match="no contender is called"):
-        tasks.tasks_of(answered(("q", "a", "b")), ("tuned", "base"), kind="pairs", review="r", against="x")
+        review.tasks_of(answered(("q", "a", "b")), ("tuned", "base"), kind="pairs", review="r", against="x")
 
 
 def test_a_rubric_is_read(tmp_path: Path) -> None:
@@ -301,10 +302,10 @@ def test_a_rubric_is_read(tmp_path: Path) -> None:
         "question: Which would you send?\nguide: Numbers first.\ncriteria:\n"
         "  - {name: correct, question: Everything right, scale: [wrong, partly, right]}\n  - name: tone\n"
     )
-    found = rubric.read(file)
+    found = evaluation.read(file)
     assert found.name == "support" and [c.points for c in found.criteria] == [3, 5]
     assert found.score({"correct": 3, "tone": 5}) == 1 and found.score({"correct": 2, "tone": 3}) == 0.5
-    assert rubric.read(None) == rubric.DEFAULT
+    assert evaluation.read(None) == evaluation.DEFAULT
 
 
 @pytest.mark.parametrize(
@@ -325,11 +326,11 @@ def test_a_rubric_is_read(tmp_path: Path) -> None:
 def test_what_is_no_rubric_is_told(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "r.yaml").write_text(text)
     with pytest.raises(UsageError, match=words):
-        rubric.read(tmp_path / "r.yaml")
+        evaluation.read(tmp_path / "r.yaml")
 
 
 def test_a_yaml_bomb_is_no_rubric(tmp_path: Path) -> None:
     levels = "\n".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]" for i in range(9))
     (tmp_path / "r.yaml").write_text(f"a0: &a0 [x]\n{levels}\n")
     with pytest.raises(UsageError, match="no YAML"):
-        rubric.read(tmp_path / "r.yaml")
+        evaluation.read(tmp_path / "r.yaml")

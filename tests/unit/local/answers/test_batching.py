@@ -16,8 +16,8 @@ from tests.paths import TINY
 from tests.unit.serving.conftest import random_adapter
 from transformers import AutoModelForCausalLM
 
+from orchestrate.local.model.sampling import NO_MEMORY, Luck
 from orchestrate.local.model.sampling.batching import BASE, Batching, Row
-from orchestrate.local.model.sampling.drawing import NO_MEMORY, Luck
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
@@ -291,7 +291,7 @@ def test_log_probabilities_are_the_models_own(adapted: Any) -> None:
 
 
 def test_settings_of_one_row_by_hand() -> None:
-    from orchestrate.local.model.sampling.drawing import draw
+    from orchestrate.local.model.sampling import draw
 
     logits = torch.tensor([[2.0, 1.0, 0.0, -9.0]])
     none: Counter[int] = Counter()

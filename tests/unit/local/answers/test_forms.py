@@ -12,12 +12,12 @@ import pytest
 import torch
 from tests.unit.data.tokens.test_chat_templates import TEMPLATES, folder_with
 
-from orchestrate.data.rows.examples import ChatMessage
+from orchestrate.data.rows import ChatMessage
 from orchestrate.errors import DataError, UsageError
 from orchestrate.local.answers.forms import Form, Forms
-from orchestrate.local.encoding.encoding import Template
+from orchestrate.local.encoding import Template
 from orchestrate.local.model.loading import load_tokenizer
-from orchestrate.local.model.sampling.drawing import Drawn, Luck, draw
+from orchestrate.local.model.sampling import Drawn, Luck, draw
 
 ORDER: dict[str, Any] = {
     "type": "object",

@@ -14,12 +14,12 @@ from tests.unit.local.families import make
 from tests.unit.serving.conftest import random_adapter
 
 from orchestrate.data import Dataset
-from orchestrate.data.rows.examples import ChatMessage
+from orchestrate.data.rows import ChatMessage
 from orchestrate.evaluation.held_out import held_out
 from orchestrate.local.answers.answering import Answerer
 from orchestrate.local.answers.engine import Engine, Loading, Wish
 from orchestrate.local.answers.loading import base_of, talk
-from orchestrate.local.model.files import models
+from orchestrate.local.model import files
 from orchestrate.local.model.loading import load_adapter
 
 pytestmark = [
@@ -103,7 +103,7 @@ def test_two_hundred_prompts_and_three_adapters_have_the_same_ids_everywhere(tmp
 
 def rewarded(adapter: Path, asked: Sequence[Any]) -> Ids:
     """As training by rewards draws: from the model that is trained, without a shared beginning."""
-    folder, device = models.fetch(str(TINY)), torch.device("cpu")
+    folder, device = files.fetch(str(TINY)), torch.device("cpu")
     model = load_adapter(base_of(folder, four_bit=False, device=device, dtype=torch.float32), adapter).eval()
     template, sampler = talk(adapter, folder, device)
     prompts = [template.asked([ChatMessage(**m) for m in one], None) for one in asked]

@@ -15,9 +15,9 @@ from orchestrate.costing import Work
 from orchestrate.costing.size import measure
 from orchestrate.data import TrainingData
 from orchestrate.data.tokens.turns import Earlier
+from orchestrate.local.encoding import Rules, Template
 from orchestrate.local.encoding.encoded import encode_file
-from orchestrate.local.encoding.encoding import Rules, Template
-from orchestrate.local.model.adapters.added_tokens import add_tokens
+from orchestrate.local.model.adapters.starts import add_tokens
 from orchestrate.local.model.loading import load_tokenizer
 from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.settings.config import HostConfig

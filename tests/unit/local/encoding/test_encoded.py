@@ -15,9 +15,15 @@ from hypothesis import strategies as st
 from tests.paths import TINY
 
 from orchestrate.errors import DataError
-from orchestrate.local.encoding.encoded import Rows, encode_file, epoch_batches, micro_batches
-from orchestrate.local.encoding.encoding import Template, decode_row, encode
-from orchestrate.local.encoding.prompts import encode_prompts, open_prompts
+from orchestrate.local.encoding import Template, decode_row, encode
+from orchestrate.local.encoding.encoded import (
+    Rows,
+    encode_file,
+    encode_prompts,
+    epoch_batches,
+    micro_batches,
+    open_prompts,
+)
 from orchestrate.local.model.loading import load_tokenizer
 from orchestrate.local.plan.fitting import _passes  # pyright: ignore[reportPrivateUsage]
 from orchestrate.local.plan.memory import SHORT_ROW

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.paths import TINY
 
-from orchestrate.data.rows.examples import (
+from orchestrate.data.rows import (
     ChatExample,
     ChatMessage,
     CompletionExample,
@@ -19,7 +19,7 @@ from orchestrate.data.rows.examples import (
 )
 from orchestrate.data.tokens.chat_templates import CHATML
 from orchestrate.errors import DataError
-from orchestrate.local.encoding.encoding import (
+from orchestrate.local.encoding import (
     SKIPS_THINKING,
     Encoded,
     Rules,

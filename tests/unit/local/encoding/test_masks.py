@@ -10,14 +10,8 @@ from tests.unit.local.encoding.test_encoding import FAMILIES, TALK, template, tr
 from tests.unit.local.encoding.test_templates import FAMILIES as PUBLISHED
 from tests.unit.local.encoding.test_templates import template as published
 
-from orchestrate.data.rows.examples import (
-    ChatExample,
-    ChatMessage,
-    PreferenceExample,
-    TextExample,
-)
-from orchestrate.local.encoding.encoded import encode_file
-from orchestrate.local.encoding.encoding import (
+from orchestrate.data.rows import ChatExample, ChatMessage, PreferenceExample, TextExample
+from orchestrate.local.encoding import (
     NO_ROLES,
     SKIPS_THINKING,
     Encoded,
@@ -27,6 +21,7 @@ from orchestrate.local.encoding.encoding import (
     encode_pair,
     encode_row,
 )
+from orchestrate.local.encoding.encoded import encode_file
 
 THINKERS: dict[str, tuple[list[str], str]] = {
     "qwen3": PUBLISHED["qwen3"],

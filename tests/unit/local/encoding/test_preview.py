@@ -12,10 +12,10 @@ import pytest
 from tests.paths import BUNDLED, TINY
 from tests.unit.data.tokens.test_chat_templates import CHATS, TEMPLATES
 
-from orchestrate.data.rows.examples import ChatExample, ChatMessage, CompletionExample, TextExample
+from orchestrate.data.rows import ChatExample, ChatMessage, CompletionExample, TextExample
 from orchestrate.data.tokens.hub_tokens import opened
 from orchestrate.errors import DataError
-from orchestrate.local.encoding.encoding import Template, encode
+from orchestrate.local.encoding import Template, encode
 from orchestrate.local.model.loading import load_tokenizer
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from tests.paths import TINY
 
-from orchestrate.data.rows.examples import ChatExample, ChatMessage, FunctionCall, ToolCall
-from orchestrate.local.encoding.encoding import SKIPS_THINKING, Encoded, Template, encode
+from orchestrate.data.rows import ChatExample, ChatMessage, FunctionCall, ToolCall
+from orchestrate.local.encoding import SKIPS_THINKING, Encoded, Template, encode
 
 CHATML = ["<|im_start|>", "<|im_end|>"]
 LLAMA = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|begin_of_text|>"]

@@ -15,12 +15,11 @@ import torch
 from tests.unit.local.sessions import TINY, make_session
 
 from orchestrate.errors import RunFailed, UsageError
-from orchestrate.local import machine
+from orchestrate.local import machine, model
 from orchestrate.local.job import LocalJob
-from orchestrate.local.model import engines
-from orchestrate.local.model.engines import COMPILE_TOKENS, EngineMissing, choose
+from orchestrate.local.model import COMPILE_TOKENS, EngineMissing, choose
 from orchestrate.local.model.shortcuts.accelerating import load_unsloth
-from orchestrate.local.run.rundir import now
+from orchestrate.local.run import now
 from orchestrate.providers.local.translation import translate
 from orchestrate.spec import JobSpec
 from orchestrate.types import Outcome, Setting, Translation
@@ -55,7 +54,7 @@ def test_an_engine_asked_for_and_absent_is_refused_with_the_way_to_it(
     with pytest.raises(EngineMissing) as absent:
         choose(engine, "cuda")
     assert absent.value.fix == f"pip install {package}"
-    pretend(monkeypatch, engines.PACKAGES[engine][0])
+    pretend(monkeypatch, model.PACKAGES[engine][0])
     assert choose(engine, "cuda").name == engine
     with pytest.raises(EngineMissing, match="needs an NVIDIA GPU"):
         choose(engine, "cpu")
@@ -173,7 +172,7 @@ def test_products_have_what_the_machine_is_made_for(monkeypatch: pytest.MonkeyPa
     assert (unasked.outcome, unasked.sent) == (Outcome.DEFAULTED, "fp32")
     assert "no instructions for bf16" in str(unasked.rule)
     assert setting("precision", precision="bf16").sent == "bf16"
-    assert engines.precision(None, "cuda").name == "bf16"
+    assert model.precision(None, "cuda").name == "bf16"
     monkeypatch.setattr(machine, "cpu_multiplies_bf16", lambda: True)
     assert setting("precision").sent == "bf16"
     assert translated(precision="fp32").body["precision"] == "fp32"
@@ -202,7 +201,7 @@ def test_a_gpu_without_bf16_multiplies_in_what_it_has(
     monkeypatch.setattr(machine, "_ask", lambda fields: told if fields == "compute_cap" else [])
     machine.capability.cache_clear()
     try:
-        found = engines.precision(None, "cuda")
+        found = model.precision(None, "cuda")
     finally:
         machine.capability.cache_clear()
     assert found.name == name
@@ -215,7 +214,7 @@ def test_a_precision_that_nobody_asked_for_is_told_with_its_reason(tmp_path: Pat
     train = tmp_path / "t.jsonl"
     talk = [{"role": "user", "content": "Is 2 even?"}, {"role": "assistant", "content": "yes"}]
     train.write_text((json.dumps({"messages": talk}) + "\n") * 8, encoding="utf-8")
-    usual = engines.precision(None, "cpu")
+    usual = model.precision(None, "cpu")
     other = {"bf16": "fp32", "fp32": "bf16"}[usual.name]
     for name, asked, reason in (
         (usual.name, False, usual.reason),
@@ -227,7 +226,7 @@ def test_a_precision_that_nobody_asked_for_is_told_with_its_reason(tmp_path: Pat
         session = make_session(
             tmp_path, train, method={"type": "sft"}, ref=f"{name}-{asked}", precision=name, spec=spec
         )
-        assert session.loaded.precision == engines.Choice(name, reason)
+        assert session.loaded.precision == model.Choice(name, reason)
 
 
 def test_32_bits_need_more_memory_than_16() -> None:

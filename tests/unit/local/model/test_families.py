@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Bits
 
 from orchestrate.local.encoding.encoded import NEAR
 from orchestrate.local.model.loading import keep_four_bit_weights
-from orchestrate.local.model.weights.experts import held_of
+from orchestrate.local.model.weights import held_of
 from orchestrate.local.run.session import Session
 
 pytestmark = [

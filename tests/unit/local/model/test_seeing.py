@@ -15,9 +15,9 @@ from tests.unit.local.sessions import make_session
 from transformers import AutoModelForImageTextToText
 
 from orchestrate.local.answers.answering import Answerer
-from orchestrate.local.model.adapters.targets import names_of
-from orchestrate.local.model.files.models import ModelFolder
-from orchestrate.local.model.weights.architectures import hollow
+from orchestrate.local.model.adapters.starts import names_of
+from orchestrate.local.model.files import ModelFolder
+from orchestrate.local.model.weights import hollow
 from orchestrate.local.weights.merging import merge
 
 pytestmark = [

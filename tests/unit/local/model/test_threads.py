@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrate.local.model.threads import chosen, fastest, of_run
-from orchestrate.local.plan.paces import Kind
-from orchestrate.local.plan.throughput import estimate, slowdown
+from orchestrate.local.model.loaded import chosen, fastest, of_run
+from orchestrate.local.plan.throughput import Kind, estimate, slowdown
 
 CPU = torch.device("cpu")
 

@@ -13,11 +13,10 @@ import torch
 from tests.cells import diagonal
 from tests.unit.local.sessions import EXACT, TINY, answers, make_session, pairs, prompts
 
+from orchestrate.local.encoding import Encoded
 from orchestrate.local.encoding.encoded import Rows, stacked
-from orchestrate.local.encoding.encoding import Encoded
-from orchestrate.local.objectives.dpo import PairObjective, with_reference
+from orchestrate.local.objectives.dpo import PairObjective, UnpairedObjective, with_mismatched, with_reference
 from orchestrate.local.objectives.grpo import PolicyObjective
-from orchestrate.local.objectives.kto import UnpairedObjective, with_mismatched
 from orchestrate.local.run.session import Session
 
 pytestmark = [

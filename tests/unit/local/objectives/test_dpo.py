@@ -14,8 +14,8 @@ from tests.sending import upload
 from tests.unit.local.sessions import TINY, make_session, pairs
 
 from orchestrate.data import TrainingData
+from orchestrate.local.encoding import Template, decode_row
 from orchestrate.local.encoding.encoded import Rows, encode_file
-from orchestrate.local.encoding.encoding import Template, decode_row
 from orchestrate.local.model.loading import load_tokenizer
 from orchestrate.local.objectives.dpo import PairObjective, with_reference
 from orchestrate.local.run.session import Session

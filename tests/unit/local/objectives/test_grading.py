@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from openai.types.chat import ChatCompletionMessageFunctionToolCall
 
-from orchestrate.data.rows.examples import FunctionCall, ToolCall
+from orchestrate.data.rows import FunctionCall, ToolCall
 from orchestrate.data.tokens.answers import Said
 from orchestrate.errors import RunFailed
+from orchestrate.local.objectives import Isolation, isolation
 from orchestrate.local.objectives.grading import Grade, Grader, fields_read, lacks, refusal, sample_of
-from orchestrate.local.objectives.isolation import Isolation, isolation
 
 ITEM = {"answer": "Blue whale", "tags": ["a", "b"], "deep": {"n": 3}}
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from orchestrate.local.objectives import WAYS, Isolation, Way, candidates, works
 from orchestrate.local.objectives.grading import Grade, Grader
-from orchestrate.local.objectives.isolation import WAYS, Isolation, Way, candidates, works
 
 ITEM: dict[str, Any] = {}
 ATTEMPTS = """
@@ -62,7 +62,7 @@ def code(source: str) -> dict[str, str]:
 PARENT = """
 import json, os, sys
 from orchestrate.local.objectives.grading import Grader
-from orchestrate.local.objectives.isolation import Isolation
+from orchestrate.local.objectives import Isolation
 way, as_nobody, source, item = json.loads(sys.argv[1])
 isolation = Isolation(way, as_nobody)
 with Grader({"type": "python", "source": source}, isolation=isolation, seconds=240) as grader:

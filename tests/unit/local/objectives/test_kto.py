@@ -12,9 +12,9 @@ from tests.sending import upload
 from tests.unit.local.sessions import TINY, answers, make_session
 
 from orchestrate.data import TrainingData
+from orchestrate.local.encoding import Encoded, decode_row
 from orchestrate.local.encoding.encoded import stacked
-from orchestrate.local.encoding.encoding import Encoded, decode_row
-from orchestrate.local.objectives.kto import Mismatch, UnpairedObjective, with_mismatched
+from orchestrate.local.objectives.dpo import Mismatch, UnpairedObjective, with_mismatched
 from orchestrate.local.run.session import Session
 from orchestrate.providers import registry
 from orchestrate.settings import config

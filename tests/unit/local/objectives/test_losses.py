@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from orchestrate.local.model.head import Head
-from orchestrate.local.objectives.losses import Preference, token_losses, weighted_loss
+from orchestrate.local.model.loaded import Head
+from orchestrate.local.objectives.base import Preference, token_losses, weighted_loss
 
 
 @pytest.mark.parametrize(("multiplier", "softcap"), [(1.0, None), (0.25, None), (1.0, 5.0), (2.0, 3.0)])

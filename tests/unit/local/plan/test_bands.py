@@ -15,7 +15,7 @@ from tests.unit.local.sessions import make_session
 
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
-from orchestrate.local.plan import paces
+from orchestrate.local.plan import throughput
 from orchestrate.local.plan.throughput import estimate
 from orchestrate.local.run import pacing, worker
 from orchestrate.local.run.session import Session
@@ -55,7 +55,7 @@ class Machine:
 
     def __init__(self, home: Path) -> None:
         self.provider = LocalProvider(HostConfig(name="local", options={"home": str(home), "device": "cpu"}))
-        self.paces = paces.file_of(self.provider.home)
+        self.paces = throughput.file_of(self.provider.home)
         self.folder = home
         self.ran = 0
 
@@ -98,7 +98,7 @@ def test_quotes_of_real_runs_hold(tmp_path: Path, own_time: OwnTime) -> None:
         off = (state.finished_at - state.started_at).total_seconds() / quote.train_seconds
         low, high = (float(usd / quote.expected_usd) for usd in (quote.low_usd, quote.high_usd))
         told.append((low <= off <= high, max(off, 1 / off)))
-    assert len(paces.read(machine.paces)) == len(RUNS)
+    assert len(throughput.read_pace(machine.paces)) == len(RUNS)
     assert sum(held for held, _ in told) >= len(told) - 3, told
     later = sorted(off for _, off in told[3:])
     assert later[len(later) // 2] < 2.0, told
@@ -125,7 +125,7 @@ def test_a_slow_machine_is_known_after_its_first_run(tmp_path: Path, own_time: O
         before = estimate(machine.provider.home, pace.kind)
         off = pace.tokens / pace.seconds / before.tokens_per_second
         told.append((max(off, 1 / off), before.factor))
-        paces.add(machine.paces, pace)
+        throughput.add(machine.paces, pace)
     (first, wide), *later = told
     assert first > wide, told
     assert all(off < factor for off, factor in later), told

@@ -12,12 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrate.local import model as engines
 from orchestrate.local.encoding.encoded import epoch_batches, micro_batches
 from orchestrate.local.job import Adapter, Hyper, Preferences
-from orchestrate.local.model import engines
-from orchestrate.local.plan import fitting
+from orchestrate.local.plan import Shape, fitting
 from orchestrate.local.plan.memory import Setup, kv_cache_bytes, plan
-from orchestrate.local.plan.sizes import Shape
 
 SMALL: dict[str, Any] = {
     "hidden_size": 256,

@@ -16,13 +16,11 @@ from tests.paths import TINY
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.errors import UsageError
-from orchestrate.local import machine
-from orchestrate.local.model.files import models
-from orchestrate.local.plan import throughput
+from orchestrate.local import machine, speed
+from orchestrate.local.model import files
+from orchestrate.local.plan import Shape, throughput
 from orchestrate.local.plan.memory import Setup, plan
-from orchestrate.local.plan.sizes import Shape
 from orchestrate.local.plan.throughput import Bench
-from orchestrate.local.speed import measuring
 from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.settings.config import HostConfig
 from orchestrate.spec import JobSpec
@@ -109,30 +107,30 @@ def test_a_damaged_file_of_measurements_is_as_none(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_this_machine_can_be_measured(tmp_path: Path) -> None:
-    found = measuring.measure(tmp_path, model=TINY, threads=1, device="cpu", seconds=1.0)
+    found = speed.measure(tmp_path, model=TINY, threads=1, device="cpu", seconds=1.0)
     assert found.tokens_per_second > 100 and found.parameters > 1_000_000
     assert throughput.read(tmp_path) == [found]
 
 
 def test_the_folder_of_a_model_is_checked(tmp_path: Path) -> None:
-    assert models.open_folder(TINY).fingerprint() == models.open_folder(TINY).fingerprint()
+    assert files.open_folder(TINY).fingerprint() == files.open_folder(TINY).fingerprint()
     with pytest.raises(UsageError, match=r"no config\.json"):
-        models.open_folder(tmp_path)
+        files.open_folder(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(UsageError, match=r"pytorch_model\.bin") as error:
-        models.open_folder(tmp_path)
+        files.open_folder(tmp_path)
     assert "safe_serialization" in str(error.value.fix)
 
 
 def test_a_name_that_is_no_model_is_explained() -> None:
     with pytest.raises(UsageError, match="not a hub id"):
-        models.fetch("/nowhere/at/all")
+        files.fetch("/nowhere/at/all")
 
 
 def test_no_hub_is_explained(tmp_path: Path) -> None:
     code = (
-        "from orchestrate.errors import ConfigError\nfrom orchestrate.local.model.files import models\n"
+        "from orchestrate.errors import ConfigError\nfrom orchestrate.local.model import files as models\n"
         "try: models.fetch('nobody/has-this-model')\nexcept ConfigError as error: print(error, error.fix)"
     )
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
@@ -192,7 +190,8 @@ def test_a_quote_takes_the_measured_speed_and_says_so(tmp_path: Path) -> None:
 
 
 def test_the_plan_counts_with_the_sizes_of_the_engines_attention() -> None:
-    from orchestrate.local.model.shortcuts import blocks, kernels
+    from orchestrate.local.model.shortcuts import kernels
+    from orchestrate.local.model.shortcuts import kernels as blocks
     from orchestrate.local.plan import memory
 
     assert (memory.SHORT_ROW, memory.BLOCK) == (kernels.SHORT_ROW, blocks.BLOCK)

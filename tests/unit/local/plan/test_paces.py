@@ -17,11 +17,10 @@ from tests.unit.local.sessions import make_session
 
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
-from orchestrate.local.plan import paces, throughput
-from orchestrate.local.plan.paces import Kind, Pace
-from orchestrate.local.plan.throughput import Bench, estimate
-from orchestrate.local.run import worker
-from orchestrate.local.run.rundir import RunDir
+from orchestrate.local.plan import throughput
+from orchestrate.local.plan import throughput as paces
+from orchestrate.local.plan.throughput import Bench, Kind, Pace, estimate
+from orchestrate.local.run import RunDir, worker
 from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.settings.config import HostConfig
 from orchestrate.spec import JobSpec
@@ -37,7 +36,7 @@ START = datetime(2026, 11, 1, tzinfo=UTC)
 def ran(home: Path, kind: Kind, speed: float, besides: float = 20.0, seconds: float = 100.0) -> Pace:
     """A run of this kind at so many tokens per second, as its worker keeps it."""
     told = estimate(home, kind)
-    count = len(paces.read(paces.file_of(home)))
+    count = len(paces.read_pace(paces.file_of(home)))
     pace = Pace(
         kind=kind,
         at=START + timedelta(hours=count),
@@ -95,8 +94,8 @@ def test_a_damaged_line_is_passed_over(tmp_path: Path) -> None:
     first = ran(tmp_path, SMALL, 1000.0)
     with paces.file_of(tmp_path).open("ab") as out:
         out.write(b'{"kind": 3}\n{"ki')
-    assert paces.read(paces.file_of(tmp_path)) == [first]
-    assert paces.read(tmp_path / "none") == []
+    assert paces.read_pace(paces.file_of(tmp_path)) == [first]
+    assert paces.read_pace(tmp_path / "none") == []
 
 
 @pytest.mark.parametrize(
@@ -114,7 +113,7 @@ def test_a_line_that_says_what_cannot_be_ends_no_quote(tmp_path: Path, wrong: di
     first = ran(tmp_path, SMALL, 1000.0)
     told = estimate(tmp_path, SMALL)
     paces.add(paces.file_of(tmp_path), replace(first, **wrong))
-    assert paces.read(paces.file_of(tmp_path)) == [first]
+    assert paces.read_pace(paces.file_of(tmp_path)) == [first]
     assert estimate(tmp_path, SMALL) == told
 
 
@@ -167,7 +166,7 @@ def test_a_finished_run_is_what_the_next_quote_is_fitted_to(tmp_path: Path, prov
     run: RunDir = session.run
     assert worker.main(str(run.path)) == 0
     assert run.state().status == "succeeded"
-    (pace,) = paces.read(paces.file_of(provider.home))
+    (pace,) = paces.read_pace(paces.file_of(provider.home))
     state = run.state()
     assert pace.tokens == session.loop.train.tokens * 2 and pace.seconds == pytest.approx(state.seconds)
     assert state.started_at is not None and state.finished_at is not None

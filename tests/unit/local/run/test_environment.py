@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrate.local.run.launching import worker_environment
-from orchestrate.settings.environment import MORE_NAMES
+from orchestrate.settings import MORE_NAMES
 
 NEEDED = {
     "PATH": "/bin",

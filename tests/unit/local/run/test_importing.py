@@ -9,11 +9,11 @@ import sys
 
 import pytest
 
-from orchestrate.local.run.process import NO_COMPILER, importing
+from orchestrate.local.run import NO_COMPILER, importing
 
 LOADS = """
 import sys
-from orchestrate.local.run.process import importing
+from orchestrate.local.run import importing
 with importing():
     import peft, bitsandbytes
 assert "torch._inductor.compile_fx" not in sys.modules

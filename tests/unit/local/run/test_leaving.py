@@ -9,7 +9,7 @@ from pathlib import Path
 
 PROGRAM = """
 import atexit, sys, threading, time
-from orchestrate.local.run.process import leave
+from orchestrate.local.run import leave
 
 def writes():
     while threading.main_thread().is_alive() and not ending.is_set():

@@ -18,11 +18,11 @@ from orchestrate.errors import RunFailed
 from orchestrate.local.encoding.encoded import epoch_batches, micro_batches
 from orchestrate.local.job import Adapter, Hyper, LocalJob, Method
 from orchestrate.local.machine import Load
-from orchestrate.local.model.shortcuts.fused import fuse
+from orchestrate.local.model.shortcuts.choosing import fuse
 from orchestrate.local.objectives.base import collate, pack
-from orchestrate.local.plan.sizes import Shape
+from orchestrate.local.plan import Shape
+from orchestrate.local.run import RunDir, now
 from orchestrate.local.run.checkpoints import Progress
-from orchestrate.local.run.rundir import RunDir, now
 from orchestrate.local.run.session import Session
 
 pytestmark = [

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.unit.local.families import make
 
 from orchestrate.local.job import Hyper
-from orchestrate.local.plan import states
+from orchestrate.local.plan import memory
 from orchestrate.local.run.optimizers import (
     given_out,
     group_metrics,
@@ -133,7 +133,7 @@ def test_the_plan_counts_its_state(kind: str) -> None:
     train(params, optimizer, range(1))
     # Maps of 256 numbers, which bitsandbytes shares between all parameters, and numbers do not grow.
     held = sum(t.nbytes for k, t in state_tensors(optimizer, params).items() if "qmap" not in k)
-    assert held == pytest.approx(states.state_bytes(kind, 16) * 16 * 4096, rel=0.01)
+    assert held == pytest.approx(memory.state_bytes(kind, 16) * 16 * 4096, rel=0.01)
 
 
 def test_what_is_given_out_is_the_average_and_training_goes_on_to_the_bit() -> None:
@@ -237,11 +237,11 @@ def test_loraplus_is_pefts() -> None:
 
 
 def test_a_package_that_is_missing_is_named_with_the_line_that_installs_it() -> None:
-    with pytest.raises(states.OptimizerMissing, match="needs the package schedulefree") as error:
-        states.require("schedule_free_adamw", find=lambda name: None)
+    with pytest.raises(memory.OptimizerMissing, match="needs the package schedulefree") as error:
+        memory.require("schedule_free_adamw", find=lambda name: None)
     assert error.value.fix == "pip install schedulefree"
     for kind in OPTIMIZERS.keys() - {"schedule_free_adamw"}:
-        states.require(kind, find=lambda name: None)
+        memory.require(kind, find=lambda name: None)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:transformers")

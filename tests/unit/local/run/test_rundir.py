@@ -16,9 +16,9 @@ import pytest
 
 from orchestrate.core.files import write_whole
 from orchestrate.errors import RunFailed, UsageError
+from orchestrate.local import run as process
 from orchestrate.local.job import Adapter, Hyper, LocalJob, Method, Preferences, Reinforcement, Supervised
-from orchestrate.local.run import process
-from orchestrate.local.run.rundir import RunDir, State, now, read_lines, runs
+from orchestrate.local.run import RunDir, State, now, read_lines, runs
 from orchestrate.types import JobStatus
 
 
@@ -130,7 +130,7 @@ def test_a_reader_never_sees_half_a_status(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
         "from orchestrate.core.files import write_whole\n"
-        "from orchestrate.local.run.rundir import State, now\n"
+        "from orchestrate.local.run import State, now\n"
         "for n in range(300): write_whole(Path(sys.argv[1]), State(status='running', updated_at=now(), "
         "stage='x' * (n % 7 * 1000)).to_json())"
     )
@@ -147,9 +147,9 @@ def test_a_reader_never_sees_half_a_status(tmp_path: Path) -> None:
 def test_a_living_process_counts_only_with_its_own_start_time(tmp_path: Path) -> None:
     path = tmp_path / "worker.json"
     write_whole(path, process.me().to_json())
-    assert process.alive(path)
+    assert process.process_alive(path)
     write_whole(path, msgspec.structs.replace(process.me(), started="1").to_json())
-    assert not process.alive(path), "another process with a used-again id"
+    assert not process.process_alive(path), "another process with a used-again id"
 
 
 def test_a_process_that_nobody_reaped_is_dead(tmp_path: Path) -> None:
@@ -158,22 +158,22 @@ def test_a_process_that_nobody_reaped_is_dead(tmp_path: Path) -> None:
     assert begun is not None
     worker = msgspec.structs.replace(process.me(), pid=child.pid, started=begun)
     write_whole(tmp_path / "worker.json", worker.to_json())
-    assert process.alive(tmp_path / "worker.json")
+    assert process.process_alive(tmp_path / "worker.json")
     child.kill()
     deadline = time.monotonic() + 240
-    while process.alive(tmp_path / "worker.json") and time.monotonic() < deadline:
+    while process.process_alive(tmp_path / "worker.json") and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not process.alive(tmp_path / "worker.json")
+    assert not process.process_alive(tmp_path / "worker.json")
     child.communicate()
 
 
 def test_a_worker_on_another_machine_is_judged_by_its_heartbeat(tmp_path: Path) -> None:
     path = tmp_path / "worker.json"
     write_whole(path, msgspec.structs.replace(process.me(), machine="elsewhere").to_json())
-    assert process.alive(path)
+    assert process.process_alive(path)
     old = time.time() - 3600
     os.utime(path, (old, old))
-    assert not process.alive(path)
+    assert not process.process_alive(path)
 
 
 def test_a_dead_worker_without_an_end_is_interrupted_and_an_ended_one_is_not(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_all_jobs_newest_first_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_the_words_are_the_design_words() -> None:
-    from orchestrate.local.run.rundir import STATUSES
+    from orchestrate.local.run import STATUSES
 
     assert STATUSES["interrupted"] is JobStatus.PAUSED
     assert {w for w, s in STATUSES.items() if s.terminal} == {"succeeded", "failed", "cancelled"}
@@ -228,9 +228,9 @@ def test_the_words_are_the_design_words() -> None:
 
 def test_reading_needs_no_torch(tmp_path: Path) -> None:
     code = (
-        "import sys, orchestrate.local.run.rundir, orchestrate.local.run.launching, "
+        "import sys, orchestrate.local.run, orchestrate.local.run.launching, "
         "orchestrate.local.answers.generation, "
-        "orchestrate.local.model.files.models, orchestrate.local.plan.throughput, "
+        "orchestrate.local.model.files, orchestrate.local.plan.throughput, "
         "orchestrate.providers.local\n"
         "import json\n"
         "print(json.dumps([m for m in ('torch', 'transformers', 'numpy', 'peft') if m in sys.modules]))"

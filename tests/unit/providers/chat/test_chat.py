@@ -14,9 +14,9 @@ import together.types.chat
 from orchestrate.errors import InvalidRequest, UnexpectedAnswer
 from orchestrate.providers.calls.clients import completions
 from orchestrate.providers.calls.hosted import Retry, Wire
-from orchestrate.providers.chat.completions import Chat
+from orchestrate.providers.chat import Chat
+from orchestrate.settings import Secret
 from orchestrate.settings.hosts import HostConfig
-from orchestrate.settings.keys import Secret
 from orchestrate.types import Message, Reply
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at": "x"}'}}

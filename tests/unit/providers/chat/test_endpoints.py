@@ -8,7 +8,7 @@ import pytest
 from tests.paths import TINY
 
 from orchestrate.errors import UsageError
-from orchestrate.providers.chat.endpoints import model_at
+from orchestrate.providers.chat import model_at
 from orchestrate.settings import config
 
 

@@ -14,8 +14,7 @@ from openai import OpenAI
 
 from orchestrate.errors import HostUnavailable, UnexpectedAnswer
 from orchestrate.providers.calls.hosted import Retry, Wire
-from orchestrate.providers.chat.completions import Chat
-from orchestrate.providers.chat.streaming import Timed
+from orchestrate.providers.chat import Chat, Timed
 from orchestrate.types import Message
 
 

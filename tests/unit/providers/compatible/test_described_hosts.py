@@ -34,7 +34,7 @@ from orchestrate.errors import (
 from orchestrate.profile import described, profile
 from orchestrate.providers import registry
 from orchestrate.providers.base import Provider
-from orchestrate.providers.compatible import checking
+from orchestrate.providers.compatible import backends
 from orchestrate.sandbox import running
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.settings import config
@@ -331,7 +331,7 @@ def test_the_end_of_a_model_is_its_own(tmp_path: Path, train: str) -> None:
     data = TrainingData.open(train)
 
     def codes(today: date) -> set[str]:
-        found = checking.check(provider, spec, data, provider.translate(spec), today=today)
+        found = backends.check_settings(provider, spec, data, provider.translate(spec), today=today)
         return {p.code for p in found if p.severity is Severity.ERROR}
 
     assert (codes(date(2027, 4, 13)), codes(date(2027, 4, 14))) == (set(), {"model-closed"})

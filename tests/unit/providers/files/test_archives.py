@@ -14,7 +14,7 @@ import pytest
 
 from orchestrate.core.zstd import zstd
 from orchestrate.errors import ArtifactRefused, UsageError
-from orchestrate.providers.files.archives import Limits, kind_of, unpack, wanted
+from orchestrate.providers.files import Limits, kind_of, unpack, wanted
 
 
 def weights(values: bytes = b"\x00" * 16) -> bytes:

@@ -16,7 +16,7 @@ import pytest
 
 from orchestrate.errors import ArtifactRefused, NotFound, UnexpectedAnswer
 from orchestrate.providers.calls.hosted import Wire
-from orchestrate.providers.files.transfer import fetch, signed
+from orchestrate.providers.files import fetch, signed
 
 BODY = bytes(range(256)) * 4000
 Handler = Callable[[http.server.BaseHTTPRequestHandler], None]

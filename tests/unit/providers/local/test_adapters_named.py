@@ -206,8 +206,8 @@ def test_what_cannot_be_gone_on_from_is_refused(earlier: Path, tmp_path: Path) -
 def test_the_model_without_weights_has_the_names_of_the_one_that_is_trained() -> None:
     from transformers import AutoModelForCausalLM
 
-    from orchestrate.local.model.adapters.targets import names_of
-    from orchestrate.local.model.weights.architectures import hollow
+    from orchestrate.local.model.adapters.starts import names_of
+    from orchestrate.local.model.weights import hollow
 
     whole: Any = AutoModelForCausalLM.from_pretrained(TINY, local_files_only=True)
     assert names_of(hollow(json.loads((TINY / "config.json").read_bytes()))) == names_of(whole)

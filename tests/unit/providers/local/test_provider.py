@@ -17,9 +17,8 @@ from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.errors import ConfigError, SpecError
 from orchestrate.local.job import Adapter, LocalJob, Supervised
-from orchestrate.local.objectives.isolation import isolation
-from orchestrate.local.run import checkpoints
-from orchestrate.local.run.rundir import RunDir, now
+from orchestrate.local.objectives import isolation
+from orchestrate.local.run import RunDir, checkpoints, now
 from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.providers.local.translation import translate
 from orchestrate.settings import config

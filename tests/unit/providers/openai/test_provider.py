@@ -643,7 +643,7 @@ GRADERS_GUIDE: dict[str, Any] = {
     ],
 )
 def test_a_multi_grader_is_a_map_of_graders(change: dict[str, Any], places: list[str]) -> None:
-    from orchestrate.providers.openai.checking import grader_errors
+    from orchestrate.providers.openai.provider import grader_errors
 
     found = [place for place, _ in grader_errors({**GRADERS_GUIDE, **change})]
     assert len(found) == len(places), found

@@ -12,7 +12,7 @@ import pytest
 from orchestrate import catalog, costing
 from orchestrate.data import TrainingData
 from orchestrate.profile import profile
-from orchestrate.providers.openai import checking
+from orchestrate.providers.openai import provider as checking
 from orchestrate.providers.openai.provider import OpenAIProvider
 from orchestrate.settings.config import SANDBOX_KEY_PREFIX, HostConfig, Secret
 from orchestrate.spec import RFT, JobSpec
@@ -33,7 +33,7 @@ def seen_on(today: date, folder: Path, *, sandbox: bool) -> tuple[list[Problem],
     at = "http://127.0.0.1:9/v1" if sandbox else None
     provider = OpenAIProvider(HostConfig(name="openai", api_key=key, base_url=at))
     translation = provider.translate(spec)
-    found = checking.check(provider, spec, data, translation, today=today)
+    found = checking.problems_of(provider, spec, data, translation, today=today)
     quote = costing.quote_tokens_job(
         costing.Work("openai", profile("openai"), spec, data, translation, model),
         prices=costing.Prices("openai", on=today),
@@ -74,7 +74,7 @@ def test_the_way_out_of_a_model_for_rft_leads_to_a_backend_that_has_rft(tmp_path
     provider = OpenAIProvider(HostConfig(name="openai"))
     data = TrainingData.open(str(path))
     for today in (LAST_DAY, CLOSED):
-        problems = checking.check(provider, spec, data, provider.translate(spec), today=today)
+        problems = checking.problems_of(provider, spec, data, provider.translate(spec), today=today)
         [fix] = [p.fix for p in problems if p.code in ("model-closed", "training-closed")]
         [warning] = [p.message for p in problems if p.code == "model"]
         told = re.search(r"--provider (\w+) --model (\S+)(?:.*is also on: (.*)\))?", fix or "")

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
-from orchestrate.providers.chat.completions import at_chat
+from orchestrate.providers.chat import at_chat
 from orchestrate.providers.together.provider import TogetherProvider
 from orchestrate.providers.together.translation import tag
 from orchestrate.settings.config import HostConfig, Secret

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrate.errors import DataError, RunFailed
-from orchestrate.sandbox.training.generators import Generators
+from orchestrate.sandbox.training import Generators
 from orchestrate.types import Message, Reply
 
 

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from tests.paths import TINY
 from transformers import AutoModelForCausalLM
 
-from orchestrate.sandbox.training.merging import merge, read_tensors, write_tensors
+from orchestrate.sandbox.training import merge, read_tensors, write_tensors
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, at peft's hands

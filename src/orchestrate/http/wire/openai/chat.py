@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, field_validator
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from orchestrate.http.wire.bodies import Body
+from orchestrate.http.wire import Body
 
 # Requests for completions, read strictly: what is not known is refused, and what is known is kept apart
 # from what a server may leave out.

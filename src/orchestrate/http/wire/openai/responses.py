@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from orchestrate.http.wire.bodies import Body, HostError
+from orchestrate.http.wire import Body, HostError
 from orchestrate.http.wire.openai import chat
 
 _TEXTS = ("input_text", "output_text", "text")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from orchestrate.http.wire.bodies import Body
+from orchestrate.http.wire import Body
 
 JSONL = ("text/jsonl", "application/jsonl", "application/x-ndjson")
 ERRORS = (

@@ -1,1 +1,266 @@
 """What is trained beside a frozen model: where it is put and how it begins."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from orchestrate.core.tensors import tensors
+from orchestrate.local.job import Adapter
+from orchestrate.types import Record
+
+# Names of a model's modules and parameters, and what of an adapter's settings fits none of them. Torch-
+# free: plans and checks ask before anything is trained, the worker asks again.
+
+
+V = TypeVar("V")
+ALL_LINEAR = "all-linear"
+_WORDS = {
+    "targets": "the model has no layer {}",
+    "target_parameters": "the model has no parameter {}",
+    "modules_to_save": "the model has no module {} to save",
+    "exclude_modules": "no target is called {}",
+    "rank_pattern": "no target fits {}",
+    "alpha_pattern": "no target fits {}",
+}
+
+
+class ModuleNames(Record, frozen=True):
+    """Whole names, as transformers builds the model."""
+
+    modules: tuple[str, ...]
+    linear: tuple[str, ...]
+    """Linear layers of the language model, which get an adapter by default."""
+    language: str = ""
+    """What the names of the language model's modules begin with; empty when it is all there is."""
+    head: str | None = None
+    """The output layer."""
+    parameters: tuple[str, ...] = ()
+    """Of the language model, matrices and stacks of them."""
+    experts: tuple[str, ...] = ()
+    """Of these, weights of experts that are one tensor each."""
+
+    def asked(self, targets: str | Sequence[str]) -> list[str]:
+        """Modules of the language model that an adapter's `targets` name."""
+        if targets == ALL_LINEAR:
+            return list(self.linear)
+        inside = [n for n in self.modules if n.startswith(self.language) or n == self.head]
+        return [name for name in inside if name and matches(targets, name)]
+
+
+@dataclass(frozen=True)
+class Misnamed:
+    """Names of one of an adapter's settings that fit nothing in the model."""
+
+    field: str
+    """As in the spec below `adapter`."""
+    useless: bool
+    """Whether the setting does nothing at all, or cannot be done."""
+    told: str
+    fix: str
+
+
+def misnamed(names: ModuleNames, adapter: Adapter) -> list[Misnamed]:
+    """What fits nothing, setting by setting. Regular expressions must be valid."""
+    asked = adapter.targets or ALL_LINEAR
+    chosen = names.asked(asked)
+    found = [
+        _unfit("targets", asked, chosen, names.linear),
+        _parameters(names, adapter.target_parameters or ()),
+        _saved(names, adapter.modules_to_save or ()),
+    ]
+    if chosen:
+        found.append(_unfit("exclude_modules", adapter.exclude_modules, chosen, chosen))
+        left = narrowed(chosen, adapter)
+        if not left and not adapter.target_parameters:
+            field = "layers_to_transform" if adapter.layers_to_transform else "exclude_modules"
+            found.append(Misnamed(field, True, f"adapter.{field} leaves no target", "leave some of them"))
+        for field, patterns in _patterns(adapter):
+            fitting = fitting_keys(patterns, left)
+            unfit = [key for key in patterns if key not in fitting]
+            found.append(_told(field, unfit, len(unfit) == len(patterns), left))
+    return [one for one in found if one is not None]
+
+
+def narrowed(names: Sequence[str], adapter: Adapter) -> list[str]:
+    """Without the modules and layers that are not to be adapted."""
+    excluded, layers = adapter.exclude_modules, adapter.layers_to_transform
+    if excluded is not None:
+        names = [name for name in names if not matches(excluded, name)]
+    if layers is not None:
+        names = [name for name in names if layer_of(name) in layers]
+    return list(names)
+
+
+def matches(asked: str | Sequence[str], name: str) -> bool:
+    """As peft matches: a pattern for the whole name, or names that it is or ends in."""
+    if isinstance(asked, str):
+        return re.fullmatch(asked, name) is not None
+    return any(name == target or name.endswith(f".{target}") for target in asked)
+
+
+def layer_of(name: str) -> int | None:
+    """The number of the layer in a module's whole name."""
+    found = re.search(r"\.(\d+)\.", name)
+    return int(found.group(1)) if found else None
+
+
+def fitting_keys(patterns: Mapping[str, V] | None, names: Sequence[str]) -> dict[str, V]:
+    """Those of peft's `rank_pattern` or `alpha_pattern` that some module fits: a key is a regular expression
+    of the end of its name."""
+    expressions = {key: re.compile(rf"(.*\.)?({key})$") for key in patterns or {}}
+    return {
+        key: value
+        for key, value in (patterns or {}).items()
+        if any(expressions[key].match(name) for name in names)
+    }
+
+
+def no_pattern(adapter: Adapter) -> tuple[str, str] | None:
+    """(setting, why) of the first text that is to be a regular expression and is none."""
+    texts = [("targets", adapter.targets), ("exclude_modules", adapter.exclude_modules)]
+    texts += [(field, key) for field, patterns in _patterns(adapter) for key in patterns]
+    for field, text in texts:
+        try:
+            re.compile(text if isinstance(text, str) else "")
+        except re.error as error:
+            return field, f"{text!r} is no regular expression: {error}"
+    return None
+
+
+def ends(names: Sequence[str]) -> list[str]:
+    """The names without their layer, each once."""
+    return list(dict.fromkeys(re.split(r"\.\d+\.", name)[-1] for name in names))
+
+
+def _patterns(adapter: Adapter) -> list[tuple[str, Mapping[str, float]]]:
+    both = (("rank_pattern", adapter.rank_pattern), ("alpha_pattern", adapter.alpha_pattern))
+    return [(field, patterns) for field, patterns in both if patterns]
+
+
+def _unfit(
+    field: str, asked: str | Sequence[str] | None, there: Sequence[str], known: Sequence[str]
+) -> Misnamed | None:
+    """`there`: modules among which each name must fit one."""
+    if asked is None or asked == ALL_LINEAR:
+        return None
+    if isinstance(asked, str):
+        return None if any(matches(asked, name) for name in there) else _told(field, [asked], True, known)
+    unfit = [one for one in asked if not any(matches([one], name) for name in there)]
+    return _told(field, unfit, len(unfit) == len(asked), known)
+
+
+def _parameters(names: ModuleNames, asked: Sequence[str]) -> Misnamed | None:
+    unfit = [target for target in asked if not any(matches([target], name) for name in names.parameters)]
+    found = _told("target_parameters", unfit, True, names.experts)
+    if found is None or names.experts:
+        return found
+    told, fix = f"{found.told}: it has no experts", "leave it out; adapter.targets names linear layers"
+    return replace(found, told=told, fix=fix)
+
+
+def _saved(names: ModuleNames, asked: Sequence[str]) -> Misnamed | None:
+    unfit = [wanted for wanted in asked if not any(name.endswith(wanted) for name in names.modules)]
+    return _told("modules_to_save", unfit, True, names.modules)
+
+
+def _told(field: str, unfit: Sequence[str], useless: bool, known: Sequence[str]) -> Misnamed | None:
+    """`known`: whole names among which the right one may be."""
+    if not unfit:
+        return None
+    shown = ends(known) if field == "target_parameters" else _leaves(known)
+    close = difflib.get_close_matches(unfit[0].rpartition(".")[2], shown, n=1)
+    guess = f"did you mean {close[0]}? " if close else ""
+    choice = f"{ALL_LINEAR}, or some of" if field == "targets" else "some of"
+    told = f"adapter.{field}: {_WORDS[field].format(', '.join(unfit))}"
+    return Misnamed(field, useless, told, f"{guess}{choice} {', '.join(shown)}")
+
+
+def _leaves(names: Sequence[str]) -> list[str]:
+    leaves = {name.rpartition(".")[2] for name in names}
+    return sorted(leaf for leaf in leaves if leaf and not leaf.isdigit())
+
+
+# Which adapters leave the base that they lie on as it is.
+
+
+_OWN = frozenset(
+    {
+        "peft_type",
+        "task_type",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "peft_version",
+        "r",
+        "target_modules",
+        "exclude_modules",
+        "lora_alpha",
+        "lora_dropout",
+        "fan_in_fan_out",
+        "use_rslora",
+        "use_dora",
+        "lora_bias",
+        "layers_to_transform",
+        "layers_pattern",
+        "rank_pattern",
+        "alpha_pattern",
+        "eva_config",
+        "loftq_config",
+        "corda_config",
+        "megatron_core",
+        "qalora_group_size",
+    }
+)
+"""Settings of LoRA that shape its own layers alone, or that hold nothing without another one."""
+_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+"""The others (PiSSA, OLoRA, LoftQ and more) take a part out of the base, each time that peft loads them."""
+
+
+def lies_apart(folder: Path) -> bool:
+    """Whether the adapter is nothing but low-rank layers of its own, and can be taken off again. What is not
+    known here, or does not read, counts against it."""
+    if (found := _read(folder)) is None:
+        return False
+    config, names = found
+    others = {name: value for name, value in config.items() if name not in _OWN}
+    start, bias = others.pop("init_lora_weights", True), others.pop("bias", "none")
+    if config.get("peft_type") != "LORA" or start not in _STARTS or bias != "none" or any(others.values()):
+        return False
+    # Whole tables and biases are written over those of the base.
+    return all("lora_" in name for name in names)
+
+
+def changes_base(folder: Path) -> bool:
+    """Whether the base under the adapter is another one, also while peft has the adapter switched off: a part
+    of it was taken out, or something was written over it. What does not read is reported where it is
+    loaded."""
+    if (found := _read(folder)) is None:
+        return False
+    config, names = found
+    if config.get("peft_type") != "LORA":
+        return False
+    start, bias = config.get("init_lora_weights", True), config.get("bias", "none")
+    if start not in _STARTS or bias != "none" or config.get("layer_replication"):
+        return True
+    saved = [*(config.get("modules_to_save") or ())]
+    if saved and config.get("ensure_weight_tying"):
+        saved += ["embed_tokens", "lm_head"]  # the one is saved as the other, too
+    beside = ("lora_", "trainable_tokens", *(f"{name}." for name in saved))
+    return not all(any(part in name for part in beside) for name in names)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], list[str]] | None:
+    """The settings and the names of the weights."""
+    try:
+        config = msgspec.json.decode((folder / "adapter_config.json").read_bytes(), type=dict[str, Any])
+        return config, [*tensors(folder / "adapter_model.safetensors")]
+    except (OSError, ValueError, msgspec.MsgspecError):
+        return None

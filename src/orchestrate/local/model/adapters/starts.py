@@ -5,13 +5,12 @@ function there leaves out the scale of the adapter and asks for a GPU.
 The first weights are kept beside the run, so that what was taken out of the base can be given back when the
 adapter is written."""
 
-# torch, transformers, safetensors and peft describe their types in part only.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import re
+import types
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -28,8 +28,13 @@ from orchestrate.core.tensors import tensors
 from orchestrate.errors import RunFailed
 from orchestrate.local.encoding.encoded import Rows
 from orchestrate.local.job import Adapter
-from orchestrate.local.model.files.models import ModelFolder
+from orchestrate.local.model.adapters import ALL_LINEAR, ModuleNames, ends, matches, misnamed, narrowed
+from orchestrate.local.model.files import ModelFolder
 from orchestrate.local.model.loaded import decoder_of
+
+# torch, transformers, safetensors and peft describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 
 EVA_TOKENS = 4096
 """Of one forward pass, padding included."""
@@ -197,3 +202,226 @@ def as_plain_lora(folder: Path, kept: Path) -> None:
     }
     save_file(after, folder / "adapter_model.safetensors", {"format": "pt"})
     write_whole(path, msgspec.json.format(msgspec.json.encode(config), indent=2))
+
+
+# Which modules and parameters of a model an adapter is put on.
+
+
+# torch, transformers and peft describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+
+ROUTERS = re.compile(r"(.*\.)?(gate|router|shared_expert_gate)(\.\w+)?")
+"""Names of layers that choose and weigh experts: they stay as they are, so that no token moves to others."""
+_NEEDED = ("targets", "target_parameters", "modules_to_save")
+"""What cannot be done where the names fit nothing. Others leave the adapter as it would be without them."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    modules: tuple[str, ...]
+    """Whole names."""
+    parameters: tuple[str, ...]
+    """Of experts, each in one tensor: whole names."""
+    left_out: tuple[str, ...]
+    """For the user: what was left out, and why."""
+
+
+def targets_of(inner: Any, adapter: Adapter, config_of: Callable[[Sequence[str]], Any]) -> Targets:
+    """`config_of` gives peft's configuration for a list of modules. Raises `RunFailed` for what the model
+    does not have: targets of which none is there, and any parameter or module to save."""
+    told: list[str] = []
+    names = names_of(inner, told)
+    asked = adapter.targets or ALL_LINEAR
+    if asked != ALL_LINEAR:
+        everywhere = sum(matches(asked, name) for name in names.modules)
+        told = []
+        if outside := everywhere - len(names.asked(asked)):
+            told.append(f"{outside} modules outside the language model: text is trained on")
+    for one in misnamed(names, adapter):
+        if one.useless and one.field in _NEEDED:
+            raise RunFailed(f"the adapter does not fit the model: {one.told}", fix=one.fix)
+        told.append(one.told)
+    chosen = narrowed(names.asked(asked), adapter)
+    chosen = _without(
+        told, chosen, _taken_for_experts(inner, config_of(chosen)), "peft would take them for experts"
+    )
+    parameters = [name for name in names.parameters if matches(adapter.target_parameters or (), name)]
+    if names.experts and not parameters and asked == ALL_LINEAR:
+        those = ", ".join(ends(names.experts))
+        told.append(f"the experts ({those}): adapter.target_parameters names those that get one")
+    if not chosen and not parameters:
+        raise RunFailed(
+            "the adapter does not fit the model: no target is left", fix="see adapter in the spec"
+        )
+    return Targets(tuple(chosen), tuple(sorted(parameters)), tuple(told))
+
+
+def names_of(inner: Any, told: list[str] | None = None) -> ModuleNames:
+    """Of a transformers model, which may be on the meta device. `told` gets what of its linear layers is not
+    adapted by default, and why."""
+    told = [] if told is None else told
+    prefix, head = _prefix(inner), inner.get_output_embeddings()
+    every = list(inner.named_modules())
+    linear = [
+        name
+        for name, module in every
+        if _is_linear(module) and name.startswith(prefix) and module is not head
+    ]
+    experts = expert_parameters(inner)
+    routers = {name for name in linear if experts and ROUTERS.fullmatch(name)}
+    linear = _without(told, linear, routers, "what chooses the experts stays as it is")
+    linear = _without(told, linear, _mixers(inner, linear), "a state-space kernel reads them itself")
+    return ModuleNames(
+        modules=tuple(name for name, _ in every),
+        linear=tuple(linear),
+        language=prefix,
+        head=next((name for name, module in every if module is head), None),
+        parameters=tuple(
+            name for name, p in inner.named_parameters() if name.startswith(prefix) and p.ndim in (2, 3)
+        ),
+        experts=tuple(experts),
+    )
+
+
+def _is_linear(module: Any) -> bool:
+    """Also those whose weight is held by groups in few bits (GPTQ, AWQ), which are classes of their own."""
+    grouped = all(hasattr(module, name) for name in ("qweight", "scales", "in_features", "out_features"))
+    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D" or grouped
+
+
+def expert_parameters(inner: Any) -> list[str]:
+    """Whole names of the weights of experts that are one tensor each."""
+    return [
+        name for name, p in inner.named_parameters() if p.ndim == 3 and re.search(r"(^|\.)\w*experts\.", name)
+    ]
+
+
+def _prefix(inner: Any) -> str:
+    """Of the names of the language model's modules; empty when it is all there is."""
+    if (
+        getattr(inner.config, "vision_config", None) is None
+        and getattr(inner.config, "audio_config", None) is None
+    ):
+        return ""
+    decoder = decoder_of(inner)
+    return next((f"{name}." for name, module in inner.named_modules() if module is decoder and name), "")
+
+
+def _mixers(inner: Any, names: Iterable[str]) -> set[str]:
+    """Output layers of Mamba's mixers, whose weights fused kernels take as an argument."""
+    found: set[str] = set()
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        mixer = inner.get_submodule(parent)
+        if leaf == "out_proj" and hasattr(mixer, "A_log") and hasattr(mixer, "D"):
+            found.add(name)
+    return found
+
+
+def _taken_for_experts(inner: Any, config: Any) -> set[str]:
+    """Modules whose names, by peft's table for checkpoints of older libraries, mean the experts: of shared
+    experts and dense layers in a mixture of experts."""
+    try:
+        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+    except ImportError:
+        return set()
+    asked = set(config.target_modules)
+    convert_peft_config_for_transformers(config, model=inner, conversions=None)
+    return asked - set(config.target_modules)
+
+
+def _without(told: list[str], names: list[str], dropped: set[str], reason: str) -> list[str]:
+    if dropped:
+        told.append(f"{', '.join(ends(sorted(dropped)))}: {reason}")
+    return [name for name in names if name not in dropped]
+
+
+# Tokens that the tokenizer did not have, and the rows of embeddings and output layer that are theirs.
+
+
+# torch, transformers and peft describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+
+def add_tokens(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
+    """The tokenizer keeps each of the texts whole from now on; their ids."""
+    from transformers import AddedToken
+
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tokens])
+    return [int(i) for i in tokenizer.convert_tokens_to_ids(list(tokens))]
+
+
+@torch.no_grad()
+def make_room(model: Any, tokens: int, new: Sequence[int] = ()) -> None:
+    """Rows for `tokens` tokens, also where the model has fewer; those of `new` ids, of which nothing was
+    learnt, become the mean of the others, so that none stands out (Hewitt 2021)."""
+    before = model.get_input_embeddings().weight.shape[0]
+    if tokens <= before and not new:
+        return
+    if tokens > before:
+        model.resize_token_embeddings(tokens, mean_resizing=False)
+    tables = {id(layer.weight): layer.weight for layer in _tables(model)}
+    for weight in tables.values():
+        known = torch.ones(weight.shape[0], dtype=torch.bool, device=weight.device)
+        known[[*new, *range(before, weight.shape[0])]] = False
+        weight[~known] = weight[known].float().mean(0).to(weight.dtype)
+
+
+def _tables(model: Any) -> list[Any]:
+    return [
+        layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None
+    ]
+
+
+def trained_rows(model: Any, ids: Sequence[int], adapter: Adapter) -> dict[str, list[int]] | None:
+    """peft's `trainable_token_indices`: of the tables that are not trained whole anyway."""
+    if not ids:
+        return None
+    tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+    wanted = _tables(model)[: 1 if tied else 2]
+    names = [name for name, module in model.named_modules() if any(module is table for table in wanted)]
+    saved = tuple(adapter.modules_to_save or ())
+    return {name: list(ids) for name in names if not (saved and name.endswith(saved))} or None
+
+
+def rows_of(adapter: Path) -> int:
+    """How many tokens the base must have rows for, so that the adapter of a folder can be put on it."""
+    config = msgspec.json.decode((adapter / "adapter_config.json").read_bytes(), type=dict[str, Any])
+    indices = config.get("trainable_token_indices") or {}
+    most = [1 + max(ids) for ids in (indices.values() if isinstance(indices, dict) else [indices])]
+    saved = config.get("modules_to_save") or ()
+    for name, tensor in tensors(adapter / "adapter_model.safetensors").items():
+        module = name.removesuffix(".weight")
+        if len(tensor.shape) == 2 and any(end in module for end in ("embed_tokens", "lm_head", "wte")):
+            most.append(tensor.shape[0] if saved and module.endswith(tuple(saved)) else 0)
+    return max(most, default=0)
+
+
+def spare(model: Any) -> None:
+    """peft copies the whole table in each forward pass and makes a gradient of all of it; here the few rows
+    are computed beside the others."""
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+
+    for layer in model.modules():
+        if isinstance(layer, TrainableTokensLayer):
+            layer.forward_adapters = types.MethodType(_forward_of(layer.forward_adapters), layer)  # type: ignore[method-assign]
+
+
+def _forward_of(original: Any) -> Any:
+    def forward(self: Any, x: Tensor, active: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
+        base, rows = self.base_layer, self.trainable_tokens_delta
+        if self.disable_adapters or self.merged or list(active) != ["default"] or args or kwargs:
+            return original(x, active, *args, **kwargs)
+        ids = torch.tensor(self.token_indices["default"], device=x.device)
+        out = base(x)
+        delta = rows["default"].to(out.dtype)
+        if not isinstance(base, torch.nn.Embedding):
+            return out.index_copy(-1, ids, F.linear(x, delta))
+        scale = self._get_embed_scale()
+        if scale is not None:
+            delta = delta * scale.to(out.dtype)
+        found = x[..., None] == ids
+        return torch.where(found.any(-1, keepdim=True), found.to(out.dtype) @ delta, out)
+
+    return forward

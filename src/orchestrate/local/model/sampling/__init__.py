@@ -1,1 +1,271 @@
 """Answers of a loaded model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from inspect import signature
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+# The next token of each row, by that row's own settings and random numbers. Imports torch.
+
+
+# torch describes its types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+
+NO_NUMBERS = "no_numbers"
+"""The model gave none that are finite."""
+NO_FORM = "no_form"
+"""The form that the answer is held to took too much work."""
+NO_MEMORY = "no_memory"
+"""The row does not fit into memory, even alone."""
+LEAST_TEMPERATURE = 1e-6
+"""Below it the division overflows, and the likeliest token is as good as certain."""
+
+
+class Holds(Protocol):
+    """What an answer may go on with."""
+
+    def allowed(self, logits: Tensor) -> Tensor:
+        """[vocabulary]; what may not come next is -inf. Raises `ValueError` where that cannot be said."""
+        ...
+
+    def take(self, id: int) -> None:
+        """The token that was drawn."""
+        ...
+
+
+@dataclass
+class Luck:
+    """How a row's tokens are drawn. Temperature 0 takes the likeliest. The same seed draws the same, whoever
+    else is answered at the time."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 is all."""
+    presence: float = 0.0
+    frequency: float = 0.0
+    bias: Mapping[int, float] = field(default_factory=dict[int, float])
+    tops: int | None = None
+    """How many of the likeliest tokens are returned beside the one drawn; `None` tells no
+    log-probabilities."""
+    generator: torch.Generator | None = None
+    """`None`: random numbers are those of whoever draws, for all rows together."""
+    held: Holds | None = None
+    """To the form of the answer."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether the token is drawn together with those of other rows."""
+        changed = self.presence or self.frequency or self.bias or self.top_k or self.top_p < 1
+        own = self.generator is not None or self.tops is not None or self.held is not None
+        return not own and not changed and bool(self.temperature)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the likeliest token is all that is wanted."""
+        changed = self.temperature or self.presence or self.frequency or self.bias
+        return not changed and self.tops is None and self.held is None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    id: int
+    logprob: float | None = None
+    """Nats, by the model itself: before temperature, penalties and biases."""
+    tops: tuple[tuple[int, float], ...] = ()
+    failed: str = ""
+    """Why there is no token, in the API's word: `id` then means nothing."""
+
+
+def draw(logits: Tensor, rows: Sequence[tuple[Luck, Counter[int]]]) -> list[Drawn]:
+    """`logits`: [rows, vocabulary]. Each row comes with the tokens that it has drawn so far."""
+    values, ids = logits.max(dim=-1)
+    finite: list[bool] = values.isfinite().tolist()
+    chosen: list[int] = ids.tolist()
+    shared = [n for n, (luck, _) in enumerate(rows) if luck.shared and finite[n]]
+    if shared:
+        heat = torch.tensor([[max(rows[n][0].temperature, LEAST_TEMPERATURE)] for n in shared])
+        odds = torch.softmax(logits[shared].float() / heat.to(logits.device), dim=-1)
+        for n, [id] in zip(shared, torch.multinomial(odds, 1).tolist(), strict=True):
+            chosen[n] = id
+    return [
+        Drawn(chosen[n], failed="" if finite[n] else NO_NUMBERS)
+        if luck.plain or luck.shared or not finite[n]
+        else _one(logits[n].float().cpu(), luck, counts)
+        for n, (luck, counts) in enumerate(rows)
+    ]
+
+
+def _one(logits: Tensor, luck: Luck, counts: Counter[int]) -> Drawn:
+    """`logits`: [vocabulary]."""
+    told = None if luck.tops is None else torch.log_softmax(logits, dim=-1)
+    changed = _changed(logits, luck, counts)
+    if luck.held is not None:
+        try:
+            changed = luck.held.allowed(changed)
+        except ValueError:
+            return Drawn(0, failed=NO_FORM)
+    id = _chosen(changed, luck)
+    if luck.held is not None:
+        luck.held.take(id)
+    if told is None:
+        return Drawn(id)
+    tops: tuple[tuple[int, float], ...] = ()
+    if luck.tops:
+        values, ids = told.topk(min(luck.tops, len(told)))
+        tops = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    return Drawn(id, told[id].item(), tops)
+
+
+def _changed(logits: Tensor, luck: Luck, counts: Counter[int]) -> Tensor:
+    if not (luck.bias or ((luck.presence or luck.frequency) and counts)):
+        return logits
+    logits = logits.clone()
+    for id, bias in luck.bias.items():
+        logits[id] += bias
+    for id, count in counts.items():
+        logits[id] -= luck.presence + luck.frequency * count
+    return logits
+
+
+def _chosen(logits: Tensor, luck: Luck) -> int:
+    if luck.temperature < LEAST_TEMPERATURE:
+        return int(logits.argmax())
+    odds = torch.softmax(logits / luck.temperature, dim=-1)
+    if luck.top_k or luck.top_p < 1:
+        values, ids = odds.sort(descending=True, stable=True)
+        before = values.cumsum(dim=0) - values
+        kept = before < luck.top_p
+        if luck.top_k:
+            kept[luck.top_k :] = False
+        kept[0] = True
+        odds = torch.zeros_like(odds).scatter(0, ids[kept], values[kept])
+    return int(torch.multinomial(odds, 1, generator=luck.generator))
+
+
+# What a model has read: its caches, and the beginning that several prompts share, which is read once.
+# Imports torch.
+
+
+# torch and transformers describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+
+LEAST_SHARED = 32
+"""Tokens that prompts must have in common at their beginning to be read once: a short one saves nothing."""
+
+
+def new_cache(model: Any) -> Any:
+    """An empty one, whose layers keep all columns: those of a sliding window would drop other ones of each
+    row, and the mask looks after the window."""
+    cache = _as_configured(model)
+    cache.layers = [
+        DynamicLayer() if type(layer) is DynamicSlidingWindowLayer else layer for layer in cache.layers
+    ]
+    return cache
+
+
+def _as_configured(model: Any) -> Any:
+    return DynamicCache(config=model.config.get_text_config())
+
+
+def window(model: Any) -> int | None:
+    """The fewest columns that a layer looks back over, those of padding among them; `None` where all look at
+    all columns."""
+    there = (getattr(layer, "sliding_window", None) for layer in _as_configured(model).layers)
+    return min((columns for columns in there if columns is not None), default=None)
+
+
+def takes(model: Any) -> tuple[str, bool]:
+    """The name under which the model takes a cache, and whether it can leave out the logits of all places but
+    the last."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    names = set(signature(inner.forward).parameters)
+    for kind in type(inner).__mro__:  # one that only hands arguments on names neither
+        if "cache" in names or "past_key_values" in names:
+            break
+        names |= set(signature(vars(kind).get("forward", takes)).parameters)
+    return "cache" if "cache" in names else "past_key_values", "logits_to_keep" in names
+
+
+def in_common(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of several prompts begin with, one of each left over; 0 where they are too few."""
+    if len(prompts) < 2:
+        return 0
+    # What the first and the last in order share, all share.
+    rows = [list(prompt) for prompt in prompts]
+    ends = zip(min(rows), max(rows), strict=False)
+    shared = min(map(len, rows)) - 1
+    shared = next((n for n, (a, b) in enumerate(ends) if a != b or n == shared), shared)
+    return shared if shared >= LEAST_SHARED else 0
+
+
+def read_once(model: Any, ids: Sequence[int]) -> Any:
+    """The cache of a beginning; `None` where the model's caches hold other things than a column for each
+    token."""
+    name, only_last = takes(model)
+    cache = new_cache(model)
+    more = {"logits_to_keep": 1} if only_last else {}
+    model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=True, **{name: cache}, **more)
+    return cache if all(type(layer) is DynamicLayer for layer in cache.layers) else None
+
+
+def for_rows(cache: Any, rows: int) -> Any:
+    """A copy of a cache of one row for several."""
+    copied = deepcopy(cache)
+    copied.batch_repeat_interleave(rows)
+    return copied
+
+
+# Which answers hang on the rounding of 16 bits: a batch adds products up in another order, and where two
+# tokens are about as likely the other one wins. Imports torch.
+
+
+# torch describes its types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+
+CLOSE = 0.2
+"""Of the standard deviation of all tokens' logits: rounding turns no greater lead of one over another."""
+
+
+def close(logits: Tensor) -> list[bool]:
+    """[rows, vocabulary] of each row, whether its likeliest token was barely ahead of the next one."""
+    scores = logits.float()
+    two = scores.topk(2, dim=-1).values
+    return ((two[:, 0] - two[:, 1]) / scores.std(dim=-1) < CLOSE).tolist()
+
+
+def rounds(model: Any, device: torch.device) -> bool:
+    """Whether the model computes in 16 bits."""
+    return model.dtype != torch.float32 or torch.is_autocast_enabled(device.type)
+
+
+def otherwise_alone(
+    model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], *, share: bool
+) -> list[bool]:
+    """Of each answer, whether it has a token that is not the likeliest one when its row is read alone, in one
+    pass; with `share` what all prompts begin with is read once."""
+    begins = in_common(prompts) if share else 0
+    cache = read_once(model, prompts[0][:begins]) if begins else None
+    begins = 0 if cache is None else begins
+    name, only_last = takes(model)
+    read = {} if cache is None else {name: cache}
+    found: list[bool] = []
+    for prompt, ids in zip(prompts, answers, strict=True):
+        row = torch.tensor([[*prompt[begins:], *ids[:-1]]], device=model.device)
+        more = {"logits_to_keep": len(ids)} if only_last else {}
+        logits = model(input_ids=row, **read, **more).logits[0, -len(ids) :]
+        found.append(bool((logits.argmax(dim=-1) != torch.tensor(ids, device=logits.device)).any()))
+        if cache is not None:
+            cache.crop(-row.shape[1])
+    return found

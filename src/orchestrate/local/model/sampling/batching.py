@@ -24,10 +24,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
-from orchestrate.local.model.oom import give_back, out_of_memory
-from orchestrate.local.model.sampling import rounding
-from orchestrate.local.model.sampling.caches import new_cache, takes
-from orchestrate.local.model.sampling.drawing import NO_MEMORY, Drawn, Luck, draw
+from orchestrate.local.model import sampling
+from orchestrate.local.model.loaded import give_back, out_of_memory
+from orchestrate.local.model.sampling import NO_MEMORY, Drawn, Luck, draw, new_cache, takes
 
 PLAIN = ("Linear", "Linear4bit", "Linear8bitLt")
 """PEFT's layers whose adapter is a product of two matrices that is added to what the base says."""
@@ -436,7 +435,7 @@ class Batching:
             going = [n for n, row in enumerate(rows) if not row.ended]
             rows, logits = [rows[n] for n in going], logits[going]
         if any(row.close is False for row in rows):
-            for row, close in zip(rows, rounding.close(logits), strict=True):
+            for row, close in zip(rows, sampling.close(logits), strict=True):
                 row.close = row.close or (close if row.close is False else None)
         for row, drawn in zip(rows, draw(logits, [(r.luck, r.counts) for r in rows]), strict=True):
             if drawn.failed:

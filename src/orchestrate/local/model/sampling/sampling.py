@@ -12,13 +12,13 @@ from typing import Any
 import msgspec
 import torch
 
-from orchestrate.data.rows.examples import ChatExample, ChatMessage
+from orchestrate.data.rows import ChatExample, ChatMessage
 from orchestrate.errors import RunFailed, UsageError
-from orchestrate.local.encoding.encoding import Template, encode
-from orchestrate.local.model.files.models import ModelFolder
-from orchestrate.local.model.sampling import caches, rounding
+from orchestrate.local.encoding import Template, encode
+from orchestrate.local.model import sampling
+from orchestrate.local.model.files import ModelFolder
+from orchestrate.local.model.sampling import NO_FORM, NO_MEMORY, Drawn, Holds, Luck
 from orchestrate.local.model.sampling.batching import AS_IT_IS, Batching, Read, Row
-from orchestrate.local.model.sampling.drawing import NO_FORM, NO_MEMORY, Drawn, Holds, Luck
 from orchestrate.local.model.shortcuts.probes import distance
 
 ROUNDED = 0.05
@@ -111,7 +111,7 @@ class Sampler:
         places = sorted(close)
         asked, given = ([rows[i] for i in places] for rows in (prompts, answers))
         share = self.shares and self._bears_sharing is True
-        found = rounding.otherwise_alone(model, asked, given, share=share) if places else []
+        found = sampling.otherwise_alone(model, asked, given, share=share) if places else []
         return {i for i, one in zip(places, found, strict=True) if one}
 
     def said(self, ids: list[int]) -> tuple[list[int], bool]:
@@ -152,17 +152,17 @@ class Sampler:
         """With how many tokens all of them begin that are read once: none where that changes what comes next,
         which is looked at the first time. A window of fewer columns than prompt and answer may have would
         lose tokens to the padding within."""
-        if not self.shares or self._bears_sharing is False or columns > (caches.window(model) or columns):
+        if not self.shares or self._bears_sharing is False or columns > (sampling.window(model) or columns):
             return 0
         if self._beginning is not None and all(
             len(prompt) > len(self._beginning[0]) and prompt[: len(self._beginning[0])] == self._beginning[0]
             for prompt in prompts
         ):
             return len(self._beginning[0])
-        begins = caches.in_common(prompts)
+        begins = sampling.in_common(prompts)
         if not begins:
             return 0
-        cache = caches.read_once(model, prompts[0][:begins])
+        cache = sampling.read_once(model, prompts[0][:begins])
         self._beginning = (prompts[0][:begins], cache)
         if self._bears_sharing is None:
             short, long = min(prompts, key=len), max(prompts, key=len)
@@ -174,7 +174,7 @@ class Sampler:
     def _same(self, model: Any, prompt: list[int], beside: Read) -> bool:
         """Whether a prompt has the same next token alone as in the first row of what was read."""
         alone, other = self._rows(model, [prompt]).logits[0].float(), beside.logits[0].float()
-        exact = not rounding.rounds(model, self.device)
+        exact = not sampling.rounds(model, self.device)
         centred = alone - alone.mean()
         return distance(other - alone + centred, centred) <= (1e-3 if exact else ROUNDED)
 
@@ -185,15 +185,15 @@ class Sampler:
         ids = [[*[self.pad] * n, *p[begins:]] for n, p in zip(empty, prompts, strict=True)]
         seen = [[1] * begins + [0] * n + [1] * (longest - begins - n) for n in empty]
         mask = torch.tensor(seen, device=self.device)
-        name, only_last = caches.takes(model)
+        name, only_last = sampling.takes(model)
         given: dict[str, Any] = {"logits_to_keep": 1} if only_last else {}
         if any(empty) or begins:
             given["attention_mask"] = mask
             given["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, begins:]
         if begins and self._beginning is not None:
-            cache = caches.for_rows(self._beginning[1], len(prompts))
+            cache = sampling.for_rows(self._beginning[1], len(prompts))
         else:
-            cache = caches.new_cache(model)
+            cache = sampling.new_cache(model)
         given = {"input_ids": torch.tensor(ids, device=self.device), "use_cache": True, name: cache, **given}
         return Read(model(**given).logits[:, -1], cache, mask)
 

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from orchestrate.local.model.loaded import Loaded, TrainedOnly, decoder_of
-from orchestrate.local.model.shortcuts.kernels import NAME, SHORT_ROW
-from orchestrate.local.model.shortcuts.line import line_up
+from orchestrate.local.model.shortcuts.kernels import NAME, SHORT_ROW, line_up
 
 CLOSE = 0.03
 """Relative distance of hidden states that rounding to 16 bits explains."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
-from orchestrate.settings.keys import redact_text
+from orchestrate.settings import redact_text
 
 HARMLESS = (
     "/builds/get_or_create_build_from_image_uri",

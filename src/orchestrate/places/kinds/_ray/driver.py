@@ -18,8 +18,7 @@ from typing import Any
 from packaging.version import Version
 
 from orchestrate.errors import HostUnavailable
-from orchestrate.local.run import launching
-from orchestrate.local.run.rundir import State
+from orchestrate.local.run import State, launching
 from orchestrate.places import claim, depot
 from orchestrate.places.base import PRICE, Hourly, Resources
 from orchestrate.places.claim import Claim, Switch
@@ -49,7 +48,7 @@ _log = logging.getLogger(__name__)
 def work(given: dict[str, Any]) -> None:
     """In each worker's process, which has none of our code yet: this function is sent as it is here."""
     exec(given["fetch"])  # noqa: S102  as `order.BOOT`
-    from orchestrate.local.run.process import importing
+    from orchestrate.local.run import importing
 
     with importing():
         from orchestrate.places.kinds._ray import member

@@ -27,9 +27,8 @@ import torch.distributed as dist
 from orchestrate.core.files import write_whole
 from orchestrate.errors import HostUnavailable, OrchestrateError, RunFailed
 from orchestrate.local.job import LocalJob
-from orchestrate.local.run import helper, worker
+from orchestrate.local.run import RunDir, State, helper, worker
 from orchestrate.local.run.parallel import LESS, Met
-from orchestrate.local.run.rundir import RunDir, State
 from orchestrate.local.space import disk_is_full
 from orchestrate.places import depot
 from orchestrate.places.claim import Claim, Signs, Superseded, boot_time

@@ -11,9 +11,9 @@ from pathlib import Path
 from shutil import which
 from typing import Any
 
+from orchestrate import settings
 from orchestrate.core.child import Child, Ended, TooLate
 from orchestrate.errors import SetupError
-from orchestrate.settings import environment
 
 INSTALL = "uv tool install --python 3.11 'skypilot[runpod,vast]'   (or python -m venv, pip install there)"
 ANSWER_S = 600.0
@@ -65,7 +65,7 @@ class Bridge:
     def _started(self) -> Child:
         if self._child is not None and self._child.running:
             return self._child
-        env = environment.of_child(credentials())
+        env = settings.of_child(credentials())
         env.pop("PYTHONPATH", None)
         if self.server:
             env["SKYPILOT_API_SERVER_ENDPOINT"] = self.server

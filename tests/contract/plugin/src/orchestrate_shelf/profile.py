@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrate.data.rows.examples import KINDS
+from orchestrate.data.dialects import Dialect
+from orchestrate.data.rows import KINDS
 from orchestrate.data.rows.traits import Trait
 from orchestrate.data.rules import NO_NAMES, HostRules
-from orchestrate.data.targets.dialects import Dialect
 from orchestrate.profile import Profile
 
 if TYPE_CHECKING:

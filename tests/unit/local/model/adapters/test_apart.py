@@ -14,7 +14,7 @@ from tests.paths import TINY
 from tests.unit.serving.conftest import random_adapter
 from transformers import AutoModelForCausalLM
 
-from orchestrate.local.model.adapters.apart import changes_base, lies_apart
+from orchestrate.local.model.adapters import changes_base, lies_apart
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 Weights = dict[str, torch.Tensor]

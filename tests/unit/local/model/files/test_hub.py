@@ -18,12 +18,12 @@ from tests.unit.local.model.files import fake_hub
 from tests.unit.local.model.files.fake_hub import SECOND
 
 from orchestrate.errors import UsageError
-from orchestrate.local.model.files import models
+from orchestrate.local.model import files
 
 FETCH = """
 import json
 from orchestrate.errors import OrchestrateError
-from orchestrate.local.model.files import models
+from orchestrate.local.model import files as models
 try:
     folder = models.fetch("owner/name")
     print(json.dumps({"files": sorted(p.name for p in folder.path.iterdir()), "print": folder.fingerprint()}))
@@ -54,7 +54,7 @@ def fetch(home: Path, hub: fake_hub.Hub, before: Callable[[], None] | None = Non
 
 
 def whole(said: dict[str, Any], hub: fake_hub.Hub) -> bool:
-    return said.get("print") == models.open_folder(hub.folder).fingerprint()
+    return said.get("print") == files.open_folder(hub.folder).fingerprint()
 
 
 @pytest.mark.slow
@@ -107,13 +107,13 @@ def test_a_hub_that_fails_at_one_file_is_told_and_the_next_run_goes_on(tmp_path:
 
 def test_a_folder_that_lacks_a_part_of_its_index_is_refused(tmp_path: Path) -> None:
     folder = fake_hub.sharded(tmp_path / "model")
-    models.open_folder(folder)
+    files.open_folder(folder)
     (folder / SECOND).write_bytes(b"")
     with pytest.raises(UsageError, match=f"its index names {SECOND}, missing or empty"):
-        models.open_folder(folder)
+        files.open_folder(folder)
     (folder / SECOND).unlink()
     with pytest.raises(UsageError, match="is not whole"):
-        models.fetch(str(folder))
+        files.fetch(str(folder))
     (folder / "model.safetensors.index.json").write_text("{")
     with pytest.raises(UsageError, match="is not an index"):
-        models.open_folder(folder)
+        files.open_folder(folder)

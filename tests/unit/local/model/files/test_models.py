@@ -15,7 +15,7 @@ import pytest
 from tests.unit.local.sessions import TINY
 
 from orchestrate.errors import UsageError
-from orchestrate.local.model.files import models
+from orchestrate.local.model import files
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
@@ -38,16 +38,16 @@ def test_what_cannot_be_trained_is_refused(beside: Path) -> None:
     (beside / "config.json").write_text("{}")
     (beside / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(UsageError, match=r"no \.safetensors weights \(only pytorch_model\.bin\)"):
-        models.fetch(str(beside))
+        files.fetch(str(beside))
     file = beside / "a.gguf"
     file.write_bytes(b"GGUF")
     for name in (str(file), str(beside), "nowhere/B.GGUF", "someone/Qwen3-8B-GGUF"):
-        for read in (models.fetch, models.here, models.config_of):
+        for read in (files.fetch, files.here, files.config_of):
             with pytest.raises(UsageError, match="served but not trained") as refused:
                 read(name)
             assert "model: Qwen" in str(refused.value.fix) and "export RUN" in str(refused.value.fix)
     shutil.copy(TINY / "model.safetensors", beside)
-    assert models.fetch(str(beside)).path == beside, "a copy in GGUF beside the weights does no harm"
+    assert files.fetch(str(beside)).path == beside, "a copy in GGUF beside the weights does no harm"
 
 
 # -- the hub ------------------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ def hub() -> Iterator[str]:
 FETCH = """
 import json, sys
 from orchestrate.errors import OrchestrateError
-from orchestrate.local.model.files import models
+from orchestrate.local.model import files as models
 said = []
 for name in sys.argv[1:]:
     try:

@@ -14,11 +14,10 @@ from tests.paths import TINY
 from tests.unit.local.sessions import make_session
 
 from orchestrate.errors import RunFailed, UsageError
-from orchestrate.local.model.files.models import ModelFolder
-from orchestrate.local.model.files.quantised import Quantised, QuantisedUnreadable
+from orchestrate.local.model.files import ModelFolder, Quantised, QuantisedUnreadable
 from orchestrate.local.model.loading import load_base
+from orchestrate.local.plan import Shape
 from orchestrate.local.plan.memory import Setup, plan
-from orchestrate.local.plan.sizes import Shape
 from orchestrate.local.run.session import Session
 from orchestrate.local.speed.peaks import held_bytes
 from orchestrate.local.weights.merging import merge

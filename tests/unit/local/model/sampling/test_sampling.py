@@ -18,8 +18,8 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from orchestrate.local.encoding.encoding import Template
-from orchestrate.local.model.files.models import ModelFolder
+from orchestrate.local.encoding import Template
+from orchestrate.local.model.files import ModelFolder
 from orchestrate.local.model.loading import load_tokenizer
 from orchestrate.local.model.sampling.sampling import Sampler
 

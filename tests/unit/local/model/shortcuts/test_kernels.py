@@ -10,8 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from orchestrate.local.model.shortcuts.kernels import SHORT_ROW, attention, use_on_cpu, watched
-from orchestrate.local.model.shortcuts.line import line_up
+from orchestrate.local.model.shortcuts.kernels import SHORT_ROW, attention, line_up, use_on_cpu, watched
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (4, 1)])

@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 from tests.unit.local.sessions import make_session, pairs
 
 from orchestrate.local.model.loaded import Loaded
-from orchestrate.local.model.shortcuts import blocks
-from orchestrate.local.model.shortcuts import line as line_module
-from orchestrate.local.model.shortcuts.kernels import attention
-from orchestrate.local.model.shortcuts.line import line_up
+from orchestrate.local.model.shortcuts import kernels
+from orchestrate.local.model.shortcuts import kernels as line_module
+from orchestrate.local.model.shortcuts.kernels import attention, line_up
 from orchestrate.local.model.shortcuts.probes import line_limit
 from orchestrate.local.objectives.base import collate
 from orchestrate.local.run.session import Session
@@ -181,7 +180,7 @@ def test_attention_over_a_line_is_attention_over_each_row(
 ) -> None:
     """Whatever is computed at once, by torch's own attention over each row."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "BLOCK", block)
+        patch.setattr(kernels, "BLOCK", block)
         patch.setattr(line_module, "AT_ONCE", at_once)
         compare(lengths, shared, kv_heads, seed)
 

@@ -16,7 +16,8 @@ from tests.unit.local.model.shortcuts.test_line import chats
 from tests.unit.local.sessions import make_session
 
 from orchestrate.errors import RunFailed
-from orchestrate.local.model import engines, loading
+from orchestrate.local import model as engines
+from orchestrate.local.model import loading
 from orchestrate.local.model.shortcuts import accelerating
 from orchestrate.local.model.shortcuts.choosing import turn_on
 from orchestrate.local.model.shortcuts.probes import line_limit, packs
@@ -36,7 +37,7 @@ def session(tmp_path: Path) -> Session:
 
 def again(session: Session, **changes: Any) -> Any:
     """The session's model as if it had just been loaded."""
-    from orchestrate.local.model.shortcuts.fused import unfuse
+    from orchestrate.local.model.shortcuts.choosing import unfuse
     from orchestrate.local.model.shortcuts.kernels import undo
 
     unfuse(session.loaded.model)

@@ -16,10 +16,10 @@ from tests.unit.local.packing import in_fp8, in_mxfp4
 from tests.unit.local.sessions import make_session
 
 from orchestrate.errors import UsageError
-from orchestrate.local.model.files.models import ModelFolder
+from orchestrate.local.model.files import ModelFolder
 from orchestrate.local.model.loading import load_base
+from orchestrate.local.plan import Shape
 from orchestrate.local.plan.memory import Setup, plan
-from orchestrate.local.plan.sizes import Shape
 from orchestrate.local.speed.peaks import held_bytes
 from orchestrate.providers.local.translation import translate
 from orchestrate.spec import JobSpec

@@ -1,0 +1,336 @@
+"""What a run cost, how that compares with its quote, and how good the quotes have been."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import datetime
+from decimal import Decimal
+from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from orchestrate.catalog import ModelOnHost
+from orchestrate.costing.lines import MTOK, line, minimum_top_up, rounded
+from orchestrate.costing.rate import FLAG, Rate
+from orchestrate.costing.rates import Prices, RateBook, built_in
+from orchestrate.costing.training import HourlyRate, training_methods, training_rate
+from orchestrate.errors import SpecError
+from orchestrate.types import Bill, Confidence, Job, JobStatus, Quote, QuoteLine, Record, Run
+
+if TYPE_CHECKING:
+    from orchestrate.profile import Profile
+    from orchestrate.spec import JobSpec
+
+_NOT_BILLED = "failed in a way that the host does not bill"
+
+
+def bill(
+    job: Job,
+    *,
+    profile: Profile,
+    spec: JobSpec,
+    resolved: ModelOnHost,
+    quote: Quote | None = None,
+    hourly: HourlyRate | None = None,
+    prices: Prices | None = None,
+    now: datetime | None = None,
+) -> Bill | None:
+    """The cost of a job from the best that is known of it, or `None` while nothing is. What a job that has
+    not ended has cost so far needs `now` where it is billed hourly, time paused included unless its
+    workers count what they work; it is not final.
+
+    The status goes first: a failure that the host's rule does not bill costs nothing, and a job that ended
+    early costs the share of it that its host bills. What a whole job costs is, in this order: measured hours
+    x `hourly`, the host's own figure (`job.cost_usd`), its GPU-seconds or `trained_tokens` x the rate of the
+    day on which the job was made, topped up to the host's minimum per job, and its quote. Only the host's
+    last word is `final`: where a host reports prices (`profile.reports_price`), a computed one is not.
+    """
+    ended = job.status.terminal
+    if hourly is not None:
+        return _by_hours(job, hourly, ended, now) or _of_host(job, final=ended)
+    if job.status is JobStatus.FAILED and profile.unbilled_failure(job):
+        return Bill(usd=Decimal(0), origin=_NOT_BILLED)
+    prices = prices or Prices(profile.kind)
+    if job.created_at:
+        prices = replace(prices, on=job.created_at.date())
+    rates = _Rates(profile, spec, resolved, prices)
+    early = job.early_stopped or job.status in (JobStatus.FAILED, JobStatus.CANCELLED)
+    if early and profile.share_billed is not None:
+        return _by_share(profile, job, _of_host(job, final=False) or rates.of_work(job) or _of_work(quote))
+    told = None if early else _of_host(job, final=False)
+    if profile.figures_are_estimates and rates.own:
+        told = None  # the host estimates at its list price, which is not what this user pays
+    computed = profile.figures_are_estimates or (profile.reports_price and told is None)
+    found, final = told or rates.of_work(job), ended and not computed
+    if not early and told is None:
+        if found is None and job.status is JobStatus.SUCCEEDED:
+            # Rather an estimate than the quote's high end, at which a run without a bill is held.
+            found, final = _of_work(quote), False
+        found = rates.at_least_the_minimum(found) if job.status is JobStatus.SUCCEEDED else found
+    return None if found is None else msgspec.structs.replace(found, final=final)
+
+
+class _Rates(NamedTuple):
+    """What prices a job at the rates of its day."""
+
+    profile: Profile
+    spec: JobSpec
+    resolved: ModelOnHost
+    prices: Prices
+
+    @property
+    def own(self) -> bool:
+        """Whether the user gave the price of a token."""
+        rate = training_rate(self.resolved, self.spec, self.profile, self.prices)
+        return rate is not None and rate.own is not None
+
+    def of_work(self, job: Job) -> Bill | None:
+        return self.by_seconds(job) or self.by_tokens(job)
+
+    def at_least_the_minimum(self, work: Bill | None) -> Bill | None:
+        """Top what the work cost up to the host's minimum per job; of a published range, to its high end."""
+        minimum = self.prices.of("minimum", self.resolved)
+        if work is None or minimum is None:
+            return work
+        least = minimum.usd if minimum.usd_max is None else minimum.usd_max
+        if not (extra := minimum_top_up(work.usd, least)):
+            return work
+        entry = line("minimum", Decimal(1), msgspec.structs.replace(minimum, usd_per_job=extra, usd_max=None))
+        origin = f"{work.origin}, topped up to the minimum per job"
+        return Bill(usd=least, origin=origin, lines=(*work.lines, entry), final=work.final)
+
+    def by_tokens(self, job: Job) -> Bill | None:
+        if job.trained_tokens is None or self.spec.method.type == "rft":
+            return None
+        rate = training_rate(self.resolved, self.spec, self.profile, self.prices)
+        if rate is None or rate.usd_per_mtok is None:
+            return None
+        entry = line("training", job.trained_tokens / MTOK, rate)
+        return Bill(usd=entry.usd, origin="trained_tokens x rate", lines=(entry,), final=False)
+
+    def by_seconds(self, job: Job) -> Bill | None:
+        lines: list[QuoteLine] = []
+        factor = self.profile.hourly_factor(self.spec)
+        for gpu, seconds in job.accelerator_seconds.items():
+            rate = self.prices.of("rft", gpu=gpu)
+            if rate is None:
+                return None
+            lines.append(line("training", Decimal(seconds) / 3600 * factor, rate, note=gpu))
+        if not lines:
+            return None
+        usd = sum((entry.usd for entry in lines), Decimal(0))
+        return Bill(usd=usd, origin="GPU-seconds x rate", lines=tuple(lines), final=False)
+
+
+def bill_run(
+    run: Run,
+    job: Job,
+    *,
+    profile: Profile,
+    prices: str | None = None,
+    book: RateBook | None = None,
+    now: datetime | None = None,
+) -> Bill | None:
+    """`bill` for a tracked run, with its own quote: a machine billed hourly costs what its quote said per
+    hour."""
+    from orchestrate import catalog
+    from orchestrate.spec import JobSpec
+
+    spec = JobSpec.parse(run.spec)
+    try:
+        resolved = catalog.resolve(spec.model_for(run.provider), profile)
+    except SpecError:  # a model that has left the catalog since
+        resolved = ModelOnHost(provider=run.provider, id=run.model)
+    return bill(
+        job,
+        profile=profile,
+        spec=spec,
+        resolved=resolved,
+        quote=run.quote,
+        hourly=quoted_hour(run.quote),
+        prices=_agreed(run, spec, Prices(prices or profile.kind, book or built_in())),
+        now=now,
+    )
+
+
+def _agreed(run: Run, spec: JobSpec, prices: Prices) -> Prices:
+    """Lay the price of a training token that the run was quoted by `--rate` over the others: the flag was of
+    one command, and what was agreed to by it holds for the run."""
+    lines = run.quote.lines if run.quote else ()
+    told = [e for e in lines if e.component == "training" and (e.own or "").startswith(FLAG)]
+    rates = [
+        Rate(
+            provider=prices.name,
+            method=training_methods(spec),
+            usd_per_mtok=entry.usd_per_unit,
+            start=run.created_at.date(),
+            confidence=Confidence.QUOTED,
+            source=entry.source or FLAG,
+            own=entry.own,
+        )
+        for entry in told
+        if entry.unit == "usd_per_mtok"
+    ]
+    return replace(prices, book=prices.book.over(rates))
+
+
+def quoted_hour(quote: Quote | None) -> HourlyRate | None:
+    """What an hour costs on the machine of a quote; `None` for a quote that is not by the hour."""
+    for entry in quote.lines if quote else ():
+        if entry.unit == "usd_per_hour" and entry.component in ("electricity", "owned", "rental"):
+            return HourlyRate(
+                component=entry.component,
+                usd_per_hour=entry.usd_per_unit,
+                low_usd_per_hour=entry.usd_per_unit,
+                high_usd_per_hour=entry.usd_per_unit,
+                label=entry.note or entry.component,
+                source=entry.source or "the quote",
+                as_of=entry.as_of or "",
+                confidence=entry.confidence,
+                own=entry.own,
+            )
+    return None
+
+
+def _by_hours(job: Job, hourly: HourlyRate, final: bool, now: datetime | None) -> Bill | None:
+    end = job.finished_at if final else now
+    if job.started_at is None or end is None:
+        return None
+    seconds = max((end - job.started_at).total_seconds(), 0.0)
+    if job.worked_seconds is not None:
+        seconds = min(seconds, job.worked_seconds)
+    hours = Decimal(str(seconds)) / 3600
+    entry = hourly.line(hours, "0.000001")
+    return Bill(usd=entry.usd, origin="measured hours x rate", lines=(entry,), final=final)
+
+
+def _of_host(job: Job, *, final: bool) -> Bill | None:
+    if job.cost_usd is None:
+        return None
+    return Bill(usd=job.cost_usd, origin=job.cost_origin or "the host's own figure", final=final)
+
+
+def _by_share(profile: Profile, job: Job, whole: Bill | None) -> Bill | None:
+    """An estimate: no host tells the price of a job that ended early."""
+    if profile.share_billed is None or whole is None or job.step is None or not job.total_steps:
+        return None
+    usd = rounded(whole.usd * profile.share_billed(job.step, job.total_steps))
+    return Bill(usd=usd, origin=f"{job.step} of {job.total_steps} steps x {whole.origin}", final=False)
+
+
+def _of_work(quote: Quote | None) -> Bill | None:
+    """Return what the work was quoted at, without the minimum that topped it up."""
+    if quote is None or quote.price is None:
+        return None
+    parts = [e.usd_high if quote.recalled else e.usd for e in quote.lines if e.unit == "usd_per_mtok"]
+    usd = sum(parts, Decimal(0))
+    origin = f"{'the high end of a ' * quote.recalled}quote"
+    return Bill(usd=usd, origin=origin, final=False) if usd else None
+
+
+# -- against the quote -------------------------------------------------------------------------------------
+
+
+class BillDifference(Record, frozen=True, kw_only=True):
+    """Quoted against billed, for one component or for the total."""
+
+    component: str
+    quoted_usd: Decimal
+    billed_usd: Decimal
+    error_usd: Decimal
+    """Quoted minus billed: positive when the quote was too high."""
+    relative: float | None
+    """Error over the bill; `None` for a bill of nothing."""
+    within_band: bool
+    """Whether the bill lies between the quote's low and high end."""
+
+
+class Reconciliation(Record, frozen=True, kw_only=True):
+    run_id: str
+    provider: str
+    model: str
+    origin: str
+    total: BillDifference
+    components: tuple[BillDifference, ...] = ()
+
+
+def reconcile(run: Run) -> Reconciliation | None:
+    """The bill of a run against its quote; `None` until it has both, and where the quote was undecided.
+    Components only where the bill has lines."""
+    quote, paid = run.quote, run.bill
+    named = quote.price if quote is not None else None
+    if quote is None or named is None or paid is None or quote.recalled or not paid.final:
+        return None
+    if named.expected_usd is None:
+        return None
+    quoted = {entry.component: entry for entry in quote.lines}
+    billed = {entry.component: entry.usd for entry in paid.lines}
+    parts = [
+        _difference(name, entry.usd, billed[name], entry.usd_low, entry.usd_high)
+        for name, entry in quoted.items()
+        if name in billed
+    ]
+    return Reconciliation(
+        run_id=run.id,
+        provider=run.provider,
+        model=quote.model,
+        origin=paid.origin,
+        total=_difference("total", named.expected_usd, paid.usd, named.low_usd, named.high_usd),
+        components=tuple(parts),
+    )
+
+
+def _difference(name: str, quoted: Decimal, billed: Decimal, low: Decimal, high: Decimal) -> BillDifference:
+    error = quoted - billed
+    return BillDifference(
+        component=name,
+        quoted_usd=quoted,
+        billed_usd=billed,
+        error_usd=error,
+        relative=float(error / billed) if billed else (0.0 if not error else None),
+        within_band=low <= billed <= high,
+    )
+
+
+class Accuracy(Record, frozen=True, kw_only=True):
+    """The estimator's error on one backend, over runs that ended with a bill."""
+
+    provider: str
+    sandbox: bool
+    runs: int
+    median_relative: float | None
+    """Median of |quoted - billed| / billed."""
+    worst_relative: float | None
+    bias: float | None
+    """Mean of (quoted - billed) / billed: positive when quotes are too high."""
+    within_band: int
+    quoted_usd: Decimal
+    billed_usd: Decimal
+
+
+def accuracy(runs: Iterable[Run]) -> list[Accuracy]:
+    """One row for each backend; runs in a sandbox apart from real ones. Cancelled and failed runs are left
+    out: they did not do the work that was quoted."""
+    groups: dict[tuple[str, bool], list[Reconciliation]] = {}
+    for run in runs:
+        if run.status is JobStatus.SUCCEEDED and not run.early_stopped and (found := reconcile(run)):
+            groups.setdefault((run.provider, run.sandbox), []).append(found)
+    return [_accuracy(provider, sandbox, found) for (provider, sandbox), found in sorted(groups.items())]
+
+
+def _accuracy(provider: str, sandbox: bool, found: list[Reconciliation]) -> Accuracy:
+    relative = [r.total.relative for r in found if r.total.relative is not None]
+    sizes = [abs(value) for value in relative]
+    return Accuracy(
+        provider=provider,
+        sandbox=sandbox,
+        runs=len(found),
+        median_relative=median(sizes) if sizes else None,
+        worst_relative=max(sizes, default=None),
+        bias=sum(relative) / len(relative) if relative else None,
+        within_band=sum(r.total.within_band for r in found),
+        quoted_usd=sum((r.total.quoted_usd for r in found), Decimal(0)),
+        billed_usd=sum((r.total.billed_usd for r in found), Decimal(0)),
+    )

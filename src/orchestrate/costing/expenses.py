@@ -1,0 +1,382 @@
+"""What was spent and is committed, by whom and for what: each run is one expense, each deployment one for
+each month in which it was up, answers one for each purpose, backend, month and user. Sums of expenses lose no
+digit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from typing import Literal
+
+import msgspec
+
+from orchestrate.errors import UsageError
+from orchestrate.paid.limits import reached, require_within
+from orchestrate.text import limit, meant, money
+from orchestrate.types import Deployment, DeploymentState, Quote, Record, Run, SubmitPhase, Trial, TrialState
+
+# Limits: of one run, and of all runs of a store together.
+
+
+_SIXTH = Decimal("0.000001")
+
+
+class Spending(Record, frozen=True, kw_only=True):
+    """US dollars over all backends: of one run, or of all runs of a store."""
+
+    spent_usd: Decimal = Decimal(0)
+    """Bills of ended runs."""
+    committed_usd: Decimal = Decimal(0)
+    """Of every run that may still be billed and has no such bill yet: the most of its quote's high end, its
+    host's own estimate, what its user allowed it since and what it has cost so far."""
+
+    @property
+    def total_usd(self) -> Decimal:
+        return self.spent_usd + self.committed_usd
+
+
+def spending(run: Run) -> Spending:
+    """What one run takes out of a budget. A run in a sandbox costs nothing, and neither does one that has no
+    job, and one that was imported after its end. One that ended, however, is held at its quote until its bill
+    is known: where a host bills nothing for a failure, the bill says so."""
+    if run.sandbox or run.phase is SubmitPhase.REFUSED or (run.imported and run.status.terminal):
+        return Spending()
+    if run.released and run.phase in (SubmitPhase.INTENT, SubmitPhase.UPLOADED):
+        return Spending()
+    if run.bill is not None and (run.bill.final or run.status.terminal):
+        return Spending(spent_usd=run.bill.usd)
+    if run.abandoned is not None:
+        return Spending(spent_usd=run.bill.usd if run.bill else Decimal(0))
+    quoted = run.quote.held_usd if run.quote else Decimal(0)
+    so_far = run.bill.usd if run.bill else Decimal(0)
+    given = run.allowed_usd or Decimal(0)
+    return Spending(committed_usd=max(quoted, run.estimate_usd or Decimal(0), given, so_far))
+
+
+def of_trial(run: Run | None, trial: Trial) -> Decimal:
+    """What a trial of a sweep has cost, or may yet; the play money of a sandbox counts as money does."""
+    lost = run is None and trial.run_id is not None
+    if run is None or run.phase is SubmitPhase.REFUSED:
+        return trial.high_usd if lost or trial.state is TrialState.OPEN else Decimal(0)
+    if run.status.terminal:
+        return trial.high_usd if run.bill is None else run.bill.usd
+    return max(trial.high_usd, run.max_cost_usd or Decimal(0), run.allowed_usd or Decimal(0))
+
+
+def caps(
+    quotes: Sequence[Quote], *, max_cost_usd: Decimal | None = None, each_usd: Decimal | None = None
+) -> list[Decimal | None]:
+    """The cap of the run behind each quote, so that all together stay within `max_cost_usd` and none is above
+    `each_usd`: what is to be spent is shared out as the quotes' high ends are. Raises `OverBudget` when they
+    do not fit, and `UnknownPrice`."""
+    for quote in quotes:
+        check_budget(quote, max_cost_usd=max_cost_usd)
+        check_budget(quote, max_cost_usd=each_usd, what="--max-cost-each")
+    if max_cost_usd is None:
+        return [each_usd] * len(quotes)
+    ends = [quote.held_usd for quote in quotes]
+    high = sum(ends, Decimal(0))
+    names = ", ".join(quote.provider for quote in quotes)
+    require_within(names, high, max_cost_usd, figure="the sum of the quotes' high ends")
+    spare = max_cost_usd - high
+    parts = [end / high if high else Decimal(1) / len(ends) for end in ends]
+    shares = [
+        end + (spare * part).quantize(_SIXTH, ROUND_FLOOR) for end, part in zip(ends, parts, strict=True)
+    ]
+    return [share if each_usd is None else min(share, each_usd) for share in shares]
+
+
+def check_budget(
+    quote: Quote,
+    *,
+    max_cost_usd: Decimal | None = None,
+    budget_usd: Decimal | None = None,
+    used_usd: Decimal = Decimal(0),
+    what: str = "--max-cost",
+) -> None:
+    """Raises `OverBudget` when the quote's high end is above `max_cost_usd`, or above what `used_usd`, spent
+    and committed by all runs, leaves of `budget_usd`, or when a limit is set and the price is not known."""
+    name, high, unknown = quote.provider, quote.held_usd, unpriced(quote)
+    require_within(name, high, max_cost_usd, unknown=unknown, what=what)
+    if budget_usd is not None:
+        taken = f"{limit(budget_usd)}, {money(used_usd)} spent and committed"
+        left = f"what is left of the budget ({taken}):"
+        require_within(name, high, budget_usd, taken_usd=used_usd, unknown=unknown, what=left)
+
+
+def unpriced(quote: Quote) -> str | None:
+    """Why a quote is no upper bound of what its run costs; `None` where it is one."""
+    if quote.why_none or not quote.open_end:
+        return quote.why_none
+    return f"the quote does not count {quote.open_end}"
+
+
+def cap_of(run: Run) -> Decimal | None:
+    """At what a bill so far ends the run, or pauses it, while somebody watches."""
+    return run.max_cost_usd if run.allowed_usd is None else run.allowed_usd
+
+
+OPEN_END_HOURS = Decimal(24)
+"""What is held in a budget for a deployment without a limit, from now on."""
+
+
+def hours_billed(deployment: Deployment, now: datetime) -> Decimal:
+    since = deployment.billing_since
+    running = max((now - since).total_seconds(), 0.0) if since is not None else 0.0
+    return Decimal(str(deployment.billed_s + running)) / 3600
+
+
+def seconds_by_month(since: datetime, until: datetime) -> dict[str, float]:
+    """`{"2026-10": 3600.0}`: the months of `since`'s time zone; empty where `until` is not later."""
+    found: dict[str, float] = {}
+    while since < until:
+        following = (since.replace(day=1) + timedelta(days=32)).replace(
+            day=1, hour=0, minute=0, second=0, microsecond=0
+        )
+        found[f"{since:%Y-%m}"] = (min(following, until) - since).total_seconds()
+        since = following
+    return found
+
+
+def billed_by_month(deployment: Deployment, since: datetime, until: datetime) -> dict[str, float]:
+    """Its seconds by month, with those from `since` to `until` added."""
+    found = dict(deployment.billed_by_month)
+    for month, seconds in seconds_by_month(since, until).items():
+        found[month] = found.get(month, 0.0) + seconds
+    return found
+
+
+def spent_usd(deployment: Deployment, now: datetime) -> Decimal | None:
+    """So far; `None` when the price is not known."""
+    price = deployment.usd_per_hour
+    return None if price is None else hours_billed(deployment, now) * price
+
+
+def deployment_spending(deployment: Deployment, now: datetime) -> Spending:
+    """What it takes out of a budget: what it has cost, and what its limits still allow; without a limit a day
+    more. In a sandbox nothing."""
+    if deployment.sandbox:
+        return Spending()
+    spent = spent_usd(deployment, now) or Decimal(0)
+    if deployment.state.over:
+        return Spending(spent_usd=spent)
+    left: list[Decimal] = []
+    if deployment.max_cost_usd is not None:
+        left.append(deployment.max_cost_usd - spent)
+    if deployment.usd_per_hour is not None:
+        hours = OPEN_END_HOURS
+        if deployment.max_hours is not None:
+            hours = deployment.max_hours - hours_billed(deployment, now)
+        left.append(hours * deployment.usd_per_hour)
+    return Spending(spent_usd=spent, committed_usd=max(min(left, default=Decimal(0)), Decimal(0)))
+
+
+def limit_reached(deployment: Deployment, now: datetime) -> str | None:
+    """The limit that has come, in words."""
+    most = deployment.max_hours
+    if most is not None and (now - deployment.created_at).total_seconds() >= most * 3600:
+        return f"its {most.normalize():f} hours are over"
+    cap, spent = deployment.max_cost_usd, spent_usd(deployment, now)
+    if cap is not None and reached(spent, cap):
+        return f"it has cost its {limit(cap)}, by the hours that it was up"
+    return None
+
+
+CENT = Decimal("0.01")
+_NANO = Decimal("1e-9")
+NONE = "(none)"
+BY = ("backend", "month", "purpose", "project", "tag", "person", "account")
+_MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
+
+
+class Expense(Record, frozen=True, kw_only=True):
+    """What one run costs, or one deployment in one month, to the billionth of a dollar, so that sums are
+    exact."""
+
+    id: str
+    kind: Literal["run", "deployment", "answers"] = "run"
+    purpose: str | None = None
+    """Of answers: `evaluation`, `judging` ..."""
+    requests: int = 0
+    """Of answers."""
+    backend: str
+    account: str | None = None
+    month: str
+    """`2026-11`, in UTC: of a run the month in which it ended, of a deployment one in which it was up; of
+    what goes on, this month."""
+    tags: dict[str, str] = msgspec.field(default_factory=dict[str, str])
+    project: str | None = None
+    """The tag `project`, else the project in Weights & Biases."""
+    person: str | None = None
+    sandbox: bool = False
+    """Play money."""
+    spent_usd: Decimal = Decimal(0)
+    committed_usd: Decimal = Decimal(0)
+    known: bool = True
+    """`False` where neither a bill nor a price says what it costs: its sums are no zeros then."""
+    abandoned: bool = False
+    """Its user gave it up; the sums have the last that was known of its bill."""
+
+
+class Sum(Record, frozen=True, kw_only=True):
+    """A group of expenses."""
+
+    key: str
+    spent_usd: Decimal = Decimal(0)
+    committed_usd: Decimal = Decimal(0)
+    runs: int = 0
+    deployments: int = 0
+    requests: int = 0
+    """For answers that are billed one by one."""
+    unknown: tuple[str, ...] = ()
+    """Ids of those whose cost is not known and in neither sum."""
+    abandoned: tuple[str, ...] = ()
+    """Ids of runs and deployments that were given up: their hosts are not asked about them any more."""
+
+
+def of_run(run: Run, now: datetime) -> Expense:
+    money = spending(msgspec.structs.replace(run, sandbox=False))
+    at = (run.finished_at or run.updated_at) if run.status.terminal else now
+    return Expense(
+        id=run.id,
+        backend=run.provider,
+        account=run.account,
+        month=f"{at:%Y-%m}",
+        tags=run.tags,
+        project=run.tags.get("project") or _wandb_project(run),
+        person=run.made_by,
+        sandbox=run.sandbox,
+        spent_usd=exact(money.spent_usd),
+        committed_usd=exact(money.committed_usd),
+        known=run.phase is SubmitPhase.REFUSED or _billed(run) or _priced(run),
+        abandoned=run.abandoned is not None,
+    )
+
+
+def of_deployment(deployment: Deployment, run: Run | None, now: datetime) -> list[Expense]:
+    """One for each month in which it was up, this month with what is still committed. Tags and project are
+    those of its run."""
+    money = deployment_spending(msgspec.structs.replace(deployment, sandbox=False), now)
+    at = (deployment.ended_at or deployment.updated_at) if deployment.state.over else now
+    last = f"{at:%Y-%m}"
+    seconds = billed_by_month(deployment, deployment.billing_since or now, now)
+    earlier = deployment.billed_s - sum(deployment.billed_by_month.values())  # of no month that is known
+    seconds[last] = seconds.get(last, 0.0) + max(earlier, 0.0)
+    whole = sum(seconds.values())
+    billed = bool(deployment.billed_s) or deployment.billing_since is not None
+    spent = {month: exact(money.spent_usd * _share(part, whole)) for month, part in seconds.items()}
+    # What the shares lose by rounding is the last month's, so that they add up.
+    spent[last] += exact(money.spent_usd) - sum(spent.values(), Decimal(0))
+    return [
+        Expense(
+            id=deployment.id,
+            kind="deployment",
+            backend=deployment.provider,
+            account=deployment.account,
+            month=month,
+            tags=run.tags if run else {},
+            project=(run.tags.get("project") or _wandb_project(run)) if run else None,
+            person=deployment.made_by,
+            sandbox=deployment.sandbox,
+            spent_usd=usd,
+            committed_usd=exact(money.committed_usd) if month == last else Decimal(0),
+            known=deployment.usd_per_hour is not None or (deployment.state.over and not billed),
+            abandoned=deployment.state is DeploymentState.ABANDONED,
+        )
+        for month, usd in spent.items()
+        if usd or month == last
+    ]
+
+
+def _share(part: float, whole: float) -> Decimal:
+    return Decimal(str(part)) / Decimal(str(whole)) if whole else Decimal(0)
+
+
+def _billed(run: Run) -> bool:
+    """Whether its bill is more than what it has come to so far."""
+    over = run.status.terminal or run.abandoned is not None
+    return run.bill is not None and (run.bill.final or over)
+
+
+def _priced(run: Run) -> bool:
+    if run.abandoned is not None:
+        return False  # what its host still bills nobody asks
+    return (
+        run.estimate_usd is not None
+        or run.allowed_usd is not None
+        or (run.quote is not None and run.quote.price is not None)
+    )
+
+
+def _wandb_project(run: Run) -> str | None:
+    wandb = run.spec.get("wandb")
+    return wandb.get("project") if isinstance(wandb, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+
+
+def exact(usd: Decimal) -> Decimal:
+    """To the billionth: so many digits can be summed in any order."""
+    whole = usd.quantize(CENT)
+    return whole if whole == usd else usd.quantize(_NANO)
+
+
+def in_month(expenses: Iterable[Expense], month: str | None) -> list[Expense]:
+    """Those of a month as `2026-11`, by default all. Raises `UsageError`."""
+    if month is not None and not _MONTH.fullmatch(month):
+        raise UsageError(f"{month!r} is not a month", fix="write it as 2026-11")
+    return [e for e in expenses if month is None or e.month == month]
+
+
+def grouped(expenses: Sequence[Expense], by: str) -> list[Sum]:
+    """Each expense is in one group, so that the groups add up to the whole. `by` is one of `BY`, or
+    `tag:NAME` for the values of one tag (`tag` alone groups by all tags together). The dearest group comes
+    first, months in their order. Raises `UsageError`."""
+    key = _key(by)
+    groups: dict[str, list[Expense]] = {}
+    for expense in expenses:
+        groups.setdefault(key(expense) or NONE, []).append(expense)
+    sums = [total(found, name) for name, found in groups.items()]
+    if by == "month":
+        return sorted(sums, key=lambda one: one.key)
+    return sorted(sums, key=lambda one: (-(one.spent_usd + one.committed_usd), one.key))
+
+
+def total(expenses: Iterable[Expense], key: str = "total") -> Sum:
+    found = list(expenses)
+    return Sum(
+        key=key,
+        spent_usd=sum((e.spent_usd for e in found), Decimal(0)),
+        committed_usd=sum((e.committed_usd for e in found), Decimal(0)),
+        runs=sum(e.kind == "run" for e in found),
+        deployments=len({e.id for e in found if e.kind == "deployment"}),
+        requests=sum(e.requests for e in found),
+        unknown=tuple(dict.fromkeys(e.id for e in found if not e.known)),
+        abandoned=tuple(dict.fromkeys(e.id for e in found if e.abandoned)),
+    )
+
+
+def _key(by: str) -> Callable[[Expense], str | None]:
+    name, _, tag = by.partition(":")
+    if name == "tag" and tag:
+        return lambda e: e.tags.get(tag)
+    if by == "tag":
+        return lambda e: ", ".join(f"{k}={v}" for k, v in sorted(e.tags.items()))
+    if by not in BY:
+        raise UsageError(
+            f"spending is not kept by {by!r}{meant(by, BY)}", fix=f"one of {', '.join(BY)}, or tag:NAME"
+        )
+    if by == "purpose":
+        return lambda e: e.purpose or ("training" if e.kind == "run" else e.kind)
+    return lambda e: getattr(e, by)
+
+
+def cents(parts: Sequence[Decimal]) -> list[Decimal]:
+    """The parts in whole cents that add up to their sum rounded up to a cent: each is rounded down, and the
+    cents that are left go to those with the largest remainders. None is negative."""
+    whole = [part.quantize(CENT, ROUND_FLOOR) for part in parts]
+    left = int((sum(parts, Decimal(0)).quantize(CENT, ROUND_CEILING) - sum(whole, Decimal(0))) / CENT)
+    by_remainder = sorted(range(len(parts)), key=lambda i: (whole[i] - parts[i], i))
+    for i in by_remainder[:left]:
+        whole[i] += CENT
+    return whole

@@ -1,0 +1,503 @@
+"""What a tuned model costs over months: training, hosting and serving, against prompting a base model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import date
+from decimal import ROUND_CEILING, Decimal
+from functools import cache
+from importlib.resources import files
+from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import replace
+
+from orchestrate import catalog, profile, text
+from orchestrate.catalog import HostModel, Model, ModelOnHost
+from orchestrate.catalog.models import lookup
+from orchestrate.core import days
+from orchestrate.costing import ways
+from orchestrate.costing.lines import rounded
+from orchestrate.costing.rate import Rate
+from orchestrate.costing.rates import Prices, RateBook, built_in
+from orchestrate.costing.training import HourlyRate
+from orchestrate.costing.ways import (
+    DAYS_PER_MONTH,
+    UNLIMITED,
+    BasePrice,
+    Serving,
+    Traffic,
+    Unit,
+    Use,
+    base_monthly,
+    by_tokens,
+    dearer_by_token,
+    gpu_rates,
+    on_gpus,
+    own_machine,
+    token_rates,
+)
+from orchestrate.errors import SetupError, UsageError
+from orchestrate.profile import Profile
+from orchestrate.profile import profile as profile_of
+from orchestrate.types import Quote, QuoteLine, Record, decoding
+
+
+def break_even(
+    training: Decimal, saved: Decimal, units: Sequence[Unit] = (), *, single: bool = False
+) -> int | None:
+    """The least number of requests a day from which on, at every higher traffic too, the tuned model does not
+    cost more; `None` when there is none.
+
+    `training`: by month. `saved`: in a month, for one request a day. Each traffic has as many units as it
+    needs, of the kind that is cheapest for it; with `single` there is one.
+    """
+    if saved <= 0:
+        return None
+    if not units:
+        return _ceiling(training / saved)
+    if single:
+        least = _ceiling((training + units[0].usd) / saved)
+        return least if least <= units[0].carried else None
+    alone = [least for unit in units if (least := _alone(training, saved, unit)) is not None]
+    if not alone:  # a full unit of any kind costs more than it saves, so that no number of them pays
+        return None
+    at = min(alone) - 1  # below it two kinds may pay between them: down to the first traffic that does not
+    while at > 0:
+        cost = training + min(unit.usd * -(-at // unit.carried) for unit in units)
+        least = _ceiling(cost / saved)
+        start = max((at - 1) // unit.carried * unit.carried + 1 for unit in units)
+        if least > start:  # the cost is the same from there to `at`
+            return min(least, at + 1)
+        at = start - 1
+    return 1
+
+
+def _alone(training: Decimal, saved: Decimal, unit: Unit) -> int | None:
+    """With one kind of unit. The worst traffic is where one has just been added: n full ones and a request
+    more must pay for n + 1 of them; with the least such n they do at every traffic above."""
+    gain = saved * unit.carried - unit.usd
+    if gain <= 0:
+        return None
+    full = max(1, _ceiling((training + unit.usd - saved) / gain))
+    return _ceiling((training + full * unit.usd) / saved)
+
+
+def _ceiling(value: Decimal) -> int:
+    return int(value.to_integral_value(ROUND_CEILING))
+
+
+def base_price(model: str, traffic: Traffic, *, saved_tokens: int = 0) -> BasePrice:
+    """The price of one request from the package `genai-prices`; `saved_tokens` are the examples and
+    instructions that only the base model needs in its prompt. Its end and successor are the catalog's. Raises
+    `UsageError` for a model that it does not know."""
+    from importlib.metadata import version
+
+    from genai_prices import Usage, calc_price
+
+    known = lookup(model)
+    wanted = (known and (known.hub or next((host.id for host in known.hosts.values()), None))) or model
+    tokens = traffic.input_tokens + saved_tokens
+    usage = Usage(input_tokens=tokens, output_tokens=traffic.output_tokens)
+    for name in dict.fromkeys((model, wanted)):
+        try:
+            found = calc_price(usage, model_ref=name)
+        except LookupError:
+            continue
+        host = _ending(known)
+        return BasePrice(
+            model=found.model.name or model,
+            provider=found.provider.id,
+            usd_per_request=found.total_price,
+            input_tokens=tokens,
+            source=f"genai-prices {version('genai-prices')}",
+            until=host.shutdown if host else None,
+            successor=_named(host, traffic, saved_tokens) if host else None,
+        )
+    raise UsageError(
+        f"genai-prices has no price of {model!r}",
+        fix="name a model as its provider does, for example gpt-4.1",
+    )
+
+
+def _ending(model: Model | None) -> HostModel | None:
+    """Where its maker's own host ends it. Open weights go on elsewhere."""
+    if model is None or model.open:
+        return None
+    hosts = [host for host in model.hosts.values() if host.shutdown]
+    return max(hosts, key=lambda host: host.shutdown or date.min, default=None)
+
+
+def _named(host: HostModel, traffic: Traffic, saved_tokens: int) -> BasePrice | None:
+    if host.successor is None:
+        return None
+    found = base_price(host.successor, traffic, saved_tokens=saved_tokens)
+    return replace(found, note=host.successor_note or "")
+
+
+def default_base(traffic: Traffic, months: int, on: date, *, saved_tokens: int = 0) -> BasePrice:
+    """The catalog's model for comparison, or the successor that its host names once it ends within the
+    period."""
+    base = base_price(catalog.comparison().name, traffic, saved_tokens=saved_tokens)
+    days = int(DAYS_PER_MONTH * months)
+    while base.ends(on, days) and base.successor is not None:
+        base = base.successor
+    return base
+
+
+RENTAL = "gpu_rental"
+_ENGINE = "vLLM on rented GPUs, run by you: the work and the storage are not counted, nor the time to start"
+
+
+class AdapterHost(msgspec.Struct, frozen=True, kw_only=True):
+    """A host that serves a user's adapters by the token."""
+
+    provider: str
+    """As in the rates, whose methods are inference_adapter_input and _output."""
+    title: str
+    models: tuple[str, ...]
+    """The bases whose adapters it takes, by the catalog's names."""
+    source: str
+    note: str = ""
+    closed: str = ""
+    """Why an adapter from elsewhere cannot go there."""
+
+
+@cache
+def adapter_hosts() -> tuple[AdapterHost, ...]:
+    import yaml
+
+    text = files("orchestrate.costing").joinpath("adapters.yaml").read_text(encoding="utf-8")
+    return decoding.convert(yaml.safe_load(text)["hosts"], tuple[AdapterHost, ...])
+
+
+def rented(resolved: ModelOnHost, use: Use, prices: Prices) -> Iterator[tuple[str, Serving]]:
+    """Each name that rents GPUs and does not train, with its cheapest kind for the load. `prices` gives book
+    and day."""
+    names = {rate.provider for rate in prices.book if rents(rate)}
+    for name in sorted(names):
+        rates = gpu_rates(Prices(name, prices.book, prices.on), RENTAL)
+        if found := on_gpus(resolved, use, rates, what="rented", note=_ENGINE):
+            yield name, found
+
+
+def adapters(
+    resolved: ModelOnHost, trainer: str, use: Use, prices: Prices
+) -> Iterator[tuple[str, Serving | str]]:
+    """Each host that serves adapters of this base by the token; a text says why there is no price of it."""
+    for host in adapter_hosts():
+        if resolved.model is None or resolved.model.name not in host.models:
+            continue
+        theirs = Prices(host.provider, prices.book, prices.on)
+        # A host of ours has the price of its tuned models among its rates, wherever they were trained.
+        rates = token_rates(theirs, resolved, "inference_adapter") or token_rates(theirs, resolved)
+        if host.closed and host.provider != trainer:
+            yield host.title, host.closed
+        elif rates is None:
+            reason = f"serves adapters of {resolved.name} by the token, at a price that was not found"
+            yield host.title, f"{reason} ({host.source})"
+        else:
+            found = by_tokens(use.traffic, *rates)
+            told = (*found.assumptions, *([host.note] if host.note else []))
+            yield host.title, msgspec.structs.replace(found, assumptions=told)
+
+
+def rents(rate: Rate) -> bool:
+    """Whether a rate is the price of a GPU that is rented to serve on: not of one that trains here or at a
+    host."""
+    return RENTAL in rate.methods and rate.provider not in profile.built_in()
+
+
+class Served(Record, frozen=True, kw_only=True):
+    """One way to serve, over the period. `unavailable` says why there is no total."""
+
+    server: str = ""
+    """Where it is served; empty: where it was trained."""
+    monthly: tuple[QuoteLine, ...] = ()
+    monthly_usd: Decimal | None = None
+    """`None`, as the three that follow, where it is `unavailable`."""
+    low_usd: Decimal | None = None
+    """Training and the months in which the model answers, as the two that follow."""
+    expected_usd: Decimal | None = None
+    """`None` also where the price of the training is undecided."""
+    high_usd: Decimal | None = None
+    serving: str = ""
+    """How the tuned model is served here, in words."""
+    utilisation: float | None = None
+    """Mean load over what the GPUs could do while they are up."""
+    base_monthly_usd: Decimal | None = None
+    """The base model over the same time, in a mean month."""
+    base_usd: Decimal | None = None
+    """And in all."""
+    break_even_months: Decimal | None = None
+    """When the training has paid for itself against the base model; `None` when it never does."""
+    break_even_requests_per_day: Decimal | None = None
+    """From which traffic on, at every higher one too, the entire period costs no more than the base model,
+    with as many GPUs as that traffic needs; `None` when there is none."""
+    most_requests_per_day: Decimal | None = None
+    """Beyond which this cannot carry more; `None` where more GPUs can be had."""
+    assumptions: tuple[str, ...] = ()
+    unavailable: str | None = None
+
+
+class Paid(NamedTuple):
+    """A total that has a price: by which ends it is shown and compared."""
+
+    least_usd: Decimal
+    """As `counted_usd`, with the low end of a training that is undecided."""
+    counted_usd: Decimal
+    """The expected total, or that with the high end of the training."""
+    low_usd: Decimal
+    high_usd: Decimal
+
+
+class Ownership(Served, frozen=True, kw_only=True):
+    """Training once, then hosting and serving every month."""
+
+    provider: str
+    model: str
+    months: int
+    training: Quote
+    requests_per_day: Decimal = Decimal(0)
+    """Of the traffic that was asked for."""
+    months_served: Decimal = Decimal(0)
+    """Fewer than `months` where the model stops answering before."""
+    serves_until: date | None = None
+    """The last day on which the tuned model answers, when that is within the period."""
+    base: BasePrice | None = None
+    base_words: str = ""
+    """What is prompted instead over that time."""
+    elsewhere: tuple[Served, ...] = ()
+    """The same adapter served by others, cheapest first."""
+
+    @property
+    def options(self) -> tuple[Ownership, ...]:
+        """This and each of `elsewhere`, as totals of their own."""
+        names = Served.__struct_fields__
+        others = (
+            msgspec.structs.replace(self, elsewhere=(), **{name: getattr(way, name) for name in names})
+            for way in self.elsewhere
+        )
+        return (self, *others)
+
+    @property
+    def paid(self) -> Paid | None:
+        """`None` where there is no total."""
+        once = self.training.price
+        if once is None or self.monthly_usd is None or self.low_usd is None or self.high_usd is None:
+            return None
+        if self.expected_usd is not None:
+            return Paid(self.expected_usd, self.expected_usd, self.low_usd, self.high_usd)
+        counted = rounded(once.high_usd + self.months_served * self.monthly_usd)
+        return Paid(counted - (once.high_usd - once.low_usd), counted, self.low_usd, self.high_usd)
+
+    @property
+    def rank(self) -> tuple[bool, Decimal]:
+        """Sorts totals by what is counted; those without one last."""
+        return (self.paid is None, self.paid.counted_usd if self.paid else Decimal(0))
+
+    @property
+    def place(self) -> str:
+        """Where it is trained and served."""
+        return f"{self.provider}, served at {self.server}" if self.server else self.provider
+
+
+def own(
+    training: Quote,
+    use: Use,
+    *,
+    resolved: ModelOnHost,
+    profile: Profile,
+    hourly: HourlyRate | None = None,
+    prices: Prices | None = None,
+    portable: bool = False,
+) -> Ownership:
+    """The whole cost of its use. `hourly` is the machine that serves, on a backend that bills hourly;
+    `prices`: today's of the profile's kind, when not given. `portable`: the adapter can be taken away, and so
+    be served elsewhere too."""
+    prices = prices or Prices(profile.kind)
+    period = _Period(training, use, resolved, prices.on)
+    if training.why_none is not None:
+        return period.total(training.why_none)
+    if use.hours_per_day <= 0:
+        return period.total("a model that is up 0 hours a day answers nothing")
+    if hourly is not None:
+        serving = own_machine(hourly, use, training)
+    else:
+        serving = _hosted(profile, resolved, use, prices)
+    others: list[tuple[str, Serving | str]] = []
+    if portable:
+        others = [*rented(resolved, use, prices), *adapters(resolved, profile.kind, use, prices)]
+    base_usd = base_monthly(prices, resolved, use.traffic)
+
+    def told(way: Serving | str) -> Serving | str:
+        if isinstance(way, str) or not (why := dearer_by_token(way, base_usd, profile.title, use.traffic)):
+            return way
+        return msgspec.structs.replace(way, assumptions=(*way.assumptions, why))
+
+    elsewhere = [period.served(told(way), name) for name, way in others]
+    elsewhere.sort(key=lambda way: (way.monthly_usd is None, way.monthly_usd or Decimal(0)))
+    return msgspec.structs.replace(period.total(told(serving)), elsewhere=tuple(elsewhere))
+
+
+def served_as(profile: Profile, resolved: ModelOnHost, prices: Prices, *, portable: bool) -> str | None:
+    """How the backend serves what it tunes from this base, in a few words; `None` where it is not known."""
+    if resolved.host is not None and resolved.host.deployable == "no":
+        return "only downloaded"
+    if profile.near:
+        return "on this machine"
+    if token_rates(prices, resolved) is not None:
+        return "by the token"
+    if gpu_rates(prices, "deployment"):
+        return "on dedicated GPUs, billed hourly"
+    return "only downloaded" if portable else None
+
+
+def _hosted(profile: Profile, resolved: ModelOnHost, use: Use, prices: Prices) -> Serving | str:
+    if resolved.host is not None and resolved.host.deployable == "no":
+        return (
+            f"{profile.title} does not serve what is tuned from {resolved.name}: {resolved.host.deploy_note}"
+        )
+    if (tokens := token_rates(prices, resolved)) is not None:
+        return by_tokens(use.traffic, *tokens)
+    rates = gpu_rates(prices, "deployment")
+    if not rates:
+        known = f" ({profile.serving_note})" if profile.serving_note else ""
+        return f"no price of serving a tuned {resolved.name} on {prices.name} is known{known}"
+    if resolved.params_b is None:
+        return f"the size of {resolved.name} is not known, so neither is the number of GPUs that serve it"
+    found = on_gpus(resolved, use, rates, what="dedicated", note=profile.serving_note)
+    return found or f"the memory of {', '.join(sorted({str(r.gpu) for r in rates}))} is not known"
+
+
+class _Period:
+    """The time over which a model is served and compared."""
+
+    def __init__(self, training: Quote, use: Use, resolved: ModelOnHost, on: date) -> None:
+        self.training, self.use, self.on = training, use, on
+        days = int(DAYS_PER_MONTH * use.months)
+        end = resolved.host.shutdown if resolved.host else None
+        left = days if end is None else min(days, max((end - on).days, 0))
+        self.until = end if left < days else None
+        self.days = left
+        self.months = Decimal(left) / DAYS_PER_MONTH if left < days else Decimal(use.months)
+
+    def total(self, serving: Serving | str) -> Ownership:
+        served, base = self.served(serving), self.use.base
+        return Ownership(
+            provider=self.training.provider,
+            model=self.training.model,
+            months=self.use.months,
+            training=self.training,
+            requests_per_day=self.use.traffic.requests_per_day,
+            months_served=self.months.quantize(Decimal("0.01")),
+            serves_until=self.until,
+            base=base,
+            base_words=base.words(self.on, self.days) if base else "",
+            **{name: getattr(served, name) for name in Served.__struct_fields__},
+        )
+
+    def served(self, serving: Serving | str, server: str = "") -> Served:
+        price = self.training.price
+        if isinstance(serving, str) or price is None:
+            return Served(server=server, unavailable=serving if isinstance(serving, str) else None)
+        months, traffic, base = self.months, self.use.traffic, self.use.base
+        low, month, high = (
+            sum((getattr(entry, end) for entry in serving.lines), Decimal(0))
+            for end in ("usd_low", "usd", "usd_high")
+        )
+        each = base.mean_usd(self.on, self.days) if base else None
+        base_month = None if each is None else each * traffic.requests_per_month
+        since = None
+        if each is not None and months > 0:
+            since = break_even(
+                price.counted_usd / months,
+                (each - serving.each_usd) * DAYS_PER_MONTH,
+                serving.units,
+                single=serving.single,
+            )
+        limit = serving.units[0].carried if serving.single else UNLIMITED
+        most = Decimal(limit) if limit < UNLIMITED else None
+        paid = _months_to_pay(price.counted_usd, month, base_month)
+        once = price.expected_usd
+        return Served(
+            server=server,
+            monthly=serving.lines,
+            monthly_usd=month,
+            low_usd=rounded(price.low_usd + months * low),
+            expected_usd=None if once is None else rounded(once + months * month),
+            high_usd=rounded(price.high_usd + months * high),
+            serving=serving.words,
+            utilisation=serving.utilisation,
+            base_monthly_usd=None if base_month is None else rounded(base_month),
+            base_usd=None if base_month is None else rounded(base_month * months),
+            break_even_months=paid if paid is not None and paid <= months else None,
+            break_even_requests_per_day=None if since is None else Decimal(since),
+            most_requests_per_day=most,
+            assumptions=(*serving.assumptions, *self._notes()),
+        )
+
+    def _notes(self) -> Iterable[str]:
+        base = self.use.base
+        if self.training.undecided:
+            high = text.money(self.training.high_usd)
+            yield f"the training is counted with its high end, {high}: {self.training.undecided}"
+        if self.until is not None:
+            yield (
+                f"{self.training.model} stops answering on {self.until}: "
+                f"{self.months:.1f} of {self.use.months} months are counted, of both sides"
+            )
+        while base is not None:
+            yield base.terms()
+            if not base.ends(self.on, self.days):
+                return
+            if base.successor is None:
+                yield f"{base.model} ends on {base.until}, with no named successor: its price is counted on"
+            else:
+                yield (
+                    f"{base.model} ends on {base.until}: from then on {base.successor.model} is counted, "
+                    "which its host names as the replacement"
+                )
+            base = base.successor
+
+
+def _months_to_pay(training: Decimal, monthly: Decimal, base_monthly: Decimal | None) -> Decimal | None:
+    if base_monthly is None or base_monthly <= monthly:
+        return None
+    return (training / (base_monthly - monthly)).quantize(Decimal("0.01"))
+
+
+def serving_terms(
+    provider: str, model: str, *, book: RateBook | None = None, today: date | None = None
+) -> str | None:
+    """How a tuned model is paid for on a backend, in a few words; `None` where no price is known."""
+    prices = Prices(provider, book or built_in(), today or days.today())
+    try:
+        near, resolved = profile_of(provider).near, catalog.resolve(model, provider, prices.on)
+    except (SetupError, UsageError):  # a host that is no longer configured, a model that has left the catalog
+        return None
+    if tokens := token_rates(prices, resolved):
+        return f"{text.rate(tokens[0].usd)} in, {text.rate(tokens[1].usd)} out per million tokens"
+    rates = gpu_rates(prices, "deployment")
+    if not rates:
+        return "this machine" if near else None
+    if resolved.params_b is None:
+        least = min(rates, key=lambda rate: rate.usd)
+        return f"{text.rate(least.usd)} per {least.applies_to}-hour, dedicated"
+    sized = [(rate, one) for rate in rates if (one := ways.replica(resolved, rate.gpu or ""))]
+    if not sized:
+        return None
+    rate, one = min(sized, key=lambda pair: pair[0].usd * pair[1].gpus)
+    return f"{text.rate(rate.usd * one.gpus)} per hour: {one.gpus} dedicated {rate.applies_to}"
+
+
+def cheapest(totals: Sequence[Ownership]) -> Ownership | None:
+    """The least expected total, wherever served, of a job that would be taken and that serves the whole
+    period."""
+    whole = [
+        way
+        for total in totals
+        for way in total.options
+        if not (way.unavailable or way.serves_until) and way.training.ranked
+    ]
+    return min(whole, key=lambda way: way.rank, default=None)

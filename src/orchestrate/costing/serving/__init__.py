@@ -1,1 +1,0 @@
-"""What a tuned model costs to run, against prompting a base model."""

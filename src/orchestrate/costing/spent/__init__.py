@@ -1,1 +1,0 @@
-"""What was spent, what is committed, and how good the quotes were."""

@@ -1,0 +1,653 @@
+"""What a run will cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec.structs import replace
+
+from orchestrate import text
+from orchestrate.catalog import ModelOnHost
+from orchestrate.core import days
+from orchestrate.costing import hardware, lines
+from orchestrate.costing.lines import MTOK, line, minimum_top_up, rounded, summed
+from orchestrate.costing.rate import Lookup, Rate
+from orchestrate.costing.rates import Prices, RateBook, built_in, names
+from orchestrate.costing.size import JobSize, Work, measure
+from orchestrate.errors import UsageError
+from orchestrate.spec import DPO, method_word
+from orchestrate.text import duration, rate
+from orchestrate.types import Confidence, Quote, QuoteLine, Recalled, Record
+
+if TYPE_CHECKING:
+    from orchestrate.profile import Profile
+    from orchestrate.spec import JobSpec
+
+# Jobs on hardware that is billed hourly, or by the electricity that it draws: local and Ray.
+
+
+EVAL_SHARE = Decimal(1) / 3
+"""Time of an evaluated token over a trained one: a forward pass without the backward one, which is twice as
+long."""
+
+DRAWN_SHARE = (Decimal(2), Decimal(4), Decimal(8))
+"""Time of a drawn token over a trained one, low to high: 2.9 to 7.3 seen on a CPU with 128 and 16 answers at
+once."""
+ANSWER_SHARE = (Decimal("0.1"), Decimal("0.5"), Decimal(1))
+"""Tokens of an answer over the most that it may have; nothing tells beforehand when the model ends one."""
+
+
+class Answers(Record, frozen=True, kw_only=True):
+    """What reinforcement fine-tuning draws in each epoch."""
+
+    samples: int
+    """Answers to each prompt."""
+    most_tokens: int
+
+
+class HourlyRate(Record, frozen=True, kw_only=True):
+    """What one hour of the machine costs, and why."""
+
+    component: str
+    """electricity, owned or rental: the component of the quote line."""
+    usd_per_hour: Decimal
+    label: str
+    source: str
+    as_of: str
+    confidence: Confidence
+    low_usd_per_hour: Decimal
+    high_usd_per_hour: Decimal
+    own: str | None = None
+    """Where the user's own price is from; `None` for a published one."""
+
+    def line(
+        self,
+        hours: Decimal,
+        places: str,
+        *,
+        component: str | None = None,
+        low: Decimal | None = None,
+        high: Decimal | None = None,
+    ) -> QuoteLine:
+        """`hours` of it, shown to `places`; `low` and `high` are the least and the most hours."""
+        return QuoteLine(
+            component=component or self.component,
+            quantity=hours.quantize(Decimal(places)),
+            unit="usd_per_hour",
+            usd_per_unit=self.usd_per_hour,
+            usd_low=rounded((hours if low is None else low) * self.low_usd_per_hour),
+            usd=rounded(hours * self.usd_per_hour),
+            usd_high=rounded((hours if high is None else high) * self.high_usd_per_hour),
+            note=self.label,
+            source=self.source,
+            as_of=self.as_of,
+            confidence=self.confidence,
+            own=self.own,
+        )
+
+
+def watts(device: str, count: int = 1) -> int:
+    """Full-load draw of the machine with `count` devices of this name (`cpu`, `NVIDIA H100 80GB HBM3`
+    ...)."""
+    table = hardware.table()
+    if device.lower() == "cpu":
+        return table.watts["cpu"]
+    name = hardware.closest(device, table.watts)
+    return table.host_watts + count * (table.watts[name] if name else table.unknown_gpu)
+
+
+def local_rate(
+    prices: str,
+    device: str = "cpu",
+    count: int = 1,
+    *,
+    book: RateBook | None = None,
+    today: date | None = None,
+) -> HourlyRate:
+    """The hour of a machine whose rates are listed under `prices`: `local:owned` (US dollars per hour of the
+    whole machine) or `local:gpu_rental` (per GPU-hour) where the user set one, else the electricity that the
+    devices draw at full load."""
+    book, on = book or built_in(), today or days.today()
+    if owned := book.find(prices, "owned", ids=[device], gpu=device, on=on):
+        return _hourly("owned", owned, Decimal(1), "the machine's own hourly cost, as you set it")
+    if rental := book.find(prices, "gpu_rental", gpu=device, on=on) or _flat(book, prices, on):
+        return _hourly("rental", rental, Decimal(count), f"{count} x {device} at the rental price you set")
+    power = watts(device, count)
+    electricity = book.find(prices, "electricity", on=on)
+    if electricity is None:
+        raise UsageError("there is no price of electricity", fix=f"set one: --rate {prices}:electricity=0.30")
+    label = f"{power} W at full load x {text.rate(electricity.usd)} per kWh; the hardware counts as paid for"
+    return _hourly("electricity", electricity, lines.electricity_kwh(3600, power), label)
+
+
+def rental_rate(
+    provider: str,
+    gpu: str,
+    count: int = 1,
+    *,
+    tier: str | None = None,
+    book: RateBook | None = None,
+    today: date | None = None,
+) -> HourlyRate:
+    """The hour of `count` rented GPUs at runpod, vast, lambda ... Raises `UsageError` when it has no such
+    price."""
+    book, on = book or built_in(), today or days.today()
+    rate = book.find(provider, "gpu_rental", gpu=gpu, tier=tier, on=on)
+    if rate is None:
+        known = sorted({r.applies_to for r in book if r.provider == provider and "gpu_rental" in r.methods})
+        there = f"; it has {', '.join(known)}" if known else ""
+        raise UsageError(
+            f"no rental price of {gpu} at {provider}{there}",
+            fix="orchestrate prices list --method gpu_rental",
+        )
+    return _hourly("rental", rate, Decimal(count), f"{count} x {rate.applies_to} at {provider}")
+
+
+def _flat(book: RateBook, prices: str, on: date) -> Rate | None:
+    mine = (r for r in book if r.provider == prices and "gpu_rental" in r.methods)
+    return next((r for r in mine if r.gpu is None), None)
+
+
+def _hourly(component: str, rate: Rate, per_hour: Decimal, label: str) -> HourlyRate:
+    low, usd, high = rate.band()
+    return HourlyRate(
+        component=component,
+        usd_per_hour=rounded(usd * per_hour),
+        low_usd_per_hour=rounded(low * per_hour),
+        high_usd_per_hour=rounded(high * per_hour),
+        label=label,
+        source=rate.source,
+        as_of=rate.as_of,
+        confidence=rate.confidence,
+        own=rate.own,
+    )
+
+
+class Speed(Record, frozen=True, kw_only=True):
+    """Trained tokens per second, measured or modelled by the caller."""
+
+    tokens_per_second: float
+    source: str
+    """Which of the two: "measured on this machine on ...", "modelled from ..."."""
+    band: float = 0.5
+    """Relative half-width: the time is between tokens / (1 + band) and tokens / (1 - band)."""
+    factor: float | None = None
+    """In place of `band`: the speed is between it divided and it multiplied by this."""
+
+    @property
+    def slowest_and_fastest(self) -> tuple[float, float]:
+        """Over the speed."""
+        if self.factor is not None:
+            return 1 / self.factor, self.factor
+        return 1 - min(self.band, 0.9), 1 + min(self.band, 0.9)
+
+    @property
+    def told(self) -> str:
+        if self.factor is None:
+            return f"{self.source}, +/-{self.band:.0%}"
+        low, high = (self.tokens_per_second * share for share in self.slowest_and_fastest)
+        return f"{low:,.0f} to {high:,.0f}; {self.source}"
+
+    def __post_init__(self) -> None:
+        if self.tokens_per_second <= 0:
+            raise ValueError(f"tokens_per_second must be positive, got {self.tokens_per_second}")
+
+
+def quote_hours_job(
+    work: Work,
+    *,
+    speed: Speed,
+    hourly: HourlyRate,
+    startup_seconds: float | tuple[float, float, float] = 30.0,
+    answers: Answers | None = None,
+) -> Quote:
+    """Hours x rate, the hours from the speed. `startup_seconds`: what comes besides training, or (least,
+    likely, most) of it; `answers` for reinforcement fine-tuning."""
+    size = measure(work)
+    read_only = _read_only(work.spec, size)
+    per_second = Decimal(str(speed.tokens_per_second))
+    besides = startup_seconds if isinstance(startup_seconds, tuple) else (startup_seconds,) * 3
+    soonest, start, latest = (Decimal(str(seconds)) for seconds in besides)
+    least, likely, most = (_work(size, answers, n, read_only) / per_second for n in range(3))
+    slow, fast = (Decimal(str(share)) for share in speed.slowest_and_fastest)
+    tokens = Decimal(str(size.band))
+    fastest, slowest = least * (1 - tokens) / fast, most * (1 + tokens) / slow
+    seconds = likely + start
+    hours = seconds / 3600
+    entry = hourly.line(hours, "0.0001", low=(fastest + soonest) / 3600, high=(slowest + latest) / 3600)
+    return summed(
+        provider=work.provider,
+        model=work.resolved.name,
+        lines=[entry],
+        assumptions=[
+            *size.notes,
+            f"{size.passes:.4g} {'epoch' if size.passes == 1 else 'epochs'} and "
+            f"{text.count(size.evals, 'evaluation')} "
+            f"at {speed.tokens_per_second:,.0f} tokens per second ({speed.told})",
+            *_drawn(answers),
+            *_judged(work.spec, read_only),
+            hourly.label,
+        ],
+        warnings=work.resolved.warnings,
+        billed_tokens=round(size.train_tokens * size.passes),
+        train_seconds=float(seconds),
+    )
+
+
+def _work(size: JobSize, answers: Answers | None, likely: int, read_only: int = 0) -> Decimal:
+    """Tokens to go through in the time of a trained one; `likely` is 0 for the low estimate, 1, or 2 for the
+    high one. `read_only`: tokens that are read beside training and evaluation."""
+    trained, evaluated = size.train_tokens * size.passes, size.validation_tokens * size.evals
+    if answers is None:
+        return trained + EVAL_SHARE * (evaluated + read_only)
+    answer = ANSWER_SHARE[likely] * answers.most_tokens
+    drawn = DRAWN_SHARE[likely] * answer
+    each_epoch = answers.samples * ((1 + EVAL_SHARE) * size.train_tokens + size.rows * (answer + drawn))
+    return each_epoch * size.passes + EVAL_SHARE * evaluated + size.validation_rows * size.evals * drawn
+
+
+def _read_only(spec: JobSpec, size: JobSize) -> int:
+    """Tokens that the reference reads before the first step; with KTO also those of each epoch's mismatched
+    answers, which the model reads too."""
+    method = spec.method
+    if not isinstance(method, DPO) or method.loss == "orpo" or method.simpo_gamma is not None:
+        return 0
+    once = size.train_tokens + size.validation_tokens
+    if method.loss != "kto":
+        return once
+    evaluated = size.validation_tokens * (1 + size.evals)
+    return once + round(2 * size.train_tokens * size.passes) + evaluated
+
+
+def _judged(spec: JobSpec, read_only: int) -> list[str]:
+    if not read_only:
+        return []
+    why = "by the reference"
+    if method_word(spec.method) == "kto":
+        why += ", and for the estimate of the divergence"
+    return [f"{read_only:,} tokens are read {why}, in a third of the time of trained ones"]
+
+
+def _drawn(answers: Answers | None) -> list[str]:
+    if answers is None:
+        return []
+    return [
+        f"{answers.samples} answers of {ANSWER_SHARE[1] * answers.most_tokens:.0f} tokens drawn to each "
+        f"prompt in each epoch ({ANSWER_SHARE[0] * answers.most_tokens:.0f} to {answers.most_tokens})",
+        f"drawing a token takes {DRAWN_SHARE[1]} times as long as training one "
+        f"({DRAWN_SHARE[0]} to {DRAWN_SHARE[2]}); the grader's own time is not included",
+    ]
+
+
+# The price of training, before anything is uploaded.
+
+
+STALE_DAYS = 60
+"""A rate checked longer ago is warned about."""
+
+
+def training_rate(resolved: ModelOnHost, spec: JobSpec, profile: Profile, prices: Prices) -> Rate | None:
+    """The rate of a training token: of the method and adapter, of the method alone, or DPO by its factor over
+    SFT."""
+    found = prices.of(training_methods(spec), resolved)
+    derived = found is None and spec.method.type == "dpo"
+    sft = prices.of(training_methods(spec, "sft"), resolved) if derived else None
+    if sft is not None and sft.usd_per_mtok is not None:
+        factor = profile.dpo_factor
+        return Rate(
+            provider=sft.provider,
+            method=training_methods(spec)[0],
+            model=sft.model,
+            usd_per_mtok=sft.usd_per_mtok * factor,
+            start=sft.start,
+            checked=sft.checked,
+            confidence=Confidence.INFERRED if sft.confidence is Confidence.QUOTED else sft.confidence,
+            source=f"{factor} x SFT: {sft.source}",
+        )
+    return found
+
+
+def training_methods(spec: JobSpec, method: str | None = None) -> tuple[str, str]:
+    """Name the rates of a training token of this spec, or of the same by another method, the most specific
+    first."""
+    method = method or spec.method.type
+    return f"{method}_{'full' if spec.adapter.type == 'full' else 'lora'}", method
+
+
+def lookup(spec: JobSpec, resolved: ModelOnHost, prices: str, *, gpu: str | None = None) -> Lookup:
+    """Say for which rates a quote of this spec looks: at a host, or with `gpu` (a name, or `cpu`) for a
+    machine that is billed hourly."""
+    if gpu is not None:
+        return Lookup(prices, (("electricity",), ("gpu_rental",), ("owned",)), gpu=gpu)
+    if spec.method.type == "rft":
+        return Lookup(prices, (("rft",),), names(resolved), resolved.params_b, "H100")
+    # Where a host has no price of DPO of its own, training_rate derives it from SFT's.
+    instead = training_methods(spec, "sft") if spec.method.type == "dpo" else ()
+    wanted = (training_methods(spec), ("minimum",))
+    return Lookup(prices, wanted, names(resolved), resolved.params_b, instead=instead)
+
+
+def quote_tokens_job(
+    work: Work,
+    *,
+    prices: Prices | None = None,
+    gpu_hours: Decimal | None = None,
+    sandbox: bool = False,
+) -> Quote:
+    """A hosted job that is billed by tokens (RFT: by GPU-hours, which only `gpu_hours` can tell).
+
+    `prices`: today's of the profile's kind, when not given. A model that is gone or without a published
+    price gives a quote with `unavailable`, never a guess; a `sandbox` goes on taking jobs after its host has
+    closed.
+    """
+    priced = Priced(
+        work.provider,
+        work.profile,
+        work.spec,
+        work.resolved,
+        prices or Prices(work.profile.kind),
+        sandbox,
+    )
+    return quote_sized_job(priced, lambda: measure(work), gpu_hours=gpu_hours)
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A job of which only the size is missing for a quote."""
+
+    provider: str
+    profile: Profile
+    spec: JobSpec
+    resolved: ModelOnHost
+    prices: Prices
+    sandbox: bool = False
+
+
+def quote_sized_job(
+    job: Priced, size_of: Callable[[], JobSize], *, gpu_hours: Decimal | None = None
+) -> Quote:
+    """As `quote_tokens_job`, by a size from anywhere; it is asked for only where there is a price."""
+    provider, profile, spec, resolved, prices = job.provider, job.profile, job.spec, job.resolved, job.prices
+
+    def none(reason: str) -> Quote:
+        return Quote(provider=provider, model=resolved.name, unavailable=reason, warnings=resolved.warnings)
+
+    if reason := None if job.sandbox else _gone(resolved, profile, prices.on):
+        return none(reason)
+    if spec.method.type == "rft":
+        return _quote_rft(provider, resolved, gpu_hours, prices, profile.hourly_factor(spec))
+    if profile.bills is None:
+        return none(f"{provider} does not say how it bills a job, so its price is not known")
+    rate = training_rate(resolved, spec, profile, prices)
+    if rate is None or rate.usd_per_mtok is None:
+        return none(_no_price(resolved, spec, prices))
+    if rate.usd_max is not None:
+        return none(
+            f"{provider} published only a range for {resolved.name}, "
+            f"{text.rate(rate.usd)} to {text.rate(rate.usd_max)} per million tokens "
+            f"({rate.source}, {rate.last_checked}); "
+            f"give the price with --rate {prices.name}:{spec.method.type}_lora=USD_PER_MTOK"
+        )
+    gate = None if job.sandbox else profile.gated(prices.on)
+    gates = [gate] if gate else []
+    size = size_of()
+    billed = profile.bills(size, rate)
+    lines, notes = _as_sure_as_counted(billed.lines, size), list(billed.notes)
+    undecided = None
+    if minimum := prices.of("minimum", resolved):
+        top_up = _minimum(lines, minimum)
+        if minimum.note and top_up.usd_high > 0:
+            notes.append(f"on its minimum: {minimum.note}")
+        lines.append(top_up)
+        if minimum.usd_max is not None and top_up.usd_high > 0:
+            span = text.span(minimum.usd, minimum.usd_max)
+            undecided = f"its minimum per job is {span} by model, and no table is published"
+    quote = summed(
+        provider=provider,
+        model=resolved.name,
+        lines=lines,
+        assumptions=[*size.notes, *notes],
+        warnings=[*resolved.warnings, *gates, *_rate_warnings(rate, prices.on)],
+        billed_tokens=sum(int(entry.quantity * MTOK) for entry in lines if entry.unit == "usd_per_mtok"),
+        open_end=billed.open_end,
+    )
+    return quote if undecided is None else replace(quote, undecided=undecided, expected_usd=None)
+
+
+def _as_sure_as_counted(lines: Sequence[QuoteLine], size: JobSize) -> list[QuoteLine]:
+    """A limit goes by the high end: lines of tokens of which none has one are as sure as their count."""
+    by_token = [entry for entry in lines if entry.unit == "usd_per_mtok"]
+    if not size.train_tokens or any(entry.usd_low != entry.usd_high for entry in by_token):
+        return list(lines)
+    low, high = (each / size.train_tokens for each in (size.train_least, size.train_most))
+    return [
+        replace(entry, usd_low=rounded(entry.usd * low), usd_high=rounded(entry.usd * high))
+        if entry in by_token
+        else entry
+        for entry in lines
+    ]
+
+
+def _gone(resolved: ModelOnHost, profile: Profile, on: date) -> str | None:
+    if closed := profile.closed(on):
+        return closed
+    host = resolved.host
+    if host is not None and host.no_new_jobs_after is not None and on >= host.no_new_jobs_after:
+        return f"{profile.title} has taken no new jobs for {resolved.name} since {host.no_new_jobs_after}"
+    if host is not None and host.tunable == "no":
+        return (
+            next(iter(resolved.warnings), None) or f"{resolved.name} can no longer be tuned on {profile.kind}"
+        )
+    return None
+
+
+def _no_price(resolved: ModelOnHost, spec: JobSpec, prices: Prices) -> str:
+    kind = prices.name
+    method = training_methods(spec)[0]
+    rates = [rate for rate in prices.book if rate.provider == kind]
+    fitting = [rate for rate in rates if {method, spec.method.type} & {*rate.methods}]
+    if not rates:
+        reason = f"there are no rates for {kind}"
+    elif not fitting:
+        reason = f"no price of {spec.method.type} on {kind} is known"
+    elif resolved.params_b is None and any(rate.over_b or rate.upto_b for rate in fitting):
+        reason = f"the size of {resolved.name} is not known, so its price band on {kind} is not either"
+    else:
+        reason = f"no price of {method} for {resolved.name} on {kind} was found"
+    return f"{reason}; give it with --rate {kind}:{method}=USD_PER_MTOK, or in rates.yaml"
+
+
+def _quote_rft(
+    provider: str, resolved: ModelOnHost, hours: Decimal | None, prices: Prices, factor: Decimal
+) -> Quote:
+    rate = prices.of("rft", resolved, gpu="H100")
+    dearer = f", x {factor} for the region that was asked for" if factor != 1 else ""
+    if rate is None or hours is None:
+        each = f" at {text.rate(rate.usd)} per hour" if rate else ""
+        return Quote(
+            provider=provider,
+            model=resolved.name,
+            unavailable=f"RFT is billed by the time it takes{each}, which is not known before it has run; "
+            "give your own figure with --gpu-hours",
+            warnings=resolved.warnings,
+        )
+    return summed(
+        provider=provider,
+        model=resolved.name,
+        lines=[line("training", hours * factor, rate, note=f"hours as you gave them, on H100{dearer}")],
+        assumptions=[f"{hours} GPU-hours, your own figure", "tokens of a model grader are not included"],
+        warnings=[*resolved.warnings, *_rate_warnings(rate, prices.on)],
+    )
+
+
+def _minimum(lines: list[QuoteLine], minimum: Rate) -> QuoteLine:
+    """The line that tops the others up to the minimum of a job; zero where they reach it."""
+    low, expected, high = minimum.band()
+    if minimum.usd_max is None:
+        low = high = expected  # a flat charge: what is uncertain about it is said by its confidence
+    else:
+        expected = high  # which one it is cannot be told, and the middle is none of them
+    top_low = minimum_top_up(sum((entry.usd_low for entry in lines), Decimal(0)), low)
+    top = minimum_top_up(sum((entry.usd for entry in lines), Decimal(0)), expected)
+    top_high = minimum_top_up(sum((entry.usd_high for entry in lines), Decimal(0)), high)
+    span = text.rate(low)
+    if low != high:
+        span += f" to {text.rate(high)}, by model; the table was not found"
+    return QuoteLine(
+        component="minimum",
+        quantity=Decimal(1),
+        unit="usd_per_job",
+        usd_per_unit=top,
+        # A small job costs its minimum whatever its tokens, so its top-up falls as the tokens' price rises.
+        usd_low=top_low,
+        usd=top,
+        usd_high=top_high,
+        note=f"tops the job up to the minimum of {span}",
+        own=minimum.own,
+        source=minimum.source,
+        as_of=minimum.as_of,
+        confidence=minimum.confidence,
+    )
+
+
+def _rate_warnings(rate: Rate, on: date) -> list[str]:
+    found: list[str] = []
+    age = (on - rate.last_checked).days
+    if age < -1:  # a day earlier is still the same one elsewhere
+        why = f"this machine's clock says {on}; set it, prices and closing dates go by it"
+        found.append(f"{days.pretended(on) or why}. The price was read later, on {rate.last_checked}")
+    if rate.undated:
+        found.append(f"the price is from a copy without a date: {rate.source}")
+    elif rate.confidence is Confidence.INFERRED:
+        found.append(f"the price is inferred, not quoted: {rate.source}")
+    elif rate.confidence is Confidence.OLD:
+        found.append(f"the price is the newest found, but old ({rate.last_checked}): {rate.source}")
+    elif age > STALE_DAYS:
+        found.append(f"the price was last checked {age} days ago: {rate.source}")
+    return found
+
+
+# The price of a job whose spec and data are gone, by what its host tells of it.
+#
+# Only its high end is of use, to hold a share of a budget: the tokens of a file are known by its bytes alone.
+
+BYTES_PER_TOKEN = 4
+"""Of JSON lines. English prose has 4 to 5, its JSON more; a language that UTF-8 writes in three bytes has 3,
+and escapes have 6."""
+BAND = {"bytes": 1.0, "tokens": 0.2}
+"""Relative half-width: at most one token for each 2 bytes, and what hosts call an estimate."""
+
+
+def spec_of(model: str, told: Recalled | None) -> dict[str, Any]:
+    """As much of a spec as is known of such a job. Its data is called `unknown`."""
+    spec: dict[str, Any] = {"model": model, "train": "unknown"}
+    if told is not None and told.method != "sft":
+        spec["method"] = {"type": told.method} | (
+            {"grader": {"type": "unknown"}} if told.method == "rft" else {}
+        )
+    if told is not None and told.adapter == "full":
+        spec["adapter"] = {"type": "full"}
+    return spec
+
+
+def quote_recalled(job: Priced, told: Recalled) -> Quote:
+    """`unavailable` says why there is none."""
+    if told.usd_per_hour is not None or told.most_seconds is not None:
+        return _by_the_hour(job, told)
+    if told.train_tokens is None and told.train_bytes is None:
+        return _none(job, "the host reports neither the tokens nor the size of its data")
+    if not told.packing and told.rows is None:
+        return _none(job, "each row is billed at full length, and the host does not say how many there are")
+    return msgspec.structs.replace(quote_sized_job(job, lambda: size_of(job.profile, told)), recalled=True)
+
+
+def _by_the_hour(job: Priced, told: Recalled) -> Quote:
+    """Up to the end of its machine: how long the work takes nobody can tell any more."""
+    if told.usd_per_hour is None:
+        return _none(job, "the hourly price of its machine is unknown")
+    if told.most_seconds is None:
+        return _none(job, "nothing says when its machine ends")
+    hours = Decimal(str(told.most_seconds)) / 3600
+    hourly = HourlyRate(
+        component="rental",
+        usd_per_hour=told.usd_per_hour,
+        label="its machine",
+        source=told.price_source or "the host",
+        as_of=f"{job.prices.on:%Y-%m-%d}",
+        confidence=Confidence.QUOTED,
+        low_usd_per_hour=told.usd_per_hour,
+        high_usd_per_hour=told.usd_per_hour,
+    )
+    line = hourly.line(Decimal(0), "0.01", high=hours)
+    return Quote(
+        provider=job.provider,
+        model=job.resolved.name,
+        lines=(line,),
+        assumptions=(
+            f"its machine ends after {duration(told.most_seconds)}, at {rate(told.usd_per_hour)} an hour",
+        ),
+        expected_usd=None,
+        high_usd=line.usd_high,
+        recalled=True,
+        undecided="it was recovered without its quote: only the end of its machine is known",
+    )
+
+
+def quote_assumed(job: Priced, told: Recalled) -> Quote:
+    """As `quote_recalled`, of data that there is not yet: so many rows with so many tokens."""
+    rows, tokens = told.rows or 0, told.train_tokens or 0
+    words = f"{rows:,} rows with {tokens:,} tokens in all, give or take {BAND['tokens']:.0%}"
+    size = msgspec.structs.replace(size_of(job.profile, told), notes=(words,))
+    return quote_sized_job(job, lambda: size)
+
+
+def size_of(profile: Profile, told: Recalled) -> JobSize:
+    counted = told.train_tokens is not None
+    tokens = _tokens(told.train_bytes) if told.train_tokens is None else told.train_tokens
+    epochs = low = high = told.epochs
+    if epochs is None or low is None or high is None:
+        fewest = profile.rules.least_rows if profile.rules is not None else 1
+        epochs = profile.default_epochs or profile.auto_epochs(told.rows or 0)
+        low, high = 1, profile.default_epochs or profile.auto_epochs(told.rows or fewest)
+    note = f"{tokens:,} tokens, as the host counts them"
+    if not counted:
+        note = f"{told.train_bytes:,} bytes, taken as {tokens:,} tokens and at most twice as many"
+    evaluated = _tokens(told.validation_bytes)
+    band = Decimal(str(BAND["tokens" if counted else "bytes"]))
+    return JobSize(
+        rows=told.rows or 0,
+        sequences=(told.rows or 0) * (2 if told.method == "dpo" else 1),
+        longest=0,
+        train_tokens=tokens,
+        train_least=tokens * (1 - band),
+        train_most=tokens * (1 + band),
+        validation_tokens=evaluated,
+        validation_least=evaluated * (1 - band),
+        validation_most=evaluated * (1 + band),
+        validation_rows=0,
+        validation_sequences=0,
+        epochs=epochs,
+        passes=Decimal(epochs),
+        epochs_low=low,
+        epochs_high=max(high, epochs),
+        evals=told.evals,
+        packing=told.packing,
+        max_length=told.max_length,
+        reasoning=told.average_turns > 2,  # not told; it only makes such a job dearer
+        average_turns=told.average_turns,
+        band=float(band),
+        notes=(note,),
+    )
+
+
+def _tokens(size: int | None) -> int:
+    return -(-(size or 0) // BYTES_PER_TOKEN)
+
+
+def _none(job: Priced, reason: str) -> Quote:
+    return Quote(provider=job.provider, model=job.resolved.name, unavailable=reason, recalled=True)

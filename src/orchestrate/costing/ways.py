@@ -1,0 +1,409 @@
+"""Ways to serve a tuned model, and what a month of each costs."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from datetime import date, timedelta
+from decimal import Decimal
+
+from msgspec.structs import replace
+
+from orchestrate import text
+from orchestrate.catalog import ModelOnHost
+from orchestrate.costing import hardware
+from orchestrate.costing.lines import MTOK, line, rounded
+from orchestrate.costing.rate import Rate
+from orchestrate.costing.rates import Prices, current
+from orchestrate.costing.training import HourlyRate
+from orchestrate.errors import UsageError
+from orchestrate.text import rate
+from orchestrate.types import Confidence, Quote, QuoteLine, Record
+
+DAYS_PER_MONTH = Decimal(365) / 12
+UTILISATION = Decimal(1) / 3
+"""Mean load over what a replica can do: the busiest hour has three times the mean."""
+
+
+class Traffic(Record, frozen=True, kw_only=True):
+    """Requests to the tuned model, and the tokens of one."""
+
+    requests_per_day: Decimal
+    input_tokens: int
+    output_tokens: int
+
+    @classmethod
+    def parse(cls, words: str) -> Traffic:
+        """`20k req/day, 900 in, 150 out`. Raises `UsageError`."""
+        asked = " ".join(words.lower().replace("_", "").split())
+        found = _TRAFFIC.match(asked) if len(asked) <= _LONGEST else None
+        if found is None:
+            raise UsageError(
+                f"--traffic {words!r} is not understood", fix='write it as "20k req/day, 900 in, 150 out"'
+            )
+        per_day = {"second": 86_400, "minute": 1440, "hour": 24, "day": 1, "month": 1 / DAYS_PER_MONTH}
+        unit = next(value for name, value in per_day.items() if name.startswith(found["per"]))
+        return cls(
+            requests_per_day=_number(found["requests"]) * unit,
+            input_tokens=int(_number(found["input"])),
+            output_tokens=int(_number(found["output"])),
+        )
+
+    @property
+    def requests_per_month(self) -> Decimal:
+        return self.requests_per_day * DAYS_PER_MONTH
+
+
+class BasePrice(Record, frozen=True, kw_only=True):
+    """Prompting a base model at a provider's public price, per request of the traffic it was asked for."""
+
+    model: str
+    provider: str
+    usd_per_request: Decimal
+    input_tokens: int
+    """Of the prompt, with what the tuned model would not need."""
+    source: str
+    until: date | None = None
+    """Its last day, where its host has announced one."""
+    successor: BasePrice | None = None
+    """What its host names as the replacement."""
+    note: str = ""
+
+    def ends(self, on: date, days: int) -> bool:
+        """Whether it ends before so many days have passed."""
+        return self.until is not None and (self.until - on).days < days
+
+    def mean_usd(self, on: date, days: int) -> Decimal:
+        """Of a request over so many days: the successor's price counts from the end on."""
+        if self.until is None or self.successor is None or not self.ends(on, days) or days <= 0:
+            return self.usd_per_request
+        alive = max((self.until - on).days, 0)
+        after = self.successor.mean_usd(on + timedelta(alive), days - alive)
+        return (self.usd_per_request * alive + after * (days - alive)) / days
+
+    def words(self, on: date, days: int) -> str:
+        """What is prompted over so many days."""
+        if not self.ends(on, days):
+            return self.model
+        if self.successor is None:
+            return f"{self.model}, which ends on {self.until} and has no named successor"
+        return f"{self.model} until its end on {self.until}, then {self.successor.model}"
+
+    def terms(self) -> str:
+        more = f"; {self.note}" if self.note else ""
+        return (
+            f"prompting {self.model} ({self.provider}) with {self.input_tokens} input tokens costs "
+            f"{rate(self.usd_per_request)} per request ({self.source}){more}"
+        )
+
+
+class Use(Record, frozen=True, kw_only=True):
+    """What the tuned model is for."""
+
+    traffic: Traffic
+    months: int = 6
+    hours_per_day: float = 24.0
+    """How long a dedicated deployment is up (scale-to-zero, or taken down at night)."""
+    utilisation: Decimal = UTILISATION
+    """Most that the mean load may take of what a replica can do, so that its busiest hour fits."""
+    base: BasePrice | None = None
+    """What it is compared with."""
+
+
+_LONGEST = 200
+_N = r"[\d.,]*\d ?[km]?"
+_TRAFFIC = re.compile(
+    rf"^(?P<requests>{_N}) ?(?:req\w*|calls?)? ?(?:/|per|a) ?"
+    r"(?P<per>s|sec|second|min|minute|h|hour|d|day|month)\b"
+    rf"[ ,;]+(?P<input>{_N}) ?(?:tok\w* ?)?in\w*[ ,;]+(?P<output>{_N}) ?(?:tok\w* ?)?out\w*$"
+)
+
+
+def _number(text: str) -> Decimal:
+    text = text.replace(",", "").replace(" ", "")
+    factor = {"k": 1000, "m": 1_000_000}.get(text[-1:], 1)
+    return Decimal(text.rstrip("km")) * factor
+
+
+# How many GPUs serve a model, and how many requests a replica of it carries: a model for sizing, with the
+# measurements that it was fitted to. It knows nothing of latency limits, long contexts and cached prompts.
+
+BYTES_PER_PARAM = {"bf16": 2.0, "fp8": 1.0, "mxfp4": 0.56}
+"""Of the weights as they are published. MXFP4: gpt-oss-120b's checkpoint of 65 GB over its 116.8 billion
+parameters; not all of its tensors have four bits."""
+HEADROOM = 1.2
+"""Of the weights, for cache and activations."""
+REFERENCE_TB_S = 3.35
+"""Memory bandwidth of the H100 SXM, by which the speed of other GPUs is scaled: measured, an H200 with 1.43
+times that bandwidth is 1.2 to 1.4 times as fast."""
+SPEED = (25_000.0, 50_000.0, 160_000.0)
+"""Output tokens per second of one H100, times billions of parameters (of a mixture of experts the geometric
+mean of all and of the active ones). High: NVIDIA's TensorRT-LLM performance overview, 8-bit weights at the
+highest load without a latency limit; six models between 8B and 405B, dense ones and mixtures, give 133,000 to
+212,000. Expected: GPUStack's performance lab, Qwen3-32B with vLLM as it comes, 16-bit weights, one H100,
+ShareGPT: 2,353 tokens a second in and out. Low: half of that, for adapters and answers that may not wait; a
+judgement."""
+SPEED_SOURCE = "vLLM measured by GPUStack, at most TensorRT-LLM measured by NVIDIA"
+PREFILL_SPEEDUP = 3
+"""An input token takes a third of the time of an output token: 3.4 and 2.3 in NVIDIA's figures of Llama 3.1
+8B and 3.3 70B, from 1,000 in and out against 2,048 in and 128 out."""
+
+
+class Replica(Record, frozen=True, kw_only=True):
+    """A copy of a model on as many GPUs of a kind as its weights need."""
+
+    gpu: str
+    gpus: int
+    bytes_per_param: float
+    tokens_per_second: tuple[float, float, float]
+    """Output tokens, low, expected and high; no input beside them."""
+
+
+def effective_b(params_b: float, active_b: float | None) -> float:
+    """The size that decides about speed, in billions of parameters; at least 1."""
+    return max(math.sqrt(params_b * (active_b or params_b)), 1.0)
+
+
+def replica(resolved: ModelOnHost, gpu: str) -> Replica | None:
+    """`None` where the size of the model or the memory of the GPU is not known. GPUs come in powers of two,
+    as tensor parallelism wants them."""
+    name = hardware.closest(gpu, hardware.table().gpus)
+    params_b = resolved.params_b
+    if name is None or params_b is None:
+        return None
+    memory_gb, tb_s = hardware.table().gpus[name]
+    model = resolved.model
+    width = BYTES_PER_PARAM[model.precision if model else "bf16"]
+    share = params_b * width * HEADROOM / memory_gb
+    gpus = 1 if share <= 1 else 2 ** math.ceil(math.log2(share))
+    factor = gpus * tb_s / REFERENCE_TB_S / effective_b(params_b, model.active_params_b if model else None)
+    low, expected, high = (speed * factor for speed in SPEED)
+    return Replica(gpu=name, gpus=gpus, bytes_per_param=width, tokens_per_second=(low, expected, high))
+
+
+def seconds_per_request(traffic: Traffic, tokens_per_second: float) -> float:
+    tokens = traffic.output_tokens + traffic.input_tokens / PREFILL_SPEEDUP
+    return tokens / tokens_per_second
+
+
+def busiest_share(hours_per_day: float, utilisation: Decimal = UTILISATION) -> float:
+    """Share of a day's requests that come in its busiest hour, while the model is up so long: an eighth, as
+    long as the day has eight hours."""
+    return max(1 / (24 * float(utilisation)), 1 / hours_per_day)
+
+
+def requests_per_day(
+    traffic: Traffic, tokens_per_second: float, hours_per_day: float, utilisation: Decimal = UTILISATION
+) -> int:
+    """What one replica carries, its busiest hour included."""
+    seconds = seconds_per_request(traffic, tokens_per_second)
+    return math.floor(3600 / (seconds * busiest_share(hours_per_day, utilisation))) if seconds else 2**53
+
+
+def replicas(traffic: Traffic, carried: int) -> int:
+    """That carry the traffic when each carries so many requests a day."""
+    return max(1, math.ceil(traffic.requests_per_day / max(carried, 1)))
+
+
+UNLIMITED = 2**53
+"""Requests a day of what has no known limit."""
+FORWARD_SPEEDUP = 3
+"""A training step is a forward pass and a backward one of twice its length."""
+
+
+class Unit(Record, frozen=True, kw_only=True):
+    """A replica, or the least machine with one that can be rented."""
+
+    usd: Decimal
+    """Of a month."""
+    carried: int
+    """Requests a day."""
+
+
+class Serving(Record, frozen=True, kw_only=True):
+    """One way to serve."""
+
+    lines: tuple[QuoteLine, ...]
+    """Of one month."""
+    words: str
+    assumptions: tuple[str, ...]
+    units: tuple[Unit, ...] = ()
+    """What can be added to carry more, for each kind of GPU that is to be had here; none where the token is
+    paid for."""
+    single: bool = False
+    """There is one unit and no second."""
+    utilisation: float | None = None
+    """Mean load over what the units could do while they are up."""
+
+    each_usd: Decimal = Decimal(0)
+    """What one more request costs by the token."""
+
+    @property
+    def monthly_usd(self) -> Decimal:
+        return sum((entry.usd for entry in self.lines), Decimal(0))
+
+
+def token_rates(
+    prices: Prices, resolved: ModelOnHost, method: str = "inference_tuned"
+) -> tuple[Rate, Rate] | None:
+    """Of a token in and of a token out, where tuned models are served by the token."""
+    tokens_in, tokens_out = prices.of(f"{method}_input", resolved), prices.of(f"{method}_output", resolved)
+    return (tokens_in, tokens_out) if tokens_in and tokens_out else None
+
+
+def by_tokens(traffic: Traffic, tokens_in: Rate, tokens_out: Rate) -> Serving:
+    month = traffic.requests_per_month
+    return Serving(
+        lines=(
+            line("serving input", month * traffic.input_tokens / MTOK, tokens_in),
+            line("serving output", month * traffic.output_tokens / MTOK, tokens_out),
+        ),
+        words=f"by the token, {text.rate(tokens_in.usd)} in and {text.rate(tokens_out.usd)} out per million; "
+        "no hosting fee",
+        each_usd=(traffic.input_tokens * tokens_in.usd + traffic.output_tokens * tokens_out.usd) / MTOK,
+        assumptions=("no cached prompt tokens, no batch discount",),
+    )
+
+
+def gpu_rates(prices: Prices, method: str) -> list[Rate]:
+    """The GPUs of a name, one rate for each kind: quoted ones where there are any, else old ones."""
+    found = [
+        rate
+        for rate in current(prices.book, prices.on)
+        if rate.provider == prices.name and method in rate.methods and rate.gpu
+    ]
+    mine = [rate for rate in found if rate.own]
+    return mine or [rate for rate in found if rate.confidence is Confidence.QUOTED] or found
+
+
+def on_gpus(
+    resolved: ModelOnHost, use: Use, rates: Iterable[Rate], *, what: str, note: str = ""
+) -> Serving | None:
+    """The cheapest kind of GPU for the load. `what` they are: dedicated, rented. `None` where no kind is
+    known."""
+    options = [found for rate in rates if (found := _on_gpu(resolved, use, rate, what, note))]
+    if not options:
+        return None
+    best = min(options, key=lambda option: option.monthly_usd)
+    return replace(best, units=tuple(unit for option in options for unit in option.units))
+
+
+def _on_gpu(resolved: ModelOnHost, use: Use, rate: Rate, what: str, note: str) -> Serving | None:
+    one = replica(resolved, rate.gpu or "")
+    if one is None:
+        return None
+    sold = _machine(rate)
+    if sold is not None and one.gpus > sold and sold < _WHOLE:
+        return None
+    sold = sold or 1
+    unit_gpus = -(-one.gpus // sold) * sold
+    in_unit = unit_gpus // one.gpus
+    slow, likely, fast = (
+        in_unit * requests_per_day(use.traffic, speed, use.hours_per_day, use.utilisation)
+        for speed in one.tokens_per_second
+    )
+    units = replicas(use.traffic, likely)
+    hours = Decimal(str(use.hours_per_day)) * DAYS_PER_MONTH * unit_gpus
+    gpus, per_day = units * unit_gpus, f"{use.hours_per_day:g} h a day"
+    entry = line(
+        "hosting",
+        hours * units,
+        rate,
+        low=hours * replicas(use.traffic, fast),
+        high=hours * replicas(use.traffic, slow),
+        note=f"{gpus} x {_kind(rate)}, {per_day}, idle included",
+    )
+    mean = float(use.traffic.requests_per_day) * seconds_per_request(use.traffic, one.tokens_per_second[1])
+    utilisation = mean / (units * in_unit * use.hours_per_day * 3600)
+    return Serving(
+        lines=(entry,),
+        words=f"{gpus} {what} {_kind(rate)} at {text.rate(rate.usd)} per GPU-hour, {per_day}, "
+        f"{utilisation:.0%} used",
+        assumptions=(*_sized(resolved, use, one, (slow, likely, fast)), *([note] if note else [])),
+        units=(Unit(usd=rounded(hours * rate.usd), carried=likely),),
+        utilisation=utilisation,
+    )
+
+
+_WHOLE = 8
+"""GPUs of a whole machine; only such are joined for one replica."""
+
+
+def _machine(rate: Rate) -> int | None:
+    """GPUs of the machine that is rented, where the tier tells: 8 of `8x`."""
+    tier = rate.tier or ""
+    return int(tier[:-1]) if tier.endswith("x") and tier[:-1].isdigit() else None
+
+
+def _kind(rate: Rate) -> str:
+    return rate.applies_to if _machine(rate) is None else str(rate.gpu)
+
+
+def _sized(resolved: ModelOnHost, use: Use, one: Replica, carried: tuple[int, int, int]) -> Iterable[str]:
+    slow, likely, fast = (f"{speed:,.0f}" for speed in one.tokens_per_second)
+    bits = f"{one.bytes_per_param * 8:g} bits"
+    busiest = busiest_share(use.hours_per_day, use.utilisation)
+    yield (
+        f"one replica needs {one.gpus} {one.gpu}: {resolved.params_b:g}B parameters in {bits}, "
+        f"x {HEADROOM:g} for the cache"
+    )
+    yield (
+        f"a replica writes {likely} tokens a second, {slow} to {fast} (modelled; {SPEED_SOURCE}), "
+        f"and reads {PREFILL_SPEEDUP} times as fast: up to {carried[1]:,} of these requests a day, "
+        f"{carried[0]:,} to {carried[2]:,}"
+    )
+    share = f"{busiest * 100:.3g}% of a day's requests come in its busiest hour"
+    yield f"it is up {use.hours_per_day:g} hours a day; {share}"
+
+
+def base_monthly(prices: Prices, resolved: ModelOnHost, traffic: Traffic) -> Decimal | None:
+    """What the host's own serverless price of the base would come to in a month."""
+    both = prices.of("inference_base", resolved)
+    pair = token_rates(prices, resolved, "inference_base") or ((both, both) if both else None)
+    return by_tokens(traffic, *pair).monthly_usd if pair else None
+
+
+def dearer_by_token(serving: Serving, base_usd: Decimal | None, host: str, traffic: Traffic) -> str | None:
+    """Why GPUs of one's own cost more by the token than a host's serverless base; `None` where they do
+    not."""
+    tokens = traffic.requests_per_month * (traffic.input_tokens + traffic.output_tokens) / MTOK
+    if base_usd is None or not serving.units or not tokens or serving.monthly_usd <= base_usd:
+        return None
+    mine, theirs = serving.monthly_usd / tokens, base_usd / tokens
+    idle = f", and used to {serving.utilisation:.0%} here" if serving.utilisation is not None else ""
+    return (
+        f"more expensive per token than {host}'s own serverless price of the base, {text.money(mine)} "
+        f"per million against {text.money(theirs)}: these GPUs are paid for while they are idle{idle}. Those "
+        "are shared among many users, and do not serve this tune"
+    )
+
+
+def own_machine(hourly: HourlyRate, use: Use, training: Quote) -> Serving | str:
+    """Refused where the machine that trains so fast cannot carry the traffic: a forward pass is taken to be
+    three times as fast as a training step."""
+    carried, utilisation = UNLIMITED, None
+    sized = "the speed of this machine is not known; measure it before relying on that"
+    if training.billed_tokens and training.train_seconds:
+        traffic, speed = use.traffic, FORWARD_SPEEDUP * training.billed_tokens / training.train_seconds
+        carried = requests_per_day(traffic, speed, use.hours_per_day, use.utilisation)
+        seconds = seconds_per_request(traffic, 1.0)
+        share = busiest_share(use.hours_per_day, use.utilisation)
+        needed = float(traffic.requests_per_day) * share / 3600 * seconds
+        if traffic.requests_per_day > carried:
+            return (
+                f"this machine would answer about {speed:,.0f} tokens a second (from its training speed), "
+                f"and the traffic needs {needed:,.0f} at its peak"
+            )
+        utilisation = float(traffic.requests_per_day) * seconds / speed / (use.hours_per_day * 3600)
+        sized = f"about {speed:,.0f} tokens a second (from its training speed) for {needed:,.0f} at the peak"
+    hours = Decimal(str(use.hours_per_day)) * DAYS_PER_MONTH
+    entry = hourly.line(hours, "0.01", component="hosting")
+    return Serving(
+        lines=(entry,),
+        words=f"this machine, {use.hours_per_day:g} h a day: {hourly.label}",
+        assumptions=(sized,),
+        units=(Unit(usd=entry.usd, carried=carried),),
+        single=True,
+        utilisation=utilisation,
+    )

@@ -1,0 +1,422 @@
+"""Where the files of a model are and what they hold. Torch-free."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from orchestrate.core.tensors import header_bytes, tensors
+from orchestrate.errors import ConfigError, SetupError, UsageError
+from orchestrate.local.space import FULL
+from orchestrate.profile import this_machine
+from orchestrate.types import decoding
+
+# Bases whose files hold their linear layers in few bits: which library reads them, and how large they are.
+# Torch-free.
+
+
+PACKAGES: Mapping[str, tuple[str, ...]] = {
+    "bitsandbytes": ("bitsandbytes",),
+    "gptq": ("optimum", "gptqmodel"),
+    "awq": ("gptqmodel",),
+    "compressed-tensors": ("compressed_tensors",),
+    "auto-round": ("auto_round",),
+}
+"""What transformers needs to read a base of each kind."""
+_EXPANDED: Mapping[str, float] = {"mxfp4": 16 / 4.25, "fp8": 2.0}
+"""What is expanded while it is read, and how many times as large it is in 16 bits: see `weights.packed`."""
+_CPU_KERNELS = {"gptq": "gptq_torch", "awq": "torch_awq"}
+"""Of gptqmodel. What it takes on its own on a CPU repacks the weights at the first answer, and from then on
+gives no gradient to what is before them."""
+
+
+NF4 = "NF4 (4 bits)"
+
+
+def expanded(config: Mapping[str, Any]) -> str | None:
+    """In what the files hold weights that are expanded while they are read, one after the other, from a
+    config.json."""
+    held, method = _named(config)
+    return method.upper() if held and method in _EXPANDED else None
+
+
+def expansion(config: Mapping[str, Any]) -> float:
+    """How many times as large as its files a base is once it is read in 16 bits."""
+    held, method = _named(config)
+    return _EXPANDED.get(method, 1.0) if held else 1.0
+
+
+def _named(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """What a config.json says of how its files hold the weights, and the method's name."""
+    held = _mapping(config.get("quantization_config"))
+    held = held or _mapping(_mapping(config.get("text_config")).get("quantization_config"))
+    return held, str(held.get("quant_method") or "bitsandbytes")
+
+
+def _mapping(found: object) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", found) if isinstance(found, Mapping) else {}
+
+
+class QuantisedUnreadable(SetupError):
+    """This machine lacks the library that reads the base; `fix` is the line that installs it."""
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """How a base stays in memory. Of a method that is not in `PACKAGES` only the name is known."""
+
+    method: str
+    bits: int | None
+    bytes: float | None
+    """Of a parameter of its linear layers, scales included."""
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Quantised | None:
+        """From a config.json; `None` for a base in 16 or 32 bits, and for one that is expanded to them."""
+        held, method = _named(config)
+        if not held or method in _EXPANDED:
+            return None
+        if method == "bitsandbytes":
+            if held.get("load_in_8bit"):
+                return cls(method, 8, 1.0)
+            scales = 1 / 64 + 4 / (64 * 256) if held.get("bnb_4bit_use_double_quant") else 4 / 64
+            return cls(method, 4, 0.5 + scales)
+        bits = held.get("bits") or held.get("w_bit")
+        if method not in PACKAGES or not isinstance(bits, int):
+            return cls(method, None, None)
+        group = held.get("group_size") or held.get("q_group_size") or 128
+        # For each group a scale in 16 bits and a zero point in as many bits as a weight.
+        grouped = (2 + bits / 8) / group if isinstance(group, int) and group > 0 else 0.0
+        return cls(method, bits, bits / 8 + grouped)
+
+    def kernel(self, device: str) -> str | None:
+        """What computes with the weights, where the library that reads them would take one that may give no
+        gradients."""
+        if self.method not in _CPU_KERNELS:
+            return None
+        return _CPU_KERNELS[self.method] if device == "cpu" else "auto_trainable"
+
+    @property
+    def told(self) -> str:
+        return f"{self.bits} bits by {self.method}" if self.bits else f"few bits by {self.method}"
+
+    def require(self, find: Callable[[str], object | None] = find_spec) -> None:
+        """Raises `QuantisedUnreadable` where a package is missing; imports none. `find`: whether one is
+        here."""
+        missing = [name for name in PACKAGES.get(self.method, ()) if find(name) is None]
+        if missing:
+            raise QuantisedUnreadable(
+                f"the model's files hold it in {self.told}; what reads them is not installed",
+                fix=f"pip install {' '.join(missing)}",
+            )
+
+
+def weights_in(config: Mapping[str, Any], *, four_bit: bool, dtype: str) -> str:
+    """Name the precision in which a base with this config.json answers, as `load_base` loads it."""
+    if held := Quantised.of(config):
+        return held.method if held.bits is None else f"{held.method} ({held.bits} bits)"
+    return NF4 if four_bit else dtype
+
+
+# Where a model's files are. Torch-free: the backend and the checks use it too.
+
+
+WHOLE_HASH_LIMIT = 4 << 30
+"""Weights above this many bytes are identified by their headers and sizes: hashing 140 GB would take
+minutes."""
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model on disk that can be trained: configuration, safetensors, tokenizer."""
+
+    path: Path
+    hub_id: str | None = None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return msgspec.json.decode((self.path / "config.json").read_bytes())
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens of a row, prompt and answer together; `None` where nothing is said."""
+        config = self.config
+        for given in (config, config.get("text_config") or {}):
+            for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+                if isinstance(limit := given.get(name), int) and limit > 0:
+                    return limit
+        return None
+
+    @property
+    def weights(self) -> list[Path]:
+        return sorted(self.path.glob("*.safetensors"))
+
+    @property
+    def expanded_bytes(self) -> float:
+        """Bytes of the weights where those that the files hold in MXFP4 or FP8 are in 16 bits."""
+        return sum(p.stat().st_size for p in self.weights) * expansion(self.config)
+
+    def modules(self) -> list[str]:
+        """Names of the modules that have a matrix, from the headers of the weights, as far as they can be
+        read."""
+        names: set[str] = set()
+        for path in self.weights:
+            try:
+                found = tensors(path)
+            except ValueError:
+                continue
+            names.update(k.removesuffix(".weight") for k, t in found.items() if len(t.shape) == 2)
+        return sorted(names)
+
+    def precisions(self) -> dict[str, str]:
+        """Of each tensor in the files by name, as safetensors calls it (`BF16`), as far as they are read."""
+        found: dict[str, str] = {}
+        for path in self.weights:
+            try:
+                found.update({name: tensor.dtype for name, tensor in tensors(path).items()})
+            except ValueError:
+                continue
+        return found
+
+    def fingerprint(self) -> str:
+        """`sha256:...` over configuration and weights, or `headers:...` when the weights are too large to
+        read whole."""
+        digest = hashlib.sha256((self.path / "config.json").read_bytes())
+        size = sum(p.stat().st_size for p in self.weights)
+        for path in self.weights:
+            digest.update(path.name.encode())
+            if size <= WHOLE_HASH_LIMIT:
+                with path.open("rb") as file:
+                    while block := file.read(1 << 22):
+                        digest.update(block)
+            else:
+                digest.update(header_bytes(path))
+                digest.update(str(path.stat().st_size).encode())
+        return f"{'sha256' if size <= WHOLE_HASH_LIMIT else 'headers'}:{digest.hexdigest()}"
+
+
+def local_folder(model: str) -> Path | None:
+    """The folder that the name points to, if it is one."""
+    path = _at(model)
+    return path.resolve() if _is_dir(path) else None
+
+
+def _at(model: str) -> Path:
+    try:
+        return Path(model).expanduser()
+    except RuntimeError:  # of a user that is not known here
+        return Path(model)
+
+
+def _is_dir(path: Path) -> bool:
+    """Not where the name is too long for one: what is asked may come from a file of others."""
+    with suppress(OSError):
+        return path.is_dir()
+    return False
+
+
+def config_of(model: str) -> dict[str, Any] | None:
+    """What config.json says of a folder, or of a hub's model that an earlier download left on this machine.
+    Its weights need not be there. Raises `UsageError` for GGUF."""
+    _no_gguf(model)
+    if folder := local_folder(model):
+        path = folder / "config.json"
+    else:
+        try:
+            from huggingface_hub import try_to_load_from_cache
+            from huggingface_hub.errors import HFValidationError
+        except ImportError:
+            return None
+        try:
+            found = try_to_load_from_cache(model, "config.json")
+        except HFValidationError:
+            return None
+        if not isinstance(found, str):
+            return None
+        path = Path(found)
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def source(name: str) -> str:
+    """Catalog name, folder or hub id -> folder or hub id. Raises `SpecError` for a name that is none of
+    them."""
+    if folder := local_folder(name):
+        return str(folder)
+    from orchestrate import catalog
+
+    resolved = catalog.resolve(name, this_machine().kind)
+    return str(local_folder(resolved.id) or resolved.id)
+
+
+def _no_gguf(model: str) -> None:
+    """Raises `UsageError` for a GGUF file, a folder of nothing else, or a hub's repository named for them."""
+    path = _at(model)
+    named = path.suffix.lower() == ".gguf" or (path.name.lower().endswith("-gguf") and not _is_dir(path))
+    if named or (_is_dir(path) and any(path.glob("*.gguf")) and not any(path.glob("*.safetensors"))):
+        raise UsageError(
+            f"{model} is GGUF, which can be served but not trained; name the model's safetensors",
+            fix="model: Qwen/Qwen3-8B  names them on the hub; "
+            "orchestrate export RUN DIR --to gguf  exports the tuned model to GGUF",
+        )
+
+
+def open_folder(path: Path, hub_id: str | None = None) -> ModelFolder:
+    """Raises `UsageError` when the folder is not a model that can be trained."""
+    try:
+        msgspec.json.decode((path / "config.json").read_bytes(), type=dict[str, Any])
+    except OSError as error:
+        raise UsageError(f"{path} has no config.json: it is not a model folder") from error
+    except msgspec.MsgspecError as error:
+        raise UsageError(f"{path / 'config.json'} is not a configuration: {error}") from error
+    if not list(path.glob("*.safetensors")):
+        other = [p.name for pattern in ("*.bin", "*.pt") for p in path.glob(pattern)]
+        raise UsageError(
+            f"{path} has no .safetensors weights"
+            + (f" (only {', '.join(sorted(other)[:3])})" if other else ""),
+            fix="convert them with model.save_pretrained(folder, safe_serialization=True); "
+            "pickled weights are not loaded, they can run code",
+        )
+    if missing := _missing_shards(path):
+        raise UsageError(
+            f"{path} is not whole: its index names {', '.join(missing[:3])}, missing or empty",
+            fix="download or copy the folder again",
+        )
+    return ModelFolder(path, hub_id)
+
+
+def here(model: str) -> ModelFolder | None:
+    """The folder that the name points to; `None` for a hub's id. Raises `UsageError` for what is neither and
+    for what cannot be trained."""
+    _no_gguf(model)
+    if folder := local_folder(model):
+        return open_folder(folder)
+    if model.startswith(("/", "./", "../", "~")) or model.count("/") != 1:
+        raise UsageError(
+            f"no model folder at {model}, and it is not a hub id (owner/name)",
+            fix=f"orchestrate models --provider {this_machine().kind}",
+        )
+    return None
+
+
+def to_download(model: str) -> bool:
+    """Whether a hub's model is not on this machine, or not whole. Raises what `here` does."""
+    if here(model) is not None:
+        return False
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    except ImportError:
+        return True
+    hub: Any = huggingface_hub
+    try:
+        open_folder(Path(hub.snapshot_download(model, local_files_only=True)), hub_id=model)
+    except (LocalEntryNotFoundError, HFValidationError, UsageError, OSError):
+        return True
+    return False
+
+
+def offline() -> str:
+    """Why no model can be downloaded, after a space; empty where nothing forbids it."""
+    return " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+
+
+def _missing_shards(path: Path) -> list[str]:
+    """Files that the index names and that are not there."""
+    try:
+        index = decoding.decode((path / "model.safetensors.index.json").read_bytes(), type=_Index)
+    except OSError:
+        return []
+    except msgspec.MsgspecError as error:
+        raise UsageError(f"{path / 'model.safetensors.index.json'} is not an index: {error}") from error
+    files = sorted(set(index.weight_map.values()))
+    return [name for name in files if not (path / name).is_file() or not (path / name).stat().st_size]
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+
+
+def fetch(model: str) -> ModelFolder:
+    """The model's folder, downloaded from the hub when it is not on disk. Called by workers.
+
+    Raises `UsageError` for a name that is neither, `ConfigError` when the hub cannot be reached or refuses.
+    """
+    return here(model) or open_folder(Path(_download(model)), hub_id=model)
+
+
+def _download(model: str) -> str:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    hub: Any = huggingface_hub
+    try:
+        return hub.snapshot_download(
+            model, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model"]
+        )
+    except errors.GatedRepoError as error:
+        raise ConfigError(
+            f"{model} is gated: its owner asks you to accept terms first",
+            fix=f"accept them at https://huggingface.co/{model}, then  hf auth login  or export HF_TOKEN=...",
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise UsageError(
+            f"the hub has no model {model}, or it is private",
+            fix="check the name; for a private one export HF_TOKEN=...",
+        ) from error
+    except errors.OfflineModeIsEnabled as error:
+        raise _unreachable(model) from error
+    except OSError as error:
+        status = _status(error)
+        if status in (401, 403):
+            raise ConfigError(
+                f"the hub refuses {model} ({status}): the token is not valid or may not read it",
+                fix="hf auth login , or export HF_TOKEN=... with a token that may read this model",
+            ) from error
+        if status is not None:
+            raise ConfigError(
+                f"{model} is not on this machine, and the hub answered with {status}",
+                fix="try again later; what was downloaded so far is kept",
+            ) from error
+        if error.errno in (*FULL, errno.EACCES, errno.EROFS):
+            raise ConfigError(
+                f"{model} could not be stored: {error.strerror} ({error.filename})",
+                fix="free disk space, or export HF_HOME=... to a folder with room; downloads are kept",
+            ) from error
+        raise _unreachable(model) from error
+    except Exception as error:
+        # httpx's or httpx2's, by the version of the hub's client; it has tried some times itself.
+        if "TransportError" not in {kind.__name__ for kind in type(error).__mro__}:
+            raise
+        raise ConfigError(
+            f"the connection broke while {model} was downloaded: {error}",
+            fix="try again: whole files are kept, and nothing is taken for the model before all are there",
+        ) from error
+
+
+def _unreachable(model: str) -> ConfigError:
+    return ConfigError(
+        f"{model} is not on this machine and the hub cannot be reached{offline()}",
+        fix=f"connect once and run  hf download {model} , or give the path of a model folder",
+    )
+
+
+def _status(error: BaseException | None) -> int | None:
+    """Of the answer behind the error, which may be some causes away."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if (code := getattr(response, "status_code", None)) is not None:
+            return int(code)
+        error = error.__cause__ or error.__context__
+    return None

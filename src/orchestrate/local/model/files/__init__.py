@@ -1,1 +1,0 @@
-"""Where the files of a model are and what they hold. Torch-free."""

@@ -1,1 +1,0 @@
-"""A model's own weights, read into the form that they are trained over."""

@@ -1,0 +1,462 @@
+"""A whole account moved by a plan: written for all runs, then carried out within its budget, as often as it
+takes."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from orchestrate import text
+from orchestrate.core.files import write_whole
+from orchestrate.errors import OrchestrateError, SpecError, UsageError
+from orchestrate.migration import parity
+from orchestrate.migration.inventory import shutdown
+from orchestrate.migration.migrating import NOT_COMPARED, TAG, MigrationOrder, PreparedMigration
+from orchestrate.migration.proposals import Proposal, Target
+from orchestrate.paid.limits import require_price, require_within
+from orchestrate.runs.tracked import TrackedRun, tracked
+from orchestrate.spec import JobSpec
+from orchestrate.spec.specfile import parse, yaml_text
+from orchestrate.text import joined
+from orchestrate.types import JobStatus, Record, Run, SubmitPhase, decoding
+
+if TYPE_CHECKING:
+    from orchestrate.migration.proposals import Migration
+    from orchestrate.runs.preparing.prepared import Prepared
+    from orchestrate.workspace import Workspace
+
+# The plan by which a whole account moves: a YAML file that is written once, edited by a person, then
+# carried out.
+
+
+MOST_USD = Decimal(10**12)
+SKIP = "skip"
+"""In the place of a backend."""
+_HEAD = """\
+# Written by: orchestrate migrate --all --plan {name}
+# Edit it: `to` is a backend, or skip; `model` is what is trained there. Then carry it out, as often as is
+# needed until all is done; nothing is submitted twice:  orchestrate migrate --plan {name}
+#
+# budget_usd: the sum of the high ends of all quotes here must fit, and with it what moving these runs has
+# cost before, be it elsewhere; the answers of the proofs are not in it (--max-answers-cost limits those of
+# each run), nor is serving. margin: how much worse is still as good.
+"""
+
+
+class Entry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """One run."""
+
+    run: str
+    to: str
+    model: str | None = None
+    """`None`: as it would be proposed."""
+    test: str | None = None
+    """Held-out rows; `None`: the run's own, or its recording's."""
+    proof: bool = True
+
+    @property
+    def skipped(self) -> bool:
+        return self.to == SKIP
+
+
+class Plan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    budget_usd: Decimal
+    margin: float = 0.05
+    runs: list[Entry]
+
+
+class PlannedMove(Record, frozen=True, kw_only=True):
+    """A line of a plan that is about to be written: what is proposed of one run, or why nothing is."""
+
+    run_id: str
+    told: str
+    proposal: Proposal | None = None
+    skipped: str | None = None
+
+    @property
+    def high_usd(self) -> Decimal:
+        target = _cheapest(self.proposal) if self.proposal is not None else None
+        return target.quote.held_usd if target is not None and target.quote is not None else Decimal(0)
+
+
+def write(path: Path, planned: Sequence[PlannedMove], margin: float, moved_usd: Decimal = Decimal(0)) -> None:
+    """With the reasons as comments. `moved_usd`: what moving these runs has cost before. Raises `UsageError`
+    where there is such a file: a person may have edited it."""
+    if path.exists():
+        raise UsageError(
+            f"{path} is there already, perhaps edited", fix="carry it out without --all, or name another file"
+        )
+    budget = sum((one.high_usd for one in planned), moved_usd)
+    lines = [_HEAD.format(name=path.name), f"budget_usd: {_up(budget)}", f"margin: {margin:g}", "runs:"]
+    for one in planned:
+        lines += _entry(one)
+    write_whole(path, ("\n".join(lines) + "\n").encode())
+
+
+def read(path: Path) -> Plan:
+    """Raises `UsageError` for what is no plan, with the place."""
+    try:
+        values, _ = parse(path.read_text(encoding="utf-8"), path)
+        plan = decoding.convert(values, Plan, strict=False)
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read: {error.strerror}",
+            fix=f"orchestrate migrate --all --plan {path} --to BACKENDS",
+        ) from error
+    except (msgspec.ValidationError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no plan: {error}", fix="mend it, or have another one written") from error
+    if not plan.budget_usd.is_finite() or not 0 <= plan.budget_usd < MOST_USD:
+        raise UsageError(f"{path}: budget_usd is a number of US dollars, not {plan.budget_usd}")
+    if not 0 < plan.margin < math.inf:
+        raise UsageError(f"{path}: margin is how much worse is still as good, above 0; not {plan.margin:g}")
+    twice = {entry.run for entry in plan.runs if sum(e.run == entry.run for e in plan.runs) > 1}
+    if twice:
+        raise UsageError(f"{path} names {text.joined(sorted(twice))} twice", fix="one entry for each run")
+    return plan
+
+
+def _entry(one: PlannedMove) -> list[str]:
+    head = [f"  # {_comment(one.told)}"]
+    proposal = one.proposal
+    chosen = _cheapest(proposal) if proposal is not None else None
+    if proposal is None or chosen is None:
+        reasons = one.skipped or "; ".join(
+            f"{t.provider}: {t.refused}" for t in (proposal.targets if proposal is not None else ())
+        )
+        return [*head, f"  # skipped: {_comment(reasons)}", *_fields({"run": one.run_id, "to": SKIP})]
+    for target in proposal.targets:
+        head += [f"  # {_comment(line)}" for line in _told(target)]
+    many = len(proposal.targets) > 1
+    months = text.count(proposal.months, "month")
+    by = f"the cheapest to train and serve for {months} of these, " if many else ""
+    head.append(f"  # {by}served at {_comment(proposal.traffic)}")
+    head += [f"  # {_comment(note)}" for note in proposal.notes]
+    held = proposal.held_out
+    if held is not None:
+        head.append(f"  # {_comment(f'judged by {held.rows:,} rows: {held.origin}')}")
+    fields: dict[str, Any] = {"run": one.run_id, "to": chosen.provider, "model": chosen.model}
+    if held is None:
+        fields["proof"] = False
+    return [*head, *_fields(fields)]
+
+
+def _told(target: Target) -> list[str]:
+    """What a backend would take for training and serving, and the settings that it goes without."""
+    named = target.quote.price if target.quote is not None else None
+    price = "no price" if named is None else f"{text.span(named.low_usd, named.high_usd)} to train"
+    monthly = (
+        "no price of serving" if target.monthly_usd is None else f"{text.money(target.monthly_usd)} a month"
+    )
+    served = f", {monthly} ({target.serving})" if target.model is not None else ""
+    lines = [f"{target.provider}: {target.model}, {target.refused or price + served}"]
+    if target.left_out and target.refused is None:
+        each = "; ".join(f"{change.what} {change.was} ({change.why})" for change in target.left_out)
+        lines.append(f"{target.provider} goes without: {each}")
+    return lines
+
+
+def _cheapest(proposal: Proposal) -> Target | None:
+    """Return the backend that is cheapest to train and serve on, of those that take it. The budget of a plan
+    can hold none without a price of training."""
+    able = [
+        target
+        for target in proposal.targets
+        if target.refused is None and target.model is not None and target.quote is not None
+        if target.quote.high_usd is not None
+    ]
+    return min(able, key=lambda target: target.rank(proposal.months), default=None)
+
+
+def _fields(values: dict[str, Any]) -> list[str]:
+    lines = yaml_text(values, sort_keys=False, allow_unicode=True).splitlines()
+    return [f"  {'- ' if place == 0 else '  '}{line}" for place, line in enumerate(lines)]
+
+
+def _comment(words: str) -> str:
+    return " ".join(words.split())
+
+
+def _up(usd: Decimal) -> str:
+    """To the next cent."""
+    cents = (usd * 100).to_integral_value(rounding="ROUND_CEILING")
+    return f"{cents / 100:.2f}"
+
+
+Tell = Callable[[str], object]
+MOVED = "plan-moved"
+"""Records of the store: by the mark of a plan's path, the runs that it has moved."""
+
+
+class Carried(Record, frozen=True, kw_only=True):
+    """What came of one entry of a plan."""
+
+    run_id: str
+    provider: str
+    new_run: str | None = None
+    status: JobStatus | None = None
+    parity: str = ""
+    """`holds`, `does not hold`, `not shown`; empty where nothing was compared."""
+    report: str | None = None
+    problem: str | None = None
+    """Why it is not done; the same command tries again."""
+
+
+def proposed(
+    ft: Workspace, order: MigrationOrder, tell: Tell, priced: Callable[[Prepared], object] = lambda _: None
+) -> list[PlannedMove]:
+    """For every run that succeeded and whose model is shut down on an announced day, the soonest first; of
+    runs that were trained with the very same settings on the same data, the newest. `priced` gets what each
+    would be submitted as. Offline. Raises `ConfigError` for a backend that isn't set up here."""
+    for name in ft.backends(list(order.to)):
+        ft.provider(name)  # it would be the reason to skip every run
+    found: list[PlannedMove] = []
+    seen: dict[tuple[str, str, str], str] = {}
+    for run in _leaving(ft):
+        told = f"{run.tuned_model or run.id}: {run.model} on {run.provider}, made {run.created_at:%Y-%m-%d}"
+        key = (run.provider, run.dataset_digest, _settings(run))
+        if run.dataset_digest and (same := seen.get(key)) is not None:
+            found.append(PlannedMove(run_id=run.id, told=told, skipped=f"the same as {same}"))
+            continue
+        seen[key] = run.id
+        found.append(_planned(ft, run, order, told, priced))
+        tell(f"{len(found):,} runs looked at")
+    return found
+
+
+def _settings(run: Run) -> str:
+    """By which two models differ. An imported run has no hash of a spec that the host does not know all
+    of; one whose spec cannot be read is like no other."""
+    try:
+        spec = JobSpec.parse(run.spec)
+    except SpecError:
+        return run.id
+    return spec.model_dump_json(exclude={*NOT_COMPARED, "suffix"})
+
+
+def _planned(
+    ft: Workspace, run: Run, order: MigrationOrder, told: str, priced: Callable[[Prepared], object]
+) -> PlannedMove:
+    """One without held-out rows can be moved, and not be compared."""
+    try:
+        try:
+            prepared = PreparedMigration(ft, run.id, order)
+        except UsageError:
+            prepared = PreparedMigration(ft, run.id, replace(order, proof=False))
+    except OrchestrateError as error:
+        return PlannedMove(run_id=run.id, told=told, skipped=error.message)
+    if prepared.prepared is not None:
+        priced(prepared.prepared)
+    return PlannedMove(run_id=run.id, told=told, proposal=prepared.proposal)
+
+
+def _leaving(ft: Workspace) -> list[Run]:
+    ended = ft.store.runs.matching(status=JobStatus.SUCCEEDED)
+    days = {run.id: shutdown(run.model, ft.provider(run.provider).profile) for run in ended}
+    runs = [run for run in ended if days[run.id] is not None and TAG not in run.tags]
+    return sorted(runs, key=lambda run: (days[run.id], -run.created_at.timestamp()))  # pyright: ignore[reportArgumentType, reportCallIssue]  # days are known
+
+
+@dataclass(frozen=True)
+class _Step:
+    entry: Entry
+    migration: PreparedMigration
+    known: TrackedRun | None
+    """The new run, where it was made before."""
+
+
+class PreparedPlan:
+    """A plan of which nothing more was sent yet."""
+
+    def __init__(self, ft: Workspace, path: Path, order: MigrationOrder, *, again: bool = False) -> None:
+        """`order`: how parity is judged; the plan says where to. Raises `UsageError` for what is no plan, and
+        for an entry that cannot be carried out."""
+        self._ft, self._path, self._again = ft, path, again
+        self.plan = read(path)
+        # Read before the steps are looked up: what another process submits in between is a step's run, and
+        # no stray.
+        moved = self._moved()
+        self.steps = [self._step(entry, order) for entry in self.plan.runs if not entry.skipped]
+        ids = [step.migration.old.id for step in self.steps]
+        if twice := sorted({id for id in ids if ids.count(id) > 1}):
+            raise UsageError(f"{path} names {joined(twice)} twice", fix="one entry for each run")
+        made = {step.known.id for step in self.steps if step.known is not None}
+        self.strays = [run for run in moved if run.id not in made]
+        """Runs that moving the plan's runs has made and that are no step of it now: on a backend that it
+        named before it was edited, tried again since, or of an entry that is skipped or was deleted."""
+
+    def _step(self, entry: Entry, order: MigrationOrder) -> _Step:
+        wanted = replace(
+            order,
+            to=[entry.to],
+            models={entry.to: entry.model} if entry.model else {},
+            test=entry.test,
+            margin=self.plan.margin,
+            proof=entry.proof and order.proof,
+        )
+        try:
+            migration = PreparedMigration(self._ft, entry.run, wanted)
+            _require_id(entry.run, migration.old)
+            [target] = migration.proposal.targets
+            if target.refused is not None:
+                raise UsageError(f"{entry.to} would refuse it: {target.refused}")
+            known = migration.earlier(entry.to, again=self._again).known
+            return _Step(entry, migration, known and tracked(self._ft, known))
+        except OrchestrateError as error:
+            raise UsageError(
+                f"{self._path}: {entry.run} to {entry.to}: {error.message}",
+                fix=f"edit it, as with  to: {SKIP}",
+            ) from error
+
+    @property
+    def new(self) -> list[_Step]:
+        """Those that are still to be submitted."""
+        return [step for step in self.steps if step.known is None]
+
+    @property
+    def high_usd(self) -> Decimal:
+        """The most that all of the plan costs, with what it has cost before it was edited: what was made
+        before by its bill, else by its quote."""
+        return sum((_high_usd(step) for step in self.steps), sum(map(cost_usd, self.strays), Decimal(0)))
+
+    def require_budget(self) -> None:
+        """Raises `OverBudget` before anything is sent, and `UsageError` for a quote without a price."""
+        for step in self.new:
+            [target] = step.migration.proposal.targets
+            why = target.quote.why_none or target.quote.open_end if target.quote else "it has no quote"
+            what, fix = f"{step.entry.run} to {step.entry.to}", "skip it here, and migrate it alone"
+            require_price(what, None if why else Decimal(0), self.plan.budget_usd, why, fix)
+        require_within(
+            str(self._path),
+            self.high_usd,
+            self.plan.budget_usd,
+            what="its budget_usd",
+            figure="the sum of the high ends of its quotes",
+            fix="skip some of its runs, name cheaper backends, or raise budget_usd",
+        )
+
+    def run(self, folder: Path, tell: Tell) -> list[Carried]:
+        """Submits what is not submitted, waits, compares, and writes a report of each into `folder`. One
+        entry's failure does not keep the others from being done. On this machine one is trained after the
+        other."""
+        self.require_budget()
+        self._note_moved()
+        here = [step for step in self.steps if self._ft.provider(step.entry.to).profile.near]
+        made: dict[str, TrackedRun] = {}
+        problems: dict[str, str] = {}
+        for step in [*(s for s in self.steps if s not in here), *here]:
+            try:
+                handle = step.known or self._submit(step)
+                made[step.entry.run] = handle
+                tell(f"{step.entry.run}: run {handle.id} on {step.entry.to}, {handle.status.value}")
+                if step in here:
+                    handle.wait()
+            except OrchestrateError as error:
+                problems[step.entry.run] = error.message
+        return [self._carried(step, made.get(step.entry.run), problems, folder, tell) for step in self.steps]
+
+    def _moved(self) -> list[Run]:
+        left = [self._ft.record(e.run).id for e in self.plan.runs if self._ft.store.runs.exists(e.run)]
+        left += [str(r.data["run"]) for r in self._ft.store.history.records(MOVED, [self._mark])]
+        rehearsed = {id: self._ft.record(id).sandbox for id in left if self._ft.store.runs.exists(id)}
+        moved = [run for run in self._ft.store.runs.matching() if run.tags.get(TAG) in rehearsed]
+        return [run for run in moved if run.sandbox == rehearsed[run.tags[TAG]]]
+
+    @property
+    def _mark(self) -> str:
+        return hashlib.sha256(str(self._path.resolve()).encode()).hexdigest()
+
+    def _note_moved(self) -> None:
+        """Before anything is sent, so that an entry that is deleted later takes nothing out of the sum."""
+        history = self._ft.store.history
+        noted = {record.data["run"] for record in history.records(MOVED, [self._mark])}
+        for step in self.steps:
+            if step.migration.old.id not in noted:
+                history.add_record(self._mark, MOVED, {"run": step.migration.old.id})
+
+    def _submit(self, step: _Step) -> TrackedRun:
+        [target] = step.migration.proposal.targets
+        limit = target.quote.high_usd if target.quote is not None else None
+        return step.migration.submit(step.entry.to, max_cost_usd=limit, again=self._again)
+
+    def _carried(
+        self, step: _Step, handle: TrackedRun | None, problems: dict[str, str], folder: Path, tell: Tell
+    ) -> Carried:
+        found = Carried(run_id=step.migration.old.id, provider=step.entry.to)
+        if handle is None:
+            return _with(found, problem=problems.get(step.entry.run, "not submitted"))
+        try:
+            handle.wait()
+            result = _known(self._ft, step, handle) or self._proved(step, handle)
+        except OrchestrateError as error:
+            return _with(found, new_run=handle.id, status=handle.status, problem=error.message)
+        folder.mkdir(parents=True, exist_ok=True)
+        report = parity.report(result).save(folder / f"{found.run_id}.html")
+        moved = next(m for m in result.moved if m.run_id == handle.id)
+        tell(f"{found.run_id}: {moved.parts[0].parity if moved.parts else moved.problem}")
+        return _with(
+            found,
+            new_run=handle.id,
+            status=handle.status,
+            parity=moved.parts[0].parity if moved.parts else "",
+            report=str(report),
+            problem=moved.problem if step.migration.order.proof else None,
+        )
+
+    def _proved(self, step: _Step, handle: TrackedRun) -> Migration:
+        with parity.PreparedProof(self._ft, step.migration, [(step.entry.to, handle)]) as proof:
+            return proof.run()
+
+
+def _known(ft: Workspace, step: _Step, handle: TrackedRun) -> Migration | None:
+    """The proof of an earlier try."""
+    proved = [m for m in parity.results(ft, step.migration.old.id) if m.evaluation is not None]
+    fit = [m for m in proved if any(one.run_id == handle.id for one in m.moved)]
+    return fit[-1] if fit else None
+
+
+def _high_usd(step: _Step) -> Decimal:
+    if step.known is not None and step.known.record.status.terminal:
+        return cost_usd(step.known.record)
+    [target] = step.migration.proposal.targets
+    return target.quote.held_usd if target.quote is not None else Decimal(0)
+
+
+def _moved_usd(ft: Workspace, planned: Sequence[PlannedMove]) -> Decimal:
+    """What moving these runs has cost before there was a plan, which the plan's budget counts too."""
+    old = {one.run_id: ft.record(one.run_id).sandbox for one in planned if one.skipped is None}
+    moved = [run for run in ft.store.runs.matching() if run.tags.get(TAG) in old]
+    return sum((cost_usd(run) for run in moved if run.sandbox == old[run.tags[TAG]]), Decimal(0))
+
+
+def cost_usd(run: Run) -> Decimal:
+    """The most that it has cost or will: in a sandbox what it would have, so that a rehearsal shows it."""
+    if run.phase is SubmitPhase.REFUSED:
+        return Decimal(0)
+    if run.bill is not None and run.status.terminal:
+        return run.bill.usd
+    return run.quote.held_usd if run.quote is not None else Decimal(0)
+
+
+def _with(found: Carried, **more: object) -> Carried:
+    from msgspec.structs import replace as with_
+
+    return with_(found, **more)  # pyright: ignore[reportArgumentType]
+
+
+def write_plan(ft: Workspace, path: Path, planned: Sequence[PlannedMove], margin: float) -> None:
+    """See `orchestrate.migration.account.write`."""
+    write(path, planned, margin, _moved_usd(ft, planned))
+
+
+def _require_id(name: str, run: Run) -> None:
+    """A plan is carried out as often as is needed: `last`, or a suffix, would mean the moved run by then,
+    which would be moved and paid again. Raises `UsageError`."""
+    if name not in (run.id, run.ref, run.job_id):
+        raise UsageError(f"a plan calls a run by its id, {run.id}: another name may mean another one later")

@@ -1,0 +1,405 @@
+"""Migration of one run: what it would be on other backends, then the same data trained there, once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from msgspec.structs import replace
+
+from orchestrate.core import days
+from orchestrate.errors import SpecError, UsageError
+from orchestrate.evaluation import recordings
+from orchestrate.evaluation.metrics import registry
+from orchestrate.migration import proposals
+from orchestrate.migration.inventory import KEY, shutdown
+from orchestrate.migration.inventory import TAG as TAG
+from orchestrate.migration.proposals import (
+    MOST,
+    HeldOutRows,
+    Needs,
+    Old,
+    Priced,
+    Proposal,
+    Suited,
+    Target,
+    base_of,
+    suited,
+)
+from orchestrate.reports import advice
+from orchestrate.runs.evaluation.comparison import sent
+from orchestrate.runs.preparing import earlier, quoting
+from orchestrate.runs.preparing.prepared import plan, prepare, training_data
+from orchestrate.runs.submit import submit
+from orchestrate.runs.tracked import TrackedRun
+from orchestrate.settings import is_masked
+from orchestrate.spec import JobSpec
+from orchestrate.text import rates_apart
+from orchestrate.types import JobStatus, Quote, Run, Sampling
+
+if TYPE_CHECKING:
+    from orchestrate.costing import Ownership, Use
+    from orchestrate.data import TrainingData
+    from orchestrate.providers.base import Progress
+    from orchestrate.runs.preparing.earlier import Earlier
+    from orchestrate.runs.preparing.prepared import Offer, Prepared
+    from orchestrate.workspace import Workspace
+
+MARGIN = 0.05
+REQUESTS = 1000
+"""A day, where no traffic is given."""
+NOT_COMPARED = {"train", "validation", "test", "tags", "max_cost_usd"}
+"""Fields of a spec by which a migration is not another one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MigrationOrder:
+    """Where to, and how parity is judged."""
+
+    to: Sequence[str]
+    models: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Backend -> model, in place of what is proposed; `default` for all others."""
+    train: str | None = None
+    """Rows in place of the old run's, as where those are gone."""
+    use: Use | None = None
+    """By which serving is priced; default: `REQUESTS` a day of the data's own lengths."""
+    test: str | Path | None = None
+    """Held-out rows; default: the run's own, or its recording's."""
+    old: Literal["auto", "live", "recorded"] = "auto"
+    metrics: Sequence[str] = ("auto",)
+    margin: float = MARGIN
+    """How much worse, in the first metric, is still as good."""
+    limit: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    on: str = "auto"
+    probes: Sequence[str] = ("all",)
+    """Of forgetting, as in `service.evaluation.regression.RegressionOrder`."""
+    proof: bool = True
+    """Without it nothing is compared, and no held-out rows are needed."""
+    max_cost_usd: Decimal | None = None
+    """For all answers of the proof; training has its own limit."""
+
+
+class PreparedMigration:
+    """A migration of which nothing was sent yet."""
+
+    def __init__(
+        self, ft: Workspace, run: TrackedRun | str, order: MigrationOrder, today: date | None = None
+    ) -> None:
+        """`today`: the day by which hosts have closed and models are silent. Raises `UsageError`
+        for a run that cannot be moved, or whose parity could not be shown, and `DataError` where
+        its rows are gone. Offline."""
+        if not 0 < order.margin < math.inf:
+            raise UsageError(f"--margin is how much worse is still as good, above 0; got {order.margin:g}")
+        registry.check(order.metrics)
+        self._ft, self.order = ft, order
+        self.old = ft.record(run) if isinstance(run, str) else run.record
+        self.today = today or days.today()
+        self._names = ft.backends(list(order.to))
+        self._spec = _moved(self.old, self._names, order.train)
+        data = training_data(ft, self._spec)
+        self._needs, self._use = _needs(self._spec, data), order.use or _use(data)
+        held = self._held_out() if order.proof else None
+        self._choose()
+        self.proposal = self._proposed(held, data)
+
+    # -- what is proposed ----------------------------------------------------------------------------------
+
+    def _choose(self) -> None:
+        """The candidates with their prices, and what would be submitted to each backend."""
+        suits = {name: self._suited(name) for name in self._names}
+        self._priced: dict[str, list[Priced]] = {name: [] for name in self._names}
+        for place in range(MOST):
+            models = {name: found[place].model for name, found in suits.items() if place < len(found)}
+            if models:
+                for name, priced in self._price(models, suits, place).items():
+                    self._priced[name].append(priced)
+        chosen = {name: one for name, found in self._priced.items() if (one := _best(found)) is not None}
+        self.prepared: Prepared | None = None
+        if chosen:
+            models = {name: one.suited.model for name, one in chosen.items()}
+            spec, self._refused = self._to(models)
+            self.prepared = prepare(self._ft, spec, list(models))
+
+    def _suited(self, name: str) -> list[Suited]:
+        provider, profile = self._ft.provider(name), self._ft.provider(name).profile
+        asked = self.order.models.get(name, self.order.models.get("default"))
+        source = base_of(self.old.model, self._ft.provider(self.old.provider).profile)
+        found = suited(source, profile, provider.features, self._needs, self.today, asked)
+        if not found and profile.kind == self._ft.provider(self.old.provider).profile.kind:
+            found = [Suited(model=self.old.model, reasons=("the same base model",))]
+        return found
+
+    def _price(
+        self, models: Mapping[str, str], suits: Mapping[str, Sequence[Suited]], place: int
+    ) -> dict[str, Priced]:
+        names, (spec, _) = list(models), self._to(models)
+        quotes = {q.provider: q for q in prepare(self._ft, spec, names, checked=False).quotes}
+        found: dict[str, Priced] = {}
+        for name in names:
+            [total] = quoting.ownership(self._ft, spec.on(name), [quotes[name]], self._use)
+            found[name] = _with_serving(suits[name][place], quotes[name], total)
+        return found
+
+    def _to(self, models: Mapping[str, str]) -> tuple[JobSpec, Mapping[str, Mapping[str, str]]]:
+        """The spec for these backends (name -> model), and what each of them has to go without: setting ->
+        why."""
+        spec = self._spec.model_copy(update={"model": dict(models)})
+        translations = plan(self._ft, spec, list(models))
+        without = {t.provider: t.overrides for t in translations if t.overrides}
+        refused = {t.provider: {s.name: s.rule or "" for s in t.refused} for t in translations}
+        values = spec.asked() | ({"overrides": without} if without else {})
+        return JobSpec.parse(values), refused
+
+    def _proposed(self, held: HeldOutRows | None, data: TrainingData) -> Proposal:
+        profile = self._ft.provider(self.old.provider).profile
+        silent_on = shutdown(self.old.model, profile)
+        traffic = self._use.traffic
+        told = f"{traffic.requests_per_day:,.0f} requests a day, {traffic.input_tokens:,} tokens in, "
+        told += f"{traffic.output_tokens:,} out"
+        if self.order.use is None:
+            told += " (the mean of the training rows; --traffic tells yours)"
+        return Proposal(
+            run_id=self.old.id,
+            provider=self.old.provider,
+            model=self.old.model,
+            tuned_model=self.old.tuned_model,
+            silent_on=silent_on,
+            days_left=(silent_on - self.today).days if silent_on is not None else None,
+            needs=self._needs,
+            traffic=told,
+            months=self._use.months,
+            held_out=held,
+            old=self._old_answers(),
+            margin=self.order.margin,
+            targets=tuple(self._target(name, data) for name in self._names),
+            notes=(apart,) if (apart := self._rates_apart()) else (),
+        )
+
+    def _rates_apart(self) -> str | None:
+        offers = self.prepared.offers if self.prepared is not None else ()
+        return rates_apart({offer.provider: offer.translation.multiplied_rate for offer in offers})
+
+    def _target(self, name: str, data: TrainingData) -> Target:
+        candidates = tuple(self._priced[name])
+        offer = self._offer(name)
+        if offer is None:
+            known = "; ".join(f"{c.suited.model}: {', '.join(c.against)}" for c in candidates)
+            why = known or f"no model there is known to be near {self.old.model}"
+            return Target(
+                provider=name, candidates=candidates, refused=f"{why}; --model {name}=MODEL names one"
+            )
+        refused = [f"{s.name}: {s.rule}" for s in offer.translation.refused]
+        model = offer.spec.model_for(name)
+        chosen = next((one for one in candidates if one.suited.model == model), None)
+        return Target(
+            provider=name,
+            candidates=candidates,
+            model=model,
+            quote=offer.quote,
+            monthly_usd=chosen.monthly_usd if chosen is not None else None,
+            serving=(chosen.serving or chosen.unserved or "") if chosen is not None else "",
+            changes=tuple(self._changes(name, offer, data)),
+            refused=offer.quote.refused or ("; ".join(refused) or None),
+        )
+
+    def _changes(self, name: str, offer: Offer, data: TrainingData) -> list[proposals.Change]:
+        host, there = self._ft.provider(self.old.provider), self._ft.provider(name)
+        before = (
+            sent(self._ft, self.old) or plan(self._ft, JobSpec.parse(self.old.spec), self.old.provider)[0]
+        )
+        base = base_of(self.old.model, host.profile)
+        new = base_of(offer.spec.model_for(name), there.profile)
+        return [
+            *proposals.of_settings(before, offer.translation, self._refused[name]),
+            *proposals.of_rows(data.train.content, (host.profile, base), (there.profile, new)),
+            *proposals.of_problems(offer.problems, name),
+        ]
+
+    def _offer(self, name: str) -> Offer | None:
+        offers = self.prepared.offers if self.prepared is not None else ()
+        return next((offer for offer in offers if offer.provider == name), None)
+
+    # -- by what parity is judged --------------------------------------------------------------------------
+
+    def _old_answers(self) -> Old:
+        if self.order.old != "auto":
+            return self.order.old
+        silent_on = shutdown(self.old.model, self._ft.provider(self.old.provider).profile)
+        return "recorded" if silent_on is not None and silent_on < self.today else "live"
+
+    def _held_out(self) -> HeldOutRows:
+        """Raises `UsageError` where there are none, before anything is spent."""
+        if self.old.status is not JobStatus.SUCCEEDED:
+            raise UsageError(
+                f"run {self.old.id} is {self.old.status.value}: there is no old model to compare with",
+                fix="--no-proof trains the new one all the same",
+            )
+        recording = recordings.of_run(self._ft.store, self.old.id)
+        if self._old_answers() == "recorded":
+            if recording is None:
+                raise UsageError(
+                    f"{self.old.tuned_model or self.old.id} does not answer any more, and nothing of it was "
+                    "recorded: there is nothing to compare with",
+                    fix="--no-proof trains the new model all the same",
+                )
+            if self.order.test is not None:
+                raise UsageError(
+                    f"the old model is silent, so parity is judged by the rows of {recording.id}",
+                    fix="leave --test out",
+                )
+            return _recorded(recording)
+        for path, origin in (
+            (self.order.test, "as you named them"),
+            (self._spec.test, "the test file of the run"),
+            (self._spec.validation, "the validation file of the run, on which it was not trained"),
+        ):
+            if path is not None and not is_masked(path):
+                return HeldOutRows(path=str(path), rows=_rows(path), origin=origin)
+        if recording is not None:
+            return replace(_recorded(recording), recording=None)
+        raise UsageError(
+            f"run {self.old.id} has no held-out rows, by which the new model could be compared with it",
+            fix="--test FILE; or orchestrate record, which takes prompts from a log; or --no-proof",
+        )
+
+    # -- submitting ----------------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> list[str]:
+        """Backends to which it can be submitted."""
+        return [target.provider for target in self.proposal.targets if target.refused is None]
+
+    def earlier(self, name: str, *, again: bool = False) -> Earlier:
+        """What the store has of this migration to one backend. A run that failed stands, unless `again`."""
+        prepared = self._require()
+        attempt = 0
+        while True:
+            [found] = earlier.found(self._ft, prepared, [name], self._key(name, attempt))
+            ended_badly = found.known is not None and found.known.status in _FAILED
+            if not (again and ended_badly):
+                return found
+            attempt += 1
+
+    def submit(
+        self,
+        name: str,
+        *,
+        max_cost_usd: Decimal | None = None,
+        again: bool = False,
+        progress: Progress | None = None,
+        agree: Callable[[Quote], bool] | None = None,
+    ) -> TrackedRun:
+        """As `Orchestrator.submit`; the same migration is the same run, in every process of this store and
+        after a kill at any moment."""
+        made = submit(
+            self._ft,
+            self._require(),
+            name,
+            max_cost_usd=max_cost_usd,
+            idempotency_key=self.earlier(name, again=again).idempotency_key,
+            progress=progress,
+            agree=agree,
+        )
+        return TrackedRun(self._ft, made)
+
+    def _require(self) -> Prepared:
+        if self.prepared is None:
+            raise UsageError(
+                "there is nowhere to go: " + "; ".join(t.refused or "" for t in self.proposal.targets),
+                fix="orchestrate migrate RUN --to BACKEND --model MODEL",
+            )
+        return self.prepared
+
+    def _key(self, name: str, attempt: int) -> str:
+        spec = self._require().offer(name).spec
+        settings = spec.model_dump(mode="json", exclude=NOT_COMPARED)
+        mark = hashlib.sha256(json.dumps([name, settings], sort_keys=True).encode()).hexdigest()[:16]
+        return f"{KEY}{self.old.id}-{mark}" + (f"-{attempt}" if attempt else "")
+
+
+_FAILED = (JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+def _moved(old: Run, names: Sequence[str], train: str | None) -> JobSpec:
+    """The old run's spec, for other backends, with other rows where some are named."""
+    try:
+        asked = JobSpec.parse(old.spec).asked()
+    except SpecError as error:
+        raise UsageError(
+            f"the settings of run {old.id} are not known, so it cannot be moved",
+            fix=f"orchestrate import {old.provider}   fetches what the host tells of it",
+        ) from error
+    asked |= {"train": train} if train is not None else {}
+    for path in [asked.get("train"), asked.get("validation")]:
+        if path == "unknown" or is_masked(path or ""):
+            raise UsageError(
+                f"the training rows of run {old.id} are not on this machine",
+                fix=f"orchestrate import {old.provider}; or --train FILE, your own copy of them",
+            )
+    kept = {name: value for name, value in asked.items() if name not in ("overrides", "max_cost_usd")}
+    options = {name: value for name, value in kept.pop("provider_options", {}).items() if name in names}
+    kept["tags"] = {**kept.get("tags", {}), TAG: old.id}
+    return JobSpec.parse(kept | ({"provider_options": options} if options else {}))
+
+
+def _needs(spec: JobSpec, data: TrainingData) -> Needs:
+    content = data.train.content
+    return Needs(
+        method=spec.method.type,
+        rows=data.train.rows,
+        longest=data.train.tokens("o200k").longest,
+        tools=content.tools,
+        images=content.images,
+    )
+
+
+def _use(data: TrainingData) -> Use:
+    measured = advice.measure(data.train)
+    into, out = max(1, round(measured.prompt_tokens)), max(1, round(measured.answer_tokens))
+    return quoting.use(f"{REQUESTS} req/day, {into} in, {out} out")
+
+
+def _best(found: Sequence[Priced]) -> Priced | None:
+    """Return the nearest against which nothing speaks, else the nearest against which only its unknown price
+    does: who migrates is asked to agree to that, as at `submit`."""
+    unpriced = (one for one in found if one.against == (one.quote.unavailable,))
+    return next((one for one in found if not one.against), None) or next(unpriced, None)
+
+
+def _with_serving(one: Suited, quote: Quote, total: Ownership) -> Priced:
+    ways = [(way, way.monthly_usd) for way in total.options]
+    priced = [(way, usd) for way, usd in ways if usd is not None]
+    if not priced:
+        return Priced(suited=one, quote=quote, unserved=total.unavailable)
+    best, _ = min(priced, key=lambda pair: pair[1])
+    where = f"at {best.server}: " if best.server else ""
+    return Priced(suited=one, quote=quote, serving=f"{where}{best.serving}", monthly_usd=best.monthly_usd)
+
+
+def _rows(path: str | Path) -> int:
+    from orchestrate.data import Dataset
+
+    return Dataset.open(path).rows
+
+
+def _recorded(recording: recordings.Recording) -> HeldOutRows:
+    known = recording.expected
+    by = (
+        "of which the expected answer is known"
+        if known == recording.answered
+        else "compared with its answers"
+    )
+    return HeldOutRows(
+        path=str(recording.rows_file),
+        rows=recording.answered,
+        origin=f"prompts that were recorded on {recording.at:%Y-%m-%d}, {by}",
+        recording=recording.id,
+    )

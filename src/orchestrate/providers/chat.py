@@ -1,0 +1,416 @@
+"""Asking a model through the chat completions API."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
+
+import msgspec
+
+from orchestrate.errors import ConfigError, InvalidRequest, MissingKey, UnexpectedAnswer, UsageError
+from orchestrate.profile import built_in, kinds, profile, this_machine
+from orchestrate.providers.calls import CutShort, plain, redact_text, rows, table, text, whole
+from orchestrate.providers.calls.hosted import Retry, Wire
+from orchestrate.settings import config
+from orchestrate.types import Message, Reply
+
+if TYPE_CHECKING:
+    from orchestrate.settings.config import HostConfig, Settings
+
+# What goes with each question to a model, and what of it the model turned out not to take.
+
+
+NOT_TAKEN = frozenset({"unsupported_value", "unsupported_parameter"})
+"""OpenAI's codes for a field of the request, named in `param`, that this model does not take."""
+OTHER_NAMES = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
+"""Two names for the most tokens of an answer: models that think take the second, older servers the first."""
+FREE = "temperature"
+"""May be left out: the model then draws as it does on its own."""
+
+
+@dataclass
+class Wishes:
+    """Shared by all threads that ask one model: what is refused once is not sent again."""
+
+    _instead: dict[str, str | None] = field(default_factory=dict[str, "str | None"])
+    """A field, and the one to send in its place, where there is one."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def of(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The options as the model takes them, as far as is known."""
+        instead = {name: self._instead.get(name, name) for name in options}
+        return {new: options[name] for name, new in instead.items() if new is not None}
+
+    def learn(self, error: InvalidRequest, sent: dict[str, Any]) -> bool:
+        """Whether asking again without what was refused can help."""
+        refused = error.param
+        if error.code not in NOT_TAKEN or refused is None or refused not in sent:
+            return False
+        with self._lock:
+            if refused == FREE:
+                self._instead[FREE] = None
+                return True
+            other = OTHER_NAMES.get(refused)
+            if other is None or self._instead.get(other) == refused:
+                return False
+            self._instead[refused] = other
+            return True
+
+    def notes(self, options: dict[str, Any]) -> tuple[str, ...]:
+        """What of these options was not sent as it is."""
+        found: list[str] = []
+        for name, other in self._instead.items():
+            if name in options and other is None:
+                found.append(
+                    f"asked without {name}, which the model does not take: it drew as it does on its own"
+                )
+            elif name in options:
+                found.append(f"asked with {other} in the place of {name}, which the model does not take")
+        return tuple(found)
+
+
+# Answers of the chat completions API as they are written, for the time of the first token and for people
+# who read along.
+
+
+_SAID = ("content", "reasoning", "reasoning_content")
+
+
+class Timed:
+    """In the place of an SDK client's `chat.completions.create`: asks for a stream, gives the answer in the
+    form that it has without one, and keeps when the first piece of it came. `tell` gets its text as it comes.
+    """
+
+    def __init__(self, create: Callable[..., Any], tell: Callable[[str], object] | None = None) -> None:
+        self._create = create
+        self._tell = tell
+        self._local = threading.local()
+
+    @property
+    def first_seconds(self) -> float | None:
+        """Of this thread's last answer; `None` where it held no text."""
+        return getattr(self._local, "first", None)
+
+    def __call__(self, **options: Any) -> dict[str, Any]:
+        """A host that does not know `stream_options` is asked without: its tokens are then not told. Nor do
+        all SDKs know it."""
+        more = {**options.get("extra_body", {}), "stream_options": {"include_usage": True}}
+        try:
+            answer = self._ask({**options, "stream": True, "extra_body": more})
+        except Exception as error:
+            if getattr(error, "status_code", None) not in (400, 422):
+                raise
+            answer = self._ask({**options, "stream": True})
+        return answer
+
+    def _ask(self, options: dict[str, Any]) -> dict[str, Any]:
+        aloud = None if self._tell is None else _Aloud(self._tell)
+        try:
+            answer, self._local.first = _assembled(self._create, options, aloud)
+        except Exception:
+            if aloud is not None and aloud.said:
+                aloud.tell("\n(the answer broke off here)\n")  # what is asked again begins anew
+            raise
+        return answer
+
+
+class _Aloud:
+    """Tells the text of one answer, but none that begins with markup: that is thinking, or a call of a tool,
+    which is read when it is whole."""
+
+    def __init__(self, tell: Callable[[str], object]) -> None:
+        self.tell = tell
+        self.said = False
+        self._silent = False
+
+    def __call__(self, piece: str) -> None:
+        if not self.said:
+            piece = piece.lstrip()
+            self._silent = self._silent or piece.startswith(("<", "[TOOL"))
+        if piece and not self._silent:
+            self.said = True
+            self.tell(piece)
+
+
+def _assembled(
+    send: Callable[..., Iterable[Any]], options: dict[str, Any], aloud: _Aloud | None
+) -> tuple[dict[str, Any], float | None]:
+    started = time.monotonic()
+    first: float | None = None
+    message: dict[str, Any] = {"role": "assistant"}
+    calls: dict[int, dict[str, Any]] = {}
+    choice: dict[str, Any] = {"message": message}
+    whole_answer: dict[str, Any] = {"choices": [choice]}
+    for piece in send(**options):
+        chunk = plain(piece)
+        whole_answer |= {name: chunk[name] for name in ("model", "usage") if chunk.get(name)}
+        for part in rows(chunk.get("choices"))[:1]:
+            delta = table(part.get("delta"))
+            for name in _SAID:
+                if said := text(delta.get(name)):
+                    first = first if first is not None else time.monotonic() - started
+                    message[name] = str(message.get(name, "")) + said
+                    if aloud is not None and name == "content":
+                        aloud(said)
+            for call in rows(delta.get("tool_calls")):
+                first = first if first is not None else time.monotonic() - started
+                _add(calls, call)
+            if part.get("finish_reason"):
+                choice["finish_reason"] = part["finish_reason"]
+    if "finish_reason" not in choice:
+        raise CutShort  # what came is no answer of the model
+    if calls:
+        message["tool_calls"] = [calls[index] for index in sorted(calls)]
+    return whole_answer, first
+
+
+def _add(calls: dict[int, dict[str, Any]], piece: dict[str, Any]) -> None:
+    """A call comes in pieces: its name first, then its arguments bit by bit."""
+    index = whole(piece.get("index")) or 0
+    call = calls.setdefault(index, {"type": "function", "function": {"name": "", "arguments": ""}})
+    if id := text(piece.get("id")):
+        call["id"] = id
+    for name in ("name", "arguments"):
+        call["function"][name] += text(table(piece.get("function")).get(name)) or ""
+
+
+# Asking a model through the chat completions API, which all hosts share.
+
+
+@dataclass(frozen=True)
+class Chat:
+    """One model; `create` is an SDK client's `chat.completions.create`, `options` go with each request."""
+
+    wire: Wire
+    create: Callable[..., Any]
+    model: str
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+    threads: int = 4
+    """Questions that the host takes at the same time."""
+    calls: bool = True
+    """Whether calls of tools are looked for in the text of an answer to which none were offered."""
+    wishes: Wishes = field(default_factory=Wishes, repr=False, compare=False)
+
+    @property
+    def retry(self) -> Retry:
+        return self.wire.retry
+
+    def ask_once(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply:
+        """As `ask`, but what may be billed is sent once, for callers that count each send: after a refusal
+        the question is asked as the model takes it, after anything else the error is raised."""
+        return self._reply(messages, tools, self.wire.once)
+
+    def ask(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply:
+        """Callable from several threads. Raises `ProviderError`.
+
+        A model that is still being brought up answers 503 or 429, so a question is asked again as a read is.
+        One that does not take a temperature, or calls the most tokens of an answer otherwise, is asked again
+        as it takes it, and the reply's notes say so.
+        """
+        return self._reply(messages, tools, self.wire.read)
+
+    def _reply(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], send: Callable[..., Any]
+    ) -> Reply:
+        from orchestrate.data.tokens.answers import CUT_WITHIN_THINKING
+
+        more = {"tools": [dict(tool) for tool in tools]} if tools else {}
+        answer = self._answer([m.to_dict() for m in messages], more, send)
+        choice, usage = next(iter(rows(answer.get("choices"))), None), table(answer.get("usage"))
+        if choice is None:
+            raise UnexpectedAnswer(self.wire.provider, "a chat answer without choices")
+        finish = text(choice.get("finish_reason"))
+        if finish == "error":
+            # Of hosts that pass questions on: where it went wrong behind them, they answer 200 all the same.
+            why = text(table(choice.get("error")).get("message")) or "the host gives no reason"
+            raise UnexpectedAnswer(self.wire.provider, f"a chat answer that is an error: {redact_text(why)}")
+        content, reasoning, calls = self._said(table(choice.get("message")), tools, cut=finish == "length")
+        within = finish == "length" and reasoning and not content and not calls
+        return Reply(
+            content=content,
+            model=text(answer.get("model")) or self.model,
+            reasoning=reasoning,
+            tool_calls=tuple(calls),
+            prompt_tokens=whole(usage.get("prompt_tokens")),
+            completion_tokens=whole(usage.get("completion_tokens")),
+            logprobs=_logprobs(table(choice.get("logprobs"))),
+            finish_reason=finish,
+            notes=(*((CUT_WITHIN_THINKING,) if within else ()), *self.wishes.notes(self.options)),
+        )
+
+    def _answer(
+        self, shaped: list[dict[str, Any]], more: dict[str, Any], send: Callable[..., Any]
+    ) -> dict[str, Any]:
+        while True:
+            sent = self.wishes.of(self.options) | more
+            ask = partial(self.create, model=self.model, messages=shaped, **sent)
+            try:
+                return plain(send(ask))
+            except InvalidRequest as error:
+                if not self.wishes.learn(error, sent):
+                    raise
+
+    def _said(
+        self, message: dict[str, Any], tools: Sequence[Mapping[str, Any]], *, cut: bool
+    ) -> tuple[str, str | None, list[dict[str, Any]]]:
+        """Content, thinking and calls: the host's own fields where it fills them, else what its text says."""
+        from orchestrate.data.tokens.answers import Shape, read_answer
+
+        content = text(message.get("content")) or ""
+        reasoning = text(message.get("reasoning")) or text(message.get("reasoning_content")) or None
+        calls = rows(message.get("tool_calls"))
+        shape = Shape(thinking=()) if reasoning else Shape()
+        look = not calls and (self.calls or bool(tools))
+        said = read_answer(content, shape=shape, tools=tools, cut=cut, calls=look)
+        calls = calls or [msgspec.to_builtins(call) for call in said.tool_calls]
+        return said.content, reasoning or said.reasoning, calls
+
+    def read_along(self, tell: Callable[[str], object]) -> Chat:
+        """The same, with the text of an answer told as the host writes it."""
+        return replace(self, create=Timed(self.create, tell))
+
+    def with_logprobs(self) -> Chat:
+        """The same, asked for the log-probabilities of its tokens; a host that refuses to give them is asked
+        without."""
+
+        def create(**options: Any) -> Any:
+            try:
+                return self.create(**options, logprobs=True)
+            except Exception as error:
+                if getattr(error, "status_code", None) not in (400, 422):
+                    raise
+            return self.create(**options)
+
+        return replace(self, create=create)
+
+    def replies(
+        self, prompts: Sequence[Sequence[Message]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[Reply]:
+        """One for each conversation, `threads` of them at a time."""
+
+        def ask(messages: Sequence[Message]) -> Reply:
+            return self.ask(messages, tools)
+
+        with ThreadPoolExecutor(max_workers=self.threads) as pool:
+            return list(pool.map(ask, prompts))
+
+
+def _logprobs(told: Mapping[str, Any]) -> tuple[float, ...] | None:
+    """Of the tokens, in OpenAI's form or in the older one with a list of numbers."""
+    content = [part.get("logprob") for part in rows(told.get("content"))]
+    numbers = content or cast("list[Any]", told.get("token_logprobs") or [])
+    found = tuple(float(number) for number in numbers if isinstance(number, int | float))
+    return found or None
+
+
+def chat_with(
+    config: HostConfig,
+    model: str,
+    *,
+    max_tokens: int,
+    temperature: float | None = None,
+    retry: Retry | None = None,
+) -> Chat:
+    """Any host that speaks the API, by default asked once for each question, for texts that may hold
+    anything: rows with calls of tools too. Raises `MissingKey`."""
+    from orchestrate.providers.calls.clients import connect
+
+    config = at_chat(config)
+    root = (config.base_url or "").rstrip("/")
+    limits = (one.chat_limit for one in built_in().values() if one.url and root.startswith(one.url))
+    options: dict[str, Any] = {next(limits, "max_tokens"): max_tokens}
+    if temperature is not None:
+        options["temperature"] = temperature
+    wire = Wire(config.name, retry=retry or Retry(attempts=1))
+    return Chat(wire, connect(config).chat.completions.create, model, options, calls=False)
+
+
+def at_chat(config: HostConfig) -> HostConfig:
+    """A host with the address at which it takes `/chat/completions`."""
+    root = (config.base_url or "").rstrip("/")
+    if config.kind not in kinds():
+        return config
+    known = profile(config.kind)
+    path, root = known.chat_path, known.chat_url or root if root == known.url else root
+    return replace(config, base_url=root + path) if path and not root.endswith("/v1") else config
+
+
+# Models that answer somewhere, by what a user writes: `MODEL`, `HOST=MODEL` or `https://ADDRESS=MODEL`.
+
+
+@dataclass(frozen=True)
+class ModelAt:
+    """A model and where it is asked."""
+
+    model: str
+    host: HostConfig
+
+    @property
+    def address(self) -> str:
+        return self.host.base_url or self.host.name
+
+
+def model_at(settings: Settings, written: str, key_variable: str | None = None) -> ModelAt:
+    """Without a host the first built-in one. `key_variable` has the key for an address. Raises as
+    `configured` and `addressed` do, and `UsageError` for a model without a host that is elsewhere."""
+    if written.startswith(("http://", "https://")):
+        address, equals, model = written.partition("=")
+        if not equals or not model:
+            raise UsageError(f"{written} names no model", fix="https://ADDRESS/v1=MODEL")
+        return ModelAt(model, addressed(address, key_variable))
+    name, equals, model = written.partition("=")
+    if equals:
+        return ModelAt(model, configured(settings, name))
+    host = configured(settings, next(iter(built_in())))
+    _require_there(host, written)
+    return ModelAt(written, host)
+
+
+def _require_there(host: HostConfig, name: str) -> None:
+    """Whoever names a model of this machine or of another host is not to be asked for the key of this one.
+    A server of one's own at this host's address may have any model."""
+    from orchestrate.catalog import lookup
+
+    known, here = lookup(name), this_machine().kind
+    elsewhere = Path(name).is_dir() if known is None else known.on(host.name) is None
+    if not elsewhere or (host.base_url != built_in()[host.name].url and not host.sandbox):
+        return
+    ids = (
+        {here: name} if known is None else {one: name if one == here else id for one, id in known.ids.items()}
+    )
+    raise UsageError(
+        f"{name} is no model of {host.name}, which is asked where no host is named",
+        fix="name the host: " + " or ".join(f"{one}={id}" for one, id in sorted(ids.items())),
+    )
+
+
+def configured(settings: Settings, name: str) -> HostConfig:
+    """A host of the configuration. Raises `UsageError` for an unknown one."""
+    host = settings.host(name)
+    if host.base_url is None:
+        raise UsageError(f"no host {name!r} is configured", fix="orchestrate providers, or an https address")
+    return host
+
+
+def addressed(address: str, key_variable: str | None = None) -> HostConfig:
+    """Any OpenAI-compatible API, with the key of `key_variable` or with none: an address never gets the key
+    of another host. Raises `UsageError`, `MissingKey`, `ConfigError`."""
+    url = urlsplit(address)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise UsageError(f"{address} is not an http or https address")
+    key = config.Secret("none")
+    if key_variable is not None:
+        found = config.secret(url.hostname, key_variable)
+        if found is None:
+            raise MissingKey(url.hostname, key_variable)
+        if url.scheme == "http" and not config.is_loopback(url.hostname):
+            raise ConfigError(f"{address} would carry the key unencrypted", fix="use https")
+        key = found
+    return replace(config.HostConfig(name=url.hostname), base_url=address.rstrip("/"), api_key=key)

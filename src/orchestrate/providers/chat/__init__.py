@@ -1,1 +1,0 @@
-"""Asking a model through the chat completions API."""

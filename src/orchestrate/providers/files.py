@@ -1,0 +1,557 @@
+"""What a host sends: transferred so that it goes on where it stopped, unpacked so that it is safe to load."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import shutil
+import tarfile
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING, Any, Protocol, cast
+from urllib.parse import urlsplit
+
+import msgspec
+
+from orchestrate.core.files import (
+    FULL,
+    move_into_place,
+    opener,
+    own_folder,
+    private_folder,
+    sha256,
+    whole_folder,
+    write_whole,
+)
+from orchestrate.core.tensors import tensors
+from orchestrate.errors import ArtifactRefused, ProviderError, SetupError, UnexpectedAnswer, UsageError
+from orchestrate.providers.base import Progress
+from orchestrate.providers.calls.hosted import Wire
+from orchestrate.settings.hosts import is_loopback
+from orchestrate.types import Artifact, ArtifactFile
+
+if TYPE_CHECKING:
+    import httpx
+
+    from orchestrate.settings.config import HostConfig
+
+# Turning what a host sent into a folder that is safe to load.
+
+
+WANTED = (
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.txt",
+    "*.md",
+    "*.model",
+    "*.tiktoken",
+    "license*",
+    "notice*",
+)
+"""Names (lower case) that a model folder has; anything else is left in the archive."""
+_CHUNK = 1 << 20
+_HEADERS = 64 << 10
+"""Bytes of all headers before one file, and what is read ahead."""
+_PART = re.compile(r"^[^\x00-\x1f\\:]+$")
+_MAGIC = {b"\x28\xb5\x2f\xfd": "zst", b"\x1f\x8b": "gz"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Above any real model; a bomb runs into one of them before it fills the disk."""
+
+    total_bytes: int = 2 << 40
+    files: int = 5_000
+    ratio: float = 40.0
+    """Bytes written for each byte of the archive, looked at once `grace_bytes` were written."""
+    grace_bytes: int = 64 << 20
+    depth: int = 6
+
+
+def unpack(archive: Path, dest: Path, *, limits: Limits | None = None) -> tuple[ArtifactFile, ...]:
+    """Unpacks a `.tar`, `.tar.gz` or `.tar.zst` (told by its first bytes) into `dest` and returns its files.
+
+    Raises `ArtifactRefused` when the archive is hostile, damaged or has no safetensors weights (`dest` is not
+    made then), and `UsageError` when `dest` exists and is not empty.
+    """
+    with staged(dest) as folder:
+        try:
+            _extract(archive, folder, limits or Limits())
+        except (tarfile.TarError, EOFError, OSError, *_decoder_errors()) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # a full disk says nothing about the archive
+            raise ArtifactRefused(
+                f"{archive.name} is damaged: {error}", fix="remove it and download again"
+            ) from error
+        _lift(folder)
+        return inspect(folder)
+
+
+def too_large(limit: int) -> ArtifactRefused:
+    return ArtifactRefused(
+        f"the host sends more than {max(0, limit):,} bytes, more than this model should need; "
+        "nothing was kept",
+        fix="if the model is that large, allow more, here 500 GB:  export ORCHESTRATE_MAX_DOWNLOAD_GB=500",
+    )
+
+
+@contextmanager
+def staged(dest: Path) -> Generator[Path]:
+    """A new folder beside `dest` that becomes `dest` when the block ends well, and is removed otherwise.
+
+    Raises `UsageError` when `dest` exists and is not empty.
+    """
+    require_empty(dest)
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(dest, replace=False) as folder:
+        yield folder
+        require_empty(dest)
+
+
+def require_empty(dest: Path) -> None:
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+        raise UsageError(f"{dest} exists and is not empty", fix="name another folder, or remove this one")
+
+
+def wanted(name: str) -> bool:
+    """Whether a file of this name belongs to a model. Raises `ArtifactRefused` when the name is not a safe
+    relative path."""
+    path = _safe(name, Limits().depth)
+    return any(fnmatch(path.name.lower(), pattern) for pattern in WANTED)
+
+
+def inspect(folder: Path) -> tuple[ArtifactFile, ...]:
+    """The files of a model folder with their sizes and hashes.
+
+    Raises `ArtifactRefused` when there are no safetensors weights or one of them is not a safetensors file.
+    """
+    paths = sorted(p for p in folder.rglob("*") if p.is_file())
+    weights = [p for p in paths if p.suffix == ".safetensors"]
+    if not weights:
+        raise ArtifactRefused(
+            "the artefact has no safetensors weights; other formats are not taken, because loading a pickle "
+            "runs code",
+            fix="ask the host for another checkpoint type (orchestrate checkpoints RUN)",
+        )
+    for path in weights:
+        try:
+            tensors(path)
+        except ValueError as error:
+            raise ArtifactRefused(str(error)) from error
+    return tuple(
+        ArtifactFile(path=p.relative_to(folder).as_posix(), bytes=p.stat().st_size, sha256=sha256(p))
+        for p in paths
+    )
+
+
+def kind_of(files: tuple[ArtifactFile, ...], *, full: bool = False) -> str:
+    """`adapter` where an adapter's configuration is among the files, else `full` or `merged`."""
+    if any(PurePosixPath(f.path).name == "adapter_config.json" for f in files):
+        return "adapter"
+    return "full" if full else "merged"
+
+
+def settled(waiting: Path, dest: Path) -> tuple[ArtifactFile, ...]:
+    """The files that came one by one into `waiting` become the model in `dest`. Raises as `staged` and
+    `inspect` do."""
+    with staged(dest) as folder:
+        for path in sorted(waiting.iterdir()):
+            path.rename(folder / path.name)
+        waiting.rmdir()
+        return inspect(folder)
+
+
+def base_of(folder: Path) -> str | None:
+    """The base model that the adapter itself names; `None` for whole models and unreadable configurations."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return base if isinstance(base, str) and base else None
+
+
+# -- reading the archive -----------------------------------------------------------------------------------
+
+
+def _extract(archive: Path, folder: Path, limits: Limits) -> None:
+    compressed = max(archive.stat().st_size, 1)
+    written = 0
+    seen: set[str] = set()
+    with ExitStack() as stack:
+        stream = _Bounded(stack.enter_context(_decoded(archive)))
+        tar = stack.enter_context(tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|"))
+        for count, member in enumerate(tar, start=1):
+            stream.limit = tar.offset + _HEADERS
+            if count > limits.files:
+                raise ArtifactRefused(f"{archive.name} holds more than {limits.files} entries")
+            path = _safe(member.name, limits.depth)
+            if member.isdir() or path == PurePosixPath("."):
+                continue
+            if not member.isreg() or member.issparse():
+                raise ArtifactRefused(f"{archive.name} holds a link or a device: {member.name!r}")
+            if path.as_posix().lower() in seen:
+                raise ArtifactRefused(f"{archive.name} holds {member.name!r} twice")
+            seen.add(path.as_posix().lower())
+            written += member.size
+            if written > limits.total_bytes:
+                raise too_large(limits.total_bytes)
+            if written > (allowed := max(limits.grace_bytes, int(compressed * limits.ratio))):
+                raise ArtifactRefused(
+                    f"{archive.name} unpacks to more than {allowed:,} bytes, which no model does"
+                )
+            if any(fnmatch(path.name.lower(), pattern) for pattern in WANTED):
+                _write(cast("IO[bytes]", tar.extractfile(member)), folder / path)
+
+
+class _Bounded:
+    """Reads up to `limit`: tarfile takes a long name or a pax header into memory whole, at any length."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._position = 0
+        self.limit = _HEADERS
+
+    def read(self, size: int) -> bytes:
+        found = self._stream.read(size)
+        self._position += len(found)
+        if self._position > self.limit:
+            raise ArtifactRefused("the archive has a header longer than any name needs")
+        return found
+
+
+def _safe(name: str, depth: int) -> PurePosixPath:
+    path = PurePosixPath(name)
+    parts = path.parts
+    if (
+        path.is_absolute()
+        or ".." in parts
+        or len(parts) > depth
+        or len(name) > 512
+        or not all(_PART.match(part) for part in parts)
+    ):
+        raise ArtifactRefused(f"the artefact names a file outside its folder: {name[:200]!r}")
+    return path
+
+
+def _write(source: IO[bytes], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    with os.fdopen(descriptor, "wb") as out:
+        shutil.copyfileobj(source, out, _CHUNK)
+
+
+@contextmanager
+def _decoded(archive: Path) -> Generator[IO[bytes]]:
+    """The tar inside, by the archive's first bytes, never by its name."""
+    with archive.open("rb") as raw:
+        head = raw.read(4)
+        raw.seek(0)
+        packing = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "tar")
+        if packing == "zst":
+            from orchestrate.core.zstd import zstd
+
+            # 128 MiB is what zstd --long makes at most by itself; more would let a header ask for all memory.
+            with zstd.ZstdFile(raw, options={zstd.DecompressionParameter.window_log_max: 27}) as reader:
+                yield cast("IO[bytes]", reader)
+        elif packing == "gz":
+            with gzip.open(raw) as unzipped:
+                yield cast("IO[bytes]", unzipped)
+        else:
+            yield raw
+
+
+def _decoder_errors() -> tuple[type[Exception], ...]:
+    import zlib
+
+    from orchestrate.core.zstd import zstd
+
+    return (zstd.ZstdError, zlib.error)
+
+
+def _lift(folder: Path) -> None:
+    """A model packed inside one folder is what was asked for, not the folder around it."""
+    entries = list(folder.iterdir())
+    while len(entries) == 1 and entries[0].is_dir():
+        inner = entries[0].rename(folder / ".lifted")
+        for child in inner.iterdir():
+            child.rename(folder / child.name)
+        inner.rmdir()
+        entries = list(folder.iterdir())
+
+
+# -- looking at the weights --------------------------------------------------------------------------------
+
+
+# Downloads that go on where they stopped, in this process or in a later one.
+
+
+MOST_BYTES = 200 * 10**9
+"""Of a model whose size is not known: 100 billion parameters in 16 bits."""
+MOST_FILE_BYTES = 60 * 10**9
+"""Of a file of training data: more than any host takes."""
+_BESIDE_WEIGHTS = 10**9
+"""Tokenizers, configurations, archives."""
+_STALLS = 5
+_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+
+
+class Stream(Protocol):
+    """An answer whose body is read piece by piece: httpx's, or an SDK's streaming answer. Errors (status >=
+    400) are raised by whatever opens it."""
+
+    @property
+    def status_code(self) -> int: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    def iter_bytes(self) -> Iterator[bytes]: ...
+
+
+Opener = Callable[[dict[str, str]], AbstractContextManager[Stream]]
+"""Sends the GET with these further headers."""
+
+
+def fetch(
+    wire: Wire,
+    open_stream: Opener,
+    file: Path,
+    *,
+    limit_bytes: int,
+    progress: Progress | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Path:
+    """Downloads into `file`, whose folder is made for this user alone: others may write beside it, and what
+    lies in it is gone on with. What has come so far is in `file` + `.part`, and a later call goes on from
+    there when the host can (Range) and says that its file is still the same (ETag).
+
+    Gives up after five tries in a row that brought nothing. Raises `ProviderError`, `ArtifactRefused` for
+    more than `limit_bytes` and `PermissionError` where the folder is another user's.
+    """
+    own_folder(file.parent)
+    part = _Part(file, limit_bytes)
+    stalls = 0
+    while not part.whole:
+        before = part.size
+        try:
+            wire.once(lambda: _receive(wire.provider, open_stream, part, progress), expect=_Part)
+        except ProviderError as error:
+            stalls = 0 if part.size > before else stalls + 1
+            if not error.retryable or stalls >= _STALLS:
+                raise
+            sleep(error.retry_after_s if error.retry_after_s is not None else min(8.0, 0.25 * 2**stalls))
+        else:
+            break
+    part.finish()
+    return file
+
+
+def fetch_by_id(
+    wire: Wire, files: Any, id: str, file: Path, limit_bytes: int, progress: Progress | None = None
+) -> None:
+    """As `fetch`, of one of the account's files; `files` is that part of an SDK's client."""
+    content = files.with_streaming_response.content
+    fetch(
+        wire,
+        lambda headers: content(id, extra_headers=headers),
+        file,
+        limit_bytes=limit_bytes,
+        progress=progress,
+    )
+
+
+def limit_bytes(config: HostConfig, params_b: float | None) -> int:
+    """The most that a download may bring: what the user set, else what the base model with `params_b` billion
+    parameters takes in 32 bits, twice what any host sends."""
+    if config.max_download_bytes is not None:
+        return config.max_download_bytes
+    return MOST_BYTES if params_b is None else int(4e9 * params_b) + _BESIDE_WEIGHTS
+
+
+def work_folder(config: HostConfig) -> Path:
+    """Where data files are written before they are sent: `home` in the host's options, else the cache."""
+    if home := config.options.get("home"):
+        return private_folder(Path(str(home)).expanduser() / "data")
+    import platformdirs
+
+    return private_folder(Path(platformdirs.user_cache_dir("orchestrate")) / "data")
+
+
+def safe_url(provider: str, url: object) -> str:
+    """A signed URL that training data or weights may travel over. Raises `UnexpectedAnswer`."""
+    parts = urlsplit(url) if isinstance(url, str) else urlsplit("")
+    if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or "")):
+        return str(url)
+    raise UnexpectedAnswer(provider, "the host gave no https URL for a file")
+
+
+def signed(http: httpx.Client, url: str) -> Opener:
+    """Opens a signed URL with a client that carries no key of ours."""
+
+    @contextmanager
+    def opened(headers: dict[str, str]) -> Generator[httpx.Response]:
+        with http.stream("GET", url, headers=headers) as answer:
+            if answer.status_code >= 300:
+                answer.read()  # the words of the refusal are in the body
+                answer.raise_for_status()
+            yield answer
+
+    return opened
+
+
+class _Part:
+    """The unfinished file and, beside it, which version of the host's file it is a part of."""
+
+    def __init__(self, file: Path, limit: int) -> None:
+        self.file, self.limit = file, limit
+        self.path = file.with_name(file.name + ".part")
+        self._about = file.with_name(file.name + ".part.json")
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    @property
+    def etag(self) -> str | None:
+        return self._known().get("etag")
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of it came before and only the last rename is missing."""
+        return self.size > 0 and self.size == self._known().get("total")
+
+    def start_over(self, etag: str | None = None, total: int | None = None) -> None:
+        open(self.path, "wb", opener=opener).close()
+        write_whole(self._about, json.dumps({"etag": etag, "total": total}).encode())
+
+    def _known(self) -> dict[str, Any]:
+        try:
+            return json.loads(self._about.read_bytes())
+        except (OSError, ValueError):
+            return {}
+
+    def refuse(self) -> ArtifactRefused:
+        self.path.unlink(missing_ok=True)
+        self._about.unlink(missing_ok=True)
+        return too_large(self.limit)
+
+    def finish(self) -> None:
+        move_into_place(self.path, self.file)
+        self._about.unlink(missing_ok=True)
+
+
+def _receive(provider: str, open_stream: Opener, part: _Part, progress: Progress | None) -> _Part:
+    with open_stream(_resume_headers(part)) as answer:
+        # Unpacked on the way, a few bytes fill the memory, or none come for ever, before one can be counted.
+        if (packing := answer.headers.get("content-encoding", "identity")) != "identity":
+            raise UnexpectedAnswer(
+                provider, f"the file comes packed as {packing[:40]!r}, which was not asked for"
+            )
+        start, total = _place(answer)
+        etag = answer.headers.get("etag")
+        if total is not None and total > part.limit:
+            raise part.refuse()
+        if answer.status_code != 206 or start != part.size or (part.etag and etag != part.etag):
+            if answer.status_code == 206 and start != 0:
+                part.start_over()
+                raise _again(provider, "the host's file has changed since the download began")
+            part.start_over(etag, total)
+        most = part.limit if total is None else total
+        with _room(part.path), open(part.path, "ab", opener=opener) as out:
+            done = out.tell()
+            for chunk in answer.iter_bytes():
+                done += len(chunk)
+                if done > most:
+                    break
+                out.write(chunk)
+                if progress is not None:
+                    progress(done, total if total is not None else done)
+    if total is None and done > most:
+        raise part.refuse()
+    if total is not None and done != total:
+        if done > total:
+            part.start_over()
+        raise _again(provider, f"only {done} of {total} bytes arrived")
+    return part
+
+
+@contextmanager
+def _room(file: Path) -> Generator[None]:
+    """A full disk is no fault of the host, and asking it again is no help."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise SetupError(
+            f"no room for {file}: {error.strerror}",
+            fix="make room there; the same command goes on where this one stopped",
+        ) from error
+
+
+def _resume_headers(part: _Part) -> dict[str, str]:
+    # Without an ETag nothing proves that the rest belongs to the same file, so it is fetched anew. Packing
+    # on the way would make the lengths and places mean something else.
+    headers = {"Accept-Encoding": "identity"}
+    if part.size and part.etag:
+        headers |= {"Range": f"bytes={part.size}-", "If-Range": part.etag}
+    return headers
+
+
+def _place(answer: Stream) -> tuple[int, int | None]:
+    """(first byte, size of the whole file or None)."""
+    if answer.status_code == 206:
+        match = _RANGE.match(answer.headers.get("content-range", ""))
+        if match:
+            return int(match.group(1)), None if match.group(2) == "*" else int(match.group(2))
+    length = answer.headers.get("content-length", "")
+    return 0, int(length) if length.isascii() and length.isdigit() else None
+
+
+def _again(provider: str, reason: str) -> UnexpectedAnswer:
+    error = UnexpectedAnswer(provider, reason)
+    error.retryable = True
+    return error
+
+
+# Downloaded models that are kept beside their description, so that they are fetched once.
+
+
+def read(folder: Path) -> Artifact | None:
+    """The model in `folder`, when all its files are there with the hashes that they came with.
+
+    A folder that is damaged or was never finished is cleared away, so that it can be fetched again.
+    """
+    artifact = described(folder)
+    if artifact is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    with suppress(OSError):
+        if all(sha256(folder / file.path) == file.sha256 for file in artifact.files):
+            return artifact
+    _description(folder).unlink()
+    shutil.rmtree(folder)
+    return None
+
+
+def described(folder: Path) -> Artifact | None:
+    """The model as it was written down when it was whole; its files are not looked at."""
+    try:
+        return Artifact.from_json(_description(folder).read_bytes())
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def write(folder: Path, artifact: Artifact) -> None:
+    """Written last: a description means that the folder is whole."""
+    write_whole(_description(folder), artifact.to_json())
+
+
+def _description(folder: Path) -> Path:
+    return folder.parent / f"{folder.name}.json"

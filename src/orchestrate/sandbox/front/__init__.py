@@ -1,1 +1,0 @@
-"""What every request passes, and the pages that are the sandbox's own."""

@@ -1,0 +1,394 @@
+"""What several stand-ins share."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import tarfile
+from collections.abc import AsyncIterator, Iterable, Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from pydantic import ConfigDict, Field
+from starlette.responses import Response, StreamingResponse
+
+from orchestrate import costing
+from orchestrate.catalog import HostModel, lookup, resolve
+from orchestrate.core.files import new_folder, whole
+from orchestrate.core.zstd import zstd
+from orchestrate.costing import lines
+from orchestrate.data.rows import ChatExample, CompletionExample, Example, TextExample
+from orchestrate.errors import DataError, OrchestrateError
+from orchestrate.http.wire.openai import chat
+from orchestrate.profile import profile
+from orchestrate.sandbox import uploads
+from orchestrate.sandbox.host import Body, Host, HostError, json_answer, parse
+from orchestrate.sandbox.jobs import BROUGHT, Job, brought_at
+from orchestrate.sandbox.state import token
+from orchestrate.spec import DPO, RFT, SFT, Full, JobSpec, LoRA
+from orchestrate.types import Message, Reply, decoding
+
+# What a job costs on its host, by the same rates and rules as quotes; and which models a host has.
+
+
+MTOK = Decimal(1_000_000)
+
+
+def base_model(name: str, host: str, *, undated: bool = False) -> HostModel | None:
+    """A host's own id of a base model, from the catalog; `None` for names that the host does not know.
+    `undated`: it takes names without a date, too, and resolves them."""
+    model = lookup(name)
+    if model is None or (found := model.hosts.get(host)) is None:
+        return None
+    known = (model.name, *model.aliases) if undated else model.aliases
+    return found if name in (found.id, *known) else None
+
+
+def context_of(name: str, host: str, kind: str) -> int | None:
+    """Most tokens of a training row."""
+    return resolve(name, host).context(kind)
+
+
+def tokenizer_of(base: str, host: str) -> str:
+    """The counter that quotes use for this model."""
+    return costing.tokenizer_for(resolve(base, host))
+
+
+def training_usd(host: str, job: Job, *, full: bool = False, tokens: int | None = None) -> Decimal | None:
+    """The price of the whole job, its minimum included; `None` where no price is published. `tokens` are
+    those billed, where they are not simply the file's in each epoch."""
+    today = datetime.fromtimestamp(job.created_at, UTC).date()
+    try:
+        resolved = resolve(job.base, host, today)
+    except OrchestrateError:
+        return None
+    method = {"sft": SFT(), "dpo": DPO(), "rft": RFT(grader={"type": "any"})}[job.kind]
+    spec = JobSpec(model=job.base, train="-", method=method, adapter=Full() if full else LoRA())
+    prices = costing.Prices(host, on=today)
+    rate = costing.training_rate(resolved, spec, profile(host), prices)
+    if rate is None or rate.usd_per_mtok is None:
+        return None
+    usd = rate.usd_per_mtok * (job.tokens * job.epochs if tokens is None else tokens) / MTOK
+    minimum = prices.of("minimum", resolved)
+    if minimum is not None:
+        usd += lines.minimum_top_up(usd, minimum.usd)
+    return usd
+
+
+def nano_usd(usd: Decimal | None) -> int:
+    """Together's unit of prices: 1e-9 dollars."""
+    return int((usd or Decimal(0)) * 1_000_000_000)
+
+
+def money(usd: Decimal) -> dict[str, object]:
+    """Fireworks' form: whole units as a string, and nanos."""
+    whole = int(usd)
+    return {"currencyCode": "USD", "units": str(whole), "nanos": int((usd - whole) * 1_000_000_000)}
+
+
+# Chat completions, as all three hosts answer them.
+
+
+DEFAULT_MAX_TOKENS = 256
+
+
+class ChatMessage(Body):
+    model_config = ConfigDict(extra="ignore")
+
+    role: str
+    content: str | list[dict[str, Any]] | None = None
+
+    def text(self) -> str:
+        if isinstance(self.content, list):
+            return "".join(str(part.get("text", "")) for part in self.content)
+        return self.content or ""
+
+
+class ChatRequest(Body):
+    """What is used of a request; the many other parameters of the hosts are taken and ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: str
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    n: Annotated[int, Field(ge=1, le=1)] | None = None
+    stream: bool | None = None
+
+
+def parse_chat(values: dict[str, Any]) -> ChatRequest:
+    return parse(ChatRequest, values)
+
+
+def complete(host: Host, asked: ChatRequest, job: Job | None, step: int | None = None) -> Response:
+    """The answer of a job's tuned model, or without a job of the base model's stand-in."""
+    messages = [Message(role=m.role, content=m.text()) for m in asked.messages]
+    most = asked.max_completion_tokens or asked.max_tokens or DEFAULT_MAX_TOKENS
+    try:
+        reply = host.trainer.reply(job, step, messages, max_tokens=most, temperature=asked.temperature or 0.0)
+    except FileNotFoundError as error:
+        raise HostError(404, f"the weights of {asked.model} are gone", code="model_not_found") from error
+    except DataError as error:
+        raise HostError(400, error.message, code="context_length_exceeded", param="messages") from error
+    body = _body(host, asked, reply)
+    if asked.stream:
+        return StreamingResponse(_stream(body, reply), media_type="text/event-stream")
+    return json_answer(body)
+
+
+def _body(host: Host, asked: ChatRequest, reply: Reply) -> dict[str, Any]:
+    message = chat.message(reply.content, refusal=None)
+    body = chat.completion(
+        f"chatcmpl-{token()}",
+        int(host.clock.now()),
+        asked.model,
+        [chat.choice(0, message, reply.finish_reason or "stop")],
+        chat.usage(reply.prompt_tokens or 0, reply.completion_tokens or 0),
+    )
+    return {**body, "sandbox": True, "sandbox_model": reply.model}
+
+
+def _stream(body: dict[str, Any], reply: Reply) -> Iterator[str]:
+    """A chunk for each word, with the space before it, and one that ends it."""
+    base = {**body, "object": chat.CHUNK}
+    del base["usage"]
+    first, *more = re.findall(r"\s*\S+|\s+", reply.content) or [""]
+    deltas: list[dict[str, str]] = [{"role": "assistant", "content": first}]
+    for delta in [*deltas, *({"content": word} for word in more)]:
+        yield chat.event({**base, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
+    ended = reply.finish_reason or "stop"
+    yield chat.event({**base, "choices": [{"index": 0, "delta": {}, "finish_reason": ended}]})
+    yield chat.DONE
+
+
+# The tuned weights as files: Together's archives.
+
+
+_SHIPPED = {".safetensors", ".json", ".jinja", ".txt", ".model"}
+
+
+def weights(host: Host, job: Job, step: int | None = None) -> list[Path]:
+    """Files of the adapter, without what only the trainer needs. Raises `HostError` 404."""
+    try:
+        folder = host.trainer.adapter(job, step)
+    except FileNotFoundError as error:
+        raise HostError(404, f"job {job.id} has no such weights", code="not_found") from error
+    return sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in _SHIPPED)
+
+
+def pack(host: Host, job: Job, *, merged: bool, step: int | None) -> Path:
+    """A .tar.zst of the adapter, or of the merged model; made once."""
+    target = host.state.files / f"{job.id}-{'merged' if merged else 'adapter'}-{step or 'final'}.tar.zst"
+    if target.exists():
+        return target
+    files = host.trainer.merged(job, step) if merged else weights(host, job, step)
+    with (
+        whole(target) as draft,
+        zstd.ZstdFile(draft, "w", level=3) as out,
+        tarfile.open(fileobj=out, mode="w|") as tar,
+    ):
+        for file in files:
+            tar.add(file, arcname=file.name)
+    return target
+
+
+# Adapters that a user brings: files that were uploaded, held as a job that has always been over.
+
+
+KIND = BROUGHT
+FILES = {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def folder_of(host: Host, id: str) -> Path:
+    """Where the files of an adapter lie; made."""
+    return new_folder(brought_at(host.state.runs, host.name, id))
+
+
+def add(host: Host, id: str, name: str, base: str) -> Job:
+    """Files that are there become an adapter that can be deployed. Raises `HostError` for what is none."""
+    job = made(host, id, name, base)
+    keep(host, job)
+    return job
+
+
+def keep(host: Host, job: Job) -> None:
+    host.state.put(host.name, KIND, job.id, job.to_dict())
+
+
+def every(host: Host) -> Iterator[Job]:
+    for values in host.state.all(host.name, KIND):
+        yield Job.from_dict(values)
+
+
+def found(host: Host, id: str) -> Job | None:
+    values = host.state.get(host.name, KIND, id)
+    return Job.from_dict(values) if values else None
+
+
+def made(host: Host, id: str, name: str, base: str) -> Job:
+    """As `add`, and not kept."""
+    config = _config(folder_of(host, id))
+    now = host.clock.now()
+    return Job(
+        id=id,
+        host=host.name,
+        kind=KIND,
+        model=base,
+        base=base,
+        body={"config": config},
+        training_file="",
+        trained=True,
+        lora_rank=int(config["r"]),
+        output=name,
+        created_at=now,
+        validated_at=now,
+        started_at=now,
+        trained_at=now,
+        finished_at=now,
+    )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    there = {file.name for file in folder.iterdir()}
+    if there != FILES:
+        raise HostError(
+            400, f"an adapter is {', '.join(sorted(FILES))}; got {', '.join(sorted(there)) or 'none'}"
+        )
+    try:
+        config = json.loads((folder / "adapter_config.json").read_bytes())
+        with (folder / "adapter_model.safetensors").open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            names = [n for n in json.loads(file.read(length)) if n != "__metadata__"]
+    except (ValueError, struct.error) as error:
+        raise HostError(400, f"the files are not an adapter of PEFT's: {error}") from error
+    if config.get("peft_type") != "LORA" or not isinstance(config.get("r"), int):
+        raise HostError(400, "adapter_config.json is not that of a LoRA adapter")
+    if other := [name for name in names if ".lora_A." not in name and ".lora_B." not in name]:
+        raise HostError(400, f"unexpected tensors: {', '.join(other[:3])}")
+    return config
+
+
+# Uploaded files as the three hosts share them: bytes on disk, a record, and what was found in the rows.
+
+
+class StoredFile(msgspec.Struct, kw_only=True):
+    """One file. `checked_at` is when the host has looked at it."""
+
+    id: str
+    name: str
+    purpose: str
+    bytes: int
+    created_at: float
+    checked_at: float
+    report: uploads.Report | None = None
+    extra: dict[str, Any] = {}
+
+
+class Files:
+    """The files of one host."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    def path(self, id: str) -> Path:
+        return self.host.state.files / id
+
+    def add(self, id: str, name: str, purpose: str, size: int, **extra: Any) -> StoredFile:
+        """Records bytes that lie at `path(id)` and looks at their rows when they are for training."""
+        now = self.host.clock.now()
+        file = StoredFile(
+            id=id,
+            name=name,
+            purpose=purpose,
+            bytes=size,
+            created_at=now,
+            checked_at=now + self.host.wait("file"),
+            extra=extra,
+        )
+        if purpose in ("fine-tune", "eval") and not name.endswith(".parquet"):
+            file.report = uploads.examine(self.path(id), self.host.taken)
+        self.save(file)
+        return file
+
+    def save(self, file: StoredFile) -> None:
+        self.host.state.put(self.host.name, "file", file.id, msgspec.to_builtins(file))
+
+    def get(self, id: str) -> StoredFile | None:
+        values = self.host.state.get(self.host.name, "file", id)
+        return decoding.convert(values, StoredFile) if values else None
+
+    def all(self, *, after: str | None = None) -> Iterable[StoredFile]:
+        for values in self.host.state.all(self.host.name, "file", after=after):
+            yield decoding.convert(values, StoredFile)
+
+    def remove(self, id: str) -> bool:
+        self.path(id).unlink(missing_ok=True)
+        return self.host.state.delete(self.host.name, "file", id)
+
+    def ready(self, file: StoredFile) -> bool:
+        return self.host.clock.now() >= file.checked_at
+
+    def tokens(self, file: StoredFile, tokenizer: str) -> int:
+        """Tokens of all its rows, counted once for each tokenizer."""
+        if file.report is None or file.report.error is not None:
+            return 0
+        if tokenizer not in file.report.tokens:
+            file.report.tokens[tokenizer] = uploads.tokens(self.path(file.id), self.host.taken, tokenizer)
+            self.save(file)
+        return file.report.tokens[tokenizer]
+
+
+async def store_stream(path: Path, chunks: AsyncIterator[bytes], most: int | None = None) -> int:
+    """Writes a request's body to `path` in one step. Raises `HostError` 413 above `most` bytes."""
+    size = 0
+    with whole(path) as draft, draft.open("wb") as out:
+        async for chunk in chunks:
+            size += len(chunk)
+            if most is not None and size > most:
+                raise HostError(413, f"the upload is larger than {most} bytes")
+            out.write(chunk)
+    return size
+
+
+# How rows become tokens, and which of them carry loss, for the hosts that show it.
+
+
+def trainer_tokenizer(host: Host) -> Any:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(Path(host.trainer.model) / "tokenizer.json"))
+
+
+def encoded(tokenizer: Any, example: Example, *, inputs: bool = False) -> tuple[list[int], list[bool]]:
+    """The ids of a row, and whether each carries loss; with `inputs` all do."""
+    ids: list[int] = []
+    learnt: list[bool] = []
+    for text, trained in _pieces(example, inputs):
+        found: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        ids += found
+        learnt += [trained] * len(found)
+    return ids, learnt
+
+
+def _pieces(example: Example, inputs: bool) -> Iterator[tuple[str, bool]]:
+    """The text of a row, and whether each piece carries loss."""
+    match example:
+        case ChatExample():
+            for message in example.messages:
+                learnt = inputs or (message.role == "assistant" and message.weight != 0)
+                yield f"<|im_start|>{message.role}\n", inputs
+                yield f"{message.text}<|im_end|>", learnt
+                yield "\n", inputs
+        case CompletionExample():
+            yield example.prompt, inputs
+            yield example.completion, True
+        case TextExample():
+            yield example.text, True
+        case _:
+            return

@@ -1,0 +1,593 @@
+"""What happens behind a job."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import msgspec
+
+from orchestrate.core.files import new_folder, whole, write_whole
+from orchestrate.core.tensors import header_bytes, tensors
+from orchestrate.errors import DataError, RunFailed
+from orchestrate.local import Adapter, Generator, Hyper, LocalJob, RunDir, launch, resume
+from orchestrate.local.answers.worker import Worker
+from orchestrate.local.job import Method, Preferences, Supervised
+from orchestrate.local.run.checkpoints import Progress
+from orchestrate.sandbox.jobs import BROUGHT, DEFAULT_BETA, Job, Phase, Settings, Trouble, brought_at
+from orchestrate.sandbox.uploads import Taken, write_canonical
+from orchestrate.types import Message, MetricPoint, Reply
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from orchestrate.sandbox.state import Clock, State
+
+    Array = npt.NDArray[np.float32]
+
+# Answers of the stand-in model and of what was tuned from it.
+
+
+GATHERING_S = 0.01
+"""Those whose answers came just now ask again within this time, and need not wait for another batch."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    adapter: Path | None
+    messages: Sequence[Message]
+    max_tokens: int
+    temperature: float
+    reply: Future[Reply] = field(default_factory=Future[Reply])
+
+    def beside(self, other: _Asked) -> bool:
+        """Whether both can be answered at once. What is drawn by chance would depend on the company."""
+        greedy = self.temperature == other.temperature == 0
+        return greedy and (self.adapter, self.max_tokens) == (other.adapter, other.max_tokens)
+
+
+class Generators:
+    """All from one process, which holds the stand-in and the adapter that was asked for last. Requests that
+    come while others are being answered are answered together, each as if it were alone."""
+
+    def __init__(self, model: str, threads: int, start: Callable[..., Generator] = Generator) -> None:
+        """`start`: of what answers for an adapter."""
+        self.model = model
+        self.threads = threads
+        self._start = start
+        self._answering = threading.Lock()
+        self._queue = threading.Lock()
+        self._waiting: list[_Asked] = []
+        self._worker = Worker()
+        self._known: dict[Path | None, Generator] = {}
+        self._closed = False
+
+    def reply(
+        self, adapter: Path | None, messages: Sequence[Message], *, max_tokens: int, temperature: float
+    ) -> Reply:
+        """Without an adapter the stand-in itself answers. Raises what `Generator` raises."""
+        asked = _Asked(adapter, messages, max_tokens, temperature)
+        with self._queue:
+            self._waiting.append(asked)
+        with self._answering:
+            if not asked.reply.done():  # else answered with the one before
+                if temperature == 0:
+                    time.sleep(GATHERING_S)
+                self._answer(asked)
+        return asked.reply.result()
+
+    def _answer(self, first: _Asked) -> None:
+        with self._queue:
+            together = [one for one in self._waiting if one is first or one.beside(first)]
+            self._waiting = [one for one in self._waiting if one not in together]
+        try:
+            if self._closed:  # those who still wait start no process that nobody ends
+                raise RunFailed("the sandbox has ended")
+            replies = self._generator(first.adapter).attempt(
+                [one.messages for one in together],
+                max_tokens=first.max_tokens,
+                temperature=first.temperature,
+                rounding="mended" if first.temperature == 0 else "left",
+            )
+        except BaseException as error:  # noqa: BLE001  each of those who asked is told
+            for one in together:
+                one.reply.set_exception(error)
+            return
+        for one, reply in zip(together, replies, strict=True):
+            if isinstance(reply, DataError):
+                one.reply.set_exception(reply)
+            else:
+                one.reply.set_result(reply)
+
+    def _generator(self, adapter: Path | None) -> Generator:
+        if adapter not in self._known:
+            self._known[adapter] = self._start(
+                self.model, adapter, threads=self.threads, device="cpu", worker=self._worker
+            )
+        return self._known[adapter]
+
+    def close(self) -> None:
+        with self._answering:
+            self._closed = True
+            self._worker.close()
+
+
+# A LoRA adapter added into its base model, with numpy alone: for small models, all tensors in memory.
+
+
+_PREFIX = "base_model.model."
+
+
+def merge(base: Path, adapter: Path, target: Path) -> Path:
+    """Writes the merged model, in 32 bits, with the base's configuration and tokenizer, to `target`.
+
+    `W + alpha / r * B @ A` for each adapted weight. Raises `KeyError` when the adapter does not fit the base.
+    """
+    weights = read_tensors(base / "model.safetensors")
+    delta = read_tensors(adapter / "adapter_model.safetensors")
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    for name, a in delta.items():
+        if ".lora_A." not in name:
+            continue
+        key = name.removeprefix(_PREFIX).partition(".lora_A.")[0] + ".weight"
+        b = delta[name.replace(".lora_A.", ".lora_B.")]
+        scale = config["lora_alpha"] / (a.shape[0] ** 0.5 if config.get("use_rslora") else a.shape[0])
+        weights[key] = weights[key] + scale * (b @ a)
+    new_folder(target)
+    for file in base.iterdir():
+        if file.suffix in (".json", ".jinja"):
+            write_whole(target / file.name, file.read_bytes())
+    shape = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    shape.pop("torch_dtype", None)
+    write_whole(target / "config.json", json.dumps({**shape, "dtype": "float32"}, indent=1).encode())
+    write_tensors(target / "model.safetensors", weights, {"format": "pt"})
+    return target
+
+
+def read_tensors(path: Path) -> dict[str, Array]:
+    """All tensors as 32-bit floats; F32, F16 and BF16 are read."""
+    import numpy as np
+
+    data = memoryview(path.read_bytes())[8 + len(header_bytes(path)) :]
+    found: dict[str, Array] = {}
+    for name, tensor in tensors(path).items():
+        raw = data[slice(*tensor.data_offsets)]
+        if tensor.dtype == "BF16":  # the upper half of a 32-bit float
+            values = (np.frombuffer(raw, np.uint16).astype(np.uint32) << 16).view(np.float32)
+        else:
+            values = np.frombuffer(raw, {"F32": np.float32, "F16": np.float16}[tensor.dtype])
+        found[name] = values.astype(np.float32).reshape(tensor.shape)
+    return found
+
+
+def write_tensors(path: Path, weights: dict[str, Array], metadata: dict[str, str]) -> None:
+    """A safetensors file of 32-bit floats, written in one step."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    at = 0
+    for name, values in weights.items():
+        header[name] = {"dtype": "F32", "shape": list(values.shape), "data_offsets": [at, at + values.nbytes]}
+        at += values.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with whole(path) as draft, draft.open("wb") as out:
+        out.write(struct.pack("<Q", len(text)) + text)
+        for values in weights.values():
+            out.write(values.tobytes())
+
+
+# What jobs that are not trained show: values from a formula, and an adapter that changes nothing.
+
+
+NOT_TRAINED = "sandbox_not_trained"
+ANSWER = "[sandbox] This model was not trained and does not answer; start the sandbox with training on."
+_MOST_POINTS = 200
+_HIDDEN = 8
+
+
+def made_up_metrics(job: Job, now: float) -> list[MetricPoint]:
+    """A falling curve up to the step reached, at most 200 points; the same for the same job."""
+    total, done = job.total_steps, job.step(now)
+    start = job.started_at or now
+    span = (job.trained_at or now) - start
+    every = max(1, total // _MOST_POINTS)
+    points: list[MetricPoint] = []
+    for step in range(every, done + 1, every):
+        share = step / total
+        loss = 0.4 + 2.1 * math.exp(-4 * share) + 0.05 * math.sin(step * 1.7 + job.seed % 7)
+        values = {
+            "train_loss": round(loss, 5),
+            "train_accuracy": round(min(1.0, 1.1 - loss / 3), 5),
+            "learning_rate": job.learning_rate * (1 - share),
+            "grad_norm": round(0.5 + share, 5),
+            "tokens": float(int(job.tokens * job.epochs * share)),
+            NOT_TRAINED: 1.0,
+        }
+        if job.validation_file and (step == done or step % max(1, total // 4) < every):
+            values |= {
+                "valid_loss": round(loss + 0.1, 5),
+                "valid_accuracy": round(min(1.0, 1.05 - loss / 3), 5),
+            }
+        at = datetime.fromtimestamp(start + span * share, UTC)
+        points.append(MetricPoint(step=step, values=values, at=at, epoch=job.epochs * share))
+    return points
+
+
+def placeholder_adapter(folder: Path, job: Job) -> Path:
+    """A LoRA adapter in PEFT's layout whose weights are all zero; made once."""
+    if (folder / "adapter_config.json").exists():
+        return folder
+    new_folder(folder)
+    rank = job.lora_rank
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+    shapes = {name.format("A"): [rank, _HIDDEN], name.format("B"): [_HIDDEN, rank]}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", NOT_TRAINED: "true", "job": job.id}}
+    at = 0
+    for tensor, shape in shapes.items():
+        size = 4 * shape[0] * shape[1]
+        header[tensor] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    write_whole(folder / "adapter_model.safetensors", struct.pack("<Q", len(text)) + text + bytes(at))
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": job.base,
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "lora_dropout": 0.0,
+        "target_modules": ["q_proj"],
+        NOT_TRAINED: True,
+    }
+    write_whole(folder / "adapter_config.json", json.dumps(config, indent=1).encode())
+    return folder
+
+
+# Training behind the hosts: jobs wait for a free slot and are trained by the local engine, one process
+# each.
+
+
+POLL_S = 0.25
+TINY_RATE, TINY_DPO_RATE = 2e-3, 5e-4
+"""Rates that suit the tiny stand-in model; what is asked is scaled from the usual rate to these."""
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """One checkpoint: its step and, when the job is trained, the folder with its adapter."""
+
+    step: int
+    at: float
+    folder: Path | None
+
+
+class JobStore(Protocol):
+    """The jobs of one host, as the trainer sees them."""
+
+    name: ClassVar[str]
+    taken: ClassVar[Taken]
+    usual_rate: ClassVar[float]
+
+    def job(self, id: str) -> Job | None: ...
+    def wait(self, name: str) -> float: ...
+    def change(self, id: str, act: Callable[[Job, float], bool]) -> tuple[Job, bool]: ...
+
+
+class Trainer:
+    """Starts, watches and steers the engine's workers for all hosts of one sandbox."""
+
+    def __init__(
+        self,
+        state: State,
+        clock: Clock,
+        settings: Settings,
+        *,
+        model: str,
+        slots: int,
+        threads: int,
+        start: Callable[[RunDir], None] | None = None,
+    ) -> None:
+        self.state = state
+        self.clock = clock
+        self.settings = settings
+        self.model = model
+        self.slots = slots
+        self.threads = threads
+        self._start_worker = start
+        self._hosts: Mapping[str, JobStore] = {}
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._active: dict[tuple[str, str], None] = {}
+        self._lock = threading.Lock()
+        self._generators = Generators(model, threads)
+        self._thread: threading.Thread | None = None
+
+    # -- life ----------------------------------------------------------------------------------------------
+
+    def start(self, hosts: Mapping[str, JobStore]) -> None:
+        """Takes up the jobs that an earlier sandbox on this home left, and watches from now on."""
+        self._hosts = hosts
+        now = self.clock.now()
+        for host in hosts.values():
+            for values in self.state.all(host.name, "job", where=("$.trained", "1"), newest_first=False):
+                job = Job.from_dict(values)
+                if not job.phase(now).ended:
+                    self._active[host.name, job.id] = None
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="sandbox-trainer")
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Pauses what is running; the next sandbox on this home goes on with it."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+        running = [run for run in map(self._run_of, self._active) if run.exists() and run.alive()]
+        for run in running:
+            run.ask("pause")
+        deadline = threading.Event()
+        for _ in range(100):
+            if not any(run.alive() for run in running):
+                break
+            deadline.wait(0.1)
+        self._generators.close()
+
+    def take(self, job: Job) -> None:
+        """Puts a new job that shall be trained into the queue."""
+        with self._lock:
+            self._active[job.host, job.id] = None
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Makes the watcher look at once."""
+        self._wake.set()
+
+    def _watch(self) -> None:
+        while not self._stop.is_set():
+            self._wake.wait(POLL_S)
+            self._wake.clear()
+            with self._lock:
+                active = list(self._active)
+            for host, id in active:
+                if self._stop.is_set():
+                    return
+                if self._advance(self._hosts[host], id):
+                    with self._lock:
+                        self._active.pop((host, id), None)
+
+    # -- one job -------------------------------------------------------------------------------------------
+
+    def _advance(self, host: JobStore, id: str) -> bool:
+        """Brings one job on; True when there is nothing left to do for it."""
+        job = host.job(id)
+        if job is None:
+            return True
+        now = self.clock.now()
+        run = self._run_of((host.name, id))
+        match job.phase(now):
+            case Phase.CANCELLING | Phase.CANCELLED:
+                if run.exists():
+                    run.ask("cancel")
+                return True
+            case Phase.PAUSED:
+                if run.exists() and run.alive() and run.asked() is None:
+                    run.ask("pause")
+            case Phase.QUEUED:
+                waited = now >= job.validated_at + host.wait("queued")
+                if waited and self._running() < self.slots:
+                    self._begin(host, job, run)
+            case Phase.RUNNING:
+                self._follow(host, job, run)
+            case Phase.VALIDATING:
+                pass
+            case _:
+                return True
+        return False
+
+    def _running(self) -> int:
+        now = self.clock.now()
+        jobs = (self._hosts[host].job(id) for host, id in list(self._active))
+        return sum(1 for job in jobs if job is not None and job.phase(now) is Phase.RUNNING)
+
+    def _begin(self, host: JobStore, job: Job, run: RunDir) -> None:
+        try:
+            local = self._local_job(job, run.ref)
+            launch(local, self.state.runs, self._start_worker)
+        except Exception as error:  # noqa: BLE001  whatever prevents the start fails the job, not the sandbox
+            self._fail(host, job, f"the sandbox could not start the training: {error}")
+            return
+        _set(host, job.id, started_at=self.clock.now())
+
+    def _follow(self, host: JobStore, job: Job, run: RunDir) -> None:
+        state = run.state()
+        now = self.clock.now()
+        if state.status in ("paused", "interrupted"):
+            resume(run, self._start_worker)
+        elif state.status == "succeeded":
+            _set(
+                host,
+                job.id,
+                trained_at=now,
+                finished_at=now + host.wait("finalizing"),
+                engine_step=state.step,
+                engine_steps=state.total_steps,
+                engine_epoch=state.epoch,
+                early_stopped=state.early_stopped,
+            )
+        elif state.terminal:
+            message = state.error.message if state.error else f"the training ended as {state.status}"
+            self._fail(host, job, message)
+        elif (state.step, state.total_steps) != (job.engine_step, job.engine_steps):
+            _set(
+                host,
+                job.id,
+                engine_step=state.step,
+                engine_steps=state.total_steps,
+                engine_epoch=state.epoch,
+            )
+
+    def _fail(self, host: JobStore, job: Job, message: str) -> None:
+        _set(
+            host, job.id, failed_at=self.clock.now(), trouble=Trouble(message=message, code="training_failed")
+        )
+
+    def _run_of(self, key: tuple[str, str]) -> RunDir:
+        return RunDir(self.state.runs / f"{key[0]}-{key[1]}")
+
+    def _local_job(self, job: Job, ref: str) -> LocalJob:
+        """The job in the engine's words, its rows written beside the uploads."""
+        train = self._rows(job, job.training_file)
+        return LocalJob(
+            ref=ref,
+            model=self.model,
+            model_name=job.model,
+            train=str(train),
+            validation=str(self._rows(job, job.validation_file)) if job.validation_file else None,
+            method=_method(job),
+            adapter=Adapter(type="lora", r=job.lora_rank, alpha=2.0 * job.lora_rank, dropout=0.0),
+            hyper=Hyper(
+                epochs=job.epochs,
+                learning_rate=self._tiny_rate(job),
+                batch_size=min(job.batch_size, max(1, job.examples)),
+                evals=job.evals or None,
+                checkpoints=job.checkpoints,
+            ),
+            seed=job.seed,
+            threads=self.threads,
+            device="cpu",
+            continue_from=str(folder) if (folder := self._continued(job)) else None,
+            created_at=datetime.fromtimestamp(job.created_at, UTC),
+        )
+
+    def _tiny_rate(self, job: Job) -> float:
+        """The stand-in's learning rate: what was asked, relative to what is usual on the host, in bounds."""
+        usual = TINY_DPO_RATE if job.kind == "dpo" else TINY_RATE
+        return min(5e-3, max(5e-5, usual * job.learning_rate / self._hosts[job.host].usual_rate))
+
+    def _rows(self, job: Job, file: str) -> Path:
+        target = self.state.files / f"{file}.canonical.jsonl"
+        if not target.exists():
+            with whole(target) as draft:
+                write_canonical(
+                    self.state.files / file, self._hosts[job.host].taken, draft, rl=job.kind == "rft"
+                )
+        return target
+
+    def _continued(self, job: Job) -> Path | None:
+        if job.continues is None:
+            return None
+        earlier = self._hosts[job.host].job(job.continues)
+        return self.adapter(earlier, job.continues_step) if earlier is not None else None
+
+    # -- what came out -------------------------------------------------------------------------------------
+
+    def describe(self, job: Job) -> str:
+        """What really happens to the job, for its events and its object."""
+        if job.trained:
+            return (
+                f"{job.model} is stood in for by {Path(self.model).name}, trained on this machine at "
+                f"learning rate {self._tiny_rate(job):g}"
+            )
+        if job.kind == "rft":
+            return "reinforcement jobs are not trained here: states, metrics and weights are made up"
+        return "this job is not trained: states, metrics and weights are made up"
+
+    def metrics(self, job: Job, now: float) -> list[MetricPoint]:
+        """The engine's own values, or made-up ones for a job that is not trained."""
+        if job.trained:
+            return self._run_of((job.host, job.id)).metrics()
+        return made_up_metrics(job, now)
+
+    def checkpoints(self, job: Job, now: float) -> list[CheckpointFiles]:
+        """Oldest first; the last one of a job that succeeded is its result."""
+        if not job.trained:
+            total, wanted = job.total_steps, max(1, job.checkpoints)
+            steps = sorted({max(1, round(total * n / wanted)) for n in range(1, wanted + 1)})
+            done = job.step(now)
+            start = job.started_at or now
+            span = (job.trained_at or now) - start
+            return [CheckpointFiles(s, start + span * s / total, None) for s in steps if s <= done]
+        return list(_engine_checkpoints(self._run_of((job.host, job.id))))
+
+    def adapter(self, job: Job, step: int | None = None) -> Path:
+        """Folder with adapter_model.safetensors and adapter_config.json. Raises `FileNotFoundError`."""
+        if job.kind == BROUGHT:
+            return brought_at(self.state.runs, job.host, job.id)
+        if not job.trained:
+            return placeholder_adapter(self.state.runs / f"{job.host}-{job.id}" / "adapter", job)
+        run = self._run_of((job.host, job.id))
+        if step is not None:
+            for checkpoint in _engine_checkpoints(run):
+                if checkpoint.step == step and checkpoint.folder is not None:
+                    return checkpoint.folder
+        folder = run.path / (run.written_state().result or "adapter")
+        if not folder.is_dir():
+            raise FileNotFoundError(folder)
+        return folder
+
+    def merged(self, job: Job, step: int | None) -> list[Path]:
+        """Files of the whole tuned model; those of the placeholder adapter for a job that is not trained.
+
+        Raises `FileNotFoundError`.
+        """
+        adapter = self.adapter(job, step)
+        folder = adapter
+        if job.trained:
+            folder = self.state.runs / f"{job.host}-{job.id}" / f"merged-{step or 'final'}"
+            if not (folder / "model.safetensors").exists():
+                merge(Path(self.model), adapter, folder)
+        return sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".jinja"))
+
+    def reply(
+        self,
+        job: Job | None,
+        step: int | None,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int,
+        temperature: float,
+    ) -> Reply:
+        """Of a job's tuned model, or without a job of the stand-in. Raises `FileNotFoundError`."""
+        if not self.settings.train or (job is not None and not job.trained):
+            return Reply(
+                content=ANSWER, model="none", prompt_tokens=0, completion_tokens=0, finish_reason="stop"
+            )
+        adapter = self.adapter(job, step) if job is not None else None
+        return self._generators.reply(adapter, messages, max_tokens=max_tokens, temperature=temperature)
+
+
+def _method(job: Job) -> Method:
+    if job.kind == "dpo":
+        asked: dict[str, Any] = {"beta": DEFAULT_BETA, **job.preference}
+        return Preferences(**asked)
+    return Supervised(train_on_inputs=job.train_on_inputs)
+
+
+def _engine_checkpoints(run: RunDir) -> Iterable[CheckpointFiles]:
+    """Those that were asked for, oldest first; not those that only serve to go on from."""
+    for folder in sorted(run.checkpoints.glob("step-*")):
+        try:
+            progress = Progress.from_json((folder / "progress.json").read_bytes())
+        except (OSError, msgspec.MsgspecError):
+            continue
+        if progress.kept:
+            yield CheckpointFiles(progress.step, folder.stat().st_mtime, folder / "adapter")
+
+
+def _set(host: JobStore, id: str, **values: Any) -> None:
+    def act(job: Job, now: float) -> bool:
+        for name, value in values.items():
+            setattr(job, name, value)
+        return True
+
+    host.change(id, act)

@@ -1,0 +1,240 @@
+"""What watchers and viewers share through the store: who asks when, what changed, which webhooks came in."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime, timedelta
+
+from sqlalchemy import func, select
+
+from orchestrate.store import schema, stamp
+from orchestrate.store.database import Database, Lease, Leases
+from orchestrate.types import JobStatus, Run, SubmitPhase
+
+_ENDED = [s.value for s in JobStatus if s.terminal]
+
+
+class Notifications:
+    """By run and channel."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def since(self, channel: str) -> datetime:
+        """When this channel was first used: runs that ended before are not told."""
+        key, now = f"channel:{channel}"[:64], stamp(self._db.clock.now())
+        query = select(schema.meta.c.value).where(schema.meta.c.key == key)
+        with self._db.writing() as connection:
+            connection.execute(
+                self._db.insert(schema.meta).values(key=key, value=now).on_conflict_do_nothing()
+            )
+            value = connection.execute(query).scalar_one()
+        return datetime.fromisoformat(value)
+
+    def due(self, channel: str, since: datetime, *, limit: int = 100) -> list[Run]:
+        """Ended runs about which the channel has not been told, oldest end first."""
+        table, told, steps = schema.runs, schema.notifications, schema.transitions
+        known = select(told.c.run_id).where(told.c.channel == channel)
+        # What is written later about an ended run (its tags, a late fact) is no end. A run that was ended
+        # when it came into this store, as `recover` brings it, is no news.
+        of_run = steps.c.run_id == table.c.id
+        end = select(func.min(steps.c.at)).where(of_run, steps.c.status.in_(_ENDED)).scalar_subquery()
+        was_open = select(steps.c.id).where(of_run, steps.c.status.not_in(_ENDED)).exists()
+        query = (
+            select(table.c.record)
+            .where(table.c.status.in_(_ENDED), table.c.updated_at >= stamp(since), table.c.id.not_in(known))
+            .where(end >= stamp(since), was_open)
+            .order_by(table.c.updated_at)
+            .limit(limit)
+        )
+        with self._db.reading() as connection:
+            return [Run.from_json(row) for row in connection.execute(query).scalars()]
+
+    def claim(self, run_id: str, channel: str) -> bool:
+        """The right to tell a channel about a run; one process gets it, once."""
+        table = schema.notifications
+        with self._db.writing() as connection:
+            done = connection.execute(
+                self._db.insert(table)
+                .values(
+                    run_id=run_id,
+                    channel=channel,
+                    state="sending",
+                    owner=self._db.actor,
+                    at=stamp(self._db.clock.now()),
+                )
+                .on_conflict_do_nothing()
+                .returning(table.c.run_id)
+            )
+            return done.scalar() is not None
+
+    def finish(self, run_id: str, channel: str, *, sent: bool) -> None:
+        """Marks it as sent, or gives the claim back because it certainly was not."""
+        table = schema.notifications
+        mine = (table.c.run_id == run_id) & (table.c.channel == channel)
+        with self._db.writing() as connection:
+            done = table.update().where(mine).values(state="sent") if sent else table.delete().where(mine)
+            connection.execute(done)
+
+    def unfinished(self, channel: str, *, older_than_s: float) -> list[str]:
+        """Runs whose teller died between claiming and finishing: it may or may not have been sent."""
+        table = schema.notifications
+        before = stamp(self._db.clock.now() - timedelta(seconds=older_than_s))
+        query = select(table.c.run_id).where(
+            table.c.channel == channel, table.c.state == "sending", table.c.at < before
+        )
+        with self._db.reading() as connection:
+            return list(connection.execute(query).scalars())
+
+    def close(self, run_id: str, channel: str) -> None:
+        """Mark it as possibly sent; it is not claimed again."""
+        table = schema.notifications
+        mine = (table.c.run_id == run_id) & (table.c.channel == channel)
+        with self._db.writing() as connection:
+            connection.execute(table.update().where(mine).values(state="uncertain"))
+
+
+_SOONEST = timedelta(seconds=10)
+_LATEST = timedelta(minutes=5)
+_LONGEST = timedelta(days=3650)
+"""A host that asks for more than ten years is not understood."""
+_SHARE = 10
+"""A run that has been quiet for some time is asked again after a tenth of it."""
+_LOOK_S = 15.0
+"""A viewer that died counts as looking for so long."""
+
+
+class Agenda:
+    """When which backend and run is to be asked, shared by all processes."""
+
+    def __init__(self, db: Database, leases: Leases) -> None:
+        self._db = db
+        self._leases = leases
+
+    def changed(self, since: datetime) -> list[Run]:
+        """The runs that were written since then, what was written last at the end."""
+        table = schema.runs
+        query = select(table.c.record).where(table.c.updated_at > stamp(since)).order_by(table.c.updated_at)
+        with self._db.reading() as connection:
+            return [Run.from_json(row) for row in connection.execute(query).scalars()]
+
+    def claim_due(self, provider: str, host: str, *, limit: int, soonest: timedelta = _SOONEST) -> list[Run]:
+        """Takes up to `limit` active runs whose events and metrics are due, longest due first, and sets
+        when they are due again, not before `soonest`. Processes that claim at once get different runs: on
+        Postgres each skips the rows that another has locked, on SQLite they take turns."""
+        table, now = schema.runs, self._db.clock.now()
+        query = (
+            select(table.c.record)
+            .where(table.c.provider == provider, table.c.host == host, ~table.c.closed)
+            .where(table.c.phase == SubmitPhase.SUBMITTED.value, table.c.due_at <= stamp(now))
+            .order_by(table.c.due_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        with self._db.writing() as connection:
+            runs = [Run.from_json(row) for row in connection.execute(query).scalars()]
+            for run in runs:
+                quiet = max(now - run.updated_at, timedelta(0))
+                due = now + min(max(quiet / _SHARE, soonest), _LATEST)
+                connection.execute(table.update().where(table.c.id == run.id).values(due_at=stamp(due)))
+        return runs
+
+    def make_due(self, provider: str, job_id: str) -> Run | None:
+        """The run of a job, made due now; `None` when no run has this job."""
+        table = schema.runs
+        query = select(table.c.record).where(table.c.provider == provider, table.c.job_id == job_id)
+        with self._db.writing() as connection:
+            record = connection.execute(query).scalar()
+            if record is None:
+                return None
+            run = Run.from_json(record)
+            due = stamp(self._db.clock.now())
+            connection.execute(table.update().where(table.c.id == run.id).values(due_at=due))
+        return run
+
+    def uncancelled(self, provider: str, host: str) -> list[str]:
+        """Ids of the runs whose job was to be cancelled and goes on: the wish has not reached the host."""
+        table = schema.runs
+        left = [s.value for s in JobStatus if s.terminal or s is JobStatus.CANCELLING]
+        query = (
+            select(table.c.id)
+            .where(table.c.provider == provider, table.c.host == host, ~table.c.closed)
+            .where(table.c.cancel_requested, table.c.phase == SubmitPhase.SUBMITTED.value)
+            .where(table.c.status.not_in(left))
+        )
+        with self._db.reading() as connection:
+            return list(connection.execute(query).scalars())
+
+    def pause(self, account: str, seconds: float) -> None:
+        """No process asks this account before then; a pause is never made shorter."""
+        table, now = schema.pauses, self._db.clock.now()
+        until = now + min(timedelta(seconds=min(seconds, 1e9)), _LONGEST)
+        values = {"since": stamp(now), "until": stamp(until)}
+        insert = self._db.insert(table).values(account=account, **values)
+        with self._db.writing() as connection:
+            connection.execute(
+                insert.on_conflict_do_update(
+                    index_elements=["account"], set_=values, where=table.c.until < values["until"]
+                )
+            )
+
+    def paused_s(self, account: str) -> float:
+        """Seconds for which this account wants to be left alone."""
+        table, now = schema.pauses, self._db.clock.now()
+        with self._db.reading() as connection:
+            row = connection.execute(select(table).where(table.c.account == account)).one_or_none()
+        if (
+            row is None or stamp(now) < row.since
+        ):  # else a clock that was set back would prolong it by as much
+            return 0.0
+        return max((datetime.fromisoformat(row.until) - now).total_seconds(), 0.0)
+
+    def take_tokens(
+        self, account: str, count: int, *, per_minute: float, burst: float, credit: bool = False
+    ) -> float:
+        """Takes requests out of the account's bucket, which all processes of this store share: `per_minute`
+        come in, at most `burst` are kept. Returns 0 when they were there. Otherwise nothing is taken, and the
+        answer is the seconds until they are. With `credit` they are taken in any case: for requests that
+        were made already.
+        """
+        key = f"bucket:{hashlib.sha256(account.encode()).hexdigest()[:48]}"
+        now, table = self._db.clock.now(), schema.meta
+        with self._db.writing() as connection:
+            full = self._db.insert(table).values(key=key, value=f"{burst} {stamp(now)}")
+            connection.execute(full.on_conflict_do_nothing())
+            row = connection.execute(select(table.c.value).where(table.c.key == key).with_for_update())
+            left, _, at = row.scalar_one().partition(" ")
+            # A clock that was set back earns nothing for the time that it was set back by.
+            passed = max((now - datetime.fromisoformat(at)).total_seconds(), 0.0)
+            tokens = min(burst, float(left) + passed * per_minute / 60.0)
+            missing = count - tokens
+            refused = missing > 1e-9 and not credit
+            value = f"{tokens if refused else tokens - count} {stamp(now)}"
+            connection.execute(table.update().where(table.c.key == key).values(value=value))
+        return missing * 60.0 / per_minute if refused else 0.0
+
+    def look(self, account: str, lease: Lease | None) -> Lease | None:
+        """Says that somebody is looking at this account's runs, for the next seconds; `lease` is what the
+        last call gave. `None` when another viewer says it already."""
+        if lease is not None and self._leases.renew(lease, _LOOK_S):
+            return lease
+        return self._leases.acquire(_look_name(account), _LOOK_S)
+
+    def looked_at(self, account: str) -> bool:
+        """Whether somebody is looking, so that news are wanted soon."""
+        return self._leases.held(_look_name(account))
+
+    def take_delivery(self, delivery_id: str) -> bool:
+        """Whether a webhook of this id comes for the first time."""
+        with self._db.writing() as connection:
+            done = connection.execute(
+                self._db.insert(schema.deliveries)
+                .values(id=delivery_id, at=stamp(self._db.clock.now()))
+                .on_conflict_do_nothing()
+                .returning(schema.deliveries.c.id)
+            )
+            return done.scalar() is not None
+
+
+def _look_name(account: str) -> str:
+    return f"look:{account}"[:255]

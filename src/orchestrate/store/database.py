@@ -1,0 +1,605 @@
+"""The tables, opening them, and the right to work on them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+import shutil
+import sqlite3
+import threading
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    URL,
+    ClauseElement,
+    Connection,
+    Engine,
+    Table,
+    create_engine,
+    create_mock_engine,
+    event,
+    inspect,
+    make_url,
+    select,
+    text,
+)
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from orchestrate.core import needed
+from orchestrate.core.files import sync, whole
+from orchestrate.errors import OrchestrateError, StoreError
+from orchestrate.settings.config import sqlite_path
+from orchestrate.store import Clock, schema, stamp
+from orchestrate.text import duration
+
+# Opening a store: whether it is ours, whole and of our version, and the way out when it is not.
+
+
+_HEADER = b"SQLite format 3\x00"
+_CHECKED_AT_OPEN_BYTES = 8_000_000
+"""Up to here the whole file is verified whenever it is opened (some milliseconds); above it on `verify`."""
+_LEAST_FREE = 65_536
+"""Bytes; a log's index alone takes half of it."""
+_BUSY_S = 60.0
+_STATEMENT_S = 60
+RECOVER = "orchestrate recover  rebuilds a store from the hosts' own lists of jobs"
+_RESTORE = f"restore a backup of it, or move it away: {RECOVER}"
+_ELSEWHERE = "choose another place with --store"
+
+
+def open_engine(url: str) -> Engine:
+    """The engine of a store that is ours, whole and current. Raises `StoreError`, `MissingExtra`."""
+    if (path := sqlite_path(url)) is not None:
+        if path.name in ("", ":memory:"):
+            raise StoreError("runs must outlive the process: name a file, as in sqlite:///runs.sqlite3")
+        return _open_sqlite(path.expanduser())
+    return _open_postgres(_postgres_url(url))
+
+
+def _postgres_url(text: str) -> URL:
+    # Neither the text nor the words of the parser are told: a password may stand anywhere in them.
+    try:
+        url = make_url(text)
+    except (SQLAlchemyError, ValueError):
+        url = None
+    if url is None or "@" in (url.host or "") or url.get_backend_name() not in ("postgresql", "postgres"):
+        raise StoreError(
+            "the run store must be the URL of a SQLite file or of a Postgres database",
+            fix="sqlite:///path/to/runs.sqlite3  or  postgresql://user@host/database; "
+            "an @ or / in a password is written %40 or %2F",
+        ) from None
+    return url.set(drivername="postgresql+psycopg")
+
+
+def place_of(engine: Engine) -> str:
+    """Where a store is, for people: a password stands before the host or in the query, which is left out."""
+    url = engine.url
+    if engine.dialect.name == "sqlite":
+        return str(url.database)
+    return url.set(query={}).render_as_string(hide_password=True)
+
+
+@contextmanager
+def translated(place: str) -> Generator[None]:
+    """Turns the database's errors into `StoreError`, by code and never by message."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise _store_error(place, error.orig or error) from error
+    except sqlite3.Error as error:
+        raise _store_error(place, error) from error
+    except SQLAlchemyError as error:
+        raise StoreError(f"the run store {place} failed: {error}") from error
+
+
+def _store_error(place: str, error: BaseException) -> StoreError:
+    code = getattr(error, "sqlite_errorcode", None)
+    primary = code & 0xFF if isinstance(code, int) else None
+    # The files beside it cannot be made or grow either, and that is told as another error.
+    beside = primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and _is_full(place)
+    if primary == sqlite3.SQLITE_FULL or beside:
+        return StoreError(
+            f"no room to write the run store {place}", fix="free some disk space, then try again"
+        )
+    if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return StoreError(f"the run store {place} is damaged: {error}", fix=_RESTORE)
+    if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+        return StoreError(
+            f"the run store {place} cannot be written: {error}",
+            fix="check the owner and mode of the file and its folder, or choose another with --store",
+        )
+    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        failure = StoreError(f"the run store {place} is held by another process", fix="try again in a moment")
+        failure.retryable = True
+        return failure
+    failure = StoreError(f"the run store {place} failed: {str(error).strip()}", fix="orchestrate doctor")
+    failure.retryable = primary in (None, sqlite3.SQLITE_IOERR)
+    return failure
+
+
+def _is_full(place: str) -> bool:
+    try:
+        return shutil.disk_usage(Path(place).parent).free < _LEAST_FREE
+    except OSError:
+        return False
+
+
+# -- SQLite ------------------------------------------------------------------------------------------------
+
+
+def _open_sqlite(path: Path) -> Engine:
+    with translated(str(path)):
+        _make_room(path)
+        if not path.exists():
+            _create_sqlite(path)
+        _require_header(path)
+        engine = _sqlite_engine(path)
+        try:
+            _require_ours(engine, path)
+        except BaseException:
+            engine.dispose()
+            raise
+        return engine
+
+
+def _make_room(path: Path) -> None:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"the folder of the run store cannot be made: {error}", fix=_ELSEWHERE) from error
+
+
+def _sqlite_engine(path: Path) -> Engine:
+    url = URL.create("sqlite+pysqlite", database=str(path))
+    engine = create_engine(url, connect_args={"timeout": _BUSY_S}, pool_size=4)
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _record: object) -> None:  # pyright: ignore[reportUnusedFunction]
+        connection.isolation_level = None  # transactions are begun below, never by the driver
+        # The journal mode belongs to the file: set when it is made, and never on what may be foreign.
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:  # pyright: ignore[reportUnusedFunction]
+        writes = connection.get_execution_options().get("writes")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _create_sqlite(path: Path) -> None:
+    """Makes the whole store beside its place, then links it there: nobody ever sees half of one, and of many
+    processes that do this at once one wins."""
+    log = path.with_name(path.name + "-wal")
+    if log.exists() and not path.exists():  # another process may have made both just now
+        raise StoreError(
+            f"{path} is gone but its log {log.name} is left: the store was removed or moved without it",
+            fix=f"put the store back, or delete the log and {RECOVER}",
+        )
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+    try:
+        os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        with translated(str(path)):  # while the draft still takes the room
+            _fill(draft)
+            _require_made(draft, path)
+        with suppress(FileExistsError):
+            os.link(draft, path)
+        sync(path.parent)
+    except OSError as error:
+        raise StoreError(f"the run store {path} cannot be made: {error}", fix=_ELSEWHERE) from error
+    finally:
+        for leftover in (draft, *(draft.with_name(draft.name + end) for end in ("-journal", "-wal", "-shm"))):
+            leftover.unlink(missing_ok=True)
+
+
+def _fill(draft: Path) -> None:
+    with closing(sqlite3.connect(draft, isolation_level=None)) as connection:
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in sqlite_tables():
+            connection.execute(statement)
+        connection.execute("COMMIT")
+        # Only now: a commit in WAL mode leaves the tables in the log, and closing drops the error of a disk
+        # that has no room for them in the file.
+        connection.execute("PRAGMA journal_mode = WAL")
+
+
+def _require_made(draft: Path, path: Path) -> None:
+    """Reads a new store back before it gets its name. Raises `StoreError`."""
+    with closing(sqlite3.connect(draft)) as connection:
+        found = [str(row[0]) for row in connection.execute("PRAGMA quick_check(5)")]
+        [mode] = connection.execute("PRAGMA journal_mode").fetchone()
+    if found != ["ok"] or mode != "wal":
+        raise StoreError(
+            f"the run store {path} cannot be made: what was written does not read back ({found[0]}, {mode})",
+            fix=_ELSEWHERE,
+        )
+
+
+@cache
+def sqlite_tables() -> list[str]:
+    """What makes them all: SQLAlchemy takes longer to write this than SQLite to carry it out."""
+    made: list[str] = []
+
+    def say(part: ClauseElement, *_: Any, **__: Any) -> None:
+        made.append(str(part.compile(dialect=nowhere.dialect, compile_kwargs={"literal_binds": True})))
+
+    nowhere = create_mock_engine("sqlite://", say)
+    schema.metadata.create_all(nowhere, checkfirst=False)
+    say(schema.meta.insert().values(key="schema", value=str(schema.VERSION)))
+    return made
+
+
+def _require_header(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise StoreError(
+            f"the run store {path} cannot be read: {error}", fix="check its owner and mode"
+        ) from error
+    if not head:
+        raise StoreError(f"{path} is empty: it is not a run store, or it has lost its content", fix=_RESTORE)
+    if head != _HEADER:
+        raise StoreError(
+            f"{path} is not a SQLite database",
+            fix=f"{_ELSEWHERE}, or move it away: {RECOVER}",
+        )
+
+
+def _require_ours(engine: Engine, path: Path) -> None:
+    with engine.connect() as connection:
+        if connection.exec_driver_sql("PRAGMA application_id").scalar_one() != schema.APPLICATION_ID:
+            raise StoreError(f"{path} is the database of another program", fix=_ELSEWHERE)
+        if path.stat().st_size <= _CHECKED_AT_OPEN_BYTES:
+            _require_whole(connection, str(path))
+        version = _version(connection, str(path))
+    if version < schema.VERSION:
+        _upgrade(engine, path)
+
+
+def _require_whole(connection: Connection, place: str) -> None:
+    found = [row[0] for row in connection.exec_driver_sql("PRAGMA quick_check(5)")]
+    if found != ["ok"]:
+        raise StoreError(f"the run store {place} is damaged: {'; '.join(found)}", fix=_RESTORE)
+
+
+def _upgrade(engine: Engine, path: Path) -> None:
+    """Under the write lock from the look at the version to the new one, so that the backup is of the old
+    schema however many processes open the store at once."""
+    with engine.execution_options(writes=True).begin() as connection:
+        version = _version(connection, str(path))
+        if version < schema.VERSION:
+            _require_whole(connection, str(path))
+            _back_up(engine, path, version)
+            schema.migrate(connection, version)
+            _set_version(connection)
+
+
+def _back_up(engine: Engine, path: Path, version: int) -> Path:
+    """A whole copy beside the store, as it was last committed."""
+    target = path.with_name(f"{path.name}.schema-{version}.backup")
+    with (
+        whole(target, private=True) as draft,
+        closing(sqlite3.connect(draft)) as copy,
+        engine.connect() as connection,
+    ):
+        source: Any = connection.connection.dbapi_connection
+        source.backup(copy)
+    return target
+
+
+# -- Postgres ----------------------------------------------------------------------------------------------
+
+
+def _open_postgres(url: URL) -> Engine:
+    with needed("postgres", "a store on Postgres", "psycopg"):
+        import psycopg  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    # A pre-ping replaces connections that a restart of the server has cut.
+    engine = create_engine(url, pool_pre_ping=True, pool_size=4, connect_args=_patience(url))
+    place = place_of(engine)
+    try:
+        with translated(place):
+            _prepare_postgres(engine, place)
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+def _patience(url: URL) -> dict[str, Any]:
+    """How long a server may be silent, where the URL does not say it itself: a lost one is an error in
+    seconds, not a command that hangs."""
+    limits = f"-c statement_timeout={_STATEMENT_S}s -c lock_timeout={_STATEMENT_S}s"
+    own = url.query.get("options", ())
+    given = {
+        "connect_timeout": 10,
+        "keepalives_idle": 15,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 1000 * _STATEMENT_S,
+    }
+    unsaid = {name: value for name, value in given.items() if name not in url.query}
+    # What comes later wins, so that the URL's own options are added to ours and stand above them.
+    return unsaid | {"options": " ".join([limits, *([own] if isinstance(own, str) else own)])}
+
+
+def _prepare_postgres(engine: Engine, place: str) -> None:
+    with engine.begin() as connection:
+        # A migration of many rows may take longer than a statement of the day.
+        connection.execute(text("SET LOCAL statement_timeout = '10min'"))
+        connection.execute(text("SET LOCAL lock_timeout = '10min'"))
+        # Many workers start at once: one makes the tables, the others wait here.
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": schema.APPLICATION_ID})
+        present = set(inspect(connection).get_table_names())
+        if schema.meta.name not in present:
+            if present & set(schema.metadata.tables):
+                raise StoreError(
+                    f"{place} has tables of another program under the same names",
+                    fix="give the run store a database of its own",
+                )
+            schema.metadata.create_all(connection)
+            connection.execute(schema.meta.insert(), {"key": "schema", "value": str(schema.VERSION)})
+        elif _version(connection, place) < schema.VERSION:
+            schema.migrate(connection, _version(connection, place))
+            _set_version(connection)
+
+
+# -- both --------------------------------------------------------------------------------------------------
+
+
+def _version(connection: Connection, place: str) -> int:
+    if schema.meta.name not in inspect(connection).get_table_names():
+        raise StoreError(f"the run store {place} has none of its tables", fix=_RESTORE)
+    value = connection.execute(select(schema.meta.c.value).where(schema.meta.c.key == "schema")).scalar()
+    if value is None or not value.isdecimal():
+        raise StoreError(
+            f"the run store {place} does not name its schema", fix=f"restore a backup, or {RECOVER}"
+        )
+    if int(value) > schema.VERSION:
+        raise StoreError(
+            f"the run store {place} was written by a newer version "
+            f"(schema {value}; this one knows {schema.VERSION})",
+            fix="pip install -U orchestrate-ft",
+        )
+    if any(step not in schema.STEPS for step in range(int(value), schema.VERSION)):
+        raise StoreError(
+            f"the run store {place} was written by an older version that this one cannot upgrade from "
+            f"(schema {value}; this one has {schema.VERSION})",
+            fix=f"open it with the version that wrote it, or move it away: {RECOVER}",
+        )
+    return int(value)
+
+
+def _set_version(connection: Connection) -> None:
+    connection.execute(
+        schema.meta.update().where(schema.meta.c.key == "schema").values(value=str(schema.VERSION))
+    )
+
+
+def identity(place: str) -> tuple[int, int] | None:
+    """Tells a file from one that took its place; `None` when nothing is there."""
+    try:
+        found = Path(place).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def verify(engine: Engine) -> list[str]:
+    """What is wrong with the whole store; empty when nothing is. Reads every page on SQLite."""
+    if engine.dialect.name != "sqlite":
+        return []
+    with engine.connect() as connection:
+        rows = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA integrity_check(20)")]
+    return [] if rows == ["ok"] else rows
+
+
+class Database:
+    """Safe to use from several threads."""
+
+    def __init__(self, engine: Engine, clock: Clock | None = None) -> None:
+        self.engine = engine
+        self.clock = clock or Clock()
+        self.place = place_of(engine)
+        self.file = identity(self.place) if engine.dialect.name == "sqlite" else None
+        self.actor = f"{platform.node() or 'host'}:{os.getpid()}:{secrets.token_hex(3)}"
+        self._writer = engine.execution_options(writes=True)
+
+    @contextmanager
+    def reading(self) -> Generator[Connection]:
+        with translated(self.place), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Generator[Connection]:
+        """Commits at the end of the block, or leaves everything as it was."""
+        with translated(self.place), self._writer.begin() as connection:
+            yield connection
+
+    def insert(self, table: Table) -> Any:
+        """An insert that understands `on_conflict_do_nothing` and `on_conflict_do_update`."""
+        if self.engine.dialect.name == "postgresql":
+            from sqlalchemy.dialects import (
+                postgresql as dialect,
+            )  # a tenth of the start-up time; rarely needed
+        else:
+            from sqlalchemy.dialects import sqlite as dialect
+        return dialect.insert(table)
+
+    def verify(self) -> list[str]:
+        """What is wrong with the stored pages; empty when nothing is."""
+        with translated(self.place):
+            return verify(self.engine)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+# The right to one piece of work at a time, with fences.
+
+
+class LeaseLost(OrchestrateError):
+    """Another process has taken this work over; what this one was about to write was not written."""
+
+    retryable = True
+
+
+class LeaseHeld(OrchestrateError):
+    """Another process is at this work."""
+
+    retryable = True
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to one piece of work until it expires. Each taking raises the fence, and writes of an older
+    fence are refused: a process that slept past its lease can do no harm to the store."""
+
+    name: str
+    owner: str
+    fence: int
+
+
+class Leases:
+    """Leases on names, held by processes."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._file = db.file
+
+    def acquire(self, name: str, ttl_s: float) -> Lease | None:
+        """Takes the lease when it is free or has expired; `None` while another holds it."""
+        now, up = self._db.clock.now(), self._db.clock.uptime()
+        values: dict[str, Any] = {
+            "owner": f"{self._db.actor}:{secrets.token_hex(3)}",
+            "expires_at": stamp(now + timedelta(seconds=ttl_s)),
+            "boot": up.boot,
+            "expires_uptime": up.seconds + ttl_s,
+        }
+        row_of = select(schema.leases).where(schema.leases.c.name == name).with_for_update()
+        with self._db.writing() as connection:
+            connection.execute(
+                self._db.insert(schema.leases)
+                .values(name=name, owner=None, fence=0, expires_at="", boot="", expires_uptime=0.0)
+                .on_conflict_do_nothing()
+            )
+            row = connection.execute(row_of).one()
+            if row.owner is not None and not self._expired(row):
+                return None
+            values["fence"] = row.fence + 1
+            connection.execute(schema.leases.update().where(schema.leases.c.name == name).values(values))
+        return Lease(name, values["owner"], values["fence"])
+
+    def renew(self, lease: Lease, ttl_s: float) -> bool:
+        """Whether the lease is still ours; it then lasts for another `ttl_s`."""
+        now, up = self._db.clock.now(), self._db.clock.uptime()
+        with self._db.writing() as connection:
+            done = connection.execute(
+                schema.leases.update()
+                .where(schema.leases.c.name == lease.name, schema.leases.c.fence == lease.fence)
+                .where(schema.leases.c.owner == lease.owner)
+                .values(
+                    expires_at=stamp(now + timedelta(seconds=ttl_s)),
+                    boot=up.boot,
+                    expires_uptime=up.seconds + ttl_s,
+                )
+            )
+        return done.rowcount == 1
+
+    def held(self, name: str) -> bool:
+        """Whether some process has the lease now."""
+        with self._db.reading() as connection:
+            row = connection.execute(select(schema.leases).where(schema.leases.c.name == name)).one_or_none()
+        return row is not None and row.owner is not None and not self._expired(row)
+
+    def _expired(self, row: Any) -> bool:
+        # A lease of this start of this machine is measured without the wall clock.
+        up = self._db.clock.uptime()
+        if row.boot == up.boot:
+            return up.seconds >= row.expires_uptime
+        return stamp(self._db.clock.now()) >= row.expires_at
+
+    def release(self, lease: Lease) -> None:
+        with self._db.writing() as connection:
+            connection.execute(
+                schema.leases.update()
+                .where(schema.leases.c.name == lease.name, schema.leases.c.fence == lease.fence)
+                .where(schema.leases.c.owner == lease.owner)
+                .values(owner=None)
+            )
+
+    def require(self, connection: Connection, lease: Lease) -> None:
+        """Raises `LeaseLost` unless the lease is the last one given; to be called inside the transaction that
+        it protects."""
+        row = connection.execute(
+            select(schema.leases.c.fence, schema.leases.c.owner)
+            .where(schema.leases.c.name == lease.name)
+            .with_for_update()
+        ).one_or_none()
+        if row is None or row.fence != lease.fence or row.owner != lease.owner:
+            raise _lost(lease)
+
+    def check(self, lease: Lease, ttl_s: float) -> None:
+        """Raises `LeaseLost` when another process has taken the work over, and `StoreError` when the store is
+        not where it was opened. It renews the lease, which also shows that the store can be written."""
+        if not self.renew(lease, ttl_s):
+            raise _lost(lease)
+        if self._file is not None and identity(self._db.place) != self._file:
+            # Writes into a file without a name succeed, and nobody reads them again.
+            raise StoreError(
+                f"the run store {self._db.place} was removed or replaced while it was in use",
+                fix=f"nothing was sent; put it back and try again, or {RECOVER}",
+            )
+
+    @contextmanager
+    def hold(
+        self, name: str, ttl_s: float = 30.0, *, wait: Callable[[], object] | None = None
+    ) -> Generator[Lease]:
+        """Holds the lease for the block, renewed by a thread, so that it ends soon after its process does.
+
+        Raises `LeaseHeld` at once when another process has it; with `wait`, which is called between looks,
+        its turn is waited for.
+        """
+        lease = self.acquire(name, ttl_s)
+        while lease is None:
+            if wait is None:
+                raise LeaseHeld(
+                    f"{name}: another process is working on it",
+                    fix=f"wait up to {duration(ttl_s)}, then try again",
+                )
+            wait()
+            if not self.held(name):
+                lease = self.acquire(name, ttl_s)
+        done = threading.Event()
+
+        def keep() -> None:
+            while not done.wait(ttl_s / 3):
+                try:
+                    if not self.renew(lease, ttl_s):
+                        return
+                except OrchestrateError:
+                    continue  # the store may be back at the next turn; the fence guards what matters
+
+        keeper = threading.Thread(target=keep, name=f"lease {name}", daemon=True)
+        keeper.start()
+        try:
+            yield lease
+        finally:
+            done.set()
+            keeper.join()
+            with suppress(OrchestrateError):
+                self.release(lease)  # else it expires; an error that is under way must not be hidden
+
+
+def _lost(lease: Lease) -> LeaseLost:
+    return LeaseLost(f"{lease.name}: another process has taken this over", fix="orchestrate sync")

@@ -1,1 +1,0 @@
-"""The tables, opening them, and the right to work on them."""

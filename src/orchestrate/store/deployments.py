@@ -1,0 +1,379 @@
+"""The deployments of a store: each change appends a transition and rewrites the row as their projection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, select
+from sqlalchemy.exc import IntegrityError
+
+from orchestrate.errors import UsageError
+from orchestrate.store import RUN_PREFIX, new_run_id, schema, stamp, time_of
+from orchestrate.store.database import Database
+from orchestrate.store.ledger import Taken, count, reserve_deployment
+from orchestrate.store.transitions import ImpossibleTransition
+from orchestrate.types import Age, Deployment, DeploymentState, Endpoint, Record, Standing
+
+# How a deployment may change: pure functions from a deployment and a fact to the next deployment.
+#
+#     INTENT -> CREATING -> UP <-> IDLE                 IDLE: scaled to zero, nothing bills
+#                  |         |      |
+#                  |         +------+-> ENDING -> ENDED      by us; ENDED is proven by the host
+#                  |         +------+-> LOST                 the host has none, and nobody here ended it
+#                  |         +------+-> ABANDONED            given up: its account cannot be asked any more
+#                  +-> OUTCOME_UNKNOWN -> UP | ENDED         a request may have made it
+#
+# From CREATING until the end it counts as billing unless the host shows that it is not. What the host shows
+# opens a deployment again that was over. A function that finds nothing to change returns the very
+# deployment that it was given.
+
+State = DeploymentState
+_NOTHING: dict[str, Any] = {"billed_s": 0.0, "billed_by_month": {}}
+UNSETTLED = frozenset({State.CREATING, State.OUTCOME_UNKNOWN})
+"""The host may or may not have it."""
+
+
+def creating(deployment: Deployment, at: datetime) -> Deployment:
+    """A request that makes, completes or starts it is about to be sent."""
+    if deployment.state is State.ENDING or deployment.state.over:
+        raise ImpossibleTransition(
+            f"deployment {deployment.id} is {deployment.state}; it cannot be made again",
+            fix=f"orchestrate undeploy {deployment.run_id}",
+        )
+    up = deployment.state in (State.UP, State.IDLE)
+    state = deployment.state if up else State.CREATING
+    return _moved(deployment, at, state, bills=True, answered=False, problem=None)
+
+
+def outcome_unknown(deployment: Deployment, problem: str, at: datetime) -> Deployment:
+    """The answer was lost, or what it came to could not be seen."""
+    if deployment.state is not State.CREATING:
+        return _moved(deployment, at, deployment.state, bills=None, problem=problem)
+    return _moved(deployment, at, State.OUTCOME_UNKNOWN, bills=True, problem=problem)
+
+
+def completed(deployment: Deployment, endpoint: Endpoint, at: datetime) -> Deployment:
+    """All steps of a deploy are done."""
+    changes: dict[str, object] = {"host_id": endpoint.id, "raw_state": endpoint.state}
+    if endpoint.usd_per_hour is not None:
+        changes["usd_per_hour"] = endpoint.usd_per_hour
+    return _moved(
+        deployment, at, State.UP, bills=True, answered=True, complete=True, missing_since=None, **changes
+    )
+
+
+def ending(deployment: Deployment, cause: str, at: datetime) -> Deployment:
+    """It is to end: from here on it is asked to, until the host shows that it is gone."""
+    if deployment.state is State.ENDING or deployment.state.over:
+        return deployment
+    return _moved(deployment, at, State.ENDING, bills=None, cause=cause, complete=False)
+
+
+def never_made(deployment: Deployment, problem: str, at: datetime) -> Deployment:
+    """The host made none."""
+    if deployment.state.over:
+        return deployment
+    return _moved(deployment, at, State.ENDED, bills=False, problem=problem, ended_at=at, **_NOTHING)
+
+
+def abandoned(deployment: Deployment, reason: str, at: datetime) -> Deployment:
+    """Its user gives it up, whatever its host does: what was counted stays, and nothing more is."""
+    if deployment.state.over:
+        return deployment
+    return _moved(deployment, at, State.ABANDONED, bills=False, cause=reason, complete=False, ended_at=at)
+
+
+def failed(deployment: Deployment, problem: str, at: datetime) -> Deployment:
+    return _moved(deployment, at, deployment.state, bills=None, problem=problem)
+
+
+def used(deployment: Deployment, at: datetime) -> Deployment:
+    return _moved(deployment, at, deployment.state, bills=None, used_at=at)
+
+
+def observed(
+    deployment: Deployment,
+    standing: Sequence[Standing],
+    at: datetime,
+    *,
+    settled: bool,
+    patience: timedelta = timedelta(0),
+) -> Deployment:
+    """What the account holds of it now, from answers that prove it: a list of that account.
+
+    `settled` says that a request that was to make it is done or never will be; before that absence means
+    nothing. One that was up must be missing for `patience` to count as lost, since lists lag.
+    """
+    there = [item for item in standing if item.kind == "deployment"]
+    if there:
+        return _seen(deployment, there, at)
+    if deployment.state.over or deployment.state is State.INTENT:
+        return deployment
+    if not deployment.answered and not settled:
+        if deployment.state is not State.CREATING:
+            return deployment
+        return outcome_unknown(deployment, "the answer to the request was lost", at)
+    if deployment.state in UNSETTLED:
+        return never_made(deployment, deployment.problem or "the host made none", at)
+    if deployment.state is State.ENDING:
+        ended = _moved(deployment, at, State.ENDED, bills=False, raw_state=None, ended_at=at)
+        # One that was looked for before it was ended, and that the host has never shown, has billed nothing.
+        return ended if deployment.host_id is not None else msgspec.structs.replace(ended, **_NOTHING)
+    missing = deployment.missing_since or at
+    if at - missing < patience:
+        return _moved(deployment, at, deployment.state, bills=None, missing_since=missing)
+    cause = "the host no longer has it, and it was not ended from here"
+    return _moved(deployment, at, State.LOST, bills=False, cause=cause, ended_at=at, missing_since=missing)
+
+
+def _seen(deployment: Deployment, there: Sequence[Standing], at: datetime) -> Deployment:
+    bills = any(item.bills is not False for item in there)
+    prices = [item.usd_per_hour for item in there if item.usd_per_hour is not None]
+    changes: dict[str, object] = {"raw_state": there[0].state, "answered": True, "missing_since": None}
+    if deployment.host_id is None:
+        changes["host_id"] = there[0].id
+    if prices and (bills or deployment.usd_per_hour is None):
+        changes["usd_per_hour"] = sum(prices, Decimal(0))
+    state = State.UP if bills else State.IDLE
+    if deployment.state is State.ENDING or (deployment.state is State.ENDED and deployment.cause is not None):
+        state = State.ENDING  # also when it had been shown as gone
+    if deployment.state.over:
+        changes |= {"ended_at": None, "complete": False}
+        if deployment.state is State.ABANDONED and bills:  # it went on unseen
+            deployment = msgspec.structs.replace(deployment, billing_since=deployment.ended_at)
+        if deployment.state in (State.LOST, State.ABANDONED):
+            changes["cause"] = None
+    return _moved(deployment, at, state, bills=bills, **changes)
+
+
+def _moved(
+    deployment: Deployment, at: datetime, state: DeploymentState, *, bills: bool | None, **changes: object
+) -> Deployment:
+    """`bills` says whether it bills from now on; `None`: as before."""
+    since = deployment.billing_since
+    if bills is True and since is None:
+        changes["billing_since"] = at
+    elif bills is False and since is not None:
+        changes.setdefault("billed_s", deployment.billed_s + max((at - since).total_seconds(), 0.0))
+        from orchestrate.costing.expenses import billed_by_month  # late, as the room is
+
+        changes.setdefault("billed_by_month", billed_by_month(deployment, since, at))
+        changes["billing_since"] = None
+    changes["state"] = state
+    if all(getattr(deployment, name) == value for name, value in changes.items()):
+        return deployment
+    return msgspec.structs.replace(deployment, updated_at=at, **changes)
+
+
+PREFIX = "dep-"
+Change = Callable[[Deployment, datetime], Deployment]
+_READ_EVERY_S = 600.0
+
+
+class DeploymentTransition(Record, frozen=True, kw_only=True):
+    at: datetime
+    state: DeploymentState
+    raw_state: str | None = None
+    attempt: int
+    actor: str
+    note: str | None = None
+
+
+class Deployments:
+    """Errors are `StoreError` with the way out. Writes are durable when a call returns."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    # -- making and changing -------------------------------------------------------------------------------
+
+    def new_id(self) -> str:
+        return PREFIX + new_run_id(self._db.clock.now()).removeprefix(RUN_PREFIX)
+
+    def time_of(self, deployment: Deployment) -> datetime:
+        """Now, on the clock that its age is counted on."""
+        return time_of(deployment, self._db.clock)
+
+    def add(self, deployment: Deployment, *, budget_usd: Decimal | None = None, note: str = "intent") -> None:
+        """Writes it down before anything is sent. Raises `OverBudget` when what it may cost does not fit into
+        what is left of `budget_usd`, and `UsageError` when its job has one that is not over."""
+        deployment = self._read(deployment, deployment.created_at)
+        with self._db.writing() as connection:
+            reserve_deployment(connection, self._db.clock, None, deployment, budget_usd)
+            try:
+                connection.execute(
+                    schema.deployments.insert().values(
+                        id=deployment.id,
+                        run_id=deployment.run_id,
+                        provider=deployment.provider,
+                        host=deployment.host,
+                        job_id=deployment.job_id,
+                        sandbox=deployment.sandbox,
+                        created_at=stamp(deployment.created_at),
+                        **_columns(deployment),
+                    )
+                )
+            except IntegrityError as error:
+                raise UsageError(
+                    f"run {deployment.run_id} is being deployed already", fix="orchestrate deployments"
+                ) from error
+            self._append(connection, deployment, 0, note)
+            count(connection, [], [Taken.by_deployment(deployment)])
+
+    def apply(
+        self,
+        deployment_id: str,
+        change: Change,
+        *,
+        budget_usd: Decimal | None = None,
+        made_at: datetime | None = None,
+        note: str | None = None,
+        new_attempt: bool = False,
+    ) -> Deployment:
+        """Changes one by a function of this module, in one transaction. `change`
+        sees it as it is now, and the time by its age; `made_at` is when its host says that it was made.
+
+        With a budget the change agrees to more cost, or starts it: raises `OverBudget` as `add` does.
+        """
+        table = schema.deployments
+        query = select(table.c.record, table.c.attempt).where(table.c.id == deployment_id).with_for_update()
+        with self._db.writing() as connection:
+            row = connection.execute(query).one_or_none()
+            if row is None:
+                raise UsageError(f"no deployment is called {deployment_id}", fix="orchestrate deployments")
+            before = Deployment.from_json(row.record)
+            at = time_of(before, self._db.clock, made_at=made_at)
+            after = change(before, at)
+            if after is before and not self._due(before):
+                return before
+            if after is not before:
+                after = msgspec.structs.replace(after, updated_at=self._db.clock.now())
+                reserve_deployment(connection, self._db.clock, before, after, budget_usd)
+            after = self._read(after, at)
+            attempt = row.attempt + new_attempt
+            if new_attempt:
+                up = self._db.clock.uptime()
+                key = {"run_id": deployment_id, "attempt": attempt, "boot": up.boot}
+                connection.execute(schema.stamps.insert().values(**key, uptime=up.seconds))
+            connection.execute(
+                table.update().where(table.c.id == deployment_id).values(attempt=attempt, **_columns(after))
+            )
+            if note or (before.state, before.raw_state) != (after.state, after.raw_state):
+                self._append(connection, after, attempt, note)
+            count(connection, [Taken.by_deployment(before)], [Taken.by_deployment(after)])
+            return after
+
+    def _read(self, deployment: Deployment, at: datetime) -> Deployment:
+        """With a reading of the clocks for its age at this time."""
+        up = self._db.clock.uptime()
+        age = Age(
+            seconds=(at - deployment.created_at).total_seconds(),
+            at=self._db.clock.now(),
+            boot=up.boot,
+            uptime=up.seconds,
+        )
+        return msgspec.structs.replace(deployment, age=age)
+
+    def _due(self, deployment: Deployment) -> bool:
+        """Whether its age is to be read again, so that little is lost with this start of the machine."""
+        up, last = self._db.clock.uptime(), deployment.age
+        if deployment.state.over:
+            return False
+        return last is None or last.boot != up.boot or not 0 <= up.seconds - last.uptime < _READ_EVERY_S
+
+    def _append(self, connection: Connection, deployment: Deployment, attempt: int, note: str | None) -> None:
+        connection.execute(
+            schema.deployment_transitions.insert().values(
+                deployment_id=deployment.id,
+                at=stamp(deployment.updated_at),
+                state=deployment.state.value,
+                raw_state=deployment.raw_state,
+                attempt=attempt,
+                actor=self._db.actor,
+                note=note or deployment.cause or deployment.problem,
+            )
+        )
+
+    def waited(self, deployment_id: str) -> float:
+        """Seconds, by this machine's uptime, since it sent the last request to make it, or since it first
+        looked at a request that another machine sent or that it sent before its last start."""
+        table, own, up = schema.stamps, schema.deployments, self._db.clock.uptime()
+        with self._db.writing() as connection:
+            attempt = connection.execute(select(own.c.attempt).where(own.c.id == deployment_id)).scalar_one()
+            key = {"run_id": deployment_id, "attempt": attempt, "boot": up.boot}
+            connection.execute(
+                self._db.insert(table).values(**key, uptime=up.seconds).on_conflict_do_nothing()
+            )
+            first = connection.execute(select(table.c.uptime).filter_by(**key)).scalar_one()
+        return up.seconds - first
+
+    # -- finding -------------------------------------------------------------------------------------------
+
+    def get(self, deployment_id: str) -> Deployment:
+        found = self._found(schema.deployments.c.id == deployment_id)
+        if not found:
+            raise UsageError(f"no deployment is called {deployment_id}", fix="orchestrate deployments")
+        return found[0]
+
+    def of_run(self, run_id: str, provider: str | None = None) -> Deployment | None:
+        """The one that is not over, else the newest of a run, anywhere or on one backend."""
+        table = schema.deployments
+        wanted = [table.c.run_id == run_id, *([table.c.provider == provider] if provider else [])]
+        found = self._found(*wanted)
+        return next((one for one in found if not one.state.over), next(iter(found), None))
+
+    def matching(
+        self,
+        *,
+        provider: str | None = None,
+        host: str | None = None,
+        over: bool | None = None,
+        since: datetime | None = None,
+    ) -> list[Deployment]:
+        """Newest first. `since` leaves out those that were over before."""
+        table = schema.deployments
+        given = {"provider": provider, "host": host, "over": over}
+        wanted = [table.c[name] == value for name, value in given.items() if value is not None]
+        if since is not None:
+            wanted.append(~table.c.over | (table.c.updated_at >= stamp(since)))
+        return self._found(*wanted)
+
+    def _found(self, *wanted: Any) -> list[Deployment]:
+        table = schema.deployments
+        query = select(table.c.record).where(*wanted).order_by(table.c.created_at.desc(), table.c.id.desc())
+        with self._db.reading() as connection:
+            return [Deployment.from_json(record) for record in connection.execute(query).scalars()]
+
+    def open_providers(self, since: datetime | None = None, *, sandboxes: bool = True) -> list[str]:
+        """The backends of those that are not over, or were not `since` then. Nobody asks about one that its
+        user gave up."""
+        found = self.matching(over=None if since else False, since=since)
+        open_ones = [one for one in found if one.state is not DeploymentState.ABANDONED]
+        return sorted({one.provider for one in open_ones if sandboxes or not one.sandbox})
+
+    def to_watch(self) -> set[tuple[str, str]]:
+        """(backend, host) of those that will not stay so: a limit will come, an end is not proven."""
+        found = self.matching(over=False)
+        return {(d.provider, d.host) for d in found if d.limited or d.state.unproven}
+
+    def transitions(self, deployment_id: str) -> list[DeploymentTransition]:
+        """Oldest first."""
+        table = schema.deployment_transitions
+        query = select(table).where(table.c.deployment_id == deployment_id).order_by(table.c.id)
+        with self._db.reading() as connection:
+            rows = connection.execute(query).mappings().all()
+        fields = DeploymentTransition.__struct_fields__
+        return [DeploymentTransition.from_dict({name: row[name] for name in fields}) for row in rows]
+
+
+def _columns(deployment: Deployment) -> dict[str, Any]:
+    return {
+        "state": deployment.state.value,
+        "over": deployment.state.over,
+        "updated_at": stamp(deployment.updated_at),
+        "record": deployment.to_json().decode(),
+    }

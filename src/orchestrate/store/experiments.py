@@ -1,0 +1,185 @@
+"""Experiments: their plans and phases, who was given which model, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import Row, select, update
+
+from orchestrate.errors import UsageError
+from orchestrate.store import new_id, stamp
+from orchestrate.store import schema as tables
+from orchestrate.store.database import Database
+from orchestrate.types import ExperimentPhase, ExperimentRecord, Exposure
+
+PREFIX = "exp-"
+
+
+class Recorded(NamedTuple):
+    """An outcome as it is kept."""
+
+    person: str
+    phase: int
+    value: float
+    at: datetime
+
+
+class NewOutcome(NamedTuple):
+    person: str
+    phase: int
+    metric: str
+    value: float
+    key: str | None
+
+
+class Experiments:
+    """Safe to use from several threads and processes."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self.clock = db.clock
+
+    # -- plans and phases ----------------------------------------------------------------------------------
+
+    def new_id(self) -> str:
+        return new_id(PREFIX, self.clock.now())
+
+    def add(self, record: ExperimentRecord, first: ExperimentPhase) -> bool:
+        """With its first phase, or not at all: `False` where another one has the name."""
+        table, at = tables.experiments, stamp(record.created_at)
+        values = {"id": record.id, "name": record.plan.name, "at": at, "record": record.to_json().decode()}
+        insert = self._db.insert(table).values(values).on_conflict_do_nothing().returning(table.c.id)
+        with self._db.writing() as connection:
+            if connection.execute(insert).first() is None:
+                return False
+            connection.execute(tables.experiment_phases.insert().values(_phase_row(record.id, first)))
+        return True
+
+    def all(self) -> list[ExperimentRecord]:
+        """Newest first."""
+        table = tables.experiments
+        with self._db.reading() as connection:
+            rows = connection.execute(select(table.c.record).order_by(table.c.at.desc())).scalars().all()
+        return [ExperimentRecord.from_json(row) for row in rows]
+
+    def named(self, name: str) -> ExperimentRecord | None:
+        table = tables.experiments
+        with self._db.reading() as connection:
+            row = connection.execute(select(table.c.record).where(table.c.name == name)).scalar()
+        return None if row is None else ExperimentRecord.from_json(row)
+
+    def get(self, name: str) -> ExperimentRecord:
+        """By its name, its id or the beginning of one. Raises `UsageError` when none or several fit."""
+        known = self.all()
+        found = [one for one in known if one.plan.name == name]
+        found = found or [one for one in known if one.id.startswith(name) or one.plan.name.startswith(name)]
+        if len(found) != 1:
+            what = f"several experiments begin with {name}" if found else f"there is no experiment {name}"
+            names = ", ".join(one.plan.name for one in known) or "none"
+            raise UsageError(f"{what}; there are: {names}", fix="orchestrate ab serve PLAN.yaml  begins one")
+        return found[0]
+
+    def phases(self, id: str) -> list[ExperimentPhase]:
+        table = tables.experiment_phases
+        query = select(table.c.record).where(table.c.experiment == id).order_by(table.c.number)
+        with self._db.reading() as connection:
+            return [ExperimentPhase.from_json(row) for row in connection.execute(query).scalars()]
+
+    def add_phase(self, id: str, phase: ExperimentPhase) -> bool:
+        """`False` where another process has added this number before."""
+        table = tables.experiment_phases
+        insert = self._db.insert(table).values(_phase_row(id, phase)).on_conflict_do_nothing()
+        with self._db.writing() as connection:
+            return connection.execute(insert.returning(table.c.number)).first() is not None
+
+    # -- users ---------------------------------------------------------------------------------------------
+
+    def last_exposure(self, id: str, person: str) -> Exposure | None:
+        table = tables.exposures
+        query = select(table).where(table.c.experiment == id, table.c.person == person)
+        with self._db.reading() as connection:
+            row = connection.execute(query.order_by(table.c.phase.desc()).limit(1)).first()
+        return None if row is None else _exposure(row)
+
+    def expose(self, id: str, *given: Exposure) -> None:
+        """Each once for a user and a phase; the first one stands."""
+        if not given:
+            return
+        insert = self._db.insert(tables.exposures).on_conflict_do_nothing()
+        rows = [
+            {
+                "experiment": id,
+                "person": one.user,
+                "phase": one.phase,
+                "tuned": one.arm == "tuned",
+                "chance": one.chance,
+                "at": stamp(one.at),
+            }
+            for one in given
+        ]
+        with self._db.writing() as connection:
+            connection.execute(insert, rows)
+
+    def exposures(self, id: str) -> list[Exposure]:
+        """In the order in which they came."""
+        table = tables.exposures
+        query = select(table).where(table.c.experiment == id)
+        with self._db.reading() as connection:
+            rows = connection.execute(query.order_by(table.c.at, table.c.phase, table.c.person)).all()
+        return [_exposure(row) for row in rows]
+
+    # -- outcomes ------------------------------------------------------------------------------------------
+
+    def record(self, id: str, given: Sequence[NewOutcome]) -> int:
+        """Adds outcomes, all of them or none; those whose key is known already are left out. How many are
+        new."""
+        if not given:
+            return 0
+        at = stamp(self.clock.now())
+        insert = self._db.insert(tables.outcomes).on_conflict_do_nothing().returning(tables.outcomes.c.seq)
+        rows = [{"experiment": id, "at": at, **one._asdict()} for one in given]
+        with self._db.writing() as connection:
+            return len(connection.execute(insert, rows).all())
+
+    def outcomes(self, id: str, metric: str) -> list[Recorded]:
+        """Of one metric, in the order in which they were recorded."""
+        table = tables.outcomes
+        query = select(table.c.person, table.c.phase, table.c.value, table.c.at)
+        query = query.where(table.c.experiment == id, table.c.metric == metric).order_by(table.c.seq)
+        with self._db.reading() as connection:
+            rows = connection.execute(query).all()
+        return [Recorded(row[0], row[1], row[2], datetime.fromisoformat(row[3])) for row in rows]
+
+    # -- counts --------------------------------------------------------------------------------------------
+
+    def count(self, id: str, name: str, more: int = 1) -> None:
+        table = tables.experiment_counts
+        there = update(table).where(table.c.experiment == id, table.c.name == name)
+        insert = self._db.insert(table).values(experiment=id, name=name, value=more)
+        with self._db.writing() as connection:
+            insert = insert.on_conflict_do_nothing().returning(table.c.value)
+            if connection.execute(insert).first() is None:
+                connection.execute(there.values(value=table.c.value + more))
+
+    def counts(self, id: str) -> dict[str, int]:
+        table = tables.experiment_counts
+        query = select(table.c.name, table.c.value).where(table.c.experiment == id).order_by(table.c.name)
+        with self._db.reading() as connection:
+            return {name: value for name, value in connection.execute(query).all()}
+
+
+def _phase_row(id: str, phase: ExperimentPhase) -> dict[str, object]:
+    record = phase.to_json().decode()
+    return {"experiment": id, "number": phase.number, "at": stamp(phase.at), "record": record}
+
+
+def _exposure(row: Row[Any]) -> Exposure:
+    return Exposure(
+        user=row.person,
+        phase=row.phase,
+        arm="tuned" if row.tuned else "base",
+        chance=row.chance,
+        at=datetime.fromisoformat(row.at),
+    )

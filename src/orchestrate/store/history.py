@@ -1,0 +1,416 @@
+"""What belongs to a run beside its row: steps, events, metrics, checkpoints, records, uploads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from sqlalchemy import BigInteger, ColumnElement, Connection, Select, case, cast, func, literal, select
+
+from orchestrate.store import Clock, schema, stamp
+from orchestrate.store.database import Database
+from orchestrate.types import (
+    Checkpoint,
+    Evaluation,
+    Event,
+    JobStatus,
+    MetricPoint,
+    Proof,
+    RemoteDataset,
+    Run,
+    SubmitPhase,
+    Translation,
+    decoding,
+)
+
+if TYPE_CHECKING:
+    from orchestrate.costing import Reconciliation
+
+TRANSLATION = "translation"
+"""The kind of record that says what the settings of a run became on its backend."""
+
+
+def columns(run: Run, clock: Clock) -> dict[str, Any]:
+    """The row of a run, but for its id and what is no part of the record."""
+    from orchestrate.costing import spending
+
+    money = spending(run)
+    return {
+        "ref": run.ref,
+        "name": run.spec.get("suffix"),
+        "provider": run.provider,
+        "host": run.host,
+        "account": run.account,
+        "sandbox": run.sandbox,
+        "phase": run.phase.value,
+        "status": run.status.value,
+        "job_id": run.job_id,
+        "spec_hash": run.spec_hash,
+        "dataset_digest": run.dataset_digest,
+        "created_at": stamp(run.created_at),
+        "updated_at": stamp(run.updated_at),
+        "due_at": stamp(clock.now()),
+        "bill_usd": str(money.spent_usd) if money.spent_usd else None,
+        "committed_usd": str(money.committed_usd) if money.committed_usd else None,
+        "idempotency_key": run.idempotency_key,
+        "made_by": run.made_by,
+        "record": run.to_json().decode(),
+        **schema.listed(run),
+    }
+
+
+def beside(
+    clock: Clock, run_id: str, kind: str, record: msgspec.Struct | Mapping[str, Any]
+) -> dict[str, Any]:
+    """The row of a JSON record that is kept beside a run."""
+    text = msgspec.json.encode(record).decode()
+    return {"run_id": run_id, "kind": kind, "at": stamp(clock.now()), "record": text}
+
+
+def word(run: Run) -> tuple[SubmitPhase, JobStatus, str | None]:
+    """Where it stands; a step is written down when that changes."""
+    return run.phase, run.status, run.raw_status
+
+
+def reopened(before: Run, after: Run) -> bool:
+    return before.status.terminal and not after.status.terminal
+
+
+class Transition(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of a run, as it was written down when it happened."""
+
+    at: datetime
+    phase: SubmitPhase
+    status: JobStatus
+    raw_status: str | None
+    attempt: int
+    actor: str
+    """Machine, process and a random part of the one that wrote it."""
+    note: str | None
+
+
+def add_events(
+    db: Database, connection: Connection, run_id: str, events: Iterable[Event], *, from_host: bool
+) -> list[Event]:
+    """As `History.add_events`, in a transaction of the caller's."""
+    added: list[Event] = []
+    for event in events:
+        done = connection.execute(
+            db.insert(schema.events)
+            .values(
+                run_id=run_id,
+                id=event.id,
+                from_host=from_host,
+                at=stamp(event.at),
+                record=event.to_json().decode(),
+            )
+            .on_conflict_do_nothing(index_elements=["run_id", "id"])
+            .returning(schema.events.c.seq)
+        )
+        if done.scalar() is not None:
+            added.append(event)
+    return added
+
+
+class History:
+    """Adding is idempotent: what is there already, by its id or step, is not added again."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def add_events(self, run_id: str, events: Iterable[Event], *, from_host: bool = True) -> list[Event]:
+        """The events that were new, in order."""
+        events = list(events)
+        if not events:
+            return []
+        with self._db.writing() as connection:
+            return add_events(self._db, connection, run_id, events, from_host=from_host)
+
+    def events(self, run_id: str, *, after: str | None = None, limit: int | None = None) -> list[Event]:
+        """Oldest first, in the order in which they came in; with `limit` the last ones."""
+        table = schema.events
+        query = select(table.c.record).where(table.c.run_id == run_id).order_by(table.c.seq.desc())
+        if after is not None:
+            seq = select(table.c.seq).where(table.c.run_id == run_id, table.c.id == after).scalar_subquery()
+            query = query.where(table.c.seq > func.coalesce(seq, 0))
+        with self._db.reading() as connection:
+            rows = connection.execute(query.limit(limit)).scalars().all()
+        return [Event.from_json(row) for row in reversed(rows)]
+
+    def alarms(self, run_id: str) -> list[Event]:
+        """What we noticed ourselves and a person has to look at."""
+        table = schema.events
+        query = (
+            select(table.c.record)
+            .where(table.c.run_id == run_id, ~table.c.from_host, table.c.id.startswith("orchestrate-"))
+            .order_by(table.c.seq)
+        )
+        with self._db.reading() as connection:
+            found = [Event.from_json(row) for row in connection.execute(query).scalars()]
+        return [event for event in found if event.type == "alarm"]
+
+    def last_event_id(self, run_id: str) -> str | None:
+        """The host's newest event that is here; asking the host for more begins after it."""
+        table = schema.events
+        query = (
+            select(table.c.id)
+            .where(table.c.run_id == run_id, table.c.from_host)
+            .order_by(table.c.seq.desc())
+            .limit(1)
+        )
+        with self._db.reading() as connection:
+            return connection.execute(query).scalar()
+
+    def add_metrics(self, run_id: str, points: Iterable[MetricPoint]) -> int:
+        """Merges by step: a host may tell the training loss first and the validation loss later. Returns how
+        many steps were new or changed."""
+        table, points = schema.metrics, list(points)
+        known_of = select(table.c.step, table.c.record).where(table.c.run_id == run_id)
+        # Most polls bring nothing new, and a look needs no lock.
+        with self._db.reading() as connection:
+            known = {step: record for step, record in connection.execute(known_of)}
+        if all(_merged(known.get(point.step), point) == known.get(point.step) for point in points):
+            return 0
+        changed: set[int] = set()
+        with self._db.writing() as connection:
+            known = {step: record for step, record in connection.execute(known_of)}
+            for point in points:
+                record = _merged(known.get(point.step), point)
+                if record == known.get(point.step):
+                    continue
+                known[point.step] = record
+                changed.add(point.step)
+                insert = self._db.insert(table).values(run_id=run_id, step=point.step, record=record)
+                connection.execute(
+                    insert.on_conflict_do_update(
+                        index_elements=["run_id", "step"], set_={"record": insert.excluded.record}
+                    )
+                )
+        return len(changed)
+
+    def metrics(self, run_id: str) -> list[MetricPoint]:
+        """In order of steps."""
+        table = schema.metrics
+        query = select(table.c.record).where(table.c.run_id == run_id).order_by(table.c.step)
+        with self._db.reading() as connection:
+            return [MetricPoint.from_json(row) for row in connection.execute(query).scalars()]
+
+    def last_points(self, run_ids: Sequence[str]) -> dict[str, MetricPoint]:
+        """The newest point of each run that has one."""
+        table, found = schema.metrics, dict[str, MetricPoint]()
+        with self._db.reading() as connection:
+            for start in range(0, len(run_ids), 500):
+                last = select(table.c.run_id, func.max(table.c.step).label("step")).group_by(table.c.run_id)
+                n = last.where(table.c.run_id.in_(run_ids[start : start + 500])).subquery()
+                join = (table.c.run_id == n.c.run_id) & (table.c.step == n.c.step)
+                query = select(table.c.run_id, table.c.record).join(n, join)
+                found |= {run_id: MetricPoint.from_json(row) for run_id, row in connection.execute(query)}
+        return found
+
+    def sampled(self, run_ids: Sequence[str], most: int) -> dict[str, list[MetricPoint]]:
+        """About `most` points of each run at most, evenly over its steps, with the first and the last one."""
+        found: dict[str, dict[int, str]] = {run_id: {} for run_id in run_ids}
+        with self._db.reading() as connection:
+            for start in range(0, len(run_ids), 500):
+                for run_id, step, record in connection.execute(_sample(run_ids[start : start + 500], most)):
+                    found[run_id][step] = record
+        return {
+            run_id: [MetricPoint.from_json(record) for _, record in sorted(records.items())]
+            for run_id, records in found.items()
+        }
+
+    def set_checkpoints(self, run_id: str, checkpoints: Iterable[Checkpoint]) -> None:
+        """Adds or replaces by id. One that the host no longer lists is kept."""
+        table, known = schema.checkpoints, self.checkpoints(run_id)
+        new = [checkpoint for checkpoint in checkpoints if checkpoint not in known]
+        if not new:
+            return
+        with self._db.writing() as connection:
+            for checkpoint in new:
+                insert = self._db.insert(table).values(
+                    run_id=run_id, id=checkpoint.id, record=checkpoint.to_json().decode()
+                )
+                connection.execute(
+                    insert.on_conflict_do_update(
+                        index_elements=["run_id", "id"], set_={"record": insert.excluded.record}
+                    )
+                )
+
+    def checkpoints(self, run_id: str) -> list[Checkpoint]:
+        """In order of steps; those without a step first."""
+        table = schema.checkpoints
+        with self._db.reading() as connection:
+            rows = connection.execute(select(table.c.record).where(table.c.run_id == run_id)).scalars()
+            found = [Checkpoint.from_json(row) for row in rows]
+        return sorted(found, key=lambda c: (c.step or 0, c.id))
+
+    # -- uploads -------------------------------------------------------------------------------------------
+
+    def record_upload(self, provider: str, host: str, account: str, remote: RemoteDataset) -> None:
+        """Remembers where an account keeps a dataset, so that the same content is never sent twice."""
+        insert = self._db.insert(schema.uploads).values(
+            provider=provider,
+            host=host,
+            account=account,
+            digest=remote.digest,
+            at=stamp(self._db.clock.now()),
+            record=remote.to_json().decode(),
+        )
+        with self._db.writing() as connection:
+            connection.execute(
+                insert.on_conflict_do_update(
+                    index_elements=["provider", "host", "account", "digest"],
+                    set_={"record": insert.excluded.record, "at": insert.excluded.at},
+                )
+            )
+
+    def upload(self, provider: str, host: str, account: str | None, digest: str) -> RemoteDataset | None:
+        """Where the account keeps the dataset, if that is known."""
+        query = select(schema.uploads.c.record).where(_upload(provider, host, account, digest))
+        with self._db.reading() as connection:
+            row = connection.execute(query).scalar()
+        return None if row is None else RemoteDataset.from_json(row)
+
+    def forget_upload(self, provider: str, host: str, account: str | None, digest: str) -> None:
+        """The host no longer has it, or would not take it."""
+        with self._db.writing() as connection:
+            connection.execute(schema.uploads.delete().where(_upload(provider, host, account, digest)))
+
+    # -- records of other rooms ----------------------------------------------------------------------------
+
+    def add_record(self, run_id: str, kind: str, record: msgspec.Struct | dict[str, Any]) -> int:
+        """Keeps a JSON record of any room beside a run: `evaluation`, `artifact`, `endpoint` ... Returns its
+        id."""
+        with self._db.writing() as connection:
+            row = beside(self._db.clock, run_id, kind, record)
+            done = connection.execute(schema.records.insert().values(row))
+            key = done.inserted_primary_key
+            return int(key[0]) if key else 0
+
+    def translation(self, run_id: str) -> Translation | None:
+        """Return what the run's settings became when it was submitted, secrets aside; `None` for a run that
+        was not submitted from here."""
+        found = self.records(TRANSLATION, [run_id])
+        return Translation.from_dict(found[-1].data) if found else None
+
+    def proofs(self, *run_ids: str) -> list[Proof]:
+        """Oldest first; of all runs when none are named."""
+        return [Proof.from_dict(r.data) for r in self.records("proof", run_ids or None)]
+
+    def records(self, kind: str, run_ids: Sequence[str] | None = None) -> list[StoredRecord]:
+        """Oldest first; of all runs when none are named."""
+        table = schema.records
+        query = select(table).where(table.c.kind == kind).order_by(table.c.id)
+        if run_ids is not None:
+            query = query.where(table.c.run_id.in_(run_ids))
+        with self._db.reading() as connection:
+            return [
+                StoredRecord(
+                    id=row.id,
+                    run_id=row.run_id,
+                    at=datetime.fromisoformat(row.at),
+                    data=json.loads(row.record),
+                )
+                for row in connection.execute(query)
+            ]
+
+    def add_reconciliations(self, found: Iterable[Reconciliation]) -> None:
+        """Quote against bill of each ended run. A host that corrects its bill leads to another one."""
+        rows = [beside(self._db.clock, one.run_id, "reconciliation", one) for one in found]
+        if rows:
+            with self._db.writing() as connection:
+                connection.execute(schema.records.insert(), rows)
+
+    def reconciliations(self, *run_ids: str) -> list[Reconciliation]:
+        """The last one of each run, oldest first; of all runs when none are named."""
+        found = self.records("reconciliation", run_ids or None)
+        last = {record.run_id: record.data for record in found}
+        from orchestrate.costing import Reconciliation
+
+        return [decoding.convert(data, Reconciliation, strict=False) for data in last.values()]
+
+    def add_evaluation(self, evaluation: Evaluation) -> None:
+        """Beside each run of it; one without a run beside none."""
+        for run_id in evaluation.run_ids or [""]:
+            self.add_record(run_id, "evaluation", evaluation)
+
+    def evaluations(self, *run_ids: str) -> list[Evaluation]:
+        """Oldest first; of all runs when none are named."""
+        stored = self.records("evaluation", run_ids or None)
+        found = [decoding.convert(record.data, Evaluation, strict=False) for record in stored]
+        return list({one.id: one for one in found}.values())
+
+    # -- steps ---------------------------------------------------------------------------------------------
+
+    def transitions(self, run_id: str) -> list[Transition]:
+        """Oldest first."""
+        table = schema.transitions
+        with self._db.reading() as connection:
+            rows = connection.execute(
+                select(table).where(table.c.run_id == run_id).order_by(table.c.id)
+            ).all()
+        return [
+            Transition(
+                at=datetime.fromisoformat(row.at),
+                phase=SubmitPhase(row.phase),
+                status=JobStatus(row.status),
+                raw_status=row.raw_status,
+                attempt=row.attempt,
+                actor=row.actor,
+                note=row.note,
+            )
+            for row in rows
+        ]
+
+
+class StoredRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A JSON record as it was given to `add_record`."""
+
+    id: int
+    run_id: str
+    at: datetime
+    data: dict[str, Any]
+
+
+def _merged(known: str | None, point: MetricPoint) -> str:
+    if known is None:
+        return point.to_json().decode()
+    old = MetricPoint.from_json(known)
+    new = MetricPoint(
+        step=point.step,
+        values=old.values | point.values,
+        at=point.at or old.at,
+        epoch=old.epoch if point.epoch is None else point.epoch,
+    )
+    return new.to_json().decode()
+
+
+def _sample(run_ids: Sequence[str], most: int) -> Select[Any, Any, Any]:
+    """The points at or next after so many places between each run's first step and its last; one that is next
+    to several comes as often. The index is asked for each of them: to number the rows of a million points,
+    and keep every tenth, takes six times as long."""
+    table, asked = schema.metrics, schema.metrics.alias()
+    first, last = func.min(table.c.step), func.max(table.c.step)
+    ends = select(table.c.run_id, first.label("first"), cast(last - first, BigInteger).label("span"))
+    run = ends.where(table.c.run_id.in_(run_ids)).group_by(table.c.run_id).subquery()
+    part = select(literal(0).label("n")).cte(recursive=True)
+    part = part.union_all(select(part.c.n + 1).where(part.c.n < most))
+    parts = case((run.c.span == 0, 1), (run.c.span < most, run.c.span), else_=most)
+    place = run.c.first + run.c.span * part.c.n // parts
+    after = (asked.c.run_id == run.c.run_id) & (asked.c.step >= place)
+    step = select(asked.c.step).where(after).order_by(asked.c.step).limit(1).scalar_subquery()
+    return (
+        select(table.c.run_id, table.c.step, table.c.record)
+        .select_from(run)
+        .join(part, part.c.n <= run.c.span)
+        .join(table, (table.c.run_id == run.c.run_id) & (table.c.step == step))
+    )
+
+
+def _upload(provider: str, host: str, account: str | None, digest: str) -> ColumnElement[bool]:
+    table = schema.uploads
+    place = (table.c.provider == provider) & (table.c.host == host) & (table.c.account == (account or ""))
+    return place & (table.c.digest == digest)

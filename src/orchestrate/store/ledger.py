@@ -1,0 +1,502 @@
+"""The ledger: what everything of a store costs together, and whether something more fits.
+
+Nothing that may cost money is sent before its worst case is reserved here, in the transaction that writes it
+down: a run, a deployment or a change of one, more for a run, one send of a question. What was billed takes
+the place of what was reserved. Only what provably did not happen is released.
+"""
+
+from __future__ import annotations
+
+import platform
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import Connection, or_, select, text
+
+from orchestrate.paid.limits import exceeds, require_price, require_within
+from orchestrate.store import Clock, schema, stamp, time_of
+from orchestrate.store.database import Database
+from orchestrate.types import Deployment, Run
+
+if TYPE_CHECKING:
+    from orchestrate.costing import Spending
+    from orchestrate.costing.expenses import Expense
+    from orchestrate.paid.journal import Send
+    from orchestrate.settings.config import Settings
+
+_LOCK = schema.APPLICATION_ID + 1
+_LESS = "give it fewer hours (--max-hours) or less to cost (--max-cost), or raise the budget"
+_NO_BUDGET = "name a model whose price is known, or run it without a budget (budget_usd)"
+_KEPT = "send-"
+"""How the ids of holds begin whose end is kept."""
+_AT_ONCE = 500
+LONGEST_ANSWER = timedelta(days=1)
+"""After which a send that nobody accounted for is under way no more, and counts as billed."""
+
+
+def one_at_a_time(connection: Connection) -> None:
+    """Nobody else spends, or makes a run, until the transaction ends."""
+    if connection.dialect.name == "postgresql":  # SQLite's writers wait for one another anyway
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+
+
+class Limit(NamedTuple):
+    """A limit beside the budget that has to hold in the same transaction."""
+
+    usd: Decimal
+    taken: Callable[[Connection], Decimal]
+    """What everything else takes of it."""
+    words: dict[str, str]
+    """For `OverBudget`."""
+    wanted: Decimal | None = None
+    """What is taken of it, where that is more than of the budget."""
+
+
+def reserve(  # noqa: PLR0913  what is held, and each limit that it is held against
+    connection: Connection,
+    clock: Clock,
+    provider: str,
+    usd: Decimal | None,
+    *,
+    budget_usd: Decimal | None,
+    held_usd: Decimal = Decimal(0),
+    unknown: str | None = None,
+    unknown_fix: str | None = None,
+    limits: Sequence[Limit] = (),
+    **words: str,
+) -> None:
+    """Raise `OverBudget` or `UnknownPrice` unless `usd` fits into what remains of the budget and of each
+    limit, where `held_usd` of it is reserved already. The caller writes it down in the same transaction."""
+    if budget_usd is None and not limits:
+        return
+    one_at_a_time(connection)
+    for limit in limits:
+        wanted, taken = usd if limit.wanted is None else limit.wanted, limit.taken(connection)
+        require_within(provider, wanted, limit.usd, taken_usd=taken, unknown=unknown, **limit.words)
+    if budget_usd is not None:
+        taken = total_spending(connection, clock).total_usd - held_usd
+        words = {"what": "what is left of the budget,", **words}
+        require_within(
+            provider, usd, budget_usd, taken_usd=taken, unknown=unknown, unknown_fix=unknown_fix, **words
+        )
+
+
+def reserve_run(
+    connection: Connection, clock: Clock, run: Run, budget_usd: Decimal | None, limits: Sequence[Limit]
+) -> None:
+    """All that a new run may cost: the high end of its quote, or the end of its machine where that is more.
+    Its own limit holds in a sandbox too."""
+    from orchestrate.costing.expenses import unpriced
+
+    quote, name = run.quote, run.provider
+    unknown = "it has no quote" if quote is None else unpriced(quote)
+    high = Decimal(0) if quote is None else quote.held_usd
+    if quote is not None:
+        require_within(name, high, run.max_cost_usd, unknown=quote.why_none)
+    held = max(high, run.allowed_usd or Decimal(0))
+    figure = "the end of its machine" if held > high else "the quote's high end"
+    budget_usd = None if run.sandbox else budget_usd
+    reserve(
+        connection, clock, name, held, budget_usd=budget_usd, unknown=unknown, limits=limits, figure=figure
+    )
+
+
+def reserve_more(
+    connection: Connection,
+    clock: Clock,
+    run: Run,
+    usd: Decimal | None,
+    budget_usd: Decimal | None,
+    limits: Sequence[Limit],
+    figure: str,
+) -> None:
+    """What a run may cost now, where that is more than it has taken; `None`: as much as before."""
+    from orchestrate.costing import spending  # late: listing runs must not pay for the room's import
+
+    taken = spending(run).total_usd
+    if not exceeds(usd, taken):
+        budget_usd = None
+    reserve(
+        connection,
+        clock,
+        run.provider,
+        usd,
+        budget_usd=None if run.sandbox else budget_usd,
+        held_usd=taken,
+        limits=limits,
+        figure=figure,
+    )
+
+
+def reserve_deployment(
+    connection: Connection,
+    clock: Clock,
+    before: Deployment | None,
+    after: Deployment,
+    budget_usd: Decimal | None,
+) -> None:
+    """All that a deployment may cost from now on, less what it held before. Nothing more is taken from one
+    that bills already and will cost no more."""
+    from orchestrate.costing.expenses import deployment_spending
+
+    if budget_usd is None or after.sandbox:
+        return
+    now = time_of(after, clock)
+    held = deployment_spending(before, now).committed_usd if before is not None else Decimal(0)
+    wanted = deployment_spending(after, now).committed_usd
+    priced = after.usd_per_hour is not None
+    if priced and before is not None and before.billing_since is not None and wanted <= held:
+        return
+    reserve(
+        connection,
+        clock,
+        after.provider,
+        wanted,
+        budget_usd=budget_usd,
+        held_usd=held,
+        unknown=None if priced else "the hourly price of this deployment is unknown",
+        unknown_fix="a shape with a price, or no budget",
+        figure="the most that this deployment may cost from now on",
+        fix=_LESS,
+    )
+
+
+def total_spending(connection: Connection, clock: Clock) -> Spending:
+    """Runs, deployments as they stand now, and answers."""
+    from orchestrate.costing import Spending  # late: listing runs must not pay for the room's import
+
+    kept = connection.execute(_KEPT_SUMS).one_or_none()
+    spent, committed = _added_up(connection) if kept is None else _taken(kept)
+    for deployed in _deployed(connection, clock, over=False):
+        spent += deployed.spent_usd
+        committed += deployed.committed_usd
+    for answers in _answers(connection):
+        spent += answers.spent_usd
+        committed += answers.held_usd
+    return Spending(spent_usd=spent, committed_usd=committed)
+
+
+def _deployed(connection: Connection, clock: Clock, *, over: bool) -> list[Spending]:
+    from orchestrate.costing.expenses import deployment_spending
+
+    table = schema.deployments
+    query = select(table.c.record).where(~table.c.sandbox, table.c.over == over)
+    found = [Deployment.from_json(record) for record in connection.execute(query).scalars()]
+    return [deployment_spending(one, time_of(one, clock)) for one in found]
+
+
+# -- sums that are kept: to add up all runs for each answer takes longer the more of them there are ----------
+
+
+class Taken(NamedTuple):
+    """What one thing takes of the sums."""
+
+    spent_usd: Decimal = Decimal(0)
+    committed_usd: Decimal = Decimal(0)
+
+    @classmethod
+    def by_run(cls, row: Mapping[str, Any]) -> Taken:
+        """By the columns of its row."""
+        if row["sandbox"]:
+            return cls()
+        return cls(Decimal(row["bill_usd"] or 0), Decimal(row["committed_usd"] or 0))
+
+    @classmethod
+    def by_deployment(cls, deployment: Deployment | None) -> Taken:
+        """Once it is over. Until then it takes more all the time."""
+        from orchestrate.costing.expenses import deployment_spending
+
+        if deployment is None or not deployment.state.over:
+            return cls()
+        return cls(deployment_spending(deployment, deployment.updated_at).spent_usd)
+
+
+_SUMS = "all"
+_KEPT_SUMS = select(schema.kept_sums.c.spent_usd, schema.kept_sums.c.committed_usd)
+_FIRST = text("INSERT INTO kept_sums VALUES (:name, '0', '0') ON CONFLICT DO NOTHING")
+
+
+def count(connection: Connection, before: Iterable[Taken], after: Iterable[Taken]) -> None:
+    """Keep the sums, in the transaction that changes what they are the sums of. The last lock that it takes:
+    so nobody waits for one another."""
+    spent = committed = Decimal(0)
+    for sign, some in ((-1, before), (1, after)):
+        for taken in some:
+            spent += sign * taken.spent_usd
+            committed += sign * taken.committed_usd
+    if not spent and not committed:
+        return
+    if connection.execute(_FIRST, {"name": _SUMS}).rowcount:
+        recount(connection)  # with what has changed
+        return
+    table = schema.kept_sums
+    known = _taken(connection.execute(_KEPT_SUMS.with_for_update()).one())
+    connection.execute(
+        table.update().values(
+            spent_usd=f"{known.spent_usd + spent:f}", committed_usd=f"{known.committed_usd + committed:f}"
+        )
+    )
+
+
+def _taken(row: Any) -> Taken:
+    return Taken(Decimal(row.spent_usd), Decimal(row.committed_usd))
+
+
+def recount(connection: Connection) -> bool:
+    """Add the sums up anew, which mends what something else than this program changed: whether it did."""
+    new = connection.execute(_FIRST, {"name": _SUMS}).rowcount
+    known = _taken(connection.execute(_KEPT_SUMS.with_for_update()).one())
+    sums = _added_up(connection)
+    values = {"spent_usd": f"{sums.spent_usd:f}", "committed_usd": f"{sums.committed_usd:f}"}
+    connection.execute(schema.kept_sums.update().values(values))
+    return not new and sums != known
+
+
+def _added_up(connection: Connection) -> Taken:
+    runs, deployments = schema.runs, schema.deployments
+    query = select(runs.c.sandbox, runs.c.bill_usd, runs.c.committed_usd).where(
+        ~runs.c.sandbox, or_(runs.c.bill_usd.is_not(None), runs.c.committed_usd.is_not(None))
+    )
+    each = [Taken.by_run(row) for row in connection.execute(query).mappings()]
+    ended = select(deployments.c.record).where(~deployments.c.sandbox, deployments.c.over)
+    each += [
+        Taken.by_deployment(Deployment.from_json(record)) for record in connection.execute(ended).scalars()
+    ]
+    return Taken(*(sum(column, Decimal(0)) for column in zip(*each, strict=True)))
+
+
+# -- answers -----------------------------------------------------------------------------------------------
+
+
+class AnswerSpending(NamedTuple):
+    """What answers of one purpose from one backend cost in a month (`2026-11`, UTC)."""
+
+    purpose: str
+    backend: str
+    month: str
+    made_by: str
+    spent_usd: Decimal
+    """Their bills, and the most of those that did not arrive."""
+    held_usd: Decimal
+    """Of requests under way."""
+    requests: int
+
+    def expense(self) -> Expense:
+        from orchestrate.costing.expenses import Expense, exact
+
+        return Expense(
+            id=f"{self.purpose}-{self.backend}-{self.month}",
+            kind="answers",
+            purpose=self.purpose,
+            requests=self.requests,
+            backend=self.backend,
+            month=self.month,
+            person=self.made_by or None,
+            spent_usd=exact(self.spent_usd),
+            committed_usd=exact(self.held_usd),
+        )
+
+
+def _answers(connection: Connection) -> list[AnswerSpending]:
+    sums, holds = schema.answer_sums, schema.answer_holds
+    found: dict[tuple[str, str, str, str], AnswerSpending] = {}
+    for row in connection.execute(select(sums)):
+        key = (row.purpose, row.backend, row.month, row.made_by)
+        found[key] = AnswerSpending(*key, Decimal(row.usd), Decimal(0), row.requests)
+    for row in connection.execute(select(holds)):
+        key = (row.purpose, row.backend, row.at[:7], row.made_by)
+        known = found.get(key) or AnswerSpending(*key, Decimal(0), Decimal(0), 0)
+        found[key] = known._replace(held_usd=known.held_usd + Decimal(row.usd), requests=known.requests + 1)
+    return list(found.values())
+
+
+class Ledger:
+    """What a store's answers cost, and what all of it costs together."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def spending(self) -> Spending:
+        """All runs, deployments and answers; sandboxes are left out."""
+        with self._db.reading() as connection:
+            return total_spending(connection, self._db.clock)
+
+    def recount(self) -> bool:
+        """Add up anew what all runs and ended deployments take. Return whether the sums had gone wrong."""
+        with self._db.writing() as connection:
+            one_at_a_time(connection)
+            return recount(connection)
+
+    def answers(self) -> list[AnswerSpending]:
+        """Those that are billed one by one, by purpose, backend, month and user."""
+        with self._db.reading() as connection:
+            return _answers(connection)
+
+    def left(self) -> dict[Path, dict[str, Decimal]]:
+        """What is held for answers under way, by the journal on this machine that tells what became of them,
+        and by the id of the hold."""
+        found: dict[Path, dict[str, Decimal]] = {}
+        here, holds = f"{platform.node()}:", schema.answer_holds
+        with self._db.reading() as connection:
+            for row in connection.execute(select(holds.c.id, holds.c.log, holds.c.usd)):
+                if row.log.startswith(here):
+                    log = Path(row.log.removeprefix(here))
+                    found.setdefault(log, {})[row.id] = Decimal(row.usd)
+        return found
+
+    def settle_left(self, log: Path, sends: Mapping[str, Send]) -> None:
+        """What is held for one journal, whose lock the caller has, and that knows of these sends."""
+        known = {id: sends[id] for id in self.left().get(log, {}) if id in sends}
+        AnswerAccount(self._db, "", None).catch_up("", log, known, found=True)
+
+    def account(self, purpose: str, settings: Settings) -> AnswerAccount:
+        """Where one command's answers are reserved, settled and counted, against the budget of `settings`."""
+        return AnswerAccount(self._db, purpose, settings.budget_usd, settings.made_by or "")
+
+
+@dataclass(frozen=True)
+class AnswerAccount:
+    """Two-phase: each send of a question is held at its worst price before it leaves, and settled once it is
+    known what became of it. Safe to use from several threads and processes."""
+
+    _db: Database
+    purpose: str
+    budget_usd: Decimal | None
+    """Of the store: everything that it holds counts."""
+    made_by: str = ""
+    machine: str = field(default_factory=platform.node)
+
+    def require_price(self, backend: str) -> None:
+        """Raise `UnknownPrice` for answers that are billed at an unknown price, where there is a budget."""
+        require_price(backend, None, self.budget_usd, "nobody says what its answers cost", _NO_BUDGET)
+
+    def hold(self, backend: str, usd: Decimal, log: Path) -> str:
+        """Reserve the worst price of one send, to be written into `log`. Return the id of the hold. Raise
+        `OverBudget`."""
+        id = _KEPT + secrets.token_hex(8)
+        with self._db.writing() as connection:
+            reserve(
+                connection,
+                self._db.clock,
+                backend,
+                usd,
+                budget_usd=self.budget_usd,
+                figure="what the next answer may cost",
+                fix="raise the budget; the same command then goes on from here",
+            )
+            connection.execute(
+                schema.answer_holds.insert().values(
+                    id=id,
+                    at=stamp(self._db.clock.now()),
+                    log=self._name(log),
+                    purpose=self.purpose,
+                    backend=backend,
+                    made_by=self.made_by,
+                    usd=str(usd),
+                    log_bytes=_size(log) or 0,
+                )
+            )
+        return id
+
+    def settle(self, id: str, usd: Decimal) -> None:
+        """Count what a send came to instead of what it held. Once: a second time changes nothing."""
+        table = schema.answer_holds
+        with self._db.writing() as connection:
+            one_at_a_time(connection)  # whoever adds all up sees it held or settled, and never neither
+            row = connection.execute(select(table).where(table.c.id == id)).one_or_none()
+            if row is not None:
+                self._settle(connection, row.id, row.purpose, row.backend, row.made_by, usd)
+
+    def release(self, id: str) -> None:
+        """Of a send that certainly did not leave."""
+        with self._db.writing() as connection:
+            self._end(connection, id)
+
+    def catch_up(self, backend: str, log: Path, sends: Mapping[str, Send], *, found: bool = False) -> None:
+        """Settle what this log, whose lock the caller has, knows and this store does not: what a process that
+        was killed left, and all that was asked since the backup that this store was restored from. What it
+        was not told of was never sent, where it was `found` and nothing of it is missing; else it counts in
+        full, as does what no command came back for in a day."""
+        holds, name = schema.answer_holds, self._name(log)
+        old = stamp(self._db.clock.now() - LONGEST_ANSWER)
+        left = select(holds).where(or_(holds.c.log == name, holds.c.at < old))
+        with self._db.reading() as connection:
+            if connection.execute(left.limit(1)).first() is None and not _unknown(connection, sends):
+                return
+        with self._db.writing() as connection:
+            one_at_a_time(connection)
+            for row in connection.execute(left).all():
+                own = row.log == name
+                came_to = sends.get(row.id) if own else None
+                if own and found and came_to is None and _never_sent(row.log_bytes, log):
+                    self._end(connection, row.id)
+                    continue
+                usd = Decimal(row.usd) if came_to is None else came_to.usd
+                self._settle(connection, row.id, row.purpose, row.backend, row.made_by, usd)
+            for id in _unknown(connection, sends):
+                usd, at = sends[id]
+                self._settle(connection, id, self.purpose, backend, self.made_by, usd, at)
+
+    def _settle(
+        self,
+        connection: Connection,
+        id: str,
+        purpose: str,
+        backend: str,
+        made_by: str,
+        usd: Decimal,
+        at: datetime | None = None,
+    ) -> None:
+        table = schema.answer_sums
+        self._end(connection, id)
+        month = _month(at or self._db.clock.now())
+        key = {"purpose": purpose, "backend": backend, "month": month, "made_by": made_by}
+        first = self._db.insert(table).values(**key, usd="0", requests=0)
+        connection.execute(first.on_conflict_do_nothing())
+        query = select(table.c.usd, table.c.requests).filter_by(**key)
+        before = connection.execute(query).one()
+        values = {"usd": str(Decimal(before.usd) + usd), "requests": before.requests + 1}
+        connection.execute(table.update().filter_by(**key).values(values))
+
+    def _end(self, connection: Connection, id: str) -> None:
+        holds, ended = schema.answer_holds, schema.answers_ended
+        connection.execute(holds.delete().where(holds.c.id == id))
+        connection.execute(self._db.insert(ended).values(hold=id).on_conflict_do_nothing())
+
+    def _name(self, log: Path) -> str:
+        """Another machine may have a file of the same path."""
+        return f"{self.machine}:{log.resolve()}"
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _never_sent(log_bytes: int | None, log: Path) -> bool:
+    """Of a hold that its journal does not know: each send is written into it before it leaves, and nothing is
+    ever taken out of it. One that is shorter than it was then is an older copy."""
+    size = _size(log)
+    return log_bytes is not None and size is not None and size >= log_bytes
+
+
+def _unknown(connection: Connection, sends: Mapping[str, Send]) -> list[str]:
+    """The sends that are neither held nor ended here. Those of before it was kept what ended are none."""
+    known: set[str] = set()
+    told = [id for id in sends if id.startswith(_KEPT)]
+    for start in range(0, len(told), _AT_ONCE):
+        some = told[start : start + _AT_ONCE]
+        for column in (schema.answers_ended.c.hold, schema.answer_holds.c.id):
+            known.update(connection.execute(select(column).where(column.in_(some))).scalars())
+    return [id for id in told if id not in known]
+
+
+def _month(at: datetime) -> str:
+    return f"{at.astimezone(UTC):%Y-%m}"

@@ -1,0 +1,220 @@
+"""Lists of runs: filtered, searched, sorted, grouped and paged by the database.
+
+Every list is one scan of the index `runs_listed`, which holds all that is filtered and sorted by and none of
+the records, and stops when its page is full. Only the records of that page are read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import ColumnElement, Select, and_, case, func, literal, literal_column, or_, select, tuple_
+
+from orchestrate.core.progress import STAGES
+from orchestrate.errors import UsageError
+from orchestrate.store import schema
+from orchestrate.types import JobStatus, Run
+
+if TYPE_CHECKING:
+    from orchestrate.store.database import Database
+
+COLUMNS = ("created", "name", "backend", "model", "status", "cost", "updated", "loss")
+"""What lists are sorted by, beside the settings of a spec (`spec.NAME`) and tags (`tag.NAME`)."""
+GROUPS = ("backend", "model", "status")
+"""What lists are grouped by, beside settings and tags."""
+STATUSES = tuple(dict.fromkeys([*STAGES.values(), *(status.value for status in JobStatus)]))
+"""The words for where a run stands, as they are shown and filtered by."""
+_NAME = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*){0,4}")
+_PAGE = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunQuery:
+    """Which runs a list has, and in which order. `None` and the empty text are anything."""
+
+    words: str = ""
+    """Each has to be in what names the run: id, name, backend, model, job, person, note, tags."""
+    provider: str = ""
+    status: str = ""
+    """A `JobStatus`, or a word of `STATUSES`."""
+    model: str = ""
+    """A part of it."""
+    tag: str = ""
+    """`NAME` or `NAME=VALUE`."""
+    sandbox: bool | None = None
+    archived: bool | None = None
+    sort: str = "-created"
+    """One of `COLUMNS`, `spec.NAME` or `tag.NAME`; with `-` in front from the largest to the smallest."""
+    group: str = ""
+    """One of `GROUPS`, `spec.NAME` or `tag.NAME`: its runs come together."""
+
+    def __post_init__(self) -> None:
+        if self.status not in ("", *STATUSES):
+            raise UsageError(f"runs have no status {self.status!r}; known: {', '.join(STATUSES)}")
+        for what, name, known in (("sorted", self.column, COLUMNS), ("grouped", self.group, ("", *GROUPS))):
+            kind, dot, inner = name.partition(".")
+            if name not in known and not (dot and kind in ("spec", "tag") and _NAME.fullmatch(inner)):
+                words = ", ".join([*filter(None, known), "spec.NAME", "tag.NAME"])
+                raise UsageError(f"runs can't be {what} by {name!r}; known: {words}")
+
+    @property
+    def column(self) -> str:
+        return self.sort.removeprefix("-")
+
+    @property
+    def descending(self) -> bool:
+        return self.sort.startswith("-")
+
+
+class Listing:
+    """Reads lists of runs."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def page(
+        self, query: RunQuery, *, limit: int, after: str = "", ids: Sequence[str] | None = None
+    ) -> list[Run]:
+        """At most `limit` runs, beginning behind the run with the id `after`; only those among `ids`, where
+        they are given."""
+        statement = self.statement(query, limit=limit, after=after)
+        if ids is not None:
+            statement = statement.where(schema.runs.c.id.in_(ids))
+        with self._db.reading() as connection:
+            ids = list(connection.execute(statement).scalars())
+            of: dict[str, Run] = {}
+            for start in range(0, len(ids), _PAGE):
+                some = select(schema.runs.c.record).where(schema.runs.c.id.in_(ids[start : start + _PAGE]))
+                of |= {run.id: run for run in map(Run.from_json, connection.execute(some).scalars())}
+        return [of[run_id] for run_id in ids]
+
+    def each(self, query: RunQuery) -> Iterator[Run]:
+        """All of them, a page at a time."""
+        after = ""
+        while found := self.page(query, limit=_PAGE, after=after):
+            yield from found
+            after = found[-1].id
+
+    def count(self, query: RunQuery) -> int:
+        with self._db.reading() as connection:
+            return connection.execute(
+                select(func.count()).select_from(schema.runs).where(*self._where(query))
+            ).scalar_one()
+
+    def groups(self, query: RunQuery, most: int = 200) -> list[tuple[str, int]]:
+        """The first groups with the number of their runs, in the order of the list."""
+        value = self._value(query.group)
+        missing = value.is_(None)
+        statement = select(value, func.count()).select_from(schema.runs).where(*self._where(query))
+        with self._db.reading() as connection:
+            rows = connection.execute(statement.group_by(value).order_by(missing, value).limit(most)).all()
+        return [("" if name is None else str(name), number) for name, number in rows]
+
+    def tags(self, most: int = 200) -> list[tuple[str, str]]:
+        """The names and values of tags, for a choice among them."""
+        table = schema.run_tags
+        query = select(table.c.name, table.c.value).distinct().order_by(table.c.name, table.c.value)
+        with self._db.reading() as connection:
+            return [(row.name, row.value) for row in connection.execute(query.limit(most))]
+
+    def statement(self, query: RunQuery, *, limit: int, after: str = "") -> Select[Any]:
+        """The ids of a page."""
+        table = schema.runs
+        keys = self._keys(query)
+        order = [key.desc() if down else key.asc() for key, down in keys]
+        statement = select(table.c.id).where(*self._where(query)).order_by(*order).limit(limit)
+        return statement.where(_behind(keys, after)) if after else statement
+
+    def _where(self, query: RunQuery) -> list[ColumnElement[bool]]:
+        table = schema.runs.c
+        found: list[ColumnElement[bool]] = []
+        if query.provider:
+            found.append(self._value("backend") == query.provider)
+        if query.status:
+            found.append(or_(table.status == query.status, self._value("status") == query.status))
+        if query.sandbox is not None:
+            found.append(table.sandbox if query.sandbox else ~table.sandbox)
+        if query.archived is not None:
+            found.append(table.archived if query.archived else ~table.archived)
+        if query.model:
+            found.append(func.lower(table.model).contains(query.model.lower(), autoescape=True))
+        found += [table.words.contains(word, autoescape=True) for word in query.words.casefold().split()]
+        if query.tag:
+            name, equals, value = query.tag.partition("=")
+            tags = schema.run_tags.c
+            tagged = select(tags.run_id).where(tags.name == name)
+            if equals:
+                tagged = tagged.where(tags.value == value)
+            # Not looked up by id one by one: that reads the row of each run that has the tag.
+            found.append((table.id + "").in_(tagged))
+        return found
+
+    def _keys(self, query: RunQuery) -> list[tuple[ColumnElement[Any], bool]]:
+        """What is sorted by, and whether downwards; runs without the value come last."""
+        keys: list[tuple[ColumnElement[Any], bool]] = []
+        for name, down in ((query.group, False), (query.column, query.descending)):
+            if not name:
+                continue
+            value = self._value(name)
+            if name in ("cost", "loss") or "." in name:
+                keys.append((case((value.is_(None), 1), else_=0), False))
+                value = func.coalesce(value, self._nothing(name))
+            keys.append((value, down))
+        return [*keys, (schema.runs.c.id, query.descending)]
+
+    def _value(self, name: str) -> ColumnElement[Any]:
+        table = schema.runs.c
+        kind, _, inner = name.partition(".")
+        if kind == "spec":
+            return self._json("runs.record", ["spec", *inner.split(".")])
+        if kind == "tag":
+            tags = schema.run_tags.c
+            own = select(tags.value).where(tags.run_id == table.id, tags.name == inner)
+            return own.scalar_subquery()
+        if name == "loss":
+            points = schema.metrics.c
+            loss = self._json("metrics.record", ["values", "train_loss"])
+            last = select(loss).where(points.run_id == table.id, loss.is_not(None))
+            return last.order_by(points.step.desc()).limit(1).scalar_subquery()
+        if name == "status":
+            words = {phase.value: word for phase, word in STAGES.items()}
+            return case(
+                (table.status == JobStatus.SUBMITTING.value, case(words, value=table.phase)),
+                else_=table.status,
+            )
+        # Not the bare column: its other index leads to the row of each run of a backend.
+        columns = {"created": table.created_at, "updated": table.updated_at, "name": table.title}
+        columns |= {"backend": table.provider + "", "model": table.model, "cost": table.cost}
+        return columns[name]
+
+    @property
+    def _postgres(self) -> bool:
+        return self._db.engine.dialect.name == "postgresql"
+
+    def _json(self, column: str, path: list[str]) -> ColumnElement[Any]:
+        """A value inside a record, with the order of its kind: numbers as numbers, texts as texts."""
+        if self._postgres:
+            return func.jsonb_extract_path(literal_column(f"{column}::jsonb"), *path)
+        return func.json_extract(literal_column(column), "$" + "".join(f'."{name}"' for name in path))
+
+    def _nothing(self, name: str) -> ColumnElement[Any]:
+        if self._postgres and (name.startswith("spec.") or name == "loss"):
+            return literal_column("'null'::jsonb")
+        return literal(0.0) if name == "cost" else literal("")
+
+
+def _behind(keys: list[tuple[ColumnElement[Any], bool]], after: str) -> ColumnElement[bool]:
+    """What comes after a run in the order of these keys."""
+    last = [select(key).where(schema.runs.c.id == after).correlate(None).scalar_subquery() for key, _ in keys]
+    if len({down for _, down in keys}) == 1:  # the form in which an index is entered at its place
+        here, there = tuple_(*(key for key, _ in keys)), tuple_(*last)
+        return here < there if keys[0][1] else here > there
+    steps: list[ColumnElement[bool]] = []
+    equal: list[ColumnElement[bool]] = []
+    for (key, down), value in zip(keys, last, strict=True):
+        steps.append(and_(*equal, key < value if down else key > value))
+        equal.append(key == value)
+    return or_(*steps)

@@ -1,0 +1,119 @@
+"""Runs that wait for a place, in the order in which they go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from sqlalchemy import Connection, func, select, text
+
+from orchestrate.errors import UsageError
+from orchestrate.store import new_id, schema
+from orchestrate.store.database import Database
+from orchestrate.types import QueueEntry, QueueState
+
+PREFIX = "q-"
+_PAUSED = "queue-paused"
+_LEAST = 4
+"""Characters of an id that name an entry."""
+_SOME = 5
+"""So many entries are named when a name fits several."""
+
+
+class Queue:
+    """Safe to use from several threads and processes."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def new_id(self) -> str:
+        return new_id(PREFIX, self._db.clock.now())
+
+    def add(
+        self,
+        make: Callable[[int], QueueEntry],
+        *,
+        first: bool = False,
+        guard: Callable[[QueueEntry, list[QueueEntry]], None] | None = None,
+    ) -> QueueEntry:
+        """Adds what `make` gives for a position: behind all others, or before them. What `guard` raises, with
+        the new one and all others before it, adds nothing."""
+        with self._db.writing() as connection:
+            _one_at_a_time(connection)  # two that add at once would take one position
+            edge = func.min if first else func.max
+            position = connection.execute(select(edge(schema.queue.c.position))).scalar()
+            entry = make((position or 0) + (-1 if first else 1))
+            if guard is not None:
+                others = connection.execute(select(schema.queue.c.record)).scalars()
+                guard(QueueEntry.from_json(entry.to_json()), [QueueEntry.from_json(row) for row in others])
+            connection.execute(schema.queue.insert().values(**_columns(entry)))
+        return entry
+
+    def matching(self, states: Iterable[QueueState] | None = None) -> list[QueueEntry]:
+        """Those that go first are first."""
+        table = schema.queue
+        query = select(table.c.record).order_by(table.c.position)
+        if states is not None:
+            query = query.where(table.c.state.in_([state.value for state in states]))
+        with self._db.reading() as connection:
+            return [QueueEntry.from_json(row) for row in connection.execute(query).scalars()]
+
+    def get(self, name: str) -> QueueEntry:
+        """By its id, or by its first or last characters, `_LEAST` or more. Raises `UsageError` when none or
+        several fit."""
+        bare = name.strip().removeprefix(PREFIX)
+        found = {entry.id.removeprefix(PREFIX): entry for entry in (self.matching() if bare else [])}
+        if bare not in found:
+            found = {own: one for own, one in found.items() if own.startswith(bare) or own.endswith(bare)}
+            if len(found) != 1 or len(bare) < _LEAST:
+                raise _unclear(name, list(found.values()), short=len(bare) < _LEAST)
+            [bare] = found
+        return found[bare]
+
+    def change(self, entry_id: str, change: Callable[[QueueEntry], QueueEntry]) -> QueueEntry:
+        """One entry by a function that sees it as it is now; what it raises changes nothing."""
+        table = schema.queue
+        query = select(table.c.record).where(table.c.id == entry_id).with_for_update()
+        with self._db.writing() as connection:
+            before = QueueEntry.from_json(connection.execute(query).scalar_one())
+            after = change(before)
+            if after != before:
+                connection.execute(table.update().where(table.c.id == entry_id).values(**_columns(after)))
+        return after
+
+    @property
+    def paused(self) -> bool:
+        """Whether nothing of it is submitted."""
+        query = select(schema.meta.c.value).where(schema.meta.c.key == _PAUSED)
+        with self._db.reading() as connection:
+            return connection.execute(query).scalar() is not None
+
+    def pause(self, paused: bool) -> None:
+        with self._db.writing() as connection:
+            if paused:
+                insert = self._db.insert(schema.meta).values(key=_PAUSED, value="yes")
+                connection.execute(insert.on_conflict_do_nothing())
+            else:
+                connection.execute(schema.meta.delete().where(schema.meta.c.key == _PAUSED))
+
+
+def _unclear(name: str, found: list[QueueEntry], *, short: bool) -> UsageError:
+    if not found:
+        return UsageError(f"the queue has no entry {name!r}", fix="orchestrate queue list --all")
+    some = ", ".join(f"{entry.id} ({entry.provider}, {entry.state.value})" for entry in found[:_SOME])
+    fits = f"{name!r} fits {some}{' and more' if len(found) > _SOME else ''}"
+    less = f": a part of an id has at least {_LEAST} characters" if short else ": it has to fit one alone"
+    return UsageError(f"{fits}{less}", fix="give more of the id")
+
+
+def _columns(entry: QueueEntry) -> dict[str, object]:
+    return {
+        "id": entry.id,
+        "state": entry.state.value,
+        "position": entry.position,
+        "record": entry.to_json().decode(),
+    }
+
+
+def _one_at_a_time(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":  # SQLite's writers wait for one another anyway
+        connection.execute(text("LOCK TABLE queue IN EXCLUSIVE MODE"))

@@ -1,1 +1,0 @@
-"""What a store keeps, a kind of records a module."""

@@ -1,0 +1,85 @@
+"""Reviews by people and what was said in them, and how far judges agree with people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import select
+
+from orchestrate.errors import UsageError
+from orchestrate.store import new_id, schema, stamp
+from orchestrate.store.database import Database
+from orchestrate.types import Rating, Review
+
+PREFIX = "rev-"
+
+
+class Reviews:
+    """Safe to use from several threads, as a page's requests come in."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def new_id(self) -> str:
+        return new_id(PREFIX, self._db.clock.now())
+
+    def add(self, review: Review) -> None:
+        values = {"id": review.id, "at": stamp(review.created_at), "record": review.to_json().decode()}
+        with self._db.writing() as connection:
+            connection.execute(schema.reviews.insert().values(values))
+
+    def matching(self, *, evaluation: str | None = None, run_ids: Sequence[str] = ()) -> list[Review]:
+        """Newest first: those of an evaluation, and those with all of these runs."""
+        table = schema.reviews
+        with self._db.reading() as connection:
+            rows = connection.execute(select(table.c.record).order_by(table.c.at.desc())).scalars().all()
+        found = [Review.from_json(row) for row in rows]
+        return [
+            review
+            for review in found
+            if evaluation in (None, review.evaluation) and set(run_ids) <= set(review.run_ids)
+        ]
+
+    def get(self, name: str) -> Review:
+        """By its id or the beginning of it. Raises `UsageError` when none or several fit."""
+        found = [review for review in self.matching() if review.id.startswith(name)]
+        if len(found) != 1:
+            what = f"several reviews begin with {name}" if found else f"there is no review {name}"
+            raise UsageError(what, fix="orchestrate review RUN   makes one, and tells its id")
+        return found[0]
+
+    def rate(self, *ratings: Rating) -> None:
+        """Adds ratings, all of them or none."""
+        if not ratings:
+            return
+        rows = [{"review_id": r.review, "at": stamp(r.at), "record": r.to_json().decode()} for r in ratings]
+        with self._db.writing() as connection:
+            connection.execute(schema.ratings.insert(), rows)
+
+    def ratings(self, review_id: str) -> list[Rating]:
+        """All that was ever said, oldest first."""
+        table = schema.ratings
+        query = select(table.c.record).where(table.c.review_id == review_id).order_by(table.c.seq)
+        with self._db.reading() as connection:
+            return [Rating.from_json(row) for row in connection.execute(query).scalars()]
+
+    def calibrate(self, judge: str, record: msgspec.Struct) -> None:
+        """Keeps how far a judge, named by the digest of all that makes it, agrees with people."""
+        insert = self._db.insert(schema.calibrations).values(
+            judge=judge, at=stamp(self._db.clock.now()), record=msgspec.json.encode(record).decode()
+        )
+        with self._db.writing() as connection:
+            connection.execute(
+                insert.on_conflict_do_update(
+                    index_elements=["judge"],
+                    set_={"record": insert.excluded.record, "at": insert.excluded.at},
+                )
+            )
+
+    def calibration(self, judge: str) -> dict[str, Any] | None:
+        query = select(schema.calibrations.c.record).where(schema.calibrations.c.judge == judge)
+        with self._db.reading() as connection:
+            row = connection.execute(query).scalar()
+        return None if row is None else msgspec.json.decode(row)

@@ -1,0 +1,527 @@
+"""The runs of a store: made, changed and found.
+
+Every change of a run is one transaction that appends a transition and rewrites the run's row as their
+projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
+
+import msgspec
+from sqlalchemy import Column, Connection, Select, bindparam, select
+from sqlalchemy.exc import IntegrityError
+
+from orchestrate.errors import UsageError
+from orchestrate.settings import masked
+from orchestrate.store import REF_PREFIX, RUN_PREFIX, ledger, new_run_id, ref_of, run_id_of, schema, stamp
+from orchestrate.store.database import Database, Lease, Leases
+from orchestrate.store.history import TRANSLATION, add_events, beside, columns, reopened, word
+from orchestrate.store.ledger import Limit
+from orchestrate.store.transitions import UNSENT, billed, submitting, withdrawn
+from orchestrate.types import Bill, Event, JobStatus, Quote, Run, SubmitPhase, Translation
+
+if TYPE_CHECKING:
+    from orchestrate.spec import JobSpec
+
+_NEWEST = ("last", "latest")
+_SOME = 5
+"""So many runs are named when a name fits several."""
+
+
+def one(db: Database, name: str, *, sandboxes: bool, near: str | None) -> Run:
+    """See `Runs.get`."""
+    found = named(db, name, sandboxes=sandboxes, near=near)
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        if not sandboxes and (hidden := named(db, name)):
+            raise UsageError(
+                f"{name!r} would be {hidden[0].id}, a run of the sandbox: it has to be called by its id",
+                fix=f"{hidden[0].id}, or the whole command as orchestrate sandbox run -- orchestrate ...",
+            )
+        if near is not None and (real := named(db, name)):
+            raise UsageError(
+                f"{name!r} would be {real[0].id}, a run outside the sandbox: it has to be called by its id",
+                fix=f"{real[0].id}, or the command without orchestrate sandbox run --",
+            )
+        if name in _NEWEST:
+            raise UsageError("there is no run yet", fix="orchestrate submit  makes one")
+        raise UsageError(f"no run is called {name!r}", fix="orchestrate runs  lists them")
+    some = ", ".join(f"{run.id} ({run.provider}, {run.status.value})" for run in found[:_SOME])
+    more = " and more" if len(found) > _SOME else ""
+    raise UsageError(f"{name!r} fits several runs: {some}{more}", fix="give more of the id")
+
+
+def named(db: Database, name: str, *, sandboxes: bool = True, near: str | None = None) -> list[Run]:
+    """The runs that the name may mean, by the closest of its meanings that fits any."""
+    table = schema.runs
+    newest = select(table.c.record).order_by(table.c.created_at.desc())
+    meant = newest if sandboxes else newest.where(~table.c.sandbox)
+    if near is not None:
+        meant = newest.where(table.c.sandbox | (table.c.provider == near))
+    exact = (table.c.id, table.c.ref, table.c.job_id)
+    bare = name.removeprefix(RUN_PREFIX).removeprefix(REF_PREFIX)
+    tries: list[Select[Any]] = [meant.limit(1)] if name in _NEWEST else []
+    # One by one and in no order: so an id is found by its index. A sweep looks up thousands.
+    tries += [select(table.c.record).where(c == name).limit(2) for c in exact]
+    if bare.isalnum():
+        tries.append(newest.where(table.c.id.startswith(RUN_PREFIX + bare)).limit(_SOME + 1))
+    tries.append(meant.where(table.c.name == name).limit(1))
+    if bare.isalnum() and len(bare) >= 3:
+        tries.append(newest.where(table.c.id.endswith(bare)).limit(_SOME + 1))
+    if name and (RUN_PREFIX.startswith(name) or REF_PREFIX.startswith(name)):
+        tries.append(newest.limit(_SOME + 1))  # it is the beginning of every id
+    with db.reading() as connection:
+        for query in tries:
+            if rows := connection.execute(query).scalars().all():
+                return [Run.from_json(row) for row in rows]
+    return []
+
+
+# What is looked for and changed is a parameter: to build a statement takes longer than to run it.
+_LOCKED = (
+    select(
+        *(schema.runs.c[name] for name in ("id", "attempt", "cancel_requested", "record")),
+        *(schema.runs.c[name] for name in ("sandbox", "bill_usd", "committed_usd")),
+    )
+    .where(schema.runs.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(schema.runs.c.id)
+    .with_for_update()
+)
+_CHANGE = schema.runs.update().where(schema.runs.c.id == bindparam("changed"))
+_INSERT = schema.runs.insert()
+_APPEND = schema.transitions.insert()
+_STAMP = schema.stamps.insert()
+_AT_ONCE = 500
+"""Runs that are locked by one statement."""
+Change = Callable[[Run], Run]
+Guard = Callable[[Connection, Run], None]
+
+
+WITHDRAWN = "cancelled before anything was sent"
+
+
+class _Row(NamedTuple):
+    run: Run
+    attempt: int
+    cancel_requested: bool
+    taken: ledger.Taken
+    """Of the sums, by its row."""
+
+
+class Equal(TypedDict, total=False):
+    """What the runs that are looked for have; `None` is anything."""
+
+    provider: str | None
+    host: str | None
+    closed: bool | None
+    sandbox: bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intent:
+    """A run before anything of it is sent. `model` is what the backend calls it, where the spec does not
+    tell."""
+
+    spec: JobSpec
+    provider: str
+    model: str | None = None
+    dataset_digest: str
+    host: str
+    account: str | None = None
+    sandbox: bool = False
+    quote: Quote | None = None
+    translation: Translation | None = None
+    """What the settings become on the backend: kept with the run, and what is sent for it from then on."""
+    max_cost_usd: Decimal | None = None
+    allowed_usd: Decimal | None = None
+    idempotency_key: str | None = None
+    ref: str | None = None
+    """Of a run with a key; any other one gets a ref that nobody else has."""
+    made_by: str | None = None
+
+
+class Runs:
+    """Errors are `StoreError` with the way out. Writes are durable when a call returns."""
+
+    def __init__(self, db: Database, leases: Leases) -> None:
+        self._db = db
+        self._leases = leases
+
+    # -- making and changing -------------------------------------------------------------------------------
+
+    def create(
+        self,
+        intent: Intent,
+        *,
+        budget_usd: Decimal | None = None,
+        limits: Sequence[Limit] = (),
+        guard: Guard | None = None,
+    ) -> Run:
+        """Writes the intent, unless `guard` raises in the same transaction.
+
+        Raises `OverBudget` when what the run may cost does not fit into its own limit, into `limits` and into
+        what is left of `budget_usd` over all of this store, and `UnknownPrice` when that is
+        unknown; of processes that ask at once, only those that fit pass."""
+        now, spec = self._db.clock.now(), intent.spec
+        run = Run(
+            id=(run_id := run_id_of(intent.ref) if intent.ref else new_run_id(now)),
+            ref=ref_of(run_id),
+            provider=intent.provider,
+            model=intent.model or spec.model_for(intent.provider),
+            **asked_for(spec, intent.dataset_digest),
+            host=intent.host,
+            account=intent.account,
+            sandbox=intent.sandbox,
+            phase=SubmitPhase.INTENT,
+            status=JobStatus.SUBMITTING,
+            created_at=now,
+            updated_at=now,
+            quote=intent.quote,
+            max_cost_usd=intent.max_cost_usd,
+            allowed_usd=intent.allowed_usd,
+            tags=dict(spec.tags),
+            idempotency_key=intent.idempotency_key,
+            made_by=intent.made_by,
+        )
+        translation = intent.translation
+        with suppress(_SameId):
+            return self._insert(run, translation, budget_usd, limits, guard)
+        # The same millisecond and the same 20 random bits: another draw will not repeat it.
+        run_id = new_run_id(now)
+        run = msgspec.structs.replace(run, id=run_id, ref=ref_of(run_id))
+        return self._insert(run, translation, budget_usd, limits, guard)
+
+    def _insert(
+        self,
+        run: Run,
+        translation: Translation | None,
+        budget_usd: Decimal | None,
+        limits: Sequence[Limit],
+        guard: Guard | None,
+    ) -> Run:
+        with self._db.writing() as connection:
+            if guard is not None:
+                ledger.one_at_a_time(connection)
+                guard(connection, run)
+            ledger.reserve_run(connection, self._db.clock, run, budget_usd, limits)
+            self._insert_row(connection, run)
+            connection.execute(_APPEND, self._step(run, attempt=0, note="intent"))
+            if translation is not None:
+                kept = beside(self._db.clock, run.id, TRANSLATION, masked(translation.to_dict()))
+                connection.execute(schema.records.insert().values(kept))
+        return run
+
+    def restore(self, run: Run) -> None:
+        """Writes a run as it is, to rebuild a store. Raises `UsageError` when it is there already."""
+        try:
+            with self._db.writing() as connection:
+                self._insert_row(connection, run)
+                connection.execute(_APPEND, self._step(run, attempt=0, note="recovered from the host"))
+        except _SameId:
+            raise UsageError(f"run {run.id} is in this store already") from None
+
+    def _insert_row(self, connection: Connection, run: Run) -> None:
+        row = {"id": run.id, **columns(run, self._db.clock)}
+        try:
+            connection.execute(_INSERT, row)
+        except IntegrityError as error:
+            raise _SameId from error
+        if run.tags:
+            schema.write_tags(connection, [run])
+        ledger.count(connection, [], [ledger.Taken.by_run(row)])
+
+    def apply(
+        self,
+        run_id: str,
+        change: Change,
+        *,
+        lease: Lease | None = None,
+        note: str | None = None,
+    ) -> Run:
+        """Changes one run by a function of `orchestrate.store.transitions`, in one transaction.
+
+        `change` sees the run as it is now, not as the caller last saw it; what it raises is raised here and
+        changes nothing. Raises `LeaseLost` when `lease` is no longer the last one given.
+        """
+        with self._db.writing() as connection:
+            if lease is not None:
+                self._leases.require(connection, lease)
+            ((_, after),) = self._apply(connection, [(run_id, change)], note)
+            return after
+
+    def begin(self, run_id: str, lease: Lease) -> Run:
+        """Counts a new attempt and writes SUBMITTING, or withdraws the run if its cancellation was requested,
+        in one transaction. A later request finds SUBMITTING, so it is carried out on the host. Raises
+        `LeaseLost` and `ImpossibleTransition`."""
+        at = self._db.clock.now()
+        with self._db.writing() as connection:
+            self._leases.require(connection, lease)
+            cancelled = self._locked(connection, [run_id])[run_id].cancel_requested
+            step, note = (withdrawn, WITHDRAWN) if cancelled else (submitting, None)
+
+            def change(run: Run) -> Run:
+                return step(run, at)
+
+            ((_, after),) = self._apply(connection, [(run_id, change)], note, new_attempt=not cancelled)
+            return after
+
+    def apply_many(self, changes: Sequence[tuple[str, Change]]) -> list[Run]:
+        """As `apply` for each, in one transaction. Returns the runs that did change."""
+        with self._db.writing() as connection:
+            steps = self._apply(connection, changes)
+        return [after for before, after in steps if after is not before]
+
+    def _locked(self, connection: Connection, run_ids: Iterable[str]) -> dict[str, _Row]:
+        """By id; locked in one order whoever asks, so that nobody waits for one another."""
+        wanted, found = sorted(set(run_ids)), dict[str, _Row]()
+        for start in range(0, len(wanted), _AT_ONCE):
+            rows = connection.execute(_LOCKED, {"ids": wanted[start : start + _AT_ONCE]})
+            found |= {
+                row["id"]: _Row(
+                    Run.from_json(row["record"]),
+                    row["attempt"],
+                    row["cancel_requested"],
+                    ledger.Taken.by_run(row),
+                )
+                for row in rows.mappings()
+            }
+        for run_id in wanted:
+            if run_id not in found:
+                raise UsageError(f"no run is called {run_id}", fix="orchestrate runs")
+        return found
+
+    def _apply(
+        self,
+        connection: Connection,
+        changes: Sequence[tuple[str, Change]],
+        note: str | None = None,
+        new_attempt: bool = False,
+    ) -> list[tuple[Run, Run]]:
+        """(before, after) of each change, by id; a second change of a run sees the first. All are written
+        together."""
+        held = self._locked(connection, (run_id for run_id, _ in changes))
+        steps: list[tuple[Run, Run]] = []
+        rows: dict[str, dict[str, Any]] = {}
+        said: list[dict[str, Any]] = []
+        for run_id, change in sorted(changes, key=lambda pair: pair[0]):
+            before, attempt, requested, taken = held[run_id]
+            after = change(before)
+            steps.append((before, after))
+            if after is before:
+                continue
+            if new_attempt:
+                attempt += 1
+                up = self._db.clock.uptime()
+                stamped = {"run_id": run_id, "attempt": attempt, "boot": up.boot, "uptime": up.seconds}
+                connection.execute(_STAMP, stamped)
+            held[run_id] = _Row(after, attempt, requested, taken)
+            row = rows.setdefault(run_id, {"changed": run_id})
+            row |= {"attempt": attempt, **columns(after, self._db.clock)}
+            if after.tags != before.tags:
+                schema.write_tags(connection, [after])
+            if after.phase is SubmitPhase.REFUSED or reopened(before, after):
+                # What was sent, and refused or withdrawn after it, is looked for once more: it may have been
+                # done all the same.
+                row["closed"] = after.phase is SubmitPhase.REFUSED and not attempt
+            if note or word(before) != word(after):
+                said.append(self._step(after, attempt, note))
+        for closes in (False, True):  # the rows of one statement set the same columns
+            if some := [row for row in rows.values() if ("closed" in row) is closes]:
+                connection.execute(_CHANGE, some)
+        if said:
+            connection.execute(_APPEND, said)
+        ledger.count(
+            connection, (held[id].taken for id in rows), (ledger.Taken.by_run(row) for row in rows.values())
+        )
+        return steps
+
+    def _step(self, run: Run, attempt: int, note: str | None) -> dict[str, Any]:
+        return {
+            "run_id": run.id,
+            "at": stamp(run.updated_at),
+            "phase": run.phase.value,
+            "status": run.status.value,
+            "raw_status": run.raw_status,
+            "attempt": attempt,
+            "actor": self._db.actor,
+            "note": note,
+        }
+
+    def commit(
+        self,
+        run_id: str,
+        usd: Decimal | None,
+        change: Change,
+        budget_usd: Decimal | None,
+        *,
+        lease: Lease | None = None,
+        event: Event | None = None,
+        limits: Sequence[Limit] = (),
+        figure: str = "the host's own estimate",
+    ) -> Run:
+        """Changes a run that may cost up to `usd` from then on. Raises `OverBudget` when what that is above
+        what the run has taken already does not fit into what is left of `budget_usd`, or all of it not into
+        `limits`."""
+        with self._db.writing() as connection:
+            if lease is not None:
+                self._leases.require(connection, lease)
+            run = self._locked(connection, [run_id])[run_id].run
+            ledger.reserve_more(connection, self._db.clock, run, usd, budget_usd, limits, figure)
+            ((_, after),) = self._apply(connection, [(run_id, change)])
+            if event is not None:
+                add_events(self._db, connection, run_id, [event], from_host=False)
+            return after
+
+    def set_bills(self, bills: Mapping[str, Bill]) -> list[Run]:
+        """By run id, in one transaction. Returns the runs that did change."""
+        return self.apply_many([(run_id, billed(bill)) for run_id, bill in bills.items()])
+
+    def close(self, run_id: str) -> None:
+        """Nothing about this run will be asked of its host again."""
+        self._set(run_id, closed=True)
+
+    def request_cancel(self, run_id: str) -> None:
+        """Whoever learns the job of this run is to cancel it."""
+        self._set(run_id, cancel_requested=True)
+
+    def cancel_requested(self, run_id: str) -> bool:
+        with self._db.reading() as connection:
+            query = select(schema.runs.c.cancel_requested).where(schema.runs.c.id == run_id)
+            return bool(connection.execute(query).scalar())
+
+    def _set(self, run_id: str, **values: Any) -> None:
+        with self._db.writing() as connection:
+            connection.execute(schema.runs.update().where(schema.runs.c.id == run_id).values(values))
+
+    def waited(self, run_id: str) -> float:
+        """Seconds, by this machine's uptime, since it sent the current attempt, or since it first looked at
+        an attempt that another machine sent or that it sent before its last start."""
+        table, runs, up = schema.stamps, schema.runs, self._db.clock.uptime()
+        with self._db.writing() as connection:
+            attempt = connection.execute(select(runs.c.attempt).where(runs.c.id == run_id)).scalar_one()
+            key = {"run_id": run_id, "attempt": attempt, "boot": up.boot}
+            connection.execute(
+                self._db.insert(table).values(**key, uptime=up.seconds).on_conflict_do_nothing()
+            )
+            first = connection.execute(select(table.c.uptime).filter_by(**key)).scalar_one()
+        return up.seconds - first
+
+    # -- finding -------------------------------------------------------------------------------------------
+
+    def get(self, name: str, *, sandboxes: bool = True, near: str | None = None) -> Run:
+        """By id, ref, the host's job id, a unique beginning or end of the id, the spec's suffix (the
+        newest), or `last`; without `sandboxes` that and the suffix mean no run of one, with `near` only
+        those of sandboxes and of the backend of that name. Raises `UsageError` when there is none or more
+        than one."""
+        return one(self._db, name.strip(), sandboxes=sandboxes, near=near)
+
+    def matching(
+        self,
+        *,
+        status: JobStatus | Iterable[JobStatus] | None = None,
+        phase: Iterable[SubmitPhase] | None = None,
+        active: bool | None = None,
+        tags: dict[str, str] | None = None,
+        limit: int | None = None,
+        **equal: Unpack[Equal],
+    ) -> list[Run]:
+        """Newest first. `active` asks for runs that have not ended."""
+        table = schema.runs
+        query = select(table.c.record).order_by(table.c.created_at.desc(), table.c.id.desc())
+        query = query.filter_by(**{name: value for name, value in equal.items() if value is not None})
+        if status is not None:
+            status = [status] if isinstance(status, JobStatus) else status
+            query = query.where(table.c.status.in_([s.value for s in status]))
+        if phase is not None:
+            query = query.where(table.c.phase.in_([p.value for p in phase]))
+        if active is not None:
+            ended = [s.value for s in JobStatus if s.terminal]
+            query = query.where(table.c.status.not_in(ended) if active else table.c.status.in_(ended))
+        with self._db.reading() as connection:
+            rows = connection.execute(query if tags else query.limit(limit)).scalars().all()
+        found = [Run.from_json(row) for row in rows]
+        if tags:
+            found = [run for run in found if tags.items() <= run.tags.items()][:limit]
+        return found
+
+    def open_providers(self, *, sandboxes: bool = True) -> list[str]:
+        """The backends of the runs about which something may still be learnt."""
+        table = schema.runs
+        query = select(table.c.provider).where(~table.c.closed).distinct().order_by(table.c.provider)
+        query = query if sandboxes else query.where(~table.c.sandbox)
+        with self._db.reading() as connection:
+            return list(connection.execute(query).scalars())
+
+    def live_hosts(self) -> list[tuple[str, str]]:
+        """(backend, host) of the runs that have or may have a job which has not ended."""
+        table = schema.runs
+        ended = [s.value for s in JobStatus if s.terminal]
+        unsent = [p.value for p in UNSENT]
+        query = select(table.c.provider, table.c.host).distinct()
+        query = query.where(~table.c.closed, table.c.status.not_in(ended), table.c.phase.not_in(unsent))
+        with self._db.reading() as connection:
+            return [(row.provider, row.host) for row in connection.execute(query)]
+
+    def of_ids(self, run_ids: Iterable[str]) -> list[Run]:
+        """The runs of these ids, in no order; unknown ids are left out."""
+        return self._runs_among(schema.runs.c.id, run_ids)
+
+    def is_closed(self, run_id: str) -> bool:
+        """Whether nothing more is to be learnt about this run from its host."""
+        query = select(schema.runs.c.closed).where(schema.runs.c.id == run_id)
+        with self._db.reading() as connection:
+            return bool(connection.execute(query).scalar())
+
+    def exists(self, name: str) -> bool:
+        """Whether `run` would find exactly one."""
+        return len(named(self._db, name.strip())) == 1
+
+    def of_key(self, idempotency_key: str) -> Run | None:
+        """The run of a caller's own key."""
+        query = select(schema.runs.c.record).where(schema.runs.c.idempotency_key == idempotency_key)
+        with self._db.reading() as connection:
+            row = connection.execute(query).scalar()
+        return None if row is None else Run.from_json(row)
+
+    def keyed(self, prefix: str) -> list[Run]:
+        """The runs whose idempotency keys begin so."""
+        return self._runs_from(schema.runs.c.idempotency_key, prefix)
+
+    def referred(self, prefix: str) -> list[Run]:
+        """The runs whose refs begin so."""
+        return self._runs_from(schema.runs.c.ref, prefix)
+
+    def _runs_from(self, column: Column[str], prefix: str) -> list[Run]:
+        query = select(schema.runs.c.record).where(column.startswith(prefix, autoescape=True))
+        if self._db.file is not None:  # there only a range is looked up by the index
+            query = query.where(column >= prefix, column < prefix + "\U0010ffff")
+        with self._db.reading() as connection:
+            return [Run.from_json(row) for row in connection.execute(query).scalars()]
+
+    def of_refs(self, refs: Iterable[str]) -> list[Run]:
+        """The runs, ended ones included, whose refs are among these."""
+        return self._runs_among(schema.runs.c.ref, refs)
+
+    def _runs_among(self, column: Column[str], values: Iterable[str]) -> list[Run]:
+        wanted, found = sorted(set(values)), list[Run]()
+        with self._db.reading() as connection:
+            for start in range(0, len(wanted), 500):
+                query = select(schema.runs.c.record).where(column.in_(wanted[start : start + 500]))
+                found.extend(Run.from_json(row) for row in connection.execute(query).scalars())
+        return found
+
+
+def asked_for(spec: JobSpec, dataset_digest: str) -> dict[str, Any]:
+    """What a run keeps of what is to be trained."""
+    kept = masked(spec.model_dump(mode="json", exclude_unset=True))
+    return {"spec": kept, "spec_hash": spec.hash(), "dataset_digest": dataset_digest}
+
+
+class _SameId(Exception):
+    pass

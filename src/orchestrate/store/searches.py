@@ -1,0 +1,127 @@
+"""Searches of settings and their trials."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+
+from msgspec.structs import replace
+from sqlalchemy import Connection, or_, select
+
+from orchestrate.errors import UsageError
+from orchestrate.store import schema as tables
+from orchestrate.store import stamp
+from orchestrate.store.database import Database
+from orchestrate.store.ledger import Limit
+from orchestrate.types import Run, Search, Trial
+
+
+class Searches:
+    """Safe to use from several threads and processes."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def add(self, search: Search) -> bool:
+        """`False` where one of its id is there already: that gets the limits of this one."""
+        values = {"id": search.id, "at": stamp(search.created_at), "record": search.to_json().decode()}
+        table = tables.searches
+        insert = self._db.insert(table).values(values).on_conflict_do_nothing().returning(table.c.id)
+        with self._db.writing() as connection:
+            if connection.execute(insert).first() is not None:
+                return True
+            own = select(table.c.record).where(table.c.id == search.id).with_for_update()
+            there = Search.from_json(connection.execute(own).scalar_one())
+            now = replace(there, max_parallel=search.max_parallel, max_cost_usd=search.max_cost_usd)
+            if now != there:
+                record = now.to_json().decode()
+                connection.execute(table.update().where(table.c.id == search.id).values(record=record))
+            return False
+
+    def all(self) -> list[Search]:
+        """Newest first."""
+        query = select(tables.searches.c.record).order_by(tables.searches.c.at.desc())
+        with self._db.reading() as connection:
+            return [Search.from_json(row) for row in connection.execute(query).scalars()]
+
+    def get(self, name: str) -> Search:
+        """By its id or the beginning of it, or `last`. Raises `UsageError` when none or several fit."""
+        every = self.all()
+        found = every[:1] if name == "last" else [one for one in every if name and one.id.startswith(name)]
+        if len(found) != 1:
+            what = f"several sweeps begin with {name}" if found else f"there is no sweep {name}"
+            raise UsageError(what, fix="orchestrate sweep --list")
+        return found[0]
+
+    def trials(self, search_id: str) -> list[Trial]:
+        """In the order of their numbers."""
+        table = tables.trials
+        query = select(table.c.record).where(table.c.search_id == search_id).order_by(table.c.number)
+        with self._db.reading() as connection:
+            return [Trial.from_json(row) for row in connection.execute(query).scalars()]
+
+    def spent_usd(self, search_id: str, *, but: int | None = None) -> Decimal:
+        """What its runs have cost, as far as that is known, and may cost yet; without one trial."""
+        with self._db.reading() as connection:
+            return _spent(connection, search_id, but)
+
+    def limit(self, search: Search, trial: Trial, **words: str) -> Limit | None:
+        """What a sweep may cost, for the transaction that makes or changes the run of a trial."""
+        if search.max_cost_usd is None:
+            return None
+        words = {"what": "what is left of the sweep's limit,", **words}
+
+        def taken(connection: Connection) -> Decimal:
+            return _spent(connection, search.id, trial.number)
+
+        return Limit(search.max_cost_usd, taken, words)
+
+    def of_run(self, run: Run) -> tuple[Search, Trial] | None:
+        """The trial whose run it is, also where whoever made it was killed before that was written down: its
+        key is the search's id and the trial's number."""
+        for search in self.all():
+            if (run.idempotency_key or "").startswith(f"{search.id}-"):
+                found = [
+                    t for t in self.trials(search.id) if run.idempotency_key == f"{search.id}-{t.number}"
+                ]
+                return (search, found[0]) if found else None
+        return None
+
+    def propose(self, search_id: str, trial: Trial) -> bool:
+        """Adds a trial; `False` where one of its number is there already."""
+        table = tables.trials
+        values = {"search_id": search_id, "number": trial.number, "record": trial.to_json().decode()}
+        insert = self._db.insert(table).values(values).on_conflict_do_nothing().returning(table.c.number)
+        with self._db.writing() as connection:
+            return connection.execute(insert).first() is not None
+
+    def change(self, search_id: str, number: int, change: Callable[[Trial], Trial]) -> Trial:
+        """One trial by a function that sees it as it is now; what it raises changes nothing."""
+        table = tables.trials
+        own = (table.c.search_id == search_id) & (table.c.number == number)
+        with self._db.writing() as connection:
+            row = connection.execute(select(table.c.record).where(own).with_for_update()).scalar_one()
+            before = Trial.from_json(row)
+            after = change(before)
+            if after != before:
+                record = after.to_json().decode()
+                connection.execute(table.update().where(own).values(record=record))
+        return after
+
+
+def _spent(connection: Connection, search_id: str, but: int | None) -> Decimal:
+    from orchestrate.costing import of_trial  # late: listing runs must not pay for the room's import
+
+    table, runs = tables.trials, tables.runs
+    query = select(table.c.record).where(table.c.search_id == search_id)
+    trials = [Trial.from_json(row) for row in connection.execute(query).scalars()]
+    # Also of one whose maker was killed before it wrote down which run it is.
+    keys = [f"{search_id}-{trial.number}" for trial in trials]
+    ids = [trial.run_id for trial in trials if trial.run_id is not None]
+    rows = connection.execute(
+        select(runs.c.record).where(or_(runs.c.idempotency_key.in_(keys), runs.c.id.in_(ids)))
+    ).scalars()
+    found = [Run.from_json(row) for row in rows]
+    of = {run.idempotency_key: run for run in found} | {run.id: run for run in found}
+    each = ((of.get(t.run_id or f"{search_id}-{t.number}"), t) for t in trials if t.number != but)
+    return sum((of_trial(run, trial) for run, trial in each), Decimal(0))
