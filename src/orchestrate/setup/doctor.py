@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from decimal import Decimal
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -132,7 +133,7 @@ def _left(ft: Workspace) -> Iterator[Check]:
     yield Check(
         check="held",
         ok=False,
-        detail=f"{money(sum(held))} of the budget is held for {' and '.join(what)}",
+        detail=f"{money(sum(held, Decimal(0)))} of the budget is held for {' and '.join(what)}",
         fix="orchestrate sync   (releases what was certainly not sent, and counts the rest)",
     )
 

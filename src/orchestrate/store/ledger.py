@@ -200,7 +200,7 @@ class Taken(NamedTuple):
     committed_usd: Decimal = Decimal(0)
 
     @classmethod
-    def by_run(cls, row: Mapping[str, Any]) -> Taken:
+    def by_run(cls, row: Mapping[Any, Any]) -> Taken:
         """By the columns of its row."""
         if row["sandbox"]:
             return cls()

@@ -399,6 +399,27 @@ def test_nothing_is_spent_that_was_not_agreed_to() -> None:
     run_state_machine_as_test(Features, settings=BRIEF)
 
 
+def test_what_is_taken_already_counts_for_what_comes_next() -> None:
+    """A way through the machine that chance seldom takes: a run, a deployment that uses up the budget, then
+    more of each; a run that was let go is held again before it is sent."""
+    one = Features()
+    one.submit(who=0, epochs=3, limit=None, fault="ok", fork=False)
+    one.submit(who=0, epochs=2, limit=None, fault="killed before", fork=True)
+    for _ in range(2):
+        one.time_passes(seconds=1800.0, who=0, down=False)
+    one.a_job_ends(which=0, share=2, who=0)
+    for hours in (1, 9, 3):
+        one.deploy(who=1, which=0, hours=hours, fault="ok", fork=False, undeploy=False)
+        one.no_more_than_was_agreed()
+    for _ in range(3):
+        one.resume(who=1, which=0, fault="ok", fork=False)
+        one.submit(who=0, epochs=2, limit=None, fault="ok", fork=False)
+        one.no_more_than_was_agreed()
+        one.all_that_may_be_billed_is_counted()
+    one.everything_ends()
+    one.teardown()
+
+
 @pytest.mark.slow
 def test_nothing_is_spent_that_was_not_agreed_to_for_long() -> None:
     run_state_machine_as_test(Features, settings=LONG)
