@@ -53,7 +53,8 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> JobSpec:
         values["model"] = {k: _local_model(v, path.parent) for k, v in _as_table(model).items()}
     for name, value in (overrides or {}).items():
         put(values, name, value)
-    return build(values, lines=lines, place=str(path))
+    place = f"{path} with the settings beside it" if overrides else str(path)
+    return build(values, lines=lines, place=place)
 
 
 def build(values: Mapping[str, Any], *, lines: Lines | None = None, place: str = "the spec") -> JobSpec:

@@ -38,7 +38,7 @@ RULES = HostRules(
         "unpaired": f"OpenAI {NO_KTO}",
         "rl": None,
         "completion": "prompt/completion rows are for models that are shut down; "
-        "orchestrate data convert --to openai makes chat rows of them",
+        "orchestrate data convert FILE --to openai  makes chat rows of them",
         "text": "OpenAI trains on conversations only",
     },
     traits={
