@@ -197,7 +197,7 @@ class OwnLogits(torch.nn.Module):
 # pyright: reportUnknownMemberType=false
 
 
-R = TypeVar("T")
+R = TypeVar("R")
 
 
 def out_of_memory(error: BaseException) -> bool:

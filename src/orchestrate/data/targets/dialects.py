@@ -1,0 +1,9 @@
+"""An earlier name of `orchestrate.data.dialects`, kept for plug-ins."""
+
+from __future__ import annotations
+
+import sys
+
+from orchestrate.data import dialects
+
+sys.modules[__name__] = dialects
