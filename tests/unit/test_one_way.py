@@ -11,6 +11,7 @@ from functools import cache
 
 import pytest
 from tests import sources
+from tests.paths import ROOT
 
 PROCESSES = {
     "core/child.py": "the one way: a child that is asked",
@@ -271,3 +272,16 @@ def test_nobody_else_refuses_for_the_price(
 def test_what_refuses_for_the_price_is_seen(line: str, consent: bool, price: bool) -> None:
     nodes = list(ast.walk(ast.parse(line)))
     assert (any(map(wants_consent, nodes)), any(map(wants_a_price, nodes))) == (consent, price)
+
+
+CLASS_NAMES_TWICE = 130
+"""Names of several public classes. It may only fall: one word has one meaning."""
+
+
+def test_no_more_classes_share_a_name() -> None:
+    homes: dict[str, int] = {}
+    for path in (ROOT / "src" / "orchestrate").rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes[node.name] = homes.get(node.name, 0) + 1
+    assert sum(count > 1 for count in homes.values()) <= CLASS_NAMES_TWICE
