@@ -49,7 +49,7 @@ def settings_there_are() -> Iterator[str]:
     yield from (
         f"gateway.{name}" for name in ("organization", "files", "webhook_url", "models.default.model")
     )
-    own = HOST_FIELDS
+    own = set(HOST_FIELDS)
     kinds = [*built_in(), *described(), *places(), "one-of-a-plug-in"]
     for name in kinds:
         yield f"hosts.{name}"
