@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from orchestrate.api.run import RunHandle
 from orchestrate.core.underway import work
 from orchestrate.runs.hosting.deployment import DeploymentHandle
-from orchestrate.store.listing import RunQuery
 from orchestrate.types import JobStatus, Listing, Problem, Quote, Run, Translation
 from orchestrate.workspace import Backends as Backends
 from orchestrate.workspace import Workspace, scope_of
@@ -289,6 +288,8 @@ class Orchestrator(Workspace):
         name, backend, model, status, cost, updated, loss, spec.NAME or tag.NAME, with `-` in front from the
         largest to the smallest. `after`: the id of the last run of the page before. Raises `UsageError` for
         an unknown status or order."""
+        from orchestrate.store.listing import RunQuery
+
         query = RunQuery(
             words=search,
             provider=provider or "",
