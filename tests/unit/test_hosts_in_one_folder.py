@@ -95,7 +95,7 @@ def test_no_shared_module_names_a_host() -> None:
         'note("Together serves on dedicated endpoints only")',
         'if host.kind == "azure": pass',
         "def fireworks_models(): ...",
-        "from orchestrate.providers.openai.reading import job",
+        "from orchestrate.providers.openai.provider import OpenAI",
         "from orchestrate.sandbox import together",
     ],
 )

@@ -238,6 +238,7 @@ EXAMPLES = {
     "data review": "orchestrate data review train.jsonl",
     "data from-record": "orchestrate data from-record support -o train.jsonl",
     "data from-review": "orchestrate data from-review review-1q -o preferences.jsonl",
+    "data curve": "orchestrate data curve finetune.yaml -p local --target eval:exact_match --max-cost 5",
     "data judge": "orchestrate data judge train.jsonl --model openai=gpt-4.1",
     "gateway log": "orchestrate gateway log",
     "gateway keys add": "orchestrate gateway keys add ci",

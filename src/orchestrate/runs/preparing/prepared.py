@@ -390,14 +390,7 @@ def _offer(
         if not translation.model and translation.refused:
             raise SpecError(str(translation.refused[0].rule))
         problems = provider.check(spec, data, translation)
-        told = {problem.message for problem in problems}
-        problems += [
-            Problem(
-                code="model", message=warning, severity=Severity.WARNING, field="model", providers=(name,)
-            )
-            for warning in provider.resolve(spec).warnings
-            if warning not in told
-        ]
+        problems += _of_model(provider, spec, {problem.message for problem in problems})
         if terms.tokens_from is TokensFrom.NONE:
             quote = Quote(provider=name, model=translation.model, unavailable=UNCOUNTED)
         else:
@@ -451,6 +444,21 @@ def _unlisted(provider: Provider, spec: JobSpec) -> str | None:
     except SpecError:
         return None
     return None if model.host else f"{provider.name} is not known to tune {model.id}"
+
+
+def _of_model(provider: Provider, spec: JobSpec, told: set[str]) -> list[Problem]:
+    """What a reader of the model's name should know and `told` does not hold."""
+    try:
+        warnings = provider.resolve(spec).warnings
+    except SpecError:  # it is among the problems
+        return []
+    return [
+        Problem(
+            code="model", message=text, severity=Severity.WARNING, field="model", providers=(provider.name,)
+        )
+        for text in warnings
+        if text not in told
+    ]
 
 
 def _served(ws: Workspace, provider: Provider, spec: JobSpec) -> str | None:
