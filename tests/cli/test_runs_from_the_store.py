@@ -149,6 +149,9 @@ def test_runs_are_filtered_by_what_is_shown(cli: Cli, project: None, hosts: Any,
         assert [run["model"] for run in found.json] == models, words
     for width in ("20", "60", "80", "100", "160"):
         assert {"team=ml", "team=ops"} <= set(cli("runs", COLUMNS=width).out.split()), width
+    for run in cli("runs", "--json").json:
+        assert cli("note", run["id"], "--archive").code == 0
+    assert "no runs but 2 archived runs" in cli("runs").err, "not that there are none yet"
     wrong = cli("runs", "--status", "sleeping")
     assert wrong.code == 2 and "not sent, outcome unknown, submitted" in wrong.err
 

@@ -97,11 +97,12 @@ def inferred(
     keyed: bool = False,
     knowing: bool = False,
     bare: bool = False,
+    closely: bool = True,
 ) -> Volume:
     """The goal that the rows show. `labels`: how many different short answers there are, where they repeat;
     `tools`: they call tools; `keyed`: the answers are JSON with the same keys; `knowing`: the answers carry
-    facts that are not in their prompts; `bare`: text without prompts. A new capability shows in no row: it
-    must be given."""
+    facts that are not in their prompts; `bare`: text without prompts; `closely`: whether the answers were
+    read for keys and facts. A new capability shows in no row: it must be given."""
     if labels:
         return volume(Goal.CLASSIFICATION, rows, labels=labels, why=f"{labels} different answers")
     if tools:
@@ -112,7 +113,8 @@ def inferred(
         return volume(Goal.DOMAIN, rows, why="text without prompts")
     if knowing:
         return volume(Goal.DOMAIN, rows, why="the answers hold facts that the prompts do not")
-    return volume(Goal.STYLE, rows, why="free answers without one format")
+    why = "free answers without one format" if closely else "no labels, no tools; advise reads the answers"
+    return volume(Goal.STYLE, rows, why=why)
 
 
 def volumes_told() -> str:

@@ -104,14 +104,15 @@ class Listing:
                 select(func.count()).select_from(schema.runs).where(*self._where(query))
             ).scalar_one()
 
-    def groups(self, query: RunQuery, most: int = 200) -> list[tuple[str, int]]:
-        """The first groups with the number of their runs, in the order of the list."""
+    def groups(self, query: RunQuery, most: int = 200) -> list[tuple[str | None, int]]:
+        """The first groups with the number of their runs, in the order of the list; `None` is for the runs
+        without the value, which an empty one is not."""
         value = self._value(query.group)
         missing = value.is_(None)
         statement = select(value, func.count()).select_from(schema.runs).where(*self._where(query))
         with self._db.reading() as connection:
             rows = connection.execute(statement.group_by(value).order_by(missing, value).limit(most)).all()
-        return [("" if name is None else str(name), number) for name, number in rows]
+        return [(None if name is None else str(name), number) for name, number in rows]
 
     def tags(self, most: int = 200) -> list[tuple[str, str]]:
         """The names and values of tags, for a choice among them."""

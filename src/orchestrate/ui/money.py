@@ -102,7 +102,8 @@ def _copy(wanted: Wanted) -> Copy:
     serving = f' --traffic "{wanted.traffic}" --months {n["months"]}' if n["requests"] else ""
     return Copy(
         command=f"orchestrate quote --model {wanted.model} --train FILE --epochs {n['epochs']}{serving}",
-        python="from orchestrate import JobSpec, Orchestrator, quoting\n\n"
+        python="from orchestrate import JobSpec, Orchestrator\n"
+        "from orchestrate.runs.preparing import quoting\n\n"
         f"spec = JobSpec(model={wanted.model!r}, train='unknown', epochs={n['epochs']})\n"
         "with Orchestrator() as ft:\n"
         f"    for quote in quoting.assumed(ft, spec, {n['rows']}, {n['row_tokens']}):\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,6 +39,7 @@ def routes(site: Site) -> list[Route]:
         found, tags = shown["runs"], listing.tags()
         offered = choices(found, tags, wanted)
         elsewhere = 0 if found or wanted.sandbox else listing.count(RunQuery(sandbox=True))
+        kept = 0 if found or wanted.archived else listing.count(replace(wanted.of_site(site), archived=True))
         return site.page(
             request,
             "runs.html",
@@ -52,6 +54,7 @@ def routes(site: Site) -> list[Route]:
             providers=sorted({run.provider for run in found} | {*site.ft.backends()}),
             tags=sorted(f"{name}={value}" if value else name for name, value in tags),
             elsewhere=elsewhere,
+            kept=kept,
             since=site.ft.store.clock.now().isoformat(),
         )
 

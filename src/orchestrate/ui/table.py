@@ -253,7 +253,7 @@ class Group:
 
 
 def headings(
-    runs: Sequence[Run], group: str, numbers: Sequence[tuple[str, int]], before: Run | None = None
+    runs: Sequence[Run], group: str, numbers: Sequence[tuple[str | None, int]], before: Run | None = None
 ) -> dict[str, Group]:
     """The headings by the id of the run that each stands above."""
     if not group:
@@ -263,10 +263,10 @@ def headings(
     for run in runs:
         value = value_of(run, group)
         if value != last:
-            known = "" if value is None else str(value)
+            known = None if value is None else str(value)
             number = counted.get(known, counted.get(str(int(value))) if isinstance(value, bool) else None)
             title = "none" if value is None else compact(value)
-            found[run.id] = Group(f"{group.partition('.')[2] or group}: {title}", number)
+            found[run.id] = Group(": ".join(filter(None, (group.partition(".")[2] or group, title))), number)
         last = value
     return found
 
@@ -293,13 +293,11 @@ def as_csv(site: Site, query: RunQuery) -> Iterator[str]:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     odd = sorted(names)
-    for n, run in enumerate(site.ft.store.listing.each(query)):
-        facts = _facts(run)
-        if not n:
-            writer.writerow([*facts, *odd])
+    writer.writerow([*_FACTS, *odd])
+    for run in site.ft.store.listing.each(query):
         own = {f"spec.{name}": value for name, value in settings_of(run).items()}
         own |= {f"tag.{name}": value for name, value in run.tags.items()}
-        cells = [*facts.values(), *("" if own.get(name) is None else compact(own[name]) for name in odd)]
+        cells = [*_facts(run), *("" if own.get(name) is None else compact(own[name]) for name in odd)]
         writer.writerow([safe_cell(hide(inert(one)) if isinstance(one, str) else one) for one in cells])
         if out.tell() > 1 << 16:
             yield out.getvalue()
@@ -308,24 +306,21 @@ def as_csv(site: Site, query: RunQuery) -> Iterator[str]:
     yield out.getvalue()
 
 
-def _facts(run: Run) -> dict[str, Any]:
-    quote, cost = run.quote, cost_so_far(run)
-    return {
-        "run": run.id,
-        "name": name_of(run),
-        "backend": run.provider,
-        "model": run.model,
-        "status": stage(run),
-        "sandbox": str(run.sandbox).lower(),
-        "archived": str(run.archived).lower(),
-        "created": run.created_at.isoformat(),
-        "finished": run.finished_at.isoformat() if run.finished_at else "",
-        "step": run.step,
-        "total_steps": run.total_steps,
-        "cost_usd": cost,
-        "billed_usd": run.bill.usd if run.bill else "",
-        "quoted_usd": quote.expected_usd if quote and quote.price else "",
-        "made_by": run.made_by or "",
-        "job": run.job_id or "",
-        "note": run.note or "",
-    }
+_FACTS = (
+    *("run", "name", "backend", "model", "status", "sandbox", "archived", "created", "finished"),
+    *("step", "total_steps", "cost_usd", "billed_usd", "quoted_usd", "made_by", "job", "note"),
+)
+"""Columns of the CSV before those of settings and tags."""
+
+
+def _facts(run: Run) -> list[Any]:
+    quote = run.quote
+    return [
+        *(run.id, name_of(run), run.provider, run.model, stage(run)),
+        *(str(run.sandbox).lower(), str(run.archived).lower()),
+        *(run.created_at.isoformat(), run.finished_at.isoformat() if run.finished_at else ""),
+        *(run.step, run.total_steps),
+        *(cost_so_far(run), run.bill.usd if run.bill else ""),
+        quote.expected_usd if quote and quote.price else "",
+        *(run.made_by or "", run.job_id or "", run.note or ""),
+    ]

@@ -142,6 +142,27 @@ def test_columns_and_groups_are_chosen_in_the_address(web: TestClient, three: li
     assert shown(web, "?group=tag.team").rows[0] == three[1], "runs without the tag come last"
 
 
+def test_an_empty_tag_is_a_group_of_its_own(web: TestClient, make_run: MakeRun, three: list[str]) -> None:
+    for name in ("one", "two"):
+        make_run(name, tags={"plain": ""})
+    heads = [
+        head.split("</tr>")[0] for head in web.get("/?group=tag.plain").text.split('<tr class="group">')[1:]
+    ]
+    assert [Parsed(head).texts for head in heads] == [["plain", "2 runs"], ["plain: none", "3 runs"]]
+
+
+def test_what_is_coming_is_what_is_missing(web: TestClient, make_run: MakeRun) -> None:
+    for n in range(101):
+        make_run(f"run-{n}")
+    assert "1 more is coming" in shown(web).text
+    assert "coming" not in shown(web, "?limit=100").text, "no more than were asked for"
+
+
+def test_a_list_whose_runs_are_all_archived_says_so(web: TestClient, make_run: MakeRun) -> None:
+    make_run("old", archived=True)
+    assert "No runs but 1 archived run" in shown(web).text
+
+
 def test_the_table_is_a_file(web: TestClient, make_run: MakeRun, three: list[str]) -> None:
     make_run(
         "alpha", settings={"learning_rate": 1e-4, "tags": {"=cmd": "@x"}}, tags={"=cmd": "@x"}, note="-2"
@@ -153,7 +174,8 @@ def test_the_table_is_a_file(web: TestClient, make_run: MakeRun, three: list[str
     assert rows[0]["spec.learning_rate"] == "0.0001" and rows[1]["tag.team"] == "search"
     assert rows[1]["billed_usd"] == "2.50"
     assert not [cell for cell in rows[0].values() if cell[:1] in ("=", "@", "-", "+")], "no formula"
-    assert web.get("/runs.json?q=nothing").json() == [] and web.get("/runs.csv?q=nothing").text == ""
+    assert web.get("/runs.json?q=nothing").json() == []
+    assert web.get("/runs.csv?q=nothing").text.startswith("run,name,"), "a table without rows has its head"
 
 
 def test_runs_are_archived_after_a_page_that_names_them_and_put_back(

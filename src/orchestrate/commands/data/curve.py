@@ -68,8 +68,6 @@ def curve(
 ) -> Iterator[Output[Curve]]:
     """Train on shares of the rows, evaluate each on the same held-out rows, and say what more rows would be
     worth. A sweep as any other: priced first, within one budget; the same command again goes on with it.
-
-    Example: orchestrate data curve finetune.yaml -p local --target eval:exact_match --max-cost 5
     """
     from orchestrate.commands.training.sweep import agree, carry_out
     from orchestrate.runs.preparing.prepared import training_data

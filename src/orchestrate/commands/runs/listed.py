@@ -81,21 +81,25 @@ def runs(  # noqa: PLR0913  each is an option
         )
         found = [run.record for run in asked(limit=limit, sort=sort, sandbox=sandbox or None)]
         elsewhere = 0 if found or sandbox else len(asked(limit=_MOST_ELSEWHERE, sandbox=True))
+        alone = found or elsewhere or narrowed or provider
+        kept = 0 if alone else len(ft.runs(archived=True, limit=_MOST_ELSEWHERE, sandbox=sandbox or None))
         deployed = ft.deployments()
 
     def view(_: list[Run]) -> None:
         if found:
             _show(found, deployed, sandbox=sandbox)
         else:
-            note(_nothing(provider, elsewhere, narrowed=narrowed))
+            note(_nothing(provider, elsewhere, kept, narrowed=narrowed))
 
     return Output(found, view)
 
 
-def _nothing(provider: str | None, elsewhere: int, *, narrowed: bool) -> str:
+def _nothing(provider: str | None, elsewhere: int, kept: int, *, narrowed: bool) -> str:
+    more = "at least " if _MOST_ELSEWHERE in (elsewhere, kept) else ""
     if elsewhere:
-        more = "at least " if elsewhere == _MOST_ELSEWHERE else ""
         return f"no runs but {more}{count(elsewhere, 'run')} of sandboxes: orchestrate runs --sandbox"
+    if kept:
+        return f"no runs but {more}{count(kept, 'archived run')}: orchestrate runs --archived"
     if provider is None and not narrowed:
         return "no runs yet: orchestrate submit"
     guess = meant(provider, completing.backend("")) if provider else ""

@@ -234,7 +234,8 @@ def volume_of(one: Opened) -> Volume:
     rows, kind = one.facts.rows, one.facts.kind
     labels = len(one.total.labels) if kind != "unpaired" and _are_labels(one) else 0
     repeated = labels if rows >= 2 * labels else 0
-    return goals.inferred(rows, labels=repeated, tools=one.facts.content.tools, bare=kind == "text")
+    tools = one.facts.content.tools
+    return goals.inferred(rows, labels=repeated, tools=tools, bare=kind == "text", closely=False)
 
 
 def _held_out(one: Opened) -> list[Problem]:

@@ -183,6 +183,8 @@ def test_few_rows_is_said(tmp_path: Path) -> None:
     file.write_text("".join(_row(f"q {i}", f"answer {i}") for i in range(20)))
     report = check({"train": str(file)})
     assert "few-rows" in {p.code for p in report.problems} and report.ok
+    (told,) = [p.message for p in report.problems if p.code == "few-rows"]
+    assert "without one format" not in told, "nobody looked whether the answers have one"
 
 
 def test_secrets_are_not_repeated_in_messages() -> None:
