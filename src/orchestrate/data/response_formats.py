@@ -33,8 +33,9 @@ def read_format(path: Path) -> dict[str, Any]:
     try:
         found = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except (OSError, msgspec.MsgspecError, RecursionError) as error:
+        why = error.strerror or "cannot be read" if isinstance(error, OSError) else error
         raise UsageError(
-            f"{path} is not a response format: {error}",
+            f"{path} is not a response format: {why}",
             fix='give a JSON file with {"type": "json_object"}, json_schema as the API takes it, or a schema',
         ) from error
     if "json_schema" not in found and found.get("type") not in ("text", "json_object", "json_schema"):

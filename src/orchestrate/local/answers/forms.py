@@ -112,7 +112,7 @@ class Forms:
         compiled = self._lib.LLMatcher.grammar_from_lark(grammar)
         matcher = self._lib.LLMatcher(self._tokens, compiled, log_level=0)
         if matcher.is_error():
-            raise UsageError(_reason(matcher.get_error()))
+            raise UsageError(f"an answer cannot be held to this schema: {_reason(matcher.get_error())}")
         return matcher
 
     @cached_property
