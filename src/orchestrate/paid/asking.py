@@ -344,6 +344,14 @@ class Asking:
         again = set(self._again(respondent, wanted))
         return {digest: known[digest] for digest in wanted if digest in known and digest not in again}
 
+    def lost_before(self, respondent: Respondent, question: Question) -> Decimal:
+        """The most that sends of this question may have been billed whose answers never arrived."""
+        path = self._path(respondent)
+        if not path.exists():
+            return Decimal(0)
+        [cost] = AnswerLog(path).costs([question.digest]).values()
+        return cost.lost.usd or Decimal(0)
+
     def ask(self, respondent: Respondent, questions: Sequence[Question]) -> list[Answer]:
         """One answer for each question, in order; those that are known are not asked for.
 

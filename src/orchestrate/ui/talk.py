@@ -14,10 +14,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from orchestrate.core.files import private_folder
-from orchestrate.errors import OrchestrateError, UsageError
-from orchestrate.paid.asking import Asking, Question
+from orchestrate.errors import OrchestrateError, OverBudget, ProviderError, UsageError
+from orchestrate.paid.asking import Asking, Question, Respondent
 from orchestrate.paid.journal import Purse
+from orchestrate.paid.limits import COMMAND_LIMIT
 from orchestrate.text import count
 from orchestrate.types import JobStatus, Message, Sampling
 from orchestrate.ui import actions
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _MAX_TOKENS = 512
 _LONGEST = 100_000
 """Characters of a conversation at most."""
+_AGAIN = "send it again: what that may cost is shown first"
 _PLACES = ("auto", "host", "here")
 _ROLES = ("system", "user", "assistant")
 
@@ -44,10 +45,17 @@ class Talked:
     on: str = "auto"
     worst_usd: Decimal | None = None
     """The most that the next answer may cost; `None` where that is not to be agreed to."""
+    lost_usd: Decimal = Decimal(0)
+    """The most that the same message may have been billed before, without an answer that arrived."""
     unpriced: bool = False
     play: bool = False
     last: Answer | None = None
     error: OrchestrateError | None = None
+
+    @property
+    def agreed_usd(self) -> Decimal | None:
+        """What the next form agrees to: so one of before an answer was lost agrees to no second send."""
+        return None if self.worst_usd is None else self.worst_usd + self.lost_usd
 
     @property
     def kept(self) -> str:
@@ -128,21 +136,38 @@ def _answered(site: Site, handle: RunHandle, talked: Talked, form: Form) -> Talk
     agreed = actions.number(form, "agreed_usd")
     with closing(Contenders(site.ft, Sampling(max_tokens=_MAX_TOKENS), talked.on)) as asked:
         respondent = asked.of_run(handle, None, base=False)[0].respondent
-        worst = respondent.worst_usd([question])
-        billed, play = respondent.price is not None, respondent.sandbox
-        unpriced = respondent.unpriced and first(form, "unknown") != "1"
-        if unpriced or (billed and (agreed is None or worst > agreed)):
-            price = worst if billed else None
-            return Talked(talked.messages, talked.message, talked.on, price, unpriced, play)
         account = site.ft.store.ledger.account("chat", site.ft.settings)
-        folder = private_folder(site.ft.settings.home / "chat" / handle.id)
-        purse = Purse(worst if billed else None, account=account)
-        [answer] = Asking(folder, purse).ask(respondent, [question])
+        asking = Asking(site.ft.settings.home / "chat" / handle.id, Purse(account=account))
+        if not asking.kept(respondent, [question]):  # what was answered before is not sent
+            worst, lost = respondent.worst_usd([question]), asking.lost_before(respondent, question)
+            billed, play = respondent.price is not None, respondent.sandbox
+            unpriced = respondent.unpriced and first(form, "unknown") != "1"
+            if unpriced or (billed and (agreed is None or lost + worst > agreed)):
+                price = worst if billed else None
+                return Talked(talked.messages, talked.message, talked.on, price, lost, unpriced, play)
+            asking.purse.limit_usd = lost + worst if billed else None
+        answer = _asked(asking, respondent, question)
     used(site.ft, handle.id)
     if answer.error is not None:
         raise UsageError(f"no answer: {answer.error}")
     said = Message(role="assistant", content=answer.text)
-    return Talked([*messages, said], "", talked.on, None, play=play, last=answer)
+    return Talked([*messages, said], "", talked.on, play=respondent.sandbox, last=answer)
+
+
+def _asked(asking: Asking, respondent: Respondent, question: Question) -> Answer:
+    """One answer. A second send of what was lost is agreed to as the first was."""
+    try:
+        [answer] = asking.ask(respondent, [question])
+    except OverBudget as error:
+        lost = asking.lost(respondent, [question])
+        if error.what != COMMAND_LIMIT or not lost:
+            raise
+        raise UsageError(f"no answer: {lost}", fix=_AGAIN) from error
+    except ProviderError as error:
+        if not error.did_nothing:
+            error.fix = _AGAIN
+        raise
+    return answer
 
 
 def _copy(handle: RunHandle, on: str) -> Copy:

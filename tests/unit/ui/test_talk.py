@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
-from tests.chat_host import ChatHost, chat_host
+from tests.chat_host import ChatHost, Lost, chat_host
 from tests.unit.ui.conftest import MARKUP, MakeRun, ended
 from tests.unit.ui.page import Parsed
 
@@ -90,6 +90,26 @@ def test_a_billed_answer_is_agreed_to_first_and_counted(
     [spent] = [one for one in ft.store.ledger.answers() if one.purpose == "chat"]
     assert 0 < spent.spent_usd <= worst
     assert unescape(form["kept"]).count('"role"') == 2, "the conversation goes on"
+
+
+def test_what_was_lost_is_sent_again_once_that_was_agreed_to_too(
+    web: TestClient, site: Site, ft: Orchestrator, host: ChatHost, tuned: Run
+) -> None:
+    host.writes = lambda number, _: Lost() if number == 1 else "It ships today."
+    _, form = send(web, site, tuned, message="Where is it?")
+    first = form["agreed_usd"]
+    page, _ = send(web, site, tuned, message="Where is it?", agreed_usd=first)
+    assert len(host.billed) == 1 and "may have been billed" in page.text and "--max-cost" not in page.text
+    page, form = send(web, site, tuned, message="Where is it?", agreed_usd=first)
+    assert len(host.billed) == 1 and "has not arrived" in page.text, "the same form agrees to one send"
+    assert Decimal(form["agreed_usd"]) == 2 * Decimal(first)
+    for _ in range(2):
+        page, _ = send(web, site, tuned, message="Where is it?", agreed_usd=form["agreed_usd"])
+        assert len(host.billed) == 2 and "It ships today." in page.text
+    page, _ = send(web, site, tuned, message="Where is it?")
+    assert len(host.billed) == 2 and "It ships today." in page.text, "what is known needs no price"
+    [spent] = ft.store.ledger.answers()
+    assert Decimal(first) < spent.spent_usd <= 2 * Decimal(first) and spent.held_usd == 0
 
 
 def test_a_budget_that_is_used_up_refuses_and_keeps_the_message(
