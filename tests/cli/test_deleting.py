@@ -19,6 +19,7 @@ from orchestrate.settings import config
 from orchestrate.store.store import Store
 from orchestrate.types import Deployment, DeploymentState, JobStatus, Run, SubmitPhase
 
+_SLOW = Durations(file=0.0, validating=0.1, queued=0.1, training=8.0, finalizing=0.1)
 MODELS = {"openai": "gpt-4.1-mini", "together": "qwen3.5-9b", "fireworks": "qwen3.5-9b"}
 
 
@@ -166,3 +167,24 @@ def test_an_account_that_cannot_be_read_is_a_gap(cli: Cli, sandbox: Sandbox) -> 
     sandbox.fault("openai", "error", path="/v1/files", status=403)
     told = cli("stored", "-p", "openai", "--json", **sandbox.env)
     assert told.code == 4 and told.json[0]["partial"] and told.json[0]["listed"], told.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host", MODELS)
+def test_a_run_whose_model_another_job_goes_on_from_stays(cli: Cli, project: Path, host: str) -> None:
+    with running(home=project / "sandbox", train=False, speed=1, waits=_SLOW) as sandbox:
+        base = cli("submit", "-p", host, "--yes", "--watch", "--json", **sandbox.env).json[0]
+        assert base["status"] == "succeeded"
+        other = (project / "train.jsonl").read_text().replace('"a"', '"b"')
+        (project / "other.jsonl").write_text(other)
+        again = {
+            "openai": f"model={base['tuned_model']}",
+            "together": f"continue_from={base['job_id']}",
+            "fireworks": f"continue_from={base['tuned_model']}",
+        }[host]
+        changed = ("--set", "train=other.jsonl", "--set", again)
+        going = cli("submit", "-p", host, "--yes", "--json", *changed, **sandbox.env)
+        assert going.code == 0, going.err
+        told = cli("delete", base["id"], "--yes", **sandbox.env)
+        assert told.code == 2 and f"job {going.json[0]['job_id']} at " in told.err, told.err
+        assert deletions(sandbox, host) == [], "nor the rows before it"

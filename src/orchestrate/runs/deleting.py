@@ -110,10 +110,14 @@ def _known(ws: Workspace, run: Run) -> list[Stored]:
 
 def delete(ws: Workspace, run: Run, tell: Callable[[Stored], object] = lambda _: None) -> list[Stored]:
     """Delete at the host what `stored` lists, and record each deletion as it happens. A second call deletes
-    the rest. Raises `MissingKey`, `OtherAccount`, `Unsupported` and `ProviderError`."""
+    the rest. Raises `UsageError` while a job or a deployment at the host uses any of it, and then deletes
+    nothing; `MissingKey`, `OtherAccount`, `Unsupported` and `ProviderError`."""
     store, done, found = ws.store, list[Stored](), stored(ws, run)
     provider = ws.ready(run.provider)
     accounts.require(store, provider, run)
+    for one in (one for one in found if one.ids):
+        job_id = run.job_id if one.kind == "model" else None
+        _require_free(provider, one.ids, job_id, fix=f"orchestrate undeploy {run.id}")
     for one in found:
         if one.kind == "model":
             capability(provider, Deletes).delete(run.handle)
@@ -276,19 +280,27 @@ def require_item_unused(ws: Workspace, provider: Provider, item: StoredItem) -> 
                 f"run {run.id} is {run.status.value} and trains on {item.id}",
                 fix=f"wait for it, or orchestrate cancel {run.id}",
             )
-    names = {item.id, item.id.rpartition("/")[2], item.job_id or item.id}
+    fix = f"orchestrate undeploy {item.run_id}" if item.run_id else "take its deployment down first"
+    deployed = {one.model for one in ws.store.deployments.matching(over=False)}
+    if item.kind == "model" and item.id in deployed:
+        raise UsageError(f"{item.id} is deployed", fix=fix)
+    _require_free(provider, (item.id,), item.job_id, fix=fix)
+
+
+def _require_free(provider: Provider, ids: Sequence[str], job_id: str | None, *, fix: str) -> None:
+    """Raises `UsageError` while a job at the host that has not ended, of this store or not, uses one of these
+    or goes on from the model of `job_id`, and while that model is deployed there."""
+    names = {job_id or ids[0], *ids, *(id.rpartition("/")[2] for id in ids)}
     for job in provider.list():
         if not job.status.terminal and job.handle.job_id not in names and _names(job.payload, names):
             raise UsageError(
-                f"job {job.handle.job_id} at {provider.title} is {job.raw_status.lower()} and uses {item.id}",
+                f"job {job.handle.job_id} at {provider.title} is {job.raw_status.lower()} and uses {ids[0]}",
                 fix="wait for it, or cancel it",
             )
-    deployed = [one.model for one in ws.store.deployments.matching(over=False)]
-    if item.kind == "model" and isinstance(provider, Deploys) and item.job_id is not None:
-        deployed += [item.id for one in provider.deployments() if one.job_id == item.job_id.lower()]
-    if item.id in deployed:
-        fix = f"orchestrate undeploy {item.run_id}" if item.run_id else "take its deployment down first"
-        raise UsageError(f"{item.id} is deployed", fix=fix)
+    if job_id is None or not isinstance(provider, Deploys):
+        return
+    if any(one.job_id == job_id.lower() for one in provider.deployments()):
+        raise UsageError(f"{ids[0]} is deployed", fix=fix)
 
 
 def _names(value: object, names: set[str]) -> bool:
