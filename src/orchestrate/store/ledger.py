@@ -7,6 +7,7 @@ the place of what was reserved. Only what provably did not happen is released.
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -378,7 +379,7 @@ class AnswerAccount:
     def hold(self, backend: str, usd: Decimal, log: Path) -> str:
         """Reserve the worst price of one send, to be written into `log`. Return the id of the hold. Raise
         `OverBudget`."""
-        id = _KEPT + secrets.token_hex(8)
+        id = f"{_KEPT}{secrets.token_hex(8)}-{_mark(log, self._db.clock)}"
         with self._db.writing() as connection:
             reserve(
                 connection,
@@ -420,8 +421,8 @@ class AnswerAccount:
     def catch_up(self, backend: str, log: Path, sends: Mapping[str, Send], *, found: bool = False) -> None:
         """Settle what this log, whose lock the caller has, knows and this store does not: what a process that
         was killed left, and all that was asked since the backup that this store was restored from. What it
-        was not told of was never sent, where it was `found` and nothing of it is missing; else it counts in
-        full, as does what no command came back for in a day."""
+        was not told of was never sent, where it was `found`, is the very file that it was and nothing of it
+        is missing; else it counts in full, as does what no command came back for in a day."""
         holds, name = schema.answer_holds, self._name(log)
         old = stamp(self._db.clock.now() - LONGEST_ANSWER)
         left = select(holds).where(or_(holds.c.log == name, holds.c.at < old))
@@ -433,7 +434,7 @@ class AnswerAccount:
             for row in connection.execute(left).all():
                 own = row.log == name
                 came_to = sends.get(row.id) if own else None
-                if own and found and came_to is None and _never_sent(row.log_bytes, log):
+                if own and found and came_to is None and _never_sent(row, log, self._db.clock):
                     self._end(connection, row.id)
                     continue
                 usd = Decimal(row.usd) if came_to is None else came_to.usd
@@ -480,11 +481,24 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def _never_sent(log_bytes: int | None, log: Path) -> bool:
+def _mark(log: Path, clock: Clock) -> str:
+    """Of this very file since this start of this machine: another machine may have the same name and a file
+    of the same path, and a copy is another file."""
+    try:
+        found = log.stat()
+    except OSError:
+        return ""
+    which = f"{clock.uptime().boot} {found.st_dev} {found.st_ino}"
+    return hashlib.sha256(which.encode()).hexdigest()[:16]
+
+
+def _never_sent(hold: Any, log: Path, clock: Clock) -> bool:
     """Of a hold that its journal does not know: each send is written into it before it leaves, and nothing is
     ever taken out of it. One that is shorter than it was then is an older copy."""
-    size = _size(log)
-    return log_bytes is not None and size is not None and size >= log_bytes
+    mark, size = _mark(log, clock), _size(log)
+    if hold.log_bytes is None or size is None or not mark:
+        return False
+    return hold.id.endswith(f"-{mark}") and size >= hold.log_bytes
 
 
 def _unknown(connection: Connection, sends: Mapping[str, Send]) -> list[str]:

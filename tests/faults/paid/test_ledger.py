@@ -66,12 +66,13 @@ class Moved(Clock):
 
     seconds: float = 0.0
     off: timedelta = timedelta(0)
+    boot: str = "one"
 
     def now(self) -> datetime:
         return datetime(2026, 11, 1, tzinfo=UTC) + timedelta(seconds=self.seconds) + self.off
 
     def uptime(self) -> Uptime:
-        return Uptime("one", self.seconds)
+        return Uptime(self.boot, self.seconds)
 
     def sleep(self, seconds: float) -> None:
         self.seconds += seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
@@ -146,6 +147,38 @@ def test_answers_of_a_killed_command_are_settled_by_their_journal(event: str, sp
         assert store.ledger.spending().total_usd == 2, "a command is at it"
     found = sync(store, lambda _: None)  # type: ignore[arg-type, return-value]
     assert (found.settled, store.ledger.spending()) == (event != "lost", Spending(spent_usd=Decimal(spent)))
+    money.teardown()
+
+
+@pytest.mark.parametrize("event", ["killed", "killed unsent"])
+def test_the_journal_of_another_machine_of_the_same_name_proves_nothing(event: str) -> None:
+    """Containers on the host's network, and many laptops, have one name; each has its file at that path."""
+    money = Money()
+    store, folder, theirs = money.stores[0], money.folder / "answers", money.folder / "theirs"
+    money.ask(0, "evaluation", 1, ["answer"], None)
+    folder.rename(theirs)
+    money.number = 1
+    money.ask(0, "evaluation", 1, [event], None)
+    folder.rename(money.folder / "ours")
+    theirs.rename(folder)
+    sync(store, lambda _: None)  # type: ignore[arg-type, return-value]
+    assert store.ledger.spending() == Spending(spent_usd=Decimal(3))
+    money.teardown()
+
+
+@pytest.mark.parametrize("harm", ["a copy", "another start"])
+def test_a_copy_of_a_journal_and_one_of_before_the_machine_started_prove_nothing(harm: str) -> None:
+    money = Money()
+    store = money.stores[0]
+    money.ask(0, "evaluation", 1, ["killed unsent"], None)
+    [log] = (money.folder / "answers").glob("*.jsonl")
+    if harm == "a copy":
+        shutil.copy(log, money.folder / "copy")
+        (money.folder / "copy").replace(log)
+    else:
+        money.clock.boot = "two"
+    sync(store, lambda _: None)  # type: ignore[arg-type, return-value]
+    assert store.ledger.spending() == Spending(spent_usd=Decimal(2))
     money.teardown()
 
 
