@@ -171,9 +171,11 @@ def total_spending(connection: Connection, clock: Clock) -> Spending:
     """Runs, deployments as they stand now, and answers."""
     from orchestrate.costing import Spending  # late: listing runs must not pay for the room's import
 
-    kept = connection.execute(_KEPT_SUMS).one_or_none()
-    spent, committed = _added_up(connection) if kept is None else _taken(kept)
-    for deployed in _deployed(connection, clock, over=False):
+    # In one statement, which sees a deployment that ends meanwhile either as going on or in the sums.
+    rows = connection.execute(_KEPT_AND_GOING).all()
+    spent, committed = _taken(rows[0]) if rows else _added_up(connection)
+    going = [row.record for row in rows] if rows else connection.execute(_GOING).scalars()
+    for deployed in _deployed(going, clock):
         spent += deployed.spent_usd
         committed += deployed.committed_usd
     for answers in _answers(connection):
@@ -182,12 +184,10 @@ def total_spending(connection: Connection, clock: Clock) -> Spending:
     return Spending(spent_usd=spent, committed_usd=committed)
 
 
-def _deployed(connection: Connection, clock: Clock, *, over: bool) -> list[Spending]:
+def _deployed(records: Iterable[str | None], clock: Clock) -> list[Spending]:
     from orchestrate.costing.expenses import deployment_spending
 
-    table = schema.deployments
-    query = select(table.c.record).where(~table.c.sandbox, table.c.over == over)
-    found = [Deployment.from_json(record) for record in connection.execute(query).scalars()]
+    found = [Deployment.from_json(record) for record in records if record is not None]
     return [deployment_spending(one, time_of(one, clock)) for one in found]
 
 
@@ -219,6 +219,11 @@ class Taken(NamedTuple):
 
 _SUMS = "all"
 _KEPT_SUMS = select(schema.kept_sums.c.spent_usd, schema.kept_sums.c.committed_usd)
+_IS_GOING = ~schema.deployments.c.sandbox & ~schema.deployments.c.over
+_GOING = select(schema.deployments.c.record).where(_IS_GOING)
+_KEPT_AND_GOING = _KEPT_SUMS.add_columns(schema.deployments.c.record).select_from(
+    schema.kept_sums.outerjoin(schema.deployments, _IS_GOING)
+)
 _FIRST = text("INSERT INTO kept_sums VALUES (:name, '0', '0') ON CONFLICT DO NOTHING")
 
 

@@ -601,3 +601,29 @@ def test_nothing_is_spent_that_was_not_agreed_to_on_postgres(postgres: Any) -> N
             return postgres.store()
 
     run_state_machine_as_test(OnPostgres, settings=settings(BRIEF, max_examples=12, stateful_step_count=25))
+
+
+def test_a_deployment_that_ends_while_all_is_added_up_is_counted(store_url: str) -> None:
+    with Store.open(store_url) as store, Store.open(store_url) as other:
+        quote = Quote(provider="paper", model="m", high_usd=Decimal(1))
+        store.runs.create(Intent(spec=SPEC, provider="paper", dataset_digest="d", host="here", quote=quote))
+        at = store.clock.now()
+        made = Deployment(
+            id="dep-1", run_id="run-1", provider="paper", host="here", account="a", job_id="j", model="m",
+            state=DeploymentState.UP, created_at=at, updated_at=at, billed_s=3600.0, usd_per_hour=HOURLY,
+            max_hours=Decimal(1),
+        )  # fmt: skip
+        store.deployments.add(made)
+        assert store.ledger.spending() == Spending(spent_usd=HOURLY, committed_usd=Decimal(1))
+        ends = iter(["once"])
+
+        def end(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            if "FROM kept_sums" in statement and next(ends, None):
+                other.deployments.apply("dep-1", lambda d, at: deployments.abandoned(d, "gone", at))
+
+        event.listen(store.database.engine, "after_cursor_execute", end)
+        try:
+            assert store.ledger.spending().spent_usd == HOURLY
+        finally:
+            event.remove(store.database.engine, "after_cursor_execute", end)
+        assert store.ledger.spending().spent_usd == HOURLY
