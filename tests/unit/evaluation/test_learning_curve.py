@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 
 from orchestrate.evaluation.learning_curve import LEVEL, Law, Measured, measured_gain, speeds_up
+from orchestrate.runs.sweep import curve
+from orchestrate.types import Trial, TrialState
 
 _ROWS = (125, 250, 500, 1000)
 
@@ -72,3 +76,32 @@ def test_a_measured_step_has_the_errors_of_both() -> None:
         (0.05, 0.05 - 1.645 * 0.05, 0.05 + 1.645 * 0.05)
     )
     assert measured_gain(Measured(500, 0.3, None), Measured(1000, 0.25, 0.04)).low is None
+
+
+def trials(scores: Sequence[float]) -> SimpleNamespace:
+    """A search that has ended, with these scores of 100 answers each by growing shares."""
+    shares = [2.0 ** -(len(scores) - 1 - k) for k in range(len(scores))]
+    found = [
+        Trial(
+            number=k,
+            settings={"share": share},
+            state=TrialState.SCORED,
+            score=score,
+            score_low=score - 0.02,
+            score_high=score + 0.02,
+        )
+        for k, (share, score) in enumerate(zip(shares, scores, strict=True))
+    ]
+    search = SimpleNamespace(id="sweep-1", target="eval:exact_match", choices={"share": shares})
+    runs = SimpleNamespace(of_ids=lambda _: [])
+    ft = SimpleNamespace(store=SimpleNamespace(runs=runs))
+    return SimpleNamespace(search=search, maximise=True, trials=found, ft=ft)
+
+
+def test_rows_that_did_harm_are_no_curve() -> None:
+    worse = curve.curve(trials([0.5, 0.6, 0.8, 0.7]), 1000, 1000)  # type: ignore[arg-type]
+    assert worse.more is None and worse.half is not None and (worse.half.high or 0.0) < 0
+    [said] = curve.told(worse)
+    assert "did worse" in said
+    better = curve.curve(trials([0.5, 0.6, 0.7, 0.75]), 1000, 1000)  # type: ignore[arg-type]
+    assert better.more is not None and better.more.value > 0 and len(curve.told(better)) == 2

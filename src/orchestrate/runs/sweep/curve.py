@@ -94,15 +94,17 @@ def curve(searching: Searching, rows: int, more: int) -> Curve:
         )
     by_rows = {point.rows: point for point in points}
     middle, top = by_rows.get(round(0.5 * rows)), by_rows.get(rows)
-    by_share = {size.share: size for size in sizes}
-    whole, half = by_share.get(1.0), by_share.get(0.5)
-    saves = (
-        whole.usd - half.usd if whole and half and whole.usd is not None and half.usd is not None else None
-    )
+    half = measured_gain(middle, top) if middle and top else law.gain(max(1, rows // 2), rows)
+    if half.value < 0 and (half.high is None or half.high < 0):  # no power law falls
+        worse = "all rows did worse than half of them"
+        return replace(found, half=half, why_none=worse, remarks=tuple(remarks))
+    bills = {size.share: size.usd for size in sizes}
+    whole_usd, half_usd = bills.get(1.0), bills.get(0.5)
+    saves = whole_usd - half_usd if whole_usd is not None and half_usd is not None else None
     return replace(
         found,
         more=law.gain(rows, rows + more),
-        half=measured_gain(middle, top) if middle and top else law.gain(max(1, rows // 2), rows),
+        half=half,
         half_saves_usd=saves,
         remarks=tuple(remarks),
     )
@@ -156,9 +158,9 @@ def _measured(trials: Sequence[Trial], rows: int, *, higher: bool) -> list[Measu
 
 def told(found: Curve) -> list[str]:
     """Sentences: what more rows are worth, and what half of them would have lost and saved."""
-    if found.more is None or found.half is None:
-        return [f"nothing can be said of other numbers of rows: {found.why_none}"]
     more, half = found.more, found.half
+    if more is None or half is None:
+        return [f"nothing can be said of other numbers of rows: {found.why_none}"]
     added = more.rows_after - more.rows_before
     less = found.half_saves_usd
     saved = f", and cost {money(less)} less" if less is not None and less > 0 else ""
