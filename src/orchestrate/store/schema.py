@@ -468,17 +468,22 @@ kept_sums = Table(
 )
 
 
+def _kept(text: str) -> str:
+    """Without the character 0, which Postgres does not store as text."""
+    return text.replace("\0", "\ufffd")
+
+
 def listed(run: Run) -> dict[str, Any]:
     """The columns of a run that only lists read."""
     cost = cost_so_far(run)
     named = (run.id, run.provider, run.model, run.spec.get("suffix"), run.job_id, run.made_by)
     tags = [f"{name}={value}" for name, value in run.tags.items()]
     return {
-        "title": str(run.spec.get("suffix") or run.id)[:_CELL],
-        "model": run.model[:_CELL],
+        "title": _kept(str(run.spec.get("suffix") or run.id))[:_CELL],
+        "model": _kept(run.model)[:_CELL],
         "cost": None if cost is None else float(cost),
         "archived": run.archived,
-        "words": " ".join(str(part) for part in (*named, *tags, run.note) if part).casefold()[:_WORDS],
+        "words": _kept(" ".join(str(part) for part in (*named, *tags, run.note) if part).casefold())[:_WORDS],
     }
 
 
@@ -486,9 +491,9 @@ def write_tags(connection: Connection, of: Sequence[Run]) -> None:
     """The tags of runs as rows, in the place of those that were there."""
     connection.execute(run_tags.delete().where(run_tags.c.run_id.in_([run.id for run in of])))
     rows = {
-        (run.id, name[:_CELL]): {"run_id": run.id, "name": name[:_CELL], "value": value[:_CELL]}
+        (run.id, name): {"run_id": run.id, "name": name, "value": value}
         for run in of
-        for name, value in run.tags.items()
+        for name, value in ((_kept(n)[:_CELL], _kept(v)[:_CELL]) for n, v in run.tags.items())
     }
     if rows:
         connection.execute(run_tags.insert(), list(rows.values()))
