@@ -264,8 +264,7 @@ class Deployments:
             )
             if note or (before.state, before.raw_state) != (after.state, after.raw_state):
                 self._append(connection, after, attempt, note)
-            written = Deployment.from_json(after.to_json())  # as the sums find it when they are added up anew
-            count(connection, [Taken.by_deployment(before)], [Taken.by_deployment(written)])
+            count(connection, [Taken.by_deployment(before)], [Taken.by_deployment(after)])
             return after
 
     def _read(self, deployment: Deployment, at: datetime) -> Deployment:

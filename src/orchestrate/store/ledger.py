@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -230,23 +230,30 @@ _FIRST = text("INSERT INTO kept_sums VALUES (:name, '0', '0') ON CONFLICT DO NOT
 def count(connection: Connection, before: Iterable[Taken], after: Iterable[Taken]) -> None:
     """Keep the sums, in the transaction that changes what they are the sums of. The last lock that it takes:
     so nobody waits for one another."""
-    spent = committed = Decimal(0)
-    for sign, some in ((-1, before), (1, after)):
-        for taken in some:
-            spent += sign * taken.spent_usd
-            committed += sign * taken.committed_usd
-    if not spent and not committed:
+    change = _sum(after, less=before)
+    if change == Taken():
         return
     if connection.execute(_FIRST, {"name": _SUMS}).rowcount:
         recount(connection)  # with what has changed
         return
-    table = schema.kept_sums
     known = _taken(connection.execute(_KEPT_SUMS.with_for_update()).one())
-    connection.execute(
-        table.update().values(
-            spent_usd=f"{known.spent_usd + spent:f}", committed_usd=f"{known.committed_usd + committed:f}"
-        )
-    )
+    _keep(connection, _sum([known, change]))
+
+
+def _sum(some: Iterable[Taken], *, less: Iterable[Taken] = ()) -> Taken:
+    """Exact: an amount may have 28 digits, as hours of seconds do, and a rounded sum depends on its order."""
+    with localcontext(prec=200):
+        spent = committed = Decimal(0)
+        for sign, each in ((1, some), (-1, less)):
+            for taken in each:
+                spent += sign * taken.spent_usd
+                committed += sign * taken.committed_usd
+    return Taken(spent, committed)
+
+
+def _keep(connection: Connection, sums: Taken) -> None:
+    values = {"spent_usd": f"{sums.spent_usd:f}", "committed_usd": f"{sums.committed_usd:f}"}
+    connection.execute(schema.kept_sums.update().values(values))
 
 
 def _taken(row: Any) -> Taken:
@@ -258,8 +265,7 @@ def recount(connection: Connection) -> bool:
     new = connection.execute(_FIRST, {"name": _SUMS}).rowcount
     known = _taken(connection.execute(_KEPT_SUMS.with_for_update()).one())
     sums = _added_up(connection)
-    values = {"spent_usd": f"{sums.spent_usd:f}", "committed_usd": f"{sums.committed_usd:f}"}
-    connection.execute(schema.kept_sums.update().values(values))
+    _keep(connection, sums)
     return not new and sums != known
 
 
@@ -273,7 +279,7 @@ def _added_up(connection: Connection) -> Taken:
     each += [
         Taken.by_deployment(Deployment.from_json(record)) for record in connection.execute(ended).scalars()
     ]
-    return Taken(*(sum(column, Decimal(0)) for column in zip(*each, strict=True)))
+    return _sum(each)
 
 
 # -- answers -----------------------------------------------------------------------------------------------

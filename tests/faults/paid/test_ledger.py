@@ -627,3 +627,16 @@ def test_a_deployment_that_ends_while_all_is_added_up_is_counted(store_url: str)
         finally:
             event.remove(store.database.engine, "after_cursor_execute", end)
         assert store.ledger.spending().spent_usd == HOURLY
+
+
+def test_sums_that_are_kept_are_exact(store: Store) -> None:
+    """Hours of seconds have no end of digits: added one by one, taken out again and added anew, they come to
+    the same."""
+    bills = [Decimal(str(seconds)) / 3600 * Decimal("6.49") for seconds in (1.37, 86_399.731, 59_999.12, 7.0)]
+    for turn in range(8):
+        run = store.runs.create(
+            Intent(spec=SPEC, provider="paper", dataset_digest=str(turn), host="here", quote=None)
+        )
+        for usd in (*bills, bills[turn % 4]):
+            store.runs.set_bills({run.id: Bill(usd=usd, origin="host", final=False)})
+            assert not store.ledger.recount()
