@@ -59,13 +59,13 @@ class Volume(Record, frozen=True, kw_only=True):
         return self.rows >= self.least
 
     @property
+    def span(self) -> str:
+        return f"{self.least:,}-{self.most:,}" if self.most > self.least else f"{self.least:,}"
+
+    @property
     def wanted(self) -> str:
         """As in `300-500 rows`."""
-        return (
-            f"{self.least:,} rows or more"
-            if self.most <= self.least
-            else f"{self.least:,}-{self.most:,} rows"
-        )
+        return f"{self.span} rows" if self.most > self.least else f"{self.span} rows or more"
 
     def __str__(self) -> str:
         if self.rows < FEW_SHOT_ROWS:
@@ -120,7 +120,7 @@ def inferred(
 def volumes_told() -> str:
     """The table in one line."""
     return ", ".join(
-        f"{volume(goal, 0).wanted.removesuffix(' rows').removesuffix(' rows or more')} {what}"
+        f"{volume(goal, 0).span} {what}"
         for goal, what in (
             (Goal.FORMAT, "rows teach a format"),
             (Goal.DOMAIN, "a domain"),

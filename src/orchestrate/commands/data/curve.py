@@ -12,7 +12,7 @@ import typer
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, table, warn
-from orchestrate.commands.terminal.options import SpecOptions
+from orchestrate.commands.terminal.options import AimOptions, SpecOptions
 from orchestrate.core.amounts import amount
 from orchestrate.errors import UsageError
 
@@ -33,22 +33,7 @@ class Points:
     seeds: Annotated[
         int, typer.Option(min=1, max=20, help="Runs at each share: their spread goes into the intervals.")
     ] = 1
-    target: Annotated[
-        str, typer.Option(metavar="NAME", help="validation_loss, or eval:METRIC on held-out rows.")
-    ] = "validation_loss"
-    test: Annotated[str | None, typer.Option(metavar="FILE", help="The rows of eval: targets.")] = None
     more: Annotated[int, typer.Option(min=1, help="How many rows more are weighed.")] = 1000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """How the runs are made."""
-
-    max_parallel: Annotated[int, typer.Option(min=1, help="Runs at once.")] = 1
-    max_cost: Annotated[
-        str | None, typer.Option(metavar="USD", help="For all runs: none is made that could go above it.")
-    ] = None
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
 
 
 @command
@@ -60,7 +45,7 @@ def curve(
         str, typer.Option("--provider", "-p", help="The backend.", autocompletion=completing.backend)
     ],
     points: Points,
-    limits: Limits,
+    aim: AimOptions,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE.html", help="Write a page with the picture."),
@@ -82,13 +67,13 @@ def curve(
         rows = training_data(ft, spec).train.rows
         order = searching.Order(
             space=space,
-            target=points.target,
-            test=points.test,
-            max_parallel=limits.max_parallel,
-            max_cost_usd=amount(limits.max_cost, "--max-cost"),
+            target=aim.target,
+            test=aim.test,
+            max_parallel=aim.max_parallel,
+            max_cost_usd=amount(aim.max_cost, "--max-cost"),
         )
         search = searching.begin(ft, spec, ft.backends(provider), order)
-        agree(searching.price(ft, search), search, yes=limits.yes)
+        agree(searching.price(ft, search), search, yes=aim.yes)
         carried = trials.Searching(ft, search)
         carry_out(ft, carried)
         found = curves.curve(carried, rows, points.more)

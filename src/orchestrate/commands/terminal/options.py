@@ -286,3 +286,18 @@ def require_used(
     from orchestrate.runs.preparing import quoting
 
     quoting.require_used(ft, prepared, of_flags(flags), serving=serving)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AimOptions:
+    """What the runs of a search are scored by, and their limits."""
+
+    target: Annotated[
+        str, typer.Option(metavar="NAME", help="validation_loss, or eval:METRIC on held-out rows.")
+    ] = "validation_loss"
+    test: Annotated[str | None, typer.Option(metavar="FILE", help="The rows of eval: targets.")] = None
+    max_parallel: Annotated[int, typer.Option(min=1, help="Runs at once.")] = 1
+    max_cost: Annotated[
+        str | None, typer.Option(metavar="USD", help="For all runs: no trial is made that could go above it.")
+    ] = None
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False

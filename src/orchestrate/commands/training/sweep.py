@@ -23,7 +23,7 @@ from orchestrate.commands.terminal.console import (
     table,
     warn,
 )
-from orchestrate.commands.terminal.options import SpecOptions
+from orchestrate.commands.terminal.options import AimOptions, SpecOptions
 from orchestrate.core.amounts import amount
 from orchestrate.core.files import write_whole
 from orchestrate.errors import UsageError
@@ -59,6 +59,9 @@ class SpaceOptions:
     trials: Annotated[
         int, typer.Option(min=0, help="At most so many; default: the whole grid, or 20.", show_default=False)
     ] = 0
+    prune: Annotated[
+        bool, typer.Option("--prune", help="End runs early whose loss falls behind the better half.")
+    ] = False
     seed: Annotated[int, typer.Option(min=0, help="Of random and tpe, and of shares of the data.")] = 0
     first_share: Annotated[
         float, typer.Option(min=0, max=1, help="Of the training rows, for a first and cheaper round.")
@@ -66,24 +69,6 @@ class SpaceOptions:
     survivors: Annotated[
         int, typer.Option(min=0, help="Of it, so many in full; default: a third.", show_default=False)
     ] = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class AimOptions:
-    """What is wanted, and within which limits."""
-
-    target: Annotated[
-        str, typer.Option(metavar="NAME", help="validation_loss, or eval:METRIC on held-out rows.")
-    ] = "validation_loss"
-    test: Annotated[str | None, typer.Option(metavar="FILE", help="The rows of eval: targets.")] = None
-    prune: Annotated[
-        bool, typer.Option("--prune", help="End runs early whose loss falls behind the better half.")
-    ] = False
-    max_parallel: Annotated[int, typer.Option(min=1, help="Runs at once.")] = 1
-    max_cost: Annotated[
-        str | None, typer.Option(metavar="USD", help="For all runs: no trial is made that could go above it.")
-    ] = None
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +142,7 @@ def _begun(
         test=aim.test,
         share=vary.first_share,
         survivors=vary.survivors,
-        prune=aim.prune,
+        prune=vary.prune,
         max_parallel=aim.max_parallel,
         max_cost_usd=amount(aim.max_cost, "--max-cost"),
         seed=vary.seed,

@@ -38,6 +38,7 @@ from orchestrate.types import (
 )
 
 if TYPE_CHECKING:
+    from orchestrate.catalog import ModelOnHost
     from orchestrate.data import TrainingData
     from orchestrate.data.opening import Opened
     from orchestrate.providers.base import Provider
@@ -384,13 +385,13 @@ def _offer(
 ) -> Offer:
     from orchestrate.costing import size
 
-    name = provider.name
+    name, model = provider.name, _resolved(provider, spec)
     problems: list[Problem] = []
     try:
         if not translation.model and translation.refused:
             raise SpecError(str(translation.refused[0].rule))
         problems = provider.check(spec, data, translation)
-        problems += _of_model(provider, spec, {problem.message for problem in problems})
+        problems += _of_model(provider, model, {problem.message for problem in problems})
         if terms.tokens_from is TokensFrom.NONE:
             quote = Quote(provider=name, model=translation.model, unavailable=UNCOUNTED)
         else:
@@ -408,8 +409,8 @@ def _offer(
     quote = replace(
         quote,
         refused=_why_refused(found),
-        unlisted=_unlisted(provider, spec),
-        served=_served(ws, provider, spec),
+        unlisted=_unlisted(provider, model),
+        served=_served(ws, provider, model),
         rows=data.train.rows,
         epochs=size.epochs_of(translation, provider.profile, data.train.rows),
         batch_size=size.batch_of(translation),
@@ -433,45 +434,43 @@ def _counted_from(provider: Provider, spec: JobSpec, data: TrainingData, wanted:
     return wanted if wanted in found else TokensFrom.EXACT
 
 
-def _unlisted(provider: Provider, spec: JobSpec) -> str | None:
+def _resolved(provider: Provider, spec: JobSpec) -> ModelOnHost | None:
+    """`None` for a model that cannot be had there, which is among the problems."""
+    try:
+        return provider.resolve(spec)
+    except SpecError:
+        return None
+
+
+def _unlisted(provider: Provider, model: ModelOnHost | None) -> str | None:
     """Of a host whose models are known, where the catalog has the model not among them."""
     from orchestrate import catalog
 
-    if provider.name != provider.kind or provider.kind not in catalog.known_hosts():
-        return None
-    try:
-        model = provider.resolve(spec)
-    except SpecError:
+    if model is None or provider.name != provider.kind or provider.kind not in catalog.known_hosts():
         return None
     return None if model.host else f"{provider.name} is not known to tune {model.id}"
 
 
-def _of_model(provider: Provider, spec: JobSpec, told: set[str]) -> list[Problem]:
+def _of_model(provider: Provider, model: ModelOnHost | None, told: set[str]) -> list[Problem]:
     """What a reader of the model's name should know and `told` does not hold."""
-    try:
-        warnings = provider.resolve(spec).warnings
-    except SpecError:  # it is among the problems
-        return []
     return [
         Problem(
             code="model", message=text, severity=Severity.WARNING, field="model", providers=(provider.name,)
         )
-        for text in warnings
+        for text in (model.warnings if model is not None else ())
         if text not in told
     ]
 
 
-def _served(ws: Workspace, provider: Provider, spec: JobSpec) -> str | None:
+def _served(ws: Workspace, provider: Provider, model: ModelOnHost | None) -> str | None:
     """How a tuned model is served there; `None` where it is not known."""
     from orchestrate import costing
     from orchestrate.providers.base import Downloads
 
-    try:
-        resolved = provider.resolve(spec)
-    except SpecError:
+    if model is None:
         return None
     prices = costing.Prices(provider.prices, ws.rates)
-    return costing.served_as(provider.profile, resolved, prices, portable=isinstance(provider, Downloads))
+    return costing.served_as(provider.profile, model, prices, portable=isinstance(provider, Downloads))
 
 
 def _why_refused(problems: Sequence[Problem]) -> str | None:
