@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 from sqlalchemy import event
 from tests.unit.gateway.conftest import ASKED, Gateway, ended, gateway_of, rows
+from tests.waiting import until
 
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.store.gateway import Request, hashed
@@ -29,9 +30,11 @@ def many(gateway: Gateway) -> GatewayJob:
     with gateway.client() as openai:
         file = openai.files.create(file=("t.jsonl", rows(mark="many")), purpose="fine-tune").id
         done = ended(openai, openai.fine_tuning.jobs.create(model=ASKED, training_file=file).id)
+    assert done.status == "succeeded"
     jobs = gateway.ft.store.gateway_jobs
-    first = jobs.get(done.id)
-    assert first is not None and done.status == "succeeded"
+    # Until the gateway is through with a job it still reads and writes it beside the requests.
+    first = until(lambda: (found := jobs.get(done.id)) and found.told and found, patience_s=240)
+    assert isinstance(first, GatewayJob)
     for n in range(JOBS):
         one = replace(first, id=f"ftjob-{n:024}", tuned=f"{first.tuned}-{n}")
         jobs.take(one, Request(first.key, hashed(str(n)), 0, None), lambda use: None)
