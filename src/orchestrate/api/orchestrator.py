@@ -357,12 +357,19 @@ class Orchestrator(Workspace):
             DeploymentHandle(self, record) for record in self.store.deployments.matching(over=over)
         )
 
-    def sync(self) -> SyncReport:
+    def sync(self, *, cancel_stalled: bool = False) -> SyncReport:
         """Brings all runs up to date by sweeping the hosts' lists, and settles lost answers."""
         from orchestrate.runs.syncing.sweep import sync
 
         with work("asking the hosts about the runs"):
-            return sync(self.store, self.ready, bill=self.bill, sandboxes=self.settings.hosts.sandboxed)
+            return sync(
+                self.store,
+                self.ready,
+                bill=self.bill,
+                sandboxes=self.settings.hosts.sandboxed,
+                stalled_after_s=self.settings.stalled_after_s,
+                cancel_stalled=cancel_stalled,
+            )
 
     # -- what it is worth -----------------------------------------------------------------------------------
 

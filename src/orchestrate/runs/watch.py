@@ -14,6 +14,7 @@ from orchestrate.store.transitions import left as left
 
 if TYPE_CHECKING:
     from orchestrate.runs.syncing.recovery import Choose, Recovery
+    from orchestrate.runs.syncing.sweep import SyncReport
     from orchestrate.runs.tracked import TrackedRun
     from orchestrate.runs.watching.background import Background
     from orchestrate.runs.watching.channels import Messenger
@@ -30,7 +31,10 @@ def watcher(ft: Workspace, *, only: Sequence[str] | None = None) -> Watcher:
     from orchestrate.runs.watching.watcher import Watcher
 
     channels, feed = channels_of(ft.settings), QueueServer(ft, only)
-    return Watcher(ft.store, ft.ready, bill=ft.bill, channels=channels, only=only, feed=feed)
+    after_s = ft.settings.stalled_after_s
+    return Watcher(
+        ft.store, ft.ready, bill=ft.bill, channels=channels, only=only, feed=feed, stalled_after_s=after_s
+    )
 
 
 def channels_of(settings: Settings) -> list[Messenger]:
@@ -109,6 +113,30 @@ def ask(run: TrackedRun) -> None:
     from orchestrate.runs.watching.polling import Pace
 
     Pace().attempt(run.refresh)
+
+
+def tell_stalls(settings: Settings, report: SyncReport) -> list[str]:
+    """Tells the channels about the stalls that a sync found; returns what was not delivered."""
+    from orchestrate.runs.syncing.stalls import message
+
+    found = [stall for stall in report.stalled if stall.new]
+    return [problem for stall in found for problem in announce(settings, message(stall))]
+
+
+def end_stalled(ft: Workspace, run: Run) -> str | None:
+    """Cancels a run that an earlier look found stalled and that still is. Returns why. Raises
+    `ProviderError`."""
+    from orchestrate.runs.syncing.stalls import Stalls
+    from orchestrate.runs.syncing.sweep import fetch_details
+
+    store, provider = ft.store, ft.home_of(run).provider(run.provider)
+    stalls = Stalls(
+        store, provider, lambda run: fetch_details(store, provider, run), ft.settings.stalled_after_s
+    )
+    for stall in stalls.found([store.runs.get(run.id)]):
+        if stalls.end(stall).cancelled:
+            return stall.message
+    return None
 
 
 def settle_left_s(ft: Workspace, run: Run) -> float | None:

@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrate.sandbox.accounts import HERE, account_of
-from orchestrate.sandbox.host import LIST_LAG_S, NOTE, Host, HostError
+from orchestrate.sandbox.host import LIST_LAG_S, NOTE, STALLS, Host, HostError
 from orchestrate.settings.config import SANDBOX_KEY_PREFIX
 from orchestrate.types import decoding
 
@@ -47,6 +47,7 @@ Kind = Literal[
     "html_after",
     "slow",
     "list_lag",
+    "stall",
     "unknown_status",
     "duplicate",
 ]
@@ -378,6 +379,9 @@ class Front:
             await _hang_up(scope)
         elif kind == "list_lag":
             LIST_LAG_S.set(fault.delay_s)  # each request runs in a context of its own
+            await self.app(scope, receive, send)
+        elif kind == "stall":
+            STALLS.set(True)
             await self.app(scope, receive, send)
         else:
             await self._after(fault, scope, receive, send, body)

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 LIST_LAG_S: ContextVar[float] = ContextVar("list_lag_s", default=0.0)
 """How old a job must be for the lists of the current request to have it."""
 
+STALLS: ContextVar[bool] = ContextVar("stalls", default=False)
+"""Whether the jobs that the current request makes never come further than running."""
+
 NOTE = "sandbox: nothing here is the real service; models are stand-ins trained on this machine"
 
 
@@ -127,10 +130,12 @@ class Host(ABC):
 
     def start(self, job: Job) -> None:
         """Stores a new job; trained ones are left to the trainer, others get their times."""
+        if STALLS.get():
+            job.trained = False
         if job.trouble is not None:
             job.failed_at = job.validated_at
         elif not job.trained:
-            job.plan(self.settings.waits, self.clock.speed)
+            job.plan(self.settings.waits, self.clock.speed, stalls=STALLS.get())
         self.save(job)
         if job.trained and job.trouble is None:
             self.trainer.take(job)

@@ -174,10 +174,10 @@ class Job(msgspec.Struct, kw_only=True):
             Phase.SUCCEEDED: self.finished_at,
         }[phase]
 
-    def plan(self, waits: Durations, speed: float) -> None:
-        """Gives a job that is not trained all its times."""
+    def plan(self, waits: Durations, speed: float, *, stalls: bool = False) -> None:
+        """Gives a job that is not trained all its times; one that `stalls` takes decades."""
         self.started_at = self.validated_at + waits.queued / speed
-        self.trained_at = self.started_at + waits.training / speed
+        self.trained_at = self.started_at + (1e9 if stalls else waits.training / speed)
         self.finished_at = self.trained_at + waits.finalizing / speed
 
     def cancel(self, now: float, takes_s: float) -> bool:

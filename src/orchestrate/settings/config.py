@@ -41,6 +41,7 @@ NOTIFY_VARIABLES = {
     "url": "ORCHESTRATE_NOTIFY_URL",
     "desktop": "ORCHESTRATE_NOTIFY_DESKTOP",
 }
+STALLED_VARIABLE = "ORCHESTRATE_STALLED_MINUTES"
 OWN_HOSTS = "ORCHESTRATE_OWN_HOSTS"
 PRIVATE_FOLDERS = ("counts", "data", "evaluations", "gateway", "local", "models", "sandbox", "watchers")
 """Of the home folder."""
@@ -98,6 +99,8 @@ class Settings:
     queue: Mapping[str, int] = field(default_factory=dict[str, int])
     """By backend: how many runs may be open there for the queue to add one."""
     notify: Notify = field(default_factory=Notify)
+    stalled_after_s: float | None = None
+    """How long a run under way may show nothing new; `None`: by what earlier runs took."""
     made_by: str = ""
     """Kept with each run: who made it, as `user@machine` unless it is given."""
     allow_grader_code: bool = False
@@ -182,6 +185,7 @@ def load(
         gateway=table(values.get("gateway", {}), path, "gateway"),
         queue=_slots(table(values.get("queue", {}), path, "queue"), path),
         notify=_notify(env),
+        stalled_after_s=_stalled(env.get(STALLED_VARIABLE)),
         made_by=made_by or env.get("ORCHESTRATE_BY") or user_and_machine(),
         max_download_bytes=download_limit(env),
         own_hosts=frozenset(name.strip() for name in env.get(OWN_HOSTS, "").split(",") if name.strip()),
@@ -235,6 +239,18 @@ def _notify(env: Mapping[str, str]) -> Notify:
         url=Secret(url) if url else None,
         desktop=_yes(env.get(NOTIFY_VARIABLES["desktop"])),
     )
+
+
+def _stalled(minutes: str | None) -> float | None:
+    if not minutes:
+        return None
+    try:
+        seconds = float(minutes) * 60
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ConfigError(f"{STALLED_VARIABLE} must be a number of minutes above 0, got {minutes!r}")
+    return seconds
 
 
 def other_secrets() -> tuple[str, ...]:

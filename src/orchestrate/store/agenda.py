@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 
 from sqlalchemy import func, select
 
@@ -104,6 +106,13 @@ _LOOK_S = 15.0
 """A viewer that died counts as looking for so long."""
 
 
+class Silence(NamedTuple):
+    """Seconds since something new was seen of a run, and since that was reported."""
+
+    seconds: float
+    told_s: float | None
+
+
 class Agenda:
     """When which backend and run is to be asked, shared by all processes."""
 
@@ -164,6 +173,60 @@ class Agenda:
         )
         with self._db.reading() as connection:
             return list(connection.execute(query).scalars())
+
+    def silences(self, marks: Mapping[str, str], *, gap_s: float | None = None) -> dict[str, Silence]:
+        """Return how long each run has been seen with this mark, by this machine's uptime: no wall clock that
+        is set wrong counts. With `gap_s` a pause between two looks that is longer starts the count again."""
+        table, up = schema.silences, self._db.clock.uptime()
+        ids, rows, begun = [*marks], dict[str, Any](), list[str]()
+        parts = [ids[start : start + 500] for start in range(0, len(ids), 500)]
+        with self._db.reading() as connection:
+            for part in parts:
+                query = select(table).where(table.c.boot == up.boot, table.c.run_id.in_(part))
+                rows |= {row.run_id: row for row in connection.execute(query)}
+        found: dict[str, Silence] = {}
+        for run_id, mark in marks.items():
+            row = rows.get(run_id)
+            same = row is not None and row.mark == mark and up.seconds - row.since >= 0
+            if row is not None and same and (gap_s is None or up.seconds - row.seen <= gap_s):
+                told = None if row.told is None else up.seconds - row.told
+                found[run_id] = Silence(up.seconds - row.since, told)
+            else:
+                begun.append(run_id)
+                found[run_id] = Silence(0.0, None)
+        if begun or gap_s is not None:
+            with self._db.writing() as connection:
+                for part in parts:
+                    here = (table.c.boot == up.boot) & table.c.run_id.in_(part)
+                    connection.execute(table.update().where(here).values(seen=up.seconds))
+                for run_id in begun:
+                    values = {"mark": marks[run_id], "since": up.seconds, "seen": up.seconds, "told": None}
+                    insert = self._db.insert(table).values(run_id=run_id, boot=up.boot, **values)
+                    connection.execute(
+                        insert.on_conflict_do_update(index_elements=["run_id", "boot"], set_=values)
+                    )
+        return found
+
+    def stir(self, run_id: str) -> None:
+        """Something new came of this run: its silence is over, on all machines."""
+        with self._db.writing() as connection:
+            connection.execute(schema.silences.delete().where(schema.silences.c.run_id == run_id))
+
+    def tell_silence(self, run_id: str) -> None:
+        """The silence that goes on was reported."""
+        table, up = schema.silences, self._db.clock.uptime()
+        with self._db.writing() as connection:
+            mine = (table.c.run_id == run_id) & (table.c.boot == up.boot) & table.c.told.is_(None)
+            connection.execute(table.update().where(mine).values(told=up.seconds))
+
+    def stalled(self) -> set[str]:
+        """Ids of the runs whose silence was reported and goes on."""
+        table, runs = schema.silences, schema.runs
+        ended = [s.value for s in JobStatus if s.terminal or s is JobStatus.CANCELLING]
+        query = select(table.c.run_id).join(runs, runs.c.id == table.c.run_id)
+        query = query.where(table.c.told.is_not(None), table.c.mark == runs.c.updated_at)
+        with self._db.reading() as connection:
+            return set(connection.execute(query.where(runs.c.status.not_in(ended))).scalars())
 
     def pause(self, account: str, seconds: float) -> None:
         """No process asks this account before then; a pause is never made shorter."""

@@ -385,6 +385,8 @@ class Runs:
     def close(self, run_id: str) -> None:
         """Nothing about this run will be asked of its host again."""
         self._set(run_id, closed=True)
+        with self._db.writing() as connection:
+            connection.execute(schema.silences.delete().where(schema.silences.c.run_id == run_id))
 
     def request_cancel(self, run_id: str) -> None:
         """Whoever learns the job of this run is to cancel it."""

@@ -37,7 +37,7 @@ metadata = MetaData()
 _CELL, _WORDS = 100, 360
 """Characters of a cell and of the searched text: an entry of an index has at most 2,704 bytes on Postgres."""
 
-VERSION = 9
+VERSION = 10
 APPLICATION_ID = 0x4F524348
 """`ORCH` in the header of the SQLite file: tells our file from anyone else's."""
 
@@ -183,6 +183,18 @@ stamps = Table(
     Column("attempt", Integer, primary_key=True),
     Column("boot", String(255), primary_key=True),
     Column("uptime", Float, nullable=False),
+)
+
+# Since when, by a machine's uptime, a run has been seen with one mark: nothing of it moved.
+silences = Table(
+    "silences",
+    metadata,
+    Column("run_id", String(64), primary_key=True),
+    Column("boot", String(255), primary_key=True),
+    Column("mark", String(64), nullable=False),
+    Column("since", Float, nullable=False),
+    Column("seen", Float, nullable=False),
+    Column("told", Float),
 )
 
 notifications = Table(
@@ -539,11 +551,16 @@ def _keep_sums(connection: Connection) -> None:
         connection.execute(text("ALTER TABLE answer_holds ADD COLUMN log_bytes INTEGER"))
 
 
+def _note_silences(connection: Connection) -> None:
+    metadata.create_all(connection, tables=[silences])
+
+
 STEPS: dict[int, Callable[[Connection], None]] = {
     5: _count_answers,
     6: _keep_ended,
     7: _list_by_the_database,
     8: _keep_sums,
+    9: _note_silences,
 }
 """From the schema in the key to the next one, since the first release. A released step is never changed."""
 

@@ -19,6 +19,7 @@ from orchestrate import DeploymentHandle, RunHandle
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.http import web
 from orchestrate.runs.hosting.deployment import NOT_DEPLOYED, uses_of_checkpoint
+from orchestrate.runs.syncing.stalls import EVENT as STALLED
 from orchestrate.settings import masked
 from orchestrate.types import Checkpoint, Event, Feature, JobStatus, Outcome, Run, Setting
 from orchestrate.types.proof import newest
@@ -41,6 +42,8 @@ class Head:
     verbs: list[actions.Verb]
     deployments: list[DeploymentHandle]
     events: list[Event]
+    stalled: str | None = None
+    """Why it counts as stalled."""
     ready: bool = False
     """Whether its model can be asked and exported from here."""
 
@@ -86,13 +89,15 @@ def routes(site: Site) -> list[Route]:
 
 
 def head_of(site: Site, handle: RunHandle) -> Head:
-    run = handle.record
+    run, events = handle.record, site.ft.store.history.events(handle.id, limit=_EVENTS)
+    stalls = [one.message for one in events if one.type == STALLED and one.id.startswith("orchestrate-")]
     return Head(
         run,
         site.work.notes(run.id),
         [] if site.read_only else actions.possible(site, handle),
         handle.deployments(),
-        site.ft.store.history.events(run.id, limit=_EVENTS),
+        events,
+        stalls[-1] if stalls and run.id in site.ft.store.watching.stalled() else None,
         not site.read_only and run.status is JobStatus.SUCCEEDED,
     )
 
@@ -107,7 +112,8 @@ async def _changes(request: Request, site: Site, handle: RunHandle) -> AsyncIter
         handle.record = site.ft.store.runs.get(handle.id)
         run, notes = handle.record, site.work.notes(handle.id)
         last = site.ft.store.history.events(run.id, limit=1)
-        now = (run, notes, last, [d.record for d in site.ft.deployments()])
+        stalled = run.id in site.ft.store.watching.stalled()
+        now = (run, notes, last, [d.record for d in site.ft.deployments()], stalled)
         if now == seen:
             return None
         moved = seen is None or seen[0].step != run.step

@@ -32,7 +32,7 @@ from orchestrate.types import Quote
 
 NOW, NEXT = schema.VERSION, schema.VERSION + 1
 SPEC = JobSpec(model="m", train="rows.jsonl")
-PINNED = {9: "4dd44f5c8ce88e6f95cbc525aa8dd5c46096b53e97e699338c5873c23b64d818"}
+PINNED = {10: "3cceac10d8ead14e835d0cc25a04a5fa4e98933361257710838487c0e962601f"}
 """The hash of the tables by schema."""
 
 
@@ -52,6 +52,16 @@ def test_a_store_from_before_answers_were_counted_counts_them(older: str) -> Non
         account = AnswerAccount(store.database, "evaluation", None)
         account.settle(account.hold("openai", Decimal(2), Path("log.jsonl")), Decimal(1))
         assert store.ledger.spending().spent_usd == 1
+
+
+def test_a_store_from_before_silences_were_noted_notes_them(older: str) -> None:
+    with Store.open(older) as store, store.database.writing() as connection:
+        schema.silences.drop(connection)
+        connection.execute(schema.meta.update().values(value="9"))
+    with Store.open(older) as store:
+        marks = {run.id: "mark" for run in store.runs.matching()}
+        assert len(marks) == 3
+        assert [one.seconds for one in store.watching.silences(marks).values()] == [0, 0, 0]
 
 
 def test_answers_counted_before_it_was_kept_which_are_not_counted_again(older: str) -> None:

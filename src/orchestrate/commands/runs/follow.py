@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Protocol, TypedDict
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from orchestrate import RunHandle
     from orchestrate.api.orchestrator import Orchestrator
     from orchestrate.runs.syncing.sweep import Failure, SyncReport
+    from orchestrate.settings.config import Settings
     from orchestrate.store.database import Lease
 
 _TICK_S = 0.5
@@ -53,6 +55,35 @@ HereOpt = Annotated[
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class StallOptions:
+    """What counts as a stall, and whether it is ended."""
+
+    stalled_minutes: Annotated[
+        float | None,
+        typer.Option(
+            help="Minutes without a new step, event or metric after which a run under way is stalled "
+            "(default: 5 times the longest silence of earlier runs there, at least 15; an hour while fewer "
+            "than 3 are known). Also ORCHESTRATE_STALLED_MINUTES.",
+        ),
+    ] = None
+    cancel_stalled: Annotated[
+        bool,
+        typer.Option(
+            "--cancel-stalled",
+            help="Cancel a run that is still stalled at a later look. What it trained may be lost.",
+        ),
+    ] = False
+
+    def over(self, settings: Settings) -> Settings:
+        """Raises `UsageError` for what is no number of minutes."""
+        if self.stalled_minutes is None:
+            return settings
+        if not 0 < self.stalled_minutes < float("inf"):
+            raise UsageError(f"--stalled-minutes must be above 0 (got {self.stalled_minutes})")
+        return replace(settings, stalled_after_s=60 * self.stalled_minutes)
+
+
 @command
 def watch(
     context: typer.Context,
@@ -63,6 +94,7 @@ def watch(
     *,
     here: HereOpt = None,
     stop: Annotated[bool, typer.Option("--stop", help="End the background watcher; runs go on.")] = False,
+    stalls: StallOptions,
     channels: NotifyOptions,
 ) -> Output[list[Run]] | Output[Stopped]:
     """Follow runs live until they end. Interrupting it, or closing the terminal, leaves the runs alone.
@@ -73,9 +105,9 @@ def watch(
     with orchestrator(context) as ft:
         if stop:
             return Output(Stopped(stopped=watching.stop_background(ft.settings)), _show_stopped)
-        ft.settings = channels.over(ft.settings)
+        ft.settings = stalls.over(channels.over(ft.settings))
         handles = [ft.run(r) for r in run] if run else _reachable(ft)
-        follow(ft, handles, here=here)
+        follow(ft, handles, here=here, cancel_stalled=stalls.cancel_stalled)
     runs = [h.record for h in handles]
     return Output(runs, _show, 0 if all(map(_well, runs)) else 1)
 
@@ -86,22 +118,27 @@ def _show(runs: list[Run]) -> None:
 
 
 @command
-def sync(context: typer.Context) -> Output[SyncReport]:
+def sync(context: typer.Context, *, stalls: StallOptions) -> Output[SyncReport]:
     """Sweep the hosts' lists, bring all runs up to date, and settle creates whose answer was lost."""
     with orchestrator(context) as ft, telling(ft):
-        report = ft.sync()
+        ft.settings = stalls.over(ft.settings)
+        report = ft.sync(cancel_stalled=stalls.cancel_stalled)
+        for problem in watching.tell_stalls(ft.settings, report):
+            warn(f"notification failed: {problem}")
     code = 5 if report.unsettled or report.ending else 4 if report.failures else 0
     return Output(report, lambda report: out.print(str(report)), code)
 
 
-def follow(ft: Orchestrator, handles: list[RunHandle], *, here: bool | None = None) -> None:
+def follow(
+    ft: Orchestrator, handles: list[RunHandle], *, here: bool | None = None, cancel_stalled: bool = False
+) -> None:
     """Draws the runs from the store until all have ended; somebody else asks the hosts: the background
     watcher, or with `here` a thread of this process. Raises the error of a backend that cannot be asked."""
     if here is None:
         here = not sys.stderr.isatty() or sys.platform == "win32"
     elif sys.platform == "win32" and not here:
         raise UsageError("there is no background watcher on Windows", fix="orchestrate watch --here")
-    following = _Following(ft, handles)
+    following = _Following(ft, handles, cancel_stalled=cancel_stalled)
     with telling(ft):
         if handles and following.begin():
             _draw(following, here=here)
@@ -136,8 +173,10 @@ class _Source(Protocol):
 class _Following:
     """The runs that are followed, as the store tells them."""
 
-    def __init__(self, ft: Orchestrator, handles: list[RunHandle]) -> None:
+    def __init__(self, ft: Orchestrator, handles: list[RunHandle], *, cancel_stalled: bool) -> None:
         self.ft = ft
+        self._cancel_stalled = cancel_stalled
+        self._stalled: set[str] = set()
         self.handles = {h.id: h for h in handles}
         self._at_work = {h.id for h in handles if not self._over(h.record)}
         self._told: set[str] = set()
@@ -167,6 +206,7 @@ class _Following:
                 if time.monotonic() - checked > _CHECK_S and self._on_hosts():
                     self._look()
                     self._heed(view, *source.check())
+                    self._end_stalled(view)
                     checked = time.monotonic()
                 time.sleep(_TICK_S)
             self._last_words(view)
@@ -211,6 +251,8 @@ class _Following:
             if self.ft.store.leases.held(f"run:{run.id}"):
                 return "another process is sending it"
             return f"nothing is on the host; to send it: orchestrate resume {run.id}"
+        if run.id in self._stalled:
+            return f"stalled: nothing new comes; see  orchestrate events {run.id}"
         left = watching.settle_left_s(self.ft, run)
         if left is None:
             return None
@@ -218,6 +260,13 @@ class _Following:
             f"the answer to the create request was lost; the host is asked for the job, and if it has "
             f"none after {left:.0f} s, none was made"
         )
+
+    def _end_stalled(self, view: LiveView) -> None:
+        self._stalled = self.ft.store.watching.stalled() & self._at_work
+        for run_id in self._stalled if self._cancel_stalled else ():
+            with suppress(ProviderError):  # asked again soon
+                if why := watching.end_stalled(self.ft, self.handles[run_id].record):
+                    view.warn(f"{run_id} is being cancelled: {why}")
 
     def _look(self) -> None:
         """Tells the watcher that somebody is waiting for news."""

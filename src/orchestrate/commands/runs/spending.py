@@ -224,6 +224,7 @@ def message(report: SpendingReport) -> dict[str, Any]:
         "budget_usd": _plain(report.budget_usd),
         "left_usd": _plain(report.left_usd),
         "over": report.over,
+        "stalled": list(report.stalled),
         "usd_per_hour": _plain(report.usd_per_hour),
         "at_least": report.at_least,
         "unpriced": list(report.unpriced),
@@ -321,6 +322,12 @@ def notes(report: SpendingReport) -> list[Text]:
             )
         )
     told += [_warning(_lost(found)) for found in report.idle if found.unaccounted]
+    told += [
+        _warning(
+            f"{run} is stalled and may bill; since when: orchestrate events {run}; to end it: cancel {run}"
+        )
+        for run in report.stalled
+    ]
     if given_up := report.total.abandoned:
         told.append(
             Text(

@@ -116,6 +116,8 @@ class SpendingReport(Record, frozen=True, kw_only=True):
     uncounted: tuple[str, ...] = ()
     """Ids, of all months, of what may have cost an unknown amount: as much less is left. Without
     those that were given up or are ignored; with rented machines that no run here accounts for."""
+    stalled: tuple[str, ...] = ()
+    """Runs under way, as their hosts say, of which nothing new comes: they may bill."""
     breakdown: tuple[Breakdown, ...] = ()
     offline: bool = False
     """No account was asked."""
@@ -220,6 +222,7 @@ class Spender:
             uncounted=tuple(
                 dict.fromkeys(e.id for e in every if not (e.known or e.abandoned or e.id in ignore))
             ),
+            stalled=tuple(sorted(self.store.watching.stalled() & {run.id for run in books.runs})),
             breakdown=tuple(Breakdown(by=b, groups=tuple(expenses.grouped(chosen, b))) for b in by),
             offline=offline,
         )

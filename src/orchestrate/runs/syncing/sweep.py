@@ -36,6 +36,7 @@ from orchestrate.runs.submitting.accounts import account_of, is_here, placed, pr
 from orchestrate.runs.submitting.settling import lease_name
 from orchestrate.runs.submitting.submit import Submitter
 from orchestrate.runs.syncing.leftovers import settle_answers
+from orchestrate.runs.syncing.stalls import Stall, Stalls
 from orchestrate.store import transitions
 from orchestrate.store.database import LeaseHeld
 from orchestrate.store.store import CLOCK_SKEW, DEFAULT_TIMING, Timing
@@ -106,6 +107,8 @@ class SyncReport(msgspec.Struct, kw_only=True):
     ended: list[str] = []
     capped: list[str] = []
     """Runs that passed their cap and were told to end."""
+    stalled: list[Stall] = []
+    """Runs under way of which nothing new has come for far longer than usual."""
     alarms: list[Event] = []
     hosting: list[str] = []
     """What is to be told of deployments, a sentence each."""
@@ -131,6 +134,8 @@ class SyncReport(msgspec.Struct, kw_only=True):
             if runs := getattr(self, name):
                 what = _WORDS.get(name, name.replace("_", " "))
                 parts.append(f"{what}: {', '.join(runs)}")
+        for stall in self.stalled:
+            parts.append(f"{stall.run} {'cancelled: ' if stall.cancelled else 'stalled: '}{stall.message}")
         parts += self.hosting
         if self.settled:
             parts.append(f"settled: {count(self.settled, 'answer')} of commands that have ended")
@@ -295,12 +300,15 @@ def sync(
     bill: BillHook | None = None,
     timing: Timing = DEFAULT_TIMING,
     sandboxes: bool = True,
+    stalled_after_s: float | None = None,
+    cancel_stalled: bool = False,
 ) -> SyncReport:
     """Settles, adopts and sweeps all open runs, of `only` some backends when they are named; without
     `sandboxes` no backend is asked for the sake of what is in one.
 
     `provider` gives the backend of a name. A backend that fails or cannot be made does not stop the others;
-    it is in `failures`. Raises only `StoreError`.
+    it is in `failures`. Runs that have been silent for `stalled_after_s`, by default far longer than earlier
+    ones, are `stalled`; with `cancel_stalled` they are cancelled at the next look. Raises only `StoreError`.
     """
     report = SyncReport()
     wanted = None if only is None else set(only)
@@ -314,7 +322,7 @@ def sync(
             report.failed(name, error)
             continue
         try:
-            _Sweep(store, backend, report, bill, timing).run()
+            _Sweep(store, backend, report, bill, timing, stalled_after_s, cancel_stalled).run()
             if name in hosting:
                 _keep_up(store, backend, report, timing)
         except StoreError:
@@ -385,14 +393,17 @@ def fetch_details(
 ) -> None:
     """Stores the events, metrics and checkpoints that are new. An ended run's events are read from the
     beginning: hosts write some late, behind the newest one that was seen."""
-    after = None if run.status.terminal else store.history.last_event_id(run.id)
+    after, new = None if run.status.terminal else store.history.last_event_id(run.id), 0
     if Feature.EVENTS in provider.features:
         added = store.history.add_events(run.id, provider.events(run.handle, after=after))
+        new += len(added)
         for event in added:
             if on_event is not None:
                 on_event(event)
     if isinstance(provider, Measures):
-        store.history.add_metrics(run.id, provider.metrics(run.handle))
+        new += store.history.add_metrics(run.id, provider.metrics(run.handle))
+    if new:
+        store.watching.stir(run.id)
     if isinstance(provider, KeepsCheckpoints):
         store.history.set_checkpoints(run.id, provider.checkpoints(run.handle))
 
@@ -434,6 +445,8 @@ class _Sweep:
     report: SyncReport
     bill: BillHook | None
     timing: Timing
+    stalled_after_s: float | None = None
+    cancel_stalled: bool = False
 
     def run(self) -> None:
         name, host = self.provider.config.name, self.provider.host
@@ -539,6 +552,25 @@ class _Sweep:
             self._left_undone(known[run_id], job)
             if known[run_id].max_cost_usd is not None:
                 self._cap(run_id, job)
+        self._stalled([run for run in tracked if run.id in seen and run.id not in ended])
+
+    def _stalled(self, runs: list[Run]) -> None:
+        """Of the runs as they are after this look."""
+        moved = {i for i in self.report.changed}
+        runs = [r for r in runs if r.id not in moved] + self.store.runs.of_ids(
+            [r.id for r in runs if r.id in moved]
+        )
+        stalls = Stalls(self.store, self.provider, self._fetch, self.stalled_after_s)
+        try:
+            for stall in stalls.found(runs):
+                ended = stalls.end(stall, self.timing) if self.cancel_stalled else stall
+                self.report.stalled.append(ended)
+        except ProviderError as error:
+            self.report.failed(self.provider.config.name, error)
+
+    def _fetch(self, run: Run) -> None:
+        self.report.asked += DETAIL_REQUESTS
+        fetch_details(self.store, self.provider, run)
 
     def _left_undone(self, run: Run, job: Job) -> None:
         try:

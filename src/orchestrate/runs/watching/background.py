@@ -190,6 +190,9 @@ class _Diary:
             for name in ("adopted", "not_made", "ended", "capped"):
                 for run in getattr(report, name):
                     say(f"{run} {name.replace('_', ' ')}")
+            for stall in report.stalled:
+                if stall.new:
+                    say(f"{stall.run} stalled: {stall.message}")
             for alarm in report.alarms:
                 say(f"ALARM: {alarm.message}")
         now = time.monotonic()
@@ -226,6 +229,8 @@ def _configuration(settings: Settings) -> str:
         digest.update(f"\0{name}\0{host.base_url}\0{host.account_id}\0{key}".encode())
     notify = settings.notify
     digest.update(f"\0{notify.command}\0{notify.url and notify.url.reveal()}\0{notify.desktop}".encode())
+    if settings.stalled_after_s is not None:
+        digest.update(f"\0{settings.stalled_after_s}".encode())
     return digest.hexdigest()[:32]
 
 
@@ -249,6 +254,8 @@ def _environment(settings: Settings) -> dict[str, str]:
     given[names["command"]] = notify.command or ""
     given[names["url"]] = notify.url.reveal() if notify.url else ""
     given[names["desktop"]] = "1" if notify.desktop else ""
+    if settings.stalled_after_s is not None:
+        given[config.STALLED_VARIABLE] = str(settings.stalled_after_s / 60)
     return {**os.environ, **given}
 
 

@@ -8,14 +8,15 @@ ended run is reported once. Nothing is kept in the process but when to look agai
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrate.errors import OrchestrateError, ProviderError, StoreError
 from orchestrate.runs.submitting.accounts import is_here
 from orchestrate.runs.submitting.settling import Settler
+from orchestrate.runs.syncing.stalls import message
 from orchestrate.runs.syncing.sweep import (
     DETAIL_REQUESTS,
     BillHook,
@@ -24,7 +25,7 @@ from orchestrate.runs.syncing.sweep import (
     fetch_details,
     sync,
 )
-from orchestrate.runs.watching.channels import Channel, tell
+from orchestrate.runs.watching.channels import Channel, NotDelivered, tell
 from orchestrate.runs.watching.polling import Pace
 from orchestrate.store.database import LeaseHeld
 from orchestrate.store.store import DEFAULT_TIMING, Timing
@@ -74,6 +75,16 @@ class _Account:
     silent_since: float | None = None
 
 
+@dataclass(frozen=True)
+class _Untold:
+    """A stall that one channel has not been told."""
+
+    send: Callable[[Mapping[str, Any]], object]
+    told: Mapping[str, Any]
+    since: float
+    due: float = 0.0
+
+
 @dataclass
 class Watcher:
     """Watches the open runs of a store.
@@ -90,6 +101,8 @@ class Watcher:
     feed: Feed | None = None
     timing: Timing = DEFAULT_TIMING
     per_minute: float = 60.0
+    stalled_after_s: float | None = None
+    """As of `sync`."""
     problems: list[str] = field(default_factory=list[str])
     """What went wrong in the last turn, one line each."""
     failures: list[Failure] = field(default_factory=list[Failure])
@@ -103,6 +116,7 @@ class Watcher:
     _untold: list[str] = field(default_factory=list[str])
     _tell_pace: Pace = field(default_factory=lambda: _pace(_TELL_AGAIN))
     _tell_due: float = 0.0
+    _stalls: list[_Untold] = field(default_factory=list["_Untold"])
     _woken: threading.Event = field(default_factory=threading.Event)
 
     def turn(self) -> list[SyncReport]:
@@ -117,7 +131,15 @@ class Watcher:
         self._open = self._wanted({*self.store.runs.open_providers(), *hosting})
         for name in self._open:
             reports += self._look(name)
+        self._stalls += [
+            _Untold(send, message(stall), self._now())
+            for report in reports
+            for stall in report.stalled
+            for channel in self.channels
+            if stall.new and (send := getattr(channel, "send_message", None))
+        ]
         self._tell()
+        self._tell_stalls()
         if self.feed is not None:  # after the sweep: what has ended makes room
             self.feed.turn()
             self.problems += self.feed.problems
@@ -203,6 +225,19 @@ class Watcher:
                 self._tell_due = self._now() + self._tell_pace.wait_s()
         self.problems += self._untold
 
+    def _tell_stalls(self) -> None:
+        """What was certainly not delivered is tried again for an hour."""
+        for one in [one for one in self._stalls if self._now() >= one.due]:
+            self._stalls.remove(one)
+            try:
+                one.send(one.told)
+            except NotDelivered as error:
+                self.problems.append(f"{one.told['run']}: {error.message}")
+                if self._now() - one.since < _UNTOLD_S:
+                    self._stalls.append(replace(one, due=self._now() + _TELL_AGAIN[1]))
+            except Exception as error:  # noqa: BLE001  a watcher does not die of a channel
+                self.problems.append(f"{one.told['run']}: a channel failed with {type(error).__name__}")
+
     # -- one account ---------------------------------------------------------------------------------------
 
     def _account(self, name: str) -> _Account | None:
@@ -261,7 +296,14 @@ class Watcher:
 
     def _sweep(self, name: str, account: _Account) -> SyncReport:
         backend = account.backend
-        report = sync(self.store, lambda _: backend, only=[name], bill=self.bill, timing=self.timing)
+        report = sync(
+            self.store,
+            lambda _: backend,
+            only=[name],
+            bill=self.bill,
+            timing=self.timing,
+            stalled_after_s=self.stalled_after_s,
+        )
         self.problems += [_named(f.provider, f.message) for f in report.failures]
         self._failed(name, report.failures)
         if report.asked > 1:

@@ -1,0 +1,225 @@
+"""Runs that are under way and show nothing new for far longer than earlier ones did. Hosted jobs can stay
+`running` without an error and bill.
+
+Time is this machine's uptime since it first saw the run as it is: a wall clock that is set wrong changes
+nothing. What earlier runs took comes from their hosts' own times. A run that waits in its host's queue, is
+paused or is being cancelled does not count. Nothing is cancelled at the look that finds a stall, as after a
+night in which this machine slept: only at a later one that finds it unchanged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from orchestrate.core.progress import cost_so_far
+from orchestrate.profile import this_machine
+from orchestrate.runs.submitting.submit import Submitter
+from orchestrate.store import stamp, transitions
+from orchestrate.store.store import DEFAULT_TIMING, Timing
+from orchestrate.text import count, duration, money
+from orchestrate.types import Event, Feature, JobStatus, Run
+
+if TYPE_CHECKING:
+    from orchestrate.providers.base import Provider
+    from orchestrate.store.store import Store
+
+EVENT = "stalled"
+"""The type of the event that reports a stall."""
+FACTOR = 5
+"""A run may be silent for so many times what is usual."""
+LEAST_S, UNKNOWN_S = 15 * 60.0, 60 * 60.0
+"""The shortest silence that is a stall, and the shortest where too few runs are known: choices of ours, from
+no host."""
+ENOUGH, _MOST = 3, 20
+"""How many earlier runs say what is usual, and how many are read; as many stalls are looked at in a sweep."""
+_PHASES = (JobStatus.VALIDATING, JobStatus.RUNNING, JobStatus.FINALIZING)
+_LATER_S = 600.0
+_ASLEEP_S = 60.0
+"""Looks at a run on this machine that are further apart: it may have slept, and the run with it."""
+
+
+class Usual(msgspec.Struct, frozen=True, kw_only=True):
+    """What a phase took in the runs that succeeded on a backend."""
+
+    runs: int
+    phase_s: float | None = None
+    """Median length of the phase."""
+    silent_s: float | None = None
+    """Median of the longest time between two signs in it, for as many tokens as the run has."""
+
+
+class Stall(msgspec.Struct, frozen=True, kw_only=True):
+    """A run of which nothing new has come for longer than `limit_s`."""
+
+    run: str
+    provider: str
+    status: JobStatus
+    silent_s: float
+    limit_s: float
+    usual: Usual
+    message: str
+    new: bool
+    """Whether it was found now."""
+    confirmed: bool
+    """Whether an earlier look found it too."""
+    cancelled: bool = False
+
+
+@dataclass(frozen=True)
+class Stalls:
+    """The stalls among runs of one backend. `fetch` brings a run's events and metrics; `after_s` replaces
+    what earlier runs say."""
+
+    store: Store
+    provider: Provider
+    fetch: Callable[[Run], None]
+    after_s: float | None = None
+
+    def found(self, runs: Iterable[Run]) -> Iterator[Stall]:
+        """Report each stall once, as an event of its run. Raises `ProviderError`."""
+        under_way = {run.id: run for run in runs if run.status in _PHASES}
+        least = LEAST_S if self.after_s is None else self.after_s
+        here = self.provider.kind == this_machine().kind
+        marks = {run.id: stamp(run.updated_at) for run in under_way.values()}
+        silences = self.store.watching.silences(marks, gap_s=max(least / 2, _ASLEEP_S) if here else None)
+        late = [run_id for run_id, silence in silences.items() if silence.seconds >= least]
+        for run_id in random.sample(late, min(len(late), _MOST)):
+            run, silence = under_way[run_id], silences[run_id]
+            usual = self.usual(run)
+            limit = self.limit_s(run, usual)
+            if silence.seconds < limit:
+                continue
+            self.fetch(run)  # which ends the silence where anything is new
+            if not self.store.watching.silences({run_id: marks[run_id]})[run_id].seconds:
+                continue
+            yield self._told(run, silence.seconds, limit, usual, silence.told_s)
+
+    def limit_s(self, run: Run, usual: Usual) -> float:
+        """The silence that is a stall of this run."""
+        if self.after_s is not None:
+            return self.after_s
+        least = UNKNOWN_S if usual.runs < ENOUGH or usual.silent_s is None else LEAST_S
+        return max(least, FACTOR * max(usual.silent_s or 0.0, _gap(_signs(self.store, run))))
+
+    def usual(self, run: Run) -> Usual:
+        """What the run's phase took in the newest runs that succeeded: of its model where there are enough of
+        them."""
+        past = self.store.runs.matching(
+            provider=run.provider, sandbox=run.sandbox, status=JobStatus.SUCCEEDED, limit=10 * _MOST
+        )
+        alike = [one for one in past if one.model == run.model]
+        phases: list[float] = []
+        gaps: list[float] = []
+        for one in (alike if len(alike) >= ENOUGH else past)[:_MOST]:
+            signs = _signs(self.store, one, run.status)
+            if len(signs) > 1:
+                phases.append((signs[-1] - signs[0]).total_seconds())
+                gaps.append(_gap(signs) * max(1.0, _size(run) / _size(one)))
+        if not gaps:
+            return Usual(runs=0)
+        return Usual(runs=len(gaps), phase_s=median(phases), silent_s=median(gaps))
+
+    def _told(self, run: Run, silent_s: float, limit: float, usual: Usual, told_s: float | None) -> Stall:
+        text = _text(self.provider, run, silent_s, limit, usual)
+        mark = hashlib.sha256(stamp(run.updated_at).encode()).hexdigest()[:12]
+        data = {"silent_s": silent_s, "limit_s": limit}
+        now = self.store.clock.now()
+        # Once for each silence, whichever process finds it.
+        points, last = self.store.history.last_points([run.id]), self.store.history.last_event_id(run.id)
+        step = points[run.id].step if run.id in points else 0
+        id = f"orchestrate-stalled-{mark}-{step}-{last or ''}"
+        event = Event(id=id, at=now, level="warning", type=EVENT, message=text, data=data)
+        new = bool(self.store.history.add_events(run.id, [event], from_host=False))
+        self.store.watching.tell_silence(run.id)
+        return Stall(
+            run=run.id,
+            provider=run.provider,
+            status=run.status,
+            silent_s=silent_s,
+            limit_s=limit,
+            usual=usual,
+            message=text,
+            new=new,
+            confirmed=told_s is not None and told_s >= min(limit / 4, _LATER_S),
+        )
+
+    def end(self, stall: Stall, timing: Timing = DEFAULT_TIMING) -> Stall:
+        """Cancel a confirmed stall, unless its host says now that it moved or is finishing. Raises
+        `ProviderError`."""
+        able = Feature.CANCEL in self.provider.features and stall.status is not JobStatus.FINALIZING
+        if not (stall.confirmed and able):
+            return stall
+        before = self.store.runs.get(stall.run)
+        job, now = self.provider.get(before.handle), self.store.clock.now()
+        run = self.store.runs.apply(stall.run, lambda run: transitions.observed(run, job, now))
+        if run.updated_at != before.updated_at or run.status is not stall.status:
+            return stall
+        Submitter(self.store, self.provider, timing).cancel(run)
+        return msgspec.structs.replace(stall, cancelled=True)
+
+
+def message(stall: Stall) -> dict[str, Any]:
+    """What channels are told."""
+    return {
+        "id": f"{stall.run}-stalled-{hashlib.sha256(stall.message.encode()).hexdigest()[:12]}",
+        "type": "run.stalled",
+        "text": f"{stall.run}: {stall.message}",
+        "run": stall.run,
+        "provider": stall.provider,
+        "status": stall.status.value,
+        "silent_s": round(stall.silent_s),
+        "limit_s": round(stall.limit_s),
+    }
+
+
+def _text(provider: Provider, run: Run, silent_s: float, limit: float, usual: Usual) -> str:
+    known = f"no earlier run of {provider.title} says how long that takes"
+    if usual.silent_s is not None and usual.phase_s is not None:
+        known = (
+            f"usual here: {duration(usual.silent_s)} between two signs, {duration(usual.phase_s)} in this "
+            f"phase (medians of {count(usual.runs, 'run')})"
+        )
+    cost = cost_so_far(run)
+    billed = f" About {money(cost)} so far." if cost else ""
+    way = f"orchestrate cancel {run.id}"
+    if Feature.CANCEL not in provider.features:
+        way = f"{provider.title} cannot cancel it from here, so look there"
+    return (
+        f"{provider.title} says {run.raw_status or run.status.value}, and no new step, event or metric came "
+        f"for {duration(silent_s)} (reported after {duration(limit)}; {known}).{billed} To end it: {way}"
+    )
+
+
+def _size(run: Run) -> float:
+    return float((run.quote and run.quote.billed_tokens) or run.trained_tokens or 1)
+
+
+def _gap(signs: list[datetime]) -> float:
+    return max(((after - before).total_seconds() for before, after in pairwise(signs)), default=0.0)
+
+
+def _signs(store: Store, run: Run, phase: JobStatus | None = None) -> list[datetime]:
+    """When anything of a phase was seen, its begin and its end included; of a run that is in it, so far."""
+    wanted = phase or run.status
+    steps = store.history.transitions(run.id)
+    into = [step.at for step in steps if step.status is wanted]
+    past = [step.at for step in steps if into and step.at > into[-1] and step.status is not wanted]
+    if wanted is not JobStatus.RUNNING:
+        return [into[0], past[0]] if phase and into and past else []
+    begin = run.started_at or (into[0] if into else None)
+    end = run.finished_at or (past[0] if past else None)
+    if begin is None or (phase and end is None):
+        return []
+    points = [point.at for point in store.history.metrics(run.id) if point.at]
+    points += [e.at for e in store.history.events(run.id) if not e.id.startswith("orchestrate-")]
+    between = [at for at in points if at > begin and (end is None or at < end)]
+    return sorted([begin, *between, *([end] if phase and end else [])])
