@@ -17,6 +17,10 @@ class Hardware(msgspec.Struct, frozen=True):
     unknown_gpu: int
     gpus: dict[str, tuple[float, float]]
     """GB of memory, and TB/s to it."""
+    tflops: dict[str, float]
+    """Dense products in 16 bits."""
+    eight_bit: tuple[str, ...]
+    """Cards that do twice as many in 8 bits."""
 
 
 @cache

@@ -165,9 +165,15 @@ def effective_b(params_b: float, active_b: float | None) -> float:
     return max(math.sqrt(params_b * (active_b or params_b)), 1.0)
 
 
+def gpus_for(params_b: float, width: float, memory_gb: float) -> int:
+    """How many hold the weights, with room beside them. They come in powers of two, as tensor parallelism
+    wants them."""
+    share = params_b * width * HEADROOM / memory_gb
+    return 1 if share <= 1 else 2 ** math.ceil(math.log2(share))
+
+
 def replica(resolved: ModelOnHost, gpu: str) -> Replica | None:
-    """`None` where the size of the model or the memory of the GPU is not known. GPUs come in powers of two,
-    as tensor parallelism wants them."""
+    """`None` where the size of the model or the memory of the GPU is not known."""
     name = hardware.closest(gpu, hardware.table().gpus)
     params_b = resolved.params_b
     if name is None or params_b is None:
@@ -175,8 +181,7 @@ def replica(resolved: ModelOnHost, gpu: str) -> Replica | None:
     memory_gb, tb_s = hardware.table().gpus[name]
     model = resolved.model
     width = BYTES_PER_PARAM[model.precision if model else "bf16"]
-    share = params_b * width * HEADROOM / memory_gb
-    gpus = 1 if share <= 1 else 2 ** math.ceil(math.log2(share))
+    gpus = gpus_for(params_b, width, memory_gb)
     factor = gpus * tb_s / REFERENCE_TB_S / effective_b(params_b, model.active_params_b if model else None)
     low, expected, high = (speed * factor for speed in SPEED)
     return Replica(gpu=name, gpus=gpus, bytes_per_param=width, tokens_per_second=(low, expected, high))

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from orchestrate import text
 from orchestrate.costing import Ownership, cheapest
+from orchestrate.costing.latency import Latency, faster_by
 from orchestrate.data import Dataset, goals
 from orchestrate.data.goals import FEW_SHOT_ROWS, Goal, Volume
 from orchestrate.data.rows import (
@@ -235,6 +236,12 @@ class Needs(Record, frozen=True, kw_only=True):
     """The score that is good enough."""
     goal: Goal | None = None
     """What the tune is to teach; without it, what the rows show."""
+    model: str | None = None
+    """The open model that would be tuned, for `latency_ms`."""
+    larger: str | None = None
+    """What it would replace; `None`: one of 70 billion parameters."""
+    tokens: tuple[int, int] | None = None
+    """Of a request, in and out; `None`: the means of the rows."""
 
 
 class Vote(Record, frozen=True, kw_only=True):
@@ -262,6 +269,8 @@ class Advice(Record, frozen=True, kw_only=True):
     facts: Facts
     volume: Volume
     """How many rows the goal takes, and where the file stands."""
+    latency: tuple[Latency, ...] = ()
+    """Predicted for the model that would be tuned, then for the larger one."""
     totals: tuple[Ownership, ...] = ()
     """Whole costs of what can be tuned, where traffic is known."""
 
@@ -276,8 +285,14 @@ class Advice(Record, frozen=True, kw_only=True):
         return bool(rest) and self.best.points - rest[0].points <= 1
 
 
-def advise(facts: Facts, needs: Needs, totals: Sequence[Ownership] = ()) -> Advice:
-    """Weighs the ways. `totals` are whole costs against prompting a base model, where traffic is known."""
+def advise(
+    facts: Facts,
+    needs: Needs,
+    totals: Sequence[Ownership] = (),
+    latency: tuple[Sequence[Latency], Sequence[Latency]] = ((), ()),
+) -> Advice:
+    """Weighs the ways. `totals` are whole costs against prompting a base model, where traffic is known;
+    `latency` of the model that would be tuned and of the larger one."""
     volume = facts.volume(needs.goal)
     votes = [
         *_by_rows(volume),
@@ -285,6 +300,7 @@ def advise(facts: Facts, needs: Needs, totals: Sequence[Ownership] = ()) -> Advi
         *_by_answers(facts),
         *_by_prompt(facts),
         *_by_needs(needs),
+        *_by_latency(needs, *latency),
         *(_by_own_money(totals) if needs.private else _by_money(totals)),
         *_by_end(totals),
     ]
@@ -304,10 +320,11 @@ def advise(facts: Facts, needs: Needs, totals: Sequence[Ownership] = ()) -> Advi
         ranked = sorted(choices, key=lambda c: (c.way is not Way.TUNE_OWN, -c.points))
     return Advice(
         choices=tuple(ranked),
-        warnings=tuple(_warnings(facts)),
+        warnings=(*_warnings(facts), *_too_slow(needs, latency[0])),
         would_change=tuple(dict.fromkeys(v.turns for v in votes if ranked[0].way in v.ways and v.points > 0)),
         facts=facts,
         volume=volume,
+        latency=(*latency[0], *latency[1]),
         totals=tuple(totals),
     )
 
@@ -465,6 +482,34 @@ def _by_needs(needs: Needs) -> Iterable[Vote]:
     if own:
         reason = "you have a GPU" if needs.own_gpu else "you named no GPU of your own"
         yield Vote(ways=(Way.TUNE_OWN,), points=own, reason=reason, turns="no free GPU")
+
+
+def _by_latency(needs: Needs, small: Sequence[Latency], large: Sequence[Latency]) -> Iterable[Vote]:
+    times = faster_by(small, large)
+    if needs.latency_ms is None or times is None:
+        return
+    in_time = [one for one in small if one.within(needs.latency_ms)]
+    only = bool(in_time) and not any(one.within(needs.latency_ms) for one in large)
+    fewer = f"on {small[-1].gpus} x {small[-1].device} in place of {large[-1].gpus}"
+    name, than = small[0].model, large[0].model
+    reason = f"{name} answers {times[0]:.1f} to {times[1]:.1f} times as fast as {than}, {fewer}"
+    if only:
+        reason += f"; only it is within {needs.latency_ms} ms, on {in_time[0].device}"
+    yield Vote(ways=_TUNING, points=int(only), reason=reason, turns="a larger model that is fast enough")
+
+
+def _too_slow(needs: Needs, small: Sequence[Latency]) -> Iterable[str]:
+    limit = needs.latency_ms
+    if limit is None or not small or any(one.within(limit) is not False for one in small):
+        return
+    best = min(small, key=lambda one: one.answer_ms)
+    fits = int((limit - best.first_token_ms) / best.token_ms) + 1
+    shorter = f"at most {fits} tokens of answer fit" if fits > 0 else "the prompt alone takes longer"
+    yield (
+        f"{best.model} is predicted to take {best.answer_ms:,.0f} ms for an answer on {best.gpus} x "
+        f"{best.device}, {best.first_token_ms:,.0f} ms to its first token: more than {limit} ms; {shorter}. "
+        "Stream the answer, shorten it, or take a smaller model"
+    )
 
 
 def _by_money(totals: Sequence[Ownership]) -> Iterable[Vote]:

@@ -10,8 +10,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
+from orchestrate import catalog
 from orchestrate.costing import BasePrice, Ownership, Served
+from orchestrate.costing.latency import of_model
 from orchestrate.data import Dataset
 from orchestrate.data.goals import Goal
 from orchestrate.reports.advice import Advice, Facts, Needs, Way, advise, measure
@@ -326,3 +329,16 @@ def test_the_cheapest_place_may_be_elsewhere() -> None:
     )
     found = advise(facts(), Needs(), [msgspec.structs.replace(dear, elsewhere=(rented,))])
     assert any("together, served at runpod" in text for text in found.best.reasons)
+
+
+def test_a_latency_is_predicted_for_the_tuned_model_and_the_one_that_it_replaces() -> None:
+    needs = Needs(latency_ms=2000, model="llama-3.1-8b", tokens=(900, 150))
+    made = [of_model(catalog.find(name), (900, 150), ["H100"]) for name in ("llama-3.1-8b", "llama-3.3-70b")]
+    found = advise(facts(), needs, (), (made[0], made[1]))
+    assert [one.model for one in found.latency] == ["llama-3.1-8b", "llama-3.3-70b"]
+    small, large = (one.answer_ms for one in found.latency)
+    assert 1.4 * small < 2000 < 1.4 * large, "the case is the one that decides"
+    assert points(found, Way.TUNE_HOSTED) == points(advise(facts(), needs), Way.TUNE_HOSTED) + 1
+    assert not any("is predicted to take" in text for text in found.warnings)
+    late = advise(facts(), replace(needs, latency_ms=20), (), (made[0], made[1]))
+    assert any("is predicted to take" in text for text in late.warnings)

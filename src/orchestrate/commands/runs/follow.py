@@ -76,7 +76,7 @@ class StallOptions:
     ] = False
 
     def over(self, settings: Settings) -> Settings:
-        """Raises `UsageError` for what is no number of minutes."""
+        """Raises `UsageError` unless the minutes are above 0."""
         if self.stalled_minutes is None:
             return settings
         if not 0 < self.stalled_minutes < float("inf"):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec.structs import replace
 
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, warn
@@ -17,6 +19,7 @@ from orchestrate.errors import UsageError
 from orchestrate.text import count
 
 if TYPE_CHECKING:
+    from orchestrate.costing.latency import Latency
     from orchestrate.reports.advice import Advice
 
 
@@ -25,7 +28,9 @@ class NeedOptions:
     """What the answers must be."""
 
     private: Annotated[bool, typer.Option("--private", help="The data may not leave your machines.")] = False
-    latency_ms: Annotated[int | None, typer.Option(min=1, help="Longest time to an answer.")] = None
+    latency_ms: Annotated[int | None, typer.Option(min=1, help="Longest time to an answer; predicts it.")] = (
+        None
+    )
     changing: Annotated[bool, typer.Option("--changing", help="The facts in the answers change often.")] = (
         False
     )
@@ -48,7 +53,7 @@ def advise(
     file: Annotated[str, typer.Argument(metavar="FILE", help="Examples of the task, as for training.")],
     *,
     serving: ServingOptions,
-    model: Annotated[str, typer.Option(help="The open model that would be tuned; with --traffic.")] = (
+    model: Annotated[str, typer.Option(help="Open model to tune; with --traffic or --latency-ms.")] = (
         "qwen3.5-9b"
     ),
     needed: NeedOptions,
@@ -77,6 +82,13 @@ def advise(
             goal=needed.goal,
         )
         use = serving.use()
+        traffic = use.traffic if use else None
+        needs = replace(
+            needs,
+            model=model,
+            larger=serving.compare_with,
+            tokens=(traffic.input_tokens, traffic.output_tokens) if traffic else None,
+        )
         read = columns_read(columns, ignored)
         totals = advice.totals(ft, file, model, use, private=needed.private, columns=read) if use else []
         found = ft.advise(file, needs, totals, columns=read)
@@ -108,9 +120,30 @@ def _show(found: Advice, name: str) -> None:
             out.print(f"      {reason}", style="dim")
     if found.would_change:
         out.print("\nWhat would change this: " + "; ".join(found.would_change))
+    if found.latency:
+        _show_latency(found.latency)
     if found.totals:
         out.print()
         out.print(shown.ownership_table(found.totals))
     note(
         "a rule of thumb for a first decision; an evaluation of the base model on held-out rows outweighs it"
+    )
+
+
+def _show_latency(found: Sequence[Latency]) -> None:
+    from orchestrate.core.tables import Listing
+    from orchestrate.costing.latency import SOURCE
+
+    times = ("first token", "each token", "whole answer")
+    shown = Listing("model", "on", *times, right=times)
+    for one in found:
+        cells = (f"{ms:,.0f} ms" for ms in (one.first_token_ms, one.token_ms, one.answer_ms))
+        shown.add_row(one.model, f"{one.gpus} x {one.device}", *cells)
+    out.print()
+    out.print(shown)
+    first = found[0]
+    note(
+        f"predicted for {first.input_tokens:,} tokens in and {first.output_tokens:,} out, one request at a "
+        f"time, without queue and network, within a factor of {first.band:g} ({SOURCE}). Batching lengthens "
+        "it; prompt caches, 4 bits and speculative decoding shorten it"
     )

@@ -9,10 +9,12 @@ from msgspec.structs import replace
 
 from orchestrate import catalog
 from orchestrate.core import days
+from orchestrate.costing import latency
+from orchestrate.costing.latency import Latency
 from orchestrate.data import Dataset
 from orchestrate.errors import UsageError
 from orchestrate.reports import advice
-from orchestrate.reports.advice import Advice
+from orchestrate.reports.advice import Advice, Facts
 from orchestrate.reports.advice import Needs as Needs
 from orchestrate.reports.advice import advise as weigh
 from orchestrate.runs.preparing import quoting
@@ -38,13 +40,25 @@ def advise(
 ) -> Advice:
     """As `Orchestrator.advise`. For RFT prompts it names the backends that have ended RFT."""
     dataset = Dataset.open(file, columns=columns)
-    found = weigh(advice.measure(dataset), needs, totals)
+    facts = advice.measure(dataset)
+    found = weigh(facts, needs, totals, _latency(facts, needs))
     if dataset.kind != "rl":
         return found
     backends = [ft.provider(name) for name in ft.backends()]
     reasons = {b.name: b.ended(days.today()).get(Feature.RFT) for b in backends}
     ended = (f"{name} has no RFT any more: {reason}" for name, reason in reasons.items() if reason)
     return replace(found, warnings=(*found.warnings, *ended))
+
+
+def _latency(facts: Facts, needs: Needs) -> tuple[list[Latency], list[Latency]]:
+    """Of the model that would be tuned, and of the larger one; empty where the size of one is not known."""
+    if needs.latency_ms is None or needs.model is None:
+        return [], []
+    tokens = needs.tokens or (round(facts.prompt_tokens), max(1, round(facts.answer_tokens)))
+    larger = catalog.lookup(needs.larger or latency.LARGER)
+    if larger is None or larger.params_b is None:
+        larger = catalog.find(latency.LARGER)
+    return latency.of_model(catalog.find(needs.model), tokens), latency.of_model(larger, tokens)
 
 
 def totals(

@@ -168,7 +168,7 @@ class Stalls:
 
 
 def message(stall: Stall) -> dict[str, Any]:
-    """What channels are told."""
+    """Return the notification of a stall."""
     return {
         "id": f"{stall.run}-stalled-{hashlib.sha256(stall.message.encode()).hexdigest()[:12]}",
         "type": "run.stalled",

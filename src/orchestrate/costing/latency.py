@@ -1,0 +1,124 @@
+"""How long an answer takes before anything is trained: for one request at a time, by the size of the model.
+
+A token of the answer needs every active weight once from memory, so it is bound by bandwidth. The prompt goes
+through in parallel, two operations per weight and token, so it is bound by compute. What share of its data
+sheet a GPU reaches is fitted to published measurements and checked against others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from orchestrate.catalog import Model
+from orchestrate.costing import hardware
+from orchestrate.costing.ways import BYTES_PER_PARAM, gpus_for
+from orchestrate.types import Record
+
+BANDWIDTH_SHARE = (0.70, 0.57)
+"""Of one GPU, and of several that split the model. Fitted to LMDeploy 0.1.0a1 on A100 80GB, 16 bits, one
+request: Llama-2-7B makes 102 tokens a second on one, Llama-2-70B 34 on four (InternLM/lmdeploy,
+docs/en/benchmark/a100_fp16.md, of 2023-12: old, engines since are as fast or faster)."""
+COMPUTE_SHARE = (0.68, 0.58)
+"""From the same page: the first token after 2,048 of prompt comes after 139 ms and 402 ms."""
+SOURCE = "data-sheet bandwidth and compute, at the shares that LMDeploy measured on A100 (2023-12)"
+BAND = 1.4
+"""What the prediction may be off by, either way: figures that it was not fitted to are within it,
+Llama-2-13B on one A100 (the same page), Llama-3.1 8B on one A100 and Llama-3.3 70B in 8 bits on two H100
+(NVIDIA's NIM)."""
+DEVICES = ("L4", "L40S", "A100 80GB", "H100")
+"""What is shown."""
+LARGER = "llama-3.3-70b"
+"""What a tuned small model is compared with, unless a model of known size is named."""
+
+
+class Device(Record, frozen=True, kw_only=True):
+    """What moves and multiplies; figures as reached, all GPUs together."""
+
+    name: str
+    gpus: int = 1
+    bytes_per_s: float
+    flops: float
+
+
+class Latency(Record, frozen=True, kw_only=True):
+    """Of one model on one machine that answers one request at a time. Milliseconds."""
+
+    model: str
+    params_b: float
+    device: str
+    gpus: int
+    input_tokens: int
+    output_tokens: int
+    first_token_ms: float
+    token_ms: float
+    """Of each token after the first."""
+    band: float = BAND
+    """The true value is expected within a factor of so much."""
+
+    @property
+    def answer_ms(self) -> float:
+        return self.first_token_ms + max(self.output_tokens - 1, 0) * self.token_ms
+
+    def within(self, limit_ms: float) -> bool | None:
+        """Whether the whole answer comes in time; `None` where the band leaves it open."""
+        if self.answer_ms * self.band <= limit_ms:
+            return True
+        return False if self.answer_ms / self.band > limit_ms else None
+
+
+def predict(
+    device: Device, model: str, params_b: float, width: float, tokens: tuple[int, int], band: float = BAND
+) -> Latency:
+    """`params_b`: billions of weights that a token goes through; `width`: bytes of each; `tokens`: in and
+    out."""
+    weights = params_b * 1e9
+    token_s = weights * width / device.bytes_per_s
+    first_s = 2 * weights * tokens[0] / device.flops + token_s
+    return Latency(
+        model=model,
+        params_b=params_b,
+        device=device.name,
+        gpus=device.gpus,
+        input_tokens=tokens[0],
+        output_tokens=tokens[1],
+        first_token_ms=1000 * first_s,
+        token_ms=1000 * token_s,
+        band=band,
+    )
+
+
+def gpu(name: str, count: int, width: float = 2.0) -> Device | None:
+    """So many cards of a kind, at the shares that were measured; `None` for one that is not in the table."""
+    known = hardware.table()
+    found = hardware.closest(name, known.tflops)
+    if found is None:
+        return None
+    several = count > 1
+    faster = 2 if width <= 1 and found in known.eight_bit else 1
+    return Device(
+        name=found,
+        gpus=count,
+        bytes_per_s=count * known.gpus[found][1] * 1e12 * BANDWIDTH_SHARE[several],
+        flops=count * known.tflops[found] * 1e12 * faster * COMPUTE_SHARE[several],
+    )
+
+
+def of_model(model: Model, tokens: tuple[int, int], devices: Iterable[str] = DEVICES) -> list[Latency]:
+    """On as few cards of each kind as hold it; empty where its size is not known."""
+    if model.params_b is None:
+        return []
+    width, found = BYTES_PER_PARAM[model.precision], list[Latency]()
+    for name in devices:
+        device = gpu(name, gpus_for(model.params_b, width, hardware.table().gpus[name][0]), width)
+        if device is not None:
+            active = model.active_params_b or model.params_b
+            found.append(predict(device, model.name, active, width, tokens))
+    return found
+
+
+def faster_by(small: Sequence[Latency], large: Sequence[Latency]) -> tuple[float, float] | None:
+    """How many times as long the large model's answer takes as the small one's, least and most over the
+    devices."""
+    of = {one.device: one for one in large}
+    ratios = [of[one.device].answer_ms / one.answer_ms for one in small if one.device in of]
+    return (min(ratios), max(ratios)) if ratios else None
