@@ -123,6 +123,12 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         "servers.gateway:app",
         "Serve the fine-tuning API that your code calls over any backend.",
     ),
+    (
+        _MODELS,
+        "sessions",
+        "servers.sessions:app",
+        "Train step by step from your own loop, through Tinker's client.",
+    ),
     (_SETUP, "mcp", "servers.mcp:mcp", "Give agents tools. They spend only when a person agrees."),
     (
         _DATA,
@@ -218,6 +224,7 @@ EXAMPLES = {
     "download": "orchestrate download last --to models/support",
     "export": "orchestrate export last out --to gguf",
     "merge": "orchestrate merge run-1q run-2k -o merged",
+    "sessions serve": "orchestrate sessions serve Qwen/Qwen3-8B --port 8100",
     "serve": "orchestrate serve last",
     "ab serve": "orchestrate ab serve plan.yaml",
     "ab status": "orchestrate ab status support",

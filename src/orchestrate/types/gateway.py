@@ -9,6 +9,9 @@ from typing import Any, Literal
 from orchestrate.types.jobs import JobError
 from orchestrate.types.record import Record
 
+Opens = Literal["gateway", "serve", "sessions"]
+"""Which kind of server a key opens."""
+
 
 class GatewayKey(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Of a client of the gateway, or of servers of models. Limits that are `None`, and empty lists, allow
@@ -16,8 +19,9 @@ class GatewayKey(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     name: str
     created_at: datetime
-    opens: Literal["gateway", "serve"] = "gateway"
-    """`serve`: what `serve` and `ab serve` put up, and nothing of the gateway."""
+    opens: Opens = "gateway"
+    """`serve`: what `serve` and `ab serve` put up, and nothing of the gateway; `sessions`: training
+    sessions."""
     project: str = "default"
     """Keys of one project see the same files, jobs and models."""
     backends: tuple[str, ...] = ()

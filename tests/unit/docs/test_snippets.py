@@ -41,6 +41,7 @@ RUN_BY = {
     "docs/queue.md": "tests/e2e/test_pages.py",
     "docs/trackers.md": "tests/e2e/test_pages.py",
     "docs/ui.md": "tests/e2e/test_pages.py",
+    "docs/sessions.md": "tests/unit/sessions/test_server.py",
     "docs/how-to/": "tests/e2e/test_how_to.py",
     "docs/json.md": "tests/e2e/test_how_to.py",
     "docs/guide.md": "tests/e2e/test_how_to.py",

@@ -69,6 +69,7 @@ VERBS = frozenset(
         "Start",
         "Submit",
         "Take",
+        "Train",
         "Try",
         "Update",
         "Watch",

@@ -491,12 +491,12 @@ class Keyed:
 
 
 def bearer(scope: Mapping[str, Any]) -> str | None:
-    """The key that a request brings."""
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            kind, _, key = value.decode("latin-1").partition(" ")
-            return key.strip() if kind.lower() == "bearer" else None
-    return None
+    """The key that a request brings, as OpenAI's clients send it or as Tinker's does."""
+    headers = Headers(scope=scope)
+    if "authorization" in headers:
+        kind, _, key = headers["authorization"].partition(" ")
+        return key.strip() if kind.lower() == "bearer" else None
+    return headers.get("x-api-key")
 
 
 def no_key(words: str) -> HostError:

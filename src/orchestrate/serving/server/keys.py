@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from hmac import compare_digest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
@@ -20,6 +20,7 @@ from orchestrate.settings.hosts import is_loopback
 from orchestrate.store.gateway import hashed
 from orchestrate.store.store import Store
 from orchestrate.types import GatewayKey
+from orchestrate.types.gateway import Opens
 
 _FRESH_S = 1.0
 """How old what is known of the keys of a server of models may be."""
@@ -36,7 +37,7 @@ class Clients:
     admin   a key of this process alone, which no store knows
     """
 
-    def __init__(self, store: Store, opens: Literal["gateway", "serve"], *, admin: str | None = None) -> None:
+    def __init__(self, store: Store, opens: Opens, *, admin: str | None = None) -> None:
         self._store, self._opens, self._admin = store, opens, admin
         self._looking: asyncio.Task[None] | None = None
         self._known, self._at = self._read(), time.monotonic()
@@ -95,17 +96,17 @@ class Clients:
         return key
 
 
-def make(store: Store, name: str, *, by: str) -> str:
-    """A new key for servers of models, in the place of an older one of the same name. It cannot be shown
+def make(store: Store, name: str, *, by: str, opens: Opens = "serve") -> str:
+    """A new key for servers of one kind, in the place of an older one of the same name. It cannot be shown
     again. Raises `UsageError`."""
     return store.gateway_keys.add(
-        GatewayKey(name=name, created_at=store.clock.now(), opens="serve"), by=by, again=True
+        GatewayKey(name=name, created_at=store.clock.now(), opens=opens), by=by, again=True
     )
 
 
-def revoke(store: Store, name: str, *, by: str) -> None:
-    """Raises `UsageError` for a name without a key, or with one of the gateway."""
-    store.gateway_keys.revoke(name, store.clock.now(), by=by, opens="serve")
+def revoke(store: Store, name: str, *, by: str, opens: Opens = "serve") -> None:
+    """Raises `UsageError` for a name without a key, or with one of another kind of server."""
+    store.gateway_keys.revoke(name, store.clock.now(), by=by, opens=opens)
 
 
 def bring_in(home: Path, store: Store, *, by: str) -> None:

@@ -439,7 +439,8 @@ def _columns(job: GatewayJob) -> dict[str, Any]:
     }
 
 
-PREFIXES = {"gateway": "orc-gw-", "serve": "orc-"}
+PREFIXES = {"gateway": "orc-gw-", "serve": "orc-", "sessions": "tml-"}
+"""Tinker's client takes no key with another beginning than its own."""
 MOST_KEYLESS = 10_000
 """Refused requests without a key that are kept."""
 

@@ -1,0 +1,625 @@
+"""The models of training sessions: one base, an adapter and an optimizer for each model, and answers from any
+weights that were saved. Imports torch."""
+
+# torch, transformers and peft describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from orchestrate.core.files import whole_folder
+from orchestrate.errors import UsageError
+from orchestrate.local import machine
+from orchestrate.local.answers.loading import base_of
+from orchestrate.local.model import files as models
+from orchestrate.local.model import loaded as threads
+from orchestrate.local.model.adapters.starts import names_of
+from orchestrate.local.model.loaded import Head, Loaded, halving
+from orchestrate.local.model.loading import (
+    DTYPES,
+    add_adapter,
+    in_32_bits,
+    load_adapter,
+    load_tokenizer,
+    pick_device,
+)
+from orchestrate.local.model.sampling import Drawn, Luck
+from orchestrate.local.model.sampling.batching import BASE, Batching, Row
+from orchestrate.local.run.optimizers import restore_state, state_tensors
+from orchestrate.local.sessions.losses import Config, log_probabilities, loss_of
+from orchestrate.types import decoding
+
+ALPHA = 32
+"""Of LoRA, whatever the rank: with it one learning rate suits all ranks (Thinking Machines, "LoRA Without
+Regret", 2025)."""
+PASS_TOKENS = {"cpu": 4096}
+"""Tokens of one forward pass, padding included, at most; of one row where it is longer."""
+GPU_PASS_TOKENS = 16384
+HELD_SNAPSHOTS = 8
+"""Saved weights that stay on the base for answering; the one that was not asked for longest makes room."""
+MOST_TOKENS = 2048
+"""Of an answer whose request names no length."""
+BYTES_A_WEIGHT = 16
+"""A trained weight in 32 bits, its gradient, and Adam's two moments."""
+ATTENTION = ("attn", "attention")
+ADAPTER, OPTIMIZER, STATE = "adapter_model.safetensors", "optimizer.safetensors", "session.json"
+
+
+class Opening(msgspec.Struct, frozen=True, kw_only=True):
+    """What all models of a server lie on."""
+
+    base: str
+    threads: int | None = None
+    device: str | None = None
+    four_bit: bool | None = None
+    precision: str | None = None
+    most_rows: int = 32
+
+
+class AdapterShape(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the adapter of a new model."""
+
+    rank: int
+    seed: int | None = None
+    train_mlp: bool = True
+    train_attn: bool = True
+    train_unembed: bool = True
+
+
+class Adam(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one step. The defaults are those of Tinker's API."""
+
+    learning_rate: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-12
+    weight_decay: float = 0.0
+    grad_clip_norm: float = 0.0
+
+
+class Values(msgspec.Struct, frozen=True, kw_only=True):
+    """A tensor as it is sent: little-endian numbers, row by row."""
+
+    data: bytes
+    shape: tuple[int, ...]
+    kind: str
+
+    def array(self) -> np.ndarray[Any, Any]:
+        """Raises `UsageError` for a tensor whose numbers are not finite or do not fill its shape."""
+        found = np.frombuffer(self.data, dtype=self.kind)
+        if min(self.shape, default=1) < 0 or found.size != math.prod(self.shape):
+            raise UsageError(f"a tensor of {found.size} numbers has the shape {list(self.shape)}")
+        if found.dtype.kind == "f" and not np.isfinite(found).all():
+            raise UsageError("a tensor has numbers that are not finite (NaN or infinity)")
+        return found.reshape(self.shape)
+
+    @classmethod
+    def of(cls, array: np.ndarray[Any, Any]) -> Values:
+        kept = np.ascontiguousarray(array)
+        return cls(data=kept.tobytes(), shape=tuple(kept.shape), kind=kept.dtype.str)
+
+
+class Datum(msgspec.Struct, frozen=True, kw_only=True):
+    """One row: after token i of `tokens` comes token i of `target_tokens`, or one of its K."""
+
+    tokens: tuple[int, ...]
+    inputs: dict[str, Values]
+
+
+class SampleRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Answers are drawn to it from saved weights, or with an empty `folder` from the base."""
+
+    id: str
+    folder: str = ""
+    prompt: tuple[int, ...]
+    n: int = 1
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] | None = None
+    """`None`: the tokens that end an answer of the base."""
+    tops: int = 0
+    prompt_logprobs: bool = False
+    prompt_tops: int = 0
+
+
+@dataclass
+class TrainedModel:
+    """A model of a session."""
+
+    adapter: str
+    shape: AdapterShape
+    parameters: dict[str, torch.nn.Parameter]
+    """By name, without the adapter's."""
+    optimizer: Any
+    steps: int = 0
+
+
+@dataclass
+class Sampling:
+    """A question on its way."""
+
+    question: SampleRequest
+    rows: list[Row]
+    drawn: list[list[Drawn]]
+    prompt: dict[str, Any]
+
+
+class SessionEngine:
+    def __init__(self, opening: Opening) -> None:
+        self.device = pick_device(opening.device)
+        torch.set_num_threads(threads.chosen(opening.threads, self.device))
+        self.folder = models.fetch(opening.base)
+        dtype = None if opening.precision is None else DTYPES[opening.precision]
+        self.inner = base_of(self.folder, four_bit=opening.four_bit, device=self.device, dtype=dtype)
+        self.inner.requires_grad_(False)
+        if self.device.type != "cpu":
+            self.inner.gradient_checkpointing_enable({"use_reentrant": False})
+        self.model: Any = self.inner
+        self.tokenizer = load_tokenizer(self.folder.path)
+        self.batching = Batching(self.model, most_rows=opening.most_rows)
+        self.models: dict[str, TrainedModel] = {}
+        self._snapshots: OrderedDict[str, str] = OrderedDict()
+        """Folder -> the name of its adapter on the base."""
+        self._asked: dict[int, Sampling] = {}
+        self._numbered = 0
+
+    @property
+    def tied(self) -> bool:
+        """Whether input and output have one table. The output layer then gets no adapter: few engines serve
+        one there, and none can merge it."""
+        return bool(getattr(self.inner.config.get_text_config(), "tie_word_embeddings", False))
+
+    # -- models --------------------------------------------------------------------------------------------
+
+    def create(self, id: str, shape: AdapterShape) -> int:
+        """A new model; how many weights of it are trained. Raises `UsageError` for an adapter that trains
+        nothing, or for which this machine has no memory."""
+        from peft import LoraConfig, get_peft_model
+
+        targets = self._targets(shape)
+        self._require_memory(targets, shape.rank)
+        config = LoraConfig(r=shape.rank, lora_alpha=ALPHA, target_modules=targets, task_type="CAUSAL_LM")
+        if shape.seed is not None:
+            torch.manual_seed(shape.seed)
+        name = self._new_name()
+        with self._changing():
+            if self.model is self.inner:
+                self.model = get_peft_model(self.inner, config, adapter_name=name)
+            else:
+                self.model.add_adapter(name, config)
+        return self._trained(id, name, shape)
+
+    def _trained(self, id: str, name: str, shape: AdapterShape) -> int:
+        with self._active(name):
+            in_32_bits(self.model)
+            named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        parameters = {n.replace(f".{name}.", "."): p for n, p in named.items()}
+        optimizer = torch.optim.AdamW(parameters.values(), lr=1e-4)
+        self.models[id] = TrainedModel(name, shape, parameters, optimizer)
+        return sum(p.numel() for p in parameters.values())
+
+    def _targets(self, shape: AdapterShape) -> list[str]:
+        names = names_of(self.inner if self.model is self.inner else self.model.get_base_model())
+        linear = [n.removesuffix(".base_layer") for n in names.linear if ".lora_" not in n]
+        found = [
+            n for n in linear if (shape.train_attn if any(a in n for a in ATTENTION) else shape.train_mlp)
+        ]
+        if shape.train_unembed and names.head and not self.tied:
+            found.append(names.head.removesuffix(".base_layer"))
+        if not found or shape.rank < 1:
+            raise UsageError(
+                "the adapter trains nothing: set train_attn, train_mlp or train_unembed, and a rank above 0"
+            )
+        return found
+
+    def _require_memory(self, targets: Sequence[str], rank: int) -> None:
+        modules = dict(self.inner.named_modules())
+        shapes = [getattr(modules[name], "base_layer", modules[name]) for name in targets]
+        needs = sum(rank * (m.in_features + m.out_features) for m in shapes) * BYTES_A_WEIGHT
+        has = machine.memory_bytes() if self.device.type == "cpu" else torch.cuda.mem_get_info(self.device)[0]
+        if needs > has:
+            raise UsageError(
+                f"an adapter of rank {rank} takes {needs >> 20:,} MiB with its optimizer; this machine has "
+                f"{has >> 20:,} MiB",
+                fix="a lower rank, or end another session",
+            )
+
+    def unload(self, id: str) -> None:
+        found = self.models.pop(id, None)
+        if found is not None:
+            self._drop(found.adapter)
+
+    def _drop(self, name: str) -> None:
+        others = [a for a in self.model.peft_config if a != name]
+        if others:  # PEFT keeps one; nobody asks for it by then
+            with self._changing():
+                self.model.set_adapter(others[0])
+                self.model.delete_adapter(name)
+
+    def _of(self, id: str) -> TrainedModel:
+        found = self.models.get(id)
+        if found is None:
+            raise UsageError(
+                f"the model {id} is not loaded here any more",
+                fix="create_training_client_from_state_with_optimizer, from its last saved state",
+            )
+        return found
+
+    def _new_name(self) -> str:
+        self._numbered += 1
+        return f"s{self._numbered}"
+
+    @contextmanager
+    def _changing(self) -> Generator[None]:
+        """Adapters come or go; answers under way go on afterwards."""
+        self.batching.changing()
+        try:
+            yield
+        finally:
+            if self.model is not self.inner:
+                self.model.eval()
+            self.batching.use(self.model)
+
+    @contextmanager
+    def _active(self, name: str) -> Generator[Any]:
+        """With one adapter in the model, or none."""
+        self.batching.changing()
+        try:
+            if name != BASE:
+                self.model.set_adapter(name)
+                yield self.model
+            elif self.model is self.inner:
+                yield self.model
+            else:
+                with self.model.disable_adapter():
+                    yield self.model
+        finally:
+            self.batching.use(self.model)
+
+    # -- training ------------------------------------------------------------------------------------------
+
+    def forward(
+        self, id: str, data: Sequence[Datum], loss: str, config: Config, *, backward: bool
+    ) -> tuple[list[Values], dict[str, float]]:
+        """The log-probabilities of each row's targets, and sums over all rows. With `backward` the gradient
+        is added to what earlier calls left. Raises `UsageError` for rows or a loss that do not go together;
+        nothing was added then."""
+        trained, kind, rows = self._of(id), loss_of(loss)[1], [self._row(datum, loss) for datum in data]
+        del kind
+        kept = {n: None if p.grad is None else p.grad.clone() for n, p in trained.parameters.items()}
+        found: dict[int, Tensor] = {}
+        total = 0.0
+        with self._active(trained.adapter):
+            self.model.train(self.device.type != "cpu" and backward)  # where activations are not kept
+            try:
+                for part in self._parts([len(tokens) for tokens, _ in rows]):
+                    summed, log_p = self._pass([rows[i] for i in part], loss, config, backward)
+                    total += summed
+                    found.update(zip(part, log_p, strict=True))
+            except BaseException:
+                for name, parameter in trained.parameters.items():
+                    parameter.grad = kept[name]
+                raise
+            finally:
+                self.model.eval()
+        metrics = {"loss:sum": total, "tokens:sum": float(sum(len(tokens) for tokens, _ in rows))}
+        if apart := [
+            abs(found[i] - inputs["logprobs"].cpu()).sum().item()
+            for i, (_, inputs) in enumerate(rows)
+            if "logprobs" in inputs
+        ]:
+            metrics["sampled_logprob_difference:sum"] = sum(apart)
+        return [Values.of(found[i].numpy()) for i in range(len(rows))], metrics
+
+    def _row(self, datum: Datum, loss: str) -> tuple[Tensor, dict[str, Tensor]]:
+        size = len(self.tokenizer)
+        ids = torch.tensor(datum.tokens, dtype=torch.long)
+        if not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= size:
+            raise UsageError(f"a row is empty, or has ids outside the {size} tokens of the model")
+        if self.folder.context is not None and len(ids) > self.folder.context:
+            raise UsageError(f"a row has {len(ids)} tokens; the model takes {self.folder.context}")
+        inputs = {name: torch.from_numpy(values.array().copy()) for name, values in datum.inputs.items()}
+        if "target_tokens" not in inputs:
+            raise UsageError("a row has no target_tokens in its loss_fn_inputs")
+        targets = inputs["target_tokens"]
+        if targets.ndim not in (1, 2) or len(targets) != len(ids):
+            raise UsageError(f"target_tokens has the shape {list(targets.shape)} for {len(ids)} tokens")
+        if int(targets.min()) < 0 or int(targets.max()) >= size:
+            raise UsageError(f"target_tokens has ids outside the {size} tokens of the model")
+        for name in (*loss_of(loss)[1], *(n for n in inputs if n != "target_tokens")):
+            if name not in inputs:
+                raise UsageError(f"the loss {loss} needs {name} in the loss_fn_inputs of each row")
+            if inputs[name].shape != targets.shape:
+                told = f"{name} has the shape {list(inputs[name].shape)}, target_tokens {list(targets.shape)}"
+                raise UsageError(told)
+        return ids, {
+            n: v.to(self.device, torch.long if n == "target_tokens" else torch.float32)
+            for n, v in inputs.items()
+        }
+
+    def _parts(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Rows of like length together, as many as a pass takes."""
+        most = PASS_TOKENS.get(self.device.type, GPU_PASS_TOKENS)
+        part: list[int] = []
+        for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+            if part and lengths[part[0]] * (len(part) + 1) > most:
+                yield part
+                part = []
+            part.append(i)
+        if part:
+            yield part
+
+    def _pass(
+        self, rows: Sequence[tuple[Tensor, dict[str, Tensor]]], loss: str, config: Config, backward: bool
+    ) -> tuple[float, list[Tensor]]:
+        """Half as many rows at once where memory runs out."""
+        done, total, found, at_once = 0, 0.0, list[Tensor](), len(rows)
+        while done < len(rows):
+            (summed, log_p), at_once = halving(
+                at_once,
+                self.device,
+                lambda most, at=done: self._computed(rows[at : at + most], loss, config, backward),
+            )
+            total += summed
+            found += log_p
+            done += len(log_p)
+        return total, found
+
+    def _computed(
+        self, rows: Sequence[tuple[Tensor, dict[str, Tensor]]], loss: str, config: Config, backward: bool
+    ) -> tuple[float, list[Tensor]]:
+        compute = loss_of(loss)[0]
+        longest = max(len(ids) for ids, _ in rows)
+        ids = torch.zeros(len(rows), longest, dtype=torch.long)
+        for n, (tokens, _) in enumerate(rows):
+            ids[n, : len(tokens)] = tokens
+        real = torch.cat([torch.arange(len(t)) + n * longest for n, (t, _) in enumerate(rows)]).to(
+            self.device
+        )
+        targets = torch.cat([_wide(inputs["target_tokens"]) for _, inputs in rows])
+        inner = self.model.get_base_model()
+        head = Head.of(inner)  # another layer since the first adapter that trains it
+        loaded = Loaded(self.model, inner, head, self.device)
+        with torch.set_grad_enabled(backward):
+            # No row sees the padding behind it: the mask is causal.
+            hidden = loaded.hidden(ids.to(self.device)).reshape(len(rows) * longest, -1)[real]
+            log_p = log_probabilities(hidden, targets, head)
+            places, total, found = 0, torch.zeros((), device=self.device), list[Tensor]()
+            for tokens, inputs in rows:
+                own = log_p[places : places + len(tokens)].reshape(inputs["target_tokens"].shape)
+                places += len(tokens)
+                total = total + compute(own, inputs, config)
+                found.append(own.detach().float().cpu())
+            if backward:
+                total.backward()
+        return total.item(), found
+
+    def step(self, id: str, adam: Adam) -> dict[str, float]:
+        """One step of AdamW with the gradients that were added up, which are gone afterwards. Raises
+        `UsageError` where there are none, or where they are not finite: the model stays as it was."""
+        trained = self._of(id)
+        gradients = [p.grad for p in trained.parameters.values() if p.grad is not None]
+        if not gradients:
+            raise UsageError("there is no gradient: optim_step comes after forward_backward")
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not bool(norm.isfinite()):
+            trained.optimizer.zero_grad()
+            raise UsageError("the gradients are not finite; they were dropped and the model stays as it was")
+        if adam.grad_clip_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(trained.parameters.values(), adam.grad_clip_norm, norm)
+        for group in trained.optimizer.param_groups:
+            group.update(lr=adam.learning_rate, betas=(adam.beta1, adam.beta2), eps=adam.eps)
+            group["weight_decay"] = adam.weight_decay
+        trained.optimizer.step()
+        trained.optimizer.zero_grad()
+        trained.steps += 1
+        return {"grad_norm:mean": norm.item(), "step:max": float(trained.steps)}
+
+    # -- saving --------------------------------------------------------------------------------------------
+
+    def save(self, id: str, folder: Path, *, optimizer: bool) -> int:
+        """The model's weights as an adapter that `serve`, `eval` and `chat` take, whole or not at all; its
+        bytes. With `optimizer` all that training goes on from."""
+        from peft import get_peft_model_state_dict
+
+        trained = self._of(id)
+        state = get_peft_model_state_dict(
+            self.model, adapter_name=trained.adapter, save_embedding_layers=False
+        )
+        with whole_folder(folder) as draft:
+            save_file({n: t.detach().cpu().contiguous() for n, t in state.items()}, draft / ADAPTER)
+            config = self.model.peft_config[trained.adapter]
+            config.base_model_name_or_path = self.folder.hub_id or str(self.folder.path)
+            config.inference_mode = True
+            config.save_pretrained(str(draft))
+            config.inference_mode = False
+            self.tokenizer.save_pretrained(draft)
+            if optimizer:
+                moments = state_tensors(trained.optimizer, trained.parameters)
+                save_file({n: t.detach().cpu().contiguous() for n, t in moments.items()}, draft / OPTIMIZER)
+            told = {"shape": trained.shape, "steps": trained.steps}
+            (draft / STATE).write_bytes(msgspec.json.encode(told))
+        return sum(file.stat().st_size for file in folder.iterdir())
+
+    def load(self, id: str, folder: Path, *, optimizer: bool) -> int:
+        """A model with what was saved, in the place of what it held; how many weights of it are trained.
+        Raises `UsageError` for a folder that was not saved by a session, or without the optimizer's state."""
+        try:
+            told = msgspec.json.decode((folder / STATE).read_bytes(), type=dict[str, Any])
+            shape, steps = decoding.convert(told["shape"], AdapterShape), int(told["steps"])
+            moments = load_file(folder / OPTIMIZER) if optimizer else {}
+        except FileNotFoundError as error:
+            raise UsageError(
+                f"{folder.name} has no {Path(str(error.filename)).name}: it was saved for sampling only"
+            ) from error
+        before = self.models.get(id)
+        name = self._put(folder, trainable=True)
+        count = self._trained(id, name, shape)
+        trained = self.models[id]
+        if optimizer:
+            restore_state(trained.optimizer, trained.parameters, moments)
+            trained.steps = steps
+        if before is not None:
+            self._drop(before.adapter)
+        return count
+
+    def _put(self, folder: Path, *, trainable: bool) -> str:
+        name = self._new_name()
+        with self._changing():
+            if self.model is self.inner:
+                self.model = load_adapter(self.inner, folder, name=name, trainable=trainable)
+            else:
+                add_adapter(self.model, folder, name)
+        return name
+
+    # -- answers -------------------------------------------------------------------------------------------
+
+    def ask(self, question: SampleRequest) -> None:
+        """`step_answers` gives the answers, token by token. Raises `UsageError` for a question that cannot be
+        answered."""
+        size, context = len(self.tokenizer), self.folder.context
+        if not question.prompt or not all(0 <= id < size for id in question.prompt):
+            raise UsageError(f"the prompt is empty, or has ids outside the {size} tokens of the model")
+        room = question.max_tokens or MOST_TOKENS
+        if context is not None:
+            if len(question.prompt) >= context:
+                raise UsageError(f"the prompt has {len(question.prompt)} tokens; the model takes {context}")
+            room = min(room, context - len(question.prompt))
+        name = self._snapshot(question.folder)
+        prompt = self._read(name, question) if question.prompt_logprobs or question.prompt_tops else {}
+        stops = frozenset(self._ends if question.stop_ids is None else question.stop_ids)
+        rows = [
+            Row(question.id, name, list(question.prompt), _luck(question, n), room, stops)
+            for n in range(question.n)
+        ]
+        asked = Sampling(question, rows, [[] for _ in rows], prompt)
+        self._asked.update({id(row): asked for row in rows})
+        rows[0].copies = rows[1:]
+        self.batching.waiting.append(rows[0])
+
+    @property
+    def _ends(self) -> tuple[int, ...]:
+        told = self.inner.generation_config.eos_token_id
+        found = told if isinstance(told, list) else [told]
+        return tuple(id for id in (*found, self.tokenizer.eos_token_id) if id is not None)
+
+    def _snapshot(self, folder: str) -> str:
+        """The adapter of saved weights, on the base as long as there is room for it."""
+        if not folder:
+            return BASE
+        if folder not in self._snapshots:
+            idle = [f for f, name in self._snapshots.items() if not self.batching.uses(name)]
+            if len(self._snapshots) >= HELD_SNAPSHOTS and idle:
+                self._drop(self._snapshots.pop(idle[0]))
+            self._snapshots[folder] = self._put(Path(folder), trainable=False)
+        self._snapshots.move_to_end(folder)
+        return self._snapshots[folder]
+
+    @torch.no_grad()
+    def _read(self, name: str, question: SampleRequest) -> dict[str, Any]:
+        """Log-probabilities of the prompt's own tokens from the second on, and the likeliest at each."""
+        ids = torch.tensor([question.prompt], device=self.device)
+        with self._active(name) as model:
+            inner = model.get_base_model() if model is not self.inner else model
+            head = Head.of(inner)
+            hidden = Loaded(model, inner, head, self.device).hidden(ids)[0, :-1]
+            found = {
+                "logprobs": Values.of(log_probabilities(hidden, ids[0, 1:, None], head)[:, 0].cpu().numpy())
+            }
+            if question.prompt_tops and len(hidden):
+                blocks = (hidden[n : n + head.block] for n in range(0, len(hidden), head.block))
+                tops = [head.logits(b).log_softmax(dim=-1).topk(question.prompt_tops) for b in blocks]
+                found["top_ids"] = Values.of(torch.cat([t.indices for t in tops]).cpu().numpy().astype("<i4"))
+                found["top_logprobs"] = Values.of(torch.cat([t.values for t in tops]).cpu().numpy())
+        return found
+
+    @property
+    def idle(self) -> bool:
+        return self.batching.idle
+
+    @torch.inference_mode()
+    def step_answers(self, send: Callable[[dict[str, Any]], None]) -> None:
+        """One token more of each answer; what is whole is sent."""
+        for row, drawn in self.batching.step():
+            asked = self._asked[id(row)]
+            if drawn.failed:
+                self.batching.cancel(row.key)
+                self._over(asked)
+                told = f"no answer: {drawn.failed.replace('_', ' ')}"
+                send({"id": row.key, "error": told, "kind": "UsageError"})
+                return
+            place = next(n for n, one in enumerate(asked.rows) if one is row)
+            asked.drawn[place].append(drawn)
+            row.ended = row.ended or self._says(asked.question, row.ids)
+            if all(one.ended for one in asked.rows):
+                self._over(asked)
+                send(
+                    {
+                        "id": row.key,
+                        "answers": [self._told(asked, n) for n in range(len(asked.rows))],
+                        **asked.prompt,
+                    }
+                )
+
+    def _over(self, asked: Sampling) -> None:
+        for row in asked.rows:
+            self._asked.pop(id(row), None)
+
+    def _says(self, question: SampleRequest, ids: Sequence[int]) -> bool:
+        """Whether one of the texts that end the answer is at its end."""
+        if not question.stop:
+            return False
+        last = self.tokenizer.decode(ids[-(8 + 4 * max(map(len, question.stop))) :])
+        return any(text in last for text in question.stop)
+
+    def _told(self, asked: Sampling, place: int) -> dict[str, Any]:
+        row, drawn, question = asked.rows[place], asked.drawn[place], asked.question
+        ended = row.ids[-1] in row.stops or self._says(question, row.ids)
+        found: dict[str, Any] = {
+            "stop": "stop" if ended else "length",
+            "tokens": row.ids,
+            "logprobs": Values.of(np.array([one.logprob for one in drawn], dtype="<f4")),
+        }
+        if question.tops:
+            ids = [[id for id, _ in one.tops] for one in drawn]
+            found["top_ids"] = Values.of(np.array(ids, dtype="<i4"))
+            found["top_logprobs"] = Values.of(
+                np.array([[p for _, p in one.tops] for one in drawn], dtype="<f4")
+            )
+        return found
+
+
+def _wide(targets: Tensor) -> Tensor:
+    return targets if targets.ndim == 2 else targets[:, None]
+
+
+def _luck(question: SampleRequest, n: int) -> Luck:
+    generator = torch.Generator()
+    if question.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(question.seed + n)
+    return Luck(
+        temperature=question.temperature,
+        top_p=question.top_p,
+        top_k=question.top_k,
+        tops=question.tops,
+        generator=generator,
+    )

@@ -1,0 +1,120 @@
+"""The losses of a training session, by the formulas that Tinker publishes for its API (its documentation,
+"Losses" and "GSPO", read 2026-11-29). All are sums over tokens, never means. Imports torch."""
+
+# torch describes its types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from orchestrate.errors import UsageError
+from orchestrate.local.model.loaded import Head
+
+Inputs = Mapping[str, Tensor]
+Config = Mapping[str, Any]
+Loss = Callable[[Tensor, Inputs, Config], Tensor]
+CLIP_LOW, CLIP_HIGH = 0.8, 1.2
+"""Bounds of the ratio for `ppo`, `cispo` and `gspo` where the request names none."""
+DRO_BETA = 0.05
+UNPUBLISHED = "stable_reinforce"
+
+
+def _ratio(log_p: Tensor, inputs: Inputs) -> Tensor:
+    return (log_p - inputs["logprobs"]).exp()
+
+
+def _bounds(config: Config) -> tuple[float, float]:
+    low = float(config.get("clip_low_threshold", CLIP_LOW))
+    return low, float(config.get("clip_high_threshold", CLIP_HIGH))
+
+
+def cross_entropy(log_p: Tensor, inputs: Inputs, config: Config) -> Tensor:
+    """-sum(w * log p). Weights may have any sign: a loss computed by the caller comes back as weights."""
+    del config
+    weights = inputs.get("weights")
+    return -(log_p if weights is None else log_p * weights).sum()
+
+
+def importance_sampling(log_p: Tensor, inputs: Inputs, config: Config) -> Tensor:
+    del config
+    return -(_ratio(log_p, inputs) * inputs["advantages"]).sum()
+
+
+def _clipped(ratio: Tensor, inputs: Inputs, config: Config) -> Tensor:
+    low, high = _bounds(config)
+    gains = inputs["advantages"]
+    return -torch.minimum(ratio * gains, ratio.clamp(low, high) * gains).sum()
+
+
+def ppo(log_p: Tensor, inputs: Inputs, config: Config) -> Tensor:
+    """Schulman et al. 2017, eq. 7."""
+    return _clipped(_ratio(log_p, inputs), inputs, config)
+
+
+def cispo(log_p: Tensor, inputs: Inputs, config: Config) -> Tensor:
+    """MiniMax-M1 2025: the clipped ratio weighs the policy gradient and has none of its own."""
+    low, high = _bounds(config)
+    ratio = _ratio(log_p, inputs).clamp(low, high).detach()
+    return -(ratio * log_p * inputs["advantages"]).sum()
+
+
+def dro(log_p: Tensor, inputs: Inputs, config: Config) -> Tensor:
+    """Richemond et al. 2024: a quadratic penalty holds the policy near the one that sampled."""
+    beta = float(config.get("beta", DRO_BETA))
+    apart = log_p - inputs["logprobs"]
+    return -(log_p * inputs["advantages"] - 0.5 * beta * apart**2).sum()
+
+
+def gspo(log_p: Tensor, inputs: Inputs, config: Config) -> Tensor:
+    """Zheng et al. 2025, the token-level form: the whole sequence's ratio, with a gradient for each token."""
+    mask = inputs.get("sequence_ratio_mask")
+    counted = torch.ones_like(log_p, dtype=torch.bool) if mask is None else mask != 0
+    if not bool(counted.any()):
+        return (log_p * 0).sum()
+    whole = (log_p.detach() - inputs["logprobs"])[counted].mean()
+    return _clipped((whole + log_p - log_p.detach()).exp(), inputs, config)
+
+
+LOSSES: dict[str, tuple[Loss, tuple[str, ...]]] = {
+    "cross_entropy": (cross_entropy, ()),
+    "importance_sampling": (importance_sampling, ("logprobs", "advantages")),
+    "ppo": (ppo, ("logprobs", "advantages")),
+    "cispo": (cispo, ("logprobs", "advantages")),
+    "dro": (dro, ("logprobs", "advantages")),
+    "gspo": (gspo, ("logprobs", "advantages")),
+}
+"""Name -> the loss, and the inputs that it needs beside `target_tokens`."""
+
+
+def loss_of(name: str) -> tuple[Loss, tuple[str, ...]]:
+    """Raises `UsageError` for a loss that is not known here."""
+    if name == UNPUBLISHED:
+        raise UsageError(
+            f"{UNPUBLISHED} has no published formula, so this server cannot compute it",
+            fix="pass loss_fn=importance_sampling, ppo, cispo or gspo",
+        )
+    if name not in LOSSES:
+        raise UsageError(f"there is no loss {name!r}", fix=f"loss_fn: one of {', '.join(LOSSES)}")
+    return LOSSES[name]
+
+
+def _block(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
+    logits = head.logits(hidden)
+    return logits.gather(1, targets) - logits.logsumexp(dim=1, keepdim=True)
+
+
+def log_probabilities(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
+    """[n, hidden], [n, k] -> [n, k]: the log-probability of each target. The logits of a block of tokens are
+    held at a time, and computed again for the gradient."""
+    parts = (slice(start, start + head.block) for start in range(0, len(hidden), head.block))
+    if not torch.is_grad_enabled():
+        return torch.cat([_block(hidden[part], targets[part], head) for part in parts])
+    return torch.cat(
+        [checkpoint(_block, hidden[part], targets[part], head, use_reentrant=False) for part in parts]  # type: ignore[misc]
+    )

@@ -1,0 +1,149 @@
+"""The process that holds the models of training sessions: JSON lines on standard input ask, JSON lines on
+standard output answer, each with the `id` of what was asked.
+
+    {"op": "open", "id", "base", ...}                     the base, see `Opening`; the first line
+    {"op": "create", "id", "model", "shape"}              see `AdapterShape`
+    {"op": "forward", "id", "model", "data", "loss", "config", "backward"}
+    {"op": "step", "id", "model", "adam"}
+    {"op": "save" | "load", "id", "model", "folder", "optimizer"}
+    {"op": "unload", "id", "model"}
+    {"op": "sample", "id", ...}                           see `SampleRequest`
+
+What concerns one model happens in the order in which it was asked for; models take turns, and answers go on
+between them.
+"""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from orchestrate.core import child
+from orchestrate.local.run import importing, leave
+from orchestrate.types import decoding
+
+if TYPE_CHECKING:
+    from orchestrate.local.sessions import SessionEngine
+
+Asked = dict[str, Any]
+
+
+class SessionBench:
+    """Takes lines in one thread, and does the models' work in the other."""
+
+    def __init__(self, send: Callable[[Mapping[str, Any]], None]) -> None:
+        self._send = send
+        self._engine: SessionEngine | None = None
+        self._lines: queue.Queue[Asked | None] = queue.Queue()
+        self._turns: dict[str, deque[Asked]] = {}
+        """What waits, by model; the one whose turn it is comes first."""
+
+    def read(self, lines: Any) -> None:
+        for line in lines:
+            self._lines.put(msgspec.json.decode(line, type=Asked))
+        self._lines.put(None)
+
+    @property
+    def engine(self) -> SessionEngine:
+        assert self._engine is not None  # noqa: S101  it is opened first
+        return self._engine
+
+    def work(self) -> None:
+        """Until the lines have ended and all is answered."""
+        open_ = True
+        while open_ or self._turns or not self._idle:
+            while open_ and ((not self._turns and self._idle) or not self._lines.empty()):
+                asked = self._lines.get()
+                open_ = asked is not None
+                if asked is not None:
+                    self._turns.setdefault(str(asked.get("model", "")), deque()).append(asked)
+            if self._turns:
+                model, waiting = next(iter(self._turns.items()))
+                self._guarded(waiting.popleft())
+                del self._turns[model]
+                if waiting:
+                    self._turns[model] = waiting
+            if not self._idle:
+                self.engine.step_answers(self._send)
+
+    @property
+    def _idle(self) -> bool:
+        return self._engine is None or self._engine.idle
+
+    def _guarded(self, asked: Asked) -> None:
+        try:
+            answer = getattr(self, f"_{asked.pop('op')}")(asked)
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # noqa: BLE001  whoever asked gets it
+            answer = child.failure(error)
+        if answer is not None:
+            self._send({"id": asked["id"], **answer})
+
+    def _open(self, asked: Asked) -> Asked:
+        with importing():
+            from orchestrate.local.sessions import Opening, SessionEngine
+
+            self._engine = SessionEngine(decoding.convert(asked, Opening))
+        folder = self._engine.folder
+        return {"context": folder.context, "folder": str(folder.path), "tied": self._engine.tied}
+
+    def _create(self, asked: Asked) -> Asked:
+        from orchestrate.local.sessions import AdapterShape
+
+        return {"trained": self.engine.create(asked["model"], decoding.convert(asked["shape"], AdapterShape))}
+
+    def _forward(self, asked: Asked) -> Asked:
+        from orchestrate.local.sessions import Datum
+
+        data = decoding.convert(asked["data"], list[Datum])
+        model, loss, config = asked["model"], asked["loss"], asked["config"]
+        log_p, metrics = self.engine.forward(model, data, loss, config, backward=asked["backward"])
+        return {"logprobs": log_p, "metrics": metrics}
+
+    def _step(self, asked: Asked) -> Asked:
+        from orchestrate.local.sessions import Adam
+
+        return {"metrics": self.engine.step(asked["model"], decoding.convert(asked["adam"], Adam))}
+
+    def _save(self, asked: Asked) -> Asked:
+        folder = Path(asked["folder"])
+        return {"bytes": self.engine.save(asked["model"], folder, optimizer=asked["optimizer"])}
+
+    def _load(self, asked: Asked) -> Asked:
+        folder = Path(asked["folder"])
+        return {"trained": self.engine.load(asked["model"], folder, optimizer=asked["optimizer"])}
+
+    def _unload(self, asked: Asked) -> Asked:
+        self.engine.unload(asked["model"])
+        return {}
+
+    def _sample(self, asked: Asked) -> None:
+        from orchestrate.local.sessions import SampleRequest
+
+        self.engine.ask(decoding.convert(asked, SampleRequest))
+
+
+def main() -> int:
+    send = child.answering()
+    try:
+        bench = SessionBench(send)
+        threading.Thread(target=bench.read, args=(sys.stdin.buffer,), daemon=True, name="reads").start()
+        bench.work()
+    except BrokenPipeError:
+        return 0
+    except Exception as error:  # noqa: BLE001  the asking process gets it
+        send(child.failure(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    leave(main())

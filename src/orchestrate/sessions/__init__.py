@@ -1,0 +1,86 @@
+"""Training sessions: a caller's own loop drives the training step by step, over Tinker's HTTP interface."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from orchestrate.core.files import private_folder
+from orchestrate.errors import MissingExtra
+from orchestrate.http.web import LOOPBACK, serving
+from orchestrate.local.model.files import source
+from orchestrate.local.run.launching import require_packages
+from orchestrate.serving.server import keys
+from orchestrate.workspace import Workspace
+
+NEW_KEY = "orchestrate sessions serve --new-key NAME  makes one"
+_WHAT = "serving training sessions"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionTerms:
+    """How a server of sessions runs."""
+
+    host: str = LOOPBACK
+    port: int = 8100
+    names: tuple[str, ...] = ()
+    """Further host names by which it may be asked."""
+    called: tuple[str, ...] = ()
+    """Further names under which callers ask for the base, for example its name on a hub."""
+    most_at_once: int = 32
+    threads: int | None = None
+    device: str | None = None
+    four_bit: bool | None = None
+    """Of the base; `None` is by its size."""
+    precision: str | None = None
+
+
+@dataclass(frozen=True)
+class SessionsUp:
+    url: str
+    names: tuple[str, ...]
+
+
+@contextmanager
+def serve(ft: Workspace, base: str, terms: SessionTerms) -> Generator[SessionsUp]:
+    """Serves training sessions over one base until the block ends. Raises `UsageError` without keys for an
+    address that others can reach, `SetupError` for a port that is taken, `MissingExtra`, and what loading the
+    base raises."""
+    require_packages(_WHAT)
+    if find_spec("google.protobuf") is None:
+        raise MissingExtra("sessions", _WHAT, "protobuf")
+    from orchestrate.sessions.api import SessionsApi
+    from orchestrate.sessions.desk import SessionDesk
+
+    clients = keys.Clients(ft.store, "sessions")
+    clients.require(terms.host, NEW_KEY)
+    opening = {
+        "base": source(base),
+        "threads": terms.threads,
+        "device": terms.device,
+        "four_bit": terms.four_bit,
+        "precision": terms.precision,
+        "most_rows": terms.most_at_once,
+    }
+    names = tuple(dict.fromkeys((base, *terms.called)))
+    desk = SessionDesk(private_folder(ft.settings.make_home() / "sessions"), opening, names)
+    desk.start()
+    try:
+        app = SessionsApi(desk, clients).app(names=terms.names)
+        with serving(app, host=terms.host, port=terms.port, lifespan=True) as url:
+            yield SessionsUp(url, names)
+    finally:
+        desk.close()
+
+
+def new_key(ft: Workspace, name: str) -> str:
+    """It is shown once. Raises `UsageError`."""
+    ft.settings.make_home()
+    return keys.make(ft.store, name, by=ft.settings.made_by, opens="sessions")
+
+
+def revoke_key(ft: Workspace, name: str) -> None:
+    """Servers that run refuse it from now on, too. Raises `UsageError`."""
+    keys.revoke(ft.store, name, by=ft.settings.made_by, opens="sessions")

@@ -1,0 +1,444 @@
+"""Tinker's HTTP interface over the models of this machine. docs/sessions.md names the clients tried."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shutil
+import time
+from collections.abc import AsyncGenerator, Callable, Collection
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Scope
+
+from orchestrate.http.web import Keyed, edge
+from orchestrate.http.wire import HostError, json_body, parse
+from orchestrate.serving.server.keys import Clients
+from orchestrate.sessions import wire
+from orchestrate.sessions.desk import (
+    Caller,
+    Promise,
+    SavedSampler,
+    SavedWeights,
+    SessionDesk,
+    SessionModel,
+    forward_result,
+    sample_result,
+)
+
+ROOT = "/api/v1"
+MOST_BODY = 64 << 20
+POLL_S = 20.0
+"""A request for a result waits as long for it; the official client lets go after 45."""
+CONFIG = {
+    "parallel_fwdbwd_chunks": False,  # requests then come in the order of their numbers
+    "proto_compress_fwdbwd": False,
+    "sample_use_retrieve_futures": False,
+    "custom_loss_server_side": False,
+    "pjwt_auth_enabled": False,
+    "sample_join_sampling_session": False,
+}
+"""What the official client leaves off."""
+OPEN = (f"{ROOT}/healthz",)
+PROTOBUF = "application/x-protobuf"
+Handler = Callable[[dict[str, Any], str], dict[str, Any]]
+
+
+class SessionsApi:
+    def __init__(self, desk: SessionDesk, clients: Clients) -> None:
+        self.desk, self.clients = desk, clients
+
+    def app(self, *, names: Collection[str] = (), origins: Collection[str] = ()) -> ASGIApp:
+        return edge(
+            self._routes(),
+            door=lambda inner: Keyed(inner, self._admit, open=OPEN),
+            names=names,
+            origins=origins,
+            max_body=MOST_BODY,
+            tell=_told,
+            lifespan=self._life,
+        )
+
+    async def _admit(self, scope: Scope) -> None:
+        """What one key makes, no other sees."""
+        key = await self.clients.lately(scope)
+        scope["key_name"] = "" if key is None else key.name
+
+    @asynccontextmanager
+    async def _life(self, app: Any) -> AsyncGenerator[None]:
+        del app
+        task = asyncio.create_task(self.desk.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    def _routes(self) -> list[BaseRoute]:
+        posts: dict[str, Handler] = {
+            "client/config": lambda body, owner: CONFIG,
+            "client/dynamic_config": lambda body, owner: {},
+            "telemetry": lambda body, owner: {"status": "accepted"},
+            "create_session": self._create_session,
+            "session_heartbeat": self._heartbeat,
+            "create_model": self._create_model,
+            "get_info": self._info,
+            "unload_model": self._unload,
+            "optim_step": self._optim_step,
+            "save_weights": self._save_weights,
+            "save_weights_for_sampler": self._save_for_sampler,
+            "load_weights": self._load_weights,
+            "weights_info": self._weights_info,
+            "create_sampling_session": self._create_sampler,
+            "asample": self._sample,
+        }
+        gets: dict[str, Callable[[Request], Any]] = {
+            "healthz": lambda request: {"status": "ok"},
+            "get_server_capabilities": lambda request: self._capabilities(),
+            "samplers/{id:path}": self._sampler,
+            "checkpoints": lambda request: self._checkpoints(request, None),
+            "training_runs/{id}/checkpoints": lambda request: self._checkpoints(
+                request, request.path_params["id"]
+            ),
+        }
+        return [
+            *(Route(f"{ROOT}/{path}", _posted(handler), methods=["POST"]) for path, handler in posts.items()),
+            *(Route(f"{ROOT}/{path}", _got(handler), methods=["GET"]) for path, handler in gets.items()),
+            Route(f"{ROOT}/forward_backward", self._forward, methods=["POST"]),
+            Route(f"{ROOT}/retrieve_future", self._retrieve, methods=["POST"]),
+            Route(f"{ROOT}/sessions/{{id}}/finish", self._finish, methods=["POST"]),
+            Route(
+                f"{ROOT}/training_runs/{{id}}/checkpoints/{{kind}}/{{name}}", self._delete, methods=["DELETE"]
+            ),
+        ]
+
+    # -- sessions ------------------------------------------------------------------------------------------
+
+    def _capabilities(self) -> dict[str, Any]:
+        one = {"max_context_length": self.desk.context, "trainable": True, "sampleable": True}
+        return {"supported_models": [{"model_name": name, **one} for name in self.desk.names]}
+
+    def _create_session(self, body: dict[str, Any], owner: str) -> dict[str, Any]:
+        parse(wire.CreateSessionBody, body)
+        id = secrets.token_hex(8)
+        self.desk.callers[id] = Caller(id, owner, time.monotonic())
+        told = f"orchestrate sessions: {self.desk.names[0]} on this machine; nothing is billed"
+        if self.desk.tied:
+            told += "; its input and output share one table, so train_unembed trains nothing"
+        return {"session_id": id, "info_message": told, "type": "create_session"}
+
+    def _heartbeat(self, body: dict[str, Any], owner: str) -> dict[str, Any]:
+        id = str(body.get("session_id"))
+        if id not in self.desk.callers:
+            raise HostError(410, f"the session {id[:100]} has ended")
+        self.desk.caller(id, owner)
+        return {"type": "session_heartbeat"}
+
+    async def _finish(self, request: Request) -> Response:
+        self.desk.end(self.desk.caller(request.path_params["id"], _owner(request)))
+        return JSONResponse({"status": "finished"})
+
+    # -- models --------------------------------------------------------------------------------------------
+
+    def _base(self, name: str) -> str:
+        if name not in self.desk.names:
+            known = ", ".join(self.desk.names)
+            raise HostError(404, f"this server trains {known}, not {name[:200]}", code="model_not_found")
+        return name
+
+    def _create_model(self, body: dict[str, Any], owner: str) -> dict[str, Any]:
+        asked = parse(wire.CreateModelBody, body)
+        caller, base = self.desk.caller(asked.session_id, owner), self._base(asked.base_model)
+        if asked.optimizer_config.get("type") != "adamw":
+            raise HostError(
+                400, f"the optimizer {str(asked.optimizer_config)[:200]} is not one of this server: adamw"
+            )
+        lora = (asked.lora_config or wire.LoraBody()).model_dump()  # type: ignore[call-arg]
+        id, promise, new = self._new_model(caller, asked.model_seq_id)
+        if new:
+            self.desk.models[id] = SessionModel(id, owner, base, lora)
+            self.desk.ask(
+                promise, "create", {"model": id, "shape": lora}, lambda told: _of(id, "create_model")
+            )
+        return {"request_id": promise.id, "model_id": id}
+
+    def _new_model(self, caller: Caller, number: int) -> tuple[str, Promise, bool]:
+        if number in caller.models:
+            return *caller.models[number], False
+        id, promise = f"{caller.id}:train:{number}", self.desk.promise(caller.owner)
+        caller.models[number] = (id, promise)
+        return id, promise, True
+
+    def _info(self, body: dict[str, Any], owner: str) -> dict[str, Any]:
+        model = self.desk.model(parse(wire.OfModelBody, body).model_id, owner)
+        data = {"arch": "lora", "model_name": model.base, "tokenizer_id": self.desk.folder}
+        return {
+            "model_id": model.id,
+            "model_data": data,
+            "model_name": model.base,
+            "is_lora": True,
+            "lora_rank": model.lora["rank"],
+            "type": "get_info",
+        }
+
+    def _unload(self, body: dict[str, Any], owner: str) -> dict[str, Any]:
+        model = self.desk.model(parse(wire.OfModelBody, body).model_id, owner)
+        promise = self.desk.promise(owner)
+        self.desk.models.pop(model.id)
+        self.desk.ask(promise, "unload", {"model": model.id}, lambda told: _of(model.id, "unload_model"))
+        return {"request_id": promise.id, "model_id": model.id}
+
+    def _numbered(self, model: SessionModel, number: int, work: Callable[[Promise], None]) -> dict[str, Any]:
+        """One request of a model, in its turn and once."""
+        promise, new = self.desk.once(model.id, number, model.owner)
+        if new:
+            self.desk.in_turn(model, number, partial(work, promise))
+        return {"request_id": promise.id, "model_id": model.id}
+
+    async def _forward(self, request: Request) -> Response:
+        data = await request.body()
+        id, number, asked = wire.forward_of(data)
+        model = self.desk.model(id, _owner(request))
+
+        def work(promise: Promise) -> None:
+            if "refused" in asked:
+                promise.fail(asked["refused"])
+            else:
+                self.desk.ask(promise, "forward", {"model": id, **asked}, forward_result)
+
+        return JSONResponse(self._numbered(model, number, work))
+
+    def _optim_step(self, body: dict[str, Any], owner: str) -> dict[str, Any]:
+        model, number = self._model_and_number(body, owner)
+
+        def work(promise: Promise) -> None:
+            try:
+                asked = parse(wire.OptimStepBody, body)
+                if asked.optimizer_params is not None:
+                    raise HostError(400, "this server steps with AdamW: give adam_params")
+            except HostError as error:
+                promise.fail(error.message)
+                return
+            adam = (asked.adam_params or wire.AdamBody()).model_dump()  # type: ignore[call-arg]
+            self.desk.ask(promise, "step", {"model": model.id, "adam": adam}, _stepped)
+
+        return self._numbered(model, number, work)
+
+    def _model_and_number(self, body: dict[str, Any], owner: str) -> tuple[SessionModel, int]:
+        """What puts a request in its place; what else is wrong with it becomes its result, since the
+        next request would wait for a number that was refused."""
+        model, number = self.desk.model(str(body.get("model_id")), owner), body.get("seq_id")
+        if type(number) is not int or number < 1:
+            raise HostError(400, "seq_id is not a whole number above 0", param="seq_id")
+        return model, number
+
+    # -- weights -------------------------------------------------------------------------------------------
+
+    def _save_weights(self, body: dict[str, Any], owner: str) -> dict[str, Any]:
+        return self._save(body, owner, training=True)
+
+    def _save_for_sampler(self, body: dict[str, Any], owner: str) -> dict[str, Any]:
+        return self._save(body, owner, training=False)
+
+    def _save(self, body: dict[str, Any], owner: str, *, training: bool) -> dict[str, Any]:
+        model, number = self._model_and_number(body, owner)
+
+        def work(promise: Promise) -> None:
+            try:
+                asked = parse(wire.SaveBody, body)
+                if asked.path is None:
+                    if training or asked.sampling_session_seq_id is None:
+                        raise HostError(400, "the weights have no name: path is missing")
+                    caller = self.desk.caller(model.id.partition(":")[0], owner)
+                    self.desk.snapshot(model, promise, caller, asked.sampling_session_seq_id)
+                    return
+                kind = "weights" if training else "sampler_weights"
+                folder = self.desk.place(owner, model.id, kind, asked.path)
+                if (folder / "saved.json").exists() and not asked.overwrite:
+                    raise HostError(
+                        400, f"weights called {asked.path!r} were saved before: another name, or overwrite"
+                    )
+                self.desk.save(model, promise, asked.path, training=training, ttl_s=asked.ttl_seconds)
+            except HostError as error:
+                promise.fail(error.message)
+
+        return self._numbered(model, number, work)
+
+    def _load_weights(self, body: dict[str, Any], owner: str) -> dict[str, Any]:
+        if body.get("session_id") is None:
+            model, number = self._model_and_number(body, owner)
+            return self._numbered(model, number, partial(self._load, model, body))
+        asked = parse(wire.LoadBody, body)
+        if asked.model_seq_id is None:
+            raise HostError(400, "model_seq_id is missing", param="model_seq_id")
+        caller = self.desk.caller(str(asked.session_id), owner)
+        _, saved = self.desk.found(asked.path, owner)
+        id, promise, new = self._new_model(caller, asked.model_seq_id)
+        if new:
+            base = self._base(asked.base_model or saved.base)
+            model = self.desk.models[id] = SessionModel(id, owner, base, saved.lora)
+            self._load(model, body, promise)
+        return {"request_id": promise.id, "model_id": id}
+
+    def _load(self, model: SessionModel, body: dict[str, Any], promise: Promise) -> None:
+        try:
+            asked = parse(wire.LoadBody, body)
+            folder, saved = self.desk.found(asked.path, model.owner)
+            if asked.optimizer and not saved.training:
+                raise HostError(400, f"{asked.path} was saved for sampling: it has no optimizer state")
+        except HostError as error:
+            promise.fail(error.message)
+            return
+        fields = {"model": model.id, "folder": str(folder), "optimizer": asked.optimizer}
+        done = {**_of(model.id, "load_weights"), "path": asked.path}
+        self.desk.ask(promise, "load", fields, lambda told: done)
+
+    def _weights_info(self, body: dict[str, Any], owner: str) -> dict[str, Any]:
+        _, saved = self.desk.found(str(body.get("tinker_path") or body.get("path")), owner)
+        told = {name: saved.lora[name] for name in ("train_unembed", "train_mlp", "train_attn")}
+        return {"base_model": saved.base, "is_lora": True, "lora_rank": saved.lora["rank"], **told}
+
+    def _checkpoints(self, request: Request, run: str | None) -> dict[str, Any]:
+        shown = [_checkpoint(saved) for _, saved in self.desk.saved(_owner(request))]
+        if run is not None:
+            shown = [one for one in shown if one["training_run_id"] == run]
+        start, most = _number(request, "offset", 0), _number(request, "limit", 100)
+        cursor = {"offset": start, "limit": most, "total_count": len(shown)}
+        return {"checkpoints": shown[start : start + most], "cursor": cursor}
+
+    async def _delete(self, request: Request) -> Response:
+        run, kind, name = (request.path_params[part] for part in ("id", "kind", "name"))
+        folder, _ = self.desk.found(f"tinker://{run}/{kind}/{name}", _owner(request))
+        await asyncio.to_thread(shutil.rmtree, folder)
+        return Response(status_code=204)
+
+    # -- answers -------------------------------------------------------------------------------------------
+
+    def _create_sampler(self, body: dict[str, Any], owner: str) -> dict[str, Any]:
+        asked = parse(wire.CreateSamplerBody, body)
+        caller = self.desk.caller(asked.session_id, owner)
+        id = f"{caller.id}:sample:{asked.sampling_session_seq_id}"
+        if asked.sampling_session_seq_id not in caller.samplers:
+            if asked.model_path is not None:
+                folder, saved = self.desk.found(asked.model_path, owner)
+                made = SavedSampler(id=id, base=saved.base, folder=str(folder), path=asked.model_path)
+            else:
+                made = SavedSampler(id=id, base=self._base(str(asked.base_model)))
+            self.desk.put(made, owner)
+            caller.samplers[asked.sampling_session_seq_id] = id
+        return {"sampling_session_id": id, "type": "create_sampling_session"}
+
+    def _sampler(self, request: Request) -> dict[str, Any]:
+        found = self.desk.sampler(request.path_params["id"], _owner(request))
+        return {"sampler_id": found.id, "base_model": found.base, "model_path": found.path}
+
+    def _sample(self, body: dict[str, Any], owner: str) -> dict[str, Any]:
+        asked = parse(wire.SampleBody, body)
+        sampler = self.desk.sampler(asked.sampling_session_id, owner)
+        promise, new = self.desk.once(sampler.id, asked.seq_id, owner)
+        if new:
+            if (name := asked.unknown()) is not None:
+                promise.fail(f"{name} is not computed by this server")
+            else:
+                self.desk.ask(promise, "sample", _question(asked, sampler.folder), sample_result)
+        ids = [f"{promise.id}-{n}" for n in range(asked.num_samples)]
+        return {"request_id": promise.id, "sample_sequence_ids": ids}
+
+    async def _retrieve(self, request: Request) -> Response:
+        id = str((await json_body(request)).get("request_id"))
+        promise = self.desk.promises.get(id)
+        if promise is None or promise.owner != _owner(request):
+            raise HostError(
+                410, f"there is no result {id[:100]}: it is too old, or the server was started again"
+            )
+        with suppress(TimeoutError):
+            await asyncio.wait_for(promise.ready.wait(), POLL_S)
+        if promise.result is None:  # the client asks again at once, and says nothing
+            return JSONResponse({"type": "try_again", "request_id": id, "queue_state": "active"}, 408)
+        if isinstance(promise.result, bytes):
+            return Response(promise.result, media_type=PROTOBUF)
+        return JSONResponse(promise.result)
+
+
+def _posted(handler: Handler) -> Any:
+    async def endpoint(request: Request) -> Response:
+        return JSONResponse(handler(await json_body(request), _owner(request)))
+
+    return endpoint
+
+
+def _got(handler: Callable[[Request], Any]) -> Any:
+    async def endpoint(request: Request) -> Response:
+        return JSONResponse(handler(request))
+
+    return endpoint
+
+
+def _told(error: HostError) -> Response:
+    return JSONResponse({"detail": error.message, "code": error.code}, error.status, headers=error.headers)
+
+
+def _owner(request: Request) -> str:
+    """The name of the key that the request brings; empty where no keys are asked for."""
+    return str(request.scope.get("key_name", ""))
+
+
+def _of(model: str, kind: str) -> dict[str, Any]:
+    return {"model_id": model, "type": kind}
+
+
+def _stepped(answer: dict[str, Any]) -> dict[str, Any]:
+    return {"metrics": answer["metrics"], "type": "optim_step"}
+
+
+def _question(asked: wire.SampleBody, folder: str) -> dict[str, Any]:
+    drawing, stop = asked.sampling_params, asked.sampling_params.stop
+    texts = [stop] if isinstance(stop, str) else [s for s in stop or () if isinstance(s, str)]
+    ids = None if stop is None else [s for s in stop if isinstance(s, int)]
+    return {
+        "folder": folder,
+        "prompt": [id for chunk in asked.prompt.chunks for id in chunk.tokens],
+        "n": asked.num_samples,
+        "max_tokens": drawing.max_tokens,
+        "temperature": drawing.temperature,
+        "top_p": drawing.top_p,
+        "top_k": max(0, drawing.top_k),
+        "seed": drawing.seed,
+        "stop": [text for text in texts if text],
+        "stop_ids": ids,
+        "tops": asked.topk_sample_logprobs,
+        "prompt_logprobs": bool(asked.prompt_logprobs),
+        "prompt_tops": asked.topk_prompt_logprobs,
+    }
+
+
+def _checkpoint(saved: SavedWeights) -> dict[str, Any]:
+    run, kind, name = saved.path.removeprefix("tinker://").split("/")
+    expires = saved.expires_at
+    return {
+        "training_run_id": run,
+        "checkpoint_id": f"{kind}/{name}",
+        "checkpoint_type": "training" if saved.training else "sampler",
+        "time": _iso(saved.saved_at),
+        "tinker_path": saved.path,
+        "size_bytes": saved.bytes,
+        "expires_at": None if expires is None else _iso(expires),
+    }
+
+
+def _iso(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat()
+
+
+def _number(request: Request, name: str, default: int) -> int:
+    given = request.query_params.get(name, str(default))
+    if not given.isdecimal() or int(given) > 10_000:
+        raise HostError(400, f"{name} is not a whole number up to 10,000", param=name)
+    return int(given)

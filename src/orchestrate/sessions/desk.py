@@ -1,0 +1,423 @@
+"""What a server of training sessions remembers: sessions, models, saved weights, and results that are still
+to come. Everything here happens on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import re
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from orchestrate.core.child import Child, Ended, python
+from orchestrate.core.files import private_folder, write_whole
+from orchestrate.errors import OrchestrateError
+from orchestrate.http.wire import HostError
+from orchestrate.local.run.launching import require_packages, worker_environment
+from orchestrate.sessions import wire
+from orchestrate.types import Record
+
+_log = logging.getLogger(__name__)
+KEEPS_S = 3600.0
+"""A result that nobody fetched is kept for as long."""
+GONE_S = 900.0
+"""A caller that sent no heartbeat for as long is taken to be gone."""
+GAP_S = 60.0
+"""For a request that others of the same model wait for."""
+LEFT_BEHIND = "left-behind"
+"""The name under which the weights of a caller that is gone are saved."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+SAMPLER = re.compile(r"[0-9a-f]{16}:sample:\d{1,18}")
+PATH = re.compile(r"tinker://([A-Za-z0-9:._-]{1,200})/(weights|sampler_weights)/([^/]{1,100})")
+WORKER = "the process that trains"
+
+
+@dataclass
+class Promise:
+    """The result of a request, once it is there."""
+
+    id: str
+    owner: str
+    result: bytes | dict[str, Any] | None = None
+    """Protobuf, or JSON."""
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    at: float = 0.0
+
+    def keep(self, result: bytes | dict[str, Any]) -> None:
+        self.result, self.at = result, time.monotonic()
+        self.ready.set()
+
+    def fail(self, message: str, category: str = "user") -> None:
+        self.keep({"error": message, "category": category})
+
+
+Work = Callable[[], None]
+
+
+@dataclass
+class SessionModel:
+    """Its requests happen in the order of their numbers."""
+
+    id: str
+    owner: str
+    base: str
+    lora: dict[str, Any]
+    next: int = 1
+    waiting: dict[int, Work] = field(default_factory=dict[int, Work])
+
+
+@dataclass
+class Caller:
+    """A session."""
+
+    id: str
+    owner: str
+    seen: float
+    models: dict[int, tuple[str, Promise]] = field(default_factory=dict[int, tuple[str, Promise]])
+    samplers: dict[int, str] = field(default_factory=dict[int, str])
+
+
+class SavedSampler(Record, frozen=True, kw_only=True):
+    """Weights that answers are drawn from."""
+
+    id: str
+    base: str
+    folder: str = ""
+    path: str | None = None
+
+
+class SavedWeights(Record, frozen=True, kw_only=True):
+    """Beside saved weights."""
+
+    path: str
+    base: str
+    lora: dict[str, Any]
+    training: bool
+    """Whether training can go on from them."""
+    saved_at: float
+    expires_at: float | None = None
+    bytes: int = 0
+
+
+class SessionDesk:
+    def __init__(self, home: Path, opening: Mapping[str, Any], names: tuple[str, ...]) -> None:
+        """`opening`: as `orchestrate.local.sessions.Opening` has it; `names`: under which callers ask for the
+        base, the first of which is its own."""
+        self.home, self.names = home, names
+        self.folder, self.context, self.tied = "", None, False
+        self._opening = dict(opening)
+        self.callers: dict[str, Caller] = {}
+        self.models: dict[str, SessionModel] = {}
+        self.promises: dict[str, Promise] = {}
+        self._known: dict[tuple[str, int], Promise] = {}
+        """The promise of a request that came before, by its model or sampler and its number."""
+        self._child: Child | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._asked: dict[str, Callable[[dict[str, Any]], None]] = {}
+        self._numbers = count(1)
+
+    # -- the process ---------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Returns when the base is loaded. Raises what loading raised."""
+        require_packages("training sessions on this machine")
+        threads = self._opening.get("threads")
+        env = worker_environment(threads if isinstance(threads, int) else None)
+        child = Child(python("orchestrate.local.sessions.process"), env=env, name=WORKER)
+        try:
+            told = child.ask({"op": "open", "id": "", **self._opening})
+        except OrchestrateError:
+            child.close(0)
+            raise
+        self.folder, self.context, self.tied = told["folder"], told["context"], told["tied"]
+        self._child = child
+
+    def close(self) -> None:
+        if self._child is not None:
+            self._child.close()
+
+    async def run(self) -> None:
+        """Until it is cancelled: fetches answers, and lets go of what nobody wants any more."""
+        self._loop = asyncio.get_running_loop()
+        self._listen()
+        while True:
+            await asyncio.sleep(10)
+            self._sweep()
+
+    def _listen(self) -> None:
+        threading.Thread(target=self._read, args=(self._child,), daemon=True, name="sessions").start()
+
+    def _read(self, child: Child) -> None:
+        loop = self._loop
+        assert loop is not None  # noqa: S101  set before
+        decode = msgspec.json.Decoder(dict[str, Any]).decode
+        with suppress(RuntimeError):  # the loop has ended before the process
+            try:
+                while True:
+                    loop.call_soon_threadsafe(self._deliver, decode(child.receive()))
+            except Ended as ended:
+                child.close(0)
+                loop.call_soon_threadsafe(self._lost, child, ended.message)
+
+    def _deliver(self, message: dict[str, Any]) -> None:
+        take = self._asked.pop(str(message.pop("id")), None)
+        if take is not None:
+            take(message)
+
+    def _lost(self, child: Child, told: str) -> None:
+        """With the process all weights are gone that were not saved; the next request starts another."""
+        if child is not self._child:
+            return
+        self._child, asked, self._asked = None, self._asked, {}
+        self.models.clear()
+        for take in asked.values():
+            take({"error": f"{told}; load the last saved state", "kind": "RunFailed"})
+
+    def _send(self, op: str, fields: Mapping[str, Any], take: Callable[[dict[str, Any]], None]) -> None:
+        if self._child is None:
+            try:
+                self.start()
+            except OrchestrateError as error:
+                take({"error": error.message, "kind": "RunFailed"})
+                return
+            self._listen()
+        key = str(next(self._numbers))
+        self._asked[key] = take
+        assert self._child is not None  # noqa: S101  started
+        with suppress(Ended):  # whoever reads sees it too
+            self._child.send({"op": op, **fields, "id": key})
+
+    def ask(
+        self,
+        promise: Promise,
+        op: str,
+        fields: Mapping[str, Any],
+        write: Callable[[dict[str, Any]], bytes | dict[str, Any]],
+    ) -> None:
+        """`write` makes the result of what the process answers."""
+
+        def take(answer: dict[str, Any]) -> None:
+            if "error" in answer:
+                kind, fix = str(answer.get("kind")), answer.get("fix")
+                told = f"{answer['error']}; {fix}" if fix else str(answer["error"])
+                promise.fail(told, "user" if kind == "UsageError" else "server")
+                return
+            try:
+                promise.keep(write(answer))
+            except Exception as error:  # noqa: BLE001  the caller would wait for ever
+                _log.exception("the result of %s", op)
+                promise.fail(f"the server failed to keep the result: {error}", "server")
+
+        self._send(op, fields, take)
+
+    # -- who asks ------------------------------------------------------------------------------------------
+
+    def caller(self, id: str, owner: str) -> Caller:
+        """Raises `HostError` 404."""
+        found = self.callers.get(id)
+        if found is None or found.owner != owner:
+            raise HostError(404, f"there is no session {id}: it has ended, or the server was started again")
+        found.seen = time.monotonic()
+        return found
+
+    def model(self, id: str, owner: str) -> SessionModel:
+        """Raises `HostError` 404."""
+        found = self.models.get(id)
+        if found is None or found.owner != owner:
+            raise HostError(
+                404,
+                f"there is no model {id}: its session has ended, or the server was started again; create it "
+                "from its last saved state (create_training_client_from_state_with_optimizer)",
+            )
+        return found
+
+    def promise(self, owner: str) -> Promise:
+        made = Promise(secrets.token_hex(16), owner)
+        self.promises[made.id] = made
+        return made
+
+    def once(self, of: str, number: int, owner: str) -> tuple[Promise, bool]:
+        """The promise of a numbered request, and whether the request is new: one that comes again is not
+        carried out again."""
+        known = self._known.get((of, number))
+        if known is not None:
+            return known, False
+        made = self._known[of, number] = self.promise(owner)
+        return made, True
+
+    def in_turn(self, model: SessionModel, number: int, work: Work) -> None:
+        """Once all requests with a smaller number have come; clients send them in order, but one may be on
+        its way for the second time."""
+        model.waiting[number] = work
+        while (due := model.waiting.pop(model.next, None)) is not None:
+            model.next += 1
+            due()
+        if model.waiting:
+            asyncio.get_running_loop().call_later(GAP_S, self._give_up, model, model.next)
+
+    def _give_up(self, model: SessionModel, missing: int) -> None:
+        """A request was refused before it had a number here: its number will not come."""
+        if model.next == missing and model.waiting:
+            model.next = min(model.waiting)
+            self.in_turn(model, model.next, model.waiting[model.next])
+
+    # -- weights -------------------------------------------------------------------------------------------
+
+    def place(self, owner: str, model: str, kind: str, name: str) -> Path:
+        """Raises `HostError` 400 for a name that no folder may have."""
+        if not NAME.fullmatch(name):
+            raise HostError(400, f"the name {name[:100]!r} has other characters than letters, digits, . _ -")
+        return self._own(owner, "weights") / model.replace(":", "@") / kind / name
+
+    def _own(self, owner: str, what: str) -> Path:
+        """Nobody else's, whatever the names are."""
+        return (
+            self.home / what / ("".join(c if c.isalnum() else f"_{ord(c):x}_" for c in owner) or "everyone")
+        )
+
+    def found(self, path: str, owner: str) -> tuple[Path, SavedWeights]:
+        """Saved weights of this owner. Raises `HostError` 404."""
+        parts = PATH.fullmatch(path)
+        if parts is not None:
+            with suppress(HostError, OSError, msgspec.MsgspecError):
+                folder = self.place(owner, *parts.groups())
+                return folder, SavedWeights.from_json((folder / "saved.json").read_bytes())
+        raise HostError(404, f"there are no saved weights {path[:300]}")
+
+    def saved(self, owner: str) -> list[tuple[Path, SavedWeights]]:
+        """All of this owner, newest first."""
+        found: list[tuple[Path, SavedWeights]] = []
+        for file in self._own(owner, "weights").glob("*/*/*/saved.json"):
+            with suppress(OSError, msgspec.MsgspecError):
+                found.append((file.parent, SavedWeights.from_json(file.read_bytes())))
+        return sorted(found, key=lambda one: -one[1].saved_at)
+
+    def save(
+        self, model: SessionModel, promise: Promise, name: str, *, training: bool, ttl_s: int | None = None
+    ) -> None:
+        """Writes the weights as they are when it is the model's turn."""
+        kind = "weights" if training else "sampler_weights"
+        folder, path = self.place(model.owner, model.id, kind, name), f"tinker://{model.id}/{kind}/{name}"
+
+        def write(answer: dict[str, Any]) -> dict[str, Any]:
+            now = time.time()
+            note = SavedWeights(
+                path=path,
+                base=model.base,
+                lora=model.lora,
+                training=training,
+                saved_at=now,
+                expires_at=now + ttl_s if ttl_s else None,
+                bytes=answer["bytes"],
+            )
+            write_whole(folder / "saved.json", note.to_json())
+            return {"path": path, "type": "save_weights" if training else "save_weights_for_sampler"}
+
+        private_folder(folder.parent)
+        fields = {"model": model.id, "folder": str(folder), "optimizer": training}
+        self.ask(promise, "save", fields, write)
+
+    def snapshot(self, model: SessionModel, promise: Promise, caller: Caller, number: int) -> None:
+        """The weights as they are, to draw answers from as long as the session lasts."""
+        id = f"{caller.id}:sample:{number}"
+        folder = self.home / "snapshots" / caller.id / str(number)
+
+        def write(answer: dict[str, Any]) -> dict[str, Any]:
+            del answer
+            self.put(SavedSampler(id=id, base=model.base, folder=str(folder)), model.owner)
+            caller.samplers[number] = id
+            return {"sampling_session_id": id, "path": None, "type": "save_weights_for_sampler"}
+
+        private_folder(folder.parent)
+        self.ask(promise, "save", {"model": model.id, "folder": str(folder), "optimizer": False}, write)
+
+    def _sampler_file(self, id: str, owner: str) -> Path:
+        if SAMPLER.fullmatch(id) is None:
+            raise HostError(404, f"there is no sampling session {id[:200]}")
+        return self._own(owner, "samplers") / f"{id.replace(':', '@')}.json"
+
+    def put(self, sampler: SavedSampler, owner: str) -> None:
+        file = self._sampler_file(sampler.id, owner)
+        private_folder(file.parent)
+        write_whole(file, sampler.to_json())
+
+    def sampler(self, id: str, owner: str) -> SavedSampler:
+        """Raises `HostError` 404."""
+        with suppress(HostError, OSError, msgspec.MsgspecError):
+            return SavedSampler.from_json(self._sampler_file(id, owner).read_bytes())
+        raise HostError(404, f"there is no sampling session {id[:200]}")
+
+    # -- letting go ----------------------------------------------------------------------------------------
+
+    def end(self, caller: Caller) -> None:
+        """What a caller trained since it was saved last is kept for it."""
+        self.callers.pop(caller.id, None)
+        for id, _ in caller.models.values():
+            model = self.models.pop(id, None)
+            if model is None:
+                continue
+            kept = self.promise(caller.owner)
+            self.save(model, kept, LEFT_BEHIND, training=True)
+            self._send("unload", {"model": id}, lambda answer: None)
+        shutil.rmtree(self.home / "snapshots" / caller.id, ignore_errors=True)
+        for id in caller.samplers.values():
+            with suppress(HostError):
+                if self.sampler(id, caller.owner).folder.startswith(str(self.home / "snapshots")):
+                    self._sampler_file(id, caller.owner).unlink(missing_ok=True)
+
+    def _sweep(self) -> None:
+        now = time.monotonic()
+        for caller in [c for c in self.callers.values() if now - c.seen > GONE_S]:
+            self.end(caller)
+        old = {id for id, p in self.promises.items() if p.ready.is_set() and now - p.at > KEEPS_S}
+        if old:
+            self.promises = {id: p for id, p in self.promises.items() if id not in old}
+            self._known = {key: p for key, p in self._known.items() if p.id not in old}
+        for file in (self.home / "weights").glob("*/*/*/*/saved.json"):
+            with suppress(OSError, msgspec.MsgspecError):
+                expires = SavedWeights.from_json(file.read_bytes()).expires_at
+                if expires is not None and expires < time.time():
+                    shutil.rmtree(file.parent, ignore_errors=True)
+
+
+def _data(value: Mapping[str, Any]) -> bytes:
+    return base64.b64decode(value["data"])
+
+
+def _array(value: Mapping[str, Any]) -> np.ndarray[Any, Any]:
+    return np.frombuffer(_data(value), dtype=value["kind"]).reshape(value["shape"])
+
+
+def forward_result(answer: dict[str, Any]) -> bytes:
+    return wire.forward_output([(_data(v), v["shape"]) for v in answer["logprobs"]], answer["metrics"])
+
+
+def sample_result(answer: dict[str, Any]) -> bytes:
+    tops = partial(_with_tops)
+    prompt = None
+    if "logprobs" in answer:
+        prompt = tops({"logprobs": _data(answer["logprobs"])}, answer)
+    answers = [
+        tops({"stop": a["stop"], "tokens": a["tokens"], "logprobs": _data(a["logprobs"])}, a)
+        for a in answer["answers"]
+    ]
+    return wire.sample_output(answers, prompt)
+
+
+def _with_tops(found: dict[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]:
+    if "top_ids" in answer:
+        found["tops"] = (_array(answer["top_ids"]), _array(answer["top_logprobs"]))
+    return found
