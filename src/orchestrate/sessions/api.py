@@ -142,7 +142,9 @@ class SessionsApi:
         return {"type": "session_heartbeat"}
 
     async def _finish(self, request: Request) -> Response:
-        self.desk.end(self.desk.caller(request.path_params["id"], _owner(request)))
+        reason = (await json_body(request)).get("reason")
+        well = isinstance(reason, dict) and reason.get("type") == "success"  # pyright: ignore[reportUnknownMemberType]
+        self.desk.end(self.desk.caller(request.path_params["id"], _owner(request)), keeps=not well)
         return JSONResponse({"status": "finished"})
 
     # -- models --------------------------------------------------------------------------------------------

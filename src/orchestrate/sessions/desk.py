@@ -37,6 +37,8 @@ GONE_S = 900.0
 """A caller that sent no heartbeat for as long is taken to be gone."""
 GAP_S = 60.0
 """For a request that others of the same model wait for."""
+KEPT_SNAPSHOTS = 16
+"""Weights of a session that were saved without a name, for sampling: a loop makes them anew at each step."""
 LEFT_BEHIND = "left-behind"
 """The name under which the weights of a caller that is gone are saved."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -109,6 +111,7 @@ class SavedWeights(Record, frozen=True, kw_only=True):
     """Whether training can go on from them."""
     saved_at: float
     expires_at: float | None = None
+    """As the caller said. Nothing is deleted by the clock: a wrong one would take all."""
     bytes: int = 0
 
 
@@ -339,6 +342,9 @@ class SessionDesk:
             del answer
             self.put(SavedSampler(id=id, base=model.base, folder=str(folder)), model.owner)
             caller.samplers[number] = id
+            numbers = sorted(int(other.name) for other in folder.parent.iterdir() if other.name.isdecimal())
+            for old in numbers[:-KEPT_SNAPSHOTS]:
+                shutil.rmtree(folder.parent / str(old), ignore_errors=True)
             return {"sampling_session_id": id, "path": None, "type": "save_weights_for_sampler"}
 
         private_folder(folder.parent)
@@ -362,15 +368,15 @@ class SessionDesk:
 
     # -- letting go ----------------------------------------------------------------------------------------
 
-    def end(self, caller: Caller) -> None:
-        """What a caller trained since it was saved last is kept for it."""
+    def end(self, caller: Caller, *, keeps: bool) -> None:
+        """With `keeps` the weights as they are now are saved for a caller that did not come to it."""
         self.callers.pop(caller.id, None)
         for id, _ in caller.models.values():
             model = self.models.pop(id, None)
             if model is None:
                 continue
-            kept = self.promise(caller.owner)
-            self.save(model, kept, LEFT_BEHIND, training=True)
+            if keeps:
+                self.save(model, self.promise(caller.owner), LEFT_BEHIND, training=True)
             self._send("unload", {"model": id}, lambda answer: None)
         shutil.rmtree(self.home / "snapshots" / caller.id, ignore_errors=True)
         for id in caller.samplers.values():
@@ -381,16 +387,11 @@ class SessionDesk:
     def _sweep(self) -> None:
         now = time.monotonic()
         for caller in [c for c in self.callers.values() if now - c.seen > GONE_S]:
-            self.end(caller)
+            self.end(caller, keeps=True)
         old = {id for id, p in self.promises.items() if p.ready.is_set() and now - p.at > KEEPS_S}
         if old:
             self.promises = {id: p for id, p in self.promises.items() if id not in old}
             self._known = {key: p for key, p in self._known.items() if p.id not in old}
-        for file in (self.home / "weights").glob("*/*/*/*/saved.json"):
-            with suppress(OSError, msgspec.MsgspecError):
-                expires = SavedWeights.from_json(file.read_bytes()).expires_at
-                if expires is not None and expires < time.time():
-                    shutil.rmtree(file.parent, ignore_errors=True)
 
 
 def _data(value: Mapping[str, Any]) -> bytes:

@@ -20,6 +20,7 @@ from tests.paths import ROOT, TINY
 from tests.waiting import until
 
 from orchestrate import Orchestrator, sessions
+from orchestrate.sessions.desk import KEPT_SNAPSHOTS
 from orchestrate.settings import config
 
 pytestmark = pytest.mark.slow
@@ -166,6 +167,42 @@ def test_a_refused_request_does_not_hold_up_the_next(raw: Raw) -> None:
     bad = raw.post("optim_step", model_id=model, seq_id=1, adam_params={"learning_rate": "fast"})
     assert raw.result(bad).json()["category"] == "user"
     assert b"loss:sum" in raw.result(raw.forward(model, 2)).content
+
+
+def test_a_caller_that_breaks_off_finds_its_weights_and_one_that_ends_well_leaves_none(raw: Raw) -> None:
+    def left(reason: str) -> list[str]:
+        model = raw.model()
+        raw.result(raw.forward(model, 1))
+        id = model.partition(":")[0]
+        assert raw.post(f"sessions/{id}/finish", reason={"type": reason}).status_code == 200
+        assert raw.post("get_info", model_id=model).status_code == 404
+        raw.result(raw.forward(raw.model(), 1))  # what came before is carried out by now
+        listed = raw.http.get("checkpoints").json()["checkpoints"]
+        return [one["checkpoint_id"] for one in listed if one["training_run_id"] == model]
+
+    assert left("errored") == ["weights/left-behind"]
+    assert left("success") == []
+
+
+def test_samplers_without_a_name_take_no_endless_room(raw: Raw, home: Path) -> None:
+    model = raw.model()
+    id = model.partition(":")[0]
+    samplers = [
+        raw.result(
+            raw.post("save_weights_for_sampler", model_id=model, seq_id=n + 1, sampling_session_seq_id=n)
+        ).json()
+        for n in range(KEPT_SNAPSHOTS + 2)
+    ]
+    assert len([*(home / "sessions" / "snapshots" / id).iterdir()]) == KEPT_SNAPSHOTS
+
+    def sampled(sampler: dict[str, Any]) -> bytes:
+        asked = {"prompt": {"chunks": [{"tokens": [5, 6]}]}, "sampling_params": {"max_tokens": 2}}
+        return raw.result(
+            raw.post("asample", sampling_session_id=sampler["sampling_session_id"], seq_id=0, **asked)
+        ).content
+
+    assert b"are gone" in sampled(samplers[0])
+    assert b"error" not in sampled(samplers[-1])
 
 
 def test_hostile_requests_are_refused_and_change_nothing(raw: Raw, home: Path) -> None:

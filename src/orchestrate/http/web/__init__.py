@@ -492,7 +492,7 @@ class Keyed:
 
 def bearer(scope: Mapping[str, Any]) -> str | None:
     """The key that a request brings, as OpenAI's clients send it or as Tinker's does."""
-    headers = Headers(scope=scope)
+    headers = Headers(raw=scope["headers"])
     if "authorization" in headers:
         kind, _, key = headers["authorization"].partition(" ")
         return key.strip() if kind.lower() == "bearer" else None

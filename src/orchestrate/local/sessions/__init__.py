@@ -525,6 +525,12 @@ class SessionEngine:
         if not folder:
             return BASE
         if folder not in self._snapshots:
+            if not (Path(folder) / ADAPTER).is_file():
+                raise UsageError(
+                    "the weights to sample from are gone: those without a name are kept for the newest few "
+                    "samplers of a session",
+                    fix="save_weights_for_sampler(NAME) keeps them",
+                )
             idle = [f for f, name in self._snapshots.items() if not self.batching.uses(name)]
             if len(self._snapshots) >= HELD_SNAPSHOTS and idle:
                 self._drop(self._snapshots.pop(idle[0]))
