@@ -30,10 +30,39 @@ PROCESSES = {
     "serving/engines.py": "servers of others, which speak HTTP",
     "serving/export/forms.py": "llama.cpp's converter, once",
 }
+CHILDREN = {
+    "data/passes/__init__.py": "passes over rows: ends the groups that it starts",
+    "gateway/grader_trials.py": "a grader that a client sent",
+    "local/answers/process.py": "in the child: answers of a model",
+    "local/answers/worker.py": "answers, for chats and evaluations",
+    "local/objectives/grading.py": "a grader, confined",
+    "local/weights/__init__.py": "conversion and merges",
+    "places/kinds/_skypilot/asking.py": "SkyPilot, in its own environment",
+    "runs/watching/channels.py": "ends the group of the user's own command",
+    "serving/server/engine.py": "answers, for servers",
+    "serving/server/grammars.py": "a schema, compiled within bounds",
+}
+"""Who asks a child by the one protocol, or is one."""
+OPENS = re.compile(
+    r"^((asyncio|loop|socket)\.)?(create_server|start_server|start_unix_server|fromfd)$"
+    r"|^os\.(fork|forkpty|spawn\w+|posix_spawnp?|exec[lv]\w*|system|popen|startfile)$|\bcreate_subprocess_\w+$"
+    r"|\.(listen|serve_forever)$|^pty\.\w+$"
+)
+OPENED = {
+    ("data/passes/__init__.py", "os.fork"): "workers of one pass",
+    ("http/web/__init__.py", "socket.create_server"): "the one way to listen",
+    ("runs/watching/webhooks.py", "server.serve_forever"): "in the base install",
+    ("store/schema.py", "event.listen"): "SQLAlchemy's word for a hook",
+}
+"""What starts a process or listens without a module that says so."""
 SERVERS = {
     "http/web/__init__.py": "the one way",
     "runs/watching/webhooks.py": "in the base install, which has no web framework",
 }
+LISTENERS = (
+    "uvicorn", "hypercorn", "granian", "http.server", "socketserver", "wsgiref", "xmlrpc.server",
+    "aiohttp.web", "websockets", "grpc", "tornado", "waitress",
+)  # fmt: skip
 DOORS = {
     "http/web/__init__.py": "the one way, for what speaks an API",
     "data/operations/review_server.py": "pages: a token in the address, and no keys",
@@ -131,14 +160,42 @@ def where(decides: Callable[[ast.AST], object]) -> set[str]:
     ("modules", "allowed"),
     [
         (("subprocess", "multiprocessing", "concurrent.futures.ProcessPoolExecutor"), PROCESSES),
-        (("uvicorn", "http.server", "socketserver", "wsgiref", "aiohttp.web"), SERVERS),
+        (("orchestrate.core.child",), CHILDREN),
+        (LISTENERS, SERVERS),
         (("orchestrate.http.web.Guard", "starlette.applications.Starlette"), DOORS),
         (("orchestrate.providers.base.Chats", "orchestrate.providers.chat"), ANSWERS),
     ],
-    ids=["processes", "servers", "doors", "answers"],
+    ids=["processes", "children", "servers", "doors", "answers"],
 )
 def test_nobody_goes_around(modules: tuple[str, ...], allowed: dict[str, str]) -> None:
-    assert {file for file in users(*modules) if not file.startswith("providers/")} == allowed.keys()
+    hosts = "" if modules == LISTENERS else "providers/"  # a host is asked there, and nothing listens
+    assert {file for file in users(*modules) if not hosts or not file.startswith(hosts)} == allowed.keys()
+
+
+def opens(node: ast.AST) -> str | None:
+    """What it calls or hands on that starts a process or listens."""
+    said = ast.unparse(node) if isinstance(node, ast.Attribute | ast.Name) else ""
+    return said if OPENS.search(said) else None
+
+
+def test_nobody_listens_or_forks_by_other_words() -> None:
+    found = {
+        (file, said) for file, nodes in sources.nodes().items() for node in nodes if (said := opens(node))
+    }
+    assert found == OPENED.keys()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "socket.create_server(('', 0))", "await asyncio.start_server(f, port=1)", "sock.listen()",
+        "await loop.create_server(f)", "os.posix_spawn(p, a, {})", "os.execvp(a, b)",
+        "await asyncio.create_subprocess_exec('x')", "server.serve_forever()", "pty.spawn('sh')",
+        "os.popen('x')",
+    ],
+)  # fmt: skip
+def test_what_listens_or_forks_is_seen(line: str) -> None:
+    assert any(opens(node) for node in ast.walk(ast.parse(line)))
 
 
 @pytest.mark.parametrize(

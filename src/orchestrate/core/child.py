@@ -198,6 +198,10 @@ class Child:
                 if line.endswith(b"\n") or len(line) == self._longest:
                     self._put(line)
         self._put(b"")
+        try:
+            self.process.wait(timeout=PATIENCE_S)
+        except subprocess.TimeoutExpired:  # it can answer no more, and may leave a long question unread
+            self.kill()
 
     def _put(self, line: bytes) -> None:
         while True:

@@ -357,20 +357,27 @@ def _prepare_postgres(engine: Engine, place: str) -> None:
 # -- both --------------------------------------------------------------------------------------------------
 
 
+_WRITTEN = select(schema.meta.c.value).where(schema.meta.c.key == "schema")
+
+
+def _require_known(version: str | None, place: str) -> None:
+    if version is not None and version.isdecimal() and int(version) > schema.VERSION:
+        raise StoreError(
+            f"the run store {place} was written by a newer version "
+            f"(schema {version}; this one knows {schema.VERSION})",
+            fix="pip install -U orchestrate-ft, and start again what runs with the older one",
+        )
+
+
 def _version(connection: Connection, place: str) -> int:
     if schema.meta.name not in inspect(connection).get_table_names():
         raise StoreError(f"the run store {place} has none of its tables", fix=_RESTORE)
-    value = connection.execute(select(schema.meta.c.value).where(schema.meta.c.key == "schema")).scalar()
+    value = connection.execute(_WRITTEN).scalar()
     if value is None or not value.isdecimal():
         raise StoreError(
             f"the run store {place} does not name its schema", fix=f"restore a backup, or {RECOVER}"
         )
-    if int(value) > schema.VERSION:
-        raise StoreError(
-            f"the run store {place} was written by a newer version "
-            f"(schema {value}; this one knows {schema.VERSION})",
-            fix="pip install -U orchestrate-ft",
-        )
+    _require_known(value, place)
     if any(step not in schema.STEPS for step in range(int(value), schema.VERSION)):
         raise StoreError(
             f"the run store {place} was written by an older version that this one cannot upgrade from "
@@ -422,8 +429,11 @@ class Database:
 
     @contextmanager
     def writing(self) -> Generator[Connection]:
-        """Commits at the end of the block, or leaves everything as it was."""
+        """Commits at the end of the block, or leaves everything as it was. Raises `StoreError` once a newer
+        version has upgraded the store: what this one writes would lack what the newer one reads. The lock
+        keeps an upgrade (on Postgres; SQLite has one writer) from coming between the look and the writes."""
         with translated(self.place), self._writer.begin() as connection:
+            _require_known(connection.execute(_WRITTEN.with_for_update(read=True)).scalar(), self.place)
             yield connection
 
     def insert(self, table: Table) -> Any:

@@ -231,14 +231,18 @@ class Features(RuleBasedStateMachine):
 
     @rule(who=WHO, which=WHICH, usd=st.sampled_from((1, 5, 12)))
     def give_more(self, who: int, which: int, usd: int) -> None:
-        """As `resume --max-cost`: from then on the job may cost so much, where it had a limit before."""
+        """As `resume --max-cost`: from then on the job may cost so much, where it had a limit before. A
+        lower one is kept by whoever watches it: what it was quoted is held all the same."""
         if running := [run for run in self._open() if run.job_id and run.max_cost_usd is not None]:
             run = running[which % len(running)]
+            limit = run.max_cost_usd
 
             def act(ft: Orchestrator) -> None:
                 ft.run(run.id).resume(max_cost_usd=usd)
-                most = Decimal(next(job["most"] for job in self.bank.jobs(run.ref)))
-                self.bank.set(str(run.job_id), most=str(max(most, Decimal(usd))))
+                job = next(iter(self.bank.jobs(run.ref)))
+                agreed, raised = Decimal(job["agreed"]), job.get("raised") or usd > limit
+                most = max(agreed, Decimal(usd)) if raised else agreed
+                self.bank.set(str(run.job_id), most=str(most), raised=raised)
 
             self.do(who, act)
 

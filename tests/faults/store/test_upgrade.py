@@ -80,7 +80,8 @@ def test_answers_counted_before_it_was_kept_which_are_not_counted_again(older: s
 def test_runs_from_before_the_database_listed_them_are_found(store_url: str) -> None:
     with Store.open(store_url) as store:
         for n in range(3):
-            spec = SPEC.model_copy(update={"suffix": f"s{n}", "tags": {"team": f"t{n}"}})
+            # No id has these letters, so that no id is found for them.
+            spec = SPEC.model_copy(update={"suffix": f"lo{n}", "tags": {"team": f"t{n}"}})
             store.runs.create(Intent(spec=spec, provider="paper", dataset_digest="d" * 64, host="here"))
         with store.database.writing() as connection:
             schema.run_tags.drop(connection)
@@ -92,8 +93,8 @@ def test_runs_from_before_the_database_listed_them_are_found(store_url: str) -> 
             connection.execute(schema.meta.update().values(value="7"))
     for _ in range(2):
         with Store.open(store_url) as store:
-            for query in (RunQuery(tag="team=t1"), RunQuery(words="s1"), RunQuery(words="team=t1 paper")):
-                assert [run.spec["suffix"] for run in store.listing.page(query, limit=5)] == ["s1"]
+            for query in (RunQuery(tag="team=t1"), RunQuery(words="lo1"), RunQuery(words="team=t1 paper")):
+                assert [run.spec["suffix"] for run in store.listing.page(query, limit=5)] == ["lo1"]
             assert store.listing.count(RunQuery(archived=False)) == 3 and store.verify() == []
 
 
@@ -230,6 +231,23 @@ def test_an_upgrade_that_is_killed_leaves_the_older_store(older: str, tmp_path: 
     assert [inside(f"sqlite:///{backup}") for backup in backups(older)] in ([], [(str(NOW), 3, False)])
     with pytest.raises(StoreError, match="newer version"):
         Store.open(older)
+
+
+def test_a_process_that_an_upgrade_overtakes_writes_nothing_more(older: str, tmp_path: Path) -> None:
+    with Store.open(older) as store:
+        [kept, *_] = store.runs.matching()
+        ended = command.run([older], cwd=tmp_path, env=os.environ, program=open_by_the_next)
+        assert ended.code == 0, ended.err
+        for write in (
+            lambda: store.runs.create(Intent(spec=SPEC, provider="p", dataset_digest="d", host="here")),
+            lambda: store.runs.request_cancel(kept.id),
+            lambda: AnswerAccount(store.database, "record", None).hold("p", Decimal(2), Path("log")),
+        ):
+            with pytest.raises(StoreError, match="newer version") as refused:
+                write()
+            assert refused.value.fix and "start again" in refused.value.fix
+        assert len(store.runs.matching()) == 3, "what is there can still be read"
+    assert inside(older) == (str(NEXT), 3, True)
 
 
 def test_many_processes_that_upgrade_at_once_do_it_once(older: str, tmp_path: Path) -> None:

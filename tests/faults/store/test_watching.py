@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
+import socket
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from tests import loopback
@@ -429,6 +431,10 @@ def test_the_listener_answers_each_caller_as_it_deserves(store: Store, tracked: 
         assert loopback.post(f"{url}/openai", content=body).status_code == 401
         assert loopback.post(f"{url}/else", content=body, headers=headers).status_code == 404
         assert loopback.post(f"{url}/openai", content=b"x" * 1_000_001, headers=headers).status_code == 413
+        for length in ("\u00b2", "9" * 5000, "-1", "1e3", ""):
+            with socket.create_connection(("127.0.0.1", urlsplit(url).port or 0)) as line:
+                line.sendall(f"POST /openai HTTP/1.1\r\nContent-Length: {length}\r\n\r\n".encode("latin-1"))
+                assert b" 413 " in line.recv(100), length
     assert woken == [tracked.id]
 
 

@@ -1,4 +1,5 @@
-"""A child process on its worst days: killed, silent, flooding, deaf, with children, and orphaned."""
+"""A child process on its worst days: killed, silent, flooding, deaf, with children, a fork bomb, orphaned.
+The one test of all that, for all who start one (`tests/unit/test_one_way.py` lists them)."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,50 @@ def test_a_flood_fills_no_memory_and_a_long_line_comes_in_parts() -> None:
         assert one._lines.qsize() == child.AHEAD
         one.close(0)
     assert one.process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("pipe", [0, 1])
+def test_a_process_that_closes_a_pipe_and_goes_on_is_ended(
+    pipe: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "PATIENCE_S", 0.1)
+    script = (
+        f"import os, time; print(1, flush=True); os.close({pipe}); print(2, file=__import__('sys').stderr)"
+    )
+    with running(f"{script}; time.sleep(600)") as one:
+        assert one.receive(LONG_S) == b"1\n"
+        until(lambda: one.words() == "2")
+        with pytest.raises(Ended) as told:
+            one.ask({"long": "x" * (1 << 20)})
+        assert told.value.code == -signal.SIGKILL and not one.running
+
+
+BOMBS = {
+    "all at once": "for _ in range(6): os.fork()\nready(); time.sleep(600)",
+    "each in the place of the one before": "ready()\nwhile True:\n  if os.fork(): os._exit(0)",
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+@pytest.mark.parametrize("by", ["limit", "close", "error"])
+def test_a_fork_bomb_ends_with_its_process(bomb: str, by: str) -> None:
+    script = f"import os, time\ndef ready():\n  os.write(1, b'1\\n')\n{BOMBS[bomb]}"
+    with suppress(ZeroDivisionError), running(script) as one:
+        assert one.receive(LONG_S) == b"1\n"
+        if by == "limit":
+            with suppress(TooLate, Ended):
+                while True:
+                    one.receive(0.1)
+        elif by == "error":
+            raise ZeroDivisionError
+    group = one.process.pid
+    until(lambda: f" {group} " not in _alive())
+
+
+def _alive() -> str:
+    """The groups of all processes that run."""
+    listed = subprocess.run(["ps", "-A", "-o", "pgid=,stat="], capture_output=True, text=True, check=True)
+    return "".join(f" {line.split()[0]} " for line in listed.stdout.splitlines() if line.split()[1][0] != "Z")
 
 
 def test_closing_amid_a_question_wakes_who_waits() -> None:

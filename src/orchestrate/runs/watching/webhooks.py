@@ -71,7 +71,7 @@ def listening(
             length = self.headers.get("content-length", "")
             if (sender := paths.get(self.path)) is None:
                 return self._answer(404)
-            if not length.isdigit() or int(length) > MOST_BYTES:
+            if not length.isdecimal() or len(length) > len(str(MOST_BYTES)) or int(length) > MOST_BYTES:
                 return self._answer(413)
             try:
                 body = self.rfile.read(int(length)).decode()
