@@ -36,11 +36,13 @@ CHILDREN = {
     "local/answers/process.py": "in the child: answers of a model",
     "local/answers/worker.py": "answers, for chats and evaluations",
     "local/objectives/grading.py": "a grader, confined",
+    "local/sessions/process.py": "in the child: a training session",
     "local/weights/__init__.py": "conversion and merges",
     "places/kinds/_skypilot/asking.py": "SkyPilot, in its own environment",
     "runs/watching/channels.py": "ends the group of the user's own command",
     "serving/server/engine.py": "answers, for servers",
     "serving/server/grammars.py": "a schema, compiled within bounds",
+    "sessions/desk.py": "a training session",
 }
 """Who asks a child by the one protocol, or is one."""
 OPENS = re.compile(

@@ -26,13 +26,14 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from orchestrate.errors import DataError
+from orchestrate.errors import DataError, UsageError
 from orchestrate.types import decoding
 
 E = TypeVar("E")
 
 FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 """Of errors that mean that there is no room on a disk, or none of a quota."""
+_MARKS = (".git", "orchestrate.toml")
 PRIVATE_UMASK = 0o077
 """Of processes that write below the home folder only."""
 
@@ -65,8 +66,23 @@ def is_private(folder: Path) -> bool:
     return sys.platform != "win32" and not stat.S_IMODE(folder.stat().st_mode) & PRIVATE_UMASK
 
 
+def inside(path: Path) -> Path:
+    """The path, to write to. Raises `UsageError` where it lies in a project (a repository, or where an
+    `orchestrate.toml` is) and a link there leads out of it: a clone brings its links with it, and what is
+    written through one is a file of the user's."""
+    named, real = Path(os.path.abspath(path)), os.path.realpath(path)  # noqa: PTH100  `..` and links apart
+    root = next((up for up in named.parents if any(os.path.lexists(up / mark) for mark in _MARKS)), None)
+    if root is not None and not Path(real).is_relative_to(os.path.realpath(root)):
+        raise UsageError(
+            f"{path} was not written: it is, or lies behind, a link out of {root}, to {real}",
+            fix="name the file that the link leads to, or remove the link",
+        )
+    return path
+
+
 def new_folder(path: Path) -> Path:
     """Makes a folder and what is missing above it, private where the one that is there is private."""
+    inside(path)
     if not path.is_dir():
         parent = new_folder(path.parent)
         path.mkdir(mode=0o700 if is_private(parent) else 0o777, exist_ok=True)
@@ -82,10 +98,10 @@ def opener(path: str, flags: int) -> int:
 def whole(path: Path, *, private: bool = False) -> Generator[Path]:
     """A name to write to; what is there at the end of the block becomes `path`, after an error nothing.
 
-    What a link points to is written, and the link stays. `private` files, and those in a private folder, can
-    be read by their owner only.
+    What a link points to is written, and the link stays, as far as `inside` allows it. `private` files, and
+    those in a private folder, can be read by their owner only.
     """
-    target = _behind_links(path)
+    target = Path(os.path.realpath(inside(path)))
     draft = _draft(target)
     try:
         if private or is_private(target.parent):
@@ -113,7 +129,7 @@ def move_into_place(draft: Path, path: Path) -> None:
 def whole_folder(path: Path, *, replace: bool = True) -> Generator[Path]:
     """A new folder to fill, which becomes `path` at the end of the block; after an error nothing is left.
     Without `replace` a folder with content that is there already stays: raises `OSError`."""
-    draft = _draft(path)
+    draft = _draft(inside(path))
     try:
         private = is_private(new_folder(draft).parent)
         yield draft
@@ -237,7 +253,3 @@ def sha256(path: Path) -> str:
 
 def _draft(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-
-
-def _behind_links(path: Path) -> Path:
-    return Path(os.path.realpath(path))

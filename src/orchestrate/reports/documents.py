@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrate import text
+from orchestrate.core.files import inside
 from orchestrate.core.tables import Listing
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.pairing import Flip, Flips
@@ -168,7 +169,7 @@ def format_of(path: Path, endings: Mapping[str, str]) -> str:
 def save(path: str | Path, endings: Mapping[str, str], render: Callable[[str], str]) -> Path:
     """Writes what `render` makes of the format that the file's ending stands for. Raises `UsageError`."""
     target = Path(path)
-    target.write_text(render(format_of(target, endings)), encoding="utf-8", newline="")
+    inside(target).write_text(render(format_of(target, endings)), encoding="utf-8", newline="")
     return target
 
 

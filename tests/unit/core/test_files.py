@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrate.core.files import locked, sha256, whole, whole_folder, write_whole
+from orchestrate.core.files import locked, new_folder, sha256, whole, whole_folder, write_whole
+from orchestrate.errors import UsageError
 
 
 def test_a_file_is_replaced_in_one_step_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
@@ -49,6 +50,50 @@ def test_what_a_link_points_to_is_written_and_the_link_stays(tmp_path: Path) -> 
     write_whole(link, b"1")
     assert link.is_symlink()
     assert target.read_bytes() == b"1"
+
+
+@pytest.mark.parametrize("mark", [".git", "orchestrate.toml"])
+def test_a_link_of_a_project_leads_no_write_out_of_it(tmp_path: Path, mark: str) -> None:
+    """A clone brings its links: to a file of the user's, to one that is not there yet, to a folder."""
+    project, theirs = tmp_path / "project", tmp_path / "theirs"
+    for folder in (project / "deep" / "er", theirs):
+        folder.mkdir(parents=True)
+    (theirs / "keys").write_text("of the user")
+    for name, target in {"rows": "keys", "new": "absent", "models": ""}.items():
+        (project / "deep" / name).symlink_to(theirs / target)
+    (project / "own").symlink_to(project / "deep" / "er" / "rows")
+
+    def write(way: str, name: str) -> None:
+        path = project / "deep" / name
+        if way == "whole":
+            write_whole(path, b"1")
+        elif way == "folder":
+            new_folder(path)
+        else:
+            with whole_folder(path) as draft:
+                (draft / "weights").touch()
+
+    ways = [("whole", "rows"), ("whole", "new"), ("whole", "models/keys"), ("whole", "models/../theirs/keys")]
+    ways += [
+        ("folder", "models/new"),
+        ("folder", "models"),
+        ("whole folder", "models/m"),
+        ("whole folder", "rows"),
+    ]
+    (project / mark).touch()
+    for way, name in ways:
+        with pytest.raises(UsageError, match="a link out of") as told:
+            write(way, name)
+        assert str(theirs) in str(told.value), (way, name)
+    assert [one.read_text() for one in theirs.iterdir()] == ["of the user"]
+    write_whole(project / "own", b"1")  # within the project
+    assert (project / "deep" / "er" / "rows").read_bytes() == b"1"
+    by_another_way = tmp_path / "way"
+    by_another_way.symlink_to(project)
+    write_whole(by_another_way / "deep" / "x", b"1")
+    (project / mark).unlink()
+    write_whole(project / "deep" / "rows", b"1")
+    assert (theirs / "keys").read_bytes() == b"1", "no clone: the links are the user's"
 
 
 def test_a_folder_takes_the_place_of_an_older_one(tmp_path: Path) -> None:

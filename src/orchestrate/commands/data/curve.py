@@ -14,6 +14,7 @@ from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, table, warn
 from orchestrate.commands.terminal.options import AimOptions, SpecOptions
 from orchestrate.core.amounts import amount
+from orchestrate.core.files import inside
 from orchestrate.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def curve(
         if carried.stopped:
             warn(carried.stopped)
         if output is not None and found.sizes:
-            output.write_text(curves.page(found), encoding="utf-8")
+            inside(output).write_text(curves.page(found), encoding="utf-8")
             note(f"written: {output}")
         yield Output(found, _show, 0 if found.more is not None else 1)
 

@@ -27,6 +27,7 @@ from orchestrate.commands.data.views import show_check, show_inspect, show_previ
 from orchestrate.commands.terminal.command import Output, command, shown_already
 from orchestrate.commands.terminal.console import note, orchestrator, settings_of
 from orchestrate.commands.terminal.options import IgnoreOpt, MapOpt, TokensOpt, columns_read
+from orchestrate.core.files import inside
 from orchestrate.core.underway import BYTES, work
 from orchestrate.errors import UsageError
 from orchestrate.types import TokensFrom
@@ -202,7 +203,7 @@ def preview(
             {"chat_template": shown.chat_template, "chat_template_kwargs": settings},
         )
     if html is not None:
-        html.write_text(data.html(report), encoding="utf-8")
+        inside(html).write_text(data.html(report), encoding="utf-8")
         note(f"written: {html}")
     return Output(report, show_preview if html is None else shown_already)
 

@@ -17,6 +17,7 @@ from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, print_text, require_unpriced, warn
 from orchestrate.commands.terminal.options import IgnoreOpt, MapOpt, PayOpt, SkipFailedOpt, columns_read
 from orchestrate.core.amounts import amount
+from orchestrate.core.files import inside
 from orchestrate.core.underway import work
 from orchestrate.data.response_formats import read_format
 from orchestrate.errors import UsageError
@@ -253,7 +254,7 @@ def write_reports(
     if page is not None:
         made().save(page)
     if junit is not None:
-        junit.write_text(made().render("junit"), encoding="utf-8")
+        inside(junit).write_text(made().render("junit"), encoding="utf-8")
     for path in filter(None, (page, junit)):
         note(f"written: {path}")
 

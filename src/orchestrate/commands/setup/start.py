@@ -13,6 +13,7 @@ import typer
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, print_text, warn
 from orchestrate.commands.terminal.options import IgnoreOpt, MapOpt, columns_read
+from orchestrate.core.files import inside
 from orchestrate.core.underway import BYTES, work
 from orchestrate.errors import UsageError
 from orchestrate.settings import config
@@ -73,8 +74,8 @@ def init(
         return Output(started, view)
     _require_folder(place, columns, ignored)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(specfile.template(specfile.DEFAULT_NAME), encoding="utf-8")
-    settings.write_text(specfile.template(config.CONFIG_NAME), encoding="utf-8")
+    inside(path).write_text(specfile.template(specfile.DEFAULT_NAME), encoding="utf-8")
+    inside(settings).write_text(specfile.template(config.CONFIG_NAME), encoding="utf-8")
     written = [str(path), _schema(path.parent), str(settings)]
 
     def view_template(written: list[str]) -> None:
@@ -95,7 +96,7 @@ def _schema(folder: Path) -> str:
     from orchestrate.spec import specfile
 
     path = folder / specfile.SCHEMA_NAME
-    path.write_text(jsonlib.dumps(specfile.json_schema(), indent=2) + "\n", encoding="utf-8")
+    inside(path).write_text(jsonlib.dumps(specfile.json_schema(), indent=2) + "\n", encoding="utf-8")
     return str(path)
 
 

@@ -143,7 +143,7 @@ def require_writable(output: Path, *sources: str, stream: bool = False) -> None:
         if not stream:
             raise UsageError(f"{output} is not a file", fix="give the name of a file with -o")
         return
-    if output.is_dir():
+    if files.inside(output).is_dir():
         raise UsageError(f"{output} is a folder", fix="give the name of a file with -o")
     folder = _behind_links(output).parent if output.is_symlink() else output.parent
     if not folder.is_dir():
@@ -205,7 +205,7 @@ def whole(path: Path) -> Generator[Path]:
 
 
 def _stream(path: Path) -> IO[bytes]:
-    return open(1, "wb", closefd=False) if is_stdout(path) else path.open("ab")
+    return open(1, "wb", closefd=False) if is_stdout(path) else files.inside(path).open("ab")
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from typing import Any, cast
 import msgspec
 from xxhash import xxh3_64_intdigest
 
+from orchestrate.core.files import inside
 from orchestrate.core.retries import Retry
 from orchestrate.data import rules
 from orchestrate.data.dataset import Dataset
@@ -472,7 +473,7 @@ class _Run:
         started = self._log.entries[0]
         if not isinstance(started, Started) or started.seeds != digest:
             raise UsageError(f"{output} was generated from other seeds", fix="give another name with -o")
-        with output.open("ab") as file:
+        with inside(output).open("ab") as file:
             file.write(wanted[len(there) :])
         reviewing.require(output)
 
@@ -543,7 +544,7 @@ class _Run:
         kept = Kept(question, [msgspec.Raw(line) for line in rows], dict(screened.refused))
         self._log.append(kept)
         self.state.add(kept)
-        with self._output.open("ab") as file:
+        with inside(self._output).open("ab") as file:
             file.write(b"".join(line + b"\n" for line in rows))
         if len(self.state.lines) >= self._order.rows:
             self._stopped.set()
