@@ -142,8 +142,8 @@ class SessionsApi:
         return {"type": "session_heartbeat"}
 
     async def _finish(self, request: Request) -> Response:
-        reason = (await json_body(request)).get("reason")
-        well = isinstance(reason, dict) and reason.get("type") == "success"  # pyright: ignore[reportUnknownMemberType]
+        asked = parse(wire.FinishBody, await json_body(request))
+        well = asked.reason.get("type") == "success"
         self.desk.end(self.desk.caller(request.path_params["id"], _owner(request)), keeps=not well)
         return JSONResponse({"status": "finished"})
 

@@ -127,6 +127,10 @@ class CreateSessionBody(TinkerBody):
     user_metadata: dict[str, Any] | None = None
 
 
+class FinishBody(TinkerBody):
+    reason: dict[str, Any] = {}
+
+
 class CreateModelBody(TinkerBody):
     session_id: str
     model_seq_id: int
