@@ -5,13 +5,15 @@ python docs/reference.py
 
 from __future__ import annotations
 
+import ast
 import inspect
+import itertools
 import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import orchestrate
 from orchestrate import JobSpec, Orchestrator, costing, errors, profile
@@ -456,7 +458,7 @@ def options_of(known: Profile) -> list[str]:
 
 def configuration() -> str:
     from orchestrate import settings as environment
-    from orchestrate.gateway.terms import Target, _Table
+    from orchestrate.gateway.terms import DeployLimits, Target, _Table
     from orchestrate.settings import hosts
 
     kinds = [*profile.built_in(), *profile.places(), *profile.described()]
@@ -495,9 +497,11 @@ def configuration() -> str:
             ),
         ),
         "## [gateway]",
-        table(("key", "type"), ((f"`{name}`", _type(one)) for name, one in _Table.model_fields.items())),
+        _keys(_Table),
         "Each `[gateway.models.NAME]` takes:",
-        table(("key", "type"), ((f"`{name}`", _type(one)) for name, one in Target.model_fields.items())),
+        _keys(Target),
+        "Its `deploy` takes:",
+        _keys(DeployLimits),
         "## Environment variables",
         table(("variable", "what it does"), ((f"`{k}`", v) for k, v in environment.VARIABLES.items())),
         "## Variables of hosts",
@@ -514,8 +518,23 @@ def _word(kind: str) -> str:
     return kind.upper().replace("-", "_")
 
 
+def _keys(model: Any) -> str:
+    """The fields of a pydantic model, with the docstring below each."""
+    [found] = ast.parse(inspect.getsource(model)).body
+    assert isinstance(found, ast.ClassDef)
+    told: dict[str, str] = {}
+    for field, text in itertools.pairwise(found.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+            told[ast.unparse(field.target)] = " ".join(inspect.cleandoc(ast.literal_eval(text.value)).split())
+    rows = ((f"`{name}`", _type(one), told.get(name, "")) for name, one in model.model_fields.items())
+    return table(("key", "type", "what it does"), rows)
+
+
 def _type(one: Any) -> str:
-    return str(getattr(one.annotation, "__name__", one.annotation)).replace("NoneType", "None")
+    if get_origin(one.annotation) is Literal:
+        return " or ".join(f'`"{value}"`' for value in get_args(one.annotation))
+    told = re.sub(r"\b\w+\.(?=\w)", "", str(one.annotation)) if get_args(one.annotation) else ""
+    return told.replace("orchestrate.gateway.terms.", "") or one.annotation.__name__
 
 
 PAGES: dict[str, Callable[[], str]] = {

@@ -13,15 +13,17 @@ from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from orchestrate.errors import OrchestrateError, UsageError
+from orchestrate.costing.expenses import limit_reached
+from orchestrate.errors import OrchestrateError, OutcomeUnknown, ProviderError, UsageError
 from orchestrate.gateway.calls import Call, endpoint, parsed, read, refusal_of, streamed
 from orchestrate.gateway.models import Models
 from orchestrate.http.wire import HostError, parse
 from orchestrate.http.wire.openai import chat, error_body, responses
 from orchestrate.http.wire.openai.chat import ChatRequest, CompletionRequest
-from orchestrate.providers.base import Chats, capability
+from orchestrate.providers.base import Chats, Deploys, capability
 from orchestrate.providers.calls import CutShort, plain
-from orchestrate.runs.hosting.deployment import used
+from orchestrate.runs.hosting import deploying as hosting
+from orchestrate.runs.hosting.deployment import READY, used
 from orchestrate.runs.serving import tuned as models
 from orchestrate.runs.tracked import TrackedRun
 from orchestrate.serving.server.answers import Answering
@@ -31,7 +33,8 @@ from orchestrate.serving.server.load import Load
 from orchestrate.serving.server.refusals import asking
 from orchestrate.serving.server.running import Terms, loading_of
 from orchestrate.serving.tuned import Tuned
-from orchestrate.types import Run
+from orchestrate.store.database import LeaseHeld
+from orchestrate.types import Deployment, DeploymentState, GatewayJob, GatewayKey, Run
 
 if TYPE_CHECKING:
     from orchestrate.providers.chat import Chat
@@ -123,9 +126,114 @@ _OURS = frozenset(
 """Fields that are not handed on as they are; those of the second line change no answer."""
 
 
+_COMES_UP_S = 10
+"""After which a client asks again: the official ones wait for a minute at most."""
+
+
+class OnDemand:
+    """Tuned models at hosts that answer for what is deployed only. Where the model map allows it, a request
+    deploys what it asks for, within the limits that stand there: the operator's consent to the price."""
+
+    def __init__(self, ft: Workspace, models: Models) -> None:
+        self._ft, self._models = ft, models
+        self._up: set[str] = set()
+        """Runs whose deployment has been seen to take requests."""
+
+    def chat(self, key: GatewayKey, job: GatewayJob, run: Run, asked: str) -> Chat:
+        """How a tuned model is asked. Raises `HostError`: 422 for one that is not deployed, 503 for one that
+        is coming up."""
+        provider = capability(self._ft.provider(run.provider), Chats)
+        deployments = self._ft.store.deployments
+        known = deployments.of_run(run.id, run.provider) if isinstance(provider, Deploys) else None
+        try:
+            if known is not None and known.state is DeploymentState.ENDING:
+                raise UsageError(f"{asked} is being taken down")
+            host = provider.chat(run.handle)
+        except UsageError as error:  # these serve a tuned model where it is deployed only
+            self._up.discard(run.id)
+            raise self._deploy(key, job, run, asked, known, error) from error
+        if host is None:
+            raise HostError(422, f"{run.provider} is not asked one chat at a time", code="unsupported")
+        if known is None or known.state.over or not isinstance(provider, Deploys):
+            return host
+        whole = known.state is DeploymentState.UP and known.complete
+        if whole and run.id in self._up:
+            return host
+        allowed = self._models.deploys(key, asked, job)
+        if not whole and allowed is not None and known.gateway_model == allowed[0]:
+            raise self._deploy(key, job, run, asked, known, UsageError(f"{asked} is not up"))
+        endpoint = provider.endpoint(run.handle)
+        if endpoint is None or endpoint.state != READY:
+            raise _coming_up(asked)
+        self._up.add(run.id)
+        return host
+
+    def look_again(self, run: Run) -> None:
+        """After a failure: its deployment may take no requests any more."""
+        self._up.discard(run.id)
+
+    def _deploy(
+        self,
+        key: GatewayKey,
+        job: GatewayJob,
+        run: Run,
+        asked: str,
+        known: Deployment | None,
+        reason: UsageError,
+    ) -> HostError:
+        """The answer to the client, once the model is on its way or will not be."""
+        allowed = self._models.deploys(key, asked, job)
+        if allowed is None:
+            reason.fix = (
+                "on the gateway's machine, after it has shown the hourly price: "
+                f"orchestrate deploy {run.id}\n"
+                "or, for its name in [gateway.models]: deploy, with limits up to which a request deploys it, "
+                'or on = "here", answered there without a price'
+            )
+            refusal = refusal_of(reason)
+            refusal.code, refusal.param = "model_not_deployed", "model"
+            return refusal
+        store = self._ft.store
+        gone = known is None or known.state.over or known.state is DeploymentState.INTENT
+        going = None if gone else known
+        ends = going is not None and limit_reached(going, store.deployments.time_of(going))
+        if going is not None and (ends or going.state is DeploymentState.ENDING):
+            return _coming_up(asked, "is being taken down, and can be deployed again after that")
+        name, limits = allowed
+        if going is not None and going.gateway_model != name:
+            return _coming_up(asked)  # somebody else's, with limits of their own
+        wanted = hosting.Terms(
+            options=(going or limits).options,  # what goes on keeps what was agreed to
+            max_hours=(going or limits).max_hours,
+            max_cost_usd=(going or limits).max_cost_usd,
+            max_usd_per_hour=limits.max_usd_per_hour,
+            made_by=key.name,
+            gateway_key=key.name,
+            gateway_model=name,
+        )
+        own = None if going is None else going.id
+        bounds = [store.deployments.limit_of_entry(name, limits.max_cost_usd, own)]
+        if (of_key := store.gateway_jobs.limit(key, own)) is not None:
+            bounds.append(of_key)
+        try:
+            hosting.deploy(self._ft, TrackedRun(self._ft, run), None, wanted, limits=bounds)
+        except (LeaseHeld, OutcomeUnknown):
+            pass  # another request is at it, or the next one finds out
+        except OrchestrateError as error:
+            return refusal_of(error)
+        return _coming_up(asked)
+
+
+def _coming_up(asked: str, how: str = "is being deployed") -> HostError:
+    headers = {"retry-after": str(_COMES_UP_S)}
+    told = f"{asked} {how}: ask again in {_COMES_UP_S} s"
+    return HostError(503, told, type="server_error", code="model_coming_up", headers=headers)
+
+
 class Answers:
     def __init__(self, ft: Workspace, models: Models, engines: Engines) -> None:
         self._ft, self._models, self._engines = ft, models, engines
+        self._on_demand = OnDemand(ft, models)
 
     def routes(self) -> list[BaseRoute]:
         return [
@@ -149,7 +257,7 @@ class Answers:
         if step is not None:
             told = f"{run.provider} answers with the finished model only, not with a checkpoint"
             raise HostError(422, told, code="unsupported", param="model")
-        return await self._hosted(run, asked, body)
+        return await self._hosted(call.key, job, run, asked, body)
 
     async def complete(self, call: Call) -> Response:
         asked = parse(CompletionRequest, parsed(await read(call.request)))
@@ -164,39 +272,32 @@ class Answers:
 
     # -- of a host -----------------------------------------------------------------------------------------
 
-    async def _hosted(self, run: Run, asked: ChatRequest, body: Mapping[str, Any]) -> chat.Answer:
-        answer = await run_in_threadpool(self._ask, run, asked, body)
+    async def _hosted(
+        self, key: GatewayKey, job: GatewayJob, run: Run, asked: ChatRequest, body: Mapping[str, Any]
+    ) -> chat.Answer:
+        host = await run_in_threadpool(self._on_demand.chat, key, job, run, asked.model)
+        answer = await run_in_threadpool(self._ask, host, run, asked, body)
         if not asked.stream:
             return chat.Answer({**plain(answer), "model": asked.model})
         stream = iter(answer)
         first = await run_in_threadpool(_first, stream)
         return chat.Answer({}, _aside(_pieces(chain(first, stream), asked.model)))
 
-    def _ask(self, run: Run, asked: ChatRequest, body: Mapping[str, Any]) -> Any:
-        """The SDK's answer, or its stream. Raises `HostError`."""
-        provider = capability(self._ft.provider(run.provider), Chats)
+    def _ask(self, host: Chat, run: Run, asked: ChatRequest, body: Mapping[str, Any]) -> Any:
+        """The SDK's answer, or its stream. Raises `OrchestrateError`."""
         most = asked.max_completion_tokens or asked.max_tokens
-        try:
-            host = provider.chat(run.handle)
-        except UsageError as error:  # these serve a tuned model where it is deployed only
-            error.fix = (
-                "on the gateway's machine, after it has shown the hourly price: "
-                f"orchestrate deploy {run.id}\n"
-                'or, answered there without a price: on = "here" for its name in [gateway.models]'
-            )
-            refusal = refusal_of(error)
-            refusal.code, refusal.param = "model_not_deployed", "model"
-            raise refusal from error
-        if host is None:
-            raise HostError(422, f"{run.provider} is not asked one chat at a time", code="unsupported")
         options = {name: value for name, value in body.items() if name not in _OURS and value is not None}
         if most is not None:
             options[_limit(host)] = most
-        found = host.wire.read(
-            lambda: host.create(
-                model=host.model, messages=body["messages"], stream=bool(asked.stream), extra_body=options
+        try:
+            found = host.wire.read(
+                lambda: host.create(
+                    model=host.model, messages=body["messages"], stream=bool(asked.stream), extra_body=options
+                )
             )
-        )
+        except ProviderError:
+            self._on_demand.look_again(run)
+            raise
         used(self._ft, run.id)
         return found
 

@@ -44,7 +44,7 @@ from orchestrate.runs.submit import preflight
 from orchestrate.runs.tracked import TrackedRun
 from orchestrate.store import Clock
 from orchestrate.store.gateway import Request, Use
-from orchestrate.text import count, money
+from orchestrate.text import count, limit, money
 from orchestrate.types import Feature, GatewayJob, GatewayKey, JobStatus, Run
 
 if TYPE_CHECKING:
@@ -292,8 +292,15 @@ class Jobs:
     def _to_be_asked(self, name: str, backend: str) -> list[str]:
         """What has to happen before a client can ask the tuned model."""
         provider = self._ft.provider(backend)
-        if not isinstance(provider, Deploys) or terms.answers_here(name, name, backend, self._terms.models):
+        found = terms.of_tuned(name, name, backend, self._terms.models)
+        if not isinstance(provider, Deploys) or (found is not None and found[1].on == "here"):
             return []
+        if found is not None and (limits := found[1].deploy) is not None:
+            until, most = f"{limits.max_hours.normalize():f} hours", limit(limits.max_cost_usd)
+            return [
+                f"{provider.title} answers for a tuned model while it is deployed, which is billed: a chat "
+                f"deploys it for {until}, while all deployments of {found[0]} stay below {most}"
+            ]
         return [
             f"{provider.title} answers for a tuned model once its operator has deployed it, which is billed: "
             "orchestrate deploy RUN"

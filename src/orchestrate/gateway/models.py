@@ -191,6 +191,14 @@ class Models:
         near = self._ft.provider(run.provider).profile.near
         return near or terms.answers_here(asked, job.base, run.provider, self._terms.models)
 
+    def deploys(self, key: GatewayKey, asked: str, job: GatewayJob) -> tuple[str, terms.DeployLimits] | None:
+        """The entry that has a tuned model deployed when this key asks for it, and its limits."""
+        found = terms.of_tuned(asked, job.base, job.backend, self._terms.models)
+        limits = found[1].deploy if found else None
+        if found is None or limits is None or (limits.keys and key.name not in limits.keys):
+            return None
+        return found[0], limits
+
     def _known(self, key: GatewayKey) -> list[str]:
         """The names of the tuned models that answer."""
         listed = self._jobs.listed(key.project, limit=100)

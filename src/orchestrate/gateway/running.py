@@ -29,7 +29,7 @@ from orchestrate.gateway.terms import Terms
 from orchestrate.http.web import edge, serving
 from orchestrate.http.wire import HostError
 from orchestrate.http.wire.openai import MAX_FILE
-from orchestrate.providers.base import Downloads, capability
+from orchestrate.providers.base import Deploys, Downloads, capability
 from orchestrate.serving.server.keys import Clients
 from orchestrate.serving.server.load import Full, Load
 from orchestrate.serving.server.refusals import full
@@ -218,9 +218,11 @@ def serve(
             ft.backends(target.backend)
         else:
             ft.store.runs.get(target.run)
+        backend = target.backend or ft.store.runs.get(str(target.run)).provider
         if target.on == "here":
-            backend = target.backend or ft.store.runs.get(str(target.run)).provider
             capability(ft.provider(backend), Downloads)
+        if target.deploy is not None:
+            capability(ft.provider(backend), Deploys)
     contents = Contents(private_folder(terms.files), ft.store)
     outside = Outside(ft, terms.models)
     files, models = Files(ft.store, contents), Models(ft, terms, outside)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -20,13 +21,32 @@ DEFAULT = "default"
 _DATE = re.compile(r"-\d{4}-\d{2}-\d{2}$")
 
 
+class DeployLimits(BaseModel):
+    """Consent to deploy a name's tuned models when clients ask for them, and the limits of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_hours: Decimal = Field(gt=0)
+    """After which each deployment is ended."""
+    max_cost_usd: Decimal = Field(gt=0)
+    """Of all deployments that were made for this name, together."""
+    max_usd_per_hour: Decimal | None = Field(default=None, gt=0)
+    """With all replicas up; what costs more is not deployed."""
+    keys: tuple[str, ...] = ()
+    """Whose requests deploy; without names those of all keys."""
+    options: dict[str, Any] = {}
+    """The backend's own, as `--set` of a deploy takes them: `{idle_minutes: 30}`."""
+
+
 class Target(BaseModel):
     """What stands behind a name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backend: str = ""
+    """Where it is tuned."""
     model: str = ""
+    """Base model there, by any name that `orchestrate models search` finds."""
     run: str | None = None
     """A tuned model, by its run, in the place of `backend` and `model`: it is asked, and trained on."""
     alias: str | tuple[str, ...] = ()
@@ -34,6 +54,8 @@ class Target(BaseModel):
     on: Literal["host", "here"] = "host"
     """Where tuned models of this name answer: at their host, or on the gateway's machine, which downloads
     them and their base."""
+    deploy: DeployLimits | None = None
+    """Without it a client's request deploys nothing."""
     base_learning_rate: float | None = Field(default=None, gt=0)
     """What a learning-rate multiplier of 1 means; without it the backend says."""
     settings: dict[str, Any] = {}
@@ -45,6 +67,8 @@ class Target(BaseModel):
             raise ValueError("needs backend and model, or run")
         if self.run is not None and (self.backend or self.model or self.settings or self.base_learning_rate):
             raise ValueError("run stands alone: it has its backend, model and settings")
+        if self.deploy is not None and self.on == "here":
+            raise ValueError("deploy is for models that answer at their host: leave out on, or deploy")
         return self
 
 
@@ -52,9 +76,13 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     organization: str = Field(default="orchestrate", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    """Third part of the names of tuned models."""
     files: str | None = None
+    """Folder of uploaded files. Default: `gateway/` of the home folder."""
     webhook_url: str | None = None
+    """Address to notify when a job ends."""
     models: dict[str, Target] = {}
+    """A table for each name that clients ask for; `default` stands for all other names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,10 +155,18 @@ def target_of(asked: str, models: Mapping[str, Target], key: GatewayKey) -> Targ
 
 
 def answers_here(asked: str, base: str, backend: str, models: Mapping[str, Target]) -> bool:
-    """Whether the configuration has a tuned model, asked by this name and made of this base on a backend,
-    answer here."""
+    """Whether the configuration has a tuned model answer here."""
+    found = of_tuned(asked, base, backend, models)
+    return found is not None and found[1].on == "here"
+
+
+def of_tuned(asked: str, base: str, backend: str, models: Mapping[str, Target]) -> tuple[str, Target] | None:
+    """The entry, with its name, of a tuned model that is asked by a name and was made of a base on a
+    backend."""
     found = models.get(asked) or _named(base, models) or models.get(DEFAULT)
-    return found is not None and found.on == "here" and (found.run is not None or found.backend == backend)
+    if found is None or (found.run is None and found.backend != backend):
+        return None
+    return next(name for name, target in models.items() if target is found), found  # aliases come later
 
 
 def _named(asked: str, known: Mapping[str, Target]) -> Target | None:

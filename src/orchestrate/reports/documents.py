@@ -23,7 +23,7 @@ from orchestrate.reports import rows
 from orchestrate.reports.quotes import markdown_table, markdown_text
 from orchestrate.reports.records import Compared, ComparedRuns, billed, quoted
 from orchestrate.reports.rows import CONTENDER_HEAD, SCORE_HEAD, contender_rows, score_rows, what_was_asked
-from orchestrate.text import inert
+from orchestrate.text import NOTHING, inert
 from orchestrate.types import Evaluation
 
 _DECIDING = frozenset(
@@ -128,10 +128,11 @@ def _line(said: str) -> str:
 
 
 def listed(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Listing:
-    """Cells of any length under their names."""
-    table = Listing(*head)
+    """Cells of any length under their names, without the columns that say nothing in any row."""
+    told = [at for at in range(len(head)) if not rows or any(row[at] != NOTHING for row in rows)]
+    table = Listing(*(head[at] for at in told))
     for row in rows:
-        table.add_row(*(inert(cell) for cell in row))
+        table.add_row(*(inert(row[at]) for at in told))
     return table
 
 

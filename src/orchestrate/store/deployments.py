@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from orchestrate.errors import UsageError
 from orchestrate.store import RUN_PREFIX, new_run_id, schema, stamp, time_of
 from orchestrate.store.database import Database
-from orchestrate.store.ledger import Taken, count, reserve_deployment
+from orchestrate.store.ledger import Limit, Taken, asked_for, count, reserve_deployment
 from orchestrate.store.transitions import ImpossibleTransition
 from orchestrate.types import Age, Deployment, DeploymentState, Endpoint, Record, Standing
 
@@ -198,12 +198,20 @@ class Deployments:
         """Now, on the clock that its age is counted on."""
         return time_of(deployment, self._db.clock)
 
-    def add(self, deployment: Deployment, *, budget_usd: Decimal | None = None, note: str = "intent") -> None:
+    def add(
+        self,
+        deployment: Deployment,
+        *,
+        budget_usd: Decimal | None = None,
+        limits: Sequence[Limit] = (),
+        note: str = "intent",
+    ) -> None:
         """Writes it down before anything is sent. Raises `OverBudget` when what it may cost does not fit into
-        what is left of `budget_usd`, and `UsageError` when its job has one that is not over."""
+        what is left of `budget_usd` and of each limit, and `UsageError` when its job has one that is not
+        over."""
         deployment = self._read(deployment, deployment.created_at)
         with self._db.writing() as connection:
-            reserve_deployment(connection, self._db.clock, None, deployment, budget_usd)
+            reserve_deployment(connection, self._db.clock, None, deployment, budget_usd, limits)
             try:
                 connection.execute(
                     schema.deployments.insert().values(
@@ -230,6 +238,7 @@ class Deployments:
         change: Change,
         *,
         budget_usd: Decimal | None = None,
+        limits: Sequence[Limit] = (),
         made_at: datetime | None = None,
         note: str | None = None,
         new_attempt: bool = False,
@@ -237,7 +246,8 @@ class Deployments:
         """Changes one by a function of this module, in one transaction. `change`
         sees it as it is now, and the time by its age; `made_at` is when its host says that it was made.
 
-        With a budget the change agrees to more cost, or starts it: raises `OverBudget` as `add` does.
+        With a budget or limits the change agrees to more cost, or starts it: raises `OverBudget` as `add`
+        does.
         """
         table = schema.deployments
         query = select(table.c.record, table.c.attempt).where(table.c.id == deployment_id).with_for_update()
@@ -252,7 +262,7 @@ class Deployments:
                 return before
             if after is not before:
                 after = msgspec.structs.replace(after, updated_at=self._db.clock.now())
-                reserve_deployment(connection, self._db.clock, before, after, budget_usd)
+                reserve_deployment(connection, self._db.clock, before, after, budget_usd, limits)
             after = self._read(after, at)
             attempt = row.attempt + new_attempt
             if new_attempt:
@@ -266,6 +276,16 @@ class Deployments:
                 self._append(connection, after, attempt, note)
             count(connection, [Taken.by_deployment(before)], [Taken.by_deployment(after)])
             return after
+
+    def limit_of_entry(self, model: str, usd: Decimal, but: str | None) -> Limit:
+        """What an entry of the gateway's model map may cost in all, for the transaction that deploys. `but`:
+        the deployment in question."""
+        words = {
+            "what": f"what is left of deploy.max_cost_usd of gateway.models.{model},",
+            "figure": "the most that this deployment may cost",
+            "fix": "raise it in the configuration of the gateway",
+        }
+        return Limit(usd, lambda c: asked_for(c, self._db.clock, but=but, gateway_model=model), words)
 
     def _read(self, deployment: Deployment, at: datetime) -> Deployment:
         """With a reading of the clocks for its age at this time."""

@@ -17,6 +17,8 @@ from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+from msgspec.structs import replace
 from sqlalchemy import Connection, or_, select, text
 
 from orchestrate.paid.limits import exceeds, require_price, require_within
@@ -140,16 +142,16 @@ def reserve_deployment(
     before: Deployment | None,
     after: Deployment,
     budget_usd: Decimal | None,
+    limits: Sequence[Limit] = (),
 ) -> None:
     """All that a deployment may cost from now on, less what it held before. Nothing more is taken from one
-    that bills already and will cost no more."""
-    from orchestrate.costing.expenses import deployment_spending
-
-    if budget_usd is None or after.sandbox:
+    that bills already and will cost no more. `limits` hold in a sandbox too."""
+    budget_usd = None if after.sandbox else budget_usd
+    if budget_usd is None and not limits:
         return
     now = time_of(after, clock)
-    held = deployment_spending(before, now).committed_usd if before is not None else Decimal(0)
-    wanted = deployment_spending(after, now).committed_usd
+    held = _as_billed(before, now).committed_usd if before is not None else Decimal(0)
+    wanted = _as_billed(after, now).committed_usd
     priced = after.usd_per_hour is not None
     if priced and before is not None and before.billing_since is not None and wanted <= held:
         return
@@ -162,9 +164,32 @@ def reserve_deployment(
         held_usd=held,
         unknown=None if priced else "the hourly price of this deployment is unknown",
         unknown_fix="a shape with a price, or no budget",
+        limits=limits,
         figure="the most that this deployment may cost from now on",
         fix=_LESS,
     )
+
+
+def _as_billed(deployment: Deployment, at: datetime) -> Spending:
+    """The play money of a sandbox counts as money does."""
+    from orchestrate.costing.expenses import deployment_spending
+
+    return deployment_spending(replace(deployment, sandbox=False), at)
+
+
+def asked_for(connection: Connection, clock: Clock, *, but: str | None = None, **named: str) -> Decimal:
+    """What the deployments that the gateway made have cost and may cost yet: those with these fields. `but`
+    is the one that is changed, and counts once it is over: then a new one is made."""
+    table, found = schema.deployments, Decimal(0)
+    query = select(table.c.record).where((table.c.id != (but or "")) | table.c.over)
+    for field_name, value in named.items():
+        part = f'"{field_name}":{msgspec.json.encode(value).decode()}'
+        query = query.where(table.c.record.contains(part, autoescape=True))
+    for record in connection.execute(query).scalars():
+        deployment = Deployment.from_json(record)
+        if all(getattr(deployment, name) == value for name, value in named.items()):  # LIKE knows no case
+            found += _as_billed(deployment, time_of(deployment, clock)).total_usd
+    return found
 
 
 def total_spending(connection: Connection, clock: Clock) -> Spending:

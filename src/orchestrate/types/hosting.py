@@ -171,6 +171,10 @@ class Deployment(Record, frozen=True, kw_only=True):
     max_hours: Decimal | None = None
     """Since it was made."""
     made_by: str | None = None
+    gateway_key: str | None = None
+    """Key of the gateway whose request had it made."""
+    gateway_model: str | None = None
+    """Entry of the gateway's model map that allowed it."""
     cause: str | None = None
     """Why it ends or ended."""
     problem: str | None = None

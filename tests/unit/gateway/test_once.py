@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -353,26 +352,14 @@ def _killed_on(port: int, place: str, sandbox: Sandbox, folder: Path) -> list[Jo
     """The jobs of the host that came of one request whose gateway was killed at a place and started again."""
     home = folder / place
     home.mkdir()
-    own = {"ORCHESTRATE_HOME": str(home), "ORCHESTRATE_KEYS": str(home / "keys.toml")}
-    env = {**{k: v for k, v in os.environ.items() if not k.startswith("ORCHESTRATE")}, **sandbox.env, **own}
-    streams = [home / name for name in ("in", "out", "err")]
-    streams[0].touch()
-
-    def start() -> command.Process:
-        (home / "up").unlink(missing_ok=True)
-        words = [str(home), str(port), place]
-        process = command.start(worker.main, words, cwd=home, env=env, streams=streams)
-        until((home / "up").exists)
-        return process
-
-    process = start()
+    process = worker.start(home, port, place, sandbox.env)
     url = f"http://127.0.0.1:{port}/v1"
     with OpenAI(base_url=url, api_key="no-key-here", max_retries=20) as client, ThreadPoolExecutor(1) as pool:
         file = client.files.create(file=("t.jsonl", rows(mark=place)), purpose="fine-tune")
         create = client.fine_tuning.jobs.create
         asked = pool.submit(lambda: create(model=ASKED, training_file=file.id, suffix=place))
         command.ended(process, 240)
-        process = start()
+        process = worker.start(home, port, place, sandbox.env)
         try:
             job = asked.result(240)
             assert ended(client, job.id).status == "succeeded"
@@ -380,6 +367,7 @@ def _killed_on(port: int, place: str, sandbox: Sandbox, folder: Path) -> list[Jo
         finally:
             process.kill()
             process.join()
+    own = {"ORCHESTRATE_HOME": str(home), "ORCHESTRATE_KEYS": str(home / "keys.toml")}
     with Orchestrator(config.load(env={**sandbox.env, **own}, cwd=home)) as ft:
         [run] = ft.runs()
         refs = {run.record.ref}

@@ -7,22 +7,37 @@ import os
 import signal
 import threading
 from pathlib import Path
-from typing import Any
 
-from tests.unit.gateway.conftest import MODELS
+from tests import command
+from tests.unit.gateway.conftest import ASKED, MODELS, until
 
 from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.gateway import running, terms
 from orchestrate.runs import submit as submission
 from orchestrate.runs import watch as watching
+from orchestrate.runs.hosting import deploying
 from orchestrate.settings import config
 
 BEFORE = ("before-taken", "after-taken")
 """Places at which the client has no answer yet."""
+DEPLOY = "deploy"
+"""Before the places of a deployment."""
 BEHIND = (
     *("before-submit", "prepared", "after-intent", "after-upload", "after-uploaded"),
     *("after-post", "after-submitted", "after-submit"),
 )
+
+
+def start(home: Path, port: int, place: str, env: dict[str, str]) -> command.Process:
+    """One that answers. `env`: of the sandboxes."""
+    own = {"ORCHESTRATE_HOME": str(home), "ORCHESTRATE_KEYS": str(home / "keys.toml")}
+    env = {**{k: v for k, v in os.environ.items() if not k.startswith("ORCHESTRATE")}, **env, **own}
+    streams = [home / name for name in ("in", "out", "err")]
+    streams[0].touch()
+    (home / "up").unlink(missing_ok=True)
+    process = command.start(main, [str(home), str(port), place], cwd=home, env=env, streams=streams)
+    until((home / "up").exists)
+    return process
 
 
 def main(arguments: list[str]) -> None:
@@ -35,10 +50,14 @@ def main(arguments: list[str]) -> None:
             killed.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    made: Any = submission.submitter
-    submission.submitter = lambda *args: dataclasses.replace(made(*args), reached=reached)
+    sent, put_up = submission.submitter, deploying.deployer_of
+    submission.submitter = lambda *args: dataclasses.replace(sent(*args), reached=reached)
+    deploying.deployer_of = lambda *args: dataclasses.replace(
+        put_up(*args), reached=lambda where: reached(f"{DEPLOY} {where}")
+    )
     with Orchestrator(config.load(cwd=home)) as ft:
-        table = {"models": MODELS, "files": arguments[3]} if len(arguments) > 3 else {"models": MODELS}
+        models = {**MODELS, ASKED: {**MODELS[ASKED], "deploy": {"max_hours": 2, "max_cost_usd": 40}}}
+        table = {"models": models, "files": arguments[3]} if len(arguments) > 3 else {"models": models}
         told = terms.read(table, home, "here", port=port)
         with running.serve(ft, told, watching.watcher(ft), reached):
             (home / "up").touch()

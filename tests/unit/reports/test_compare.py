@@ -438,3 +438,18 @@ def test_a_comparison_of_four_fits_on_a_screen(run: Make, result: Result) -> Non
     text = plain_text(compare(runs, {}, scores, between=pairs).table(), 100)
     assert text.count("\n") <= 40
     assert text.splitlines()[0].startswith("Take openai: on exact_match no difference is shown")
+
+
+def test_an_evaluation_of_one_model_fits_a_narrow_terminal(run: Make, result: Result) -> None:
+    from orchestrate.reports.documents import evaluation_table, plain_text
+
+    two = result(run("local", id="run-1r3wn3jccxqh"), 0.9)
+    mine, _ = two.measures
+    one = replace(
+        two, contenders=two.contenders[:1], measures=(mine, replace(mine, metric="token_f1")), differences=(),
+        metrics=(*two.metrics, replace(two.metrics[0], name="token_f1")), against=None,
+    )  # fmt: skip
+    said = plain_text(evaluation_table(one, ()), 80)
+    rows = [line for line in said.splitlines() if line.startswith(("exact_match", "token_f1"))]
+    assert len(rows) == 2 and all("0.900 (0.870 to 0.925)" in row and row.endswith("200") for row in rows)
+    assert "against" not in said and "against" in plain_text(evaluation_table(two, ()), 80)

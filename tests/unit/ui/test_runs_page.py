@@ -79,6 +79,16 @@ def test_a_page_comes_with_its_first_runs_and_asks_for_the_others(web: TestClien
     assert shown(web, link.removeprefix("/")).rows == rest.rows, "without scripts, by a link"
 
 
+def test_a_short_page_leads_to_the_next_one(web: TestClient, make_run: MakeRun) -> None:
+    made = [make_run(f"run-{n}").id for n in range(5)][::-1]
+    seen, query = list[str](), "?limit=2"
+    while query:
+        page = shown(web, query)
+        seen += page.rows
+        query = next((link.removeprefix("/") for link in page.links if f"after={seen[-1]}" in link), "")
+    assert seen == made and "coming" not in page.text
+
+
 def test_an_empty_store_says_the_next_command(web: TestClient) -> None:
     assert "orchestrate sandbox run -- orchestrate submit" in shown(web).text
 

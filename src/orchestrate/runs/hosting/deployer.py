@@ -9,7 +9,7 @@ it is asked to end again, by whoever watches.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -50,6 +50,7 @@ from orchestrate.types import (
 if TYPE_CHECKING:
     from orchestrate.providers.adapters import Adapters
     from orchestrate.providers.base import Provider
+    from orchestrate.store.ledger import Limit
     from orchestrate.store.store import Store
 
 DEPLOY_POINTS = ("after-intent", "after-creating", "after-request", "after-up")
@@ -69,6 +70,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     max_hours: Decimal | None = None
     accept_unknown_price: bool = False
     made_by: str | None = None
+    gateway_key: str | None = None
+    gateway_model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -120,9 +123,11 @@ class Deployer:
             most_usd=most if agreed.limited and price is not None else None,
         )
 
-    def deploy(self, run: Run, terms: Terms, *, budget_usd: Decimal | None = None) -> Deployment:
+    def deploy(
+        self, run: Run, terms: Terms, *, budget_usd: Decimal | None = None, limits: Sequence[Limit] = ()
+    ) -> Deployment:
         """Makes it, or completes, starts or changes what an earlier call began: all that it may cost from
-        then on is taken from the budget first.
+        then on is taken from the budget, and from each limit, first.
 
         Raises `OverBudget` before anything is written or sent, `OutcomeUnknown` when the answer was lost
         (`sync` finds out, and so does this call when it is repeated), `LeaseHeld` while another process is
@@ -134,10 +139,13 @@ class Deployer:
             if deployment is None:
                 fresh = self._intent(run)
                 deployment = _agreed(fresh, terms, price, fresh.created_at)
-                self.store.deployments.add(deployment, budget_usd=budget_usd)
+                self.store.deployments.add(deployment, budget_usd=budget_usd, limits=limits)
             else:
                 deployment = self.store.deployments.apply(
-                    deployment.id, lambda d, at: _agreed(d, terms, price, at), budget_usd=budget_usd
+                    deployment.id,
+                    lambda d, at: _agreed(d, terms, price, at),
+                    budget_usd=budget_usd,
+                    limits=limits,
                 )
             self.reached("after-intent")
             if self.adapter is not None:
@@ -407,6 +415,8 @@ def _agreed(deployment: Deployment, terms: Terms, price: Decimal | None, at: dat
         "max_cost_usd": terms.max_cost_usd,
         "max_hours": terms.max_hours,
         "made_by": deployment.made_by or terms.made_by,
+        "gateway_key": deployment.gateway_key or terms.gateway_key,
+        "gateway_model": deployment.gateway_model or terms.gateway_model,
         "usd_per_hour": price,
         "options": {**deployment.options, **terms.options},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -17,6 +18,7 @@ from orchestrate.types import Deployment, DeploymentOffer
 if TYPE_CHECKING:
     from orchestrate.providers.base import Progress
     from orchestrate.runs.tracked import TrackedRun
+    from orchestrate.store.ledger import Limit
     from orchestrate.workspace import Workspace
 
 
@@ -31,13 +33,14 @@ def deploy(
     to: str | None,
     terms: Terms,
     progress: Progress | None = None,
+    limits: Sequence[Limit] = (),
 ) -> Deployment:
-    """As `RunHandle.deploy`."""
+    """As `RunHandle.deploy`. `limits` hold beside the budget."""
     deployer = _deployer(ws, run, to, progress)
     privacy.require_own(run.record, deployer.provider)
     trust.require_to_spend(ws.settings, deployer.provider)
     terms = replace(terms, made_by=terms.made_by or ws.settings.made_by or None)
-    return deployer.deploy(run.record, terms, budget_usd=ws.settings.budget_usd)
+    return deployer.deploy(run.record, terms, budget_usd=ws.settings.budget_usd, limits=limits)
 
 
 def _deployer(ws: Workspace, run: TrackedRun, to: str | None, progress: Progress | None = None) -> Deployer:

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Insert, and_, or_, select, true
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.store import schema, stamp
 from orchestrate.store.database import Database
-from orchestrate.store.ledger import one_at_a_time
+from orchestrate.store.ledger import Limit, asked_for, one_at_a_time
 from orchestrate.types import AuditEntry, GatewayJob, GatewayKey, SubmitPhase
 
 Object = dict[str, Any]
@@ -234,7 +234,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Use:
-    """What a key's jobs take."""
+    """What a key's jobs, and the deployments that it asked for, take."""
 
     usd: Decimal
     open: int
@@ -310,7 +310,18 @@ class GatewayJobs:
         fewer = table.update().where(table.c.id == id, table.c.fewest_retries > retries)
         connection.execute(fewer.values(fewest_retries=retries))
 
-    def _use(self, connection: Connection, key: str) -> Use:
+    def limit(self, key: GatewayKey, but: str | None) -> Limit | None:
+        """What a key may cost, for the transaction that deploys for it; `but`: the deployment in question."""
+        if key.budget_usd is None:
+            return None
+        words = {
+            "what": f"what the key {key.name} has left,",
+            "figure": "the most that this deployment may cost",
+            "fix": "a key with a higher budget",
+        }
+        return Limit(key.budget_usd, lambda connection: self._use(connection, key.name, but).usd, words)
+
+    def _use(self, connection: Connection, key: str, but: str | None = None) -> Use:
         jobs, runs = schema.gateway_jobs, schema.runs
         query = (
             select(jobs.c.record, jobs.c.open, runs.c.bill_usd, runs.c.committed_usd, runs.c.phase)
@@ -327,7 +338,7 @@ class GatewayJobs:
                 usd += known
             elif job is not None and going:  # it will be sent, or again where it was refused
                 usd += job.quote_usd or Decimal(0)
-        return Use(usd, count)
+        return Use(usd + asked_for(connection, self._db.clock, but=but, gateway_key=key), count)
 
     def use(self, key: str) -> Use:
         with self._db.reading() as connection:
