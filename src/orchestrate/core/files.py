@@ -67,14 +67,17 @@ def is_private(folder: Path) -> bool:
 
 
 def inside(path: Path) -> Path:
-    """The path, to write to. Raises `UsageError` where it lies in a project (a repository, or where an
-    `orchestrate.toml` is) and a link there leads out of it: a clone brings its links with it, and what is
-    written through one is a file of the user's."""
+    """The path of a file, to write to. Raises `UsageError` where it is a link out of the project that it lies
+    in (a repository, or a folder with an `orchestrate.toml`): a clone brings its links with it, and what is
+    written through one is a file of the user's. A folder of a project may lead elsewhere, as to a larger
+    disk: it changes no file that is there under another name."""
+    if not path.is_symlink():
+        return path
     named, real = Path(os.path.abspath(path)), os.path.realpath(path)  # noqa: PTH100  `..` and links apart
     root = next((up for up in named.parents if any(os.path.lexists(up / mark) for mark in _MARKS)), None)
     if root is not None and not Path(real).is_relative_to(os.path.realpath(root)):
         raise UsageError(
-            f"{path} was not written: it is, or lies behind, a link out of {root}, to {real}",
+            f"{path} was not written: it is a link out of {root}, to {real}",
             fix="name the file that the link leads to, or remove the link",
         )
     return path
@@ -82,7 +85,6 @@ def inside(path: Path) -> Path:
 
 def new_folder(path: Path) -> Path:
     """Makes a folder and what is missing above it, private where the one that is there is private."""
-    inside(path)
     if not path.is_dir():
         parent = new_folder(path.parent)
         path.mkdir(mode=0o700 if is_private(parent) else 0o777, exist_ok=True)
@@ -129,7 +131,7 @@ def move_into_place(draft: Path, path: Path) -> None:
 def whole_folder(path: Path, *, replace: bool = True) -> Generator[Path]:
     """A new folder to fill, which becomes `path` at the end of the block; after an error nothing is left.
     Without `replace` a folder with content that is there already stays: raises `OSError`."""
-    draft = _draft(inside(path))
+    draft = _draft(path)
     try:
         private = is_private(new_folder(draft).parent)
         yield draft
