@@ -5,17 +5,18 @@
     ... --load "short chats"                 # one load; see training_loads.py
     ... --llamafactory /tmp/lf               # also LLaMA-Factory; makes its environment there, once
 
-Contenders take turns within one run, each in a process of its own: all of them with the first seed, the
-engine and its rival in loss with the others. With `all` only the likely fastest train the loads after the
-first, short chats are trained with one thread too, and on a CPU with AMX also without it.
+Contenders take turns within one run, each in a process of its own: all of them train every load with the
+first seed, the engine and its rival in loss with the others. With `all` short chats are trained with one
+thread too, and on a CPU with AMX also without it. A run is kept in the JSON as soon as it has ended.
 
 Every contender trains the same adapter (LoRA r=16 on all linear layers over NF4 with double quantisation, in
-bf16 or fp32, whichever the CPU is made for) from the same weights on the same rows, as many (or their tokens,
-where rows are packed) to the optimiser step, the same learning rates; the engine in the environment of its
-workers, the others in a plain one. Counted are the rows' own tokens, padding left out. Speed is told by the
-second where nothing else ran, else by the second of processor time: what other work took meanwhile is kept
-with each run. Loading and encoding are left out, the engine's look at its own speed before the first step is
-not. Afterwards one and the same code computes the loss of each adapter on held-out rows of the same kind.
+bf16 or fp32, whichever the device is made for) from the same weights on the same rows, as many (or their
+tokens, where rows are packed) to the optimiser step, the same learning rates; all with the same settings of
+torch's caches, the engine in the environment of its workers. Counted are the rows' own tokens, padding left
+out. Speed is told by the second where nothing else ran, else by the second of processor time: what other work
+took meanwhile is kept with each run. Loading and encoding are left out, the engine's look at its own speed
+before the first step is not. Afterwards one and the same code computes the loss of each adapter on held-out
+rows of the same kind.
 
 The model is random: speed does not depend on what a model knows, and a loss that falls from ln(vocabulary)
 shows what each contender learnt from the same tokens.
@@ -46,8 +47,6 @@ from training_table import tables
 LLAMA_FACTORY_PACKAGE = "llamafactory==0.9.5"
 WITHOUT_AMX = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
 SHORT = "short chats"
-BEST = ("engine", RIVAL, "TRL, packed", "TRL, padding-free")
-"""Who trains the other loads with `all`: the rest was slower on short chats, or is like the second."""
 DEVELOPMENT = [name for name in OWN if name != "engine"]
 """Run only where they are named."""
 
@@ -61,7 +60,6 @@ class Case:
     seeds: int = 1
     note: str = ""
     environment: dict[str, str] = field(default_factory=dict[str, str])
-    only: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -75,11 +73,13 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
     yield Case(SHORT, args.threads, args.seeds)
     for name in LOADS:
         if name != SHORT:
-            yield Case(name, args.threads, only=BEST)
+            yield Case(name, args.threads)
+    if args.device == "cuda":
+        return
     if args.threads > 1:
-        yield Case(SHORT, 1, note=", one thread", only=BEST)
+        yield Case(SHORT, 1, note=", one thread")
     if "amx_bf16" in cpu_flags():
-        yield Case(SHORT, args.threads, note=", without AMX", environment=WITHOUT_AMX, only=BEST)
+        yield Case(SHORT, args.threads, note=", without AMX", environment=WITHOUT_AMX)
 
 
 def main() -> None:
@@ -93,8 +93,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="in the place of the load's own number")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
-        "--precision", choices=["auto", *DTYPES], default="auto", help="of all; auto: what suits this CPU"
+        "--precision", choices=["auto", *DTYPES], default="auto", help="of all; auto: what suits the device"
     )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--only", help="names of contenders, separated by ;")
     parser.add_argument(
         "--seeds", type=int, default=1, help="the engine and its rival train the first load with so many"
@@ -108,9 +109,10 @@ def main() -> None:
     figures = about(args)
     with tempfile.TemporaryDirectory() as folder:
         for case in cases(args):
-            figures["cases"].append(compared(args, case, Path(folder) / str(len(figures["cases"]))))
-            if args.json:  # what is there stays when a later load fails
-                write(args.json, figures)
+            for found in compared(args, case, Path(folder) / str(len(figures["cases"]))):
+                figures["cases"] = [*(c for c in figures["cases"] if c["name"] != case.name), found]
+                if args.json:  # what is there stays when a later run fails
+                    write(args.json, figures)
     print(tables(figures))
 
 
@@ -118,24 +120,26 @@ def about(args: argparse.Namespace) -> dict[str, Any]:
     from orchestrate.local import machine
     from orchestrate.local import model as engines
 
-    args.precision = engines.precision(args.precision, "cpu").name
+    args.precision = engines.precision(args.precision, args.device).name
+    gpus = [gpu.name for gpu in machine.gpus()] if args.device == "cuda" else []
     return {
         "benchmark": "training",
-        "machine": f"{machine.cpu_name()}, {args.threads} of {machine.cores()} threads",
+        "machine": ", ".join([*gpus[:1], machine.cpu_name(), f"{args.threads} of {machine.cores()} threads"]),
         "instructions": instructions(),
         "load_average": machine.load(),
         "day": str(date.today()),
         "torch": version("torch"),
         "trl": version("trl") if find_spec("trl") else "of another environment",
-        "model": f"a random {args.shape} Llama, NF4, {args.precision}, LoRA r=16",
+        "model": f"a random {args.shape} Llama where a load names no other, NF4, {args.precision}, LoRA r=16",
         "cases": list[dict[str, Any]](),
     }
 
 
-def compared(args: argparse.Namespace, case: Case, folder: Path) -> dict[str, Any]:
+def compared(args: argparse.Namespace, case: Case, folder: Path) -> Iterator[dict[str, Any]]:
+    """What is known after each run, and after all of them with their losses."""
     load, model = LOADS[case.load], folder / "model"
     folder.mkdir()
-    make_model(model, args.shape, load.vocabulary)
+    make_model(model, load.shape or args.shape, load.vocabulary)
     rows = args.rows or load.rows
     counts = counted(load, load.train(rows), model)
     tokens = sum(n for n, _ in counts)
@@ -150,16 +154,9 @@ def compared(args: argparse.Namespace, case: Case, folder: Path) -> dict[str, An
         precision=args.precision,
         tokens=round(tokens / len(counts)),
         longest=max(n for n, _ in counts),
+        device=args.device,
     )
-    runs: list[dict[str, Any]] = []
-    for seed in range(case.seeds):
-        for name, python in pythons(args, case, seed).items():
-            out = str(folder / f"adapter-{len(runs)}")
-            if one := contend(python, name, replace(work, out=out, seed=seed), case):
-                runs.append({**one, "adapter": out})
-    judging = replace(work, out=str(folder / "judging"))
-    losses = contenders.judge(judging, [one.pop("adapter") for one in runs])
-    return {
+    found: dict[str, Any] = {
         "name": case.name,
         "threads": case.threads,
         "environment": case.environment,
@@ -167,13 +164,25 @@ def compared(args: argparse.Namespace, case: Case, folder: Path) -> dict[str, An
         "longest": work.longest,
         "tokens": tokens,
         "trained_tokens": sum(n for _, n in counts),
-        "runs": [{**one, "held_out_loss": loss} for one, loss in zip(runs, losses, strict=True)],
+        "runs": list[dict[str, Any]](),
     }
+    adapters: list[str] = []
+    for seed in range(case.seeds):
+        for name, python in pythons(args, case, seed).items():
+            out = str(folder / f"adapter-{len(adapters)}")
+            if one := contend(python, name, replace(work, out=out, seed=seed), case):
+                found["runs"].append({**one, "held_out_loss": None})
+                adapters.append(out)
+                yield found
+    losses = contenders.judge(replace(work, out=str(folder / "judging")), adapters)
+    for one, loss in zip(found["runs"], losses, strict=True):
+        one["held_out_loss"] = loss
+    yield found
 
 
 def pythons(args: argparse.Namespace, case: Case, seed: int) -> dict[str, str]:
     """Who takes part, each with its interpreter."""
-    asked = args.only.split(";") if args.only else case.only
+    asked = args.only.split(";") if args.only else ()
     if not args.only and seed > 0:
         asked = ("engine", RIVAL)
     found: dict[str, str] = {}
@@ -193,7 +202,8 @@ def pythons(args: argparse.Namespace, case: Case, seed: int) -> dict[str, str]:
 def contend(python: str, name: str, work: Work, case: Case) -> dict[str, Any] | None:
     from orchestrate.local.run.launching import worker_environment
 
-    env = worker_environment(work.threads) if name in OWN else {**os.environ}
+    own = worker_environment(work.threads)
+    env = own if name in OWN else {**os.environ, **{k: own[k] for k in own if k.endswith("_CACHE_CAPACITY")}}
     env |= {"OMP_NUM_THREADS": str(work.threads), "TOKENIZERS_PARALLELISM": "false", **case.environment}
     before = Meter.now()
     done = subprocess.run(

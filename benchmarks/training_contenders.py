@@ -37,6 +37,7 @@ class Work:
     tokens: int
     """Of a conversation, the mean."""
     longest: int
+    device: str = "cpu"
 
     @property
     def load(self) -> Load:
@@ -55,6 +56,10 @@ class Work:
         found = Path(f"{self.out}-work")
         found.mkdir(exist_ok=True)
         return found
+
+    def two_at_once(self) -> dict[str, int]:
+        """Of rows of many lengths: little is padded."""
+        return {"per_device_train_batch_size": 2, "gradient_accumulation_steps": self.load.batch // 2}
 
     def side_by_side(self) -> dict[str, int]:
         """Rows in a pass, and passes to a step."""
@@ -87,15 +92,24 @@ class Clock:
         self.wall = self.cpu = 0.0
 
     def __enter__(self) -> Clock:
+        settled()
         self._wall, self._cpu = time.perf_counter(), time.process_time()
         return self
 
     def __exit__(self, *_: object) -> None:
+        settled()
         self.wall += time.perf_counter() - self._wall
         self.cpu += time.process_time() - self._cpu
 
     def told(self, steps: int) -> dict[str, Any]:
         return {"wall": self.wall, "cpu": self.cpu, "steps": steps}
+
+
+def settled() -> None:
+    """What was given to a GPU is done."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 Contender = Callable[[Work], dict[str, Any]]
@@ -124,6 +138,7 @@ def engine(work: Work) -> dict[str, Any]:
         adapter=Adapter(type="qlora", r=16, alpha=32.0),
         hyper=hyper,
         threads=work.threads,
+        device=work.device,
         precision=work.precision,
         created_at=now(),
         seed=work.seed,
@@ -165,7 +180,12 @@ def base_model(work: Work) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
-    return AutoModelForCausalLM.from_pretrained(work.model, dtype=dtype, quantization_config=in_four_bits)
+    return AutoModelForCausalLM.from_pretrained(
+        work.model,
+        dtype=dtype,
+        quantization_config=in_four_bits,
+        device_map={"": 0} if work.device == "cuda" else None,
+    )
 
 
 def common(work: Work) -> dict[str, Any]:
@@ -174,7 +194,7 @@ def common(work: Work) -> dict[str, Any]:
         "learning_rate": RATE,
         "lr_scheduler_type": "linear",
         "warmup_steps": 0,
-        "use_cpu": True,
+        "use_cpu": work.device == "cpu",
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
@@ -271,7 +291,11 @@ def trl_dpo(
     return run
 
 
-def peft_trainer(work: Work) -> dict[str, Any]:
+def peft_trainer(at_once: Callable[[Work], dict[str, int]]) -> Contender:
+    return lambda work: _peft_trainer(work, at_once(work))
+
+
+def _peft_trainer(work: Work, at_once: dict[str, int]) -> dict[str, Any]:
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
@@ -289,7 +313,7 @@ def peft_trainer(work: Work) -> dict[str, Any]:
         )
     trainer = Trainer(
         model=get_peft_model(base_model(work), LoraConfig(**LORA, task_type="CAUSAL_LM")),
-        args=TrainingArguments(**common(work), **work.side_by_side(), **LIKE_LENGTHS),
+        args=TrainingArguments(**common(work), **at_once, **LIKE_LENGTHS),
         train_dataset=data,
         data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),
     )
@@ -363,8 +387,12 @@ OTHERS: dict[str, Contender] = {
     RIVAL: best(Work.side_by_side, **LIKE_LENGTHS),
     "TRL, packed": best(Work.packed, packing=True),
     "TRL, padding-free": best(Work.in_line, padding_free=True),
-    "peft and Trainer": peft_trainer,
+    "peft and Trainer": peft_trainer(Work.side_by_side),
     LLAMA_FACTORY: llama_factory,
+}
+WHERE_LENGTHS_VARY: dict[str, Contender] = {
+    "TRL, like lengths, 2 rows a pass": best(Work.two_at_once, **LIKE_LENGTHS),
+    "peft and Trainer, 2 rows a pass": peft_trainer(Work.two_at_once),
 }
 OTHERS_IN_PAIRS: dict[str, Contender] = {
     "TRL, defaults": trl_dpo(Work.defaults),
@@ -373,12 +401,19 @@ OTHERS_IN_PAIRS: dict[str, Contender] = {
 
 
 def contenders_for(load: Load) -> dict[str, Contender]:
-    return {**OWN, **(OTHERS_IN_PAIRS if load.pairs else OTHERS)}
+    varied = WHERE_LENGTHS_VARY if load.varied else {}
+    return {**OWN, **(OTHERS_IN_PAIRS if load.pairs else {**OTHERS, **varied})}
 
 
 def run(name: str, work: Work) -> dict[str, Any]:
     result = contenders_for(work.load)[name](work)
-    return {**result, "peak_mb": peak_mb()}
+    return {**result, "peak_mb": peak_mb() if work.device == "cpu" else gpu_peak_mb()}
+
+
+def gpu_peak_mb() -> float:
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**20
 
 
 def peak_mb() -> float:

@@ -12,8 +12,18 @@ ROOT = Path(__file__).parents[1]
 BUNDLED = ROOT / "src" / "orchestrate" / "bundled"
 ORDERS = BUNDLED / "orders"
 TINY = BUNDLED / "tiny-chat"
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "27M": {"hidden_size": 512, "num_hidden_layers": 8, "intermediate_size": 1408, "num_attention_heads": 8},
+    "62M": {
+        "model_type": "qwen3",
+        "hidden_size": 512,
+        "num_hidden_layers": 10,
+        "intermediate_size": 1792,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "tie_word_embeddings": True,
+    },
     "8M": {"hidden_size": 320, "num_hidden_layers": 6, "intermediate_size": 896, "num_attention_heads": 5},
 }
 Row = dict[str, Any]
@@ -24,6 +34,10 @@ class Load:
     rows: int
     turns: int = 1
     """Chats that make one row, each an answer to train on."""
+    varied: bool = False
+    """Whether rows have from one turn to so many, half of them less than the root of that."""
+    answer: int = 0
+    """Other chats that are told in each answer: most of a row is trained."""
     context: int = 0
     """Other chats that are told in the question, as in long documents: nothing of them is trained."""
     system: int = 0
@@ -32,6 +46,8 @@ class Load:
     """Entries of the model, of which the rows use those of the tiny tokenizer."""
     pairs: bool = False
     """Each answer beside the one to another question, for DPO."""
+    shape: str | None = None
+    """Of the model, where it is not the one asked for."""
     batch: int = 16
     """Rows to a step of the optimiser."""
     judged: int = 100
@@ -49,11 +65,14 @@ class Load:
         shared = [{"role": "system", "content": "\n".join(told[: self.system])}] if self.system else []
         made: list[Row] = []
         for i in range(count):
-            picked = [chats[(i + turn * count) % len(chats)] for turn in range(self.turns)]
+            turns = round(self.turns ** chance.random()) if self.varied else self.turns
+            picked = [chats[(i + turn * count) % len(chats)] for turn in range(turns)]
             messages = [dict(message) for chat in picked for message in chat]
             if self.context:
                 lines = "\n".join(chance.sample(told, self.context))
                 messages[0]["content"] = f"{lines}\n\n{messages[0]['content']}"
+            if self.answer:
+                messages[-1]["content"] += "\n\n" + "\n".join(chance.sample(told, self.answer))
             row: Row = {"messages": [*shared, *messages]}
             if self.pairs:
                 row["rejected"] = chats[(i + 1) % len(chats)][-1]
@@ -65,12 +84,16 @@ LOADS = {
     "short chats": Load(320),
     "6 turns": Load(32, turns=6, batch=8, judged=16),
     "long questions": Load(20, context=12, batch=4, judged=20),
+    "long answers": Load(20, answer=12, batch=4, judged=20),
     "a shared system prompt": Load(40, system=6, batch=8, judged=32),
     "32,000 entries": Load(160, vocabulary=32_000),
     "151,936 entries": Load(64, vocabulary=151_936, batch=8),
+    "1 to 12 turns, Qwen3 of 62M with 50,176 entries": Load(
+        64, turns=12, varied=True, vocabulary=50_176, shape="62M", batch=8, judged=32
+    ),
     "DPO pairs": Load(96, pairs=True, batch=8),
 }
-"""With their sizes all contenders take turns at all of them in about 20 minutes on two quiet cores."""
+"""With their sizes all contenders take turns at all of them in about an hour on two quiet cores."""
 
 
 def _chats(file: str) -> list[list[dict[str, str]]]:
@@ -115,17 +138,22 @@ def counted(load: Load, rows: list[Row], model: Path) -> list[tuple[int, int]]:
 
 def make_model(folder: Path, shape: str, vocabulary: int | None) -> None:
     import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(TINY)
-    config = LlamaConfig(
-        **SHAPES[shape],
-        num_key_value_heads=SHAPES[shape]["num_attention_heads"],
-        vocab_size=vocabulary or len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
+    kind: Any = AutoConfig
+    config = kind.for_model(
+        **{
+            "model_type": "llama",
+            "num_key_value_heads": SHAPES[shape]["num_attention_heads"],
+            **SHAPES[shape],
+            "vocab_size": vocabulary or len(tokenizer),
+            "pad_token_id": tokenizer.pad_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "bos_token_id": None,
+        }
     )
     torch.manual_seed(0)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_config(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

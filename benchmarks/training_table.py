@@ -42,6 +42,11 @@ def _of(case: dict[str, Any], name: str) -> list[Run]:
     return [run for run in case["runs"] if run["name"] == name]
 
 
+def _loss(run: Run) -> str:
+    """Nothing for a run whose benchmark ended before the adapters were judged."""
+    return "" if run["held_out_loss"] is None else f"{run['held_out_loss']:.3f}"
+
+
 def _firsts(case: dict[str, Any]) -> list[Run]:
     """One of each contender, with the first seed."""
     return [run for run in case["runs"] if run["seed"] == 0]
@@ -71,8 +76,8 @@ def ahead(figures: Figures) -> str:
             f"**{best[clock] / own[clock]:.2f} x**",
             f"{own['peak_mb']:,.0f}",
             f"{best['peak_mb']:,.0f}",
-            f"{own['held_out_loss']:.3f}",
-            f"{best['held_out_loss']:.3f}",
+            _loss(own),
+            _loss(best),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) if len(lines) > 2 else ""
@@ -91,7 +96,7 @@ def everyone(figures: Figures, case: dict[str, Any]) -> str:
         ratio = "" if own is None or run is own else f"{run[clock] / own[clock]:.2f} x"
         lines.append(
             f"| {run['name']} | {run['steps']} | {case['trained_tokens'] / run[clock]:,.0f} | {ratio} "
-            f"| {run['peak_mb']:,.0f} | {run['held_out_loss']:.3f} |"
+            f"| {run['peak_mb']:,.0f} | {_loss(run)} |"
         )
     return "\n".join(lines)
 
@@ -108,7 +113,7 @@ def seeds(case: dict[str, Any]) -> str:
     ]
     for name in names:
         losses = {run["seed"]: run["held_out_loss"] for run in _of(case, name)}
-        if losses.keys() != own.keys():
+        if losses.keys() != own.keys() or None in {*losses.values(), *own.values()}:
             continue
         apart = [losses[seed] - own[seed] for seed in own]
         error = stdev(apart) / len(apart) ** 0.5
