@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -74,6 +75,66 @@ def test_jobs_are_found_by_their_metadata_whatever_it_holds(
         assert not list(
             openai.fine_tuning.jobs.list(metadata={key: value.replace("A", "a") or value, "x": "y"})
         )
+
+
+READS = (
+    "models",
+    "models/{tuned}",
+    "fine_tuning/jobs?limit=20",
+    "fine_tuning/jobs/{id}",
+    "fine_tuning/jobs/{id}/events",
+    "fine_tuning/jobs/{id}/checkpoints",
+    "files?limit=20",
+)
+
+
+@pytest.mark.slow
+def test_a_read_takes_as_much_of_the_database_however_many_jobs_there_are(
+    gateway: Gateway, many: GatewayJob
+) -> None:
+    """Counted are steps of SQLite's own machine: rows that are read and thrown away take some too."""
+    steps = 0
+
+    def tick() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    @event.listens_for(gateway.ft.store.database.engine, "before_cursor_execute")
+    def count(connection: Any, *_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+        connection.connection.dbapi_connection.set_progress_handler(tick, 10)
+
+    def taken() -> dict[str, int]:
+        """The least of some: what the gateway does beside the requests counts as well."""
+        nonlocal steps
+        found: dict[str, int] = {}
+        with gateway.http() as http:
+            for path in READS:
+                asked, each = path.format(id=many.id, tuned=many.tuned), list[int]()
+                for _ in range(6):  # the first may have to make a list that is then kept
+                    steps = 0
+                    assert http.get(asked).status_code == 200, asked
+                    each.append(steps)
+                found[path] = min(each)
+        return found
+
+    def add(numbers: range) -> None:
+        for n in numbers:
+            made = many.created_at + timedelta(seconds=n)
+            one = replace(many, id=f"ftjob-x{n:023}", tuned=f"{many.tuned}-x{n}", created_at=made)
+            gateway.ft.store.gateway_jobs.take(
+                one, Request(many.key, hashed(f"x{n}"), 0, None), lambda use: None
+            )
+
+    add(range(1, 40))
+    few = taken()
+    add(range(40, 3 * JOBS))
+    lots = taken()
+    # Four times as many jobs: a tree of an index may be one deeper.
+    assert {path: lots[path] <= 1.3 * few[path] + 20 for path in READS} == dict.fromkeys(READS, True), (
+        few,
+        lots,
+    )
 
 
 def test_what_is_deleted_or_of_another_key_is_not_in_a_list_that_was_kept(
