@@ -8,7 +8,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # Matrices of tiny models: more threads for one wait longer for one another than they calculate.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: env demo test test-slow test-outside lint check format clean docs
+.PHONY: env demo test test-slow test-outside test-gpu lint check format clean docs
 
 env: $(VENV)/.installed
 
@@ -30,15 +30,19 @@ demo: $(VENV)/.sandbox
 	$(BIN)/orchestrate demo .demo
 
 test: env
-	$(PYTEST) -n 3 -m 'not slow'
+	$(PYTEST) -n 3 -m 'not slow and not gpu'
 
 test-slow: env
-	$(PYTEST) -n 4 -m slow # much of it waits: for a lease to run out, a cluster to notice a death
+	$(PYTEST) -n 4 -m 'slow and not gpu' # much of it waits: for a lease to run out, a cluster to notice a death
 
 # Engines and clients of others, some gigabytes of them, each in an environment of its own under .outside/.
 test-outside: env
 	$(BIN)/python -m tests.outside
 	$(BIN)/python -m pytest -m outside
+
+# What only a card can show, in minutes, as one table; skipped, with the reason, where there is none.
+test-gpu: env
+	$(BIN)/python -m pytest -n 0 -m gpu tests/gpu
 
 lint: env
 	$(BIN)/ruff check .
@@ -47,7 +51,7 @@ lint: env
 	$(BIN)/lint-imports
 
 check: lint
-	$(PYTEST) -n 3 -m 'not slow' --cov --cov-report=
+	$(PYTEST) -n 3 -m 'not slow and not gpu' --cov --cov-report=
 
 docs: env
 	$(BIN)/python docs/reference.py

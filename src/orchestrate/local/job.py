@@ -171,6 +171,8 @@ class Hyper(Record, frozen=True, kw_only=True):
     eps: float | None = None
     momentum: float | None = None
     gradient_checkpointing: bool = False
+    deterministic: bool = False
+    """Whether a GPU adds in a fixed order, so that a resumed run ends, to the bit, as an unbroken one."""
     neftune_alpha: float | None = None
     router_aux_loss: float | None = None
     """Weight of the loss that spreads tokens over the experts of a mixture; `None`: where all weights are

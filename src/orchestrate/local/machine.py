@@ -46,24 +46,35 @@ class Load(Record, frozen=True, kw_only=True):
     gpu_memory_bytes: float
 
 
+def visible() -> list[str] | None:
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves to this process, as it names them; `None`: all of them."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if given is None else [name.strip() for name in given.split(",") if name.strip()]
+
+
 @cache
 def gpus() -> tuple[Gpu, ...]:
-    """NVIDIA GPUs as the driver's own tool lists them; empty when there is none."""
-    rows = _ask("name,memory.total")
-    return tuple(Gpu(name=name, memory_bytes=int(float(mib)) << 20) for name, mib in rows)
+    """The NVIDIA GPUs that this process may use, in CUDA's order; empty when there is none. A slice of a GPU
+    (MIG) has the memory of its profile."""
+    found: list[Gpu] = []
+    for (name, mib), part in _cards("name,memory.total"):
+        size = int(float(mib)) << 20 if part is None else part
+        found.append(Gpu(name=name, memory_bytes=size))
+    return tuple(found)
 
 
 @cache
 def capability() -> float | None:
     """Compute capability of the first GPU (8.0 for an A100); `None` where the driver does not tell it."""
     try:
-        return float(_ask("compute_cap")[0][0])
+        return float(_cards("compute_cap")[0][0][0])
     except (IndexError, ValueError):  # drivers of before 2022
         return None
 
 
 def gpu_load(index: int = 0) -> Load | None:
-    rows = _ask("temperature.gpu,utilization.gpu,memory.used")
+    """Of the GPU that has this number in this process."""
+    rows = [cells for cells, _ in _cards("temperature.gpu,utilization.gpu,memory.used")]
     try:
         temperature, use, mib = (float(v) for v in rows[index])
     except (IndexError, ValueError):
@@ -71,14 +82,49 @@ def gpu_load(index: int = 0) -> Load | None:
     return Load(gpu_temperature_c=temperature, gpu_use_percent=use, gpu_memory_bytes=mib * (1 << 20))
 
 
-def _ask(fields: str) -> list[list[str]]:
-    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+def _cards(fields: str) -> list[tuple[list[str], int | None]]:
+    """The fields of each GPU that CUDA gives to this process, in its order, and the bytes of a slice of one
+    (MIG). The driver's tool lists them all, whatever CUDA_VISIBLE_DEVICES says."""
+    asked = _ask(f"--query-gpu=index,uuid,{fields}", "--format=csv,noheader,nounits")
+    rows = [[cell.strip() for cell in line.split(",")] for line in asked if line.strip()]
+    names = visible()
+    if names is None:
+        return [(cells, None) for _, _, *cells in rows]
+    found: list[tuple[list[str], int | None]] = []
+    slices = _slices() if any(name.startswith("MIG-") for name in names) else {}
+    for name in names:
+        card, size = slices.get(name, (name, None))
+        fitting = [cells for index, uuid, *cells in rows if card == index or uuid.startswith(card)]
+        if len(fitting) != 1:  # CUDA passes over this one and all behind it
+            break
+        found.append((fitting[0], size))
+    return found
+
+
+def _slices() -> dict[str, tuple[str, int]]:
+    """Of each slice (MIG) by its name: the card's own name and the slice's bytes."""
+    found: dict[str, tuple[str, int]] = {}
+    card = ""
+    for line in _ask("-L"):
+        uuid = line.rpartition("UUID: ")[2].strip(" )")
+        if line.startswith("GPU "):
+            card = uuid
+        elif (words := line.split()) and words[0] == "MIG":  # MIG 1g.10gb Device 0: (UUID: MIG-...)
+            gib = words[1].partition(".")[2].partition("gb")[0]
+            found[uuid] = card, int(gib) << 30 if gib.isdecimal() else 0
+    return found
+
+
+def _ask(*asked: str) -> list[str]:
+    """Lines of the driver's tool; none where it is absent or fails."""
     try:
         env = settings.of_child()
-        out = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=env).stdout
+        done = subprocess.run(
+            ["nvidia-smi", *asked], capture_output=True, text=True, timeout=10, check=True, env=env
+        )
     except (OSError, subprocess.SubprocessError):
         return []
-    return [[cell.strip() for cell in line.split(",")] for line in out.splitlines() if line.strip()]
+    return done.stdout.splitlines()
 
 
 def cores() -> int:

@@ -32,7 +32,7 @@ from orchestrate.spec import TrainFile
 Change = dict[str, dict[str, Any]]
 
 KINDS: dict[str, Change] = {
-    "lora": {"adapter": {"type": "lora"}, "hyper": {"early_stopping_patience": 50}},
+    "lora": {"adapter": {"type": "lora"}, "hyper": {"early_stopping_patience": 50, "deterministic": True}},
     "dora and rslora": {
         "adapter": {"dora": True, "rslora": True},
         "hyper": {"gradient_checkpointing": True, "neftune_alpha": 1.0},

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -92,6 +94,23 @@ def decoder_of(inner: Any) -> Any:
     return found
 
 
+@dataclass(frozen=True)
+class Packed:
+    """Where the rows of one packed input lie, line after line."""
+
+    starts: Tensor
+    """[rows + 1] The first token of each, and behind the last one."""
+    longest: int
+
+    @classmethod
+    def of(cls, positions: npt.NDArray[np.int64], device: torch.device) -> Packed:
+        """By positions that begin at 0 in each row. A token of padding counts as a row of its own."""
+        flat = positions.reshape(-1)
+        starts = np.append(np.flatnonzero(flat == 0), flat.size)
+        longest = int(np.diff(starts).max())
+        return cls(torch.from_numpy(starts.astype(np.int32)).to(device, non_blocking=True), longest)
+
+
 @dataclass
 class Loaded:
     """`model` is what is trained (a peft model unless all weights are), `inner` the transformers model inside
@@ -112,6 +131,8 @@ class Loaded:
     trained_only: TrainedOnly | None = None
     packs: bool = False
     """Whether rows that lie one behind the other, with positions that begin at 0 in each, stay apart."""
+    packed_layout: bool = False
+    """Whether its attention receives the places of packed rows (`packed_attention`) and needs no mask."""
     turned_on: list[str] = field(default_factory=list[str])
     """Shortcuts that are in use, for the user."""
     left_out: dict[str, str] = field(default_factory=dict[str, str])
@@ -141,6 +162,10 @@ class Loaded:
         """Of the whole model; a weight that is packed in 4 bits counts as what it is expanded to."""
         packed = ((p, getattr(p, "quant_state", None)) for p in self.model.parameters())
         return sum(p.numel() if state is None else state.shape.numel() for p, state in packed)
+
+    def layout_of(self, positions: npt.NDArray[np.int64]) -> dict[str, Any]:
+        """Further inputs for packed rows, beside their positions."""
+        return {"layout": Packed.of(positions, self.device)} if self.packed_layout else {}
 
     def computed(self, compute: Callable[[], T]) -> T:
         """What is computed with the model's weights, its output layer's too."""

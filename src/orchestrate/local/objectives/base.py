@@ -3,7 +3,7 @@ batch's weight, so that the split has no influence on the result but rounding.""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -235,15 +235,19 @@ def collate(
     packing: bool = False,
     line: bool = False,
     share: bool = False,
+    layout_of: Callable[[npt.NDArray[np.int64]], dict[str, Any]] | None = None,
 ) -> Batch:
     """The rows of these numbers as one input of the model: side by side, packed, or in one line; in a line
-    with `share` beginnings that rows have in common are there once."""
+    with `share` beginnings that rows have in common are there once. `layout_of`: further inputs of packed
+    rows, by their positions."""
     whole = [rows.row(i) for i in numbers]
     parts = [_Row.of(*row) for row in whole]
     if line:
         ids, starts, inputs, real = _in_line(parts, rows.pairs, share)
     else:
         ids, starts, inputs = _side_by_side(parts, pad, packing)
+        if layout_of is not None:
+            inputs |= layout_of(inputs["position_ids"])
         real = np.zeros(ids.shape, dtype=np.float32)
         for start, part in zip(starts, parts, strict=True):
             real.reshape(-1)[start : start + len(part.ids)] = 1
@@ -354,14 +358,16 @@ class Objective:
 
     def collate(self, rows: Rows, numbers: Sequence[int]) -> Batch:
         line = max(len(rows.row(i)[0]) for i in numbers) <= self.loaded.line_limit
+        packing = self.packing and self.loaded.packs
         return collate(
             rows,
             numbers,
             self.pad,
             self.loaded.device,
-            packing=self.packing and self.loaded.packs,
+            packing=packing,
             line=line,
             share=line and self.loaded.shares,
+            layout_of=self.loaded.layout_of if packing else None,
         )
 
     def parts(

@@ -135,6 +135,8 @@ def worker_environment(threads: int | None) -> dict[str, str]:
         env.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))
     env.update(TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
     env.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    env.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # GPU 0 of the driver's tool, and so of the plan
+    env.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it its sums may come in any order
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         env.setdefault(name, str(KERNEL_CACHE))
     return env

@@ -31,6 +31,8 @@ _BITSANDBYTES = {
     "paged_lion": "PagedLion",
     "paged_lion_8bit": "PagedLion8bit",
 }
+_PAGED = ("state1", "state2")
+"""What bitsandbytes' paged optimisers hold in pages."""
 _GROUP_STATE = ("k", "weight_sum", "lr_max")
 """What schedule-free optimisers remember of a group of parameters."""
 
@@ -220,24 +222,36 @@ def _parts(optimizer: Any) -> list[Any]:
 
 def restore_state(optimizer: Any, parameters: Parameters, tensors: Mapping[str, torch.Tensor]) -> None:
     """Puts back what `state_tensors` gave; rate and decay belong to the job."""
-    states: dict[str, dict[str, Any]] = {name: {} for name in parameters}
+    states: dict[str, dict[str, torch.Tensor]] = {name: {} for name in parameters}
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             name, _, short = key.removeprefix("optimizer.").rpartition(".")
-            number = short.endswith(NUMBER)
-            # The step count of torch's AdamW stays on the CPU, unless fused.
-            states[name][short.removesuffix(NUMBER)] = (
-                value.item() if number else placed(value, parameters[name])
-            )
+            states[name][short] = value
     names = {parameter: name for name, parameter in parameters.items()}
     for part in _parts(optimizer):
         for parameter in (p for group in part.param_groups for p in group["params"]):
             if state := states[names[parameter]]:
-                part.state[parameter] = state
+                part.state[parameter] = dict(_held(part, parameter, state))
     for i, group in enumerate(optimizer.param_groups):
         for k in _GROUP_STATE:
             if (value := tensors.get(f"group.{i}.{k}{NUMBER}")) is not None:
                 group[k] = value.item()
+
+
+def _held(
+    part: Any, parameter: torch.nn.Parameter, state: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[str, Any]]:
+    """As the optimiser itself would hold it."""
+    for short, value in state.items():
+        if short.endswith(NUMBER):
+            # The step count of torch's AdamW stays on the CPU, unless fused.
+            yield short.removesuffix(NUMBER), value.item()
+        elif short in _PAGED and getattr(part, "is_paged", False):
+            # In main memory when the GPU's is short, as before the run was broken off.
+            buffer = part.get_state_buffer(parameter, dtype=value.dtype)
+            yield short, buffer.copy_(value)
+        else:
+            yield short, placed(value, parameter)
 
 
 # When something happens in a run, the learning rate of each step, and the random state at a moment.

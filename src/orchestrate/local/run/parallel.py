@@ -32,6 +32,7 @@ import torch
 import torch.distributed as dist
 
 from orchestrate.errors import UsageError
+from orchestrate.local import machine
 from orchestrate.local.encoding.encoded import Rows
 from orchestrate.local.job import option
 from orchestrate.local.model.loaded import give_back as give_back
@@ -256,6 +257,5 @@ def _wait(works: Any) -> None:
 
 def _visible(rank: int) -> str:
     """The one GPU of a process, of those that this one may have."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [name.strip() for name in given.split(",")] if given else []
+    names = machine.visible() or []
     return names[rank] if rank < len(names) else str(rank)

@@ -90,6 +90,14 @@ def _using(loaded: Loaded) -> Any:
     return using
 
 
+def _set_torch(run: RunDir, job: LocalJob, device: torch.device) -> None:
+    """For the entire process."""
+    torch.set_num_threads(threads.of_run(run.path, job.threads, device))
+    if job.hyper.deterministic:
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # for finding faults, at a cost
+
+
 class Session:
     """Encodes, loads, goes back to the newest checkpoint; `loop.run()` trains and `publish()` writes the
     result."""
@@ -109,7 +117,7 @@ class Session:
         self.read_seconds: float | None = None
         """For what a method reads before the first step."""
         self.device = pick_device(job.device)
-        torch.set_num_threads(threads.of_run(run.path, job.threads, self.device))
+        _set_torch(run, job, self.device)
         set_stage("fetching the model")
         self.folder = models.fetch(job.model)
         self.tokenizer = load_tokenizer(self._words(), job.chat_template, job.chat_template_kwargs)

@@ -69,7 +69,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
             )
         opened = open_folder(path)
         parameters, config = _stored_parameters(path), opened.config
-        loaded = _load(path, Setup(precision=engines.precision(None, device.type).name), device)
+        loaded = load_random(path, Setup(precision=engines.precision(None, device.type).name), device)
     found, setup = _train(loaded, request.get("seconds", 20), device)
     cuda = device.type == "cuda"
     return {
@@ -94,7 +94,7 @@ def _train(loaded: Loaded, seconds: float, device: torch.device) -> tuple[dict[s
     from orchestrate.local.run.optimizers import make_optimizer
     from orchestrate.local.speed.peaks import held_bytes, peak_bytes
 
-    rows = _rows(int(loaded.head.layer.weight.shape[0]))
+    rows = chat_rows(int(loaded.head.layer.weight.shape[0]))
     objective = Objective(loaded, 0)
     optimizer = make_optimizer(loaded.trainable, Hyper())
     loaded.model.train()
@@ -153,7 +153,7 @@ def memory(
     from orchestrate.local.speed.peaks import held_bytes, peak_bytes
 
     with tempfile.TemporaryDirectory() as folder:
-        loaded = _load(random_model(config, Path(folder)), setup, device)
+        loaded = load_random(random_model(config, Path(folder)), setup, device)
     if not own_kernels:
         undo(loaded.inner)
     rows = _full_rows(int(config["vocab_size"]), setup)
@@ -206,7 +206,8 @@ def random_model(config: Mapping[str, Any], folder: Path) -> Path:
     return folder
 
 
-def _load(path: Path, setup: Setup, device: torch.device) -> Loaded:
+def load_random(path: Path, setup: Setup, device: torch.device, engine: str | None = None) -> Loaded:
+    """A model with a fresh adapter, as a run of this setup has it."""
     from orchestrate.local.job import Adapter, Hyper, LocalJob, Supervised
     from orchestrate.local.model.files import open_folder
     from orchestrate.local.model.loading import load
@@ -226,6 +227,7 @@ def _load(path: Path, setup: Setup, device: torch.device) -> Loaded:
         train="",
         method=Supervised(),
         precision=None if setup.adapter == "full" else setup.precision,
+        engine=engine,
         adapter=adapter,
         hyper=Hyper(gradient_checkpointing=setup.gradient_checkpointing, packing=setup.packing),
         created_at=now(),
@@ -248,7 +250,7 @@ def _stored_parameters(folder: Path) -> int:
     return count
 
 
-def _rows(vocabulary: int) -> Rows:
+def chat_rows(vocabulary: int) -> Rows:
     """A short chat's lengths; the second half of each row is trained."""
     import numpy as np
 

@@ -57,6 +57,7 @@ OPTIONS: Mapping[str, Option] = {
     "sharded": Option(bool),
     "optimizer": Option(str, words=tuple(OPTIMIZERS)),
     "gradient_checkpointing": Option(bool),
+    "deterministic": Option(bool),
     "neftune_alpha": Option(NUMBER, above=0),
     "router_aux_loss": Option(NUMBER, least=0),
     "nan_policy": Option(str, words=("stop", "skip")),

@@ -198,7 +198,9 @@ def test_a_gpu_without_bf16_multiplies_in_what_it_has(
     told: list[list[str]], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By its compute capability, which old drivers do not tell."""
-    monkeypatch.setattr(machine, "_ask", lambda fields: told if fields == "compute_cap" else [])
+    lines = [f"0, GPU-aaaa, {cell}" for (cell,) in told]
+    monkeypatch.setattr(machine, "_ask", lambda *asked: lines if asked[0].endswith(",compute_cap") else [])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     machine.capability.cache_clear()
     try:
         found = model.precision(None, "cuda")

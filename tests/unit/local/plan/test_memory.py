@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
@@ -141,25 +142,79 @@ def test_no_hub_is_explained(tmp_path: Path) -> None:
     assert "model folder" in said
 
 
-def test_the_driver_s_tool_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in on the path answers as nvidia-smi does; without one there is no GPU."""
+NVIDIA_SMI = """#!/bin/sh
+[ "$1" = -L ] && { cat <<END
+GPU 0: NVIDIA L4 (UUID: GPU-aaaa)
+GPU 1: NVIDIA A100-SXM4-80GB (UUID: GPU-bbbb)
+  MIG 1g.10gb     Device  0: (UUID: MIG-cccc)
+  MIG 2g.20gb+me  Device  1: (UUID: MIG-dddd)
+END
+exit; }
+case "$1" in
+*temperature*) echo "0, GPU-aaaa, 61, 97, 20480"; echo "1, GPU-bbbb, 35, 2, 400";;
+*compute_cap*) echo "0, GPU-aaaa, 8.9"; echo "1, GPU-bbbb, 8.0";;
+*) echo "0, GPU-aaaa, NVIDIA L4, 23034"; echo "1, GPU-bbbb, NVIDIA A100-SXM4-80GB, 81920";;
+esac
+"""
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A program on the path that answers as nvidia-smi does on a machine with two cards."""
     tool = tmp_path / "nvidia-smi"
-    tool.write_text(
-        '#!/bin/sh\ncase "$1" in *temperature*) echo "61, 97, 20480";;\n*) echo "NVIDIA L4, 23034";; esac\n'
-    )
+    tool.write_text(NVIDIA_SMI)
     tool.chmod(0o755)
-    machine.gpus.cache_clear()
-    try:
-        monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-        assert machine.gpus() == (machine.Gpu(name="NVIDIA L4", memory_bytes=23034 << 20),)
-        load = machine.gpu_load()
-        assert load is not None
-        assert (load.gpu_temperature_c, load.gpu_use_percent, load.gpu_memory_bytes) == (61, 97, 20480 << 20)
-        assert machine.gpu_load(1) is None
-        monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-        assert machine.gpu_load() is None
-    finally:
-        machine.gpus.cache_clear()
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    caches = (machine.gpus, machine.capability)
+    for cache in caches:
+        cache.cache_clear()
+    yield tool
+    for cache in caches:
+        cache.cache_clear()
+
+
+L4 = machine.Gpu(name="NVIDIA L4", memory_bytes=23034 << 20)
+A100 = machine.Gpu(name="NVIDIA A100-SXM4-80GB", memory_bytes=81920 << 20)
+
+
+def test_the_driver_s_tool_is_read(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine.gpus() == (L4, A100)
+    load = machine.gpu_load()
+    assert load is not None
+    assert (load.gpu_temperature_c, load.gpu_use_percent, load.gpu_memory_bytes) == (61, 97, 20480 << 20)
+    assert machine.gpu_load(2) is None
+    monkeypatch.setenv("PATH", str(driver.parent / "empty"))
+    assert machine.gpu_load() is None
+
+
+@pytest.mark.parametrize(
+    ("visible", "found"),
+    [
+        ("1", (A100,)),
+        ("1,0", (A100, L4)),
+        ("GPU-bbbb", (A100,)),
+        ("GPU-b, 0", (A100, L4)),
+        ("MIG-cccc", (machine.Gpu(name=A100.name, memory_bytes=10 << 30),)),
+        ("MIG-dddd", (machine.Gpu(name=A100.name, memory_bytes=20 << 30),)),
+        ("", ()),
+        ("-1", ()),
+        ("0,7,1", (L4,)),  # what is behind a name without a card is hidden too
+        ("GPU-", ()),  # both begin so
+    ],
+)
+def test_the_plan_is_of_the_cards_that_the_run_may_use(
+    driver: Path, monkeypatch: pytest.MonkeyPatch, visible: str, found: tuple[machine.Gpu, ...]
+) -> None:
+    """As CUDA reads the variable; the driver's tool lists every card whatever it says."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert machine.gpus() == found
+    load = machine.gpu_load()
+    assert (load and load.gpu_temperature_c) == (None if not found else 61 if found[0] == L4 else 35)
+    assert machine.capability() == (None if not found else 8.9 if found[0] == L4 else 8.0)
+    planned = plan(Shape.of(LLAMA_8B), Setup())
+    assert planned.device == ("cuda" if found else "cpu")
+    assert not found or planned.available_bytes == found[0].memory_bytes
 
 
 def test_a_quote_takes_the_measured_speed_and_says_so(tmp_path: Path) -> None:

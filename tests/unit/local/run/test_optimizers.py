@@ -126,6 +126,30 @@ def test_it_goes_on_from_a_file_to_the_bit(kind: str, tmp_path: Path) -> None:
         assert torch.equal(parameter, whole[name]), name
 
 
+@pytest.mark.parametrize("kind", ["paged_adamw", "paged_adamw_8bit", "paged_lion"])
+def test_what_was_in_pages_is_in_pages_again(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a run that fits only by its pages runs out of memory when it goes on. Pages need a GPU: here
+    the library itself must be asked for the place of each moment."""
+    half, again = parameters(), parameters()
+    first, second = ours(kind, half), ours(kind, again)
+    train(half, first, range(2))
+    places: dict[int, torch.Tensor] = {}
+    make = second.get_state_buffer
+
+    def asked(parameter: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        made: torch.Tensor = make(parameter, dtype=dtype)
+        places[id(made)] = made
+        return made
+
+    monkeypatch.setattr(second, "get_state_buffer", asked)
+    restore_state(second, again, state_tensors(first, half))
+    moments = [
+        s for state in second.state.values() for key, s in state.items() if key in ("state1", "state2")
+    ]
+    assert len(moments) == (3 if "lion" in kind else 6)
+    assert {id(moment) for moment in moments} == set(places)
+
+
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_the_plan_counts_its_state(kind: str) -> None:
     params = {"lora_A.weight": torch.nn.Parameter(torch.randn(16, 4096))}

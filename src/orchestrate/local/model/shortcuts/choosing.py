@@ -14,7 +14,7 @@ from orchestrate.errors import RunFailed
 from orchestrate.local.job import LocalJob
 from orchestrate.local.model import NO_PACKING, Choice, weights
 from orchestrate.local.model.loaded import Head, Loaded, OwnLogits
-from orchestrate.local.model.shortcuts import probes
+from orchestrate.local.model.shortcuts import packed_attention, probes
 from orchestrate.local.model.shortcuts.accelerating import compile_layers, undo_compiling
 from orchestrate.local.model.shortcuts.kernels import undo, use_on_cpu, watched
 
@@ -142,7 +142,8 @@ def turn_on(loaded: Loaded, job: LocalJob) -> None:
     if fused:
         _rows(loaded, job)
     if job.hyper.packing:
-        reason = probes.packs(loaded)
+        _attend_packed(loaded)
+        reason = None if loaded.packed_layout else probes.packs(loaded)
         loaded.packs = reason is None
         if reason:
             loaded.left_out["packing"] = reason
@@ -154,6 +155,16 @@ def turn_on(loaded: Loaded, job: LocalJob) -> None:
             undo_compiling(loaded.inner)
             loaded.choice = Choice("plain", f"compiled, {reason}")
             loaded.left_out["torch.compile"] = reason
+
+
+def _attend_packed(loaded: Loaded) -> None:
+    """On a GPU: packed rows without a mask of every token against every other."""
+    if loaded.device.type == "cpu":
+        return
+    if reason := packed_attention.use(loaded):
+        loaded.left_out["attention without a mask over packed rows"] = reason
+    else:
+        loaded.turned_on.append("attention without a mask over packed rows")
 
 
 def _balance(loaded: Loaded, job: LocalJob) -> None:

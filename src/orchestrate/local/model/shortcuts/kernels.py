@@ -8,7 +8,7 @@ made-up input before it is used; what does not agree keeps its own.
 from __future__ import annotations
 
 import types
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -327,6 +327,17 @@ class _Attention(torch.autograd.Function):
         return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None
 
 
+def is_plain(module: Any, dropout: float, more: Mapping[str, Any]) -> bool:
+    """Whether a model asks for causal attention and nothing besides, by what it hands to its attention."""
+    return (
+        dropout == 0.0
+        and more.get("softcap") is None
+        and more.get("is_causal") is not False
+        and getattr(module, "is_causal", True)
+        and not any(isinstance(v, Tensor) for name, v in more.items() if name not in _POSITIONS)
+    )
+
+
 def attention(
     module: Any,
     query: Tensor,
@@ -343,13 +354,7 @@ def attention(
     """
     rows, heads, length, dim = query.shape
     scale = dim**-0.5 if scaling is None else scaling
-    plain = (
-        dropout == 0.0
-        and kwargs.get("softcap") is None
-        and kwargs.get("is_causal") is not False
-        and getattr(module, "is_causal", True)
-        and not any(isinstance(value, Tensor) for name, value in kwargs.items() if name not in _POSITIONS)
-    )
+    plain = is_plain(module, dropout, kwargs)
     if (layout := kwargs.pop("layout", None)) is not None:
         # The mask of `Loaded.hidden` is a single one; any other was made by the model itself.
         if not plain or (attention_mask is not None and attention_mask.numel() > 1):

@@ -138,7 +138,7 @@ def line_limit(loaded: Loaded) -> tuple[int, str | None]:
 
 def packs(loaded: Loaded) -> str | None:
     """Why rows of this model must not lie one behind the other with positions that begin anew."""
-    return apart(loaded, lambda rows: _packed(rows, loaded.device), 0)
+    return apart(loaded, lambda rows: _packed(rows, loaded), 0)
 
 
 def apart(loaded: Loaded, arrange: Arrange, shared: int) -> str | None:
@@ -202,7 +202,7 @@ def _in_line(rows: Sequence[Any]) -> Joined:
     return Joined(torch.from_numpy(line.ids)[None], inputs, own, slice(0, SHARED))
 
 
-def _packed(rows: Sequence[Any], device: torch.device) -> Joined:
+def _packed(rows: Sequence[Any], loaded: Loaded) -> Joined:
     """Two lines of two rows each, the second one padded, as `objectives.base` packs them."""
     lines = [rows[0:2], rows[2:4]]
     width = max(sum(len(row) for row in line) for line in lines) + 2
@@ -216,7 +216,8 @@ def _packed(rows: Sequence[Any], device: torch.device) -> Joined:
             positions[number, at : at + len(row)] = torch.arange(len(row))
             own.append(slice(number * width + at, number * width + at + len(row)))
             at += len(row)
-    return Joined(ids.to(device), {"position_ids": positions.to(device)}, own, slice(0, 0))
+    inputs = {"position_ids": positions.to(loaded.device), **loaded.layout_of(positions.numpy())}
+    return Joined(ids.to(loaded.device), inputs, own, slice(0, 0))
 
 
 def _states(loaded: Loaded, joined: Joined) -> list[Tensor]:

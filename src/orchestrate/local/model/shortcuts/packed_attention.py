@@ -1,0 +1,92 @@
+"""Attention over packed rows on a GPU, by torch's kernel for rows of any length: no mask of every token
+against every other is made or read."""
+
+# torch and transformers describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from orchestrate.local.model.loaded import Loaded
+from orchestrate.local.model.shortcuts import probes
+from orchestrate.local.model.shortcuts.kernels import is_plain
+
+NAME = "orchestrate_packed"
+KERNEL = "torch.nn.attention.varlen"
+CAUSAL = (-1, 0)
+
+
+def use(loaded: Loaded) -> str | None:
+    """Gives the model this attention for packed rows; else says why not. What it gives must have been looked
+    at with `probes.packs` before a step."""
+    config = loaded.inner.config.get_text_config()
+    if config._attn_implementation != "sdpa":
+        return "the model keeps an attention of its own"
+    if any(getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")):
+        return "the model looks at a window of tokens"
+    if loaded.inner.dtype not in (torch.bfloat16, torch.float16):
+        return "it is for 16 bits"
+    try:
+        import_module(KERNEL)
+    except ImportError:
+        return f"this torch ({torch.__version__}) has no kernel for it"
+    if NAME not in ALL_ATTENTION_FUNCTIONS:
+        ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    loaded.inner.set_attn_implementation(NAME)
+    loaded.packed_layout = True
+    if reason := probes.packs(loaded):
+        undo(loaded)
+    return reason
+
+
+def undo(loaded: Loaded) -> None:
+    loaded.inner.set_attn_implementation("sdpa")
+    loaded.packed_layout = False
+
+
+def attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """In transformers' attention interface; [lines, heads, tokens, dim] -> [lines, tokens, heads, dim]. Rows
+    that are not packed go to torch's usual kernels."""
+    layout = kwargs.pop("layout", None)
+    if layout is None:
+        found, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return found, None
+    # The mask of `Loaded.hidden` is a single one; any other was made by the model itself.
+    if not is_plain(module, dropout, kwargs) or (attention_mask is not None and attention_mask.numel() > 1):
+        raise NotImplementedError("attention over packed rows knows no dropout, soft cap, bias or mask")
+    lines, _, tokens, _ = query.shape
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+    kernel: Any = import_module(KERNEL)
+    out = kernel.varlen_attn(
+        q,
+        k,
+        v,
+        layout.starts,
+        layout.starts,
+        layout.longest,
+        layout.longest,
+        scale=scaling,
+        window_size=CAUSAL,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    return out.unflatten(0, (lines, tokens)), None
