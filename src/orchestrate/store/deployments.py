@@ -285,7 +285,11 @@ class Deployments:
             "figure": "the most that this deployment may cost",
             "fix": "raise it in the configuration of the gateway",
         }
-        return Limit(usd, lambda c: asked_for(c, self._db.clock, but=but, gateway_model=model), words)
+
+        def taken(connection: Connection) -> Decimal:
+            return asked_for(connection, self._db.clock, but=but, gateway_model=model)
+
+        return Limit(usd, taken, words)
 
     def _read(self, deployment: Deployment, at: datetime) -> Deployment:
         """With a reading of the clocks for its age at this time."""

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 from tests import command
 from tests.unit.gateway.conftest import ASKED, MODELS, until
@@ -50,7 +51,8 @@ def main(arguments: list[str]) -> None:
             killed.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    sent, put_up = submission.submitter, deploying.deployer_of
+    sent: Any = submission.submitter
+    put_up: Any = deploying.deployer_of
     submission.submitter = lambda *args: dataclasses.replace(sent(*args), reached=reached)
     deploying.deployer_of = lambda *args: dataclasses.replace(
         put_up(*args), reached=lambda where: reached(f"{DEPLOY} {where}")

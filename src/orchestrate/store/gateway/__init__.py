@@ -319,7 +319,11 @@ class GatewayJobs:
             "figure": "the most that this deployment may cost",
             "fix": "a key with a higher budget",
         }
-        return Limit(key.budget_usd, lambda connection: self._use(connection, key.name, but).usd, words)
+
+        def taken(connection: Connection) -> Decimal:
+            return self._use(connection, key.name, but).usd
+
+        return Limit(key.budget_usd, taken, words)
 
     def _use(self, connection: Connection, key: str, but: str | None = None) -> Use:
         jobs, runs = schema.gateway_jobs, schema.runs
