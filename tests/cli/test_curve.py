@@ -12,8 +12,13 @@ from tests.paths import BUNDLED
 
 from orchestrate import Orchestrator
 from orchestrate.data.operations.mix import open_mix
+from orchestrate.runs.sweep import curve as curves
+from orchestrate.runs.sweep import searching
+from orchestrate.sandbox import running
+from orchestrate.sandbox.jobs import Durations
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec, TrainFile
+from orchestrate.text import money
 
 
 @pytest.fixture
@@ -79,3 +84,42 @@ def test_a_curve_agrees_with_plain_runs(
             run.wait()
             losses = [p.values["valid_loss"] for p in run.metrics() if "valid_loss" in p.values]
             assert losses[-1] == pytest.approx(size["score"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_curve_whose_limit_comes_midway_says_so_and_goes_on_with_more(
+    cli: Cli, spec: Path, tmp_path: Path, cli_env: dict[str, str]
+) -> None:
+    spec.write_text(json.dumps(json.loads(spec.read_text()) | {"model": "qwen3-8b"}))
+    shares = (0.25, 0.5, 0.75, 1.0)
+    words = ("data", "curve", "-p", "fireworks", "--yes", "--json", "--shares", ",".join(map(str, shares)))
+    with running(home=tmp_path / "hosts", train=False, speed=100, waits=Durations(file=0)) as hosts:
+        env = cli_env | hosts.env
+        with Orchestrator(config.load(env=env, cwd=tmp_path)) as ft:
+            order = searching.Order(space=curves.space_of(shares, 1))
+            search = searching.begin(ft, JobSpec.load(spec), ["fireworks"], order)
+            price = searching.price(ft, search)
+            assert price.expected_usd < price.high_usd
+            done = cli(*words, "--max-cost", str(price.expected_usd), **hosts.env)
+            assert done.code == 1 and "what is left of the sweep's limit" in done.err, done.err
+            made = {run.id: run.record for run in ft.runs(sandbox=True)}
+            assert [size["share"] for size in done.json["sizes"]] == list(shares[: len(made)]) and len(
+                made
+            ) < 4
+            taken = ft.store.searches.spent_usd(search.id)
+            assert taken <= price.expected_usd and f"taken so far: {money(taken)}" in done.err
+            more = cli(*words, "--max-cost", str(2 * price.high_usd), **hosts.env)
+            assert more.code == 0 and [size["share"] for size in more.json["sizes"]] == list(shares), more.err
+            after = {run.id: run.record for run in ft.runs(sandbox=True)}
+            assert len(after) == 4 and all(after[id].job_id == run.job_id for id, run in made.items())
+
+
+@pytest.mark.slow
+def test_what_a_host_refuses_of_every_trial_is_said_once(cli: Cli, spec: Path, tmp_path: Path) -> None:
+    """Fireworks takes no seed: each reason is said of the first run, and at the end of all."""
+    spec.write_text(json.dumps(json.loads(spec.read_text()) | {"model": "qwen3-8b"}))
+    with running(home=tmp_path / "hosts", train=False, speed=100, waits=Durations(file=0)) as hosts:
+        done = cli("data", "curve", "-p", "fireworks", "--yes", "--seeds", "2", **hosts.env)
+    assert done.code == 1 and done.err.count("Fireworks takes no seed") == 4, done.err
+    assert done.err.count("failed as trial 0") == done.err.count("failed as trial 1") == 3
+    assert done.err.count("of the rows (4 runs)") == 2

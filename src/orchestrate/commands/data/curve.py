@@ -16,6 +16,7 @@ from orchestrate.commands.terminal.options import AimOptions, SpecOptions
 from orchestrate.core.amounts import amount
 from orchestrate.core.files import inside
 from orchestrate.errors import UsageError
+from orchestrate.text import money
 
 if TYPE_CHECKING:
     from orchestrate.runs.sweep.curve import Curve
@@ -80,10 +81,11 @@ def curve(
         found = curves.curve(carried, rows, points.more)
         if carried.stopped:
             warn(carried.stopped)
+            note(f"taken so far: {money(carried.spent_usd())}; with more the same command goes on")
         if output is not None and found.sizes:
             inside(output).write_text(curves.page(found), encoding="utf-8")
             note(f"written: {output}")
-        yield Output(found, _show, 0 if found.more is not None else 1)
+        yield Output(found, _show, 0 if found.more is not None and not carried.stopped else 1)
 
 
 def _shares(given: str) -> list[float]:

@@ -201,7 +201,7 @@ def agree(price: Any, search: Search, *, yes: bool) -> None:
 
 
 def carry_out(ft: Orchestrator, carried: Searching) -> None:
-    shown, waited = dict[int, Trial](), list[str]()
+    shown, waited, why = dict[int, Trial](), list[str](), dict[str, int]()
     watcher = watching.watcher(ft)
     watcher.feed = None  # what waits in the queue is not this command's
 
@@ -214,7 +214,13 @@ def carry_out(ft: Orchestrator, carried: Searching) -> None:
         for trial in trials:
             before = shown.get(trial.number)
             if before is None or (before.state, before.run_id) != (trial.state, trial.run_id):
-                note(f"trial {trial.number} ({_settings(trial)}): {_state(trial)}")
+                state = _state(trial)
+                if (
+                    trial.state is TrialState.FAILED
+                    and (first := why.setdefault(state, trial.number)) != trial.number
+                ):
+                    state = f"failed as trial {first}"
+                note(f"trial {trial.number} ({_settings(trial)}): {state}")
                 shown[trial.number] = trial
 
     with ended_by_signal() as stop:

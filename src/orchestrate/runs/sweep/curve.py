@@ -76,11 +76,7 @@ def curve(searching: Searching, rows: int, more: int) -> Curve:
     trials = [trial for trial in searching.trials if trial.state is TrialState.SCORED]
     sizes = tuple(_sizes(searching, trials, rows))
     found = Curve(sweep=search.id, target=search.target, higher_is_better=higher, sizes=sizes)
-    remarks = [
-        f"{trial.settings[SHARE]:.1%} of the rows: {trial.state.value}: {trial.note or 'no run yet'}"
-        for trial in searching.trials
-        if trial.state is not TrialState.SCORED
-    ]
+    remarks = _unscored([trial for trial in searching.trials if trial.state is not TrialState.SCORED])
     if "seed" not in search.choices:
         remarks.append("one seed: how much a run differs from the next is not in the intervals (--seeds 3)")
     try:
@@ -108,6 +104,18 @@ def curve(searching: Searching, rows: int, more: int) -> Curve:
         half_saves_usd=saves,
         remarks=tuple(remarks),
     )
+
+
+def _unscored(trials: Sequence[Trial]) -> list[str]:
+    """A sentence for each reason: a host that refuses a setting says the same of every trial."""
+    alike: dict[str, list[Trial]] = {}
+    for trial in trials:
+        alike.setdefault(f"{trial.state.value}: {trial.note or 'no run yet'}", []).append(trial)
+    return [
+        f"{', '.join(f'{share:.1%}' for share, _ in _by_share(same))} of the rows"
+        f"{f' ({len(same)} runs)' if len(same) > 1 else ''}: {reason}"
+        for reason, same in alike.items()
+    ]
 
 
 def _by_share(trials: Sequence[Trial]) -> list[tuple[float, list[Trial]]]:
