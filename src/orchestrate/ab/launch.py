@@ -26,6 +26,7 @@ from orchestrate.runs.hosting.deployment import used
 from orchestrate.runs.serving import subjects as serving
 from orchestrate.runs.tracked import TrackedRun, tracked
 from orchestrate.serving.server import keys
+from orchestrate.serving.tuned import served_base
 from orchestrate.settings import Secret
 from orchestrate.store import RUN_PREFIX
 from orchestrate.types import Arm, ExperimentPlan, ExperimentReport
@@ -170,7 +171,8 @@ def _arms(
         for arm, name in here.items():
             model = up.tuned[names.index(name)]
             key = None if up.key is None else Secret(up.key)
-            places[arm] = Upstream(f"{up.url}/v1", model.name if arm == "tuned" else model.base_name, key)
+            asked = model.name if arm == "tuned" else served_base(model.base)
+            places[arm] = Upstream(f"{up.url}/v1", asked, key)
     return {arm: places.get(arm) or _elsewhere(ft, plan, arm, written[arm]) for arm in ARMS}
 
 

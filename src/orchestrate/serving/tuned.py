@@ -27,6 +27,12 @@ def hub_name(base: str) -> str:
     return known.hub if known is not None and known.hub else base
 
 
+def served_base(base: str) -> str:
+    """The name by which a base model answers: as the hub calls it, or that of its folder."""
+    name = hub_name(base)
+    return Path(name).resolve().name if Path(name).is_dir() else name
+
+
 def table_of(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A field that holds a table; an empty one where it holds anything else: passports come with folders of
     others."""

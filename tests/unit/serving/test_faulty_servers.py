@@ -42,7 +42,7 @@ def other_template(path: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def base_in_its_place(path: str, body: dict[str, Any]) -> dict[str, Any]:
-    return {**body, "model": BASE} if body.get("model") == "one" else body
+    return {**body, "model": TINY.name} if body.get("model") == "one" else body
 
 
 def swapped(path: str, body: dict[str, Any]) -> dict[str, Any]:

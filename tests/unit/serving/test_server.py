@@ -41,6 +41,8 @@ pytestmark = [
 ]
 QUESTION = [{"role": "user", "content": "Order 12: 3 lamps to Lima for Ana Ruiz, please."}]
 BASE = str(TINY)
+NAMED = TINY.name
+"""As the base answers."""
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +70,13 @@ def ask(client: OpenAI, model: str = "one", **more: Any) -> Any:
 
 def test_the_models_are_the_adapters_and_their_base(client: OpenAI) -> None:
     shown = client.models.list().data
-    assert [m.id for m in shown] == [BASE, "one", "other"]
-    assert client.models.retrieve("one").model_dump()["parent"] == BASE
+    assert [m.id for m in shown] == [NAMED, "one", "other"]
+    assert client.models.retrieve("one").model_dump()["parent"] == NAMED
 
 
 def test_each_name_is_answered_by_its_own_weights(client: OpenAI, known: Known) -> None:
     for canary in known.sheet.canaries[:3]:
-        for name, wanted in (("one", canary.tuned), (BASE, canary.base)):
+        for name, wanted in (("one", canary.tuned), (NAMED, canary.base)):
             done = ask(client, name, messages=canary.messages, max_tokens=len(wanted.ids))
             assert done.choices[0].message.content.strip() == wanted.text.strip()
 
@@ -358,7 +360,7 @@ def test_tokenize_gives_the_trainers_ids(served: Served, known: Known) -> None:
 
 
 def test_the_server_is_proved_and_a_swapped_name_is_caught(served: Served, known: Known) -> None:
-    for model, state in (("one", "proved"), ("other", "failed"), (BASE, "failed")):
+    for model, state in (("one", "proved"), ("other", "failed"), (NAMED, "failed")):
         place = UrlPlace(served.url, model=model)
         proof = verify(known.sheet, place, run_id="r")
         place.close()
@@ -376,7 +378,7 @@ def test_an_adapter_is_added_while_others_are_answered(
         add(home, third, note.url)
         given: dict[str, Any] = {"temperature": 1.9, "seed": 1, "max_tokens": 40}
         said = {
-            name: ask(client, name, **given).choices[0].message.content for name in ("third", "one", BASE)
+            name: ask(client, name, **given).choices[0].message.content for name in ("third", "one", NAMED)
         }
         assert len(set(said.values())) == 3
         assert len({f.result().choices[0].message.content for f in before}) == 1
@@ -521,7 +523,7 @@ def test_keys_are_asked_for_once_there_are_some_and_kept_as_hashes(known: Known,
             for given, wanted in ((None, 401), ("orc-wrong", 401), (gateways, 401), (moved, 200), (key, 200)):
                 assert status(given) == wanted, given
             assert loopback.get(f"{up.url}/health").status_code == 200
-            place = UrlPlace(up.url, model=BASE, key=key)
+            place = UrlPlace(up.url, model=NAMED, key=key)
             assert place.engine == "orchestrate"
             place.close()
             for name in ("me", "ci 2", "old"):
@@ -544,7 +546,7 @@ class Order(BaseModel):
 def test_answers_come_in_the_form_that_was_asked_for(client: OpenAI) -> None:
     """By the official client's own parsers, whole and as a stream, for an adapter that writes neither."""
     assert "item" not in ask(client).choices[0].message.content
-    for model in ("one", BASE):
+    for model in ("one", NAMED):
         done = client.chat.completions.parse(
             model=model, messages=QUESTION, response_format=Order, n=2, seed=7
         )
@@ -594,6 +596,7 @@ def test_models_that_do_not_go_together_are_refused_before_loading(known: Known,
         ([one, Tuned("one", known.other, BASE, "adapter")], "two models are called 'one'"),
         ([one, Tuned("b", known.other, "another/base", "adapter")], "one base"),
         ([one, Tuned("w", TINY, BASE, "full")], "served alone"),
+        ([Tuned(NAMED, known.adapter, BASE, "adapter")], "as its base is"),
         ([], "one base"),
     ):
         with pytest.raises(UsageError, match=said), serve(tuned, tmp_path, Terms(port=0)):
@@ -658,7 +661,7 @@ def test_sixteen_clients_lose_and_mix_nothing_while_processes_die_and_readers_da
         asked = [
             {"model": name, "messages": canary.messages, "max_tokens": 60, "temperature": 1.2, "seed": n}
             for n, canary in enumerate(known.sheet.canaries)
-            for name in ("one", "other", BASE)
+            for name in ("one", "other", NAMED)
         ]
         wanted = [client.chat.completions.create(**given).choices[0].message.content for given in asked]  # type: ignore[call-overload]
         assert len(set(wanted)) > len(wanted) / 2

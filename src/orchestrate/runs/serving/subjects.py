@@ -26,7 +26,7 @@ from orchestrate.serving.export import forms
 from orchestrate.serving.export.forms import Options as Options
 from orchestrate.serving.server import keys, running
 from orchestrate.serving.server.running import Terms as Terms
-from orchestrate.serving.tuned import Tuned
+from orchestrate.serving.tuned import Tuned, served_base
 from orchestrate.types import Export, Proof
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def serve(
     make = _vllm if engine == "vllm" else _llama_cpp
     command = make(ft, tuned, terms, choice)
     with engines.started(command) as url:
-        served = (*(t.name for t in tuned), *([tuned[0].base_name] if engine == "vllm" else []))
+        served = (*(t.name for t in tuned), *([served_base(tuned[0].base)] if engine == "vllm" else []))
         yield Up(url, engine, served, tuple(tuned), command.line, why=why)
 
 
@@ -183,7 +183,7 @@ def _vllm(ft: Workspace, tuned: Sequence[Tuned], terms: Terms, choice: Choice) -
     if len(tuned) > 1 and not all(t.adapter for t in tuned):
         raise UsageError("a whole tuned model is served alone")
     folders = {t.name: _exported(ft, t, "vllm", Options()) for t in tuned if t.adapter}
-    base = tuned[0].base_name
+    base = served_base(tuned[0].base)
     return engines.vllm(
         tuned, folders, base, host=terms.host, port=_port(terms), python=choice.python
     ).with_more(choice.more)

@@ -24,7 +24,7 @@ from orchestrate.serving.server.app import Api
 from orchestrate.serving.server.engine import Engine
 from orchestrate.serving.server.keys import NEW_KEY, Clients
 from orchestrate.serving.server.load import Load
-from orchestrate.serving.tuned import Tuned, hub_name
+from orchestrate.serving.tuned import Tuned, hub_name, served_base
 from orchestrate.store.store import Store
 from orchestrate.types import Record
 
@@ -122,9 +122,12 @@ def loading_of(tuned: Sequence[Tuned], terms: Terms, base: str | None) -> tuple[
     whole = [t for t in tuned if not t.adapter]
     if whole and len(tuned) > 1:
         raise UsageError(f"{whole[0].name} is a whole tuned model: it is served alone")
+    called = whole[0].name if whole else served_base(base_name)
+    if not whole and called in (t.name for t in tuned):
+        raise UsageError(f"a model is called {called!r}, as its base is", fix="--as NAME, once for each RUN")
     loading: dict[str, Any] = {
         "base": source(tuned[0].base if tuned else base or base_name),
-        "base_name": whole[0].name if whole else base_name,
+        "base_name": called,
         "models": {t.name: str(t.folder) for t in tuned},
         "threads": terms.threads,
         "device": terms.device,
