@@ -95,7 +95,8 @@ def _set_torch(run: RunDir, job: LocalJob, device: torch.device) -> None:
     torch.set_num_threads(threads.of_run(run.path, job.threads, device))
     if job.hyper.deterministic:
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # for finding faults, at a cost
+        # A search for faults that takes time; the module says of itself that it has no such name.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Session:
