@@ -1,30 +1,40 @@
-"""A repository that was cloned, and every command that only reads, run in it by a user with keys in the
-environment: nothing of the repository runs, nothing is asked, and no file outside of it changes."""
+"""A repository that was cloned, and every command run in it by a user with keys in the environment: nothing
+of the repository runs, nothing is asked, and no file outside of it is read or changed."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+from tests import command
+from tests.cli.test_help_pages import pages
 from tests.paths import ROOT
 from typer.testing import CliRunner, Result
 
-from orchestrate import settings
+from orchestrate import JobSpec, settings
 from orchestrate.cli import app
+from orchestrate.commands import EXAMPLES
 from orchestrate.errors import ProjectNotTrusted
 from orchestrate.places.kinds._skypilot.asking import Bridge
-from orchestrate.settings import trust
+from orchestrate.profile import built_in
+from orchestrate.settings import config, trust
+from orchestrate.store.runs import Intent
+from orchestrate.store.store import Store
 
 READS = (
     "runs --json",
@@ -206,6 +216,9 @@ class Repository:
                 data = path.read_bytes() if path.is_file() else None
                 kept[str(path)] = (path.stat().st_mode, data)
         return kept
+
+    def of_victim(self) -> dict[str, Any]:
+        return {name: kept for name, kept in self.outside().items() if name.startswith(str(self.victim))}
 
     def harmed(self) -> str:
         if (self.victim.parent / "PWNED").exists():
@@ -428,3 +441,249 @@ def test_trust_is_kept_where_the_user_keeps_keys(repository: Repository) -> None
     listed = Path(repository.env["ORCHESTRATE_KEYS"]).with_name("trusted.json")
     assert listed.stat().st_mode & 0o777 == 0o600
     assert not trust.Trusted(listed).lacks((repository.folder / "orchestrate.toml",))
+
+
+# -- every command ------------------------------------------------------------------------------------------
+
+
+ODD = {
+    ".git/config": "[core]\n\tfsmonitor = bin/evil.sh\n\tsshCommand = bin/evil.sh\n\tpager = bin/evil.sh\n",
+    ".git/hooks/post-checkout": "#!/bin/sh\nbin/evil.sh\n",
+    ".gitattributes": "* filter=evil diff=evil\n",
+    "conftest.py": "import os; os.system('bin/evil.sh')\n",
+    "pyproject.toml": '[project]\nname = "evil"\nversion = "1"\n'
+    '[project.entry-points."orchestrate.providers"]\nopenai = "evil:Provider"\n',
+    "evil-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: evil\nVersion: 1\n",
+    "evil-1.dist-info/entry_points.txt": "[orchestrate.providers]\nopenai = evil:Provider\nmine = evil:P\n",
+    "evil.py": "import os; os.system('bin/evil.sh')\n",
+    "evil.pth": "import os; os.system('bin/evil.sh')\n",
+    "python": "#!/bin/sh\nbin/evil.sh\n",
+    "bwrap": "#!/bin/sh\nbin/evil.sh\n",
+    "nvidia-smi": "#!/bin/sh\nbin/evil.sh\n",
+    ".netrc": "default login attacker password x\n",
+    ".wandb": "x\n",
+    "wandb_settings.json": '{"base_url": "<trap>"}\n',
+    "mlruns/0/meta.yaml": "artifact_location: file://<victim>\n",
+    "rates.yaml": "- {provider: openai, model: gpt-4.1, train: 0}\n",
+    "--config=orchestrate.toml": "x\n",
+    "--to": "x\n",
+    "tickets.jsonl": '{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": '
+    '{"url": "<trap>/i.png"}}, {"type": "image_url", "image_url": {"url": "file://<victim>/data/photo"}}]}, '
+    '{"role": "assistant", "content": "\\u001b]0;x\\u0007<img src=\\"<trap>\\">"}]}\n',
+    "support-bot.yaml": "name: ../../victim/x\nmodels: {a: <trap>, b: ./model}\n",
+    "rubric.md": "{{ cycler.__init__.__globals__.os.popen('bin/evil.sh') }}\n",
+    "model/tokenizer_config.json": '{"auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]}, '
+    '"chat_template": "{{ cycler.__init__.__globals__.os.popen(\'<evil>\') }}"}\n',
+    "model/pytorch_model.bin": "cos\nsystem\n(S'bin/evil.sh'\ntR.",
+    "model/adapter_config.json": '{"base_model_name_or_path": "<trap>", "auto_mapping": {"x": "evil.T"}}',
+    "model/adapter_model.bin": "cos\nsystem\n(S'bin/evil.sh'\ntR.",
+}
+"""More that lies beside, under names that programs look for."""
+OPENLY = (
+    'log_level = "INFO"\n[queue]\nopenai = 999999999999\n[local]\nthreads = 1000000\n'
+    'device = "$(bin/evil.sh)"\n[hosts.openai]\ntimeout_s = 1e300\n'
+)
+"""What may be set without trust, as badly as it can be."""
+LINKS = {
+    **dict.fromkeys(("out.jsonl", "unique.jsonl", "preferences.jsonl", "report.html"), "data/photo"),
+    **dict.fromkeys(("home", "runs", "local", "queue"), "data"),
+}
+"""Files that the examples write, and folders that nothing has named: they lead to the user's own."""
+PROGRAMS = {"nvidia-smi", "uname", "gcc", "cc", "ld", "ldconfig", "rocm-smi"}
+"""What libraries and our own look at the machine start, found by PATH or by their full path."""
+ASKS, LONGEST_S = 3, 20
+"""Requests and seconds for a command that does what it was asked to do, then Ctrl-C."""
+SECRET = "of-the-user-and-of-nobody-else"
+
+Case = tuple[dict[str, str], str]
+"""Files of the repository, and a command."""
+
+
+def run_each(given: list[str]) -> None:
+    """In a process of its own: each command over its files, and what it did, in lines of JSON. Programs and
+    connections fail; so does whoever would listen, and ends."""
+    from orchestrate.cli import main
+
+    victim, told, listed = given
+    cases: list[Case] = json.loads(Path(listed).read_text())
+    out = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    repo, asked, begun = str(Path.cwd()), [0], [time.monotonic()]
+    number = 0
+
+    def tell(*what: Any) -> None:
+        os.write(out, json.dumps([number, *what], default=repr).encode() + b"\n")
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in STARTS:
+            tell("starts", *arguments[:2])
+            raise PermissionError(event)
+        if event in SENDS and not isinstance(
+            place := arguments[event in ("socket.connect", "socket.sendto")], str
+        ):
+            tell("asks", place)
+            raise OSError(event)
+        if event == "socket.getaddrinfo":
+            tell("asks", arguments[0])
+            asked[0] += 1
+            raise OSError(event)
+        if event == "socket.bind" and isinstance(arguments[1], tuple):
+            raise PermissionError(event)
+        if event == "exec" and arguments[0].co_filename.startswith(repo):
+            tell("runs", arguments[0].co_filename)
+        if event in ("open", "sqlite3.connect", "ctypes.dlopen") or event.startswith(("os.", "shutil.")):
+            for path in arguments[:2]:
+                if isinstance(path, str | bytes) and os.path.realpath(os.fsdecode(path)).startswith(victim):
+                    tell("outside", event, path)
+
+    sys.addaudithook(hook)
+    threading.Thread(target=_end_who_waits, args=(asked, begun), daemon=True).start()
+    for number, (files, line) in enumerate(cases):  # noqa: B007  `tell` has it
+        for name, text in files.items():
+            Path(name).write_text(text)
+        sys.argv = shlex.split(line)
+        asked[0], begun[0] = 0, time.monotonic()
+        tell("done", _code_of(main))
+
+
+_within = [False]
+
+
+def _code_of(main: Callable[[], None]) -> Any:
+    """A Ctrl-C that comes as the command has ended is nothing to the next one."""
+
+    def interrupted(*_: object) -> None:
+        if _within[0]:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupted)
+    try:
+        try:
+            _within[0] = True
+            main()
+        except SystemExit as ended:
+            return ended.code
+        finally:
+            _within[0] = False
+    except KeyboardInterrupt:
+        _within[0] = False
+        return 130
+
+
+STARTS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "webbrowser.open"}
+SENDS = {"socket.connect", "socket.sendto"}
+
+
+def _end_who_waits(asked: list[int], begun: list[float]) -> None:
+    """Ctrl-C for a command that serves or follows runs, or asks again."""
+    since, before = time.monotonic(), 0.0
+    while True:
+        time.sleep(0.2)
+        now = time.monotonic()
+        if (used := time.process_time()) > before + 0.02:
+            since, before = now, used
+        if now > since + 1 or asked[0] >= ASKS or now > begun[0] + LONGEST_S:
+            os.kill(os.getpid(), signal.SIGINT)
+            since = now
+
+
+@dataclass
+class Acts:
+    """What one command did."""
+
+    line: str
+    code: Any = "no end"
+    starts: list[Any] = field(default_factory=list[Any])
+    asks: list[Any] = field(default_factory=list[Any])
+    runs: list[Any] = field(default_factory=list[Any])
+    outside: list[Any] = field(default_factory=list[Any])
+
+
+def acts_of(repository: Repository, cases: list[Case]) -> list[Acts]:
+    """Raises `AssertionError` for anything that no command may do."""
+    (repository.victim / "secret").write_text(SECRET)
+    for name, text in (BESIDE | ODD).items():
+        path = repository.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(repository.filled(text))
+    for name, place in LINKS.items():
+        (repository.folder / name).symlink_to(repository.victim / place)
+    kept = repository.victim.parent / "config"
+    kept.mkdir()
+    told, listed = kept / "told", kept / "cases"
+    listed.write_text(json.dumps([[{n: repository.filled(t) for n, t in f.items()}, c] for f, c in cases]))
+    before = repository.of_victim()
+    ended = command.run(
+        [str(repository.victim), str(told), str(listed)],
+        cwd=repository.folder,
+        env=repository.env | {name: os.environ[name] for name in ("PATH", "PYTHON_KEYRING_BACKEND")},
+        program=run_each,
+    )
+    acts = [Acts(line) for _, line in cases]
+    for number, kind, *what in map(json.loads, told.read_text().splitlines()):
+        if kind == "done":
+            acts[number].code = what[0]
+        else:
+            getattr(acts[number], kind).append(what)
+    assert repository.of_victim() == before and not repository.harmed()
+    assert SECRET.encode() not in ended.out + ended.err
+    hosts = {str(urlsplit(one.url).hostname) for one in built_in().values() if one.url}
+    for one in acts:
+        assert not one.runs and not one.outside, one
+        assert {host for [host] in one.asks} <= hosts, one
+        for program, words, *_ in one.starts:
+            ours = words[1:3] == ["-P", "-m"] and words[3].startswith("orchestrate.")
+            assert ours or Path(program).name in PROGRAMS, one
+            assert not str(shutil.which(program)).startswith(str(repository.folder)), one
+    assert all(one.code != "no end" for one in acts), (acts, ended.err)
+    return acts
+
+
+def lines() -> list[str]:
+    """The example of each command, and each group by itself."""
+    own = pages()
+    groups = [name for name, page in own.items() if getattr(page, "commands", None)]
+    assert own.keys() - groups <= EXAMPLES.keys()
+    return [*EXAMPLES.values(), *(f"orchestrate {name}" for name in groups)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(4))
+def test_every_command_of_the_program_refuses_what_is_not_trusted(repository: Repository, part: int) -> None:
+    """Each trick meets a third of the commands, each command a third of the tricks."""
+    cases: list[Case] = [
+        ({"orchestrate.toml": text}, line)
+        for n, text in enumerate(list(TRICKS.values())[part::4])
+        for line in lines()[n % 3 :: 3]
+    ]
+    acts = acts_of(repository, cases)
+    refused = {one.line for one in acts if one.code == 3}
+    assert {line for line in lines() if line.split()[1] in ("submit", "ui", "worker", "sync")} <= refused
+    assert not [one for one in acts if one.asks]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("with_runs", [False, True])
+def test_every_command_amid_tricks_that_need_no_trust(
+    repository: Repository, with_runs: bool, part: int
+) -> None:
+    if with_runs:
+        made = config.load(
+            env=repository.env, cwd=repository.victim, home=repository.victim.parent / "data" / "orchestrate"
+        )
+        with Store.open(made.store_url) as store:
+            for name in ("fireworks", "openai"):
+                spec = JobSpec(model="qwen3-8b", train="train.jsonl", suffix="x")
+                store.runs.create(Intent(spec=spec, provider=name, dataset_digest="d" * 64, host="h"))
+    acts_of(repository, [({"orchestrate.toml": OPENLY}, line) for line in lines()[part::3]])
+
+
+@pytest.mark.slow
+def test_every_command_that_takes_a_spec_meets_each_hostile_spec(repository: Repository) -> None:
+    takes = [EXAMPLES[name] for name, page in pages().items() if "spec" in {p.name for p in page.params}]
+    assert len(takes) >= 7
+    cases: list[Case] = []
+    for spec in SPECS.values():
+        text = json.dumps({"model": "qwen3-8b", "train": "train.jsonl", "epochs": 1, **spec})
+        cases += [({"finetune.yaml": text}, line) for line in takes]
+    acts_of(repository, cases)
