@@ -32,7 +32,7 @@ def result(name: str) -> str:
 
 def test_all_are_in_the_list() -> None:
     listed = re.findall(r"\]\(([\w-]+)/README.md\)", (FOLDER / "README.md").read_text(encoding="utf-8"))
-    assert sorted(listed) == NAMES and len(NAMES) == 9
+    assert sorted(listed) == NAMES and len(NAMES) == 10
 
 
 @pytest.mark.parametrize("name", NAMES)
