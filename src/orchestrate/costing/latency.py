@@ -38,6 +38,8 @@ class Device(Record, frozen=True, kw_only=True):
     gpus: int = 1
     bytes_per_s: float
     flops: float
+    token_overhead_s: float = 0.0
+    """Of each token, whatever the weights."""
 
 
 class Latency(Record, frozen=True, kw_only=True):
@@ -72,7 +74,7 @@ def predict(
     """`params_b`: billions of weights that a token goes through; `width`: bytes of each; `tokens`: in and
     out."""
     weights = params_b * 1e9
-    token_s = weights * width / device.bytes_per_s
+    token_s = weights * width / device.bytes_per_s + device.token_overhead_s
     first_s = 2 * weights * tokens[0] / device.flops + token_s
     return Latency(
         model=model,

@@ -24,6 +24,26 @@ class Export(Record, frozen=True, kw_only=True):
     """Of the folder, where it could be tried on this machine."""
 
 
+class AdapterCost(Record, frozen=True, kw_only=True):
+    """What an adapter costs beside its base, measured when its server started."""
+
+    model: str
+    load_s: float
+    """Once."""
+    token_s: float
+    """Of each token."""
+    base_token_s: float
+    """The same of its base alone."""
+
+    def __str__(self) -> str:
+        more = 1000 * (self.token_s - self.base_token_s)
+        share = self.token_s / self.base_token_s - 1
+        return (
+            f"{self.model}: the adapter was loaded in {1000 * self.load_s:.0f} ms, once; a token takes "
+            f"{1000 * self.token_s:.1f} ms, {more:+.1f} ms ({share:+.0%}) to its base alone"
+        )
+
+
 class Merged(Record, frozen=True, kw_only=True):
     """One adapter made of several of one base."""
 

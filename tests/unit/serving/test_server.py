@@ -74,6 +74,13 @@ def test_the_models_are_the_adapters_and_their_base(client: OpenAI) -> None:
     assert client.models.retrieve("one").model_dump()["parent"] == NAMED
 
 
+def test_what_an_adapter_costs_is_measured_when_it_starts(served: Served) -> None:
+    costs = served.engine.costs
+    assert [one.model for one in costs] == ["one", "other"]
+    assert all(one.load_s > 0 and one.token_s > 0 and one.base_token_s > 0 for one in costs)
+    assert f"{1000 * costs[0].load_s:.0f} ms, once" in str(costs[0])
+
+
 def test_each_name_is_answered_by_its_own_weights(client: OpenAI, known: Known) -> None:
     for canary in known.sheet.canaries[:3]:
         for name, wanted in (("one", canary.tuned), (NAMED, canary.base)):

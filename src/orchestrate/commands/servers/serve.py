@@ -14,6 +14,7 @@ from orchestrate.commands.terminal.console import ended_by_signal, note, orchest
 from orchestrate.commands.tuned.exporting import AcceptOpt, agreed, show_proof
 from orchestrate.errors import UsageError
 from orchestrate.types import Proof
+from orchestrate.types.serving import AdapterCost
 
 if TYPE_CHECKING:
     from orchestrate.api.orchestrator import Orchestrator
@@ -27,6 +28,8 @@ class Serving(TypedDict):
     models: list[str]
     command: str | None
     proofs: list[Proof]
+    costs: list[AdapterCost]
+    """Of each adapter: loading it, and a token."""
 
 
 class Added(TypedDict):
@@ -175,8 +178,11 @@ def serve(
                 models=list(up.models),
                 command=up.command,
                 proofs=proofs,
+                costs=list(up.costs),
             )
             yield Output(shown, lambda shown: print_text("\n  ".join([shown["url"], *shown["models"]])))
+            for cost in up.costs:
+                note(str(cost))
             note("Ctrl-C lets answers under way end, and stops")
             ended.wait()
 

@@ -26,6 +26,10 @@ from orchestrate.local.model.loading import DTYPES, add_adapter, load_adapter, p
 from orchestrate.local.model.sampling import NO_FORM, NO_MEMORY, NO_NUMBERS, Luck
 from orchestrate.local.model.sampling.batching import BASE, Batching, Row
 
+_MEASURED_S = 1.0
+"""For all adapters together, as a server starts; the best of three or more counts, since others may use the
+machine."""
+_ROUNDS = 3
 Send = Callable[[dict[str, Any]], None]
 _WORDS = {
     NO_FORM: "the schema takes too much work to keep {} to it: make it simpler",
@@ -101,6 +105,8 @@ class Engine:
         self._speeches: dict[int, Speech] = {}
         self._forms: dict[str, Forms] = {}
         self._numbered = 0
+        self.load_seconds: dict[str, float] = {}
+        """Of each adapter."""
         tuned = [Path(f) for f in loading.models.values() if not is_adapter(Path(f))]
         if tuned and len(loading.models) > 1:
             raise UsageError("a whole tuned model is served alone: it shares no weights with others")
@@ -149,7 +155,38 @@ class Engine:
         finally:
             self.batching.use(self.model)
         self.models[name] = self._described(name, adapter, path)
-        return time.perf_counter() - begun
+        self.load_seconds[name] = time.perf_counter() - begun
+        return self.load_seconds[name]
+
+    def costs(self) -> list[dict[str, Any]]:
+        """Measure what each adapter costs: seconds to load it, of a token with it and with its base alone, in
+        turns for about a second in all. Nothing else may be answered meanwhile."""
+        found: list[dict[str, Any]] = []
+        for name, load_s in self.load_seconds.items():
+            if name not in self.models or self.loading.base_name not in self.models:
+                continue
+            took: dict[str, list[float]] = {self.loading.base_name: [], name: []}
+            for one in took:
+                self._token_s(one)  # the first one is never typical
+            until = time.perf_counter() + _MEASURED_S / len(self.load_seconds)
+            while len(took[name]) < _ROUNDS or time.perf_counter() < until:
+                for one, seconds in took.items():
+                    seconds.append(self._token_s(one))
+            base_s, token_s = (min(seconds) for seconds in took.values())
+            found.append({"model": name, "load_s": load_s, "token_s": token_s, "base_token_s": base_s})
+        return found
+
+    def _token_s(self, model: str) -> float:
+        """Seconds of a token after the first."""
+        bias = {str(id): -100.0 for id in self._model(model).sampler.stops}
+        wish = Wish(id="", model=model, text="1 2 3 4", temperature=0, max_tokens=3, logit_bias=bias)
+        self.add(wish, self.prompt(wish), lambda _: None)
+        times: list[float] = []
+        while not self.batching.idle:
+            begun = time.perf_counter()
+            self.step(lambda _: None)
+            times.append(time.perf_counter() - begun)
+        return min(times[1:] or times)
 
     def unload(self, name: str) -> None:
         found = self.models.get(name)

@@ -131,8 +131,8 @@ class Desk:
             from orchestrate.local.answers.engine import Engine, Loading
 
             self._engine = Engine(decoding.convert(asked, Loading))
-        folder = self._engine.folder
-        self._answer(asked, ready=True, context=folder.context, folder=str(folder.path))
+        folder, costs = self._engine.folder, self._engine.costs()
+        self._answer(asked, ready=True, context=folder.context, folder=str(folder.path), costs=costs)
 
     def _add(self, asked: Asked) -> None:
         from orchestrate.local.answers.engine import Wish

@@ -28,6 +28,7 @@ from orchestrate.serving.server import keys, running
 from orchestrate.serving.server.running import Terms as Terms
 from orchestrate.serving.tuned import Tuned, served_base
 from orchestrate.types import Export, Proof
+from orchestrate.types.serving import AdapterCost
 
 if TYPE_CHECKING:
     from orchestrate.runs.hosting.deployment import DeploymentHandle
@@ -104,6 +105,8 @@ class Up:
     """That of who started it."""
     why: str | None = None
     """Of an engine that nobody named."""
+    costs: tuple[AdapterCost, ...] = ()
+    """Of each adapter, where the engine is ours."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,15 @@ def serve(
     if engine == "transformers":
         keys.bring_in(ft.settings.home, ft.store, by=ft.settings.made_by)
         with running.serve(tuned, ft.settings.home, ft.store, terms, base=choice.base) as up:
-            yield Up(up.url, engine, tuple(up.models), tuple(tuned), key=up.api.admin_key, why=why)
+            yield Up(
+                up.url,
+                engine,
+                tuple(up.models),
+                tuple(tuned),
+                key=up.api.admin_key,
+                why=why,
+                costs=tuple(up.engine.costs),
+            )
         return
     if terms.precision is not None or terms.batch_invariant:
         raise UsageError(

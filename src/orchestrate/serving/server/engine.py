@@ -20,6 +20,8 @@ from orchestrate.core.child import Child, Ended, python
 from orchestrate.errors import OrchestrateError, RunFailed
 from orchestrate.local.run import NO_COMPILER
 from orchestrate.local.run.launching import require_packages, worker_environment
+from orchestrate.types import decoding
+from orchestrate.types.serving import AdapterCost
 
 _log = logging.getLogger(__name__)
 LONGEST_REST_S = 60
@@ -52,6 +54,8 @@ class Engine:
         """Name -> folder, also of those that were added since."""
         self.context: int | None = None
         self.load_seconds = 0.0
+        self.costs: list[AdapterCost] = []
+        """Of the adapters that it started with."""
         self.restarts = 0
         self.failure = ""
         """Why the process cannot be started, while it cannot."""
@@ -98,6 +102,7 @@ class Engine:
             worker.close(0)
             raise
         self.context, self.load_seconds, self.failure = told["context"], time.monotonic() - begun, ""
+        self.costs = decoding.convert(told.get("costs", []), list[AdapterCost])
         self._up.set()
         self._reader = threading.Thread(target=self._read, args=(worker,), daemon=True, name="engine")
         self._reader.start()
