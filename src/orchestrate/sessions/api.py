@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -144,7 +145,12 @@ class SessionsApi:
     async def _finish(self, request: Request) -> Response:
         asked = parse(wire.FinishBody, await json_body(request))
         well = asked.reason.get("type") == "success"
-        self.desk.end(self.desk.caller(request.path_params["id"], _owner(request)), keeps=not well)
+        caller = self.desk.caller(request.path_params["id"], _owner(request))
+        try:
+            self.desk.end(caller, keeps=not well)
+        except OSError as error:
+            words = f"the weights cannot be saved, and the session stays until they are: {error}"
+            raise HostError(500, words, type="server_error") from error
         return JSONResponse({"status": "finished"})
 
     # -- models --------------------------------------------------------------------------------------------
@@ -193,21 +199,21 @@ class SessionsApi:
     def _unload(self, body: dict[str, Any], owner: str) -> dict[str, Any]:
         model = self.desk.model(parse(wire.OfModelBody, body).model_id, owner)
         promise = self.desk.promise(owner)
-        self.desk.models.pop(model.id)
-        self.desk.ask(promise, "unload", {"model": model.id}, lambda told: _of(model.id, "unload_model"))
+        self.desk.unload(model, promise)
         return {"request_id": promise.id, "model_id": model.id}
 
     def _numbered(self, model: SessionModel, number: int, work: Callable[[Promise], None]) -> dict[str, Any]:
         """One request of a model, in its turn and once."""
         promise, new = self.desk.once(model.id, number, model.owner)
         if new:
-            self.desk.in_turn(model, number, partial(work, promise))
+            self.desk.in_turn(model, number, promise, work)
         return {"request_id": promise.id, "model_id": model.id}
 
     async def _forward(self, request: Request) -> Response:
         data = await request.body()
         id, number, asked = wire.forward_of(data)
         model = self.desk.model(id, _owner(request))
+        _require_number(number)
 
         def work(promise: Promise) -> None:
             if "refused" in asked:
@@ -221,13 +227,9 @@ class SessionsApi:
         model, number = self._model_and_number(body, owner)
 
         def work(promise: Promise) -> None:
-            try:
-                asked = parse(wire.OptimStepBody, body)
-                if asked.optimizer_params is not None:
-                    raise HostError(400, "this server steps with AdamW: give adam_params")
-            except HostError as error:
-                promise.fail(error.message)
-                return
+            asked = parse(wire.OptimStepBody, body)
+            if asked.optimizer_params is not None:
+                raise HostError(400, "this server steps with AdamW: give adam_params")
             adam = (asked.adam_params or wire.AdamBody()).model_dump()  # type: ignore[call-arg]
             self.desk.ask(promise, "step", {"model": model.id, "adam": adam}, _stepped)
 
@@ -237,9 +239,7 @@ class SessionsApi:
         """What puts a request in its place; what else is wrong with it becomes its result, since the
         next request would wait for a number that was refused."""
         model, number = self.desk.model(str(body.get("model_id")), owner), body.get("seq_id")
-        if type(number) is not int or number < 1:
-            raise HostError(400, "seq_id is not a whole number above 0", param="seq_id")
-        return model, number
+        return model, _require_number(number)
 
     # -- weights -------------------------------------------------------------------------------------------
 
@@ -253,23 +253,15 @@ class SessionsApi:
         model, number = self._model_and_number(body, owner)
 
         def work(promise: Promise) -> None:
-            try:
-                asked = parse(wire.SaveBody, body)
-                if asked.path is None:
-                    if training or asked.sampling_session_seq_id is None:
-                        raise HostError(400, "the weights have no name: path is missing")
-                    caller = self.desk.caller(model.id.partition(":")[0], owner)
-                    self.desk.snapshot(model, promise, caller, asked.sampling_session_seq_id)
-                    return
-                kind = "weights" if training else "sampler_weights"
-                folder = self.desk.place(owner, model.id, kind, asked.path)
-                if (folder / "saved.json").exists() and not asked.overwrite:
-                    raise HostError(
-                        400, f"weights called {asked.path!r} were saved before: another name, or overwrite"
-                    )
-                self.desk.save(model, promise, asked.path, training=training, ttl_s=asked.ttl_seconds)
-            except HostError as error:
-                promise.fail(error.message)
+            asked = parse(wire.SaveBody, body)
+            if asked.path is not None:
+                more = {"overwrite": asked.overwrite, "ttl_s": asked.ttl_seconds}
+                self.desk.save(model, promise, asked.path, training=training, **more)
+            elif training or asked.sampling_session_seq_id is None:
+                raise HostError(400, "the weights have no name: path is missing")
+            else:
+                caller = self.desk.caller(model.id.partition(":")[0], owner)
+                self.desk.snapshot(model, promise, caller, asked.sampling_session_seq_id)
 
         return self._numbered(model, number, work)
 
@@ -282,22 +274,18 @@ class SessionsApi:
             raise HostError(400, "model_seq_id is missing", param="model_seq_id")
         caller = self.desk.caller(str(asked.session_id), owner)
         _, saved = self.desk.found(asked.path, owner)
+        base = self._base(asked.base_model or saved.base)
         id, promise, new = self._new_model(caller, asked.model_seq_id)
         if new:
-            base = self._base(asked.base_model or saved.base)
             model = self.desk.models[id] = SessionModel(id, owner, base, saved.lora)
-            self._load(model, body, promise)
+            self.desk.carry_out(promise, partial(self._load, model, body))
         return {"request_id": promise.id, "model_id": id}
 
     def _load(self, model: SessionModel, body: dict[str, Any], promise: Promise) -> None:
-        try:
-            asked = parse(wire.LoadBody, body)
-            folder, saved = self.desk.found(asked.path, model.owner)
-            if asked.optimizer and not saved.training:
-                raise HostError(400, f"{asked.path} was saved for sampling: it has no optimizer state")
-        except HostError as error:
-            promise.fail(error.message)
-            return
+        asked = parse(wire.LoadBody, body)
+        folder, saved = self.desk.found(asked.path, model.owner)
+        if asked.optimizer and not saved.training:
+            raise HostError(400, f"{asked.path} was saved for sampling: it has no optimizer state")
         fields = {"model": model.id, "folder": str(folder), "optimizer": asked.optimizer}
         done = {**_of(model.id, "load_weights"), "path": asked.path}
         self.desk.ask(promise, "load", fields, lambda told: done)
@@ -308,7 +296,7 @@ class SessionsApi:
         return {"base_model": saved.base, "is_lora": True, "lora_rank": saved.lora["rank"], **told}
 
     def _checkpoints(self, request: Request, run: str | None) -> dict[str, Any]:
-        shown = [_checkpoint(saved) for _, saved in self.desk.saved(_owner(request))]
+        shown = [_checkpoint(folder, saved) for folder, saved in self.desk.saved(_owner(request))]
         if run is not None:
             shown = [one for one in shown if one["training_run_id"] == run]
         start, most = _number(request, "offset", 0), _number(request, "limit", 100)
@@ -364,6 +352,7 @@ class SessionsApi:
             await asyncio.wait_for(promise.ready.wait(), POLL_S)
         if promise.result is None:  # the client asks again at once, and says nothing
             return JSONResponse({"type": "try_again", "request_id": id, "queue_state": "active"}, 408)
+        promise.fetched = time.monotonic()
         if isinstance(promise.result, bytes):
             return Response(promise.result, media_type=PROTOBUF)
         return JSONResponse(promise.result)
@@ -418,10 +407,11 @@ def _question(asked: wire.SampleBody, folder: str) -> dict[str, Any]:
         "tops": asked.topk_sample_logprobs,
         "prompt_logprobs": bool(asked.prompt_logprobs),
         "prompt_tops": asked.topk_prompt_logprobs,
+        "prompt_last": asked.prompt_logprobs_last_n,
     }
 
 
-def _checkpoint(saved: SavedWeights) -> dict[str, Any]:
+def _checkpoint(folder: Path, saved: SavedWeights) -> dict[str, Any]:
     run, kind, name = saved.path.removeprefix("tinker://").split("/")
     expires = saved.expires_at
     return {
@@ -430,13 +420,20 @@ def _checkpoint(saved: SavedWeights) -> dict[str, Any]:
         "checkpoint_type": "training" if saved.training else "sampler",
         "time": _iso(saved.saved_at),
         "tinker_path": saved.path,
-        "size_bytes": saved.bytes,
+        "size_bytes": sum(file.stat().st_size for file in folder.iterdir()),
         "expires_at": None if expires is None else _iso(expires),
     }
 
 
 def _iso(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat()
+
+
+def _require_number(number: Any) -> int:
+    """Raises `HostError` 400 for what is no place in a model's order."""
+    if type(number) is not int or number < 1:
+        raise HostError(400, "seq_id is not a whole number above 0", param="seq_id")
+    return number
 
 
 def _number(request: Request, name: str, default: int) -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import math
 import re
 import secrets
 import shutil
@@ -21,6 +22,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from filelock import FileLock, Timeout
 
 from orchestrate.core.child import Child, Ended, python
 from orchestrate.core.files import private_folder, write_whole
@@ -31,8 +33,10 @@ from orchestrate.sessions import wire
 from orchestrate.types import Record
 
 _log = logging.getLogger(__name__)
-KEEPS_S = 3600.0
-"""A result that nobody fetched is kept for as long."""
+KEEPS_S, FETCHED_S = 3600.0, 300.0
+"""A result that nobody fetched is kept for as long; one that was, in case its answer was lost."""
+REST_S = 5.0
+"""Between two tries to start the process."""
 GONE_S = 900.0
 """A caller that sent no heartbeat for as long is taken to be gone."""
 GAP_S = 60.0
@@ -57,16 +61,22 @@ class Promise:
     """Protobuf, or JSON."""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     at: float = 0.0
+    fetched: float = 0.0
+    then: Callable[[Promise], None] | None = None
+    """Called when the result is there."""
 
     def keep(self, result: bytes | dict[str, Any]) -> None:
         self.result, self.at = result, time.monotonic()
         self.ready.set()
+        if self.then is not None:
+            self.then(self)
 
     def fail(self, message: str, category: str = "user") -> None:
         self.keep({"error": message, "category": category})
 
 
-Work = Callable[[], None]
+Work = Callable[[Promise], None]
+Take = Callable[[dict[str, Any]], None]
 
 
 @dataclass
@@ -78,7 +88,7 @@ class SessionModel:
     base: str
     lora: dict[str, Any]
     next: int = 1
-    waiting: dict[int, Work] = field(default_factory=dict[int, Work])
+    waiting: dict[int, tuple[Promise, Work]] = field(default_factory=dict[int, tuple[Promise, Work]])
 
 
 @dataclass
@@ -112,7 +122,6 @@ class SavedWeights(Record, frozen=True, kw_only=True):
     saved_at: float
     expires_at: float | None = None
     """As the caller said. Nothing is deleted by the clock: a wrong one would take all."""
-    bytes: int = 0
 
 
 class SessionDesk:
@@ -131,6 +140,12 @@ class SessionDesk:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._asked: dict[str, Callable[[dict[str, Any]], None]] = {}
         self._numbers = count(1)
+        self._unsent: list[tuple[str, Mapping[str, Any], Take]] | None = None
+        """While the process starts."""
+        self._failed: tuple[float, str] = (-math.inf, "")
+        """When it could not be started, and why."""
+        self._snapshots = home / "snapshots" / secrets.token_hex(8)
+        self._lock = FileLock(private_folder(home / "snapshots") / f"{self._snapshots.name}.lock")
 
     # -- the process ---------------------------------------------------------------------------------------
 
@@ -148,13 +163,24 @@ class SessionDesk:
         self.folder, self.context, self.tied = told["folder"], told["context"], told["tied"]
         self._child = child
 
+    def _clear(self) -> None:
+        """Samplers without a name go with the server that made them, also with one that was killed."""
+        self._lock.acquire()
+        for lock in self._snapshots.parent.glob("*.lock"):
+            with suppress(Timeout), FileLock(lock, timeout=0):
+                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+                lock.unlink(missing_ok=True)
+
     def close(self) -> None:
+        self._lock.release()
+        shutil.rmtree(self._snapshots, ignore_errors=True)
         if self._child is not None:
             self._child.close()
 
     async def run(self) -> None:
         """Until it is cancelled: fetches answers, and lets go of what nobody wants any more."""
         self._loop = asyncio.get_running_loop()
+        self._clear()
         self._listen()
         while True:
             await asyncio.sleep(10)
@@ -185,23 +211,55 @@ class SessionDesk:
         if child is not self._child:
             return
         self._child, asked, self._asked = None, self._asked, {}
+        for model in self.models.values():
+            self._end_waiting(model)
         self.models.clear()
         for take in asked.values():
             take({"error": f"{told}; load the last saved state", "kind": "RunFailed"})
 
-    def _send(self, op: str, fields: Mapping[str, Any], take: Callable[[dict[str, Any]], None]) -> None:
+    def _send(self, op: str, fields: Mapping[str, Any], take: Take) -> None:
         if self._child is None:
-            try:
-                self.start()
-            except OrchestrateError as error:
-                take({"error": error.message, "kind": "RunFailed"})
-                return
-            self._listen()
+            self._start_again(op, fields, take)
+            return
         key = str(next(self._numbers))
-        self._asked[key] = take
-        assert self._child is not None  # noqa: S101  started
-        with suppress(Ended):  # whoever reads sees it too
+        try:
+            self._asked[key] = take
             self._child.send({"op": op, **fields, "id": key})
+        except Ended:
+            pass  # whoever reads sees it too
+        except Exception:
+            del self._asked[key]
+            raise
+
+    def _start_again(self, op: str, fields: Mapping[str, Any], take: Take) -> None:
+        """Beside the loop: loading a base takes its time, in which others are answered."""
+        failed, why = self._failed
+        if self._unsent is not None:
+            self._unsent.append((op, fields, take))
+        elif time.monotonic() - failed < REST_S:
+            take({"error": why, "kind": "RunFailed"})
+        else:
+            self._unsent = [(op, fields, take)]
+            threading.Thread(target=self._starting, daemon=True, name="starting").start()
+
+    def _starting(self) -> None:
+        loop, why = self._loop, ""
+        assert loop is not None  # noqa: S101  set before
+        try:
+            self.start()
+        except Exception as error:  # noqa: BLE001  whoever asked gets it
+            why = error.message if isinstance(error, OrchestrateError) else f"{type(error).__name__}: {error}"
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(self._started, why)
+
+    def _started(self, why: str) -> None:
+        unsent, self._unsent = self._unsent or [], None
+        if why:
+            self._failed = (time.monotonic(), why)
+        else:
+            self._listen()
+        for op, fields, take in unsent:
+            self._send(op, fields, take)
 
     def ask(
         self,
@@ -224,7 +282,11 @@ class SessionDesk:
                 _log.exception("the result of %s", op)
                 promise.fail(f"the server failed to keep the result: {error}", "server")
 
-        self._send(op, fields, take)
+        try:
+            self._send(op, fields, take)
+        except Exception as error:  # noqa: BLE001  the caller would wait for ever
+            _log.exception("the request %s", op)
+            promise.fail(f"the request cannot be passed on: {error}", "server")
 
     # -- who asks ------------------------------------------------------------------------------------------
 
@@ -261,21 +323,39 @@ class SessionDesk:
         made = self._known[of, number] = self.promise(owner)
         return made, True
 
-    def in_turn(self, model: SessionModel, number: int, work: Work) -> None:
+    def in_turn(self, model: SessionModel, number: int, promise: Promise, work: Work) -> None:
         """Once all requests with a smaller number have come; clients send them in order, but one may be on
         its way for the second time."""
-        model.waiting[number] = work
+        if number < model.next:
+            promise.fail(f"the request number {number} came after later ones were carried out")
+            return
+        model.waiting[number] = (promise, work)
         while (due := model.waiting.pop(model.next, None)) is not None:
             model.next += 1
-            due()
+            self.carry_out(*due)
         if model.waiting:
             asyncio.get_running_loop().call_later(GAP_S, self._give_up, model, model.next)
+
+    def carry_out(self, promise: Promise, work: Work) -> None:
+        try:
+            work(promise)
+        except HostError as error:
+            promise.fail(error.message)
+        except Exception as error:  # noqa: BLE001  the caller would wait for ever
+            _log.exception("a request")
+            promise.fail(f"the server failed: {type(error).__name__}: {error}", "server")
 
     def _give_up(self, model: SessionModel, missing: int) -> None:
         """A request was refused before it had a number here: its number will not come."""
         if model.next == missing and model.waiting:
             model.next = min(model.waiting)
-            self.in_turn(model, model.next, model.waiting[model.next])
+            self.in_turn(model, model.next, *model.waiting[model.next])
+
+    @staticmethod
+    def _end_waiting(model: SessionModel) -> None:
+        for promise, _ in model.waiting.values():
+            promise.fail("the session ended before the requests before this one came")
+        model.waiting.clear()
 
     # -- weights -------------------------------------------------------------------------------------------
 
@@ -287,9 +367,7 @@ class SessionDesk:
 
     def _own(self, owner: str, what: str) -> Path:
         """Nobody else's, whatever the names are."""
-        return (
-            self.home / what / ("".join(c if c.isalnum() else f"_{ord(c):x}_" for c in owner) or "everyone")
-        )
+        return self.home / what / ("".join(c if c.isalnum() else f"_{ord(c):x}_" for c in owner) or "-")
 
     def found(self, path: str, owner: str) -> tuple[Path, SavedWeights]:
         """Saved weights of this owner. Raises `HostError` 404."""
@@ -309,34 +387,42 @@ class SessionDesk:
         return sorted(found, key=lambda one: -one[1].saved_at)
 
     def save(
-        self, model: SessionModel, promise: Promise, name: str, *, training: bool, ttl_s: int | None = None
+        self,
+        model: SessionModel,
+        promise: Promise,
+        name: str,
+        *,
+        training: bool,
+        overwrite: bool,
+        ttl_s: int | None = None,
     ) -> None:
         """Writes the weights as they are when it is the model's turn."""
         kind = "weights" if training else "sampler_weights"
         folder, path = self.place(model.owner, model.id, kind, name), f"tinker://{model.id}/{kind}/{name}"
-
-        def write(answer: dict[str, Any]) -> dict[str, Any]:
-            now = time.time()
-            note = SavedWeights(
-                path=path,
-                base=model.base,
-                lora=model.lora,
-                training=training,
-                saved_at=now,
-                expires_at=now + ttl_s if ttl_s else None,
-                bytes=answer["bytes"],
-            )
-            write_whole(folder / "saved.json", note.to_json())
-            return {"path": path, "type": "save_weights" if training else "save_weights_for_sampler"}
-
+        now = time.time()
+        note = SavedWeights(
+            path=path,
+            base=model.base,
+            lora=model.lora,
+            training=training,
+            saved_at=now,
+            expires_at=now + ttl_s if ttl_s else None,
+        )
         private_folder(folder.parent)
-        fields = {"model": model.id, "folder": str(folder), "optimizer": training}
-        self.ask(promise, "save", fields, write)
+        fields = {
+            "model": model.id,
+            "folder": str(folder),
+            "optimizer": training,
+            "note": note.to_json().decode(),
+            "overwrite": overwrite,
+        }
+        done = {"path": path, "type": "save_weights" if training else "save_weights_for_sampler"}
+        self.ask(promise, "save", fields, lambda answer: done)
 
     def snapshot(self, model: SessionModel, promise: Promise, caller: Caller, number: int) -> None:
         """The weights as they are, to draw answers from as long as the session lasts."""
         id = f"{caller.id}:sample:{number}"
-        folder = self.home / "snapshots" / caller.id / str(number)
+        folder = self._snapshots / caller.id / str(number)
 
         def write(answer: dict[str, Any]) -> dict[str, Any]:
             del answer
@@ -348,7 +434,12 @@ class SessionDesk:
             return {"sampling_session_id": id, "path": None, "type": "save_weights_for_sampler"}
 
         private_folder(folder.parent)
-        self.ask(promise, "save", {"model": model.id, "folder": str(folder), "optimizer": False}, write)
+        self.ask(
+            promise,
+            "save",
+            {"model": model.id, "folder": str(folder), "optimizer": False, "note": None, "overwrite": True},
+            write,
+        )
 
     def _sampler_file(self, id: str, owner: str) -> Path:
         if SAMPLER.fullmatch(id) is None:
@@ -369,26 +460,55 @@ class SessionDesk:
     # -- letting go ----------------------------------------------------------------------------------------
 
     def end(self, caller: Caller, *, keeps: bool) -> None:
-        """With `keeps` the weights as they are now are saved for a caller that did not come to it."""
-        self.callers.pop(caller.id, None)
+        """With `keeps` the weights as they are now are saved first, for a caller that did not come to it;
+        where that fails they stay, and are saved when it can be done."""
         for id, _ in caller.models.values():
-            model = self.models.pop(id, None)
-            if model is None:
-                continue
-            if keeps:
-                self.save(model, self.promise(caller.owner), LEFT_BEHIND, training=True)
-            self._send("unload", {"model": id}, lambda answer: None)
-        shutil.rmtree(self.home / "snapshots" / caller.id, ignore_errors=True)
+            model = self.models.get(id)
+            if model is not None and keeps:
+                kept = self.promise(caller.owner)
+                self.save(model, kept, LEFT_BEHIND, training=True, overwrite=True)
+                kept.then = partial(self._kept, model, caller)
+            elif model is not None:
+                self.unload(model)
+        if not keeps:
+            self._gone(caller)
+
+    def _kept(self, model: SessionModel, caller: Caller, promise: Promise) -> None:
+        if isinstance(promise.result, dict) and "error" in promise.result:
+            _log.error("%s was not saved for its caller: %s", model.id, promise.result["error"])
+            caller.seen = time.monotonic()  # another try when it was quiet as long again
+            return
+        self.unload(model)
+        if not any(id in self.models for id, _ in caller.models.values()):
+            self._gone(caller)
+
+    def unload(self, model: SessionModel, promise: Promise | None = None) -> None:
+        self.models.pop(model.id, None)
+        self._end_waiting(model)
+        done = {"model_id": model.id, "type": "unload_model"}
+        self.ask(promise or self.promise(model.owner), "unload", {"model": model.id}, lambda answer: done)
+
+    def _gone(self, caller: Caller) -> None:
+        self.callers.pop(caller.id, None)
+        shutil.rmtree(self._snapshots / caller.id, ignore_errors=True)
         for id in caller.samplers.values():
             with suppress(HostError):
-                if self.sampler(id, caller.owner).folder.startswith(str(self.home / "snapshots")):
+                if self.sampler(id, caller.owner).folder.startswith(str(self._snapshots)):
                     self._sampler_file(id, caller.owner).unlink(missing_ok=True)
 
     def _sweep(self) -> None:
         now = time.monotonic()
         for caller in [c for c in self.callers.values() if now - c.seen > GONE_S]:
-            self.end(caller, keeps=True)
-        old = {id for id, p in self.promises.items() if p.ready.is_set() and now - p.at > KEEPS_S}
+            try:
+                self.end(caller, keeps=True)
+                caller.seen = now
+            except Exception:  # noqa: BLE001  the others go on
+                _log.exception("the session %s cannot be ended", caller.id)
+        old = {
+            id
+            for id, p in self.promises.items()
+            if p.ready.is_set() and now - (p.fetched or p.at) > (FETCHED_S if p.fetched else KEEPS_S)
+        }
         if old:
             self.promises = {id: p for id, p in self.promises.items() if id not in old}
             self._known = {key: p for key, p in self._known.items() if p.id not in old}

@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrate.http.wire import HostError
 
-MOST_NUMBERS = 1 << 26
-"""Of a sparse tensor when it is written out."""
+MOST_NUMBERS = 1 << 24
+"""Of all sparse tensors of a request when they are written out."""
+LONGEST_TTL_S = 10 * 365 * 86400
 _KINDS = {1: "<f4", 2: "<i8", 3: "<i4"}
 _SCALARS = {"double": 1, "i64": 3, "i32": 5, "bool": 8, "str": 9, "bytes": 12, "u32": 13}
 _MESSAGES: dict[str, tuple[str, ...]] = {
@@ -165,7 +166,7 @@ class SaveBody(OfModelBody):
     path: str | None = None
     sampling_session_seq_id: int | None = None
     overwrite: bool = False
-    ttl_seconds: int | None = Field(None, ge=1)
+    ttl_seconds: int | None = Field(None, ge=1, le=LONGEST_TTL_S)
 
 
 class LoadBody(TinkerBody):
@@ -196,10 +197,13 @@ class Prompt(BaseModel):
     chunks: list[TextChunk]
 
 
+StopText = Annotated[str, Field(max_length=500)]
+
+
 class DrawingBody(TinkerBody):
     max_tokens: int | None = Field(None, ge=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63 - 1024)
-    stop: str | list[str] | list[int] | None = None
+    stop: StopText | Annotated[list[StopText] | list[int], Field(max_length=64)] | None = None
     temperature: float = Field(1.0, ge=0, allow_inf_nan=False)
     top_k: int = -1
     top_p: float = Field(1.0, gt=0, le=1)
@@ -216,7 +220,7 @@ class SampleBody(TinkerBody):
     topk_sample_logprobs: int = Field(0, ge=0, le=100)
     target_prompt_logprobs: Any = None
     prompt_alt_tokens_k: int = 0
-    prompt_logprobs_last_n: int | None = None
+    prompt_logprobs_last_n: int | None = Field(None, ge=1)
 
     def unknown(self) -> str | None:
         """What it asks for that is not computed here."""
@@ -236,7 +240,11 @@ def forward_of(data: bytes) -> tuple[str, int, dict[str, Any]]:
         value = entry.value
         config[entry.key] = value.text if value.HasField("text") else value.number
     try:
-        rows = [{"tokens": _tokens(datum.model_input), "inputs": _inputs(datum)} for datum in asked.data]
+        rows, room = list[dict[str, Any]](), MOST_NUMBERS
+        for datum in asked.data:
+            tokens = _tokens(datum.model_input)
+            inputs, room = _inputs(datum, len(tokens), room)
+            rows.append({"tokens": tokens, "inputs": inputs})
     except HostError as error:
         return asked.model_id, asked.seq_id, {"refused": error.message}
     if not rows:
@@ -266,8 +274,19 @@ def _whole(data: bytes, size: int) -> bytes:
     return data
 
 
-def _inputs(datum: Any) -> dict[str, Any]:
-    return {entry.key: _tensor(entry.key, entry.value) for entry in datum.loss_fn_inputs}
+def _inputs(datum: Any, tokens: int, room: int) -> tuple[dict[str, Any], int]:
+    """And how many numbers sparse tensors may still become."""
+    found: dict[str, Any] = {}
+    for entry in datum.loss_fn_inputs:
+        if entry.value.HasField("sparse_csr"):
+            shape = list(entry.value.shape)
+            room -= (
+                math.prod(shape) if len(shape) == 2 and min(shape) >= 0 and shape[0] == tokens else room + 1
+            )
+            if room < 0:
+                raise HostError(400, f"{entry.key} is sparse and too large for {tokens} tokens: {shape}")
+        found[entry.key] = _tensor(entry.key, entry.value)
+    return found, room
 
 
 def _tensor(name: str, tensor: Any) -> dict[str, Any]:
@@ -277,8 +296,6 @@ def _tensor(name: str, tensor: Any) -> dict[str, Any]:
     shape, size = list(tensor.shape), int(kind[2])
     if not tensor.HasField("sparse_csr"):
         return {"data": _whole(tensor.dense, size), "shape": shape, "kind": kind}
-    if len(shape) != 2 or min(shape) < 0 or math.prod(shape) > MOST_NUMBERS:
-        raise HostError(400, f"{name} is sparse and has the shape {shape}")
     csr = tensor.sparse_csr
     starts = np.frombuffer(_whole(csr.crow_indices, 8), dtype="<i8")
     columns = np.frombuffer(_whole(csr.col_indices, 8), dtype="<i8")

@@ -89,7 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_runs_to_its_end(name: str, url: str, folder: Path) -> None:
-    recipe, *options = RECIPES[name]
+    python, (recipe, *options) = program("tinker-cookbook"), RECIPES[name]
     log = folder / "log" / ("supervised" if name == "resumed" else name)
     if name == "resumed":  # as if the first one had been killed before its end
         kept = (log / "checkpoints.jsonl").read_text().splitlines()
@@ -103,7 +103,7 @@ def test_a_recipe_runs_to_its_end(name: str, url: str, folder: Path) -> None:
     }
     module = f"tinker_cookbook.recipes.{recipe}"
     done = subprocess.run(
-        [program("tinker-cookbook"), "-m", module, f"model_name={NAME}", f"log_path={log}", *options],
+        [python, "-m", module, f"model_name={NAME}", f"log_path={log}", *options],
         env={**os.environ, **own},
         cwd=folder,
         capture_output=True,

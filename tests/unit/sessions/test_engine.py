@@ -147,6 +147,33 @@ def test_gradients_of_several_calls_are_those_of_one(engine: SessionEngine) -> N
     engine.unload("whole")
 
 
+def test_a_pass_for_which_there_was_no_memory_is_counted_once(
+    engine: SessionEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.create("short", SHAPE)
+    engine.create("enough", SHAPE)
+    real, calls = torch.autograd.grad, 0
+
+    def short(*args: Any, **more: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        found = real(*args, **more)
+        if calls == 1:  # when all gradients are there
+            raise MemoryError
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.autograd, "grad", short)
+        engine.forward("short", rows(engine), "cross_entropy", {}, backward=True)
+    assert calls > 1
+    engine.forward("enough", rows(engine), "cross_entropy", {}, backward=True)
+    enough = engine.models["enough"].parameters
+    for name, parameter in engine.models["short"].parameters.items():
+        torch.testing.assert_close(parameter.grad, enough[name].grad, rtol=1e-4, atol=1e-5)
+    engine.unload("short")
+    engine.unload("enough")
+
+
 def test_two_models_on_one_base_are_to_the_bit_what_each_is_alone(engine: SessionEngine) -> None:
     trained(engine, "alone", steps=3)
     expected = {n: p.detach().clone() for n, p in engine.models["alone"].parameters.items()}

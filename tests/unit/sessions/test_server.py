@@ -175,8 +175,7 @@ def test_a_caller_that_breaks_off_finds_its_weights_and_one_that_ends_well_leave
         raw.result(raw.forward(model, 1))
         id = model.partition(":")[0]
         assert raw.post(f"sessions/{id}/finish", reason={"type": reason}).status_code == 200
-        assert raw.post("get_info", model_id=model).status_code == 404
-        raw.result(raw.forward(raw.model(), 1))  # what came before is carried out by now
+        until(lambda: raw.post("get_info", model_id=model).status_code == 404)
         listed = raw.http.get("checkpoints").json()["checkpoints"]
         return [one["checkpoint_id"] for one in listed if one["training_run_id"] == model]
 
@@ -193,7 +192,7 @@ def test_samplers_without_a_name_take_no_endless_room(raw: Raw, home: Path) -> N
         ).json()
         for n in range(KEPT_SNAPSHOTS + 2)
     ]
-    assert len([*(home / "sessions" / "snapshots" / id).iterdir()]) == KEPT_SNAPSHOTS
+    assert len([*(home / "sessions" / "snapshots").glob(f"*/{id}/*")]) == KEPT_SNAPSHOTS
 
     def sampled(sampler: dict[str, Any]) -> bytes:
         asked = {"prompt": {"chunks": [{"tokens": [5, 6]}]}, "sampling_params": {"max_tokens": 2}}
@@ -237,6 +236,30 @@ def test_hostile_requests_are_refused_and_change_nothing(raw: Raw, home: Path) -
         found.shape.extend([3, 2])
 
     fails(sparse)
+
+    def bomb(asked: Any) -> None:
+        found = asked.data[0].loss_fn_inputs["weights"]
+        found.dtype, found.sparse_csr.values = 1, b""
+        found.sparse_csr.crow_indices = np.zeros(4, dtype="<i8").tobytes()
+        found.shape.extend([3, 1 << 26])
+
+    fails(bomb)
+    fails(lambda asked: asked.loss_fn_config_v2["clip_lo"].__setattr__("number", 7.0))
+    far = {"logprobs": [-500.0] * 3, "advantages": [1.0] * 3}
+
+    def infinite(asked: Any) -> None:
+        asked.loss_fn = "importance_sampling"
+        for name, numbers in far.items():
+            found = asked.data[0].loss_fn_inputs[name]
+            found.dense, found.dtype = np.array(numbers, dtype="<f4").tobytes(), 1
+            found.shape.extend([3])
+
+    fails(infinite)
+    assert raw.forward(model, 0).status_code == 400
+    number += 1
+    endless = raw.post("save_weights", model_id=model, seq_id=number, path="x", ttl_seconds=10**15)
+    assert raw.result(endless).json()["category"] == "user"
+    assert raw.http.get("checkpoints").status_code == 200
     for name in ("../../evil", "", ".", "a/b", "x" * 200, "é"):
         number += 1
         told = raw.result(raw.post("save_weights", model_id=model, seq_id=number, path=name)).json()
@@ -254,6 +277,68 @@ def test_hostile_requests_are_refused_and_change_nothing(raw: Raw, home: Path) -
         assert answer.status_code in (400, 404) and answer.json()["detail"]
     assert raw.post("create_model", session_id="x", model_seq_id=0, base_model=NAME).status_code == 404
     assert b"loss:sum" in raw.result(raw.forward(model, number + 1)).content, "it goes on"
+
+
+def sample(raw: Raw, sampler: str, number: int, ids: list[int], **more: Any) -> httpx.Response:
+    asked = {"prompt": {"chunks": [{"tokens": ids}]}, "sampling_params": {"max_tokens": 3, "temperature": 0}}
+    return raw.post("asample", sampling_session_id=sampler, seq_id=number, **{**asked, **more})
+
+
+def test_samplers_of_a_name_that_was_saved_again_have_the_new_weights(raw: Raw) -> None:
+    model, number = raw.model(seed=2), 0
+    id = model.partition(":")[0]
+
+    def drawn(of: int) -> bytes:
+        nonlocal number
+        number += 1
+        save = {"path": "one", "overwrite": True}
+        path = raw.result(raw.post("save_weights_for_sampler", model_id=model, seq_id=number, **save)).json()[
+            "path"
+        ]
+        made = raw.post("create_sampling_session", session_id=id, sampling_session_seq_id=of, model_path=path)
+        return raw.result(sample(raw, made.json()["sampling_session_id"], 0, [5, 6])).content
+
+    first = drawn(0)
+    for _ in range(6):
+        raw.forward(model, number + 1)
+        raw.result(
+            raw.post("optim_step", model_id=model, seq_id=number + 2, adam_params={"learning_rate": 0.05})
+        )
+        number += 2
+    assert drawn(1) != first
+
+
+def test_questions_as_nobody_should_ask_them(raw: Raw) -> None:
+    session = raw.post("create_session").json()["session_id"]
+    made = raw.post("create_sampling_session", session_id=session, sampling_session_seq_id=0, base_model=NAME)
+    sampler = made.json()["sampling_session_id"]
+    one = raw.result(sample(raw, sampler, 0, [5], prompt_logprobs=True, topk_prompt_logprobs=2))
+    assert one.headers["content-type"] == "application/x-protobuf"
+    for number, stop in enumerate((["x" * 501], ["x"] * 65, [1] * 65)):
+        asked = {"max_tokens": 3, "stop": stop}
+        assert sample(raw, sampler, 10 + number, [5], sampling_params=asked).status_code == 400
+    body = json.dumps({"sampling_session_id": sampler, "seq_id": 20, "prompt": {"chunks": [{"tokens": [5]}]}})
+    half = body[:-1] + ', "sampling_params": {"max_tokens": 3, "stop": "\\ud800"}}'
+    answer = raw.http.post("asample", content=half)
+    assert answer.status_code == 400 or "error" in raw.result(answer).json()
+    again = raw.http.post("asample", content=half)
+    assert again.status_code == 400 or "error" in raw.result(again).json(), "it is not waited for"
+
+
+def test_weights_that_cannot_be_saved_are_not_given_up(raw: Raw, home: Path) -> None:
+    model = raw.model()
+    id = model.partition(":")[0]
+    raw.result(raw.forward(model, 1))
+    place = home / "sessions" / "weights" / "-" / model.replace(":", "@")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text("in the way")
+    told = raw.result(raw.post("save_weights", model_id=model, seq_id=2, path="one")).json()
+    assert told["category"] == "server"
+    assert raw.post(f"sessions/{id}/finish", reason={"type": "errored"}).status_code == 500
+    assert raw.post("get_info", model_id=model).status_code == 200, "it is still there"
+    place.unlink()
+    assert raw.post(f"sessions/{id}/finish", reason={"type": "errored"}).status_code == 200
+    until(lambda: (place / "weights" / "left-behind" / "saved.json").is_file())
 
 
 def test_what_one_key_trains_no_other_sees(tmp_path: Path, quick_python: None) -> None:

@@ -10,7 +10,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from orchestrate.local.model.loading import (
 from orchestrate.local.model.sampling import Drawn, Luck
 from orchestrate.local.model.sampling.batching import BASE, Batching, Row
 from orchestrate.local.run.optimizers import restore_state, state_tensors
-from orchestrate.local.sessions.losses import Config, log_probabilities, loss_of
+from orchestrate.local.sessions.losses import Config, Loss, log_probabilities, loss_of
 from orchestrate.types import decoding
 
 ALPHA = 32
@@ -56,6 +56,7 @@ BYTES_A_WEIGHT = 16
 """A trained weight in 32 bits, its gradient, and Adam's two moments."""
 ATTENTION = ("attn", "attention")
 ADAPTER, OPTIMIZER, STATE = "adapter_model.safetensors", "optimizer.safetensors", "session.json"
+NOTE = "saved.json"
 
 
 class Opening(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,6 +138,8 @@ class SampleRequest(msgspec.Struct, frozen=True, kw_only=True):
     tops: int = 0
     prompt_logprobs: bool = False
     prompt_tops: int = 0
+    prompt_last: int | None = None
+    """Only so many of the prompt's last tokens are scored."""
 
 
 @dataclass
@@ -149,6 +152,25 @@ class TrainedModel:
     """By name, without the adapter's."""
     optimizer: Any
     steps: int = 0
+
+
+@dataclass
+class _PassSums:
+    """Of the passes of one request; what of it was added is nowhere else until all have succeeded."""
+
+    compute: Loss
+    config: Config
+    parameters: list[torch.nn.Parameter]
+    """Empty where no gradient is wanted."""
+    loss: float = 0.0
+    gradients: list[Tensor | None] = field(default_factory=list["Tensor | None"])
+
+    def add(self, loss: float, gradients: Sequence[Tensor | None]) -> None:
+        self.loss += loss
+        before = self.gradients or [None] * len(gradients)
+        self.gradients = [
+            b if g is None else g if b is None else b + g for b, g in zip(before, gradients, strict=True)
+        ]
 
 
 @dataclass
@@ -176,7 +198,7 @@ class SessionEngine:
         self.batching = Batching(self.model, most_rows=opening.most_rows)
         self.models: dict[str, TrainedModel] = {}
         self._snapshots: OrderedDict[str, str] = OrderedDict()
-        """Folder -> the name of its adapter on the base."""
+        """Folder and the very file in it -> the name of its adapter on the base."""
         self._asked: dict[int, Sampling] = {}
         self._numbered = 0
 
@@ -301,24 +323,24 @@ class SessionEngine:
         """The log-probabilities of each row's targets, and sums over all rows. With `backward` the gradient
         is added to what earlier calls left. Raises `UsageError` for rows or a loss that do not go together;
         nothing was added then."""
-        trained, kind, rows = self._of(id), loss_of(loss)[1], [self._row(datum, loss) for datum in data]
-        del kind
-        kept = {n: None if p.grad is None else p.grad.clone() for n, p in trained.parameters.items()}
+        trained, compute = self._of(id), loss_of(loss, config)[0]
+        rows = [self._row(datum, loss) for datum in data]
+        parameters = list(trained.parameters.values())
+        sums = _PassSums(compute, config, parameters if backward else [])
         found: dict[int, Tensor] = {}
-        total = 0.0
         with self._active(trained.adapter):
             self.model.train(self.device.type != "cpu" and backward)  # where activations are not kept
             try:
                 for part in self._parts([len(tokens) for tokens, _ in rows]):
-                    summed, log_p = self._pass([rows[i] for i in part], loss, config, backward)
-                    total += summed
-                    found.update(zip(part, log_p, strict=True))
-            except BaseException:
-                for name, parameter in trained.parameters.items():
-                    parameter.grad = kept[name]
-                raise
+                    found.update(zip(part, self._pass([rows[i] for i in part], sums), strict=True))
             finally:
                 self.model.eval()
+        total = sums.loss
+        if not math.isfinite(total):
+            raise UsageError(f"the loss is not finite ({total}); no gradient was added")
+        for parameter, gradient in zip(parameters, sums.gradients, strict=False):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         metrics = {"loss:sum": total, "tokens:sum": float(sum(len(tokens) for tokens, _ in rows))}
         if apart := [
             abs(found[i] - inputs["logprobs"].cpu()).sum().item()
@@ -366,26 +388,25 @@ class SessionEngine:
         if part:
             yield part
 
-    def _pass(
-        self, rows: Sequence[tuple[Tensor, dict[str, Tensor]]], loss: str, config: Config, backward: bool
-    ) -> tuple[float, list[Tensor]]:
+    def _pass(self, rows: Sequence[tuple[Tensor, dict[str, Tensor]]], sums: _PassSums) -> list[Tensor]:
         """Half as many rows at once where memory runs out."""
-        done, total, found, at_once = 0, 0.0, list[Tensor](), len(rows)
+        done, found, at_once = 0, list[Tensor](), len(rows)
         while done < len(rows):
-            (summed, log_p), at_once = halving(
+            (total, log_p, gradients), at_once = halving(
                 at_once,
                 self.device,
-                lambda most, at=done: self._computed(rows[at : at + most], loss, config, backward),
+                lambda most, at=done: self._computed(rows[at : at + most], sums),
             )
-            total += summed
+            sums.add(total, gradients)
             found += log_p
             done += len(log_p)
-        return total, found
+        return found
 
     def _computed(
-        self, rows: Sequence[tuple[Tensor, dict[str, Tensor]]], loss: str, config: Config, backward: bool
-    ) -> tuple[float, list[Tensor]]:
-        compute = loss_of(loss)[0]
+        self, rows: Sequence[tuple[Tensor, dict[str, Tensor]]], sums: _PassSums
+    ) -> tuple[float, list[Tensor], Sequence[Tensor | None]]:
+        """Loss, log-probabilities and gradients; nothing of the model is changed, so that a pass for which
+        there was no memory can be taken again."""
         longest = max(len(ids) for ids, _ in rows)
         ids = torch.zeros(len(rows), longest, dtype=torch.long)
         for n, (tokens, _) in enumerate(rows):
@@ -397,7 +418,7 @@ class SessionEngine:
         inner = self.model.get_base_model()
         head = Head.of(inner)  # another layer since the first adapter that trains it
         loaded = Loaded(self.model, inner, head, self.device)
-        with torch.set_grad_enabled(backward):
+        with torch.set_grad_enabled(bool(sums.parameters)):
             # No row sees the padding behind it: the mask is causal.
             hidden = loaded.hidden(ids.to(self.device)).reshape(len(rows) * longest, -1)[real]
             log_p = log_probabilities(hidden, targets, head)
@@ -405,11 +426,12 @@ class SessionEngine:
             for tokens, inputs in rows:
                 own = log_p[places : places + len(tokens)].reshape(inputs["target_tokens"].shape)
                 places += len(tokens)
-                total = total + compute(own, inputs, config)
+                total = total + sums.compute(own, inputs, sums.config)
                 found.append(own.detach().float().cpu())
-            if backward:
-                total.backward()
-        return total.item(), found
+            gradients: Sequence[Tensor | None] = ()
+            if sums.parameters:
+                gradients = torch.autograd.grad(total, sums.parameters, allow_unused=True)
+        return total.item(), found, gradients
 
     def step(self, id: str, adam: Adam) -> dict[str, float]:
         """One step of AdamW with the gradients that were added up, which are gone afterwards. Raises
@@ -434,12 +456,19 @@ class SessionEngine:
 
     # -- saving --------------------------------------------------------------------------------------------
 
-    def save(self, id: str, folder: Path, *, optimizer: bool) -> int:
-        """The model's weights as an adapter that `serve`, `eval` and `chat` take, whole or not at all; its
-        bytes. With `optimizer` all that training goes on from."""
+    def save(
+        self, id: str, folder: Path, *, optimizer: bool, note: str | None = None, overwrite: bool = False
+    ) -> None:
+        """The model's weights as an adapter that `serve`, `eval` and `chat` take, whole or not at all. With
+        `optimizer` all that training goes on from; `note`: what the server keeps beside them. Raises
+        `UsageError` for a folder that is there, without `overwrite`."""
         from peft import get_peft_model_state_dict
 
         trained = self._of(id)
+        if folder.exists() and not overwrite:
+            raise UsageError(
+                f"weights called {folder.name!r} were saved before", fix="another name, or overwrite"
+            )
         state = get_peft_model_state_dict(
             self.model, adapter_name=trained.adapter, save_embedding_layers=False
         )
@@ -456,7 +485,8 @@ class SessionEngine:
                 save_file({n: t.detach().cpu().contiguous() for n, t in moments.items()}, draft / OPTIMIZER)
             told = {"shape": trained.shape, "steps": trained.steps}
             (draft / STATE).write_bytes(msgspec.json.encode(told))
-        return sum(file.stat().st_size for file in folder.iterdir())
+            if note is not None:
+                (draft / NOTE).write_text(note, encoding="utf-8")
 
     def load(self, id: str, folder: Path, *, optimizer: bool) -> int:
         """A model with what was saved, in the place of what it held; how many weights of it are trained.
@@ -524,19 +554,22 @@ class SessionEngine:
         """The adapter of saved weights, on the base as long as there is room for it."""
         if not folder:
             return BASE
-        if folder not in self._snapshots:
-            if not (Path(folder) / ADAPTER).is_file():
-                raise UsageError(
-                    "the weights to sample from are gone: those without a name are kept for the newest few "
-                    "samplers of a session",
-                    fix="save_weights_for_sampler(NAME) keeps them",
-                )
+        try:
+            stat = (Path(folder) / ADAPTER).stat()
+        except OSError as error:
+            raise UsageError(
+                "the weights to sample from are gone: those without a name are kept for the newest few "
+                "samplers of a session",
+                fix="save_weights_for_sampler(NAME) keeps them",
+            ) from error
+        seen = f"{folder} {stat.st_ino} {stat.st_mtime_ns}"  # others may lie there since
+        if seen not in self._snapshots:
             idle = [f for f, name in self._snapshots.items() if not self.batching.uses(name)]
             if len(self._snapshots) >= HELD_SNAPSHOTS and idle:
                 self._drop(self._snapshots.pop(idle[0]))
-            self._snapshots[folder] = self._put(Path(folder), trainable=False)
-        self._snapshots.move_to_end(folder)
-        return self._snapshots[folder]
+            self._snapshots[seen] = self._put(Path(folder), trainable=False)
+        self._snapshots.move_to_end(seen)
+        return self._snapshots[seen]
 
     @torch.no_grad()
     def _read(self, name: str, question: SampleRequest) -> dict[str, Any]:
@@ -546,14 +579,19 @@ class SessionEngine:
             inner = model.get_base_model() if model is not self.inner else model
             head = Head.of(inner)
             hidden = Loaded(model, inner, head, self.device).hidden(ids)[0, :-1]
-            found = {
-                "logprobs": Values.of(log_probabilities(hidden, ids[0, 1:, None], head)[:, 0].cpu().numpy())
-            }
-            if question.prompt_tops and len(hidden):
-                blocks = (hidden[n : n + head.block] for n in range(0, len(hidden), head.block))
-                tops = [head.logits(b).log_softmax(dim=-1).topk(question.prompt_tops) for b in blocks]
-                found["top_ids"] = Values.of(torch.cat([t.indices for t in tops]).cpu().numpy().astype("<i4"))
-                found["top_logprobs"] = Values.of(torch.cat([t.values for t in tops]).cpu().numpy())
+            log_p = log_probabilities(hidden, ids[0, 1:, None], head)[:, 0].cpu().numpy()
+            unscored = 0 if question.prompt_last is None else max(0, len(log_p) - question.prompt_last)
+            log_p[:unscored] = np.nan
+            found = {"logprobs": Values.of(log_p)}
+            if question.prompt_tops:
+                most = min(question.prompt_tops, head.layer.weight.shape[0])
+                top_ids = np.zeros((len(log_p), most), dtype="<i4")
+                top_log_p = np.full((len(log_p), most), -99999.0, dtype="<f4")
+                for start in range(unscored, len(log_p), head.block):
+                    part = slice(start, start + head.block)
+                    tops = head.logits(hidden[part]).log_softmax(dim=-1).topk(most)
+                    top_ids[part], top_log_p[part] = tops.indices.cpu().numpy(), tops.values.cpu().numpy()
+                found["top_ids"], found["top_logprobs"] = Values.of(top_ids), Values.of(top_log_p)
         return found
 
     @property
@@ -564,25 +602,34 @@ class SessionEngine:
     def step_answers(self, send: Callable[[dict[str, Any]], None]) -> None:
         """One token more of each answer; what is whole is sent."""
         for row, drawn in self.batching.step():
-            asked = self._asked[id(row)]
+            asked = self._asked.get(id(row))
+            if asked is None:  # another answer to the same prompt has failed
+                row.ended = True
+                continue
             if drawn.failed:
-                self.batching.cancel(row.key)
-                self._over(asked)
-                told = f"no answer: {drawn.failed.replace('_', ' ')}"
-                send({"id": row.key, "error": told, "kind": "UsageError"})
-                return
+                self._failed(asked, f"no answer: {drawn.failed.replace('_', ' ')}", send)
+                continue
             place = next(n for n, one in enumerate(asked.rows) if one is row)
             asked.drawn[place].append(drawn)
             row.ended = row.ended or self._says(asked.question, row.ids)
             if all(one.ended for one in asked.rows):
                 self._over(asked)
-                send(
-                    {
-                        "id": row.key,
-                        "answers": [self._told(asked, n) for n in range(len(asked.rows))],
-                        **asked.prompt,
-                    }
-                )
+                answers = [self._told(asked, n) for n in range(len(asked.rows))]
+                send({"id": row.key, "answers": answers, **asked.prompt})
+
+    def give_up(self, told: str, send: Callable[[dict[str, Any]], None]) -> None:
+        """All answers on their way have failed; the models stay."""
+        for asked in {id(one): one for one in self._asked.values()}.values():
+            self._failed(asked, told, send)
+        self.batching.changing()
+        self.batching = Batching(self.model, most_rows=self.batching.most_rows)
+        self.batching.use(self.model)
+
+    def _failed(self, asked: Sampling, told: str, send: Callable[[dict[str, Any]], None]) -> None:
+        for one in asked.rows:
+            one.ended = True
+        self._over(asked)
+        send({"id": asked.question.id, "error": told, "kind": "RunFailed"})
 
     def _over(self, asked: Sampling) -> None:
         for row in asked.rows:

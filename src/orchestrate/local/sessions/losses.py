@@ -81,19 +81,22 @@ def gspo(log_p: Tensor, inputs: Inputs, config: Config) -> Tensor:
     return _clipped((whole + log_p - log_p.detach()).exp(), inputs, config)
 
 
-LOSSES: dict[str, tuple[Loss, tuple[str, ...]]] = {
-    "cross_entropy": (cross_entropy, ()),
-    "importance_sampling": (importance_sampling, ("logprobs", "advantages")),
-    "ppo": (ppo, ("logprobs", "advantages")),
-    "cispo": (cispo, ("logprobs", "advantages")),
-    "dro": (dro, ("logprobs", "advantages")),
-    "gspo": (gspo, ("logprobs", "advantages")),
+_POLICY = ("logprobs", "advantages")
+_CLIPS = ("clip_low_threshold", "clip_high_threshold")
+LOSSES: dict[str, tuple[Loss, tuple[str, ...], tuple[str, ...]]] = {
+    "cross_entropy": (cross_entropy, (), ()),
+    "importance_sampling": (importance_sampling, _POLICY, ()),
+    "ppo": (ppo, _POLICY, _CLIPS),
+    "cispo": (cispo, _POLICY, _CLIPS),
+    "dro": (dro, _POLICY, ("beta",)),
+    "gspo": (gspo, _POLICY, _CLIPS),
 }
-"""Name -> the loss, and the inputs that it needs beside `target_tokens`."""
+"""Name -> the loss, the inputs that it needs beside `target_tokens`, and the settings that it takes."""
 
 
-def loss_of(name: str) -> tuple[Loss, tuple[str, ...]]:
-    """Raises `UsageError` for a loss that is not known here."""
+def loss_of(name: str, config: Config | None = None) -> tuple[Loss, tuple[str, ...]]:
+    """The loss and the inputs that it needs. Raises `UsageError` for a loss that is not known here, and for
+    settings that it would not read."""
     if name == UNPUBLISHED:
         raise UsageError(
             f"{UNPUBLISHED} has no published formula, so this server cannot compute it",
@@ -101,7 +104,14 @@ def loss_of(name: str) -> tuple[Loss, tuple[str, ...]]:
         )
     if name not in LOSSES:
         raise UsageError(f"there is no loss {name!r}", fix=f"loss_fn: one of {', '.join(LOSSES)}")
-    return LOSSES[name]
+    loss, needs, takes = LOSSES[name]
+    if strange := [key for key in config or {} if key not in takes]:
+        known = ", ".join(takes) or "none"
+        raise UsageError(f"the loss {name} has no setting {strange[0]!r}", fix=f"loss_fn_config: {known}")
+    low, high = _bounds(config or {})
+    if low > high:
+        raise UsageError(f"clip_low_threshold {low} is above clip_high_threshold {high}")
+    return loss, needs
 
 
 def _block(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
@@ -112,6 +122,8 @@ def _block(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
 def log_probabilities(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
     """[n, hidden], [n, k] -> [n, k]: the log-probability of each target. The logits of a block of tokens are
     held at a time, and computed again for the gradient."""
+    if not len(hidden):
+        return hidden.new_zeros(targets.shape, dtype=torch.float32)
     parts = (slice(start, start + head.block) for start in range(0, len(hidden), head.block))
     if not torch.is_grad_enabled():
         return torch.cat([_block(hidden[part], targets[part], head) for part in parts])

@@ -5,7 +5,8 @@ standard output answer, each with the `id` of what was asked.
     {"op": "create", "id", "model", "shape"}              see `AdapterShape`
     {"op": "forward", "id", "model", "data", "loss", "config", "backward"}
     {"op": "step", "id", "model", "adam"}
-    {"op": "save" | "load", "id", "model", "folder", "optimizer"}
+    {"op": "save", "id", "model", "folder", "optimizer", "note", "overwrite"}
+    {"op": "load", "id", "model", "folder", "optimizer"}
     {"op": "unload", "id", "model"}
     {"op": "sample", "id", ...}                           see `SampleRequest`
 
@@ -71,7 +72,16 @@ class SessionBench:
                 if waiting:
                     self._turns[model] = waiting
             if not self._idle:
-                self.engine.step_answers(self._send)
+                self._step_answers()
+
+    def _step_answers(self) -> None:
+        """What goes wrong with answers costs no model."""
+        try:
+            self.engine.step_answers(self._send)
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # noqa: BLE001  whoever asked gets it
+            self.engine.give_up(str(child.failure(error)["error"]), self._send)
 
     @property
     def _idle(self) -> bool:
@@ -114,8 +124,9 @@ class SessionBench:
         return {"metrics": self.engine.step(asked["model"], decoding.convert(asked["adam"], Adam))}
 
     def _save(self, asked: Asked) -> Asked:
-        folder = Path(asked["folder"])
-        return {"bytes": self.engine.save(asked["model"], folder, optimizer=asked["optimizer"])}
+        more = {name: asked[name] for name in ("optimizer", "note", "overwrite")}
+        self.engine.save(asked["model"], Path(asked["folder"]), **more)
+        return {}
 
     def _load(self, asked: Asked) -> Asked:
         folder = Path(asked["folder"])
