@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 from tests import outside
-from tests.unit.gateway.conftest import MODELS, Gateway, rows, until
+from tests.unit.gateway.conftest import MODELS, Gateway, gateway_of, rows, until
+
+from orchestrate.sandbox.server import Sandbox
 
 pytestmark = [pytest.mark.slow, pytest.mark.outside]
 CLIENTS = Path(__file__).parent / "clients"
@@ -67,6 +69,18 @@ def test_dspy(gateway: Gateway, model: str, data: Path) -> None:
     assert found["model"].removeprefix("openai/").startswith(f"ft:{model}:orchestrate:")
     assert "succeeded" in found["status"]
     assert (found["refused"] is None) == (model not in HOSTED), found["refused"]
+
+
+@pytest.mark.parametrize("hosted", HOSTED, ids=[MODELS[name]["backend"] for name in HOSTED])
+def test_dspy_asks_what_it_tuned_on_a_host(sandbox: Sandbox, data: Path, hosted: str) -> None:
+    """Nobody does anything between its `finetune` and its question: the model map allows the deployment."""
+    limits = {"max_hours": 2, "max_cost_usd": 40}
+    models = {hosted: {**MODELS[hosted], "deploy": limits}}
+    with gateway_of(data.parent / "home", sandbox.env, {"models": models}) as gateway:
+        found = life(gateway, "dspy", hosted, data, LITELLM_LOCAL_MODEL_COST_MAP="True")
+        assert "succeeded" in found["status"] and found["refused"] is None, found["refused"]
+        [made] = [one.record for one in gateway.ft.deployments(over=None)]
+        assert (made.gateway_model, made.provider) == (hosted, MODELS[hosted]["backend"])
 
 
 def test_llamaindex(gateway: Gateway, model: str, data: Path) -> None:
