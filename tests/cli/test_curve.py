@@ -123,3 +123,58 @@ def test_what_a_host_refuses_of_every_trial_is_said_once(cli: Cli, spec: Path, t
     assert done.code == 1 and done.err.count("Fireworks takes no seed") == 4, done.err
     assert done.err.count("failed as trial 0") == done.err.count("failed as trial 1") == 3
     assert done.err.count("of the rows (4 runs)") == 2
+
+
+@pytest.mark.slow
+def test_the_best_half_against_a_random_half(
+    cli: Cli, spec: Path, tmp_path: Path, cli_env: dict[str, str]
+) -> None:
+    asked = (
+        "data",
+        "curve",
+        "-p",
+        "local",
+        "--compare",
+        "best,random,all",
+        "--by",
+        "length",
+        "--yes",
+        "--json",
+    )
+    unscored = cli(*asked)
+    assert unscored.code == 2 and "orchestrate data score" in unscored.err
+    assert cli("data", "score", "train.jsonl").code == 0
+    for wrong in (("--compare", "best"), ("--by", "beauty"), ("--keep", "1")):
+        assert cli(*asked, *wrong).code == 2
+    assert cli("runs", "--json").json == []
+    done = cli(*asked)
+    assert done.code == 0, done.err
+    found = done.json
+    assert [(one["which"], one["rows"]) for one in found["compared"]] == [
+        ("best", 32),
+        ("random", 32),
+        ("all", 64),
+    ]
+    scores = {one["which"]: one["score"] for one in found["compared"]}
+    for other in ("random", "all"):  # a lower loss is better
+        assert found["over"][other]["value"] == pytest.approx(scores[other] - scores["best"])
+    assert cli(*asked).json == found  # nothing is trained twice
+    selected = cli("data", "select", "train.jsonl", "--by", "length")
+    assert selected.code == 0
+    assert (tmp_path / "train.selected.jsonl").read_bytes() == Path(found["selected"]).read_bytes()
+    settings = config.load(env=cli_env, cwd=tmp_path)
+    with Orchestrator(settings) as ft:
+        assert len(ft.runs()) == 3
+        plain = json.loads(spec.read_text()) | {
+            "train": str(tmp_path / "train.selected.jsonl"),
+            "validation": str(tmp_path / "validation.jsonl"),
+        }
+        run = ft.submit(JobSpec.parse(plain), "local", again=True)
+        run.wait()
+        losses = [p.values["valid_loss"] for p in run.metrics() if "valid_loss" in p.values]
+        assert losses[-1] == pytest.approx(scores["best"], rel=1e-6)
+    (tmp_path / "train.jsonl").write_text(
+        "".join((tmp_path / "train.jsonl").read_text().splitlines(True)[1:])
+    )
+    changed = cli(*asked)
+    assert changed.code == 1 and "changed since it was scored" in changed.err

@@ -151,7 +151,7 @@ def test_forgetting_is_measured_against_the_base_in_16_bits(
         [probe] = [one for one in regression.built_in() if one.name == "general-text"]
         texts = [{"text": item.expected} for item in probe.items]
         told = plain.likelihoods(texts, base=True)
-    nats = sum(n / t for n, t, _ in told) / len(told)
+    nats = sum(one.nats / one.tokens for one in told) / len(told)
     assert found.results[0].base.value == pytest.approx(nats, rel=1e-3)
     assert damaged.results[0].base.value != pytest.approx(nats, rel=1e-3)
 

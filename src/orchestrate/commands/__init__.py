@@ -246,6 +246,8 @@ EXAMPLES = {
     "data from-record": "orchestrate data from-record support -o train.jsonl",
     "data from-review": "orchestrate data from-review review-1q -o preferences.jsonl",
     "data curve": "orchestrate data curve finetune.yaml -p local --target eval:exact_match --max-cost 5",
+    "data score": "orchestrate data score train.jsonl --model qwen3-4b",
+    "data select": "orchestrate data select train.jsonl --keep 0.5 --by loss",
     "data judge": "orchestrate data judge train.jsonl --model openai=gpt-4.1",
     "gateway log": "orchestrate gateway log",
     "gateway keys add": "orchestrate gateway keys add ci",

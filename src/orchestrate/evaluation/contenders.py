@@ -19,13 +19,13 @@ from orchestrate.data.response_formats import schema_of
 from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation import Answer, Item
 from orchestrate.paid.asking import Price, Question, Respondent, answer_of, one_at_a_time
-from orchestrate.types import Contender, Message, Reply, Sampling
+from orchestrate.types import Contender, Likelihood, Message, Reply, Sampling
 
 if TYPE_CHECKING:
     from orchestrate.local.answers.generation import Generator
 
 LOCAL_BATCH = 64
-Likelihood = Callable[[Sequence[Mapping[str, Any]]], list[tuple[float, int, bool]]]
+Likelihoods = Callable[[Sequence[Mapping[str, Any]]], list[Likelihood]]
 """As `local.Generator.likelihoods`."""
 
 
@@ -50,7 +50,7 @@ class Candidate:
     respondent: Respondent
     shots: tuple[Message, ...] = ()
     """Examples between an item's system message and its question."""
-    likelihood: Likelihood | None = None
+    likelihood: Likelihoods | None = None
     """Where log-probabilities exist."""
 
     def questions(self, items: Sequence[Item], samples: int) -> list[Question]:
@@ -188,7 +188,7 @@ def expected_likelihoods(candidate: Candidate, items: Sequence[Item]) -> list[tu
         messages = [m.to_dict() for m in item.prompt]
         asked = {"messages": messages, "answer": item.expected, "tools": list(item.tools)}
         rows.append(asked if messages else {"text": item.expected})
-    return [(nats, tokens) for nats, tokens, _ in candidate.likelihood(rows)]
+    return [(found.nats, found.tokens) for found in candidate.likelihood(rows)]
 
 
 def _told(reply: Reply | DataError) -> Answer:

@@ -15,6 +15,7 @@ from orchestrate.types.evaluation import Confusion as Confusion
 from orchestrate.types.evaluation import Contender as Contender
 from orchestrate.types.evaluation import Difference as Difference
 from orchestrate.types.evaluation import Evaluation as Evaluation
+from orchestrate.types.evaluation import Likelihood as Likelihood
 from orchestrate.types.evaluation import Measure as Measure
 from orchestrate.types.evaluation import Message as Message
 from orchestrate.types.evaluation import MetricUsed as MetricUsed

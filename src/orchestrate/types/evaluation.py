@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from msgspec import structs
 
@@ -12,6 +12,18 @@ from orchestrate.types.record import Record
 
 if TYPE_CHECKING:
     import pandas
+
+
+class Likelihood(NamedTuple):
+    """How likely a text was to a model."""
+
+    nats: float
+    """The sum over its tokens."""
+    tokens: int
+    likeliest: bool
+    """Whether each token was the likeliest."""
+    spread: float = 0.0
+    """The standard deviation of its tokens' nats."""
 
 
 class Message(Record, frozen=True, kw_only=True, omit_defaults=True):

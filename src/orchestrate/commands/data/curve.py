@@ -19,6 +19,7 @@ from orchestrate.errors import UsageError
 from orchestrate.text import money
 
 if TYPE_CHECKING:
+    from orchestrate.runs.sweep.best_rows import BestRows
     from orchestrate.runs.sweep.curve import Curve
 
 
@@ -36,6 +37,12 @@ class Points:
         int, typer.Option(min=1, max=20, help="Runs at each share: their spread goes into the intervals.")
     ] = 1
     more: Annotated[int, typer.Option(min=1, help="How many rows more are weighed.")] = 1000
+    compare: Annotated[
+        str | None,
+        typer.Option(metavar="best,random,all", help="Compare the best rows with random ones, or with all."),
+    ] = None
+    by: Annotated[str, typer.Option(metavar="SIGNAL", help="With --compare: as data select.")] = "loss"
+    keep: Annotated[float, typer.Option(metavar="SHARE", help="With --compare: as data select.")] = 0.5
 
 
 @command
@@ -52,20 +59,28 @@ def curve(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE.html", help="Write a page with the picture."),
     ] = None,
-) -> Iterator[Output[Curve]]:
+) -> Iterator[Output[Curve] | Output[BestRows]]:
     """Train on shares of the rows, evaluate each on the same held-out rows, and say what more rows would be
     worth. A sweep as any other: priced first, within one budget; the same command again goes on with it.
+
+    With --compare best,random the best half by a signal of `data score` is compared with a random half.
     """
     from orchestrate.commands.training.sweep import agree, carry_out
     from orchestrate.runs.preparing.prepared import training_data
+    from orchestrate.runs.sweep import best_rows, searching, trials
     from orchestrate.runs.sweep import curve as curves
-    from orchestrate.runs.sweep import searching, trials
 
     if output is not None and output.suffix.lower() != ".html":
         raise UsageError(f"{output.name}: the picture is a page", fix="-o curve.html")
-    space = curves.space_of(_shares(points.shares), points.seeds)
+    if points.compare is not None and output is not None:
+        raise UsageError("--compare has no picture: leave -o out, or --compare")
     with orchestrator(context) as ft:
-        spec = asked.read(provider)
+        spec, selected = asked.read(provider), ""
+        if points.compare is None:
+            space = curves.space_of(_shares(points.shares), points.seeds)
+        else:
+            selected = best_rows.selection(ft, spec, points.keep, points.by)
+            space = best_rows.space_of(points.compare.split(","), selected, points.keep, points.seeds)
         rows = training_data(ft, spec).train.rows
         order = searching.Order(
             space=space,
@@ -78,10 +93,14 @@ def curve(
         agree(searching.price(ft, search), search, yes=aim.yes)
         carried = trials.Searching(ft, search)
         carry_out(ft, carried)
-        found = curves.curve(carried, rows, points.more)
         if carried.stopped:
             warn(carried.stopped)
             note(f"taken so far: {money(carried.spent_usd())}; with more the same command goes on")
+        if selected:
+            best = best_rows.best_rows(carried, rows, points.by, points.keep, selected)
+            yield Output(best, _show_best, 0 if best.over and not carried.stopped else 1)
+            return
+        found = curves.curve(carried, rows, points.more)
         if output is not None and found.sizes:
             inside(output).write_text(curves.page(found), encoding="utf-8")
             note(f"written: {output}")
@@ -103,6 +122,20 @@ def _show(found: Curve) -> None:
         shown.add_row(*row)
     out.print(shown)
     for line in curves.told(found):
+        out.print(line)
+    for remark in found.remarks:
+        note(remark)
+
+
+def _show_best(found: BestRows) -> None:
+    from orchestrate.runs.sweep import best_rows
+
+    shown = table(*best_rows.HEAD, right=("rows", "score"))
+    for one in found.compared:
+        interval = "" if one.low is None or one.high is None else f"{one.low:.3f} to {one.high:.3f}"
+        shown.add_row(f"{one.rows:,}", one.which, f"{one.score:.4g}", interval, ", ".join(one.runs))
+    out.print(shown)
+    for line in best_rows.told(found):
         out.print(line)
     for remark in found.remarks:
         note(remark)

@@ -1,5 +1,5 @@
-"""data: inspect, check, convert, split, dedupe, preview, generate, review and judge training data. All but
-generate and judge are offline."""
+"""data: inspect, check, convert, split, dedupe, score, select, preview, generate, review and judge training
+data. All but generate and judge are offline."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from orchestrate.commands.data.options import (
     engine,
 )
 from orchestrate.commands.data.record import from_record
+from orchestrate.commands.data.scoring import score, select
 from orchestrate.commands.data.views import show_check, show_inspect, show_preview
 from orchestrate.commands.terminal.command import Output, command, shown_already
 from orchestrate.commands.terminal.console import note, orchestrator, settings_of
@@ -230,3 +231,5 @@ app.command()(from_record)
 app.command()(from_review)
 app.command()(judge)
 app.command()(curve)
+app.command()(score)
+app.command()(select)

@@ -80,7 +80,7 @@ def judge(
     target = output or data.beside(file, "judged.jsonl")
     with orchestrator(context) as ft, judging.prepared(ft, file, target, terms, keep=keep) as prepared:
         plan = prepared.plan()
-        _tell(plan)
+        tell_plan(plan)
         question, limited = f"Ask {by.model} {count(plan.questions, 'question')}?", by.max_cost is not None
         high, unpriced = plan.high_usd, plan.unpriced
         require_agreed(question, high_usd=high, unpriced=unpriced, limited=limited, yes=yes)
@@ -89,7 +89,8 @@ def judge(
     return Output(report, _show)
 
 
-def _tell(plan: JudgePlan) -> None:
+def tell_plan(plan: JudgePlan) -> None:
+    """What the judge is asked, and the price."""
     if plan.expected_usd is None or plan.high_usd is None:
         price = "no price by the token is known"
     else:

@@ -408,8 +408,7 @@ def part(
 ) -> JudgeReport:
     """Asks about all rows, then writes the files. Raises what asking raises, and then writes none."""
     names = outputs(path, output)
-    scored = iter(metric.scored([row.asked for row in rows if row.asked is not None]))
-    judged = [_judged(number, row, scored, keep) for number, row in enumerate(rows, start=1)]
+    judged = judged_rows(rows, metric, keep)
     places = {"kept": output, "rejected": names["rejected"], "not judged": names["not-judged"]}
     counts = dict.fromkeys(places, 0)
     for verdict, place in places.items():
@@ -439,6 +438,12 @@ def part(
         calibration=calibration,
         usd=None,
     )
+
+
+def judged_rows(rows: Sequence[Row], metric: ScoreJudge, keep: float) -> list[JudgedRow]:
+    """Asks about all rows. Raises what asking raises."""
+    scored = iter(metric.scored([row.asked for row in rows if row.asked is not None]))
+    return [_judged(number, row, scored, keep) for number, row in enumerate(rows, start=1)]
 
 
 def outputs(path: str, output: Path) -> dict[str, Path]:

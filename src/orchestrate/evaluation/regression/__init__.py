@@ -29,7 +29,7 @@ from orchestrate.evaluation.scoring import Side, paired
 from orchestrate.evaluation.statistics import mean, wilson
 from orchestrate.evaluation.verdict import points, round_up, rows_to_decide, shown
 from orchestrate.paid.asking import Asking, Question
-from orchestrate.types import Contender, Difference, Message, MetricUsed, Record, Score
+from orchestrate.types import Contender, Difference, Likelihood, Message, MetricUsed, Record, Score
 
 # The built-in probes: small, ours, offline. What each holds is stated in its `title`, and in
 # docs/evaluation.md.
@@ -310,13 +310,13 @@ def _asked(candidate: Candidate, asking: Asking) -> Any:
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
             del disable_tqdm
             told = self._likelihoods([{"context": r.args[0], "text": r.args[1]} for r in requests])
-            return [(-nats, greedy) for nats, _, greedy in told]
+            return [(-one.nats, one.likeliest) for one in told]
 
         def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
             del disable_tqdm
-            return [-nats for nats, _, _ in self._likelihoods([{"text": r.args[0]} for r in requests])]
+            return [-one.nats for one in self._likelihoods([{"text": r.args[0]} for r in requests])]
 
-        def _likelihoods(self, rows: list[dict[str, Any]]) -> list[tuple[float, int, bool]]:
+        def _likelihoods(self, rows: list[dict[str, Any]]) -> list[Likelihood]:
             if candidate.likelihood is None:
                 raise UsageError(
                     f"{candidate.contender.name} gives no log-probabilities, which this task needs",

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import torch
 
-from orchestrate.data.rows import ChatMessage, UnpairedExample
+from orchestrate.data.rows import ChatMessage, Example, PreferenceExample, UnpairedExample
 from orchestrate.data.tokens.answers import CUT_WITHIN_THINKING
 from orchestrate.errors import DataError
 from orchestrate.local.answers.forms import Form, Forms, Held
@@ -28,7 +28,7 @@ from orchestrate.local.answers.loading import (
 )
 from orchestrate.local.answers.passports import four_bit_of, read_passport, table_in
 from orchestrate.local.answers.speech import Model, Speech
-from orchestrate.local.encoding import Template, encode_answer
+from orchestrate.local.encoding import Template, decode_row, encode, encode_answer, encode_pair
 from orchestrate.local.model import files, loaded, weights
 from orchestrate.local.model.adapters import changes_base, lies_apart
 from orchestrate.local.model.files import NF4, ModelFolder, weights_in
@@ -36,21 +36,26 @@ from orchestrate.local.model.loaded import halving
 from orchestrate.local.model.loading import load_adapter, pick_device
 from orchestrate.local.model.sampling import rounds
 from orchestrate.local.model.sampling.batching import Row
-from orchestrate.types import decoding
+from orchestrate.types import Likelihood, decoding
 
 ROWS = 8
 """Answered together; logits of a whole row are large."""
 
 
 def likelihoods(
-    model: Any, template: Template, device: torch.device, rows: Sequence[dict[str, Any]]
-) -> list[tuple[float, int, bool]]:
-    """Nats and tokens of each row, and whether each token was the likeliest: of a `text`, after a `context`
-    where there is one, or of an `answer` to `messages`."""
-    encoded = [_encoded(template, row) for row in rows]
+    model: Any,
+    template: Template,
+    device: torch.device,
+    rows: Sequence[dict[str, Any]],
+    most_tokens: int | None = None,
+) -> list[Likelihood]:
+    """How likely each row is: a `text`, after a `context` where there is one, an `answer` to `messages`, or
+    what training learns from a canonical `example`, cut at `most_tokens`, with `alone` without its
+    prompt."""
+    encoded = [_encoded(template, row, most_tokens) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(encoded[i][0]))
 
-    def compute(most: int) -> dict[int, tuple[float, int, bool]]:
+    def compute(most: int) -> dict[int, Likelihood]:
         parts = (order[start : start + most] for start in range(0, len(order), most))
         return {
             i: one
@@ -64,7 +69,7 @@ def likelihoods(
 
 def _of_part(
     model: Any, device: torch.device, part: Sequence[tuple[list[int], list[bool]]]
-) -> list[tuple[float, int, bool]]:
+) -> list[Likelihood]:
     """Of rows in one pass, the longest of which is the last."""
     longest = len(part[-1][0])
     ids = torch.zeros((len(part), longest), dtype=torch.long)
@@ -80,24 +85,45 @@ def _of_part(
     nats = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
     nats = nats * told[:, 1:]
     likeliest = (logits.argmax(dim=-1) == ids[:, 1:]) | ~told[:, 1:]
+    counts = told[:, 1:].sum(dim=1)
+    means = nats.sum(dim=1, keepdim=True) / counts.clamp(min=1)[:, None]
+    spreads = ((((nats - means) * told[:, 1:]) ** 2).sum(dim=1) / counts.clamp(min=1)).sqrt()
     return [
-        (float(nats[row].sum()), int(told[row, 1:].sum()), bool(likeliest[row].all()))
-        for row in range(len(part))
+        Likelihood(float(nats[n].sum()), int(counts[n]), bool(likeliest[n].all()), float(spreads[n]))
+        for n in range(len(part))
     ]
 
 
-def _encoded(template: Template, row: dict[str, Any]) -> tuple[list[int], list[bool]]:
+def _encoded(template: Template, row: dict[str, Any], most: int | None) -> tuple[list[int], list[bool]]:
     """Ids, and which of them count."""
     if "text" in row:
         context = str(row.get("context", ""))
         ids: list[int] = template.tokenizer(context + row["text"])["input_ids"]
         before = len(template.tokenizer(context)["input_ids"]) if context else 0
         return ids, [i >= before for i in range(len(ids))]
+    if "example" in row:
+        example = decode_row(msgspec.json.encode(row["example"]))
+        ids, counted = _learnt(template, example, alone=bool(row.get("alone")))
+        return ids[:most], counted[:most]
     prompt = [decoding.convert(m, ChatMessage) for m in row["messages"]]
     answer = ChatMessage(role="assistant", content=row["answer"])
     example = UnpairedExample(prompt=prompt, completion=[answer], label=True, tools=row.get("tools") or None)
     encoded = encode_answer(example, template)
     return encoded.ids, [w > 0 for w in encoded.weights]
+
+
+def _learnt(template: Template, example: Example, *, alone: bool) -> tuple[list[int], list[bool]]:
+    """What a row teaches: of a pair the preferred answer, of an unpaired one its answer."""
+    match example:
+        case PreferenceExample():
+            encoded = encode_pair(example, template).preferred
+        case UnpairedExample():
+            encoded = encode_answer(example, template)
+        case _:
+            encoded = encode(example, template)
+    counted = [n > 0 and weight > 0 for n, weight in enumerate(encoded.weights)]
+    kept = [n for n, counts in enumerate(counted) if counts or not n or not alone]
+    return [encoded.ids[n] for n in kept], [counted[n] for n in kept]
 
 
 MOST_ROWS = 64
@@ -258,7 +284,8 @@ class Answerer:
     def likelihoods(self, request: dict[str, Any], send: Send) -> None:
         model, adapter = self.model(request["base"])
         with adapter:
-            send({"likelihoods": likelihoods(model, self.template, self.device, request["likelihoods"])})
+            rows, most = request["likelihoods"], self.sampler.context
+            send({"likelihoods": likelihoods(model, self.template, self.device, rows, most)})
 
     def _prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[int]:
         return self.template.asked([decoding.convert(m, ChatMessage) for m in messages], tools)

@@ -17,7 +17,7 @@ from orchestrate.local.answers.passports import four_bit_of
 from orchestrate.local.answers.worker import Worker
 from orchestrate.local.model import expected_device, precision
 from orchestrate.local.model.files import ModelFolder, source, weights_in
-from orchestrate.types import Message, Reply, decoding
+from orchestrate.types import Likelihood, Message, Reply, decoding
 
 Prompt = Sequence[Message | Mapping[str, Any]]
 """The messages so far. A mapping may carry what `Message` has no field for: tool calls, a tool's name."""
@@ -180,16 +180,15 @@ class Generator:
             yield whole[len(sent) :]
         return reply
 
-    def likelihoods(
-        self, rows: Sequence[Mapping[str, Any]], *, base: bool = False
-    ) -> list[tuple[float, int, bool]]:
-        """For each row its nats, over how many tokens, and whether each of them was the likeliest: of a
-        `text`, after a `context` where there is one, or of an `answer` to `messages` (with `tools`)."""
+    def likelihoods(self, rows: Sequence[Mapping[str, Any]], *, base: bool = False) -> list[Likelihood]:
+        """How likely each row is: a `text`, after a `context` where there is one, an `answer` to `messages`
+        (with `tools`), or what training learns from a canonical `example`, with `alone` without its prompt.
+        Tokens beyond the model's context don't count."""
         if not rows:
             return []
         with self._worker.holding(self._load) as worker:
             worker.send("likelihoods", {"likelihoods": [dict(row) for row in rows], "base": base})
-            return decoding.convert(worker.receive()["likelihoods"], list[tuple[float, int, bool]])
+            return decoding.convert(worker.receive()["likelihoods"], list[Likelihood])
 
     def close(self) -> None:
         if self._own:

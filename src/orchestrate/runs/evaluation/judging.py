@@ -17,6 +17,7 @@ from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation.judges import LONGEST_ANSWER, USUAL_ANSWER, Judge, Kind, ScoreJudge, calibration
 from orchestrate.evaluation.judges import calibration as rows
 from orchestrate.evaluation.judges.calibration import Calibration as Calibration
+from orchestrate.evaluation.judges.calibration import JudgedRow as JudgedRow
 from orchestrate.evaluation.judges.calibration import JudgeReport as JudgeReport
 from orchestrate.evaluation.judges.calibration import RatedAnswer
 from orchestrate.paid.asking import Asking, Progress, Question
@@ -119,6 +120,22 @@ class PreparedJudging:
         """Holds the judge against people, then rates the rows and writes the files. Goes on where an
         earlier try ended. Raises `DataError` for a judge that agrees too little, before a row is asked
         about, `OverBudget`."""
+        metric, found = self._metric(progress)
+        report = rows.part(self._path, self._rows, metric, self._output, keep=self._keep, calibration=found)
+        spent = self._asking.purse.spent_usd if self._respondent.price is not None else None
+        lost = self._asking.purse.lost()
+        return msgspec.structs.replace(report, usd=spent, lost_requests=lost.requests, lost_usd=lost.usd)
+
+    def scores(
+        self, progress: Progress | None = None
+    ) -> tuple[list[tuple[rows.Row, JudgedRow]], Decimal | None]:
+        """As `run`, without files: what was said of each row, and what all answers cost."""
+        metric, _ = self._metric(progress)
+        judged = rows.judged_rows(self._rows, metric, self._keep)
+        spent = self._asking.purse.spent_usd if self._respondent.price is not None else None
+        return list(zip(self._rows, judged, strict=True)), spent
+
+    def _metric(self, progress: Progress | None) -> tuple[ScoreJudge, Calibration | None]:
         self._asking.progress = progress
         found = self._known
         if self._rated:
@@ -128,11 +145,7 @@ class PreparedJudging:
             raise DataError(
                 unfit, fix="another model or a clearer rubric; --uncalibrated goes by it all the same"
             )
-        metric = ScoreJudge(self._judge, held=lambda judge, kind: found)
-        report = rows.part(self._path, self._rows, metric, self._output, keep=self._keep, calibration=found)
-        spent = self._asking.purse.spent_usd if self._respondent.price is not None else None
-        lost = self._asking.purse.lost()
-        return msgspec.structs.replace(report, usd=spent, lost_requests=lost.requests, lost_usd=lost.usd)
+        return ScoreJudge(self._judge, held=lambda judge, kind: found), found
 
 
 @contextmanager

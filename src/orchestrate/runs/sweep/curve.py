@@ -127,31 +127,41 @@ def _sizes(searching: Searching, trials: Sequence[Trial], rows: int) -> Iterator
     for share, same in _by_share(trials):
         records = searching.ft.store.runs.of_ids(trial.run_id for trial in same if trial.run_id)
         bills = [run.bill.usd for run in records if run.bill is not None]
-        lows = [trial.score_low for trial in same if trial.score_low is not None]
-        highs = [trial.score_high for trial in same if trial.score_high is not None]
+        low, high = interval(same)
         yield Size(
             rows=round(share * rows),
             share=share,
             score=mean(trial.score or 0.0 for trial in same),
-            low=mean(lows) if lows else None,
-            high=mean(highs) if highs else None,
+            low=low,
+            high=high,
             usd=sum(bills, Decimal(0)) / len(bills) if len(bills) == len(same) else None,
             runs=tuple(trial.run_id or "" for trial in same),
         )
 
 
+def interval(same: Sequence[Trial]) -> tuple[float | None, float | None]:
+    """The mean of the intervals of runs."""
+    lows = [trial.score_low for trial in same if trial.score_low is not None]
+    highs = [trial.score_high for trial in same if trial.score_high is not None]
+    return mean(lows) if lows else None, mean(highs) if highs else None
+
+
 def _measured(trials: Sequence[Trial], rows: int, *, higher: bool) -> list[Measured]:
-    """One for each share. Its error has both parts: of the rows that were asked, and of seeds, which is taken
-    to be the same for all shares. Raises `ValueError`."""
-    groups = _by_share(trials)
-    scores = [(share, [trial.score or 0.0 for trial in same]) for share, same in groups]
-    if higher and any(score > 1 for _, found in scores for score in found):
+    """One for each share. Raises `ValueError`."""
+    if higher and any((trial.score or 0.0) > 1 for trial in trials):
         raise ValueError("the best that this metric can be is not known")
-    spreads = [(len(found) - 1, variance(found)) for _, found in scores if len(found) > 1]
+    return measured_points([(round(share * rows), same) for share, same in _by_share(trials)], higher=higher)
+
+
+def measured_points(groups: Sequence[tuple[int, Sequence[Trial]]], *, higher: bool) -> list[Measured]:
+    """One for each group of runs, by their rows. Its error has both parts: of the rows that were asked,
+    and of seeds, which is taken to be the same for all groups."""
+    scores = [[trial.score or 0.0 for trial in same] for _, same in groups]
+    spreads = [(len(found) - 1, variance(found)) for found in scores if len(found) > 1]
     freedom = sum(n for n, _ in spreads)
     between = sum(n * var for n, var in spreads) / freedom if freedom else 0.0
     found: list[Measured] = []
-    for (share, same), (_, values) in zip(groups, scores, strict=True):
+    for (rows, same), values in zip(groups, scores, strict=True):
         widths = [
             (trial.score_high - trial.score_low) / (2 * _Z)
             for trial in same
@@ -160,7 +170,7 @@ def _measured(trials: Sequence[Trial], rows: int, *, higher: bool) -> list[Measu
         asked = mean(width**2 for width in widths) if widths else 0.0
         error = math.sqrt(asked + between / len(values)) or None
         lost = 1 - mean(values) if higher else mean(values)
-        found.append(Measured(round(share * rows), lost, error))
+        found.append(Measured(rows, lost, error))
     return found
 
 
@@ -173,13 +183,14 @@ def told(found: Curve) -> list[str]:
     less = found.half_saves_usd
     saved = f", and cost {money(less)} less" if less is not None and less > 0 else ""
     return [
-        f"{added:,} more rows are worth {_step(found, more)}",
-        f"half the rows lose {_step(found, half)}{saved}",
+        f"{added:,} more rows are worth {step(found.target, more)}",
+        f"half the rows lose {step(found.target, half)}{saved}",
     ]
 
 
-def _step(found: Curve, gain: Gain) -> str:
-    scale, unit, digits = (1, f" of {LOSS}", 3) if found.target == LOSS else (100, " points", 1)
+def step(target: str, gain: Gain) -> str:
+    """A gain in words, with its interval."""
+    scale, unit, digits = (1, f" of {LOSS}", 3) if target == LOSS else (100, " points", 1)
     low, high = (f"{scale * (end or 0.0):.{digits}f}" for end in (gain.low, gain.high))
     if gain.low is None or gain.high is None:
         return f"{scale * gain.value:.{digits}f}{unit}"

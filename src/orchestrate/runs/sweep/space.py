@@ -16,7 +16,8 @@ from orchestrate.types import Search
 PROVIDER = "provider"
 """The name under which the backend varies; all others are fields of the spec."""
 SHARE = "share"
-"""The name under which the share of the training rows varies; those of a smaller one are in the larger."""
+"""The name under which the share of the training rows varies; those of a smaller one are in the larger. A
+text is a file of rows that were selected from them."""
 Settings = Mapping[str, Any]
 Range = tuple[float, float, bool]
 _FIXED = ("train", "validation", "test", "columns", "tags", "max_cost_usd", "private")
@@ -117,6 +118,8 @@ def applied(spec: Mapping[str, Any], settings: Settings, share: float = 1.0, see
         if name not in (PROVIDER, SHARE):
             specfile.put(values, name, value)
     own = settings.get(SHARE, 1)
+    if isinstance(own, str):
+        return {**values, "train": own}
     if not isinstance(own, int | float) or not 0 < own <= 1:
         raise UsageError(f"share is above 0 and at most 1; got {own!r}")
     if share * own < 1:
@@ -124,6 +127,12 @@ def applied(spec: Mapping[str, Any], settings: Settings, share: float = 1.0, see
         each = cast("list[Any]", files) if isinstance(files, list) else [files]
         values["train"] = [_sampled(one, share * own, int(settings.get("seed", seed))) for one in each]
     return values
+
+
+def takes_part(settings: Settings, share: float = 1.0) -> bool:
+    """Whether a trial trains on fewer rows than there are."""
+    own = settings.get(SHARE, 1)
+    return isinstance(own, str) or share * float(own) < 1
 
 
 def _sampled(file: Any, share: float, seed: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from orchestrate.runs.preparing.prepared import training_data
 from orchestrate.runs.queue import withdraw
 from orchestrate.runs.sweep import sampling, space
 from orchestrate.runs.sweep.searching import EVAL, LOSS, prepared_trial
-from orchestrate.runs.sweep.space import PROVIDER, SHARE, Space
+from orchestrate.runs.sweep.space import PROVIDER, Space
 from orchestrate.runs.tracked import tracked
 from orchestrate.spec import JobSpec, specfile
 from orchestrate.store.transitions import UNSENT, left
@@ -199,7 +199,7 @@ class Searching:
 
     def _changed(self, trial: Trial, prepared: Prepared) -> bool:
         """A share is of the same rows too."""
-        part = trial.share * float(trial.settings.get(SHARE, 1)) < 1
+        part = space.takes_part(trial.settings, trial.share)
         whole = prepared.data if not part else training_data(self.ft, JobSpec.parse(self.search.spec))
         if whole.digest == self.search.digest:
             return False

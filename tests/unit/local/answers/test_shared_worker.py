@@ -68,7 +68,7 @@ def asked(generator: Generator, *, base: bool = False) -> tuple[list[str], list[
     """What it says, and the nats of what it does not say."""
     said = [reply.content for reply in generator.generate(ASKED, base=base, max_tokens=12)]
     rows = [{"messages": [m.to_dict() for m in one], "answer": "9 cups, Rome"} for one in ASKED]
-    return said, [nats for nats, _, _ in generator.likelihoods(rows, base=base)]
+    return said, [one.nats for one in generator.likelihoods(rows, base=base)]
 
 
 @pytest.mark.slow

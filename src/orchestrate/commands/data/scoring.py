@@ -1,0 +1,182 @@
+"""data score and data select: what each row is worth, and the best rows by one signal."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from shlex import quote
+from textwrap import shorten
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrate.commands.data.judging import KeyVariableOpt, RubricOpt, tell_plan
+from orchestrate.commands.data.options import FileArg, OutputOpt, Reading, engine
+from orchestrate.commands.evaluation.judge import asking_bar
+from orchestrate.commands.terminal.command import Output, command
+from orchestrate.commands.terminal.console import note, orchestrator, out, require_agreed, table
+from orchestrate.commands.terminal.options import IgnoreOpt, MapOpt, PayOpt, SkipFailedOpt, columns_read
+from orchestrate.core.amounts import amount
+from orchestrate.text import count, money
+
+if TYPE_CHECKING:
+    from orchestrate.data.operations.score import ScoreReport, SelectReport
+
+_PAIRS_SHOWN = 5
+_CHARACTERS = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeOptions:
+    """A judge, by the same rules as `data judge`."""
+
+    judge: Annotated[
+        str | None,
+        typer.Option(help="Have a model rate the rows: MODEL, HOST=MODEL or https://ADDRESS/v1=MODEL."),
+    ] = None
+    rubric: RubricOpt = None
+    rated: Annotated[
+        str | None,
+        typer.Option("--calibrate", metavar="RATED", help="Answers that people rated, to check the judge."),
+    ] = None
+    uncalibrated: Annotated[
+        bool, typer.Option("--uncalibrated", help="Use a judge that was not compared with people.")
+    ] = False
+    key_variable: KeyVariableOpt = None
+    max_cost: Annotated[str | None, typer.Option(metavar="USD", help="For all answers of the judge.")] = None
+    skip_failed: SkipFailedOpt = False
+
+
+@command
+def score(
+    context: typer.Context,
+    file: FileArg,
+    *,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Base model on this machine: adds loss, spread, prompt."),
+    ] = None,
+    after: Annotated[
+        str | None, typer.Option(metavar="RUN", help="A run tuned on these rows: adds its loss.")
+    ] = None,
+    judged: JudgeOptions,
+    output: OutputOpt = None,
+    reading: Reading,
+    yes: PayOpt = False,
+) -> Output[ScoreReport]:
+    """Score each row: near duplicates, lengths, contradictions, wrong labels, and on request losses or a
+    judge's points.
+
+    Only --judge costs money, and its price is shown first. Scores are written to FILE.scores.jsonl; the same
+    command with other options adds to them.
+    """
+    from orchestrate.runs.data import scoring
+    from orchestrate.runs.evaluation.judging import JudgeTerms
+
+    terms = judged.judge and JudgeTerms(
+        model=judged.judge,
+        rubric=judged.rubric,
+        rated=judged.rated,
+        uncalibrated=judged.uncalibrated,
+        key_variable=judged.key_variable,
+        max_cost_usd=amount(judged.max_cost, "--max-cost"),
+        skip_failed=judged.skip_failed,
+    )
+    order = scoring.ScoreOrder(
+        model=model,
+        after=after,
+        judge=terms or None,
+        columns=columns_read(reading.columns, reading.ignored),
+        workers=reading.workers,
+    )
+    with (
+        engine(reading.engine, reading.workers),
+        orchestrator(context) as ft,
+        scoring.prepared(ft, file, order, output) as prepared,
+    ):
+        if (plan := prepared.plan()) is not None:
+            tell_plan(plan)
+            question = f"Ask {judged.judge} {count(plan.questions, 'question')}?"
+            high, limited = plan.high_usd, judged.max_cost is not None
+            require_agreed(question, high_usd=high, unpriced=plan.unpriced, limited=limited, yes=yes)
+        with asking_bar(plan.questions) if plan else nullcontext() as progress:
+            report = prepared.run(progress)
+    return Output(report, _show)
+
+
+def _show(report: ScoreReport) -> None:
+    from orchestrate.runs.data.scoring import SIGNALS
+
+    shown = table("signal", "rows", "about", right=("rows",), fold=("about",))
+    for name, rows in report.signals.items():
+        shown.add_row(name, f"{rows:,}", SIGNALS[name].about)
+    out.print(shown)
+    found = [
+        (report.duplicates, "equal or nearly equal to an earlier one"),
+        (report.long_or_short, "with an unusually long or short answer"),
+        (report.contradicting_rows, "with another answer to the same question"),
+        (report.label_issues, "with a doubtful label"),
+    ]
+    for rows, what in found:
+        if rows:
+            out.print(f"{count(rows, 'row')} of {report.rows:,} {what}")
+    for pair in report.contradictions[:_PAIRS_SHOWN]:
+        out.print(f"rows {pair.row:,} and {pair.other:,}: {shorten(pair.question, _CHARACTERS)}")
+        for answer in (pair.answer, pair.other_answer):
+            out.print(f"    {shorten(answer, _CHARACTERS)}", style="dim")
+    if (more := len(report.contradictions) - _PAIRS_SHOWN) > 0:
+        note(f"{more:,} more pairs: --json")
+    for line in report.missing:
+        note(line)
+    if report.left_out:
+        note(f"{count(report.left_out, 'row')} with errors not scored: orchestrate data check {report.path}")
+    cost = "" if report.usd is None else f"; {money(report.usd)}"
+    note(f"written: {report.output}{cost}")
+    note(f"orchestrate data select {quote(report.path)} --keep 0.5 --by {next(reversed(report.signals))}")
+
+
+@command
+def select(
+    file: FileArg,
+    *,
+    by: Annotated[
+        str,
+        typer.Option(
+            metavar="SIGNAL",
+            help="duplicate, length, contradiction, label, loss, spread, prompt, loss-after or judge.",
+        ),
+    ],
+    keep: Annotated[float, typer.Option(metavar="SHARE", help="The share of the rows to keep.")] = 0.5,
+    scores: Annotated[
+        Path | None, typer.Option(help="The file of scores; default: FILE.scores.jsonl.")
+    ] = None,
+    output: OutputOpt = None,
+    columns: MapOpt = None,
+    ignored: IgnoreOpt = None,
+) -> Output[SelectReport]:
+    """Keep the best rows by one signal of `data score`, and write the others to a second file with the reason
+    for each. Neither file may exist."""
+    from orchestrate.runs.data import files as data
+    from orchestrate.runs.data import scoring
+
+    report = scoring.select(
+        file,
+        output or data.beside(file, "selected.jsonl"),
+        keep=keep,
+        by=by,
+        scores=scores,
+        columns=columns_read(columns, ignored),
+    )
+    return Output(report, partial(_show_selected, by=by))
+
+
+def _show_selected(report: SelectReport, by: str) -> None:
+    out.print(f"{report.output}: {count(report.kept, 'row')} of {report.rows:,}", soft_wrap=True)
+    note(f"left out, with reasons: {count(report.left_out, 'row')} in {report.left_out_file}")
+    if report.tied:
+        tied = count(report.tied, "row")
+        note(f"{tied} left out with the same {by} as the last row kept: earlier rows go first")
+    if report.errors:
+        note(f"{count(report.errors, 'row')} of these with errors")

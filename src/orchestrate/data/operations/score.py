@@ -1,0 +1,544 @@
+"""`orchestrate data score` and `data select`: what each row is worth, by signals, and the best rows by one.
+
+Four signals are read from the rows alone. A model's losses and a judge's points are added by those who have
+them. All are kept beside the file (`FILE.scores.jsonl`), bound to its rows by their digest.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from statistics import median
+from typing import Any, cast
+
+import msgspec
+from msgspec.structs import replace
+
+from orchestrate.core import needed
+from orchestrate.data.facts import Facts, changed
+from orchestrate.data.files import beside, log_beside, require_writable, writing
+from orchestrate.data.opening import Opened, open_dataset, require_rows
+from orchestrate.data.passes import compare
+from orchestrate.data.passes.scan import LONGEST_LABEL, MOST_LABELS, Task, pieces
+from orchestrate.data.rows import ChatExample, CompletionExample, Example, TextExample, messages_of
+from orchestrate.data.shapes.reading import last_answer, parse
+from orchestrate.errors import DataError, MissingExtra, UsageError
+from orchestrate.types import Record, decoding
+
+OUTLIER = 3.5
+"""A length's distance from the median, in robust standard deviations (Iglewicz and Hoaglin, 1993)."""
+SAME_ANSWER = 0.5
+"""Answers that share fewer of their words than this contradict one another."""
+FOLDS = 5
+_FEWEST = 2
+"""Rows of a label, below which a model can't be trained without one of them."""
+_WORD = re.compile(r"\w+")
+_PAIRS_KEPT = 100
+
+
+class RowScore(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """A line of the scores: what is known of one row. A signal that isn't known is left out."""
+
+    row: int
+    tokens: int | None = None
+    """That training learns from."""
+    loss: float | None = None
+    """Nats for each of them, by the base model."""
+    spread: float | None = None
+    """Their standard deviation."""
+    prompt: float | None = None
+    """Loss over loss without the prompt (Li et al. 2023, Instruction-Following Difficulty): at 1 and above
+    the prompt doesn't help to predict the answer."""
+    loss_after: float | None = None
+    """Loss by the tuned model."""
+    duplicate_of: int | None = None
+    """The earlier row that it is equal or nearly equal to."""
+    length: float | None = None
+    """Robust standard deviations between its answer's length and the median, on a log scale."""
+    contradicts: tuple[int, ...] = ()
+    """Rows with a nearly equal question and another answer, the first of them."""
+    contradiction: float | None = None
+    """The share of rows with a nearly equal question whose answer is another one."""
+    label: float | None = None
+    """How much likelier the likeliest other label is than its own, -1 to 1, by models that did not see it."""
+    likely_label: str | None = None
+    """The label that confident learning finds instead of its own."""
+    judge: float | None = None
+    """The judge's score, 0 to 1."""
+    reason: str = ""
+    """The judge's."""
+
+
+@dataclass(frozen=True)
+class Signal:
+    """`doubt` grows with the doubt about a row."""
+
+    about: str
+    doubt: Callable[[RowScore], float | None]
+    needs: str = ""
+    """The option of `data score` that measures it."""
+
+
+SIGNALS: dict[str, Signal] = {
+    "duplicate": Signal("nearly equal to an earlier row", lambda s: float(s.duplicate_of is not None)),
+    "length": Signal("answer much longer or shorter than others", lambda s: s.length and abs(s.length)),
+    "contradiction": Signal("other answers to the same question", lambda s: s.contradiction),
+    "label": Signal("another label is likelier", lambda s: s.label, "pip install 'orchestrate-ft[score]'"),
+    "loss": Signal("the base model's loss", lambda s: s.loss, "--model"),
+    "spread": Signal("the spread of that loss over the tokens", lambda s: s.spread, "--model"),
+    "prompt": Signal("the prompt doesn't help to predict the answer", lambda s: s.prompt, "--model"),
+    "loss-after": Signal("the tuned model's loss", lambda s: s.loss_after, "--after RUN"),
+    "judge": Signal("the judge's score", lambda s: None if s.judge is None else 1 - s.judge, "--judge"),
+}
+
+
+class ScoredFile(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """The first line of a file of scores."""
+
+    scores_of: str
+    digest: str
+    """Of the rows."""
+    model: str | None = None
+    after: str | None = None
+    judge: str | None = None
+
+
+class ContradictingPair(Record, frozen=True, kw_only=True):
+    """Two rows with nearly equal questions and different answers."""
+
+    row: int
+    other: int
+    question: str
+    answer: str
+    other_answer: str
+
+
+class ScoreReport(Record, frozen=True, kw_only=True):
+    """The answer of `data score`."""
+
+    path: str
+    output: str
+    """One line for each row."""
+    rows: int
+    left_out: int
+    """Rows with errors; they have no scores."""
+    signals: dict[str, int]
+    """By signal, the rows that it is known of."""
+    duplicates: int
+    long_or_short: int
+    """Rows whose answer's length is an outlier."""
+    contradictions: tuple[ContradictingPair, ...]
+    contradicting_rows: int
+    labels: int = 0
+    """Different labels, where the answers are labels."""
+    label_issues: int = 0
+    """Rows whose label confident learning doubts."""
+    missing: tuple[str, ...] = ()
+    """Why a signal is not known."""
+    usd: Decimal | None = None
+    """What the judge has cost."""
+
+
+@dataclass
+class Scores:
+    """The scores of a file's rows, by row number."""
+
+    head: ScoredFile
+    rows: dict[int, RowScore]
+
+    def put(self, row: int, **found: Any) -> None:
+        self.rows[row] = replace(self.rows[row], **found)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What is compared."""
+
+    numbers: list[int]
+    questions: list[str]
+    answers: list[str]
+
+
+def place(path: str) -> Path:
+    """Where the scores of a file are kept."""
+    return beside(path, "scores.jsonl")
+
+
+def opened(path: str, columns: Mapping[str, str] | None, workers: int | None) -> Opened:
+    """Raises `DataError`."""
+    found = open_dataset(path, columns=columns, compare=True, workers=workers)
+    require_rows(found.facts)
+    if found.facts.kind == "rl":
+        raise DataError(f"{path} has prompts without answers; there is nothing to score")
+    return found
+
+
+def of_rows(read: Opened, scores: Scores, workers: int | None = None) -> list[str]:
+    """Fills in what the rows alone show, and says what could not be looked for."""
+    data = read.facts
+    rows = _Rows([], [], [])
+    for number, example in data.numbered():
+        rows.numbers.append(number)
+        rows.questions.append(question_of(example))
+        rows.answers.append(last_answer(example).strip())
+        scores.rows.setdefault(number, RowScore(row=number))
+    missing: list[str] = []
+    for number, score in zip(rows.numbers, _lengths(rows.answers), strict=True):
+        scores.put(number, length=score)
+    for number, first in _copies(read, workers, missing).items():
+        scores.put(number, duplicate_of=first)
+    if data.kind not in ("preference", "unpaired", "text"):
+        _put_contradictions(rows, scores, missing)
+    if is_labelled(rows.answers):
+        try:
+            for number, (doubt, other) in _label_doubts(rows).items():
+                scores.put(number, label=doubt, likely_label=other)
+        except MissingExtra as error:
+            missing.append(f"label: {error.message}: {error.fix}")
+    return missing
+
+
+def question_of(example: Example) -> str:
+    """All text before the last answer."""
+    match example:
+        case CompletionExample():
+            return example.prompt
+        case TextExample():
+            return ""
+        case ChatExample():
+            return "\n\n".join(m.text for m in example.messages[:-1])
+        case _:
+            return "\n\n".join(m.text for m in messages_of(example))
+
+
+def is_labelled(answers: Sequence[str]) -> bool:
+    """Whether the answers are few and short, and repeat."""
+    distinct = len(set(answers))
+    return (
+        2 <= distinct <= MOST_LABELS
+        and distinct <= len(answers) / FOLDS
+        and max(map(len, answers)) <= LONGEST_LABEL
+    )
+
+
+def _lengths(answers: Sequence[str]) -> list[float]:
+    """By the median and the median distance from it, which outliers don't move."""
+    logs = [math.log1p(len(answer)) for answer in answers]
+    middle = median(logs)
+    distance = median(abs(value - middle) for value in logs) / 0.6745
+    # Where most answers have one length, a distance of 10% is taken for usual.
+    return [(value - middle) / max(distance, 0.1) for value in logs]
+
+
+def _copies(read: Opened, workers: int | None, missing: list[str]) -> dict[int, int]:
+    numbers = read.total.numbers
+    again, first = compare.repeats(read.total.hashes)
+    leaders = list(range(len(numbers)))
+    for i, j in zip(again, first, strict=True):
+        leaders[int(i)] = int(j)
+    task = Task(read.source.lines, 0, 0, read.facts.format, read.facts.columns)
+    try:
+        for i, leader in enumerate(
+            compare.clusters(compare.signatures(task, read.source.line_bytes, workers))
+        ):
+            compare.join(leaders, i, leader)
+    except MissingExtra as error:
+        missing.append(f"nearly equal rows were not looked for: {error.fix}")
+    roots = [compare.root(leaders, i) for i in range(len(leaders))]
+    return {numbers[i]: numbers[leader] for i, leader in enumerate(roots) if leader != i}
+
+
+def _put_contradictions(rows: _Rows, scores: Scores, missing: list[str]) -> None:
+    groups: dict[int, list[int]] = defaultdict(list)
+    for i, leader in enumerate(_alike(rows.questions, missing)):
+        groups[leader].append(i)
+    for group in groups.values():
+        for i in group:
+            others = [j for j in group if j != i]
+            apart = [j for j in others if not same_answer(rows.answers[i], rows.answers[j])]
+            scores.put(
+                rows.numbers[i],
+                contradiction=len(apart) / len(others) if others else 0.0,
+                contradicts=tuple(rows.numbers[j] for j in apart[:5]),
+            )
+
+
+def _alike(questions: Sequence[str], missing: list[str]) -> list[int]:
+    """For each question the first that asks the same: equal but for case, spaces and punctuation, or nearly
+    equal with the same numbers in it."""
+    plain = [" ".join(_WORD.findall(question.casefold())) for question in questions]
+    seen: dict[str, int] = {}
+    leaders = [seen.setdefault(text, i) for i, text in enumerate(plain)]
+    firsts = list(seen.values())
+    try:
+        keys, sketches = compare.digests([plain[i] for i in firsts])
+    except MissingExtra as error:
+        missing.append(f"contradiction: only equal questions were compared: {error.fix}")
+        return leaders
+    signed = compare.Signatures(bands=bytearray(keys.tobytes()), sketches=bytearray(sketches.tobytes()))
+    signed.numbers.extend(firsts)
+    for n, leader in enumerate(compare.clusters(signed)):
+        i, j = firsts[n], firsts[leader]
+        if i != j and _figures(plain[i]) == _figures(plain[j]):
+            compare.join(leaders, i, j)
+    return [compare.root(leaders, i) for i in range(len(leaders))]
+
+
+def _figures(text: str) -> Counter[str]:
+    return Counter(word for word in text.split() if any(c.isdigit() for c in word))
+
+
+def same_answer(one: str, other: str) -> bool:
+    """Whether two answers agree: as labels when they are short, by the words and numbers that they share."""
+    a, b = (_WORD.findall(text.casefold()) for text in (one, other))
+    if a == b:
+        return one.strip() == other.strip() or bool(a)
+    if max(len(one), len(other)) <= LONGEST_LABEL:
+        return False
+    shared = (Counter(a) & Counter(b)).total()
+    return 2 * shared >= SAME_ANSWER * (len(a) + len(b)) and _figures(" ".join(a)) == _figures(" ".join(b))
+
+
+def _label_doubts(rows: _Rows) -> dict[int, tuple[float, str | None]]:
+    """Out-of-sample probabilities of each label, by logistic regression over words, and what confident
+    learning makes of them. Rows whose label is rarer than the folds need are not judged. Raises
+    `MissingExtra`."""
+    counts = Counter(rows.answers)
+    names = sorted(name for name, times in counts.items() if times >= _FEWEST)
+    at = {name: n for n, name in enumerate(names)}
+    kept = [i for i, answer in enumerate(rows.answers) if answer in at]
+    if len(names) < 2:
+        return {}
+    labels = [at[rows.answers[i]] for i in kept]
+    folds = min(FOLDS, *(counts[name] for name in names))
+    probabilities = _out_of_sample([rows.questions[i] for i in kept], labels, folds)
+    found = confident_learning(labels, probabilities)
+    return {
+        rows.numbers[i]: (doubt, None if other is None else names[other])
+        for i, (doubt, other) in zip(kept, found, strict=True)
+    }
+
+
+def _out_of_sample(texts: Sequence[str], labels: Sequence[int], folds: int) -> Any:
+    with needed("score", "looking for wrong labels", "scikit-learn"):
+        from sklearn.feature_extraction.text import (  # pyright: ignore[reportMissingTypeStubs]
+            TfidfVectorizer,
+        )
+        from sklearn.linear_model import (  # pyright: ignore[reportMissingTypeStubs]
+            LogisticRegression,
+        )
+        from sklearn.model_selection import (  # pyright: ignore[reportMissingTypeStubs]
+            StratifiedKFold,
+            cross_val_predict,
+        )
+        from sklearn.pipeline import make_pipeline  # pyright: ignore[reportMissingTypeStubs]
+    words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"\w+")  # noqa: S106
+    model: Any = make_pipeline(words, LogisticRegression(max_iter=1000))
+    split = StratifiedKFold(folds, shuffle=True, random_state=0)
+    # One text without a word fails no fold.
+    return cast("Any", cross_val_predict)(
+        model, [f"row {text}" for text in texts], list(labels), cv=split, method="predict_proba"
+    )
+
+
+def confident_learning(labels: Sequence[int], probabilities: Any) -> list[tuple[float, int | None]]:
+    """For each row by how much the likeliest other label exceeds its own, and that label where the row is off
+    the diagonal of the confident joint: a label counts for a row where its probability is at least the mean
+    that rows with this label give it (Northcutt, Jiang and Chuang, Confident Learning, 2021)."""
+    np = compare.numpy()
+    values, given = np.asarray(probabilities, dtype=float), np.asarray(labels)
+    bars = np.array([values[given == k, k].mean() for k in range(values.shape[1])])
+    own = values[np.arange(len(given)), given]
+    others = values.copy()
+    others[np.arange(len(given)), given] = -1.0
+    confident = np.where(values >= bars - 1e-6, values, -1.0)
+    best = confident.argmax(axis=1)
+    off = (confident.max(axis=1) >= 0) & (best != given)
+    return [
+        (float(doubt), int(label) if issue else None)
+        for doubt, label, issue in zip(others.max(axis=1) - own, best, off, strict=True)
+    ]
+
+
+# -- the file of scores --------------------------------------------------------------------------------------
+
+
+def kept(path: str, data: Facts, file: Path | None = None) -> Scores | None:
+    """The scores that are kept of these very rows; `None` where there are none, or the rows have changed.
+    Raises `UsageError` where a file of another kind has the name."""
+    where = file or place(path)
+    if not where.exists():
+        return None
+    try:
+        head, *lines = where.read_bytes().splitlines()
+        told = decoding.decode(head, type=ScoredFile)
+        rows = [decoding.decode(line, type=RowScore) for line in lines]
+    except (ValueError, msgspec.MsgspecError, IsADirectoryError) as error:
+        raise UsageError(
+            f"{where} is not a file of scores", fix="move it, or give another with -o"
+        ) from error
+    return Scores(told, {one.row: one for one in rows}) if told.digest == data.digest else None
+
+
+def write(scores: Scores, output: Path) -> None:
+    with writing(output) as file:
+        file.write(scores.head.to_json() + b"\n")
+        file.writelines(scores.rows[row].to_json() + b"\n" for row in sorted(scores.rows))
+
+
+def report(read: Opened, scores: Scores, output: Path, missing: Sequence[str]) -> ScoreReport:
+    """What the scores show, in numbers."""
+    data, each = read.facts, list(scores.rows.values())
+    texts = {number: (question_of(e), last_answer(e)) for number, e in data.numbered()}
+    pairs = [(one.row, other) for one in each for other in one.contradicts if one.row < other]
+    answers = [answer.strip() for _, answer in texts.values()]
+    return ScoreReport(
+        path=data.path,
+        output=str(output),
+        rows=data.rows,
+        left_out=read.total.written - data.rows,
+        signals={
+            name: n for name, s in SIGNALS.items() if (n := sum(s.doubt(one) is not None for one in each))
+        },
+        duplicates=sum(one.duplicate_of is not None for one in each),
+        long_or_short=sum(abs(one.length or 0.0) > OUTLIER for one in each),
+        contradictions=tuple(
+            ContradictingPair(
+                row=a, other=b, question=texts[a][0], answer=texts[a][1], other_answer=texts[b][1]
+            )
+            for a, b in pairs[:_PAIRS_KEPT]
+        ),
+        contradicting_rows=sum(bool(one.contradicts) for one in each),
+        labels=len(set(answers)) if is_labelled(answers) else 0,
+        label_issues=sum(one.likely_label is not None for one in each),
+        missing=tuple(missing),
+    )
+
+
+# -- selection -----------------------------------------------------------------------------------------------
+
+
+class LeftOut(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """A line of what `data select` left out: the row as it was, and why."""
+
+    row: int
+    why: str
+    doubt: float | None = None
+    left_out: msgspec.Raw | str
+    """Of a line that isn't JSON its text."""
+
+
+class SelectReport(Record, frozen=True, kw_only=True):
+    """The answer of `data select`."""
+
+    path: str
+    output: str
+    left_out_file: str
+    by: str
+    rows: int
+    kept: int
+    left_out: int
+    errors: int
+    """Rows with errors, which are among those left out."""
+    cut: float | None
+    """The doubt of the last row that was kept; all above it were left out."""
+    tied: int
+    """Rows left out with that very doubt: earlier rows go first."""
+
+
+def ranked(scores: Scores, by: str) -> list[RowScore]:
+    """The rows, the best first; those that the signal is not known of come last. Raises `UsageError`."""
+    if by not in SIGNALS:
+        raise UsageError(f"--by takes {', '.join(SIGNALS)}; got {by!r}")
+    signal = SIGNALS[by]
+    known = {row: signal.doubt(one) for row, one in scores.rows.items()}
+    if all(doubt is None for doubt in known.values()):
+        why = f" {signal.needs}" if signal.needs.startswith("--") else ""
+        raise UsageError(
+            f"the scores have no {by}: {signal.about}",
+            fix=f"orchestrate data score {scores.head.scores_of}{why}",
+        )
+    order = sorted(scores.rows, key=lambda row: (known[row] is None, known[row] or 0.0, row))
+    return [scores.rows[row] for row in order]
+
+
+def select(
+    path: str,
+    output: Path,
+    *,
+    keep: float,
+    by: str,
+    scores: Path | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> SelectReport:
+    """Writes the best rows, in their order and as they were, and beside them those that were left out, each
+    with the reason. Raises `UsageError` where either file exists, or the rows were not scored."""
+    if not 0 < keep < 1:
+        raise UsageError(f"--keep is a share between 0 and 1; got {keep:g}")
+    require_writable(output, path)
+    rest = log_beside(output, "left-out", path)
+    for file in (output, rest):
+        if file.exists():
+            raise UsageError(f"{file} exists already", fix="move it, or give another name with -o")
+    read = open_dataset(path, columns=columns)
+    data, lines = read.facts, read.source
+    order = ranked(require_scores(path, data, scores), by)
+    most = max(1, round(keep * len(order)))
+    doubt = SIGNALS[by].doubt
+    cut, wanted = doubt(order[most - 1]), {one.row for one in order[:most]}
+    places = {one.row: (n, doubt(one)) for n, one in enumerate(order, start=1)}
+    errors = 0
+    with writing(output) as file, writing(rest) as log:
+        each = (line for part in pieces(lines.lines, 0, lines.line_bytes) for line in part)
+        for line, (number, row) in zip(each, data.read(), strict=True):
+            if (row.example is None) == (number in places):
+                raise changed(data)
+            if number in wanted:
+                file.write(line + b"\n")
+                continue
+            if row.example is None:
+                errors += 1
+                told = "; ".join(problem.message for problem in row.problems) or "the row could not be read"
+                log.write(_left_out(number, f"row has errors: {told}", None, line))
+                continue
+            at, found = places[number]
+            known = "is not known" if found is None else f"is {found:.4g}"
+            why = f"{by} {known} ({SIGNALS[by].about}): place {at:,} of {len(order):,}, {most:,} are kept"
+            log.write(_left_out(number, why, found, line))
+    return SelectReport(
+        path=path,
+        output=str(output),
+        left_out_file=str(rest),
+        by=by,
+        rows=len(order) + errors,
+        kept=most,
+        left_out=len(order) - most + errors,
+        errors=errors,
+        cut=cut,
+        tied=sum(doubt(one) == cut for one in order[most:]),
+    )
+
+
+def _left_out(row: int, why: str, doubt: float | None, line: bytes) -> bytes:
+    value, wrong = parse(line)
+    del value
+    kept = line.decode(errors="replace") if wrong else msgspec.Raw(line.strip())
+    return LeftOut(row=row, why=why, doubt=doubt, left_out=kept).to_json() + b"\n"
+
+
+def require_scores(path: str, data: Facts, file: Path | None = None) -> Scores:
+    """Raises `UsageError` where the rows were not scored, `DataError` where they have changed since."""
+    where = file or place(path)
+    if not where.exists():
+        raise UsageError(f"{path} was not scored yet", fix=f"orchestrate data score {path}")
+    found = kept(path, data, where)
+    if found is None:
+        error = changed(data)
+        error.message, error.fix = f"{path} has changed since it was scored", f"orchestrate data score {path}"
+        raise error
+    return found

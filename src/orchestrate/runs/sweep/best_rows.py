@@ -1,0 +1,141 @@
+"""Do the best rows teach more than as many random ones, or than all? By a signal of `data score`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from statistics import mean
+from typing import TYPE_CHECKING
+
+from orchestrate.data.operations import score
+from orchestrate.errors import UsageError
+from orchestrate.evaluation.learning_curve import Gain, measured_gain
+from orchestrate.runs.sweep.curve import interval, measured_points, step
+from orchestrate.runs.sweep.space import SHARE, Space
+from orchestrate.spec import renaming_of
+from orchestrate.types import Record, Trial, TrialState
+
+if TYPE_CHECKING:
+    from orchestrate.runs.sweep.trials import Searching
+    from orchestrate.spec import JobSpec
+    from orchestrate.workspace import Workspace
+
+KINDS = ("best", "random", "all")
+
+
+class ChosenRows(Record, frozen=True, kw_only=True):
+    """What was measured with one choice of rows."""
+
+    which: str
+    """best, random or all."""
+    rows: int
+    score: float
+    """The mean of its runs."""
+    low: float | None = None
+    """Of the 95% interval of one run's score; `None` for a loss."""
+    high: float | None = None
+    runs: tuple[str, ...]
+
+
+class BestRows(Record, frozen=True, kw_only=True):
+    """The best share of the rows beside as many random ones, or all."""
+
+    sweep: str
+    target: str
+    by: str
+    keep: float
+    selected: str
+    """The file of the best rows."""
+    compared: tuple[ChosenRows, ...]
+    over: dict[str, Gain]
+    """By the other choice: what the best rows are worth beside it, positive is better."""
+    remarks: tuple[str, ...] = ()
+
+
+def selection(ft: Workspace, spec: JobSpec, keep: float, by: str) -> str:
+    """The file of the best rows of the spec's training file, written once into the home and named by its
+    content. Raises `UsageError` where the file was not scored, `DataError` where it has changed since."""
+    path = spec.train
+    if not isinstance(path, str):
+        raise UsageError("the best rows are selected from one file; the spec trains on several")
+    columns = renaming_of(spec.columns)
+    data = score.opened(path, columns, None).facts
+    order = score.ranked(score.require_scores(path, data), by)
+    told = json.dumps([data.digest, by, keep, [one.row for one in order]])
+    folder = ft.settings.home / "selections"
+    folder.mkdir(parents=True, exist_ok=True)
+    output = folder / f"{hashlib.sha256(told.encode()).hexdigest()[:16]}.jsonl"
+    if not output.exists():
+        # Of a try that was killed between the two.
+        output.with_name(f"{output.stem}.left-out.jsonl").unlink(missing_ok=True)
+        score.select(path, output, keep=keep, by=by, columns=columns)
+    return str(output)
+
+
+def space_of(kinds: Sequence[str], selected: str, keep: float, seeds: int) -> Space:
+    """Raises `UsageError`."""
+    if "best" not in kinds or len(set(kinds)) < 2 or set(kinds) - set(KINDS):
+        raise UsageError("--compare takes best with random, all or both", fix="--compare best,random")
+    value = {"best": selected, "random": keep, "all": 1.0}
+    choices = {SHARE: tuple(value[kind] for kind in KINDS if kind in kinds)}
+    return Space(choices | ({"seed": tuple(range(seeds))} if seeds > 1 else {}))
+
+
+def best_rows(searching: Searching, rows: int, by: str, keep: float, selected: str) -> BestRows:
+    """Of the trials that were scored. `rows`: of the training data."""
+    search, groups = searching.search, dict[str, list[Trial]]()
+    for trial in searching.trials:
+        if trial.state is TrialState.SCORED:
+            groups.setdefault(_kind(trial), []).append(trial)
+    made = {kind: rows if kind == "all" else round(keep * rows) for kind in KINDS if kind in groups}
+    each = measured_points([(made[kind], groups[kind]) for kind in made], higher=searching.maximise)
+    measured = dict(zip(made, each, strict=True))
+    remarks = [
+        f"{_kind(trial)} rows: {trial.state.value}: {trial.note or 'no run yet'}"
+        for trial in searching.trials
+        if trial.state is not TrialState.SCORED
+    ]
+    if "seed" not in search.choices:
+        remarks.append("one seed: how much a run differs from the next is not in the intervals (--seeds 3)")
+    return BestRows(
+        sweep=search.id,
+        target=search.target,
+        by=by,
+        keep=keep,
+        selected=selected,
+        compared=tuple(_chosen(kind, made[kind], groups[kind]) for kind in made),
+        over={
+            kind: measured_gain(one, measured["best"])
+            for kind, one in measured.items()
+            if kind != "best" and "best" in measured
+        },
+        remarks=tuple(remarks),
+    )
+
+
+def _kind(trial: Trial) -> str:
+    value = trial.settings[SHARE]
+    return "best" if isinstance(value, str) else "all" if value == 1 else "random"
+
+
+def _chosen(kind: str, rows: int, same: Sequence[Trial]) -> ChosenRows:
+    low, high = interval(same)
+    return ChosenRows(
+        which=kind,
+        rows=rows,
+        score=mean(trial.score or 0.0 for trial in same),
+        low=low,
+        high=high,
+        runs=tuple(trial.run_id or "" for trial in same),
+    )
+
+
+HEAD = ("rows", "which", "score", "95% interval", "runs")
+
+
+def told(found: BestRows) -> list[str]:
+    """Sentences: what the best rows are worth beside the others."""
+    other = {"random": "as many random rows", "all": "all rows"}
+    best = f"the best {found.keep:.0%} of the rows by {found.by}"
+    return [f"{best} against {other[kind]}: {step(found.target, gain)}" for kind, gain in found.over.items()]
