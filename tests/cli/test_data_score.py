@@ -40,7 +40,7 @@ def test_losses_are_those_of_transformers(cli: Cli, tmp_path: Path) -> None:
         learnt = nats[len(prompt) - 1 :]
         assert len(learnt) == found["tokens"] > 0
         assert found["loss"] == pytest.approx(float(learnt.mean()), rel=1e-3)
-        assert found["spread"] == pytest.approx(float(learnt.std(unbiased=False)), rel=1e-3)
+        assert found["spread"] == pytest.approx(float(learnt.std(unbiased=False)), rel=1e-2)
         alone = torch.tensor([[ids[0], *ids[len(prompt) :]]])
         with torch.inference_mode():
             logits = model(alone).logits[0, :-1].float()

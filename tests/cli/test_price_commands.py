@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.chat_host import chat_host
 from tests.paths import BUNDLED
 
 Cli = Callable[..., Any]
@@ -281,8 +282,43 @@ def test_advise_by_a_score_and_a_target(cli: Cli, project: Path) -> None:
     assert cli("advise", "train.jsonl", "--base-score", "86").code == 2
     assert cli("advise", "train.jsonl", "--base-score", "0.8", "--target", "0").code == 2
     alone = cli("advise", "train.jsonl", "--target", "0.9")
-    assert alone.code == 2 and "give --base-score or --eval" in alone.err
+    assert alone.code == 2 and "give --measure, --base-score or --eval" in alone.err
     assert cli("advise", "train.jsonl", "--base-score", "0.8", "--eval", "run").code == 2
+    silent = cli("advise", "train.jsonl")
+    assert silent.code == 0 and "the 80% rule is open" in silent.err and "--measure MODEL" in silent.err
+    assumed = cli("advise", "train.jsonl", "--base-score", "0.85")
+    assert "name yours with --target" in assumed.out and "the 80% rule is open" not in assumed.err
+
+
+@pytest.mark.slow
+def test_advise_measures_the_base_with_a_prompt_and_with_examples(cli: Cli, project: Path) -> None:
+    """A model that answers right once it was shown examples."""
+    rows = [json.loads(line) for line in (project / "test.jsonl").read_text().splitlines()[:20]]
+    answers = {row["messages"][0]["content"]: row["messages"][1]["content"] for row in rows}
+
+    def writes(number: int, body: dict[str, Any]) -> str:
+        shown = len(body["messages"]) > 2
+        return answers[body["messages"][-1]["content"]] if shown else "no idea"
+
+    with chat_host() as host:
+        host.writes = writes
+        measure = ("--measure", f"{host.url}=gpt-4.1-mini", "--test", "test.jsonl", "--limit", "20")
+        asked = ("advise", "train.jsonl", *measure, "--metric", "exact_match")
+        unasked = cli(*asked)
+        assert unasked.code == 2 and not host.bodies and "about $" in unasked.err  # the price first
+        private = cli(*asked, "--private", "--yes")
+        assert private.code == 2 and "may not leave your machines" in private.err and not host.bodies
+        found = cli(*asked, "--target", "0.9", "--yes", "--json")
+        assert found.code == 0 and len(host.bodies) == 40, found.err
+        rule = found.json["rule"]
+        assert rule["base"]["value"] == 0 and rule["few_shot"]["value"] == 1 and not rule["assumed"]
+        assert "with examples" in str(found.json["choices"])
+        again = cli(*asked, "--yes", "--json")
+        assert len(host.bodies) == 40 and again.json["rule"]["target"] == 0.95  # nothing is paid twice
+        longest = max((body["messages"] for body in host.bodies), key=len)
+        shown = [message["content"] for message in longest]
+        assert len(shown) == 11 and not set(shown[:-1]) & set(answers)  # no held-out row is shown
+    assert cli("advise", "train.jsonl", "--measure", "local=tiny-chat").code == 2
 
 
 def test_advise_weighs_hours_and_the_closed_model(cli: Cli, project: Path) -> None:

@@ -134,7 +134,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         _DATA,
         "advise",
         "training.advise:advise",
-        "Recommend prompting, few-shot, retrieval or tuning. Offline.",
+        "Recommend prompting, few-shot, retrieval or tuning.",
     ),
     (_DATA, "models", "catalog.models:app", "List base models and their names on each backend."),
     (_DATA, "prices", "catalog.prices:app", "Show prices, their sources and their age."),

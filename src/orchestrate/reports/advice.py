@@ -196,7 +196,6 @@ NEAR_TARGET = 0.8
 skywriter.app/n/ai-ops-weekly cites it, and theneuralbase.com, signs that prompting will solve it."""
 GOOD_SCORE = 0.95
 """Of the base model on held-out rows: above it there is little to win."""
-POOR_SCORE = 0.8
 CONSISTENT = 0.95
 LABELS = 50
 """At most so many distinct answers make a task a classification."""
@@ -232,8 +231,10 @@ class Needs(Record, frozen=True, kw_only=True):
     own_gpu: bool = False
     base_score: Score | None = None
     """Of the base model with the user's prompt, on held-out rows. `n` is 0 where only the value is known."""
+    few_shot_score: Score | None = None
+    """Of the same model with examples in the prompt."""
     target: float | None = None
-    """The score that is good enough."""
+    """The score that is good enough; without it `GOOD_SCORE` is assumed."""
     goal: Goal | None = None
     """What the tune is to teach; without it, what the rows show."""
     model: str | None = None
@@ -261,6 +262,43 @@ class Choice(Record, frozen=True, kw_only=True):
     """With what only it can be done."""
 
 
+class EightyPercent(Record, frozen=True, kw_only=True):
+    """Where prompting reaches 80% of the target, better prompts and examples come before tuning."""
+
+    base: Score
+    few_shot: Score | None = None
+    target: float
+    assumed: bool
+    """Whether nobody named the target."""
+
+    @property
+    def best(self) -> Score:
+        """The better of both prompts."""
+        return max((s for s in (self.base, self.few_shot) if s is not None), key=lambda s: s.low)
+
+    @property
+    def mark(self) -> float:
+        return round(NEAR_TARGET * self.target, 9)
+
+    @property
+    def applies(self) -> bool | None:
+        """Whether prompting reaches 80% of the target; `None` where its interval leaves that open."""
+        return True if self.best.low >= self.mark else False if self.best.high < self.mark else None
+
+    def __str__(self) -> str:
+        how = "with examples in the prompt" if self.best is self.few_shot else "with your prompt"
+        assumed = " (assumed: name yours with --target)" if self.assumed else ""
+        said = {
+            True: "reached: improve prompt and examples before you tune",
+            False: "not reached: tuning is worth its price",
+            None: "open: the interval holds it, so measure more rows",
+        }[self.applies]
+        return (
+            f"the 80% rule: the base model scores {self.best.value:.3f} {how}; 80% of the target of "
+            f"{self.target:g}{assumed} is {self.mark:.3g}: {said}"
+        )
+
+
 class Advice(Record, frozen=True, kw_only=True):
     choices: tuple[Choice, ...]
     """Best first; excluded ones last."""
@@ -273,6 +311,8 @@ class Advice(Record, frozen=True, kw_only=True):
     """Predicted for the model that would be tuned, then for the larger one."""
     totals: tuple[Ownership, ...] = ()
     """Whole costs of what can be tuned, where traffic is known."""
+    rule: EightyPercent | None = None
+    """What the 80% rule says; `None` where no score of the base model is known."""
 
     @property
     def best(self) -> Choice:
@@ -297,6 +337,7 @@ def advise(
     votes = [
         *_by_rows(volume),
         *_by_score(needs),
+        *_by_few_shot(needs),
         *_by_answers(facts),
         *_by_prompt(facts),
         *_by_needs(needs),
@@ -326,6 +367,7 @@ def advise(
         volume=volume,
         latency=(*latency[0], *latency[1]),
         totals=tuple(totals),
+        rule=_rule(needs),
     )
 
 
@@ -364,24 +406,48 @@ def _by_rows(volume: Volume) -> Iterable[Vote]:
     yield Vote(ways=_TUNING, points=-2 if few else -1, reason=reason, turns="")
 
 
-def _by_score(needs: Needs) -> Iterable[Vote]:
-    score, target = needs.base_score, needs.target
-    if score is None:
+def _rule(needs: Needs) -> EightyPercent | None:
+    if needs.base_score is None:
+        return None
+    target = GOOD_SCORE if needs.target is None else needs.target
+    assumed = needs.target is None
+    few_shot = needs.few_shot_score
+    return EightyPercent(base=needs.base_score, few_shot=few_shot, target=target, assumed=assumed)
+
+
+def _by_few_shot(needs: Needs) -> Iterable[Vote]:
+    rule = _rule(needs)
+    if rule is None or rule.few_shot is None:
         return
+    at = f"with examples in the prompt the base model scores {text.score(rule.few_shot)}"
+    if rule.few_shot.low >= rule.mark:
+        reason = f"{at}, {rule.mark:.3g} or more: {NEAR_TARGET:.0%} of the target of {rule.target:g}"
+        yield Vote(ways=(Way.FEW_SHOT,), points=3, reason=reason, turns="examples that fail on harder rows")
+        if rule.base.low < rule.mark:  # else the prompt alone has said so
+            yield Vote(ways=_TUNING, points=-2, reason=at, turns="")
+    elif rule.few_shot.high < rule.mark:
+        yield Vote(ways=(Way.FEW_SHOT,), points=-2, reason=f"{at}, below {rule.mark:.3g}", turns="")
+
+
+def _by_score(needs: Needs) -> Iterable[Vote]:
+    score, rule = needs.base_score, _rule(needs)
+    if score is None or rule is None:
+        return
+    target, near, assumed = rule.target, rule.mark, " (assumed)" * rule.assumed
     within = f" ({score.low:.3f} to {score.high:.3f})" if score.n else ""
     at = f"the base model scores {score.value:.3f}{within}"
-    good, near = (GOOD_SCORE, POOR_SCORE) if target is None else (target, round(NEAR_TARGET * target, 9))
-    if score.low >= good:
+    if score.low >= target:
         yield Vote(
             ways=(Way.PROMPT,),
             points=4,
-            reason=f"{at}, {good:g} or more: little is left to win",
-            turns=f"a harder test on which the base model is below {good:g}",
+            reason=f"{at}, {target:g} or more: little is left to win",
+            turns=f"a harder test on which the base model is below {target:g}",
         )
         yield Vote(ways=_TUNING, points=-2, reason=at, turns="")
-    elif target is not None and score.low >= near:
-        share = f"{at}, {score.value / target:.0%} of the target of {target:g}, {NEAR_TARGET:.0%} or more"
-        left = f"{target - score.value:.3f} are left to win"
+    elif score.low >= near:
+        of = f"{score.value / target:.0%} of the target of {target:g}{assumed}"
+        share = f"{at}, {of}, {NEAR_TARGET:.0%} or more"
+        left = f"{max(0.0, target - score.value):.3f} are left to win"
         yield Vote(
             ways=(Way.PROMPT, Way.FEW_SHOT),
             points=3,
@@ -390,7 +456,7 @@ def _by_score(needs: Needs) -> Iterable[Vote]:
         )
         yield Vote(ways=_TUNING, points=-2, reason=f"{share}: {left}", turns="")
     elif score.high < near:
-        below = f"{at}, below {near:.3g}" + (f", {NEAR_TARGET:.0%} of the target" if target else "")
+        below = f"{at}, below {near:.3g}, {NEAR_TARGET:.0%} of the target{assumed}"
         yield Vote(ways=_TUNING, points=2, reason=below, turns=f"a prompt or model that reaches {near:.3g}")
         yield Vote(ways=(Way.PROMPT,), points=-2, reason=below, turns="")
     else:

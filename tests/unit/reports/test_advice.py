@@ -114,8 +114,10 @@ def test_many_consistent_rows_are_for_tuning() -> None:
 def test_a_good_base_model_needs_no_tuning() -> None:
     good = Needs(base_score=Score(value=0.97, low=0.96, high=0.99, n=500))
     assert advise(facts(), good).best.way is Way.PROMPT
-    unsure = Needs(base_score=Score(value=0.97, low=0.90, high=0.99, n=20))
+    unsure = Needs(base_score=Score(value=0.8, low=0.6, high=0.9, n=20))
     assert advise(facts(), unsure).best.way is Way.TUNE_HOSTED
+    rule = advise(facts(), unsure).rule
+    assert rule is not None and rule.applies is None and rule.assumed
 
 
 def test_a_poor_base_model_speaks_for_tuning() -> None:
@@ -220,6 +222,21 @@ def score(value: float) -> Score:
 )
 def test_prompting_that_reaches_80_percent_of_the_target(value: float, target: float, best: Way) -> None:
     assert advise(facts(), Needs(base_score=score(value), target=target)).best.way is best
+
+
+@pytest.mark.parametrize("value", [0.8, 0.85, 0.94])
+def test_the_rule_needs_no_target_to_speak(value: float) -> None:
+    """80% of whatever target: no score is above 1."""
+    found = advise(facts(), Needs(base_score=score(value)))
+    assert found.best.way is Way.PROMPT and "assumed" in str(found.rule)
+
+
+def test_examples_in_the_prompt_that_reach_80_percent_come_before_tuning() -> None:
+    needs = Needs(base_score=score(0.4), few_shot_score=score(0.8), target=0.9)
+    found = advise(facts(), needs)
+    assert found.best.way is Way.FEW_SHOT and found.rule is not None and found.rule.applies
+    weak = advise(facts(), Needs(base_score=score(0.4), few_shot_score=score(0.5), target=0.9))
+    assert weak.best.way is Way.TUNE_HOSTED and points(weak, Way.FEW_SHOT) < points(found, Way.FEW_SHOT)
 
 
 def test_what_is_left_to_win_is_told() -> None:

@@ -6,21 +6,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from msgspec.structs import replace
 
+from orchestrate.commands.evaluation.judge import asking_bar, tell_plan
 from orchestrate.commands.terminal.command import Output, command
-from orchestrate.commands.terminal.console import note, orchestrator, out, warn
-from orchestrate.commands.terminal.options import IgnoreOpt, MapOpt, ServingOptions, columns_read
+from orchestrate.commands.terminal.console import note, orchestrator, out, require_agreed, warn
+from orchestrate.commands.terminal.options import IgnoreOpt, MapOpt, PayOpt, ServingOptions, columns_read
+from orchestrate.core.amounts import amount
 from orchestrate.data.goals import Goal
 from orchestrate.errors import UsageError
 from orchestrate.text import count
 
 if TYPE_CHECKING:
+    from orchestrate.api.orchestrator import Orchestrator
     from orchestrate.costing.latency import Latency
     from orchestrate.reports.advice import Advice
+    from orchestrate.types import Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +49,19 @@ class NeedOptions:
     target: Annotated[
         float | None, typer.Option(metavar="SHARE", help="The score that is good enough: 0.9.")
     ] = None
+    measure: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Measure this model, without and with examples: HOST=MODEL, local=MODEL."
+        ),
+    ] = None
+    test: Annotated[
+        str | None, typer.Option(metavar="FILE", help="With --measure: held-out rows of the task.")
+    ] = None
+    metric: Annotated[str, typer.Option(help="With --measure: as for eval.")] = "auto"
+    shots: Annotated[int, typer.Option(min=0, metavar="K", help="With --measure: examples.")] = 5
+    limit: Annotated[int | None, typer.Option(min=1, help="With --measure: only so many rows.")] = None
+    max_cost: Annotated[str | None, typer.Option(metavar="USD", help="For all answers of --measure.")] = None
     goal: Annotated[Goal | None, typer.Option(help="What to teach. Default: what the rows show.")] = None
 
 
@@ -59,25 +77,38 @@ def advise(
     needed: NeedOptions,
     columns: MapOpt = None,
     ignored: IgnoreOpt = None,
+    yes: PayOpt = False,
 ) -> Output[Advice]:
     """Prompt, few-shot, retrieval, or tuning? From the data and your needs, with reasons and thresholds.
-    Offline."""
+
+    Offline, unless --measure asks a model: its price is shown first, and answers are kept.
+    """
     from orchestrate.runs.preparing import advice
 
-    if needed.evaluated and needed.base_score is not None:
-        raise UsageError("give --base-score or --eval, not both")
-    if needed.target is not None and needed.base_score is None and not needed.evaluated:
-        raise UsageError("--target is compared with what the base model scores: give --base-score or --eval")
+    given = [needed.evaluated, needed.base_score, needed.measure]
+    if sum(one is not None for one in given) > 1:
+        raise UsageError("give one of --base-score, --eval and --measure")
+    if (needed.measure is None) != (needed.test is None):
+        raise UsageError("--measure asks about held-out rows: give it with --test FILE")
+    if needed.target is not None and all(one is None for one in given):
+        raise UsageError(
+            "--target is compared with what the base model scores: give --measure, --base-score or --eval"
+        )
     if needed.target is not None and not 0 < needed.target <= 1:
         raise UsageError(f"--target is a share above 0, to 1; got {needed.target:g}")
     with orchestrator(context) as ft:
+        read = columns_read(columns, ignored)
         score = None if needed.base_score is None else advice.given_score(needed.base_score)
+        few_shot = None
+        if needed.measure is not None:
+            score, few_shot = _measured(ft, file, needed, read, yes=yes)
         needs = advice.Needs(
             private=needed.private,
             latency_ms=needed.latency_ms,
             changing=needed.changing,
             own_gpu=needed.own_gpu,
             base_score=advice.base_score(ft, needed.evaluated) if needed.evaluated else score,
+            few_shot_score=few_shot,
             target=needed.target,
             goal=needed.goal,
         )
@@ -89,10 +120,39 @@ def advise(
             larger=serving.compare_with,
             tokens=(traffic.input_tokens, traffic.output_tokens) if traffic else None,
         )
-        read = columns_read(columns, ignored)
         totals = advice.totals(ft, file, model, use, private=needed.private, columns=read) if use else []
         found = ft.advise(file, needs, totals, columns=read)
     return Output(found, partial(_show, name=Path(file).name))
+
+
+def _measured(
+    ft: Orchestrator, file: str, needed: NeedOptions, columns: dict[str, str], *, yes: bool
+) -> tuple[Score, Score | None]:
+    """The price first; then what the model scores with the prompt alone, and with examples."""
+    from orchestrate.runs.evaluation import prompting
+
+    wanted = prompting.Measuring(
+        model=needed.measure or "",
+        test=needed.test or "",
+        metric=needed.metric,
+        shots=needed.shots,
+        limit=needed.limit,
+        columns=columns or None,
+        max_cost_usd=amount(needed.max_cost, "--max-cost"),
+    )
+    with prompting.prepared(ft, file, wanted, private=needed.private) as prepared:
+        plan = prepared.plan()
+        tell_plan(plan)
+        questions = sum(one.questions - one.kept for one in plan.asked)
+        require_agreed(
+            f"Ask {needed.measure} {count(questions, 'question')}?",
+            high_usd=plan.high_usd,
+            unpriced=bool(plan.unpriced),
+            limited=needed.max_cost is not None,
+            yes=yes,
+        )
+        with asking_bar(questions) as progress:
+            return prompting.scores(prepared.run(progress))
 
 
 def _show(found: Advice, name: str) -> None:
@@ -106,6 +166,13 @@ def _show(found: Advice, name: str) -> None:
         f"{f.duplicate_share:.0%} of the rows repeat",
     )
     out.print(str(found.volume))
+    if found.rule is not None:
+        out.print(str(found.rule))
+    else:
+        note(
+            "the 80% rule is open: don't tune where prompting reaches 80% of the target. Measure that: "
+            f"orchestrate advise {quote(name)} --measure MODEL --test FILE --target 0.9"
+        )
     for text in found.warnings:
         warn(text)
     close = ", but it is close" if found.close else ""

@@ -63,7 +63,7 @@ class RowScore(Record, frozen=True, kw_only=True, omit_defaults=True):
     contradicts: tuple[int, ...] = ()
     """Rows with a nearly equal question and another answer, the first of them."""
     contradiction: float | None = None
-    """The share of rows with a nearly equal question whose answer is another one."""
+    """The share of rows with a nearly equal question that have another answer."""
     label: float | None = None
     """How much likelier the likeliest other label is than its own, -1 to 1, by models that did not see it."""
     likely_label: str | None = None

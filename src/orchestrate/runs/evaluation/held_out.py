@@ -73,6 +73,8 @@ class EvaluationOrder:
     """In which it answers on this machine. `both` adds the base in NF4, and tells what 4 bits cost."""
     shots: int = 0
     """And the base again with so many examples of the training data before each question."""
+    examples: str | None = None
+    """Rows from which each of `models` is shown so many examples too."""
     models: Sequence[str] = ()
     """Further models: `MODEL`, `HOST=MODEL`, `https://ADDRESS/v1=MODEL`, each with ` as NAME` where it is to
     be called so."""
@@ -181,10 +183,13 @@ class PreparedEvaluation:
                 own[tuned.contender.name] = plain[0]
                 own |= dict.fromkeys(plain[1:], plain[0])
             if bases and order.shots:
-                shown = making.with_shots(bases[0], self._examples(handle), order.shots)
+                shown = making.with_shots(bases[0], self._examples_of(handle), order.shots)
                 own[tuned.contender.name] = _add(candidates, shown)
         for model in order.models:
-            _add(candidates, self._contenders.of_model(model))
+            _add(candidates, plain := self._contenders.of_model(model))
+            if order.examples is not None and order.shots:
+                examples = self._examples(order.examples, order.columns)
+                _add(candidates, making.with_shots(plain, examples, order.shots))
         per_hour = None if order.traffic is None else Traffic.parse(order.traffic).requests_per_day / 24
         self.candidates = [making.at_traffic(one, per_hour) for one in candidates.values()]
         asked_by = rubric.read(order.rubric)
@@ -212,13 +217,16 @@ class PreparedEvaluation:
                 fix="--metrics judge:MODEL or judge_pair:MODEL",
             )
 
-    def _examples(self, handle: TrackedRun) -> tuple[making.Message, ...]:
+    def _examples_of(self, handle: TrackedRun) -> tuple[making.Message, ...]:
         train = handle.record.spec.get("train")
         if not isinstance(train, str) or is_masked(train):
             raise UsageError(
                 f"the training rows of {handle.id}, from which --shots takes its examples, are not known"
             )
-        rows = held_out(Dataset.open(train, columns=_renaming(handle, train)), limit=10_000)
+        return self._examples(train, _renaming(handle, train))
+
+    def _examples(self, train: str, columns: Mapping[str, str] | None) -> tuple[making.Message, ...]:
+        rows = held_out(Dataset.open(train, columns=columns), limit=10_000)
         wanted, asked = self._order.shots, self._subject.items
         there = len(making.examples_of(rows.items, asked))
         if there < wanted:

@@ -1,0 +1,62 @@
+"""What a base model reaches without tuning: with the prompt of the rows alone, and with examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from orchestrate.errors import UsageError
+from orchestrate.profile import this_machine
+from orchestrate.runs.evaluation.held_out import EvaluationOrder, PreparedEvaluation
+from orchestrate.types import Evaluation, Sampling, Score
+
+if TYPE_CHECKING:
+    from orchestrate.workspace import Workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """How `model` is measured: on the rows of `test`, with `shots` examples of other rows."""
+
+    model: str
+    test: str
+    metric: str = "auto"
+    shots: int = 5
+    limit: int | None = None
+    columns: Mapping[str, str] | None = None
+    max_cost_usd: Decimal | None = None
+    skip_failed: bool = False
+
+
+def prepared(ft: Workspace, file: str, wanted: Measuring, *, private: bool = False) -> PreparedEvaluation:
+    """Nothing was sent yet. Examples come from `file`. Raises `UsageError` where the data are private and
+    the model is elsewhere."""
+    own = f"{this_machine().kind}="
+    if private and not wanted.model.startswith(own):
+        raise UsageError(
+            f"the data may not leave your machines, and {wanted.model} may be on another",
+            fix=f"--measure {own}MODEL",
+        )
+    order = EvaluationOrder(
+        test=wanted.test,
+        columns=wanted.columns,
+        metrics=[wanted.metric],
+        models=[wanted.model],
+        shots=wanted.shots,
+        examples=file,
+        limit=wanted.limit,
+        sampling=Sampling(max_tokens=512),
+        max_cost_usd=wanted.max_cost_usd,
+        skip_failed=wanted.skip_failed,
+    )
+    return PreparedEvaluation(ft, [], order)
+
+
+def scores(found: Evaluation) -> tuple[Score, Score | None]:
+    """With the prompt alone, and with examples. Raises `UsageError` for a metric that is not a share."""
+    plain, *more = [found.score(one.name) for one in found.contenders]
+    if plain is None or not 0 <= plain.value <= 1:
+        raise UsageError("the target is a share from 0 to 1, and this metric gives none", fix="--metric NAME")
+    return plain, more[0] if more else None
