@@ -39,13 +39,13 @@ def test_losses_are_those_of_transformers(cli: Cli, tmp_path: Path) -> None:
         nats = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
         learnt = nats[len(prompt) - 1 :]
         assert len(learnt) == found["tokens"] > 0
-        assert found["loss"] == pytest.approx(float(learnt.mean()), rel=1e-3)
+        assert found["loss"] == pytest.approx(float(learnt.mean()), rel=1e-2)
         assert found["spread"] == pytest.approx(float(learnt.std(unbiased=False)), rel=1e-2)
         alone = torch.tensor([[ids[0], *ids[len(prompt) :]]])
         with torch.inference_mode():
             logits = model(alone).logits[0, :-1].float()
         without = torch.nn.functional.cross_entropy(logits, alone[0, 1:])
-        assert found["prompt"] == pytest.approx(float(learnt.mean() / without), rel=1e-3)
+        assert found["prompt"] == pytest.approx(float(learnt.mean() / without), rel=1e-2)
     kept = cli("data", "select", "rows.jsonl", "--by", "loss", "--keep", "0.5")
     assert kept.code == 0, kept.err
     best = sorted(range(6), key=lambda n: told[n]["loss"])[:3]

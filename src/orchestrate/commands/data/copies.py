@@ -143,8 +143,11 @@ class Sides:
     ] = None
     exact: Annotated[
         bool,
-        typer.Option("--exact", help="Come near to the shares; rows may move when rows are added."),
-    ] = False
+        typer.Option(
+            "--exact/--no-exact",
+            help="Meet the shares in small files too. --no-exact: a row's place depends on the row alone.",
+        ),
+    ] = True
 
 
 @command
@@ -160,8 +163,8 @@ def split(
     sides: Sides,
     reading: Reading,
 ) -> Output[SplitReport]:
-    """By content: the same row falls on the same side, also after rows were added. Conversations stay
-    whole."""
+    """By content: the same row falls on the same side, also after rows were added to the file and it is split
+    into the same folder again. Conversations stay whole."""
     from orchestrate.runs.data import files as data
 
     with (

@@ -68,6 +68,13 @@ class Wish:
     ] = 0.8
     hosts: Annotated[str, typer.Option("--for", help="Backends that the rows are for.")] = "all"
     yes: PayOpt = False
+    reasoning: Annotated[
+        bool, typer.Option("--reasoning", help="Ask for the reasoning behind each answer, and keep it.")
+    ] = False
+    for_model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="With --reasoning: keep it if this model's template shows it."),
+    ] = None
     seed: Annotated[int, typer.Option(min=0, help="Decides which seed rows are shown in which request.")] = 0
 
 
@@ -90,6 +97,11 @@ def generate(
     from orchestrate.runs.data import files as data
     from orchestrate.runs.data import generation
 
+    kept, why = generation.reasoning_of(wish.for_model) if wish.reasoning else ("no", "")
+    if wish.for_model is not None and not wish.reasoning:
+        raise UsageError("--for-model goes with --reasoning")
+    if why:
+        note(why)
     order = generation.Order(
         rows=rows,
         max_requests=wish.max_requests,
@@ -101,6 +113,7 @@ def generate(
         instructions=_text(wish.instructions),
         threshold=wish.threshold,
         seed=wish.seed,
+        reasoning=kept,
     )
     author = generation.Writer(model=model, temperature=wish.temperature, **vars(writer))
     target = output or data.beside(seeds, "generated.jsonl")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import msgspec
 from xxhash import xxh3_64_intdigest
@@ -39,6 +39,7 @@ from orchestrate.data.rows import (
     messages_of,
 )
 from orchestrate.data.rows.content import candidates, confirmed
+from orchestrate.data.rows.traits import Trait
 from orchestrate.data.rules import Target
 from orchestrate.data.shapes import known
 from orchestrate.data.shapes.reading import (
@@ -96,10 +97,17 @@ class Screening:
     """Decides row by row, and remembers what it has kept."""
 
     def __init__(
-        self, kind: Kind, seeds: Sequence[Example], *, hosts: Sequence[Target] = (), threshold: float = 0.8
+        self,
+        kind: Kind,
+        seeds: Sequence[Example],
+        *,
+        hosts: Sequence[Target] = (),
+        threshold: float = 0.8,
+        reasoning: Reasoning = "no",
     ) -> None:
         """`hosts` are the backends that must take each row."""
         self._kind: Kind = kind
+        self._reasoning: Reasoning = reasoning
         self._refused_traits = 0
         for host in hosts:
             self._refused_traits |= host.rules.refused(kind)
@@ -125,7 +133,8 @@ class Screening:
         """The rows in a model's answer, which may have anything around them."""
         screened = Screened()
         for piece in objects(text):
-            example, code = self._read(piece)
+            line = piece if self._reasoning == "no" else _thought_out(piece, keep=self._reasoning == "kept")
+            example, code = (None, "no-reasoning") if line is None else self._read(line)
             if example is not None:
                 code = self._repeats(example)
             if example is None or code is not None:
@@ -205,6 +214,21 @@ def objects(text: str) -> Iterator[bytes]:
         at = text.find("{", end)
 
 
+def _thought_out(line: bytes, *, keep: bool) -> bytes | None:
+    """The row with or without its reasoning; `None` where an answer has none."""
+    try:
+        value: Any = json.loads(line)
+        said = [m for m in value["messages"] if m["role"] == "assistant"]
+        if not all(any(str(m.get(name) or "").strip() for name in _THOUGHTS) for m in said):
+            return None
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return line  # what is wrong with it is said by who reads it
+    for message in () if keep else said:
+        for name in _THOUGHTS:
+            message.pop(name, None)
+    return _bytes(json.dumps(value))
+
+
 def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass").replace(b"\n", b" ")
 
@@ -217,6 +241,8 @@ def _listed(value: Mapping[str, Any]) -> list[Any] | None:
     return cast("list[Any]", only) if isinstance(only, list) else None
 
 
+Reasoning = Literal["no", "kept", "left out"]
+"""Whether the model is asked for the thinking behind each answer, and whether the rows keep it."""
 MOST_SEEDS = 50_000
 """More are a dataset, not examples; each is held in memory to be compared with."""
 BARREN = 8
@@ -226,6 +252,11 @@ _TASK = """You write training data for a language model. You are given examples,
 Write new ones in exactly that form: the same fields, the same roles, the same kind of answer. Make each a \
 situation of its own: vary the names, numbers, wording, length and difficulty, and do not copy an example. \
 Every answer must be right for its input. Write JSON Lines only: no numbering, no comment, no code fence."""
+
+_REASONING = """
+Before its `content`, give each assistant message a field `reasoning`: the thinking that leads to the \
+answer, step by step, as its author would think. The answer must follow from it."""
+_THOUGHTS = ("reasoning", "reasoning_content")
 
 Ask = Callable[[Sequence[Message], Sequence[Mapping[str, Any]]], Reply]
 """Sends one request, without trying again. Raises `ProviderError`."""
@@ -296,6 +327,7 @@ class Order:
     threshold: float = 0.8
     """Similarity from which a row is a near duplicate."""
     seed: int = 0
+    reasoning: Reasoning = "no"
 
 
 class GenerateReport(Record, frozen=True, kw_only=True):
@@ -323,6 +355,7 @@ class GenerateReport(Record, frozen=True, kw_only=True):
     """The most that they cost, which `usd` holds; `None` when the price is not known."""
     last_error: str | None = None
     """Why the latest request that failed did."""
+    reasoning: Reasoning = "no"
 
 
 @dataclass
@@ -409,8 +442,17 @@ def generate(
     if not examples:
         why = f"more than {MOST_SEEDS:,} seed rows" if data.rows else "no good row to learn from"
         raise DataError(f"{seeds}: {why}", problems=data.problems, fix="give tens to thousands of good rows")
-    hosts = tuple(host for host in order.hosts if rules.accepted(data, host) == data.rows)
-    screening = Screening(data.kind, examples, hosts=hosts, threshold=order.threshold)
+    if order.reasoning != "no" and data.kind != "chat":
+        raise UsageError(f"--reasoning is for chat rows; {seeds} has {data.kind} rows")
+    hosts = tuple(
+        host
+        for host in order.hosts
+        if rules.accepted(data, host) == data.rows
+        and not (order.reasoning == "kept" and host.rules.refused(data.kind) & Trait.REASONING)
+    )
+    screening = Screening(
+        data.kind, examples, hosts=hosts, threshold=order.threshold, reasoning=order.reasoning
+    )
     writer = Respondent(
         name="generate",
         identity={},
@@ -519,7 +561,7 @@ class _Run:
         many = f"{rows} new ones" if rows > 1 else "1 new one"
         shown = "\n".join(chosen)
         return [
-            Message(role="system", content=_TASK),
+            Message(role="system", content=_TASK + (_REASONING if order.reasoning != "no" else "")),
             Message(role="user", content=f"Examples:\n{shown}\n\n{wish}Write {many}."),
         ]
 
@@ -571,4 +613,5 @@ class _Run:
             lost_requests=lost.requests,
             lost_usd=lost.usd,
             last_error=state.last_error,
+            reasoning=self._order.reasoning,
         )

@@ -56,6 +56,10 @@ class _Manifest(Record, frozen=True, kw_only=True):
     """Lies hidden in the folder: these files may be written anew."""
 
     files: tuple[str, ...]
+    asked: int | None = None
+    """The seed that was asked for."""
+    seed: int | None = None
+    """By which they were shared out: rows stay where they are when rows are added."""
 
 
 class SplitReport(Record, frozen=True, kw_only=True):
@@ -176,7 +180,7 @@ def split(
         raise UsageError(f"{folder} is not a folder", fix="give a folder with -o")
     names = NAMES[: len(division.shares)]
     paths = [folder / f"{name}.jsonl" for name in names]
-    own = _require_own(folder, paths, path)
+    earlier = _require_own(folder, paths, path)
     opened = open_dataset(path, columns=columns, workers=workers, progress=progress)
     data = opened.facts
     require_rows(data)
@@ -188,7 +192,7 @@ def split(
     if len(set(groups)) < len(division.shares):
         raise _too_few(path, groups, division)
     keys = _least(rows, groups)
-    seed, placed = _shared_out(groups, keys, division)
+    seed, placed = _shared_out(groups, keys, division, earlier)
     plain = division.group_by is None and not division.stratify
     if plain and len(set(placed.values())) < len(names):  # by chance, of a small file
         seed, placed = _shared_out(groups, keys, replace(division, fill=True))
@@ -197,7 +201,8 @@ def split(
     folder.mkdir(parents=True, exist_ok=True)
     counts = _write(data.examples(), [placed[group] for group in groups], paths)
     with writing(folder / _MANIFEST) as file:
-        file.write(_Manifest(files=tuple(sorted(own | {p.name for p in paths}))).to_json())
+        written = tuple(sorted({*earlier.files, *(p.name for p in paths)}))
+        file.write(_Manifest(files=written, asked=division.seed, seed=seed).to_json())
     return SplitReport(
         path=path,
         files=tuple(
@@ -306,13 +311,14 @@ def _empty(path: str, names: Sequence[str], groups: int, division: Division) -> 
     )
 
 
-def _require_own(folder: Path, paths: Sequence[Path], source: str) -> frozenset[str]:
-    """The names of the files that earlier splits wrote into `folder`. Raises `UsageError` when one of `paths`
+def _require_own(folder: Path, paths: Sequence[Path], source: str) -> _Manifest:
+    """What earlier splits wrote into `folder`. Raises `UsageError` when one of `paths`
     is another's, or a file of an earlier split would stay, with rows that are in others now."""
     try:
-        own = frozenset(_Manifest.from_json((folder / _MANIFEST).read_bytes()).files)
+        earlier = _Manifest.from_json((folder / _MANIFEST).read_bytes())
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-        own = frozenset[str]()
+        earlier = _Manifest(files=())
+    own = frozenset(earlier.files)
     for path in paths if folder.is_dir() else ():
         require_writable(path, source)
         if path.exists() and path.name not in own:
@@ -325,7 +331,7 @@ def _require_own(folder: Path, paths: Sequence[Path], source: str) -> frozenset[
                 f"{folder / name} is of an earlier split: its rows would be in the others too",
                 fix=f"rm {folder / name}, or give another folder with -o",
             )
-    return own
+    return earlier
 
 
 def _conversations(rows: Sequence[_Row]) -> list[int]:
@@ -350,15 +356,21 @@ _FEWEST = 100
 """Of fewer the nearest of all seeds is taken: a row more or less is a large share."""
 _NEAR = 0.01
 """The share of the rows that may be in another split than the shares want."""
+_STILL_NEAR = 0.03
+"""The same, under the seed of an earlier split into the same folder."""
 
 
 def _shared_out(
-    groups: Sequence[int], keys: Mapping[int, _Row], division: Division
+    groups: Sequence[int], keys: Mapping[int, _Row], division: Division, earlier: _Manifest | None = None
 ) -> tuple[int, dict[int, int]]:
-    """The seed, and the split of each group."""
+    """The seed, and the split of each group: by the seed of an earlier split where it still does."""
     placed = _placed(groups, keys, division, division.seed)
     if not division.fill or len(keys) >= _FEW:
         return division.seed, placed
+    if earlier is not None and earlier.seed is not None and earlier.asked == division.seed:
+        kept = _placed(groups, keys, division, earlier.seed)
+        if _miss(groups, kept, division.shares) <= (0, _STILL_NEAR * len(groups)):
+            return earlier.seed, kept
     seeds = range(division.seed, min(division.seed + _SEEDS, 2**64))
     best: tuple[tuple[int, float], int, dict[int, int]] | None = None
     for seed in seeds:

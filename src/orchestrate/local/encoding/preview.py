@@ -39,7 +39,7 @@ def read_preview(
     `chat`: `chat_template` and `chat_template_kwargs`, as a spec has them; `None` is as by default. Raises
     `SetupError` when the model's tokenizer is not on this machine, `DataError` for no such row, `SpecError`
     for a chat template that cannot be read."""
-    tokenizer = opened(_folder(model))
+    tokenizer = opened(tokenizer_folder(model))
     given, settings = ((chat or {}).get(name) for name in ("chat_template", "chat_template_kwargs"))
     own = template_text(given) if given else tokenizer.template or CHATML
     rules = Rules.of(masking, masking.get("max_seq_length"), masking.get("truncation"))
@@ -107,7 +107,9 @@ def _from(data: Dataset, first: int, count: int) -> list[tuple[int, Example]]:
     return found
 
 
-def _folder(model: str) -> Path:
+def tokenizer_folder(model: str) -> Path:
+    """Where the files of a model's tokenizer are. Raises `SpecError` for a model that this machine does not
+    train, `SetupError` where the tokenizer is not on it."""
     found: Any = catalog.resolve(model, this_machine().kind)
     name = counting.for_model(tokenizer=None, hub=found.hub, folder=found.folder)
     if not name.startswith("hf:"):

@@ -15,7 +15,10 @@ from orchestrate.data.files import require_writable
 from orchestrate.data.operations import generate as generating
 from orchestrate.data.operations.generate import GenerateReport as GenerateReport
 from orchestrate.data.operations.generate import Order as Order
-from orchestrate.errors import UsageError
+from orchestrate.data.tokens.hub_tokens import opened
+from orchestrate.errors import SetupError, SpecError, UsageError
+from orchestrate.local.encoding import Template
+from orchestrate.local.encoding.preview import tokenizer_folder
 from orchestrate.paid.journal import lock_of
 from orchestrate.profile import built_in
 from orchestrate.providers import registry
@@ -46,6 +49,22 @@ class Writer:
                 raise UsageError("--key-variable goes with --base-url", fix="orchestrate keys set HOST")
             return configured(settings, self.host or next(iter(built_in())))
         return addressed(self.base_url, self.key_variable)
+
+
+def reasoning_of(model: str | None) -> tuple[generating.Reasoning, str]:
+    """Whether rows for a model keep the reasoning behind their answers, and why, in words: its chat template
+    must have a place for it."""
+    if model is None:
+        return "kept", "reasoning is kept in the rows; --for-model MODEL asks whether its template shows it"
+    try:
+        template = Template(opened(tokenizer_folder(model)))
+    except SetupError:
+        return "kept", f"reasoning is kept in the rows; the chat template of {model} is not on this machine"
+    except SpecError:
+        return "left out", f"reasoning is left out of the rows: {model} takes none in training"
+    if template.shape.thinking:
+        return "kept", f"reasoning is kept in the rows: the chat template of {model} has a place for it"
+    return "left out", f"reasoning is left out of the rows: the chat template of {model} has no place for it"
 
 
 def unpriced(settings: Settings, writer: Writer) -> bool:

@@ -53,6 +53,33 @@ def chat(question: str, answer: str = "Yes, of course.") -> str:
     return json.dumps({"messages": messages})
 
 
+def thinking_row(number: int) -> str:
+    value = json.loads(order_row(number))
+    value["messages"][1] |= {"reasoning": f"The order number is {number}; the goods come after it."}
+    return json.dumps(value)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_reasoning_is_asked_for_and_kept_or_left_out(
+    host: ChatHost, seeds: str, tmp_path: Path, kept: bool
+) -> None:
+    def writes(number: int, body: dict[str, Any]) -> str:
+        first = 1000 * number
+        return "\n".join([*map(thinking_row, range(first, first + 10)), order_row(first + 50)])
+
+    host.writes = writes
+    output = tmp_path / "new.jsonl"
+    order = replace(ONE, reasoning="kept" if kept else "left out")
+    report = run(host, seeds, output, order)
+    assert "`reasoning`" in host.bodies[0]["messages"][0]["content"]
+    assert report.refused.get("no-reasoning") == 1 and report.reasoning == order.reasoning
+    assert "openai" not in report.hosts if kept else "openai" in report.hosts  # it takes no reasoning
+    for line in output.read_text().splitlines():
+        assert ("reasoning" in json.loads(line)["messages"][1]) is kept
+    again = run(host, seeds, output, replace(order, rows=15))
+    assert again.rows == 15 and len(set(output.read_text().splitlines())) == 15
+
+
 # -- what comes out ------------------------------------------------------------------------------------------
 
 

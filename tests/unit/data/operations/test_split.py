@@ -180,6 +180,27 @@ def test_a_few_hundred_rows_come_near_to_the_shares(tmp_path: Path) -> None:
     )
 
 
+def test_rows_stay_when_a_small_file_grows(tmp_path: Path) -> None:
+    file, folder = tmp_path / "rows.jsonl", tmp_path / "s"
+    division = Division((0.8, 0.1, 0.1), near_duplicates=False, fill=True)
+
+    def placed(rows: int) -> dict[str, str]:
+        chats = (
+            [{"role": "user", "content": f"question {n}"}, {"role": "assistant", "content": "yes"}]
+            for n in range(rows)
+        )
+        file.write_text("".join(f"{json.dumps({'messages': one})}\n" for one in chats))
+        report = split(str(file), division, folder)
+        wanted = zip(report.files, (0.8, 0.1, 0.1), strict=True)
+        assert all(abs(one.share - share) < 0.02 for one, share in wanted)
+        return {
+            line: part.split for part in report.files for line in Path(part.path).read_text().splitlines()
+        }
+
+    before, after = placed(300), placed(320)
+    assert {line: after[line] for line in before} == before
+
+
 @pytest.mark.parametrize("fill", [False, True])
 @pytest.mark.parametrize("column", [None, "customer"])
 def test_answers_that_are_all_different_are_shared_out_together(
