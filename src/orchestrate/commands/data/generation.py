@@ -97,7 +97,7 @@ def generate(
     from orchestrate.runs.data import files as data
     from orchestrate.runs.data import generation
 
-    kept, why = generation.reasoning_of(wish.for_model) if wish.reasoning else ("no", "")
+    kept, why = generation.reasoning_of(wish.for_model, wanted=wish.reasoning)
     if wish.for_model is not None and not wish.reasoning:
         raise UsageError("--for-model goes with --reasoning")
     if why:

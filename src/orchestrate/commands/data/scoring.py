@@ -75,19 +75,23 @@ def score(
     from orchestrate.runs.data import scoring
     from orchestrate.runs.evaluation.judging import JudgeTerms
 
-    terms = judged.judge and JudgeTerms(
-        model=judged.judge,
-        rubric=judged.rubric,
-        rated=judged.rated,
-        uncalibrated=judged.uncalibrated,
-        key_variable=judged.key_variable,
-        max_cost_usd=amount(judged.max_cost, "--max-cost"),
-        skip_failed=judged.skip_failed,
+    terms = (
+        None
+        if judged.judge is None
+        else JudgeTerms(
+            model=judged.judge,
+            rubric=judged.rubric,
+            rated=judged.rated,
+            uncalibrated=judged.uncalibrated,
+            key_variable=judged.key_variable,
+            max_cost_usd=amount(judged.max_cost, "--max-cost"),
+            skip_failed=judged.skip_failed,
+        )
     )
     order = scoring.ScoreOrder(
         model=model,
         after=after,
-        judge=terms or None,
+        judge=terms,
         columns=columns_read(reading.columns, reading.ignored),
         workers=reading.workers,
     )

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any, cast
@@ -326,23 +327,19 @@ def _label_doubts(rows: _Rows) -> dict[int, tuple[float, str | None]]:
 
 def _out_of_sample(texts: Sequence[str], labels: Sequence[int], folds: int) -> Any:
     with needed("score", "looking for wrong labels", "scikit-learn"):
-        from sklearn.feature_extraction.text import (  # pyright: ignore[reportMissingTypeStubs]
-            TfidfVectorizer,
+        text, linear, selection, pipeline = (
+            cast("Any", import_module(f"sklearn.{name}"))
+            for name in ("feature_extraction.text", "linear_model", "model_selection", "pipeline")
         )
-        from sklearn.linear_model import (  # pyright: ignore[reportMissingTypeStubs]
-            LogisticRegression,
-        )
-        from sklearn.model_selection import (  # pyright: ignore[reportMissingTypeStubs]
-            StratifiedKFold,
-            cross_val_predict,
-        )
-        from sklearn.pipeline import make_pipeline  # pyright: ignore[reportMissingTypeStubs]
-    words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"\w+")  # noqa: S106
-    model: Any = make_pipeline(words, LogisticRegression(max_iter=1000))
-    split = StratifiedKFold(folds, shuffle=True, random_state=0)
-    # One text without a word fails no fold.
-    return cast("Any", cross_val_predict)(
-        model, [f"row {text}" for text in texts], list(labels), cv=split, method="predict_proba"
+    words = text.TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"\w+")  # noqa: S106
+    model = pipeline.make_pipeline(words, linear.LogisticRegression(max_iter=1000))
+    # A text without a word is one all the same.
+    return selection.cross_val_predict(
+        model,
+        [f"row {one}" for one in texts],
+        list(labels),
+        cv=selection.StratifiedKFold(folds, shuffle=True, random_state=0),
+        method="predict_proba",
     )
 
 

@@ -15,6 +15,7 @@ from orchestrate.data.files import require_writable
 from orchestrate.data.operations import generate as generating
 from orchestrate.data.operations.generate import GenerateReport as GenerateReport
 from orchestrate.data.operations.generate import Order as Order
+from orchestrate.data.rows import ChatMessage
 from orchestrate.data.tokens.hub_tokens import opened
 from orchestrate.errors import SetupError, SpecError, UsageError
 from orchestrate.local.encoding import Template
@@ -28,6 +29,9 @@ from orchestrate.runs.privacy import is_near
 if TYPE_CHECKING:
     from orchestrate.settings.config import HostConfig, Settings
     from orchestrate.workspace import Workspace
+
+
+_MARK = "zq1thought"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +55,11 @@ class Writer:
         return addressed(self.base_url, self.key_variable)
 
 
-def reasoning_of(model: str | None) -> tuple[generating.Reasoning, str]:
+def reasoning_of(model: str | None, *, wanted: bool) -> tuple[generating.Reasoning, str]:
     """Whether rows for a model keep the reasoning behind their answers, and why, in words: its chat template
     must have a place for it."""
+    if not wanted:
+        return "no", ""
     if model is None:
         return "kept", "reasoning is kept in the rows; --for-model MODEL asks whether its template shows it"
     try:
@@ -62,7 +68,8 @@ def reasoning_of(model: str | None) -> tuple[generating.Reasoning, str]:
         return "kept", f"reasoning is kept in the rows; the chat template of {model} is not on this machine"
     except SpecError:
         return "left out", f"reasoning is left out of the rows: {model} takes none in training"
-    if template.shape.thinking:
+    said = ChatMessage(role="assistant", content="y", reasoning=_MARK)
+    if _MARK in template.chats.rendered([ChatMessage(role="user", content="x"), said]).text:
         return "kept", f"reasoning is kept in the rows: the chat template of {model} has a place for it"
     return "left out", f"reasoning is left out of the rows: the chat template of {model} has no place for it"
 
