@@ -293,6 +293,7 @@ def test_advise_by_a_score_and_a_target(cli: Cli, project: Path) -> None:
 @pytest.mark.slow
 def test_advise_measures_the_base_with_a_prompt_and_with_examples(cli: Cli, project: Path) -> None:
     """A model that answers right once it was shown examples."""
+    shutil.copy(BUNDLED / "orders" / "test.jsonl", project)
     rows = [json.loads(line) for line in (project / "test.jsonl").read_text().splitlines()[:20]]
     answers = {row["messages"][0]["content"]: row["messages"][1]["content"] for row in rows}
 
