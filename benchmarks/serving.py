@@ -51,7 +51,8 @@ BATCH = 16
 NAME = "tuned"
 
 
-def made(folder: Path) -> Tuned:
+def made(folder: Path, **size: int) -> Tuned:
+    """`size`: in place of that of about 10M parameters."""
     own = Tokenizer(models.BPE())
     own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     own.decoder = decoders.ByteLevel()
@@ -63,11 +64,10 @@ def made(folder: Path) -> Tuned:
     tokenizer.chat_template = (BUNDLED / "tiny-chat/chat_template.jinja").read_text()
     tokenizer.save_pretrained(str(folder / "base"))
     torch.manual_seed(0)
+    usual = {"hidden_size": 320, "intermediate_size": 864, "num_hidden_layers": 6}
     shape = LlamaConfig(
+        **usual | size,
         vocab_size=len(tokenizer),
-        hidden_size=320,
-        intermediate_size=864,
-        num_hidden_layers=6,
         num_attention_heads=8,
         num_key_value_heads=4,
         max_position_embeddings=1024,
