@@ -15,7 +15,7 @@ from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import Phase, settings
@@ -31,7 +31,7 @@ from orchestrate.gateway.submitting import Submitting
 from orchestrate.mcp.reading import SpecGiven
 from orchestrate.mcp.spending import Agreement, Purse, _submitting
 from orchestrate.paid.limits import require_within
-from orchestrate.providers.base import Deploys, Resumes
+from orchestrate.providers.base import Deploys, Limited, Pauses, Resumes
 from orchestrate.runs import queue as queueing
 from orchestrate.runs.queue import QueueServer
 from orchestrate.runs.sweep import searching, space
@@ -42,6 +42,7 @@ from orchestrate.store.gateway import Request, Use
 from orchestrate.store.store import Store
 from orchestrate.store.transitions import UNSENT
 from orchestrate.types import (
+    Allowance,
     Endpoint,
     Feature,
     GatewayJob,
@@ -67,8 +68,8 @@ class Bank(PaperHost, Deploys, Resumes):
 
     features = PaperHost.features | {Feature.DEPLOY, Feature.RESUME}
 
-    def __init__(self, folder: Path, clock: Moved) -> None:
-        super().__init__(folder, timeout_s=1.0)
+    def __init__(self, folder: Path, clock: Moved, name: str = "paper") -> None:
+        super().__init__(folder, timeout_s=1.0, name=name)
         self.clock, self.fault, self.by_signal = clock, "ok", False
 
     def quote(self, spec: JobSpec, *_: Any, **__: Any) -> Quote:
@@ -147,24 +148,86 @@ class Bank(PaperHost, Deploys, Resumes):
 
     # -- the judge
 
+    def most(self, job: dict[str, Any]) -> Decimal:
+        """All that a job may still come to."""
+        return Decimal(job["most"])
+
     @property
     def billed(self) -> Decimal:
         """All that is billed by now, or may still be for what is under way."""
-        jobs = sum((Decimal(job.get("cost", job["most"])) for job in self.jobs()), Decimal(0))
+        jobs = sum((Decimal(job.get("cost", self.most(job))) for job in self.jobs()), Decimal(0))
         up = sum(self.clock.seconds - since for since in self.books["up"].values())
         return jobs + Decimal(str(self.books["hours"] + up / 3600)) * HOURLY
 
 
+class Rented(Bank, Limited, Pauses):
+    """Machines at an hourly price, whose workers end themselves at the limit that they began with."""
+
+    features = Bank.features | {Feature.PAUSE}
+    status_map: ClassVar = PaperHost.status_map | {"paused": JobStatus.PAUSED}
+
+    def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
+        most = str(spec.max_cost_usd or HIGH.get(int(spec.epochs or 1), Decimal(1000)))
+        begun = {"since": self.clock.seconds, "used": "0"}
+        return self._faulty(ref, lambda: self.add(ref, most=most, given=most, state="running", **begun))
+
+    def ends_usd(self, spec: JobSpec, translation: Translation, quote: Quote) -> Decimal | None:
+        return spec.max_cost_usd or quote.high_usd
+
+    def used(self, job: dict[str, Any]) -> Decimal:
+        if job["state"] != "running":
+            return Decimal(job["used"])
+        hours = (self.clock.seconds - job["since"]) / 3600
+        return min(Decimal(job["most"]), Decimal(job["used"]) + Decimal(str(hours)) * HOURLY)
+
+    def most(self, job: dict[str, Any]) -> Decimal:
+        return Decimal(job["most"]) if job["state"] == "running" else self.used(job)
+
+    def pause(self, job: JobHandle) -> None:
+        if (body := self._read(job))["state"] == "running":
+            self.set(job.job_id, state="paused", used=str(self.used(body)))
+
+    def resume(self, job: JobHandle) -> None:
+        if (body := self._read(job))["state"] == "paused":
+            begun = {"since": self.clock.seconds, "most": body["given"], "state": "running"}
+            self._faulty(job.ref, lambda: self.set(job.job_id, **begun))
+
+    def cancel(self, job: JobHandle) -> None:
+        if (body := self._read(job))["state"] in ("running", "paused"):
+            used = str(self.used(body))
+            self.set(job.job_id, state="stopped", used=used, cost=used)
+
+    def allowance(self, job: JobHandle) -> Allowance:
+        body = self._read(job)
+        seconds = float(self.used(body) / HOURLY) * 3600
+        return Allowance(max_usd=Decimal(body["given"]), usd_per_hour=HOURLY, used_s=seconds)
+
+    def allow(self, job: JobHandle, *, max_hours: float | None, max_usd: Decimal | None) -> None:
+        assert max_usd is not None, "a machine without a limit"
+        self._faulty(job.ref, lambda: self.set(job.job_id, given=str(max_usd)))
+
+    def stop_workers(self, ref: str) -> None:
+        for body in self.jobs(ref):
+            self.cancel(JobHandle(provider=self.name, job_id=body["id"], ref=ref))
+
+
 class Features(RuleBasedStateMachine):
+    offered: ClassVar = ("paper", "rented")
+
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
         self.clock, self.number = Moved(), 0
         self.bank = Bank(self.folder / "host", self.clock)
+        self.rented = Rented(self.folder / "rented", self.clock, "rented")
+        self.hosts = (self.bank, self.rented)
         self.rows = write_rows(self.folder / "rows.jsonl")
         (self.folder / "valid.jsonl").write_text(self.rows.read_text().replace("What is", "Say what is"))
         named = self.folder / "orchestrate.toml"
-        named.write_text('[hosts.paper]\ntype = "together"\n[queue]\npaper = 9\n')
+        named.write_text(
+            '[hosts.paper]\ntype = "together"\n[hosts.rented]\ntype = "together"\n'
+            "[queue]\npaper = 9\nrented = 9\n"
+        )
         self.settings = config.load(
             env={"ORCHESTRATE_BUDGET_USD": str(BUDGET), "ORCHESTRATE_KEYS": str(self.folder / "none")},
             config_file=named,
@@ -185,7 +248,7 @@ class Features(RuleBasedStateMachine):
     def open(self) -> Orchestrator:
         ft = Orchestrator(self.settings)
         ft._opened._store = Store.open(self.url, clock=self.clock)
-        ft._opened._providers["paper"] = self.bank
+        ft._opened._providers |= {host.name: host for host in self.hosts}
         return ft
 
     def teardown(self) -> None:
@@ -199,25 +262,39 @@ class Features(RuleBasedStateMachine):
     def do(self, who: int, act: Callable[[Orchestrator], Any], fault: str = "ok", fork: bool = False) -> None:
         """By one of two processes, or by a third one that the signal may end in the middle."""
         self.number += 1
-        self.bank.fault = fault
+        self._set(fault=fault)
         if not fork:
             with contextlib.suppress(OrchestrateError, Killed):
                 act(self.shops[who])
         elif (child := os.fork()) == 0:
-            self.bank.by_signal = True
+            self._set(by_signal=True)
             with contextlib.suppress(BaseException):
                 act(self.open())
             os._exit(0)
         else:
             os.waitpid(child, 0)
-        self.bank.fault = "ok"
+        self._set(fault="ok")
+
+    def _set(self, **values: Any) -> None:
+        for host in self.hosts:
+            vars(host).update(values)
 
     # -- what costs ----------------------------------------------------------------------------------------
 
-    @rule(who=WHO, epochs=EPOCHS, limit=st.sampled_from((None, 2, 11)), fault=SENT, fork=KILLED)
-    def submit(self, who: int, epochs: int, limit: int | None, fault: str, fork: bool) -> None:
+    @rule(
+        who=WHO,
+        epochs=EPOCHS,
+        limit=st.sampled_from((None, 2, 11)),
+        fault=SENT,
+        fork=KILLED,
+        host=st.sampled_from(("paper", "rented")),
+    )
+    def submit(
+        self, who: int, epochs: int, limit: int | None, fault: str, fork: bool, host: str = "paper"
+    ) -> None:
         def act(ft: Orchestrator) -> None:
-            ft.submit(self.spec(epochs), "paper", max_cost_usd=limit, again=True)
+            name = host if host in self.offered else "paper"
+            ft.submit(self.spec(epochs), name, max_cost_usd=limit, again=True)
             assert epochs < 5, "a run whose price nobody knows was sent"
 
         self.do(who, act, fault, fork)
@@ -233,7 +310,7 @@ class Features(RuleBasedStateMachine):
     def give_more(self, who: int, which: int, usd: int) -> None:
         """As `resume --max-cost`: from then on the job may cost so much, where it had a limit before. A
         lower one is kept by whoever watches it: what it was quoted is held all the same."""
-        if running := [run for run in self._open() if run.job_id and run.max_cost_usd is not None]:
+        if running := [run for run in self._open("paper") if run.job_id and run.max_cost_usd is not None]:
             run = running[which % len(running)]
             limit = run.max_cost_usd
 
@@ -246,10 +323,34 @@ class Features(RuleBasedStateMachine):
 
             self.do(who, act)
 
-    @rule(who=WHO, epochs=EPOCHS)
-    def queue(self, who: int, epochs: int) -> None:
+    @rule(
+        who=WHO,
+        which=WHICH,
+        usd=st.sampled_from((None, None, 1, 5, 12)),
+        pause=KILLED,
+        fault=SENT,
+        fork=KILLED,
+    )
+    def pause_or_go_on(
+        self, who: int, which: int, usd: int | None, pause: bool, fault: str, fork: bool
+    ) -> None:
+        """A rented machine, also with another limit, which holds for the worker that begins then."""
+        if running := [run for run in self._open("rented") if run.job_id]:
+            id = running[which % len(running)].id
+
+            def act(ft: Orchestrator) -> None:
+                if pause:
+                    ft.run(id).pause()
+                else:
+                    ft.run(id).resume(max_cost_usd=usd)
+
+            self.do(who, act, fault, fork)
+
+    @rule(who=WHO, epochs=EPOCHS, host=st.sampled_from(("paper", "rented")))
+    def queue(self, who: int, epochs: int, host: str) -> None:
         def act(ft: Orchestrator) -> None:
-            queueing.add(ft, ft.prepare(self.spec(epochs), "paper"), "paper", again=True)
+            name = host if host in self.offered else "paper"
+            queueing.add(ft, ft.prepare(self.spec(epochs), name), name, again=True)
 
         self.do(who, act)
 
@@ -326,15 +427,18 @@ class Features(RuleBasedStateMachine):
 
     # -- what happens --------------------------------------------------------------------------------------
 
-    def _open(self) -> list[Any]:
-        return self.shops[0].store.runs.matching(active=True)
+    def _open(self, host: str | None = None) -> list[Any]:
+        return self.shops[0].store.runs.matching(active=True, provider=host)
+
+    def _end(self, host: Bank, job: dict[str, Any], share: int = 2) -> None:
+        cost = host.used(job) if isinstance(host, Rented) else Decimal(job["most"]) * share / 2
+        host.set(job["id"], state="done", used=str(cost), cost=str(cost), model=f"tuned-{job['id']}")
 
     @rule(which=WHICH, share=st.sampled_from((0, 1, 2)), who=WHO)
     def a_job_ends(self, which: int, share: int, who: int) -> None:
-        if running := [job for job in self.bank.jobs() if "cost" not in job]:
-            job = running[which % len(running)]
-            cost = str(Decimal(job["most"]) * share / 2)
-            self.bank.set(job["id"], state="done", cost=cost, model=f"tuned-{job['id']}")
+        running = [(host, job) for host in self.hosts for job in host.jobs() if job["state"] == "running"]
+        if running:
+            self._end(*running[which % len(running)], share)
             self.do(who, lambda ft: ft.sync())
 
     @rule(seconds=st.sampled_from((1.0, 600.0, 1800.0)), who=WHO, down=st.booleans())
@@ -351,7 +455,8 @@ class Features(RuleBasedStateMachine):
     @invariant()
     def all_that_may_be_billed_is_counted(self) -> None:
         counted = self.shops[1].store.ledger.spending().total_usd
-        assert counted >= self.bank.billed - Decimal("0.01"), (counted, self.bank.billed)
+        billed = [host.billed for host in self.hosts]
+        assert counted >= sum(billed) - Decimal("0.01"), (counted, billed)
         assert not self.shops[0].store.ledger.recount()
 
     @invariant()
@@ -362,7 +467,7 @@ class Features(RuleBasedStateMachine):
         assert store.ledger.spending().total_usd <= BUDGET + late
         assert store.searches.spent_usd(self.search.id) <= SWEEP
         assert all(purse.taken_usd <= AGENT for purse in self.purses)
-        refs = [job["ref"] for job in self.bank.jobs()]
+        refs = [job["ref"] for host in self.hosts for job in host.jobs()]
         assert len(refs) == len(set(refs)), "a job was made twice"
 
     @invariant()
@@ -378,9 +483,10 @@ class Features(RuleBasedStateMachine):
         """Then nothing is held any more."""
         for _ in range(4):
             self.clock.seconds += 900.0
-            for job in self.bank.jobs():
-                if "cost" not in job:
-                    self.bank.set(job["id"], state="done", cost=job["most"], model=f"tuned-{job['id']}")
+            for host in self.hosts:
+                for job in host.jobs():
+                    if "cost" not in job:
+                        self._end(host, job)
             for one in self.shops[0].store.deployments.matching(over=False):
                 with contextlib.suppress(OrchestrateError):
                     self.shops[0].run(one.run_id).undeploy()
@@ -390,7 +496,7 @@ class Features(RuleBasedStateMachine):
             (run.id, run.phase, run.status, run.bill) for run in self.shops[0].store.runs.matching()
         ]
         assert self.bank.books["up"] == {}
-        assert told.spent_usd >= self.bank.billed - Decimal("0.01")
+        assert told.spent_usd >= sum(host.billed for host in self.hosts) - Decimal("0.01")
 
 
 BRIEF = settings(
@@ -426,12 +532,17 @@ def test_what_is_taken_already_counts_for_what_comes_next() -> None:
 
 @pytest.mark.slow
 def test_nothing_is_spent_that_was_not_agreed_to_for_long() -> None:
-    run_state_machine_as_test(Features, settings=LONG)
+    class AtOneHost(Features):
+        offered = ("paper",)
+
+    run_state_machine_as_test(AtOneHost, settings=LONG)
 
 
 @pytest.mark.slow
 def test_nothing_is_spent_that_was_not_agreed_to_on_postgres(postgres: Any) -> None:
     class OnPostgres(Features):
+        offered = ("paper",)
+
         @staticmethod
         def database() -> str:
             return postgres.store()
