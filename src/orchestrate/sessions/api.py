@@ -255,8 +255,14 @@ class SessionsApi:
         def work(promise: Promise) -> None:
             asked = parse(wire.SaveBody, body)
             if asked.path is not None:
-                more = {"overwrite": asked.overwrite, "ttl_s": asked.ttl_seconds}
-                self.desk.save(model, promise, asked.path, training=training, **more)
+                self.desk.save(
+                    model,
+                    promise,
+                    asked.path,
+                    training=training,
+                    overwrite=asked.overwrite,
+                    ttl_s=asked.ttl_seconds,
+                )
             elif training or asked.sampling_session_seq_id is None:
                 raise HostError(400, "the weights have no name: path is missing")
             else:
