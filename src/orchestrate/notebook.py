@@ -43,12 +43,12 @@ _BOX = f"max-width:64em;overflow-x:auto;padding:.5em .8em;border:{_EDGE};border-
 
 
 def text(value: str) -> str:
-    """A text of others."""
+    """Escape untrusted text for HTML."""
     return escape(inert(value), quote=True)
 
 
 def shown(value: Any, column: str = "") -> str:
-    """A value as people read it, escaped."""
+    """Format a value for people, escaped for HTML."""
     if value is None or value == () or value == {}:
         return ""
     if isinstance(value, bool):
@@ -74,7 +74,7 @@ def _words(value: Any) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
-    """The columns that have a value anywhere; numbers stand at the right."""
+    """Render rows as an HTML table of the columns that have any value. Numbers are right-aligned."""
     if not rows:
         return _note("none")
     wanted = columns or list(dict.fromkeys(name for row in rows for name in row))
@@ -103,7 +103,7 @@ def _numbers(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
 
 
 def facts(values: Mapping[str, Any]) -> str:
-    """What is known of one thing, a line for each that has a value."""
+    """Render one object as an HTML table with a line per value."""
     lines = "".join(
         f'<tr><th scope="row" style="{_CELL}left;font-weight:normal;opacity:.8">{text(name)}</th>'
         f'<td style="{_CELL}left">{found}</td></tr>'
@@ -122,13 +122,13 @@ def _note(sentence: str) -> str:
 
 
 def card(title: str, *parts: str, mark: str = "") -> str:
-    """A box with a title; `mark` stands before it in capitals."""
+    """Render a box with a title, preceded by `mark` in capitals."""
     shield = f'<b style="border:1px solid;padding:0 .4em;margin-right:.5em">{text(mark)}</b>' if mark else ""
     return f'<div style="{_BOX}"><div>{shield}<b>{text(title)}</b></div>{"".join(parts)}</div>'
 
 
 def bar(share: float, label: str) -> str:
-    """How much of something is done, 0 to 1."""
+    """Render a progress bar; the share is 0 to 1."""
     percent = round(share * 100)
     return (
         f'<div role="progressbar" aria-label="{text(label)}" aria-valuenow="{percent}" aria-valuemin="0" '
@@ -138,7 +138,8 @@ def bar(share: float, label: str) -> str:
 
 
 def curve(values: Sequence[float], label: str, width: int = 320, height: int = 48) -> str:
-    """A line without axes, a dot where there is one value; nothing where there is none that can be drawn."""
+    """Render a line without axes, or a dot for a single value. Returns an empty string if nothing can be
+    drawn."""
     finite = [v for v in values if v == v and abs(v) != float("inf")]
     if not finite:
         return ""
@@ -253,7 +254,7 @@ def run(one: Run) -> str:
 def progress(
     one: Run, metrics: Sequence[MetricPoint], events: Sequence[Event], now: datetime | None = None
 ) -> str:
-    """A run on its way: bar, curve of the loss or the reward, the last events."""
+    """Render a run in progress: bar, loss or reward curve, last events."""
     now = now or datetime.now(UTC)
     name = "train_reward" if any("train_reward" in p.values for p in metrics) else "train_loss"
     values = [p.values[name] for p in metrics if name in p.values]
@@ -295,7 +296,7 @@ def evaluation(one: Evaluation) -> str:
 
 
 def scores(one: Evaluation) -> list[dict[str, Any]]:
-    """A line for each contender, metric and slice, with its difference to what it is compared with."""
+    """Render one line per contender, metric and slice, with its difference from its rival."""
     found: list[dict[str, Any]] = []
     for m in one.measures:
         apart = one.difference(m.contender, m.metric, m.slice)
@@ -334,8 +335,8 @@ def _steps(one: Run, metrics: Sequence[MetricPoint]) -> str | None:
 
 
 def frame(rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
-    """By column, in the order in which columns first come; a value that a row has not is missing. Raises
-    `MissingExtra`."""
+    """Build a pandas frame, with columns in the order of first appearance and missing values where a row
+    has none. Raises `MissingExtra` without pandas."""
     with needed("pandas", "a table of pandas", "pandas"):
         import pandas
     columns = list(dict.fromkeys(name for row in rows for name in row))

@@ -28,7 +28,7 @@ Backends = str | Sequence[str]
 
 
 def scope_of(settings: Settings) -> bool | None:
-    """Which runs are meant: those of no sandbox, unless the current keys are one's; then all."""
+    """Return which runs to include: those outside sandboxes, or all if the current keys are sandbox keys."""
     return None if settings.hosts.sandboxed else False
 
 
@@ -53,7 +53,7 @@ class Opened:
             return self._store
 
     def provider(self, name: str) -> Provider:
-        """The backend, ready to use; nothing is sent yet."""
+        """Return the backend, ready to use. Sends nothing."""
         with self._lock:
             if name not in self._providers:
                 from orchestrate.providers import registry
@@ -162,7 +162,8 @@ class Workspace:
         return user_book([self.settings.home, *project])
 
     def backends(self, wanted: Backends = "all") -> list[str]:
-        """The names asked for; `all` are those that can be loaded. Raises `UsageError` for an unknown one."""
+        """Resolve backend names; `all` means every backend that can be loaded. Raises `UsageError` for an
+        unknown name."""
         from orchestrate.providers import registry
 
         return registry.chosen(self.settings, wanted)
@@ -172,15 +173,15 @@ class Workspace:
         return self._opened.provider(name)
 
     def ready(self, name: str) -> Provider:
-        """The backend, when the key that it needs is there. Raises `MissingKey`."""
+        """Return the backend if its key is set. Raises `MissingKey` otherwise."""
         backend = self.provider(name)
         if not backend.profile.keyless:
             backend.config.require_key()
         return backend
 
     def record(self, run_id: str) -> Run:
-        """What is stored of a run, by its id, the beginning of one, or `last`, which in a sandbox is a run of
-        it or of this machine. Raises `UsageError` when none or several fit."""
+        """Return the stored record of a run by its id, the start of an id, or `last`, which in a sandbox
+        is one of its runs or of this machine. Raises `UsageError` if none or several match."""
         if not self.settings.hosts.sandboxed:
             return self.store.runs.get(run_id, sandboxes=False)
         from orchestrate.profile import this_machine
@@ -188,15 +189,15 @@ class Workspace:
         return self.store.runs.get(run_id, near=this_machine().kind)
 
     def bill(self, run: Run, job: Job) -> Bill | None:
-        """What a run cost, or has cost so far, from the best available source; `None` when nothing is
-        known."""
+        """Return what a run cost, or has cost so far, in US dollars from the best available source.
+        Returns `None` if the cost is unknown."""
         from orchestrate.costing import bill_run
 
         backend, now = self.provider(run.provider), self.store.clock.now()
         return bill_run(run, job, profile=backend.profile, prices=backend.prices, book=self.rates, now=now)
 
     def home_of(self, record: Run) -> Self:
-        """Where the run's backends are: here, or in its sandbox."""
+        """Return the home of the run's backends: this one, or its sandbox's."""
         if not record.sandbox:
             return self
         if record.host not in self._inside:

@@ -92,8 +92,8 @@ class Orchestrator(Workspace):
     # -- before spending ------------------------------------------------------------------------------------
 
     def data(self, spec: SpecGiven, provider: Backends = ()) -> TrainingData:
-        """The spec's training and validation file, each read once, and counted in the same pass for these
-        backends. Raises `DataError` for what cannot be read."""
+        """Read the spec's training and validation files once each, and count their tokens for these
+        backends in the same pass. Raises `DataError` for a file that cannot be read."""
         from orchestrate.runs.preparing import prepared
 
         return prepared.training_data(self, _spec(spec), provider)
@@ -107,8 +107,8 @@ class Orchestrator(Workspace):
         checked: bool = True,
         tokens: str = "exact",
     ) -> Prepared:
-        """The spec translated, checked and quoted once for each backend, and each of its files read once;
-        `submit` takes it. Offline.
+        """Translate, check and quote the spec for each backend, reading each file once. Pass the result
+        to `submit`. Offline.
 
         `gpu_hours` is what an RFT job is taken to need. Without `checked` the files are counted for
         the quotes only, and the test file is not read. `tokens`: `exact`, `sampled` (its interval is within
@@ -140,7 +140,8 @@ class Orchestrator(Workspace):
         return suggesting.suggest(self, _spec(spec), provider)
 
     def check(self, spec: SpecGiven, provider: Backends = "all") -> Listing[Problem]:
-        """Every reason for which one of the backends would refuse, each naming the backends. Offline."""
+        """List every reason why a backend would reject the spec or its data, with the backends it applies
+        to. Offline."""
         return self.prepare(spec, provider).problems
 
     def quote(
@@ -151,8 +152,8 @@ class Orchestrator(Workspace):
         gpu_hours: Decimal | None = None,
         tokens: str = "exact",
     ) -> Listing[Quote]:
-        """One quote for each backend, cheapest first, those of jobs that would be refused and those without a
-        price last. `tokens` as in `prepare`. Offline."""
+        """Quote the spec on each backend, cheapest first. Jobs that would be rejected and quotes without
+        a price come last. `tokens` as in `prepare`. Offline."""
         return self.prepare(spec, provider, gpu_hours=gpu_hours, checked=False, tokens=tokens).quotes
 
     # -- spending -------------------------------------------------------------------------------------------
@@ -212,10 +213,10 @@ class Orchestrator(Workspace):
         other_data: bool = False,
         **terms: Any,
     ) -> RunHandle:
-        """A run that has ended once more, from its kept spec: on its backend or another one, with `settings`
-        by dotted name in place of its own. One of a sandbox stays in it. Data that are not proven by their
-        digest to be those of the run are refused with `DataError`, unless `other_data`. `terms`, and what is
-        raised, are those of `submit`."""
+        """Repeat a finished run from its stored spec, on its backend or another one. `settings`, by
+        dotted name, replace its own. One of a sandbox stays in it. Data that are not proven by their
+        digest to be those of the run are refused with `DataError`, unless `other_data`. `terms`, and what
+        is raised, are those of `submit`."""
         from orchestrate.runs import rerun
 
         record = self.record(run) if isinstance(run, str) else run.record
@@ -225,14 +226,14 @@ class Orchestrator(Workspace):
     def earlier(
         self, prepared: Prepared, provider: Backends, *, idempotency_key: str | None = None
     ) -> list[Earlier]:
-        """What a submit to each of these backends would find in the store. Raises `KeyTaken`."""
+        """Return what a submit to each of these backends would find in the store. Raises `KeyTaken`."""
         from orchestrate.runs.preparing import earlier
 
         return earlier.found(self, prepared, provider, idempotency_key)
 
     def require(self, spec: SpecGiven, provider: Backends) -> None:
-        """What can be said before the data are read. Raises `Unsupported` for a method that a backend does
-        not offer, and `MissingKey`."""
+        """Check what can be checked before the data are read. Raises `Unsupported` for a method that a
+        backend does not offer, and `MissingKey`."""
         from orchestrate.runs.preparing import prepared
 
         prepared.require(self, _spec(spec), provider)
@@ -246,9 +247,9 @@ class Orchestrator(Workspace):
         max_cost_usd: Decimal | None = None,
         max_cost_each_usd: Decimal | None = None,
     ) -> dict[str, Decimal | None]:
-        """All that `submit` checks before it sends anything, for backends to which the spec is about to be
-        submitted one after the other: the budget and `max_cost_usd` (default: the spec's) must hold for all
-        of them together. Gives the limit of each, which together keep within it. Raises as `submit` does."""
+        """Run all checks of `submit` without sending anything, for backends that get the spec one after
+        the other: the budget and `max_cost_usd` (default: the spec's) must hold for all of them together.
+        Gives the limit of each, which together keep within it. Raises as `submit` does."""
         from orchestrate.runs import submit as submission
 
         return submission.preflight(
@@ -263,7 +264,8 @@ class Orchestrator(Workspace):
     # -- runs -----------------------------------------------------------------------------------------------
 
     def run(self, run_id: str) -> RunHandle:
-        """A run by its id, the beginning of one, or `last`. Raises `UsageError` when none or several fit."""
+        """Return a run by its id, the start of an id, or `last`. Raises `UsageError` if none or several
+        match."""
         return self._handle(self.record(run_id))
 
     def runs(  # noqa: PLR0913  each is a filter of its own
@@ -304,7 +306,7 @@ class Orchestrator(Workspace):
         return Listing(self._handle(record) for record in found)
 
     def active_runs(self) -> Listing[RunHandle]:
-        """Those that have not ended, newest first; of a sandbox as with `runs`."""
+        """Return the runs that have not ended, newest first. Sandbox runs are treated as in `runs`."""
         return Listing(
             map(self._handle, self.store.runs.matching(active=True, sandbox=scope_of(self.settings)))
         )
@@ -321,12 +323,12 @@ class Orchestrator(Workspace):
         offline: bool = False,
         ignore: Sequence[str] = (),
     ) -> SpendingReport:
-        """What was spent, what is committed, what is left of the budget, and by asking every configured
-        account what bills or could, made from here or not. `by`: one or more of
-        `orchestrate.runs.spending.accounts.BY`, or `tag:NAME`; `month` as `2026-11`. `sandbox` reports the
-        sandboxes' play money instead. `offline` asks no host. `ignore` has the ids (or their last parts) or
-        names of deployments that are meant to stand and are not idle. What could not be asked is reported in
-        the report; raises `UsageError` for an unknown month or grouping."""
+        """Report what was spent, what is committed and what remains of the budget, and ask every
+        configured account what still bills, whether it was created from here or not. `by`: one or more of
+        `orchestrate.runs.spending.accounts.BY`, or `tag:NAME`; `month` as `2026-11`. `sandbox` reports
+        the sandboxes' play money instead. `offline` asks no host. `ignore` has the ids (or their last
+        parts) or names of deployments that are meant to stand and are not idle. What could not be asked
+        is reported in the report; raises `UsageError` for an unknown month or grouping."""
         from orchestrate.providers import registry
         from orchestrate.runs.spending.accounts import Spender
 
@@ -336,8 +338,8 @@ class Orchestrator(Workspace):
         return spender.report(wanted, month=month, sandbox=sandbox, offline=offline, ignore=ignore)
 
     def orphans(self, *, sandbox: bool = False) -> OrphanReport:
-        """What bills under our mark and no run and no deployment of this store accounts for. It may be
-        another store's with the same accounts."""
+        """List resources that bill and were created by Orchestrate, but belong to no run or deployment of
+        this store. Another store with the same accounts may own them."""
         from orchestrate.runs.spending.orphans import Orphans
 
         return Orphans(self.store, self.provider).among(self.spending(sandbox=sandbox))
@@ -402,8 +404,8 @@ class Orchestrator(Workspace):
         return Listing(verdicts.evaluations(self, run_id))
 
     def regress(self, run: RunHandle | str, **order: Any) -> Regression:
-        """What a run still does that its base does, and what it forgot; kept with it. `order`: the fields
-        of `orchestrate.runs.evaluation.regression.RegressionOrder`."""
+        """Test which abilities of its base a run kept and which it lost, and store the result with the
+        run. `order`: the fields of `orchestrate.runs.evaluation.regression.RegressionOrder`."""
         from orchestrate.runs.evaluation.regression import PreparedRegression, RegressionOrder
 
         with PreparedRegression(self, run, RegressionOrder(**order)) as prepared:
@@ -438,8 +440,8 @@ class Orchestrator(Workspace):
         return judging.calibrated(self, judging.JudgeTerms(model=model, rated=str(rated), **terms))
 
     def review(self, runs: Sequence[RunHandle | str] | str = (), **order: Any) -> Desk:
-        """What people are to rate: answers of runs, of an `evaluation` by its id, or a review by its id; made
-        where there is none such yet.
+        """Open a review for people to rate: of the answers of runs, of an `evaluation` by its id, or an
+        existing review by its id. Creates one if there is none yet.
         `orchestrate.runs.evaluation.reviewing.serving` puts it on a page. `order`: the fields of
         `orchestrate.runs.evaluation.reviewing.ReviewOrder`."""
         from orchestrate.runs.evaluation import reviewing
@@ -455,7 +457,7 @@ class Orchestrator(Workspace):
         return reviewing.record(self, reviewing.opened(self, [review]), ratings)
 
     def rated(self, review: str) -> ReviewResult:
-        """What was said in a review so far: preferences with intervals, agreement, notes."""
+        """Summarize a review's ratings so far: preferences with intervals, agreement and notes."""
         from orchestrate.runs.evaluation import reviewing
 
         return reviewing.result(self, reviewing.opened(self, [review]))

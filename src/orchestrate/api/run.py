@@ -31,8 +31,8 @@ class RunHandle(TrackedRun):
         max_hours: Decimal | float | str | None = None,
         **options: Any,
     ) -> DeploymentOffer:
-        """What `deploy` with the same arguments would agree to: the price, and the limits that will hold,
-        those of an earlier call included. Nothing is sent. Raises what `deploy` does."""
+        """Return what `deploy` with the same arguments would agree to: the price and the limits that will
+        apply, including those of an earlier call. Sends nothing. Raises what `deploy` does."""
         from orchestrate.runs.hosting import deploying
 
         terms = deploying.Terms(

@@ -249,7 +249,7 @@ def find(
 
 
 def deleted(ws: Workspace, id: str) -> Stored | None:
-    """What a run of this store had under this id until it was deleted from here."""
+    """Return what a run of this store had under this id before it was deleted from here."""
     records = ws.store.history.records(DELETED)
     return next((Stored.from_dict(one.data) for one in reversed(records) if id in one.data["ids"]), None)
 

@@ -20,8 +20,8 @@ def is_private(run: Run) -> bool:
 
 
 def is_near(settings: Settings, address: str, *names: str) -> bool:
-    """Whether an address is on this machine, or is the user's own by what he says of it or of the `names` of
-    who answers there."""
+    """Return whether an address is on this machine, or declared as the user's own by its name or one of
+    `names`."""
     host = _host(address)
     return is_loopback(host) or not settings.own_hosts.isdisjoint({host, *names})
 

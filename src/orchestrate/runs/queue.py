@@ -95,20 +95,20 @@ def entries(ft: Workspace, *, ended: bool = False) -> list[QueueEntry]:
 
 
 def most_usd(entry: QueueEntry) -> Decimal | None:
-    """What an entry may cost as it was agreed to; `None` without a limit."""
+    """Return the confirmed maximum cost of an entry in US dollars, or `None` without a limit."""
     bounds = [usd for usd in (entry.max_cost_usd, entry.agreed_usd) if usd is not None]
     return max(bounds) if bounds else None
 
 
 def about(entry: QueueEntry) -> str:
-    """What an entry waits for, its run and its note."""
+    """Return what an entry waits for, its run and its note."""
     after = entry.state is QueueState.WAITING and entry.after
     words = [f"after {', '.join(entry.after)}" if after else entry.run_id, entry.note]
     return "; ".join(word for word in words if word)
 
 
 def elsewhere(ft: Workspace, entry: QueueEntry) -> str | None:
-    """Why an entry does not go from here, though it may from where its backend is."""
+    """Return why an entry cannot start from here, although it may start where its backend is configured."""
     try:
         here = ft.provider(entry.provider).host
     except OrchestrateError as error:
@@ -208,7 +208,7 @@ class QueueServer:
     _told: dict[str, str] = field(default_factory=dict[str, str])
 
     def waiting(self) -> list[QueueEntry]:
-        """What would go in time without anybody doing anything."""
+        """Return the entries that will start without further action."""
         stuck = {entry.id for entry in self.ft.store.queue.matching({QueueState.HELD})}
         going = self._going()
         for entry in sorted(going, key=lambda entry: (entry.created_at, entry.id)):
@@ -350,8 +350,8 @@ def crowded(ft: Workspace, run: Run) -> str | None:
 
 
 def slots(ft: Workspace, provider: str) -> int:
-    """How many runs may be open on a backend for the queue to add one: `[queue]` of `orchestrate.toml`,
-    else one."""
+    """Return how many runs may be open on a backend before the queue stops adding more: `[queue]` of
+    `orchestrate.toml`, else one."""
     return ft.settings.queue.get(provider, 1)
 
 

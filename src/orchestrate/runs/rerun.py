@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def spec_of(run: Run, providers: Sequence[str], changes: Mapping[str, Any] | None = None) -> JobSpec:
-    """The spec that the run was made from, with `changes` by dotted name. Other backends than the run's get
-    the model by the name that all have for it. Raises `UsageError` where a part of the spec was
-    a secret, `SpecError` for wrong changes."""
+    """Return the spec of a run, with `changes` by dotted name. Other backends than the run's get the
+    model by the name that all have for it. Raises `UsageError` where a part of the spec was a secret,
+    `SpecError` for wrong changes."""
     from orchestrate import catalog
     from orchestrate.runs.submitting.repeats import stored_spec
     from orchestrate.spec import specfile
@@ -34,8 +34,8 @@ def spec_of(run: Run, providers: Sequence[str], changes: Mapping[str, Any] | Non
 
 
 def changed_data(run: Run, prepared: Prepared) -> str | None:
-    """How the data are other ones than those that the run was trained on; `None` where they are proven, by
-    their digest, to be the same."""
+    """Describe how the data differ from the run's training data, or return `None` if their digest proves
+    them identical."""
     if prepared.data.digest == run.dataset_digest:
         return None
     now, then = prepared.data.digest[:12], run.dataset_digest[:12]

@@ -65,7 +65,8 @@ def preflight(
 
 
 def submitter(ws: Workspace, name: str, agree: Callable[[Quote], bool] | None) -> Submitter:
-    """To one backend; `agree` is asked when the host's own estimate is above the quote's high end."""
+    """Return the submitter to one backend. `agree` is called if the host's own estimate is above the
+    quote's high end."""
     made = Submitter(ws.store, ws.provider(name), budget_usd=ws.settings.budget_usd)
     return made if agree is None else replace(made, agree=agree)
 

@@ -66,116 +66,126 @@ class JobSpec(Part):
     """What to train. Raises `SpecError` when built wrongly."""
 
     model: str | dict[str, str] = Field(
-        description="Canonical name (orchestrate models), a host's id, a hub id or a folder; "
-        "or a mapping with one for each backend"
+        description="Canonical name (orchestrate models), a host's id, a Hugging Face Hub id or a "
+        "folder; or a mapping with one entry per backend"
     )
     train: Train = Field(
-        description="Training data: path or URL; or several to mix, as [{path: a.jsonl, weight: 2}, b.jsonl]"
+        description="Training data: path or URL; or a list to mix, as in [{path: a.jsonl, weight: 2}, "
+        "b.jsonl]"
     )
     validation: str | None = Field(default=None, description="Validation data: path or URL")
     test: str | None = Field(
-        default=None, description="Held-out rows; read by evaluation and leakage checks only"
+        default=None, description="Held-out test data; used only for evaluation and leakage checks"
     )
     columns: dict[str, Annotated[str, Field(min_length=1)] | None] | None = Field(
         default=None,
-        description="Of the data files: FIELD: COLUMN reads a column under another name, "
-        "COLUMN: null leaves one out",
+        description="Column mapping: FIELD: COLUMN reads a column as a field, COLUMN: null ignores a column",
     )
     method: Method = Field(default=SFT())
     adapter: Adapter = Field(default=LoRA())
 
     added_tokens: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(
-        default=None, min_length=1, description="Texts that become one token each, trained with the adapter"
+        default=None,
+        min_length=1,
+        description="Strings to add to the vocabulary as one token each, trained with the adapter",
     )
     chat_template: str | None = Field(
-        default=None, min_length=1, description="In place of the model's own: a file, or the template itself"
+        default=None,
+        min_length=1,
+        description="Chat template to use instead of the model's own: a file, or the Jinja text itself",
     )
     chat_template_kwargs: TemplateSettings | None = Field(
-        default=None, description="What the chat template is to go by, as {enable_thinking: false}"
+        default=None, description="Variables for the chat template, as in {enable_thinking: false}"
     )
     epochs: Int | None = Field(default=None, ge=1, le=100)
     max_steps: Int | None = Field(
         default=None,
         ge=1,
-        description="Optimiser steps, over as many epochs as they take, or at most epochs",
+        description="Number of optimizer steps; with epochs, whichever ends first",
     )
-    learning_rate: Float | None = Field(default=None, gt=0, description="Absolute peak learning rate")
+    learning_rate: Float | None = Field(
+        default=None, gt=0, description="Peak learning rate, as an absolute value"
+    )
     learning_rate_multiplier: Float | None = Field(
-        default=None, gt=0, description="Of the host's own base rate"
+        default=None, gt=0, description="Multiplier of the host's own base learning rate"
     )
     optimizer: OptimizerChoice | None = Field(
-        default=None, description="Its name, or a mapping with constants"
+        default=None, description="Optimizer: a name, or a mapping with its constants"
     )
     batch_size: Int | Literal["max"] | None = Field(
-        default=None, description="Examples per optimiser step, or max"
+        default=None, description="Examples per optimizer step, or max"
     )
     batch_tokens: Int | None = Field(
-        default=None, ge=1, description="Tokens per optimiser step, where the host counts so"
+        default=None,
+        ge=1,
+        description="Tokens per optimizer step, for hosts that set the batch size in tokens",
     )
     gradient_accumulation: Int | None = Field(default=None, ge=1)
     warmup_ratio: Float | None = Field(
-        default=None, ge=0, lt=1, description="Share of the steps over which the rate rises to its peak"
+        default=None, ge=0, lt=1, description="Share of the steps used for learning rate warm-up"
     )
     warmup_steps: Int | None = Field(
-        default=None, ge=0, description="Optimiser steps of warm-up, in place of warmup_ratio"
+        default=None, ge=0, description="Warm-up in optimizer steps, instead of warmup_ratio"
     )
     schedule: Literal["constant", "linear", "cosine", "polynomial", "warmup_stable_decay"] | None = Field(
-        default=None, description="How the learning rate goes on after the warm-up"
+        default=None, description="Learning rate schedule after the warm-up"
     )
     min_lr_ratio: Float | None = Field(
-        default=None, ge=0, le=1, description="Share of the peak learning rate at which the schedule ends"
+        default=None, ge=0, le=1, description="Final learning rate as a share of the peak"
     )
     decay_ratio: Float | None = Field(
         default=None,
         gt=0,
         le=1,
-        description="Share of the steps in which warmup_stable_decay lowers the rate",
+        description="Share of the steps in the decay phase of warmup_stable_decay",
     )
     schedule_power: Float | None = Field(default=None, gt=0, description="Exponent of schedule: polynomial")
     weight_decay: Float | None = Field(default=None, ge=0)
     max_grad_norm: Float | None = Field(default=None, gt=0)
     max_seq_length: Int | None = Field(
-        default=None, ge=8, description="Tokens; longer rows are truncated and reported"
+        default=None, ge=8, description="Maximum tokens per row; longer rows are truncated and reported"
     )
     truncation: Literal["right", "left", "drop"] | None = Field(
         default=None,
-        description="Rows over max_seq_length lose their end or their beginning, or are left out",
+        description="What happens to rows over max_seq_length: cut the end, cut the start, or drop the row",
     )
     packing: bool | None = None
-    evals: Int | None = Field(default=None, ge=0, description="Evaluations on the validation data per run")
+    evals: Int | None = Field(
+        default=None, ge=0, description="Number of evaluations on the validation data per run"
+    )
     eval_steps: Int | None = Field(
-        default=None, ge=1, description="Optimiser steps between evaluations, in place of evals"
+        default=None, ge=1, description="Optimizer steps between evaluations, instead of evals"
     )
     keep_best: bool | None = Field(
-        default=None, description="End with the weights of the best evaluation, not those of the last step"
+        default=None, description="Keep the weights with the best validation loss instead of the last ones"
     )
-    checkpoints: Int | None = Field(default=None, ge=1, description="Checkpoints per run")
+    checkpoints: Int | None = Field(default=None, ge=1, description="Number of checkpoints per run")
     checkpoint_steps: Int | None = Field(
-        default=None, ge=1, description="Optimiser steps between checkpoints, in place of checkpoints"
+        default=None, ge=1, description="Optimizer steps between checkpoints, instead of checkpoints"
     )
     save_total_limit: Int | None = Field(
-        default=None, ge=1, description="Keep only the newest checkpoints, as many as this"
+        default=None, ge=1, description="Number of checkpoints to keep (the newest)"
     )
     early_stopping: EarlyStopping | None = None
     seed: Int | None = Field(default=None, ge=0, le=2**31 - 1)
 
     suffix: Suffix | None = None
     continue_from: str | None = Field(
-        default=None, description="A run, a checkpoint or a tuned model to go on from"
+        default=None, description="A run, checkpoint or tuned model to continue training from"
     )
     max_cost_usd: Usd | None = Field(
-        default=None, description="Refuse when the quote's high end is above this"
+        default=None, description="Refuse to submit when the quote's high end is above this"
     )
     private: bool | None = Field(
-        default=None, description="Refuse every backend that is not on machines of your own"
+        default=None, description="Refuse every backend that is not your own machine"
     )
     tags: dict[str, str] = Field(default_factory=dict)
     wandb: WandB | None = None
     overrides: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="Fields of this spec that differ on one backend, by backend name"
+        default_factory=dict, description="Overrides of this spec per backend, by backend name"
     )
     provider_options: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="Fields for one backend's create request, by backend name"
+        default_factory=dict, description="Extra fields for a backend's create request, by backend name"
     )
 
     @model_validator(mode="after")

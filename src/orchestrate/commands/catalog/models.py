@@ -28,7 +28,9 @@ app = typer.Typer(cls=by_default("search", words=True), help="Base models and th
 
 ProviderFilter = Annotated[
     str | None,
-    typer.Option("--provider", "-p", help="Only those it can tune.", autocompletion=completing.backend),
+    typer.Option(
+        "--provider", "-p", help="Show only models it can fine-tune.", autocompletion=completing.backend
+    ),
 ]
 
 

@@ -25,7 +25,7 @@ app = typer.Typer(cls=by_default("list"), help="Prices, their sources and their 
 
 ProviderFilter = Annotated[
     str | None,
-    typer.Option("--provider", "-p", help="Only of this provider.", autocompletion=completing.backend),
+    typer.Option("--provider", "-p", help="Show only this provider.", autocompletion=completing.backend),
 ]
 
 
@@ -42,9 +42,11 @@ def list_prices(
     context: typer.Context,
     provider: ProviderFilter = None,
     method: Annotated[str | None, typer.Option(help="sft_lora, dpo_lora, deployment, gpu_rental ...")] = None,
-    model: Annotated[str | None, typer.Option(help="Only those that concern this model.")] = None,
-    gpu: Annotated[str | None, typer.Option(help="Only hours of a GPU whose name holds this: H100.")] = None,
-    all: Annotated[bool, typer.Option("--all", help="Ended and superseded prices too.")] = False,
+    model: Annotated[str | None, typer.Option(help="Show only prices for this model.")] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="Show only hours of GPUs whose name contains this: H100.")
+    ] = None,
+    all: Annotated[bool, typer.Option("--all", help="Include ended and superseded prices.")] = False,
     rate: RateOpt = None,
 ) -> Output[list[Rate]]:
     """Prices in force today. Without a provider, method, model or GPU: how many of each kind there are, and
@@ -134,7 +136,7 @@ def validate(
 def accuracy(
     context: typer.Context,
     runs: Annotated[
-        bool, typer.Option("--runs", help="Each run's quote and bill, by component, instead.")
+        bool, typer.Option("--runs", help="Show each run's quote and bill by component instead.")
     ] = False,
 ) -> Output[list[Accuracy]] | Output[list[Reconciliation]]:
     """How far quotes were from bills, over all runs of this store that succeeded."""

@@ -37,27 +37,34 @@ class Messages:
 
     thread: Annotated[
         str | None,
-        typer.Option("--thread", metavar="COLUMN", help="Join rows of one message by this column."),
+        typer.Option(
+            "--thread", metavar="COLUMN", help="Group one-message rows into conversations by this column."
+        ),
     ] = None
     role: Annotated[
-        str | None, typer.Option("--role", metavar="COLUMN", help="Who says it: a role, a name, an address.")
+        str | None,
+        typer.Option("--role", metavar="COLUMN", help="Column with the speaker: a role, a name, an address."),
     ] = None
     assistant: Annotated[
         list[str] | None,
         typer.Option(
-            "--assistant", metavar="VALUE", help="Whose messages are answers; * stands for anything."
+            "--assistant", metavar="VALUE", help="Speaker whose messages are answers; * matches anything."
         ),
     ] = None
     user: Annotated[
         list[str] | None,
-        typer.Option("--user", metavar="VALUE", help="Whose messages are the customer's; * is anything."),
+        typer.Option(
+            "--user", metavar="VALUE", help="Speaker whose messages are the customer's; * matches anything."
+        ),
     ] = None
     left_out: Annotated[
         list[str] | None,
-        typer.Option("--leave-out", metavar="VALUE", help="Whose messages are left out; * is anything."),
+        typer.Option(
+            "--leave-out", metavar="VALUE", help="Speaker whose messages are dropped; * matches anything."
+        ),
     ] = None
-    text: Annotated[str | None, typer.Option("--text", metavar="COLUMN", help="What is said.")] = None
-    time: Annotated[str | None, typer.Option("--time", metavar="COLUMN", help="When it is said.")] = None
+    text: Annotated[str | None, typer.Option("--text", metavar="COLUMN", help="Column with the text.")] = None
+    time: Annotated[str | None, typer.Option("--time", metavar="COLUMN", help="Column with the time.")] = None
 
 
 @command
@@ -78,18 +85,16 @@ def convert(
         typer.Option(
             "-o",
             "--output",
-            help="Where to write; packed if it ends in .gz or .zst. - is standard output.",
+            help="Output file; compressed if it ends in .gz or .zst. Use - for standard output.",
             show_default=False,
         ),
     ] = None,
     allow_loss: Annotated[
-        bool, typer.Option("--allow-loss", help="Write what the format can hold, and say what is lost.")
+        bool, typer.Option("--allow-loss", help="Write what the format supports, and report what is lost.")
     ] = False,
     requests: Annotated[
         str | None,
-        typer.Option(
-            "--requests", metavar="FILE", help="FILE holds a batch's results, and this one its requests."
-        ),
+        typer.Option("--requests", metavar="FILE", help="The batch's input file; FILE has its results."),
     ] = None,
     messages: Messages,
     reading: Reading,
@@ -133,13 +138,17 @@ class Sides:
     """How the rows are shared out."""
 
     seed: Annotated[int, typer.Option(min=0)] = 0
-    stratify: Annotated[bool, typer.Option("--stratify", help="The same mix of answers in each split.")] = (
-        False
-    )
-    near: Annotated[bool, typer.Option("--near/--no-near", help="Keep near duplicates together.")] = True
+    stratify: Annotated[
+        bool, typer.Option("--stratify", help="Keep the same mix of answers in each split.")
+    ] = False
+    near: Annotated[bool, typer.Option("--near/--no-near", help="Keep near-duplicates in one split.")] = True
     group_by: Annotated[
         str | None,
-        typer.Option("--group-by", metavar="COLUMN", help="Keep rows with one value together: a customer."),
+        typer.Option(
+            "--group-by",
+            metavar="COLUMN",
+            help="Keep rows with the same value, such as a customer, in one split.",
+        ),
     ] = None
     exact: Annotated[
         bool,
@@ -154,7 +163,7 @@ class Sides:
 def split(
     file: FileArg,
     shares: Annotated[
-        str, typer.Argument(metavar="[SHARES]", help="Of train, validation and, when there is a third, test.")
+        str, typer.Argument(metavar="[SHARES]", help="Shares of train, validation and, optionally, test.")
     ] = "80/10/10",
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder; default: FILE's name.")
@@ -221,9 +230,11 @@ def _show_split(report: SplitReport, shares: tuple[float, ...], *, exact: bool) 
 def dedupe(
     file: FileArg,
     output: OutputOpt = None,
-    near: Annotated[bool, typer.Option("--near", help="Nearly equal rows too (MinHash).")] = False,
-    threshold: Annotated[float, typer.Option(min=0.5, max=1.0, help="Least similarity of near rows.")] = 0.8,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    near: Annotated[bool, typer.Option("--near", help="Also remove near-duplicates (MinHash).")] = False,
+    threshold: Annotated[
+        float, typer.Option(min=0.5, max=1.0, help="Minimum similarity of near-duplicates.")
+    ] = 0.8,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
     *,
     reading: Reading,
 ) -> Output[DedupeReport]:

@@ -30,11 +30,11 @@ class Points:
     shares: Annotated[
         str,
         typer.Option(
-            metavar="S1,S2", help="Shares of the training rows, up to 1; each has the smaller ones in it."
+            metavar="S1,S2", help="Shares of the training rows, up to 1; each contains the smaller ones."
         ),
     ] = "0.125,0.25,0.5,1"
     seeds: Annotated[
-        int, typer.Option(min=1, max=20, help="Runs at each share: their spread goes into the intervals.")
+        int, typer.Option(min=1, max=20, help="Runs per share; their spread is included in the intervals.")
     ] = 1
     more: Annotated[int, typer.Option(min=1, help="How many rows more are weighed.")] = 1000
     compare: Annotated[
@@ -57,7 +57,7 @@ def curve(
     aim: AimOptions,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE.html", help="Write a page with the picture."),
+        typer.Option("--output", "-o", metavar="FILE.html", help="Write a page with the plot."),
     ] = None,
 ) -> Iterator[Output[Curve] | Output[BestRows]]:
     """Train on shares of the rows, evaluate each on the same held-out rows, and say what more rows would be

@@ -33,12 +33,14 @@ if TYPE_CHECKING:
 
 _EXIT = {"rows": 0, "repeating": 1, "max-requests": 6, "max-cost": 6, "budget": 6}
 
-OutputOpt = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write.", show_default=False)]
+OutputOpt = Annotated[Path | None, typer.Option("-o", "--output", help="Output file.", show_default=False)]
 KeyVariableOpt = Annotated[
-    str | None, typer.Option(help="The variable with the key for --base-url; none is sent without it.")
+    str | None,
+    typer.Option(help="Environment variable with the key for --base-url; no key is sent without it."),
 ]
 MaxCostOpt = Annotated[
-    str | None, typer.Option(metavar="USD", help="Over all runs; needs a model with a known price.")
+    str | None,
+    typer.Option(metavar="USD", help="Cost limit over all runs; needs a model with a known price."),
 ]
 
 
@@ -47,7 +49,7 @@ class Writer:
     """Where the model that writes is."""
 
     host: Annotated[str | None, typer.Option(help="A configured host; default: openai.")] = None
-    base_url: Annotated[str | None, typer.Option(help="Any OpenAI-compatible API instead.")] = None
+    base_url: Annotated[str | None, typer.Option(help="Use any OpenAI-compatible API instead.")] = None
     key_variable: KeyVariableOpt = None
 
 
@@ -55,18 +57,20 @@ class Writer:
 class Wish:
     """What is asked for, and within which limits."""
 
-    max_requests: Annotated[int, typer.Option(min=1, help="Over all runs on this output.")] = 100
+    max_requests: Annotated[int, typer.Option(min=1, help="Request limit over all runs on this output.")] = (
+        100
+    )
     max_cost: MaxCostOpt = None
     instructions: Annotated[str, typer.Option(help="What the rows should be about, or @FILE with it.")] = ""
-    per_request: Annotated[int, typer.Option(min=1, max=100, help="Rows asked for at once.")] = 10
-    examples: Annotated[int, typer.Option(min=1, max=100, help="Seed rows shown each time.")] = 5
-    parallel: Annotated[int, typer.Option(min=1, max=64, help="Requests at the same time.")] = 4
-    max_tokens: Annotated[int, typer.Option(min=1, help="Of one answer.")] = 4096
+    per_request: Annotated[int, typer.Option(min=1, max=100, help="Rows per request.")] = 10
+    examples: Annotated[int, typer.Option(min=1, max=100, help="Seed rows shown per request.")] = 5
+    parallel: Annotated[int, typer.Option(min=1, max=64, help="Concurrent requests.")] = 4
+    max_tokens: Annotated[int, typer.Option(min=1, help="Token limit of one answer.")] = 4096
     temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None
     threshold: Annotated[
-        float, typer.Option(min=0.5, max=1.0, help="Rows at least this similar are too alike.")
+        float, typer.Option(min=0.5, max=1.0, help="Similarity from which rows count as too alike.")
     ] = 0.8
-    hosts: Annotated[str, typer.Option("--for", help="Backends that the rows are for.")] = "all"
+    hosts: Annotated[str, typer.Option("--for", help="Backends to generate rows for.")] = "all"
     yes: PayOpt = False
     reasoning: Annotated[
         bool, typer.Option("--reasoning", help="Ask for the reasoning behind each answer, and keep it.")
@@ -81,10 +85,10 @@ class Wish:
 @command
 def generate(
     context: typer.Context,
-    seeds: Annotated[str, typer.Argument(metavar="SEEDS", help="Rows to learn the form from.")],
-    model: Annotated[str, typer.Option("--model", help="The model that writes, as its host names it.")],
+    seeds: Annotated[str, typer.Argument(metavar="SEEDS", help="Example rows to imitate.")],
+    model: Annotated[str, typer.Option("--model", help="Generating model, by its host's name.")],
     output: OutputOpt = None,
-    rows: Annotated[int, typer.Option(min=1, help="How many rows the file should have.")] = 100,
+    rows: Annotated[int, typer.Option(min=1, help="Target number of rows in the file.")] = 100,
     *,
     writer: Writer,
     wish: Wish,
@@ -136,7 +140,7 @@ class Reviewing(TypedDict):
 def review(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A file on this machine.")],
     export: Annotated[
-        Path | None, typer.Option(metavar="OUT", help="Only write the accepted rows so far.")
+        Path | None, typer.Option(metavar="OUT", help="Only export the rows accepted so far.")
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Default: any free one.")] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,

@@ -70,8 +70,8 @@ def inspect(
 class OtherFiles:
     """The other files of a training."""
 
-    validation: Annotated[str | None, typer.Option(help="The validation file; checked for leakage.")] = None
-    test: Annotated[str | None, typer.Option(help="The test file; checked for leakage.")] = None
+    validation: Annotated[str | None, typer.Option(help="Validation file, checked for leakage.")] = None
+    test: Annotated[str | None, typer.Option(help="Test file, checked for leakage.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +86,12 @@ class Wanted:
     near: Annotated[
         bool | None,
         typer.Option(
-            "--near/--no-near", help="Nearly equal rows too; default: when there are several files."
+            "--near/--no-near", help="Look for near-duplicates too; default: if there are several files."
         ),
     ] = None
-    strict: Annotated[bool, typer.Option("--strict", help="Whatever is not read is an error.")] = False
+    strict: Annotated[bool, typer.Option("--strict", help="Treat unused columns and fields as errors.")] = (
+        False
+    )
     tokens: TokensOpt = TokensFrom.EXACT
 
 
@@ -148,22 +150,26 @@ app.command()(dedupe)
 class Shown:
     """Which rows, and how training takes them."""
 
-    row: Annotated[int, typer.Option(min=1, help="The first row to show.")] = 1
+    row: Annotated[int, typer.Option(min=1, help="First row to show.")] = 1
     rows: Annotated[int, typer.Option(min=1, help="How many.")] = 1
-    max_length: Annotated[int | None, typer.Option(min=8, help="Cut as training would.")] = None
+    max_length: Annotated[int | None, typer.Option(min=8, help="Truncate as training would.")] = None
     truncation: Annotated[
-        str, typer.Option(help="What a longer row loses: right (its end), left, or drop (all).")
+        str, typer.Option(help="How to truncate longer rows: right (end), left (start), or drop the row.")
     ] = "right"
     train_on_inputs: Annotated[bool, typer.Option("--train-on-inputs")] = False
     train_on: Annotated[
-        str, typer.Option(metavar="all|last|ROLES", help="As method.train_on; roles as assistant,tool.")
+        str, typer.Option(metavar="all|last|ROLES", help="Like method.train_on; for example assistant,tool.")
     ] = "all"
     ignore_empty_think: Annotated[bool, typer.Option("--ignore-empty-think")] = False
     chat_template: Annotated[
-        str | None, typer.Option(metavar="FILE", help="In place of the model's own, as in a spec.")
+        str | None,
+        typer.Option(metavar="FILE", help="Chat template to use instead of the model's own, as in a spec."),
     ] = None
     chat_template_kwargs: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="As enable_thinking=false; repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="Template variable, such as enable_thinking=false; repeatable."
+        ),
     ] = None
 
 
@@ -171,7 +177,9 @@ class Shown:
 @command
 def preview(
     context: typer.Context,
-    file: Annotated[str, typer.Argument(metavar="FILE|RUN", help="A file, or a run whose host shows rows.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE|RUN", help="A file, or a run whose host can show its rows.")
+    ],
     *,
     model: Annotated[
         str | None, typer.Option("--model", help="A model folder, or a model whose tokenizer is cached.")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 RubricOpt = Annotated[Path | None, typer.Option(help="YAML with question, guide and criteria.")]
 KeyVariableOpt = Annotated[
-    str | None, typer.Option(help="The variable with the key for an address; none is sent without it.")
+    str | None, typer.Option(help="Environment variable with the key for a URL; no key is sent without it.")
 ]
 
 
@@ -41,15 +41,19 @@ class By:
         typer.Option(
             "--calibrate",
             metavar="RATED",
-            help="Answers that people rated, to hold the judge against: a .jsonl file, or a review's id.",
+            help="Human ratings to compare the judge with: a .jsonl file, or a review's id.",
         ),
     ] = None
     uncalibrated: Annotated[
         bool,
-        typer.Option("--uncalibrated", help="Go by a judge that was not, or badly, compared with people."),
+        typer.Option(
+            "--uncalibrated", help="Use a judge without (sufficient) comparison with human ratings."
+        ),
     ] = False
     key_variable: KeyVariableOpt = None
-    max_cost: Annotated[str | None, typer.Option(metavar="USD", help="For all answers of the judge.")] = None
+    max_cost: Annotated[
+        str | None, typer.Option(metavar="USD", help="Cost limit for all answers of the judge.")
+    ] = None
     skip_failed: SkipFailedOpt = False
 
 
@@ -124,10 +128,10 @@ def from_review(
     review: Annotated[str, typer.Argument(metavar="REVIEW", help="The id of a review, or of its run.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Where to write.", show_default=False)],
     format: Annotated[
-        str, typer.Option("--as", help="dpo: pairs of answers; kto: answers to give and to avoid.")
+        str, typer.Option("--as", help="dpo: answer pairs; kto: desirable and undesirable answers.")
     ] = "dpo",
     agreement: Annotated[
-        float, typer.Option(min=0.5, max=1, help="Share of an item's raters that must say the same.")
+        float, typer.Option(min=0.5, max=1, help="Share of an item's raters that must agree.")
     ] = 0.6,
 ) -> Output[FromReview]:
     """What people said of answers, as training rows for preference tuning. What makes no row is counted."""

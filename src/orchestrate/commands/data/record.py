@@ -40,17 +40,17 @@ class Prompts:
 
     prompts: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE", help="Held-out rows, or a log of requests; default: the run's test file."
-        ),
+        typer.Option(metavar="FILE", help="Held-out rows, or a request log; default: the run's test file."),
     ] = None
     n: Annotated[
-        int | None, typer.Option("--n", min=1, help="So many of them, chosen to cover all kinds.")
+        int | None, typer.Option("--n", min=1, help="Number of prompts, chosen to cover all kinds.")
     ] = None
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512
-    samples: Annotated[int, typer.Option(min=1, max=64, help="Answers to each prompt.")] = 1
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 takes the likeliest token.")] = 0.0
-    on: Annotated[str, typer.Option(help="host, here or auto, as for eval.")] = "auto"
+    samples: Annotated[int, typer.Option(min=1, max=64, help="Answers per prompt.")] = 1
+    temperature: Annotated[
+        float, typer.Option(min=0, max=2, help="Sampling temperature; 0 always takes the most likely token.")
+    ] = 0.0
+    on: Annotated[str, typer.Option(help="Where the model runs: host, here or auto, as for eval.")] = "auto"
     key_variable: Annotated[
         str | None, typer.Option(help="The variable with the key for an address; none is sent without it.")
     ] = None
@@ -63,7 +63,7 @@ class Shown:
     calendar: Annotated[
         bool, typer.Option("--calendar", help="List when models are shut down, and what is recorded.")
     ] = False
-    listed: Annotated[bool, typer.Option("--list", help="The recordings that there are.")] = False
+    listed: Annotated[bool, typer.Option("--list", help="List the recordings.")] = False
 
 
 @command
@@ -76,7 +76,7 @@ def record(
     *,
     asked: Prompts,
     shown: Shown,
-    max_cost: Annotated[str | None, typer.Option(metavar="USD", help="For all answers.")] = None,
+    max_cost: Annotated[str | None, typer.Option(metavar="USD", help="Cost limit for all answers.")] = None,
     skip_failed: SkipFailedOpt = False,
     yes: PayOpt = False,
 ) -> Output[Recording] | Output[list[Recording]] | Output[list[Due]]:
@@ -205,7 +205,10 @@ def from_record(
     name: Annotated[str, typer.Argument(metavar="RECORDING", help="The id of a recording.")],
     output: OutputOpt = None,
     accept_terms: Annotated[
-        bool, typer.Option("--accept-terms", help="You have read the terms that are told, and may do it.")
+        bool,
+        typer.Option(
+            "--accept-terms", help="Confirm that you have read the terms above and are allowed to record."
+        ),
     ] = False,
 ) -> Output[FromRecord]:
     """A recording as rows to train on. The terms of the model's host are told, and have to be agreed to."""

@@ -64,12 +64,15 @@ class Going:
     auto: Annotated[
         bool, typer.Option("--auto/--no-auto", help="Apply the rule automatically: ramp, ship or roll back.")
     ] = False
-    every_s: Annotated[float, typer.Option("--every", min=0.1, help="Seconds between two looks.")] = 60.0
+    every_s: Annotated[
+        float, typer.Option("--every", min=0.1, help="Seconds between two evaluations of the rule.")
+    ] = 60.0
     user_header: Annotated[
-        str, typer.Option(help="With the user of a request; else safety_identifier or user in its body.")
+        str,
+        typer.Option(help="Request header with the user; default: safety_identifier or user in the body."),
     ] = "x-user-id"
     timeout_s: Annotated[
-        float, typer.Option("--timeout", min=0.1, help="Seconds until a model that says nothing has failed.")
+        float, typer.Option("--timeout", min=0.1, help="Seconds of silence after which a model has failed.")
     ] = 60.0
 
 
@@ -79,7 +82,7 @@ def serve(
     context: typer.Context,
     *,
     plan: Annotated[
-        str, typer.Argument(metavar="PLAN.yaml|NAME", help="A plan, or an experiment that was begun.")
+        str, typer.Argument(metavar="PLAN.yaml|NAME", help="A plan file, or a started experiment.")
     ],
     where: Where,
     going: Going,
@@ -144,12 +147,13 @@ def _require_every_outcome(plan: ExperimentPlan) -> None:
 def status(
     context: typer.Context,
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Of one; without: the only one, or a list.")
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Experiment name or id; default: the only one, or a list."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help=".html, .json or .txt.")
     ] = None,
-    apply: Annotated[bool, typer.Option("--apply", help="Carry out what the rule says.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Apply the decision of the rule.")] = False,
 ) -> Output[ExperimentReport] | Output[list[ABListed]]:
     """What the evidence shows now, and what the rule says. It may be looked at as often as one likes."""
     from orchestrate.ab import launch as experiments
@@ -173,7 +177,9 @@ def status(
 def record(
     context: typer.Context,
     name: Name,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE.jsonl...", help="A line for each outcome.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE.jsonl...", help="JSON Lines file with one outcome per line.")
+    ],
 ) -> Output[OutcomesTaken]:
     """Record outcomes from files of JSON lines: {"user": "u1", "metric": "resolved", "value": true}. A file
     can be given again, also when it has grown: nothing counts twice."""
@@ -198,7 +204,7 @@ def _show_taken(taken: OutcomesTaken) -> None:
 def stop(
     context: typer.Context,
     name: Name,
-    keep: Annotated[Literal["base", "tuned"], typer.Option(help="The model that everybody gets then.")] = (
+    keep: Annotated[Literal["base", "tuned"], typer.Option(help="Model that all users get from then on.")] = (
         "base"
     ),
 ) -> Output[ExperimentReport]:
@@ -216,13 +222,15 @@ def stop(
 @command
 def size(
     rate: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="How often the base is right now, 0 to 1.")
+        float | None, typer.Option(min=0.0, max=1.0, help="Current success rate of the base, 0 to 1.")
     ] = None,
     deviation: Annotated[
-        float | None, typer.Option(min=0.0, help="Of a number instead: its standard deviation over users.")
+        float | None, typer.Option(min=0.0, help="For a numeric metric: its standard deviation over users.")
     ] = None,
-    gain: Annotated[float, typer.Option(help="The difference that should be seen.")] = 0.05,
-    share: Annotated[float, typer.Option(min=0.1, max=99.9, help="Of the tuned model, in percent.")] = 10.0,
+    gain: Annotated[float, typer.Option(help="Difference to detect.")] = 0.05,
+    share: Annotated[
+        float, typer.Option(min=0.1, max=99.9, help="Traffic share of the tuned model, in percent.")
+    ] = 10.0,
     alpha: Annotated[float, typer.Option(min=0.0001, max=0.5)] = 0.05,
 ) -> Output[Sized]:
     """How many users it takes to see a difference in four of five experiments. Offline."""

@@ -41,29 +41,35 @@ class Rivals:
     """Who is asked beside the runs."""
 
     base: Annotated[
-        bool, typer.Option("--base/--no-base", help="Ask the model that a run was tuned from too.")
+        bool, typer.Option("--base/--no-base", help="Also evaluate the base model of each run.")
     ] = True
     base_precision: Annotated[
         Literal["16-bit", "nf4", "both"],
-        typer.Option(help="In which it answers on this machine; both tells what 4 bits cost."),
+        typer.Option(help="Precision of the base on this machine; both measures the loss by 4 bits."),
     ] = "16-bit"
     shots: Annotated[
-        int, typer.Option(min=0, metavar="K", help="And the base with K examples of the training data.")
+        int,
+        typer.Option(
+            min=0, metavar="K", help="Also evaluate the base with K examples from the training data."
+        ),
     ] = 0
     model: Annotated[
         list[str] | None,
         typer.Option(
             "--model",
             metavar="MODEL[ as NAME]",
-            help="A further model: MODEL, HOST=MODEL, https://ADDRESS/v1=MODEL, record:ID.",
+            help="Additional model: MODEL, HOST=MODEL, https://ADDRESS/v1=MODEL, record:ID.",
         ),
     ] = None
     key_variable: Annotated[
-        str | None, typer.Option(help="The variable with the key for addresses; none is sent without it.")
+        str | None,
+        typer.Option(help="Environment variable with the key for URLs; no key is sent without it."),
     ] = None
     against: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="With whom all others are compared; default: a run's own base."),
+        typer.Option(
+            metavar="NAME", help="Contender that all others are compared with; default: a run's own base."
+        ),
     ] = None
     on: Annotated[
         str,
@@ -82,29 +88,33 @@ class Rows:
     ] = None
     columns: MapOpt = None
     ignored: IgnoreOpt = None
-    limit: Annotated[int | None, typer.Option(min=1, help="Only this many rows, from the first.")] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows.")] = None
     cluster: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Rows with the same value belong together.")
+        str | None, typer.Option(metavar="COLUMN", help="Column that groups dependent rows.")
     ] = None
     slices: Annotated[
-        str, typer.Option(metavar="NAMES", help="Scores of parts too: columns, length, label; by commas.")
+        str,
+        typer.Option(metavar="NAMES", help="Also score slices by columns, length or label; comma-separated."),
     ] = ""
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512
-    samples: Annotated[int, typer.Option(min=1, max=64, help="Answers to each row.")] = 1
+    samples: Annotated[int, typer.Option(min=1, max=64, help="Answers per row.")] = 1
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 takes the likeliest token.")] = 0.0
     seed: Annotated[int, typer.Option(min=0)] = 0
     batch: Annotated[
         int | None,
-        typer.Option(min=1, help="On this machine: rows answered together; 1 answers as chat does."),
+        typer.Option(min=1, help="On this machine: rows per batch; 1 gives the same answers as chat."),
     ] = None
     response_format: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Hold answers to JSON: response_format of the API, or a JSON schema."
+            metavar="FILE", help="Structured output: the API's response_format, or a JSON Schema file."
         ),
     ] = None
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Ask again what was answered before: has the host changed it?")
+        bool,
+        typer.Option(
+            "--fresh", help="Ask all questions again, to detect whether the host changed the model."
+        ),
     ] = False
     skip_failed: SkipFailedOpt = False
     yes: PayOpt = False
@@ -117,37 +127,45 @@ class Decision:
     metrics: Annotated[
         list[str] | None,
         typer.Option(
-            "--metrics", "--metric", metavar="NAMES", help="By commas; the first one decides. See --list."
+            "--metrics",
+            "--metric",
+            metavar="NAMES",
+            help="Comma-separated metrics; the first one decides. See --list.",
         ),
     ] = None
-    rubric: Annotated[
-        Path | None, typer.Option(help="By which judge:MODEL and judge_pair:MODEL rate; YAML.")
-    ] = None
+    rubric: Annotated[Path | None, typer.Option(help="YAML rubric for judge:MODEL and judge_pair:MODEL.")] = (
+        None
+    )
     rated: Annotated[
         str | None,
         typer.Option(
-            "--calibrate", metavar="RATED", help="Hold them against people: a .jsonl file, or a review's id."
+            "--calibrate",
+            metavar="RATED",
+            help="Human ratings to compare judges with: a .jsonl file, or a review's id.",
         ),
     ] = None
-    target: Annotated[float | None, typer.Option(help="The score that must be reached, as 0.9.")] = None
+    target: Annotated[float | None, typer.Option(help="Score to reach, such as 0.9.")] = None
     margin: Annotated[
         float,
-        typer.Option(help="Better than its rival by more than this; -0.02 allows 2 points worse."),
+        typer.Option(help="Required lead over the rival; -0.02 allows 2 points worse."),
     ] = 0.0
-    gate: Annotated[bool, typer.Option("--gate", help="Exit 1 unless every verdict is: ship. For a CI.")] = (
+    gate: Annotated[bool, typer.Option("--gate", help="Exit 1 unless every verdict is: ship. For CI.")] = (
         False
     )
     max_cost: Annotated[
-        str | None, typer.Option(metavar="USD", help="For all answers of this evaluation.")
+        str | None, typer.Option(metavar="USD", help="Cost limit for all answers of this evaluation.")
     ] = None
     traffic: Annotated[
         str | None,
-        typer.Option(help='To bear, as "20k req/day, 900 in, 150 out": the cost an answer of hours billed.'),
+        typer.Option(
+            help='Expected traffic, such as "20k req/day, 900 in, 150 out": gives the cost '
+            "per answer for hourly billing."
+        ),
     ] = None
     junit: JunitOpt = None
     output: ReportOpt = None
     open_it: Annotated[bool, typer.Option("--open", help="Show the report in the browser.")] = False
-    show: Annotated[int, typer.Option(min=0, help="Broken and fixed rows to print, of each.")] = 3
+    show: Annotated[int, typer.Option(min=0, help="Number of broken and of fixed rows to print.")] = 3
 
 
 @command
@@ -156,14 +174,14 @@ def evaluate(
     run: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="RUN...", help="Runs that succeeded; or RUN@CHECKPOINT.", autocompletion=completing.runs
+            metavar="RUN...", help="Succeeded runs, or RUN@CHECKPOINT.", autocompletion=completing.runs
         ),
     ] = None,
     *,
     rivals: Rivals,
     rows: Rows,
     decision: Decision,
-    list_metrics: Annotated[bool, typer.Option("--list", help="The metrics that there are.")] = False,
+    list_metrics: Annotated[bool, typer.Option("--list", help="List the metrics.")] = False,
 ) -> Iterator[Output[Evaluation] | Output[list[str]]]:
     """Runs, their base and other models on held-out rows: scores, what was broken, and whether to ship.
 
@@ -309,10 +327,10 @@ def compare(
     run: Annotated[list[str], typer.Argument(metavar="RUN...", autocompletion=completing.runs)],
     format: Annotated[str, typer.Option("--format", help=", ".join(FORMATS))] = "table",
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write to this file; its ending decides.")
+        Path | None, typer.Option("-o", "--output", help="Output file; its extension sets the format.")
     ] = None,
     whole: Annotated[
-        bool, typer.Option("--all", help="Every number and finding, not only what a choice goes by.")
+        bool, typer.Option("--all", help="Show every number and finding, not only the deciding ones.")
     ] = False,
     open_it: Annotated[bool, typer.Option("--open", help="Show the report in the browser.")] = False,
 ) -> Iterator[Output[Comparison] | Output[Written]]:

@@ -26,20 +26,30 @@ class Abilities:
     """What is probed."""
 
     probes: Annotated[
-        str, typer.Option(metavar="NAMES", help="Built-in probes by commas: all, none, or as --list tells.")
+        str,
+        typer.Option(
+            metavar="NAMES", help="Built-in probes, comma-separated: all, none, or names from --list."
+        ),
     ] = "all"
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FILE[=METRIC]", help="Held-out rows of an ability to be kept."),
+        typer.Option("--set", metavar="FILE[=METRIC]", help="Held-out rows of an ability to keep."),
     ] = None
-    tasks: Annotated[str, typer.Option(metavar="NAMES", help="Tasks of lm-eval, by commas.")] = ""
+    tasks: Annotated[str, typer.Option(metavar="NAMES", help="lm-eval tasks, comma-separated.")] = ""
     tasks_folder: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Task files of your own, for lm-eval.")
+        Path | None, typer.Option(metavar="DIR", help="Folder with your own lm-eval task files.")
     ] = None
     margin: Annotated[
-        float | None, typer.Option(min=0, max=1, help="How much worse is no forgetting; default 0.1.")
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Non-inferiority margin: smaller drops don't count as forgetting (default 0.1).",
+        ),
     ] = None
-    limit: Annotated[int | None, typer.Option(min=1, help="Rows of each set, documents of each task.")] = None
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Limit on rows per set and documents per task.")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +58,14 @@ class Asking:
 
     on: Annotated[str, typer.Option(help="host, here or auto, as for eval.")] = "auto"
     base_precision: Annotated[
-        Literal["16-bit", "nf4"], typer.Option(help="In which the base answers on this machine.")
+        Literal["16-bit", "nf4"], typer.Option(help="Precision of the base on this machine.")
     ] = "16-bit"
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 200
     max_cost: Annotated[str | None, typer.Option(metavar="USD", help="For all answers.")] = None
-    fresh: Annotated[bool, typer.Option("--fresh", help="Ask again what was answered before.")] = False
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ask all questions again.")] = False
     skip_failed: SkipFailedOpt = False
     yes: PayOpt = False
-    gate: Annotated[bool, typer.Option("--gate", help="Exit 1 unless every ability was kept. For a CI.")] = (
+    gate: Annotated[bool, typer.Option("--gate", help="Exit 1 unless every ability was kept. For CI.")] = (
         False
     )
     junit: JunitOpt = None
@@ -68,13 +78,13 @@ def regress(
     run: Annotated[
         str | None,
         typer.Argument(
-            metavar="RUN", help="A run that succeeded; or RUN@CHECKPOINT.", autocompletion=completing.runs
+            metavar="RUN", help="A succeeded run, or RUN@CHECKPOINT.", autocompletion=completing.runs
         ),
     ] = None,
     *,
     abilities: Abilities,
     asking: Asking,
-    list_probes: Annotated[bool, typer.Option("--list", help="The built-in probes.")] = False,
+    list_probes: Annotated[bool, typer.Option("--list", help="List the built-in probes.")] = False,
 ) -> Output[Regression] | Output[list[str]]:
     """Did it forget anything? The tuned model against its base on small probes, your own sets, and lm-eval.
 

@@ -37,25 +37,28 @@ _TENTATIVE, _FIRM = 0.667, 0.8
 class What:
     """What is rated."""
 
-    single: Annotated[bool, typer.Option("--single", help="Answers one by one instead of side by side.")] = (
-        False
-    )
+    single: Annotated[
+        bool, typer.Option("--single", help="Show answers one by one instead of side by side.")
+    ] = False
     rubric: Annotated[Path | None, typer.Option(help="YAML with question, guide and criteria.")] = None
     contenders: Annotated[
         list[str] | None,
-        typer.Option("--contender", metavar="NAME", help="One of the evaluation's; default: all."),
+        typer.Option("--contender", metavar="NAME", help="Contender of the evaluation; default: all."),
     ] = None
-    against: Annotated[str | None, typer.Option(metavar="NAME", help="Pairs with this contender only.")] = (
-        None
-    )
-    items: Annotated[int | None, typer.Option(min=1, help="So many of the items, by chance.")] = None
+    against: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Show only pairs with this contender.")
+    ] = None
+    items: Annotated[int | None, typer.Option(min=1, help="Number of items, drawn at random.")] = None
     evaluation: Annotated[
-        str | None, typer.Option(metavar="ID", help="Needs no run. Default: the newest with all the runs.")
+        str | None,
+        typer.Option(
+            metavar="ID", help="Evaluation to rate; needs no run. Default: the newest with all the runs."
+        ),
     ] = None
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Decides items, orders and sides. Default: drawn at random.")
+        int | None, typer.Option(min=0, help="Seed for items, order and sides. Default: random.")
     ] = None
-    new: Annotated[bool, typer.Option("--new", help="Begin anew instead of going on.")] = False
+    new: Annotated[bool, typer.Option("--new", help="Start a new review instead of continuing.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +67,17 @@ class Place:
 
     raters: Annotated[
         str,
-        typer.Option(metavar="NAMES", help="A link for each, by commas; else one for all, who give names."),
+        typer.Option(
+            metavar="NAMES", help="Raters, comma-separated, with one link each; default: one link for all."
+        ),
     ] = ""
     host: Annotated[
         str | None,
-        typer.Option(help="Address to serve on, as 0.0.0.0 for phones; default: this machine only."),
+        typer.Option(help="Address to serve on, such as 0.0.0.0 for phones; default: this machine only."),
     ] = None
-    name: Annotated[
-        list[str] | None, typer.Option("--name", help="A host name of this machine from outside.")
-    ] = None
+    name: Annotated[list[str] | None, typer.Option("--name", help="External host name of this machine.")] = (
+        None
+    )
     port: Annotated[int, typer.Option(min=0, max=65535, help="Default: any free one.")] = 0
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True
 
@@ -81,17 +86,17 @@ class Place:
 class Else:
     """Instead of serving the page."""
 
-    results: Annotated[bool, typer.Option("--results", help="What was said so far.")] = False
+    results: Annotated[bool, typer.Option("--results", help="Show the results so far.")] = False
     export: Annotated[
-        Path | None, typer.Option(metavar="FILE", help=".csv: a sheet to fill in; .jsonl: what was rated.")
+        Path | None, typer.Option(metavar="FILE", help=".csv: a sheet to fill in; .jsonl: the ratings.")
     ] = None
     take: Annotated[
-        Path | None, typer.Option("--import", metavar="FILE.csv", help="Bring a filled sheet back.")
+        Path | None, typer.Option("--import", metavar="FILE.csv", help="Import a filled sheet.")
     ] = None
-    rater: Annotated[str | None, typer.Option(metavar="NAME", help="Whose sheet it is.")] = None
-    plan: Annotated[bool, typer.Option("--plan", help="How many people and items are needed.")] = False
+    rater: Annotated[str | None, typer.Option(metavar="NAME", help="Rater of the sheet.")] = None
+    plan: Annotated[bool, typer.Option("--plan", help="Show how many people and items are needed.")] = False
     detect: Annotated[
-        float, typer.Option(help="For --plan: the share of cases in which one is preferred.")
+        float, typer.Option(help="For --plan: the expected share of cases in which one is preferred.")
     ] = 0.6
 
 

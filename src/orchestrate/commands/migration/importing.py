@@ -22,13 +22,15 @@ SHOWN = 20
 @command
 def take(
     context: typer.Context,
-    providers: Annotated[list[str], typer.Argument(metavar="PROVIDER...", help="Backends, as in together.")],
+    providers: Annotated[
+        list[str], typer.Argument(metavar="PROVIDER...", help="Backends, such as together.")
+    ],
     since: Annotated[
         datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Only jobs made since this day (UTC).")
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="Jobs that failed or were cancelled, too.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Include failed and cancelled jobs.")] = False,
     files: Annotated[
-        bool, typer.Option(help="Fetch training and validation files, where the host gives them out.")
+        bool, typer.Option(help="Download training and validation files if the host allows it.")
     ] = True,
     details: Annotated[bool, typer.Option(help="Fetch events, metrics and checkpoints.")] = True,
 ) -> Output[list[Taken]]:

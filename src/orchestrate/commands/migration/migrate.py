@@ -51,23 +51,28 @@ class Proof:
         str | None, typer.Option("--test", help="Held-out rows; default: the run's own, or its recording's.")
     ] = None
     old: Annotated[
-        str, typer.Option("--old", help="live: ask the old model; recorded: its recording; auto.")
+        str, typer.Option("--old", help="live: query the old model; recorded: use its recording; auto.")
     ] = "auto"
     metrics: Annotated[
-        list[str] | None, typer.Option("--metrics", metavar="NAMES", help="By commas; the first one decides.")
+        list[str] | None,
+        typer.Option("--metrics", metavar="NAMES", help="Comma-separated metrics; the first one decides."),
     ] = None
-    margin: Annotated[
-        float, typer.Option(help="How much worse is still as good: 0.05 is 5 points of a hundred.")
-    ] = 0.05
+    margin: Annotated[float, typer.Option(help="Accepted drop for parity: 0.05 is 5 percentage points.")] = (
+        0.05
+    )
     limit: Annotated[int | None, typer.Option(min=1, help="Only this many rows, from the first.")] = None
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512
     on: Annotated[str, typer.Option(help="host, here or auto, as for eval.")] = "auto"
     probes: Annotated[
-        str, typer.Option(metavar="NAMES", help="Of forgetting, as for regress: all, none, or by commas.")
+        str,
+        typer.Option(
+            metavar="NAMES", help="Forgetting probes, as for regress: all, none, or comma-separated."
+        ),
     ] = "all"
     proof: Annotated[bool, typer.Option("--proof/--no-proof", help="Compare with the old model.")] = True
     max_answers: Annotated[
-        str | None, typer.Option("--max-answers-cost", metavar="USD", help="For all answers of the proof.")
+        str | None,
+        typer.Option("--max-answers-cost", metavar="USD", help="Cost limit for all answers of the proof."),
     ] = None
 
 
@@ -79,12 +84,12 @@ class Steps:
         bool, typer.Option("--dry-run", help="Propose, translate and quote; send nothing.")
     ] = False
     wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Until the new models are trained, then compare.")
+        bool, typer.Option("--wait/--no-wait", help="Wait until the new models are trained, then compare.")
     ] = True
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write the report: .html, .md, .json, .txt.")
     ] = None
-    gate: Annotated[bool, typer.Option("--gate", help="Exit 1 unless parity is shown. For a CI.")] = False
+    gate: Annotated[bool, typer.Option("--gate", help="Exit 1 unless parity is shown. For CI.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,17 +98,18 @@ class Where:
 
     to: Annotated[str, typer.Option("--to", metavar="BACKENDS", help="Backends, comma-separated.")] = ""
     model: Annotated[
-        list[str] | None, typer.Option("--model", help="A model, or BACKEND=MODEL, in place of the proposal.")
+        list[str] | None, typer.Option("--model", help="A model, or BACKEND=MODEL, instead of the proposal.")
     ] = None
     train: Annotated[
-        str | None, typer.Option("--train", metavar="FILE", help="Rows, where those of the run are gone.")
+        str | None,
+        typer.Option("--train", metavar="FILE", help="Training rows, if those of the run are lost."),
     ] = None
     every: Annotated[
         bool, typer.Option("--all", help="Every run whose model will be shut down; with --plan.")
     ] = False
     plan: Annotated[
         Path | None,
-        typer.Option("--plan", metavar="FILE", help="With --all: write it. Without: carry it out."),
+        typer.Option("--plan", metavar="FILE", help="Plan file: written with --all, run without it."),
     ] = None
     rate: RateOpt = None
 
@@ -113,7 +119,7 @@ def migrate(
     context: typer.Context,
     run: Annotated[
         str | None,
-        typer.Argument(metavar="RUN", help="A run that succeeded.", autocompletion=completing.runs),
+        typer.Argument(metavar="RUN", help="A succeeded run.", autocompletion=completing.runs),
     ] = None,
     *,
     where: Where,

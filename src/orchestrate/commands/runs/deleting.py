@@ -36,7 +36,7 @@ def stored(
     context: typer.Context,
     *,
     provider: ProviderOpt = "all",
-    sandbox: Annotated[bool, typer.Option("--sandbox", help="Ask sandboxes instead.")] = False,
+    sandbox: Annotated[bool, typer.Option("--sandbox", help="Use sandboxes instead.")] = False,
 ) -> Output[list[AccountStorage]]:
     """Ask every configured account which files and tuned models it keeps, whoever made them.
 
@@ -58,14 +58,14 @@ def delete(
         str | None,
         typer.Argument(
             metavar="[RUN|FILE|MODEL]",
-            help="A run that has ended, or the host's id of a file or tuned model. Without one: list what "
+            help="A run that has ended, or the host's id of a file or tuned model. Default: list what "
             "the store knows to be at hosts.",
             autocompletion=completing.runs,
         ),
     ] = None,
     *,
     provider: ProviderOpt = "all",
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False,
     sandbox: Annotated[bool, typer.Option("--sandbox", help="List or search sandboxes instead.")] = False,
 ) -> Output[list[Stored]]:
     """Delete a run's tuned model and uploaded rows at its host, or one file or model by its id, for good.

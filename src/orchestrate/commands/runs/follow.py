@@ -50,7 +50,7 @@ HereOpt = Annotated[
     bool | None,
     typer.Option(
         "--here/--background",
-        help="Watch in this process, or in one that survives the terminal (default on a terminal).",
+        help="Watch in this process, or in a background process (default on a terminal).",
     ),
 ]
 
@@ -93,7 +93,7 @@ def watch(
     ] = None,
     *,
     here: HereOpt = None,
-    stop: Annotated[bool, typer.Option("--stop", help="End the background watcher; runs go on.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the background watcher; runs continue.")] = False,
     stalls: StallOptions,
     channels: NotifyOptions,
 ) -> Output[list[Run]] | Output[Stopped]:

@@ -28,7 +28,7 @@ StatusOpt = Annotated[
     str | None,
     typer.Option(
         metavar="WORD",
-        help="Only this status, as it is shown: running, failed, 'not sent' ...",
+        help="Show only this status, as displayed: running, failed, 'not sent' ...",
         autocompletion=completing.statuses,
     ),
 ]
@@ -39,30 +39,31 @@ def runs(  # noqa: PLR0913  each is an option
     context: typer.Context,
     provider: Annotated[
         str | None,
-        typer.Option("--provider", "-p", help="Only this backend.", autocompletion=completing.backend),
+        typer.Option("--provider", "-p", help="Show only this backend.", autocompletion=completing.backend),
     ] = None,
     status: StatusOpt = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Only models with this in their name.", autocompletion=completing.models),
+        typer.Option(help="Show only models whose name contains this.", autocompletion=completing.models),
     ] = None,
-    tag: Annotated[str | None, typer.Option(metavar="NAME[=VALUE]", help="Only with this tag.")] = None,
+    tag: Annotated[str | None, typer.Option(metavar="NAME[=VALUE]", help="Show only this tag.")] = None,
     search: Annotated[
         str | None,
-        typer.Option(metavar="WORDS", help="Only with these words in an id, name, model, job, tag or note."),
+        typer.Option(metavar="WORDS", help="Words in an id, name, model, job, tag or note."),
     ] = None,
     sort: Annotated[
         str,
         typer.Option(
             metavar="COLUMN",
             help="created, name, backend, model, status, cost, updated, loss, spec.NAME or tag.NAME; "
-            "with - in front from the largest to the smallest.",
+            "prefix - for descending order.",
         ),
     ] = "-created",
-    archived: Annotated[bool, typer.Option("--archived", help="The archived runs instead.")] = False,
-    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 30,
+    archived: Annotated[bool, typer.Option("--archived", help="Show archived runs instead.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of rows.")] = 30,
     sandbox: Annotated[
-        bool, typer.Option("--sandbox", help="The runs of sandboxes instead; inside one they are among all.")
+        bool,
+        typer.Option("--sandbox", help="Show sandbox runs instead."),
     ] = False,
 ) -> Output[list[Run]]:
     """List runs, newest first, as last seen; `orchestrate sync` brings them up to date."""

@@ -24,18 +24,18 @@ def log(
         list[str] | None,
         typer.Argument(metavar="[RUN]...", help="Runs' ids.", autocompletion=completing.runs),
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="All runs of the store that have a job.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Log all runs of the store that have a job.")] = False,
     at: Annotated[
         str | None,
         typer.Option(
-            help="A tracking server's URL or, for tensorboard and for wandb without a network, a folder. "
-            "Default: what the tracker's own settings say."
+            help="A tracking server's URL or, for tensorboard and for wandb without a network, a "
+            "folder. Default: the tracker's own settings."
         ),
     ] = None,
     project: Annotated[
-        str | None, typer.Option(help="Experiment or project there. Default: orchestrate.")
+        str | None, typer.Option(help="Experiment or project name there. Default: orchestrate.")
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on until the runs have ended.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Continue until the runs have ended.")] = False,
 ) -> Output[list[Logged]]:
     """Log runs, running or ended, to an experiment tracker: settings, metrics, outcome, cost, scores.
     What it has already is not put there again."""

@@ -50,16 +50,18 @@ class What:
             metavar="WHAT", help=f"{', '.join(BY)}, tag:NAME, or all; may be repeated or joined by commas."
         ),
     ] = None
-    month: Annotated[str | None, typer.Option(help="Only this month, as 2026-11.", metavar="MONTH")] = None
-    offline: Annotated[bool, typer.Option("--offline", help="Ask no host: the store's part alone.")] = False
+    month: Annotated[
+        str | None, typer.Option(help="Show only this month, such as 2026-11.", metavar="MONTH")
+    ] = None
+    offline: Annotated[bool, typer.Option("--offline", help="Use only the store; contact no host.")] = False
     sandbox: Annotated[
-        bool, typer.Option("--sandbox", help="The play money of sandboxes, and what stands there, instead.")
+        bool, typer.Option("--sandbox", help="Show sandbox spending and deployments instead.")
     ] = False
     ignore: Annotated[
         list[str] | None,
         typer.Option(
             metavar="ID_OR_NAME",
-            help="Accept this deployment, or this item of unknown cost. Repeat for several.",
+            help="Accept this deployment, or this item of unknown cost. Repeatable.",
         ),
     ] = None
 
@@ -82,16 +84,16 @@ class Fail:
         bool,
         typer.Option(
             "--fail-if-over",
-            help="Exit with 6 when the budget is exceeded; with 4 when it may be, since what something costs "
-            "is not known.",
+            help="Exit with 6 when the budget is exceeded; with 4 when it may be, because a cost is unknown.",
         ),
     ] = False
     fail_if_idle: Annotated[
         bool,
         typer.Option(
             "--fail-if-idle",
-            help="Exit with 1 when a deployment bills that is not known to be used, or a rented machine that "
-            "no run here accounts for; with 4 when none was seen and an account could not be asked in full.",
+            help="Exit with 1 if a deployment bills without known use, or a rented machine belongs to "
+            "no run here; with 4 if none was found but an account could not be checked "
+            "completely.",
         ),
     ] = False
 
@@ -119,7 +121,7 @@ class Tell:
     """Who else is told."""
 
     notify: Annotated[
-        bool, typer.Option("--notify", help="Tell the channels that the environment names, once.")
+        bool, typer.Option("--notify", help="Send this once to the notification channels in the environment.")
     ] = False
 
     def settings(self, given: Settings, channels: NotifyOptions) -> Settings | None:
@@ -140,11 +142,13 @@ class End:
         bool,
         typer.Option(
             "--end-orphans",
-            help="List what bills under our mark and nothing in this store accounts for, and end it. Another "
-            "store with the same accounts may have made it.",
+            help="List resources created by Orchestrate that bill but are not in this store, and shut "
+            "them down. Another store with the same accounts may have created them.",
         ),
     ] = False
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before it is ended.")] = False
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation before shutting down.")] = (
+        False
+    )
 
 
 @command

@@ -54,8 +54,7 @@ Refresh = Annotated[
     bool | None,
     typer.Option(
         "--refresh/--offline",
-        help="Ask the host, or show what is stored. Default: the host is asked until nothing can "
-        "change any more.",
+        help="Ask the host, or show the stored state. Default: ask until the state is final.",
     ),
 ]
 
@@ -232,7 +231,9 @@ def _show_checkpoints(found: list[Checkpoint]) -> None:
     out.print(shown)
 
 
-YesOpt = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; without a terminal nothing is asked.")]
+YesOpt = Annotated[
+    bool, typer.Option("--yes", "-y", help="Skip the confirmation. Without a terminal there is none.")
+]
 
 
 @command
@@ -266,13 +267,15 @@ def resume(
     max_cost: Annotated[
         str | None,
         typer.Option(
-            "--max-cost", metavar="USD", help="Another limit of the whole run, what it has cost included."
+            "--max-cost",
+            metavar="USD",
+            help="New cost limit of the entire run, including what it has cost so far.",
         ),
     ] = None,
     max_hours: Annotated[
         float | None,
         typer.Option(
-            min=0, help="At a place: other hours for the whole run, those that it has used included."
+            min=0, help="At a place: new hour limit of the entire run, including hours used so far."
         ),
     ] = None,
     yes: YesOpt = False,
@@ -295,7 +298,7 @@ def resume(
 def abandon(
     context: typer.Context,
     run: RunArg,
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Kept with the run.")],
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Reason, stored with the run.")],
 ) -> Iterator[Output[Run]]:
     """Give up on a run, and on its deployments in an account that can no longer be asked. Their hosts are no
     longer asked about them, and they only count against the budget with what they are known to have cost.
@@ -323,7 +326,7 @@ def annotate(
     run: RunArg,
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="The note; '' removes it.")] = None,
     archive: Annotated[
-        bool | None, typer.Option("--archive/--unarchive", help="Leave it out of lists, or put it back.")
+        bool | None, typer.Option("--archive/--unarchive", help="Hide it from lists, or show it again.")
     ] = None,
 ) -> Output[Run]:
     """Write a note about a run, or archive it. Asks no host; what the run bills counts as before."""

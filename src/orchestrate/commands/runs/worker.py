@@ -41,10 +41,12 @@ def worker(
     webhooks: Annotated[
         int | None,
         typer.Option(
-            "--webhooks", metavar="PORT", help="Take OpenAI's webhooks on this loopback port (POST /openai)."
+            "--webhooks",
+            metavar="PORT",
+            help="Receive OpenAI's webhooks on this loopback port (POST /openai).",
         ),
     ] = None,
-    until_idle: Annotated[bool, typer.Option("--until-idle", help="End when no run is on its way.")] = False,
+    until_idle: Annotated[bool, typer.Option("--until-idle", help="Exit when no run is active.")] = False,
 ) -> Output[SyncReport] | None:
     """Watch the runs of this store until interrupted. Any number of workers may share one store."""
     stop = threading.Event()
@@ -82,10 +84,11 @@ def recover(
         str, typer.Option("--provider", "-p", help="Backends to search, joined by commas.", metavar="NAMES")
     ] = "all",
     run: Annotated[
-        list[str] | None, typer.Argument(help="Take these, by id.", metavar="[RUN]...", show_default=False)
+        list[str] | None,
+        typer.Argument(help="Recover these jobs, by id.", metavar="[RUN]...", show_default=False),
     ] = None,
     all_of_them: Annotated[
-        bool, typer.Option("--all", help="Take all without asking, including what colleagues submitted.")
+        bool, typer.Option("--all", help="Recover all without asking, including jobs of colleagues.")
     ] = False,
 ) -> Iterator[Output[Recovered]]:
     """Rebuild a lost store: jobs on the hosts that carry one of our refs become runs again. In a shared

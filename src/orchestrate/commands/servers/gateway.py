@@ -38,7 +38,10 @@ app = typer.Typer(
     help="Serve OpenAI's fine-tuning API over any backend. Clients only change their base URL.",
 )
 keys = typer.Typer(
-    cls=Group, add_completion=False, no_args_is_help=True, help="Who may use the gateway, and for what."
+    cls=Group,
+    add_completion=False,
+    no_args_is_help=True,
+    help="Manage who may use the gateway, and for what.",
 )
 app.add_typer(keys, name="keys")
 
@@ -63,20 +66,20 @@ class KeyShown(GatewayKey, frozen=True, kw_only=True):
 class Where:
     """Where it answers."""
 
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8000
     host: Annotated[
-        str, typer.Option(help="An address of this machine; others than loopback need keys, and TLS.")
+        str, typer.Option(help="Address to serve on; anything but loopback needs keys and TLS.")
     ] = "127.0.0.1"
-    names: Annotated[
-        list[str] | None, typer.Option("--name", help="A further host name by which it may be asked.")
-    ] = None
+    names: Annotated[list[str] | None, typer.Option("--name", help="Additional accepted host name.")] = None
     behind_proxy: Annotated[
-        bool, typer.Option("--behind-proxy", help="A proxy before it speaks TLS; clients need keys.")
+        bool, typer.Option("--behind-proxy", help="A proxy in front terminates TLS; clients need keys.")
     ] = False
     certificate: Annotated[
-        Path | None, typer.Option("--tls-certificate", help="PEM file: it speaks TLS itself.")
+        Path | None, typer.Option("--tls-certificate", help="PEM certificate for serving TLS directly.")
     ] = None
-    certificate_key: Annotated[Path | None, typer.Option("--tls-key", help="PEM file of its key.")] = None
+    certificate_key: Annotated[
+        Path | None, typer.Option("--tls-key", help="PEM file of the certificate's key.")
+    ] = None
 
 
 @app.callback()
@@ -124,31 +127,29 @@ class Scope:
     project: Annotated[str, typer.Option(help="Keys of one project see the same files, jobs and models.")] = (
         "default"
     )
-    backends: Annotated[list[str] | None, typer.Option("--backend", help="Only on this one; repeat it.")] = (
-        None
-    )
+    backends: Annotated[
+        list[str] | None, typer.Option("--backend", help="Restrict the key to this backend; repeatable.")
+    ] = None
     models: Annotated[
-        list[str] | None, typer.Option("--model", help="Only this name may be asked for; repeat it.")
+        list[str] | None, typer.Option("--model", help="Restrict the key to this model name; repeatable.")
     ] = None
     map: Annotated[
         list[str] | None,
-        typer.Option("--map", metavar="NAME=BACKEND:MODEL", help="A name of this key's own; repeat it."),
+        typer.Option("--map", metavar="NAME=BACKEND:MODEL", help="Model name for this key only; repeatable."),
     ] = None
     budget: Annotated[
-        str | None, typer.Option("--budget", metavar="USD", help="Over all jobs of the key.")
+        str | None, typer.Option("--budget", metavar="USD", help="Cost limit over all jobs of the key.")
     ] = None
     per_minute: Annotated[int | None, typer.Option(min=1, help="Requests.")] = None
-    concurrent: Annotated[int | None, typer.Option(min=1, help="Jobs that have not ended.")] = None
-    expires: Annotated[
-        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Not taken from this day on (UTC).")
-    ] = None
+    concurrent: Annotated[int | None, typer.Option(min=1, help="Maximum number of open jobs.")] = None
+    expires: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Expiry date (UTC).")] = None
 
 
 @keys.command("add")
 @command
 def add(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Whose it is.")],
+    name: Annotated[str, typer.Argument(help="Name of the key's owner.")],
     *,
     scope: Scope,
 ) -> Output[KeyMade]:
@@ -208,7 +209,7 @@ def _show_keys(found: list[KeyShown]) -> None:
 
 
 @keys.command("revoke")
-def revoke(context: typer.Context, name: Annotated[str, typer.Argument(help="Of the key.")]) -> None:
+def revoke(context: typer.Context, name: Annotated[str, typer.Argument(help="Name of the key.")]) -> None:
     """Take a key no more, from its next request on. Jobs of a key of the gateway go on."""
     from orchestrate.gateway import launch as service
 
@@ -222,8 +223,8 @@ def revoke(context: typer.Context, name: Annotated[str, typer.Argument(help="Of 
 @command
 def log(
     context: typer.Context,
-    key: Annotated[str | None, typer.Option(help="Only of this key.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="The last so many.")] = 50,
+    key: Annotated[str | None, typer.Option(help="Show only this key.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Number of latest entries.")] = 50,
 ) -> Output[list[AuditEntry]]:
     """Who changed what, who made and revoked keys, and what was refused, oldest first."""
     from orchestrate.gateway import launch as service

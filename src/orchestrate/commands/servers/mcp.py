@@ -14,10 +14,10 @@ from orchestrate.errors import MissingExtra
 def mcp(
     context: typer.Context,
     max_cost: Annotated[
-        str | None, typer.Option(metavar="USD", help="For all that is spent through it together.")
+        str | None, typer.Option(metavar="USD", help="Cost limit for everything spent through this server.")
     ] = None,
-    read_only: Annotated[bool, typer.Option("--read-only", help="Only tools that look.")] = False,
-    skill: Annotated[bool, typer.Option("--skill", help="Print a skill file for agents, and end.")] = False,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Offer only read-only tools.")] = False,
+    skill: Annotated[bool, typer.Option("--skill", help="Print a skill file for agents and exit.")] = False,
 ) -> None:
     """Tools for agents over the Model Context Protocol, on stdin and stdout: a client starts this command.
 

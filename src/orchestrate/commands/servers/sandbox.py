@@ -28,25 +28,25 @@ app = typer.Typer(
     invoke_without_command=True,
     add_completion=False,
     no_args_is_help=False,
-    help="Local stand-ins of the three hosts that really train. No key, no cost.",
+    help="Run local sandboxes of the three hosts. They really train. No key, no cost.",
 )
 
-HomeOpt = Annotated[Path | None, typer.Option("--sandbox-home", help="Where jobs and files are kept.")]
-SpeedOpt = Annotated[float, typer.Option("--speed", min=0.01, help="How many times shorter the waits are.")]
+HomeOpt = Annotated[Path | None, typer.Option("--sandbox-home", help="Folder for jobs and files.")]
+SpeedOpt = Annotated[float, typer.Option("--speed", min=0.01, help="Factor by which waits are shortened.")]
 TrainOpt = Annotated[
-    bool, typer.Option("--train/--no-train", help="Train the tiny model, or only walk through the states.")
+    bool, typer.Option("--train/--no-train", help="Train the tiny model, or only simulate the job states.")
 ]
 ModelOpt = Annotated[str | None, typer.Option("--model", help="Folder of another model to train.")]
 SlotsOpt = Annotated[
-    int | None, typer.Option("--slots", min=1, help="Trainings at once; default: 3, one for each host.")
+    int | None, typer.Option("--slots", min=1, help="Concurrent trainings; default: 3, one per host.")
 ]
-ThreadsOpt = Annotated[int, typer.Option("--threads", min=1, help="Threads of each training.")]
+ThreadsOpt = Annotated[int, typer.Option("--threads", min=1, help="Threads per training.")]
 AlsoOpt = Annotated[
     list[str] | None,
-    typer.Option("--also", help="A host that a file describes, as in azure; on a free port. Repeatable."),
+    typer.Option("--also", help="A host described by a file, such as azure, on a free port. Repeatable."),
 ]
 PortOpt = Annotated[
-    int, typer.Option("--port", min=0, max=65533, help="The first of three ports; 0 takes free ones.")
+    int, typer.Option("--port", min=0, max=65533, help="First of three ports; 0 picks free ones.")
 ]
 
 
@@ -103,7 +103,7 @@ def _show(up: SandboxUp) -> None:
 @command
 def run(
     context: typer.Context,
-    command: Annotated[list[str], typer.Argument(metavar="-- CMD ...", help="What to run.")],
+    command: Annotated[list[str], typer.Argument(metavar="-- CMD ...", help="Command to run.")],
     *,
     hosts: Hosts,
     port: PortOpt = 0,

@@ -43,7 +43,7 @@ class Where:
     """Where it answers, and to whom."""
 
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000
-    host: Annotated[str, typer.Option(help="An address of this machine; others than loopback need keys.")] = (
+    host: Annotated[str, typer.Option(help="Address to serve on; anything but loopback needs keys.")] = (
         "127.0.0.1"
     )
     names: Annotated[
@@ -51,7 +51,7 @@ class Where:
     ] = None
     origins: Annotated[
         list[str] | None,
-        typer.Option("--origin", help="A site whose pages may ask it, as https://app.example."),
+        typer.Option("--origin", help="Origin allowed by CORS, such as https://app.example."),
     ] = None
 
 
@@ -64,47 +64,55 @@ class How:
         typer.Option(
             "--as",
             metavar="NAME",
-            help="Serve the run under this name, for example the one that your code asks for; "
-            "repeat it for further runs, in their order. Default: the suffix of its spec.",
+            help="Serve the run under this model name, for example the one your code requests. Repeat "
+            "for more runs, in order. Default: the suffix of its spec.",
         ),
     ] = None
     engine: Annotated[str, typer.Option(help="auto, transformers, llama.cpp, vllm.")] = "auto"
-    base: Annotated[str | None, typer.Option(help="Without a run: serve this base model alone.")] = None
-    most_at_once: Annotated[int, typer.Option("--concurrency", min=1, help="Requests answered at once.")] = 32
-    most_waiting: Annotated[int, typer.Option("--queue", min=0, help="More wait; beyond them 429.")] = 128
+    base: Annotated[str | None, typer.Option(help="Serve this base model without a run.")] = None
+    most_at_once: Annotated[int, typer.Option("--concurrency", min=1, help="Concurrent requests.")] = 32
+    most_waiting: Annotated[
+        int, typer.Option("--queue", min=0, help="Length of the waiting queue; beyond it requests get 429.")
+    ] = 128
     most_tokens: Annotated[
-        int, typer.Option("--max-tokens", min=1, help="Of an answer whose request does not say.")
+        int, typer.Option("--max-tokens", min=1, help="Token limit of an answer if the request sets none.")
     ] = 2048
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the processor.")] = None
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: a GPU where there is one.")] = None
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: a GPU if there is one.")] = None
     four_bit: Annotated[
         bool | None,
-        typer.Option("--four-bit/--no-four-bit", help="Default: as the adapters were trained, else by size."),
+        typer.Option(
+            "--four-bit/--no-four-bit", help="Precision of the base. Default: as in training, else by size."
+        ),
     ] = None
     precision: Annotated[
         Literal["bf16", "fp16", "fp32"] | None,
-        typer.Option(help="Of products and weights that are not in 4 bits. Default: what suits the device."),
+        typer.Option(
+            help="Precision of computation and of unquantized weights. Default: what suits the device."
+        ),
     ] = None
     batch_invariant: Annotated[
         bool,
         typer.Option(
             "--batch-invariant",
-            help="Answer requests of temperature 0 one by one: the same to the bit in any company. Slower.",
+            help="Answer requests with temperature 0 one by one, so they are bitwise reproducible. Slower.",
         ),
     ] = False
-    quantise: Annotated[str, typer.Option("--quantize", help="For llama.cpp.")] = "Q4_K_M"
+    quantise: Annotated[str, typer.Option("--quantize", help="GGUF quantization for llama.cpp.")] = "Q4_K_M"
     engine_args: Annotated[
         list[str] | None,
         typer.Option(
-            "--engine-arg", metavar="FLAG", help="For llama.cpp's server or vLLM, as it is; repeat it."
+            "--engine-arg",
+            metavar="FLAG",
+            help="Flag passed unchanged to llama.cpp's server or vLLM; repeatable.",
         ),
     ] = None
     python: Annotated[
-        Path | None, typer.Option("--vllm-python", help="The python of the environment that has vLLM.")
+        Path | None, typer.Option("--vllm-python", help="Python of the environment with vLLM.")
     ] = None
     llama_python: Annotated[
         Path | None,
-        typer.Option(help="The python of the environment that has xllamacpp, or llama-cpp-python[server]."),
+        typer.Option(help="Python of the environment with xllamacpp or llama-cpp-python[server]."),
     ] = None
 
 
@@ -114,14 +122,14 @@ class Instead:
 
     into: Annotated[
         str | None,
-        typer.Option("--into", metavar="URL", help="Add the adapters to this server, which runs already."),
+        typer.Option("--into", metavar="URL", help="Add the adapters to this running server."),
     ] = None
     new_key: Annotated[
         str | None,
-        typer.Option("--new-key", metavar="NAME", help="Make a client's key, print it once, and leave."),
+        typer.Option("--new-key", metavar="NAME", help="Create a client key, print it once, and exit."),
     ] = None
     revoke_key: Annotated[
-        str | None, typer.Option("--revoke-key", metavar="NAME", help="Take no key of this name any more.")
+        str | None, typer.Option("--revoke-key", metavar="NAME", help="Revoke the key with this name.")
     ] = None
 
 
@@ -131,14 +139,12 @@ def serve(
     *,
     run: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN]...", help="Runs, or folders with adapters, of one base."),
+        typer.Argument(metavar="[RUN]...", help="Runs or adapter folders with the same base."),
     ] = None,
     where: Where,
     how: How,
     instead: Instead,
-    prove: Annotated[
-        bool, typer.Option(help="Prove that each model is what was trained, before anything else.")
-    ] = True,
+    prove: Annotated[bool, typer.Option(help="Verify each model before serving it.")] = True,
     accept_licence: AcceptOpt = None,
 ) -> Iterator[Output[Serving] | Output[list[Added]]]:
     """Serve tuned models and their base by name behind the chat completions API, until interrupted. Each is

@@ -21,11 +21,11 @@ def ui(
     context: typer.Context,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Default: any free one.")] = 0,
     read_only: Annotated[
-        bool, typer.Option("--read-only", help="Pages that show and do nothing: for a wall, or a colleague.")
+        bool, typer.Option("--read-only", help="Serve read-only pages, for a dashboard or a colleague.")
     ] = False,
     open: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     host: Annotated[
-        str, typer.Option(help="Address to serve on; another than this machine's own needs --read-only.")
+        str, typer.Option(help="Address to serve on; anything but loopback needs --read-only.")
     ] = "127.0.0.1",
     name: Annotated[
         list[str] | None, typer.Option("--name", help="A host name of this machine from outside.")

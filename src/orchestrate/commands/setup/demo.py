@@ -36,15 +36,16 @@ _CONFIG = 'home = "home"   # the demo keeps its runs here; orders of this folder
 
 
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where to write; made when absent.")] = _FOLDER,
+    folder: Annotated[Path, typer.Argument(help="Output folder; created if missing.")] = _FOLDER,
     train: Annotated[
         bool,
         typer.Option(
-            "--train/--no-train", help="Without training: no torch, and so nothing to evaluate or to ask."
+            "--train/--no-train",
+            help="Skip training; needs no torch, but leaves nothing to evaluate or chat with.",
         ),
     ] = True,
     files_only: Annotated[
-        bool, typer.Option("--files-only", help="Write the data and the spec, and run nothing.")
+        bool, typer.Option("--files-only", help="Only write the data and the spec.")
     ] = False,
 ) -> None:
     """The main job from end to end, on this machine: check, quote, train, evaluate, compare. No key, no cost.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=__doc__)
 
 ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")]
-DeviceOpt = Annotated[str | None, typer.Option(help="cpu or cuda; default: a GPU when there is one.")]
+DeviceOpt = Annotated[str | None, typer.Option(help="cpu or cuda; default: a GPU if there is one.")]
 
 
 @app.command()
@@ -34,7 +34,7 @@ def bench(
     ] = None,
     threads: ThreadsOpt = None,
     device: DeviceOpt = None,
-    seconds: Annotated[float, typer.Option(min=1, help="How long to train.")] = 20.0,
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds to train.")] = 20.0,
 ) -> Output[Bench]:
     """Measures this machine's training speed by training; quotes for `local` use it from then on."""
     from orchestrate.setup import starting
@@ -64,12 +64,14 @@ class Trained:
     """What is trained, and how."""
 
     adapter: Annotated[str, typer.Option(help="qlora, lora or full.")] = "qlora"
-    rank: Annotated[int, typer.Option("--rank", "-r", min=1, help="Of the adapter.")] = 16
+    rank: Annotated[int, typer.Option("--rank", "-r", min=1, help="Rank of the adapter.")] = 16
     length: Annotated[int, typer.Option(min=8, help="Tokens of the longest row.")] = 2048
-    rows: Annotated[int, typer.Option(min=1, help="Rows in one forward pass.")] = 1
-    pairs: Annotated[bool, typer.Option(help="Preference pairs: a row is one of the two answers.")] = False
-    eight_bit: Annotated[bool, typer.Option("--8-bit-adamw", help="The optimiser in 8 bits.")] = False
-    gradient_checkpointing: Annotated[bool, typer.Option(help="Keep less for the backward pass.")] = False
+    rows: Annotated[int, typer.Option(min=1, help="Rows per forward pass.")] = 1
+    pairs: Annotated[
+        bool, typer.Option(help="Plan for preference pairs; a row is one of the two answers.")
+    ] = False
+    eight_bit: Annotated[bool, typer.Option("--8-bit-adamw", help="Use an 8-bit optimizer.")] = False
+    gradient_checkpointing: Annotated[bool, typer.Option(help="Use gradient checkpointing.")] = False
     precision: Annotated[str, typer.Option(help="bf16 or fp32; auto takes what suits the device.")] = "auto"
 
 

@@ -49,17 +49,19 @@ _MARKS: dict[bool | None, tuple[str, str]] = {
 }
 
 
-keys = typer.Typer(cls=by_default("list"), help="API keys, and the hosts they may go to: set, list, trust.")
+keys = typer.Typer(
+    cls=by_default("list"), help="Set, list and remove API keys, and trust the hosts they may be sent to."
+)
 
 
 @keys.command("set")
 def keys_set(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Backend, as in together.")],
+    name: Annotated[str, typer.Argument(help="Backend, such as together.")],
     value: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")] = None,
     value_option: Annotated[str | None, typer.Option("--value", hidden=True)] = None,
     keyring: Annotated[
-        bool, typer.Option("--keyring", help="Keep it in the system's keyring instead of a file.")
+        bool, typer.Option("--keyring", help="Store it in the system keyring instead of a file.")
     ] = False,
 ) -> None:
     """Keep a key in a file that only you can read, or in the keyring. The key is asked for, or read from a
@@ -174,13 +176,16 @@ def _tied(host: config.HostConfig) -> list[str]:
 @keys.command("trust")
 def keys_trust(
     context: typer.Context,
-    name: Annotated[str | None, typer.Argument(help="Backend whose key it is.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Backend of the key.")] = None,
     host: Annotated[
-        str | None, typer.Argument(help="As in https://llm.example.com; default: the configured base URL.")
+        str | None,
+        typer.Argument(help="Host such as https://llm.example.com; default: the configured base URL."),
     ] = None,
     project: Annotated[
         bool,
-        typer.Option("--project", help="This folder's orchestrate.toml and rates.yaml, as they are now."),
+        typer.Option(
+            "--project", help="Trust this folder's orchestrate.toml and rates.yaml in their current state."
+        ),
     ] = False,
 ) -> None:
     """Let a key be sent to another host. Each key is tied to the host that it was first used with. With
@@ -255,7 +260,7 @@ def keys_remove(name: Annotated[str, typer.Argument(help="Backend.")]) -> None:
 def doctor(
     context: typer.Context,
     online: Annotated[
-        bool, typer.Option("--online", help="Ask the hosts whether they take the keys; bills nothing.")
+        bool, typer.Option("--online", help="Check the keys with the hosts; costs nothing.")
     ] = False,
 ) -> Output[list[Check]]:
     """Check this machine, the keys and the store. Exit code 3 when something is wrong."""
@@ -279,7 +284,7 @@ def _show_checks(checks: list[Check]) -> None:
     out.print(shown)
 
 
-providers = typer.Typer(cls=by_default("list"), help="Backends, and what each of them can do.")
+providers = typer.Typer(cls=by_default("list"), help="List backends and what each one supports.")
 
 
 class Backend(TypedDict):
@@ -301,7 +306,7 @@ class Backend(TypedDict):
 def list_providers(
     context: typer.Context,
     template: Annotated[
-        bool, typer.Option("--template", help="Print a commented description of a host, to be filled in.")
+        bool, typer.Option("--template", help="Print a host description template to fill in.")
     ] = False,
 ) -> Output[list[Backend]] | None:
     """All that -p takes: what each backend can do, why something is missing, and what it needs here."""

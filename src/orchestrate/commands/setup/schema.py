@@ -112,9 +112,9 @@ def _import_late(module: ModuleType, name: str) -> None:
 def schema(
     command: Annotated[
         list[str] | None,
-        typer.Argument(help="As in: show, or data check; or error. Without: which there are."),
+        typer.Argument(help="Command, such as show or data check; or error. Default: list all."),
     ] = None,
-    all: Annotated[bool, typer.Option("--all", help="The schemas of all commands, by their names.")] = False,
+    all: Annotated[bool, typer.Option("--all", help="Print the schemas of all commands, by name.")] = False,
 ) -> None:
     """The JSON schema of what a command prints with --json."""
     if command or all:

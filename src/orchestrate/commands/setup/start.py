@@ -26,14 +26,13 @@ if TYPE_CHECKING:
 def init(
     context: typer.Context,
     place: Annotated[
-        Path, typer.Argument(metavar="[FILE|FOLDER]", help="Your data; or a folder, for a commented spec.")
+        Path,
+        typer.Argument(metavar="[FILE|FOLDER]", help="Your data, or a folder for a commented spec."),
     ] = Path(),
-    backends: Annotated[
-        str, typer.Option("--for", help="Backends that the spec is to name, comma-separated.")
-    ] = "all",
+    backends: Annotated[str, typer.Option("--for", help="Backends in the spec, comma-separated.")] = "all",
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="The spec that is written; default: finetune.yaml there."),
+        typer.Option("-o", "--output", help="Output spec; default: finetune.yaml there."),
     ] = None,
     force: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
     columns: MapOpt = None,

@@ -26,15 +26,15 @@ class NotifyOptions:
     notify_command: Annotated[
         str | None,
         typer.Option(
-            help="Run this when a run ends; it reads JSON from its stdin, and is run again if it "
-            "fails, but not if it takes longer than 30 s. Also ORCHESTRATE_NOTIFY_COMMAND.",
+            help="Run this when a run ends; it gets JSON on stdin. It is retried if it fails, but not "
+            "if it takes longer than 30 s. Also ORCHESTRATE_NOTIFY_COMMAND.",
         ),
     ] = None
     notify_url: Annotated[
         str | None,
         typer.Option(
-            help="POST a signed webhook to this address when a run ends, at least once; a repeat has the "
-            "same webhook-id. Also ORCHESTRATE_NOTIFY_URL.",
+            help="POST a signed webhook to this address when a run ends. It may arrive twice, with "
+            "the same webhook-id. Also ORCHESTRATE_NOTIFY_URL.",
         ),
     ] = None
     notify_desktop: Annotated[

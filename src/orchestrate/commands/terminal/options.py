@@ -66,9 +66,9 @@ TokensOpt = Annotated[
     TokensFrom,
     typer.Option(
         "--tokens",
-        help="exact: all rows are counted. sampled: of a file over 8 MiB those at 2,000 places, with an "
-        "interval that holds the true count in 99 of 100 samples; low and high prices have it in them. none: "
-        "not counted, so that there is no price, and rows that are too long are not told.",
+        help="exact: count all rows. sampled: count 2,000 rows of a file over 8 MiB, with a 99% "
+        "interval that is included in the low and high price. none: don't count; gives no price "
+        "and doesn't report rows that are too long.",
     ),
 ]
 
@@ -100,17 +100,19 @@ class SpecOptions:
         ),
     ] = None
     gpu: Annotated[
-        str | None, typer.Option("--gpu", help="At a place: a type of GPU, auto or none.", metavar="TYPE")
+        str | None, typer.Option("--gpu", help="At a place: GPU type, auto or none.", metavar="TYPE")
     ] = None
     max_usd_per_hour: Annotated[
-        float | None, typer.Option(min=0, help="At a place: no machine that costs more.")
+        float | None, typer.Option(min=0, help="At a place: maximum hourly price of the machine.")
     ] = None
     max_hours: Annotated[
-        float | None, typer.Option(min=0, help="At a place: the run ends itself after so many hours.")
+        float | None, typer.Option(min=0, help="At a place: stop the run after this many hours.")
     ] = None
     spot: Annotated[
         bool | None,
-        typer.Option("--spot/--no-spot", help="At a place: a cheaper machine that may be taken away."),
+        typer.Option(
+            "--spot/--no-spot", help="At a place: use a cheaper spot machine that may be reclaimed."
+        ),
     ] = None
 
     @property
@@ -195,9 +197,7 @@ MapOpt = Annotated[
 ]
 IgnoreOpt = Annotated[
     list[str] | None,
-    typer.Option(
-        "--ignore", metavar="COLUMN", help="Do not read COLUMN; may be repeated or comma-separated."
-    ),
+    typer.Option("--ignore", metavar="COLUMN", help="Ignore COLUMN; may be repeated or comma-separated."),
 ]
 
 
@@ -210,10 +210,12 @@ def columns_read(given: Sequence[str] | None, ignored: Sequence[str] | None = No
     return left_out | {wanted.strip(): column.strip() for wanted, _, column in pairs}
 
 
-PayOpt = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before it costs money.")]
+PayOpt = Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation before spending money.")]
 SkipFailedOpt = Annotated[
     bool,
-    typer.Option("--skip-failed", help="Count a question that its host never answers as failed, and go on."),
+    typer.Option(
+        "--skip-failed", help="Count a question that its host never answers as failed, and continue."
+    ),
 ]
 
 
@@ -234,25 +236,25 @@ class ServingOptions:
     traffic: Annotated[
         str | None, typer.Option(metavar="TEXT", help='Price serving too: "20k req/day, 900 in, 150 out".')
     ] = None
-    months: Annotated[int, typer.Option(min=1, help="Of serving; with --traffic.")] = 6
+    months: Annotated[int, typer.Option(min=1, help="Months of serving; with --traffic.")] = 6
     hours_per_day: Annotated[
-        float, typer.Option(min=0, max=24, help="How long a dedicated deployment is up; with --traffic.")
+        float, typer.Option(min=0, max=24, help="Daily uptime of a dedicated deployment; with --traffic.")
     ] = 24.0
     utilisation: Annotated[
         float | None,
         typer.Option(
-            min=0.01, max=1, help="Most that the mean load may take of a GPU. Default: 0.33, for peaks."
+            min=0.01, max=1, help="Maximum mean load of a GPU. Default: 0.33, to leave room for peaks."
         ),
     ] = None
     compare_with: Annotated[
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Break-even against prompting this model. Default: one that lives through the months.",
+            help="Break-even against prompting this model. Default: one that stays available for the period.",
         ),
     ] = None
     saved_tokens: Annotated[
-        int, typer.Option(min=0, help="Prompt tokens that the tuned model does not need, such as examples.")
+        int, typer.Option(min=0, help="Prompt tokens the tuned model does not need, such as examples.")
     ] = 0
 
     def use(self) -> Use | None:
@@ -274,7 +276,7 @@ class ServingOptions:
 RateOpt = Annotated[
     list[str] | None,
     typer.Option(
-        "--rate", metavar="PROVIDER:METHOD[@MODEL]=USD", help="Your own price; it takes precedence."
+        "--rate", metavar="PROVIDER:METHOD[@MODEL]=USD", help="Your own price, which takes precedence."
     ),
 ]
 
@@ -295,9 +297,12 @@ class AimOptions:
     target: Annotated[
         str, typer.Option(metavar="NAME", help="validation_loss, or eval:METRIC on held-out rows.")
     ] = "validation_loss"
-    test: Annotated[str | None, typer.Option(metavar="FILE", help="The rows of eval: targets.")] = None
-    max_parallel: Annotated[int, typer.Option(min=1, help="Runs at once.")] = 1
+    test: Annotated[str | None, typer.Option(metavar="FILE", help="Held-out rows for eval: targets.")] = None
+    max_parallel: Annotated[int, typer.Option(min=1, help="Concurrent runs.")] = 1
     max_cost: Annotated[
-        str | None, typer.Option(metavar="USD", help="For all runs: no trial is made that could go above it.")
+        str | None,
+        typer.Option(
+            metavar="USD", help="Cost limit for all runs; no trial is started that could exceed it."
+        ),
     ] = None
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class NeedOptions:
     """What the answers must be."""
 
-    private: Annotated[bool, typer.Option("--private", help="The data may not leave your machines.")] = False
+    private: Annotated[bool, typer.Option("--private", help="The data must not leave your machines.")] = False
     latency_ms: Annotated[int | None, typer.Option(min=1, help="Longest time to an answer; predicts it.")] = (
         None
     )
@@ -44,10 +44,11 @@ class NeedOptions:
         str | None, typer.Option("--eval", metavar="RUN", help="Take the base model's score from this run.")
     ] = None
     base_score: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="What the base model scores with your prompt: 0.86.")
+        float | None,
+        typer.Option(metavar="SHARE", help="Score of the base model with your prompt, such as 0.86."),
     ] = None
     target: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="The score that is good enough: 0.9.")
+        float | None, typer.Option(metavar="SHARE", help="Score that is good enough, such as 0.9.")
     ] = None
     measure: Annotated[
         str | None,
@@ -68,7 +69,7 @@ class NeedOptions:
 @command
 def advise(
     context: typer.Context,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="Examples of the task, as for training.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Examples of the task in a training format.")],
     *,
     serving: ServingOptions,
     model: Annotated[str, typer.Option(help="Open model to tune; with --traffic or --latency-ms.")] = (

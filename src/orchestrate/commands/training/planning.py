@@ -40,7 +40,7 @@ _SEVERITY_STYLE = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.I
 _SHOWN = 40
 
 GpuHoursOpt = Annotated[
-    float | None, typer.Option(min=0, help="What an RFT job is assumed to need; no host says so beforehand.")
+    float | None, typer.Option(min=0, help="Assumed GPU hours of an RFT job; hosts do not publish them.")
 ]
 
 
@@ -91,19 +91,21 @@ def plan(
     *,
     provider: ProviderOpt = "all",
     asked: SpecOptions,
-    strict: Annotated[bool, typer.Option(help="Refuse all that is not kept or exactly mapped.")] = False,
+    strict: Annotated[
+        bool, typer.Option(help="Reject every setting that is not kept or mapped exactly.")
+    ] = False,
     gpu_memory: Annotated[
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Plan these rows for a GPU of so many GiB (24GiB, 80GB), not for this machine.",
+            help="Plan for a GPU of this size (24GiB, 80GB) instead of this machine.",
         ),
     ] = None,
     fix: Annotated[
-        bool, typer.Option("--fix", help="Write into the spec what each backend has to go without.")
+        bool, typer.Option("--fix", help="Write the required overrides of each backend into the spec.")
     ] = False,
     all: Annotated[
-        bool, typer.Option("--all", help="Every setting, with the field that carries it, asked for or not.")
+        bool, typer.Option("--all", help="Show every setting with its API field, whether set or not.")
     ] = False,
     suggest: Annotated[
         bool, typer.Option("--suggest", help="Propose rank, rate, epochs and batch, with reasons.")
@@ -181,8 +183,10 @@ class Priced:
 class Shown:
     """How quotes are shown."""
 
-    format: Annotated[str, typer.Option("--format", help="table or md.")] = "table"
-    whole: Annotated[bool, typer.Option("--all", help="With --traffic: how serving was counted.")] = False
+    format: Annotated[str, typer.Option("--format", help="Output format: table or md.")] = "table"
+    whole: Annotated[bool, typer.Option("--all", help="With --traffic: show how serving was calculated.")] = (
+        False
+    )
 
 
 @command
@@ -193,7 +197,9 @@ def quote(
     asked: SpecOptions,
     serving: ServingOptions,
     priced: Priced,
-    live: Annotated[bool, typer.Option("--live", help="Ask the hosts too. Uploads the data.")] = False,
+    live: Annotated[
+        bool, typer.Option("--live", help="Also ask the hosts for an estimate. Uploads the data.")
+    ] = False,
     shown: Shown,
 ) -> Output[list[Quote]] | Output[Quoted]:
     """What the run would cost on each backend: low, expected, high, with source and age of each price.

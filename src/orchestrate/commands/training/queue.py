@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     cls=by_default("list"),
-    help="Runs that wait for a place: each goes when its backend has room and what it comes after has "
+    help="Queue runs. Each starts when its backend has a free slot and the runs it depends on have "
     "succeeded. `worker`, `watch` and `queue run` submit them.",
 )
 Names = Annotated[
     list[str],
-    typer.Argument(metavar="ENTRY...", help="Entries, by their ids or four characters of an id's end."),
+    typer.Argument(metavar="ENTRY...", help="Entries, by id or the last four characters of an id."),
 ]
 
 
@@ -44,9 +44,9 @@ class PlaceInQueue:
 
     after: Annotated[
         list[str] | None,
-        typer.Option("--after", metavar="ID", help="A run or an entry that must have succeeded; repeatable."),
+        typer.Option("--after", metavar="ID", help="Run or entry that must succeed first; repeatable."),
     ] = None
-    first: Annotated[bool, typer.Option("--first", help="Before all others.")] = False
+    first: Annotated[bool, typer.Option("--first", help="Put it first in the queue.")] = False
 
 
 @app.command()
@@ -63,7 +63,7 @@ def add(
     asked: SpecOptions,
     place: PlaceInQueue,
     spending: SpendingOptions,
-    strict: Annotated[bool, typer.Option(help="Refuse settings that are not kept exactly.")] = False,
+    strict: Annotated[bool, typer.Option(help="Reject settings that are not kept exactly.")] = False,
 ) -> Output[list[QueueEntry]]:
     """Check and quote as submit does, ask for agreement to the price, and let the run wait.
 
@@ -170,9 +170,9 @@ def _pause(context: typer.Context, entries: list[str] | None, *, paused: bool) -
 def run(
     context: typer.Context,
     provider: Annotated[
-        str, typer.Option("--provider", "-p", help="Only for these backends, joined by commas.")
+        str, typer.Option("--provider", "-p", help="Submit only for these backends, comma-separated.")
     ] = "all",
-    until_empty: Annotated[bool, typer.Option("--until-empty", help="End when nothing waits.")] = False,
+    until_empty: Annotated[bool, typer.Option("--until-empty", help="Exit when the queue is empty.")] = False,
 ) -> Output[list[QueueEntry]]:
     """Submit what waits as room is made, until interrupted; the runs live on without it."""
     told: list[Moved] = []

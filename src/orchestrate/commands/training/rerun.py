@@ -36,7 +36,7 @@ def rerun(
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="Another value for a field.",
+            help="New value for a field.",
             autocompletion=completing.settings,
         ),
     ] = None,

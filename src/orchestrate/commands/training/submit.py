@@ -51,10 +51,10 @@ class SpendingOptions:
 
     max_cost: Annotated[
         str | None,
-        typer.Option(metavar="USD", help="Refuse when the high ends of all quotes together are above this."),
+        typer.Option(metavar="USD", help="Refuse if the high ends of all quotes add up to more than this."),
     ] = None
     max_cost_each: Annotated[
-        str | None, typer.Option(metavar="USD", help="Refuse when the high end of one quote is above this.")
+        str | None, typer.Option(metavar="USD", help="Refuse if the high end of one quote is above this.")
     ] = None
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
     again: Annotated[bool, typer.Option("--again", help="Submit even if the same run exists already.")] = (
@@ -65,7 +65,7 @@ class SpendingOptions:
         typer.Option("--idempotency-key", metavar="NAME", help="The same name always gives the same run."),
     ] = None
     by: Annotated[
-        str | None, typer.Option("--by", metavar="NAME", help="Whose it is; default: user@machine.")
+        str | None, typer.Option("--by", metavar="NAME", help="Creator of the run; default: user@machine.")
     ] = None
 
 

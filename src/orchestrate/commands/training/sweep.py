@@ -50,24 +50,31 @@ class SpaceOptions:
     ] = None
     ranges: Annotated[
         list[str] | None,
-        typer.Option("--range", metavar="NAME=LOW:HIGH[:log]", help="Bounds of a number; repeatable."),
+        typer.Option("--range", metavar="NAME=LOW:HIGH[:log]", help="Range of a number; repeatable."),
     ] = None
     suggest: Annotated[
-        bool, typer.Option("--suggest", help="Vary rank and rate around what plan --suggest proposes.")
+        bool,
+        typer.Option("--suggest", help="Vary rank and learning rate around the values of plan --suggest."),
     ] = False
-    sampler: Annotated[str, typer.Option(metavar="NAME", help="grid, random or tpe.")] = "grid"
+    sampler: Annotated[str, typer.Option(metavar="NAME", help="Search method: grid, random or tpe.")] = "grid"
     trials: Annotated[
-        int, typer.Option(min=0, help="At most so many; default: the whole grid, or 20.", show_default=False)
+        int,
+        typer.Option(
+            min=0, help="Maximum number of trials; default: the full grid, or 20.", show_default=False
+        ),
     ] = 0
     prune: Annotated[
-        bool, typer.Option("--prune", help="End runs early whose loss falls behind the better half.")
+        bool, typer.Option("--prune", help="Stop runs early if their loss is not in the better half.")
     ] = False
-    seed: Annotated[int, typer.Option(min=0, help="Of random and tpe, and of shares of the data.")] = 0
+    seed: Annotated[int, typer.Option(min=0, help="Seed for random and tpe, and for shares of the data.")] = 0
     first_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Of the training rows, for a first and cheaper round.")
+        float, typer.Option(min=0, max=1, help="Share of the training rows for a first, cheaper round.")
     ] = 1.0
     survivors: Annotated[
-        int, typer.Option(min=0, help="Of it, so many in full; default: a third.", show_default=False)
+        int,
+        typer.Option(
+            min=0, help="Number of trials trained in full afterwards; default: a third.", show_default=False
+        ),
     ] = 0
 
 
@@ -79,9 +86,9 @@ class SeenOptions:
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the best spec here.")
     ] = None
     show: Annotated[
-        str | None, typer.Option("--show", metavar="SWEEP", help="The trials of one; or last.")
+        str | None, typer.Option("--show", metavar="SWEEP", help="Show the trials of a sweep, or last.")
     ] = None
-    listed: Annotated[bool, typer.Option("--list", help="All sweeps, newest first.")] = False
+    listed: Annotated[bool, typer.Option("--list", help="List all sweeps, newest first.")] = False
 
 
 @command
@@ -95,7 +102,7 @@ def sweep(
     provider: Annotated[
         str | None,
         typer.Option(
-            "--provider", "-p", help="The backend, unless it varies.", autocompletion=completing.backend
+            "--provider", "-p", help="Backend, unless it varies.", autocompletion=completing.backend
         ),
     ] = None,
 ) -> Iterator[Output[list[Trial]] | Output[list[Search]]]:

@@ -33,20 +33,20 @@ class Asked:
     """How the model is asked."""
 
     system: Annotated[
-        str | None, typer.Option(help='System message; default: that of the training data; "" for none.')
+        str | None, typer.Option(help='System message; default: from the training data; "" for none.')
     ] = None
-    base: Annotated[bool, typer.Option(help="Ask the model it was tuned from instead.")] = False
+    base: Annotated[bool, typer.Option(help="Chat with its base model instead.")] = False
     max_tokens: Annotated[int, typer.Option(min=1)] = 512
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.0
     tools: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="JSON list of tools that it may call, as in a row of the data."),
+        typer.Option(metavar="FILE", help="JSON list of tools it may call, as in a data row."),
     ] = None
     at: Annotated[
-        str | None, typer.Option("--at", metavar="HOST", help="Another host that it was deployed to.")
+        str | None, typer.Option("--at", metavar="HOST", help="Another host it was deployed to.")
     ] = None
     on: Annotated[
-        str, typer.Option(help="host: its endpoint; here: the adapter, downloaded, on this machine; auto.")
+        str, typer.Option(help="Where it runs: host (its endpoint), here (the downloaded adapter), or auto.")
     ] = "auto"
 
 
@@ -55,7 +55,7 @@ def chat(
     context: typer.Context,
     run: RunArg,
     message: Annotated[
-        list[str] | None, typer.Argument(help="Ask this and leave; or type at the prompt.")
+        list[str] | None, typer.Argument(help="Message to send once; default: an interactive chat.")
     ] = None,
     *,
     asked: Asked,
@@ -200,7 +200,9 @@ def _typed() -> Iterator[str]:
 def download(
     context: typer.Context,
     run: RunArg,
-    to: Annotated[Path | None, typer.Option("--to", help="Folder; default: models/RUN in the home.")] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="Folder; default: models/RUN in the home folder.")
+    ] = None,
     checkpoint: Annotated[str | None, typer.Option(help="A checkpoint instead of the final model.")] = None,
 ) -> Output[Artifact]:
     """Fetch a tuned model's files: hashed, safely unpacked, safetensors only. Can be repeated to go on."""

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from orchestrate.types import Export, Merged, Proof
 
 ModelArg = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run's id, its beginning, 'last', or a folder with an adapter.")
+    str, typer.Argument(metavar="RUN", help="A run's id, its start, 'last', or a folder with an adapter.")
 ]
 AcceptOpt = Annotated[
     list[str] | None,
-    typer.Option("--accept-licence", metavar="LICENCE", help="Agree to what the base's licence asks."),
+    typer.Option("--accept-licence", metavar="LICENCE", help="Accept the terms of the base's license."),
 ]
 STYLES = {"passed": "green", "failed": "red", "unknown": "yellow", "proved": "green", "in part": "yellow"}
 
@@ -41,9 +41,9 @@ STYLES = {"passed": "green", "failed": "red", "unknown": "yellow", "proved": "gr
 class How:
     """How weights are written."""
 
-    dtype: Annotated[str, typer.Option(help="Of merged weights: bf16, fp16, fp32.")] = "bf16"
+    dtype: Annotated[str, typer.Option(help="Data type of merged weights: bf16, fp16, fp32.")] = "bf16"
     quantise: Annotated[
-        str, typer.Option("--quantize", help="Of a GGUF: Q4_K_M, Q8_0 ... or F16, BF16, F32.")
+        str, typer.Option("--quantize", help="Quantization of a GGUF: Q4_K_M, Q8_0 ... or F16, BF16, F32.")
     ] = "Q4_K_M"
     llama_cpp: Annotated[
         Path | None, typer.Option(help="A checkout of llama.cpp; default: what is installed.")

@@ -41,12 +41,12 @@ class Terms:
         str | None, typer.Option(help="GPUs, in the backend's words; default: the cheapest that fits.")
     ] = None
     max_usd_per_hour: Annotated[
-        str | None, typer.Option(metavar="USD", help="Refuse when an hour with all replicas up costs more.")
+        str | None, typer.Option(metavar="USD", help="Refuse if an hour with all replicas costs more.")
     ] = None
     max_cost: Annotated[
-        str | None, typer.Option(metavar="USD", help="End it at this cost, by the hours that it was up.")
+        str | None, typer.Option(metavar="USD", help="Take it down at this cost, based on uptime.")
     ] = None
-    max_hours: Annotated[float | None, typer.Option(min=0, help="End it after this many hours.")] = None
+    max_hours: Annotated[float | None, typer.Option(min=0, help="Take it down after this many hours.")] = None
     idle: Annotated[
         str | None, typer.Option(help="Let the host stop it after this long without a request: 30m, 2h.")
     ] = None
@@ -55,7 +55,7 @@ class Terms:
         typer.Option("--set", metavar="NAME=VALUE", help="min_replicas, max_replicas, the backend's own."),
     ] = None
     accept_unknown_price: Annotated[
-        bool, typer.Option("--accept-unknown-price", help="Go on even if no price is known.")
+        bool, typer.Option("--accept-unknown-price", help="Continue even if the price is unknown.")
     ] = False
     by: Annotated[
         str | None, typer.Option("--by", metavar="NAME", help="Whose it is; default: user@machine.")
@@ -106,9 +106,9 @@ def deploy(
         typer.Option("--to", metavar="HOST", help="Upload the adapter to another host; default: its own."),
     ] = None,
     terms: Terms,
-    prove: Annotated[bool, typer.Option(help="Once it answers: prove that it is what was trained.")] = True,
+    prove: Annotated[bool, typer.Option(help="Verify the served model once it answers.")] = True,
     wait: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait until it answers, for the proof.")
+        float, typer.Option(min=0, help="Seconds to wait for the first answer, for the proof.")
     ] = PATIENCE_S,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> Output[DeploymentMade]:
@@ -156,10 +156,10 @@ def undeploy(
     context: typer.Context,
     run: RunArg,
     at: Annotated[
-        str | None, typer.Option("--at", metavar="HOST", help="Where; default: wherever it is up.")
+        str | None, typer.Option("--at", metavar="HOST", help="Host; default: wherever it is up.")
     ] = None,
     wait: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait until the host shows that it is gone.")
+        float, typer.Option(min=0, help="Seconds to wait until the host confirms the shutdown.")
     ] = 60.0,
 ) -> Output[TakenDown]:
     """Take down a deployment and wait until the host confirms that nothing of it runs any more. Exit code
@@ -200,7 +200,7 @@ def _show_taken(taken: TakenDown, where: str, cost: Decimal | None, left_s: floa
 @command
 def deployments(
     context: typer.Context,
-    all: Annotated[bool, typer.Option("--all", help="Also those that are over.")] = False,
+    all: Annotated[bool, typer.Option("--all", help="Include ended deployments.")] = False,
 ) -> Output[list[Deployment]]:
     """The deployments of this store, newest first, as last seen; `orchestrate sync` asks the hosts."""
     with orchestrator(context) as ft:

@@ -74,7 +74,7 @@ __getattr__ = late("orchestrate", _PUBLIC)
 
 
 def rows_of_run(ft: Workspace, run: str, first: int, count: int) -> PreviewReport:
-    """The rows that the host of a run shows as its trainer saw them. Raises `UsageError` for no such run,
+    """Return the rows of a run as its host's trainer saw them. Raises `UsageError` for an unknown run,
     `Unsupported` where the host shows none, `DataError` while there is none."""
     from orchestrate.data.operations.preview import PreviewReport
 

@@ -55,7 +55,7 @@ def _people(ft: Workspace, run_ids: set[str]) -> list[str]:
 
 
 def flips_of(evaluation: Evaluation, run_id: str) -> list[Flips]:
-    """What changed between a run and its rival."""
+    """Return the rows that changed between a run and its rival."""
     names = {c.name for c in evaluation.contenders if c.run_id == run_id}
     return [found for found in flips(evaluation) if found.contender in names]
 

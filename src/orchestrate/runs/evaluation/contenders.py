@@ -54,7 +54,7 @@ BASE_PRECISIONS: Mapping[str, tuple[bool, ...]] = {"16-bit": (False,), "nf4": (T
 
 
 def other_host(on: str) -> str | None:
-    """The backend that is named as the place, where one is."""
+    """Return the backend named as the place, if any."""
     return None if on in PLACES else on
 
 
@@ -244,7 +244,7 @@ class Contenders:
         return at
 
     def respondent(self, written: str, max_tokens: int, temperature: float) -> Respondent:
-        """A model that judges or grades, by the same words."""
+        """Return a judging or grading model, named in the same way."""
         sampling = msgspec.structs.replace(
             self._sampling, max_tokens=max_tokens, temperature=temperature, response_format=None
         )

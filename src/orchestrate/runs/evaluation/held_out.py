@@ -243,7 +243,7 @@ class PreparedEvaluation:
         self._contenders.close()
 
     def plan(self) -> EvaluationPlan:
-        """What would be asked, what it would cost, and what it could show."""
+        """Plan the evaluation: the questions, their cost, and the difference it can detect."""
         samples, items = self._order.sampling.samples, self._subject.items
         found = plan(items, self.candidates, samples, self._asking)
         sides = {"score": len(self.candidates), "pair": 2 * len(self._terms.rivals)}
@@ -396,7 +396,7 @@ def _rivals(names: Sequence[str], own: Mapping[str, str], against: str | None) -
 
 
 def metric_names() -> list[str]:
-    """All metrics, as they are written."""
+    """Return the names of all metrics."""
     return ["auto", *registry.names()]
 
 
@@ -410,7 +410,7 @@ def require_reports(output: Path | None, junit: Path | None) -> None:
 
 
 def report(evaluation: Evaluation) -> EvaluationReport:
-    """An evaluation to be shown or saved, with the items that changed."""
+    """Build the report of an evaluation, with the items that changed."""
     return EvaluationReport(evaluation=evaluation, flips=tuple(flips(evaluation)))
 
 

@@ -94,7 +94,7 @@ class PreparedJudging:
             )
 
     def plan(self) -> JudgePlan:
-        """What it would cost."""
+        """Plan the judging and return its cost."""
         judge = ScoreJudge(self._judge)
         asked = [row.asked for row in self._rows if row.asked is not None]
         asked += [calibration.asked(one) for one in self._rated]
@@ -190,7 +190,7 @@ def asking_of(ft: Workspace, terms: JudgeTerms, subject: str = "") -> Asking:
 
 
 def rated_answers(ft: Workspace, source: str | None, by: Rubric) -> list[RatedAnswer]:
-    """Of a file, or of a review by its id; none without a source."""
+    """Read rated answers from a file or a review by its id. Returns none without a source."""
     if source is None:
         return []
     if source.startswith(PREFIX) and not Path(source).exists():
@@ -222,6 +222,6 @@ def measured(ft: Workspace, judge: Judge, answers: Sequence[RatedAnswer]) -> Cal
 
 
 def known(ft: Workspace, judge: Judge, kind: Kind) -> Calibration | None:
-    """What is known of the very same judge: model, place, prompt and rubric."""
+    """Return the calibration of exactly this judge: same model, place, prompt and rubric."""
     kept = ft.store.reviews.calibration(judge.digest(kind))
     return None if kept is None else Calibration.from_dict(kept)

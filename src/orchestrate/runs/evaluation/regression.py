@@ -150,7 +150,7 @@ class PreparedRegression:
         self._contenders.close()
 
     def plan(self) -> EvaluationPlan:
-        """What all probes and sets together would ask; tasks of lm-eval are not in it."""
+        """Plan the questions of all probes and sets; lm-eval tasks are not included."""
         items = [item for p in self.probes if p.needs == "answers" for item in p.items]
         return plan(items, [self._tuned, self._base], 1, self._asking)
 
@@ -203,7 +203,7 @@ def _built_in(order: RegressionOrder) -> list[Probe]:
 
 
 def regressions(ft: Workspace, *run_ids: str) -> list[Regression]:
-    """Those in the store, oldest first."""
+    """Return the regressions in the store, oldest first."""
     return [
         decoding.convert(record.data, Regression, strict=False)
         for record in ft.store.history.records(KIND, run_ids or None)

@@ -67,8 +67,9 @@ class Exported(Record, frozen=True, kw_only=True):
 
 
 def opened(ft: Workspace, names: Sequence[str], order: ReviewOrder | None = None) -> Desk:
-    """The review of an id, or of runs: the newest one of the same kind, contenders and rubric, else a new
-    one. Raises `UsageError` where there is nothing to rate, `DataError` when what it shows is gone."""
+    """Open the review with an id, or of runs: the newest with the same kind, contenders and rubric, else
+    a new one. Raises `UsageError` where there is nothing to rate, `DataError` when what it shows is gone.
+    """
     order = order or ReviewOrder()
     return (None if order.new else existing(ft, names, order)) or _made(ft, names, order)
 
@@ -166,7 +167,7 @@ def serving(
 
 
 def said(ft: Workspace, desk: Desk) -> list[str]:
-    """What people said, a sentence for each two contenders."""
+    """Summarize the ratings in one sentence per pair of contenders."""
     return results.told(result(ft, desk))
 
 
@@ -180,7 +181,7 @@ def review_routes(
 
 
 def of_run(ft: Workspace, run_id: str) -> list[Desk]:
-    """The reviews of a run's answers, newest first; without those whose answers were cleared away."""
+    """Return the reviews of a run's answers, newest first, without those whose answers were removed."""
     found: list[Desk] = []
     for review in ft.store.reviews.matching(run_ids=[run_id]):
         with suppress(OrchestrateError):
@@ -219,15 +220,15 @@ def record(ft: Workspace, desk: Desk, ratings: Sequence[Rating]) -> int:
 
 
 def planned(preference: float, likeness: float | None = None) -> tuple[Planned, ...]:
-    """How many people and items show this preference; `likeness` of earlier raters, or the usual one."""
+    """Calculate how many people and items are needed to show this preference. `likeness` is the
+    correlation between earlier raters, or the usual one."""
     if not 0 < preference < 1 or abs(preference - 0.5) < 0.005:
         raise UsageError("a preference lies between 0 and 1 and is not a half", fix="--detect 0.6")
     return results.planned(preference, likeness=results.LIKENESS if likeness is None else likeness)
 
 
 def export(ft: Workspace, desk: Desk, output: Path, rater: str | None) -> Exported:
-    """A sheet for a rater elsewhere (`.csv`), or what was rated, for a judge to be held against
-    (`.jsonl`)."""
+    """Write a sheet to fill in (`.csv`), or the ratings, to compare a judge with (`.jsonl`)."""
     require_writable(output)
     if output.suffix.lower() == ".csv":
         if rater is None:
@@ -241,7 +242,7 @@ def export(ft: Workspace, desk: Desk, output: Path, rater: str | None) -> Export
 
 
 def rated_answers(ft: Workspace, name: str) -> list[calibration.RatedAnswer]:
-    """What a review's raters said. Raises `UsageError` while they said nothing."""
+    """Return the rated answers of a review. Raises `UsageError` if there are none yet."""
     desk = opened(ft, [name])
     held = standing(ft.store.reviews.ratings(desk.review.id))
     if not held:
@@ -250,7 +251,7 @@ def rated_answers(ft: Workspace, name: str) -> list[calibration.RatedAnswer]:
 
 
 def take(ft: Workspace, desk: Desk, sheet: Path, rater: str | None) -> Imported:
-    """The ratings of a sheet, all or none. Raises `DataError` with the row that is wrong."""
+    """Import the ratings of a sheet, all or none. Raises `DataError` naming the wrong row."""
     if rater is None:
         raise UsageError("whose ratings are these?", fix="--rater NAME")
     return sheets.take(desk, sheet, rater, ft.store.reviews.rate)
@@ -259,7 +260,7 @@ def take(ft: Workspace, desk: Desk, sheet: Path, rater: str | None) -> Imported:
 def from_review(
     ft: Workspace, name: str, output: Path, *, format: Literal["dpo", "kto"], agreement: float
 ) -> FromReview:
-    """The ratings of a review as training rows."""
+    """Write the ratings of a review as training rows."""
     require_writable(output)
     desk = opened(ft, [name])
     ratings = ft.store.reviews.ratings(desk.review.id)

@@ -62,7 +62,7 @@ class Models:
 
 
 def regression(ws: Workspace, run: Run) -> Regression | None:
-    """What is known today of what a run's own model forgot."""
+    """Return the current verdict on what a run's own model forgot."""
     return Models(ws, run).standing(regressions(ws, run.id))
 
 

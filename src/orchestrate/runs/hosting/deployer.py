@@ -98,8 +98,8 @@ class Deployer:
     # -- making --------------------------------------------------------------------------------------------
 
     def offer(self, run: Run, terms: Terms) -> DeploymentOffer:
-        """What `deploy` would agree to. Sends and changes nothing. Raises `OverBudget`, `UsageError`,
-        `OtherAccount`."""
+        """Return what `deploy` would agree to. Sends and changes nothing. Raises `OverBudget`,
+        `UsageError`, `OtherAccount`."""
         before = self._open(run)
         price = self._price(run, before, terms)
         fresh = before is None

@@ -24,7 +24,7 @@ _POLL_S = 2.0
 
 
 def uses_of_checkpoint(provider: Provider, run_id: str, id: str) -> list[tuple[str, str]]:
-    """What can be done with a checkpoint beside going on from it, and the command."""
+    """List what you can do with a checkpoint besides continuing from it, with the command for each."""
     uses: list[tuple[str, str]] = []
     if provider.profile.checkpoints_answer:
         uses.append(("it answers by its own name, without a deployment", f"orchestrate eval {run_id}@{id}"))
@@ -64,14 +64,15 @@ class DeploymentHandle:
         return spent_usd(self.record, self._ws.store.deployments.time_of(self.record))
 
     def refresh(self) -> Deployment:
-        """What its host shows of it now. Raises `OtherAccount`, `ProviderError`."""
+        """Update the deployment from its host. Raises `OtherAccount`, `ProviderError`."""
         deployer = deployer_of(self._ws, self.record.provider)
         deployer.require_account(self.record)
         self.record = deployer.look(self.record)
         return self.record
 
     def answers(self, patience_s: float = 0.0) -> bool:
-        """Whether it takes requests, asked of its host for `patience_s`. Raises `ProviderError`."""
+        """Return whether it accepts requests, asking its host for up to `patience_s` seconds. Raises
+        `ProviderError`."""
         provider, clock = capability(self._ws.provider(self.record.provider), Serves), self._ws.store.clock
         until = clock.uptime().seconds + patience_s
         with work(f"waiting until {provider.name} has it up"):
@@ -117,14 +118,14 @@ class DeploymentHandle:
 
 
 def deployer_of(ws: Workspace, provider: str) -> Deployer:
-    """What deploys on one backend."""
+    """Return the deployer of one backend."""
     from orchestrate.runs.hosting.deployer import Deployer
 
     return Deployer(ws.store, ws.provider(provider))
 
 
 def require_open(ws: Workspace, run_id: str, at: str) -> Deployment:
-    """A run's deployment at another host than its own. Raises `UsageError` where none is up."""
+    """Return a run's deployment at a host other than its own. Raises `UsageError` if none is up."""
     found = ws.store.deployments.of_run(run_id, at)
     if found is None or found.state.over:
         raise UsageError(f"nothing of {run_id} is up at {at}", fix=f"orchestrate deploy {run_id} --to {at}")
@@ -162,7 +163,7 @@ def ending(offer: DeploymentOffer) -> str:
 
 
 def question(offer: DeploymentOffer) -> str:
-    """What a person agrees to, with everything that it costs."""
+    """Write the question a person confirms, with all costs."""
     sandbox = "SANDBOX, nothing is billed. " if offer.sandbox else ""
     there = " It is there already, and is completed, started or changed." if offer.deployment else ""
     asked = f"Deploy {offer.model} ({offer.run_id}) on {offer.title}?"

@@ -88,14 +88,14 @@ def totals(
 
 
 def given_score(value: float) -> Score:
-    """A score of the base model of which nothing but the value is known. Raises `UsageError`."""
+    """Build a score of the base model from its value alone. Raises `UsageError`."""
     if not 0 <= value <= 1:
         raise UsageError(f"--base-score is a share from 0 to 1; got {value:g}")
     return Score(value=value, low=value, high=value, n=0)
 
 
 def base_score(ft: Workspace, run: str) -> Score:
-    """The newest score of the model that a run was tuned from. Raises `UsageError` where there is none."""
+    """Return the newest score of a run's base model. Raises `UsageError` if there is none."""
     record = ft.record(run)
     scored = [
         (e.created_at, score)

@@ -144,7 +144,7 @@ def mark(path: str) -> Mark | None:
 
 
 def merged(problems: Iterable[Problem]) -> list[Problem]:
-    """The same problem of several backends becomes one that names them all."""
+    """Merge the same problem of several backends into one that names them all."""
     by_place: dict[tuple[str, int | None, str | None, str, str | None], Problem] = {}
     for problem in problems:
         key = (problem.code, problem.row, problem.field, problem.message, problem.source)
@@ -289,8 +289,7 @@ def _in_terms_of_a_spec() -> Generator[None]:
 def translated(
     ws: Workspace, provider: Provider, spec: JobSpec, *, alone: bool = False
 ) -> tuple[JobSpec, Translation]:
-    """The spec as the backend gets it, and what it becomes there. A spec that cannot be had there gives a
-    translation that refuses it."""
+    """Translate the spec for a backend. If the backend cannot run it, the translation refuses it."""
     from orchestrate.providers.settings import overrides
 
     name = provider.name

@@ -39,7 +39,7 @@ ENGINES = ("auto", "transformers", "llama.cpp", "vllm")
 
 
 def subject(ft: Workspace, name: str) -> TrackedRun | Path:
-    """A run by its id, or a folder with weights. Raises `UsageError`."""
+    """Resolve a run by its id, or a folder with weights. Raises `UsageError`."""
     folder = Path(name).expanduser()
     if folder.is_dir() and list(folder.glob("*.safetensors")):
         return folder.resolve()
@@ -236,7 +236,7 @@ def _exported(ft: Workspace, tuned: Tuned, form: str, options: Options) -> Path:
 
 
 def prove(ft: Workspace, up: Up, names: Sequence[str]) -> list[Proof]:
-    """That each of the models answers to its own name as it was trained."""
+    """Prove that each model is served under its own name as it was trained."""
     pairs = zip(names, up.tuned, strict=True)
     return [verify(ft, subject(ft, name), up.url, Asking(model=one.name, key=up.key)) for name, one in pairs]
 
@@ -282,7 +282,7 @@ def add(
 
 
 def new_key(ft: Workspace, name: str) -> str:
-    """It is shown once."""
+    """Create a client key, which is shown only once."""
     keys.bring_in(ft.settings.make_home(), ft.store, by=ft.settings.made_by)
     return keys.make(ft.store, name, by=ft.settings.made_by)
 

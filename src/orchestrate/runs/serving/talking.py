@@ -44,7 +44,7 @@ class Talk:
     def ask(
         self, conversation: Sequence[Message], tell: Callable[[str], object] | None = None, **options: Any
     ) -> Reply:
-        """The next answer; `tell` gets its pieces where they come one by one."""
+        """Request the next answer. `tell` receives its pieces if it is streamed."""
         if self._here is None or tell is None:
             if self._own is not None:
                 return self._own.generate([conversation], **options)[0]

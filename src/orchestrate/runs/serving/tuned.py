@@ -42,7 +42,7 @@ Subject = "TrackedRun | Path"
 
 
 def of(ws: Workspace, subject: TrackedRun | Path) -> Tuned:
-    """The tuned model on this machine, downloaded where it is a run's and not here yet. Raises what
+    """Return the tuned model on this machine, downloading a run's model if needed. Raises what
     `RunHandle.download` does, and `UsageError` for a folder that does not say its base."""
     if isinstance(subject, Path):
         return _of_folder(subject)
@@ -51,7 +51,7 @@ def of(ws: Workspace, subject: TrackedRun | Path) -> Tuned:
 
 
 def key_of(subject: TrackedRun | Path) -> str:
-    """Under which proofs are kept: the run's id, or the hash of the folder's weights."""
+    """Return the key of stored proofs: the run's id, or the hash of the folder's weights."""
     if isinstance(subject, Path):
         return f"weights-{(forms.weights_hash(subject) or 'none')[:16]}"
     return subject.id
@@ -73,7 +73,7 @@ def _of_folder(folder: Path) -> Tuned:
 
 
 def sheet(ws: Workspace, subject: TrackedRun | Path, tuned: Tuned | None = None) -> Sheet:
-    """By what the model is known: kept at the end of its training, or found once from its files."""
+    """Return the model's fingerprint, stored at the end of training or computed once from its files."""
     file = private_folder(ws.settings.home / "proofs") / f"{key_of(subject)}.json"
     with suppress(OSError, msgspec.MsgspecError):
         return Sheet.from_json(file.read_bytes())
@@ -86,8 +86,8 @@ def sheet(ws: Workspace, subject: TrackedRun | Path, tuned: Tuned | None = None)
 
 
 def can_be_known(ws: Workspace, run: TrackedRun) -> bool:
-    """Whether it is known by what to know a run's model again, or can be found out with what is on this
-    machine. An adapter is downloaded for that, a whole model is not."""
+    """Return whether a run's model has a fingerprint, or one can be computed on this machine. Downloads
+    an adapter for that, but not a full model."""
     file = ws.settings.home / "proofs" / f"{run.id}.json"
     if file.is_file() or _kept_sheet(run) is not None:
         return True
@@ -219,9 +219,9 @@ def verify(
     *,
     tuned: Tuned | None = None,
 ) -> Proof:
-    """Whether what answers at a URL, in a folder, or (`None`, or the backend's name) at the run's backend is
-    what was trained. Kept in the store, whatever it says. Raises a `ProviderError` where nothing can be
-    asked."""
+    """Prove whether the model at a URL, in a folder, or (`None`, or the backend's name) at the run's
+    backend is the trained one. Stores every result. Raises a `ProviderError` where nothing can be asked.
+    """
     asking = asking or Asking()
     name = subject.name if isinstance(subject, Path) else _name(subject)
     if at is not None and at.startswith(("http://", "https://")):
@@ -299,8 +299,8 @@ def merge(
     rank: int | None = None,
     accept_licence: Sequence[str] = (),
 ) -> Merged:
-    """One adapter of several of one base, by PEFT's methods, in a folder with a passport of its own; it is
-    then loaded from there and proved. Each weighs the same unless `weights` says otherwise.
+    """Merge several adapters of one base into a folder, with PEFT's methods and a passport, then load and
+    prove the result. Each weighs the same unless `weights` says otherwise.
 
     Raises `UsageError` for other bases, whole models, or what PEFT cannot merge.
     """
@@ -319,5 +319,5 @@ def merge(
 
 
 def merges(ws: Workspace, run_id: str) -> list[Merged]:
-    """Of which a run is a part, oldest first."""
+    """Return the merges that include a run, oldest first."""
     return [Merged.from_dict(r.data) for r in ws.store.history.records("merge", [run_id])]

@@ -59,8 +59,8 @@ class Orphans:
         return OrphanReport(at=report.at, orphans=found, gaps=tuple(report.gaps))
 
     def end(self, report: OrphanReport, tell: Callable[[Orphan], object] | None = None) -> OrphanReport:
-        """Each on its own: one that cannot be ended keeps no other. May be repeated, and done by two at
-        once."""
+        """Shut down each resource independently: one failure does not stop the others. Safe to repeat and
+        to run concurrently."""
         ended: list[Orphan] = []
         for one in report.orphans:
             ended.append(self._ended(one))

@@ -34,7 +34,7 @@ class Settler:
     # -- settling ------------------------------------------------------------------------------------------
 
     def find(self, run: Run) -> list[JobHandle]:
-        """The host's jobs with the run's ref."""
+        """Find the host's jobs with the run's ref."""
         return self.provider.find(run.ref)
 
     def settle(self, run: Run) -> Run:

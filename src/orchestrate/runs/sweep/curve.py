@@ -71,7 +71,8 @@ def space_of(shares: Sequence[float], seeds: int) -> Space:
 
 
 def curve(searching: Searching, rows: int, more: int) -> Curve:
-    """Of the trials that were scored. `rows`: of the training data; `more`: how many more are weighed."""
+    """Fit a learning curve to the scored trials. `rows`: size of the training data; `more`: additional
+    rows to project."""
     search, higher = searching.search, searching.maximise
     trials = [trial for trial in searching.trials if trial.state is TrialState.SCORED]
     sizes = tuple(_sizes(searching, trials, rows))
@@ -198,7 +199,7 @@ def step(target: str, gain: Gain) -> str:
 
 
 def page(found: Curve) -> str:
-    """A page of its own: the picture, the sentences and the numbers."""
+    """Render an HTML page with the plot, the sentences and the numbers."""
     from orchestrate.reports import charts, html
 
     name = found.target
