@@ -201,6 +201,7 @@ def test_the_plan_is_within_a_tenth_of_what_a_step_holds(config: dict[str, Any],
     assert planned == pytest.approx(held, rel=0.25), (planned / 1e9, held / 1e9)
 
 
+@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="a CPU build of torch moves nothing to a GPU")
 @pytest.mark.parametrize("adapter", ["qlora", "lora"])
 def test_the_whole_forward_pass_stays_on_the_gpu(adapter: Any) -> None:
     """A tensor of the CPU among those of the GPU is an error with fake tensors as it is with real ones. The
