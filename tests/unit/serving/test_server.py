@@ -180,7 +180,7 @@ def test_calls_of_tools_come_as_calls(tmp_path: Path, home: Path) -> None:
         serve([], home / "parrot", Terms(port=0, threads=1), base=str(base)) as up,
         OpenAI(base_url=f"{up.url}/v1", api_key="a-key-of-tests") as client,
     ):
-        given: dict[str, Any] = {"model": str(base), "messages": QUESTION, "temperature": 0, "tools": tools}
+        given: dict[str, Any] = {"model": base.name, "messages": QUESTION, "temperature": 0, "tools": tools}
         done = client.chat.completions.create(**given)
         [call] = done.choices[0].message.tool_calls or []
         assert (call.function.name, json.loads(call.function.arguments)) == ("get_weather", {"city": "Lima"})
@@ -214,7 +214,7 @@ def test_one_call_at_a_time_is_kept_where_it_is_asked_for(
         serve([], home / f"parrot-{parallel}", Terms(port=0, threads=1), base=str(base)) as up,
         OpenAI(base_url=f"{up.url}/v1", api_key="a-key-of-tests") as client,
     ):
-        given: dict[str, Any] = {"model": str(base), "messages": QUESTION, "temperature": 0, "tools": tools}
+        given: dict[str, Any] = {"model": base.name, "messages": QUESTION, "temperature": 0, "tools": tools}
         if parallel is not None:
             given["parallel_tool_calls"] = parallel
         whole = client.chat.completions.create(**given).choices[0].message.tool_calls or []
