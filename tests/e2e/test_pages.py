@@ -127,7 +127,7 @@ def test_the_pages_in_the_browser(machine: Machine, tmp_path: Path) -> None:
 
 
 def test_the_gateway(machine: Machine) -> None:
-    install, settings, tuned, keys = blocks("gateway.md")
+    install, settings, tuned, _deploys, keys = blocks("gateway.md")  # deploys: unit/gateway/test_deploying
     serve, exported = install.lines
     (machine.folder / "orchestrate.toml").write_text(settings.text)
     machine.run("orchestrate keys trust --project")

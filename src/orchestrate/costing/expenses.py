@@ -60,8 +60,12 @@ def of_trial(run: Run | None, trial: Trial) -> Decimal:
     lost = run is None and trial.run_id is not None
     if run is None or run.phase is SubmitPhase.REFUSED:
         return trial.high_usd if lost or trial.state is TrialState.OPEN else Decimal(0)
+    if run.status.terminal and run.bill is not None:
+        return run.bill.usd
     if run.status.terminal:
-        return trial.high_usd if run.bill is None else run.bill.usd
+        allowed = run.allowed_usd or Decimal(0)
+        raised = allowed > (run.max_cost_usd or Decimal(0))  # since it was quoted: its bill may come to that
+        return max(trial.high_usd, allowed) if raised else trial.high_usd
     return max(trial.high_usd, run.max_cost_usd or Decimal(0), run.allowed_usd or Decimal(0))
 
 
