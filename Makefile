@@ -33,7 +33,7 @@ test: env
 	$(PYTEST) -n 3 -m 'not slow and not gpu'
 
 test-slow: env
-	$(PYTEST) -n 4 -m 'slow and not gpu' # much of it waits: for a lease to run out, a cluster to notice a death
+	$(PYTEST) -n 3 -m 'slow and not gpu'
 
 # Engines and clients of others, some gigabytes of them, each in an environment of its own under .outside/.
 test-outside: env

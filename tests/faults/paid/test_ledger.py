@@ -640,3 +640,14 @@ def test_sums_that_are_kept_are_exact(store: Store) -> None:
         for usd in (*bills, bills[turn % 4]):
             store.runs.set_bills({run.id: Bill(usd=usd, origin="host", final=False)})
             assert not store.ledger.recount()
+
+
+def test_a_trial_that_ended_counts_as_its_raised_limit_until_it_is_billed() -> None:
+    machine = Money()
+    try:
+        machine.try_settings(0, Decimal("0.5"), killed=True)
+        machine.give_more(0, 0, Decimal(3))
+        machine.bill(0, 0, 2, final=False)
+        assert machine.stores[0].searches.spent_usd(machine.search.id) == Decimal(3)
+    finally:
+        machine.teardown()
