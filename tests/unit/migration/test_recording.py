@@ -367,9 +367,9 @@ def test_an_interrupted_recording_says_how_to_go_on_and_loses_nothing(
     assert 10 < before - 1 <= kept.answered <= before < 30
     with PreparedRecording(ft, old.id, RecordOrder(sampling=SHORT)) as rest:
         left = rest.plan().asked
-        assert left.kept == kept.answered
+        assert kept.answered <= left.kept <= before, "the journal may have one that the record does not yet"
         assert rest.run().complete
-    assert asked(sandbox) - before == 30 - kept.answered
+    assert asked(sandbox) - before == 30 - left.kept
 
 
 def test_a_limit_that_is_reached_midway_keeps_what_was_paid_and_goes_on_under_a_higher_one(
