@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import msgspec
 
@@ -263,6 +263,32 @@ def questions() -> Iterator[dict[str, Any]]:
     """What standard input asks, until it ends."""
     decode = msgspec.json.Decoder(dict[str, Any]).decode
     return (decode(line) for line in sys.stdin.buffer)
+
+
+class Desk(Protocol):
+    """Takes lines in one thread, and works in the process's own."""
+
+    def read(self, lines: Any) -> None: ...
+
+    def work(self) -> None:
+        """Until the lines have ended and all is answered."""
+        ...
+
+
+def at_desk(made: Callable[[Callable[[Mapping[str, Any]], None]], Desk]) -> int:
+    """The life of a process that answers many questions at once; its exit code. `made` gets what sends an
+    answer."""
+    send = answering()
+    try:
+        desk = made(send)
+        threading.Thread(target=desk.read, args=(sys.stdin.buffer,), daemon=True, name="reads").start()
+        desk.work()
+    except BrokenPipeError:
+        return 0
+    except Exception as error:  # noqa: BLE001  the asking process gets it
+        send(failure(error))
+        return 1
+    return 0
 
 
 def failure(error: Exception) -> dict[str, Any]:

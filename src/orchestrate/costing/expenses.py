@@ -62,11 +62,10 @@ def of_trial(run: Run | None, trial: Trial) -> Decimal:
         return trial.high_usd if lost or trial.state is TrialState.OPEN else Decimal(0)
     if run.status.terminal and run.bill is not None:
         return run.bill.usd
-    if run.status.terminal:
-        allowed = run.allowed_usd or Decimal(0)
-        raised = allowed > (run.max_cost_usd or Decimal(0))  # since it was quoted: its bill may come to that
-        return max(trial.high_usd, allowed) if raised else trial.high_usd
-    return max(trial.high_usd, run.max_cost_usd or Decimal(0), run.allowed_usd or Decimal(0))
+    most, allowed = run.max_cost_usd or Decimal(0), run.allowed_usd or Decimal(0)
+    if run.status.terminal and allowed <= most:  # a limit that was raised is what the bill may come to
+        return trial.high_usd
+    return max(trial.high_usd, most, allowed)
 
 
 def caps(

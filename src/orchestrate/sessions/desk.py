@@ -28,7 +28,7 @@ from orchestrate.core.child import Child, Ended, python
 from orchestrate.core.files import private_folder, write_whole
 from orchestrate.errors import OrchestrateError
 from orchestrate.http.wire import HostError
-from orchestrate.local.run.launching import require_packages, worker_environment
+from orchestrate.local.run.launching import worker_environment
 from orchestrate.sessions import wire
 from orchestrate.types import Record
 
@@ -138,7 +138,7 @@ class SessionDesk:
         """The promise of a request that came before, by its model or sampler and its number."""
         self._child: Child | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._asked: dict[str, Callable[[dict[str, Any]], None]] = {}
+        self._asked: dict[str, Take] = {}
         self._numbers = count(1)
         self._unsent: list[tuple[str, Mapping[str, Any], Take]] | None = None
         """While the process starts."""
@@ -151,7 +151,6 @@ class SessionDesk:
 
     def start(self) -> None:
         """Returns when the base is loaded. Raises what loading raised."""
-        require_packages("training sessions on this machine")
         threads = self._opening.get("threads")
         env = worker_environment(threads if isinstance(threads, int) else None)
         child = Child(python("orchestrate.local.sessions.process"), env=env, name=WORKER)
@@ -527,12 +526,11 @@ def forward_result(answer: dict[str, Any]) -> bytes:
 
 
 def sample_result(answer: dict[str, Any]) -> bytes:
-    tops = partial(_with_tops)
     prompt = None
     if "logprobs" in answer:
-        prompt = tops({"logprobs": _data(answer["logprobs"])}, answer)
+        prompt = _with_tops({"logprobs": _data(answer["logprobs"])}, answer)
     answers = [
-        tops({"stop": a["stop"], "tokens": a["tokens"], "logprobs": _data(a["logprobs"])}, a)
+        _with_tops({"stop": a["stop"], "tokens": a["tokens"], "logprobs": _data(a["logprobs"])}, a)
         for a in answer["answers"]
     ]
     return wire.sample_output(answers, prompt)

@@ -111,7 +111,7 @@ def score(
 
 
 def _show(report: ScoreReport) -> None:
-    from orchestrate.runs.data.scoring import SIGNALS
+    from orchestrate.data.operations.score import SIGNALS
 
     shown = table("signal", "rows", "about", right=("rows",), fold=("about",))
     for name, rows in report.signals.items():
@@ -162,10 +162,10 @@ def select(
 ) -> Output[SelectReport]:
     """Keep the best rows by one signal of `data score`, and write the others to a second file with the reason
     for each. Neither file may exist."""
+    from orchestrate.data.operations import score
     from orchestrate.runs.data import files as data
-    from orchestrate.runs.data import scoring
 
-    report = scoring.select(
+    report = score.select(
         file,
         output or data.beside(file, "selected.jsonl"),
         keep=keep,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypedDict
 
 import typer
 
@@ -38,17 +38,26 @@ class Added(TypedDict):
     seconds: float
 
 
+PortOpt = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")]
+HostOpt = Annotated[str, typer.Option(help="Address to serve on; anything but loopback needs keys.")]
+NamesOpt = Annotated[
+    list[str] | None, typer.Option("--name", help="A further host name by which it may be asked.")
+]
+CpuThreadsOpt = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
+DeviceOpt = Annotated[str | None, typer.Option(help="cpu or cuda; default: a GPU if there is one.")]
+PrecisionOpt = Annotated[
+    Literal["bf16", "fp16", "fp32"] | None,
+    typer.Option(help="Precision of computation and of unquantized weights. Default: what suits the device."),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Where:
     """Where it answers, and to whom."""
 
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000
-    host: Annotated[str, typer.Option(help="Address to serve on; anything but loopback needs keys.")] = (
-        "127.0.0.1"
-    )
-    names: Annotated[
-        list[str] | None, typer.Option("--name", help="A further host name by which it may be asked.")
-    ] = None
+    port: PortOpt = 8000
+    host: HostOpt = "127.0.0.1"
+    names: NamesOpt = None
     origins: Annotated[
         list[str] | None,
         typer.Option("--origin", help="Origin allowed by CORS, such as https://app.example."),
@@ -77,20 +86,15 @@ class How:
     most_tokens: Annotated[
         int, typer.Option("--max-tokens", min=1, help="Token limit of an answer if the request sets none.")
     ] = 2048
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: a GPU if there is one.")] = None
+    threads: CpuThreadsOpt = None
+    device: DeviceOpt = None
     four_bit: Annotated[
         bool | None,
         typer.Option(
             "--four-bit/--no-four-bit", help="Precision of the base. Default: as in training, else by size."
         ),
     ] = None
-    precision: Annotated[
-        Literal["bf16", "fp16", "fp32"] | None,
-        typer.Option(
-            help="Precision of computation and of unquantized weights. Default: what suits the device."
-        ),
-    ] = None
+    precision: PrecisionOpt = None
     batch_invariant: Annotated[
         bool,
         typer.Option(
@@ -116,14 +120,18 @@ class How:
     ] = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Instead:
-    """What else is done, and then nothing is served from here."""
+class ChangesKeys(Protocol):
+    """A module that has the keys of one kind of server."""
 
-    into: Annotated[
-        str | None,
-        typer.Option("--into", metavar="URL", help="Add the adapters to this running server."),
-    ] = None
+    def new_key(self, ft: Orchestrator, name: str, /) -> str: ...
+
+    def revoke_key(self, ft: Orchestrator, name: str, /) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeysInstead:
+    """Keys are changed, and nothing is served."""
+
     new_key: Annotated[
         str | None,
         typer.Option("--new-key", metavar="NAME", help="Create a client key, print it once, and exit."),
@@ -131,6 +139,17 @@ class Instead:
     revoke_key: Annotated[
         str | None, typer.Option("--revoke-key", metavar="NAME", help="Revoke the key with this name.")
     ] = None
+
+    def change(self, ft: Orchestrator, keys: ChangesKeys) -> bool:
+        """Whether that was asked for."""
+        if self.revoke_key is not None:
+            keys.revoke_key(ft, self.revoke_key)
+            note(f"Servers refuse the key {self.revoke_key} from now on, those that run within a second.")
+        if self.new_key is not None:
+            print_text(keys.new_key(ft, self.new_key))
+            note("The key is stored as a hash and cannot be shown again.")
+            note("All servers ask for a key from now on.")
+        return self.new_key is not None or self.revoke_key is not None
 
 
 @command
@@ -143,7 +162,11 @@ def serve(
     ] = None,
     where: Where,
     how: How,
-    instead: Instead,
+    into: Annotated[
+        str | None,
+        typer.Option("--into", metavar="URL", help="Add the adapters to this running server."),
+    ] = None,
+    keys: KeysInstead,
     prove: Annotated[bool, typer.Option(help="Verify each model before serving it.")] = True,
     accept_licence: AcceptOpt = None,
 ) -> Iterator[Output[Serving] | Output[list[Added]]]:
@@ -153,14 +176,13 @@ def serve(
 
     names = run or []
     with orchestrator(context) as ft:
-        if instead.new_key is not None or instead.revoke_key is not None:
-            _keys(ft, instead.new_key, instead.revoke_key)
+        if keys.change(ft, serving):
             return
         if not names and how.base is None:
             raise UsageError("name a run, or --base MODEL")
         accepted = agreed(ft, names, accept_licence)
-        if instead.into is not None:
-            added = serving.add(ft, names, instead.into, accepted, how.called or ())
+        if into is not None:
+            added = serving.add(ft, names, into, accepted, how.called or ())
             yield Output([Added(model=m, url=f"{url}/v1", seconds=s) for m, url, s in added], _show_added)
             return
         terms, choice = _terms(where, how), _choice(how)
@@ -223,17 +245,6 @@ def _choice(how: How) -> serving.Choice:
         quantise=how.quantise,
         more=tuple(how.engine_args or ()),
     )
-
-
-def _keys(ft: Orchestrator, new: str | None, revoked: str | None) -> None:
-    from orchestrate.runs.serving import subjects as serving
-
-    if revoked is not None:
-        serving.revoke_key(ft, revoked)
-        note(f"Servers refuse the key {revoked} from now on, those that run within a second.")
-    if new is not None:
-        print_text(serving.new_key(ft, new))
-        note("The key is stored as a hash and cannot be shown again. All servers ask for a key from now on.")
 
 
 def _show_added(added: list[Added]) -> None:

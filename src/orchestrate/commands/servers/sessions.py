@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, TypedDict
 
 import typer
 
+from orchestrate.commands.servers.serve import (
+    CpuThreadsOpt,
+    DeviceOpt,
+    HostOpt,
+    KeysInstead,
+    NamesOpt,
+    PortOpt,
+    PrecisionOpt,
+)
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import ended_by_signal, note, orchestrator, print_text
 from orchestrate.commands.terminal.options import Group
@@ -32,13 +41,9 @@ class SessionsServed(TypedDict):
 class Where:
     """Where it answers, and to whom."""
 
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8100
-    host: Annotated[str, typer.Option(help="An address of this machine; others than loopback need keys.")] = (
-        "127.0.0.1"
-    )
-    names: Annotated[
-        list[str] | None, typer.Option("--name", help="A further host name by which it may be asked.")
-    ] = None
+    port: PortOpt = 8100
+    host: HostOpt = "127.0.0.1"
+    names: NamesOpt = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,28 +57,12 @@ class How:
         ),
     ] = None
     most_at_once: Annotated[int, typer.Option("--concurrency", min=1, help="Answers drawn at once.")] = 32
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the processor.")] = None
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: a GPU where there is one.")] = None
+    threads: CpuThreadsOpt = None
+    device: DeviceOpt = None
     four_bit: Annotated[
         bool | None, typer.Option("--four-bit/--no-four-bit", help="Of the base. Default: by its size.")
     ] = None
-    precision: Annotated[
-        Literal["bf16", "fp16", "fp32"] | None,
-        typer.Option(help="Of products and frozen weights. Default: what suits the device."),
-    ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class KeysInstead:
-    """What is done instead of serving."""
-
-    new_key: Annotated[
-        str | None,
-        typer.Option("--new-key", metavar="NAME", help="Make a caller's key, print it once, and leave."),
-    ] = None
-    revoke_key: Annotated[
-        str | None, typer.Option("--revoke-key", metavar="NAME", help="Take no key of this name any more.")
-    ] = None
+    precision: PrecisionOpt = None
 
 
 @app.command("serve")
@@ -86,19 +75,13 @@ def serve(
     ] = None,
     where: Where,
     how: How,
-    instead: KeysInstead,
+    keys: KeysInstead,
 ) -> Iterator[Output[SessionsServed]]:
     """Serve training sessions over one base model until interrupted. Tinker's client trains against it."""
     from orchestrate import sessions
 
     with orchestrator(context) as ft:
-        if instead.revoke_key is not None:
-            sessions.revoke_key(ft, instead.revoke_key)
-            note(f"Servers refuse the key {instead.revoke_key} from now on, those that run within a second.")
-        if instead.new_key is not None:
-            print_text(sessions.new_key(ft, instead.new_key))
-            note("The key is stored as a hash and cannot be shown again. All such servers now ask for one.")
-        if instead.new_key is not None or instead.revoke_key is not None:
+        if keys.change(ft, sessions):
             return
         if model is None:
             raise UsageError("name the base model", fix="orchestrate sessions serve MODEL")

@@ -522,8 +522,7 @@ def select(
 
 
 def _left_out(row: int, why: str, doubt: float | None, line: bytes) -> bytes:
-    value, wrong = parse(line)
-    del value
+    _, wrong = parse(line)
     kept = line.decode(errors="replace") if wrong else msgspec.Raw(line.strip())
     return LeftOut(row=row, why=why, doubt=doubt, left_out=kept).to_json() + b"\n"
 

@@ -23,7 +23,7 @@ from orchestrate.local.model import loaded as threads
 from orchestrate.local.model.adapters import changes_base
 from orchestrate.local.model.adapters.starts import rows_of
 from orchestrate.local.model.loading import DTYPES, add_adapter, load_adapter, pick_device
-from orchestrate.local.model.sampling import NO_FORM, NO_MEMORY, NO_NUMBERS, Luck
+from orchestrate.local.model.sampling import NO_FORM, NO_MEMORY, NO_NUMBERS, Luck, seeded
 from orchestrate.local.model.sampling.batching import BASE, Batching, Row
 
 _MEASURED_S = 1.0
@@ -285,11 +285,6 @@ class Engine:
             raise Refused(error.message, "unsupported_form") from error
 
     def _luck(self, wish: Wish, n: int, held: Held | None) -> Luck:
-        generator = torch.Generator()
-        if wish.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(wish.seed + n)
         return Luck(
             temperature=wish.temperature,
             top_p=wish.top_p,
@@ -298,7 +293,7 @@ class Engine:
             frequency=wish.frequency_penalty,
             bias={int(id): bias for id, bias in wish.logit_bias.items()},
             tops=wish.logprobs,
-            generator=generator,
+            generator=seeded(wish.seed, n),
             held=held,
         )
 

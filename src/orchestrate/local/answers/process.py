@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import gc
 import queue
-import sys
-import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -173,19 +171,5 @@ class Desk:
         return self._engine is None or self._engine.batching.idle
 
 
-def main() -> int:
-    send = child.answering()
-    try:
-        desk = Desk(send)
-        threading.Thread(target=desk.read, args=(sys.stdin.buffer,), daemon=True, name="reads").start()
-        desk.work()
-    except BrokenPipeError:
-        return 0
-    except Exception as error:  # noqa: BLE001  the asking process gets it
-        send(child.failure(error))
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    leave(main())
+    leave(child.at_desk(Desk))

@@ -45,8 +45,7 @@ def write_weights(
         if loaded.taken_out is not None:
             as_plain_lora(folder, loaded.taken_out)
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
-        # peft keeps the targets in a set: the same run must write the same bytes.
-        _rewrite(folder / "adapter_config.json", _sorted_targets)
+        sort_targets(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -64,6 +63,11 @@ def _as_stored(state: dict[str, Any], stored: Mapping[str, str]) -> tuple[str, d
         else value
         for name, value in state.items()
     }
+
+
+def sort_targets(folder: Path) -> None:
+    """peft keeps an adapter's targets in a set: the same run must write the same bytes."""
+    _rewrite(folder / "adapter_config.json", _sorted_targets)
 
 
 def _sorted_targets(config: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from orchestrate.core.files import whole_folder
 from orchestrate.errors import UsageError
 from orchestrate.local import machine
 from orchestrate.local.answers.loading import base_of
+from orchestrate.local.encoding.encoded import micro_batches
 from orchestrate.local.model import files as models
 from orchestrate.local.model import loaded as threads
 from orchestrate.local.model.adapters.starts import names_of
@@ -36,8 +37,10 @@ from orchestrate.local.model.loading import (
     load_tokenizer,
     pick_device,
 )
-from orchestrate.local.model.sampling import Drawn, Luck
+from orchestrate.local.model.sampling import Drawn, Luck, seeded
 from orchestrate.local.model.sampling.batching import BASE, Batching, Row
+from orchestrate.local.plan.fitting import DEFAULT_TOKENS
+from orchestrate.local.run.export import sort_targets
 from orchestrate.local.run.optimizers import restore_state, state_tensors
 from orchestrate.local.sessions.losses import Config, Loss, log_probabilities, loss_of
 from orchestrate.types import decoding
@@ -45,9 +48,6 @@ from orchestrate.types import decoding
 ALPHA = 32
 """Of LoRA, whatever the rank: with it one learning rate suits all ranks (Thinking Machines, "LoRA Without
 Regret", 2025)."""
-PASS_TOKENS = {"cpu": 4096}
-"""Tokens of one forward pass, padding included, at most; of one row where it is longer."""
-GPU_PASS_TOKENS = 16384
 HELD_SNAPSHOTS = 8
 """Saved weights that stay on the base for answering; the one that was not asked for longest makes room."""
 MOST_TOKENS = 2048
@@ -327,11 +327,12 @@ class SessionEngine:
         rows = [self._row(datum, loss) for datum in data]
         parameters = list(trained.parameters.values())
         sums = _PassSums(compute, config, parameters if backward else [])
+        lengths, most = np.array([len(tokens) for tokens, _ in rows]), DEFAULT_TOKENS[self.device.type]
         found: dict[int, Tensor] = {}
         with self._active(trained.adapter):
             self.model.train(self.device.type != "cpu" and backward)  # where activations are not kept
             try:
-                for part in self._parts([len(tokens) for tokens, _ in rows]):
+                for part in micro_batches(range(len(rows)), lengths, most, len(rows)):
                     found.update(zip(part, self._pass([rows[i] for i in part], sums), strict=True))
             finally:
                 self.model.eval()
@@ -341,7 +342,7 @@ class SessionEngine:
         for parameter, gradient in zip(parameters, sums.gradients, strict=False):
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        metrics = {"loss:sum": total, "tokens:sum": float(sum(len(tokens) for tokens, _ in rows))}
+        metrics = {"loss:sum": total, "tokens:sum": float(lengths.sum())}
         if apart := [
             abs(found[i] - inputs["logprobs"].cpu()).sum().item()
             for i, (_, inputs) in enumerate(rows)
@@ -375,18 +376,6 @@ class SessionEngine:
             n: v.to(self.device, torch.long if n == "target_tokens" else torch.float32)
             for n, v in inputs.items()
         }
-
-    def _parts(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Rows of like length together, as many as a pass takes."""
-        most = PASS_TOKENS.get(self.device.type, GPU_PASS_TOKENS)
-        part: list[int] = []
-        for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-            if part and lengths[part[0]] * (len(part) + 1) > most:
-                yield part
-                part = []
-            part.append(i)
-        if part:
-            yield part
 
     def _pass(self, rows: Sequence[tuple[Tensor, dict[str, Tensor]]], sums: _PassSums) -> list[Tensor]:
         """Half as many rows at once where memory runs out."""
@@ -479,6 +468,7 @@ class SessionEngine:
             config.inference_mode = True
             config.save_pretrained(str(draft))
             config.inference_mode = False
+            sort_targets(draft)
             self.tokenizer.save_pretrained(draft)
             if optimizer:
                 moments = state_tensors(trained.optimizer, trained.parameters)
@@ -664,15 +654,10 @@ def _wide(targets: Tensor) -> Tensor:
 
 
 def _luck(question: SampleRequest, n: int) -> Luck:
-    generator = torch.Generator()
-    if question.seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(question.seed + n)
     return Luck(
         temperature=question.temperature,
         top_p=question.top_p,
         top_k=question.top_k,
         tops=question.tops,
-        generator=generator,
+        generator=seeded(question.seed, n),
     )

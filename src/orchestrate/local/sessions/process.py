@@ -17,8 +17,6 @@ between them.
 from __future__ import annotations
 
 import queue
-import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -142,19 +140,5 @@ class SessionBench:
         self.engine.ask(decoding.convert(asked, SampleRequest))
 
 
-def main() -> int:
-    send = child.answering()
-    try:
-        bench = SessionBench(send)
-        threading.Thread(target=bench.read, args=(sys.stdin.buffer,), daemon=True, name="reads").start()
-        bench.work()
-    except BrokenPipeError:
-        return 0
-    except Exception as error:  # noqa: BLE001  the asking process gets it
-        send(child.failure(error))
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    leave(main())
+    leave(child.at_desk(SessionBench))

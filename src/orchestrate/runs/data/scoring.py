@@ -16,12 +16,7 @@ from orchestrate.core.underway import work
 from orchestrate.data.dialects import canonical_line
 from orchestrate.data.files import beside, require_writable
 from orchestrate.data.operations import score
-from orchestrate.data.operations.score import SIGNALS as SIGNALS
-from orchestrate.data.operations.score import ScoredFile, ScoreReport
-from orchestrate.data.operations.score import Scores as Scores
-from orchestrate.data.operations.score import SelectReport as SelectReport
-from orchestrate.data.operations.score import ranked as ranked
-from orchestrate.data.operations.score import select as select
+from orchestrate.data.operations.score import ScoredFile, ScoreReport, Scores
 from orchestrate.data.shapes.reading import canonical, reading
 from orchestrate.errors import UsageError
 from orchestrate.paid.asking import Progress

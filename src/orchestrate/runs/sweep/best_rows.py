@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from orchestrate.data.operations import score
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.learning_curve import Gain, measured_gain
-from orchestrate.runs.sweep.curve import interval, measured_points, step
+from orchestrate.runs.sweep.curve import interval, measured_points, one_seed, seeded, step
 from orchestrate.runs.sweep.space import SHARE, Space
 from orchestrate.spec import renaming_of
 from orchestrate.types import Record, Trial, TrialState
@@ -79,7 +79,7 @@ def space_of(kinds: Sequence[str], selected: str, keep: float, seeds: int) -> Sp
         raise UsageError("--compare takes best with random, all or both", fix="--compare best,random")
     value = {"best": selected, "random": keep, "all": 1.0}
     choices = {SHARE: tuple(value[kind] for kind in KINDS if kind in kinds)}
-    return Space(choices | ({"seed": tuple(range(seeds))} if seeds > 1 else {}))
+    return seeded(choices, seeds)
 
 
 def best_rows(searching: Searching, rows: int, by: str, keep: float, selected: str) -> BestRows:
@@ -96,8 +96,7 @@ def best_rows(searching: Searching, rows: int, by: str, keep: float, selected: s
         for trial in searching.trials
         if trial.state is not TrialState.SCORED
     ]
-    if "seed" not in search.choices:
-        remarks.append("one seed: how much a run differs from the next is not in the intervals (--seeds 3)")
+    remarks += one_seed(search)
     return BestRows(
         sweep=search.id,
         target=search.target,

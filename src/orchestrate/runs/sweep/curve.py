@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from html import escape
 from itertools import groupby
 from statistics import mean, variance
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
@@ -17,7 +17,7 @@ from orchestrate.evaluation.learning_curve import Gain, Law, Measured, measured_
 from orchestrate.runs.sweep.searching import LOSS
 from orchestrate.runs.sweep.space import SHARE, Space
 from orchestrate.text import money
-from orchestrate.types import Record, Trial, TrialState
+from orchestrate.types import Record, Search, Trial, TrialState
 
 if TYPE_CHECKING:
     from orchestrate.runs.sweep.trials import Searching
@@ -67,7 +67,19 @@ def space_of(shares: Sequence[float], seeds: int) -> Space:
         raise UsageError(
             "a curve takes three shares or more, above 0 and up to 1", fix="--shares 0.125,0.25,0.5,1"
         )
-    return Space({SHARE: kept} | ({"seed": tuple(range(seeds))} if seeds > 1 else {}))
+    return seeded({SHARE: kept}, seeds)
+
+
+def seeded(choices: Mapping[str, tuple[Any, ...]], seeds: int) -> Space:
+    """Each choice once for every seed."""
+    return Space({**choices, **({"seed": tuple(range(seeds))} if seeds > 1 else {})})
+
+
+def one_seed(search: Search) -> list[str]:
+    """What is to be said of a comparison without repetition."""
+    if "seed" in search.choices:
+        return []
+    return ["one seed: how much a run differs from the next is not in the intervals (--seeds 3)"]
 
 
 def curve(searching: Searching, rows: int, more: int) -> Curve:
@@ -78,8 +90,7 @@ def curve(searching: Searching, rows: int, more: int) -> Curve:
     sizes = tuple(_sizes(searching, trials, rows))
     found = Curve(sweep=search.id, target=search.target, higher_is_better=higher, sizes=sizes)
     remarks = _unscored([trial for trial in searching.trials if trial.state is not TrialState.SCORED])
-    if "seed" not in search.choices:
-        remarks.append("one seed: how much a run differs from the next is not in the intervals (--seeds 3)")
+    remarks += one_seed(search)
     try:
         points = _measured(trials, rows, higher=higher)
         law = Law(points)

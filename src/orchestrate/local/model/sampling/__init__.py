@@ -76,6 +76,16 @@ class Luck:
         return not changed and self.tops is None and self.held is None
 
 
+def seeded(seed: int | None, place: int) -> torch.Generator:
+    """The random numbers of one of several answers to a prompt: the same for the same seed."""
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed + place)
+    return generator
+
+
 @dataclass(frozen=True)
 class Drawn:
     id: int
