@@ -18,10 +18,17 @@ _PROSE, _LEGIBLE = 40, 30
 
 class Listing:
     """Rows of cells under the names of their columns. Numbers are set to the `right`; only the columns of
-    `fold` (by default all) are wrapped, and only between words."""
+    `fold` (by default all) are wrapped, and only between words. Columns to `keep` go below their row last."""
 
-    def __init__(self, *names: str, right: Iterable[str] = (), fold: Iterable[str] | None = None) -> None:
+    def __init__(
+        self,
+        *names: str,
+        right: Iterable[str] = (),
+        fold: Iterable[str] | None = None,
+        keep: Iterable[str] = (),
+    ) -> None:
         self._names = names
+        self._keep = frozenset(keep)
         self._right = frozenset(right)
         self._fold = frozenset(names if fold is None else fold)
         self._rows: list[tuple[tuple[Text, ...], str | None]] = []
@@ -64,7 +71,7 @@ class Listing:
         if not any(self._names):  # facts, each after its name: nothing of them goes below
             least[-1] = min(least[-1], room - sum(least[:-1]) - _GAP * (len(least) - 1))
         while len(beside) > 1 and sum(least[at] + _GAP for at in beside) - _GAP > room:
-            widest = max(beside[1:], key=whole.__getitem__)
+            widest = max(beside[1:], key=lambda at: (self._names[at] not in self._keep, whole[at]))
             beside.remove(widest)
             below.append(widest)
         widths = {at: min(least[at], room) for at in beside}

@@ -144,8 +144,7 @@ def by_chat(
 def by_generator(
     contender: Contender, generator: Generator, sampling: Sampling, weights: str, *, base: bool
 ) -> Candidate:
-    """Asked on this machine, in batches. `weights` tells the model's files from any others, and the precision
-    in which they are loaded from others, where that is not the usual one."""
+    """Asked on this machine, in batches. `weights` tells the model's files from any others."""
     contender = replace(contender, precision=generator.expected_precision)
 
     def ask(questions: Sequence[Question]) -> list[Answer]:
@@ -166,6 +165,7 @@ def by_generator(
         return [answers[q.digest] for q in questions]
 
     identity = {"here": weights, "base": base, "seed": sampling.seed, **_way(sampling)}
+    identity["four_bit"] = generator.four_bit
     if sampling.batch is not None:
         identity["batch"] = sampling.batch
     respondent = Respondent(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -116,10 +117,10 @@ def evaluation_table(one: Evaluation, flips: Sequence[Flips], shown: int = 3) ->
     return Group(*parts)
 
 
-def _flip(found: Flips, item: Flip) -> Text:
+def _flip(found: Flips, item: Flip) -> RenderableType:
     sides = (("expected", item.expected), (found.against, item.before), (found.contender, item.after))
-    lines = [f"  {_line(item.question)}", *(f"    {name}: {_line(said)}" for name, said in sides)]
-    return Text("\n".join(lines))
+    lines = Text("\n".join(f"{name}: {_line(said)}" for name, said in sides))
+    return Group(Padding(Text(_line(item.question)), (0, 0, 0, 2)), Padding(lines, (0, 0, 0, 4)))
 
 
 def _line(said: str) -> str:
@@ -127,10 +128,15 @@ def _line(said: str) -> str:
     return one_line if len(one_line) <= 200 else one_line[:199] + "…"
 
 
+_FOLDED = frozenset({"contender", "against", "answered by"})
+"""An interval or a number is read on one line."""
+_KEPT = ("contender", "score (95%)", "n")
+
+
 def listed(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Listing:
     """Cells of any length under their names, without the columns that say nothing in any row."""
     told = [at for at in range(len(head)) if not rows or any(row[at] != NOTHING for row in rows)]
-    table = Listing(*(head[at] for at in told))
+    table = Listing(*(head[at] for at in told), fold=_FOLDED, keep=_KEPT)
     for row in rows:
         table.add_row(*(inert(row[at]) for at in told))
     return table

@@ -16,6 +16,7 @@ from orchestrate.errors import UsageError
 from orchestrate.evaluation.pairing import Pairing
 from orchestrate.reports import Comparison, RunDifference
 from orchestrate.reports.compare import compare
+from orchestrate.reports.rows import interval
 from orchestrate.types import (
     Bill,
     Difference,
@@ -438,6 +439,22 @@ def test_a_comparison_of_four_fits_on_a_screen(run: Make, result: Result) -> Non
     text = plain_text(compare(runs, {}, scores, between=pairs).table(), 100)
     assert text.count("\n") <= 40
     assert text.splitlines()[0].startswith("Take openai: on exact_match no difference is shown")
+
+
+def test_each_score_of_two_contenders_is_on_one_line_of_80_columns(run: Make, result: Result) -> None:
+    from orchestrate.reports.documents import evaluation_table, plain_text
+
+    two = result(run("local", id="run-1r3wn3jccxqh"), 0.9)
+    lines = plain_text(evaluation_table(two, ()), 80).splitlines()
+    assert max(map(len, lines)) <= 80
+    difference = interval(two.metrics[0], two.differences[0].score, signed=True)
+    scores = [interval(two.metrics[0], one.score) for one in two.measures]
+    assert len(scores) == 2
+    for score in scores:
+        [line] = [one for one in lines if score in one]
+        assert line.startswith("exact_match")
+    [below] = [one for one in lines if difference in one]
+    assert two.differences[0].against in below
 
 
 def test_an_evaluation_of_one_model_fits_a_narrow_terminal(run: Make, result: Result) -> None:

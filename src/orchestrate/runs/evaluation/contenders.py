@@ -369,8 +369,6 @@ class Contenders:
                 base = msgspec.structs.replace(base, name=f"{base.name} in NF4")
             # Under its adapter a base has the adapter's tokenizer and chat template.
             weights = f"{fingerprint(generator.model)} {handle.record.spec.get('adapter')}"
-            if own is not generator:
-                weights += f" {'nf4' if four_bit else '16-bit'}"
             found.append(by_generator(base, own, self._sampling, weights, base=True))
         return found
 
@@ -405,8 +403,7 @@ class Contenders:
             provider=this_machine().kind,
             served_by=f"this machine, {generator.model}",
         )
-        weights = fingerprint(generator.model) + ("" if four_bit is None else f" {precision}")
-        return by_generator(contender, generator, self._sampling, weights, base=True)
+        return by_generator(contender, generator, self._sampling, fingerprint(generator.model), base=True)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from orchestrate.evaluation.evaluate import Subject, Terms, evaluate
 from orchestrate.evaluation.held_out import held_out
 from orchestrate.evaluation.metrics import Context, registry
 from orchestrate.evaluation.verdict import Demand
+from orchestrate.local import Generator
 from orchestrate.local.answers.answering import ROUNDED_OTHERWISE, Answerer
 from orchestrate.paid.asking import Asking
 from orchestrate.types import Contender, Evaluation, Message, Reply, Sampling
@@ -34,6 +35,7 @@ class Loaded:
     """A model as `Generator` has it in a process, with a count of its passes."""
 
     expected_precision = None
+    four_bit = False
 
     def __init__(self, model: Path, dtype: torch.dtype) -> None:
         self.answerer = Answerer({"model": str(model), "threads": 1, "four_bit": False})
@@ -70,6 +72,16 @@ def evaluated(loaded: Any, folder: Path, batch: int | None = None) -> Evaluation
 def answers(folder: Path) -> list[str]:
     lines = (folder / "items.jsonl").read_text().splitlines()
     return [json.loads(line)["answers"]["base"][0]["text"] for line in lines]
+
+
+def test_answers_in_4_bits_are_not_taken_for_those_in_16() -> None:
+    contender = Contender(name="base", kind="model", model="m", provider="local", served_by="here")
+    asked = [
+        by_generator(contender, Generator(TINY, four_bit=four_bit), Sampling(), "the same files", base=True)
+        for four_bit in (True, False, None, True)
+    ]
+    identities = [json.dumps(one.respondent.identity, sort_keys=True) for one in asked]
+    assert len(set(identities)) == 3 and identities[0] == identities[3]
 
 
 def test_batches_take_a_third_of_the_passes_and_give_the_same_answers(tmp_path: Path) -> None:

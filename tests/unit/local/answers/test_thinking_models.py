@@ -55,6 +55,7 @@ class Trained:
     """A family's model, tuned to answer about colours, and to look at towns."""
 
     expected_precision = None
+    four_bit = False
 
     def __init__(self, family: str, folder: Path) -> None:
         self.family, self.folder = family, folder
