@@ -77,6 +77,44 @@ def ui() -> Path:
     return path
 
 
+def writing() -> Path:
+    """The page of a writer, half way, with guidelines."""
+    from PIL import Image
+    from playwright.sync_api import sync_playwright
+
+    from orchestrate.evaluation.review.server import serving
+    from orchestrate.evaluation.review.writing import RowDraft
+    from orchestrate.runs.evaluation import writing as rows
+
+    path = IMAGES / "writing.png"
+    asked = ("Where is my parcel?", "Can I pay later?", "The lamp is broken.", "How do I close my account?")
+    with tempfile.TemporaryDirectory() as folder:
+        file, guide = Path(folder, "questions.jsonl"), Path(folder, "guide.md")
+        turns = [{"messages": [{"role": "user", "content": text}]} for text in asked]
+        file.write_text("".join(json.dumps(turn) + "\n" for turn in turns))
+        guide.write_text(
+            "How we answer\n\n- At most two sentences.\n- Say what happens next, and when.\n"
+            "- No greeting and no apology.\n- Never promise a date that you can't see in the order."
+        )
+        settings = config.load(home=Path(folder, "home"))
+        with Orchestrator(settings) as ft:
+            order = rows.WritingOrder(file=str(file), writers=("ann", "bo"), guide=guide, overlap=1, seed=1)
+            desk = rows.opened(ft, order).desk
+            for who, answer in (("ann", "It left our warehouse today."), ("bo", "It is on its way.")):
+                first = desk.act(RowDraft(action="show"), who)
+                desk.act(RowDraft(action="save", task=first["task"], question=asked[0], answer=answer), who)
+            with serving(desk, raters=desk.writers) as page, sync_playwright() as driver:
+                browser = driver.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+                shown = browser.new_page(viewport={"width": 1100, "height": 700})
+                shown.goto(page.links["ann"])
+                shown.locator("#answer").fill("Yes, within 14 days of delivery. You get the invoice by mail.")
+                shown.screenshot(path=path)
+                browser.close()
+    with Image.open(path) as taken:
+        taken.convert("P", palette=Image.Palette.ADAPTIVE, colors=64).save(path, optimize=True)
+    return path
+
+
 def spending() -> Path:
     """Two accounts of a sandbox: a deployment made by a script and forgotten, one that somebody else made,
     and a host that does not answer."""
@@ -189,6 +227,6 @@ def _turn(asked: str, answered: str) -> list[dict[str, str]]:
 
 if __name__ == "__main__":
     IMAGES.mkdir(parents=True, exist_ok=True)
-    pictures = {"report": report, "spending": spending, "ui": ui, "terminal": terminal}
+    pictures = {"report": report, "spending": spending, "ui": ui, "writing": writing, "terminal": terminal}
     for make in [pictures[name] for name in sys.argv[1:] or pictures]:
         print(make().relative_to(ROOT))

@@ -23,6 +23,7 @@ from orchestrate.data import Dataset
 from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation.review.results import ReviewResult
 from orchestrate.evaluation.review.rows import FromReview, Imported
+from orchestrate.evaluation.review.writing import WritingResult
 from orchestrate.runs.evaluation import reviewing
 from orchestrate.settings import config
 from orchestrate.store.runs import Intent
@@ -265,3 +266,35 @@ def test_people_are_planned(cli: Cli, run_id: str) -> None:
     assert shown.code == 0 and "ratings in all" in shown.out and "assumed" in shown.err
     plans = cli("review", run_id, "--plan", "--json").json
     assert [plan["raters"] for plan in plans] == [1, 2, 3, 4, 5] and plans[0]["items"] == 194
+
+
+@pytest.mark.slow
+def test_rows_that_people_write_outlast_a_kill(cli: Cli, cli_env: dict[str, str], tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": f"{n}?"}]} for n in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ("--write", "rows.jsonl", "--raters", "ann,bo", "--overlap", "1", "--settler", "eve")
+    child, told = serve(tmp_path, cli_env, *asked)
+    assert sorted(told["links"]) == ["ann", "bo", "eve"] and told["tasks"] == 8
+    for who, link in told["links"].items():
+        shown = act(link, action="show")
+        while who != "eve" and shown["done"] < 4:
+            answer = ESCAPES if shown["row"] == 1 and who == "ann" else f"the answer to {shown['row']}"
+            body = {"task": shown["task"], "question": shown["question"], "answer": answer}
+            shown = act(link, action="save", **body)
+    child.kill()
+    child.communicate(timeout=240)
+    assert cli("data", "from-review", told["review"], "-o", "x.jsonl", "--as", "dpo").code == 2
+    shown = cli("review", told["review"], "--results")
+    assert "row 1, open, ROUGE-L" in shown.out and "\x1b" not in shown.out and "1 to settle" in shown.err
+    child, again = serve(tmp_path, cli_env, *asked)
+    assert again["review"] == told["review"] and again["done"] == {"ann": 4, "bo": 4}
+    shown = act(again["links"]["eve"], action="show")
+    act(again["links"]["eve"], action="save", task=shown["task"], question="0?", answer="settled")
+    end(child)
+    found = msgspec.convert(cli("review", told["review"], "--results", "--json").json, WritingResult)
+    assert (found.to_settle, found.settled, found.doubly, found.written) == (0, 1, 4, 4)
+    assert cli("data", "from-review", told["review"], "-o", "train.jsonl").code == 0
+    assert cli("data", "check", "train.jsonl").code == 0
+    assert Dataset.open(tmp_path / "train.jsonl").rows == 4
+    assert cli("review", "--write", "rows.jsonl", "--raters", "ann", "--plan").code == 2
+    assert cli("review", "--write", "nothing.jsonl", "--raters", "ann").code == 2

@@ -50,7 +50,7 @@ class Review(Record, frozen=True, kw_only=True):
 
     id: str
     created_at: datetime
-    kind: Literal["pairs", "single"]
+    kind: Literal["pairs", "single", "writing"]
     contenders: tuple[str, ...]
     run_ids: tuple[str, ...]
     rubric: Rubric
@@ -83,6 +83,10 @@ class Rating(Record, frozen=True, kw_only=True, omit_defaults=True):
     scores: dict[str, int] = {}
     """By criterion, 1 to its points."""
     note: str = ""
+    question: str | None = None
+    """Where rows are written: the last question as it was left or corrected."""
+    answer: str | None = None
+    """Where rows are written: the answer."""
     seconds: float | None = None
     withdrawn: bool = False
     """Taken back: the task is open again."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,7 +14,6 @@ from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, require_agreed, warn, warn_lost
 from orchestrate.commands.terminal.options import PayOpt, SkipFailedOpt
 from orchestrate.core.amounts import amount
-from orchestrate.errors import UsageError
 from orchestrate.text import count, money, score, span
 
 if TYPE_CHECKING:
@@ -128,8 +127,14 @@ def from_review(
     review: Annotated[str, typer.Argument(metavar="REVIEW", help="The id of a review, or of its run.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Where to write.", show_default=False)],
     format: Annotated[
-        str, typer.Option("--as", help="dpo: answer pairs; kto: desirable and undesirable answers.")
-    ] = "dpo",
+        Literal["dpo", "kto", "sft"] | None,
+        typer.Option(
+            "--as",
+            help="dpo: answer pairs; kto: desirable and undesirable answers; sft: rows that people wrote. "
+            "Default: dpo, or sft where rows were written.",
+            show_default=False,
+        ),
+    ] = None,
     agreement: Annotated[
         float, typer.Option(min=0.5, max=1, help="Share of an item's raters that must agree.")
     ] = 0.6,
@@ -137,11 +142,8 @@ def from_review(
     """What people said of answers, as training rows for preference tuning. What makes no row is counted."""
     from orchestrate.runs.evaluation import reviewing
 
-    if format not in ("dpo", "kto"):
-        raise UsageError(f"--as takes dpo or kto; got {format!r}")
     with orchestrator(context) as ft:
-        wanted = "dpo" if format == "dpo" else "kto"
-        done = reviewing.from_review(ft, review, output, format=wanted, agreement=agreement)
+        done = reviewing.from_review(ft, review, output, format=format, agreement=agreement)
     return Output(done, _show_rows)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import typer
@@ -21,13 +22,17 @@ from orchestrate.commands.terminal.console import (
     out,
     print_text,
     table,
+    warn,
 )
 from orchestrate.errors import UsageError
 from orchestrate.text import count
 from orchestrate.types import Score
 
+_PAIRS_SHOWN, _CHARACTERS = 10, 100
+
 if TYPE_CHECKING:
     from orchestrate.runs.evaluation.reviewing import Exported, Imported, Planned, ReviewOrder, ReviewResult
+    from orchestrate.runs.evaluation.writing import WritingResult
 
 _TENTATIVE, _FIRM = 0.667, 0.8
 """Krippendorff's own bounds of alpha."""
@@ -100,6 +105,26 @@ class Else:
     ] = 0.6
 
 
+@dataclass(frozen=True, kw_only=True)
+class WriteOptions:
+    """Rows to write instead of answers to rate."""
+
+    write: Annotated[
+        str | None,
+        typer.Option(
+            "--write", metavar="FILE", help="Let the raters write and correct the training rows of this file."
+        ),
+    ] = None
+    overlap: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="For --write: share of rows that two people write independently."),
+    ] = 0.2
+    settler: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="For --write: who settles what two writers disagree on."),
+    ] = "settler"
+
+
 class AnswersReviewing(TypedDict):
     review: str
     links: dict[str, str]
@@ -121,10 +146,12 @@ def review(
     *,
     what: What,
     place: Place,
+    rows: WriteOptions,
     instead: Else,
 ) -> Iterator[
     Output[AnswersReviewing]
     | Output[ReviewResult]
+    | Output[WritingResult]
     | Output[Exported]
     | Output[Imported]
     | Output[tuple[Planned, ...]]
@@ -132,32 +159,25 @@ def review(
     """People say which answers are better, without knowing whose they are, on a page or on sheets.
 
     The answers are those of an evaluation (`orchestrate eval`). The page works by keyboard and on phones;
-    each rater has an order of their own, and goes on where it was left. Serves until Ctrl-C.
+    each rater has an order of their own, and goes on where it was left. With --write they write and correct
+    training rows instead. Serves until Ctrl-C.
     """
-    from orchestrate.runs.evaluation import reviewing
+    from orchestrate.runs.evaluation import reviewing, writing
 
     chosen = [instead.results, bool(instead.export), bool(instead.take), instead.plan]
     if sum(chosen) > 1:
         raise UsageError("one of --results, --export, --import and --plan at a time")
-    if instead.plan and not run and what.evaluation is None:
+    if instead.plan and not run and what.evaluation is None and rows.write is None:
         yield Output(reviewing.planned(instead.detect), partial(_show_plan, share=instead.detect))
         return
     run = run or []
     with orchestrator(context) as ft:
+        if rows.write is not None or (len(run) == 1 and writing.known(ft, run[0])):
+            yield from _write(ft, run, what, place, rows, instead)
+            return
         order = _order(what)
         if instead.plan or instead.results:
-            known = reviewing.existing(ft, run, order)
-            if instead.plan:
-                likeness = reviewing.result(ft, known).likeness if known else None
-                show = partial(_show_plan, share=instead.detect, likeness=likeness)
-                yield Output(reviewing.planned(instead.detect, likeness), show)
-            elif known is None:
-                asked = run[0] if run else f"--evaluation {what.evaluation}"
-                raise UsageError(
-                    "nobody was asked about these answers yet", fix=f"orchestrate review {asked}"
-                )
-            else:
-                yield Output(reviewing.result(ft, known), _show)
+            yield _so_far(ft, run, order, instead)
             return
         desk = reviewing.opened(ft, run, order)
         if instead.export is not None:
@@ -165,7 +185,87 @@ def review(
         elif instead.take is not None:
             yield Output(reviewing.take(ft, desk, instead.take, instead.rater), _show_import)
         else:
-            yield from _serve(desk, place)
+            yield from _serve(desk, place, _names(place.raters))
+
+
+def _so_far(
+    ft: Any, run: list[str], order: ReviewOrder, instead: Else
+) -> Output[ReviewResult] | Output[tuple[Planned, ...]]:
+    from orchestrate.runs.evaluation import reviewing
+
+    known = reviewing.existing(ft, run, order)
+    if instead.plan:
+        likeness = reviewing.result(ft, known).likeness if known else None
+        show = partial(_show_plan, share=instead.detect, likeness=likeness)
+        return Output(reviewing.planned(instead.detect, likeness), show)
+    if known is None:
+        asked = run[0] if run else f"--evaluation {order.evaluation}"
+        raise UsageError("nobody was asked about these answers yet", fix=f"orchestrate review {asked}")
+    return Output(reviewing.result(ft, known), _show)
+
+
+def _write(
+    ft: Any, run: list[str], what: What, place: Place, rows: WriteOptions, instead: Else
+) -> Iterator[Output[AnswersReviewing] | Output[WritingResult]]:
+    from orchestrate.runs.evaluation import writing
+
+    if instead.export or instead.take or instead.plan:
+        raise UsageError(
+            "--export, --import and --plan are for ratings.",
+            fix="orchestrate data from-review REVIEW -o FILE writes the rows",
+        )
+    if what.single or what.contenders or what.against or what.evaluation or what.items:
+        raise UsageError(
+            "--write shows rows, not answers: leave out --single, --contender, --against, "
+            "--items and --evaluation."
+        )
+    names, settler = _names(place.raters), rows.settler
+    if rows.write is None:
+        desk = writing.reopened(ft, ft.store.reviews.get(run[0]), names, settler)
+    else:
+        if run:
+            raise UsageError("--write takes a file and no run.")
+        order = writing.WritingOrder(
+            file=rows.write,
+            writers=names,
+            settler=settler,
+            guide=what.rubric,
+            overlap=rows.overlap,
+            seed=what.seed,
+            new=what.new,
+        )
+        opened = writing.opened(ft, order)
+        desk = opened.desk
+        for why, n in (opened.made.left_out if opened.made else {}).items():
+            warn(f"left out: {why}: {count(n, 'row')}; correct those with orchestrate data review")
+        if opened.made and opened.made.unread:
+            warn(f"columns that the written rows won't have: {', '.join(opened.made.unread)}")
+    if instead.results:
+        yield Output(writing.result(desk), _show_writing)
+        return
+    yield from _serve(desk, place, [*desk.writers, desk.settler])
+
+
+def _show_writing(found: WritingResult) -> None:
+    shown = table("writer", "written", "assigned", right=("written", "assigned"))
+    for who, (done, total) in found.writers.items():
+        shown.add_row(who, f"{done:,}", f"{total:,}")
+    out.print(shown)
+    if found.same is not None and found.likeness is not None:
+        note(f"{count(found.doubly, 'row')} written by two: the same text in {_share(found.same)}")
+        low, high = found.likeness.low, found.likeness.high
+        note(f"agreement of their answers: ROUGE-L {found.likeness.value:.2f} ({low:.2f} to {high:.2f})")
+    if found.alpha is not None:
+        note(f"agreement on labels: {_alpha(found.alpha)}")
+    for one in found.disagreements[:_PAIRS_SHOWN]:
+        state = "open" if one.settled is None else "settled"
+        out.print(f"row {one.row:,}, {state}, ROUGE-L {one.likeness:.2f}")
+        for who, answer in zip(one.writers, one.answers, strict=True):
+            mark = "*" if answer == one.settled else " "
+            out.print(f"  {mark} {who}: {shorten(answer, _CHARACTERS)}", style="dim")
+    review = found.review.id
+    note(f"{review}: {found.written:,} of {count(found.rows, 'row')} written, {found.to_settle:,} to settle")
+    note(f"next: orchestrate data from-review {review} -o train.jsonl")
 
 
 def _order(what: What) -> ReviewOrder:
@@ -188,13 +288,11 @@ def _show_import(taken: Imported) -> None:
     out.print(f"{told}, {taken.empty:,} empty", soft_wrap=True)
 
 
-def _serve(desk: Any, place: Place) -> Iterator[Output[AnswersReviewing]]:
+def _serve(desk: Any, place: Place, names: Sequence[str]) -> Iterator[Output[AnswersReviewing]]:
     from orchestrate.runs.evaluation import reviewing
 
     review = desk.review
-    served = reviewing.serving(
-        desk, raters=_names(place.raters), host=place.host, port=place.port, names=place.name or ()
-    )
+    served = reviewing.serving(desk, raters=names, host=place.host, port=place.port, names=place.name or ())
     with served as page, ended_by_signal() as ended:
         shown = AnswersReviewing(
             review=review.id, links=dict(page.links), tasks=review.tasks, done=desk.done()

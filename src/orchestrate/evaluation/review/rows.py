@@ -33,7 +33,7 @@ class FromReview(Record, frozen=True, kw_only=True):
 
     review: str
     output: str
-    format: Literal["dpo", "kto"]
+    format: Literal["dpo", "kto", "sft"]
     rows: int
     left_out: dict[str, int]
     """Rated tasks (of single answers for DPO: pairs of them) that make no row, by the reason."""

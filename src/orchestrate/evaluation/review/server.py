@@ -21,6 +21,7 @@ from starlette.routing import Route
 
 from orchestrate.core.files import write_whole
 from orchestrate.evaluation.review.desk import Asked, Desk, rater_named
+from orchestrate.evaluation.review.writing import RowDraft, WritingDesk
 from orchestrate.http import web
 from orchestrate.http.web import Guard, holder
 
@@ -34,12 +35,12 @@ class Page:
     """A running review. `links` by rater, that of `ANYONE` among them where no raters were named."""
 
     links: Mapping[str, str]
-    desk: Desk
+    desk: Desk | WritingDesk
 
 
 @contextmanager
 def serving(
-    desk: Desk,
+    desk: Desk | WritingDesk,
     *,
     raters: Collection[str] = (),
     host: str = web.LOOPBACK,
@@ -51,12 +52,25 @@ def serving(
     them), `names` what it is called from outside. Raises `SetupError` when the port cannot be had."""
     tokens = _tokens(Path(desk.review.folder) / "links.json", [*map(rater_named, raters)] or [ANYONE])
 
-    made = Starlette(routes=review_routes("/", lambda _: desk, lambda request: holder(request.scope)))
+    made = Starlette(routes=_routes_of(desk))
     guard = Guard(made, tokens=tokens, names=names, max_body=1 << 20)
     with web.serving(guard, host=host, port=port) as root:
         if host in _EVERYWHERE:
             root = f"http://{_own_address()}:{root.rpartition(':')[2]}"
         yield Page({who: f"{root}/{token}/" for token, who in tokens.items()}, desk)
+
+
+def _routes_of(desk: Desk | WritingDesk) -> list[Route]:
+    def rater_of(request: Request) -> str:
+        return holder(request.scope)
+
+    if isinstance(desk, Desk):
+        return review_routes("/", lambda _: desk, rater_of)
+
+    def answer(asked: RowDraft, request: Request) -> dict[str, Any]:
+        return desk.act(asked, rater_of(request))
+
+    return [web.page("/", __package__ or "", "writing.html"), web.action("/", RowDraft, answer)]
 
 
 def review_routes(

@@ -27,6 +27,8 @@ from orchestrate.evaluation.review.results import Planned as Planned
 from orchestrate.evaluation.review.results import ReviewResult as ReviewResult
 from orchestrate.evaluation.review.rows import FromReview as FromReview
 from orchestrate.evaluation.review.rows import Imported as Imported
+from orchestrate.evaluation.review.writing import WritingDesk
+from orchestrate.runs.evaluation import writing
 from orchestrate.store.reviews import PREFIX
 from orchestrate.types import Rating, Record, Review, Rubric
 
@@ -152,7 +154,7 @@ def _made(ft: Workspace, names: Sequence[str], order: ReviewOrder) -> Desk:
 
 
 def serving(
-    desk: Desk,
+    desk: Desk | WritingDesk,
     *,
     raters: Sequence[str] = (),
     host: str | None = None,
@@ -258,16 +260,29 @@ def take(ft: Workspace, desk: Desk, sheet: Path, rater: str | None) -> Imported:
 
 
 def from_review(
-    ft: Workspace, name: str, output: Path, *, format: Literal["dpo", "kto"], agreement: float
+    ft: Workspace, name: str, output: Path, *, format: Literal["dpo", "kto", "sft"] | None, agreement: float
 ) -> FromReview:
-    """Write the ratings of a review as training rows."""
+    """Write the ratings of a review as training rows, pairs by default, or the rows that people wrote."""
+    if (review := writing.known(ft, name)) is not None:
+        if format not in (None, "sft"):
+            raise UsageError(f"{review.id} has written rows: --as sft, not {format}")
+        return writing.export(ft, review, output)
+    if format == "sft":
+        raise UsageError(f"{name} has ratings: --as dpo or kto", fix="--as dpo")
     require_writable(output)
     desk = opened(ft, [name])
     ratings = ft.store.reviews.ratings(desk.review.id)
-    return rows.from_review(desk.review, desk.tasks, ratings, output, format=format, agreement=agreement)
+    return rows.from_review(
+        desk.review, desk.tasks, ratings, output, format=format or "dpo", agreement=agreement
+    )
 
 
 def _desk(ft: Workspace, review: Review) -> Desk:
+    if review.kind == "writing":
+        raise UsageError(
+            f"In {review.id} people write rows; there are no answers to rate.",
+            fix=f"orchestrate review {review.id}",
+        )
     return Desk(review, tasks.read(_shown(Path(review.folder))), ft.store.reviews)
 
 

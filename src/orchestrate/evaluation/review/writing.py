@@ -1,0 +1,514 @@
+"""People write and correct training rows: each row is assigned to one writer or two, and a further person
+settles what two writers disagree on."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import msgspec
+from msgspec.structs import replace
+
+from orchestrate.core.files import write_whole
+from orchestrate.data.dialects import canonical_line
+from orchestrate.data.files.sources import source
+from orchestrate.data.opening import sniff
+from orchestrate.data.operations.score import is_labelled
+from orchestrate.data.rows import ChatExample, ChatMessage, CompletionExample, Example, encode
+from orchestrate.data.shapes.reading import Reading, parse, reading
+from orchestrate.errors import DataError, UsageError
+from orchestrate.evaluation import statistics
+from orchestrate.evaluation.held_out import message
+from orchestrate.evaluation.metrics.text import rouge_l
+from orchestrate.evaluation.review.desk import LONGEST_NOTE, Ratings, rater_named
+from orchestrate.types import Rating, Record, Review, Score
+
+_MISSING = "-"
+"""Stands for the answer of a row without one while the row is read."""
+_SHOWN = 100
+"""Disagreements in a result."""
+_CHAT = "openai-chat"
+
+
+class RowToWrite(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """A row of the file, and who writes it."""
+
+    id: str
+    row: int
+    """In the file, from 1."""
+    example: ChatExample
+    is_open: bool = False
+    """The row came without an answer: the last message only holds its place."""
+
+    @property
+    def asked(self) -> int:
+        """The place of the last question."""
+        return max(n for n, m in enumerate(self.example.messages[:-1]) if m.role == "user")
+
+    @property
+    def question(self) -> str:
+        return self.example.messages[self.asked].text
+
+    @property
+    def answer(self) -> str:
+        return "" if self.is_open else self.example.messages[-1].text
+
+    def written(self, question: str, answer: str) -> ChatExample:
+        """The row with this question and this answer."""
+        messages = list(self.example.messages)
+        if question != self.question:
+            messages[self.asked] = replace(messages[self.asked], content=question)
+        if answer != self.answer:
+            messages[-1] = replace(messages[-1], content=answer, loss_spans=None)
+        return replace(self.example, messages=messages)
+
+
+class RowsToWrite(msgspec.Struct, frozen=True):
+    rows: list[RowToWrite]
+    left_out: dict[str, int]
+    """Rows that cannot be written on a page, by the reason."""
+    unread: tuple[str, ...]
+    """Columns that the written rows won't have."""
+
+
+def rows_of(path: str, review: str) -> RowsToWrite:
+    """Reads chat rows, prompt and completion, and rows of a prompt or messages that still lack an answer.
+    Raises `DataError` for a row that cannot be read."""
+    found = source(path)
+    with Path(found.lines).open("rb") as file:
+        texts = [text for line in file if (text := line.strip().removeprefix(b"\xef\xbb\xbf"))]
+    if not texts:
+        raise DataError(f"{path} has no rows")
+    lines = [_with_answer(text) for text in texts]
+    read = reading(sniff(path, iter([line for line, _ in lines]), ()).name)
+    rows: list[RowToWrite] = []
+    left_out: Counter[str] = Counter()
+    unread: set[str] = set()
+    for number, (line, is_open) in enumerate(lines, start=1):
+        row = read.read(line)
+        if row.example is None:
+            why = "; ".join(problem.message for problem in row.problems)
+            raise DataError(f"{path}: row {number}: {why}", problems=row.problems, fix="correct the row")
+        unread |= row.unread.keys()
+        example = _chat(row.example)
+        if isinstance(example, str):
+            left_out[example] += 1
+            continue
+        key = hashlib.sha256(f"{review}\0{number}".encode()).hexdigest()[:12]
+        rows.append(RowToWrite(id=key, row=number, example=example, is_open=is_open))
+    if not rows:
+        reasons = ", ".join(f"{why}: {n}" for why, n in left_out.items())
+        raise DataError(f"{path} has no row that can be written on a page ({reasons})")
+    return RowsToWrite(rows, dict(left_out), tuple(sorted(unread)))
+
+
+def _with_answer(line: bytes) -> tuple[bytes, bool]:
+    """The line, and whether it had no answer: then it has a placeholder now."""
+    value, _ = parse(line)
+    if not isinstance(value, dict):
+        return line, False
+    row = cast("dict[str, Any]", value)
+    messages = row.get("messages")
+    if isinstance(messages, list) and messages:
+        last: Any = cast("list[Any]", messages)[-1]
+        if isinstance(last, dict) and cast("dict[str, Any]", last).get("role") == "user":
+            placeholder = {"role": "assistant", "content": _MISSING}
+            return encode({**row, "messages": [*messages, placeholder]}), True
+    if isinstance(row.get("prompt"), str) and not row.get("completion"):
+        return encode({**row, "completion": _MISSING}), True
+    return line, False
+
+
+def _chat(example: Example) -> ChatExample | str:
+    """The row as a chat, or why people can't write it on a page."""
+    if isinstance(example, CompletionExample):
+        messages = [
+            ChatMessage(role="user", content=example.prompt),
+            ChatMessage(role="assistant", content=example.completion),
+        ]
+        return ChatExample(messages=messages)
+    if not isinstance(example, ChatExample):
+        return "rows that are not a chat or a prompt with its completion"
+    *before, last = example.messages
+    if last.role != "assistant" or not any(m.role == "user" for m in before):
+        return "rows that do not end with a question and its answer"
+    if last.tool_calls or last.reasoning:
+        return "answers with tool calls or reasoning"
+    if any(isinstance(m.content, list) for m in example.messages):
+        return "messages in parts, such as images"
+    return example
+
+
+def write(rows: Iterable[RowToWrite], path: Path) -> None:
+    write_whole(path, b"".join(row.to_json() + b"\n" for row in rows), private=True)
+
+
+def read(path: Path) -> list[RowToWrite]:
+    """Raises `DataError`."""
+    try:
+        return [RowToWrite.from_json(line) for line in path.read_bytes().splitlines()]
+    except OSError as error:
+        raise DataError(f"Can't read the rows to write: {path}: {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        raise DataError(f"{path} is damaged: {error}") from error
+
+
+# Who writes what.
+
+
+Assigned = dict[str, list[str]]
+"""Writers by row."""
+
+
+def assign(rows: Sequence[RowToWrite], writers: Sequence[str], overlap: float, seed: int) -> Assigned:
+    """Gives each row to one writer, and this share of the rows to two; everybody gets as many, give or take
+    one. Rows of two are drawn at random."""
+    draw = random.Random(seed)  # noqa: S311  not for secrets
+    twice = set(draw.sample(range(len(rows)), round(overlap * len(rows)) if len(writers) > 1 else 0))
+    load = dict.fromkeys(draw.sample(list(writers), len(writers)), 0)
+    found: Assigned = {}
+    for n in draw.sample(range(len(rows)), len(rows)):
+        found[rows[n].id] = sorted(load, key=load.__getitem__)[: 2 if n in twice else 1]
+        for who in found[rows[n].id]:
+            load[who] += 1
+    return found
+
+
+def reassign(assigned: Assigned, said: WrittenSoFar, writers: Sequence[str]) -> Assigned:
+    """Hands the unwritten rows of those who no longer write to the others, fewest open rows first. What was
+    written stays its writer's."""
+    found: Assigned = {}
+    load = dict.fromkeys(writers, 0)
+    for task, names in assigned.items():
+        found[task] = [who for who in names if who in load or who in said.texts.get(task, {})]
+        for who in found[task]:
+            if who in load and who not in said.texts.get(task, {}):
+                load[who] += 1
+    for task, names in assigned.items():
+        for _ in range(len(names) - len(found[task])):
+            free = [who for who in load if who not in found[task]]
+            if free:
+                least = min(free, key=load.__getitem__)
+                found[task].append(least)
+                load[least] += 1
+    return found
+
+
+# What was written so far.
+
+
+@dataclass
+class WrittenSoFar:
+    """What stands of all that was ever sent: the last text of each writer and row, unless it was undone."""
+
+    texts: dict[str, dict[str, Rating]] = field(default_factory=dict[str, dict[str, Rating]])
+    """row -> writer -> text."""
+    settled: dict[str, Rating] = field(default_factory=dict[str, Rating])
+    """row -> what was decided, unless one of its writers has changed a text since."""
+    revisions: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
+    """How often somebody has changed a row."""
+    changes: dict[str, list[Rating]] = field(default_factory=dict[str, list[Rating]])
+    """By person, what can be undone, the oldest first."""
+
+    def differing(self) -> list[str]:
+        """Rows whose two texts are not the same."""
+        return [
+            task for task, texts in self.texts.items() if len({_words(one) for one in texts.values()}) > 1
+        ]
+
+
+def standing(ratings: Iterable[Rating]) -> WrittenSoFar:
+    found, changes = WrittenSoFar(), defaultdict[str, list[tuple[int, Rating]]](list)
+    written: Counter[str] = Counter()
+    settlers: set[str] = set()
+    for n, one in enumerate(ratings, start=1):
+        found.revisions[one.rater, one.task] += 1
+        made = changes[one.rater]
+        if one.left:
+            settlers.add(one.rater)
+        if one.rater not in settlers:
+            written[one.task] = n
+        if not one.withdrawn:
+            made.append((n, one))
+        elif mine := [known for known in made if known[1].task == one.task]:
+            made.remove(mine[-1])
+    for who, made in changes.items():
+        found.changes[who] = [one for _, one in made]
+        for n, one in made:
+            if who not in settlers:
+                found.texts.setdefault(one.task, {})[who] = one
+            elif n > written[one.task]:
+                found.settled[one.task] = one
+    return found
+
+
+def _words(one: Rating) -> tuple[str, str]:
+    return " ".join((one.question or "").split()), " ".join((one.answer or "").split())
+
+
+class RowDraft(msgspec.Struct, omit_defaults=True):
+    """What a page sends."""
+
+    action: Literal["show", "save", "undo"]
+    task: str = ""
+    at: int | None = None
+    """Which row to show, in the writer's order from 0; by default the first open one."""
+    question: str = ""
+    answer: str = ""
+    revision: int = 0
+    """What the page had shown of it."""
+    note: str = ""
+    seconds: float | None = None
+
+
+class WritingDesk:
+    """One review in which rows are written. Callable from several threads."""
+
+    def __init__(
+        self, review: Review, rows: Sequence[RowToWrite], assigned: Assigned, kept: Ratings, settler: str
+    ) -> None:
+        self.review, self.assigned, self._kept = review, assigned, kept
+        self.settler = rater_named(settler)
+        if self.settler in self.writers:
+            raise UsageError(
+                f"{settler} writes rows and so can't settle them", fix="--settler with another name"
+            )
+        self.rows = {row.id: row for row in rows}
+        self._reading: Reading = reading(_CHAT)
+        self._lock = threading.Lock()
+
+    @property
+    def writers(self) -> list[str]:
+        return list(dict.fromkeys(who for names in self.assigned.values() for who in names))
+
+    def said(self) -> WrittenSoFar:
+        return standing(self._kept.ratings(self.review.id))
+
+    def done(self) -> dict[str, int]:
+        """Rows that each writer has written."""
+        said = self.said()
+        return {who: sum(who in texts for texts in said.texts.values()) for who in self.writers}
+
+    def order(self, who: str, said: WrittenSoFar) -> list[RowToWrite]:
+        """The rows of a writer in the order of the file; for who settles, those whose texts differ."""
+        tasks = set(said.differing()) if who == self.settler else None
+        return [
+            row
+            for key, row in self.rows.items()
+            if (key in tasks if tasks is not None else who in self.assigned[key])
+        ]
+
+    def act(self, asked: RowDraft, holder: str = "") -> dict[str, Any]:
+        """Does what a page asks, and gives what it shows next. Raises `UsageError`, and `DataError` for a
+        text that training could not read."""
+        at = asked.at
+        with self._lock:
+            if asked.action == "save":
+                self._save(asked, holder)
+            elif asked.action == "undo":
+                at = self._undo(holder)
+        return self.shown(holder, at)
+
+    def _save(self, asked: RowDraft, who: str) -> None:
+        said = self.said()
+        row = next((row for row in self.order(who, said) if row.id == asked.task), None)
+        if row is None:
+            raise UsageError("This row isn't assigned to you. Reload the page.")
+        before = _before(said, who, row.id, settles=who == self.settler)
+        if before is not None and (before.question, before.answer) == (asked.question, asked.answer):
+            return  # sent twice
+        if asked.revision != said.revisions[who, row.id]:
+            raise UsageError(
+                "You saved this row in another window. Reload the page to see both texts: this one is kept."
+            )
+        self._must_be_good(row, asked)
+        rating = Rating(
+            review=self.review.id,
+            task=row.id,
+            rater=who,
+            at=datetime.now(UTC),
+            question=asked.question,
+            answer=asked.answer,
+            note=asked.note,
+            seconds=asked.seconds,
+        )
+        if who == self.settler:
+            left, right = self._pair(row.id, said)
+            rating = replace(rating, left=left.rater, right=right.rater)
+        self._kept.rate(rating)
+
+    def _must_be_good(self, row: RowToWrite, asked: RowDraft) -> None:
+        for name, text in (("question", asked.question), ("answer", asked.answer)):
+            if not text.strip():
+                raise UsageError(f"The {name} is empty.")
+        if len(asked.note) > LONGEST_NOTE:
+            raise UsageError(f"A note has at most {LONGEST_NOTE:,} characters.")
+        found = self._reading.read(canonical_line(row.written(asked.question, asked.answer)))
+        if found.example is None:
+            raise DataError("; ".join(problem.message for problem in found.problems), problems=found.problems)
+
+    def _undo(self, who: str) -> int:
+        said = self.said()
+        mine = [row.id for row in self.order(who, said)]
+        made = [one for one in said.changes.get(who, []) if one.task in mine]
+        if not made:
+            raise UsageError("There is nothing to undo.")
+        self._kept.rate(replace(made[-1], withdrawn=True, at=datetime.now(UTC)))
+        return mine.index(made[-1].task)
+
+    def _pair(self, task: str, said: WrittenSoFar) -> list[Rating]:
+        """The first two texts of a row, in an order that tells nothing of their writers."""
+        texts = [said.texts[task][who] for who in sorted(said.texts[task])][:2]
+        return random.Random(f"{self.review.seed}:{task}").sample(texts, 2)  # noqa: S311  not for secrets
+
+    def shown(self, who: str, at: int | None = None) -> dict[str, Any]:
+        """What the page draws. Writers see no text of one another, and who settles sees no name."""
+        said, settles = self.said(), who == self.settler
+        order = self.order(who, said)
+        done = [_before(said, who, row.id, settles=settles) is not None for row in order]
+        told = {
+            "who": who,
+            "settles": settles,
+            "guide": self.review.rubric.guide,
+            "total": len(order),
+            "done": sum(done),
+            "team": self.progress(said),
+        }
+        if not order:
+            return {**told, "task": None}
+        if at is None:
+            at = done.index(False) if False in done else len(order) - 1
+        if not 0 <= at < len(order):
+            raise UsageError(f"There is no row {at + 1}; you have {len(order):,}.")
+        row = order[at]
+        before = _before(said, who, row.id, settles=settles)
+        pair = self._pair(row.id, said) if settles else []
+        return {
+            **told,
+            "at": at,
+            "task": row.id,
+            "row": row.row,
+            "before": [message(m).to_dict() for m in row.example.messages[: row.asked]],
+            "after": [message(m).to_dict() for m in row.example.messages[row.asked + 1 : -1]],
+            "tools": row.example.tools or [],
+            "original": {"question": row.question, "answer": row.answer},
+            "question": row.question if before is None else before.question,
+            # Who settles chooses: nothing is chosen yet.
+            "answer": before.answer if before is not None else "" if settles else row.answer,
+            "pair": [{"question": one.question, "answer": one.answer} for one in pair],
+            "written": before is not None,
+            "note": before.note if before is not None else "",
+            "revision": said.revisions[who, row.id],
+        }
+
+    def progress(self, said: WrittenSoFar) -> list[dict[str, Any]]:
+        """Of each writer: rows written, and rows assigned."""
+        counts: dict[str, list[int]] = {who: [0, 0] for who in self.writers}
+        for task, names in self.assigned.items():
+            for who in names:
+                counts[who][0] += who in said.texts.get(task, {})
+                counts[who][1] += 1
+        return [{"who": who, "done": done, "total": total} for who, (done, total) in counts.items()]
+
+
+def _before(said: WrittenSoFar, who: str, task: str, *, settles: bool) -> Rating | None:
+    if settles:
+        return said.settled.get(task)
+    return said.texts.get(task, {}).get(who)
+
+
+# What came of it.
+
+
+class Disagreement(Record, frozen=True, kw_only=True):
+    """Two texts of one row."""
+
+    row: int
+    """In the file, from 1."""
+    writers: tuple[str, str]
+    answers: tuple[str, str]
+    likeness: float
+    """ROUGE-L of the two answers."""
+    settled: str | None
+    """The answer that was chosen; `None` while it is open."""
+
+
+class WritingResult(Record, frozen=True, kw_only=True):
+    """The answer of `review --results` where rows are written."""
+
+    review: Review
+    rows: int
+    written: int
+    """By one writer at least."""
+    writers: dict[str, tuple[int, int]]
+    """Of each: rows written, and rows assigned."""
+    doubly: int
+    """Rows that two have written."""
+    same: Score | None
+    """The share of those with the same question and answer, white space aside."""
+    likeness: Score | None
+    """ROUGE-L of the two answers, the mean."""
+    alpha: Score | None
+    """Krippendorff's, where the answers are labels."""
+    to_settle: int
+    settled: int
+    disagreements: tuple[Disagreement, ...]
+    """The least alike first, at most 100."""
+
+
+def result(desk: WritingDesk) -> WritingResult:
+    said = desk.said()
+    both = {task: list(texts.values())[:2] for task, texts in said.texts.items() if len(texts) > 1}
+    differing = [task for task in said.differing() if task in desk.rows]
+    likeness = {task: rouge_l(a.answer or "", b.answer or "") for task, (a, b) in both.items()}
+    answers = [(one.answer or "").strip() for texts in said.texts.values() for one in texts.values()]
+    units = [[(one.answer or "").strip() for one in texts] for texts in both.values()]
+    same = len(both) - len(differing)
+    pairs = [_disagreement(desk, said, task, likeness[task]) for task in differing]
+    return WritingResult(
+        review=desk.review,
+        rows=len(desk.rows),
+        written=len(said.texts),
+        writers={one["who"]: (one["done"], one["total"]) for one in desk.progress(said)},
+        doubly=len(both),
+        same=statistics.wilson(same, len(both)) if both else None,
+        likeness=statistics.mean(list(likeness.values()), within=(0.0, 1.0)) if both else None,
+        alpha=statistics.alpha(units) if is_labelled(answers) else None,
+        to_settle=sum(task not in said.settled for task in differing),
+        settled=sum(task in said.settled for task in differing),
+        disagreements=tuple(sorted(pairs, key=lambda one: (one.likeness, one.row))[:_SHOWN]),
+    )
+
+
+def _disagreement(desk: WritingDesk, said: WrittenSoFar, task: str, likeness: float) -> Disagreement:
+    first, second = list(said.texts[task].values())[:2]
+    decided = said.settled.get(task)
+    return Disagreement(
+        row=desk.rows[task].row,
+        writers=(first.rater, second.rater),
+        answers=(first.answer or "", second.answer or ""),
+        likeness=likeness,
+        settled=None if decided is None else decided.answer,
+    )
+
+
+def written(desk: WritingDesk) -> tuple[list[ChatExample], dict[str, int]]:
+    """The rows as they were written or settled, in the order of the file, and why others are left out."""
+    said, left_out = desk.said(), Counter[str]()
+    differing = set(said.differing())
+    rows: list[ChatExample] = []
+    for key, row in desk.rows.items():
+        texts = said.texts.get(key, {})
+        decided = said.settled.get(key) if key in differing else next(iter(texts.values()), None)
+        if decided is not None:
+            rows.append(row.written(decided.question or row.question, decided.answer or ""))
+        else:
+            left_out["not settled yet" if texts else "not written yet"] += 1
+    return rows, dict(left_out)

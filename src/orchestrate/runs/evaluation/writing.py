@@ -1,0 +1,160 @@
+"""Reviews in which people write and correct training rows, from a file and into a file."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from orchestrate import evaluation as rubrics
+from orchestrate.core.files import private_folder, sha256, whole, write_whole
+from orchestrate.data.dialects import canonical_line
+from orchestrate.data.files import require_writable
+from orchestrate.errors import DataError, UsageError
+from orchestrate.evaluation.review import writing
+from orchestrate.evaluation.review.desk import rater_named
+from orchestrate.evaluation.review.rows import FromReview
+from orchestrate.evaluation.review.writing import Assigned, RowsToWrite, WritingDesk
+from orchestrate.evaluation.review.writing import WritingResult as WritingResult
+from orchestrate.evaluation.review.writing import result as result
+from orchestrate.store.reviews import PREFIX
+from orchestrate.types import Review, Rubric, decoding
+
+if TYPE_CHECKING:
+    from orchestrate.workspace import Workspace
+
+SETTLER = "settler"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WritingOrder:
+    """Which rows are written by whom.
+
+    `guide` is a text (.md, .txt) or a rubric with a guide. `overlap` is the share of the rows that two people
+    write. `new` begins anew where the same file is being written already.
+    """
+
+    file: str
+    writers: Sequence[str]
+    settler: str = SETTLER
+    guide: Path | None = None
+    overlap: float = 0.2
+    seed: int | None = None
+    new: bool = False
+
+
+@dataclass(frozen=True)
+class OpenedWriting:
+    desk: WritingDesk
+    made: RowsToWrite | None
+    """What was read of the file, where the review is new."""
+
+
+def opened(ft: Workspace, order: WritingOrder) -> OpenedWriting:
+    """Open the newest review of this very file, or make one. Raises `UsageError`, and `DataError` for rows
+    that cannot be read."""
+    if not Path(order.file).is_file():
+        raise UsageError(f"{order.file} is not a file on this machine.", fix="orchestrate data convert FILE")
+    digest = sha256(Path(order.file))
+    same = [one for one in ft.store.reviews.matching() if (one.kind, one.items_digest) == ("writing", digest)]
+    if not same or order.new:
+        return _made(ft, order, digest)
+    return OpenedWriting(reopened(ft, same[0], order.writers, order.settler), None)
+
+
+def known(ft: Workspace, name: str) -> Review | None:
+    """The review with this id where rows are written in it. Raises `UsageError` for no such id."""
+    if not name.startswith(PREFIX):
+        return None
+    review = ft.store.reviews.get(name)
+    return review if review.kind == "writing" else None
+
+
+def reopened(
+    ft: Workspace, review: Review, writers: Sequence[str] = (), settler: str = SETTLER
+) -> WritingDesk:
+    """A review with an id. Where `writers` are named, the unwritten rows of all others are handed to them."""
+    folder = Path(review.folder)
+    desk = WritingDesk(review, writing.read(_rows(folder)), _assigned(folder), ft.store.reviews, settler)
+    names = [*dict.fromkeys(map(rater_named, writers))]
+    if not names or names == desk.writers:
+        return desk
+    if desk.settler in names:
+        raise UsageError(f"{desk.settler} can't write rows and settle them.", fix="--settler NAME")
+    desk.assigned = writing.reassign(desk.assigned, desk.said(), names)
+    _keep(folder, desk.assigned)
+    return desk
+
+
+def _made(ft: Workspace, order: WritingOrder, digest: str) -> OpenedWriting:
+    writers = [*dict.fromkeys(map(rater_named, order.writers))]
+    if not writers:
+        raise UsageError("Name the people who write the rows.", fix="--raters ann,bo")
+    if not 0 <= order.overlap <= 1:
+        raise UsageError(f"--overlap is a share from 0 to 1, got {order.overlap:g}.")
+    review_id, folder = ft.store.reviews.new_id(), ft.settings.home / "reviews"
+    found = writing.rows_of(order.file, review_id)
+    seed = secrets.randbelow(2**31) if order.seed is None else order.seed
+    assigned = writing.assign(found.rows, writers, order.overlap, seed)
+    review = Review(
+        id=review_id,
+        created_at=ft.store.clock.now(),
+        kind="writing",
+        contenders=(),
+        run_ids=(),
+        rubric=_guide(order.guide),
+        evaluation="",
+        dataset=order.file,
+        items_digest=digest,
+        items=len(found.rows),
+        tasks=sum(map(len, assigned.values())),
+        seed=seed,
+        folder=str(folder / review_id),
+    )
+    desk = WritingDesk(review, found.rows, assigned, ft.store.reviews, order.settler)
+    private_folder(folder / review_id)
+    writing.write(found.rows, _rows(folder / review_id))
+    _keep(folder / review_id, assigned)
+    ft.store.reviews.add(review)
+    return OpenedWriting(desk, found)
+
+
+def _guide(path: Path | None) -> Rubric:
+    if path is None or path.suffix.lower() not in (".md", ".txt"):
+        return rubrics.read(path)
+    try:
+        return Rubric(name=path.stem, guide=path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"Can't read the guidelines in {path}: {error}") from error
+
+
+def export(ft: Workspace, review: Review, output: Path) -> FromReview:
+    """Write the finished rows as chat rows. Raises `DataError` where none is finished."""
+    require_writable(output)
+    rows, left_out = writing.written(reopened(ft, review))
+    if not rows:
+        why = ", ".join(f"{reason}: {n}" for reason, n in left_out.items())
+        raise DataError(f"Review {review.id} has no finished row ({why}).")
+    with whole(output) as draft, draft.open("wb") as file:
+        file.writelines(canonical_line(row) + b"\n" for row in rows)
+    return FromReview(review=review.id, output=str(output), format="sft", rows=len(rows), left_out=left_out)
+
+
+def _rows(folder: Path) -> Path:
+    return folder / "tasks.jsonl"
+
+
+def _assigned(folder: Path) -> Assigned:
+    path = folder / "assigned.json"
+    try:
+        return decoding.decode(path.read_bytes(), type=Assigned)
+    except (OSError, msgspec.DecodeError) as error:
+        raise DataError(f"Can't read who writes which row: {path}: {error}") from error
+
+
+def _keep(folder: Path, assigned: Assigned) -> None:
+    write_whole(folder / "assigned.json", msgspec.json.encode(assigned), private=True)
