@@ -270,14 +270,14 @@ def test_people_are_planned(cli: Cli, run_id: str) -> None:
 
 @pytest.mark.slow
 def test_rows_that_people_write_outlast_a_kill(cli: Cli, cli_env: dict[str, str], tmp_path: Path) -> None:
-    rows = [{"messages": [{"role": "user", "content": f"{n}?"}]} for n in range(4)]
+    rows = [{"messages": [{"role": "user", "content": f"{n}?"}]} for n in range(12)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked = ("--write", "rows.jsonl", "--raters", "ann,bo", "--overlap", "1", "--settler", "eve")
     child, told = serve(tmp_path, cli_env, *asked)
-    assert sorted(told["links"]) == ["ann", "bo", "eve"] and told["tasks"] == 8
+    assert sorted(told["links"]) == ["ann", "bo", "eve"] and told["tasks"] == 24
     for who, link in told["links"].items():
         shown = act(link, action="show")
-        while who != "eve" and shown["done"] < 4:
+        while who != "eve" and shown["done"] < 12:
             answer = ESCAPES if shown["row"] == 1 and who == "ann" else f"the answer to {shown['row']}"
             body = {"task": shown["task"], "question": shown["question"], "answer": answer}
             shown = act(link, action="save", **body)
@@ -287,14 +287,14 @@ def test_rows_that_people_write_outlast_a_kill(cli: Cli, cli_env: dict[str, str]
     shown = cli("review", told["review"], "--results")
     assert "row 1, open, ROUGE-L" in shown.out and "\x1b" not in shown.out and "1 to settle" in shown.err
     child, again = serve(tmp_path, cli_env, *asked)
-    assert again["review"] == told["review"] and again["done"] == {"ann": 4, "bo": 4}
+    assert again["review"] == told["review"] and again["done"] == {"ann": 12, "bo": 12}
     shown = act(again["links"]["eve"], action="show")
     act(again["links"]["eve"], action="save", task=shown["task"], question="0?", answer="settled")
     end(child)
     found = msgspec.convert(cli("review", told["review"], "--results", "--json").json, WritingResult)
-    assert (found.to_settle, found.settled, found.doubly, found.written) == (0, 1, 4, 4)
+    assert (found.to_settle, found.settled, found.doubly, found.written) == (0, 1, 12, 12)
     assert cli("data", "from-review", told["review"], "-o", "train.jsonl").code == 0
     assert cli("data", "check", "train.jsonl").code == 0
-    assert Dataset.open(tmp_path / "train.jsonl").rows == 4
+    assert Dataset.open(tmp_path / "train.jsonl").rows == 12
     assert cli("review", "--write", "rows.jsonl", "--raters", "ann", "--plan").code == 2
     assert cli("review", "--write", "nothing.jsonl", "--raters", "ann").code == 2
