@@ -199,7 +199,7 @@ def ended(process: Process, within_s: float) -> int:
     """Its exit code, the negative signal if one ended it. Raises `TimeoutError`."""
     process.join(within_s)
     if process.exitcode is None:
-        raise TimeoutError(f"process {process.pid} goes on after {within_s} s")
+        raise TimeoutError(f"process {process.pid} continues past {within_s} s")
     return process.exitcode
 
 

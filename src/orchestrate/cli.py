@@ -113,7 +113,7 @@ def common(
     ] = 0,
     allow_grader_code: Annotated[
         bool,
-        typer.Option("--allow-grader-code", help="Run the Python code of a spec's grader on this machine."),
+        typer.Option("--allow-grader-code", help="Allow a spec's Python grader to run on this machine."),
     ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")

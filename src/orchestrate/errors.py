@@ -108,8 +108,8 @@ class AlreadySubmitted(UsageError):
         told = "is the same (settings, data, account)"
         if recovered_model is not None:
             told = (
-                f"was recovered from its host and may be the same (model {recovered_model}; its settings and "
-                "data are not known here)"
+                f"was recovered from its host and may be the same (model {recovered_model}; its "
+                "settings and data are unknown here)"
             )
         super().__init__(
             f"run {run_id} on {provider} {told} and {state}; nothing was sent",
@@ -126,9 +126,9 @@ class KeyTaken(UsageError):
     def __init__(self, key: str, holder: str, differences: Sequence[str]) -> None:
         """`holder`: `run run-...`, or a job of a host that no run of the store has."""
         super().__init__(
-            f"the idempotency key {key} is that of {holder}, which has another {', '.join(differences)}; "
-            "nothing was sent",
-            fix="use another key, or submit what it was made for"
+            f"the idempotency key {key} belongs to {holder}, which has a different "
+            f"{', '.join(differences)}; nothing was sent",
+            fix="use another key, or submit the same job again"
             + (f" (orchestrate show {holder[4:]})" if holder.startswith("run ") else ""),
         )
         self.differences = tuple(differences)
@@ -164,8 +164,8 @@ class KeyElsewhere(SetupError):
         )
         super().__init__(
             f"the API key of {provider} would go to {host}; {tied}; nothing was sent",
-            fix=f"check the base URL (environment, orchestrate.toml); if you mean it: "
-            f"orchestrate keys trust {provider} {host}",
+            fix="check the base URL (environment, orchestrate.toml); if it is right: orchestrate keys "
+            f"trust {provider} {host}",
         )
         self.provider = provider
         self.host = host
@@ -182,8 +182,8 @@ class ProjectNotTrusted(SetupError):
         told = zip(files, [*set_by, *["prices"] * len(files)], strict=False)
         super().__init__(
             f"{' and '.join(f'{file} sets {what}' for file, what in told)}. A project's file needs your "
-            "trust for that, and has none as it is now. Nothing was started or sent",
-            fix="read it; if you mean it: orchestrate keys trust --project",
+            "trust for that, and this version is not trusted. Nothing was started or sent",
+            fix="read it; if you trust it: orchestrate keys trust --project",
         )
         self.files, self.settings = tuple(files), tuple(settings)
 
@@ -203,15 +203,15 @@ class OtherAccount(SetupError):
         sure: bool = True,
     ) -> None:
         """`sure`: the host tells both accounts; else the key may only have no right to see the run."""
-        where = f"run {run_id} is in an account of {provider} that is not known"
+        where = f"run {run_id} is in an unknown account of {provider}"
         if account is not None:
-            right = "" if sure else ", or this key has no right to see it"
+            right = "" if sure else ", or this key has no permission to see it"
             where = f"run {run_id} is in another account of {provider}: {account}{right}"
         super().__init__(
-            f"{where}; the key in use is of: {here}",
+            f"{where}; the current key belongs to {here}",
             fix=f"orchestrate cancel {run_id}, then submit again"
             if unsent
-            else "use the key, organization, project or account id that it was submitted with",
+            else "use the key, organization, project or account id used to submit it",
         )
         self.provider = provider
         self.run_id = run_id
@@ -275,9 +275,11 @@ class TranslationRefused(OrchestrateError):
         lines = [f"  {s.name} = {s.asked!r}: {s.rule or 'not supported'}" for s in settings]
         fix = f"change them, drop them, or pick another backend (orchestrate plan --provider {provider})"
         if overrides is not None:
-            fix = f"to go without them on {provider}: orchestrate plan --provider {provider} --fix  writes\n"
+            fix = f"to drop them on {provider}: orchestrate plan --provider {provider} --fix  writes\n"
             fix += overrides
-        super().__init__("\n".join([f"{provider} cannot keep these settings of the spec:", *lines]), fix=fix)
+        super().__init__(
+            "\n".join([f"{provider} does not support these settings of the spec:", *lines]), fix=fix
+        )
         self.provider = provider
         self.settings = tuple(settings)
 
@@ -309,7 +311,7 @@ class OverBudget(OrchestrateError):
         what: str = "--max-cost",
         figure: str = "the quote's high end",
         then: str = "nothing was sent",
-        fix: str = "raise the limit, train fewer tokens (epochs, rows), or pick a cheaper backend "
+        fix: str = "raise the limit, train fewer tokens (epochs or rows), or pick a cheaper backend "
         "(orchestrate quote)",
     ) -> None:
         super().__init__(

@@ -218,7 +218,7 @@ def quotes_and_problems(quotes: Sequence[Quote], problems: Sequence[Problem]) ->
 
 
 def translation(one: Translation) -> str:
-    title = f"{one.provider} {one.model}: what becomes of each setting"
+    title = f"{one.provider} {one.model}: how each setting is translated"
     return card(title, settings(one.settings))
 
 

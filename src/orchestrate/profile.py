@@ -177,8 +177,8 @@ class Profile:
         told = " and ".join(f"since {gate.since} to {gate.accounts}" for gate in shut)
         end = f", and will be to all from {self.no_new_jobs_after} (UTC)" if self.no_new_jobs_after else ""
         return (
-            f"{self.title} has been closed to new jobs {told}{end} ({self.closing_source}); "
-            "only a submit shows whether your account is one of them"
+            f"{self.title} is closed to new jobs {told}{end} ({self.closing_source}); only a submit "
+            "shows whether this affects your account"
         )
 
     def closed(self, today: date) -> str | None:
@@ -278,7 +278,7 @@ def _placed(kind: str) -> Profile:
     except Exception as error:
         raise not_loaded(kind, error) from error
     if not isinstance(found, Profile) or found.kind != kind or not found.place:
-        raise not_loaded(kind, f"{point.value} is not the Profile of a place of the kind {kind}")
+        raise not_loaded(kind, f"{point.value} is not the Profile of a place of kind {kind}")
     return found
 
 
@@ -351,7 +351,7 @@ def _plugged(kind: str) -> Profile:
     if point is None:
         known = [*kinds(), *described(), *places()]
         raise UsageError(
-            f"no backend is called {kind!r}{among(kind, known)}",
+            f"unknown backend {kind!r}{among(kind, known)}",
             fix="orchestrate providers",
         )
     try:
@@ -359,7 +359,7 @@ def _plugged(kind: str) -> Profile:
     except Exception as error:
         raise not_loaded(kind, error) from error
     if not isinstance(found, Profile) or found.kind != kind:
-        raise not_loaded(kind, f"{point.value} is not a Profile of the kind {kind}")
+        raise not_loaded(kind, f"{point.value} is not a Profile of kind {kind}")
     return found
 
 

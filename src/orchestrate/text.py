@@ -106,13 +106,13 @@ def quoted(quote: Quote) -> str:
     """The price of a quote: `$3.00 expected, $2.90 to $3.10`, no more than its range, or why it has none."""
     price = quote.price
     if price is None:
-        return f"no price known: {quote.why_none}"
+        return f"no known price: {quote.why_none}"
     known = span(price.low_usd, price.high_usd)
     if quote.undecided:
         return f"{known}: {quote.undecided}"
     words = f"{money(price.expected_usd)} expected, {known}"
-    words += f" and more, as it does not count {quote.open_end}" if quote.open_end else ""
-    return words if quote.ends_usd is None else f"{words}; its machine ends at {limit(quote.ends_usd)}"
+    words += f" and more, because it leaves out {quote.open_end}" if quote.open_end else ""
+    return words if quote.ends_usd is None else f"{words}; its machine stops at {limit(quote.ends_usd)}"
 
 
 def rates_apart(rates: Mapping[str, float | None]) -> str | None:
@@ -123,8 +123,8 @@ def rates_apart(rates: Mapping[str, float | None]) -> str | None:
         return None
     each = joined([f"{rate:g} on {name}" for name, rate in known.items()])
     return (
-        f"learning_rate_multiplier becomes a learning rate of {each}, {high / low:.3g} times as high: "
-        "each multiplies its own base rate. Set learning_rate to train alike."
+        f"learning_rate_multiplier becomes a learning rate of {each}, {high / low:.3g} times apart: "
+        "each host multiplies its own base rate. Set learning_rate to use the same rate everywhere."
     )
 
 

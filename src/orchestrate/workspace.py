@@ -101,8 +101,8 @@ class Inside(Opened):
         start = last_start(home)
         if not any(f"{self._host}/".startswith(f"{url}/") for url in start.urls):
             raise SetupError(
-                f"the run is of a sandbox at {self._host}, not of this home's ({home})",
-                fix="start that one again, and export what it prints",
+                f"the run belongs to a sandbox at {self._host}, not to this home's sandbox ({home})",
+                fix="start that sandbox again, and export the variables it prints",
             )
         env = self._up.enter_context(joined(home, **msgspec.structs.asdict(start.ways)))
         self.settings = replace(self.settings, hosts=self.settings.hosts.under(env))

@@ -116,7 +116,7 @@ def test_the_page_is_what_happens(
         assert {e["metric"]: sum(e["users"].values()) for e in status.json["evidence"]} == {
             "resolved": 2, "escalated": 0, "failed": 4, "latency_s": 4, "stars": 1,
         }  # fmt: skip
-        assert "The curve of evidence" in (tmp_path / "report.html").read_text()
+        assert "Evidence over time" in (tmp_path / "report.html").read_text()
         shown = cli("ab", "status")
         assert "running at 10%" in shown.out and "hold" in shown.out
 
@@ -192,12 +192,12 @@ def test_what_a_missing_outcome_means_is_asked_before_the_start(
     terminal.until(b"record resolved for every user")
     terminal.type("n\n")
     assert terminal.finish() == 2
-    assert "no experiment was begun" in cli("ab", "status").err
+    assert "no experiment was started yet" in cli("ab", "status").err
 
 
 @pytest.mark.slow
 def test_wrong_calls_say_what_to_do(cli: Cli, plan: Path, tmp_path: Path) -> None:
-    assert "no experiment was begun" in cli("ab", "status").err
+    assert "no experiment was started yet" in cli("ab", "status").err
     for arguments, word in (
         (("status", "none"), "there is no experiment"),
         (("status", "--apply"), "name the experiment"),
@@ -207,7 +207,10 @@ def test_wrong_calls_say_what_to_do(cli: Cli, plan: Path, tmp_path: Path) -> Non
         (("serve", str(plan), "--host", "0.0.0.0"), "needs keys"),
         (("size",), "--rate"),
         (("size", "--rate", "0.9", "--gain", "0.2"), "cannot change"),
-        (("size", "--rate", "0.9", "--gain", "0"), "cannot be seen"),
+        (
+            ("size", "--rate", "0.9", "--gain", "0"),
+            "a difference of 0, or in a value that never varies, cannot be detected",
+        ),
     ):
         done = cli("ab", *arguments)
         assert done.code == 2 and word in done.err, (arguments, done.err)

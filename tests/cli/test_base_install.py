@@ -104,9 +104,9 @@ def test_what_is_missing_is_said_with_the_line_that_installs_it(base, arguments:
 
 
 def test_without_packages_what_is_left_out_is_said_with_the_option_that_does_without(base) -> None:
-    assert "or --no-near" in base("data", "split", "train.jsonl").stderr
+    assert "or use --no-near" in base("data", "split", "train.jsonl").stderr
     checked = base("data", "check", "train.jsonl", "--validation", "valid.jsonl")
-    assert "nearly equal rows is not looked for" in checked.stderr
+    assert "near-duplicates across splits are not checked" in checked.stderr
 
 
 def test_rows_are_compared_as_they_are_with_numpy(base, cli) -> None:

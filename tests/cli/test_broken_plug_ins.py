@@ -97,7 +97,7 @@ def test_an_error_of_a_plug_in_is_told_as_its_own(shell: Shell) -> None:
     (about / "entry_points.txt").write_text(entry)
     done = shell("plan", "-p", "shelf", "--model", "any")
     assert done.code == 1 and "IndexError" in done.err
-    assert "package orchestrate-shelf" in done.err and "defect of Orchestrate" not in done.err
+    assert "package orchestrate-shelf" in done.err and "bug in Orchestrate" not in done.err
 
 
 def test_it_is_told_where_it_is_looked_for(shell: Shell) -> None:

@@ -56,7 +56,7 @@ def test_a_conversation_at_the_prompt(cli: Cli, tmp_path: Path) -> None:
         streams = [r["body"].get("stream") for r in sandbox.requests("openai", path="chat/completions")]
         assert streams == [True], "what a person reads comes as it is written"
         refused = cli("chat", "last", "one?", "--on", "moon", **hosts)
-        assert refused.code == 2 and "--on takes auto, host, here" in refused.err
+        assert refused.code == 2 and "--on must be one of auto, host, here" in refused.err
 
 
 @pytest.mark.slow

@@ -116,11 +116,11 @@ def test_a_curve_whose_limit_comes_midway_says_so_and_goes_on_with_more(
 
 @pytest.mark.slow
 def test_what_a_host_refuses_of_every_trial_is_said_once(cli: Cli, spec: Path, tmp_path: Path) -> None:
-    """Fireworks takes no seed: each reason is said of the first run, and at the end of all."""
+    """Fireworks has no seed setting: each reason is said of the first run, and at the end of all."""
     spec.write_text(json.dumps(json.loads(spec.read_text()) | {"model": "qwen3-8b"}))
     with running(home=tmp_path / "hosts", train=False, speed=100, waits=Durations(file=0)) as hosts:
         done = cli("data", "curve", "-p", "fireworks", "--yes", "--seeds", "2", **hosts.env)
-    assert done.code == 1 and done.err.count("Fireworks takes no seed") == 4, done.err
+    assert done.code == 1 and done.err.count("Fireworks has no seed setting") == 4, done.err
     assert done.err.count("failed as trial 0") == done.err.count("failed as trial 1") == 3
     assert done.err.count("of the rows (4 runs)") == 2
 

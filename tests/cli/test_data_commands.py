@@ -93,7 +93,7 @@ def test_check_finds_leakage(tmp_path: Path) -> None:
 
 def test_what_check_has_not_looked_for_is_said_only_then(tmp_path: Path) -> None:
     files = (ORDERS / "train.jsonl", "--validation", ORDERS / "validation.jsonl")
-    said = "near duplicates were not looked for"
+    said = "near-duplicates were not checked; --near checks them and takes about twice as long"
     assert said not in run("check", *files, cwd=tmp_path).err
     assert said in run("check", *files, "--no-near", cwd=tmp_path).err
     assert said in run("check", files[0], cwd=tmp_path).err
@@ -108,7 +108,7 @@ def test_fix_replaces_none_of_the_checked_files(tmp_path: Path) -> None:
     valid = tmp_path / "valid.jsonl"
     valid.write_bytes((ORDERS / "test.jsonl").read_bytes())
     arguments = ("check", ORDERS / "train.jsonl", "--validation", valid, "--fix", "-o", valid)
-    assert "is the input" in run(*arguments, cwd=tmp_path, code=2).err
+    assert "is also the input file" in run(*arguments, cwd=tmp_path, code=2).err
 
 
 def test_fix_writes_a_copy_beside(tmp_path: Path) -> None:
@@ -130,12 +130,12 @@ def test_convert(tmp_path: Path) -> None:
 
 def test_convert_names_the_formats_that_there_are(tmp_path: Path) -> None:
     refused = run("convert", GOOD / "sharegpt.jsonl", "--to", "x/y", cwd=tmp_path, code=2)
-    assert "no format 'x/y'; rows are written as: openai" in refused.err and "defect" not in refused.err
+    assert "no format 'x/y'; rows can be written as: openai" in refused.err and "defect" not in refused.err
     refused = run("convert", GOOD / "sharegpt.jsonl", "--to", "shargpt", cwd=tmp_path, code=2)
     assert "did you mean sharegpt?" in refused.err
     # As `data inspect` calls it.
     refused = run("convert", GOOD / "sharegpt.jsonl", "--to", "openai-chat", cwd=tmp_path, code=2)
-    assert "openai-chat is read and not written (did you mean openai?)" in refused.err
+    assert "openai-chat can be read but not written (did you mean openai?)" in refused.err
 
 
 def test_convert_refuses_loss(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_split_and_dedupe_say_what_they_write(tmp_path: Path) -> None:
     for words in (("split", file, "50/50", "--no-near"), ("dedupe", file)):
         said = run(*words, cwd=tmp_path).err
         assert "read as sharegpt, written as openai-chat" in said
-        assert "fields that no training format uses are left out (12 times)" in said
+        assert "unknown fields are dropped (12 times)" in said
     own = (tmp_path / "rows.deduped.jsonl").read_text().splitlines()
     assert len(own) == 12 and "id" not in json.loads(own[0])
     again = run("dedupe", "rows.deduped.jsonl", "-o", "again.jsonl", cwd=tmp_path).err
@@ -220,7 +220,7 @@ def test_preview_goes_by_the_chat_template_of_a_spec(tmp_path: Path) -> None:
 
 def test_what_the_engine_does_not_train_on_is_said(tmp_path: Path) -> None:
     pictures = run("preview", GOOD / "openai_images.jsonl", "--model", TINY, cwd=tmp_path)
-    assert "images are left out" in pictures.err
+    assert "images are ignored: this machine's engine trains only on text" in pictures.err
     assert "RFT prompts" in run("preview", GOOD / "rft.jsonl", "--model", TINY, cwd=tmp_path, code=1).err
 
 
@@ -331,7 +331,7 @@ def test_a_printed_option_is_quoted_where_a_column_has_spaces(cli: Any, tmp_path
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     problems = cli("data", "check", "t.jsonl", "--json").json["report"]["problems"]
     [fix] = [one["fix"] for one in problems if one["code"] == "unread-column" and "agent notes" in one["fix"]]
-    words = shlex.split(fix.partition(", if")[0])
+    words = shlex.split(fix.partition(" silences")[0])
     again = cli("data", "check", "t.jsonl", *words, "--json")
     assert not [one for one in again.json["report"]["problems"] if one["code"] == "unread-column"], words
 

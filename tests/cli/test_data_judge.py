@@ -116,7 +116,11 @@ def test_a_judge_that_is_wrong_on_purpose_is_refused(cli: Cli, host: ChatHost, f
 @pytest.mark.slow
 def test_without_people_nothing_is_left_out(cli: Cli, host: ChatHost, folder: Path) -> None:
     done = cli(*command(host, "--yes"))
-    assert done.code == 2 and "never compared with people" in done.err and "--calibrate" in done.err
+    assert (
+        done.code == 2
+        and "this judge was never compared with human ratings, so it must not filter rows" in done.err
+        and "--calibrate" in done.err
+    )
     unasked = cli(*command(host, "--calibrate", "rated.jsonl"))
     assert unasked.code == 2 and "nothing was asked" in unasked.err and "about $" in unasked.err
     pairs = {"prompt": "q", "answers": ["a", "b"], "preferred": "first"}
@@ -125,7 +129,7 @@ def test_without_people_nothing_is_left_out(cli: Cli, host: ChatHost, folder: Pa
     assert wrong.code == 2 and "single answers are needed" in wrong.err
     assert host.bodies == []
     loose = cli(*command(host, "--uncalibrated", "--yes", "--json"))
-    assert loose.code == 0 and "not compared with people" in loose.json["judge"]["unfit"]
+    assert loose.code == 0 and "the judge was not compared with human ratings" in loose.json["judge"]["unfit"]
 
 
 def test_it_stops_before_the_limit_and_goes_on(cli: Cli, host: ChatHost, folder: Path) -> None:
@@ -169,7 +173,7 @@ def test_one_rule_for_models_whose_price_is_unknown(
     (folder / "rows.jsonl").write_text("".join(f"{row(f'q{i}', 'x' * 5)}\n" for i in range(3)))
     foreign = words.format("https://models.invalid/v1").split()
     done = cli(*foreign)
-    assert (done.code, "nothing was asked" in done.err) == (2, True), done.err
+    assert (done.code, "nothing was sent" in done.err) == (2, True), done.err
     limited = cli(*words.format(host.url).split(), "--max-cost", "1")
     assert (limited.code, "cannot be enforced" in limited.err, host.bodies) == (6, True, []), limited.err
     host.writes = lambda number, body: "yes"

@@ -64,7 +64,7 @@ def test_model_and_rows_go_once_and_only_when_somebody_agreed(
     assert any(path.endswith(data["ids"][0].rsplit("/", 1)[-1]) for path in gone)
     again = cli("delete", run["id"], "--yes", "--json", **sandbox.env)
     assert (again.code, again.json) == (0, []) and deletions(sandbox, host) == gone
-    assert cli("show", run["id"], "--json", **sandbox.env).json["id"] == run["id"], "the run stays"
+    assert cli("show", run["id"], "--json", **sandbox.env).json["id"] == run["id"], "the run is unchanged"
     second = cli("submit", "-p", host, "--yes", "--again", "--watch", "--json", **sandbox.env)
     assert second.json[0]["status"] == "succeeded", "the rows are uploaded anew"
 
@@ -98,9 +98,9 @@ def test_what_is_in_use_or_not_at_a_host_stays(cli: Cli, sandbox: Sandbox, tmp_p
     sandbox.clear_requests()
     for name, word in (
         ("going", "orchestrate cancel run-going"),
-        ("same-rows", "run-going is running and trains on the same uploaded rows"),
+        ("same-rows", "run-going is running and trains on the same uploaded data"),
         ("deployed", "orchestrate undeploy run-deployed"),
-        ("here", "machines of your own"),
+        ("here", "your own machines"),
     ):
         told = cli("delete", f"run-{name}", "--yes")
         assert told.code == 2 and word in told.err, told.err

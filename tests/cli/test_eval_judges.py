@@ -98,7 +98,7 @@ def test_a_judge_that_agrees_with_people_carries_a_verdict(
     [used] = found.metrics
     assert used.unfit is None and used.detail["calibration"]["kappa"]["value"] == 1
     assert used.detail["prompt_text"] and used.detail["rubric"]["name"] == "preference"
-    assert any("was held against people: kappa 1.000" in note for note in found.notes)
+    assert any("was compared with human ratings: kappa 1.000" in note for note in found.notes)
     [difference] = found.differences
     better = difference.contender
     if metric == "judge":
@@ -121,16 +121,19 @@ def test_a_judge_that_is_wrong_on_purpose_carries_none(
     found = evaluated(cli, host, metric, "--calibrate", f"{rated}.jsonl")
     assert found.verdicts[0].decision == "not enough evidence"
     assert "agrees too little with people" in found.verdicts[0].reasons[0]
-    assert any("carries no verdict" in note for note in found.notes)
+    assert any("cannot decide a verdict:" in note for note in found.notes)
 
 
 def test_a_judge_that_nobody_checked_carries_none(cli: Cli, host: ChatHost, folder: Path) -> None:
     found = evaluated(cli, host, "judge")
     assert found.verdicts[0].decision == "not enough evidence"
-    assert "was not compared with people" in found.verdicts[0].reasons[0]
+    assert "the judge was not compared with human ratings" in found.verdicts[0].reasons[0]
     pairs = evaluated(cli, host, "judge", "--calibrate", "pairs.jsonl")  # the other kind says nothing of it
     assert pairs.verdicts[0].decision == "not enough evidence"
     done = cli(
         "eval", "--model", f"{host.url}=writer-1", "--test", "test.jsonl", "--calibrate", "pairs.jsonl"
     )
-    assert done.code == 2 and "no metric is one" in done.err
+    assert (
+        done.code == 2
+        and "--calibrate compares a judge with human ratings, but no metric is a judge" in done.err
+    )

@@ -81,8 +81,8 @@ def test_a_better_model_ships_and_a_worse_one_stops_a_build(
     [verdict] = good.json["verdicts"]
     assert verdict["decision"] == "ship" and "20 gained and 0 lost" in verdict["reasons"][0]
     assert good.json["items"] == 60 and len(good.json["items_digest"]) == 64
-    assert "60 rows can show a difference of 14 points at best" in good.err
-    assert "no price by the token is known" in good.err
+    assert "with 60 rows you can detect differences of 14 points or more" in good.err
+    assert "no per-token price is known" in good.err
     report = (tmp_path / "r.md").read_text()
     assert "good: ship**" in report and "| exact_match |" in report and "| 20 | 0 | &lt;0.0001 |" in report
     assert ElementTree.parse(tmp_path / "j.xml").getroot().attrib["failures"] == "0"
@@ -97,7 +97,7 @@ def test_a_better_model_ships_and_a_worse_one_stops_a_build(
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        (("-o", "r.pdf"), "ends in none of"),
+        (("-o", "r.pdf"), "the file extension sets the format:"),
         (("--junit", "no/such/j.xml"), "there is no folder"),
         (("--target", "90"), "--target 0.9 for 90%"),
     ],
@@ -130,7 +130,7 @@ def test_too_few_rows_are_said_to_be_too_few(cli: Cli, host: ChatHost, rows: str
     aim = cli("eval", "--test", rows, *models(host, "bad"), "--target", "0.9", "--json")
     assert aim.json["verdicts"][0]["decision"] == "do not ship"
     none = cli("eval", "--test", rows, *models(host, "good"), "--gate")
-    assert none.code == 1 and "no verdict" in none.err
+    assert none.code == 1 and "cannot decide a verdict" in none.err
 
 
 @pytest.mark.slow
@@ -172,7 +172,7 @@ def test_groups_and_slices(cli: Cli, host: ChatHost, rows: str) -> None:
     assert {m["slice"] for m in told["measures"]} == {"", "tag:even", "tag:odd"}
     assert {m["score"]["n"] for m in told["measures"] if m["slice"]} == {30}
     wrong = cli("eval", "--test", rows, *models(host, "good"), "--cluster", "usr")
-    assert wrong.code == 2 and "its further columns: tag, user" in wrong.err
+    assert wrong.code == 2 and "its other columns: tag, user" in wrong.err
 
 
 def test_columns_of_ones_own_are_named(cli: Cli, host: ChatHost, tmp_path: Path) -> None:
@@ -199,10 +199,11 @@ def test_a_model_that_takes_no_temperature_is_asked_without_and_that_is_told_onc
     begun = len(host.bodies)
     told = cli(*asked).json
     assert told["measures"][0]["score"]["value"] == 1
-    [first, second] = sorted(
-        note for note in told["notes"] if "thinker: 60 of 60 answers: asked with" in note
+    [first, second] = sorted(note for note in told["notes"] if "thinker: 60 of 60 answers: " in note)
+    assert (
+        "max_completion_tokens was sent instead of max_tokens" in first
+        and "temperature was left out" in second
     )
-    assert "max_completion_tokens in the place of max_tokens" in first and "without temperature" in second
     sent = [body for body in host.bodies[begun:] if body["model"] == "thinker"]
     assert len(sent) < 60 + 30, "only the first questions, which were sent at once, found out"
     assert all(body["max_completion_tokens"] == 512 for body in sent[-40:])
@@ -242,8 +243,8 @@ def test_asking_afresh_says_whether_the_host_changed_the_model(cli: Cli, host: C
     same = cli(*asked, "--fresh").json
     assert any(f"gave the same 60 answers as in {first['id']}" in note for note in same["notes"])
     moved = cli(*asked, "--fresh").json
-    [told] = [note for note in moved["notes"] if "answers otherwise than in" in note]
-    assert same["id"] in told and "60 of 60 answers are other ones. The host may have changed" in told
+    [told] = [note for note in moved["notes"] if "answers differently from" in note]
+    assert same["id"] in told and "60 of 60 answers differ. The host may have changed" in told
     assert not [note for note in cli(*asked).json["notes"] if "otherwise" in note]
 
 
@@ -277,9 +278,9 @@ def test_a_limit_on_cost(cli: Cli, rows: str, host: ChatHost) -> None:
     [
         ((), "name a run or a --model"),
         (("--metrics", "zz"), "known: auto"),
-        (("--metrics", "length", "--target", "3"), "has no good side"),
+        (("--metrics", "length", "--target", "3"), "has no better direction, so it cannot decide a verdict"),
         (("--samples", "3"), "are the same answer"),
-        (("--against", "zz"), "names none of the contenders"),
+        (("--against", "zz"), "matches none of the contenders"),
         (("--slices", "nothing"), "no row has the column"),
     ],
 )

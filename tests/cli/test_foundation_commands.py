@@ -107,7 +107,7 @@ def test_the_doctor_asks_the_hosts_whether_they_take_the_keys(cli: Cli, tmp_path
         cli("doctor", **sandbox.env)
         assert sandbox.count() == before, "nothing is sent unless it is asked for"
     assert told.code == 3
-    assert checks["host openai"]["detail"] == "takes the key" and checks["host fireworks"]["ok"] is True
+    assert checks["host openai"]["detail"] == "accepts the key" and checks["host fireworks"]["ok"] is True
     assert checks["host together"]["ok"] is False and checks["host together"]["detail"]
 
 
@@ -124,7 +124,7 @@ def test_doctor_and_providers_speak_json(cli: Cli) -> None:
         assert all(backend["missing"].values()), "every absent feature has its reason"
         assert not set(backend["missing"]) & set(backend["features"])
     assert "o4-mini, ended on 2026-10-23" in backends["openai"]["ended"]["rft"]
-    assert "openai has no rft any more" in cli("providers").err
+    assert "openai no longer offers rft" in cli("providers").err
 
 
 def test_providers_has_all_that_a_command_takes_and_what_each_needs_here(cli: Cli) -> None:

@@ -152,7 +152,7 @@ def test_where_it_cannot_write_is_said_and_the_input_is_kept(
     file = tmp_path / "rows.jsonl"
     file.write_bytes(ROW)
     before = sorted(tmp_path.iterdir())
-    for output, said in (("rows.jsonl", "kept as it is"), ("", "is a folder"), ("gone/x", "no folder")):
+    for output, said in (("rows.jsonl", "never overwritten"), ("", "is a folder"), ("gone/x", "no folder")):
         named = {"IN": str(file), "OUT": str(tmp_path / output)}
         code, told = run(*(named.get(word, word) for word in words))
         assert code == 2 and said in told, told
@@ -163,7 +163,7 @@ def test_a_split_never_writes_over_its_input(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "train.jsonl"
     file.write_bytes(MANY)
     code, told = run("split", str(file), "-o", str(tmp_path))
-    assert code == 2 and "kept as it is" in told and file.read_bytes() == MANY
+    assert code == 2 and "never overwritten" in told and file.read_bytes() == MANY
     assert [p for p in tmp_path.iterdir() if p.is_file()] == [file]
     code, told = run("split", str(file), "-o", str(file))
     assert code == 2 and "is not a folder" in told

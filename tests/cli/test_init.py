@@ -81,13 +81,15 @@ def test_of_few_rows_each_split_has_some_or_none_is_made(cli: Cli, tmp_path: Pat
     assert sum(counts) == rows and all(counts)
     assert len(splits) == (3 if rows > 2 else 1)
     if rows == 1:
-        assert "too few rows to hold some back" in made.err
+        assert (
+            "too few rows for a test split: all are used for training, and eval needs --test FILE" in made.err
+        )
     if rows == 12:
         assert counts == [10, 1, 1], "as near to 80/10/10 as can be: ten are the least for some hosts"
     checked = cli("check")
     assert checked.code == 0, checked.out
     assert ("openai" in spec["model"]) == (rows == 12)
-    assert ("the spec names no model there" in checked.err) == (rows < 12)
+    assert (": the spec names no model for it" in checked.err) == (rows < 12)
 
 
 @pytest.mark.slow
@@ -124,7 +126,7 @@ def test_what_cannot_be_proposed_is_an_error_and_nothing_is_written(cli: Cli, tm
     unknown = cli("init", "a.jsonl")
     assert unknown.code == 1 and "--map question=COLUMN,answer=COLUMN" in unknown.err
     absent = cli("init", "absent.csv")
-    assert absent.code == 2 and "absent.csv is not there" in absent.err
+    assert absent.code == 2 and "absent.csv does not exist" in absent.err
     (tmp_path / "finetune.yaml").write_text("mine")
     tickets(tmp_path / "t.csv")
     refused = cli("init", "t.csv")
@@ -180,7 +182,7 @@ def test_columns_of_ones_own_are_named_where_they_are_needed(cli: Cli, tmp_path:
     spec.write_text(spec.read_text() + "validation: chat.jsonl\n")
     other = cli("check", "own.yaml", "--provider", "openai")
     assert other.code != 0 and "--map" not in other.err
-    assert "columns: {answer: Team}: the first rows of chat.jsonl" in other.err
+    assert "columns: {answer: Team}: no such column in the first rows of chat.jsonl" in other.err
     spec.write_text("model: {openai: gpt-4.1-mini}\ntrain: chat.jsonl\ncolumns: {Ticket ID: null}\n")
     assert "no such column" not in cli("check", "own.yaml", "--provider", "openai").err
     asked = cli("advise", "t.csv", "--map", "question=Message body,answer=Team", "--json")

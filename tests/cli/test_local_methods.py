@@ -56,7 +56,9 @@ def test_reinforcement_from_check_to_metrics(cli: Cli, tmp_path: Path) -> None:
     assert checked.code == 0, checked.out
     assert "method.kl_beta" in cli("plan", "--provider", "local", "--all").out
     allowed = {"ORCHESTRATE_ALLOW_GRADER_CODE": "1"}
-    assert "drawn to each prompt" in " ".join(cli("quote", "--provider", "local", **allowed).out.split())
+    assert "tokens sampled per prompt and epoch" in " ".join(
+        cli("quote", "--provider", "local", **allowed).out.split()
+    )
     done = cli("--allow-grader-code", "submit", "--provider", "local", "--yes", "--watch")
     assert done.code == 0, done.err
     assert "the grader's code runs" in " ".join(cli("events", "last").out.split())

@@ -53,8 +53,8 @@ def test_a_plan_shows_each_outcome_with_its_rule(cli: Cli, project: Path) -> Non
     assert row("batch_size").split() == ["batch_size", "max", "~", "auto"]
     assert row("schedule").split() == ["schedule", "cosine", "refused"]
     assert "kept as asked everywhere: train, epochs" in shown.err
-    assert "schedule on openai: refused; OpenAI sets the learning rate's schedule itself" in lines
-    assert "batch_size on openai: OpenAI chooses by the size of the file" in shown.out
+    assert "schedule on openai: refused; OpenAI sets the learning rate schedule itself" in lines
+    assert "batch_size on openai: OpenAI chooses by file size" in shown.out
     assert lines[-1] == "1 refused: schedule on openai"
     every = cli("plan", "--provider", "openai", *asked, "--all", COLUMNS="200").out
     assert "(its own)" in next(line for line in every.splitlines() if line.startswith("seed "))
@@ -82,7 +82,7 @@ def test_a_plan_of_all_backends_fits_a_screen(cli: Cli, project: Path, width: in
         ("together", "adapter.type=qlora", 2),
         ("fireworks", "adapter.type=qlora", 2),
         ("local", "adapter.type=qlora", 0),
-        ("openai", "batch_size=max", 2),  # OpenAI chooses by the size of the file
+        ("openai", "batch_size=max", 2),  # OpenAI chooses by file size
         ("together", "schedule=constant", 0),  # mapped, and it means the same
         ("fireworks", "provider_options.fireworks.unheard_of=1", 2),  # nothing that is published names it
         ("fireworks", "provider_options.fireworks.region=US_IOWA_1", 0),

@@ -64,7 +64,7 @@ def test_prices_check_and_validate(cli: Cli, tmp_path: Path) -> None:
     line = "  - {method: sft, usd_per_mtok: %s, start: 2026-01-01, confidence: quoted, source: a page}\n"
     bad.write_text("provider: x\nrates:\n" + line % 1 + line % 2)
     found = cli("prices", "validate", str(bad))
-    assert found.code == 1 and "two prices begin on 2026-01-01" in found.out
+    assert found.code == 1 and "two prices start on 2026-01-01" in found.out
     bad.write_text("provider: x\nrates: [{}]\n")
     assert cli("prices", "validate", str(bad)).code == 1
 
@@ -111,7 +111,7 @@ def test_models(cli: Cli) -> None:
 def test_models_refresh_without_a_key_says_so(cli: Cli) -> None:
     found = cli("models", "refresh", "--provider", "together")
     assert found.code == 4
-    assert "together was not asked" in found.err and "TOGETHER_API_KEY" in found.err
+    assert "together was not contacted" in found.err and "TOGETHER_API_KEY" in found.err
 
 
 def test_quote(cli: Cli, project: Path) -> None:
@@ -225,7 +225,7 @@ def test_no_price_is_null_so_that_no_gate_takes_it_for_nothing(cli: Cli, project
     sums = [total[name] for total in totals for name in ("monthly_usd", *PRICES)]
     assert sums == [None] * 4 * 3 and all(total["unavailable"] for total in totals)
     shown = cli("quote", "--provider", "together,fireworks", *traffic)
-    assert "$" not in shown.out.split("would be refused")[0] and "refused" in shown.out
+    assert "$" not in shown.out.split("would be rejected:")[0] and "refused" in shown.out
 
 
 @pytest.mark.slow
@@ -267,7 +267,7 @@ def test_advise(cli: Cli, project: Path) -> None:
     assert found.json["facts"]["json_share"] == 1.0
     assert found.json["choices"][0]["way"].startswith("tune on")
     shown = cli("advise", "train.jsonl", "--private", "--traffic", "200k req/day, 900 in, 150 out")
-    assert "tune on own hardware" in shown.out and "What would change this" in shown.out
+    assert "tune on your own hardware" in shown.out and "What would change this" in shown.out
     money = cli(
         "advise", "train.jsonl", "--traffic", "200k req/day, 900 in, 150 out", "--saved-tokens", "1500"
     )
@@ -282,7 +282,7 @@ def test_advise_by_a_score_and_a_target(cli: Cli, project: Path) -> None:
     assert cli("advise", "train.jsonl", "--base-score", "86").code == 2
     assert cli("advise", "train.jsonl", "--base-score", "0.8", "--target", "0").code == 2
     alone = cli("advise", "train.jsonl", "--target", "0.9")
-    assert alone.code == 2 and "give --measure, --base-score or --eval" in alone.err
+    assert alone.code == 2 and "set --measure, --base-score or --eval" in alone.err
     assert cli("advise", "train.jsonl", "--base-score", "0.8", "--eval", "run").code == 2
     silent = cli("advise", "train.jsonl")
     assert silent.code == 0 and "the 80% rule is open" in silent.err and "--measure MODEL" in silent.err
@@ -362,7 +362,7 @@ def test_how_a_tuned_model_is_served_is_said_before_paying(cli: Cli, project: Pa
     (project / "served.yaml").write_text(json.dumps({"model": named, "train": "train.jsonl"}))
     checked = cli("check", "served.yaml", "--json", **ALWAYS_OPEN).json
     assert checked["served"] == {
-        "openai": "by the token",
+        "openai": "per token",
         "together": "only downloaded",
         "fireworks": "on dedicated GPUs, billed hourly",
     }

@@ -120,7 +120,7 @@ def test_pairs_from_the_page_to_training_rows(
         while shown["done"] < 3:
             shown = act(link, action="rate", task=shown["task"], choice=better(shown, tuned), note=ESCAPES)
     err = end(child)
-    assert "rated: ann 3, bo 3, of 3" in err and "1 pair of answers are the same" in err
+    assert "rated: ann 3, bo 3, of 3" in err and "1 pair of answers are identical" in err
     found = cli("review", run_id, "--results", "--json")
     result = msgspec.convert(found.json, ReviewResult, strict=False)
     [pair] = result.pairs
@@ -173,7 +173,7 @@ def test_single_answers_on_sheets_hold_a_judge(cli: Cli, run_id: str, tmp_path: 
         in cli("review", review, "--import", "sheet.csv", "--rater", "Fay").out
     )
     shown = cli("review", review, "--results")
-    assert "all, 0 to 1" in shown.out and "not known: no task has two raters" in shown.err
+    assert "all, 0 to 1" in shown.out and "unknown: no task has two raters, or all raters agree" in shown.err
     rated = cli("review", review, "--export", "rated.jsonl")
     assert "rated.jsonl: 8 rows" in rated.out
     (tmp_path / "rows.jsonl").write_text(
@@ -184,17 +184,17 @@ def test_single_answers_on_sheets_hold_a_judge(cli: Cli, run_id: str, tmp_path: 
         judged = cli(
             "data", "judge", "rows.jsonl", "--model", f"{host.url}=judge", "--calibrate", review, "--yes"
         )
-    assert judged.code == 1 and "compared with people on 8 answers; 30 are needed" in judged.err
+    assert judged.code == 1 and "compared with human ratings on 8 answers; 30 are required" in judged.err
 
 
 @pytest.mark.parametrize(
     ("order", "words"),
     [
-        ({"contenders": ("run", "moon")}, "no contender is called 'moon'"),
+        ({"contenders": ("run", "moon")}, "unknown contender 'moon'"),
         ({"contenders": ("run",)}, "two contenders"),
         ({"evaluation": "eval-0"}, "no evaluation eval-0"),
         ({"rubric": Path("none.yaml")}, "cannot be read"),
-        ({"against": "moon"}, "no contender is called 'moon'"),
+        ({"against": "moon"}, "unknown contender 'moon'"),
     ],
 )
 def test_what_cannot_be_reviewed_is_told(
@@ -211,23 +211,23 @@ def test_mistakes_are_told(cli: Cli, run_id: str, tmp_path: Path) -> None:
     for arguments, words in (
         ((), "name the runs"),
         ((run_id, "--results", "--plan"), "one of --results"),
-        ((run_id, "--results"), "nobody was asked"),
+        ((run_id, "--results"), "there is no review of these answers yet"),
     ):
         done = cli("review", *arguments)
         assert done.code == 2 and words in done.err, (arguments, done.err)
     with Orchestrator(config.load(home=tmp_path / "home")) as ft:
         desk = reviewing.opened(ft, [run_id])
         for file, rater, words in (
-            ("sheet.csv", None, "one rater's"),
-            ("sheet.xlsx", "a", ".csv is a sheet"),
-            ("rated.jsonl", None, "rated yet"),
+            ("sheet.csv", None, "for one rater"),
+            ("sheet.xlsx", "a", "use .csv for a sheet to fill in, .jsonl for the ratings"),
+            ("rated.jsonl", None, "no ratings yet"),
         ):
             with pytest.raises(UsageError, match=words):
                 reviewing.export(ft, desk, tmp_path / file, rater)
         with pytest.raises(UsageError, match="no review rev-none"):
             reviewing.opened(ft, ["rev-none"])
         (tmp_path / "items.jsonl").unlink()
-        with pytest.raises(DataError, match="the answers are gone"):
+        with pytest.raises(DataError, match="the answers are missing:"):
             reviewing.opened(ft, [run_id], reviewing.ReviewOrder(new=True))
 
 
@@ -263,7 +263,7 @@ def test_models_that_were_not_trained_here_are_rated(cli: Cli, tmp_path: Path) -
 
 def test_people_are_planned(cli: Cli, run_id: str) -> None:
     shown = cli("review", "--plan", "--detect", "0.65")
-    assert shown.code == 0 and "ratings in all" in shown.out and "assumed" in shown.err
+    assert shown.code == 0 and "ratings in total" in shown.out and "assumed" in shown.err
     plans = cli("review", run_id, "--plan", "--json").json
     assert [plan["raters"] for plan in plans] == [1, 2, 3, 4, 5] and plans[0]["items"] == 194
 

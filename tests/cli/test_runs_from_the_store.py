@@ -117,9 +117,9 @@ def test_an_ambiguous_beginning_names_the_runs(cli: Cli, project: None, hosts: A
         told = cli("show", name, "--offline", "--json")
         assert told.code == 2
         message = json.loads(told.err)["message"]
-        assert "fits several runs" in message and all(run in message for run in runs), name
+        assert "matches several runs:" in message and all(run in message for run in runs), name
     assert cli("show", runs[0][: len(shared) + 1], "--offline", "--json").json["id"] == runs[0]
-    assert "no run is called" in cli("show", "run-zzzz", "--offline").err
+    assert "unknown run" in cli("show", "run-zzzz", "--offline").err
 
 
 def test_a_beginning_that_fits_one_run_is_enough(cli: Cli, project: None, hosts: Any) -> None:
@@ -151,7 +151,7 @@ def test_runs_are_filtered_by_what_is_shown(cli: Cli, project: None, hosts: Any,
         assert {"team=ml", "team=ops"} <= set(cli("runs", COLUMNS=width).out.split()), width
     for run in cli("runs", "--json").json:
         assert cli("note", run["id"], "--archive").code == 0
-    assert "no runs but 2 archived runs" in cli("runs").err, "not that there are none yet"
+    assert "no runs except 2 archived runs" in cli("runs").err, "not that there are none yet"
     wrong = cli("runs", "--status", "sleeping")
     assert wrong.code == 2 and "not sent, outcome unknown, submitted" in wrong.err
 

@@ -81,7 +81,7 @@ def test_a_run_shows_the_rows_that_its_host_trained_on(cli: Cli, project: Path, 
     assert row["row"] == 2 and "a1" in said and "q1" not in said
     assert cli("submit", "-p", "openai", "--yes", "--watch", cwd=project, **host).code == 0
     none = cli("data", "preview", "last", **host)
-    assert none.code == 2 and "does not show which tokens" in none.err
+    assert none.code == 2 and "it does not show how it tokenizes rows" in none.err
     assert "--model" in cli("data", "preview", "train.jsonl", cwd=project).err
 
 
@@ -102,10 +102,10 @@ def test_what_was_kept_is_probed_and_too_little_stops_a_build(
     [own] = told.json["results"]
     assert told.code == 1, "three rows prove nothing"
     assert (own["probe"], own["decision"], own["tuned"]["value"]) == ("own", "inconclusive", 1)
-    assert any("general-text was left out: it needs log-probabilities" in n for n in told.json["notes"])
+    assert any("general-text was skipped: it needs log-probabilities" in n for n in told.json["notes"])
     assert "(sandbox)" in told.json["tuned"]["served_by"] and "3 questions" in told.err
     wrong = cli(*asked, "-o", "r.pdf", cwd=project, **host)
-    assert wrong.code == 2 and "ends in none of" in wrong.err
+    assert wrong.code == 2 and "the file extension sets the format:" in wrong.err
     assert cli(*asked, "-o", "r.md", "--junit", "r.xml", cwd=project, **host).code == 1
     assert "| own | inconclusive |" in (project / "r.md").read_text()
     suite = ElementTree.parse(project / "r.xml").getroot()
@@ -116,7 +116,7 @@ def test_what_was_kept_is_probed_and_too_little_stops_a_build(
     shown = cli(*asked, "--margin", "1", cwd=project, **host)
     assert shown.code == 0 and "kept" in shown.out and "3 answered before" in shown.err
     assert "arithmetic" in cli("regress", "--list").out
-    for wrong, why in (((), "name the run"), (("last", "--probes", "zz"), "no probe is called 'zz'")):
+    for wrong, why in (((), "name the run"), (("last", "--probes", "zz"), "unknown probe 'zz'")):
         refused = cli("regress", *wrong, cwd=project, **host)
         assert refused.code == 2 and why in refused.err
 
@@ -129,12 +129,18 @@ def test_what_cannot_be_done_is_refused_before_anything_is_asked(
     (project / "finetune.json").write_text('[{"name": "look"}]')
     for wrong, why in (
         (("eval", "last", "--metric", "zz"), "known: auto"),
-        (("eval", "last", "--on", "zz"), "--on takes"),
-        (("eval", "last", "zz"), "no run is called"),
+        (("eval", "last", "--on", "zz"), "--on must be"),
+        (("eval", "last", "zz"), "unknown run"),
         (("chat", "last", " "), "the message is empty"),
         (("chat", "last", "a", "--tools", "nosuch.json"), "nosuch.json cannot be read"),
-        (("chat", "last", "a", "--tools", str(project / "train.jsonl")), "no list of tools"),
-        (("chat", "last", "a", "--tools", str(project / "finetune.json")), "no list of tools"),
+        (
+            ("chat", "last", "a", "--tools", str(project / "train.jsonl")),
+            "is not a list of tools with function names",
+        ),
+        (
+            ("chat", "last", "a", "--tools", str(project / "finetune.json")),
+            "is not a list of tools with function names",
+        ),
         (("pause", "last"), "nothing to pause"),
         (("resume", "last"), "nothing to resume"),
         (("download", "last"), "openai has no download"),

@@ -89,4 +89,4 @@ def test_a_sandbox_that_runs_is_joined_and_one_of_another_home_is_named(
     done = cli("sandbox", "run", *elsewhere, *orchestrate(), *submit, "--again")
     assert done.code == 0, done.err
     refused = cli("show", done.out.split()[-1], "--refresh")
-    assert refused.code == 3 and "not of this home's" in refused.err
+    assert refused.code == 3 and "the run belongs to a sandbox at" in refused.err

@@ -79,7 +79,7 @@ def test_the_first_line_says_how_much_how_much_is_left_and_the_lines_add_up(cli:
     done = cli("spending", "--offline", "--by", "backend,person", ORCHESTRATE_BUDGET_USD="10")
     assert done.code == 0
     lines = [line.split() for line in done.out.splitlines()]
-    assert done.out.startswith("$3.02 spent, $0.00 committed, $6.98 left of $10.00; what still bills was not")
+    assert done.out.startswith("$3.02 spent, $0.00 committed, $6.98 left of $10.00; ongoing billing was not")
     assert ["together", "$3.01", "$0.00", "2", "0", "-"] in lines
     assert ["openai", "$0.01", "$0.00", "1", "0", "-"] in lines
     assert ["total", "$3.02", "$0.00", "3", "0", "-"] in lines and any(line[:1] == ["ana"] for line in lines)
@@ -140,15 +140,18 @@ def test_what_is_idle_is_1_and_what_could_not_be_asked_is_4(
     idle = cli("spending", "--sandbox", "--fail-if-idle", **sandbox.env)
     assert idle.code == 1, idle.err
     first = idle.out.splitlines()[0]
-    assert "SANDBOX" in first and "$8.00 an hour still bills (1 thing, 1 not made from here)" in first
-    assert "forgotten" in idle.out and "not made from here" in idle.out
+    assert (
+        "SANDBOX" in first
+        and "$8.00 per hour is still being billed (1 thing, 1 not created from here)" in first
+    )
+    assert "forgotten" in idle.out and "not created from here" in idle.out
     ignored = ("spending", "--sandbox", "--fail-if-idle", "--ignore", "forgotten")
     assert cli(*ignored, **sandbox.env).code == 0
     sandbox.fault("openai", "no_list", count=0)
     blind = cli(*ignored, **sandbox.env)
     sandbox.clear_faults()
-    assert blind.code == 4 and "openai could not be asked: the answer" in blind.err
-    assert "at least" in blind.out and "1 account could not be asked in full" in blind.out
+    assert blind.code == 4 and "openai could not be checked: the answer" in blind.err
+    assert "at least" in blind.out and "1 account could not be checked completely" in blind.out
 
 
 def test_jobs_under_way_are_told_beside_what_stands_there() -> None:
@@ -162,7 +165,7 @@ def test_jobs_under_way_are_told_beside_what_stands_there() -> None:
         standing=tuple(Found(item=one, foreign=False, idle=False) for one in (job, ended)),
         usd_per_hour=Decimal(0),
     )
-    told = "nothing bills hourly on 1 account asked; 1 job under way, among what is committed"
+    told = "nothing bills hourly on 1 account; 1 job running, included in committed"
     assert headline(report).endswith(told)
 
 
@@ -171,7 +174,10 @@ def test_orphans_are_listed_then_ended_by_who_agrees(cli: Cli, sandbox: Sandbox)
     """Never one that does not have our name; without anyone to ask none at all."""
     ask = ("spending", "--sandbox", "--end-orphans")
     nothing = cli(*ask, **sandbox.env)
-    assert nothing.code == 0 and "nothing bills under our mark" in nothing.err
+    assert (
+        nothing.code == 0
+        and "no orphaned resources found: this store tracks everything that bills" in nothing.err
+    )
     made(sandbox, "orc-0123456789ab")
     refused = cli(*ask, **sandbox.env)
     assert refused.code == 2 and "nobody agreed" in refused.err and "--yes" in refused.err
@@ -181,7 +187,10 @@ def test_orphans_are_listed_then_ended_by_who_agrees(cli: Cli, sandbox: Sandbox)
     jsonschema.validate(told.json, of("spending"))
     assert [one["outcome"] for one in told.json["orphans"]] == ["asked to end"]
     again = cli(*ask, "--yes", **sandbox.env)
-    assert again.code == 0 and "nothing bills under our mark" in again.err
+    assert (
+        again.code == 0
+        and "no orphaned resources found: this store tracks everything that bills" in again.err
+    )
     assert "forgotten" in cli("spending", "--sandbox", **sandbox.env).out
     assert cli(*ask, "--offline").code == 2
 

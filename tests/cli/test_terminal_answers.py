@@ -97,7 +97,7 @@ def test_recover_lists_what_it_found_and_takes_it_on_a_yes(
     run = re.findall(r"run-[0-9a-z]{12}", shown)[0]
     for file in (tmp_path / "home").glob("runs.sqlite3*"):
         file.unlink()
-    recover, question = ["recover", "-p", "openai"], "A colleague's may be among them [y/N]"
+    recover, question = ["recover", "-p", "openai"], "Some may belong to colleagues [y/N]"
     code, shown = answered(env, tmp_path, recover, (question, "n"))
     assert code == 1 and run in shown and "orchestrate recover -p openai --all" in shown
     code, shown = answered(env, tmp_path, ["runs"])

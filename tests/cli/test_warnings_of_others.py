@@ -21,7 +21,7 @@ pytestmark = [
 ]
 COMMANDS = {
     "eval --model local=tiny-chat --test test.jsonl --limit 2": (
-        r"2 rows can show a difference of .*",
+        r"with 2 rows you can detect differences of .*",
         r"local=tiny-chat: 2 questions; costs nothing",
         r"each answer is in .*items\.jsonl",
     ),

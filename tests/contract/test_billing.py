@@ -75,7 +75,7 @@ def test_a_foreign_fireworks_deployment_is_listed_with_its_price(tmp_path: Any) 
         host.on("GET", f"{ACCOUNT}/deployments", Answer({"error": "no"}, 403))
         told = provider.billing()
         assert told.items == ()
-        assert any("deployments could not be asked for" in line for line in told.unseen)
+        assert any("could not look up deployments" in line for line in told.unseen)
 
 
 def test_foreign_together_endpoints_are_listed_with_and_without_deployments(tmp_path: Any) -> None:
@@ -117,7 +117,7 @@ def test_an_answer_that_is_no_list_of_endpoints_is_not_nothing(tmp_path: Any, an
         provider = hosted("together", host, tmp_path)
         provider._wire._sleep = lambda seconds: None  # type: ignore[attr-defined]  # pyright: ignore
         host.on("GET", f"{PROJECT}/endpoints", answer)
-        assert any("endpoints could not be asked for" in line for line in provider.billing().unseen)
+        assert any("could not look up endpoints" in line for line in provider.billing().unseen)
         host.on("GET", "/v1/fine-tunes", answer)
         with pytest.raises(ProviderError):
             provider.billing()

@@ -100,7 +100,7 @@ def test_plug_in_appears_in_every_command(tmp_path: Path) -> None:
     installed.run("keys", "trust", "--project")
     # Its profile is what these commands know of it.
     unpriced = installed.orchestrate("quote", *shelf, code=1)
-    assert "there are no rates for shelf" in json.dumps(unpriced)
+    assert "no rates for shelf" in json.dumps(unpriced)
     priced = installed.orchestrate("quote", *shelf, "--rate", "shelf:sft_lora=2")
     assert "a shelf bills what it takes" in json.dumps(priced)
     [quote] = priced

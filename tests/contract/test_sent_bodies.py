@@ -186,7 +186,11 @@ def test_strict_refuses_a_field_that_nothing_names(
     options = {hosted.name: {"unheard_of": {"deep": 1}}}
     translation = make(hosted).translate(hosted.spec(files, method, provider_options=options))
     [row] = [s for s in translation.inexact if s.name.startswith("provider_options")]
-    assert row.authority is Authority.NONE and row.rule and "names this field" in row.rule
+    assert (
+        row.authority is Authority.NONE
+        and row.rule
+        and "; the host's published API does not mention this field" in row.rule
+    )
     assert row not in translation.refused
 
 

@@ -191,7 +191,7 @@ def test_what_was_forgotten_is_named(ft: Orchestrator, runs: dict[str, RunHandle
     by_name = {r.probe: r for r in found.results}
     assert by_name["general-text"].decision == "forgot" and by_name["general-text"].catastrophic
     assert by_name["sky"].decision == "kept" and by_name["sky"].tuned.value == 1
-    assert not found.settled and any("general rows" in line for line in found.advice)
+    assert not found.settled and any("general training rows" in line for line in found.advice)
     with PreparedRegression(ft, runs["idle"].id, order) as prepared:
         unchanged = prepared.run()
     assert {r.decision for r in unchanged.results} <= {"kept", "not measurable"} and unchanged.settled

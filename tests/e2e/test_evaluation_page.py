@@ -166,7 +166,7 @@ def test_people_and_the_judges_that_are_held_against_them(
     machine.env["KEY"] = "a-key"
 
     machine.run(evaluated)
-    assert "ratings in all" in machine.run(planned).out
+    assert "ratings in total" in machine.run(planned).out
     with machine.served(served.replace("8080", "0"), r"cy: (http://\S+/)") as last:
         text = (machine.folder / "served-0").read_text()
         links = dict(re.findall(r"(\w+): (http://\S+/)", text))

@@ -17,16 +17,22 @@ from orchestrate.sandbox.server import Sandbox
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_python")]
 HOSTS = ("openai", "together", "fireworks")
-HOURLY = {"together": "$5.49 an hour", "fireworks": "$8.00 an hour"}
+HOURLY = {"together": "$5.49 per hour", "fireworks": "$8.00 per hour"}
 """Of the cheapest hardware that each sandbox has."""
 ABSENT = {
     "openai": {
-        "download": "OpenAI does not hand out weights",
-        "deploy": "answers without a deployment",
-        "undeploy": "answers without a deployment",
+        "download": "OpenAI does not release weights",
+        "deploy": "a tuned model needs no deployment; use `orchestrate chat`",
+        "undeploy": "a tuned model needs no deployment; use `orchestrate chat`",
     },
-    "together": {"pause": "cannot pause", "resume": "goes on from a checkpoint"},
-    "fireworks": {"pause": "cannot pause", "checkpoints": "lists no checkpoints"},
+    "together": {
+        "pause": "cannot pause",
+        "resume": "cannot resume a job; start one from a checkpoint (continue_from)",
+    },
+    "fireworks": {
+        "pause": "cannot pause",
+        "checkpoints": "does not list checkpoints of managed jobs; download the final model",
+    },
 }
 NOT_TRAINED = "[sandbox] This model was not trained"
 
@@ -87,7 +93,10 @@ def of_a_checkpoint(ask: Cli, sandbox: Sandbox, run: str, host: str, last: dict[
     """What is said to be possible with one is, and is said in a command that does it."""
     told = done(ask("checkpoints", run)).err
     if host == "openai":
-        assert f"  orchestrate eval {run}@{last['id']}\n" in told and "none of its checkpoints" not in told
+        assert (
+            f"  orchestrate eval {run}@{last['id']}\n" in told
+            and "deploy serves the final model of a run, not its checkpoints" not in told
+        )
         asked_of = ("--test", "validation.jsonl", "--limit", "2", "--json")
         longer = done(ask("submit", "--provider", host, "--set", "epochs=2", "--watch", "--yes")).out.strip()
         first, end = done(ask("checkpoints", longer, "--json")).json
@@ -100,7 +109,10 @@ def of_a_checkpoint(ask: Cli, sandbox: Sandbox, run: str, host: str, last: dict[
         assert refused.code == 2 and "has no checkpoint 'nothing'" in refused.err
         return
     fetch = f"download {run} --checkpoint {last['id']}"
-    assert f'  orchestrate serve "$(orchestrate {fetch})"\n' in told and "none of its checkpoints" in told
+    assert (
+        f'  orchestrate serve "$(orchestrate {fetch})"\n' in told
+        and "deploy serves the final model of a run, not its checkpoints" in told
+    )
     folder = Path(done(ask(*fetch.split())).out.strip())
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {f.name for f in folder.iterdir()}
 
@@ -114,14 +126,14 @@ def deployed_and_taken_down(ask: Cli, sandbox: Sandbox, run: str, host: str) -> 
     posts = [entry["path"] for entry in sandbox.requests(host, method="POST")]
     assert all(path.endswith(":match") for path in posts), f"nothing is made before the answer: {posts}"
     up = done(ask("deploy", run, "--yes", "--json")).json
-    assert f"${float(up['usd_per_hour']):.2f} an hour" == HOURLY[host]
+    assert f"${float(up['usd_per_hour']):.2f} per hour" == HOURLY[host]
     assert up["proof"] is None, "nothing was trained, and no base is here by which it could be known"
     assert done(ask("chat", run, "hello", "--json")).json[0]["content"].startswith(NOT_TRAINED)
     asked_of = ("eval", run, "--test", "validation.jsonl", "--limit", "2", "--no-base", "--json")
     scored = done(ask(*asked_of, "--traffic", "240 req/day, 90 in, 15 out")).json
     [tuned] = scored["contenders"]
     assert float(tuned["usd_per_hour"]) == float(up["usd_per_hour"]) and float(tuned["hours"]) > 0
-    assert any("an answer at 10 answers an hour, the traffic that was told" in n for n in scored["notes"])
+    assert any("per answer at 10 answers per hour, the given traffic" in n for n in scored["notes"])
     assert f"{HOURLY[host]}: orchestrate deployments" in done(ask("runs")).err
     assert done(ask("show", run, "--offline", "--json")).json["deployment"]["state"] == "up"
     assert [one["run_id"] for one in done(ask("deployments", "--json")).json] == [run]
@@ -131,7 +143,7 @@ def deployed_and_taken_down(ask: Cli, sandbox: Sandbox, run: str, host: str) -> 
         still = ask("undeploy", run, "--wait", "0")
         assert still.code == 5 and f"it still bills at {HOURLY[host]}" in still.err
     sandbox.clear_faults()
-    assert "down, as" in done(ask("undeploy", run)).err
+    assert "down, confirmed by" in done(ask("undeploy", run)).err
     assert done(ask("deployments", "--json")).json == []
     assert ask("chat", run, "hello").code == 2
 

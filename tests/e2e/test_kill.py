@@ -65,7 +65,7 @@ def test_a_killed_worker_goes_on_from_its_last_checkpoint(cli: Cli, spec: Path, 
     ]
     assert steps == sorted(set(steps)) and steps[-1] == run["total_steps"], "each step is told once"
     said = [event["message"] for event in cli("events", "last", "--json").json]
-    assert any(message.startswith("going on from step") for message in said)
+    assert any(message.startswith("continuing from step") for message in said)
 
 
 def steps_of(tmp_path: Path) -> int:

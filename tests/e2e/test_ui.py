@@ -139,7 +139,7 @@ def test_every_page_is_sound(
         tab.sound()
         expect(page.locator(".sandbox")).to_be_visible()
     tab.open("runs/run-none")
-    expect(tab.page.get_by_role("alert")).to_contain_text("no run is called")
+    expect(tab.page.get_by_role("alert")).to_contain_text("unknown run")
     tab.page.close()
 
 
@@ -291,7 +291,7 @@ def test_sliders_recompute_and_a_form_ends_in_a_run(
     page.locator('input[name="seed"]').fill("7")
     page.locator('input[name="seed"]').blur()
     expect(page.locator("#beside .good")).to_have_text("Ready.")
-    page.get_by_role("button", name="Go on to the price").click()
+    page.get_by_role("button", name="Continue to the price").click()
     expect(page.locator(".sum")).to_contain_text("expected")
     page.get_by_role("button", name=re.compile("^Submit")).click()
     expect(page.locator("#status .state")).to_be_visible()

@@ -169,7 +169,7 @@ def gate_of_share(means: Means) -> str | None:
     least = min(min(total := means.total(arm), means.users(arm) - total) for arm in (True, False))
     if least >= LEAST_OF_EACH - 1e-6:
         return None
-    return f"{round(least)} of the {LEAST_OF_EACH} users that are needed of each outcome in each arm"
+    return f"{round(least)} of the {LEAST_OF_EACH} users required per outcome and arm"
 
 
 def gate_of_mean(means: Means) -> str | None:
@@ -180,8 +180,8 @@ def gate_of_mean(means: Means) -> str | None:
     needed = max(LEAST_USERS, math.ceil(28 + LEAST_BY_SKEW * means.skewness**2))
     if fewest >= needed:
         return None
-    why = "" if needed == LEAST_USERS else f", as the values are skewed ({means.skewness:+.1f})"
-    return f"{fewest:,} of the {needed:,} users that are needed in each arm{why}"
+    why = "" if needed == LEAST_USERS else f" because the values are skewed ({means.skewness:+.1f})"
+    return f"{fewest:,} of the {needed:,} users required per arm{why}"
 
 
 _LN10 = math.log(10)

@@ -116,7 +116,7 @@ def checked(plan: ExperimentPlan, metric: str, value: float) -> float:
     planned = plan.metric(metric)
     if planned is None:
         names = ", ".join(one.name for one in plan.metrics)
-        raise UsageError(f"{metric!r} is no metric of {plan.name}, which was planned with: {names}")
+        raise UsageError(f"{metric!r} is not a metric of {plan.name}; its metrics: {names}")
     try:
         number = float(value)
     except OverflowError as error:
@@ -161,7 +161,7 @@ def read(plan: ExperimentPlan, path: Path) -> Iterator[Given]:
         more = f"\n  and {len(wrong) - _SHOWN:,} more" if len(wrong) > _SHOWN else ""
         told = "\n".join(f"  {one}" for one in wrong[:_SHOWN])
         raise DataError(
-            f"{len(wrong):,} lines of {path} are no outcomes; none was recorded\n{told}{more}",
+            f"{len(wrong):,} lines of {path} are not outcomes; none was recorded\n{told}{more}",
             fix='{"user": "u1", "metric": "resolved", "value": true}  a line',
         )
     return iter(found)
@@ -277,7 +277,7 @@ class Experiment:
         last, share = self.phases()[-1], 1.0 if arm == "tuned" else 0.0
         if last.over and last.share == share:
             return False
-        return self._enter("stop", share, f"{why}; everybody gets the {arm} model", seen=last)
+        return self._enter("stop", share, f"{why}; all users get the {arm} model", seen=last)
 
     # -- users ---------------------------------------------------------------------------------------------
 
@@ -360,11 +360,14 @@ class Experiment:
     def count(self, what: str, more: int = 1) -> None:
         """Something beside the metrics that the report tells, in at most 64 characters."""
         if not 0 < len(what) <= _LONGEST or "\0" in what:
-            raise UsageError(f"what is counted needs a name of 1 to {_LONGEST} characters")
+            raise UsageError(f"a metric needs a name of 1 to {_LONGEST} characters")
         self._kept.count(self.id, what, more)
 
     def _told(self, taken: OutcomesTaken) -> OutcomesTaken:
-        lost = {"of users never given a model": taken.unknown_users, "after the end": taken.after_end}
+        lost = {
+            "from users who were never assigned a model": taken.unknown_users,
+            "after the end": taken.after_end,
+        }
         for name, number in lost.items():
             if number:
                 self.count(f"outcomes {name}, not counted", number)
@@ -448,7 +451,7 @@ def _begun(store: Store, plan: ExperimentPlan) -> ExperimentRecord:
         known = kept.get(plan.name)  # another process was first
     if known.plan != plan:
         raise UsageError(
-            f"{plan.name} was begun with another plan, which is not changed afterwards",
-            fix=f"give this one another name, or go on with  orchestrate ab serve {plan.name}",
+            f"{plan.name} was started with another plan, and a plan cannot change after its start",
+            fix=f"give this plan another name, or continue with  orchestrate ab serve {plan.name}",
         )
     return known

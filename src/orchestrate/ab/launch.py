@@ -140,7 +140,7 @@ def _deciding(
             try:
                 report = experiment.step()
             except OrchestrateError as error:
-                _log.warning("the rule of %s could not be looked at: %s", experiment.plan.name, error)
+                _log.warning("the rule of %s could not be evaluated: %s", experiment.plan.name, error)
                 continue
             if report.applied:
                 tell(report)
@@ -211,7 +211,7 @@ def _on_host(ft: Workspace, handle: TrackedRun, arm: Arm) -> Upstream:
     chat = capability(handle.provider, Chats).chat(handle.record.handle, base=arm == "base", max_tokens=1)
     if chat is None:
         raise UsageError(
-            f"{handle.provider.name} is not asked through the chat completions API",
+            f"{handle.provider.name} does not use the chat completions API",
             fix=f"give {arm} as https://ADDRESS/v1=MODEL",
         )
     config = at_chat(handle.provider.config)
@@ -226,5 +226,5 @@ def standing(report: ExperimentReport) -> str:
 def stop(experiment: Experiment, keep: Literal["base", "tuned"]) -> ExperimentReport:
     """Ends it with this model for everybody. Raises `UsageError` where it has ended with this one."""
     if not experiment.stop(keep):
-        raise UsageError(f"{experiment.plan.name} has ended already: {experiment.phases()[-1].why}")
+        raise UsageError(f"{experiment.plan.name} has already ended: {experiment.phases()[-1].why}")
     return experiment.report()

@@ -66,7 +66,7 @@ def ask(experiment: Experiment, user: str | int, base: Callable[[], _T], tuned: 
                 failed = 0.0
                 return answer
             except Exception as error:  # noqa: BLE001  whatever it is, the user gets an answer
-                _log.warning("the tuned model failed, the base answers: %r", error)
+                _log.warning("the tuned model failed; using the base: %r", error)
                 experiment.count(FAILOVERS)
                 return base()
         answer = base()

@@ -70,7 +70,7 @@ def decide(
         return held(f"it has ended: {phase.why}")
     if ratio_p < BROKEN_SPLIT:
         p = f"{ratio_p:.1g}"
-        return held(f"users are not split as planned (p = {p}): nothing here can be believed; find out why")
+        return held(f"users are not split as planned (p = {p}): do not trust these results; find out why")
     deciding = [one for one in evidence if one.role in ("primary", "guardrail")]
     for one in deciding:
         if harm := _harm(plan, one):
@@ -81,7 +81,9 @@ def decide(
     reached = _reached(plan, primary)
     most = plan.rule.most_users
     if most is not None and users >= most and reached is None:
-        why = f"{primary.metric} was not shown to be {plan.rule.goal} by {users:,} users, of {most:,} at most"
+        why = (
+            f"{primary.metric} was not shown to be {plan.rule.goal} with {users:,} of at most {most:,} users"
+        )
         return ExperimentDecision(verb="roll back", share=0.0, why=why)
     stages = [share / 100 for share in plan.rule.stages]
     following = next(share for share in stages if share > phase.share + 1e-9)
@@ -90,10 +92,10 @@ def decide(
     if silent := [one for one in deciding if not all(one.users.values())]:
         return held("; ".join(_nothing_counted(plan, one) for one in silent))
     if following < 1:
-        why = f"no harm is shown at {phase.share:.0%}, with users and hours enough"
+        why = f"no harm shown at {phase.share:.0%} after enough users and hours"
         return ExperimentDecision(verb="ramp", share=following, why=why)
     if reached is None:
-        return held(f"{primary.metric} is not shown to be {plan.rule.goal} yet; all else is done")
+        return held(f"{primary.metric} is not yet shown to be {plan.rule.goal}; all other conditions are met")
     return ExperimentDecision(verb="ship", share=1.0, why=reached)
 
 
@@ -106,8 +108,8 @@ def _nothing_counted(plan: ExperimentPlan, one: Evidence) -> str:
             f"no user of {arms} has been counted for {one.metric} yet: its window is {planned.window_h:g} h"
         )
     return (
-        f"no outcome of {one.metric} was recorded for {arms}: check that your application records it, "
-        "and for every user"
+        f"no outcome of {one.metric} was recorded for {arms}: check that your application records it "
+        "for every user"
     )
 
 
@@ -179,9 +181,9 @@ def _waiting(
         return f"{fewest:,} of {rule.min_users:,} users of each arm were seen at {phase.share:.0%}"
     hours = (now - phase.at).total_seconds() / 3600
     if hours < 0:
-        return f"the clock of this machine ({now:%Y-%m-%d %H:%M} UTC) lies before the beginning of this phase"
+        return f"the clock of this machine ({now:%Y-%m-%d %H:%M} UTC) is before the start of this phase"
     if hours < rule.min_hours:
-        return f"{hours:.1f} of {rule.min_hours:g} hours at {phase.share:.0%} are over"
+        return f"{hours:.1f} of {rule.min_hours:g} hours at {phase.share:.0%} have passed"
     return None
 
 
@@ -190,7 +192,7 @@ _METRIC = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,62}")
 _FOLDS = {"right-or-wrong": ("first", "any", "all"), "number": ("first", "mean", "sum")}
 FAILED, LATENCY, COST = "failed", "latency_s", "cost_usd"
 """Metrics that are recorded of each answer, where a plan has them."""
-FAILOVERS = "the base answered in the tuned model's place"
+FAILOVERS = "the base answered instead of the tuned model"
 """As it is counted."""
 ALPHAS = (0.0001, 0.5)
 
@@ -211,8 +213,9 @@ def read_plan(path: Path) -> ExperimentPlan:
         plan = decoding.convert(given, ExperimentPlan)
     except msgspec.ValidationError as error:
         raise UsageError(
-            f"{path} is no plan of an experiment: {error}",
-            fix="name, base, tuned, metrics (name, role, kind, better), rule (stages, goal): docs/ab.md",
+            f"{path} is not a valid experiment plan: {error}",
+            fix="fields: name, base, tuned, metrics (name, role, kind, better), rule (stages, goal): "
+            "docs/ab.md",
         ) from error
     return required(plan, str(path))
 
@@ -226,25 +229,27 @@ def required(plan: ExperimentPlan, where: str = "the plan") -> ExperimentPlan:
 
 def _wrong_names(plan: ExperimentPlan) -> Iterable[str]:
     if not _NAME.fullmatch(plan.name):
-        yield f"name: {plan.name!r} must be small letters, digits, '.', '-' and '_', at most 63"
+        yield f"name: {plan.name!r} must be lowercase letters, digits, '.', '-' and '_', at most 63"
     if not plan.base.strip() or not plan.tuned.strip():
         yield "base and tuned: each needs a model"
     for field in ("key_variables", "usd_per_mtok"):
         for arm in sorted(set(getattr(plan, field)) - {"base", "tuned"}):
-            yield f"{field}: {arm!r} is neither base nor tuned"
+            yield f"{field}: must be base or tuned, got {arm!r}"
     for arm, prices in plan.usd_per_mtok.items():
         if not all(price.is_finite() and price >= 0 for price in prices):
-            yield f"usd_per_mtok.{arm}: prices are 0 or above"
+            yield f"usd_per_mtok.{arm}: must be 0 or above"
 
 
 def _wrong_rule(rule: DecisionRule) -> Iterable[str]:
     rising = all(low < high for low, high in pairwise((0.0, *rule.stages)))
     if len(rule.stages) < 2 or not rising or rule.stages[-1] != 100:
-        yield f"rule.stages: shares in percent that rise to 100, as 10, 25, 50, 100; got {rule.stages}"
+        yield (
+            f"rule.stages: must be rising percentages up to 100, such as 10, 25, 50, 100; got {rule.stages}"
+        )
     if not ALPHAS[0] <= rule.alpha <= ALPHAS[1]:
-        yield f"rule.alpha: {ALPHAS[0]} to {ALPHAS[1]}; got {rule.alpha}"
+        yield f"rule.alpha must be between {ALPHAS[0]} and {ALPHAS[1]}, got {rule.alpha}"
     if rule.min_users < 1 or not 0 <= rule.min_hours < math.inf:
-        yield "rule.min_users is 1 or above, rule.min_hours 0 or above"
+        yield "rule.min_users must be at least 1 and rule.min_hours at least 0"
     if rule.most_users is not None and rule.most_users < 2 * rule.min_users:
         yield f"rule.most_users: less than min_users ({rule.min_users}) of both arms"
 
@@ -252,7 +257,7 @@ def _wrong_rule(rule: DecisionRule) -> Iterable[str]:
 def _wrong_metrics(plan: ExperimentPlan) -> Iterable[str]:
     names = [metric.name for metric in plan.metrics]
     if len(set(names)) < len(names):
-        yield f"metrics: {max(names, key=names.count)!r} is there twice"
+        yield f"metrics: {max(names, key=names.count)!r} occurs twice"
     if sum(metric.role == "primary" for metric in plan.metrics) != 1:
         yield "metrics: one has  role: primary, which decides; the others are guardrails or told"
         return
@@ -266,17 +271,17 @@ def _wrong_metrics(plan: ExperimentPlan) -> Iterable[str]:
 
 def _wrong_metric(metric: PlannedMetric) -> Iterable[str]:
     if not _METRIC.fullmatch(metric.name):
-        yield "a name is letters, digits, '_', '-', '.' and spaces, at most 63"
+        yield "a name may contain letters, digits, '_', '-', '.' and spaces, at most 63"
     if metric.of_user not in _FOLDS[metric.kind]:
-        yield f"of_user of a {metric.kind} metric is one of {', '.join(_FOLDS[metric.kind])}"
+        yield f"of_user of a {metric.kind} metric must be one of {', '.join(_FOLDS[metric.kind])}"
     if metric.window_h is None and metric.of_user != "first":
-        yield f"of_user: {metric.of_user} needs window_h: until when outcomes of a user count"
+        yield f"of_user: {metric.of_user} needs window_h, the time in which a user's outcomes count"
     if metric.window_h is None and metric.absent is not None:
-        yield "absent needs window_h: until when an outcome is waited for"
+        yield "absent needs window_h, the time to wait for an outcome"
     if metric.window_h is not None and not 0 < metric.window_h <= 24 * 366:
-        yield "window_h: above 0, at most a year"
+        yield "window_h must be above 0 and at most one year"
     if not 0 <= metric.margin < math.inf:
-        yield "margin: 0 or above"
+        yield "margin must be 0 or above"
     if metric.absent is not None and (told := wrong_value(metric, metric.absent)):
         yield f"absent: {told}"
 
@@ -299,5 +304,5 @@ def wrong_value(metric: PlannedMetric, value: float) -> str | None:
     if not math.isfinite(value) or abs(value) > 1e15:
         return f"{metric.name}: {value} must be a finite number"
     if metric.kind == "right-or-wrong" and value not in (0, 1):
-        return f"{metric.name} is right or wrong: true or false, 1 or 0; got {value:g}"
+        return f"{metric.name} must be true or false, 1 or 0; got {value:g}"
     return None

@@ -126,7 +126,7 @@ async def _begun(response: httpx.Response, *, streamed: bool) -> Answer:
         finally:
             await response.aclose()
         if response.status_code < 400 and not _answers(body):
-            return Answer(None, error=f"HTTP {response.status_code} with no answer in it")
+            return Answer(None, error=f"HTTP {response.status_code} without an answer")
         return Answer(response.status_code, headers, body)
     rest = _pieces(response)
     try:
@@ -207,7 +207,7 @@ def _field(value: Any, name: str) -> Any:
 
 USER_HEADER = "x-user-id"
 NOBODY = "requests without a user, answered by the base"
-BROKEN = "streams that broke off"
+BROKEN = "interrupted streams"
 _USER_FIELDS = ("safety_identifier", "user")
 _PATHS = ("/chat/completions", "/completions", "/responses")
 _MOST_BODY = 32 << 20
@@ -320,7 +320,7 @@ class Proxy:
                 except OrchestrateError as error:
                     _log.warning("the store of %s cannot be used: %s", self._experiment.plan.name, error)
             self._silent_until = time.monotonic() + SILENT_S
-            _log.warning("users of %s are not counted for %.0f s", self._experiment.plan.name, SILENT_S)
+            _log.warning("users of %s have not been counted for %.0f s", self._experiment.plan.name, SILENT_S)
         return self._experiment.guess(user)
 
     def _user(self, request: Request, values: dict[str, Any]) -> str | None:
@@ -373,7 +373,7 @@ class Proxy:
                 async for piece in pieces:
                     yield piece
             except httpx.HTTPError as error:
-                cut = f"the model's answer broke off ({type(error).__name__})"
+                cut = f"the model's answer was cut off ({type(error).__name__})"
         if cut or says_error(bytes(tail)):
             heard = Heard(heard.answer, heard.arm, True)
             self._at[heard.arm].heard(failed=True)
@@ -391,7 +391,7 @@ class Proxy:
         try:
             self._record(turn, heard, body, seconds)
         except OrchestrateError as error:
-            _log.warning("an outcome of %s is lost: %s", self._experiment.plan.name, error)
+            _log.warning("an outcome of %s was lost: %s", self._experiment.plan.name, error)
 
     def _record(self, turn: Turn, heard: Heard, body: bytes, seconds: float) -> None:
         if heard.answer.good:

@@ -210,7 +210,7 @@ def find(name: str) -> Model:
         return model
     names = like(name)
     hint = f"; did you mean {' or '.join(names)}?" if names else ""
-    raise UsageError(f"no model is called {name!r}{hint}", fix="orchestrate models  lists them")
+    raise UsageError(f"unknown model {name!r}{hint}", fix="orchestrate models  lists them")
 
 
 def like(name: str, *, least: float = 0.5, provider: str | None = None) -> list[str]:
@@ -258,11 +258,11 @@ def shutdown_warning(model: Model, provider: str, today: date) -> str | None:
     if left > WARN_DAYS:
         return None
     if left < 0:
-        text = f"{model.name} was shut down on {provider} on {host.shutdown}, with every tune made on it"
+        text = f"{model.name} was shut down on {provider} on {host.shutdown}, with all models tuned from it"
     else:
         text = (
-            f"{model.name} shuts down on {provider} on {host.shutdown} ({left} days from now), "
-            "with every tune made on it"
+            f"{model.name} shuts down on {provider} on {host.shutdown} ({left} days from now), with all "
+            "models tuned from it"
         )
     if others := alternatives(model):
         places = trained_on(others[0], host.methods)
@@ -340,7 +340,7 @@ def licence(id: str) -> Licence:
     """By the hub's name for it; one that is not listed asks for nothing."""
     entry = dict(_known().get(id.lower(), {"title": id}))
     if entry.pop("unread", False):
-        entry["asks"] = ["it was not read for this catalog: read it before you go on"]
+        entry["asks"] = ["it is not reviewed in this catalog: read it before you continue"]
     return decoding.convert({"id": id, **entry}, Licence)
 
 

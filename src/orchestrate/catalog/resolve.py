@@ -136,11 +136,12 @@ def resolve(name: str, backend: Profile | str, today: date | None = None) -> Mod
     warnings = [shutdown_warning(model, provider, today or days.today())]
     if host.tunable == "unconfirmed":
         warnings.append(
-            f"{provider} may not tune {model.name}: {host.note or 'only seen among its inference models'}"
+            f"{provider} may not be able to fine-tune {model.name}: "
+            f"{host.note or 'only seen among its inference models'}"
         )
     if host.deployable == "no":
         warnings.append(
-            f"{provider} tunes {model.name} and does not serve the tuned model: download it "
+            f"{provider} fine-tunes {model.name} but does not serve the tuned model: download it "
             f"({host.deploy_note})"
         )
     return ModelOnHost(
@@ -159,14 +160,16 @@ def _raw(name: str, known: Profile) -> ModelOnHost:
             return ModelOnHost(provider=provider, id=name)
         if HUB_ID.match(name):
             return ModelOnHost(
-                provider=provider, id=name, warnings=(f"{name} is not in the catalog: taken as a hub id",)
+                provider=provider,
+                id=name,
+                warnings=(f"{name} is not in the catalog: treated as a Hugging Face Hub id",),
             )
     if _is_path(name) or (known.ids is not None and not known.ids.match(name)):
         raise _unknown(name)
     return ModelOnHost(
         provider=provider,
         id=name,
-        warnings=(f"{name} is not in the catalog: sent to {provider} as it is, its limits are not known",),
+        warnings=(f"{name} is not in the catalog: sent to {provider} unchanged, its limits are unknown",),
     )
 
 

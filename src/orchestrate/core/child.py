@@ -124,7 +124,7 @@ class Child:
             line = self._lines.get(timeout=seconds)
         except queue.Empty:
             self.kill()
-            raise TooLate(f"{self.name} gave no answer in {seconds:g} s") from None
+            raise TooLate(f"{self.name} did not answer within {seconds:g} s") from None
         if not line:
             self._put(b"")  # for whoever asks again
             raise self._ended()
@@ -180,7 +180,7 @@ class Child:
 
     def _ended(self) -> Ended:
         if self._closed:
-            return Ended(f"{self.name} was closed amid a question", None)
+            return Ended(f"{self.name} was closed during a request", None)
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=PATIENCE_S)
         code = self.kill() if (found := self.process.poll()) is None else found

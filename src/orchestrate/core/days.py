@@ -15,7 +15,7 @@ def pretended(day: date) -> str | None:
     that, or it is today."""
     if os.environ.get(VARIABLE) != day.isoformat() or day == datetime.now(UTC).date():
         return None
-    return f"{VARIABLE} is set: prices and closing dates are those of {day}"
+    return f"{VARIABLE} is set: prices and closing dates are as of {day}"
 
 
 def today() -> date:

@@ -230,7 +230,7 @@ class Journal(Generic[E]):
                 self.entries.append(decoder.decode(line))
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise DataError(
-                    f"{path}: line {number}: {error}", fix="restore the file, or move it away to begin again"
+                    f"{path}: line {number}: {error}", fix="restore the file, or move it away to start fresh"
                 ) from error
 
     def append(self, entry: E) -> None:

@@ -38,10 +38,8 @@ def tensors(path: Path) -> dict[str, Tensor]:
     try:
         found = {name: _tensor(raw) for name, raw in _entries(header).items() if name != "__metadata__"}
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(
-            f"{path.name} is not a safetensors file: its header does not read: {error}"
-        ) from error
+        raise ValueError(f"{path.name} is not a safetensors file: cannot read its header: {error}") from error
     end = max((tensor.data_offsets[1] for tensor in found.values()), default=0)
     if 8 + len(header) + end != path.stat().st_size:
-        raise ValueError(f"{path.name} is cut short or is not a safetensors file")
+        raise ValueError(f"{path.name} is truncated or is not a safetensors file")
     return found

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from orchestrate.profile import Profile
     from orchestrate.spec import JobSpec
 
-_NOT_BILLED = "failed in a way that the host does not bill"
+_NOT_BILLED = "the failure is of a kind that the host does not bill"
 
 
 def bill(

@@ -105,7 +105,7 @@ def check_budget(
     require_within(name, high, max_cost_usd, unknown=unknown, what=what)
     if budget_usd is not None:
         taken = f"{limit(budget_usd)}, {money(used_usd)} spent and committed"
-        left = f"what is left of the budget ({taken}):"
+        left = f"the remaining budget ({taken}):"
         require_within(name, high, budget_usd, taken_usd=used_usd, unknown=unknown, what=left)
 
 
@@ -113,7 +113,7 @@ def unpriced(quote: Quote) -> str | None:
     """Why a quote is no upper bound of what its run costs; `None` where it is one."""
     if quote.why_none or not quote.open_end:
         return quote.why_none
-    return f"the quote does not count {quote.open_end}"
+    return f"the quote leaves out {quote.open_end}"
 
 
 def cap_of(run: Run) -> Decimal | None:
@@ -180,10 +180,10 @@ def limit_reached(deployment: Deployment, now: datetime) -> str | None:
     """The limit that has come, in words."""
     most = deployment.max_hours
     if most is not None and (now - deployment.created_at).total_seconds() >= most * 3600:
-        return f"its {most.normalize():f} hours are over"
+        return f"it has used up its {most.normalize():f} hours"
     cap, spent = deployment.max_cost_usd, spent_usd(deployment, now)
     if cap is not None and reached(spent, cap):
-        return f"it has cost its {limit(cap)}, by the hours that it was up"
+        return f"it has reached its cost limit of {limit(cap)}, by its hours of uptime"
     return None
 
 
@@ -367,7 +367,8 @@ def _key(by: str) -> Callable[[Expense], str | None]:
         return lambda e: ", ".join(f"{k}={v}" for k, v in sorted(e.tags.items()))
     if by not in BY:
         raise UsageError(
-            f"spending is not kept by {by!r}{meant(by, BY)}", fix=f"one of {', '.join(BY)}, or tag:NAME"
+            f"spending cannot be grouped by {by!r}{meant(by, BY)}",
+            fix=f"use one of {', '.join(BY)}, or tag:NAME",
         )
     if by == "purpose":
         return lambda e: e.purpose or ("training" if e.kind == "run" else e.kind)

@@ -95,7 +95,7 @@ def _of_own_rates(lines: Sequence[QuoteLine]) -> list[str]:
     """So that nobody takes a price of a project's file for the host's."""
     own = dict.fromkeys((entry.component, entry.own) for entry in lines if entry.own)
     return [
-        f"the price of {_WORDS.get(component, component)} is not the host's own: it is from {place}"
+        f"the price of {_WORDS.get(component, component)} comes from {place}, not from the host itself"
         for component, place in own
     ]
 

@@ -115,7 +115,7 @@ def base_price(model: str, traffic: Traffic, *, saved_tokens: int = 0) -> BasePr
             successor=_named(host, traffic, saved_tokens) if host else None,
         )
     raise UsageError(
-        f"genai-prices has no price of {model!r}",
+        f"genai-prices has no price for {model!r}",
         fix="name a model as its provider does, for example gpt-4.1",
     )
 
@@ -146,7 +146,7 @@ def default_base(traffic: Traffic, months: int, on: date, *, saved_tokens: int =
 
 
 RENTAL = "gpu_rental"
-_ENGINE = "vLLM on rented GPUs, run by you: the work and the storage are not counted, nor the time to start"
+_ENGINE = "vLLM on rented GPUs, run by you: your work, storage and start-up time are not included"
 
 
 class AdapterHost(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,7 +194,7 @@ def adapters(
         if host.closed and host.provider != trainer:
             yield host.title, host.closed
         elif rates is None:
-            reason = f"serves adapters of {resolved.name} by the token, at a price that was not found"
+            reason = f"serves adapters of {resolved.name} billed per token, but its price was not found"
             yield host.title, f"{reason} ({host.source})"
         else:
             found = by_tokens(use.traffic, *rates)
@@ -320,7 +320,7 @@ def own(
     if training.why_none is not None:
         return period.total(training.why_none)
     if use.hours_per_day <= 0:
-        return period.total("a model that is up 0 hours a day answers nothing")
+        return period.total("hours per day must be above 0: a model that is never up answers nothing")
     if hourly is not None:
         serving = own_machine(hourly, use, training)
     else:
@@ -347,7 +347,7 @@ def served_as(profile: Profile, resolved: ModelOnHost, prices: Prices, *, portab
     if profile.near:
         return "on this machine"
     if token_rates(prices, resolved) is not None:
-        return "by the token"
+        return "per token"
     if gpu_rates(prices, "deployment"):
         return "on dedicated GPUs, billed hourly"
     return "only downloaded" if portable else None
@@ -363,11 +363,11 @@ def _hosted(profile: Profile, resolved: ModelOnHost, use: Use, prices: Prices) -
     rates = gpu_rates(prices, "deployment")
     if not rates:
         known = f" ({profile.serving_note})" if profile.serving_note else ""
-        return f"no price of serving a tuned {resolved.name} on {prices.name} is known{known}"
+        return f"no known price for serving a tuned {resolved.name} on {prices.name}{known}"
     if resolved.params_b is None:
-        return f"the size of {resolved.name} is not known, so neither is the number of GPUs that serve it"
+        return f"the size of {resolved.name} is unknown, and so is the number of GPUs needed to serve it"
     found = on_gpus(resolved, use, rates, what="dedicated", note=profile.serving_note)
-    return found or f"the memory of {', '.join(sorted({str(r.gpu) for r in rates}))} is not known"
+    return found or f"the memory of {', '.join(sorted({str(r.gpu) for r in rates}))} is unknown"
 
 
 class _Period:
@@ -441,22 +441,25 @@ class _Period:
         base = self.use.base
         if self.training.undecided:
             high = text.money(self.training.high_usd)
-            yield f"the training is counted with its high end, {high}: {self.training.undecided}"
+            yield f"training is counted at its high end, {high}: {self.training.undecided}"
         if self.until is not None:
             yield (
-                f"{self.training.model} stops answering on {self.until}: "
-                f"{self.months:.1f} of {self.use.months} months are counted, of both sides"
+                f"{self.training.model} is shut down on {self.until}: both sides are compared over "
+                f"{self.months:.1f} of {self.use.months} months"
             )
         while base is not None:
             yield base.terms()
             if not base.ends(self.on, self.days):
                 return
             if base.successor is None:
-                yield f"{base.model} ends on {base.until}, with no named successor: its price is counted on"
+                yield (
+                    f"{base.model} is shut down on {base.until} without a named successor: its current "
+                    "price is used afterwards"
+                )
             else:
                 yield (
-                    f"{base.model} ends on {base.until}: from then on {base.successor.model} is counted, "
-                    "which its host names as the replacement"
+                    f"{base.model} is shut down on {base.until}: from then on the price of "
+                    f"{base.successor.model} is used, its host's replacement"
                 )
             base = base.successor
 

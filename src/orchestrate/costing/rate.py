@@ -75,9 +75,9 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
         if len(units) != 1:
             raise ValueError(f"a rate needs exactly one of {', '.join(UNITS)}; got {units or 'none'}")
         if not all(usd.is_finite() and usd < MOST_USD for usd in (self.usd, self.usd_max or Decimal(0))):
-            raise ValueError(f"a price is a number below {MOST_USD:,}")
+            raise ValueError(f"a price must be a number below {MOST_USD:,}")
         if self.usd < 0 or (self.usd_max is not None and self.usd_max < self.usd):
-            raise ValueError("a price is not negative, and usd_max is not below it")
+            raise ValueError("a price must not be negative, and usd_max must not be below it")
         if self.end is not None and self.end < self.start:
             raise ValueError(f"ends {self.end}, before it starts {self.start}")
 
@@ -204,8 +204,8 @@ def require_used(rates: Iterable[Rate], lookups: Sequence[Lookup], book: RateBoo
             continue
         flags = sorted({flag for lookup in lookups for flag in lookup.flags})
         raise UsageError(
-            f"{rate.own} changes no price that is quoted here",
-            fix=f"give one of {', '.join(flags)}, each once" if flags else "leave it out",
+            f"{rate.own} changes no price in this quote",
+            fix=f"use one of {', '.join(flags)}, each once" if flags else "leave it out",
         )
 
 

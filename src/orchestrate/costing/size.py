@@ -123,18 +123,19 @@ def measure(work: Work) -> JobSize:
         notes.append(run.note)
     if train.left_out:
         notes.append(
-            f"{text.count(train.left_out, 'row')} of more than {limit} tokens are left out, not billed"
+            f"{text.count(train.left_out, 'row')} of more than {limit} tokens are dropped and not billed"
         )
     if lost := train.lost:
-        notes.append(f"rows are cut at {limit} tokens: {lost:,} tokens are neither trained nor billed")
+        notes.append(f"rows are truncated at {limit} tokens: {lost:,} tokens are neither trained nor billed")
     if train.shared:
         notes.append(
-            "a preference pair is counted as its prompt with each answer; whether the host bills the "
-            f"{train.shared:,} tokens of the prompts twice is not published: the low end has them once"
+            "a preference pair is counted as its prompt with each answer; the host does not publish "
+            f"whether it bills the {train.shared:,} prompt tokens twice, so the low end counts them "
+            "once"
         )
     if train.pictures:
         images = text.count(train.images, "image")
-        notes.append(f"of them {train.pictures:,} for {images}, by {work.profile.title}'s rule")
+        notes.append(f"including {train.pictures:,} for {images}, by {work.profile.title}'s rule")
     uncounted = train.uncounted + validation.uncounted
     return JobSize(
         rows=data.train.rows,
@@ -192,7 +193,7 @@ def _run(work: Work) -> _Run:
         if epochs is None:
             epochs = work.profile.auto_epochs(rows)
             low, high = 1, epochs + 1
-            note = f"epochs left to the host (auto): taken as {epochs}, at most {epochs + 1}"
+            note = f"epochs left to the host (auto): assumed {epochs}, at most {epochs + 1}"
     if every := _whole(effective(translation, "eval_steps")):
         evals = -(-epochs * _steps_per_epoch(work) // every)
     return _Run(
@@ -319,10 +320,10 @@ def tokenizer_for(resolved: ModelOnHost, spec: JobSpec | None = None) -> str:
 
 def _counted(count: TokenCount) -> str:
     family, stands_in, base = count.tokenizer.partition("~")
-    by = f"{base} in place of {family}'s tokenizer" if stands_in else count.tokenizer
+    by = f"{base} (the tokenizer of {family} is not available)" if stands_in else count.tokenizer
     words = f"{count.tokens:,} tokens in {text.count(count.rows, 'row')}, counted with {by}"
     if count.tokens_from is TokensFrom.SAMPLED:
-        words = f"about {words} in a sample; {COVERAGE} of 100 samples have the true count in their interval"
+        words = f"about {words}, estimated from a sample ({COVERAGE}% interval)"
     return f"{words}: +/-{count.error_band:.1%}" if count.error_band else words
 
 

@@ -120,8 +120,11 @@ def local_rate(
     power = watts(device, count)
     electricity = book.find(prices, "electricity", on=on)
     if electricity is None:
-        raise UsageError("there is no price of electricity", fix=f"set one: --rate {prices}:electricity=0.30")
-    label = f"{power} W at full load x {text.rate(electricity.usd)} per kWh; the hardware counts as paid for"
+        raise UsageError("no price of electricity is set", fix=f"set one: --rate {prices}:electricity=0.30")
+    label = (
+        f"{power} W at full load x {text.rate(electricity.usd)} per kWh; the cost of the hardware is "
+        "not included"
+    )
     return _hourly("electricity", electricity, lines.electricity_kwh(3600, power), label)
 
 
@@ -142,7 +145,7 @@ def rental_rate(
         known = sorted({r.applies_to for r in book if r.provider == provider and "gpu_rental" in r.methods})
         there = f"; it has {', '.join(known)}" if known else ""
         raise UsageError(
-            f"no rental price of {gpu} at {provider}{there}",
+            f"no rental price for {gpu} at {provider}{there}",
             fix="orchestrate prices list --method gpu_rental",
         )
     return _hourly("rental", rate, Decimal(count), f"{count} x {rate.applies_to} at {provider}")
@@ -270,17 +273,17 @@ def _judged(spec: JobSpec, read_only: int) -> list[str]:
     why = "by the reference"
     if method_word(spec.method) == "kto":
         why += ", and for the estimate of the divergence"
-    return [f"{read_only:,} tokens are read {why}, in a third of the time of trained ones"]
+    return [f"{read_only:,} tokens are only read {why}, which takes a third of the time of training them"]
 
 
 def _drawn(answers: Answers | None) -> list[str]:
     if answers is None:
         return []
     return [
-        f"{answers.samples} answers of {ANSWER_SHARE[1] * answers.most_tokens:.0f} tokens drawn to each "
-        f"prompt in each epoch ({ANSWER_SHARE[0] * answers.most_tokens:.0f} to {answers.most_tokens})",
-        f"drawing a token takes {DRAWN_SHARE[1]} times as long as training one "
-        f"({DRAWN_SHARE[0]} to {DRAWN_SHARE[2]}); the grader's own time is not included",
+        f"{answers.samples} answers of {ANSWER_SHARE[1] * answers.most_tokens:.0f} tokens sampled per "
+        f"prompt and epoch ({ANSWER_SHARE[0] * answers.most_tokens:.0f} to {answers.most_tokens})",
+        f"sampling a token takes {DRAWN_SHARE[1]} times as long as training one ({DRAWN_SHARE[0]} to "
+        f"{DRAWN_SHARE[2]}); the grader's own time is not included",
     ]
 
 
@@ -382,7 +385,7 @@ def quote_sized_job(
     if spec.method.type == "rft":
         return _quote_rft(provider, resolved, gpu_hours, prices, profile.hourly_factor(spec))
     if profile.bills is None:
-        return none(f"{provider} does not say how it bills a job, so its price is not known")
+        return none(f"{provider} does not say how it bills a job, so the price is unknown")
     rate = training_rate(resolved, spec, profile, prices)
     if rate is None or rate.usd_per_mtok is None:
         return none(_no_price(resolved, spec, prices))
@@ -402,7 +405,7 @@ def quote_sized_job(
     if minimum := prices.of("minimum", resolved):
         top_up = _minimum(lines, minimum)
         if minimum.note and top_up.usd_high > 0:
-            notes.append(f"on its minimum: {minimum.note}")
+            notes.append(f"minimum charge: {minimum.note}")
         lines.append(top_up)
         if minimum.usd_max is not None and top_up.usd_high > 0:
             span = text.span(minimum.usd, minimum.usd_max)
@@ -452,13 +455,13 @@ def _no_price(resolved: ModelOnHost, spec: JobSpec, prices: Prices) -> str:
     rates = [rate for rate in prices.book if rate.provider == kind]
     fitting = [rate for rate in rates if {method, spec.method.type} & {*rate.methods}]
     if not rates:
-        reason = f"there are no rates for {kind}"
+        reason = f"no rates for {kind}"
     elif not fitting:
-        reason = f"no price of {spec.method.type} on {kind} is known"
+        reason = f"no known price for {spec.method.type} on {kind}"
     elif resolved.params_b is None and any(rate.over_b or rate.upto_b for rate in fitting):
-        reason = f"the size of {resolved.name} is not known, so its price band on {kind} is not either"
+        reason = f"the size of {resolved.name} is unknown, and so is its price band on {kind}"
     else:
-        reason = f"no price of {method} for {resolved.name} on {kind} was found"
+        reason = f"no price found for {method} of {resolved.name} on {kind}"
     return f"{reason}; give it with --rate {kind}:{method}=USD_PER_MTOK, or in rates.yaml"
 
 
@@ -466,21 +469,21 @@ def _quote_rft(
     provider: str, resolved: ModelOnHost, hours: Decimal | None, prices: Prices, factor: Decimal
 ) -> Quote:
     rate = prices.of("rft", resolved, gpu="H100")
-    dearer = f", x {factor} for the region that was asked for" if factor != 1 else ""
+    dearer = f", x {factor} for the chosen region" if factor != 1 else ""
     if rate is None or hours is None:
         each = f" at {text.rate(rate.usd)} per hour" if rate else ""
         return Quote(
             provider=provider,
             model=resolved.name,
-            unavailable=f"RFT is billed by the time it takes{each}, which is not known before it has run; "
-            "give your own figure with --gpu-hours",
+            unavailable=f"RFT is billed by time{each}, which is unknown before the run; set your own "
+            "estimate with --gpu-hours",
             warnings=resolved.warnings,
         )
     return summed(
         provider=provider,
         model=resolved.name,
-        lines=[line("training", hours * factor, rate, note=f"hours as you gave them, on H100{dearer}")],
-        assumptions=[f"{hours} GPU-hours, your own figure", "tokens of a model grader are not included"],
+        lines=[line("training", hours * factor, rate, note=f"hours as you set them, on H100{dearer}")],
+        assumptions=[f"{hours} GPU-hours, your own estimate", "tokens of a model grader are not included"],
         warnings=[*resolved.warnings, *_rate_warnings(rate, prices.on)],
     )
 
@@ -497,7 +500,7 @@ def _minimum(lines: list[QuoteLine], minimum: Rate) -> QuoteLine:
     top_high = minimum_top_up(sum((entry.usd_high for entry in lines), Decimal(0)), high)
     span = text.rate(low)
     if low != high:
-        span += f" to {text.rate(high)}, by model; the table was not found"
+        span += f" to {text.rate(high)}, depending on the model; the price table was not found"
     return QuoteLine(
         component="minimum",
         quantity=Decimal(1),
@@ -507,7 +510,7 @@ def _minimum(lines: list[QuoteLine], minimum: Rate) -> QuoteLine:
         usd_low=top_low,
         usd=top,
         usd_high=top_high,
-        note=f"tops the job up to the minimum of {span}",
+        note=f"raises the job to the minimum charge of {span}",
         own=minimum.own,
         source=minimum.source,
         as_of=minimum.as_of,
@@ -519,14 +522,14 @@ def _rate_warnings(rate: Rate, on: date) -> list[str]:
     found: list[str] = []
     age = (on - rate.last_checked).days
     if age < -1:  # a day earlier is still the same one elsewhere
-        why = f"this machine's clock says {on}; set it, prices and closing dates go by it"
+        why = f"this machine's clock says {on}; correct it, because prices and closing dates depend on it"
         found.append(f"{days.pretended(on) or why}. The price was read later, on {rate.last_checked}")
     if rate.undated:
-        found.append(f"the price is from a copy without a date: {rate.source}")
+        found.append(f"the price comes from an undated copy: {rate.source}")
     elif rate.confidence is Confidence.INFERRED:
         found.append(f"the price is inferred, not quoted: {rate.source}")
     elif rate.confidence is Confidence.OLD:
-        found.append(f"the price is the newest found, but old ({rate.last_checked}): {rate.source}")
+        found.append(f"the price is the newest one found, but old ({rate.last_checked}): {rate.source}")
     elif age > STALE_DAYS:
         found.append(f"the price was last checked {age} days ago: {rate.source}")
     return found
@@ -571,7 +574,7 @@ def _by_the_hour(job: Priced, told: Recalled) -> Quote:
     if told.usd_per_hour is None:
         return _none(job, "the hourly price of its machine is unknown")
     if told.most_seconds is None:
-        return _none(job, "nothing says when its machine ends")
+        return _none(job, "it is unknown when its machine ends")
     hours = Decimal(str(told.most_seconds)) / 3600
     hourly = HourlyRate(
         component="rental",
@@ -589,7 +592,7 @@ def _by_the_hour(job: Priced, told: Recalled) -> Quote:
         model=job.resolved.name,
         lines=(line,),
         assumptions=(
-            f"its machine ends after {duration(told.most_seconds)}, at {rate(told.usd_per_hour)} an hour",
+            f"its machine ends after {duration(told.most_seconds)}, at {rate(told.usd_per_hour)} per hour",
         ),
         expected_usd=None,
         high_usd=line.usd_high,
@@ -601,7 +604,7 @@ def _by_the_hour(job: Priced, told: Recalled) -> Quote:
 def quote_assumed(job: Priced, told: Recalled) -> Quote:
     """As `quote_recalled`, of data that there is not yet: so many rows with so many tokens."""
     rows, tokens = told.rows or 0, told.train_tokens or 0
-    words = f"{rows:,} rows with {tokens:,} tokens in all, give or take {BAND['tokens']:.0%}"
+    words = f"{rows:,} rows with {tokens:,} tokens in total, +/- {BAND['tokens']:.0%}"
     size = msgspec.structs.replace(size_of(job.profile, told), notes=(words,))
     return quote_sized_job(job, lambda: size)
 
@@ -614,9 +617,9 @@ def size_of(profile: Profile, told: Recalled) -> JobSize:
         fewest = profile.rules.least_rows if profile.rules is not None else 1
         epochs = profile.default_epochs or profile.auto_epochs(told.rows or 0)
         low, high = 1, profile.default_epochs or profile.auto_epochs(told.rows or fewest)
-    note = f"{tokens:,} tokens, as the host counts them"
+    note = f"{tokens:,} tokens, counted by the host"
     if not counted:
-        note = f"{told.train_bytes:,} bytes, taken as {tokens:,} tokens and at most twice as many"
+        note = f"{told.train_bytes:,} bytes, counted as {tokens:,} tokens, at most twice as many"
     evaluated = _tokens(told.validation_bytes)
     band = Decimal(str(BAND["tokens" if counted else "bytes"]))
     return JobSize(

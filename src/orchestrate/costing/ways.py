@@ -40,7 +40,7 @@ class Traffic(Record, frozen=True, kw_only=True):
         found = _TRAFFIC.match(asked) if len(asked) <= _LONGEST else None
         if found is None:
             raise UsageError(
-                f"--traffic {words!r} is not understood", fix='write it as "20k req/day, 900 in, 150 out"'
+                f"--traffic {words!r} is not valid", fix='write it as "20k req/day, 900 in, 150 out"'
             )
         per_day = {"second": 86_400, "minute": 1440, "hour": 24, "day": 1, "month": 1 / DAYS_PER_MONTH}
         unit = next(value for name, value in per_day.items() if name.startswith(found["per"]))
@@ -87,8 +87,8 @@ class BasePrice(Record, frozen=True, kw_only=True):
         if not self.ends(on, days):
             return self.model
         if self.successor is None:
-            return f"{self.model}, which ends on {self.until} and has no named successor"
-        return f"{self.model} until its end on {self.until}, then {self.successor.model}"
+            return f"{self.model}, which is shut down on {self.until} without a named successor"
+        return f"{self.model} until its shutdown on {self.until}, then {self.successor.model}"
 
     def terms(self) -> str:
         more = f"; {self.note}" if self.note else ""
@@ -264,8 +264,8 @@ def by_tokens(traffic: Traffic, tokens_in: Rate, tokens_out: Rate) -> Serving:
             line("serving input", month * traffic.input_tokens / MTOK, tokens_in),
             line("serving output", month * traffic.output_tokens / MTOK, tokens_out),
         ),
-        words=f"by the token, {text.rate(tokens_in.usd)} in and {text.rate(tokens_out.usd)} out per million; "
-        "no hosting fee",
+        words=f"per token, {text.rate(tokens_in.usd)} in and {text.rate(tokens_out.usd)} out per "
+        "million; no hosting fee",
         each_usd=(traffic.input_tokens * tokens_in.usd + traffic.output_tokens * tokens_out.usd) / MTOK,
         assumptions=("no cached prompt tokens, no batch discount",),
     )
@@ -358,8 +358,8 @@ def _sized(resolved: ModelOnHost, use: Use, one: Replica, carried: tuple[int, in
         f"and reads {PREFILL_SPEEDUP} times as fast: up to {carried[1]:,} of these requests a day, "
         f"{carried[0]:,} to {carried[2]:,}"
     )
-    share = f"{busiest * 100:.3g}% of a day's requests come in its busiest hour"
-    yield f"it is up {use.hours_per_day:g} hours a day; {share}"
+    share = f"{busiest * 100:.3g}% of a day's requests arrive in the busiest hour"
+    yield f"up {use.hours_per_day:g} hours a day; {share}"
 
 
 def base_monthly(prices: Prices, resolved: ModelOnHost, traffic: Traffic) -> Decimal | None:
@@ -379,8 +379,8 @@ def dearer_by_token(serving: Serving, base_usd: Decimal | None, host: str, traff
     idle = f", and used to {serving.utilisation:.0%} here" if serving.utilisation is not None else ""
     return (
         f"more expensive per token than {host}'s own serverless price of the base, {text.money(mine)} "
-        f"per million against {text.money(theirs)}: these GPUs are paid for while they are idle{idle}. Those "
-        "are shared among many users, and do not serve this tune"
+        f"per million against {text.money(theirs)}: you pay for these GPUs while they are idle{idle}. "
+        "Serverless ones are shared among many users and do not serve this tuned model"
     )
 
 
@@ -388,7 +388,7 @@ def own_machine(hourly: HourlyRate, use: Use, training: Quote) -> Serving | str:
     """Refused where the machine that trains so fast cannot carry the traffic: a forward pass is taken to be
     three times as fast as a training step."""
     carried, utilisation = UNLIMITED, None
-    sized = "the speed of this machine is not known; measure it before relying on that"
+    sized = "the speed of this machine is unknown; measure it before you rely on this"
     if training.billed_tokens and training.train_seconds:
         traffic, speed = use.traffic, FORWARD_SPEEDUP * training.billed_tokens / training.train_seconds
         carried = requests_per_day(traffic, speed, use.hours_per_day, use.utilisation)
@@ -397,11 +397,13 @@ def own_machine(hourly: HourlyRate, use: Use, training: Quote) -> Serving | str:
         needed = float(traffic.requests_per_day) * share / 3600 * seconds
         if traffic.requests_per_day > carried:
             return (
-                f"this machine would answer about {speed:,.0f} tokens a second (from its training speed), "
-                f"and the traffic needs {needed:,.0f} at its peak"
+                f"this machine would answer about {speed:,.0f} tokens a second (from its training "
+                f"speed), but peak traffic needs {needed:,.0f}"
             )
         utilisation = float(traffic.requests_per_day) * seconds / speed / (use.hours_per_day * 3600)
-        sized = f"about {speed:,.0f} tokens a second (from its training speed) for {needed:,.0f} at the peak"
+        sized = (
+            f"about {speed:,.0f} tokens a second (from its training speed) for {needed:,.0f} at peak traffic"
+        )
     hours = Decimal(str(use.hours_per_day)) * DAYS_PER_MONTH
     entry = hourly.line(hours, "0.01", component="hosting")
     return Serving(

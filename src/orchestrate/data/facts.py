@@ -179,6 +179,6 @@ def require_same(digest: str, data: Facts) -> None:
 
 def changed(data: Facts) -> DataError:
     return DataError(
-        f"{data.path} has changed while it was used; nothing was written or sent",
-        fix="the same command again, to see what it holds now",
+        f"{data.path} changed while it was being read; nothing was written or sent",
+        fix="run the same command again to read the new content",
     )

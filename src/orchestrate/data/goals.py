@@ -65,20 +65,20 @@ class Volume(Record, frozen=True, kw_only=True):
     @property
     def wanted(self) -> str:
         """As in `300-500 rows`."""
-        return f"{self.span} rows" if self.most > self.least else f"{self.span} rows or more"
+        return f"{self.span} rows" if self.most > self.least else f"{self.span} or more rows"
 
     def __str__(self) -> str:
         if self.rows < FEW_SHOT_ROWS:
-            stands = f"below {FEW_SHOT_ROWS} they work better as examples in the prompt"
+            stands = f"fewer than {FEW_SHOT_ROWS} rows work better as examples in the prompt"
         elif not self.enough:
-            stands = f"{self.least - self.rows:,} more are needed"
+            stands = f"add at least {self.least - self.rows:,} more"
         elif self.rows > self.most > self.least:
-            stands = "more than usual: the best half may do as well"
+            stands = "more than usual: the best half may be enough"
         else:
             stands = "enough"
         inferred = f" (inferred: {self.why})" if self.why else ""
         here = count(self.rows, "row")
-        return f"goal {self.goal.value}{inferred}: {self.wanted} are usual, {here} here, {stands}"
+        return f"goal {self.goal.value}{inferred}: {self.wanted} are typical, you have {here}: {stands}"
 
 
 def volume(goal: Goal, rows: int, *, labels: int = 0, why: str | None = None) -> Volume:
@@ -112,8 +112,12 @@ def inferred(
     if bare:
         return volume(Goal.DOMAIN, rows, why="text without prompts")
     if knowing:
-        return volume(Goal.DOMAIN, rows, why="the answers hold facts that the prompts do not")
-    why = "free answers without one format" if closely else "no labels, no tools; advise reads the answers"
+        return volume(Goal.DOMAIN, rows, why="the answers contain facts that are not in the prompts")
+    why = (
+        "free-form answers without a common format"
+        if closely
+        else "no labels and no tools; `advise` inspects the answers"
+    )
     return volume(Goal.STYLE, rows, why=why)
 
 
@@ -125,6 +129,6 @@ def volumes_told() -> str:
             (Goal.FORMAT, "rows teach a format"),
             (Goal.DOMAIN, "a domain"),
             (Goal.CAPABILITY, "a capability"),
-            (Goal.CLASSIFICATION, "and 100 of each label a classification"),
+            (Goal.CLASSIFICATION, "and 100 per label teach a classification"),
         )
     )

@@ -173,7 +173,7 @@ def require_rows(data: Facts) -> None:
             raise DataError(f"{data.path}: {found.message}", problems=data.problems, fix=found.fix)
     if not data.rows:
         raise DataError(
-            f"{data.path} has no good row", problems=data.problems, fix=f"orchestrate data check {data.path}"
+            f"{data.path} has no valid row", problems=data.problems, fix=f"orchestrate data check {data.path}"
         )
 
 
@@ -245,8 +245,8 @@ def first_lines(path: str) -> Iterator[bytes]:
                 line = file.readline(_SNIFFED)
     if passed and not told:
         raise DataError(
-            f"{path}: its format cannot be recognised: every line has more than {_SNIFFED >> 20} MiB",
-            fix="write one row to a line (JSONL); a row for training is no longer than a model's context",
+            f"{path}: cannot recognize its format: every line is longer than {_SNIFFED >> 20} MiB",
+            fix="write one row per line (JSONL); a training row fits into the model's context",
         )
 
 
@@ -272,7 +272,7 @@ def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) 
     if given and (absent := [f"{w}={c}" for w, c in columns if (c or w) not in given]):
         how = f"--ignore {quote(absent[0][:-1])}" if absent[0].endswith("=") else f"--map {quote(absent[0])}"
         raise UsageError(
-            f"{how}: the first rows of {path} have no such column",
+            f"{how}: no such column in the first rows of {path}",
             fix=f"its columns: {_listed(given)}",
         )
     if votes:
@@ -282,7 +282,7 @@ def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) 
             f"{path}: no known training format has the fields {_listed(fields)}",
             fix=advice(path, example),
         )
-    raise DataError(f"{path}: no row can be read{f': {first}' if first else ', the file is empty'}")
+    raise DataError(f"{path}: no row could be read{f': {first}' if first else ', the file is empty'}")
 
 
 def fitting(path: str, columns: Mapping[str, str] | None) -> dict[str, str]:
@@ -349,7 +349,7 @@ def _hidden(lines: Source, columns: tuple[tuple[str, str], ...], total: Total) -
     for wanted, column in columns:
         if column and wanted in there - taken:
             total.counts["hidden-column"] += 1
-            text = f"the file's own column {wanted} is not read: {column} was mapped to that name"
+            text = f"the column {wanted} is ignored because {column} is mapped to that name"
             yield msgspec.structs.replace(problem("hidden-column", text), source=lines.path)
 
 
@@ -359,14 +359,17 @@ def _held_out(lines: Source, total: Total) -> Iterator[Problem]:
     if 0 < counts.total() < total.written:
         total.counts["held-out"] += 1
         shown = " and ".join(f"{n:,} for {split}" for split, n in counts.most_common())
-        text = f"the column {column} keeps {shown} of {total.written:,} rows, which are read as any other"
+        text = (
+            f"the column {column} marks {shown} of {total.written:,} rows as held out, but they are "
+            "read like any other"
+        )
         yield msgspec.structs.replace(problem("held-out", text, field=column), source=lines.path)
 
 
 def _python_cells(lines: Source, total: Total) -> Iterator[Problem]:
     if lines.python_cells:
         total.counts[PYTHON_CELLS] = lines.python_cells
-        text = f"{lines.python_cells:,} cells hold lists as Python writes them, and were read as such"
+        text = f"{lines.python_cells:,} cells contain Python list literals and were parsed as lists"
         yield msgspec.structs.replace(problem(PYTHON_CELLS, text), source=lines.path)
 
 
@@ -387,7 +390,9 @@ def _content(total: Total) -> Content:
 def count_tokens(facts: Facts, tokenizer: str) -> TokenCount:
     """See `Dataset.tokens`. A count that is there goes before a sample."""
     if facts.tokens_from is TokensFrom.NONE:
-        raise UsageError(f"the tokens of {facts.path} are not counted", fix="--tokens exact or sampled")
+        raise UsageError(
+            f"the tokens of {facts.path} have not been counted", fix="add --tokens exact or --tokens sampled"
+        )
     name = counting.base(tokenizer)
     kept = cache.find(facts.digest, name, facts.memory)
     if kept is None and facts.tokens_from is TokensFrom.SAMPLED and facts.bytes >= LEAST_BYTES:

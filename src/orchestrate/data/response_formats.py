@@ -22,8 +22,7 @@ def schema_of(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
     schema: Any = cast("dict[str, Any]", named).get("schema") if isinstance(named, dict) else None
     if not isinstance(schema, dict):
         raise UsageError(
-            "response_format takes text, json_object, or json_schema with a name and a schema, "
-            "which is an object"
+            "response_format must be text, json_object, or json_schema with a name and a schema object"
         )
     return cast("dict[str, Any]", schema)
 
@@ -35,7 +34,7 @@ def read_format(path: Path) -> dict[str, Any]:
     except (OSError, msgspec.MsgspecError, RecursionError) as error:
         why = error.strerror or "cannot be read" if isinstance(error, OSError) else error
         raise UsageError(
-            f"{path} is not a response format: {why}",
+            f"{path} is not a valid response format: {why}",
             fix='give a JSON file with {"type": "json_object"}, json_schema as the API takes it, or a schema',
         ) from error
     if "json_schema" not in found and found.get("type") not in ("text", "json_object", "json_schema"):

@@ -39,39 +39,39 @@ def refused(code: str, message: str, fix: str) -> Rule:
 
 
 NO_FUNCTION_ROLE = refused(
-    "role-refused", "the role function is not taken", "use tool messages with tool_call_id"
+    "role-refused", "the role function is not supported", "use tool messages with tool_call_id"
 )
 SYSTEM_LATER = refused(
-    "system-not-first", "a system message comes after the first message", "move it to the beginning"
+    "system-not-first", "a system message comes after the first message", "move it to the start"
 )
 ONE_ANSWER = refused(
     "several-answers",
-    "each side of a pair holds exactly one message",
+    "each side of a pair must be exactly one message",
     "keep one assistant message on each side",
 )
-INLINE_IMAGES = refused("remote-image", "images have to be inline base64", "put the image in as a data: URL")
+INLINE_IMAGES = refused("remote-image", "images must be inline base64", "embed the image as a data: URL")
 AS_SYSTEM = Rule(
     "developer-as-system", Severity.INFO, "developer messages are sent as system", "nothing to do", lossy=True
 )
 NO_NAMES = Rule(
     "names-dropped",
     Severity.WARNING,
-    "names of messages are left out",
-    "write them into the text",
+    "message names are dropped",
+    "put them into the text",
     lossy=True,
 )
 NO_PARALLEL = Rule(
     "parallel-dropped",
     Severity.INFO,
-    "parallel_tool_calls is left out",
+    "parallel_tool_calls is dropped",
     "set it when the model is called",
     lossy=True,
 )
 NO_ROW_WEIGHT = Rule(
     "row-weight-lost",
     Severity.ERROR,
-    "weights of rows are not taken",
-    "repeat heavy rows, drop light ones, or convert with --allow-loss",
+    "row weights are not supported",
+    "duplicate rows with a high weight, remove those with a low one, or convert with --allow-loss",
     lossy=True,
 )
 
@@ -79,14 +79,14 @@ NO_ROW_WEIGHT = Rule(
 NO_SPANS = Rule(
     "loss-spans-lost",
     Severity.ERROR,
-    "only part of some answers carries loss; here whole answers are trained",
+    "some answers have loss on a part only; this backend trains entire answers",
     "split these answers into turns with weight 0 and 1, or convert with --allow-loss",
     lossy=True,
 )
 NO_LOCAL_IMAGES = refused(
-    "local-image", "an image is a file on this machine", "put it in as a data: URL, or by its address"
+    "local-image", "an image is a file on this machine", "embed it as a data: URL, or use its URL"
 )
-NO_KTO = "has no KTO; this machine has it, and preference pairs (DPO) are taken"
+NO_KTO = "does not support KTO; train it on this machine, or use preference pairs (DPO)"
 
 
 EVERY_KIND: Mapping[Kind, str | None] = dict.fromkeys(KINDS.values())
@@ -217,7 +217,7 @@ def _file_problem(
 def _kinds(data: Facts, host: Target, method: str | None) -> list[Problem]:
     reason = host.rules.kinds[data.kind]
     if reason is not None:
-        fix = f"pick a backend that takes {data.kind} rows: orchestrate data check {data.path}"
+        fix = f"pick a backend that accepts {data.kind} rows: orchestrate data check {data.path}"
         if data.kind == "completion":
             fix = f"orchestrate data convert --to {host.name}"
         if data.kind == "unpaired":
@@ -229,9 +229,11 @@ def _kinds(data: Facts, host: Target, method: str | None) -> list[Problem]:
     if host.rules.row_weights_on_all:
         weighted = sum(n for mask, n in data.masks.items() if mask & Trait.ROW_WEIGHT)
         if 0 < weighted < data.rows:
-            message = f"{weighted:,} of {data.rows:,} rows have a weight; either all have one or none"
+            message = f"{weighted:,} of {data.rows:,} rows have a weight; either all rows need one or none"
             return [
-                _file_problem(host, data, "row-weight-mixed", message, "give every row a weight, or none")
+                _file_problem(
+                    host, data, "row-weight-mixed", message, "set a weight in every row, or in none"
+                )
             ]
     return []
 
@@ -249,20 +251,22 @@ def _sizes(data: Facts, host: Target, epochs: int | None, validation: bool) -> l
     rules = host.rules
     found: list[Problem] = []
     if data.rows < rules.least_rows and not validation:
-        message = f"{count(data.rows, 'good row')}; at least {rules.least_rows} are needed"
+        message = f"{count(data.rows, 'valid row')}; at least {rules.least_rows} are required"
         found.append(
             _file_problem(host, data, "too-few-rows", message, "add rows, or repair those with errors")
         )
     if rules.most_rows is not None and data.rows * (epochs or 1) > rules.most_rows:
-        message = f"{data.rows:,} rows x {epochs or 1} epochs; at most {rules.most_rows:,} are taken"
-        found.append(_file_problem(host, data, "too-many-rows", message, "train fewer rows or epochs"))
+        message = f"{data.rows:,} rows x {epochs or 1} epochs; the limit is {rules.most_rows:,}"
+        found.append(
+            _file_problem(host, data, "too-many-rows", message, "train on fewer rows or for fewer epochs")
+        )
     if rules.most_bytes is not None and data.canonical_bytes > rules.most_bytes:
-        message = f"{size(data.canonical_bytes)}; at most {size(rules.most_bytes)} are taken"
+        message = f"{size(data.canonical_bytes)}; the limit is {size(rules.most_bytes)}"
         found.append(_file_problem(host, data, "file-too-large", message, "train on fewer rows"))
     return found
 
 
-_LOSE = {"left": "cut at their beginning", "drop": "left out"}
+_LOSE = {"left": "cut at the start", "drop": "left out"}
 
 
 def _lengths(data: Facts, host: Target, tokens: TokenCount, context: int | None, lose: str) -> list[Problem]:
@@ -273,9 +277,10 @@ def _lengths(data: Facts, host: Target, tokens: TokenCount, context: int | None,
     if tokens.weights:
         long = round(sum(w for n, w in zip(tokens.lengths, tokens.weights, strict=True) if n > limit))
         message = (
-            f"about {count(long, 'row')} are longer than {limit:,} tokens and would be {lose}, by a sample"
+            f"about {count(long, 'row')} (estimated from a sample) are longer than {limit:,} tokens "
+            f"and would be {lose}"
         )
-        fix = "--tokens exact says which; shorten them, or raise max_seq_length where the model allows it"
+        fix = "--tokens exact lists them; shorten them, or raise max_seq_length where the model allows it"
         return [_file_problem(host, data, "too-long", message, fix, Severity.WARNING)]
     of_a_row = 2 if data.kind == "preference" else 1  # a pair is two sequences
     places = {i // of_a_row for i, length in enumerate(tokens.lengths) if length > limit}

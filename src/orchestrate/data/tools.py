@@ -209,7 +209,9 @@ Encode = Callable[[Example], dict[str, Any]]
 
 
 def _lost(what: str) -> Rule:
-    return Rule("not-held", Severity.ERROR, f"{what} cannot be held", "convert with --allow-loss", lossy=True)
+    return Rule(
+        "not-held", Severity.ERROR, f"{what} cannot be represented", "convert with --allow-loss", lossy=True
+    )
 
 
 def _refused(what: str) -> Rule:
@@ -221,18 +223,20 @@ _AS_SYSTEM = Rule(
 )
 _SPANS = _lost("loss on a part of an answer")
 _WITHOUT_WEIGHTS = {
-    Trait.ROW_WEIGHT: _lost("weights of rows"),
+    Trait.ROW_WEIGHT: _lost("row weights"),
     Trait.LOSS_SPANS: _SPANS,
     Trait.PARALLEL_TOOL_CALLS: _lost("parallel_tool_calls"),
 }
-WEIGHTS_BESIDE_OTHERS = _lost("weights of messages, beside rows of which several answers are trained,")
+WEIGHTS_BESIDE_OTHERS = _lost("message weights in a file where other rows train several answers")
 """Of TRL's two forms of conversations a file has one."""
-_TRL = {**_WITHOUT_WEIGHTS, Trait.PARTLY_TRAINED: _lost("weights of messages")}
+_TRL = {**_WITHOUT_WEIGHTS, Trait.PARTLY_TRAINED: _lost("message weights")}
 _WEIGHTS = {**_WITHOUT_WEIGHTS, Trait.MESSAGE_WEIGHTS: _lost("weights of messages")}
-_JOINED = Rule("parts-joined", Severity.INFO, "parts of text become one text", "nothing to do")
-_CHAT_ONLY = "only conversations can be held"
-_NO_LABEL = "the labels would be lost, and the answers to avoid taught like the others"
-_UNJUDGED = "nothing says which answers are good: only preference pairs and unpaired rows can be held"
+_JOINED = Rule("parts-joined", Severity.INFO, "text parts become one text", "nothing to do")
+_CHAT_ONLY = "only conversations can be represented"
+_NO_LABEL = "the labels would be lost, and undesirable answers would be trained like the others"
+_UNJUDGED = (
+    "the rows do not say which answers are good: only preference pairs and unpaired rows can be represented"
+)
 _CONVERSATIONS: dict[Kind, str | None] = {
     **dict.fromkeys(EVERY_KIND, _CHAT_ONLY),
     "chat": None,
@@ -241,7 +245,7 @@ _CONVERSATIONS: dict[Kind, str | None] = {
 
 _CLOUD = {
     **_WEIGHTS,
-    Trait.NAMES: _lost("names of messages"),
+    Trait.NAMES: _lost("message names"),
     Trait.DEVELOPER: _AS_SYSTEM,
     Trait.FUNCTION_ROLE: _refused("messages with the role function"),
     Trait.SYSTEM_LATER: _refused("system messages after the first message"),
@@ -261,8 +265,8 @@ FORMATS: dict[str, HostRules] = {
             Trait.TOOLS: Rule(
                 "call-ids-renumbered", Severity.INFO, "ids of tool calls are renumbered", "nothing to do"
             ),
-            Trait.TEXT_WITH_CALLS: _lost("one turn of text and tool calls"),
-            Trait.ANSWERS_IN_ANOTHER_ORDER: _refused("answers in another order than their tool calls"),
+            Trait.TEXT_WITH_CALLS: _lost("one turn with both text and tool calls"),
+            Trait.ANSWERS_IN_ANOTHER_ORDER: _refused("tool results in another order than their calls"),
             Trait.TEXT_PARTS: _JOINED,
         },
     ),
@@ -277,10 +281,10 @@ FORMATS: dict[str, HostRules] = {
             Trait.DEVELOPER: _AS_SYSTEM,
             Trait.FUNCTION_ROLE: _refused("messages with the role function"),
             Trait.SYSTEM_LATER: _refused("system messages after the first message"),
-            Trait.STARTS_WRONG: _refused("conversations that the assistant begins"),
+            Trait.STARTS_WRONG: _refused("conversations that start with the assistant"),
             Trait.NOT_ALTERNATING: _refused("turns that do not alternate"),
             Trait.TEXT_PARTS: _JOINED,
-            Trait.EMPTY_SYSTEM: _lost("an empty system text, which means none there,"),
+            Trait.EMPTY_SYSTEM: _lost("an empty system text, which counts as none there,"),
         },
     ),
     "trl": HostRules(kinds=EVERY_KIND, traits=_TRL),
@@ -299,7 +303,7 @@ FORMATS: dict[str, HostRules] = {
     "parquet": HostRules(
         kinds={
             **EVERY_KIND,
-            "unpaired": "messages beside a label have no common columnar type",
+            "unpaired": "messages next to a label have no common columnar type",
             "rl": "grader fields have no common columnar type",
         },
         traits={},
@@ -340,12 +344,14 @@ def _has_prompt_field(example: Example) -> bool:
     return isinstance(example, RLExample) and "prompt" in example.fields
 
 
-_NOT_IN_CLOUDS = "with a detail or from a tool, or more of a function than name, description and parameters,"
+_NOT_IN_CLOUDS = (
+    "with a detail or from a tool, or function fields other than name, description and parameters,"
+)
 UNHELD: dict[str, tuple[str, Callable[[Example], bool]]] = {
-    "gemini": (f"images outside gs:// and of no data: URL, {_NOT_IN_CLOUDS}", not_for_gemini),
-    "bedrock": (f"images outside s3:// and of no data: URL, {_NOT_IN_CLOUDS}", not_for_bedrock),
-    "sharegpt": ("text that reads as a tool call or the answer to one", _reads_as_calls),
-    "trl": ("a grader's field named prompt, beside the messages", _has_prompt_field),
+    "gemini": (f"images that are neither gs:// nor data: URLs, {_NOT_IN_CLOUDS}", not_for_gemini),
+    "bedrock": (f"images that are neither s3:// nor data: URLs, {_NOT_IN_CLOUDS}", not_for_bedrock),
+    "sharegpt": ("text that looks like a tool call or its result", _reads_as_calls),
+    "trl": ("a grader field named prompt next to the messages", _has_prompt_field),
 }
 """What a format cannot hold and no trait tells: the content is looked at as it is written."""
 

@@ -130,8 +130,9 @@ def _unheld(data: Facts, target: Target, count: int) -> Problem:
     return Problem(
         code="not-held",
         severity=Severity.ERROR,
-        message=f"{UNHELD[target.name][0]} cannot be held ({count:,} {'row' if count == 1 else 'rows'})",
-        fix="--allow-loss writes it all the same",
+        message=f"{UNHELD[target.name][0]} cannot be represented ({count:,} "
+        f"{'row' if count == 1 else 'rows'})",
+        fix="--allow-loss writes it anyway",
         source=data.path,
         providers=(target.name,),
     )

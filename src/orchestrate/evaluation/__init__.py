@@ -96,14 +96,15 @@ def read(path: Path | None) -> Rubric:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the rubric {path} cannot be read: {error}") from error
     except (yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"{path} is no YAML: {error}") from error
+        raise UsageError(f"{path} is not valid YAML: {error}") from error
     if isinstance(given, dict):
         given = {"name": path.stem, **cast("dict[str, Any]", given)}
     try:
         rubric = decoding.convert(given, Rubric)
     except msgspec.ValidationError as error:
         raise UsageError(
-            f"{path} is no rubric: {error}", fix="name, question, guide, criteria: name, question, scale"
+            f"{path} is not a valid rubric: {error}",
+            fix="fields: name, question, guide, criteria (name, question, scale)",
         ) from error
     if wrong := _wrong(rubric):
         raise UsageError(f"{path}: {wrong}")
@@ -115,7 +116,7 @@ def _wrong(rubric: Rubric) -> str | None:
     if not names:
         return "criteria: at least one is needed"
     if len(set(names)) < len(names):
-        return f"criteria: {max(names, key=names.count)!r} is there twice"
+        return f"criteria: {max(names, key=names.count)!r} occurs twice"
     return next(filter(None, map(_wrong_scale, rubric.criteria)), None)
 
 
@@ -123,7 +124,7 @@ def _wrong_scale(criterion: Criterion) -> str | None:
     if not criterion.name.strip():
         return "criteria: each needs a name"
     if not 2 <= criterion.points <= MOST_POINTS:
-        return f"{criterion.name}: a scale has 2 to {MOST_POINTS} points, not {criterion.points}"
+        return f"{criterion.name}: a scale must have 2 to {MOST_POINTS} points, not {criterion.points}"
     if len(set(criterion.labels)) < criterion.points:
         return f"{criterion.name}: two points of its scale have the same name"
     return None

@@ -113,8 +113,9 @@ def by_chat(
     `UsageError` where they are to be answered in batches."""
     if sampling.batch is not None:
         raise UsageError(
-            f"{contender.name} is asked one question at a time: batches are for models on this machine",
-            fix="leave --batch out, or --on here",
+            f"{contender.name} is queried one question at a time: batches are only for models on "
+            "this machine",
+            fix="leave out --batch, or use --on here",
         )
 
     ask = one_at_a_time(chat.ask_once)

@@ -258,7 +258,7 @@ def _sum(counts: Sequence[int | None]) -> int | None:
 def _notes(contenders: Sequence[Contender], sides: Sequence[Side]) -> Iterator[str]:
     for one, side in zip(contenders, sides, strict=True):
         if one.failed:
-            yield f"{one.name}: {one.failed} of {one.answers} questions got no answer; they count as wrong"
+            yield f"{one.name}: {one.failed} of {one.answers} questions got no answer and count as wrong"
         answers = [answer for own in side.answers for answer in own]
         found = Counter(note for answer in answers for note in answer.notes)
         found[_CUT] += sum(a.finish_reason == "length" and not _says_cut(a.notes) for a in answers)
@@ -270,15 +270,15 @@ def _notes(contenders: Sequence[Contender], sides: Sequence[Side]) -> Iterator[s
 
 def _by_the_hour(one: Contender, price: Decimal) -> str:
     """What the cost of an answer goes by, where an hour is billed."""
-    billed = f"{money(price)} an hour is billed, whatever is asked"
+    billed = f"{money(price)} per hour is billed regardless of use"
     if one.usd_per_answer is None:
-        return f"{billed}: what an answer costs is open (--traffic)"
+        return f"{billed}: the cost per answer is unknown (set --traffic)"
     if one.answers_per_hour is not None:
-        at = f"{one.answers_per_hour:,.0f} answers an hour, the traffic that was told"
+        at = f"{one.answers_per_hour:,.0f} answers per hour, the given traffic"
     else:
         pace = (one.answers - one.failed) / (one.hours or Decimal(1))
-        at = f"{pace:,.0f} an hour, the pace of this evaluation; at your traffic it is open (--traffic)"
-    return f"{billed}: {money(one.usd_per_answer)} an answer at {at}"
+        at = f"{pace:,.0f} per hour, the pace of this evaluation; for your traffic set --traffic"
+    return f"{billed}: {money(one.usd_per_answer)} per answer at {at}"
 
 
 def _quantization_cost(
@@ -315,12 +315,12 @@ def _words(metric: MetricUsed, items: Sequence[Item]) -> Iterator[str]:
     words = sum(not item.expected_calls for item in items)
     if metric.name.startswith("tool_") and words:
         yield (
-            f"{metric.name}: of {words} of {len(items)} expected answers, which call no tool, only that is "
-            "scored; --metrics token_f1 or judge:MODEL scores their words"
+            f"{metric.name}: for {words} of {len(items)} expected answers without a tool call, only the "
+            "absence of a call is scored; --metrics token_f1 or judge:MODEL scores their words"
         )
 
 
-_CUT = "cut at the most tokens of an answer (--max-tokens)"
+_CUT = "cut off at the token limit (--max-tokens)"
 
 
 def _says_cut(notes: Sequence[str]) -> bool:
@@ -331,9 +331,9 @@ def _judges(metrics: Sequence[MetricUsed]) -> Iterator[str]:
     """How far judges may be believed."""
     for one in metrics:
         if one.unfit is not None:
-            yield f"{one.name} carries no verdict: {one.unfit}"
+            yield f"{one.name} cannot decide a verdict: {one.unfit}"
         elif told := one.detail.get("agreement"):
-            yield f"{one.name} was held against people: {told}"
+            yield f"{one.name} was compared with human ratings: {told}"
         for note in one.detail.get("notes", ()):
             yield f"{one.name}: {note}"
 

@@ -133,7 +133,7 @@ def item_of(example: Example, unread: Mapping[str, Any]) -> Item | str:
         *prompt, answer = example.messages
     elif isinstance(example, UnpairedExample):
         if not example.label:
-            return "answers to avoid, which say nothing of the one to expect"
+            return "undesirable answers, which do not show the expected one"
         prompt, answer = example.prompt, example.completion[-1]
     else:
         return "rows that end without an answer"
@@ -153,7 +153,7 @@ def _made(
     fields: dict[str, Any],
 ) -> Item | str:
     if any(isinstance(m.content, list) and any(part.image_url for part in m.content) for m in prompt):
-        return "questions with images, which an evaluation cannot ask yet"
+        return "questions with images, which evaluation does not support yet"
     messages = tuple(message(m) for m in prompt)
     return Item(
         id=item_id(messages, tools, expected, calls),
@@ -207,7 +207,7 @@ def _labels(items: Sequence[Item]) -> list[str]:
     labels = {item.expected.strip() for item in items}
     if len(labels) > MOST_LABELS:
         raise UsageError(
-            f"no slices by label: there are {len(labels)} different answers", fix="slice by a column"
+            f"no slices by label: there are {len(labels)} distinct answers", fix="slice by a column"
         )
     return [item.expected.strip() for item in items]
 
@@ -217,7 +217,7 @@ def _require_column(dataset: Dataset, items: Sequence[Item], column: str) -> Non
         there = sorted({name for item in items for name in item.fields})
         raise UsageError(
             f"{dataset.path}: no row has the column {column!r}",
-            fix=f"its further columns: {', '.join(there) or 'none'}; or length, label",
+            fix=f"its other columns: {', '.join(there) or 'none'}; or length, label",
         )
 
 
@@ -233,7 +233,7 @@ def prompts(path: str) -> HeldOut:
     columns: dict[str, Column] = {}
     for line in _lines(path):
         value, _ = parse(line)
-        found = "rows that are no object"
+        found = "rows that are not objects"
         if isinstance(value, dict):
             found = _item(cast("dict[str, Any]", value), columns)
         if isinstance(found, str):
@@ -243,8 +243,8 @@ def prompts(path: str) -> HeldOut:
     if not items:
         why = ", ".join(f"{n:,} {what}" for what, n in left_out.items()) or "it is empty"
         raise DataError(
-            f"{path} has no prompt that can be asked: {why}",
-            fix="rows with messages, prompt, input or question; or a log: orchestrate record --help",
+            f"{path} has no usable prompt: {why}",
+            fix="use rows with messages, prompt, input or question, or a log: orchestrate record --help",
         )
     return HeldOut(tuple(items), dict(left_out), unread=tuple(with_own_text(columns, len(items))))
 
@@ -264,7 +264,7 @@ def _item(row: dict[str, Any], columns: dict[str, Column]) -> Item | str:
         return found
     problems = [*asked, *(read.problems if read is not None else ())]
     errors = [p.message for p in problems if p.severity is Severity.ERROR]
-    return f"rows that cannot be read ({errors[0]})" if errors else "rows in which nothing is asked"
+    return f"rows that cannot be read ({errors[0]})" if errors else "rows without a question"
 
 
 def _lines(path: str) -> Iterator[bytes]:

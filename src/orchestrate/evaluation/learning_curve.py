@@ -80,7 +80,7 @@ class Law:
     def __init__(self, points: Sequence[Measured], *, seed: int = 0) -> None:
         """Raises `ValueError` for fewer than three sizes."""
         if len({point.rows for point in points}) < 3:
-            raise ValueError("a curve needs three sizes or more")
+            raise ValueError("a curve needs at least three sizes")
         self.rows = max(point.rows for point in points)
         self._draws = _drawn(points, self.rows, random.Random(seed))  # noqa: S311  not for secrets
 

@@ -184,7 +184,7 @@ def read(recording: Recording) -> list[tuple[Item, tuple[Answer, ...]]]:
     except (OSError, msgspec.MsgspecError) as error:
         raise DataError(
             f"the answers of {recording.id} cannot be read: {error}",
-            fix=f"restore {recording.folder} from a copy of the home folder",
+            fix=f"restore {recording.folder} from a backup of the home folder",
         ) from error
     return [(line.item, next(iter(line.answers.values()))) for line in lines]
 

@@ -141,7 +141,9 @@ class Column:
         pairs = [(i, item, a) for i, (item, own) in enumerate(zip(items, answers, strict=True)) for a in own]
         asked = [(item, a) for _, item, a in pairs if a.error is None]
         given = iter(metric.marks(asked))
-        wrong = Mark(None if metric.used.kind == "amount" else 0.0, "no answer: the question was refused")
+        wrong = Mark(
+            None if metric.used.kind == "amount" else 0.0, "no answer: the host rejected the question"
+        )
         marks: list[list[Mark]] = [[] for _ in items]
         parts: list[Totals | None] = [None] * len(items)
         for i, item, a in pairs:

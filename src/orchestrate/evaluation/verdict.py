@@ -34,18 +34,18 @@ def require_decidable(metric: MetricUsed, demand: Demand) -> None:
     target, margin = demand.target, demand.margin
     if metric.better == "neither" and (target is not None or margin):
         raise UsageError(
-            f"{metric.name} has no good side, so no verdict can go by it",
-            fix="put the metric that decides first in --metrics",
+            f"{metric.name} has no better direction, so it cannot decide a verdict",
+            fix="put the deciding metric first in --metrics",
         )
     shares = metric.kind != "amount"
     for name, wanted, least in (("--target", target or 0.0, 0.0), ("--margin", margin, -1.0)):
         if shares and not least <= wanted <= 1:
             raise UsageError(
-                f"{name} {wanted:g} is out of reach: {metric.name} lies between 0 and 1",
+                f"{name} {wanted:g} is impossible: {metric.name} is between 0 and 1",
                 fix=f"{name} 0.02 for 2 points" if name == "--margin" else f"{name} 0.9 for 90%",
             )
         if not math.isfinite(wanted):
-            raise UsageError(f"{name} takes a number, not {wanted:g}")
+            raise UsageError(f"{name} must be a finite number, got {wanted:g}")
 
 
 def verdicts(
@@ -115,15 +115,15 @@ def _without_refused(part: Part, whole: Difference, answered: Part) -> Part:
     """The part, unless it ships only by what the rival did not answer."""
     missing = f"{whole.against} got no answer to some of these questions"
     if answered.decision == "ship":
-        return Part("ship", f"{part.reason}; {missing}, and without them too: {answered.reason}")
-    why = f"{part.reason}, but {missing}, and without them it is not: {answered.reason}"
+        return Part("ship", f"{part.reason}; {missing}, and the same holds without them: {answered.reason}")
+    why = f"{part.reason}, but {missing}, and without them it does not hold: {answered.reason}"
     return Part("not enough evidence", why, answered.rows)
 
 
 def _joined(metric: MetricUsed, name: str, parts: Sequence[Part]) -> Verdict:
     reasons = tuple(part.reason for part in parts)
     if metric.unfit is not None:
-        why = f"no verdict may go by {metric.name}: {metric.unfit}"
+        why = f"{metric.name} cannot decide a verdict: {metric.unfit}"
         return Verdict(contender=name, decision="not enough evidence", reasons=(why, *reasons))
     given = {part.decision for part in parts}
     decision: Decision = next(one for one in _WORST_FIRST if one in given)
@@ -173,7 +173,7 @@ def _of_rival(metric: MetricUsed, difference: Difference, margin: float, contend
     rows = rows_to_decide(held, sign * margin)
     return Part(
         "not enough evidence",
-        f"{said}: it is not shown that it {_wish(metric, margin, 'is')}{_more(rows)}",
+        f"{said}: not shown that it {_wish(metric, margin, 'is')}{_more(rows)}",
         rows,
     )
 
@@ -207,8 +207,8 @@ def rows_to_decide(score: Score, goal: float) -> int | None:
 
 def _more(rows: int | None) -> str:
     if rows is None:
-        return "; no number of rows within reach would decide, as far as these tell"
-    return f"; about {round_up(rows):,} rows would decide, should this hold"
+        return "; more rows are unlikely to change this"
+    return f"; about {round_up(rows):,} rows would decide if this difference holds"
 
 
 def round_up(rows: int) -> int:

@@ -87,7 +87,7 @@ class Engines:
             return replace(models.of(self._ft, handle), name=name)
         known = [point for point in handle.checkpoints() if point.step == step]
         if not known:
-            raise HostError(404, f"there is no checkpoint of step {step}", code="model_not_found")
+            raise HostError(404, f"there is no checkpoint for step {step}", code="model_not_found")
         artifact = handle.download(checkpoint=known[0].id)
         return replace(Tuned.of(run, artifact, ()), name=name)
 
@@ -109,7 +109,7 @@ class Engines:
         while len(self._held) >= MOST_BASES:
             key = next((key for key, held in self._held.items() if not held.load.inside), None)
             if key is None:
-                told = f"{MOST_BASES} base models are answering already"
+                told = f"{MOST_BASES} base models are already in use"
                 headers = {"retry-after": "10"}
                 raise HostError(503, told, type="server_error", code="engine_full", headers=headers)
             self._held.pop(key).engine.close()
@@ -153,7 +153,7 @@ class OnDemand:
             self._up.discard(run.id)
             raise self._deploy(key, job, run, asked, known, error) from error
         if host is None:
-            raise HostError(422, f"{run.provider} is not asked one chat at a time", code="unsupported")
+            raise HostError(422, f"{run.provider} does not serve single chat requests", code="unsupported")
         if known is None or known.state.over or not isinstance(provider, Deploys):
             return host
         whole = known.state is DeploymentState.UP and known.complete
@@ -255,7 +255,7 @@ class Answers:
             answering = await self._engines.answering(run, step)
             return await answering.chat(call.request, asked, wish)
         if step is not None:
-            told = f"{run.provider} answers with the finished model only, not with a checkpoint"
+            told = f"{run.provider} serves only the finished model, not checkpoints"
             raise HostError(422, told, code="unsupported", param="model")
         return await self._hosted(call.key, job, run, asked, body)
 
@@ -264,7 +264,7 @@ class Answers:
         call.about(asked.model)
         job, run, step = await run_in_threadpool(self._models.made, call.key, asked.model)
         if not self._models.answers_here(asked.model, job, run):
-            told = f"{run.provider} is asked for chats only: /v1/chat/completions"
+            told = f"{run.provider} only supports chat: /v1/chat/completions"
             raise HostError(422, told, code="unsupported", param="model")
         wishes = [{**wish, "model": name_of(run, step)} for wish in completion_wishes(asked)]
         answering = await self._engines.answering(run, step)
@@ -313,7 +313,7 @@ class Answers:
 
 def _no_embeddings(call: Call) -> Any:
     del call
-    told = "The gateway serves no embeddings: ask their own host, with a client that has its own base URL"
+    told = "The gateway does not serve embeddings: use a separate client with the base URL of their host"
     raise HostError(404, told, code="not_served")
 
 
@@ -329,7 +329,7 @@ def _first(stream: Iterator[Any]) -> list[Any]:
     except Exception as error:
         raise _broken(error) from error
     if not found:
-        raise HostError(502, "the host's answer was empty", type="server_error", code="host_failed")
+        raise HostError(502, "the host returned an empty answer", type="server_error", code="host_failed")
     return found
 
 
@@ -337,7 +337,7 @@ def _broken(error: Exception) -> HostError:
     """Of the SDKs' own kinds, of any host."""
     if isinstance(error, OrchestrateError):
         return refusal_of(error)
-    told = f"the host's answer broke off: {error}"
+    told = f"the host's answer was cut off: {error}"
     return HostError(502, told, type="server_error", code="host_failed")
 
 

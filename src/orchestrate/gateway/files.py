@@ -69,7 +69,7 @@ class Contents:
                         while block := source.read(1 << 20):
                             size += len(block)
                             if size > most:
-                                raise HostError(413, f"at most {most:,} bytes are taken", param="file")
+                                raise HostError(413, f"at most {most:,} bytes are allowed", param="file")
                             digest.update(block)
                             out.write(block)
                 sync(path)
@@ -101,7 +101,7 @@ def room() -> Generator[None]:
     try:
         yield
     except OSError as error:
-        told = f"the file cannot be kept here now: {error.strerror or error}"
+        told = f"the file cannot be stored now: {error.strerror or error}"
         headers = {"retry-after": "60"}
         raise HostError(503, told, code="no_room", type="server_error", headers=headers) from error
 
@@ -119,10 +119,10 @@ class Form:
             with room():
                 return await self._opening.__aenter__()
         except (MultiPartException, AssertionError, KeyError, UnicodeDecodeError) as error:
-            raise HostError(422, f"the body is no form with a file: {error}", param="file") from error
+            raise HostError(422, f"the body is not a form with a file: {error}", param="file") from error
         except Exception as error:
             if getattr(error, "status_code", None) == 400:  # Starlette's own, of a form that is broken
-                told = f"the body is no form with a file: {getattr(error, 'detail', error)}"
+                told = f"the body is not a form with a file: {getattr(error, 'detail', error)}"
                 raise HostError(422, told, param="file") from error
             raise
 
@@ -243,7 +243,7 @@ class Files:
             content = self.contents.path(file["sha256"]).open("rb")
         except FileNotFoundError as error:
             self.found(call.project, id)  # it was deleted just now
-            told = f"the content of {id} is not in {self.contents.folder} any more"
+            told = f"the content of {id} is no longer in {self.contents.folder}"
             raise HostError(404, told, param="id", code="content_lost") from error
         headers = {
             "content-length": str(file["bytes"]),
@@ -431,7 +431,7 @@ def _require_md5(sources: Sequence[Any], md5: str | None) -> None:
             digest.update(block)
         source.seek(0)
     if digest.hexdigest() != md5.lower():
-        raise HostError(422, "The md5 of the parts is another one", param="md5")
+        raise HostError(422, "The md5 of the parts does not match", param="md5")
 
 
 def _read_blocks(source: Any) -> Iterable[bytes]:

@@ -302,8 +302,8 @@ class Jobs:
                 f"deploys it for {until}, while all deployments of {found[0]} stay below {most}"
             ]
         return [
-            f"{provider.title} answers for a tuned model once its operator has deployed it, which is billed: "
-            "orchestrate deploy RUN"
+            f"{provider.title} serves a tuned model only after its operator has deployed it, which is "
+            "billed: orchestrate deploy RUN"
         ]
 
     def _wish(
@@ -315,7 +315,7 @@ class Jobs:
         known = terms.names(self._terms.models, call.key)
         for param, told in (("model", name), ("suffix", asked.suffix or "")):
             if len(told) > _LONGEST_NAME or not told.isprintable():
-                wanted = f"at most {_LONGEST_NAME} characters that can be printed"
+                wanted = f"at most {_LONGEST_NAME} printable characters"
                 raise HostError(422, f"Invalid value for '{param}': it has {wanted}", param=param)
         target = terms.target_of(name, self._terms.models, call.key)
         if earlier is not None and earlier.outside:  # what it was tuned from may have no name here
@@ -324,7 +324,7 @@ class Jobs:
             raise no_model(asked.model, known)
         if call.key.backends and target.backend not in call.key.backends:
             allowed = ", ".join(call.key.backends)
-            told = f"{asked.model} is on {target.backend} here; this key may use {allowed}"
+            told = f"{asked.model} runs on {target.backend} here, but this key may only use {allowed}"
             raise HostError(403, told, code="backend_not_allowed", param="model")
         train = self._files.found(call.project, asked.training_file, "training_file")
         valid = None
@@ -351,7 +351,7 @@ class Jobs:
         if job is None or job.run_id is None or job.model_deleted:
             raise no_model(name, terms.names(self._terms.models, call.key))
         if step is not None:
-            told = "training goes on from a finished model, not from one of its checkpoints"
+            told = "training can continue from a finished model, not from its checkpoints"
             raise HostError(422, told, param="model", code="unsupported")
         return job
 
@@ -375,12 +375,13 @@ class Jobs:
         key = call.key
         if key.concurrent is not None and use.open >= key.concurrent:
             told = (
-                f"{count(use.open, 'job')} of the key {key.name} go on; it may have {key.concurrent} at once"
+                f"{count(use.open, 'job')} of the key {key.name} are running; its limit is "
+                f"{key.concurrent} at once"
             )
             headers = {"retry-after": _A_JOB_LATER_S}
             raise HostError(429, told, code="too_many_jobs", type="rate_limit_error", headers=headers)
         unknown = "there is no quote" if job.quote_usd is None else None
-        what = f"what the key {key.name} has left,"
+        what = f"the remaining budget of the key {key.name},"
         try:
             require_within(
                 job.backend, job.quote_usd, key.budget_usd, taken_usd=use.usd, unknown=unknown, what=what
@@ -495,7 +496,7 @@ def _request(call: Call) -> Request:
     headers = call.request.headers
     key = headers.get("idempotency-key") or None
     if key is not None and (len(key) > _LONGEST_KEY or not key.isprintable()):
-        raise HostError(422, f"Idempotency-Key has at most {_LONGEST_KEY} printable characters")
+        raise HostError(422, f"Idempotency-Key must have at most {_LONGEST_KEY} printable characters")
     digest = hashlib.sha256(call.raw).hexdigest()
     return Request(call.key.name, digest, retries(call.request), key)
 
@@ -517,5 +518,5 @@ def _quoted(prepared: Prepared, backend: str) -> str:
         return f"Quote: none ({quote.why_none})"
     low, high = money(price.low_usd), money(price.high_usd)
     expected = "no single price" if price.expected_usd is None else money(price.expected_usd)
-    ends = "" if quote.ends_usd is None else f"; its machine ends at {text.limit(quote.ends_usd)}"
+    ends = "" if quote.ends_usd is None else f"; its machine stops at {text.limit(quote.ends_usd)}"
     return f"Quote: {expected} on {backend}, between {low} and {high}{ends}"

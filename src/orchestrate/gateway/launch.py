@@ -53,7 +53,9 @@ def add_key(  # noqa: PLR0913  each is a limit of its own
     for entry in map:
         asked, sign, target = entry.partition("=")
         if not sign or not asked:
-            raise UsageError(f"{entry!r} is no NAME=BACKEND:MODEL", fix="orchestrate gateway keys add --help")
+            raise UsageError(
+                f"{entry!r} is not of the form NAME=BACKEND:MODEL", fix="orchestrate gateway keys add --help"
+            )
         ft.backends(terms.parse_target(target).backend)
         own[asked] = target
     key = GatewayKey(
@@ -95,5 +97,5 @@ def certificate(chain: Path | None, key: Path | None) -> tuple[Path, Path] | Non
     if chain is None and key is None:
         return None
     if chain is None or key is None:
-        raise UsageError("a certificate needs its key: give --tls-certificate and --tls-key")
+        raise UsageError("a certificate needs its key: set both --tls-certificate and --tls-key")
     return chain, key

@@ -145,7 +145,9 @@ class Models:
             raise HostError(403, "Only tuned models can be deleted", code="insufficient_permissions")
         job, _, step = self.made(call.key, id)
         if step is not None or job.project != call.project or job.outside:
-            raise HostError(403, "Only a whole tuned model of one's own that was made here can be deleted")
+            raise HostError(
+                403, "Only your own tuned models that were made here can be deleted, not their checkpoints"
+            )
         self._jobs.change(job.id, lambda job: replace(job, model_deleted=True))
         call.about(id)
         return openai.deleted(id, "model")
@@ -258,7 +260,7 @@ class Models:
         checkpoint = call.path("checkpoint")
         job, _, _ = self.made(call.key, checkpoint)
         if job.project != call.project:
-            raise HostError(403, "only its own project says who may use a checkpoint")
+            raise HostError(403, "only the project that owns a checkpoint can share it")
         return checkpoint
 
     # -- graders -------------------------------------------------------------------------------------------
@@ -271,14 +273,14 @@ class Models:
         errors: dict[str, Any] = {}
         reward = 0.0
         if asked.grader.get("type") in ELSEWHERE:
-            told = "the gateway asks no model for grades"
+            told = "the gateway does not run model graders"
             errors = {"model_grader_server_error": True, "model_grader_server_error_details": told}
         elif runs_code(asked.grader) and not self._ft.settings.allow_grader_code:
             told = "not allowed here: --allow-grader-code"
             errors = {"python_grader_server_error": True, "python_grader_server_error_type": told}
         else:
             if not self._trials.acquire(blocking=False):
-                told = f"{TRIALS} graders are being tried out already"
+                told = f"{TRIALS} graders are already being tested"
                 headers = {"retry-after": str(SECONDS)}
                 raise HostError(429, told, code="graders_busy", type="rate_limit_error", headers=headers)
             try:
@@ -311,7 +313,7 @@ def _require_grader(grader: dict[str, Any]) -> None:
     try:
         reason = None if grader.get("type") in ELSEWHERE else refusal(grader, allow_code=True)
     except _BROKEN as error:  # a value of a type that no grader has there
-        reason = f"it cannot be read ({error})"
+        reason = f"it cannot be parsed ({error})"
     if reason:
         raise HostError(422, f"Invalid grader: {reason}", param="grader", code="invalid_grader")
 

@@ -188,7 +188,7 @@ class _Door:
                 f"gateway:{key.name}", 1, per_minute=key.per_minute, burst=float(key.per_minute)
             )
             if wait:
-                told = f"the key {key.name} may send {key.per_minute} requests a minute"
+                told = f"the key {key.name} is limited to {key.per_minute} requests per minute"
                 headers = {"retry-after": str(max(1, math.ceil(wait)))}
                 raise HostError(
                     429, told, code="rate_limit_exceeded", type="rate_limit_error", headers=headers
@@ -251,8 +251,8 @@ def serve(
 def _require_safe(ft: Workspace, terms: Terms) -> Clients:
     if not is_loopback(terms.host) and terms.certificate is None and not terms.behind_proxy:
         raise UsageError(
-            f"{terms.host} can be reached by others, who would send their keys in the clear",
-            fix="--tls-certificate and --tls-key; or --behind-proxy where a proxy speaks TLS before it",
+            f"{terms.host} is reachable from other machines, and keys would be sent unencrypted",
+            fix="use --tls-certificate and --tls-key, or --behind-proxy if a proxy terminates TLS",
         )
     clients = Clients(ft.store, "gateway")
     clients.require(terms.host, "orchestrate gateway keys add NAME", behind_proxy=terms.behind_proxy)

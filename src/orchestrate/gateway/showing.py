@@ -53,7 +53,7 @@ def wish_of(
     }
     if isinstance(hyper, Reinforcement) and (steps := _number(hyper.eval_interval)) is not None:
         fields["eval_steps"] = steps
-    notes.insert(0, f"{asked.model} is {target.model} on {target.backend} here")
+    notes.insert(0, f"{asked.model} maps to {target.model} on {target.backend} here")
     try:
         spec = JobSpec.parse({name: value for name, value in fields.items() if value is not None})
     except SpecError as error:
@@ -96,7 +96,7 @@ def _method(asked: CreateJob, hyper: Supervised) -> dict[str, Any]:
         if told.response_format is not None:
             raise HostError(
                 422,
-                "response_format is not kept: answers are not held to a format while they are sampled",
+                "response_format is ignored: sampled answers are not constrained to a format",
                 param="method.reinforcement.response_format",
                 code="unsupported_parameter",
             )
@@ -105,7 +105,7 @@ def _method(asked: CreateJob, hyper: Supervised) -> dict[str, Any]:
         if _number(hyper.eval_samples) is not None:
             raise HostError(
                 422,
-                "eval_samples is not kept: each row of the validation file is sampled once",
+                "eval_samples is ignored: each row of the validation file is sampled once",
                 param="method.reinforcement.hyperparameters.eval_samples",
                 code="unsupported_parameter",
             )
@@ -121,7 +121,10 @@ def _rate(multiplier: float | None, target: Target, notes: list[str]) -> Mapping
     if base is None:
         return {"learning_rate_multiplier": multiplier}
     rate = multiplier * base
-    notes.append(f"learning_rate_multiplier {multiplier:g} is a rate of {rate:g}, {base:g} times it")
+    notes.append(
+        f"learning_rate_multiplier {multiplier:g} means a learning rate of {rate:g} ({multiplier:g} x "
+        f"{base:g})"
+    )
     return {"learning_rate": rate}
 
 
@@ -131,7 +134,7 @@ def _suffix(given: str | None, notes: list[str]) -> str | None:
         return None
     kept = re.sub(r"[^A-Za-z0-9_.-]+", "-", given).strip("-_.")[:_LONGEST_SUFFIX]
     if kept != given:
-        notes.append(f"the suffix {given!r} is {kept!r} on the backend")
+        notes.append(f"the suffix {given!r} becomes {kept!r} on the backend")
     return kept or None
 
 

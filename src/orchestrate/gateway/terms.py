@@ -66,7 +66,7 @@ class Target(BaseModel):
         if self.run is None and not (self.backend and self.model):
             raise ValueError("needs backend and model, or run")
         if self.run is not None and (self.backend or self.model or self.settings or self.base_learning_rate):
-            raise ValueError("run stands alone: it has its backend, model and settings")
+            raise ValueError("run cannot be combined with backend, model or settings")
         if self.deploy is not None and self.on == "here":
             raise ValueError("deploy is for models that answer at their host: leave out on, or deploy")
         return self
@@ -119,7 +119,7 @@ def read(values: Mapping[str, Any], home: Path, where: str, **more: Any) -> Term
         place = ".".join(str(part) for part in ("gateway", *first["loc"]))
         raise ConfigError(f"{where}: {place}: {first['msg']}") from error
     if DEFAULT in told.models and told.models[DEFAULT].run is not None:
-        raise ConfigError(f"{where}: gateway.models.{DEFAULT}: run needs a name by which it is asked")
+        raise ConfigError(f"{where}: gateway.models.{DEFAULT}: run needs a model name for clients")
     files = Path(told.files).expanduser() if told.files else home / "gateway"
     return Terms(
         organization=told.organization,
@@ -136,7 +136,7 @@ def _with_aliases(models: Mapping[str, Target], where: str) -> dict[str, Target]
     for name, target in models.items():
         for alias in (target.alias,) if isinstance(target.alias, str) else target.alias:
             if alias in found:
-                raise ConfigError(f"{where}: gateway.models.{name}: {alias!r} is another entry's name")
+                raise ConfigError(f"{where}: gateway.models.{name}: {alias!r} is the name of another entry")
             found[alias] = target
     return found
 
@@ -180,7 +180,9 @@ def parse_target(told: str) -> Target:
     """`backend:model`. Raises `ConfigError`."""
     backend, colon, model = told.partition(":")
     if not colon or not backend or not model:
-        raise ConfigError(f"{told!r} is no BACKEND:MODEL", fix="orchestrate models search  lists them")
+        raise ConfigError(
+            f"{told!r} is not of the form BACKEND:MODEL", fix="orchestrate models search  lists them"
+        )
     return Target(backend=backend, model=model)
 
 

@@ -20,15 +20,13 @@ def require(free: int, *, result: int, checkpoint: int, kept: int) -> str | None
     """
     least = result + 2 * checkpoint + _SPARE  # a new one is whole before the old one goes
     if free < least:
-        raise DiskFull(
-            f"the disk has {size(free)} free; the result and a checkpoint to go on from take {size(least)}"
-        )
+        raise DiskFull(f"the disk has {size(free)} free; the result and one checkpoint need {size(least)}")
     whole = least + max(0, kept - 1) * checkpoint
     if free >= whole:
         return None
     return (
-        f"the disk has {size(free)} free; {count(kept, 'checkpoint')} take {size(whole)}: "
-        "when it is full, training goes on without new ones"
+        f"the disk has {size(free)} free; {count(kept, 'checkpoint')} need {size(whole)}: when the disk "
+        "is full, training continues without new checkpoints"
     )
 
 

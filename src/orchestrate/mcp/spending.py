@@ -39,7 +39,7 @@ class Purse:
 
     def require(self, provider: str, high_usd: Decimal) -> None:
         """Raises `OverBudget` for what would go above the limit."""
-        what = "what is left of --max-cost of this server,"
+        what = "the rest of this server's --max-cost,"
         require_within(provider, high_usd, self.limit_usd, taken_usd=self.taken_usd, what=what)
 
     def take(self, provider: str, high_usd: Decimal) -> None:
@@ -69,7 +69,7 @@ def _submitting(ft: Orchestrator, purse: Purse) -> Tool:
         require_price(name, quote.high_usd, purse.limit_usd, quote.why_none)
         purse.require(name, quote.held_usd)
         price = quoted(quote)
-        sandbox = "SANDBOX, nothing is billed. " if ft.provider(name).sandbox else ""
+        sandbox = "SANDBOX: nothing is billed. " if ft.provider(name).sandbox else ""
         question = f"{sandbox}Train {quote.model} on {ft.provider(name).title}? {price}"
         return put(ctx, question, f"orchestrate submit -p {name}")
 
@@ -93,7 +93,7 @@ def _evaluating(ft: Orchestrator, purse: Purse) -> Tool:
         with PreparedEvaluation(ft, runs, order) as prepared:
             planned = prepared.plan()
         expected, high = planned.expected_usd, _answers_usd(purse, planned)
-        price = "no price by the token is known"
+        price = "no per-token price is known"
         if expected is not None and high is not None:
             price = f"about {money(expected)}, at most {money(high)}"
         purse.require("evaluate", high or Decimal(0))
@@ -130,7 +130,7 @@ def _evaluating(ft: Orchestrator, purse: Purse) -> Tool:
 
 def _answers_usd(purse: Purse, planned: EvaluationPlan) -> Decimal | None:
     """The most that the answers cost. Raises `UsageError` if it is unknown and there is a limit."""
-    unknown, fix = "these answers have no known price by the token", "orchestrate eval RUN   in a terminal"
+    unknown, fix = "these answers have no known per-token price", "orchestrate eval RUN   in a terminal"
     require_price("evaluate", planned.high_usd, purse.limit_usd, unknown, fix)
     return planned.high_usd
 
@@ -139,7 +139,7 @@ def _deploying(ft: Orchestrator, purse: Purse) -> Tool:
     def offered(run: str, max_hours: float) -> tuple[DeploymentOffer, Decimal]:
         """What is agreed to, and the most that it costs."""
         if not 0 < max_hours <= 24 * 31:
-            raise UsageError(f"max_hours is above 0 and at most a month; got {max_hours:g}")
+            raise UsageError(f"max_hours must be above 0 and at most one month, got {max_hours:g}")
         offer = ft.run(run).deployment_offer(max_hours=max_hours)
         fix = f"orchestrate deploy {offer.run_id}  in a terminal"
         require_hourly_price(offer.provider, offer.most_usd, accepted=False, fix=fix)
@@ -180,7 +180,7 @@ def _ending(ft: Orchestrator, _purse: Purse) -> Tool:
 def _taking_down(ft: Orchestrator, _purse: Purse) -> Tool:
     def ask_undeploy(run: str, ctx: Context) -> Elicit[Agreement]:
         handle = ft.run(run)
-        question = f"Take {handle.id} down? Whatever calls it gets no more answers."
+        question = f"Take down {handle.id}? Clients that call it will get no more answers."
         return put(ctx, question, f"orchestrate undeploy {handle.id}")
 
     def undeploy(run: str, agreed: Annotated[Agreement, Resolve(told(ask_undeploy))]) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def put(ctx: Context, question: str, command: str) -> Elicit[Agreement]:
     capabilities = ctx.client_capabilities
     if capabilities is None or capabilities.elicitation is None:
         raise UsageError(
-            f"this client cannot ask its user, and nothing is done without: {question}",
+            f"nothing was done, because this client cannot ask its user: {question}",
             fix=f"{command}   in a terminal",
         )
     return Elicit(question, Agreement)

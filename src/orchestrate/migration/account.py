@@ -91,7 +91,8 @@ def write(path: Path, planned: Sequence[PlannedMove], margin: float, moved_usd: 
     where there is such a file: a person may have edited it."""
     if path.exists():
         raise UsageError(
-            f"{path} is there already, perhaps edited", fix="carry it out without --all, or name another file"
+            f"{path} already exists and may have been edited",
+            fix="run it without --all, or name another file",
         )
     budget = sum((one.high_usd for one in planned), moved_usd)
     lines = [_HEAD.format(name=path.name), f"budget_usd: {_up(budget)}", f"margin: {margin:g}", "runs:"]
@@ -111,14 +112,16 @@ def read(path: Path) -> Plan:
             fix=f"orchestrate migrate --all --plan {path} --to BACKENDS",
         ) from error
     except (msgspec.ValidationError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no plan: {error}", fix="mend it, or have another one written") from error
+        raise UsageError(
+            f"{path} is not a valid plan: {error}", fix="correct it, or create a new one"
+        ) from error
     if not plan.budget_usd.is_finite() or not 0 <= plan.budget_usd < MOST_USD:
-        raise UsageError(f"{path}: budget_usd is a number of US dollars, not {plan.budget_usd}")
+        raise UsageError(f"{path}: budget_usd must be an amount in US dollars, got {plan.budget_usd}")
     if not 0 < plan.margin < math.inf:
-        raise UsageError(f"{path}: margin is how much worse is still as good, above 0; not {plan.margin:g}")
+        raise UsageError(f"{path}: margin (the accepted drop) must be above 0, got {plan.margin:g}")
     twice = {entry.run for entry in plan.runs if sum(e.run == entry.run for e in plan.runs) > 1}
     if twice:
-        raise UsageError(f"{path} names {text.joined(sorted(twice))} twice", fix="one entry for each run")
+        raise UsageError(f"{path} names {text.joined(sorted(twice))} twice", fix="write one entry per run")
     return plan
 
 
@@ -152,7 +155,7 @@ def _told(target: Target) -> list[str]:
     named = target.quote.price if target.quote is not None else None
     price = "no price" if named is None else f"{text.span(named.low_usd, named.high_usd)} to train"
     monthly = (
-        "no price of serving" if target.monthly_usd is None else f"{text.money(target.monthly_usd)} a month"
+        "no serving price" if target.monthly_usd is None else f"{text.money(target.monthly_usd)} a month"
     )
     served = f", {monthly} ({target.serving})" if target.model is not None else ""
     lines = [f"{target.provider}: {target.model}, {target.refused or price + served}"]
@@ -226,7 +229,7 @@ def proposed(
             continue
         seen[key] = run.id
         found.append(_planned(ft, run, order, told, priced))
-        tell(f"{len(found):,} runs looked at")
+        tell(f"{len(found):,} runs checked")
     return found
 
 
@@ -305,7 +308,7 @@ class PreparedPlan:
             _require_id(entry.run, migration.old)
             [target] = migration.proposal.targets
             if target.refused is not None:
-                raise UsageError(f"{entry.to} would refuse it: {target.refused}")
+                raise UsageError(f"{entry.to} would reject it: {target.refused}")
             known = migration.earlier(entry.to, again=self._again).known
             return _Step(entry, migration, known and tracked(self._ft, known))
         except OrchestrateError as error:
@@ -459,4 +462,4 @@ def _require_id(name: str, run: Run) -> None:
     """A plan is carried out as often as is needed: `last`, or a suffix, would mean the moved run by then,
     which would be moved and paid again. Raises `UsageError`."""
     if name not in (run.id, run.ref, run.job_id):
-        raise UsageError(f"a plan calls a run by its id, {run.id}: another name may mean another one later")
+        raise UsageError(f"use the run's id {run.id} in a plan: other names can point to another run later")

@@ -194,7 +194,7 @@ class Importer:
                 for number, (run, (job, problem)) in enumerate(
                     zip(open_runs, pool.map(self._answer, open_runs), strict=True), 1
                 ):
-                    self._tell("jobs asked for", number, len(open_runs))
+                    self._tell("fetching jobs", number, len(open_runs))
                     told[run.id] = (job, told_by_host(self._provider, job) if job is not None else Told())
                     if problem is not None:
                         report.problems[run.id] = problem
@@ -320,7 +320,7 @@ def _rows_digest(id: str, path: Path) -> str:
     except DataError as error:
         kept = path.with_suffix(".unread")
         path.replace(kept)
-        raise DataError(f"what came as file {id} holds no rows; it lies in {kept}") from error
+        raise DataError(f"file {id} contains no rows; it was saved as {kept}") from error
 
 
 def _spec(job: Job, told: Told, least: dict[str, Any]) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def _held(run: Run, profile: Profile, lost: str | None, today: date, used: datet
     away = [path for path in named if "://" not in path and not Path(path).is_file()]
     here = bool(named) and not away
     if away and lost is None:
-        lost = f"{away[0]} is not there any more"
+        lost = f"{away[0]} no longer exists"
     data = "here" if here else f"gone: {lost}" if lost else "unknown"
     return Held(
         run_id=run.id,
@@ -128,7 +128,9 @@ def _held(run: Run, profile: Profile, lost: str | None, today: date, used: datet
         last_use=used,
         data=data,
         data_path=", ".join(named) if here else None,
-        rebuild=_rebuild(run.model, profile, today) if here else "no: its training rows are not here",
+        rebuild=_rebuild(run.model, profile, today)
+        if here
+        else "no: its training rows are not available here",
     )
 
 

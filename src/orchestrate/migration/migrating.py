@@ -97,7 +97,7 @@ class PreparedMigration:
         for a run that cannot be moved, or whose parity could not be shown, and `DataError` where
         its rows are gone. Offline."""
         if not 0 < order.margin < math.inf:
-            raise UsageError(f"--margin is how much worse is still as good, above 0; got {order.margin:g}")
+            raise UsageError(f"--margin (the accepted drop) must be above 0, got {order.margin:g}")
         registry.check(order.metrics)
         self._ft, self.order = ft, order
         self.old = ft.record(run) if isinstance(run, str) else run.record
@@ -165,7 +165,7 @@ class PreparedMigration:
         told = f"{traffic.requests_per_day:,.0f} requests a day, {traffic.input_tokens:,} tokens in, "
         told += f"{traffic.output_tokens:,} out"
         if self.order.use is None:
-            told += " (the mean of the training rows; --traffic tells yours)"
+            told += " (the mean of the training rows; set yours with --traffic)"
         return Proposal(
             run_id=self.old.id,
             provider=self.old.provider,
@@ -192,7 +192,7 @@ class PreparedMigration:
         offer = self._offer(name)
         if offer is None:
             known = "; ".join(f"{c.suited.model}: {', '.join(c.against)}" for c in candidates)
-            why = known or f"no model there is known to be near {self.old.model}"
+            why = known or f"no similar model to {self.old.model} is known there"
             return Target(
                 provider=name, candidates=candidates, refused=f"{why}; --model {name}=MODEL names one"
             )
@@ -240,33 +240,34 @@ class PreparedMigration:
         if self.old.status is not JobStatus.SUCCEEDED:
             raise UsageError(
                 f"run {self.old.id} is {self.old.status.value}: there is no old model to compare with",
-                fix="--no-proof trains the new one all the same",
+                fix="--no-proof trains the new one anyway",
             )
         recording = recordings.of_run(self._ft.store, self.old.id)
         if self._old_answers() == "recorded":
             if recording is None:
                 raise UsageError(
-                    f"{self.old.tuned_model or self.old.id} does not answer any more, and nothing of it was "
-                    "recorded: there is nothing to compare with",
-                    fix="--no-proof trains the new model all the same",
+                    f"{self.old.tuned_model or self.old.id} was shut down and no answers were recorded, "
+                    "so there is nothing to compare with",
+                    fix="--no-proof trains the new model anyway",
                 )
             if self.order.test is not None:
                 raise UsageError(
-                    f"the old model is silent, so parity is judged by the rows of {recording.id}",
-                    fix="leave --test out",
+                    "the old model was shut down, so parity is judged on the answers recorded in "
+                    f"{recording.id}",
+                    fix="leave out --test",
                 )
             return _recorded(recording)
         for path, origin in (
             (self.order.test, "as you named them"),
             (self._spec.test, "the test file of the run"),
-            (self._spec.validation, "the validation file of the run, on which it was not trained"),
+            (self._spec.validation, "the validation file of the run, not used for training"),
         ):
             if path is not None and not is_masked(path):
                 return HeldOutRows(path=str(path), rows=_rows(path), origin=origin)
         if recording is not None:
             return replace(_recorded(recording), recording=None)
         raise UsageError(
-            f"run {self.old.id} has no held-out rows, by which the new model could be compared with it",
+            f"run {self.old.id} has no held-out rows, for comparing the new model with it",
             fix="--test FILE; or orchestrate record, which takes prompts from a log; or --no-proof",
         )
 
@@ -313,7 +314,7 @@ class PreparedMigration:
     def _require(self) -> Prepared:
         if self.prepared is None:
             raise UsageError(
-                "there is nowhere to go: " + "; ".join(t.refused or "" for t in self.proposal.targets),
+                "no backend can take this run: " + "; ".join(t.refused or "" for t in self.proposal.targets),
                 fix="orchestrate migrate RUN --to BACKEND --model MODEL",
             )
         return self.prepared
@@ -334,8 +335,8 @@ def _moved(old: Run, names: Sequence[str], train: str | None) -> JobSpec:
         asked = JobSpec.parse(old.spec).asked()
     except SpecError as error:
         raise UsageError(
-            f"the settings of run {old.id} are not known, so it cannot be moved",
-            fix=f"orchestrate import {old.provider}   fetches what the host tells of it",
+            f"the settings of run {old.id} are unknown, so it cannot be migrated",
+            fix=f"orchestrate import {old.provider}   fetches its settings from the host",
         ) from error
     asked |= {"train": train} if train is not None else {}
     for path in [asked.get("train"), asked.get("validation")]:
@@ -400,6 +401,6 @@ def _recorded(recording: recordings.Recording) -> HeldOutRows:
     return HeldOutRows(
         path=str(recording.rows_file),
         rows=recording.answered,
-        origin=f"prompts that were recorded on {recording.at:%Y-%m-%d}, {by}",
+        origin=f"prompts recorded on {recording.at:%Y-%m-%d}, {by}",
         recording=recording.id,
     )

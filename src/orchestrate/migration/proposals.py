@@ -93,20 +93,18 @@ def of_rows(
             "chat template",
             _template(base),
             _template(model),
-            "rows are written for the new model by its own template",
+            "rows are rendered with the new model's own template",
         )
     ]
     was, now = ((m.tokenizer if m is not None else None) or "not known" for m in (base, model))
-    found.append(_changed("tokenizer", was, now, "lengths and prices are counted anew"))
+    found.append(_changed("tokenizer", was, now, "lengths and prices are counted again"))
     if {"system", "developer"} & set(content.roles):
         spelled = [p.dialect.developer if p.dialect is not None else "system" for p in (host, there)]
         was, now = ("system" if "developer" not in content.roles else f"system, {role}" for role in spelled)
-        found.append(
-            _changed("system prompts", was, now, "kept in the rows; ask the new model with the same")
-        )
+        found.append(_changed("system prompts", was, now, "kept in the rows; send the same to the new model"))
     if content.tools:
         shape = "as the chat completions API has them"
-        rule = "the new model writes calls by its own template; the host reads them back"
+        rule = "the new model writes calls in its own format; the host parses them"
         found.append(Change(what="tools", was=shape, now=shape, becomes="kept", why=rule))
     return found
 
@@ -134,7 +132,7 @@ def _value(setting: Setting) -> str:
     if setting.outcome is Outcome.REFUSED:
         return str(setting.asked)
     value = _sent(setting)
-    said = f"{value:g}" if isinstance(value, float) else "the host's own" if value is None else str(value)
+    said = f"{value:g}" if isinstance(value, float) else "the host's default" if value is None else str(value)
     field = setting.wire.rsplit(".", 1)[-1] if setting.wire else ""
     return f"{said} as {field}" if field and field != setting.name.rsplit(".", 1)[-1] else said
 
@@ -154,7 +152,7 @@ def _template(model: Model | None) -> str:
         return model.template
     if model is not None and not model.open:
         return f"that of {model.name}, not published"
-    return "the model's own"
+    return "the model's default"
 
 
 # Where a tuned model can go: the models that one backend would tune in its place, nearest first, with what
@@ -209,7 +207,7 @@ def suited(
     """At most `MOST` models, those against which nothing speaks first; only the one that was `asked` for,
     where one was. None where nothing is known to be near."""
     if asked is not None:
-        found = [(asked, "you named it")]
+        found = [(asked, "chosen by you")]
     else:
         found = [(model.name, why) for model, why in _near(source, profile, today)]
     judged = [_judged(name, why, profile, set(features), needs, today) for name, why in found]
@@ -254,10 +252,10 @@ def _judged(
     if closed := profile.closed(today):
         against.append(closed)
     if needs.tools and Feature.TOOLS not in features:
-        against.append(f"{profile.title} does not train calls of tools, which the rows hold")
+        against.append(f"{profile.title} does not train tool calls, which the rows contain")
     if model is None or host is None:
         if model is not None:
-            against.append(f"{profile.title} does not tune it")
+            against.append(f"{profile.title} does not fine-tune it")
         return Suited(model=name, reasons=tuple(reasons), against=tuple(against))
     context = catalog.ModelOnHost(provider=profile.kind, id=host.id, model=model, host=host).context(
         needs.method
@@ -266,19 +264,19 @@ def _judged(
         active = f", {model.active_params_b:g} active" if model.active_params_b else ""
         reasons.append(f"{model.params_b:g} billion parameters{active}")
     if context is not None and context < needs.longest:
-        cut = f"rows of up to {needs.longest:,} tokens would be cut at {context:,}"
+        cut = f"rows of up to {needs.longest:,} tokens would be truncated at {context:,}"
         against.append(cut)
     elif context is not None:
         reasons.append(f"the longest row, {needs.longest:,} tokens, fits in {context:,}")
     if needs.images and not model.vision:
-        against.append("it reads no images, which the rows hold")
+        against.append("it does not accept images, which the rows contain")
     if needs.method not in host.methods:
-        against.append(f"{profile.title} tunes it by {', '.join(host.methods) or 'no method'}")
+        against.append(f"{profile.title} fine-tunes it with {', '.join(host.methods) or 'no method'}")
     if _ended(host, today) or host.tunable != "yes":
-        against.append(f"{profile.title} does not tune it today")
+        against.append(f"{profile.title} currently does not fine-tune it")
     elif host.shutdown is not None:
         reasons.append(f"{profile.title} shuts it down after {host.shutdown}")
-    reasons.append(f"licence {model.licence}" if model.licence else "its licence is not in the catalog")
+    reasons.append(f"licence {model.licence}" if model.licence else "its license is not in the catalog")
     return Suited(
         model=model.name,
         params_b=model.params_b,

@@ -234,7 +234,7 @@ def _own_prompts(run: Run | None, name: str) -> str:
         path = run.spec.get(split) if run is not None else None
         if isinstance(path, str) and Path(path).is_file():
             return path
-    why = f"{name} has no held-out rows of its own on this machine" if run else f"{name} is no run"
+    why = f"{name} has no held-out rows on this machine" if run else f"{name} is not a run"
     raise UsageError(
         f"name the prompts to record: {why}",
         fix=f"orchestrate record {name} --prompts FILE   (held-out rows, or a log of requests)",
@@ -292,12 +292,12 @@ def terms(ft: Workspace, recording: Recording) -> tuple[str, ...]:
     who = recording.contender
     if who.run_id is not None and ft.store.runs.exists(who.run_id):
         profile = ft.provider(ft.store.runs.get(who.run_id).provider).profile
-        said = profile.output_terms or f"{profile.title}: read its terms; this program does not know them"
+        said = profile.output_terms or f"{profile.title}: read its terms; Orchestrate does not know them"
         found.append(said)
     else:
-        found.append(f"{who.served_by}: read the terms of who hosts it")
+        found.append(f"{who.served_by}: read the terms of its host")
     if (licence := licence_of(who.model)) is not None:
-        found += [f"the base model's licence, {licence.title}: {asks}" for asks in licence.asks]
+        found += [f"the base model's license, {licence.title}: {asks}" for asks in licence.asks]
     return tuple(found)
 
 
@@ -312,7 +312,7 @@ def from_record(ft: Workspace, name: str, output: Path) -> FromRecord:
         answer = answers[0]
         why = None
         if answer.finish_reason == "length":
-            why = "cut at the most tokens of an answer"
+            why = "cut off at the token limit"
         elif not answer.text and not answer.tool_calls:
             why = "empty"
         if why is None:

@@ -123,7 +123,7 @@ class MigrationReport(Record, frozen=True, kw_only=True):
 
 
 def headline(proposal: Proposal) -> str:
-    end = f", silent after {proposal.silent_on} ({proposal.days_left} days)" if proposal.silent_on else ""
+    end = f", shut down after {proposal.silent_on} ({proposal.days_left} days)" if proposal.silent_on else ""
     return f"{proposal.tuned_model or proposal.run_id}: {proposal.model} on {proposal.provider}{end}"
 
 
@@ -142,11 +142,11 @@ def findings(migration: Migration) -> list[str]:
             if where:
                 found.append(f"{who}: parity {word} {text.joined(where)}.")
         share = f"{moved.same_answers:,} of {moved.prompts:,}"
-        found.append(f"{who} gives the very same answer as the old model to {share} prompts.")
+        found.append(f"{who} gives exactly the same answer as the old model to {share} prompts.")
     for one in migration.forgotten:
         if one.forgotten:
             names = text.joined([r.probe for r in one.forgotten])
-            found.append(f"run {one.run_id} forgot what its base could: {names}.")
+            found.append(f"run {one.run_id} lost abilities of its base: {names}.")
     return found
 
 
@@ -212,8 +212,8 @@ def margin_told(proposal: Proposal) -> str:
     held = proposal.held_out
     by = f"{text.count(held.rows, 'row')} of {held.path} ({held.origin})" if held else "nothing"
     return (
-        f"Parity: worse by no more than {100 * proposal.margin:g} points of a hundred, by the whole 95% "
-        f"interval of the difference. Judged by {by}; the old model answered {proposal.old}."
+        f"Parity: the entire 95% interval of the difference is above -{100 * proposal.margin:g} "
+        f"percentage points. Judged on {by}; the old model answered {proposal.old}."
     )
 
 
@@ -238,7 +238,7 @@ def proposal_table(proposal: Proposal) -> RenderableType:
             parts += [Text(f"\n{target.provider}: {target.model}", style="bold")]
             parts += [listed(CHANGE_HEAD, change_rows(target))]
         if target.refused:
-            parts += [Text(f"{target.provider} would refuse it: {target.refused}", style="red")]
+            parts += [Text(f"{target.provider} would reject it: {target.refused}", style="red")]
     if proposal.held_out is not None:
         parts.append(Text(f"\n{margin_told(proposal)}", style="dim"))
     return Group(*parts)
@@ -308,7 +308,7 @@ def page(migration: Migration, flips: Sequence[Flips]) -> str:
         body.append(html.table(CHANGE_HEAD, change_rows(target)))
         if target.refused:
             body.append(f"<p>Refused: {escape(target.refused)}</p>")
-    body.append("<h2>What was to choose from</h2>")
+    body.append("<h2>Candidates</h2>")
     body.append(html.table(CANDIDATE_HEAD, candidate_rows(proposal)))
     body.append(f"<p>Served at {escape(proposal.traffic)}.</p>")
     notes = [*proposal.notes, *migration.notes]
@@ -317,6 +317,6 @@ def page(migration: Migration, flips: Sequence[Flips]) -> str:
 
 
 _SANDBOX = (
-    '<div class="sandbox" role="note"><strong>SANDBOX</strong> Some of these models were trained by a local '
-    "stand-in on a tiny model, not by the host named. Nothing was billed.</div>"
+    '<div class="sandbox" role="note"><strong>SANDBOX</strong> Some of these models were trained '
+    "by a local sandbox on a tiny model, not by the named host. Nothing was billed.</div>"
 )

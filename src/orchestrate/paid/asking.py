@@ -215,7 +215,7 @@ class Requests:
                     if (batch := put_off.pop() if put_off else supply()) is None:
                         break
                     if self._stopped.is_set():
-                        failed = Stopped(f"{self._respondent.name} was not asked to the end")
+                        failed = Stopped(f"{self._respondent.name} did not answer all questions")
                         break
                     try:
                         self._reserve(batch)
@@ -372,25 +372,27 @@ class Asking:
                 requests.run(round_.supply, round_.receive)
                 round_.require_answers()
             except OverBudget as error:
-                same = f"the same command{_UNFRESH if self.fresh else ''}"
+                same = f"run the same command again{_UNFRESH if self.fresh else ''}"
                 own = error.what == COMMAND_LIMIT
-                what = "all answers cost when the next one" if own else "the next answer costs when it"
+                what = (
+                    "the total cost of all answers if the next one"
+                    if own
+                    else "the cost of the next answer if it"
+                )
                 over = reworded(
                     error,
-                    figure=f"what {what} is as long as it may be",
+                    figure=f"{what} is as long as allowed",
                     then=round_.state(),
-                    fix=f"{same} with a higher --max-cost goes on from here"
+                    fix=f"{same} with a higher --max-cost continues from here"
                     if own
-                    else f"raise the budget (budget_usd), then {same} goes on from here",
+                    else f"raise the budget (budget_usd), then {same} continues from here",
                 )
                 tell_lost(over, self.purse.lost())
                 raise over from error
             except OrchestrateError as error:
                 tell_lost(error, self.purse.lost())
                 if isinstance(error, ProviderError) and not error.did_nothing and error.fix is None:
-                    error.fix = (
-                        "the same command goes on from here; --skip-failed goes on without such questions"
-                    )
+                    error.fix = "the same command continues from here; --skip-failed skips such questions"
                 raise
             answers = log.answers | round_.refused
         return [answers[q.digest] for q in questions]
@@ -527,16 +529,16 @@ class _Round:
         """Raises when every question was refused: a wrong setting is no wrong answer."""
         if self.refused and not self._known:
             first = next(iter(self.refused.values()))
-            raise UsageError(f"{self._respondent.name} refused every question: {first.error}")
+            raise UsageError(f"{self._respondent.name} rejected every question: {first.error}")
 
 
-_UNPRICED = "leave --max-cost out, and limit the number of questions instead (--limit, --max-requests)"
+_UNPRICED = "leave out --max-cost and limit the number of questions instead (--limit, --max-requests)"
 _UNFRESH = " without --fresh and"
 
 
 def require_price(name: str, limit_usd: Decimal | None, price: Price | None) -> None:
     """Raises `UnknownPrice` where a limit is set that cannot hold."""
-    unknown = "nobody lists one by the token" if price is None else None
+    unknown = "no per-token price is listed" if price is None else None
     require_within(name, Decimal(0), limit_usd, unknown=unknown, unknown_fix=_UNPRICED)
 
 

@@ -38,7 +38,7 @@ def require_hourly_price(
     require_consent(
         Decimal(0),
         lambda: accepted,
-        otherwise=f"not deployed: {host} does not say what an hour of it costs, and no rate is known",
+        otherwise=f"not deployed: {host} does not state an hourly price, and no rate is known",
         unpriced=usd_per_hour is None,
         fix=fix,
     )

@@ -137,7 +137,7 @@ class AwayPlace(Place):
         if url := self.options.get("depot"):
             return str(url)
         raise ConfigError(
-            f"{self.name} needs a folder that its workers reach, for what goes there and comes back",
+            f"{self.name} needs a storage folder that its workers can reach, for data and results",
             fix=f'[hosts.{self.name}.options] depot = "s3://bucket/runs"   in orchestrate.toml '
             "(or gs://, hf://buckets/..., a shared disk as file:///...)",
         )
@@ -290,7 +290,7 @@ class AwayPlace(Place):
         if most is None or not found.used_s:
             return resources
         if not found.holds(found.used_s + LEAST_S):
-            told = f"the run has worked for {duration(found.used_s)}, and may for {duration(most)}"
+            told = f"the run has worked for {duration(found.used_s)} of at most {duration(most)}"
             raise InvalidRequest(self.name, told, fix=f"orchestrate resume {run.ref} {found.least()}")
         hours = (most - found.used_s) / 3600
         limits = msgspec.structs.replace(resources.limits, max_usd=None, max_hours=hours)
@@ -328,7 +328,7 @@ class AwayPlace(Place):
             hourly.usd_per_hour,
             limits.most_usd_per_hour,
             what="max_usd_per_hour",
-            figure=f"an hour of {hourly.machine}",
+            figure=f"one hour of {hourly.machine}",
             fix="raise max_usd_per_hour, or choose another gpu",
         )
         limits = msgspec.structs.replace(limits, usd_per_hour=hourly.usd_per_hour)
@@ -388,7 +388,7 @@ class AwayPlace(Place):
         told = redact_text(placed.message or "") or last or placed.raw_state
         with open(run.log, "a", encoding="utf-8", opener=opener) as log:
             log.write(printed + "\n")
-        run.add_event(f"the worker ended before it reported: {told}", level="error", type="interrupted")
+        run.add_event(f"the worker ended before its first report: {told}", level="error", type="interrupted")
         write_whole(mark, placed.id.encode())
 
     def _left(self, run: RunDir, placed: Placed) -> bool:
@@ -397,11 +397,11 @@ class AwayPlace(Place):
         followed by another."""
         found = self._at_limit(run)
         if found is not None:
-            code, told = "limit", f"{self.name} ended its worker: the run has used {found}, all that it may"
+            code, told = "limit", f"{self.name} stopped its worker: the run has used {found}, its limit"
         elif placed.raw_state in self.by_hand:
             code = ENDED_THERE
-            told = f"somebody ended its worker at {self.name} ({placed.raw_state.lower()}); "
-            told += "resume starts another"
+            told = f"its worker was stopped at {self.name} ({placed.raw_state.lower()}); "
+            told += "orchestrate resume starts another"
         else:
             return False
         error = JobError(code=code, message=told)

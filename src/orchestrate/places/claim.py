@@ -54,15 +54,15 @@ class Switch:
         """Why the worker must end now; at a limit it can still say so."""
         silent = self.clock() - self.reported_at
         if silent >= self.limits.silence_s:
-            return "silence", f"no report went through for {duration(silent)}"
+            return "silence", f"no report got through for {duration(silent)}"
         price, cap = self.limits.usd_per_hour, self.limits.most_usd_per_hour
         if exceeds(price, cap):
-            return "limit", f"an hour of its machine costs {money(price)}, and may cost {money(cap)}"
+            return "limit", f"its machine costs {money(price)} per hour, above the limit of {money(cap)}"
         end, whole = self.limits.working_s(self.earlier_s), self.limits.seconds
         used = self.earlier_s + self.used_s
         if end is None or whole is None or used < end:
             return None
-        told = f"it has run for {duration(used)}, and its machine is paid for {duration(whole)} at most"
+        told = f"it has run for {duration(used)}, and its machine may be billed for at most {duration(whole)}"
         if self.limits.max_hours is not None and whole >= self.limits.max_hours * 3600:
             return "limit", told
         return "limit", f"{told}, {money(self.limits.max_usd)} at {money(price)} per hour"

@@ -54,7 +54,7 @@ class Depot:
         except ImportError as error:
             raise MissingExtra("s3", f"runs kept at {url}", str(error.name or error)) from error
         except ValueError as error:
-            raise HostUnavailable(self.url, f"{url} is no place for runs: {error}") from error
+            raise HostUnavailable(self.url, f"{url} cannot store runs: {error}") from error
         self._system, self._root = found
         protocols = self._system.protocol
         self._disk = "file" in ((protocols,) if isinstance(protocols, str) else protocols)
@@ -134,7 +134,7 @@ class Depot:
             with self._asked(f"read {under}/{file.sha256}"):
                 self._system.get_file(self._at(f"{under}/{file.sha256}"), str(draft))
             if sha256(draft) != file.sha256:
-                raise ArtifactRefused(f"{self.url} holds other bytes for {file.path} than were sent to it")
+                raise ArtifactRefused(f"the copy of {file.path} in {self.url} differs from the uploaded file")
 
     def keep_folder(self, folder: Path, under: str = "blobs") -> tuple[ArtifactFile, ...]:
         """Every file below, by its path there."""
@@ -164,8 +164,8 @@ class Depot:
         except (FileNotFoundError, OrchestrateError):
             raise
         except Exception as error:
-            told = f"{self.url} could not be asked to {what}: {type(error).__name__}: {error}"
-            failure = HostUnavailable(self.url, told, fix="try again; what was sent is kept")
+            told = f"{self.url} failed to {what}: {type(error).__name__}: {error}"
+            failure = HostUnavailable(self.url, told, fix="try again; uploaded files are reused")
             if type(error).__name__ == "NoCredentialsError":
                 failure.fix, failure.retryable = NO_KEY, False
             raise failure from error
@@ -194,7 +194,7 @@ class StoredRun:
         try:
             return kind.from_json(data)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            told = f"{name} of {self.ref} in {self.depot.url} is damaged, or of another version: {error}"
+            told = f"{name} of {self.ref} in {self.depot.url} is damaged or from another version: {error}"
             raise HostUnavailable(self.depot.url, told) from error
 
     def remove(self) -> None:
@@ -262,7 +262,7 @@ class StoredRun:
 def safe(path: str) -> str:
     """Raises `ArtifactRefused` for a path that leads out of its folder."""
     if not path or path.startswith(("/", "\\")) or ".." in Path(path).parts or ":" in path:
-        raise ArtifactRefused(f"a manifest names the file {path!r}, which leads out of its folder")
+        raise ArtifactRefused(f"a manifest names the file {path!r}, which is outside its folder")
     return path
 
 
@@ -466,7 +466,7 @@ def bring(run: RunDir, stored: StoredRun, folder: Path) -> None:
     name = parts[1] if parts[0] == run.checkpoints.name else parts[0]
     target = run.path.joinpath(*parts[: 2 if parts[0] == run.checkpoints.name else 1])
     if not stored.fetch_folder(name, target):
-        told = f"{stored.depot.url} does not hold all of {name} of {run.ref}"
+        told = f"{name} of {run.ref} is incomplete in {stored.depot.url}"
         raise HostUnavailable(stored.depot.url, told, fix=f"orchestrate checkpoints {run.ref}")
 
 

@@ -84,7 +84,7 @@ def _new_order(depot: Depot, job: LocalJob, limits: Limits) -> Order:
 def read_order(stored: StoredRun) -> Order:
     """Raises `HostUnavailable` where there is none, or none that this version can read."""
     if (order := stored.record("order.json", Order)) is None:
-        raise HostUnavailable(stored.depot.url, f"{stored.depot.url} holds no order for {stored.ref}")
+        raise HostUnavailable(stored.depot.url, f"{stored.depot.url} has no manifest for {stored.ref}")
     return order
 
 
@@ -236,7 +236,7 @@ def gpu_asked(text: str) -> tuple[str, int]:
     count = int(found["count"] or found["many"] or 1) if found else 0
     if found is None or count < 1:
         raise UsageError(
-            f"{text!r} names no GPU", fix="a type, or a type and how many, as in H100:2; or auto"
+            f"{text!r} names no GPU", fix="write a type, or a type and a count as in H100:2, or auto"
         )
     return (found["left"] or found["gpu"]).strip(), count
 

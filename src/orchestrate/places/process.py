@@ -53,7 +53,9 @@ class ProcessPlace(Place):
         run = RunDir(self.home / ref)
         if not run.exists():
             return None
-        return Usage(seconds=run.written_state().seconds, usd=None, source="training, as the worker counted")
+        return Usage(
+            seconds=run.written_state().seconds, usd=None, source="training time counted by the worker"
+        )
 
 
 def _placed(run: RunDir) -> Placed:

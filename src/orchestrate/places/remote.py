@@ -113,7 +113,7 @@ class Errand:
         try:
             settled = self._train()
         except HostUnavailable:
-            _log.exception("the order could not be fetched")
+            _log.exception("the run's manifest could not be downloaded")
             return 1
         except OrchestrateError as error:
             self._fail(error)
@@ -198,7 +198,7 @@ class Errand:
         else:
             told = msgspec.structs.replace(state, status="running", stage=None, updated_at=now())
             self.run.add_event(
-                "the machine is taken away", level="warning", type="preempted", step=state.step
+                "the machine is being reclaimed", level="warning", type="preempted", step=state.step
             )
         self.run.write_state(told)
 

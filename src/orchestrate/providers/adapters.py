@@ -51,8 +51,8 @@ def base_at(profile: Profile, adapter: Adapter) -> str:
         found = catalog.resolve(adapter.base, profile)
     except SpecError as error:
         raise UsageError(
-            f"{profile.title} does not serve {adapter.base}, on which this was trained: {error.message}",
-            fix="orchestrate serve RUN   on a machine of yours, or a host that has the base",
+            f"{profile.title} does not serve {adapter.base}, the base of this adapter: {error.message}",
+            fix="orchestrate serve RUN   on your own machine, or pick a host that serves the base",
         ) from error
     return found.id
 
@@ -82,10 +82,10 @@ class Replicas(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
             known = ", ".join(sorted(cls.__struct_fields__))
             raise UsageError(f"deploy options for {provider}: {error}; known: {known}") from error
         if not 0 <= wanted.min_replicas <= wanted.max_replicas or wanted.max_replicas < 1:
-            raise UsageError("max_replicas must be at least 1, and not below min_replicas")
+            raise UsageError("max_replicas must be at least 1 and not below min_replicas")
         return wanted
 
     def require(self, provider: str, per_hour: Decimal | None) -> None:
         """Raises `OverBudget` for a price above `max_usd_per_hour`, and for one that is not known."""
-        limit, figure = self.max_usd_per_hour, "the price of an hour"
+        limit, figure = self.max_usd_per_hour, "the hourly price"
         require_within(provider, per_hour, limit, what="max_usd_per_hour", figure=figure)

@@ -224,7 +224,7 @@ class Provider(ABC):
         endpoints, what is stored where the host charges for that. What cannot be seen is said there; raises
         only when nothing can be asked."""
 
-        return of_jobs(self, "anything else that this backend bills for")
+        return of_jobs(self, "anything else that this backend bills")
 
     # -- acting (idempotent) -------------------------------------------------------------------------------
 
@@ -539,11 +539,11 @@ FEATURES: Mapping[Feature, type[Provider]] = {
 """The features that are methods of their own; the others say what a spec and its rows may hold, or are in
 `Provider`."""
 _OTHERS: Mapping[type[Provider], tuple[str, str]] = {
-    ShowsRows: ("rendered rows", "it does not show which tokens it makes of rows"),
-    HandsOutFiles: ("data files", "it does not hand out the files of its jobs"),
-    ListsStored: ("list of stored files", "its API does not list or delete what an account keeps"),
-    ListsModels: ("list of models", "its API does not say which models it tunes"),
-    TakesAdapters: ("place for others' adapters", "{title} serves what it has trained itself"),
+    ShowsRows: ("rendered rows", "it does not show how it tokenizes rows"),
+    HandsOutFiles: ("data files", "it does not offer its jobs' files for download"),
+    ListsStored: ("list of stored files", "its API does not list or delete stored files and models"),
+    ListsModels: ("list of models", "its API does not list the models it can fine-tune"),
+    TakesAdapters: ("place for others' adapters", "{title} serves only models it has trained itself"),
 }
 """What is no feature: what the user reads where it is absent."""
 
@@ -660,4 +660,4 @@ def _read_lists(parts: Mapping[str, Callable[[], Iterable[T]]]) -> tuple[tuple[T
             failed[name] = error
     if len(failed) == len(parts):
         raise next(iter(failed.values()))
-    return tuple(items), [f"{name} could not be asked for: {error.message}" for name, error in failed.items()]
+    return tuple(items), [f"could not look up {name}: {error.message}" for name, error in failed.items()]

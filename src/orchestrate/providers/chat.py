@@ -69,10 +69,11 @@ class Wishes:
         for name, other in self._instead.items():
             if name in options and other is None:
                 found.append(
-                    f"asked without {name}, which the model does not take: it drew as it does on its own"
+                    f"{name} was left out because the model does not support it; the model's own "
+                    "setting applies"
                 )
             elif name in options:
-                found.append(f"asked with {other} in the place of {name}, which the model does not take")
+                found.append(f"{other} was sent instead of {name}, which the model does not support")
         return tuple(found)
 
 
@@ -116,7 +117,7 @@ class Timed:
             answer, self._local.first = _assembled(self._create, options, aloud)
         except Exception:
             if aloud is not None and aloud.said:
-                aloud.tell("\n(the answer broke off here)\n")  # what is asked again begins anew
+                aloud.tell("\n(the answer was cut off here)\n")  # what is asked again begins anew
             raise
         return answer
 
@@ -225,12 +226,12 @@ class Chat:
         answer = self._answer([m.to_dict() for m in messages], more, send)
         choice, usage = next(iter(rows(answer.get("choices"))), None), table(answer.get("usage"))
         if choice is None:
-            raise UnexpectedAnswer(self.wire.provider, "a chat answer without choices")
+            raise UnexpectedAnswer(self.wire.provider, "a chat response without choices")
         finish = text(choice.get("finish_reason"))
         if finish == "error":
             # Of hosts that pass questions on: where it went wrong behind them, they answer 200 all the same.
             why = text(table(choice.get("error")).get("message")) or "the host gives no reason"
-            raise UnexpectedAnswer(self.wire.provider, f"a chat answer that is an error: {redact_text(why)}")
+            raise UnexpectedAnswer(self.wire.provider, f"the chat response is an error: {redact_text(why)}")
         content, reasoning, calls = self._said(table(choice.get("message")), tools, cut=finish == "length")
         within = finish == "length" and reasoning and not content and not calls
         return Reply(
@@ -386,7 +387,7 @@ def _require_there(host: HostConfig, name: str) -> None:
         {here: name} if known is None else {one: name if one == here else id for one, id in known.ids.items()}
     )
     raise UsageError(
-        f"{name} is no model of {host.name}, which is asked where no host is named",
+        f"{name} is not a model of {host.name}, the default host",
         fix="name the host: " + " or ".join(f"{one}={id}" for one, id in sorted(ids.items())),
     )
 

@@ -96,8 +96,7 @@ def unpack(archive: Path, dest: Path, *, limits: Limits | None = None) -> tuple[
 
 def too_large(limit: int) -> ArtifactRefused:
     return ArtifactRefused(
-        f"the host sends more than {max(0, limit):,} bytes, more than this model should need; "
-        "nothing was kept",
+        f"the download exceeds {max(0, limit):,} bytes, more than this model should need; nothing was kept",
         fix="if the model is that large, allow more, here 500 GB:  export ORCHESTRATE_MAX_DOWNLOAD_GB=500",
     )
 
@@ -136,8 +135,8 @@ def inspect(folder: Path) -> tuple[ArtifactFile, ...]:
     weights = [p for p in paths if p.suffix == ".safetensors"]
     if not weights:
         raise ArtifactRefused(
-            "the artefact has no safetensors weights; other formats are not taken, because loading a pickle "
-            "runs code",
+            "the artifact has no safetensors weights; other formats are not accepted, because loading "
+            "a pickle runs code",
             fix="ask the host for another checkpoint type (orchestrate checkpoints RUN)",
         )
     for path in weights:
@@ -191,12 +190,12 @@ def _extract(archive: Path, folder: Path, limits: Limits) -> None:
         for count, member in enumerate(tar, start=1):
             stream.limit = tar.offset + _HEADERS
             if count > limits.files:
-                raise ArtifactRefused(f"{archive.name} holds more than {limits.files} entries")
+                raise ArtifactRefused(f"{archive.name} contains more than {limits.files} entries")
             path = _safe(member.name, limits.depth)
             if member.isdir() or path == PurePosixPath("."):
                 continue
             if not member.isreg() or member.issparse():
-                raise ArtifactRefused(f"{archive.name} holds a link or a device: {member.name!r}")
+                raise ArtifactRefused(f"{archive.name} contains a link or a device: {member.name!r}")
             if path.as_posix().lower() in seen:
                 raise ArtifactRefused(f"{archive.name} holds {member.name!r} twice")
             seen.add(path.as_posix().lower())
@@ -205,7 +204,7 @@ def _extract(archive: Path, folder: Path, limits: Limits) -> None:
                 raise too_large(limits.total_bytes)
             if written > (allowed := max(limits.grace_bytes, int(compressed * limits.ratio))):
                 raise ArtifactRefused(
-                    f"{archive.name} unpacks to more than {allowed:,} bytes, which no model does"
+                    f"{archive.name} unpacks to more than {allowed:,} bytes, more than any model"
                 )
             if any(fnmatch(path.name.lower(), pattern) for pattern in WANTED):
                 _write(cast("IO[bytes]", tar.extractfile(member)), folder / path)
@@ -223,7 +222,7 @@ class _Bounded:
         found = self._stream.read(size)
         self._position += len(found)
         if self._position > self.limit:
-            raise ArtifactRefused("the archive has a header longer than any name needs")
+            raise ArtifactRefused("the archive has a header longer than any file name needs")
         return found
 
 
@@ -237,7 +236,7 @@ def _safe(name: str, depth: int) -> PurePosixPath:
         or len(name) > 512
         or not all(_PART.match(part) for part in parts)
     ):
-        raise ArtifactRefused(f"the artefact names a file outside its folder: {name[:200]!r}")
+        raise ArtifactRefused(f"the artifact names a file outside its folder: {name[:200]!r}")
     return path
 
 
@@ -451,7 +450,7 @@ def _receive(provider: str, open_stream: Opener, part: _Part, progress: Progress
         # Unpacked on the way, a few bytes fill the memory, or none come for ever, before one can be counted.
         if (packing := answer.headers.get("content-encoding", "identity")) != "identity":
             raise UnexpectedAnswer(
-                provider, f"the file comes packed as {packing[:40]!r}, which was not asked for"
+                provider, f"the file is compressed as {packing[:40]!r}, which was not requested"
             )
         start, total = _place(answer)
         etag = answer.headers.get("etag")
@@ -460,7 +459,7 @@ def _receive(provider: str, open_stream: Opener, part: _Part, progress: Progress
         if answer.status_code != 206 or start != part.size or (part.etag and etag != part.etag):
             if answer.status_code == 206 and start != 0:
                 part.start_over()
-                raise _again(provider, "the host's file has changed since the download began")
+                raise _again(provider, "the host's file changed during the download")
             part.start_over(etag, total)
         most = part.limit if total is None else total
         with _room(part.path), open(part.path, "ab", opener=opener) as out:
@@ -490,8 +489,8 @@ def _room(file: Path) -> Generator[None]:
         if error.errno not in FULL:
             raise
         raise SetupError(
-            f"no room for {file}: {error.strerror}",
-            fix="make room there; the same command goes on where this one stopped",
+            f"no disk space for {file}: {error.strerror}",
+            fix="free some disk space; the same command then continues where this one stopped",
         ) from error
 
 

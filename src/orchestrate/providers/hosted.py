@@ -285,5 +285,5 @@ def refused(
     )
     named = f" ({name})" if name else ""
     return DataError(
-        f"{title} does not take {dataset.path}{named}: {reason}", problems=[problem], fix=problem.fix
+        f"{title} would reject {dataset.path}{named}: {reason}", problems=[problem], fix=problem.fix
     )

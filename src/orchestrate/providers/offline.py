@@ -52,7 +52,7 @@ def problems(
         and provider.sends_wandb_key
         and not provider.config.options.get("wandb_api_key")
     ):
-        text = "the spec asks for W&B, and there is no W&B key to pass on"
+        text = "the spec uses W&B, but there is no W&B key to pass on"
         found.append(_problem(name, "wandb-key-missing", text, field="wandb", fix="export WANDB_API_KEY=..."))
     today = days.today()
     if not provider.sandbox and (shut := provider.profile.closed(today) or provider.profile.gated(today)):
@@ -63,7 +63,7 @@ def problems(
     except UsageError:
         return found  # the translation's row of the model says so
     if model.model is None and (meant := catalog.like(model.id, least=_ALIKE, provider=provider.kind)):
-        told = f"{model.id} is not among the models that are known here; did you mean {' or '.join(meant)}?"
+        told = f"{model.id} is not in the catalog; did you mean {' or '.join(meant)}?"
         found.append(_problem(name, "model-unknown", told, field="model", severity=Severity.WARNING))
     for dataset in (data.train, data.validation):
         if dataset is not None:
@@ -120,9 +120,9 @@ def _of_file(
             for one in catalog.search(provider=provider.kind)
             if one.vision and one.hosts[provider.kind].tunable != "no"
         ]
-        some = f": {joined(seeing)}" if seeing else f" ({provider.title} tunes none that is known)"
-        fix = f"pick a model that takes images{some}; or remove the images"
-        text = f"{model.name} takes no images"
+        some = f": {joined(seeing)}" if seeing else f" ({provider.title} has none)"
+        fix = f"pick a model with image input{some}, or remove the images"
+        text = f"{model.name} does not accept images"
         found.append(_problem(target.name, "no-vision", text, fix=fix, source=dataset.path))
     return found
 

@@ -46,9 +46,9 @@ def broken(settings: Settings) -> dict[str, SetupError]:
 def no_address(name: str, kind: str) -> ConfigError:
     """Of a host where each customer has an address of his own."""
     address = description.read(*described()[kind]).address
-    like = f": it looks like {address}" if address else ""
+    like = f": it should look like {address}" if address else ""
     return ConfigError(
-        f"the address of {name} is not known{like}",
+        f"the address of {name} is unknown{like}",
         fix=f"[hosts.{name}] base_url = ...   in orchestrate.toml, or the variable "
         f"{name.upper().replace('-', '_')}_BASE_URL",
     )
@@ -68,7 +68,7 @@ def chosen(settings: Settings, wanted: str | Sequence[str]) -> list[str]:
     asked = [n.strip() for n in (wanted.split(",") if isinstance(wanted, str) else wanted) if n.strip()]
     if unknown := [name for name in asked if name not in there]:
         raise UsageError(
-            f"no backend is called {unknown[0]!r}{among(unknown[0], there)}",
+            f"unknown backend {unknown[0]!r}{among(unknown[0], there)}",
             fix="orchestrate providers",
         )
     if not asked:
@@ -121,6 +121,6 @@ def format_of(settings: Settings, name: str) -> Target:
         return tool(name)
     if name not in (backends := known(settings)):
         there = [*backends, *FORMATS]
-        why = f"{name} is read and not written" if name in BY_NAME else f"no format {name!r}"
-        raise UsageError(f"{why}{meant(name, there)}; rows are written as: {', '.join(there)}")
+        why = f"{name} can be read but not written" if name in BY_NAME else f"no format {name!r}"
+        raise UsageError(f"{why}{meant(name, there)}; rows can be written as: {', '.join(there)}")
     return targets(settings, name)[0]

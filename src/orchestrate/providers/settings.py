@@ -23,11 +23,11 @@ from orchestrate.spec import JobSpec
 from orchestrate.types import Authority, Outcome, Setting, Translation
 
 OURS: Mapping[str, str] = {
-    "test": "held back by Orchestrate for evaluation; never sent",
+    "test": "kept by Orchestrate for evaluation; never sent",
     "max_cost_usd": "Orchestrate's own limit, checked before anything is sent",
-    "tags": "kept with the run by Orchestrate",
-    "columns": "the files are read by it before anything is sent",
-    "private": "whose machines a backend has is looked at before anything is sent",
+    "tags": "stored with the run by Orchestrate",
+    "columns": "Orchestrate reads the files with it before anything is sent",
+    "private": "Orchestrate checks it before anything is sent",
 }
 """Settings that are sent to no backend."""
 
@@ -39,33 +39,34 @@ KTO_ONLY = ("desirable_weight", "undesirable_weight")
 
 _OF_ENGINES: Mapping[str, tuple[str, Any]] = {
     "added_tokens": ("trains with the model's own tokenizer", None),
-    "chat_template": ("renders rows with a template of its own", None),
+    "chat_template": ("renders rows with its own template", None),
     "chat_template_kwargs": ("renders rows with a template of its own", None),
-    "max_steps": ("trains whole epochs: give epochs", None),
-    "optimizer": ("chooses the optimiser itself", None),
-    "eval_steps": ("takes no number of steps between evaluations", None),
-    "keep_best": ("gives the weights of the last step", False),
-    "checkpoint_steps": ("takes no number of steps between checkpoints", None),
-    "warmup_steps": ("takes no number of warm-up steps", None),
-    "min_lr_ratio": ("takes no rate at which the schedule ends", None),
+    "max_steps": ("trains full epochs: set epochs", None),
+    "optimizer": ("chooses the optimizer itself", None),
+    "eval_steps": ("has no setting for steps between evaluations", None),
+    "keep_best": ("returns the weights of the last step", False),
+    "checkpoint_steps": ("has no setting for steps between checkpoints", None),
+    "warmup_steps": ("has no setting for warm-up steps", None),
+    "min_lr_ratio": ("has no setting for the final learning rate", None),
     "decay_ratio": ("has no schedule with a stable part", None),
     "schedule_power": ("has no polynomial schedule", None),
-    "truncation": ("does not let rows over the limit be cut or left out by choice", None),
-    "save_total_limit": ("keeps checkpoints by its own rule", None),
+    "truncation": ("has no setting for how to treat rows over the limit", None),
+    "save_total_limit": ("decides itself which checkpoints to keep", None),
     "method.train_on": (
-        "trains every message of the assistant: give the others weight 0 in the rows, where it takes weights",
+        "trains every message of the assistant: set weight 0 on the others in the rows, if it "
+        "supports weights",
         "all",
     ),
-    "method.ignore_empty_think": ("renders and masks thinking by its own rule", False),
-    "method.label_smoothing": ("takes every label as right", 0),
-    "adapter.init_lora_weights": ("begins every adapter in its own way", None),
-    "adapter.rank_pattern": ("has one rank for all modules", None),
-    "adapter.alpha_pattern": ("has one scale for all modules", None),
+    "method.ignore_empty_think": ("renders and masks reasoning by its own rule", False),
+    "method.label_smoothing": ("assumes that every label is right", 0),
+    "adapter.init_lora_weights": ("initializes every adapter in its own way", None),
+    "adapter.rank_pattern": ("uses one rank for all modules", None),
+    "adapter.alpha_pattern": ("uses one scale for all modules", None),
     "adapter.layers_to_transform": ("adapts all layers", None),
-    "adapter.exclude_modules": ("takes no modules to leave out", None),
-    "adapter.target_parameters": ("takes no single weights of experts to adapt", None),
-    "adapter.modules_to_save": ("trains no module whole beside the adapter", None),
-    "adapter.loraplus_lr_ratio": ("has one learning rate for all of the adapter", 1),
+    "adapter.exclude_modules": ("has no setting to exclude modules", None),
+    "adapter.target_parameters": ("cannot adapt single expert weights", None),
+    "adapter.modules_to_save": ("cannot fully train modules next to the adapter", None),
+    "adapter.loraplus_lr_ratio": ("uses one learning rate for the entire adapter", 1),
 }
 """Settings of training engines that no published API has: what a host does instead, and the value that asks
 for just that."""
@@ -143,7 +144,7 @@ class Rows:
         if (loss := self.given("method.loss")) is None:
             return
         if loss == "dpo":
-            self.keep("method.loss", None, rule="the backend's own")
+            self.keep("method.loss", None, rule="the backend's default")
         else:
             self.refuse("method.loss", reasons[loss])
             if loss == "kto":
@@ -160,7 +161,7 @@ class Rows:
         self.keep("train", None, self.spec.train_told, rule=self._mixing(rule))
 
     def _mixing(self, rule: str) -> str:
-        return rule if isinstance(self.spec.train, str) else f"mixed to one file by their weights; {rule}"
+        return rule if isinstance(self.spec.train, str) else f"mixed into one file by their weights; {rule}"
 
     def without_engine_settings(self, host: str) -> None:
         """Refuses what engines have and no host's API; what asks for just what the host does is kept."""
@@ -208,7 +209,7 @@ class Rows:
         if "model" not in self._rows:
             kept = model == self.spec.model
             outcome = Outcome.KEPT if kept else Outcome.MAPPED
-            rule = None if kept else f"{self.provider}'s own id of it"
+            rule = None if kept else f"{self.provider}'s id for it"
             self._put("model", outcome, model, None, rule)
             self._rows = {"model": self._rows.pop("model"), **self._rows}
         if self._rows["model"].outcome is not Outcome.REFUSED:  # else the others were never looked at
@@ -245,8 +246,8 @@ class Rows:
                 self._put(name, Outcome.REFUSED, None, path, reason, asked=leaf, send=False)
             else:
                 known = self.fields is None or self.fields.authority(path) is not Authority.NONE
-                unknown = "" if known else "; nothing that the host publishes names this field"
-                self._put(name, Outcome.KEPT, leaf, path, f"sent as written{unknown}", asked=leaf)
+                unknown = "" if known else "; the host's published API does not mention this field"
+                self._put(name, Outcome.KEPT, leaf, path, f"sent unchanged{unknown}", asked=leaf)
 
     def _setting_of(self, path: str) -> Setting | None:
         """The setting of the spec that is this field of the request."""

@@ -213,7 +213,7 @@ class Way(StrEnum):
     FEW_SHOT = "few-shot"
     RETRIEVAL = "retrieval"
     TUNE_HOSTED = "tune on a host"
-    TUNE_OWN = "tune on own hardware"
+    TUNE_OWN = "tune on your own hardware"
 
 
 _PROMPTING = (Way.PROMPT, Way.FEW_SHOT, Way.RETRIEVAL)
@@ -381,10 +381,10 @@ def _excluded(facts: Facts, needs: Needs) -> dict[Way, str]:
     out: dict[Way, str] = {}
     if facts.rows < MIN_ROWS:
         out |= dict.fromkeys(
-            _TUNING, f"{facts.rows} rows: a host wants at least {MIN_ROWS}, and fewer teach nothing"
+            _TUNING, f"{facts.rows} rows: hosts require at least {MIN_ROWS}, and fewer teach nothing"
         )
     if needs.private:
-        out[Way.TUNE_HOSTED] = "the data may not leave your machines"
+        out[Way.TUNE_HOSTED] = "the data must not leave your machines"
     return out
 
 
@@ -394,13 +394,17 @@ def _by_rows(volume: Volume) -> Iterable[Vote]:
         yield Vote(
             ways=_TUNING,
             points=2,
-            reason=f"{rows:,} rows, {volume.least:,} or more for the goal {goal}",
+            reason=f"{rows:,} rows, enough for the goal {goal} ({volume.least:,} or more)",
             turns=f"fewer than {volume.least:,} good rows",
         )
         return
     few = rows < FEW_SHOT_ROWS
     mark = FEW_SHOT_ROWS if few else volume.least
-    words = "show the best in the prompt" if few else f"a tune of so few teaches the goal {goal} weakly"
+    words = (
+        "use the best ones as examples in the prompt"
+        if few
+        else f"so few rows teach the goal {goal} only weakly"
+    )
     reason = f"{rows:,} rows, fewer than {mark:,}: {words}"
     yield Vote(ways=(Way.FEW_SHOT,), points=2 if few else 1, reason=reason, turns=f"{mark:,} rows or more")
     yield Vote(ways=_TUNING, points=-2 if few else -1, reason=reason, turns="")
@@ -440,14 +444,14 @@ def _by_score(needs: Needs) -> Iterable[Vote]:
         yield Vote(
             ways=(Way.PROMPT,),
             points=4,
-            reason=f"{at}, {target:g} or more: little is left to win",
+            reason=f"{at}, at least {target:g}: there is little left to gain",
             turns=f"a harder test on which the base model is below {target:g}",
         )
         yield Vote(ways=_TUNING, points=-2, reason=at, turns="")
     elif score.low >= near:
         of = f"{score.value / target:.0%} of the target of {target:g}{assumed}"
         share = f"{at}, {of}, {NEAR_TARGET:.0%} or more"
-        left = f"{max(0.0, target - score.value):.3f} are left to win"
+        left = f"{max(0.0, target - score.value):.3f} left to gain"
         yield Vote(
             ways=(Way.PROMPT, Way.FEW_SHOT),
             points=3,
@@ -474,13 +478,13 @@ def _by_answers(facts: Facts) -> Iterable[Vote]:
             ways=_TUNING,
             points=1,
             reason=f"{facts.json_share:.0%} of the answers are JSON with the same keys",
-            turns="answers without one format",
+            turns="answers without a common format",
         )
         yield Vote(
             ways=(Way.PROMPT,),
             points=1,
             reason="structured outputs can enforce that format without tuning",
-            turns="a format that a JSON schema cannot express",
+            turns="a format that a JSON Schema cannot express",
         )
     if facts.labels:
         yield Vote(
@@ -491,11 +495,14 @@ def _by_answers(facts: Facts) -> Iterable[Vote]:
         )
     if facts.knowing:
         reason = (
-            f"{facts.copied_share:.0%} of the answers' words are in their prompts, and they rarely repeat: "
-            "they carry knowledge, which tuning teaches badly"
+            f"{facts.copied_share:.0%} of the answers' words are in their prompts, and they rarely "
+            "repeat: they carry knowledge, which fine-tuning does not teach well"
         )
         yield Vote(
-            ways=(Way.RETRIEVAL,), points=3, reason=reason, turns="prompts that hold what the answers say"
+            ways=(Way.RETRIEVAL,),
+            points=3,
+            reason=reason,
+            turns="prompts that contain the facts of the answers",
         )
         yield Vote(ways=_TUNING, points=-1, reason="answers carry knowledge", turns="")
 
@@ -509,7 +516,7 @@ def _by_prompt(facts: Facts) -> Iterable[Vote]:
             f"{LONG_INSTRUCTIONS} or more",
             turns=f"instructions below {LONG_INSTRUCTIONS} tokens, or a cheap prompt cache",
         )
-        yield Vote(ways=(Way.FEW_SHOT,), points=-1, reason="prompts are long already", turns="")
+        yield Vote(ways=(Way.FEW_SHOT,), points=-1, reason="prompts are already long", turns="")
 
 
 def _by_needs(needs: Needs) -> Iterable[Vote]:
@@ -517,23 +524,24 @@ def _by_needs(needs: Needs) -> Iterable[Vote]:
         yield Vote(
             ways=_PROMPTING,
             points=-1,
-            reason="only an open model on your own machines may be prompted, weaker than the hosted ones",
+            reason="only an open model on your own machines can be prompted, and it is weaker than hosted "
+            "ones",
             turns="",
         )
         yield Vote(
             ways=(Way.TUNE_OWN,),
             points=1,
             reason="the data may not leave your machines",
-            turns="a contract under which a host may hold it",
+            turns="a contract that allows a host to store it",
         )
     if needs.changing:
         yield Vote(
             ways=(Way.RETRIEVAL,),
             points=3,
-            reason="what is true changes often: look it up instead of training it in",
-            turns="facts that stay",
+            reason="the facts change often: look them up (RAG) instead of training them in",
+            turns="stable facts",
         )
-        yield Vote(ways=_TUNING, points=-1, reason="what is true changes often", turns="")
+        yield Vote(ways=_TUNING, points=-1, reason="the facts change often", turns="")
     if needs.latency_ms is not None and needs.latency_ms <= FAST_MS:
         yield Vote(
             ways=_TUNING,
@@ -594,7 +602,7 @@ def _by_money(totals: Sequence[Ownership]) -> Iterable[Vote]:
     if paid.high_usd < best.base_usd:
         always = since is not None and 0 < since <= best.requests_per_day
         turns = (
-            f"fewer than {since:,} requests a day" if always else "another traffic, or a cheaper base model"
+            f"fewer than {since:,} requests a day" if always else "different traffic, or a cheaper base model"
         )
         yield Vote(ways=(way,), points=2, reason=f"{words}: {gap} less", turns=turns)
     elif paid.low_usd > best.base_usd:
@@ -610,7 +618,7 @@ def _by_own_money(totals: Sequence[Ownership]) -> Iterable[Vote]:
         return
     month = text.money(best.monthly_usd)
     once = text.span(price.low_usd if price.expected_usd is None else price.expected_usd, price.counted_usd)
-    reason = f"serving costs {month} a month on {best.place}, tuned or not: tuning adds {once} once"
+    reason = f"serving costs {month} per month on {best.place}, tuned or not; tuning adds {once} once"
     yield Vote(ways=(Way.TUNE_OWN,), points=0, reason=reason, turns="")
 
 
@@ -620,7 +628,7 @@ def _by_end(totals: Sequence[Ownership]) -> Iterable[Vote]:
         paid, end = total.paid, total.serves_until
         if end and paid is not None:
             cost = text.span(paid.least_usd, paid.counted_usd)
-            reason = f"{total.model} tuned on {total.provider} would cost {cost} until its last day, {end}"
+            reason = f"{total.model} tuned on {total.provider} would cost {cost} until its shutdown on {end}"
             yield Vote(ways=(Way.TUNE_HOSTED,), points=0, reason=reason, turns="")
 
 

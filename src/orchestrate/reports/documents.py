@@ -37,7 +37,7 @@ _DECIDING = frozenset(
         "quoted",
         "billed",
         "would bill",
-        "cost an answer",
+        "cost per answer",
         "serving",
     }
     | {"time, created to end", "train loss", "valid loss", "reward", rows.PROOF}
@@ -53,7 +53,7 @@ def comparison_table(comparison: ComparedRuns, *, whole: bool = True) -> Rendera
     parts: list[RenderableType] = []
     if comparison.sandbox:
         parts.append(
-            Text(" SANDBOX: trained by a local stand-in, not by the hosts named ", style="bold reverse")
+            Text(" SANDBOX: trained by a local sandbox, not by the named hosts ", style="bold reverse")
         )
     parts += [Text(comparison.answer.sentence, style="bold"), Text()]
     facts, alike = rows.facts(comparison), ""
@@ -169,7 +169,9 @@ def format_of(path: Path, endings: Mapping[str, str]) -> str:
     """By the file's ending. Raises `UsageError`."""
     format = endings.get(path.suffix.lower())
     if format is None:
-        raise UsageError(f"{path.name} ends in none of {', '.join(endings)}: the ending decides the format")
+        raise UsageError(
+            f"the file extension sets the format: {path.name} must end in one of {', '.join(endings)}"
+        )
     return format
 
 
@@ -184,7 +186,7 @@ def markdown(comparison: ComparedRuns) -> str:
     """A heading, the sandbox banner and the reasons before any number, then the tables."""
     parts = ["# Comparison of runs"]
     if comparison.sandbox:
-        parts.append("> **SANDBOX**: trained by a local stand-in on a tiny model, not by the hosts named.")
+        parts.append("> **SANDBOX**: trained by a local sandbox on a tiny model, not by the named hosts.")
     parts.append(f"**{markdown_text(comparison.answer.sentence)}**")
     if comparison.reasons:
         parts.append(f"**{rows.NOT_COMPARABLE}:**\n")

@@ -49,7 +49,7 @@ class EvaluationReport(Record, frozen=True, kw_only=True):
             return inert(junit(self.evaluation))
         if format == "table":
             return inert(documents.plain_text(self.table()))
-        raise UsageError(f"an evaluation is written as table, md, html, junit, json; got {format!r}")
+        raise UsageError(f"the evaluation format must be table, md, html, junit or json, got {format!r}")
 
     def _repr_html_(self) -> str:
         return documents.framed(self.render("html"))

@@ -82,15 +82,18 @@ def notes(report: ExperimentReport) -> list[str]:
     for one in report.evidence:
         if one.counted_ratio_p < _BROKEN:
             p = f"{one.counted_ratio_p:.1g}"
-            found.append(f"{one.metric}: outcomes do NOT come from both arms alike (p = {p}); not believed")
+            found.append(
+                f"{one.metric}: outcomes do NOT arrive equally from both arms (p = {p}), so this metric "
+                "is not used"
+            )
         if one.gate is not None:
             found.append(f"{one.metric}: no interval yet: {one.gate}")
     found += [f"{name}: {number:,}" for name, number in report.counts.items()]
     alpha = report.plan.rule.alpha
     found.append(
-        f"It may be looked at at any time: a wrong claim is made with a chance of {alpha:.2g} at most, and "
-        "by all guardrails with another one. Each user counts once in a phase; differences are tuned minus "
-        "base within phases of one share."
+        f"You can look at it anytime: the chance of a false claim is at most {alpha:.2g}, and the same "
+        "again for all guardrails combined. Each user counts once per phase; differences are tuned "
+        "minus base within phases of the same share."
     )
     return found
 
@@ -119,7 +122,7 @@ def render(report: ExperimentReport, format: str) -> str:
         return inert(html.document(title(report), _body(report)))
     if format == "table":
         return inert(documents.plain_text(table(report)))
-    raise UsageError(f"an experiment is written as table, html or json; got {format!r}")
+    raise UsageError(f"the experiment format must be table, html or json, got {format!r}")
 
 
 def save(report: ExperimentReport, path: str | Path) -> Path:
@@ -131,8 +134,8 @@ def _body(report: ExperimentReport) -> str:
     rule = report.plan.rule
     stages = ", ".join(f"{share:g}%" for share in rule.stages)
     planned = (
-        f"Written down before: {stages}; the goal is {report.plan.primary.name} {rule.goal}; at least "
-        f"{rule.min_users:,} users of each arm and {rule.min_hours:g} hours a stage."
+        f"Set in advance: {stages}; the goal is {report.plan.primary.name} {rule.goal}; at least "
+        f"{rule.min_users:,} users per arm and {rule.min_hours:g} hours per stage."
     )
     listed = "".join(f"<li>{escape(note)}</li>" for note in notes(report))
     kind = {"ship": "ship", "roll back": "do-not-ship"}.get(report.decision.verb, "not-enough-evidence")
@@ -165,7 +168,7 @@ def _curves(report: ExperimentReport) -> str:
         series.append(charts.Series(f"shown: {role}", ((0.0, bound), (end, bound)), len(series)))
     chart = charts.lines(series, title="Evidence", x_name="users counted", y_name="log10 of the e-value")
     caption = (
-        "Evidence against no difference, in either direction. A line that has crossed its bound once has "
-        "shown a difference, however often it was looked at."
+        "Evidence against no difference, in either direction. Once a line has crossed its bound, the "
+        "difference is shown, no matter how often you looked."
     )
-    return html.figure("The curve of evidence", chart, caption)
+    return html.figure("Evidence over time", chart, caption)

@@ -76,7 +76,7 @@ def evaluation(one: Evaluation, flips: Sequence[Flips], *, charted: bool = True)
         "<h3>Who answered</h3>" + table(CONTENDER_HEAD, contender_rows(one)),
     ]
     if sliced := score_rows(one, sliced=True):
-        told = "Corrected for their number (Holm): a slice that stands out by chance is not marked."
+        told = "Corrected for the number of slices (Holm), so slices that stand out by chance are not marked."
         parts.append(f"<h3>Slices</h3><p>{told}</p>" + table(SCORE_HEAD, sliced))
     parts += [_confusion(one, i) for i in range(len(one.confusions))]
     if one.notes:
@@ -126,7 +126,7 @@ def quality(evaluations: Sequence[Evaluation]) -> str:
     ]
     asked = {c.name: (c, s) for e in alike for c in e.contenders if (s := e.score(c.name)) is not None}
     found: list[str] = []
-    for what, unit in (("cost", "US dollars an answer"), ("latency", "seconds an answer, median")):
+    for what, unit in (("cost", "US dollars per answer"), ("latency", "seconds per answer, median")):
         items: list[charts.Place] = []
         for i, (name, (c, s)) in enumerate(asked.items()):
             x = c.seconds if what == "latency" else c.usd_per_answer
@@ -137,7 +137,7 @@ def quality(evaluations: Sequence[Evaluation]) -> str:
             chart = charts.places(items, title=title, x_name=unit, y_name=metric.name)
             rows = f"{first.items:,} items ({(first.items_digest or first.dataset_digest)[:12]})"
             caption = (
-                f"Up and to the left is better; lines: 95% intervals, over {rows}. Hollow: no tuned model."
+                f"Up and to the left is better; lines: 95% intervals, over {rows}. Hollow: not a tuned model."
             )
             found.append(figure(title, chart, caption, 3))
     return "".join(found)
@@ -151,9 +151,9 @@ def flipped(found: Flips) -> str:
         return f"<p>No row changed between {against} and {who}.</p>"
     rows = text.count(found.broken_count, "row")
     first = f", the worst {_SHOWN}" if found.broken_count > _SHOWN else ""
-    heading = f"<h3>{who} broke {rows} that {against} has right{first}</h3>"
+    heading = f"<h3>{who} broke {rows} that {against} got right{first}</h3>"
     if not found.broken:
-        heading = f"<h3>{who} broke no row that {against} has right</h3>"
+        heading = f"<h3>{who} broke no row that {against} got right</h3>"
     broken = "".join(_flip(found, item) for item in found.broken[:_SHOWN])
     if not found.fixed:
         return heading + broken
@@ -247,7 +247,7 @@ def _sandbox(comparison: ComparedRuns) -> str:
     if not labels:
         return ""
     who = "all runs were" if len(labels) == len(comparison.runs) else f"{text.joined(labels)}:"
-    told = f"{who} trained by a local stand-in on a tiny model, not by the host named. Nothing was billed."
+    told = f"{who} trained by a local sandbox on a tiny model, not by the named host. Nothing was billed."
     return f'<p class="sandbox" role="note"><strong>SANDBOX</strong> {escape(told)}</p>'
 
 
@@ -263,7 +263,7 @@ def _card(comparison: ComparedRuns, c: Compared) -> str:
         for name, value, more in facts
     )
     kind = " taken" if taken else ""
-    mark = '<span class="pick">✓ take this one</span>' if taken else ""
+    mark = '<span class="pick">✓ recommended</span>' if taken else ""
     chip = CHIP if c.run.sandbox else ""
     told = f"{c.run.model}, {rows.status(c)}"
     return (
@@ -292,7 +292,7 @@ def _score(c: Compared) -> list[tuple[str, str, str]]:
 def _cost(c: Compared) -> list[tuple[str, str, str]]:
     cost = price(c)
     if cost is None:
-        return [("cost", text.NOTHING, "no price is known")]
+        return [("cost", text.NOTHING, "price unknown")]
     word = bill_word(c)
     asked = f", {text.money(quoted(c))} quoted" if word != "quoted" and quoted(c) is not None else ""
     return [("cost of training", text.money(cost), f"{word}{asked}")]
@@ -437,7 +437,7 @@ def _curves(comparison: ComparedRuns) -> str:
         title = f"{kind} {what} over {axis}"
         chart = charts.lines(series, title=title, x_name=axis, y_name=unit, log=not rewarded)
         without = [c.label for c in comparison.runs if not curve(c)]
-        missing = [f"{text.joined(without)}: none was told."] if without else []
+        missing = [f"{text.joined(without)}: not reported."] if without else []
         found.append(figure(f"{kind} {what}", chart, " ".join([*missing, *warned]), 3))
     return _headed("Curves", "".join(found))
 
@@ -490,7 +490,7 @@ def _evaluations(comparison: ComparedRuns) -> str:
     unique = list({one.id: one for one in newest}.values())
     again = [(c.label, pairing) for c in comparison.runs for pairing in c.asked_again]
     kept = "".join(
-        f"<h3>Did {escape(c.label)} forget anything</h3>{regression(c.regression)}"
+        f"<h3>What {escape(c.label)} forgot</h3>{regression(c.regression)}"
         for c in comparison.runs
         if c.regression is not None
     )
@@ -517,7 +517,7 @@ def _money(comparison: ComparedRuns) -> str:
     chart = ""
     if items:
         drawn = charts.bars(items, title="Cost of training", x_name="US dollars")
-        told = "Dashed: quoted, with its low and high end; filled: what came of it."
+        told = "Dashed: quoted, with low and high end; filled: actual cost."
         chart = figure("Cost of training", drawn, told, 3)
     facts = rows.money(comparison)
     return chart + (_facts(comparison, facts) if facts else "")
@@ -528,7 +528,7 @@ def _settings(comparison: ComparedRuns) -> str:
     if not found:
         return ""
     differing = [row for row in found if row[2]]
-    told = "" if differing else "<p>None differs because somebody chose so.</p>"
+    told = "" if differing else "<p>No setting was deliberately set differently.</p>"
     shown = _table(comparison, differing) if differing else told
     whole = f"<details><summary>All {len(found)} settings</summary>{_table(comparison, found)}</details>"
     return f"<h2>Settings that differ</h2>{shown}{whole}"

@@ -42,8 +42,8 @@ def _worlds(runs: Sequence[Compared]) -> Iterable[Reason]:
     if made_up and len(made_up) < len(runs):
         yield Reason(
             aspect="all",
-            text=f"{text.joined(made_up)} ran in a sandbox, which trains a tiny model in place of the one "
-            "named; the others did not",
+            text=f"{text.joined(made_up)} ran in a sandbox, which trains a tiny model instead of the "
+            "named one; the others did not",
         )
 
 
@@ -63,9 +63,7 @@ def _losses(runs: Sequence[Compared]) -> Iterable[Reason]:
     # Unsaid and "auto" are the hosts' default for conversations: the assistant's tokens only.
     inputs = {c.settings.get("method.train_on_inputs", "").lower() == "true" for c in runs}
     if len(inputs) > 1:
-        yield Reason(
-            aspect="loss", text="some train on the prompts too, which changes what the loss is taken over"
-        )
+        yield Reason(aspect="loss", text="some also train on the prompts, which changes what the loss covers")
 
 
 def _scores(runs: Sequence[Compared]) -> Iterable[Reason]:
@@ -87,7 +85,7 @@ def _scores(runs: Sequence[Compared]) -> Iterable[Reason]:
     if len(metrics) > 1 and not shared(runs):
         yield Reason(
             aspect="scores",
-            text=f"no metric was measured on all of them (there are {', '.join(sorted(metrics))})",
+            text=f"no metric was measured for all of them (measured: {', '.join(sorted(metrics))})",
         )
 
 
@@ -243,13 +241,13 @@ def asked_again(label: str, pairing: Pairing) -> str:
     other = pairing.items - pairing.same_answers
     if moved:
         return (
-            f"{label} answers otherwise than in {pairing.first}: {text.joined(moved)} moved, and "
-            f"{other} of {pairing.items} answers are other ones. The host may have changed the model."
+            f"{label} answers differently from {pairing.first}: {text.joined(moved)} changed, and "
+            f"{other} of {pairing.items} answers differ. The host may have changed the model."
         )
     if other:
         return (
-            f"{label} gave {other} of {pairing.items} answers otherwise than in {pairing.first}; "
-            "no score moved by more than chance."
+            f"{label} gave {other} of {pairing.items} answers differently from {pairing.first}; no "
+            "score changed by more than chance."
         )
     return f"{label} gave the same {pairing.items} answers as in {pairing.first}."
 
@@ -259,14 +257,14 @@ def notes(runs: Sequence[Compared]) -> list[str]:
     found: list[str] = []
     if any(c.run.sandbox for c in runs):
         found.append(
-            "Prices of a sandbox follow the host's rates; loss, scores and times say nothing about the "
-            "host's real model."
+            "Prices of a sandbox follow the host's rates; losses, scores and times say nothing about "
+            "the host's real model."
         )
     guessed = [c.label for c in runs if c.train_curve and not c.tokens_known]
     if guessed:
         found.append(
-            f"The host does not report tokens by step for {text.joined(guessed)}: "
-            "the tokens of the whole run are spread evenly over its steps."
+            f"The host does not report tokens per step for {text.joined(guessed)}: the tokens of the "
+            "whole run are spread evenly over its steps."
         )
     local = [
         c.label
@@ -274,7 +272,7 @@ def notes(runs: Sequence[Compared]) -> list[str]:
         if c.reconciliation and "electricity" in {d.component for d in c.reconciliation.components}
     ]
     if local:
-        found.append(f"{text.joined(local)}: electricity only; the hardware counts as paid for.")
+        found.append(f"{text.joined(local)}: electricity only; hardware costs are not included.")
     return found
 
 
@@ -307,10 +305,12 @@ def answer(runs: Sequence[Compared], between: Sequence[RunDifference] = ()) -> A
     choice; of those that no difference separates the cheapest is taken."""
     done = [c for c in runs if ended(c)]
     if not done:
-        return Answer(sentence="No run has succeeded: there is nothing to choose from yet.")
+        return Answer(sentence="No run has succeeded yet, so there is no recommendation.")
     if mixed(done):
         tried = text.joined([c.name for c in done if c.run.sandbox])
-        return Answer(sentence=f"No choice: {tried} ran in a sandbox, which tells nothing of the others.")
+        return Answer(
+            sentence=f"No recommendation: {tried} ran in a sandbox, which says nothing about the others."
+        )
     if len(done) == 1:
         return _alone(done[0])
     for metric in dict.fromkeys(name for c in done for name in _deciding(c)):
@@ -338,7 +338,7 @@ def _alone(c: Compared) -> Answer:
     cost = f", for {priced_as(c)}" if price(c) is not None else ""
     score = next((s for name in _deciding(c) for s in c.scores if s.metric.name == name), None)
     if score is None:
-        told = f"{c.label} has succeeded{cost}; how good it is was not measured: orchestrate eval {c.run.id}"
+        told = f"{c.label} has succeeded{cost}; its quality was not measured: orchestrate eval {c.run.id}"
         return Answer(sentence=told)
     opening = {True: "Ship", False: "Do not ship", None: "Not enough evidence to ship"}[_passes(c, score)]
     why = f"{text.score(score.score)} on {score.metric.name}"
@@ -377,7 +377,7 @@ def _among(metric: str, scored: Sequence[tuple[Compared, RunScore]], pairs: Diff
         why = (
             f"none is shown to be good enough; {best.label} has the best {metric}, {text.score(score.score)}"
         )
-        return Answer(sentence=f"Take none of them yet: {why}, {text.count(score.score.n, 'row')}.")
+        return Answer(sentence=f"No recommendation yet: {why}, {text.count(score.score.n, 'row')}.")
     best = fit[0]
     level = [best, *_level(metric, best, fit[1:], pairs)]
     priced = all(price(c) is not None for c, _ in level)
@@ -448,10 +448,10 @@ def _unmeasured(done: Sequence[Compared]) -> Answer:
     why = f"they were not scored on the same rows: {asked}"
     prices = [(cost, c) for c in done if (cost := price(c)) is not None]
     if len(prices) < len(done):
-        return Answer(sentence=f"By quality nothing can be chosen, as {why}")
+        return Answer(sentence=f"Quality cannot decide, because {why}")
     cheapest = min(prices, key=lambda pair: pair[0])[1]
     told = f"{cheapest.label} is the cheapest to train, {priced_as(cheapest)}"
-    return Answer(sentence=f"{told}; by quality nothing can be chosen, as {why}")
+    return Answer(sentence=f"{told}; quality cannot decide, because {why}")
 
 
 def _forgotten(c: Compared) -> str:

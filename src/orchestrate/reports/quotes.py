@@ -71,7 +71,7 @@ def _remarks(quote: Quote) -> list[str]:
         return [quote.unavailable]
     topped = [e for e in quote.lines if e.component == "minimum" and e.usd > 0]
     if quote.refused:
-        return [f"would be refused: {quote.refused}", *quote.warnings]
+        return [f"would be rejected: {quote.refused}", *quote.warnings]
     found: list[str] = []
     if quote.unlisted:
         found.append(f"not ranked: {quote.unlisted}")
@@ -96,10 +96,10 @@ def verdict(quotes: Sequence[Quote]) -> str:
     priced = [(q, q.price) for q in _sorted(quotes) if q.ranked and q.price is not None]
     if not priced:
         if any(q.unlisted and not q.why_none for q in quotes):
-            return "No backend with a known price is known to take this; the reasons are given with each."
+            return "No backend with a known price is known to accept this; see the reason for each."
         if any(q.unavailable is None for q in quotes):
-            return "Every backend with a known price would refuse this; the reasons are given with each."
-        return "No backend has a known price for this; the reasons are given with each."
+            return "Every backend with a known price would reject this; see the reason for each."
+        return "No backend has a known price for this; see the reason for each."
     (first, price), *others = priced
     if not others:
         return f"{first.provider} is the only backend with a known price: {_usd(first, price)} expected."
@@ -108,7 +108,7 @@ def verdict(quotes: Sequence[Quote]) -> str:
     second, other = perhaps or others[0]
     if first.open_end or perhaps:
         return (
-            f"No cheapest can be named: {first.provider} would cost {_usd(first, price)}, "
+            f"There is no clear cheapest: {first.provider} would cost {_usd(first, price)}, "
             f"{second.provider} {_usd(second, other)}."
         )
     gap = f"{_usd(first, price)} against {_usd(second, other)} on {second.provider}"
@@ -128,7 +128,7 @@ def _unlike(priced: Sequence[Quote]) -> str:
     if len(set(epochs.values())) < 2:
         return ""
     each = text.joined([f"{text.count(n, 'epoch')} on {name}" for name, n in epochs.items()])
-    return f" These prices are not of the same training: {each}. Set epochs to compare like with like."
+    return f" These prices are not for the same training: {each}. Set epochs to make them comparable."
 
 
 def _why(first: Quote, price: PriceRange, second: Quote, other_price: PriceRange) -> str:
@@ -188,7 +188,7 @@ def quote_table(
     parts += [_own_numbers(totals), Text(), Text(ownership_verdict(totals), style="bold"), notes]
     if whole:
         return Group(*parts, *_own_notes(totals))
-    return Group(*parts, Text("how serving was counted, and what else there is: --all", style="dim"))
+    return Group(*parts, Text("assumptions and other options for serving: --all", style="dim"))
 
 
 def _note(notes: Listing, quote: Quote) -> None:
@@ -232,7 +232,7 @@ def _owned(total: Ownership) -> tuple[str, ...]:
     since = total.break_even_requests_per_day
     end = ""
     if total.serves_until:
-        end = f"; stops answering on {total.serves_until}: {total.months_served:.1f} months are counted"
+        end = f"; shut down on {total.serves_until}: counted for {total.months_served:.1f} months"
     if total.training.unlisted:
         end += f"; {total.training.unlisted}"
     compared = total.base is not None
@@ -276,7 +276,7 @@ def ownership_verdict(totals: Sequence[Ownership]) -> str:
     cost = text.span(paid.least_usd, paid.counted_usd)
     perhaps = _perhaps_cheaper(totals, best, paid)
     if perhaps is not None:
-        words = f"Over {months} no cheapest can be named: {best.place} would cost {cost}, {perhaps}."
+        words = f"Over {months} there is no clear cheapest: {best.place} would cost {cost}, {perhaps}."
     else:
         words = f"Over {months} {best.place} is the cheapest, {cost}: {best.serving}."
     if best.base is None or best.base_usd is None:
@@ -285,13 +285,13 @@ def ownership_verdict(totals: Sequence[Ownership]) -> str:
     since, most = best.break_even_requests_per_day, best.most_requests_per_day
     if paid.counted_usd < best.base_usd:
         steps = since is not None and since > best.requests_per_day
-        always = f"; above this traffic it pays always from {since:,} requests a day on" if steps else ""
+        always = f"; above this traffic it always pays off from {since:,} requests per day" if steps else ""
         return f"{words}, {text.money(best.base_usd - paid.counted_usd)} more{always}."
     less = f"{text.money(paid.counted_usd - best.base_usd)} less: at this traffic tuning does not save money"
     if since is None:
-        return f"{words}, {less}, and at no higher one either."
-    upto = f", as far as it carries more, {most:,}" if most is not None else ""
-    return f"{words}, {less}; tuning pays from {since:,} requests a day on{upto}."
+        return f"{words}, {less}, and not at higher traffic either."
+    upto = f" up to {most:,}, its capacity" if most is not None else ""
+    return f"{words}, {less}; tuning pays off from {since:,} requests per day{upto}."
 
 
 def _perhaps_cheaper(totals: Sequence[Ownership], best: Ownership, paid: Paid) -> str | None:
@@ -328,7 +328,7 @@ def _unpriced(totals: Sequence[Ownership]) -> list[str]:
         f"{way.server}: {way.unavailable}" for total in totals for way in total.elsewhere if way.unavailable
     )
     more = sum(max(0, len(t.elsewhere) - _SHOWN_ELSEWHERE) for t in totals)
-    return [*lines, *([f"{text.count(more, 'more expensive place')} to serve in --json"] if more else [])]
+    return [*lines, *([f"{text.count(more, 'more expensive option')} for serving in --json"] if more else [])]
 
 
 def ownership_table(totals: Sequence[Ownership]) -> RenderableType:

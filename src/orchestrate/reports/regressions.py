@@ -64,7 +64,7 @@ class RegressionReport(Record, frozen=True, kw_only=True):
             return inert(junit_suite(f"orchestrate regress {found.tuned.name}", found.tuned.name, cases))
         if format == "table":
             return inert(documents.plain_text(self.table()))
-        raise UsageError(f"a regression is written as table, md, html, junit, json; got {format!r}")
+        raise UsageError(f"the regression format must be table, md, html, junit or json, got {format!r}")
 
     def save(self, path: str | Path) -> Path:
         """Write it; the file's ending decides: .html, .md, .json, .txt, .xml (JUnit). Raises `UsageError`."""

@@ -97,9 +97,9 @@ def cost_of_answer(c: Contender) -> str:
     if c.usd_per_hour is None:
         return text.money(c.usd_per_answer)
     if c.usd_per_answer is None:
-        return f"open: {text.money(c.usd_per_hour)} an hour"
+        return f"unknown: {text.money(c.usd_per_hour)} per hour"
     basis = "told traffic" if c.answers_per_hour else "this pace"
-    return f"{text.money(c.usd_per_answer)} at {basis}, {text.money(c.usd_per_hour)} an hour"
+    return f"{text.money(c.usd_per_answer)} at {basis}, {text.money(c.usd_per_hour)} per hour"
 
 
 def what_was_asked(evaluation: Evaluation) -> str:
@@ -197,7 +197,7 @@ def _measured(comparison: ComparedRuns) -> Facts:
         ("verdict", [verdict(r) for r in newest]),
         ("forgot", [_forgot(c) for c in runs]),
         ("answered by", [r.contender.answered_by if r else text.NOTHING for r in newest]),
-        ("time an answer", [text.duration(r.contender.seconds) if r else text.NOTHING for r in newest]),
+        ("time per answer", [text.duration(r.contender.seconds) if r else text.NOTHING for r in newest]),
     ]
 
 
@@ -248,7 +248,7 @@ def _forgot(compared: Compared) -> str:
         return text.joined([r.probe for r in probed.forgotten])
     kept = sum(r.decision == "kept" for r in probed.results)
     open_ = sum(r.decision == "inconclusive" for r in probed.results)
-    return f"nothing shown: {kept} kept, {open_} inconclusive"
+    return f"no forgetting shown: {kept} kept, {open_} inconclusive"
 
 
 def verdict(found: RunScore | None) -> str:

@@ -78,8 +78,8 @@ def stored(ws: Workspace, run: Run) -> list[Stored]:
     nothing there, or whose things are in use."""
     if _own(ws, run):
         raise UsageError(
-            f"nothing of run {run.id} was uploaded to a host: it is on machines of your own",
-            fix=f"orchestrate show {run.id}   names its folder",
+            f"nothing of run {run.id} was uploaded to a host: it is only on your own machines",
+            fix=f"orchestrate show {run.id}   shows its folder",
         )
     _require_unused(ws, run)
     return _known(ws, run)
@@ -157,7 +157,7 @@ def _require_unused(ws: Workspace, run: Run) -> None:
         mine = (run.provider, run.host, run.dataset_digest)
         if run.dataset_digest and (other.provider, other.host, other.dataset_digest) == mine:
             raise UsageError(
-                f"run {other.id} is {other.status.value} and trains on the same uploaded rows",
+                f"run {other.id} is {other.status.value} and trains on the same uploaded data",
                 fix=f"wait for it, or orchestrate cancel {other.id}",
             )
 
@@ -173,7 +173,7 @@ def account_storage(ws: Workspace, names: Iterable[str], *, sandbox: bool = Fals
     def ask(name: str) -> AccountStorage | None:
         return _asked(ws, name, sandbox, runs)
 
-    with ThreadPoolExecutor(_AT_ONCE, "stored") as threads, work("asking the hosts what they keep"):
+    with ThreadPoolExecutor(_AT_ONCE, "stored") as threads, work("asking the hosts what they store"):
         found = list(threads.map(ask, names))
     return [one for one in found if one is not None]
 
@@ -238,13 +238,13 @@ def find(
         missed = [f"{one.provider} ({one.reason or '; '.join(one.unseen)})" for one in asked if one.gap]
         also = f"; could not read: {joined(missed)}" if missed else ""
         raise UsageError(
-            f"no run, file or model is called {id!r} (asked: {seen}{also}): it may be in another account, or "
-            "deleted already",
-            fix="orchestrate stored   lists what each account keeps",
+            f"no run, file or model is called {id!r} (asked: {seen}{also}): it may be in another "
+            "account, or already deleted",
+            fix="orchestrate stored   lists what each account stores",
         )
     if len(found) > 1:
         several = joined([f"{item.kind} {item.id} at {one.provider}" for one, item in found.values()])
-        raise UsageError(f"{id!r} fits several: {several}", fix="give the full id, and --provider")
+        raise UsageError(f"{id!r} fits several: {several}", fix="use the full id and --provider")
     return next(iter(found.values()))
 
 
@@ -280,7 +280,7 @@ def require_item_unused(ws: Workspace, provider: Provider, item: StoredItem) -> 
                 f"run {run.id} is {run.status.value} and trains on {item.id}",
                 fix=f"wait for it, or orchestrate cancel {run.id}",
             )
-    fix = f"orchestrate undeploy {item.run_id}" if item.run_id else "take its deployment down first"
+    fix = f"orchestrate undeploy {item.run_id}" if item.run_id else "take down its deployment first"
     deployed = {one.model for one in ws.store.deployments.matching(over=False)}
     if item.kind == "model" and item.id in deployed:
         raise UsageError(f"{item.id} is deployed", fix=fix)

@@ -37,8 +37,8 @@ def require_near(settings: Settings, run: str, what: str, address: str, *names: 
         return
     host = _host(address)
     raise UsageError(
-        f"{run} is private, and {what} would send what is its to {host}, which is not known to be yours",
-        fix=f"one at a loopback address; or, if it is yours: export {OWN_HOSTS}={next(iter(names), host)}",
+        f"{run} is private, but {what} would send its data to {host}, which is not known to be yours",
+        fix=f"use a loopback address; or, if the host is yours: export {OWN_HOSTS}={next(iter(names), host)}",
     )
 
 
@@ -46,6 +46,6 @@ def require_own(run: Run, provider: Provider) -> None:
     """Before a private run's weights go up. Raises `UsageError`."""
     if is_private(run) and not provider.own:
         raise UsageError(
-            f"{run.id} is private, and {provider.title} is not known to be a machine of yours",
+            f"{run.id} is private, and {provider.title} is not known to be your own machine",
             fix=f"orchestrate serve {run.id}   or, if it is yours: export {OWN_HOSTS}={provider.name}",
         )

@@ -51,8 +51,8 @@ def add(
     spec = specfile.anchored(offer.spec).asked()
     if is_masked(masked(spec)):
         raise UsageError(
-            "the spec holds a secret, which a queue must not keep",
-            fix="submit it at once, or name its files without user name, password and token",
+            "the spec contains a secret, which the queue must not store",
+            fix="submit it directly, or use URLs without user name, password and token",
         )
     queue, quote, backend = ft.store.queue, offer.quote, ft.provider(provider)
     account, before = account_of(ft.store, backend), tuple(_named(ft, name) for name in after)
@@ -84,7 +84,7 @@ def _require_new(entry: QueueEntry, others: list[QueueEntry]) -> None:
             other.state in {*_OPEN, *_GOING}
             and (other.provider, other.host, other.digest, other.spec) == facts
         ):
-            raise UsageError(f"{other.id} is the same and waits already", fix="--again  for a second one")
+            raise UsageError(f"{other.id} is the same and already waiting", fix="--again  for a second one")
 
 
 def entries(ft: Workspace, *, ended: bool = False) -> list[QueueEntry]:
@@ -112,7 +112,7 @@ def elsewhere(ft: Workspace, entry: QueueEntry) -> str | None:
     try:
         here = ft.provider(entry.provider).host
     except OrchestrateError as error:
-        return f"{entry.provider}, for which it was added, is not here ({error.message})"
+        return f"{entry.provider}, the backend it was added for, is not available ({error.message})"
     if here == entry.host:
         return None
     return f"it was added for {entry.provider} at {entry.host}; here {entry.provider} is at {here}"
@@ -155,10 +155,10 @@ def _changed(ft: Workspace, name: str, change: Callable[[QueueEntry], QueueEntry
         if entry.state in _OPEN or (unmade and entry.state is QueueState.SUBMITTING):
             return change(entry)
         if entry.run_id is not None:
-            raise UsageError(f"{entry.id} is a run already", fix=f"orchestrate cancel {entry.run_id}")
+            raise UsageError(f"{entry.id} is already a run", fix=f"orchestrate cancel {entry.run_id}")
         if entry.state is QueueState.SUBMITTING:
             raise UsageError(f"{entry.id} is being submitted", fix="cancel its run: orchestrate runs")
-        raise UsageError(f"{entry.id} was removed already", fix="orchestrate queue list --all")
+        raise UsageError(f"{entry.id} was already removed", fix="orchestrate queue list --all")
 
     found, unmade = ft.store.queue.get(name), False
     with ExitStack() as alone:
@@ -175,11 +175,11 @@ def _named(ft: Workspace, name: str) -> str:
     if name.startswith(PREFIX):
         entry = ft.store.queue.get(name)
         if entry.state is QueueState.REMOVED:
-            raise UsageError(f"{entry.id} was removed from the queue: what comes after it would never go")
+            raise UsageError(f"{entry.id} was removed from the queue, so entries after it would never start")
         return entry.id
     run = ft.record(name)
     if run.status.terminal and run.status is not JobStatus.SUCCEEDED:
-        raise UsageError(f"{run.id} has {run.status.value}: what comes after it would never go")
+        raise UsageError(f"{run.id} has {run.status.value}, so entries after it would never start")
     return run.id
 
 
@@ -281,13 +281,13 @@ class QueueServer:
     def _submit(self, entry: QueueEntry) -> Run:
         prepared = prepare(self.ft, JobSpec.parse(entry.spec), entry.provider)
         if prepared.data.digest != entry.digest:
-            raise DataError("the training data are not those whose price was agreed to")
+            raise DataError("the training data changed after the price was confirmed")
         quote = prepared.offer(entry.provider).quote
         # What training here takes is estimated anew after each run, and paid to nobody.
         near = self.ft.provider(entry.provider).profile.near
         # Of what would be refused there is none: the submit below says so.
         high = Decimal(0) if near else quote.held_usd
-        what = "what was agreed to,"
+        what = "the confirmed price,"
         require_within(entry.provider, high, entry.agreed_usd, unknown=quote.unavailable, what=what)
         key, limit_usd = _key(entry), entry.max_cost_usd
         asked = submission.of(self.ft, prepared, entry.provider, key=key, limit_usd=limit_usd, patient=True)
@@ -297,7 +297,9 @@ class QueueServer:
         """Raises `UsageError` when what it comes after did not succeed."""
         backend = self.ft.ready(entry.provider)
         if not is_here(self.ft.store, backend, entry.account):
-            raise UsageError(f"the current key is not of the account {entry.account}, for which it was added")
+            raise UsageError(
+                f"the current key belongs to another account than {entry.account}, for which it was added"
+            )
         if not all(self._succeeded(name) for name in entry.after):
             return False
         return len(_at_work(self.ft, entry.provider, entry.host)) < slots(self.ft, entry.provider)
@@ -306,16 +308,16 @@ class QueueServer:
         if name.startswith(PREFIX):
             before = self.ft.store.queue.get(name)
             if before.state is QueueState.REMOVED:
-                raise UsageError(f"{name}, which it comes after, was removed")
+                raise UsageError(f"{name}, which must run first, was removed")
             if before.run_id is None:
                 return False
             name = before.run_id
         [run] = self.ft.store.runs.of_ids([name]) or [None]
         if run is None or (run.status.terminal and run.status is not JobStatus.SUCCEEDED):
             state = "is not in this store" if run is None else f"has {run.status.value}"
-            raise UsageError(f"{name}, which it comes after, {state}")
+            raise UsageError(f"{name}, which must run first, {state}")
         if why := left(run):
-            raise UsageError(f"{name}, which it comes after, is paused: {why}")
+            raise UsageError(f"{name}, which must run first, is paused: {why}")
         return run.status is JobStatus.SUCCEEDED
 
     def _moved(
@@ -345,7 +347,7 @@ def crowded(ft: Workspace, run: Run) -> str | None:
         return None
     return (
         f"{count(going, 'run is', 'runs are')} open on {run.provider} now, and its queue has "
-        f"{count(places, 'place')}: what waits goes when fewer are open"
+        f"{count(places, 'place')}: waiting entries start when one ends"
     )
 
 

@@ -39,7 +39,7 @@ def changed_data(run: Run, prepared: Prepared) -> str | None:
     if prepared.data.digest == run.dataset_digest:
         return None
     now, then = prepared.data.digest[:12], run.dataset_digest[:12]
-    return f"the data are not those of run {run.id}: their digest is {now}, and was {then}"
+    return f"the data differ from those of run {run.id}: digest {now}, was {then}"
 
 
 def rerun(
@@ -55,6 +55,6 @@ def rerun(
     home, name = ws.home_of(run), provider or run.provider
     prepared = prepare(home, spec_of(run, [name], settings), name)
     if not other_data and (told := changed_data(run, prepared)):
-        raise DataError(f"{told}; nothing was sent", fix="other_data=True, to train on them")
+        raise DataError(f"{told}; nothing was sent", fix="pass other_data=True to train on them")
     given: dict[str, Any] = {"again": run.status.terminal, **terms}
     return submit(home, prepared, name, **given)

@@ -72,7 +72,7 @@ def _resumed(ws: Workspace, handle: TrackedRun, asked: Limits) -> None:
 def require_going(run: Run, verb: str) -> None:
     if run.status.terminal:
         raise UsageError(
-            f"run {run.id} has {run.status.value} already: there is nothing to {verb}",
+            f"run {run.id} has already {run.status.value}: there is nothing to {verb}",
             fix=f"orchestrate show {run.id}",
         )
     if run.status is JobStatus.CANCELLING:
@@ -87,8 +87,8 @@ def _sent(ws: Workspace, handle: TrackedRun, asked: Limits) -> Run:
     run = handle.record
     if asked != Limits():
         raise UsageError(
-            f"run {run.id} has no job yet: it goes with the limits that it was submitted with",
-            fix=f"orchestrate cancel {run.id}, then submit again with others",
+            f"run {run.id} has no job yet, so its limits cannot be changed",
+            fix=f"orchestrate cancel {run.id}, then submit again with other limits",
         )
     intent = run.phase is SubmitPhase.INTENT
     submitter = Submitter(ws.store, handle.provider, budget_usd=ws.settings.budget_usd)
@@ -112,14 +112,13 @@ def _give(ws: Workspace, handle: TrackedRun, asked: Limits) -> None:
     require_price(provider.name, had.usd_per_hour, asked.usd, _NO_HOURLY_PRICE, fix)
     if wanted.used_up:
         raise UsageError(
-            f"run {run.id} has used {_used(had)} already, and {_told(wanted)} for the whole run "
-            "leaves it nothing",
+            f"run {run.id} has already used {_used(had)}, so a total of {_told(wanted)} leaves nothing",
             fix=f"orchestrate resume {run.id} {wanted.least()}   (or more)",
         )
     if run.status is not JobStatus.PAUSED and wanted != had:
         raise UsageError(
-            f"run {run.id} is {run.status.value}: its worker keeps the limits that it began with",
-            fix=f"orchestrate pause {run.id}, then the same again",
+            f"run {run.id} is {run.status.value}: its worker keeps the limits that it started with",
+            fix=f"orchestrate pause {run.id}, then run the same command again",
         )
     keep = partial(_keep, ws, run, had, wanted)
     tell = partial(provider.allow, run.handle, max_hours=wanted.max_hours, max_usd=wanted.max_usd)
@@ -138,7 +137,7 @@ def _at_host(ws: Workspace, handle: TrackedRun, asked: Limits) -> Allowance:
     run, provider = handle.record, handle.provider
     if asked.hours is not None:
         raise UsageError(
-            f"--max-hours means nothing on {provider.name}: no run ends itself after some hours there",
+            f"--max-hours has no effect on {provider.name}: runs there cannot be limited by hours",
             fix=f"orchestrate resume {run.id}",
         )
     bill = ws.bill(run, provider.get(run.handle))
@@ -146,8 +145,7 @@ def _at_host(ws: Workspace, handle: TrackedRun, asked: Limits) -> Allowance:
     if asked.usd is not None and reached(used, asked.usd):
         least = max(used + _CENT, run.quote.held_usd if run.quote else used)
         raise UsageError(
-            f"run {run.id} has cost {money(used)} already, and {limit(asked.usd)} for the whole run "
-            "leaves it nothing",
+            f"run {run.id} has already cost {money(used)}, so a total of {limit(asked.usd)} leaves nothing",
             fix=f"orchestrate resume {run.id} --max-cost {least.quantize(_CENT, ROUND_CEILING)}   (or more)",
         )
     return Allowance(max_usd=run.max_cost_usd, max_hours=run.max_hours)
@@ -168,7 +166,7 @@ def _keep(ws: Workspace, run: Run, had: Allowance, wanted: Allowance) -> None:
         at=at,
         level="info",
         type="limits",
-        message=f"its limits for the whole run were {_told(had)}, and are {_told(wanted)} now"
+        message=f"its total limits were {_told(had)} and are now {_told(wanted)}"
         + (f"; used so far: {_used(wanted)}" if wanted.used_s else ""),
         data={"before": _data(had), "after": _data(wanted)},
     )
@@ -179,7 +177,7 @@ def _keep(ws: Workspace, run: Run, had: Allowance, wanted: Allowance) -> None:
         ws.settings.budget_usd,
         limits=[] if most is None else _limits(ws, run, max(most, wanted.max_usd or most)),
         event=event if had != wanted else None,
-        figure="what it may cost with the new limit",
+        figure="its cost under the new limit",
     )
 
 
@@ -204,8 +202,8 @@ def _limits(ws: Workspace, run: Run, usd: Decimal) -> list[Limit]:
     limit = ws.store.searches.limit(
         *found,
         figure="what it may cost with the new limit",
-        then="the run stays as it is",
-        fix="begin the same sweep again with a higher --max-cost, then this again",
+        then="the run is unchanged",
+        fix="start the same sweep again with a higher --max-cost, then run this command again",
     )
     return [] if limit is None else [limit._replace(wanted=usd)]
 

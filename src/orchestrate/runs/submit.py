@@ -46,7 +46,7 @@ def preflight(
         offer = prepared.offer(name)
         if offer.quote.unavailable == UNCOUNTED:
             raise UsageError(
-                f"{name}: the price of this is not known, as its tokens were not counted",
+                f"{name}: the price is unknown because its tokens were not counted",
                 fix="prepare it with tokens counted (exact or sampled)",
             )
         require(ws, offer.spec, name)

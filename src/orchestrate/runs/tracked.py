@@ -48,16 +48,16 @@ def ending_question(run: Run) -> str:
     so_far = cost_so_far(run)
     cost = f", {money(so_far)} so far" if so_far else ""
     now = f"{run.model} on {run.provider}, {stage(run)}{cost}"
-    return f"{_play(run)}Cancel {run.id} ({now})? It can't go on after that."
+    return f"{_play(run)}Cancel {run.id} ({now})? It can't be resumed."
 
 
 def resuming_question(run: Run, max_cost_usd: Decimal | None = None) -> str:
     """What a person agrees to who lets a run go on."""
     most = max_cost_usd if max_cost_usd is not None else run.max_cost_usd
     high = None if run.quote is None else run.quote.high_usd
-    cost = "Its price is unknown." if high is None else f"In all it costs up to {money(high)}."
+    cost = "Its price is unknown." if high is None else f"In total it costs up to {money(high)}."
     if most is not None:
-        cost = f"In all it costs at most {money(most)}, its limit."
+        cost = f"In total it costs at most {money(most)}, its limit."
     return f"{_play(run)}Resume {run.id} ({run.model} on {run.provider})? {cost}"
 
 
@@ -145,7 +145,7 @@ class TrackedRun:
                 return record
             if timeout_s is not None and time.monotonic() - started > timeout_s:
                 raise TimeoutError(
-                    f"run {self.id} is still {record.status.value} after {timeout_s:g} s; it goes on"
+                    f"run {self.id} is still {record.status.value} after {timeout_s:g} s; it continues"
                 )
             pace.sleep()
 
@@ -223,7 +223,7 @@ class TrackedRun:
 
         if not reason.strip():
             raise UsageError(
-                "say why the run is given up", fix=f"orchestrate abandon {self.id} --reason TEXT"
+                "give a reason for abandoning the run", fix=f"orchestrate abandon {self.id} --reason TEXT"
             )
         at, runs = self._ws.store.clock.now(), self._ws.store.runs
         deployed = self.deployments(over=False)
@@ -242,7 +242,7 @@ class TrackedRun:
         runs unless asked for them. Nothing is asked of its host, and what it bills counts as before. Raises
         `UsageError` for a note of more than 2,000 characters."""
         if note is not None and len(note) > _NOTE:
-            raise UsageError(f"a note has at most {_NOTE:,} characters (got {len(note):,})")
+            raise UsageError(f"a note must have at most {_NOTE:,} characters (got {len(note):,})")
 
         def change(run: Run) -> Run:
             text = run.note if note is None else note.strip() or None
@@ -275,7 +275,7 @@ class TrackedRun:
         """
         capability(self.provider, Downloads)
         if dest is not None and Path(dest).exists() and not Path(dest).is_dir():
-            raise UsageError(f"{dest} is not a folder", fix="name a folder that is new, or empty")
+            raise UsageError(f"{dest} is not a folder", fix="name a new or empty folder")
         self.check()
         from orchestrate.providers import files
 

@@ -338,8 +338,8 @@ class Front:
         return self.host.error(
             HostError(
                 401,
-                f"This is a sandbox: it takes only keys that begin with {SANDBOX_KEY_PREFIX!r}, "
-                "never a real key",
+                f"This is a sandbox: it accepts only keys that start with {SANDBOX_KEY_PREFIX!r}, never "
+                "a real key",
                 code="invalid_api_key",
             )
         )

@@ -133,7 +133,7 @@ def complete(host: Host, asked: ChatRequest, job: Job | None, step: int | None =
     try:
         reply = host.trainer.reply(job, step, messages, max_tokens=most, temperature=asked.temperature or 0.0)
     except FileNotFoundError as error:
-        raise HostError(404, f"the weights of {asked.model} are gone", code="model_not_found") from error
+        raise HostError(404, f"the weights of {asked.model} are missing", code="model_not_found") from error
     except DataError as error:
         raise HostError(400, error.message, code="context_length_exceeded", param="messages") from error
     body = _body(host, asked, reply)
@@ -258,7 +258,9 @@ def _config(folder: Path) -> dict[str, Any]:
     there = {file.name for file in folder.iterdir()}
     if there != FILES:
         raise HostError(
-            400, f"an adapter is {', '.join(sorted(FILES))}; got {', '.join(sorted(there)) or 'none'}"
+            400,
+            f"an adapter must have the files {', '.join(sorted(FILES))}; got "
+            f"{', '.join(sorted(there)) or 'none'}",
         )
     try:
         config = json.loads((folder / "adapter_config.json").read_bytes())
@@ -266,9 +268,9 @@ def _config(folder: Path) -> dict[str, Any]:
             (length,) = struct.unpack("<Q", file.read(8))
             names = [n for n in json.loads(file.read(length)) if n != "__metadata__"]
     except (ValueError, struct.error) as error:
-        raise HostError(400, f"the files are not an adapter of PEFT's: {error}") from error
+        raise HostError(400, f"the files are not a PEFT adapter: {error}") from error
     if config.get("peft_type") != "LORA" or not isinstance(config.get("r"), int):
-        raise HostError(400, "adapter_config.json is not that of a LoRA adapter")
+        raise HostError(400, "adapter_config.json does not describe a LoRA adapter")
     if other := [name for name in names if ".lora_A." not in name and ".lora_B." not in name]:
         raise HostError(400, f"unexpected tensors: {', '.join(other[:3])}")
     return config

@@ -50,5 +50,5 @@ class AlreadyUp(SetupError):
     """A sandbox runs on this home."""
 
     def __init__(self, home: Path) -> None:
-        super().__init__(f"another sandbox runs on {home}", fix="give this one another home")
+        super().__init__(f"another sandbox is running in {home}", fix="use another home for this one")
         self.env = last_start(home).env

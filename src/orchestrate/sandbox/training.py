@@ -92,7 +92,7 @@ class Generators:
             self._waiting = [one for one in self._waiting if one not in together]
         try:
             if self._closed:  # those who still wait start no process that nobody ends
-                raise RunFailed("the sandbox has ended")
+                raise RunFailed("the sandbox has stopped")
             replies = self._generator(first.adapter).attempt(
                 [one.messages for one in together],
                 max_tokens=first.max_tokens,
@@ -189,7 +189,7 @@ def write_tensors(path: Path, weights: dict[str, Array], metadata: dict[str, str
 
 
 NOT_TRAINED = "sandbox_not_trained"
-ANSWER = "[sandbox] This model was not trained and does not answer; start the sandbox with training on."
+ANSWER = "[sandbox] This model was not trained and cannot answer; start the sandbox with training enabled."
 _MOST_POINTS = 200
 _HIDDEN = 8
 
@@ -495,12 +495,12 @@ class Trainer:
         """What really happens to the job, for its events and its object."""
         if job.trained:
             return (
-                f"{job.model} is stood in for by {Path(self.model).name}, trained on this machine at "
+                f"{Path(self.model).name} replaces {job.model} here, trained on this machine at "
                 f"learning rate {self._tiny_rate(job):g}"
             )
         if job.kind == "rft":
-            return "reinforcement jobs are not trained here: states, metrics and weights are made up"
-        return "this job is not trained: states, metrics and weights are made up"
+            return "reinforcement jobs are not trained here: states, metrics and weights are simulated"
+        return "this job is not trained: states, metrics and weights are simulated"
 
     def metrics(self, job: Job, now: float) -> list[MetricPoint]:
         """The engine's own values, or made-up ones for a job that is not trained."""

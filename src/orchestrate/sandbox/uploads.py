@@ -99,7 +99,7 @@ def read(path: Path, taken: Taken) -> Iterator[tuple[Example, dict[str, Any]]]:
             example = _example(line, cast("dict[str, Any]", row), taken)
             shape = type(example).__name__
             if seen is not None and shape != seen:
-                raise RowError(line, "has another format than the rows before it")
+                raise RowError(line, "has a different format from the rows before it")
             seen = shape
             yield example, cast("dict[str, Any]", row)
 
@@ -152,7 +152,7 @@ def _example(line: int, row: dict[str, Any], taken: Taken) -> Example:
             return CompletionExample(prompt=row["prompt"], completion=row["completion"])
         case _:
             if not taken.text or not isinstance(row["text"], str):
-                raise RowError(line, "text rows are not taken here")
+                raise RowError(line, "text rows are not supported here")
             return TextExample(text=row["text"])
 
 

@@ -19,8 +19,8 @@ class LicenceAsks(UsageError):
     def __init__(self, licence: Licence, base: str) -> None:
         asks = "".join(f"\n  - {ask}" for ask in licence.asks)
         super().__init__(
-            f"{base} is under the {licence.title}, which asks of whoever merges, passes on or serves "
-            f"it:{asks}" + (f"\n  {licence.url}" if licence.url else ""),
+            f"{base} is under the {licence.title}, which requires the following from anyone who merges, "
+            f"distributes or serves it:{asks}" + (f"\n  {licence.url}" if licence.url else ""),
             fix=f"read it; if you agree: --accept-licence {licence.id}",
         )
         self.licence = licence

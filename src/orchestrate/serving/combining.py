@@ -23,12 +23,14 @@ from orchestrate.types import Merged
 
 METHODS = ("svd", "cat", "ties", "dare_ties", "linear")
 NOTES = {
-    "linear": "linear adds the two factors of each adapter apart, so that their products mix: PEFT's "
-    "authors call it "
-    "very rough and advise against it; svd and cat are precise",
+    "linear": "linear adds the two factors of each adapter separately, which mixes their products. "
+    "PEFT's authors call it very rough and advise against it; svd and cat are precise",
     "svd": "svd keeps the given rank and drops the rest; cat drops nothing and its rank is the sum of all",
 }
-ADVICE = "evaluate it, and each of its parts: orchestrate eval RUN for each, and this folder served"
+ADVICE = (
+    "evaluate the result and each of its parts: orchestrate eval RUN for each part, and serve this "
+    "folder for the result"
+)
 
 
 def combine(
@@ -112,9 +114,9 @@ def _require(
 ) -> list[float]:
     """The weight of each part."""
     if method not in METHODS:
-        raise UsageError(f"no method is called {method!r}{among(method, METHODS)}")
+        raise UsageError(f"unknown method {method!r}{among(method, METHODS)}")
     if len(parts) < 2:
-        raise UsageError("merging takes two adapters or more")
+        raise UsageError("merging needs at least two adapters")
     bases = {p.base_name for p in parts}
     if len(bases) > 1:
         raise UsageError(f"adapters of different bases cannot be merged: {', '.join(sorted(bases))}")
@@ -123,13 +125,15 @@ def _require(
             raise UsageError(f"{part.name} is a DoRA adapter: its magnitudes would be lost in a merge")
         part.require_readable()
     if weights is not None and len(weights) != len(parts):
-        raise UsageError(f"{len(parts)} adapters take {len(parts)} weights; got {len(weights)}")
+        raise UsageError(f"{len(parts)} adapters need {len(parts)} weights, got {len(weights)}")
     if weights is not None and not (all(map(math.isfinite, weights)) and any(weights)):
-        raise UsageError(f"--weights takes finite numbers, not all of them 0; got {list(weights)}")
+        raise UsageError(f"--weights must be finite numbers, not all 0, got {list(weights)}")
     if density is not None and "ties" not in method:
-        raise UsageError(f"{method} takes no density: it prunes nothing", fix="--method ties , or dare_ties")
+        raise UsageError(
+            f"{method} has no density, because it prunes nothing", fix="--method ties , or dare_ties"
+        )
     if density is not None and not 0 < density <= 1:
-        raise UsageError(f"--density takes a share above 0 and up to 1; got {density}")
+        raise UsageError(f"--density must be above 0 and at most 1, got {density}")
     if rank is not None and method != "svd":
-        raise UsageError(f"{method} takes no rank", fix="--method svd")
+        raise UsageError(f"{method} has no rank setting", fix="--method svd")
     return list(weights) if weights is not None else [1 / len(parts)] * len(parts)

@@ -108,7 +108,7 @@ def load_into(url: str, name: str, folder: Path) -> float:
         raise HostUnavailable(url, f"no answer: {error}") from error
     if done.status_code != 200:
         raise SetupError(
-            f"{url} does not add {name} ({done.status_code}): {done.text[:300]}",
+            f"{url} could not add {name} ({done.status_code}): {done.text[:300]}",
             fix="start vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, --enable-lora and a --max-lora-rank "
             "that fits",
         )
@@ -157,14 +157,18 @@ def choose(tuned: Sequence[Tuned], here: Here) -> tuple[str, str]:
     """The engine that fits, and why. llama.cpp is taken only where nothing else is there: it answers from a
     quantised file, so what is served would not be quite what was trained."""
     if not here.torch and here.llama_cpp and len(tuned) == 1:
-        return "llama.cpp", "torch is not installed here, and llama.cpp is"
+        return "llama.cpp", "torch is not installed, but llama.cpp is"
     alone = [t.name for t in tuned if t.adapter and any(t.config.get(k) for k in NOT_IN_VLLM)]
     if tuned and here.gpu and here.vllm and not alone:
-        return "vllm", "a GPU is here, and vLLM"
-    why = "no vLLM is here (--vllm-python)" if here.gpu else "no GPU is here"
+        return "vllm", "a GPU and vLLM are available"
+    why = "vLLM is not installed (--vllm-python)" if here.gpu else "there is no GPU"
     if here.gpu and here.vllm:
-        why = f"vLLM cannot hold {', '.join(alone)}" if alone else "a base alone is served by it"
-    return "transformers", f"{why}; it holds the weights as they were trained, and several adapters at once"
+        why = (
+            f"vLLM does not support {', '.join(alone)}"
+            if alone
+            else "it serves base models without an adapter"
+        )
+    return "transformers", f"{why}; it keeps the trained precision and serves several adapters at once"
 
 
 def found(command: Command) -> bool:
@@ -178,7 +182,8 @@ def started(command: Command, *, patience_s: float = PATIENCE_S) -> Generator[st
     answer."""
     if not found(command):
         raise SetupError(
-            f"{Path(command.words[0]).name} is not on this machine; where it is, run:\n  {command.line}",
+            f"{Path(command.words[0]).name} is not installed here; on a machine that has it, run:\n "
+            f" {command.line}",
             fix="then  orchestrate verify RUN --at URL",
         )
     with tempfile.TemporaryFile() as log:
@@ -217,7 +222,7 @@ def _wait(child: subprocess.Popen[bytes], command: Command, patience_s: float, l
             pass
         time.sleep(0.25)
     raise RunFailed(
-        f"{command.words[0]} did not answer within {patience_s:.0f} s:\n{_tail(log)}", fix=command.line
+        f"{command.words[0]} did not respond within {patience_s:.0f} s:\n{_tail(log)}", fix=command.line
     )
 
 

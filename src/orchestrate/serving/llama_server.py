@@ -60,7 +60,7 @@ def bindings(asked: argparse.Namespace) -> None:
     holds at temperature 0 too, and what answers would not be what was trained."""
     caches = {asked.cache_type_k, asked.cache_type_v}
     if asked.lora or asked.chat_template_file or asked.flash_attn != "auto" or caches != {"f16"}:
-        raise SystemExit("llama-cpp-python's server takes no such flags: pip install xllamacpp")
+        raise SystemExit("llama-cpp-python's server does not have these flags: pip install xllamacpp")
     types: Any = import_module("llama_cpp.server.types")
     for request in (types.CreateCompletionRequest, types.CreateChatCompletionRequest):
         request.model_fields["repeat_penalty"].default = 1.0

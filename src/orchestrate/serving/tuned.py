@@ -60,7 +60,7 @@ class Tuned:
         kind = "adapter" if (folder / "adapter_config.json").is_file() else artifact.kind
         base = artifact.base_model
         if base is None:
-            raise UsageError(f"the tuned model in {folder} does not say which base it belongs to")
+            raise UsageError(f"the tuned model in {folder} does not name its base model")
         return cls(str(run.spec.get("suffix") or run.id), folder, base, kind, run, evaluations)
 
     @property
@@ -81,7 +81,7 @@ class Tuned:
             )
         except OSError as error:
             raise UsageError(
-                f"{self.name} is a whole model, not an adapter on a base",
+                f"{self.name} is a full model, not an adapter",
                 fix="orchestrate export --to merged",
             ) from error
         except msgspec.MsgspecError as error:
@@ -97,7 +97,7 @@ class Tuned:
         ranks = [config.get("r"), *table_of(config, "rank_pattern").values()]
         if not all(isinstance(rank, int) and 0 < rank <= _MOST_RANK for rank in ranks):
             raise UsageError(
-                f"the adapter_config.json in {self.folder} tells no rank (r, rank_pattern) from 1 to "
+                f"the adapter_config.json in {self.folder} has no rank (r, rank_pattern) between 1 and "
                 f"{_MOST_RANK}",
                 fix="download or export the adapter again",
             )

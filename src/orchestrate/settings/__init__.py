@@ -182,8 +182,8 @@ def write_keyring(name: str, value: str) -> str:
     package, `SetupError` when the keyring does not take it, `UsageError` for the key of a sandbox."""
     if value.startswith(SANDBOX_KEY_PREFIX):
         raise UsageError(
-            "the keyring is for keys of real hosts, and this is a sandbox's",
-            fix="leave --keyring out",
+            "the keyring is only for keys of real hosts, and this is a sandbox key",
+            fix="leave out --keyring",
         )
     require_recent("keyring")
     keyring = _keyring()
@@ -191,8 +191,8 @@ def write_keyring(name: str, value: str) -> str:
         keyring.set_password(_SERVICE, name, value)
     except Exception as error:  # whatever a backend raises
         raise SetupError(
-            f"the keyring did not take the key ({type(error).__name__})",
-            fix="unlock it, or leave --keyring out: the key is then kept in a file that only you can read",
+            f"the keyring did not accept the key ({type(error).__name__})",
+            fix="unlock it, or leave out --keyring: the key is then stored in a file that only you can read",
         ) from error
     return str(keyring.get_keyring().name)
 
@@ -224,7 +224,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(
-            f"{path} cannot be read: {error}", fix="orchestrate init  writes a fresh, commented one"
+            f"{path} cannot be read: {error}", fix="orchestrate init  writes a new one with comments"
         ) from error
 
 
@@ -271,23 +271,23 @@ def _unsigned(match: re.Match[str]) -> str:
 VARIABLES: Mapping[str, str] = {
     "ORCHESTRATE_HOME": "Folder for the store, local runs, data files and downloads, like `--home`.",
     "ORCHESTRATE_STORE": "URL of the run store, like `--store`.",
-    "ORCHESTRATE_CONFIG": "Configuration file to read in place of the nearest `orchestrate.toml`.",
-    "ORCHESTRATE_KEYS": "File for API keys. What you trust lies in the same folder.",
-    "ORCHESTRATE_BUDGET_USD": "Spending limit in US dollars, in place of `budget_usd`.",
-    "ORCHESTRATE_LOG_LEVEL": "Least severe log messages to print, in place of `log_level`.",
-    "ORCHESTRATE_BY": "Who makes runs. Default: `user@machine`.",
+    "ORCHESTRATE_CONFIG": "Configuration file to read instead of the nearest `orchestrate.toml`.",
+    "ORCHESTRATE_KEYS": "File for API keys. Your trust decisions are kept in the same folder.",
+    "ORCHESTRATE_BUDGET_USD": "Spending limit in US dollars, instead of `budget_usd`.",
+    "ORCHESTRATE_LOG_LEVEL": "Log level, instead of `log_level`.",
+    "ORCHESTRATE_BY": "Name recorded as the creator of runs. Default: `user@machine`.",
     "ORCHESTRATE_OWN_HOSTS": "Backends on your own machines, comma-separated. Private specs may go there.",
-    "ORCHESTRATE_ALLOW_GRADER_CODE": "`1` lets graders written in Python run, like `--allow-grader-code`.",
-    "ORCHESTRATE_MAX_DOWNLOAD_GB": "Largest model download in gigabytes. Default: what its base should need.",
-    "ORCHESTRATE_NF4": "`bitsandbytes` answers small 4-bit models with its kernels. Default: `unpacked`.",
-    "ORCHESTRATE_PASS_ENV": "Further variables for worker processes, comma-separated.",
+    "ORCHESTRATE_ALLOW_GRADER_CODE": "`1` allows graders written in Python, like `--allow-grader-code`.",
+    "ORCHESTRATE_MAX_DOWNLOAD_GB": "Largest model download in gigabytes. Default: the size of its base.",
+    "ORCHESTRATE_NF4": "`bitsandbytes` runs small 4-bit models with its own kernels. Default: `unpacked`.",
+    "ORCHESTRATE_PASS_ENV": "Additional variables passed to worker processes, comma-separated.",
     "ORCHESTRATE_NOTIFY_URL": "Webhook to call when a run ends.",
     "ORCHESTRATE_NOTIFY_SECRET": "Secret that signs those webhooks.",
     "ORCHESTRATE_NOTIFY_COMMAND": "Command to run when a run ends.",
     "ORCHESTRATE_NOTIFY_DESKTOP": "`1` shows a desktop notification when a run ends.",
     "ORCHESTRATE_STALLED_MINUTES": "Minutes without anything new after which a run counts as stalled.",
     "ORCHESTRATE_GATEWAY_WEBHOOK_SECRET": "Secret that signs the gateway's webhooks.",
-    "ORCHESTRATE_TODAY": "Date to assume (`2027-01-07`) for prices, closing days and models.",
+    "ORCHESTRATE_TODAY": "Date to assume (such as `2027-01-07`) for prices, closing dates and models.",
 }
 """Our environment variables and what each does. Variables of hosts are in their profiles."""
 

@@ -50,11 +50,11 @@ TOP_LEVEL: Mapping[str, str] = {
     "home": "Folder for the store, local runs, data files and downloads. Relative to the file.",
     "store": "URL of the run store: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/DATABASE`.",
     "budget_usd": "Spending limit in US dollars for everything in this store.",
-    "log_level": f"Least severe log messages to print: {', '.join(_LOG_LEVELS)}.",
-    "hosts": "A table for each backend, `[hosts.NAME]`.",
+    "log_level": f"Log level: {', '.join(_LOG_LEVELS)}.",
+    "hosts": "One table per backend, `[hosts.NAME]`.",
     "local": "Options of the backend `local`.",
     "gateway": "Settings of `orchestrate gateway`.",
-    "queue": "How many runs may be open at once, by backend: `NAME = 2`.",
+    "queue": "Maximum number of open runs per backend: `NAME = 2`.",
 }
 """Key of `orchestrate.toml` -> what it does."""
 
@@ -222,7 +222,7 @@ def sqlite_path(url: str) -> Path | None:
         return None
     if (place and not place.startswith("/")) or "?" in place:
         raise ConfigError(
-            "a run store in a file is sqlite:/// and the path, without a host and parameters",
+            "a file store is written sqlite:/// plus the path, without host or parameters",
             fix="write a ? in the path as %3F, and a % as %25",
         )
     return Path(unquote(place[1:]))
@@ -282,7 +282,7 @@ def _money(value: Any, path: Path | None) -> Decimal | None:
 def _level(value: Any) -> str:
     level = str(value).upper()
     if level not in _LOG_LEVELS:
-        raise ConfigError(f"no log level is called {value!r}; allowed: {', '.join(_LOG_LEVELS)}")
+        raise ConfigError(f"unknown log level {value!r}; allowed: {', '.join(_LOG_LEVELS)}")
     return level
 
 

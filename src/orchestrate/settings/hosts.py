@@ -41,8 +41,8 @@ from orchestrate.types import decoding
 
 _log = logging.getLogger(__name__)
 HOST_FIELDS: Mapping[str, str] = {
-    "type": "Backend whose class this host uses, when the name is your own. `openai-compatible` for a host "
-    "that a YAML file describes.",
+    "type": "Backend to use if the name is your own. `openai-compatible` for a host described by a "
+    "YAML file.",
     "profile": "Name of that YAML file. Default: the host's name.",
     "base_url": "Address of the API. Needs `orchestrate keys trust` before a key is sent to it.",
     "key_variable": "Environment variable that holds the key. Default: `NAME_API_KEY`.",
@@ -59,7 +59,7 @@ _ABOVE = {
     **dict.fromkeys(HOST_FIELDS.keys() - {"options"}, "it belongs to [hosts.NAME] itself"),
     "wandb_api_key": "keys are kept out of files: export WANDB_API_KEY=...",
     "wandb_base_url": "the W&B key goes there: export WANDB_BASE_URL=...",
-    "allow_grader_code": "whoever runs it allows it: --allow-grader-code, or ORCHESTRATE_ALLOW_GRADER_CODE=1",
+    "allow_grader_code": "allow it yourself: --allow-grader-code, or ORCHESTRATE_ALLOW_GRADER_CODE=1",
 }
 
 
@@ -315,8 +315,8 @@ def require_safe_url(url: str, name: str) -> None:
         raise ConfigError(f"the base URL of {name}, {url}, is not a URL: {error}") from error
     if not bare or not parts.hostname:
         raise ConfigError(
-            f"the base URL of {name} must be scheme, host and path alone, without a user, password or query",
-            fix="keys belong into the environment, or: orchestrate keys set NAME",
+            f"the base URL of {name} must consist of scheme, host and path, without user, password or query",
+            fix="put keys into the environment, or run: orchestrate keys set NAME",
         )
     if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or "")):
         return
@@ -441,7 +441,7 @@ class Pins:
         except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
             raise ConfigError(
                 f"{self.path}, which ties keys to hosts, cannot be read: {error}",
-                fix=f"rm {self.path}   (each key is then tied again at its next use)",
+                fix=f"rm {self.path}   (each key is tied again at its next use)",
             ) from error
 
     def _write(self, kept: _File) -> None:

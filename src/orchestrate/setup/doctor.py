@@ -104,7 +104,7 @@ def settings(ft: Workspace, *, online: bool = False) -> Iterator[Check]:
         yield Check(check=f"backend {name}", ok=False, detail=error.message, fix=error.fix)
     for plugin in backends.plugins():
         if plugin.options is None and plugin.error is None:
-            told = f"{plugin.package} names no options: a misspelt one in its table is not found"
+            told = f"{plugin.package} declares no options, so misspelled ones are not detected"
             yield Check(check=f"backend {plugin.kind}", ok=True, detail=told)
     yield _home(ft.settings.home)
     yield from _disk(ft.settings.home)
@@ -113,7 +113,7 @@ def settings(ft: Workspace, *, online: bool = False) -> Iterator[Check]:
     yield from _left(ft)
     if deployed := ft.store.deployments.matching(over=False):
         unproven = [one for one in deployed if one.state.unproven]
-        doubt = f", {len(unproven)} of them not shown by the host as wanted" if unproven else ""
+        doubt = f", {len(unproven)} of them not confirmed by the host" if unproven else ""
         yield Check(
             check="deployments",
             ok=not unproven,
@@ -128,13 +128,13 @@ def _left(ft: Workspace) -> Iterator[Check]:
     held = [spending(run).total_usd for run in runs] + answers
     if not held:
         return
-    what = [count(len(runs), "run") + " that nothing was sent of"] if runs else []
-    what += [count(len(answers), "answer") + " of commands that have ended"] if answers else []
+    what = [count(len(runs), "run") + " of which nothing was sent"] if runs else []
+    what += [count(len(answers), "answer") + " of finished commands"] if answers else []
     yield Check(
         check="held",
         ok=False,
-        detail=f"{money(sum(held, Decimal(0)))} of the budget is held for {' and '.join(what)}",
-        fix="orchestrate sync   (releases what was certainly not sent, and counts the rest)",
+        detail=f"{money(sum(held, Decimal(0)))} of the budget is reserved for {' and '.join(what)}",
+        fix="orchestrate sync   (releases what was certainly not sent and counts the rest)",
     )
 
 
@@ -145,7 +145,7 @@ def _asked(ft: Workspace, name: str) -> Check:
             next(iter(ft.ready(name).list()), None)
     except OrchestrateError as error:
         return Check(check=f"host {name}", ok=False, detail=error.message, fix=error.fix)
-    return Check(check=f"host {name}", ok=True, detail="takes the key")
+    return Check(check=f"host {name}", ok=True, detail="accepts the key")
 
 
 def _disk(home: Path) -> Iterator[Check]:
@@ -154,14 +154,14 @@ def _disk(home: Path) -> Iterator[Check]:
     except OSError:
         return  # there is no home folder, which is told
     few = free < _LITTLE
-    fix = "make room, or choose another folder with --home" if few else None
+    fix = "free some disk space, or choose another folder with --home" if few else None
     yield Check(check="disk", ok=not few, detail=f"{size(free)} free for the home folder", fix=fix)
 
 
 def _home(home: Path) -> Check:
     if not home.is_dir():
-        fix = "check who may write there, or choose another folder with --home"
-        return Check(check="home", ok=False, detail=f"{home} cannot be made", fix=fix)
+        fix = "check the folder's permissions, or choose another folder with --home"
+        return Check(check="home", ok=False, detail=f"{home} cannot be created", fix=fix)
     if os.name == "posix" and home.stat().st_mode & 0o077:
         fix = f"chmod 700 {shlex.quote(str(home))}"
         return Check(check="home", ok=True, detail=f"{home}, open to other users of this machine", fix=fix)

@@ -57,11 +57,11 @@ def memory_plan(
 def _shape(model: str) -> tuple[Shape, str | None]:
     """The model's shape, and a remark when it is a usual one of its size."""
     if size := re.fullmatch(r"(\d+(?:\.\d+)?)[bB]", model):
-        return Shape.like(float(size.group(1)) * 1e9), "a usual shape of this size"
+        return Shape.like(float(size.group(1)) * 1e9), "a typical architecture of this size"
     resolved = catalog.resolve(model, this_machine().kind)
     found = fitting.shape_of(resolved.id, resolved.params_b)
     if found is None:
-        raise UsageError(f"the size of {model} is not known", fix="give a model folder, or a size such as 8B")
+        raise UsageError(f"the size of {model} is unknown", fix="use a model folder, or a size such as 8B")
     return found
 
 
@@ -122,13 +122,13 @@ def start(
     facts, broken = opened.facts, opened.total.written - opened.facts.rows
     if facts.kind not in _METHODS:
         raise DataError(
-            f"{train} holds {facts.kind} rows, which need a grader: no spec can be proposed",
-            fix="orchestrate init FOLDER writes a commented one",
+            f"{train} has {facts.kind} rows, which need a grader: init cannot propose a spec",
+            fix="orchestrate init FOLDER writes one with comments",
         )
     placed, remarks = _splits(folder, given, columns)
     if place.is_file() and len(given) > 1:
         others = " and ".join(file.name for name, file in given.items() if name != "train")
-        remarks.append(f"with {others}, which lies beside it")
+        remarks.append(f"with {others} from the same folder")
     if broken:
         remarks.insert(0, f"{count(broken, 'row')} with errors not counted: orchestrate data check {train}")
     if not (volume := volume_of(opened)).enough:
@@ -142,7 +142,7 @@ def start(
     remarks += _told(found)
     if not models:
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
-        raise DataError(f"no backend takes {place}: {reasons}", fix=f"orchestrate data check {train}")
+        raise DataError(f"no backend can train {place}: {reasons}", fix=f"orchestrate data check {train}")
     write_whole(path, _text(models, spec).encode())
     return Started(
         spec=str(path),
@@ -171,14 +171,14 @@ def _splits(
         report = split(str(source), division, target, columns=columns)
     except TooFew:
         return {"train": source}, [
-            "too few rows to hold some back: all are trained on, and eval needs --test FILE"
+            "too few rows for a test split: all are used for training, and eval needs --test FILE"
         ]
     files = {one.split: Path(one.path) for one in report.files if one.rows}
     told = ", ".join(f"{one.rows:,} {one.split}" for one in report.files)
-    few = f" (seed {report.seed}, which leaves rows to each)" if report.seed else ""
+    few = f" (seed {report.seed}, so that no split is empty)" if report.seed else ""
     remarks = [f"split 80/10/10 by content: {told}{few}"]
     if not near:
-        remarks.append("nearly equal rows may be on both sides: pip install 'orchestrate-ft[data]'")
+        remarks.append("near-duplicates may be on both sides: pip install 'orchestrate-ft[data]'")
     return files, remarks
 
 
@@ -207,7 +207,7 @@ def _models(
                 break
             left_out.setdefault(name, errors[0])
         else:
-            left_out.setdefault(name, "none of the usual models can be tuned there")
+            left_out.setdefault(name, "none of the usual models can be fine-tuned there")
     return models, left_out, of_files
 
 

@@ -44,7 +44,9 @@ from orchestrate.text import meant
 
 def _no_ref(suffix: str) -> str:
     if found := re.search(r"orc[-_.][0-9a-z]{12}", suffix.lower()):
-        raise ValueError(f"{found.group()!r} in it looks like the tag by which a run's job is found again")
+        raise ValueError(
+            f"it contains {found.group()!r}, which looks like the tag that links a job to its run"
+        )
     return suffix
 
 
@@ -70,8 +72,7 @@ class JobSpec(Part):
         "folder; or a mapping with one entry per backend"
     )
     train: Train = Field(
-        description="Training data: path or URL; or a list to mix, as in [{path: a.jsonl, weight: 2}, "
-        "b.jsonl]"
+        description="Training data: path or URL; or a list to mix: [{path: a.jsonl, weight: 2}, b.jsonl]"
     )
     validation: str | None = Field(default=None, description="Validation data: path or URL")
     test: str | None = Field(
@@ -203,7 +204,7 @@ class JobSpec(Part):
             if getattr(self, name) and self.validation is None:
                 raise ValueError(f"{name} needs validation data")
         if self.keep_best is False and self.early_stopping is not None:
-            raise ValueError("keep_best: early stopping ends with the best weights; leave one of them out")
+            raise ValueError("early stopping already keeps the best weights: leave keep_best out")
         if self.added_tokens is not None and len(set(self.added_tokens)) < len(self.added_tokens):
             raise ValueError("added_tokens names a token twice")
         for provider, fields in self.overrides.items():
@@ -213,7 +214,7 @@ class JobSpec(Part):
                     + (
                         "it is the same for all backends"
                         if wrong[0] == "overrides"
-                        else "runs of one spec share their data, and where it may go"
+                        else "all runs of a spec share the same data and the same rule on where it may go"
                     )
                 )
             known = list(JobSpec.model_fields)
@@ -232,14 +233,14 @@ class JobSpec(Part):
             raise ValueError("warmup_steps and warmup_ratio exclude each other: give one")
         if self.min_lr_ratio is not None and self.schedule == "constant":
             raise ValueError(
-                "min_lr_ratio: a constant schedule stays at the peak rate; leave one of them out"
+                "min_lr_ratio: a constant schedule stays at the peak rate, so leave min_lr_ratio out"
             )
         for name, schedule in (("decay_ratio", "warmup_stable_decay"), ("schedule_power", "polynomial")):
             if getattr(self, name) is not None and self.schedule != schedule:
                 raise ValueError(f"{name} belongs to  schedule: {schedule}  and to no other: leave it out")
         if (self.warmup_ratio or 0) + (self.decay_ratio or 0) > 1:
             raise ValueError(
-                "warmup_ratio and decay_ratio are shares of the same steps: their sum is at most 1"
+                "warmup_ratio and decay_ratio are shares of the same steps: their sum must be at most 1"
             )
         return self
 

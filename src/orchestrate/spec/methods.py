@@ -110,10 +110,10 @@ class DPO(Part):
     @model_validator(mode="after")
     def _one_loss(self) -> DPO:
         if self.beta is not None and self.beta > 2 and self.simpo_gamma is None:
-            raise ValueError("beta must be at most 2; with simpo_gamma, at most 10")
+            raise ValueError("beta must be at most 2 (10 with simpo_gamma)")
         for name in ("normalize_by_length", "rpo_alpha", "simpo_gamma", "label_smoothing"):
             if self.loss in ("ipo", "orpo", "kto") and getattr(self, name):
-                raise ValueError(f"{name} belongs to other losses than {self.loss}: leave one of them out")
+                raise ValueError(f"{name} is not a setting of the loss {self.loss}: leave one of them out")
         for name in ("desirable_weight", "undesirable_weight"):
             if self.loss != "kto" and getattr(self, name) is not None:
                 raise ValueError(f"{name} belongs to the loss kto: add  loss: kto  or leave it out")
@@ -170,7 +170,9 @@ class LoRA(Part):
     @model_validator(mode="after")
     def _one_start(self) -> LoRA:
         if self.dora and (self.changes_base or self.init_lora_weights == "loftq"):
-            raise ValueError(f"dora cannot begin with {self.init_lora_weights}: leave one of them out")
+            raise ValueError(
+                f"dora does not support init_lora_weights: {self.init_lora_weights}; leave one of them out"
+            )
         return self
 
 
@@ -229,9 +231,11 @@ class Optimizer(Part):
     def _own_constants(self) -> Optimizer:
         for name in ("betas", "eps", "momentum"):
             if getattr(self, name) is not None and name not in OPTIMIZERS[self.type]:
-                raise ValueError(f"{name} is no constant of {self.type}: leave it out")
+                raise ValueError(f"{name} is not a constant of {self.type}: leave it out")
         if self.type == "schedule_free_adamw" and self.betas and not self.betas[0]:
-            raise ValueError("betas: the first must be above 0 for schedule_free_adamw, which averages by it")
+            raise ValueError(
+                "betas: the first must be above 0 for schedule_free_adamw, which uses it for averaging"
+            )
         return self
 
 
@@ -284,7 +288,7 @@ def _tagged(default: str) -> BeforeValidator:
     def tagged(value: Any) -> Any:
         word = cast("dict[str, Any]", value).get("type") if isinstance(value, dict) else value
         if word in ("kto", "orpo"):
-            raise ValueError(f"{word} is a loss of dpo: write {{type: dpo, loss: {word}}}")
+            raise ValueError(f"{word} is a loss of the dpo method: write {{type: dpo, loss: {word}}}")
         if isinstance(value, str):
             return {"type": value}
         if isinstance(value, dict):
@@ -351,7 +355,7 @@ _OF_TEMPLATES = frozenset(
 def _template_settings(values: dict[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         if not name.isidentifier() or iskeyword(name) or name.startswith("_") or name in _OF_TEMPLATES:
-            raise ValueError(f"{name!r} is no name that a template may be given")
+            raise ValueError(f"{name!r} is not a valid name for a template variable")
         if not _of_json(value):
             raise ValueError(f"{name} must be text, a number, true, false, or a list or mapping of these")
     return values

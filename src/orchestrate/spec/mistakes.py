@@ -60,7 +60,7 @@ _EXPECTED = {
     "string_type": "text",
     "dict_type": "a mapping",
     "model_type": "a mapping",
-    "model_attributes_type": "a word, or a mapping with a type",
+    "model_attributes_type": "a name, or a mapping with a type",
     "int_type": "a whole number",
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
@@ -137,7 +137,7 @@ def _unknown(path: Sequence[str], tag: str | None, spec: type[BaseModel]) -> str
     known = sorted(_PARTS[tag or parents[0]].model_fields if parents else spec.model_fields)
     owners = [t for t, part in _TAGS.items() if tag and name in part.model_fields]
     if owners:
-        return f"a setting of {', '.join(owners)}, not of {tag}"
+        return f"is a setting of {', '.join(owners)}, not of {tag}"
     return f"unknown field{meant(name, known)}; allowed: {', '.join(known)}"
 
 

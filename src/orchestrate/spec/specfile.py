@@ -53,7 +53,7 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> JobSpec:
         values["model"] = {k: _local_model(v, path.parent) for k, v in _as_table(model).items()}
     for name, value in (overrides or {}).items():
         put(values, name, value)
-    place = f"{path} with the settings beside it" if overrides else str(path)
+    place = f"{path} with the given settings" if overrides else str(path)
     return build(values, lines=lines, place=place)
 
 
@@ -199,7 +199,7 @@ def with_overrides(path: Path, provider: str, fields: Mapping[str, Any]) -> str:
         found = None
     if found != wanted:
         raise SpecError(
-            f"{path} is written in a form into which these lines cannot be put; write them yourself:",
+            f"{path} cannot be edited automatically because of its YAML form; add these lines yourself:",
             errors=[f"  {line}" for line in overrides_block(provider, fields).splitlines()],
         )
     return after

@@ -106,7 +106,7 @@ def _store_error(place: str, error: BaseException) -> StoreError:
     beside = primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and _is_full(place)
     if primary == sqlite3.SQLITE_FULL or beside:
         return StoreError(
-            f"no room to write the run store {place}", fix="free some disk space, then try again"
+            f"no disk space to write the run store {place}", fix="free some disk space, then try again"
         )
     if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return StoreError(f"the run store {place} is damaged: {error}", fix=_RESTORE)
@@ -116,7 +116,9 @@ def _store_error(place: str, error: BaseException) -> StoreError:
             fix="check the owner and mode of the file and its folder, or choose another with --store",
         )
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        failure = StoreError(f"the run store {place} is held by another process", fix="try again in a moment")
+        failure = StoreError(
+            f"the run store {place} is locked by another process", fix="try again in a moment"
+        )
         failure.retryable = True
         return failure
     failure = StoreError(f"the run store {place} failed: {str(error).strip()}", fix="orchestrate doctor")
@@ -181,7 +183,8 @@ def _create_sqlite(path: Path) -> None:
     log = path.with_name(path.name + "-wal")
     if log.exists() and not path.exists():  # another process may have made both just now
         raise StoreError(
-            f"{path} is gone but its log {log.name} is left: the store was removed or moved without it",
+            f"{path} is missing but its log {log.name} is present: the store was removed or moved "
+            "without its log",
             fix=f"put the store back, or delete the log and {RECOVER}",
         )
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
@@ -220,7 +223,7 @@ def _require_made(draft: Path, path: Path) -> None:
         [mode] = connection.execute("PRAGMA journal_mode").fetchone()
     if found != ["ok"] or mode != "wal":
         raise StoreError(
-            f"the run store {path} cannot be made: what was written does not read back ({found[0]}, {mode})",
+            f"the run store {path} cannot be made: written data cannot be read back ({found[0]}, {mode})",
             fix=_ELSEWHERE,
         )
 
@@ -248,7 +251,7 @@ def _require_header(path: Path) -> None:
             f"the run store {path} cannot be read: {error}", fix="check its owner and mode"
         ) from error
     if not head:
-        raise StoreError(f"{path} is empty: it is not a run store, or it has lost its content", fix=_RESTORE)
+        raise StoreError(f"{path} is empty: it is not a run store, or its content was lost", fix=_RESTORE)
     if head != _HEADER:
         raise StoreError(
             f"{path} is not a SQLite database",
@@ -259,7 +262,7 @@ def _require_header(path: Path) -> None:
 def _require_ours(engine: Engine, path: Path) -> None:
     with engine.connect() as connection:
         if connection.exec_driver_sql("PRAGMA application_id").scalar_one() != schema.APPLICATION_ID:
-            raise StoreError(f"{path} is the database of another program", fix=_ELSEWHERE)
+            raise StoreError(f"{path} belongs to another program", fix=_ELSEWHERE)
         if path.stat().st_size <= _CHECKED_AT_OPEN_BYTES:
             _require_whole(connection, str(path))
         version = _version(connection, str(path))
@@ -344,8 +347,8 @@ def _prepare_postgres(engine: Engine, place: str) -> None:
         if schema.meta.name not in present:
             if present & set(schema.metadata.tables):
                 raise StoreError(
-                    f"{place} has tables of another program under the same names",
-                    fix="give the run store a database of its own",
+                    f"{place} has tables of another program with the same names",
+                    fix="use a separate database for the run store",
                 )
             schema.metadata.create_all(connection)
             connection.execute(schema.meta.insert(), {"key": "schema", "value": str(schema.VERSION)})
@@ -371,11 +374,11 @@ def _require_known(version: str | None, place: str) -> None:
 
 def _version(connection: Connection, place: str) -> int:
     if schema.meta.name not in inspect(connection).get_table_names():
-        raise StoreError(f"the run store {place} has none of its tables", fix=_RESTORE)
+        raise StoreError(f"the run store {place} has lost its tables", fix=_RESTORE)
     value = connection.execute(_WRITTEN).scalar()
     if value is None or not value.isdecimal():
         raise StoreError(
-            f"the run store {place} does not name its schema", fix=f"restore a backup, or {RECOVER}"
+            f"the run store {place} has no schema version", fix=f"restore a backup, or {RECOVER}"
         )
     _require_known(value, place)
     if any(step not in schema.STEPS for step in range(int(value), schema.VERSION)):

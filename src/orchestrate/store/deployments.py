@@ -41,7 +41,7 @@ def creating(deployment: Deployment, at: datetime) -> Deployment:
     """A request that makes, completes or starts it is about to be sent."""
     if deployment.state is State.ENDING or deployment.state.over:
         raise ImpossibleTransition(
-            f"deployment {deployment.id} is {deployment.state}; it cannot be made again",
+            f"deployment {deployment.id} is {deployment.state}; it cannot be created again",
             fix=f"orchestrate undeploy {deployment.run_id}",
         )
     up = deployment.state in (State.UP, State.IDLE)
@@ -118,7 +118,7 @@ def observed(
             return deployment
         return outcome_unknown(deployment, "the answer to the request was lost", at)
     if deployment.state in UNSETTLED:
-        return never_made(deployment, deployment.problem or "the host made none", at)
+        return never_made(deployment, deployment.problem or "the host created none", at)
     if deployment.state is State.ENDING:
         ended = _moved(deployment, at, State.ENDED, bills=False, raw_state=None, ended_at=at)
         # One that was looked for before it was ended, and that the host has never shown, has billed nothing.
@@ -126,7 +126,7 @@ def observed(
     missing = deployment.missing_since or at
     if at - missing < patience:
         return _moved(deployment, at, deployment.state, bills=None, missing_since=missing)
-    cause = "the host no longer has it, and it was not ended from here"
+    cause = "the host no longer has it, and it was not taken down from here"
     return _moved(deployment, at, State.LOST, bills=False, cause=cause, ended_at=at, missing_since=missing)
 
 
@@ -227,7 +227,7 @@ class Deployments:
                 )
             except IntegrityError as error:
                 raise UsageError(
-                    f"run {deployment.run_id} is being deployed already", fix="orchestrate deployments"
+                    f"run {deployment.run_id} is already being deployed", fix="orchestrate deployments"
                 ) from error
             self._append(connection, deployment, 0, note)
             count(connection, [], [Taken.by_deployment(deployment)])
@@ -254,7 +254,7 @@ class Deployments:
         with self._db.writing() as connection:
             row = connection.execute(query).one_or_none()
             if row is None:
-                raise UsageError(f"no deployment is called {deployment_id}", fix="orchestrate deployments")
+                raise UsageError(f"unknown deployment {deployment_id}", fix="orchestrate deployments")
             before = Deployment.from_json(row.record)
             at = time_of(before, self._db.clock, made_at=made_at)
             after = change(before, at)

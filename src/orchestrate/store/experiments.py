@@ -76,9 +76,9 @@ class Experiments:
         found = [one for one in known if one.plan.name == name]
         found = found or [one for one in known if one.id.startswith(name) or one.plan.name.startswith(name)]
         if len(found) != 1:
-            what = f"several experiments begin with {name}" if found else f"there is no experiment {name}"
+            what = f"several experiments start with {name}" if found else f"there is no experiment {name}"
             names = ", ".join(one.plan.name for one in known) or "none"
-            raise UsageError(f"{what}; there are: {names}", fix="orchestrate ab serve PLAN.yaml  begins one")
+            raise UsageError(f"{what}; there are: {names}", fix="orchestrate ab serve PLAN.yaml  starts one")
         return found[0]
 
     def phases(self, id: str) -> list[ExperimentPhase]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from orchestrate.settings.config import Settings
 
 _LOCK = schema.APPLICATION_ID + 1
-_LESS = "give it fewer hours (--max-hours) or less to cost (--max-cost), or raise the budget"
+_LESS = "lower --max-hours or --max-cost, or raise the budget"
 _NO_BUDGET = "name a model whose price is known, or run it without a budget (budget_usd)"
 _KEPT = "send-"
 """How the ids of holds begin whose end is kept."""
@@ -83,7 +83,7 @@ def reserve(  # noqa: PLR0913  what is held, and each limit that it is held agai
         require_within(provider, wanted, limit.usd, taken_usd=taken, unknown=unknown, **limit.words)
     if budget_usd is not None:
         taken = total_spending(connection, clock).total_usd - held_usd
-        words = {"what": "what is left of the budget,", **words}
+        words = {"what": "the remaining budget,", **words}
         require_within(
             provider, usd, budget_usd, taken_usd=taken, unknown=unknown, unknown_fix=unknown_fix, **words
         )
@@ -163,9 +163,9 @@ def reserve_deployment(
         budget_usd=budget_usd,
         held_usd=held,
         unknown=None if priced else "the hourly price of this deployment is unknown",
-        unknown_fix="a shape with a price, or no budget",
+        unknown_fix="use a shape with a known price, or run without a budget",
         limits=limits,
-        figure="the most that this deployment may cost from now on",
+        figure="the maximum further cost of this deployment",
         fix=_LESS,
     )
 
@@ -410,7 +410,7 @@ class AnswerAccount:
 
     def require_price(self, backend: str) -> None:
         """Raise `UnknownPrice` for answers that are billed at an unknown price, where there is a budget."""
-        require_price(backend, None, self.budget_usd, "nobody says what its answers cost", _NO_BUDGET)
+        require_price(backend, None, self.budget_usd, "the price of its answers is unknown", _NO_BUDGET)
 
     def hold(self, backend: str, usd: Decimal, log: Path) -> str:
         """Reserve the worst price of one send, to be written into `log`. Return the id of the hold. Raise
@@ -423,8 +423,8 @@ class AnswerAccount:
                 backend,
                 usd,
                 budget_usd=self.budget_usd,
-                figure="what the next answer may cost",
-                fix="raise the budget; the same command then goes on from here",
+                figure="the maximum cost of the next answer",
+                fix="raise the budget; the same command then continues from here",
             )
             connection.execute(
                 schema.answer_holds.insert().values(

@@ -53,7 +53,7 @@ class RunQuery:
 
     def __post_init__(self) -> None:
         if self.status not in ("", *STATUSES):
-            raise UsageError(f"runs have no status {self.status!r}; known: {', '.join(STATUSES)}")
+            raise UsageError(f"unknown status {self.status!r}; known: {', '.join(STATUSES)}")
         for what, name, known in (("sorted", self.column, COLUMNS), ("grouped", self.group, ("", *GROUPS))):
             kind, dot, inner = name.partition(".")
             if name not in known and not (dot and kind in ("spec", "tag") and _NAME.fullmatch(inner)):

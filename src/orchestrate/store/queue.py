@@ -101,8 +101,8 @@ def _unclear(name: str, found: list[QueueEntry], *, short: bool) -> UsageError:
         return UsageError(f"the queue has no entry {name!r}", fix="orchestrate queue list --all")
     some = ", ".join(f"{entry.id} ({entry.provider}, {entry.state.value})" for entry in found[:_SOME])
     fits = f"{name!r} fits {some}{' and more' if len(found) > _SOME else ''}"
-    less = f": a part of an id has at least {_LEAST} characters" if short else ": it has to fit one alone"
-    return UsageError(f"{fits}{less}", fix="give more of the id")
+    less = f": part of an id needs at least {_LEAST} characters" if short else ": it must match exactly one"
+    return UsageError(f"{fits}{less}", fix="type more of the id")
 
 
 def _columns(entry: QueueEntry) -> dict[str, object]:

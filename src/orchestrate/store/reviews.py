@@ -46,7 +46,7 @@ class Reviews:
         """By its id or the beginning of it. Raises `UsageError` when none or several fit."""
         found = [review for review in self.matching() if review.id.startswith(name)]
         if len(found) != 1:
-            what = f"several reviews begin with {name}" if found else f"there is no review {name}"
+            what = f"several reviews start with {name}" if found else f"there is no review {name}"
             raise UsageError(what, fix="orchestrate review RUN   makes one, and tells its id")
         return found[0]
 

@@ -41,20 +41,20 @@ def one(db: Database, name: str, *, sandboxes: bool, near: str | None) -> Run:
     if not found:
         if not sandboxes and (hidden := named(db, name)):
             raise UsageError(
-                f"{name!r} would be {hidden[0].id}, a run of the sandbox: it has to be called by its id",
-                fix=f"{hidden[0].id}, or the whole command as orchestrate sandbox run -- orchestrate ...",
+                f"{name!r} would be {hidden[0].id}, a sandbox run: use its full id",
+                fix=f"use {hidden[0].id}, or run the command as orchestrate sandbox run -- orchestrate ...",
             )
         if near is not None and (real := named(db, name)):
             raise UsageError(
-                f"{name!r} would be {real[0].id}, a run outside the sandbox: it has to be called by its id",
-                fix=f"{real[0].id}, or the command without orchestrate sandbox run --",
+                f"{name!r} would be {real[0].id}, a run outside the sandbox: use its full id",
+                fix=f"use {real[0].id}, or run the command without orchestrate sandbox run --",
             )
         if name in _NEWEST:
-            raise UsageError("there is no run yet", fix="orchestrate submit  makes one")
-        raise UsageError(f"no run is called {name!r}", fix="orchestrate runs  lists them")
+            raise UsageError("there are no runs yet", fix="orchestrate submit  makes one")
+        raise UsageError(f"unknown run {name!r}", fix="orchestrate runs  lists them")
     some = ", ".join(f"{run.id} ({run.provider}, {run.status.value})" for run in found[:_SOME])
     more = " and more" if len(found) > _SOME else ""
-    raise UsageError(f"{name!r} fits several runs: {some}{more}", fix="give more of the id")
+    raise UsageError(f"{name!r} matches several runs: {some}{more}", fix="give more of the id")
 
 
 def named(db: Database, name: str, *, sandboxes: bool = True, near: str | None = None) -> list[Run]:
@@ -224,7 +224,7 @@ class Runs:
                 self._insert_row(connection, run)
                 connection.execute(_APPEND, self._step(run, attempt=0, note="recovered from the host"))
         except _SameId:
-            raise UsageError(f"run {run.id} is in this store already") from None
+            raise UsageError(f"run {run.id} is already in this store") from None
 
     def _insert_row(self, connection: Connection, run: Run) -> None:
         row = {"id": run.id, **columns(run, self._db.clock)}
@@ -293,7 +293,7 @@ class Runs:
             }
         for run_id in wanted:
             if run_id not in found:
-                raise UsageError(f"no run is called {run_id}", fix="orchestrate runs")
+                raise UsageError(f"unknown run {run_id}", fix="orchestrate runs")
         return found
 
     def _apply(

@@ -66,7 +66,7 @@ def submitting(run: Run, at: datetime) -> Run:
     """A create request is about to be sent; from here on a job may exist."""
     _require(run, SubmitPhase.SUBMITTING, SubmitPhase.UPLOADED)
     if run.released:
-        raise ImpossibleTransition(f"run {run.id} holds nothing of the budget, so it cannot be sent")
+        raise ImpossibleTransition(f"run {run.id} has no reserved budget, so it cannot be sent")
     return _with(run, at, phase=SubmitPhase.SUBMITTING)
 
 
@@ -237,7 +237,7 @@ def _require(run: Run, to: SubmitPhase, *phases: SubmitPhase) -> None:
         raise Withdrawn(run)
     if run.phase not in phases or (run.status.terminal and to is not SubmitPhase.SUBMITTED):
         raise ImpossibleTransition(
-            f"run {run.id} is {run.status} in phase {run.phase}; there is no way from there to {to}",
+            f"run {run.id} is {run.status} in phase {run.phase} and cannot change to {to}",
             fix=f"orchestrate show {run.id}",
         )
 

@@ -265,7 +265,7 @@ class Quote(Record, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         named = [usd for usd in (self.low_usd, self.expected_usd, self.high_usd) if usd is not None]
         if not named and self.why_none is None:
-            force_setattr(self, "unavailable", f"{self.provider} named no price")
+            force_setattr(self, "unavailable", f"{self.provider} gave no price")
         if self.why_none is not None:
             for name in ("low_usd", "expected_usd", "high_usd"):
                 force_setattr(self, name, None)
@@ -307,7 +307,7 @@ class Quote(Record, frozen=True, kw_only=True):
     @property
     def why_none(self) -> str | None:
         """Why it names no price: it is unknown, or the backend would refuse the job."""
-        return self.unavailable or (f"would be refused: {self.refused}" if self.refused else None)
+        return self.unavailable or (f"would be rejected: {self.refused}" if self.refused else None)
 
     @property
     def price(self) -> PriceRange | None:

@@ -102,7 +102,7 @@ class Proof(Record, frozen=True, kw_only=True):
             return "proved"
         word = "failed" if self.state == "failed" else "unknown"
         stages = ", ".join(stage.name for stage in self.stages if stage.state == word)
-        return f"failed: {stages}" if self.state == "failed" else f"proved in part ({stages} not seen)"
+        return f"failed: {stages}" if self.state == "failed" else f"partly proved (not checked: {stages})"
 
 
 NOT_PROVED = "not proved"

@@ -101,11 +101,11 @@ def _asked_to_deploy(handle: RunHandle, verb: Verb, given: Mapping[str, str]) ->
     )
     shown = {name: first(given, name).strip() for name in _LIMITS}
     if offer.usd_per_hour is None:
-        return Asked(verb, question(offer), "a price that is not known", unknown=True, shown=shown)
+        return Asked(verb, question(offer), "an unknown price", unknown=True, shown=shown)
     total = f"{money(offer.usd_per_hour * 24)} a day"
     if offer.most_usd is not None:
         total = f"at most {money(offer.most_usd)} from now on"
-    cost = f"{rate(offer.usd_per_hour)} an hour, {total}"
+    cost = f"{rate(offer.usd_per_hour)} per hour, {total}"
     return Asked(verb, question(offer), cost, offer.usd_per_hour, shown=shown)
 
 
@@ -113,25 +113,25 @@ def asked(handle: RunHandle, name: str, given: Mapping[str, str]) -> Asked:
     """Raises `UsageError` for an act that there is not, and what a host says that is asked for its price."""
     run = handle.record
     if name not in VERBS:
-        raise UsageError(f"there is no {name!r} on these pages", fix=f"orchestrate {name} --help")
+        raise UsageError(f"there is no action {name!r} on these pages", fix=f"orchestrate {name} --help")
     verb = VERBS[name]
     if name == "cancel":
-        what = "It ends. Most hosts bill what was trained so far; what is not saved as a checkpoint is lost."
+        what = "The job ends. Most hosts bill the training so far; work not saved in a checkpoint is lost."
         return Asked(verb, what, None if run.bill is None else f"{money(run.bill.usd)} so far")
     if name == "resume":
         quote = run.quote if run.phase in _UNSENT else None
-        what = "It goes on where it stopped, within the limits that it has, or with others."
+        what = "The run continues where it stopped, within its current limits or new ones."
         if quote is not None:
-            what = "It goes on where it stopped, within the price agreed to when it was submitted."
+            what = "The run continues where it stopped, within the price you confirmed at submit."
         return Asked(
             verb, what, None if quote is None or quote.high_usd is None else f"up to {money(quote.high_usd)}"
         )
     if name == "deploy":
         return _asked_to_deploy(handle, verb, given)
     whats: Mapping[str, str] = {
-        "pause": "It stops until it is resumed. A host may bill what it keeps meanwhile.",
-        "download": "Its files are fetched into the home folder, and their hashes checked.",
-        "undeploy": "It answers no more, and is billed no more once its host shows that it is gone.",
+        "pause": "The run stops until you resume it. The host may bill storage meanwhile.",
+        "download": "Downloads its files into the home folder and checks their hashes.",
+        "undeploy": "Clients get no more answers, and billing stops once the host confirms the shutdown.",
     }
     return Asked(verb, whats[name])
 
@@ -198,7 +198,7 @@ def _done(handle: RunHandle, name: str, form: Form) -> str:
     return f"{after.id} is {after.status.value}"
 
 
-TICK = "tick that you agree to it, on its page"
+TICK = "confirm it on its page"
 
 
 def ticked(form: Form, name: str) -> bool:
@@ -249,7 +249,7 @@ def evaluate_routes(site: Site) -> list[Route]:
         if not test:
             raise UsageError("name the held-out rows")
         agreed = partial(ticked, form, "unknown")
-        require_consent(limit, agreed, otherwise="nothing was asked", limited=limit is not None, fix=TICK)
+        require_consent(limit, agreed, otherwise="nothing was sent", limited=limit is not None, fix=TICK)
         subject = f"{handle.id}@{checkpoint}" if checkpoint else handle.id
         site.work.begin(handle.id, "evaluate", lambda: _evaluated(site, subject, test, limit))
         return f"/runs/{handle.id}"

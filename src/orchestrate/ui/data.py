@@ -119,7 +119,7 @@ def _of_rows(site: Site) -> list[Route]:
     def begin(_: Request, form: Form) -> str:
         path = first(form, "path").strip()
         if not path:
-            raise UsageError("name the file that is to be reviewed")
+            raise UsageError("name the file to review")
         key = hashlib.sha256(path.encode()).hexdigest()[:16]
         with lock:
             opened[key] = files.Review(path)
@@ -128,9 +128,7 @@ def _of_rows(site: Site) -> list[Route]:
     def review_of(request: Request) -> Review:
         found = opened.get(request.path_params["key"])
         if found is None:
-            raise UsageError(
-                "this review is not open any more", fix="open it from the page of its file again"
-            )
+            raise UsageError("this review is no longer open", fix="open it again from the page of its file")
         return found
 
     def back(request: Request) -> str:
@@ -214,7 +212,7 @@ def _look(site: Site, path: str) -> Looked:
     near = all(find_spec(package) for package in ("numpy", "rensa"))
     options, unlooked = files.check_options(site.ft.settings, {"train": path}, files.Wanted(near=near))
     if not near:
-        unlooked.append("nearly equal rows are not looked for: pip install 'orchestrate-ft[data]'")
+        unlooked.append("near-duplicates are not checked: pip install 'orchestrate-ft[data]'")
     report = files.check({"train": path}, options)
     order = list(Severity)
     problems = sorted(report.problems, key=lambda p: (order.index(p.severity), p.row or 0))

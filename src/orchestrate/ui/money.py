@@ -52,7 +52,7 @@ class Wanted:
         for slider in SLIDERS:
             written = given.get(slider.name) or str(slider.value)
             if not written.isdecimal() or len(written) > 9:
-                raise UsageError(f"{slider.label.lower()} is a whole number; got {written!r}")
+                raise UsageError(f"{slider.label.lower()} must be a whole number, got {written!r}")
             numbers[slider.name] = max(int(written), 0 if slider.low == 0 else 1)
         return cls(given.get("model", "").strip() or _MODEL, numbers)
 

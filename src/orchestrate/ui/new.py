@@ -213,7 +213,7 @@ def _submit(site: Site, form: Form) -> str:
     try:
         spec = JobSpec.parse(json.loads(first(form, "spec")))
     except ValueError as error:
-        raise UsageError("the form holds no spec: begin again") from error
+        raise UsageError("the form contains no spec: start again") from error
     limit = actions.number(form, "max_cost_usd")
     agreed = partial(actions.ticked, form, "unknown")
     fix = f"{actions.TICK}, or set max_cost_usd"

@@ -73,7 +73,7 @@ def routes(site: Site) -> list[Route]:
     def curves(request: Request) -> Response:
         axis = request.query_params.get("axis", AXES[0])
         if axis not in AXES:
-            raise UsageError(f"there is no axis {axis!r}; known: {', '.join(AXES)}")
+            raise UsageError(f"unknown axis {axis!r}; known: {', '.join(AXES)}")
         handle = site.ft.run(request.path_params["run"])
         points = site.ft.store.history.sampled([handle.id], READ)
         return web.json_answer(charts({handle.id: points[handle.id]}, axis))

@@ -158,7 +158,7 @@ def since_of(request: Request) -> datetime:
     try:
         at = datetime.fromisoformat(request.query_params.get("since", ""))
     except ValueError as error:
-        raise UsageError("a stream begins at a time, as the page gives it") from error
+        raise UsageError("the stream needs a start time in the format of the page") from error
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 

@@ -61,7 +61,7 @@ def _refused(status: int, text: str) -> Response:
     """To somebody without the link, mostly its owner with that of an earlier start. Everybody is told the
     same, and nothing that lies behind the link is needed for it."""
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{status}</title>'
-    why = "Each start of the pages has a link of its own. In a terminal, this prints that of a new start:"
+    why = "Each start of the pages has its own link. Run this in a terminal to get a new one:"
     page = f"<main><h1>{escape(text)}</h1><p>{why}</p><pre>orchestrate ui</pre></main></html>"
     return HTMLResponse(head + page, status)
 
@@ -83,7 +83,7 @@ def serving(
     called from there. Raises `SetupError` when the port cannot be had, `UsageError`."""
     if not is_loopback(host) and not read_only:
         raise UsageError(
-            f"pages that can spend are not shown to other machines ({host})",
+            f"pages that can spend money are only served to this machine (not {host})",
             fix="add --read-only, or reach this machine through a tunnel: ssh -L 8080:localhost:8080 ...",
         )
     site, token = Site(ft, read_only), secrets.token_urlsafe(24)

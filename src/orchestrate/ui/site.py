@@ -69,7 +69,7 @@ class Work:
         key = (run_id, verb)
         with self._lock:
             if (known := self._notes.get(key)) and known.going:
-                raise UsageError(f"{verb} of {run_id} is under way already")
+                raise UsageError(f"{verb} of {run_id} is already in progress")
             self._notes[key] = Note(verb)
         done: Future[str] = self._threads.submit(act)
         done.add_done_callback(lambda future: self._ended(key, future))
@@ -92,7 +92,7 @@ class Work:
             if isinstance(error, OrchestrateError):
                 note = replace(note, text=error.message, fix=error.fix, wrong=True)
             elif error is not None or future.cancelled():
-                note = replace(note, text=f"ended by a defect ({type(error).__name__})", wrong=True)
+                note = replace(note, text=f"failed because of a bug ({type(error).__name__})", wrong=True)
             else:
                 note = replace(note, text=future.result())
             self._notes[key] = note
@@ -169,9 +169,11 @@ class Site:
         async def answer(request: Request) -> Response:
             form = _form(await request.body())
             if self.read_only:
-                raise HTTPException(403, "these pages are for reading only")
+                raise HTTPException(403, "these pages are read-only")
             if not compare_digest(first(form, "word").encode(), self.word.encode()):
-                raise HTTPException(403, "this form is of an earlier start of the pages: open its page again")
+                raise HTTPException(
+                    403, "this form comes from an earlier start of the pages: open its page again"
+                )
             done = await run_in_threadpool(act, request, form)
             if isinstance(done, str):
                 return RedirectResponse(request.scope.get("root_path", "") + done, 303, headers=_HEADERS)
@@ -185,8 +187,8 @@ class Site:
             told: dict[str, Any] = {"message": error.detail, "fix": None, "retryable": False}
             return self.page(request, "error.html", status=error.status_code, here="", **told)
         if not isinstance(error, OrchestrateError):
-            told = {"message": f"a defect of Orchestrate ({type(error).__name__})", "retryable": False}
-            told["fix"] = "please report it, with what the terminal of orchestrate ui shows"
+            told = {"message": f"a bug in Orchestrate ({type(error).__name__})", "retryable": False}
+            told["fix"] = "please report it with the terminal output of orchestrate ui"
             return self.page(request, "error.html", status=500, here="", **told)
         status = 502 if isinstance(error, ProviderError) else 422
         if isinstance(error, UsageError) and not isinstance(error, SpecError):
@@ -205,7 +207,7 @@ def _form(body: bytes) -> Form:
     try:
         pairs = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=2000)
     except ValueError as error:
-        raise HTTPException(400, f"this is no form: {error}") from error
+        raise HTTPException(400, f"not a valid form: {error}") from error
     found: dict[str, list[str]] = {}
     for name, value in pairs:
         found.setdefault(name, []).append(value)

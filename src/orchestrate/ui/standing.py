@@ -78,7 +78,7 @@ def _queue(site: Site) -> list[Route]:
     def change(request: Request, _: Form) -> str:
         verb, name = request.path_params["verb"], request.path_params["entry"]
         if verb not in _CHANGES:
-            raise UsageError(f"there is no {verb!r} on this page", fix="orchestrate queue --help")
+            raise UsageError(f"there is no action {verb!r} on this page", fix="orchestrate queue --help")
         _CHANGES[verb](site, name)
         return "/queue"
 
@@ -183,10 +183,10 @@ class Deployed:
 
     @property
     def price(self) -> str:
-        """`$5.49 an hour, $16.47 so far`."""
+        """`$5.49 per hour, $16.47 so far`."""
         record, spent = self.handle.record, self.handle.spent_usd
         parts = [
-            "an unknown price" if record.usd_per_hour is None else f"{rate(record.usd_per_hour)} an hour"
+            "an unknown price" if record.usd_per_hour is None else f"{rate(record.usd_per_hour)} per hour"
         ]
         return ", ".join([*parts, *([] if spent is None else [f"about {money(spent)} so far"])])
 

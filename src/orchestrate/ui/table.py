@@ -96,7 +96,7 @@ class Wanted:
         given = request.query_params
         limit = given.get("limit") or str(MOST)
         if not (limit.isascii() and limit.isdecimal() and int(limit[:9]) > 0):
-            raise UsageError(f"the most runs that are shown is a whole number above 0; got {limit!r}")
+            raise UsageError(f"the number of runs must be a whole number above 0, got {limit!r}")
         chosen = tuple(dict.fromkeys(name for name in given.getlist("col") if name))[:_MOST_COLUMNS]
         found = cls(
             words=given.get("q", "").strip(),

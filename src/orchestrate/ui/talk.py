@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _MAX_TOKENS = 512
 _LONGEST = 100_000
 """Characters of a conversation at most."""
-_AGAIN = "send it again: what that may cost is shown first"
+_AGAIN = "send it again: the possible cost is shown first"
 _PLACES = ("auto", "host", "here")
 _ROLES = ("system", "user", "assistant")
 
@@ -106,7 +106,7 @@ def routes(site: Site) -> list[Route]:
 def _ended(site: Site, request: Request) -> RunHandle:
     handle = site.ft.run(request.path_params["run"])
     if handle.status is not JobStatus.SUCCEEDED:
-        raise UsageError(f"{handle.id} has no model to ask: it is {handle.status.value}")
+        raise UsageError(f"{handle.id} has no model to chat with: it is {handle.status.value}")
     return handle
 
 
@@ -115,12 +115,12 @@ def _read(form: Form) -> Talked:
     kept, on = first(form, "kept", "[]"), first(form, "on", "auto")
     if len(kept) + len(first(form, "message")) > _LONGEST:
         raise UsageError(
-            f"a conversation has at most {_LONGEST:,} characters here", fix="orchestrate chat RUN"
+            f"a conversation may have at most {_LONGEST:,} characters here", fix="orchestrate chat RUN"
         )
     try:
         messages = msgspec.json.decode(kept, type=list[Message])
     except msgspec.MsgspecError as error:
-        raise UsageError("the form holds no conversation: begin again") from error
+        raise UsageError("the form contains no conversation: start again") from error
     if on not in _PLACES or any(one.role not in _ROLES for one in messages):
         raise UsageError("the form holds no conversation: begin again")
     return Talked(messages, first(form, "message").replace("\r\n", "\n"), on)
@@ -206,7 +206,7 @@ def _export(site: Site) -> list[Route]:
         handle = _ended(site, request)
         kind, folder = first(form, "form"), first(form, "folder").strip()
         if not folder:
-            raise UsageError("name the folder that it is written to")
+            raise UsageError("name the output folder")
         accepted = [first(form, "licence").strip()] if first(form, "licence").strip() else []
         site.work.begin(handle.id, "export", lambda: _exported(handle, kind, Path(folder), accepted))
         return f"/runs/{handle.id}"

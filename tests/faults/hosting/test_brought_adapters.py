@@ -91,7 +91,7 @@ def test_an_adapter_is_priced_uploaded_and_put_up_at_another_host(bringer: Bring
     bringer.hosts.clear_requests()
     asked = bringer.shop.type("deploy", run.id, "--to", to)
     sent = [entry["path"] for entry in bringer.hosts.requests(to) if entry["method"] in ("POST", "PUT")]
-    assert isinstance(asked.exception, UsageError) and f"${PRICES[to]} an hour" in " ".join(
+    assert isinstance(asked.exception, UsageError) and f"${PRICES[to]} per hour" in " ".join(
         asked.output.split()
     )
     assert all(path.endswith(":match") for path in sent), "nothing is sent before somebody agreed"
@@ -197,7 +197,7 @@ def test_a_limit_ends_it_as_any_other(bringer: Bringer) -> None:
     bringer.clock.ahead += timedelta(hours=2)
     bringer.ft.sync()
     assert bringer.up("fireworks") == []
-    assert bringer.record(run, "fireworks").cause == "its 1 hours are over"
+    assert bringer.record(run, "fireworks").cause == "it has used up its 1 hours"
 
 
 def test_a_base_that_the_host_does_not_have_is_refused_before_anything_is_sent(bringer: Bringer) -> None:
@@ -210,7 +210,7 @@ def test_a_base_that_the_host_does_not_have_is_refused_before_anything_is_sent(b
         only.deploy("fireworks")
     refused = bringer.shop.type("deploy", bringer.runs["together"].id, "--to", "openai", "--yes")
     assert isinstance(refused.exception, Unsupported)
-    assert "serves what it has trained itself" in str(refused.exception)
+    assert "serves only models it has trained itself" in str(refused.exception)
     assert bringer.hosts.requests("fireworks", method="POST") == []
     assert bringer.ft.deployments(over=None) == []
 

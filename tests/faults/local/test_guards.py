@@ -199,7 +199,7 @@ def test_garbage_in_the_newest_checkpoint_costs_some_steps_only(
     assert resume(hurt, nursery.again)
     assert finish(hurt) == "succeeded", hurt.log.read_text()
     assert any(f"{checkpoints[-1].name} is damaged" in m for m in events(hurt, "checkpoint"))
-    assert events(hurt, "resumed") == [f"going on from step {int(checkpoints[-2].name[5:])} of 20"]
+    assert events(hurt, "resumed") == [f"continuing from step {int(checkpoints[-2].name[5:])} of 20"]
     assert curve(hurt) == curve(whole)
 
 
@@ -238,7 +238,7 @@ def test_a_worker_that_is_stopped_or_stuck_is_told(job: LocalJob, home: Path) ->
     told = reading.job(run)
     assert told.raw_status == "running" and run.alive() and not resume(run)
     assert told.error is not None and told.error.code == "no_heartbeat", told.error
-    assert "no sign of life for 1h 00m" in told.error.message and str(run.log) in told.error.message
+    assert "not reported for 1h 00m" in told.error.message and str(run.log) in told.error.message
     os.kill(pid, signal.SIGCONT)
     wait(lambda: reading.job(run).error is None)
     os.kill(pid, signal.SIGSTOP)
@@ -246,7 +246,7 @@ def test_a_worker_that_is_stopped_or_stuck_is_told(job: LocalJob, home: Path) ->
     os.utime(status, (long_ago, long_ago))
     told = reading.job(run)
     assert told.error is not None and told.error.code == "no_progress", told.error
-    assert "no step has ended for 1h 00m" in told.error.message
+    assert "no step has finished for 1h 00m" in told.error.message
     # A step that takes ten minutes may take an hour with its evaluation.
     run.write_state(msgspec.structs.replace(stuck, seconds=600.0 * stuck.step))
     os.utime(status, (long_ago, long_ago))

@@ -56,7 +56,7 @@ def helpers(run: RunDir) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "in shares"])
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
 @pytest.mark.parametrize("kind", ["qlora", "full", "dpo"])
 def test_two_processes_train_what_one_trains(
     kind: str,
@@ -121,7 +121,7 @@ def merged_and_exported(one: Path, two: Path, folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "in shares"])
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
 def test_one_that_is_killed_ends_all_and_the_run_goes_on(
     sharded: bool,
     small: LocalJob,  # noqa: F811

@@ -305,7 +305,11 @@ def test_garbage_in_the_run_directory_ends_in_a_clear_failure(job: LocalJob, hom
     run, _ = RunDir.make(home, msgspec.structs.replace(job, ref="garbage"))
     (run.path / "job.json").write_text("{}")
     assert work(run) == work(missing) == work(gone) == 0
-    for failed, reason in ((run, "job.json"), (missing, "no model folder"), (gone, "gone.jsonl is gone")):
+    for failed, reason in (
+        (run, "job.json"),
+        (missing, "no model folder"),
+        (gone, "gone.jsonl no longer exists"),
+    ):
         assert finish(failed) == "failed"
         error = failed.state().error
         assert error is not None and reason in error.message, error

@@ -127,9 +127,9 @@ def test_a_run_is_found_by_each_of_its_names(store: Store) -> None:
     ):
         assert store.runs.get(name).id == new.id, name
     assert store.runs.get("job-old").id == old.id
-    with pytest.raises(UsageError, match="no run is called 'nothing'"):
+    with pytest.raises(UsageError, match="unknown run 'nothing'"):
         store.runs.get("nothing")
-    with pytest.raises(UsageError, match="fits several"):
+    with pytest.raises(UsageError, match="matches several"):
         store.runs.get(old.id[:6])
     assert store.runs.exists(old.ref)
     assert not store.runs.exists(old.id[:6])

@@ -76,7 +76,11 @@ FAILED = {"code": "invalid_training_file", "message": "no", "param": "training_f
         # "auto" comes to at most 10 epochs, of the 10 rows that a file must have.
         (openai_job("queued", **AUTO), "10", "up to $10.00: the high end"),
         (openai_job("cancelled", finished_at=1_795_000_900), "3", "up to $3.00: the high end"),
-        (openai_job("failed", error=FAILED), "0", "$0.00: failed in a way that the host does not bill"),
+        (
+            openai_job("failed", error=FAILED),
+            "0",
+            "$0.00: the failure is of a kind that the host does not bill",
+        ),
         (openai_job("succeeded", trained_tokens=1_000_000), "5", "$5.00: trained_tokens x rate"),
     ],
 )

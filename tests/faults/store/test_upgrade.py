@@ -269,7 +269,7 @@ def test_an_upgrade_on_a_nearly_full_disk_loses_nothing(
     try:
         Store.open(url).close()
     except StoreError as error:
-        assert "no room" in error.message
+        assert "no disk space" in error.message
     ballast.unlink()
     with Store.open(url) as store:
         assert len(store.runs.matching()) == 3 and store.verify() == []

@@ -141,10 +141,10 @@ def test_a_key_without_the_right_to_see_a_run_stops_nothing(store: Store, tmp_pa
     report = sync(store, lambda _: narrow, timing=QUICK)
     assert (sorted(report.elsewhere), report.failures) == (sorted([made.id, unmade.id]), [])
     assert report.gone == [], "what a key may not see was not deleted"
-    assert "no right to see" in str(report)
+    assert "not visible to this key" in str(report)
     for act in (refresh, cancel, settle):
         run = unmade if act is settle else made
-        with pytest.raises(OtherAccount, match="no right to see"):
+        with pytest.raises(OtherAccount, match="no permission to see"):
             act(store, narrow, run)
     absent = key("absent")
     absent.holds = lambda _: False  # type: ignore[method-assign]

@@ -80,8 +80,8 @@ def test_the_command_says_that_the_job_stood_there(shop: Shop) -> None:
     restore()
     again = shop.command(*asked)
     told = " ".join(again.output.split())  # its lines are as wide as a terminal
-    assert again.exit_code == 0 and told.count("it stood there already under this key") == 2
-    assert " ".join(shop.command(*asked).output.split()).count("made before with this key") == 2
+    assert again.exit_code == 0 and told.count("; it already existed with this key,") == 2
+    assert " ".join(shop.command(*asked).output.split()).count("; created earlier with this key,") == 2
     assert (shop.sent(), len(shop.ft.runs())) == (2, 2)
 
 
@@ -128,7 +128,7 @@ def test_what_only_carries_the_mark_is_not_taken(shop: Shop) -> None:
         given: Any = {"training_file": file.id, "metadata": {"orchestrate_ref": ref}}
         method: Any = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3}}}
         job = client.fine_tuning.jobs.create(model="gpt-4o-mini-2024-07-18", method=method, **given)
-        with pytest.raises(KeyTaken, match=rf"is that of job {job.id} .*model .*4o-mini.*epochs \(3"):
+        with pytest.raises(KeyTaken, match=rf"belongs to job {job.id} .*model .*4o-mini.*epochs \(3"):
             shop.ft.submit(shop.spec, "openai", idempotency_key="nightly-9")
         client.fine_tuning.jobs.cancel(job.id)
     assert (shop.sent(), shop.ft.runs()) == (1, []), "the one that was made by hand"
@@ -188,7 +188,7 @@ def test_a_key_costs_one_look_and_no_key_none(store: Store, host: PaperHost) -> 
 
 def test_a_host_that_cannot_be_asked_is_not_guessed_about(store: Store, host: PaperHost) -> None:
     host.faults["down"] = True
-    with pytest.raises(HostUnavailable, match="key nightly-7 may be there already, so nothing was sent"):
+    with pytest.raises(HostUnavailable, match="key nightly-7 may already exist, so nothing was sent"):
         submit(store, host, "nightly-7")
     assert (host.requests, store.runs.matching()) == (["find"], [])
     host.faults.clear()

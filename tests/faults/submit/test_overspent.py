@@ -86,7 +86,7 @@ def test_a_limit_above_the_estimate_allows_it(store: Store, host: EstimatingHost
 
 
 def test_an_estimate_that_the_budget_does_not_hold_sends_nothing(store: Store, host: EstimatingHost) -> None:
-    with pytest.raises(OverBudget, match="what is left of the budget"):
+    with pytest.raises(OverBudget, match="the remaining budget"):
         submit(store, host, SPEC, DATA, quote=QUOTE, max_cost_usd=Decimal(600), budget_usd=Decimal("499.99"))
     assert host.posts() == 0
     run = submit(store, host, SPEC, DATA, quote=QUOTE, max_cost_usd=Decimal(600), budget_usd=Decimal(500))
@@ -228,7 +228,7 @@ def test_a_limit_that_is_no_number_is_no_limit(shop: Shop) -> None:
 
 def test_who_gives_a_run_up_says_why_and_frees_the_budget(shop: Shop) -> None:
     run = shop.ft.submit(shop.spec, "together")
-    with pytest.raises(UsageError, match="say why"):
+    with pytest.raises(UsageError, match="give a reason"):
         run.abandon(" ")
     given_up = run.abandon("deleted in the console")
     assert (given_up.status, given_up.abandoned) == (JobStatus.CANCELLED, "deleted in the console")
@@ -259,8 +259,8 @@ def test_the_command_holds_one_limit_for_all_and_says_where_it_cannot_act(shop: 
     assert shop.sent() == 0
     done = shop.command("openai,together", "--max-cost", "25")
     assert done.exit_code == 0, done.output
-    assert "cannot end this run while it trains: OpenAI reports" in done.output
-    assert done.output.count("cannot end this run") == 1
+    assert "cannot stop this run during training: OpenAI reports" in done.output
+    assert done.output.count("cannot stop this run during training:") == 1
     limits = [run.record.max_cost_usd for run in shop.ft.runs()]
     assert sum((limit for limit in limits if limit is not None), Decimal(0)) <= 25
     each = shop.command("fireworks", "--max-cost-each", "0.0001")
@@ -272,7 +272,7 @@ def test_an_end_without_a_bill_is_shown_as_one(shop: Shop) -> None:
     shop.ft.store.runs.apply(
         run.id, lambda now: msgspec.structs.replace(now, status=JobStatus.CANCELLED, sandbox=False)
     )
-    assert "bill not known; " in shop.type("show", run.id, "--offline").output
+    assert "bill unknown; " in shop.type("show", run.id, "--offline").output
 
 
 # -- a cap that is raised ----------------------------------------------------------------------------------
@@ -299,12 +299,12 @@ def test_a_hosts_cap_is_raised_within_the_budget_and_holds_from_then_on(store: S
     settings = config.load(env={"ORCHESTRATE_BUDGET_USD": "100"}, cwd=tmp_path, home=tmp_path / "home")
     home: Any = SimpleNamespace(settings=settings, store=store, provider=lambda name: host, bill=bill)
     handle = RunHandle(home, run)
-    with pytest.raises(UsageError, match=r"has cost \$5\.00 already, and \$5\.00 for the whole") as used:
+    with pytest.raises(UsageError, match=r"has already cost \$5\.00, so a total of \$5\.00") as used:
         handle.resume(max_cost_usd=5)
     assert "--max-cost 5.01 " in str(used.value.fix)
-    with pytest.raises(UsageError, match="--max-hours means nothing on paper"):
+    with pytest.raises(UsageError, match="--max-hours has no effect on paper"):
         handle.resume(max_hours=3)
-    with pytest.raises(OverBudget, match=r"\$110\.00, is above what is left of the budget, \$100\.00"):
+    with pytest.raises(OverBudget, match=r"\$110\.00, is above the remaining budget, \$100\.00"):
         handle.resume(max_cost_usd=110)
     assert store.runs.get(run.id).max_cost_usd == 5 and "resume" not in host.requests
     assert handle.resume(max_cost_usd=9).status is JobStatus.RUNNING
@@ -320,4 +320,4 @@ def test_a_hosts_cap_is_raised_within_the_budget_and_holds_from_then_on(store: S
     with pytest.raises(UsageError, match="nothing to resume"):
         handle.resume(max_cost_usd=50)
     said = [event.message for event in store.history.events(run.id) if event.type == "limits"]
-    assert said[0].endswith("were $5.00, and are $9.00 now") and len(said) == 2
+    assert said[0].endswith("were $5.00 and are now $9.00") and len(said) == 2

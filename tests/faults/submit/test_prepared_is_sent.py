@@ -92,11 +92,11 @@ def test_a_file_that_changes_at_the_last_moment_is_not_sent(shop: Shop, name: st
         translation=prepared.offer(name).translation,
         data=prepared.data,
     )
-    with pytest.raises(DataError, match=r"rows\.jsonl has changed"):
+    with pytest.raises(DataError, match=r"rows\.jsonl changed while"):
         Submitter(store, provider, reached=reached).submit(asked)
     run = store.runs.get("last")
     assert (run.phase, run.status) == (SubmitPhase.REFUSED, JobStatus.FAILED)
-    assert run.error is not None and "has changed" in run.error.message
+    assert run.error is not None and "changed while" in run.error.message
     assert len(shop.hosts.requests(method="POST")) == posts, "nothing was uploaded or created"
     assert not list((shop.settings.home / "data").glob("*.jsonl"))
     assert not list((shop.settings.home / "local" / "data").glob("*.jsonl"))

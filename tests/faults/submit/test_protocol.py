@@ -585,7 +585,9 @@ def test_interrupted_before_the_upload_needs_the_same_data_to_go_on(store: Store
         submit(store, host, SPEC, DATA, reached=dies)
     run = store.runs.get("last")
     assert sync(store, lambda _: host).unsent == [run.id]
-    with pytest.raises(UsageError, match="not available or have changed"):
+    with pytest.raises(
+        UsageError, match="has not uploaded its data yet, and they are unavailable or have changed"
+    ):
         Submitter(store, host).resume(run)
     other: Any = Paper()
     other.digest = "e" * 64
@@ -607,7 +609,7 @@ def test_a_job_that_could_not_be_written_down_is_found_again(tmp_path: Path, hos
 
     with Store.open(f"sqlite:///{path}") as store:
         try:
-            with pytest.raises(OutcomeUnknown, match="was made but not written down"):
+            with pytest.raises(OutcomeUnknown, match="was created but could not be recorded:"):
                 submit(store, host, SPEC, DATA, reached=fills, timing=replace(SENDING, lease_s=0.3))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

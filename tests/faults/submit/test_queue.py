@@ -93,8 +93,8 @@ def test_what_comes_after_a_failure_is_held_and_says_why(shop: Shop) -> None:
     server.turn()
     held = state(shop, then)
     assert held.state is QueueState.HELD
-    assert f"{run.id}, which it comes after, has failed" in (held.note or "")
-    with pytest.raises(UsageError, match="would never go"):
+    assert f"{run.id}, which must run first, has failed" in (held.note or "")
+    with pytest.raises(UsageError, match="would never start"):
         add(shop, epochs=3, after=[run.id])
     assert shop.sent() == 1
 
@@ -112,7 +112,7 @@ def test_a_run_that_nothing_starts_again_takes_no_room_and_is_not_waited_for(sho
     )
     server.turn()
     assert [state(shop, one).state for one in (then, other)] == [QueueState.HELD, QueueState.SUBMITTED]
-    assert "which it comes after, is paused: the worker ended itself" in (state(shop, then).note or "")
+    assert "which must run first, is paused: the worker ended itself" in (state(shop, then).note or "")
 
 
 def test_a_paused_run_takes_no_room_and_one_that_is_gone_on_with_says_that_it_goes_over(shop: Shop) -> None:
@@ -156,7 +156,7 @@ def test_other_data_than_was_agreed_to_is_held_and_goes_again_when_it_is_back(sh
     server = QueueServer(shop.ft)
     server.turn()
     assert (state(shop, entry).state, shop.sent()) == (QueueState.HELD, 0)
-    assert "data are not those" in (state(shop, entry).note or "")
+    assert "data changed after" in (state(shop, entry).note or "")
     shop.rows.write_bytes(rows)
     queueing.release(shop.ft, entry.id)
     server.turn()
@@ -170,7 +170,7 @@ def test_a_dearer_quote_than_was_agreed_to_is_held(shop: Shop) -> None:
     QueueServer(shop.ft).turn()
     held = state(shop, entry)
     assert held.state is QueueState.HELD
-    assert "what was agreed to" in (held.note or "")
+    assert "the confirmed price," in (held.note or "")
 
 
 def test_up_to_the_limit_and_on_this_machine_a_dearer_quote_is_what_was_agreed_to(shop: Shop) -> None:
@@ -236,9 +236,9 @@ def test_removed_paused_and_first(shop: Shop) -> None:
     assert (server.turn(), server.waiting()) == ([], [])
     shop.ft.store.queue.pause(False)
     assert [moved.entry.id for moved in server.turn()] == [two.id]
-    with pytest.raises(UsageError, match="is a run already"):
+    with pytest.raises(UsageError, match="is already a run"):
         queueing.remove(shop.ft, two.id)
-    with pytest.raises(UsageError, match="was removed already"):
+    with pytest.raises(UsageError, match="was already removed"):
         queueing.release(shop.ft, three.id)
     with pytest.raises(UsageError, match="no entry"):
         queueing.hold(shop.ft, "q-nothing")
@@ -368,7 +368,7 @@ def test_a_watcher_submits_what_waits_and_is_not_idle_before(shop: Shop) -> None
 def test_the_commands(shop: Shop) -> None:
     words = ["-p", "openai", f"--model={MODELS['openai']}", "--train", str(shop.rows), "--epochs", "1"]
     refused = shop.type("queue", "add", *words)
-    assert refused.exit_code != 0, "nobody agreed to the price"
+    assert refused.exit_code != 0, ": nobody agreed to the price"
     added = shop.type("queue", "add", *words, "--max-cost", "5")
     assert added.exit_code == 0, added.output
     listed = shop.type("queue")
@@ -388,10 +388,10 @@ def test_the_commands(shop: Shop) -> None:
 
 def test_the_same_command_twice_is_one_entry_unless_a_second_is_wanted(shop: Shop) -> None:
     entry = add(shop)
-    with pytest.raises(UsageError, match=f"{entry.id} is the same and waits already"):
+    with pytest.raises(UsageError, match=f"{entry.id} is the same and already waiting"):
         add(shop)
     queueing.hold(shop.ft, entry.id)
-    with pytest.raises(UsageError, match="waits already") as caught:
+    with pytest.raises(UsageError, match="already waiting") as caught:
         add(shop)
     assert "--again" in (caught.value.fix or "")
     assert [one.id for one in queueing.entries(shop.ft)] == [entry.id]
@@ -550,7 +550,7 @@ def test_an_entry_is_named_by_its_id_or_enough_of_it_to_be_the_only_one(shop: Sh
     for short in (one.id[-1], one.id[-3:]):
         with pytest.raises(UsageError, match=rf"fits.*{one.id}.*at least 4 characters"):
             get(short)
-    with pytest.raises(UsageError, match=f"{one.id}.*{two.id}.*fit one alone"):
+    with pytest.raises(UsageError, match=f"{one.id}.*{two.id}.*match exactly one"):
         get(one.id[:6])
     for nothing in ("", "q-", "zzzzz", "q-nothing"):
         with pytest.raises(UsageError, match="no entry"):

@@ -58,7 +58,7 @@ def test_trials_are_made_in_turn_scored_and_ranked(shop: Shop) -> None:
     ended(shop, carried.trials[2].run_id or "", None)
     carried.turn()
     assert [t.state.value for t in carried.trials] == ["scored", "scored", "failed"]
-    assert carried.trials[2].note == "its host told no validation loss"
+    assert carried.trials[2].note == "its host reported no validation loss"
     assert [t.settings["epochs"] for t in carried.ranked()] == [2, 1]
     backend, text = carried.best_spec() or ("", "")
     assert backend == "openai"
@@ -96,13 +96,13 @@ def test_no_trial_is_made_that_could_go_above_the_limit(shop: Shop) -> None:
     carried = Searching(shop.ft, search)
     carried.turn()
     assert 0 < (sent := shop.sent()) < 3
-    assert "what is left of the sweep's limit" in (carried.waits or "") and carried.stopped is None
+    assert "the rest of the sweep's limit," in (carried.waits or "") and carried.stopped is None
     assert carried.spent_usd() <= price.high_usd / 2
     for trial in carried.trials:
         ended(shop, trial.run_id or "", 1.0)
     carried._later = 0.0
     carried.turn()
-    assert "what is left of the sweep's limit" in (carried.stopped or ""), "nobody is under way any more"
+    assert "the rest of the sweep's limit," in (carried.stopped or ""), "nobody is under way any more"
     assert shop.sent() == sent
 
 
@@ -161,7 +161,7 @@ def test_changed_data_stop_the_search(shop: Shop) -> None:
     carried = Searching(shop.ft, begun(shop))
     write_rows(shop.rows, 14)
     carried.turn()
-    assert (carried.stopped, shop.sent()) == ("the training data have changed since the search began", 0)
+    assert (carried.stopped, shop.sent()) == ("the training data changed after the sweep started", 0)
 
 
 def test_two_at_once_do_not_carry_out_one_search(shop: Shop) -> None:
@@ -173,13 +173,16 @@ def test_two_at_once_do_not_carry_out_one_search(shop: Shop) -> None:
 @pytest.mark.parametrize(
     ("order", "told"),
     [
-        (Order(space=GRID, sampler="best"), "--sampler takes"),
-        (Order(space=space.parse([], ["epochs=1:3"])), "a grid has no ranges"),
+        (Order(space=GRID, sampler="best"), "--sampler must be"),
+        (Order(space=space.parse([], ["epochs=1:3"])), "a grid cannot contain ranges"),
         (Order(space=GRID, share=0.0), "above 0"),
-        (Order(space=GRID, survivors=2), "goes with --first-share"),
-        (Order(space=GRID, target="loss"), "--target is"),
-        (Order(space=GRID, target="eval:nothing"), "no metric is called"),
-        (Order(space=GRID, target="eval:length"), "no good end"),
+        (
+            Order(space=GRID, survivors=2),
+            "--survivors trains the best trials again on all rows, so it needs --first-share",
+        ),
+        (Order(space=GRID, target="loss"), "--target must be"),
+        (Order(space=GRID, target="eval:nothing"), "unknown metric"),
+        (Order(space=GRID, target="eval:length"), "has no better direction, so it cannot be a target"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(shop: Shop, order: Order, told: str) -> None:
@@ -305,7 +308,7 @@ def test_a_search_that_was_stopped_ends_with_what_was_only_written_down(shop: Sh
     shop.ft.store.searches.propose(search.id, Trial(number=0, settings={"epochs": 1}))
     poor = Searching(shop.ft, msgspec.structs.replace(search, max_cost_usd=quote.high_usd / 2))
     [trial] = poor.run(lambda: None, threading.Event(), pause_s=0)
-    assert "what is left of the sweep's limit" in (poor.stopped or "")
+    assert "the rest of the sweep's limit," in (poor.stopped or "")
     assert (trial.state, trial.run_id, shop.sent()) == (TrialState.OPEN, None, 0)
     rich = Searching(shop.ft, msgspec.structs.replace(search, max_cost_usd=quote.high_usd))
     [trial] = turned(rich)
@@ -326,14 +329,14 @@ def test_a_share_of_other_data_stops_the_search_too(shop: Shop) -> None:
     carried = Searching(shop.ft, begun(shop, share=0.5))
     write_rows(shop.rows, 61)
     carried.turn()
-    assert (carried.stopped, shop.sent()) == ("the training data have changed since the search began", 0)
+    assert (carried.stopped, shop.sent()) == ("the training data changed after the sweep started", 0)
 
 
 def test_a_grid_of_a_million_is_not_begun_unasked_and_costs_no_memory(shop: Shop) -> None:
     wide = space.parse([f"{name}={','.join(map(str, range(1, 101)))}" for name in ("epochs", "seed")], [])
     huge = space.Space({f"n{n}": tuple(range(100)) for n in range(20)}, {})
     assert huge.size == 100**20 and next(huge.combinations())["n19"] == 0
-    with pytest.raises(UsageError, match="10,000 combinations, and each is a run"):
+    with pytest.raises(UsageError, match="10,000 combinations, each of them a run"):
         begun(shop, Order(space=wide))
     assert begun(shop, Order(space=wide, trials=2)).trials == 2
     with pytest.raises(UsageError, match="combinations"):

@@ -154,7 +154,9 @@ def test_what_cannot_be_an_outcome_is_refused(store: Store) -> None:
         with pytest.raises(UsageError, match=metric):
             experiment.record("u", metric, value)
     assert experiment.record("nobody", "resolved", 1).unknown_users == 1
-    assert experiment.report().counts == {"outcomes of users never given a model, not counted": 1}
+    assert experiment.report().counts == {
+        "outcomes from users who were never assigned a model, not counted": 1
+    }
 
 
 def test_a_file_of_outcomes_can_be_taken_again_when_it_has_grown(store: Store, tmp_path: Path) -> None:
@@ -267,7 +269,7 @@ def test_a_goal_that_is_not_reached_in_time_is_given_up(store: Store) -> None:
     rule = replace(PLAN.rule, most_users=100)
     experiment = Experiment.begin(replace(PLAN, rule=rule), store)
     told(experiment, given_models(experiment, store, 120), base=0.5, tuned=0.5)
-    assert "not shown to be better by 120 users" in experiment.step().phases[-1].why
+    assert "not shown to be better with 120 of" in experiment.step().phases[-1].why
 
 
 def test_lost_outcomes_of_an_arm_stop_the_rule(store: Store, clock: Later) -> None:
@@ -276,8 +278,11 @@ def test_lost_outcomes_of_an_arm_stop_the_rule(store: Store, clock: Later) -> No
     told(experiment, {"base": arms["base"], "tuned": arms["tuned"][::3]}, base=0.2, tuned=0.9)
     clock.hours = 2
     held = experiment.step()
-    assert held.decision.verb == "hold" and "both arms alike" in held.decision.why
-    assert any("NOT come from both arms" in note for note in pages.notes(held))
+    assert (
+        held.decision.verb == "hold"
+        and "outcomes of resolved do not come from both arms alike (p =" in held.decision.why
+    )
+    assert any("outcomes do NOT arrive equally from both arms (p =" in note for note in pages.notes(held))
 
 
 @pytest.mark.slow
@@ -354,7 +359,7 @@ def test_there_is_a_way_back_to_the_base_after_it_has_shipped(store: Store, cloc
     clock.hours = 2
     report = experiment.step()
     assert (report.phases[-1].verb, experiment.assign("u").arm) == ("ship", "tuned")
-    with pytest.raises(UsageError, match="has ended already"):
+    with pytest.raises(UsageError, match="has already ended"):
         experiments.stop(experiment, "tuned")
     back = experiments.stop(experiment, "base")
     assert back.share == 0 and experiment.assign("u").arm == "base"
@@ -450,7 +455,7 @@ def test_a_call_that_fails_is_answered_by_the_base_and_counts_as_the_tuned_model
     with pytest.raises(TimeoutError):
         ask(experiment, arms["base"][0], broken, lambda: "tuned")
     report = experiment.report()
-    assert report.counts == {"the base answered in the tuned model's place": len(arms["tuned"])}
+    assert report.counts == {"the base answered instead of the tuned model": len(arms["tuned"])}
     assert report.evidence[1].values == {"base": 0.0, "tuned": 1.0}, "first answers"
 
 
@@ -470,5 +475,5 @@ def test_the_report_is_a_page_a_table_and_json(store: Store, tmp_path: Path) -> 
     assert "running at 50%" in table and "better" in table and "\x1b" not in table
     kept = pages.save(report, tmp_path / "r.json").read_bytes()
     assert ExperimentReport.from_json(kept) == report and b"salt" not in kept
-    with pytest.raises(UsageError, match="ending"):
+    with pytest.raises(UsageError, match="must end in"):
         pages.save(report, tmp_path / "r.pdf")

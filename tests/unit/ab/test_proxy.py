@@ -29,7 +29,7 @@ from orchestrate.settings import Secret
 from orchestrate.store.store import Store
 from orchestrate.types import DecisionRule, ExperimentPlan, PlannedMetric
 
-FAILOVERS = "the base answered in the tuned model's place"
+FAILOVERS = "the base answered instead of the tuned model"
 PLAN = ExperimentPlan(
     name="bot",
     base="b",
@@ -217,7 +217,7 @@ def test_a_stream_that_breaks_off_says_so_and_counts(place: Place) -> None:
     place.tuned.fault = "cut"
     [user, *_] = place.users("tuned")
     got: list[str] = []
-    with pytest.raises(openai.APIError, match="broke off"):
+    with pytest.raises(openai.APIError, match="cut off"):
         for chunk in place.say(user, stream=True):
             got.append(chunk.choices[0].delta.content or "")
     assert got == ["tuned-model ", "says: "]

@@ -29,7 +29,7 @@ def test_one_name_for_all_ids() -> None:
 
 
 def test_unknown_names_get_suggestions() -> None:
-    with pytest.raises(UsageError, match=r"no model is called 'gtp-4.1-mini'; did you mean gpt-4.1-mini"):
+    with pytest.raises(UsageError, match=r"unknown model 'gtp-4.1-mini'; did you mean gpt-4.1-mini"):
         catalog.find("gtp-4.1-mini")
 
 
@@ -62,11 +62,11 @@ def test_a_tune_of_openai_keeps_its_base() -> None:
     [
         ("gpt-4.1", "together", "gpt-4.1 cannot be tuned on together; nearest there: llama-3.3-70b"),
         ("qwen3-14b", "together", "qwen3-14b cannot be tuned on together; there are"),
-        ("llama-4", "openai", "no model is called 'llama-4'"),
-        ("./own", "together", "no model is called './own'"),
-        ("quants/own.gguf", "together", "no model is called 'quants/own.gguf'"),
+        ("llama-4", "openai", "unknown model 'llama-4'"),
+        ("./own", "together", "unknown model './own'"),
+        ("quants/own.gguf", "together", "unknown model 'quants/own.gguf'"),
         ("qwen3-8", "fireworks", "did you mean qwen3-8b"),
-        ("gpt4", "local", "no model is called 'gpt4'"),
+        ("gpt4", "local", "unknown model 'gpt4'"),
     ],
 )
 def test_what_a_backend_does_not_have(name: str, provider: str, said: str) -> None:
@@ -78,7 +78,7 @@ def test_what_a_backend_does_not_have(name: str, provider: str, said: str) -> No
 
 def test_passing_through_warns() -> None:
     assert "not in the catalog" in catalog.resolve("acme/own-7B", "together", TODAY).warnings[0]
-    assert "may not tune" in catalog.resolve("gpt-oss-20b", "fireworks", TODAY).warnings[0]
+    assert "may not be able to fine-tune" in catalog.resolve("gpt-oss-20b", "fireworks", TODAY).warnings[0]
     assert catalog.resolve("qwen3.5-9b", "together", TODAY).warnings == ()
 
 

@@ -155,7 +155,7 @@ def test_closing_amid_a_question_wakes_who_waits() -> None:
     with running("import time; time.sleep(600)") as one, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(one.receive)
         one.close(0)
-        with pytest.raises(RunFailed, match="closed amid a question"):
+        with pytest.raises(RunFailed, match="was closed during a request"):
             waiting.result(LONG_S)
 
 

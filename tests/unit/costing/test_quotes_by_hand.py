@@ -317,7 +317,7 @@ def test_by_hand(row: Row) -> None:
 def test_a_minimum_between_4_and_60_dollars(tokens: int, low: D, high: D) -> None:
     found = quoted(Row("together", "qwen3.8-27b", size(tokens, 1), D(0)))
     assert (found.low_usd, found.high_usd) == (low, high)
-    assert "$4.00 to $60.00 by model" in (found.undecided or "")
+    assert "$4.00 to $60.00" in (found.undecided or "")
     assert found.expected_usd is None and found.counted_usd == high
     at_least = replace(found, undecided=None, expected_usd=D("59"))
     assert sorted([found, at_least], key=lambda q: q.rank) == [at_least, found]
@@ -356,10 +356,10 @@ def test_rft_by_gpu_hours(hours: str, region: str | None, usd: D) -> None:
         (Row("openai", "gpt-4.1-nano", size(1, 1), D(0)), TODAY, "shut down on openai on 2026-10-23"),
         (Row("openai", "o4-mini", size(1, 1), D(0), method="rft"), TODAY, "2026-10-23"),
         (Row("openai", "gpt-4.1", size(1, 1), D(0)), date(2027, 1, 6), "2027-01-06"),
-        (Row("together", "acme/x-101B", size(1, 1), D(0)), TODAY, "no price of sft_lora"),
-        (Row("together", "acme/x", size(1, 1), D(0)), TODAY, "size of acme/x is not known"),
+        (Row("together", "acme/x-101B", size(1, 1), D(0)), TODAY, "no price found for sft_lora"),
+        (Row("together", "acme/x", size(1, 1), D(0)), TODAY, "size of acme/x is unknown"),
         (Row("together", "glm-5.1", size(1, 1), D(0)), TODAY, "only a range for glm-5.1, $9.00 to $100.00"),
-        (Row("fireworks", "glm-5.3", size(1, 1), D(0)), TODAY, "size of glm-5.3 is not known"),
+        (Row("fireworks", "glm-5.3", size(1, 1), D(0)), TODAY, "size of glm-5.3 is unknown"),
         (Row("fireworks", "qwen3-8b", size(1, 1), D(0), method="rft"), TODAY, "--gpu-hours"),
     ],
 )

@@ -17,18 +17,19 @@ MOST = {
     r"nobody knows": 0,
     r"that there are not": 0,
     r"dearer": 1,
-    r"by the hour": 9,
-    r"at any time": 1,
+    r"by the hour": 6,
+    r"at any time": 0,
     r"heeded": 0,
     r"at hand": 0,
     r"as long as wanted": 1,
-    r"are told": 14,
+    r"are told": 11,
     r"is told": 15,
     r"that have gone": 0,
-    r"is another one": 4,
+    r"is another one": 3,
     r"nobody has": 3,
     r"by itself": 2,
     r"hardly": 1,
+    r"no (?:run|backend|model|key|probe|metric|engine|contender) is called": 0,
 }
 """Phrase -> how often it stands in strings and docstrings. Where one is gone, its line goes too."""
 VERBS = frozenset(

@@ -150,7 +150,7 @@ def test_a_setting_that_is_refused_always_is_no_wrong_answer(tmp_path: Path) -> 
     with pytest.raises(InvalidRequest, match="no such parameter"):
         Asking(tmp_path).ask(Respondent(name="m", identity={}, ask=ask), questions(50))
     assert len(asked) == 3
-    with pytest.raises(UsageError, match="refused every question"):
+    with pytest.raises(UsageError, match="rejected every question"):
         Asking(tmp_path).ask(Respondent(name="m", identity={}, ask=ask), questions(1))
 
 

@@ -47,16 +47,16 @@ BY_THE_HOUR = replace(CONTENDER, usd_per_hour=Decimal("7.20"))
 @pytest.mark.parametrize(
     ("seconds", "per_hour", "usd", "note", "cell"),
     [
-        # 20 answers of 9 s, 4 at a time: 45 s of 7.20 an hour are 0.09 over 20 answers
+        # 20 answers of 9 s, 4 at a time: 45 s of 7.20 per hour are 0.09 over 20 answers
         (
             9.0,
             None,
             "0.0045",
-            "at 1,600 an hour, the pace of this evaluation",
+            "at 1,600 per hour, the pace of this evaluation",
             "$0.0045 at this pace",
         ),
-        (9.0, Decimal(100), "0.072", "at 100 answers an hour, the traffic that was told", "at told traffic"),
-        (None, None, None, "what an answer costs is open", "open: $7.20 an hour"),
+        (9.0, Decimal(100), "0.072", "at 100 answers per hour, the given traffic", "at told traffic"),
+        (None, None, None, ": the cost per answer is unknown (set --traffic)", "unknown: $7.20 per hour"),
     ],
 )
 def test_an_hour_that_is_billed_is_spread_over_the_answers(
@@ -66,7 +66,7 @@ def test_an_hour_that_is_billed_is_spread_over_the_answers(
     found = evaluated(tmp_path, at_traffic(Candidate(BY_THE_HOUR, respondent), per_hour))
     [one] = found.contenders
     assert one.usd is None and one.usd_per_answer == (None if usd is None else Decimal(usd))
-    [told] = [n for n in found.notes if "$7.20 an hour is billed, whatever is asked" in n]
+    [told] = [n for n in found.notes if "$7.20 per hour is billed regardless of use" in n]
     assert note in told
     page = re.sub(r"\s+", " ", EvaluationReport(evaluation=found).render("md"))
     assert cell in page

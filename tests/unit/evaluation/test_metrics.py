@@ -387,7 +387,7 @@ def test_a_schema_judges_and_is_judged_first(context: Make, tmp_path: Path) -> N
     [metric] = registry.make([f"json_schema:{good}"], context(items))
     values = [metric.marks([(items[0], Answer(text=t))])[0].value for t in ('{"id": 1}', '{"id": "1"}', "x")]
     assert values == [1, 0, 0]
-    with pytest.raises(UsageError, match="not a JSON schema"):
+    with pytest.raises(UsageError, match="not a valid JSON Schema"):
         registry.make([f"json_schema:{bad}"], context(items))
 
 
@@ -411,7 +411,7 @@ def test_a_reference_that_leads_nowhere_is_found_before_anything_is_asked(
         [metric] = registry.make([f"json_schema:{file}"], context([make_item()]))
         assert metric.marks([(make_item(), Answer(text='{"a": 1}'))])[0].value == 1
         return
-    with pytest.raises(UsageError, match="leads to nothing"):
+    with pytest.raises(UsageError, match="points to nothing in this file"):
         registry.make([f"json_schema:{file}"], context([make_item()]))
 
 
@@ -498,7 +498,7 @@ def test_a_model_that_grades_is_asked_once_for_each_answer(context: Make, tmp_pa
     pairs = [(i, Answer(text=t)) for i, t in zip(items, said, strict=True)]
     marks = metric.marks(pairs)
     assert [m.value for m in marks] == [1, 0.5, 0, 0]
-    assert "outside 1 to 5" in marks[2].note and "gave no result" in marks[3].note
+    assert "outside 1 to 5" in marks[2].note and "the grading model returned no result" in marks[3].note
     assert len(seen) == 4
     metric.marks(pairs)
     assert len(seen) == 4, "answers of a model that grades are kept as those of a contender are"
@@ -529,7 +529,7 @@ def test_a_metric_of_the_users_own(context: Make, tmp_path: Path) -> None:
     )
     assert cites.marks([(item, Answer(text="see [1]"))])[0].value == 1
     assert half.marks([(item, Answer(text="a"))])[0].value == 0.5
-    with pytest.raises(UsageError, match="gave 2 on item"):
+    with pytest.raises(UsageError, match="returned 2 on item"):
         half.marks([(item, Answer(text="abcd"))])
     [broken] = registry.make([f"{path}:broken"], context([item]))
     with pytest.raises(UsageError, match="ZeroDivisionError"):

@@ -117,5 +117,5 @@ def test_a_page_says_who_answered_how_many_and_what(evaluated: Callable[..., Eva
             assert told.lower() in text.lower(), (format, told)
     page = report.render("html")
     assert "<del>wrong</del>" in page and "Confusion of m0" in page
-    with pytest.raises(UsageError, match="the ending decides"):
+    with pytest.raises(UsageError, match="the file extension sets the format:"):
         report.save("x.pdf")

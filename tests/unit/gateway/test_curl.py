@@ -36,8 +36,8 @@ REFUSED: dict[str, tuple[int, str]] = {
     "POST /completions Streaming": (422, "/v1/chat/completions"),
     "POST /responses Image input": (422, "text"),
     "POST /responses File input": (422, "text"),
-    "POST /responses Web search": (422, "functions"),
-    "POST /responses File search": (422, "functions"),
+    "POST /responses Web search": (422, "only function tools"),
+    "POST /responses File search": (422, "only function tools"),
     "POST /fine_tuning/jobs/{fine_tuning_job_id}/pause": (422, "pause"),
     "POST /fine_tuning/jobs/{fine_tuning_job_id}/resume": (422, "resume"),
 }

@@ -51,7 +51,7 @@ def test_keys_are_asked_for_once_there_is_one(keyed: Gateway) -> None:
     assert refusal(keyed, ann) == (401, "invalid_api_key")
     past = keyed.ft.store.clock.now() - timedelta(seconds=1)
     assert refusal(keyed, key(keyed, "late", expires_at=past)) == (401, "invalid_api_key")
-    with pytest.raises(UsageError, match="made already"):
+    with pytest.raises(UsageError, match="already exists"):
         key(keyed, "ann")
     for wrong in ("", "a" * 65, "a\0"):
         with pytest.raises(UsageError, match="project"):

@@ -186,7 +186,7 @@ def test_what_is_lost_is_told_of_the_run_that_lost_it(ft: Orchestrator, sandbox:
     found = {row.run_id: row for row in taken.inventory.rows}
     lost, away = (found[ft.run(id).id] for id in ids[:2])
     assert first in lost.data and kept not in lost.data
-    assert away.data == f"gone: {kept} is not there any more"
+    assert away.data == f"gone: {kept} no longer exists"
 
 
 @pytest.mark.parametrize("moved", [False, True], ids=["files lost", "home moved"])

@@ -218,7 +218,7 @@ def test_a_log_of_many_kinds_is_read_row_by_row_and_what_asks_nothing_is_counted
     path.write_text("".join(json.dumps(row) + "\n" for row in more))
     assert prompts(str(path)).unread == ("story",)
     path.write_text("{}\n")
-    with pytest.raises(DataError, match="no prompt that can be asked"):
+    with pytest.raises(DataError, match="has no usable prompt:"):
         prompts(str(path))
 
 

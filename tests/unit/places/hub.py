@@ -29,7 +29,7 @@ HARDWARE = [
     ("h200", ("H200", "141 GB"), 1, 83333),
     ("h200x8", ("H200", "1128 GB"), 8, 666667),
 ]
-"""Flavor, GPU, how many, millionths of a dollar per minute: $0.40, 0.80, 2.50, 5.00 and 40.00 an hour, as
+"""Flavor, GPU, how many, millionths of a dollar per minute: $0.40, 0.80, 2.50, 5.00 and 40.00 per hour, as
 published."""
 
 

@@ -169,7 +169,7 @@ def test_a_job_is_not_asked_for_later_than_a_lost_one_is_waited_for(console: Any
     asked = place.job(REF, Resources(), {})  # type: ignore[attr-defined]
     for took, sent in [(121.0, 0), (119.0, 1)]:
         client = Client(console.url, TOKEN, 60.0, clock=iter([0.0, took]).__next__)
-        with nullcontext() if sent else pytest.raises(TimeoutError, match="not asked for"):
+        with nullcontext() if sent else pytest.raises(TimeoutError, match="not requested"):
             client.submit(asked)
         assert (len(console.sent), client.creating) == (sent, bool(sent))
 
@@ -233,7 +233,7 @@ def test_of_two_jobs_with_one_ref_the_younger_is_ended_and_told(
     states = {id: job["state"]["current_state"] for id, job in console.jobs.items()}
     assert states == {first: "PENDING", second: "TERMINATED"}
     told = [event.message for one in ours for event in one.events(handles[0]) if event.type == "doubled"]
-    assert told and all(f"{second}, was ended; {first} goes on" in message for message in told)
+    assert told and all(f"{second}, was ended; {first} continues" in message for message in told)
     for one in ours:
         assert one.get(handles[0]).status is JobStatus.QUEUED and not one.recover(handles[0])
     assert len(console.jobs) == 2
@@ -286,7 +286,7 @@ def test_without_a_price_there_is_no_quote_and_still_an_end(console: Any, rows: 
     found, asked = provider(console, tmp_path), spec(rows)
     data = TrainingData.open(asked.train)  # type: ignore[arg-type]
     quote = found.quote(asked, data, found.translate(asked), None)  # type: ignore[arg-type]
-    assert "no price is known" in str(quote.unavailable)
+    assert "the hourly price of this machine is unknown" in str(quote.unavailable)
     handle = submit(found, asked)
     assert console.sent[0]["config"]["timeout_s"] == 24 * 3600
     console.end(next(iter(console.jobs)), "OUT_OF_RETRIES", "the machine died", ran_s=90)
@@ -303,7 +303,7 @@ def test_a_log_that_cannot_be_had_holds_nothing_up(console: Any, rows: Path, tmp
     assert found.place.output(REF) == "one\nno such image\n"
     console.end(id, "OUT_OF_RETRIES")
     console.closed = True
-    assert "could not be had" in found.place.output(REF)
+    assert "its log could not be read:" in found.place.output(REF)
     assert found.get(handle).status is JobStatus.PAUSED
 
 
@@ -379,7 +379,10 @@ def test_nothing_that_is_told_holds_a_key(
     told = found.place.output(REF)
     assert "403" in told and consoles.SIGNATURE not in told
     for token in ("sss_first\n", "sss_first second", "sss_\u00e9"):
-        with pytest.raises(ConfigError, match="a character that no token has") as unseen:
+        with pytest.raises(
+            ConfigError,
+            match="contains a character that is not valid in a token, such as a space or a line break",
+        ) as unseen:
             provider(console, tmp_path, token=token).place.find(REF)
         assert token.strip() not in str(unseen.value)
 
@@ -390,7 +393,7 @@ def test_a_client_that_is_another_than_is_known_is_named(
     import anyscale
 
     monkeypatch.delattr(anyscale, "JobSDK")
-    with pytest.raises(SetupError, match=r"not one that Orchestrate knows: .*JobSDK"):
+    with pytest.raises(SetupError, match=r"not supported by Orchestrate: .*JobSDK"):
         provider(console, tmp_path).place.find(REF)
 
 
@@ -526,7 +529,7 @@ def test_by_the_commands_alone(console: Any, rows: Path, tmp_path: Path) -> None
     assert done.returncode == 0 and "https://console.anyscale.com" in done.stderr, done.stderr
     assert run("keys", "trust", "anyscale", console.url).returncode == 0
     told = run("doctor", "--online", "--json").stdout
-    assert "takes the key" in told and "key anyscale" in told, told
+    assert "accepts the key" in told and "key anyscale" in told, told
     command = [sys.executable, "-m", "orchestrate.cli", "submit", "spec.yaml", "-p", "anyscale", "--yes"]
     first = subprocess.Popen(command, env=env, cwd=tmp_path, stdout=subprocess.DEVNULL)
     console.made = lambda id: os.kill(first.pid, signal.SIGKILL)

@@ -221,9 +221,9 @@ def test_what_a_run_measured_there_is_what_the_next_quote_is_made_of(
         return told
 
     assert not [one for one in found.check(asked, data, found.translate(asked)) if "limit" in one.message]
-    assert "modelled for" in checked() and "pauses after 0.2s of work" in checked()
+    assert "modeled for" in checked() and "pauses after 0.2s of work" in checked()
     modelled, before = quoted()
-    assert f"modelled for {world.gpu}, an estimate; a first run on {world.name} measures it" in modelled
+    assert f"modeled for {world.gpu}, an estimate; a first run on {world.name} measures it" in modelled
     handle = submit(found, asked)
     world.run()
     assert work(tmp_path, "worker") == 0
@@ -319,7 +319,7 @@ def test_a_worker_that_somebody_ended_over_there_is_not_started_again(
         return
     for _ in range(2):
         job = found.get(handle)
-        assert job.status is JobStatus.PAUSED and "somebody ended its worker" in str(job.error)
+        assert job.status is JobStatus.PAUSED and "its worker was stopped at" in str(job.error)
         assert not found.recover(handle) and world.jobs() == [(REF, False)]
     assert len([event for event in found.events(handle) if event.type == "paused"]) == 1
     found.resume(handle)
@@ -335,7 +335,7 @@ def test_a_depot_that_is_closed_keeps_no_job_from_being_cancelled(
     world.run()
     (tmp_path / "depot").rename(tmp_path / "away")
     (tmp_path / "depot").write_text("no folder")
-    with pytest.raises(HostUnavailable, match="was ended all the same"):
+    with pytest.raises(HostUnavailable, match="was stopped anyway"):
         found.cancel(handle)
     assert world.jobs() == [(REF, False)]
     (tmp_path / "depot").unlink()
@@ -417,7 +417,7 @@ def test_what_no_run_accounts_for_is_ended(
             for store in (empty, running, over)
         ]
         told = [[(one.item.job_id, one.reason) for one in report.orphans] for report in listed]
-        assert told == [[(REF, "no run here has its ref")], [], [(REF, "its run has failed")]]
+        assert told == [[(REF, "no run in this store has its ref")], [], [(REF, "its run has failed")]]
         [mine], [again] = listed[0].orphans, listed[2].orphans
         assert [one.outcome for one in Orphans(running, provider).end(listed[0]).orphans] == ["kept"]
         assert [ref for ref, live in world.jobs() if live] == [REF]
@@ -451,7 +451,7 @@ def test_a_cap_holds_before_the_start_and_after_it(
     assert work(tmp_path, "dear", hold_at=3) == 0
     world.end("exit 0")
     job = found.get(handle)
-    assert job.status is JobStatus.PAUSED and job.error is not None and "may cost" in job.error.message
+    assert job.status is JobStatus.PAUSED and job.error is not None and "above the limit" in job.error.message
     assert not found.recover(handle) and len(world.jobs()) == 1
 
 
@@ -498,5 +498,5 @@ def test_several_gpus_of_one_machine(
     assert spread.memory is not None and spread.memory.fits
     large = on(world, full.model_copy(update={"model": "llama-3.3-70b"}), gpu=two)
     [refused] = found.translate(large).refused
-    assert "whole on each" in str(refused.rule) and f"in {count} shares" in str(refused.rule)
+    assert "replicated on each" in str(refused.rule) and f"sharded over {count}" in str(refused.rule)
     found.place.close()

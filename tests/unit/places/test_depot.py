@@ -45,8 +45,8 @@ def test_content_goes_up_once_and_comes_back_as_it_was(url: str, tmp_path: Path)
     assert depot.keep(source) == file and depot.names("blobs") == [file.sha256]
     depot.fetch(file, tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == source.read_bytes()
-    depot.write(f"blobs/{file.sha256}", b"other bytes")
-    with pytest.raises(ArtifactRefused, match="other bytes"):
+    depot.write(f"blobs/{file.sha256}", b"differs from")
+    with pytest.raises(ArtifactRefused, match="differs from"):
         depot.fetch(file, tmp_path / "again")
     assert not (tmp_path / "again").exists()
 
@@ -85,9 +85,9 @@ def test_a_growing_file_is_read_as_far_as_its_parts_are_unbroken(url: str) -> No
 def test_a_store_that_cannot_be_asked_says_so_and_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
     (tmp_path / "depot").write_text("a file where a folder should be")
     depot = Depot(f"file://{tmp_path}/depot")
-    with pytest.raises(HostUnavailable, match="could not be asked to write"):
+    with pytest.raises(HostUnavailable, match="failed to write"):
         depot.write("runs/a/status.json", b"x")
-    with pytest.raises(HostUnavailable, match="no place for runs"):
+    with pytest.raises(HostUnavailable, match="cannot store runs:"):
         Depot("nowhere://x")
 
 

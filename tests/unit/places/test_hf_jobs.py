@@ -136,7 +136,7 @@ def test_the_price_is_read_again_before_a_job_is_made(hub: Hub, rows: Path, tmp_
 
 
 def test_the_bill_is_the_hosts_durations_at_its_price(hub: Hub, rows: Path, tmp_path: Path) -> None:
-    """By hand: 61 and 3,599 seconds of an A100 are 2 and 60 minutes at $2.50002 an hour."""
+    """By hand: 61 and 3,599 seconds of an A100 are 2 and 60 minutes at $2.50002 per hour."""
     found = provider(hub, tmp_path)
     handle = submit(found, spec(rows, provider_options={"hf-jobs": {"gpu": "A100"}}))
     [first] = hub.jobs
@@ -207,7 +207,7 @@ def test_a_command_asks_for_a_machine_at_places_alone(rows: Path, tmp_path: Path
     file.write_text(f"model: qwen3-8b\ntrain: {rows}\n")
     asked = SpecOptions(spec=file, gpu="L4", max_hours=2.0)
     assert asked.read("together,hf-jobs").provider_options == {"hf-jobs": {"gpu": "L4", "max_hours": 2.0}}
-    with pytest.raises(UsageError, match="--gpu is for places away from here"):
+    with pytest.raises(UsageError, match="--gpu is only for remote places"):
         asked.read("together,local")
     assert SpecOptions(spec=file).read("all").provider_options == {}
 

@@ -175,7 +175,7 @@ def test_it_goes_on_within_the_new_limit_and_counts_what_was_used(world: World, 
         assert handle.refresh().status is JobStatus.SUCCEEDED and handle.record.step == 10
         told = [event.message for event in handle.events()]
         assert "attempt 2 begins after step 2" in told
-        assert len([line for line in told if line.startswith("its limits for the whole run")]) == 2
+        assert len([line for line in told if line.startswith("its total limits were")]) == 2
         assert len(world.jobs()) == 3
         with pytest.raises(UsageError, match="nothing to resume"):
             handle.resume(max_hours=100)
@@ -195,7 +195,7 @@ def test_a_lost_answer_to_its_start_makes_no_second_machine(world: World, tmp_pa
             assert handle.resume(max_hours=3).max_hours == 3
         assert [live for _, live in world.jobs()] == [False, True]
         assert len([event for event in handle.events() if event.type == "limits"]) == 1
-        with pytest.raises(UsageError, match="keeps the limits that it began with"):
+        with pytest.raises(UsageError, match="its worker keeps the limits that it started with"):
             handle.resume(max_hours=4)
 
 
@@ -204,7 +204,7 @@ def test_a_lost_answer_to_its_start_makes_no_second_machine(world: World, tmp_pa
 
 @pytest.fixture
 def ray(tmp_path: Path) -> Iterator[World]:
-    """By hand: its machine costs $6 an hour."""
+    """By hand: its machine costs $6 per hour."""
     (tmp_path / "there").mkdir()
     with ray_cluster(tmp_path / "there") as found:
         yield found
@@ -217,9 +217,7 @@ def test_a_budget_has_to_hold_what_it_may_cost_with_the_new_limit(ray: World, tm
         quoted = ft.store.ledger.spending().total_usd
         assert quoted == 12, "the hours that it may have"
         at_its_limit(ft, ray, handle, 7200)
-        with pytest.raises(
-            OverBudget, match=r"\$100\.20, is above what is left of the budget, \$100"
-        ) as over:
+        with pytest.raises(OverBudget, match=r"\$100\.20, is above the remaining budget, \$100") as over:
             handle.resume(max_hours=16.7)
         assert over.value.exit_code == 6 and ft.store.ledger.spending().total_usd == quoted
         assert ft.store.runs.get(handle.id).max_hours is None and len(ray.jobs()) == 1
@@ -292,7 +290,7 @@ def test_the_command_says_what_was_used_and_what_it_takes(ray: World, tmp_path: 
     assert code == 4 and f"orchestrate resume {handle.record.ref} --max-hours 2.3" in told
     assert refused(tmp_path, "resume", run, "--max-cost", "many")[0] == 2
     code, told = refused(tmp_path, "resume", run, "--max-hours", "1.9", "--max-cost", "11.99")
-    assert code == 2 and "has used 2h 00m ($12.00) already, and 1.9 hours and $11.99" in told
+    assert code == 2 and "has already used 2h 00m ($12.00), so a total of 1.9 hours and $11.99" in told
     assert f"orchestrate resume {run} --max-hours 2.3 --max-cost 13.50   (or more)" in told
     other = tmp_path / "other"
     other.mkdir()
@@ -308,7 +306,7 @@ def test_the_command_says_what_was_used_and_what_it_takes(ray: World, tmp_path: 
     shown = typed(tmp_path, "show", run).output
     assert "$20.00 and 3 hours" in shown
     told = typed(tmp_path, "events", run).output
-    assert "were 2 hours and $12.00, and are 3 hours and $20.00 now; used so far: 2h 00m ($12.00)" in told
+    assert "were 2 hours and $12.00 and are now 3 hours and $20.00; used so far: 2h 00m ($12.00)" in told
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ def test_it_is_a_backend_like_ours(tmp_path: Path) -> None:
     assert (title, status, provider) == ("The shed", "queued", "shed")
     [(ref, machine, env)] = started
     assert (ref, machine) == ("orc-0123456789ab", "bench") and "ORCHESTRATE_DEPOT" in env
-    assert "no price is known" in unavailable
+    assert "the hourly price of this machine is unknown" in unavailable
     # It names no options: any are taken, and the list says so.
     assert (listed["kind"], listed["package"], listed["options"], listed["error"]) == (
         "shed",
@@ -93,4 +93,4 @@ def test_it_is_a_backend_like_ours(tmp_path: Path) -> None:
         None,
         None,
     )
-    assert told == ["shed names no options: a misspelt one in its table is not found"]
+    assert told == ["shed declares no options, so misspelled ones are not detected"]

@@ -65,9 +65,21 @@ def test_a_cluster_elsewhere_needs_https_and_a_token(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("address", "told", "fix"),
     [
-        ("ray://10.0.0.7:10001", "as the head sees itself", "ssh -L 8265:127.0.0.1:8265 10.0.0.7, then"),
-        ("ray://127.0.0.1:10001", "as the head sees itself", 'address = "http://127.0.0.1:8265"'),
-        ("anyscale://team/cluster", "a place of its own", "-p anyscale"),
+        (
+            "ray://10.0.0.7:10001",
+            "Ray would ask the head node for it",
+            "ssh -L 8265:127.0.0.1:8265 10.0.0.7, then",
+        ),
+        (
+            "ray://127.0.0.1:10001",
+            "Ray would ask the head node for it",
+            'address = "http://127.0.0.1:8265"',
+        ),
+        (
+            "anyscale://team/cluster",
+            "Anyscale has its own place, whose jobs start their own machine",
+            "-p anyscale",
+        ),
         ("10.0.0.7:8265", "http address", "kubectl port-forward"),
     ],
 )
@@ -128,7 +140,7 @@ def test_of_a_job_that_failed_at_once_its_last_line_is_told(tmp_path: Path) -> N
         found.get(handle)
         [event] = found.events(handle)
         told = "Job entrypoint command failed with exit code 1: KeyError: 'x'"
-        assert event.message == f"the worker ended before it reported: {told}"
+        assert event.message == f"the worker ended before its first report: {told}"
 
 
 def test_deaths_count_from_the_newest_checkpoint(tmp_path: Path) -> None:
@@ -149,9 +161,7 @@ def test_deaths_count_from_the_newest_checkpoint(tmp_path: Path) -> None:
             assert found.recover(handle) is (attempt < 12), attempt
         job = found.get(handle)
         assert job.status is JobStatus.FAILED and job.error is not None
-        told = (
-            "died 5 times without a newer checkpoint: the worker ended before it reported: its node is gone"
-        )
+        told = "newer checkpoint: the worker ended before its first report: its node is gone"
         assert told in job.error.message
 
 

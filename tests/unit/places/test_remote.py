@@ -194,7 +194,7 @@ class Clock:
 
 
 def test_when_the_switch_is_thrown() -> None:
-    """By hand: $30 at $2.50 an hour are 12 hours, of which earlier attempts used 5."""
+    """By hand: $30 at $2.50 per hour are 12 hours, of which earlier attempts used 5."""
     clock = Clock()
     limits = Limits(max_hours=20, max_usd=Decimal(30), usd_per_hour=Decimal("2.5"), silence_s=600)
     assert limits.seconds == 12 * 3600

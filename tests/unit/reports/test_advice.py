@@ -241,7 +241,9 @@ def test_examples_in_the_prompt_that_reach_80_percent_come_before_tuning() -> No
 
 def test_what_is_left_to_win_is_told() -> None:
     found = advise(facts(), Needs(base_score=score(0.86), target=0.9))
-    assert "96% of the target of 0.9" in found.best.reasons[0] and "0.040 are left" in found.best.reasons[0]
+    assert (
+        "96% of the target of 0.9" in found.best.reasons[0] and "0.040 left to gain" in found.best.reasons[0]
+    )
     assert "(0.860 to 0.860)" not in found.best.reasons[0]  # a bare value has no interval
 
 
@@ -252,7 +254,7 @@ def test_what_is_left_to_win_is_told() -> None:
         (99, Way.FEW_SHOT, "+2 99 rows, fewer than 100"),
         (100, Way.FEW_SHOT, "+1 100 rows, fewer than 300"),
         (299, Way.FEW_SHOT, "+1 299 rows, fewer than 300"),
-        (300, Way.TUNE_HOSTED, "+2 300 rows, 300 or more"),
+        (300, Way.TUNE_HOSTED, "+2 300 rows, enough for the goal style (300 or more)"),
     ],
 )
 def test_rows_by_the_guides(rows: int, best: Way, reason: str) -> None:
@@ -313,7 +315,7 @@ def test_privacy_leaves_prompting_to_local_models() -> None:
 def test_private_serving_costs_the_same_untuned() -> None:
     own = total("10", "100", unit="usd_per_hour")
     found = advise(facts(), Needs(private=True), [own])
-    assert any("tuned or not: tuning adds" in text for text in found.best.reasons)
+    assert any(", tuned or not; tuning adds" in text for text in found.best.reasons)
     assert points(found, Way.PROMPT) == points(advise(facts(), Needs(private=True)), Way.PROMPT)
 
 
@@ -329,7 +331,7 @@ def test_each_reason_is_in_points_or_money() -> None:
 def test_a_tuned_model_that_ends_is_told_with_its_cost() -> None:
     ending = msgspec.structs.replace(total("40", "100"), serves_until=date(2027, 1, 14), provider="openai")
     found = advise(facts(), Needs(), [ending])
-    assert any("until its last day, 2027-01-14" in text and "$40.00" in text for text in found.best.reasons)
+    assert any("until its shutdown on 2027-01-14" in text and "$40.00" in text for text in found.best.reasons)
     assert points(found, Way.TUNE_HOSTED) == points(advise(facts(), Needs()), Way.TUNE_HOSTED)
 
 

@@ -242,7 +242,7 @@ def test_saving_by_ending(run: Make, tmp_path: Path) -> None:
         assert found.save(tmp_path / f"report{ending}").read_text().startswith(start)
     with pytest.raises(UsageError, match=r"\.html, \.htm, \.md"):
         found.save(tmp_path / "report.pdf")
-    with pytest.raises(UsageError, match="reports are written as"):
+    with pytest.raises(UsageError, match="the report format must be one of"):
         found.render("pdf")
 
 
@@ -309,7 +309,7 @@ def test_the_words_are_those_of_the_p_value(run: Make, result: Result) -> None:
 
 def test_a_host_that_answers_otherwise_is_told(run: Make, result: Result) -> None:
     a = run("together")
-    for p, said in ((0.01, "may have changed the model"), (0.6, "no score moved by more than chance")):
+    for p, said in ((0.01, "may have changed the model"), (0.6, "; no score changed by more than chance.")):
         pairing = gap(0.2, p).pairing
         found = compare([a], {}, {a.id: [result(a, 0.5)]}, answers={a.id: ([], [pairing])})
         assert any(said in line and "6 of 10 answers" in line for line in found.findings)

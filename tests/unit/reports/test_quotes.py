@@ -86,9 +86,11 @@ def test_a_job_that_would_be_refused_stands_after_the_others_and_is_never_the_ch
     quotes = [quote("a", line("1"), refused="a needs 10 rows, this has 5"), quote("b", line("2"))]
     rows = quote_markdown(quotes, TODAY).splitlines()
     assert [row.split(" | ")[0] for row in rows[2:4]] == ["| b", "| a"]
-    assert "would be refused: a needs 10 rows, this has 5" in rows[3]
+    assert "would be rejected: a needs 10 rows, this has 5" in rows[3]
     assert verdict(quotes) == "b is the only backend with a known price: $2.00 expected."
-    assert "would refuse this" in verdict(quotes[:1])
+    assert "Every backend with a known price would reject this; see the reason for each." in verdict(
+        quotes[:1]
+    )
 
 
 def test_a_range_without_a_table_is_no_price() -> None:
@@ -103,10 +105,10 @@ def test_a_range_without_a_table_is_no_price() -> None:
     row = quote_markdown([open_minimum], TODAY).splitlines()[2]
     assert "| ask with --live | $4.00 to $60.00 |" in row and "by model" in row and "$32" not in row
     assert verdict([open_minimum, quote("b", line("50"))]) == (
-        "No cheapest can be named: b would cost $50.00, a $4.00 to $60.00."
+        "There is no clear cheapest: b would cost $50.00, a $4.00 to $60.00."
     )
     assert verdict([open_minimum, quote("b", line("10")), quote("c", line("20"))]) == (
-        "No cheapest can be named: b would cost $10.00, a $4.00 to $60.00."
+        "There is no clear cheapest: b would cost $10.00, a $4.00 to $60.00."
     )
     assert verdict([open_minimum, quote("b", line("61"))]).startswith(
         "a is the cheapest to train, $4.00 to $60.00 against $61.00 on b"
@@ -127,7 +129,7 @@ def test_what_is_not_counted_is_said_and_leaves_the_end_open() -> None:
     found = quote("a", line("1"), open_end="3 images, for which no rule is published")
     row = quote_markdown([found], TODAY).splitlines()[2]
     assert "$1.00 and more" in row and "not counted: 3 images" in row
-    assert "No cheapest" in verdict([found, quote("b", line("2"))])
+    assert "There is no clear cheapest" in verdict([found, quote("b", line("2"))])
 
 
 def test_a_source_without_a_date_has_no_age() -> None:
@@ -182,10 +184,10 @@ def test_ownership_rows_and_verdict() -> None:
     text = ownership_markdown(found)
     rows = text.splitlines()[2:5]
     assert [row.split(" | ")[0] for row in rows] == ["| together", "| fireworks", "| openai"]
-    assert "stops answering on 2027-01-14" in rows[2]
+    assert "shut down on 2027-01-14" in rows[2]
     verdict = ownership_verdict(found)
     assert verdict.startswith("Over 6 months together is the cheapest, $24,047.20")
-    assert "at this traffic tuning does not save money; tuning pays from" in verdict
+    assert "at this traffic tuning does not save money; tuning pays off from" in verdict
     assert "never" in rows[0] and "at once" in rows[2]
     assert "dedicated H100" in plain_text(ownership_table(found))
 

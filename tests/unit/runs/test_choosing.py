@@ -94,8 +94,8 @@ def test_what_is_not_checked_is_said(ft: Orchestrator, rows: Path) -> None:
     wanted = data.Wanted(hosts="openai,together", model="gpt-4.1-mini", near=False)
     options, unchecked = data.check_options(ft.settings, {"train": str(rows)}, wanted)
     assert options.tokenizer == "o200k" and options.contexts.keys() == {"openai"}
-    assert unchecked == ["together does not offer gpt-4.1-mini: its length limit is not checked"]
-    with pytest.raises(UsageError, match="no method 'sftt'"):
+    assert unchecked == ["together does not offer gpt-4.1-mini, so its length limit is not checked"]
+    with pytest.raises(UsageError, match="unknown method 'sftt'"):
         data.check_options(ft.settings, {"train": str(rows)}, data.Wanted(method="sftt"))
 
 
@@ -105,7 +105,7 @@ def test_memory_is_that_of_the_size_named() -> None:
         for size in ("8B", "4B")
     )
     assert eight.fits and four.total_bytes < eight.total_bytes
-    assert eight.notes[-1] == "a usual shape of this size"
+    assert eight.notes[-1] == "a typical architecture of this size"
 
 
 def test_an_address_never_gets_the_key_of_a_host(ft: Orchestrator) -> None:

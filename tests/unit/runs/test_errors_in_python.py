@@ -69,7 +69,7 @@ def test_a_traceback_has_the_problems_and_what_to_do(folder: Path) -> None:
             ft.submit(folder / "finetune.yaml", "local")
     assert missing.value.fix and missing.value.fix in shown(missing.value)
     told = shown(refused.value)
-    assert len(refused.value.problems) > 1 and "would refuse this" in told
+    assert len(refused.value.problems) > 1 and "local would reject this: " in told
     for problem in refused.value.problems:
         assert problem.message in told and (problem.fix or "") in told
     assert str(folder / "train.jsonl") in told and "row 13" in told

@@ -97,9 +97,9 @@ def test_runs_of_several_evaluations_are_rated_on_what_all_have_answered(
     assert ft.review([first, second]).review.id == desk.review.id
     assert ft.review([first]).review.items == 4, "one run's own evaluation stays whole"
     other = evaluated(ft, tmp_path, "gamma", rows("gamma", ["five?"]))
-    with pytest.raises(UsageError, match="no item in common"):
+    with pytest.raises(UsageError, match="these runs share no answered item:"):
         ft.review([first, other])
-    with pytest.raises(UsageError, match="no evaluation eval-alpha of these runs"):
+    with pytest.raises(UsageError, match="no evaluation eval-alpha for these runs"):
         ft.review([first, second], evaluation="eval-alpha")
 
 
@@ -119,7 +119,7 @@ def test_ratings_from_elsewhere_are_kept_all_or_none(ft: Orchestrator, tmp_path:
     desk = ft.review(run)
     given = [rating(desk, n, "  ann ", "alpha") for n in range(4)]
     for wrong, words in (
-        ({"task": "none"}, "is no task"),
+        ({"task": "none"}, "is not a task of"),
         ({"left": "beta"}, "shows alpha and base tiny"),
         ({"choice": None}, "say which"),
     ):
@@ -181,7 +181,9 @@ def test_a_judge_is_calibrated_and_parts_rows(ft: Orchestrator, tmp_path: Path, 
             for i in range(5)
         )
     )
-    with pytest.raises(UsageError, match="never compared with people"):
+    with pytest.raises(
+        UsageError, match="this judge was never compared with human ratings, so it must not filter rows"
+    ):
         ft.judge(train, f"{judging.url}=right")
     assert ft.calibrate(f"{judging.url}=wrong", held).unfit is not None
     with pytest.raises(DataError):

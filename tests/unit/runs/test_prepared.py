@@ -101,7 +101,7 @@ def test_a_model_that_a_host_does_not_list_is_not_ranked(home: Path) -> None:
     listed, unlisted = quotes
     assert (listed.provider, unlisted.provider) == ("together", "fireworks")
     assert unlisted.expected_usd < listed.expected_usd and listed.unlisted is None
-    assert unlisted.unlisted == f"fireworks is not known to tune {raw}"
+    assert unlisted.unlisted == f"fireworks is not known to fine-tune {raw}"
     assert "together is the only backend" in reports.quote_markdown(quotes)
 
 
@@ -171,7 +171,7 @@ def test_a_file_that_changed_since_it_was_shown_is_refused(home: Path) -> None:
     with Orchestrator(config.load()) as ft:
         prepared = ft.prepare(spec, "local")
         (home / "validation.jsonl").write_text(rows("another"))
-        with pytest.raises(DataError, match=r"validation\.jsonl has changed since it was checked and quoted"):
+        with pytest.raises(DataError, match=r"validation\.jsonl changed after it was checked and quoted"):
             ft.submit(prepared, "local")
         assert ft.runs() == []
 
@@ -211,7 +211,9 @@ def test_a_mix_is_quoted_checked_and_sent_as_one_file(home: Path, opened: Counte
         assert not [p for p in prepared.problems if p.severity is Severity.ERROR]
         assert not [p for p in prepared.problems if p.code == "duplicate"]
         (told,) = (p for p in prepared.problems if p.code == "mix")
-        assert "1,000 rows mixed of train.jsonl (400 rows x 2); extra.jsonl (200 of 400 rows" in told.message
+        assert (
+            "1,000 rows mixed from train.jsonl (400 rows x 2); extra.jsonl (200 of 400 rows" in told.message
+        )
         remote = ft.provider("local").upload(
             prepared.offer("local").spec, prepared.data, prepared.offer("local").translation
         )
@@ -227,11 +229,11 @@ def test_a_mix_is_quoted_checked_and_sent_as_one_file(home: Path, opened: Counte
             assert (mine.provider, mine.billed_tokens) == (theirs.provider, theirs.billed_tokens)
             if mine.provider != "local":  # whose time goes with the machine's load of the moment
                 assert mine.expected_usd == theirs.expected_usd
-            assert any(line.startswith("1,000 rows mixed of") for line in mine.assumptions)
+            assert any(line.startswith("1,000 rows mixed from") for line in mine.assumptions)
         prepared.require_unchanged()
     (home / "finetune.yaml").write_text(json.dumps(spec.asked()))
     done = CliRunner().invoke(app, ["check", "--provider", "local"])
-    assert done.exit_code == 0 and "1,000 rows mixed of" in " ".join(done.output.split()), done.output
+    assert done.exit_code == 0 and "1,000 rows mixed from" in " ".join(done.output.split()), done.output
     planned = CliRunner().invoke(app, ["plan", "--provider", "local", "--json"])
     assert "train.jsonl x 2 + " in planned.output
 
@@ -294,7 +296,7 @@ def test_a_sampled_quote_holds_the_exact_one_and_says_so(large: str) -> None:
     assert sampled.expected_usd != exact.expected_usd and exact.expected_usd is not None
     assert sampled.low_usd < exact.low_usd <= exact.expected_usd <= exact.high_usd < sampled.high_usd
     assert (sampled.tokens_from, exact.tokens_from) == (TokensFrom.SAMPLED, TokensFrom.EXACT)
-    assert any("in a sample; 99 of 100 samples" in told for told in sampled.assumptions)
+    assert any("estimated from a sample (99% interval)" in told for told in sampled.assumptions)
     assert (again.tokens_from, again.high_usd) == (TokensFrom.EXACT, exact.high_usd), "it was counted by then"
 
 

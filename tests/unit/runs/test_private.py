@@ -51,7 +51,7 @@ def test_every_host_and_place_elsewhere_is_refused_in_plan_check_and_submit(
             errors = [p for p in offer.problems if p.severity is Severity.ERROR and p.field == "private"]
             assert bool(errors) is (name != "local"), name
             assert offer.translation.overrides is None or "private" not in offer.translation.overrides
-        with pytest.raises(TranslationRefused, match="machines of your own"):
+        with pytest.raises(TranslationRefused, match="own machines"):
             ft.submit(spec, provider="together", max_cost_usd=100)
 
 

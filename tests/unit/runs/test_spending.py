@@ -160,7 +160,11 @@ def test_a_deployment_under_our_mark_that_no_record_keeps_up_is_ended(open_at: O
     report = ft.orphans(sandbox=True)
     of_others = [one for one in report.orphans if one.run is None]  # of the other stores of these tests
     [mine] = [one for one in report.orphans if one not in of_others]
-    assert (mine.run, mine.item.bills, mine.reason) == (lost.id, True, "no deployment here is it")
+    assert (mine.run, mine.item.bills, mine.reason) == (
+        lost.id,
+        True,
+        "it matches no deployment in this store",
+    )
     assert "theirs" not in {one.item.job_id for one in report.orphans}
     report = OrphanReport(at=report.at, orphans=(mine,))
     told: list[str] = []
@@ -221,7 +225,7 @@ def test_one_account_down_and_one_that_answers_no_list_are_told_and_hide_nothing
     assert {one.backend for one in report.gaps} == {"openai", "together"}
     assert not of(report, "openai").asked and of(report, "openai").reason
     assert of(report, "together").asked and of(report, "together").partial
-    assert any("jobs could not be asked for" in line for line in of(report, "together").unseen)
+    assert any("could not look up jobs" in line for line in of(report, "together").unseen)
     assert report.at_least and any("still-seen" in f.item.id for f in report.standing)
     sandbox.fault("together", "no_list", count=0)
     sandbox.fault("fireworks", "no_list", count=0, content={"error": {"message": "no"}})

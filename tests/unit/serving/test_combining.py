@@ -88,7 +88,7 @@ def test_the_folder_is_an_adapter_with_the_passports_of_its_parts(parts: list[Tu
     passport = json.loads((tmp_path / "x" / "passport.json").read_bytes())
     assert [p["of"] for p in passport["merged"]["parts"]] == ["a", "b"]
     assert sum(p["weight"] for p in passport["merged"]["parts"]) == 1
-    assert any("evaluate it, and each of its parts" in note for note in made.notes)
+    assert any("evaluate the result and each of its parts" in note for note in made.notes)
 
 
 def test_what_cannot_be_merged_is_refused(parts: list[Tuned], tmp_path: Path) -> None:
@@ -97,17 +97,17 @@ def test_what_cannot_be_merged_is_refused(parts: list[Tuned], tmp_path: Path) ->
     for given, method, how, said in (
         ([parts[0], other], "svd", {}, "different bases"),
         ([parts[0], whole], "svd", {}, "not an adapter"),
-        (parts[:1], "svd", {}, "two adapters or more"),
+        (parts[:1], "svd", {}, "merging needs at least two adapters"),
         (parts, "slerp", {}, "known: svd, cat"),
-        (parts, "svd", {"density": 0.5}, "takes no density"),
-        (parts, "ties", {"density": 1.5}, "up to 1"),
-        (parts, "cat", {"rank": 4}, "takes no rank"),
+        (parts, "svd", {"density": 0.5}, "has no density, because it prunes nothing"),
+        (parts, "ties", {"density": 1.5}, "at most 1"),
+        (parts, "cat", {"rank": 4}, "has no rank setting"),
         (parts, "linear", {}, "same r value"),
     ):
         with pytest.raises(UsageError, match=said):
             combined(given, tmp_path / "x", method, **how)
         assert not (tmp_path / "x").exists()
-    with pytest.raises(UsageError, match="2 adapters take 2 weights"):
+    with pytest.raises(UsageError, match="2 adapters need 2 weights"):
         combined(parts, tmp_path / "x", "svd", [1.0])
     for weights in ([float("nan"), 1.0], [float("inf"), 1.0], [0.0, 0.0]):
         with pytest.raises(UsageError, match="finite numbers"):

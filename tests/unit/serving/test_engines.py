@@ -113,14 +113,14 @@ def test_an_engine_is_started_waited_for_and_ended(
 @pytest.mark.parametrize(
     ("here", "count", "more", "engine", "said"),
     [
-        ("torch", 1, {}, "transformers", "no GPU is here"),
-        ("torch vllm llama_cpp", 1, {}, "transformers", "no GPU is here"),
-        ("torch gpu", 2, {}, "transformers", "no vLLM is here"),
-        ("torch gpu vllm", 2, {}, "vllm", "a GPU is here, and vLLM"),
-        ("torch gpu vllm", 1, {"use_dora": True}, "transformers", "vLLM cannot hold one"),
-        ("torch gpu vllm", 0, {}, "transformers", "a base alone"),
+        ("torch", 1, {}, "transformers", "there is no GPU"),
+        ("torch vllm llama_cpp", 1, {}, "transformers", "there is no GPU"),
+        ("torch gpu", 2, {}, "transformers", "vLLM is not installed"),
+        ("torch gpu vllm", 2, {}, "vllm", "a GPU and vLLM are available"),
+        ("torch gpu vllm", 1, {"use_dora": True}, "transformers", "vLLM does not support one"),
+        ("torch gpu vllm", 0, {}, "transformers", "it serves base models without an adapter"),
         ("llama_cpp", 1, {}, "llama.cpp", "torch is not installed"),
-        ("llama_cpp", 2, {}, "transformers", "no GPU is here"),
+        ("llama_cpp", 2, {}, "transformers", "there is no GPU"),
     ],
 )
 def test_the_engine_that_nobody_named_is_chosen_by_what_is_here(

@@ -126,6 +126,6 @@ def test_what_is_no_empty_folder_is_left_as_it_is(there: str, tmp_path: Path) ->
         target.touch()
     else:
         target.symlink_to(tmp_path / "nowhere" if there == "link to nothing" else tmp_path)
-    with pytest.raises(UsageError, match="is there already"), new_folder_at(target):
+    with pytest.raises(UsageError, match="already exists"), new_folder_at(target):
         pass
     assert target.is_symlink() == there.startswith("link") and os.path.lexists(target)

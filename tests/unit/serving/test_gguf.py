@@ -67,7 +67,9 @@ def test_both_forms_are_proved(made: Made) -> None:
         states = {s.name: s.state for s in proof.stages}
         assert (states["tokens"], states["answers"], states["distance"]) == ("passed",) * 3, proof
         assert proof.engine == "llama.cpp"
-    assert proof.stages[2].figures["nats a token"] < 0.01  # laid on its base, whose floor is known
+    assert (
+        proof.stages[2].figures["nats per token from the trainer over"] < 0.01
+    )  # laid on its base, whose floor is known
 
 
 def test_a_quantised_file_is_judged_by_agreement_with_an_interval(made: Made, tmp_path: Path) -> None:
@@ -83,7 +85,10 @@ def test_a_quantised_file_is_judged_by_agreement_with_an_interval(made: Made, tm
 def test_a_vocabulary_that_llama_cpp_cuts_otherwise_is_refused(tmp_path: Path) -> None:
     adapter = random_adapter(tmp_path / "a", 1)
     tuned = Tuned("t", adapter, str(TINY), "adapter")
-    with pytest.raises(UsageError, match="does not know how this model's tokenizer cuts text"):
+    with pytest.raises(
+        UsageError,
+        match="does not know this model's pre-tokenizer",
+    ):
         export(tuned, "gguf", tmp_path / "x")
     assert not (tmp_path / "x").exists()
 

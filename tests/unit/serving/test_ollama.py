@@ -107,7 +107,9 @@ def test_what_a_template_does_with_a_system_text_of_its_own_is_kept() -> None:
     ],
 )
 def test_a_template_that_go_cannot_write_is_refused(template: str) -> None:
-    with pytest.raises(UsageError, match="no Ollama TEMPLATE is proven"):
+    with pytest.raises(
+        UsageError, match="there is no verified Ollama TEMPLATE for this model's chat template:"
+    ):
         learnt(template)
 
 

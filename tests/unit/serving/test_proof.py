@@ -113,7 +113,11 @@ def other_scale(folder: Path, known: Known) -> None:
         (no_stop, "stop", "eos_token_id"),
         (early_stop, "stop", "eos_token_id"),
         (the_base, "answers", "the adapter is not applied"),
-        (another, "answers", "another adapter answers to this name"),
+        (
+            another,
+            "answers",
+            "another adapter is served under this name",
+        ),
         (other_scale, "distance", "another scale"),
     ],
 )
@@ -179,7 +183,7 @@ def test_at_a_host_that_tells_text_and_counts_each_is_caught_too(
     place = HostPlace(host, JobHandle(provider="host", job_id="j"), "tuned")
     proof = verify(known.sheet, place, run_id="r")
     if stage is None:
-        assert (proof.state, proof.badge) == ("in part", "proved in part (tokens not seen)"), proof
+        assert (proof.state, proof.badge) == ("in part", "partly proved (not checked: tokens)"), proof
         assert states(proof) | {"tokens": ""} == {"tokens": "", **dict.fromkeys(PAST_TOKENS, "passed")}
     else:
         assert proof.state == "failed" and states(proof)[stage] == "failed", proof

@@ -67,8 +67,11 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
         ),
         ("model: m\ntrain: t\nepochs: three\n", "line 3: epochs: must be a whole number, got 'three'"),
         ("model: m\ntrain: t\nsuffix: 'has space'\n", "line 3: suffix"),
-        ("model: m\ntrain: t\nsuffix: v2-ORC-1qrn0nq0kvxa\n", "line 3: suffix: 'orc-1qrn0nq0kvxa' in it"),
-        ("model: m\ntrain: t\nsuffix: orc_1qrn0nq0kvxab\n", "line 3: suffix: 'orc_1qrn0nq0kvxa' in it"),
+        (
+            "model: m\ntrain: t\nsuffix: v2-ORC-1qrn0nq0kvxa\n",
+            "line 3: suffix: it contains 'orc-1qrn0nq0kvxa'",
+        ),
+        ("model: m\ntrain: t\nsuffix: orc_1qrn0nq0kvxab\n", "line 3: suffix: it contains 'orc_1qrn0nq0kvxa'"),
         (
             "model: 3\ntrain: 4\n",
             "line 1: model: must be a name, or a mapping with a name for each backend, got 3",
@@ -80,7 +83,7 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
         ("model: m\ntrain: t\nbatch_size: min\n", "line 3: batch_size: must be a whole number, or max"),
         (
             "model: m\ntrain: t\nmethod: {type: dpo, loss: orpo, simpo_gamma: 1}\n",
-            "simpo_gamma belongs to other losses than orpo",
+            "simpo_gamma is not a setting of the loss orpo",
         ),
         (
             "model: m\ntrain: t\nmethod: {type: dpo, loss: hinge}\n",
@@ -88,15 +91,15 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
         ),
         (
             "model: m\ntrain: t\nmethod: kto\n",
-            "line 3: method: kto is a loss of dpo: write {type: dpo, loss: kto}",
+            "line 3: method: kto is a loss of the dpo method: write {type: dpo, loss: kto}",
         ),
         (
             "model: m\ntrain: t\nmethod: {type: kto, beta: 0.2}\n",
-            "line 3: method: kto is a loss of dpo: write {type: dpo, loss: kto}",
+            "line 3: method: kto is a loss of the dpo method: write {type: dpo, loss: kto}",
         ),
         (
             "model: m\ntrain: t\nmethod: {type: dpo, loss: kto, rpo_alpha: 1}\n",
-            "rpo_alpha belongs to other losses than kto",
+            "rpo_alpha is not a setting of the loss kto",
         ),
         (
             "model: m\ntrain: t\nmethod: {type: dpo, desirable_weight: 2}\n",
@@ -104,7 +107,7 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
         ),
         (
             "model: m\ntrain: t\nmethod: {type: dpo, beta: 2.5}\n",
-            "beta must be at most 2; with simpo_gamma, at most 10",
+            "beta must be at most 2 (10 with simpo_gamma)",
         ),
         (
             "model: m\ntrain: t\nmethod: {type: dpo, beta: 10.5, simpo_gamma: 1}\n",
@@ -114,7 +117,7 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
             "model: m\ntrain: t\nmethod: {type: dpo, loss: kto, undesirable_weight: 0}\n",
             "method.undesirable_weight: Input should be greater than 0",
         ),
-        ("model: m\ntrain: t\nmethod: {beta: 1}\n", "line 3: method.beta: a setting of dpo, not of sft"),
+        ("model: m\ntrain: t\nmethod: {beta: 1}\n", "line 3: method.beta: is a setting of dpo, not of sft"),
         (
             "model: m\ntrain: t\noverrides:\n  local:\n    epochs: many\n",
             "line 5: overrides.local.epochs: must be a whole number, got 'many'",
@@ -126,10 +129,10 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
         ),
         ("model: m\ntrain: [a, {path: b, weight: 0}]\n", "train.1.weight: Input should be greater than 0"),
         ("model: m\ntrain: t\noptimizer: sgd\n", "line 3: optimizer.type: Input should be 'adamw',"),
-        ("model: m\ntrain: t\noptimizer: 3\n", "line 3: optimizer: must be a word, or a mapping with a type"),
+        ("model: m\ntrain: t\noptimizer: 3\n", "line 3: optimizer: must be a name, or a mapping with a type"),
         (
             "model: m\ntrain: t\noptimizer: {type: lion, eps: 1.0e-9}\n",
-            "line 3: optimizer: eps is no constant of lion",
+            "line 3: optimizer: eps is not a constant of lion",
         ),
         (
             "model: m\ntrain: t\nadapter:\n  init_lora_weights: xavier\n",
@@ -137,18 +140,18 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
         ),
         (
             "model: m\ntrain: t\nadapter: {init_lora_weights: olora, dora: true}\n",
-            "dora cannot begin with olora",
+            "dora does not support init_lora_weights: olora",
         ),
         (
             "model: m\ntrain: t\nadapter: {type: full, rank_pattern: {q_proj: 4}}\n",
-            "adapter.rank_pattern: a setting of lora, qlora, not of full",
+            "adapter.rank_pattern: is a setting of lora, qlora, not of full",
         ),
         ("model: m\ntrain: t\nvalidation: v\nevals: 2\neval_steps: 5\n", "eval_steps and evals exclude"),
         ("model: m\ntrain: t\nkeep_best: true\n", "line 3: keep_best needs validation data"),
         ("model: m\ntrain: t\nadded_tokens: [a, a]\n", "line 3: added_tokens names a token twice"),
         (
             "model: m\ntrain: t\nmethod: {type: dpo, loss: ipo, label_smoothing: 0.1}\n",
-            "label_smoothing belongs to other losses than ipo",
+            "label_smoothing is not a setting of the loss ipo",
         ),
         ("model: m\ntrain: t\ntags: {lora: 3}\n", "line 3: tags.lora: must be text, got 3"),
         ("model: m\ntrain: t\n\0", "line 3: the character"),
@@ -349,9 +352,9 @@ def test_a_chat_template_is_a_file_beside_the_spec_or_its_text(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("written", "reason"),
     [
-        ("{messages: 1}", "no name that a template may be given"),
-        ("{two words: 1}", "no name that a template may be given"),
-        ("{__class__: 1}", "no name that a template may be given"),
+        ("{messages: 1}", "not a valid name for a template variable"),
+        ("{two words: 1}", "not a valid name for a template variable"),
+        ("{__class__: 1}", "not a valid name for a template variable"),
         ("{x: .inf}", "x must be text, a number"),
         ("{x: 2026-01-01}", "x must be text, a number"),
         ("{}", "must not be empty"),

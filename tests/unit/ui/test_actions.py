@@ -52,12 +52,12 @@ def test_a_deployment_names_its_price_and_is_ended_again(
     assert f"/runs/{ready}/do/deploy" in page.links and "SANDBOX" in page.texts
     price = ft.run(ready).deployment_price()
     asked = Parsed(web.get(f"/runs/{ready}/do/deploy").text)
-    assert price is not None and f"${price:.2f} an hour" in asked.text
+    assert price is not None and f"${price:.2f} per hour" in asked.text
     assert ft.deployments() == [], "asking is not doing"
     page = Parsed(done(web, f"/runs/{ready}/do/deploy", max_hours="2", max_cost_usd=""))
     assert ft.deployments() == [], "nobody has seen yet what two hours cost"
     model = ft.run(ready).record.tuned_model
-    for part in ("SANDBOX", model, "Fireworks", f"${price:.2f} an hour", f"at most ${2 * price:.2f}"):
+    for part in ("SANDBOX", model, "Fireworks", f"${price:.2f} per hour", f"at most ${2 * price:.2f}"):
         assert part is not None and part in page.text, part
     html = done(web, f"/runs/{ready}/do/deploy?max_hours=2&max_cost_usd=")
     [up] = ft.deployments()
@@ -90,7 +90,7 @@ def test_what_a_host_refuses_is_told_with_the_way_out(web: TestClient, ready: st
     assert answer.status_code == 200 and "succeeded" in answer.text, "a run that has ended stays so"
     answer = web.post(f"/runs/{ready}/do/deploy", data={"word": site.word, "max_hours": "many"})
     assert answer.status_code == 404 and "must be a number" in answer.text
-    assert "there is no" in web.post(f"/runs/{ready}/do/burn", data={"word": site.word}).text
+    assert "there is no action" in web.post(f"/runs/{ready}/do/burn", data={"word": site.word}).text
 
 
 def test_forms_without_the_word_do_nothing(web: TestClient, ft: Orchestrator, ready: str) -> None:
@@ -149,7 +149,7 @@ def test_money_by_month_and_what_still_bills_with_the_way_to_end_it(
     assert "play money" in page.text
     up = ft.run(ready).deploy()
     standing = Parsed(web.get("/money/standing?sandbox=1").text)
-    assert f"{rate(up.record.usd_per_hour)} an hour" in standing.text and up.record.usd_per_hour is not None
+    assert f"{rate(up.record.usd_per_hour)} per hour" in standing.text and up.record.usd_per_hour is not None
     assert f"/runs/{ready}/do/undeploy" in standing.links
     done(web, f"/runs/{ready}/do/undeploy")
     assert f"/runs/{ready}/do/undeploy" not in Parsed(web.get("/money/standing?sandbox=1").text).links

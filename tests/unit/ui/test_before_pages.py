@@ -60,7 +60,7 @@ def test_the_calculator_recomputes_and_counts_serving(web: TestClient) -> None:
         not in Parsed(web.get("/quote", params={"requests": 0}).text).text.split("Months of serving")[1]
     )
     answer = web.get("/quote", params={"rows": "lots"})
-    assert answer.status_code == 404 and "rows is a whole number" in answer.text
+    assert answer.status_code == 404 and "rows must be a whole number" in answer.text
 
 
 def test_the_inspector_says_what_the_commands_say(web: TestClient, ft: Orchestrator, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_the_inspector_says_what_the_commands_say(web: TestClient, ft: Orchestra
     changes = [json.loads(line) for line in Path(fixed["log"]).read_text().splitlines()]
     assert f"What a repair would change: {len(changes)} line" in page.text
     assert all(change["detail"] in page.text for change in changes)
-    assert "equal to row 1" in page.text and "near-duplicate" in page.texts
+    assert "identical to row 1" in page.text and "near-duplicate" in page.texts
     assert page.own == [] and "<img" not in html
 
 
@@ -103,7 +103,7 @@ def test_what_a_forged_form_says_is_told(web: TestClient, site: Site, rows: Path
         ({"max_cost_usd": ""}, 404, "nobody agreed"),
         ({"max_cost_usd": "5", "provider": ""}, 404, "name a backend"),
         ({"max_cost_usd": "5", "spec": "[1]"}, 422, "not valid"),
-        ({"max_cost_usd": "5", "spec": "{"}, 404, "begin again"),
+        ({"max_cost_usd": "5", "spec": "{"}, 404, "start again"),
     ):
         answer = web.post("/new", data=sent | more)
         assert answer.status_code == status and told in answer.text, (more, answer.text)

@@ -56,7 +56,7 @@ def test_a_finished_run_in_the_order_in_which_it_is_read(
     ft.store.history.set_checkpoints(run.id, [Checkpoint(id="step-5", step=5, metrics={"valid_loss": 1.25})])
     page = shown(web, run.id)
     order = [
-        "What it is worth",
+        "Evaluation",
         "ship",
         "it is better",
         "proved",
@@ -67,12 +67,14 @@ def test_a_finished_run_in_the_order_in_which_it_is_read(
         "Events",
     ]
     order += ["step 5 done", "Settings", "epochs", "Checkpoints", "step-5", "Artefacts", "Lineage"]
-    places = [page.text.index(word, page.text.index("What it is worth")) for word in order]
+    places = [page.text.index(word, page.text.index("Evaluation")) for word in order]
     assert places == sorted(places), list(zip(order, places, strict=True))
     assert "measured hours x rate" in page.text and "$1.00 to $3.00" in page.text
     fetched = f"orchestrate download {run.id} --checkpoint step-5"
     assert f'orchestrate serve "$({fetched})"' in unescape(page.text)
-    assert "none of its checkpoints" not in page.text, "nothing is deployed from this machine"
+    assert "deploy serves the final model of a run, not its checkpoints" not in page.text, (
+        "nothing is deployed from this machine"
+    )
 
 
 def test_settings_are_those_that_were_sent_not_those_of_today(web: TestClient, ft: Orchestrator) -> None:
@@ -120,7 +122,7 @@ def test_a_merge_is_in_the_lineage_of_its_parts(web: TestClient, ft: Orchestrato
 def test_a_failed_run_says_why_first(web: TestClient, make_run: MakeRun) -> None:
     error = JobError(message="the file has 3 rows", code="too_few_rows")
     page = shown(web, make_run(status=JobStatus.FAILED, error=error).id)
-    assert page.text.index("the file has 3 rows") < page.text.index("What it is worth")
+    assert page.text.index("the file has 3 rows") < page.text.index("Evaluation")
 
 
 def test_parents_and_children_are_linked(web: TestClient, make_run: MakeRun) -> None:
@@ -149,9 +151,7 @@ def test_hostile_texts_of_a_host_are_text(web: TestClient, ft: Orchestrator, mak
 
 def test_an_unknown_run_and_the_way_out(web: TestClient) -> None:
     answer = web.get("/runs/run-nothing")
-    assert (
-        answer.status_code == 404 and "no run is called" in answer.text and "orchestrate runs" in answer.text
-    )
+    assert answer.status_code == 404 and "unknown run" in answer.text and "orchestrate runs" in answer.text
 
 
 @pytest.mark.parametrize(

@@ -99,12 +99,19 @@ def test_a_deployment_is_stopped_after_a_page_that_names_it(
     up = run.deploy(max_hours=2)
     price = up.record.usd_per_hour
     page = shown(web, "/deployments")
-    assert f"1 deployment, ${price:.2f} an hour" in page.text
+    assert f"1 deployment, ${price:.2f} per hour" in page.text
     assert {"SANDBOX", "fireworks", "after 2 h"} <= set(page.texts), page.texts
     end = f"/deployments/{up.id}/end"
     assert end in page.links
     asked = shown(web, end)
-    for told in ("stands (qwen3-8b)", "fireworks", "SANDBOX", f"${price:.2f} an hour", "so far", "after 2 h"):
+    for told in (
+        "stands (qwen3-8b)",
+        "fireworks",
+        "SANDBOX",
+        f"${price:.2f} per hour",
+        "so far",
+        "after 2 h",
+    ):
         assert told in asked.text, told
     assert asked.posts == [end]
     assert not ft.deployments()[0].state.over, "nothing has happened yet"

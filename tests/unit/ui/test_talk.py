@@ -150,4 +150,4 @@ def test_an_export_is_begun_from_the_page(sandbox: Sandbox, tmp_path: Path, rows
             form = {"word": site.word, "form": "none", "folder": str(tmp_path / "out")}
             answer = web.post(f"/runs/{run.id}/export", data=form)
             told = answer.text + web.get(f"/runs/{run.id}").text
-            assert "no form is called" in unescape(told) and not (tmp_path / "out").exists()
+            assert "unknown format" in unescape(told) and not (tmp_path / "out").exists()

@@ -19,7 +19,7 @@ PAGE = (ROOT / "docs" / "questions.md").read_text(encoding="utf-8")
 ANSWERS: dict[str, tuple[str, Sequence[str]]] = {
     # question -> the link of the first page that is followed, and what is then read
     "What is running, and for how long still?": ("", ["running"]),
-    "Was it worth it?": ("good", ["What it is worth", "ship", "it is better"]),
+    "Was it worth it?": ("good", ["Evaluation", "ship", "it is better"]),
     "Why did it fail?": ("bad", ["the file has 3 rows"]),
     "What did it cost, and what was quoted?": ("good", ["Money", "$2.00", "$2.50"]),
     "What did the backend make of my settings?": ("good", ["Settings", "epochs"]),

@@ -129,9 +129,9 @@ def _show_changes(found: ModelChanges) -> None:
     if found.changes:
         out.print(shown)
     else:
-        note("the catalog agrees with every host that was asked")
+        note("the catalog matches every host that answered")
     for name, reason in found.skipped.items():
-        note(f"{name} was not asked: {reason}")
+        note(f"{name} was not contacted: {reason}")
 
 
 def _size(model: Model) -> str:

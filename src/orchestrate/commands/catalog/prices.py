@@ -83,7 +83,7 @@ def show(
     entry, found = prices_of(book_of(context, rate), model, days.today())
     if not found:
         raise UsageError(
-            f"no price of {entry.name} is known", fix="orchestrate models  says where it can be tuned"
+            f"no known price for {entry.name}", fix="orchestrate models  says where it can be tuned"
         )
     return Output(found, _show_each)
 
@@ -160,7 +160,7 @@ def _show_kinds(rates: list[Rate]) -> None:
         span = f"{least:f}" if least == most else f"{least:f} to {most:f}"
         shown.add_row(provider, methods, unit, str(len(found)), span, f"{min(r.last_checked for r in found)}")
     out.print(shown)
-    note("--provider, --method, --model or --gpu shows each with its source; --all ended ones too")
+    note("--provider, --method, --model or --gpu shows each with its source; --all includes ended ones")
 
 
 def _show_each(rates: list[Rate]) -> None:

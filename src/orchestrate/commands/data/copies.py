@@ -107,7 +107,7 @@ def convert(
     ending = "parquet" if to == "parquet" else "jsonl"
     target = output or data.beside(file, f"{to}.{ending}")
     if prints_json() and data.is_stdout(target):
-        raise UsageError("--json and the rows cannot both go to standard output", fix="give a file with -o")
+        raise UsageError("--json and the rows cannot both go to standard output", fix="set a file with -o")
     with (
         _whole_calls(file, requests) as calls,
         _conversations(calls, messages, reading.ignored or ()) as joined,
@@ -154,7 +154,7 @@ class Sides:
         bool,
         typer.Option(
             "--exact/--no-exact",
-            help="Meet the shares in small files too. --no-exact: a row's place depends on the row alone.",
+            help="Match the shares in small files too; --no-exact places each row by its content alone.",
         ),
     ] = True
 
@@ -179,7 +179,7 @@ def split(
     with (
         engine(reading.engine, reading.workers),
         work("splitting", BYTES) as progress,
-        _or("--no-near, and nearly equal rows may be on both sides"),
+        _or("use --no-near; near-duplicates may then be on both sides"),
     ):
         report = data.split(
             file,
@@ -210,20 +210,22 @@ def _show_split(report: SplitReport, shares: tuple[float, ...], *, exact: bool) 
     for part in report.files:
         shown.add_row(part.split, f"{part.rows:,}", f"{part.share:.1%}", part.path)
     out.print(shown)
-    note(f"{count(report.groups, 'group')} kept whole; {count(report.left_out, 'row')} with errors left out")
+    note(
+        f"{count(report.groups, 'group')} never divided; {count(report.left_out, 'row')} with errors dropped"
+    )
     note_rewritten(report)
     if report.pooled:
         note(
-            f"the answers of {count(report.pooled, 'group')} are too rare to be in each split: these are "
-            "shared out as one, without regard to the answer"
+            f"the answers of {count(report.pooled, 'group')} are too rare for each split, so they are "
+            "split as one group regardless of the answer"
         )
     if report.ungrouped:
         note(f"{count(report.ungrouped, 'row')} without a value in the --group-by column, each on its own")
     if report.seed:
         note(f"seed {report.seed}")
     if any(abs(part.share - share) > _OFF for part, share in zip(report.files, shares, strict=True)):
-        why = "groups stay whole" if exact else "each row's place depends on the row alone"
-        note(f"the shares are met roughly, as {why}" + "; --exact comes nearer" * (not exact))
+        why = "groups are never divided" if exact else "each row's place depends on the row alone"
+        note(f"the shares are approximate because {why}" + "; --exact is closer" * (not exact))
 
 
 @command
@@ -255,10 +257,10 @@ def dedupe(
 
 
 def _show_deduped(report: DedupeReport, file: str) -> None:
-    counts = f"{report.exact:,} equal, {report.near:,} nearly equal"
+    counts = f"{report.exact:,} identical, {report.near:,} near-duplicates"
     out.print(f"{count(report.rows, 'row')}, {report.kept:,} kept: {counts}")
     if report.left_out:
-        note(f"{count(report.left_out, 'row')} with errors left out: orchestrate data check {file}")
+        note(f"{count(report.left_out, 'row')} with errors dropped: orchestrate data check {file}")
     if report.output:
         note(f"written: {report.output}; each removed row: {report.log}")
         note_rewritten(report)
@@ -275,7 +277,7 @@ def _whole_calls(file: str, requests: str | None) -> Generator[str]:
     with TemporaryDirectory() as folder:
         rows = Path(folder) / "batch.jsonl"
         report = data.join_batch(file, requests, rows)
-        note(f"{count(report.joined, 'result')} joined with their requests")
+        note(f"{count(report.joined, 'result')} matched with their requests")
         if report.unasked:
             note(f"{count(report.unasked, 'result')} without a request in {requests}")
         if report.unanswered:
@@ -316,31 +318,31 @@ def _conversations(file: str, given: Messages, ignored: Iterable[str]) -> Genera
                 counted = count(number, "message" if what in _OF_MESSAGES else "thread")
                 note(f"{counted} {text}{f': {shown}' if shown else ''}")
         if report.time is None:
-            note("no column of times is known: in the order of the file (--time COLUMN)")
+            note("no time column found: using file order (--time COLUMN)")
         if report.unread:
             note(
-                f"not read: {', '.join(report.unread)}; if one of them says that only colleagues saw a "
-                "message, take such messages out: they are taught too"
+                f"not used: {', '.join(report.unread)}; if one of them marks internal messages, remove "
+                "those messages, or they are trained too"
             )
         if report.internal:
             by = ", ".join(report.internal_by)
             note(
-                f"{count(report.internal, 'message')} left out that only colleagues saw, by {by} "
-                f"(--ignore {quote(','.join(report.internal_by))} teaches them too)"
+                f"{count(report.internal, 'message')} dropped as internal, by {by} (--ignore "
+                f"{quote(','.join(report.internal_by))} includes them)"
             )
         with _named(rows, file):
             yield str(rows)
 
 
 _THREADS = {
-    "open": "left out: nobody answered",
-    "unanswered_ends": "written without what was said after the last answer",
-    "unasked": "written without the answer that came before any question",
-    "several_agents": "with answers of more than one agent: their styles are learnt as one",
-    "empty": "left out: nothing but quotes or a signature",
-    "unthreaded": "left out: no thread is named",
-    "other_speakers": "left out: by --leave-out",
-    "aside": "left out: not on the best path of its tree",
+    "open": "dropped: nobody answered",
+    "unanswered_ends": "written without the messages after the last answer",
+    "unasked": "written without the answer before the first question",
+    "several_agents": "with answers from several agents: their styles are mixed",
+    "empty": "dropped: only quotes or a signature",
+    "unthreaded": "dropped: no thread id",
+    "other_speakers": "dropped: by --leave-out",
+    "aside": "dropped: not on the best path of its tree",
 }
 _OF_MESSAGES = ("empty", "unthreaded", "aside", "other_speakers")
 _SPEAKERS_SHOWN = 5

@@ -36,7 +36,7 @@ class Points:
     seeds: Annotated[
         int, typer.Option(min=1, max=20, help="Runs per share; their spread is included in the intervals.")
     ] = 1
-    more: Annotated[int, typer.Option(min=1, help="How many rows more are weighed.")] = 1000
+    more: Annotated[int, typer.Option(min=1, help="Number of additional rows to project.")] = 1000
     compare: Annotated[
         str | None,
         typer.Option(metavar="best,random,all", help="Compare the best rows with random ones, or with all."),
@@ -71,9 +71,9 @@ def curve(
     from orchestrate.runs.sweep import curve as curves
 
     if output is not None and output.suffix.lower() != ".html":
-        raise UsageError(f"{output.name}: the picture is a page", fix="-o curve.html")
+        raise UsageError(f"{output.name}: the plot is an HTML page", fix="-o curve.html")
     if points.compare is not None and output is not None:
-        raise UsageError("--compare has no picture: leave -o out, or --compare")
+        raise UsageError("--compare draws no plot: use -o or --compare, not both")
     with orchestrator(context) as ft:
         spec, selected = asked.read(provider), ""
         if points.compare is None:
@@ -111,7 +111,7 @@ def _shares(given: str) -> list[float]:
     try:
         return [float(one) for one in given.split(",")]
     except ValueError:
-        raise UsageError(f"--shares takes numbers joined by commas; got {given!r}") from None
+        raise UsageError(f"--shares must be comma-separated numbers, got {given!r}") from None
 
 
 def _show(found: Curve) -> None:

@@ -79,7 +79,7 @@ class Wish:
         str | None,
         typer.Option(metavar="MODEL", help="With --reasoning: keep it if this model's template shows it."),
     ] = None
-    seed: Annotated[int, typer.Option(min=0, help="Decides which seed rows are shown in which request.")] = 0
+    seed: Annotated[int, typer.Option(min=0, help="Seed for choosing the seed rows of each request.")] = 0
 
 
 @command
@@ -160,7 +160,7 @@ def review(
         yield Output(
             Reviewing(url=page.url, counts=counts), lambda shown: out.print(shown["url"], soft_wrap=True)
         )
-        note(f"{counts.pending:,} of {count(counts.rows, 'row')} to decide; Ctrl-C ends the review")
+        note(f"{counts.pending:,} of {count(counts.rows, 'row')} to review; Ctrl-C ends the review")
         if browser and err.is_terminal:
             import webbrowser
 
@@ -169,13 +169,14 @@ def review(
         counts = page.review.counts()
     note(
         f"{counts.accepted + counts.edited:,} accepted, {counts.rejected:,} rejected, "
-        f"{counts.pending:,} to decide; orchestrate data review {file} --export OUT  writes the accepted ones"
+        f"{counts.pending:,} to review; orchestrate data review {file} --export OUT  writes the "
+        "accepted ones"
     )
 
 
 def _show_export(report: ExportReport) -> None:
     out.print(f"{report.output}: {count(report.written, 'row')}")
-    note(f"{report.counts.rejected:,} rejected, {report.counts.pending:,} not yet decided")
+    note(f"{report.counts.rejected:,} rejected, {report.counts.pending:,} not yet reviewed")
 
 
 def _text(given: str) -> str:
@@ -199,10 +200,10 @@ def _show(report: GenerateReport) -> None:
         note("left out: " + ", ".join(f"{code} {n:,}" for code, n in sorted(report.refused.items())))
     if report.stopped != "rows":
         why = {
-            "repeating": "the model repeats itself: other seeds, --instructions or --temperature may help",
-            "budget": "the budget is used up; raise budget_usd, and the same command goes on",
+            "repeating": "the model repeats itself: try other seeds, --instructions or --temperature",
+            "budget": "the budget is used up; raise budget_usd and run the same command to continue",
         }
-        note(f"ended early: {why.get(report.stopped, f'--{report.stopped} is reached')}")
+        note(f"stopped early: {why.get(report.stopped, f'--{report.stopped} was reached')}")
     if report.rows:
         note(f"review them: orchestrate data review {report.output}")
 

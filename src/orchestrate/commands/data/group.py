@@ -138,7 +138,7 @@ def check(
 def _show_checked(checked: DataChecked, near: bool) -> None:
     show_check(checked["report"], checked["fix"])
     if not near:
-        note("near duplicates were not looked for; --near looks for them and takes about twice as long")
+        note("near-duplicates were not checked; --near checks them and takes about twice as long")
 
 
 app.command()(convert)
@@ -198,7 +198,7 @@ def preview(
         with orchestrator(context) as ft:
             report = data.rows_of_run(ft, file, shown.row, shown.rows)
     elif model is None:
-        raise UsageError("give the model whose tokens are to be shown", fix="--model MODEL")
+        raise UsageError("name the model whose tokens to show", fix="--model MODEL")
     else:
         given = shown.chat_template_kwargs or ()
         settings = parse_settings(given, "--chat-template-kwargs enable_thinking=false")

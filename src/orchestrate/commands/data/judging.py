@@ -95,7 +95,7 @@ def judge(
 def tell_plan(plan: JudgePlan) -> None:
     """What the judge is asked, and the price."""
     if plan.expected_usd is None or plan.high_usd is None:
-        price = "no price by the token is known"
+        price = "no per-token price is known"
     else:
         price = f"about {span(plan.expected_usd, plan.high_usd)}" if plan.high_usd else "costs nothing"
     held = f" and {count(plan.rated, 'rated answer')}" if plan.rated else ""
@@ -106,14 +106,14 @@ def _show(report: JudgeReport) -> None:
     out.print(f"{report.output}: {count(report.kept, 'row')} of {report.rows:,}", soft_wrap=True)
     note(f"rejected: {report.rejected:,}, in {report.rejected_file}")
     if report.not_judged_file:
-        warn(f"{count(report.not_judged, 'row')} could not be judged and is in {report.not_judged_file}")
+        warn(f"{count(report.not_judged, 'row')} could not be judged, see {report.not_judged_file}")
     found = report.calibration
     if found is None:
-        warn("the judge was never compared with people")
+        warn("the judge was never compared with human ratings")
     elif found.unfit:
         warn(found.unfit)
     else:
-        same = f"the same points on {found.same.value:.0%} of {found.n} answers"
+        same = f"same score on {found.same.value:.0%} of {found.n} answers"
         note(f"the judge agrees with people: kappa {score(found.kappa)}, {same}")
     mean = "" if report.mean is None else f"mean score {report.mean:.2f}; "
     cost = "" if report.usd is None else f"; {money(report.usd)}"

@@ -110,7 +110,7 @@ def record(
             _tell(plan)
             high, unpriced, limited = plan.asked.high_usd, plan.asked.unpriced, max_cost is not None
             require_agreed("Record?", high_usd=high, unpriced=unpriced, limited=limited, yes=yes)
-            kept = "what was answered is kept and paid; the same command goes on with the rest"
+            kept = "answers so far are kept; the same command continues with the rest"
             with goes_on(kept), asking_bar(plan.asked.questions) as progress:
                 done = prepared.run(progress)
     return Output(done, _show)
@@ -126,11 +126,12 @@ def _tell(plan: RecordPlan) -> None:
     note(f"{plan.source}: {count(plan.prompts, 'prompt')}" + (f"; left out: {more}" if more else ""))
     for column in plan.unread:
         warn(
-            f"the column {column} is not read: most rows have text of their own in it, and no prompt holds it"
+            f"the column {column} is not used, although most rows have their own text in it and no "
+            "prompt contains it"
         )
     if plan.taken < plan.prompts - plan.equal - plan.near:
         kinds = f", over {count(plan.clusters, 'kind')} of them" if plan.clusters else ""
-        note(f"{plan.taken:,} are taken to cover the others{kinds}")
+        note(f"{plan.taken:,} were selected to cover the others{kinds}")
     asked = plan.asked
     if asked.expected_usd is None or asked.high_usd is None:
         price = "no price by the token is known"
@@ -175,12 +176,15 @@ def _show_calendar(found: list[Due]) -> None:
         _show_day(day, list(dues))
     for name, day in {due.provider: due.no_new_jobs_after for due in found}.items():
         if day is not None:
-            note(f"{name} takes no new jobs from {day} on")
+            note(f"{name} accepts no new jobs from {day} on")
     if not found:
         note("no tuned model of this store has an announced shutdown date")
-        note("orchestrate import PROVIDER  takes the past jobs of an account into it")
+        note("orchestrate import PROVIDER  imports the past jobs of an account")
     elif any(due.command for due in found):
-        note("orchestrate record RUN [--prompts FILE]  keeps its answers; FILE where it has no own prompts")
+        note(
+            "orchestrate record RUN [--prompts FILE]  records its answers; pass FILE if it has no "
+            "prompts of its own"
+        )
 
 
 def _show_day(day: date, dues: list[Due]) -> None:
@@ -192,7 +196,7 @@ def _show_day(day: date, dues: list[Due]) -> None:
     out.print(
         f"record by {day}, in {count(left, 'day')}"
         if left >= 0
-        else f"silent after {day}, {count(-left, 'day')} ago",
+        else f"shut down after {day}, {count(-left, 'day')} ago",
         style="bold",
     )
     out.print(rows)
@@ -218,8 +222,8 @@ def from_record(
         found = recording.terms(ft, recording.named(ft, name))
         for line in found:
             warn(line)
-        if not confirm("May you train on these answers?", yes=accept_terms):
-            raise UsageError("nothing was written: nobody agreed to the terms", fix="--accept-terms")
+        if not confirm("Are you allowed to train on these answers?", yes=accept_terms):
+            raise UsageError("nothing was written: the terms were not accepted", fix="--accept-terms")
         done = recording.from_record(ft, name, output or Path(f"{name}.jsonl"))
     return Output(done, _show_rows)
 

@@ -32,7 +32,7 @@ def show_inspect(report: InspectReport) -> None:
     exact = "" if report.tokens_exact else " (not exact)"
     share = report.trained_tokens / report.tokens if report.tokens else 0.0
     lengths = report.length_percentiles
-    rows = f"{report.rows:,} good, {report.rows_with_errors:,} with errors, {report.duplicates:,} repeated"
+    rows = f"{report.rows:,} valid, {report.rows_with_errors:,} with errors, {report.duplicates:,} repeated"
     percentiles = f"median {lengths['50']:,}, 90% {lengths['90']:,}, 99% {lengths['99']:,}"
     for name, value in (
         ("file", f"{masked_url(report.path)}  {report.container}, {report.bytes:,} bytes"),
@@ -51,7 +51,7 @@ def show_inspect(report: InspectReport) -> None:
         ("problems", _counted(report.problems)),
         (
             "digests",
-            f"{report.digest[:16]} of the rows; {report.data_digest[:16]} of a run's data, if it is all",
+            f"{report.digest[:16]} of the rows; {report.data_digest[:16]} as the entire data of a run",
         ),
     ):
         if value:
@@ -100,14 +100,13 @@ def show_check(report: CheckReport, fixed: FixReport | None) -> None:
     out.print(shown)
     if fixed is not None:
         out.print(
-            f"{fixed.output}: {count(fixed.written, 'row')}; "
-            f"repaired: {_counted(fixed.repaired) or 'nothing'}; "
-            f"left out: {_counted(fixed.left_out) or 'nothing'}",
+            f"{fixed.output}: {count(fixed.written, 'row')}; repaired: "
+            f"{_counted(fixed.repaired) or 'nothing'}; dropped: {_counted(fixed.left_out) or 'nothing'}",
         )
         if fixed.not_repaired:
             note(f"not repaired: {_counted(fixed.not_repaired)}")
         if fixed.dropped:
-            note(f"fields that no training format uses are not in the copy: {_counted(fixed.dropped)}")
+            note(f"unknown fields were dropped: {_counted(fixed.dropped)}")
         note(f"each change: {fixed.log}; then: orchestrate data check {fixed.output}")
 
 
@@ -116,7 +115,7 @@ def note_rewritten(report: SplitReport | DedupeReport) -> None:
     if report.source_format != report.format:
         note(f"read as {report.source_format}, written as {report.format}")
     if report.fields_left_out:
-        note(f"fields that no training format uses are left out ({count(report.fields_left_out, 'time')})")
+        note(f"unknown fields are dropped ({count(report.fields_left_out, 'time')})")
 
 
 def _problems(report: CheckReport) -> None:
@@ -172,7 +171,7 @@ def show_preview(report: PreviewReport) -> None:
         for line in row.notes:
             note(line)
     marked = "green: trained; grey: context" if coloured else "⟦trained⟧; the rest is context"
-    note(f"{marked}; neighbouring tokens alternate in shade" if coloured else marked)
+    note(f"{marked}; adjacent tokens alternate in shade" if coloured else marked)
 
 
 _TOKEN_STYLE = {True: ("black on color(151)", "black on color(114)"), False: ("", "bright_black")}

@@ -117,11 +117,11 @@ def serve(
             url = f"{up.url}/v1"
             shown = ABServing(url=url, model=name, id=experiment.id, share=phase.share, auto=going.auto)
             yield Output(shown, lambda shown: print_text(f"{shown['url']}\n  {shown['model']}"))
-            note(f"{phase.share:.0%} of users get the tuned model; say who asks by {going.user_header}")
-            note(f"outcomes: POST {url}/ab/outcomes, or  orchestrate ab record {name} FILE.jsonl")
             note(
-                "Ctrl-C lets answers under way end, and stops; the experiment goes on when it is served again"
+                f"{phase.share:.0%} of users get the tuned model; identify the user with {going.user_header}"
             )
+            note(f"outcomes: POST {url}/ab/outcomes, or  orchestrate ab record {name} FILE.jsonl")
+            note("Ctrl-C finishes open answers and stops; the experiment continues when it is served again")
             ended.wait()
 
 
@@ -192,9 +192,9 @@ def record(
 
 
 def _show_taken(taken: OutcomesTaken) -> None:
-    print_text(f"{count(taken.recorded, 'outcome')} recorded, {taken.repeated:,} known before")
+    print_text(f"{count(taken.recorded, 'outcome')} recorded, {taken.repeated:,} already known")
     if taken.unknown_users:
-        note(f"{taken.unknown_users:,} of users who were never given a model are not counted")
+        note(f"{taken.unknown_users:,} from users who were never assigned a model are not counted")
     if taken.after_end:
         note(f"{taken.after_end:,} are not counted: the experiment has ended")
 
@@ -237,7 +237,7 @@ def size(
     from orchestrate.ab import launch as experiments
 
     if (rate is None) == (deviation is None):
-        raise UsageError("give --rate of a right-or-wrong metric, or --deviation of a number")
+        raise UsageError("set --rate for a right-or-wrong metric, or --deviation for a number")
     if rate is not None:
         if not 0 < rate + gain < 1:
             raise UsageError(f"a rate of {rate:g} cannot change by {gain:+g}")
@@ -245,7 +245,7 @@ def size(
         tuned, part = rate + gain, share / 100
         deviation = math.sqrt(tuned * (1 - tuned) * (1 - part) + rate * (1 - rate) * part)
     if not gain or not deviation:
-        raise UsageError("a difference of 0, or of what never varies, cannot be seen")
+        raise UsageError("a difference of 0, or in a value that never varies, cannot be detected")
     users = experiments.users_for(gain, deviation, share / 100, alpha)
     return Output(Sized(users=users, tuned=round(users * share / 100)), _show_size)
 
@@ -266,4 +266,4 @@ def _show_list(listed: Sequence[ExperimentReport]) -> None:
     for one in listed:
         out.print(experiments.standing(one), soft_wrap=True)
     if not listed:
-        note("no experiment was begun yet: orchestrate ab serve PLAN.yaml")
+        note("no experiment was started yet: orchestrate ab serve PLAN.yaml")

@@ -208,7 +208,7 @@ def evaluate(
     failed = decision.gate and (not found.verdicts or any(v.decision != "ship" for v in found.verdicts))
     yield Output(found, partial(_show, rows=decision.show), int(failed))
     if failed and not found.verdicts:
-        warn("--gate: there is no verdict, as there is nothing to compare with and no --target")
+        warn("--gate needs a verdict, but there is nothing to compare with and no --target")
 
 
 def _order(rivals: Rivals, rows: Rows, decision: Decision) -> EvaluationOrder:
@@ -251,8 +251,9 @@ def tell_plan(plan: EvaluationPlan) -> None:
     """Before anything is sent: what it can show, and what it costs."""
     more = " and ".join(f"{rows:,} for {100 * d:g} points" for d, rows in plan.rows_for[-2:])
     note(
-        f"{count(plan.items, 'row')} can show a difference of {100 * plan.detectable:.0f} points at best, "
-        f"where models differ on {plan.assumed:.0%} of them" + (f"; it takes {more}" if more else "")
+        f"with {count(plan.items, 'row')} you can detect differences of {100 * plan.detectable:.0f} "
+        f"points or more (assuming the models differ on {plan.assumed:.0%} of rows)"
+        + (f"; it takes {more}" if more else "")
     )
     for asked in plan.asked:
         if asked.expected_usd is None or asked.high_usd is None:
@@ -336,7 +337,7 @@ def compare(
 ) -> Iterator[Output[Comparison] | Output[Written]]:
     """Runs side by side: which to take, why and how sure; says when they are not comparable, and why."""
     if format not in FORMATS:
-        raise UsageError(f"--format takes {', '.join(FORMATS)}; got {format!r}")
+        raise UsageError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
     with orchestrator(context) as ft:
         comparison = ft.compare(run)
         if open_it and output is None:

@@ -117,7 +117,7 @@ def regress(
     with orchestrator(context) as ft, PreparedRegression(ft, run, order) as prepared:
         plan = prepared.plan()
         for asked in plan.asked:
-            price = "no price is known"
+            price = "the price is unknown"
             if asked.high_usd is not None and asked.expected_usd is not None:
                 price = "costs nothing"
             if asked.high_usd and asked.expected_usd is not None:

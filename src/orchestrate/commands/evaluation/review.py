@@ -284,7 +284,7 @@ def _show_export(done: Exported) -> None:
 
 
 def _show_import(taken: Imported) -> None:
-    told = f"{count(taken.ratings, 'rating')} of {taken.rater}, {taken.unchanged:,} known before"
+    told = f"{count(taken.ratings, 'rating')} from {taken.rater}, {taken.unchanged:,} already known"
     out.print(f"{told}, {taken.empty:,} empty", soft_wrap=True)
 
 
@@ -301,11 +301,12 @@ def _serve(desk: Any, place: Place, names: Sequence[str]) -> Iterator[Output[Ans
         note(f"{review.id}: {count(review.tasks, 'task')} over {count(review.items, 'item')}, {review.kind}")
         if review.same:
             note(
-                f"{count(len(review.same), 'pair')} of answers are the same: ties that nobody is asked about"
+                f"{count(len(review.same), 'pair')} of answers are identical and count as ties "
+                "without being shown"
             )
         if place.host is None:
             note("for phones and other machines: --host 0.0.0.0, or a tunnel and --name its host name")
-        note("the links are the right to rate; Ctrl-C ends the page, and no rating is lost")
+        note("anyone with a link can rate; Ctrl-C ends the page without losing ratings")
         if place.browser and err.is_terminal and (browse := for_people(webbrowser.open)):
             browse(next(iter(page.links.values())))
         ended.wait()
@@ -324,7 +325,7 @@ def _show_plan(plans: tuple[Planned, ...], share: float, likeness: float | None 
     shown = table(
         "raters of each item",
         "items",
-        "ratings in all",
+        "ratings in total",
         right=("raters of each item", "items", "ratings in all"),
     )
     for plan in plans:
@@ -332,14 +333,14 @@ def _show_plan(plans: tuple[Planned, ...], share: float, likeness: float | None 
     out.print(shown)
     known = "assumed" if likeness is None else "measured in this review"
     value = LIKENESS if likeness is None else likeness
-    note(f"to show that one is preferred in {share:.0%} of cases, in four of five tries")
+    note(f"to show a preference of {share:.0%} with 80% power")
     note(f"correlation of two raters' votes on one item: {value:.2f}, {known}")
 
 
 def _show(found: ReviewResult) -> None:
     review = found.review
     if not found.ratings:
-        note(f"nothing of {review.id} is rated yet: orchestrate review {review.id}")
+        note(f"{review.id} has no ratings yet: orchestrate review {review.id}")
         return
     if review.kind == "pairs":
         _show_pairs(found)
@@ -348,9 +349,7 @@ def _show(found: ReviewResult) -> None:
     for name, alpha in found.agreement.items():
         note(f"agreement on {name}: {_alpha(alpha)}")
     if found.left is not None and not found.left.low <= 0.5 <= found.left.high:
-        note(
-            f"the place sways the raters: the left answer won {_share(found.left)} of the votes for one side"
-        )
+        note(f"position bias: the left answer won {_share(found.left)} of the votes for one side")
     raters = ", ".join(f"{who} {n} of {review.tasks}" for who, n in found.raters.items())
     note(f"{review.id}, rubric {review.rubric.name}: {raters}; {count(found.notes, 'note')}")
     items = f"{count(review.items, 'item')} of {review.dataset} (items {review.items_digest[:12]})"
@@ -391,6 +390,6 @@ def _share(score: Score) -> str:
 
 def _alpha(alpha: Score | None) -> str:
     if alpha is None:
-        return "not known: no task has two raters, or all say the same"
+        return "unknown: no task has two raters, or all raters agree"
     word = "firm" if alpha.value >= _FIRM else "tentative" if alpha.value >= _TENTATIVE else "weak"
     return f"alpha {alpha.value:.2f} ({alpha.low:.2f} to {alpha.high:.2f}), {word}, {count(alpha.n, 'task')}"

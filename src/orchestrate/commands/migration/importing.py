@@ -41,7 +41,7 @@ def take(
     from orchestrate.migration import importing
 
     at = since.replace(tzinfo=UTC) if since else None
-    kept = "what was imported is kept; the same command goes on with the rest"
+    kept = "imported jobs are kept; the same command continues with the rest"
     with orchestrator(context) as ft, goes_on(kept):
         taken: list[Taken] = []
         for name in ft.backends(providers):
@@ -69,24 +69,24 @@ def _show(taken: Taken) -> None:
         note(f"and {len(found.rows) - SHOWN:,} more: --json has all")
     _show_ways(found)
     if not found.rows:
-        note(f"no jobs in {taken.account}: a key sees those of its own project or account only")
+        note(f"no jobs in {taken.account}: a key only sees its own project or account")
         return
-    note(f"{taken.imported:,} imported, {taken.known:,} known already, from {taken.account}")
+    note(f"{taken.imported:,} imported, {taken.known:,} already known, from {taken.account}")
     if taken.left_out:
-        jobs = text.count(taken.left_out, "job that made no model is", "jobs that made no model are")
+        jobs = text.count(taken.left_out, "job without a model is", "jobs without a model are")
         note(f"{jobs} left out: --all takes them")
     for day, models in found.silent:
         falls = text.count(models, "tuned model falls", "tuned models fall")
         warn(f"{taken.provider}: {falls} silent after {day}")
-    unknown = f"; of {found.uncosted:,} it is not known" if found.uncosted else ""
-    note(f"cost in all: {text.money(found.cost_usd)}{unknown}")
-    note(f"training rows: of {found.data_here:,} here, of {found.data_gone:,} gone")
+    unknown = f"; unknown for {found.uncosted:,}" if found.uncosted else ""
+    note(f"total cost: {text.money(found.cost_usd)}{unknown}")
+    note(f"training rows: available for {found.data_here:,}, lost for {found.data_gone:,}")
     for name, problem in list(taken.problems.items())[:5]:
         warn(f"{name}: {problem}")
     if taken.problems:
-        note(f"{len(taken.problems):,} not complete; the same command goes on with them")
+        note(f"{len(taken.problems):,} incomplete; the same command continues with them")
     elif found.silent:
-        note("orchestrate record --calendar   what to record before they are silent")
+        note("orchestrate record --calendar   shows what to record before the shutdown")
 
 
 def _show_day(day: date | None, rows: list[Held]) -> None:
@@ -94,9 +94,9 @@ def _show_day(day: date | None, rows: list[Held]) -> None:
     if day is None:
         title = "no shutdown date announced"
     elif left is not None and left >= 0:
-        title = f"silent after {day}, in {text.count(left, 'day')}"
+        title = f"shut down after {day}, in {text.count(left, 'day')}"
     else:
-        title = f"silent after {day}, {text.count(-(left or 0), 'day')} ago"
+        title = f"shut down after {day}, {text.count(-(left or 0), 'day')} ago"
     used = any(row.last_use for row in rows)  # as this store saw it: the hosts do not tell
     shown = table("run", "cost", "data", *(["last used"] if used else []), "model", fold=("model",))
     for row in rows:
@@ -113,13 +113,13 @@ def _show_ways(found: Inventory) -> None:
     """How each base can be made again, and what of the data is lost, said once."""
     ways = {row.model: row.rebuild for row in found.rows if row.data == "here"}
     if ways:
-        shown = table("base", "can be made again", fold=("can be made again",))
+        shown = table("base", "can be retrained", fold=("can be made again",))
         for model, way in sorted(ways.items())[:SHOWN]:
             shown.add_row(model, way)
         out.print(shown)
         out.print()
     lost = [row for row in found.rows if row.data.startswith("gone")]
     for row in lost[:5]:
-        warn(f"{row.run_id}: its training rows are {row.data}; it cannot be made again without your own copy")
+        warn(f"{row.run_id}: its training rows are {row.data}; it cannot be retrained without your own copy")
     if len(lost) > 5:
-        note(f"and {len(lost) - 5:,} more whose rows are gone")
+        note(f"and {len(lost) - 5:,} more whose rows are lost")

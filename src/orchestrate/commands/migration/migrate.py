@@ -144,7 +144,7 @@ def migrate(
     if where.every or where.plan is not None:
         return _account(context, run, where, order, spending, steps)
     if run is None or not where.to:
-        raise UsageError("name a run and where it is to go", fix="orchestrate migrate RUN --to BACKEND")
+        raise UsageError("name a run and its target backend", fix="orchestrate migrate RUN --to BACKEND")
     with orchestrator(context, made_by=spending.by, rates=where.rate) as ft:
         from orchestrate.migration.migrating import PreparedMigration
         from orchestrate.migration.parity import report
@@ -157,9 +157,9 @@ def migrate(
         _propose(prepared.proposal)
         handles = _submit(ft, prepared, spending, steps)
         if not steps.wait:
-            note("the same command without --no-wait goes on from here, and compares")
+            note("the same command without --no-wait continues from here and compares")
             return Output([handle.record for _, handle in handles], shown_already)
-        with goes_on("what was submitted goes on; the same command goes on from here, and compares"):
+        with goes_on("submitted runs continue; the same command continues from here and compares"):
             found = finish(ft, prepared, handles, yes=spending.yes)
     if steps.output is not None:
         report(found).save(steps.output)
@@ -178,7 +178,7 @@ def _account(
 ) -> Output[list[PlannedMove]] | Output[list[Carried]] | None:
     if run is not None or where.plan is None or where.train is not None:
         raise UsageError(
-            "--all needs --plan and takes neither a run nor --train",
+            "--all needs --plan and cannot be combined with a run or --train",
             fix="orchestrate migrate --all --plan plan.yaml --to BACKENDS",
         )
     with orchestrator(context, made_by=spending.by, rates=where.rate) as ft:
@@ -191,7 +191,7 @@ def _order(where: Where, serving: ServingOptions, proof: Proof) -> MigrationOrde
     from orchestrate.migration.migrating import MigrationOrder
 
     if proof.old not in ("auto", "live", "recorded"):
-        raise UsageError(f"--old takes auto, live, recorded; got {proof.old!r}")
+        raise UsageError(f"--old must be auto, live or recorded, got {proof.old!r}")
     named = models_given(where.model)
     return MigrationOrder(
         to=[name.strip() for name in where.to.split(",") if name.strip()],
@@ -223,11 +223,11 @@ def _submit(
     """One run on each backend that takes it, as `submit` makes them."""
     for target in prepared.proposal.targets:
         if target.refused is not None:
-            warn(f"{target.provider} is left out: {target.refused}")
+            warn(f"{target.provider} is skipped: {target.refused}")
     names = prepared.ready
     if not names or prepared.prepared is None:
         raise UsageError(
-            "no backend would take it as it is", fix="--model BACKEND=MODEL, or other backends in --to"
+            "no backend would accept it unchanged", fix="set --model BACKEND=MODEL, or other backends in --to"
         )
     earlier = [prepared.earlier(name, again=spending.again) for name in names]
     new = [found for found in earlier if found.known is None]
@@ -248,7 +248,7 @@ def finish(
 
     for name, handle in handles:
         if not handle.status.terminal:
-            note(f"{name}: waiting for run {handle.id}; interrupted, the same command goes on")
+            note(f"{name}: waiting for run {handle.id}; if interrupted, run the same command to continue")
         handle.wait()
         note(f"{name}: run {handle.id} {handle.status.value}")
     with PreparedProof(ft, prepared, handles) as proof:
@@ -270,7 +270,7 @@ def _write_plan(
     from orchestrate.migration import account
 
     if not order.to:
-        raise UsageError("say where the runs may go", fix="orchestrate migrate --all --plan F --to BACKENDS")
+        raise UsageError("name the target backends", fix="orchestrate migrate --all --plan F --to BACKENDS")
     if path.exists():
         # Says so before any data are read.
         account.write_plan(ft, path, [], order.margin)
@@ -282,7 +282,7 @@ def _write_plan(
 
     def view(planned: list[PlannedMove]) -> None:
         moved = [one for one in planned if one.high_usd or (one.proposal and not one.skipped)]
-        note(f"{path}: {text.count(len(planned), 'run')}, of which {len(moved):,} can be moved")
+        note(f"{path}: {text.count(len(planned), 'run')}, of which {len(moved):,} can be migrated")
         note(f"edit it, then: orchestrate migrate --plan {path}")
 
     return Output(planned, view)
@@ -322,7 +322,7 @@ def _carry_out_plan(
     if plan.new:
         agreed = partial(confirm, f"Submit {text.count(len(plan.new), 'run')}?", yes=spending.yes)
         require_consent(plan.high_usd or None, agreed, otherwise="nothing was submitted", fix="add --yes")
-    with goes_on("what was submitted goes on; the same command goes on from here, and submits nothing twice"):
+    with goes_on("submitted runs continue; the same command continues from here and submits nothing twice"):
         done = plan.run(path.with_suffix(".reports"), note)
     return Output(done, _show_carried, 1 if any(one.problem for one in done) else 0)
 
@@ -339,7 +339,7 @@ def _show_carried(done: list[Carried]) -> None:
         if one.problem:
             warn(f"{one.run_id}: {one.problem}")
     if any(one.problem for one in done):
-        note("the same command goes on with those that are not done; nothing is submitted twice")
+        note("the same command continues with the remaining ones; nothing is submitted twice")
 
 
 def _quiet() -> Callable[[str], None]:

@@ -92,7 +92,7 @@ def _delete_run(ft: Workspace, record: Run, *, yes: bool) -> Output[list[Stored]
     ws = ft.home_of(record)
     found = deleting.stored(ws, record)
     if not found:
-        return Output(found, lambda _: note(f"nothing of run {record.id} is known to be at a host"))
+        return Output(found, lambda _: note(f"run {record.id} has no known files or models at a host"))
     if record.sandbox:
         err.print(SANDBOX)
     err.print(_listed(found))
@@ -101,7 +101,7 @@ def _delete_run(ft: Workspace, record: Run, *, yes: bool) -> Output[list[Stored]
     done = deleting.delete(ws, record, lambda one: note(f"deleted: {one.kind} {', '.join(one.ids)}"))
     left = [one for one in found if one not in done]
     for one in left:
-        note(f"not deleted, as {one.provider} has no call for it: {one.kind} {', '.join(one.ids)}")
+        note(f"not deleted, because {one.provider} has no API call for it: {one.kind} {', '.join(one.ids)}")
     return Output(done, lambda _: None, HostUnavailable.exit_code if left else 0)
 
 
@@ -115,7 +115,7 @@ def _delete_item(
     except UsageError:
         if (gone := deleting.deleted(ft, id)) is None:
             raise
-        told = f"{_ONE[gone.kind]} {id} at {gone.provider} was deleted already"
+        told = f"{_ONE[gone.kind]} {id} at {gone.provider} was already deleted"
         return Output(list[Stored](), lambda _: note(told))
     provider = ft.provider(item.provider)
     deleting.require_item_unused(ft, provider, item)
@@ -132,12 +132,12 @@ def _delete_item(
 def _require_agreed(question: str, *, yes: bool) -> None:
     question = f"{question} This can't be undone."
     if not confirm(question, yes=yes):
-        raise UsageError(f"nothing was deleted, nobody agreed: {question}", fix="add --yes")
+        raise UsageError(f"nothing was deleted, because nobody agreed: {question}", fix="add --yes")
 
 
 def _show(found: Sequence[Stored]) -> None:
     if not found:
-        note("nothing of a run of this store is known to be at a host")
+        note("no run of this store has known files or models at a host")
         return
     out.print(_listed(found))
     note("orchestrate delete RUN  deletes what is there of it; orchestrate stored  asks the hosts")
@@ -156,18 +156,18 @@ def _show_kept(found: Sequence[AccountStorage]) -> None:
         out.print(_kept(found))
         sizes = [item.bytes for item in items if item.bytes is not None]
         files = sum(item.kind == "file" for item in items)
-        some = f", {size(sum(sizes))} where the host tells sizes" if sizes else ""
+        some = f", {size(sum(sizes))} where the host reports sizes" if sizes else ""
         note(f"{count(files, 'file')} and {count(len(items) - files, 'model')}{some}")
         note("orchestrate delete ID  deletes one for good")
     else:
-        note("no account that answered keeps a file or a tuned model")
+        note("no account that answered stores a file or a tuned model")
     for one in found:
         if one.gap and not one.listed:
             warn(f"{one.provider} could not be read: {one.reason}")
         for line in one.unseen:
             (warn if one.partial else note)(f"{one.provider}: {line}")
     if keyless := [one.provider for one in found if one.keyless]:
-        note(f"not asked, no key: {joined(keyless)}")
+        note(f"not checked, no key: {joined(keyless)}")
 
 
 def _kept(found: Sequence[AccountStorage], only: str | None = None) -> Listing:

@@ -221,7 +221,7 @@ class _Following:
         try:
             watching.ask(handle)
         except ProviderError as error:
-            warn(f"{handle.id} is not followed any more: {error.message}")
+            warn(f"{handle.id} is no longer followed: {error.message}")
             self._lost = self._lost or error
             self._at_work.discard(handle.id)
 
@@ -250,15 +250,15 @@ class _Following:
         if run.phase in UNSENT and not run.status.terminal:
             if self.ft.store.leases.held(f"run:{run.id}"):
                 return "another process is sending it"
-            return f"nothing is on the host; to send it: orchestrate resume {run.id}"
+            return f"the host has nothing yet; to send it: orchestrate resume {run.id}"
         if run.id in self._stalled:
-            return f"stalled: nothing new comes; see  orchestrate events {run.id}"
+            return f"stalled: no new output; see  orchestrate events {run.id}"
         left = watching.settle_left_s(self.ft, run)
         if left is None:
             return None
         return (
-            f"the answer to the create request was lost; the host is asked for the job, and if it has "
-            f"none after {left:.0f} s, none was made"
+            "the answer to the create request was lost; checking the host for the job. If it has none "
+            f"after {left:.0f} s, none was created"
         )
 
     def _end_stalled(self, view: LiveView) -> None:
@@ -372,7 +372,7 @@ def require_reachable(ft: Orchestrator, run: Run) -> None:
     if backend.host != run.host:
         raise UsageError(
             f"run {run.id} is on {run.provider} at {run.host}, not at {backend.host}",
-            fix="use the configuration and key that it was submitted with",
+            fix="use the configuration and key used to submit it",
         )
 
 
@@ -385,9 +385,9 @@ def _well(run: Run) -> bool:
 def _show_stopped(ended: Stopped) -> None:
     watchers = ended["stopped"]
     note(
-        f"{count(watchers, 'background watcher')} ended; the runs go on"
+        f"{count(watchers, 'background watcher')} stopped; the runs continue"
         if watchers
-        else "no background watcher runs"
+        else "no background watcher is running"
     )
 
 

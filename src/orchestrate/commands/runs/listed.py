@@ -68,7 +68,7 @@ def runs(  # noqa: PLR0913  each is an option
 ) -> Output[list[Run]]:
     """List runs, newest first, as last seen; `orchestrate sync` brings them up to date."""
     if status is not None and status not in STATUSES:
-        raise UsageError(f"no status is called {status!r}{among(status, STATUSES)}")
+        raise UsageError(f"unknown status {status!r}{among(status, STATUSES)}")
     narrowed = any((status, model, tag, search, archived))
     with orchestrator(context) as ft:
         asked = partial(
@@ -98,9 +98,9 @@ def runs(  # noqa: PLR0913  each is an option
 def _nothing(provider: str | None, elsewhere: int, kept: int, *, narrowed: bool) -> str:
     more = "at least " if _MOST_ELSEWHERE in (elsewhere, kept) else ""
     if elsewhere:
-        return f"no runs but {more}{count(elsewhere, 'run')} of sandboxes: orchestrate runs --sandbox"
+        return f"no runs except {more}{count(elsewhere, 'run')} of sandboxes: orchestrate runs --sandbox"
     if kept:
-        return f"no runs but {more}{count(kept, 'archived run')}: orchestrate runs --archived"
+        return f"no runs except {more}{count(kept, 'archived run')}: orchestrate runs --archived"
     if provider is None and not narrowed:
         return "no runs yet: orchestrate submit"
     guess = meant(provider, completing.backend("")) if provider else ""

@@ -100,9 +100,11 @@ class Fail:
     def require(self, what: What, settings: Settings) -> None:
         """Raises `UsageError` for a condition that could never be true."""
         if self.fail_if_idle and what.offline:
-            raise UsageError("--fail-if-idle asks the hosts, and --offline does not")
+            raise UsageError("--fail-if-idle needs the hosts, so it cannot be combined with --offline")
         if self.fail_if_over and what.sandbox:
-            raise UsageError("--fail-if-over does not go with --sandbox: no budget counts play money")
+            raise UsageError(
+                "--fail-if-over cannot be combined with --sandbox: budgets do not count play money"
+            )
         if self.fail_if_over and settings.budget_usd is None:
             fix = "set budget_usd in orchestrate.toml, or ORCHESTRATE_BUDGET_USD"
             raise UsageError("--fail-if-over needs a budget, and none is set", fix=fix)
@@ -160,7 +162,7 @@ def spending(
     with orchestrator(context) as ft:
         if end.end_orphans:
             if what.offline:
-                raise UsageError("--end-orphans asks the hosts, and --offline does not")
+                raise UsageError("--end-orphans needs the hosts, so it cannot be combined with --offline")
             yield _orphans_ended(ft, sandbox=what.sandbox, yes=end.yes)
             return
         fail.require(what, ft.settings)
@@ -179,19 +181,19 @@ def _orphans_ended(ft: Orchestrator, *, sandbox: bool, yes: bool) -> Output[Orph
     """Exit code 4 where something could not be asked or ended. Raises `UsageError` where nobody agreed."""
     report = ft.orphans(sandbox=sandbox)
     for gap in report.gaps:
-        warn(f"{gap.backend} could not be asked in full: {gap.reason or '; '.join(gap.unseen)}")
+        warn(f"{gap.backend} could not be checked completely: {gap.reason or '; '.join(gap.unseen)}")
     if report.orphans:
         _list_orphans(report, err if prints_json() else out)
         if not confirm(f"End {count(len(report.orphans), 'thing')}?", yes=yes):
-            told = "nothing was ended: nobody agreed"
-            raise UsageError(told, fix="add --yes when another store made none of them")
+            told = "nothing was shut down: nobody agreed"
+            raise UsageError(told, fix="add --yes if none of them belongs to another store")
         report = ft.end_orphans(report, _note_ended)
     return Output(report, _show_ended, HostUnavailable.exit_code if report.failed or report.gaps else 0)
 
 
 def _show_ended(report: OrphanReport) -> None:
     if not report.orphans:
-        note("nothing bills under our mark that this store does not account for")
+        note("no orphaned resources found: this store tracks everything that bills")
 
 
 def _list_orphans(report: OrphanReport, on: Console) -> None:
@@ -205,7 +207,7 @@ def _list_orphans(report: OrphanReport, on: Console) -> None:
         one.item.provider for one in report.orphans if one.item.kind == "job" and one.run is None
     )
     for name in lost:
-        note(f"to take the jobs of {name} over in place of ending them: orchestrate recover -p {name}")
+        note(f"to take over the jobs of {name} instead of ending them: orchestrate recover -p {name}")
 
 
 def _note_ended(one: Orphan) -> None:
@@ -260,7 +262,7 @@ def headline(report: SpendingReport) -> str:
     when = f"{report.month}: " if report.month else ""
     parts = [f"{when}{_sum(spent)} spent", f"{_sum(committed)} committed", _left(report, used)]
     unknown = len(report.total.unknown)
-    some = f" (and what {count(unknown, 'run')} cost is not known)" if unknown else ""
+    some = f" (plus unknown costs of {count(unknown, 'run')})" if unknown else ""
     return f"{', '.join(parts)}{some}; {_hourly(report)}"
 
 
@@ -276,26 +278,28 @@ def _left(report: SpendingReport, used: Decimal) -> str:
 
 def _hourly(report: SpendingReport) -> str:
     if report.offline:
-        return "what still bills was not asked"
+        return "ongoing billing was not checked"
     if report.usd_per_hour is None and not report.billing:
-        return "what still bills is not known: no account answered"
+        return "ongoing billing is unknown: no account answered"
     least = "at least " if report.at_least else ""
     asked = count(sum(one.asked for one in report.accounts), "account")
-    gaps = f"; {count(len(report.gaps), 'account')} could not be asked in full" if report.gaps else ""
+    gaps = f"; {count(len(report.gaps), 'account')} could not be checked completely" if report.gaps else ""
     jobs = [found for found in report.standing if not found.by_the_hour and found.item.bills is not False]
     ours = sum(found.unaccounted is None for found in jobs)
     if others := len(jobs) - ours:
-        gaps = f"; {count(others, 'job')} under way that this store does not know, in no sum{gaps}"
+        gaps = (
+            f"; {count(others, 'job')} running that this store does not know, not included in the sums{gaps}"
+        )
     if ours:
-        gaps = f"; {count(ours, 'job')} under way, among what is committed{gaps}"
+        gaps = f"; {count(ours, 'job')} running, included in committed{gaps}"
     if not report.billing:
-        return f"nothing bills hourly on {asked} asked{gaps}"
+        return f"nothing bills hourly on {asked}{gaps}"
     foreign = sum(found.foreign for found in report.billing)
-    whose = f", {foreign} not made from here" if foreign else ""
+    whose = f", {foreign} not created from here" if foreign else ""
     things = count(len(report.billing), "thing")
     if report.usd_per_hour is None:
-        return f"{things} still bills hourly at a price that is not known{whose}{gaps}"
-    return f"{least}{rate(report.usd_per_hour)} an hour still bills ({things}{whose}){gaps}"
+        return f"{things} still bills hourly at an unknown price{whose}{gaps}"
+    return f"{least}{rate(report.usd_per_hour)} per hour is still being billed ({things}{whose}){gaps}"
 
 
 def _show(report: SpendingReport) -> None:
@@ -335,15 +339,15 @@ def notes(report: SpendingReport) -> list[Text]:
     if given_up := report.total.abandoned:
         told.append(
             Text(
-                f"given up: {joined(list(given_up))}; counted with the last that was known of their bills, "
-                "and their hosts are not asked about them",
+                f"abandoned: {joined(list(given_up))}; counted with their last known bill, and no "
+                "longer checked at their hosts",
                 style="dim",
             )
         )
     unused: dict[str, list[str]] = {}
     for one in report.accounts:
         if one.expected and not one.asked:
-            told.append(_warning(f"{one.backend} could not be asked: {_gap(one)}"))
+            told.append(_warning(f"{one.backend} could not be checked: {_gap(one)}"))
         elif not one.asked:
             unused.setdefault("no key" if one.keyless else one.reason or "", []).append(one.backend)
         if one.elsewhere:
@@ -352,18 +356,14 @@ def notes(report: SpendingReport) -> list[Text]:
             text = f"{one.backend}: {line}"
             told.append(_warning(text) if one.partial else Text(hide(text), style="dim"))
     for reason, names in unused.items():
-        told.append(Text(hide(f"not asked, without runs here: {joined(names)} ({reason})"), style="dim"))
+        told.append(Text(hide(f"not checked, no runs here: {joined(names)} ({reason})"), style="dim"))
     return told
 
 
 def _lost(found: Found) -> str:
     """A rented machine that nothing here accounts for, and what can be done."""
     item = found.item
-    price = (
-        "at a price that is not known"
-        if item.usd_per_hour is None
-        else f"at {rate(item.usd_per_hour)} an hour"
-    )
+    price = "at an unknown price" if item.usd_per_hour is None else f"at {rate(item.usd_per_hour)} per hour"
     lost = found.lost_run
     way = "" if lost is None else f"orchestrate recover {lost} -p {item.provider}   takes it over; "
     return (
@@ -397,7 +397,7 @@ def _counts(group: Sum, total: Sum) -> list[str]:
     return [count(n) for n in (group.runs, group.deployments, *answers, len(group.unknown) or None)]
 
 
-_NUMBERS = ("spent", "committed", "runs", "deployments", "answers", "cost not known")
+_NUMBERS = ("spent", "committed", "runs", "deployments", "answers", "unknown cost")
 
 
 def _column(parts: Sequence[Decimal]) -> list[str]:
@@ -435,7 +435,7 @@ def _whose(found: Found) -> Text:
     idle = ("idle? ", "yellow") if found.idle else ""
     if found.foreign:
         by = f", {found.person}" if found.person else ""
-        return Text.assemble(idle, ("not made from here", "magenta"), by)
+        return Text.assemble(idle, ("not created from here", "magenta"), by)
     given_up = (", given up", "yellow") if found.abandoned else ""
     return Text.assemble(idle, f"{found.run}" + (f", {found.person}" if found.person else ""), given_up)
 
@@ -448,7 +448,10 @@ def _gap(one: Asked) -> str:
 
 def _other(one: Asked) -> str:
     runs = joined(list(one.elsewhere))
-    return f"the account of this key ({one.account}) does not show {runs}, which may go on in another account"
+    return (
+        f"the account of this key ({one.account}) does not list {runs}, which may be running in another "
+        "account"
+    )
 
 
 def _up(usd: Decimal) -> Decimal:

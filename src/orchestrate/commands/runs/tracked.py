@@ -102,7 +102,7 @@ def _show(record: RunShown, deployed: str | None) -> None:
         "early stopped": "yes" if record.early_stopped else None,
         "error": record.error.message if record.error else None,
         "quote": _quote(record),
-        "host's estimate": f"{money(record.estimate_usd)}, before it began" if record.estimate_usd else None,
+        "host's estimate": f"{money(record.estimate_usd)}, before the start" if record.estimate_usd else None,
         "limit": _limits(record),
         "would bill" if record.sandbox else "bill": _bill(record),
         "abandoned": record.abandoned,
@@ -137,7 +137,7 @@ def _limits(run: Run) -> str | None:
     words += [] if run.max_hours is None else [f"{run.max_hours:g} hours"]
     told = [" and ".join(words)] if words else []
     if run.allowed_usd is not None and run.allowed_usd != run.max_cost_usd:
-        told.append(f"it ends at {limit(run.allowed_usd)} in all")
+        told.append(f"it stops at {limit(run.allowed_usd)} in total")
     return "; ".join(told) or None
 
 
@@ -307,16 +307,16 @@ def abandon(
         handle = ft.run(run)
         if handle.record.job_id is not None and not handle.status.terminal:
             job, host = handle.record.job_id, handle.record.host
-            note(f"its job {job} may go on at {host} and be billed; end it there")
+            note(f"its job {job} may continue at {host} and be billed; cancel it there")
         given_up = handle.deployments(over=False)
         yield Output(handle.abandon(reason), _show_status)
         for one in given_up:
             r, cost = one.record, one.spent_usd
-            hourly = f" {rate(r.usd_per_hour)} an hour" if r.usd_per_hour is not None else ""
-            counted = "" if cost is None else f". The budget keeps the {money(cost)} counted so far"
+            hourly = f" {rate(r.usd_per_hour)} per hour" if r.usd_per_hour is not None else ""
+            counted = "" if cost is None else f". The budget keeps counting {money(cost)} for it"
             warn(
-                f"its deployment {r.host_id or r.id} may go on at {r.host} and bill{hourly}; end it there: "
-                f"nothing here will ask about it again{counted}"
+                f"its deployment {r.host_id or r.id} may continue at {r.host} and bill{hourly}; take it "
+                f"down there, because it is no longer tracked here{counted}"
             )
 
 
@@ -353,14 +353,14 @@ def _fresh(ft: Orchestrator, handle: RunHandle, refresh: bool | None) -> Run:
         if record.phase in UNSENT:
             note(f"nothing was sent yet; orchestrate resume {record.id}  sends it, cancel drops it")
         elif not record.status.terminal:
-            note("the run has no job on the host yet; orchestrate sync settles a lost answer")
+            note("the run has no job on the host yet; orchestrate sync resolves a lost answer")
         return record
     try:
         return handle.refresh()
     except (ProviderError, SetupError) as error:
         if refresh or not record.status.terminal:
             raise
-        note(f"as stored; its host could not be asked for news: {error.message}")
+        note(f"as stored; its host could not be reached: {error.message}")
         return record
 
 
@@ -378,7 +378,7 @@ def _quote(run: Run) -> str | None:
     if run.quote.unavailable:
         return f"none: {run.quote.unavailable}"
     by_data = run.quote.recalled and not run.quote.undecided
-    gone = ", by what its host tells of its data: it was recovered" if by_data else ""
+    gone = ", from its host's data: the run was recovered" if by_data else ""
     return f"{quoted(run.quote)}{gone}"
 
 
@@ -387,7 +387,7 @@ def _bill(run: Run) -> str | None:
         from orchestrate.costing import spending
 
         held = spending(run).committed_usd
-        told = f"bill not known; {money(held)} of the budget stays reserved" if held else "bill not known"
+        told = f"bill unknown; {money(held)} of the budget stays reserved" if held else "bill unknown"
         return told if run.status.terminal and run.job_id is not None and not run.abandoned else None
     final = "" if run.bill.final else "an estimate: "
     over = exceeds(run.bill.usd, run.max_cost_usd)

@@ -58,12 +58,12 @@ def worker(
         watcher = watching.watcher(ft, only=only)
         if webhooks is not None:
             for url in stack.enter_context(watching.webhooks(ft, webhooks, watcher.wake)):
-                note(f"taking webhooks on {url}")
+                note(f"receiving webhooks on {url}")
 
         watched = "all backends" if provider == "all" else provider
         runs = [r for r in ft.active_runs() if only is None or r.record.provider in only]
-        note(f"watching {count(len(runs), 'run')} on the way, and new ones, of {watched}")
-        note(f"ends are told {ft.settings.notify.told}; Ctrl-C stops the watching, never a run")
+        note(f"watching {count(len(runs), 'run')} in progress, and new ones, on {watched}")
+        note(f"notifying {ft.settings.notify.told}; Ctrl-C stops watching, runs continue")
 
         def shown(reports: list[SyncReport]) -> None:
             for problem in watcher.problems:
@@ -74,7 +74,7 @@ def worker(
 
         watcher.run(stop, until_idle=until_idle, on_turn=shown)
     if stop.is_set():
-        note("stopped watching; the runs go on")
+        note("stopped watching; the runs continue")
 
 
 @command
@@ -102,7 +102,7 @@ def recover(
     code = 1 if incomplete else HostUnavailable.exit_code if unsearched else 0
     yield Output(Recovered(recovery=report, sync=synced), partial(_show, unsearched=unsearched), code)
     if report.unpriced:
-        warn(f"no budget counts {len(report.unpriced)} of them until their hosts say what they cost:")
+        warn(f"{len(report.unpriced)} of them are not counted in a budget until their hosts report the cost:")
         for run_id in report.unpriced:
             note(f"  {run_id}: {report.reasons[run_id]}")
     if report.offered:
@@ -120,14 +120,14 @@ def _show(recovered: Recovered, unsearched: list[Failure]) -> None:
         warn(f"{ref} has more than one job; see  orchestrate events {ref}")
     for failure in report.failures:
         tell = warn if failure in unsearched else note
-        tell(f"{failure.provider} was not searched in full: {failure.message}")
+        tell(f"{failure.provider} was not searched completely: {failure.message}")
     for run_id, words in report.counted.items():
         note(f"{run_id} counts {words}")
     for run_id in report.deployments:
-        warn(f"{run_id} is deployed, and bills; to end it: orchestrate undeploy {run_id}")
+        warn(f"{run_id} is deployed and billing; to take it down: orchestrate undeploy {run_id}")
     unseen = dict.fromkeys(failure.provider for failure in unsearched)
-    gap = f"; what {joined(list(unseen))} may have besides is not known" if unseen else ""
-    note(f"{count(len(report.recovered), 'run')} recovered, {len(report.known)} known already{gap}")
+    gap = f"; {joined(list(unseen))} could not be searched" if unseen else ""
+    note(f"{count(len(report.recovered), 'run')} recovered, {len(report.known)} already known{gap}")
 
 
 def _has_key(ft: Orchestrator, name: str) -> bool:
@@ -147,7 +147,7 @@ def _choice(named: list[str] | None) -> Choose:
         for job in lost:
             when = f"{job.created_at:%Y-%m-%d %H:%M}" if job.created_at else "at an unknown time"
             note(f"{job.run_id}  {job.provider}  {job.status}  {job.model or ''}  {when}  in {job.account}")
-        asked = f"Take {count(len(lost), 'run')} into this store? A colleague's may be among them"
+        asked = f"Take {count(len(lost), 'run')} into this store? Some may belong to colleagues"
         return [job.run_id for job in lost] if confirm(asked, yes=False) else []
 
     return choose

@@ -105,8 +105,8 @@ def gateway(context: typer.Context, *, where: Where) -> Iterator[Output[GatewayS
             models = {name: _target(target) for name, target in told.models.items()}
             yield Output(GatewayShown(url=up.url, models=models), _show)
             if not models:
-                warn("no model is mapped: clients can tune nothing (docs/gateway.md)")
-            note("Ctrl-C lets what is being sent end, and stops; jobs go on, here when it is started again")
+                warn("no model is mapped, so clients cannot fine-tune anything (docs/gateway.md)")
+            note("Ctrl-C finishes open requests and stops; jobs continue, and reappear here after a restart")
             ended.wait()
 
 
@@ -175,7 +175,7 @@ def add(
 
 def _show_key(made: KeyMade) -> None:
     print_text(made["key"])
-    note("it is kept as a hash and cannot be shown again; gateways of this store take it from now on")
+    note("it is stored as a hash and cannot be shown again; gateways of this store accept it from now on")
 
 
 @keys.command("list")
@@ -191,7 +191,7 @@ def ls(context: typer.Context) -> Output[list[KeyShown]]:
 
 
 def _show_keys(found: list[KeyShown]) -> None:
-    shown = table("name", "opens", "project", "state", "used", "jobs going on", "may")
+    shown = table("name", "opens", "project", "state", "used", "open jobs", "may")
     for key in found:
         state = "revoked" if key.revoked_at else f"until {key.expires_at:%Y-%m-%d}" if key.expires_at else "-"
         used = text.money(key.used_usd)
@@ -203,7 +203,7 @@ def _show_keys(found: list[KeyShown]) -> None:
         may, open_jobs, project = ", ".join(limits) or "all", str(key.open_jobs), key.project
         if key.opens == "serve":
             project = used = open_jobs = "-"
-            may = "ask what serve and ab serve put up"
+            may = "use models of serve and ab serve"
         shown.add_row(key.name, key.opens, project, state, used, open_jobs, may)
     out.print(shown)
 
@@ -215,8 +215,8 @@ def revoke(context: typer.Context, name: Annotated[str, typer.Argument(help="Nam
 
     with orchestrator(context) as ft:
         key = service.revoke_key(ft, name)
-    jobs = "" if key.opens == "serve" else "; its jobs go on (orchestrate runs)"
-    note(f"the key {name} is not taken any more{jobs}")
+    jobs = "" if key.opens == "serve" else "; its jobs continue (orchestrate runs)"
+    note(f"the key {name} was revoked{jobs}")
 
 
 @app.command("log")

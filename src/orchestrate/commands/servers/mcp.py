@@ -29,7 +29,7 @@ def mcp(
     try:
         from orchestrate.mcp import server
     except ImportError as error:
-        raise MissingExtra("mcp", "the server of tools for agents", "mcp") from error
+        raise MissingExtra("mcp", "the MCP server", "mcp") from error
     if skill:
         print_text(server.skill())
         return

@@ -144,7 +144,7 @@ class KeysInstead:
         """Whether that was asked for."""
         if self.revoke_key is not None:
             keys.revoke_key(ft, self.revoke_key)
-            note(f"Servers refuse the key {self.revoke_key} from now on, those that run within a second.")
+            note(f"Servers reject the key {self.revoke_key} from now on (running ones within a second).")
         if self.new_key is not None:
             print_text(keys.new_key(ft, self.new_key))
             note("The key is stored as a hash and cannot be shown again.")
@@ -197,7 +197,7 @@ def serve(
             for proof in for_people(proofs) or failed:
                 show_proof(proof)
             if failed:
-                warn("nothing is served; --no-prove serves it all the same")
+                warn("nothing is served; --no-prove serves it anyway")
                 raise typer.Exit(1)
             shown = Serving(
                 url=f"{up.url}/v1",
@@ -211,7 +211,7 @@ def serve(
             yield Output(shown, lambda shown: print_text("\n  ".join([shown["url"], *shown["models"]])))
             for cost in up.costs:
                 note(str(cost))
-            note("Ctrl-C lets answers under way end, and stops")
+            note("Ctrl-C finishes open answers and stops")
             ended.wait()
 
 
@@ -250,4 +250,4 @@ def _choice(how: How) -> serving.Choice:
 def _show_added(added: list[Added]) -> None:
     for one in added:
         print_text(f"{one['model']}  {one['url']}")
-        note(f"{one['model']} was loaded in {1000 * one['seconds']:.0f} ms, while the others went on")
+        note(f"{one['model']} was loaded in {1000 * one['seconds']:.0f} ms, without interrupting the others")

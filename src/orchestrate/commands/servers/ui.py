@@ -43,7 +43,7 @@ def ui(
         watcher = None if read_only else watching.watcher(ft)
         with serving(ft, watcher, host=host, port=port, names=name or (), read_only=read_only) as url:
             yield Output(UiShown(url=url, read_only=read_only), lambda shown: print_text(shown["url"]))
-            note("the link is the key to these pages; Ctrl-C ends them, and the runs go on")
+            note("anyone with the link can use these pages; Ctrl-C stops them, runs continue")
             if open:
                 import webbrowser
 

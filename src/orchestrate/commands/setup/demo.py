@@ -32,7 +32,7 @@ from orchestrate.settings.config import CONFIG_NAME
 
 _FOLDER = Path("orchestrate-demo")
 _FILES = ("finetune.yaml", "train.jsonl", "validation.jsonl", "test.jsonl")
-_CONFIG = 'home = "home"   # the demo keeps its runs here; orders of this folder see them\n'
+_CONFIG = 'home = "home"   # commands run in this folder use this store\n'
 
 
 def demo(
@@ -61,7 +61,7 @@ def demo(
         return
     _require_packages(train)
     took = "1 to 3 minutes on two cores" if train else "about a minute, without training"
-    note(f"takes {took}; writes to {folder.resolve()}, and asks nothing of any host")
+    note(f"takes {took}; writes to {folder.resolve()} and contacts no host")
     _Demo(folder).go(train)
 
 
@@ -76,7 +76,7 @@ def _write(folder: Path) -> None:
         path = folder / name
         if path.exists() and path.read_bytes() != text:
             raise UsageError(
-                f"{path} is not the demo's, or was changed; nothing was written",
+                f"{path} is not from the demo or was changed; nothing was written",
                 fix="orchestrate demo ANOTHER_FOLDER",
             )
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,13 +141,13 @@ class _Demo:
             self._run(f"watch {here[0]}")
         names = " ".join(runs)
         if train:
-            self._step("Was it worth it? Base against tuned, on 200 rows that no run has seen")
+            self._step("Was it worth it? Base against tuned, on 200 held-out rows")
             self._run(f"eval {names}")
         self._step("Side by side")
         self._run(f"compare {names}")
         self._run(f"compare {names} -o report.html")
         if train:
-            self._step("Ask the tuned model")
+            self._step("Chat with the tuned model")
             self._run(f"chat {runs[0]} {shlex.quote(self._first_question())}")
         self._say(
             f"Done in {time.monotonic() - started:.0f} s",
@@ -158,21 +158,21 @@ class _Demo:
     def _begun_here(self) -> list[str]:
         self._step(
             "Train here: QLoRA on this CPU",
-            "For real; the base is a tiny model made for tests.",
-            "The run has a process of its own, and the demo goes on meanwhile.",
+            "Real training of a tiny test model.",
+            "The run has its own process, so the demo continues meanwhile.",
         )
         return self._run(f"submit --provider {this_machine().kind} --yes --again").split()
 
     def _hosted(self, train: bool) -> list[str]:
         what = (
-            "really train, but the tiny model instead of the host's."
+            "really train, but a tiny model instead of the host's."
             if train
-            else "do not train here (--no-train): their jobs walk through the states by the clock."
+            else "do not train here (--no-train): job states are simulated."
         )
         titles = ", ".join(one.title for one in built_in().values() if not one.near)
         self._step(
             "The same spec on three hosts",
-            f"SANDBOX: local stand-ins of {titles}. They speak the hosts' protocols and {what}",
+            f"SANDBOX: local sandboxes of {titles}. They implement the hosts' APIs and {what}",
             "With your key in the environment, the same line goes to the real host.",
         )
         way = ["--speed", "5"] if train else ["--no-train"]

@@ -55,7 +55,7 @@ def _show(found: Bench, kept: Path) -> None:
     if found.peak_bytes is not None:
         planned = f" (planned: {size(found.planned_bytes)})" if found.planned_bytes else ""
         resident = f"; the whole process {size(found.resident_bytes)}" if found.resident_bytes else ""
-        out.print(f"its tensors took {size(found.peak_bytes)} at most{planned}{resident}")
+        out.print(f"peak memory of its tensors: {size(found.peak_bytes)}{planned}{resident}")
     note(f"kept in {kept}")
 
 
@@ -88,7 +88,7 @@ def memory(
     from orchestrate.setup import starting
 
     if how.adapter not in ("qlora", "lora", "full"):
-        raise UsageError(f"--adapter takes qlora, lora or full; got {how.adapter!r}")
+        raise UsageError(f"--adapter must be qlora, lora or full, got {how.adapter!r}")
     plan = starting.memory_plan(
         model,
         starting.Setup(

@@ -70,8 +70,8 @@ def keys_set(
 
     if value or value_option is not None:
         raise UsageError(
-            "a key on the command line is seen by every program of this machine and kept in the shell's "
-            "history; it was not stored. Treat it as known to others",
+            "a key on the command line is visible to every program on this machine and kept in the "
+            "shell history; it was not stored. Treat it as leaked",
             fix="orchestrate keys set NAME  asks for it;  orchestrate keys set NAME < FILE  reads it",
         )
     settings = settings_of(context)
@@ -79,8 +79,8 @@ def keys_set(
     known = [*backends.with_keys(settings, also), *config.other_secrets()]
     if name not in known and not _HOSTNAME.fullmatch(name):
         raise UsageError(
-            f"there is no key of this name (not shown, as it may be a key itself){meant(name, known)}; "
-            f"known: {', '.join(known)}"
+            f"unknown key name (not shown, because it may be a key itself){meant(name, known)}; known: "
+            f"{', '.join(known)}"
         )
     given = typer.prompt("Key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
     if not (key := given.strip()):
@@ -103,7 +103,7 @@ def keys_set(
         note(f"if you trust it: orchestrate keys trust {name}")
     elif not Pins(pin_file()).hosts(key):
         _tie(key, host.base_url)
-        note(f"it goes to {origin(host.base_url)} and to no other host")
+        note(f"it is only sent to {origin(host.base_url)}")
 
 
 def _require_a_host_of_its_own(name: str, key: str, host: config.HostConfig | None) -> None:
@@ -112,7 +112,7 @@ def _require_a_host_of_its_own(name: str, key: str, host: config.HostConfig | No
     if host is None or not host.near or _is_sandbox(host, key):
         return
     url = host.base_url
-    told = f"the base URL of {name} is {url}, on this machine (a sandbox?), and the key would be tied to it"
+    told = f"the base URL of {name} is {url}, on this machine (a sandbox?), so the key would be tied to it"
     if not sys.stdin.isatty():
         raise UsageError(
             f"{told}; nothing was written",
@@ -200,7 +200,7 @@ def keys_trust(
         raise UsageError("name a backend, or --project", fix="orchestrate keys trust NAME [https://HOST]")
     known = settings.host(name)
     if name not in settings.hosts:
-        raise UsageError(f"no backend is called {name!r}{among(name, settings.hosts)}")
+        raise UsageError(f"unknown backend {name!r}{among(name, settings.hosts)}")
     if known.api_key is None:
         raise MissingKey(name, known.key_variable or "")
     url = host or known.base_url
@@ -208,14 +208,14 @@ def keys_trust(
         raise UsageError(f"{name} has no base URL", fix=f"orchestrate keys trust {name} https://HOST")
     config.require_safe_url(url, name)
     _tie(known.api_key.reveal(), url)
-    note(f"{name}: {known.api_key} may go to {', '.join(_tied(known))}")
+    note(f"{name}: {known.api_key} may be sent to {', '.join(_tied(known))}")
 
 
 def _trust_project(given: Path | None) -> None:
     from orchestrate.settings import trust
 
     if (named := config.named_file(given)) is not None:
-        note(f"{named} is named by you and needs no trust")
+        note(f"{named} was given by you and needs no trust")
         return
     path = config.project_file()
     project = None if path is None else trust.Project(path, read_toml(path))
@@ -253,7 +253,7 @@ def keys_remove(name: Annotated[str, typer.Argument(help="Backend.")]) -> None:
     if forget_in_keyring(name) or stored:
         note(f"{name}: removed")
     else:
-        note(f"{path} holds no key called {name}, nor does the keyring")
+        note(f"{path} has no key called {name}, and neither does the keyring")
 
 
 @command
@@ -355,7 +355,7 @@ def _show_backends(found: list[Backend], wide: Sequence[str]) -> None:
         for feature, reason in one["missing"].items():
             note(f"{one['name']} has no {feature.replace('_', ' ')}: {reason}")
         for feature, reason in one["ended"].items():
-            note(f"{one['name']} has no {feature} any more: {reason}")
+            note(f"{one['name']} no longer offers {feature}: {reason}")
 
 
 def _has(backend: Backend, feature: str) -> Text:
@@ -375,7 +375,7 @@ def plugins() -> Output[list[Plugin]]:
 
 def _show_plugins(rows: list[Plugin]) -> None:
     if not rows:
-        note("no installed package adds a backend; docs/plugins.md says how to write one")
+        note("no installed package adds a backend; see docs/plugins.md for how to write one")
         return
     shown = table("backend", "package", "version", "profile", "options", "")
     for row in rows:

@@ -37,7 +37,7 @@ def of(command: str) -> dict[str, Any]:
     named = next((name for name in tried if name == _ERROR or _body(name)), None)
     if named is None:
         raise UsageError(
-            f"no schema is called {command!r}{meant(command, names())}", fix="orchestrate schema  lists them"
+            f"unknown schema {command!r}{meant(command, names())}", fix="orchestrate schema  lists them"
         )
     body = _body(named)
     found, parts = _of_records(ErrorLine) if body is None else _of_body(body)

@@ -27,7 +27,7 @@ def init(
     context: typer.Context,
     place: Annotated[
         Path,
-        typer.Argument(metavar="[FILE|FOLDER]", help="Your data, or a folder for a commented spec."),
+        typer.Argument(metavar="[FILE|FOLDER]", help="Your data file, or a folder for a commented spec."),
     ] = Path(),
     backends: Annotated[str, typer.Option("--for", help="Backends in the spec, comma-separated.")] = "all",
     output: Annotated[
@@ -55,8 +55,8 @@ def init(
     if present and not force:
         asked = f"orchestrate init {shlex.quote(str(place))}"
         raise UsageError(
-            f"{present[0]} exists already; nothing was written",
-            fix=f"{asked} -o NAME.yaml  writes beside it and shows the difference; --force replaces it",
+            f"{present[0]} already exists; nothing was written",
+            fix=f"{asked} -o NAME.yaml  writes next to it and shows the difference; --force replaces it",
         )
     if fitting:
         before = _text_of(usual)
@@ -79,16 +79,16 @@ def init(
 
     def view_template(written: list[str]) -> None:
         print_text("\n".join(written))
-        note(f"next: say in {path} what your data are and which model, then  orchestrate check")
+        note(f"next: set your data and model in {path}, then  orchestrate check")
 
     return Output(written, view_template)
 
 
 def _require_folder(place: Path, columns: list[str] | None, ignored: list[str] | None) -> None:
     if columns or ignored:
-        raise UsageError("--map and --ignore say how a file is read", fix="orchestrate init FILE --map ...")
+        raise UsageError("--map and --ignore need a data file", fix="orchestrate init FILE --map ...")
     if not place.exists() and place.suffix:
-        raise UsageError(f"{place} is not there", fix="orchestrate init FILE, or a FOLDER to write to")
+        raise UsageError(f"{place} does not exist", fix="orchestrate init FILE, or a FOLDER to write to")
 
 
 def _schema(folder: Path) -> str:
@@ -118,7 +118,7 @@ def _show(started: Started) -> None:
     note(f"{started.rows:,} rows, {started.kind}")
     if started.columns:
         told = ",".join(f"{field}={column}" for field, column in started.columns.items())
-        note(f"columns: {told}   (other ones: --map FIELD=COLUMN)")
+        note(f"columns: {told}   (to change: --map FIELD=COLUMN)")
     for split, path in started.files.items():
         note(f"{split}: {path}")
     for text in started.remarks:
@@ -126,7 +126,7 @@ def _show(started: Started) -> None:
     for backend, model in started.models.items():
         note(f"{backend}: {model}")
     for backend, why in started.left_out.items():
-        warn(f"{backend} is left out: {why}")
+        warn(f"{backend} is skipped: {why}")
     print_text(started.spec)
     from orchestrate.spec import specfile
 

@@ -300,17 +300,18 @@ def report(error: Exception, *, as_json: bool, verbose: bool = False) -> int:
         report_error(UsageError(str(told()), fix=fix), as_json=as_json)
         return UsageError.exit_code
     if type(error).__name__ == "Abort":
-        report_error(UsageError("cancelled at the question"), as_json=as_json)
+        report_error(UsageError("cancelled at the prompt"), as_json=as_json)
         return 1
     if isinstance(error, OSError) and error.errno in FULL:
         full = SetupError(
-            f"no room on the disk: {error.strerror}", fix="free some space, then run the same command again"
+            f"the disk is full: {error.strerror}", fix="free some space, then run the same command again"
         )
         report_error(full, as_json=as_json)
         return full.exit_code
     if isinstance(error, OSError) and error.filename is not None:
         wrong = SetupError(
-            f"{error.filename}: {error.strerror or error}", fix="check the path, its owner and its mode"
+            f"{error.filename}: {error.strerror or error}",
+            fix="check the path, its owner and its permissions",
         )
         report_error(wrong, as_json=as_json)
         return wrong.exit_code
@@ -336,7 +337,7 @@ def report_error(error: OrchestrateError, *, as_json: bool) -> None:
     err.print(fitted(hide(error.message), len("error: ")), soft_wrap=True)
     if isinstance(error, ProviderError):
         wait = f" after {error.retry_after_s:.0f} s" if error.retry_after_s else ""
-        again = f"trying again{wait} may help" if error.retryable else "trying again will not help"
+        again = f"a retry{wait} may help" if error.retryable else "a retry will not help"
         err.print(f"  {again}" + (f"; request {error.request_id}" if error.request_id else ""))
     if error.fix:
         err.print(f"  {fitted(hide(error.fix), 2, '  ')}", style="cyan", soft_wrap=True)
@@ -359,10 +360,10 @@ def report_defect(error: Exception, *, as_json: bool, verbose: bool) -> None:
         sys.stderr.write(trace)
         return
     package = _package_of(error)
-    whose = "Orchestrate, not of your input; please report"
+    whose = "Orchestrate, not in your input; please report it"
     if package is not None:
-        whose = f"the package {package}, which adds a backend; please report to its authors"
-    err.print(f"  this is a defect of {whose} {_kept(trace)}", soft_wrap=True)
+        whose = f"the package {package}, a backend plug-in; please report it to its authors"
+    err.print(f"  this is a bug in {whose} {_kept(trace)}", soft_wrap=True)
 
 
 def _package_of(error: Exception) -> str | None:
@@ -427,14 +428,12 @@ def require_agreed(
     `UsageError`."""
     fix = {} if high_usd else {"fix": "add --yes"}
     unpriced, agreed = high_usd is None and unpriced, partial(confirm, question, yes=yes)
-    require_consent(
-        high_usd, agreed, otherwise="nothing was asked", unpriced=unpriced, limited=limited, **fix
-    )
+    require_consent(high_usd, agreed, otherwise="nothing was sent", unpriced=unpriced, limited=limited, **fix)
 
 
 def require_unpriced(names: Sequence[str], *, yes: bool) -> None:
     """As `require_agreed`, of models that may bill at an unknown price."""
-    question = f"The price of {', '.join(names)} is unknown. Ask anyway?"
+    question = f"The price of {', '.join(names)} is unknown. Continue anyway?"
     require_agreed(question, high_usd=None, unpriced=bool(names), limited=False, yes=yes)
 
 

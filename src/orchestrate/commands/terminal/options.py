@@ -124,7 +124,7 @@ class SpecOptions:
         given = (self.model, self.train, self.validation, self.method, self.epochs, self.settings)
         given += (self.gpu, self.max_usd_per_hour, self.max_hours, self.spot)
         if any(value is not None for value in given) or not path.exists():
-            raise UsageError("--fix changes the spec's file: give the file, and no settings beside it")
+            raise UsageError("--fix changes the spec file: pass only the file, without settings")
         return path
 
     @property
@@ -174,7 +174,7 @@ class SpecOptions:
         found = list(places()) if provider == "all" else [name for name in named if name not in known]
         if not found:
             option = f"--{next(iter(asked)).replace('_', '-')}"
-            raise UsageError(f"{option} is for places away from here: {', '.join(places())}")
+            raise UsageError(f"{option} is only for remote places: {', '.join(places())}")
         return {f"provider_options.{name}.{key}": value for name in found for key, value in asked.items()}
 
 
@@ -185,7 +185,7 @@ def backends_of(ft: Orchestrator, spec: JobSpec, provider: str) -> list[str]:
     if provider != "all" or not any(map(spec.names_model_for, names)):
         return names
     if other := [name for name in names if not spec.names_model_for(name)]:
-        note(f"without {', '.join(other)}: the spec names no model there")
+        note(f"skipping {', '.join(other)}: the spec names no model for it")
     return [name for name in names if name not in other]
 
 
@@ -205,7 +205,7 @@ def columns_read(given: Sequence[str] | None, ignored: Sequence[str] | None = No
     """A field of no column is not read."""
     pairs = [pair.partition("=") for item in given or () for pair in item.split(",")]
     if any(not (wanted and column) for wanted, _, column in pairs):
-        raise UsageError("--map takes FIELD=COLUMN, for example --map prompt=question,completion=answer")
+        raise UsageError("--map must be FIELD=COLUMN, for example --map prompt=question,completion=answer")
     left_out = {name.strip(): "" for item in ignored or () for name in item.split(",") if name.strip()}
     return left_out | {wanted.strip(): column.strip() for wanted, _, column in pairs}
 

@@ -33,7 +33,7 @@ class NeedOptions:
     """What the answers must be."""
 
     private: Annotated[bool, typer.Option("--private", help="The data must not leave your machines.")] = False
-    latency_ms: Annotated[int | None, typer.Option(min=1, help="Longest time to an answer; predicts it.")] = (
+    latency_ms: Annotated[int | None, typer.Option(min=1, help="Maximum time to an answer; predicts it.")] = (
         None
     )
     changing: Annotated[bool, typer.Option("--changing", help="The facts in the answers change often.")] = (
@@ -57,13 +57,13 @@ class NeedOptions:
         ),
     ] = None
     test: Annotated[
-        str | None, typer.Option(metavar="FILE", help="With --measure: held-out rows of the task.")
+        str | None, typer.Option(metavar="FILE", help="With --measure: held-out rows for the task.")
     ] = None
     metric: Annotated[str, typer.Option(help="With --measure: as for eval.")] = "auto"
     shots: Annotated[int, typer.Option(min=0, metavar="K", help="With --measure: examples.")] = 5
     limit: Annotated[int | None, typer.Option(min=1, help="With --measure: only so many rows.")] = None
     max_cost: Annotated[str | None, typer.Option(metavar="USD", help="For all answers of --measure.")] = None
-    goal: Annotated[Goal | None, typer.Option(help="What to teach. Default: what the rows show.")] = None
+    goal: Annotated[Goal | None, typer.Option(help="What to teach. Default: inferred from the rows.")] = None
 
 
 @command
@@ -88,15 +88,15 @@ def advise(
 
     given = [needed.evaluated, needed.base_score, needed.measure]
     if sum(one is not None for one in given) > 1:
-        raise UsageError("give one of --base-score, --eval and --measure")
+        raise UsageError("use only one of --base-score, --eval and --measure")
     if (needed.measure is None) != (needed.test is None):
-        raise UsageError("--measure asks about held-out rows: give it with --test FILE")
+        raise UsageError("--measure needs held-out rows: add --test FILE")
     if needed.target is not None and all(one is None for one in given):
         raise UsageError(
-            "--target is compared with what the base model scores: give --measure, --base-score or --eval"
+            "--target is compared with the base model's score: set --measure, --base-score or --eval"
         )
     if needed.target is not None and not 0 < needed.target <= 1:
-        raise UsageError(f"--target is a share above 0, to 1; got {needed.target:g}")
+        raise UsageError(f"--target must be above 0 and at most 1, got {needed.target:g}")
     with orchestrator(context) as ft:
         read = columns_read(columns, ignored)
         score = None if needed.base_score is None else advice.given_score(needed.base_score)
@@ -194,7 +194,8 @@ def _show(found: Advice, name: str) -> None:
         out.print()
         out.print(shown.ownership_table(found.totals))
     note(
-        "a rule of thumb for a first decision; an evaluation of the base model on held-out rows outweighs it"
+        "a rule of thumb for a first decision; an evaluation of the base model on held-out rows is "
+        "stronger evidence"
     )
 
 

@@ -115,7 +115,9 @@ def plan(
     yours. Offline; exit code 2 when one is refused."""
     if suggest:
         if strict or gpu_memory is not None or fix or all:
-            raise UsageError("--suggest stands alone", fix="orchestrate plan --suggest")
+            raise UsageError(
+                "--suggest cannot be combined with other options", fix="orchestrate plan --suggest"
+            )
         with orchestrator(context) as ft:
             spec = asked.read(provider)
             return Output(ft.suggest(spec, backends_of(ft, spec, provider)), _show_suggestions)
@@ -207,7 +209,7 @@ def quote(
     from orchestrate.runs.preparing import quoting
 
     if shown.format not in ("table", "md"):
-        raise UsageError(f"--format takes table or md; got {shown.format!r}")
+        raise UsageError(f"--format must be table or md, got {shown.format!r}")
     if serving.compare_with and not serving.traffic:
         raise UsageError("--compare-with needs --traffic", fix='--traffic "20k req/day, 900 in, 150 out"')
     spec = asked.read(provider)

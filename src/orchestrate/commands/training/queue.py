@@ -70,7 +70,7 @@ def add(
     What is submitted later is what was agreed to: other data or a dearer quote are held, and told.
     """
     if spending.key is not None:
-        raise UsageError("an entry of the queue is submitted once, so it takes no --idempotency-key")
+        raise UsageError("a queue entry is submitted once, so it needs no --idempotency-key")
     spec = asked.read(provider, max_cost=spending.max_cost)
     with orchestrator(context, made_by=spending.by) as ft:
         names = ft.backends(provider)
@@ -96,7 +96,7 @@ def add(
 def _show_added(made: list[QueueEntry]) -> None:
     for entry in made:
         out.print(entry.id)
-    note("it goes while one of these runs: orchestrate queue run, worker, watch")
+    note("it starts while one of these is running: orchestrate queue run, worker, watch")
 
 
 @app.command("list")
@@ -115,7 +115,7 @@ def _show(entries: list[QueueEntry], paused: bool) -> None:
     if paused:
         warn("the queue is paused: orchestrate queue resume")
     if not entries:
-        note("nothing waits: orchestrate queue add SPEC -p BACKEND")
+        note("the queue is empty: orchestrate queue add SPEC -p BACKEND")
         return
     columns: dict[str, list[str]] = {
         "entry": [entry.id for entry in entries],

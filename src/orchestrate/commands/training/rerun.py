@@ -68,7 +68,7 @@ def rerun(
 def _tell(run: Run, changes: dict[str, Any], prepared: Prepared) -> None:
     from orchestrate.runs.rerun import changed_data
 
-    note(f"run {run.id} once more" + "".join(f", {name}={value}" for name, value in changes.items()))
+    note(f"repeating run {run.id}" + "".join(f", {name}={value}" for name, value in changes.items()))
     if told := changed_data(run, prepared):
         warn(told)
     else:

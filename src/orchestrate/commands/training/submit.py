@@ -205,14 +205,14 @@ def _warn_of_rows(prepared: Prepared, names: list[str], spec: str) -> None:
         place = f"{file}: row {first.row}: " if first.row else f"{file}: "
         warn(f"{place}{first.message}{f', and {len(more):,} more such' if more else ''}")
     if sorts:
-        note(f"{count(sum(map(len, sorts.values())), 'warning')} of the data: orchestrate check{spec}")
+        note(f"{count(sum(map(len, sorts.values())), 'warning')} in the data: orchestrate check{spec}")
 
 
 def _announce(
     ft: Orchestrator, names: list[str], quotes: list[Quote], caps: dict[str, Decimal | None]
 ) -> None:
     if pretended := days.pretended(days.today()):
-        warn(f"{pretended}; the host bills by its own day")
+        warn(f"{pretended}; the host bills by its own date")
     for name, quote in zip(names, quotes, strict=True):
         backend = ft.provider(name)
         head = [SANDBOX, "  "] if backend.sandbox else []
@@ -222,7 +222,7 @@ def _announce(
         warnings = list(quote.warnings)
         cap, gap = caps[name], backend.profile.cap_gap
         if cap is not None and gap:
-            warnings.append(f"the limit of {limit(cap)} cannot end this run while it trains: {gap}")
+            warnings.append(f"the limit of {limit(cap)} cannot stop this run during training: {gap}")
         for warning in warnings:
             warn(warning, indent="  ")
 
@@ -265,9 +265,9 @@ def submit_each(
 def _earlier(found: Earlier, run: RunHandle) -> str:
     """What became of a key that was used before."""
     if found.known is not None:
-        return f"; made before with this key, {run.status.value}"
+        return f"; created earlier with this key, {run.status.value}"
     if found.idempotency_key and any(event.type == "taken_over" for event in run.events()):
-        return f"; it stood there already under this key, {run.status.value}, and nothing was sent"
+        return f"; it already existed with this key, {run.status.value}, and nothing was sent"
     return ""
 
 

@@ -135,7 +135,9 @@ def _begun(
 
     if vary.suggest:
         if vary.grid or vary.ranges or provider is None:
-            raise UsageError("--suggest chooses what varies: give --provider, and no --grid or --range")
+            raise UsageError(
+                "--suggest chooses the settings: use it with --provider and without --grid or --range"
+            )
         spec, varied = _suggested(ft, asked.read(provider), provider)
     else:
         spec, varied = None, space.parse(vary.grid or (), vary.ranges or ())
@@ -168,7 +170,7 @@ def _suggested(ft: Orchestrator, spec: JobSpec, provider: str) -> tuple[JobSpec,
         raise UsageError("--suggest is for one backend", fix="--provider NAME")
     [found] = ft.suggest(spec, backends)
     if not found.choices:
-        raise UsageError(f"nothing to vary is proposed for {provider}: {'; '.join(found.left_out)}")
+        raise UsageError(f"no settings to vary for {provider}: {'; '.join(found.left_out)}")
     fixed = {name: value for name, value in found.values.items() if name not in found.choices}
     fixed.pop("adapter.alpha", None)  # it follows the rank
     for one in found.settings:
@@ -194,9 +196,9 @@ def agree(price: Any, search: Search, *, yes: bool) -> None:
         price.expected_usd,
         limit_usd,
         unknown=price.unpriced[0] if price.unpriced else None,
-        unknown_fix="leave --max-cost out",
-        figure="what is expected",
-        fix="fewer trials, or more money",
+        unknown_fix="leave out --max-cost",
+        figure="the expected cost",
+        fix="use fewer trials or a higher limit",
     )
     require_consent(
         price.high_usd,
@@ -217,7 +219,7 @@ def carry_out(ft: Orchestrator, carried: Searching) -> None:
             warn(problem)
         if carried.waits and carried.waits not in waited:
             waited.append(carried.waits)
-            warn(f"the next trial waits: {carried.waits}")
+            warn(f"the next trial is waiting: {carried.waits}")
         for trial in trials:
             before = shown.get(trial.number)
             if before is None or (before.state, before.run_id) != (trial.state, trial.run_id):
@@ -233,7 +235,7 @@ def carry_out(ft: Orchestrator, carried: Searching) -> None:
     with ended_by_signal() as stop:
         carried.run(watcher.turn, stop, told)
     if stop.is_set():
-        note("interrupted; its runs go on, and the same command again goes on with the sweep")
+        note("interrupted; its runs continue, and the same command continues the sweep")
         raise typer.Exit(130)
 
 
@@ -274,7 +276,7 @@ def _how_sure(carried: Searching, ranked: list[Trial]) -> str:
     close = [trial for trial in others if _overlap(first, trial)]
     if close:
         words += f"within its interval: {count(len(close), 'other')}; "
-    return words + f"prove it on other rows: orchestrate eval {first.run_id} --test FILE"
+    return words + f"confirm it on other rows: orchestrate eval {first.run_id} --test FILE"
 
 
 def _overlap(one: Trial, other: Trial) -> bool:

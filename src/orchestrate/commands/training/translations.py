@@ -41,7 +41,7 @@ def show_translations(translations: Sequence[Translation], *, all: bool = False)
         out.print(next((m for m in matrices if m.fits(out.width)), _matrix(differing, rows, _LEAST)))
     if plain:
         note(f"kept as asked everywhere: {', '.join(plain)}")
-    note("~ not exactly what was asked; (...) the backend's own, nothing was asked")
+    note("~ not exactly as set; (...) the backend's default, not set")
     _explain(["model"], {name: every[name] for name in without}, all=all)
     _explain(shown, rows, all=all)
     if apart := rates_apart({t.provider: t.multiplied_rate for t in translations}):
@@ -49,7 +49,7 @@ def show_translations(translations: Sequence[Translation], *, all: bool = False)
     for t in translations:
         _rest(t)
     if hidden := len(names) - len(shown):
-        note(f"{count(hidden, 'setting')} that nobody asked for not shown: --all")
+        note(f"{count(hidden, 'setting')} not set by you are hidden: --all")
     _verdict(translations)
 
 
@@ -152,7 +152,7 @@ def _verdict(translations: Sequence[Translation]) -> None:
     inexact = [f"{s.name} on {t.provider}" for t, s in others]
     if inexact:
         out.print(Text(f"{len(inexact)} not exact, which --strict refuses: {joined(inexact)}", "yellow"))
-    line = f"{len(refused)} refused: {joined(refused)}" if refused else "nothing is refused"
+    line = f"{len(refused)} refused: {joined(refused)}" if refused else "nothing is rejected"
     out.print(Text(line, "red" if refused else "green"))
 
 

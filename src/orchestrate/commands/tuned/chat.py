@@ -64,7 +64,7 @@ def chat(
     line, until /exit; /new begins a new conversation. After an answer that calls tools, the next message is
     what the first of them gave, and so on."""
     if message and not all(text.strip() for text in message):
-        raise UsageError("the message is empty; nothing was asked")
+        raise UsageError("the message is empty; nothing was sent")
     options: dict[str, Any] = {"tools": _tools(asked.tools)} if asked.tools else {}
     options |= {"base": asked.base, "max_tokens": asked.max_tokens, "temperature": asked.temperature}
     with orchestrator(context) as ft, closing(_talk(ft.run(run), asked)) as talk:
@@ -97,7 +97,7 @@ def chat(
                 _show(reply, asked.max_tokens, written=pieces.end())
     if called and conversation[-1].role == "tool":
         wanted = count(len(called), "further result")
-        warn(f"the model was not asked again: of the tools that it called it waits for {wanted}")
+        warn(f"no new answer was requested: the model is waiting for the result of {wanted}")
     return Output(replies, shown_already)
 
 
@@ -111,7 +111,7 @@ def _tools(file: Path) -> list[dict[str, Any]]:
     with suppress(msgspec.MsgspecError):
         if decoding.decode(given, type=list[_Tool]):
             return msgspec.json.decode(given, type=list[dict[str, Any]])
-    raise UsageError(f"--tools: {file} holds no list of tools, each with the name of a function", fix=fix)
+    raise UsageError(f"--tools: {file} is not a list of tools with function names", fix=fix)
 
 
 class _Function(msgspec.Struct):
@@ -171,7 +171,7 @@ def _show(reply: Reply, max_tokens: int, *, written: bool) -> None:
     for told in reply.notes:
         warn(told)
     if reply.finish_reason == "length":
-        warn(f"the answer was cut at {reply.completion_tokens or max_tokens} tokens  (--max-tokens)")
+        warn(f"the answer was cut off at {reply.completion_tokens or max_tokens} tokens  (--max-tokens)")
 
 
 _NEW = "/new"

@@ -225,7 +225,7 @@ def show_proof(proof: Proof) -> None:
         shown.add_row(stage.name, Text(stage.state, style=STYLES[stage.state]), stage.detail)
     out.print(shown)
     words = {"proved": "it is what was trained", "in part": "nothing failed, but not all could be seen"}
-    word = words.get(proof.state, "it is not what was trained")
+    word = words.get(proof.state, "it is not the trained model")
     out.print(
         Text.assemble(
             (proof.state, STYLES.get(proof.state, "red")), f": {word} ({proof.engine} at {proof.at})"
@@ -243,7 +243,10 @@ def agreed(ft: Orchestrator, names: list[str], given: list[str] | None) -> list[
 
     accepted = list(given or [])
     for licence in serving.asked(ft, names, accepted):
-        err.print(f"The base is under the {licence.title}. It asks of whoever passes it on or serves it:")
+        err.print(
+            f"The base is under the {licence.title}. It requires the following from anyone who "
+            "distributes or serves it:"
+        )
         for ask in licence.asks:
             err.print(f"  - {ask}", soft_wrap=True)
         if licence.url:

@@ -68,7 +68,7 @@ class Terms:
         for pair in self.settings or []:
             name, sign, value = pair.partition("=")
             if not sign or not name:
-                raise UsageError(f"--set takes NAME=VALUE; got {pair!r}")
+                raise UsageError(f"--set must be NAME=VALUE, got {pair!r}")
             found[name] = value
         if self.shape is not None:
             found["shape"] = self.shape
@@ -181,19 +181,21 @@ def _show_taken(taken: TakenDown, where: str, cost: Decimal | None, left_s: floa
     if record is None:
         note(f"{where} has no deployment of it: nothing was up")
     elif taken["state"] == "down":
-        spent = f"; about {money(cost)} by the hours that it was up" if cost else ""
-        note(f"down, as {record.provider} shows{spent}")
+        spent = f"; about {money(cost)} based on uptime" if cost else ""
+        note(f"down, confirmed by {record.provider}{spent}")
     elif record.host_id is None:
         warn(
             f"{record.provider} shows no deployment of it. One could still come up for "
             f"{duration(left_s)}: look again then, with: {again}"
         )
     else:
-        at_price = f" at {rate(record.usd_per_hour)} an hour" if record.usd_per_hour is not None else ""
-        bills = f"it still bills{at_price}" if record.billing_since is not None else "it bills nothing now"
+        at_price = f" at {rate(record.usd_per_hour)} per hour" if record.usd_per_hour is not None else ""
+        bills = (
+            f"it is still billed{at_price}" if record.billing_since is not None else "it is not billed now"
+        )
         warn(
-            f"{record.provider} still has {record.host_id} ({record.raw_state}), asked to end: {bills}; "
-            f"look again with: {again}"
+            f"{record.provider} still has {record.host_id} ({record.raw_state}), shutdown requested: "
+            f"{bills}; check again with: {again}"
         )
 
 
@@ -232,16 +234,16 @@ def state_of(deployment: Deployment) -> str:
     """Its state, and what is wrong with it."""
     word = deployment.state.value.replace("_", " ")
     if deployment.state in (DeploymentState.UP, DeploymentState.IDLE) and not deployment.complete:
-        word += ", not complete: deploy again"
+        word += ", incomplete: deploy again"
     return word + (" (sandbox)" if deployment.sandbox else "")
 
 
 def in_words(deployment: DeploymentHandle) -> str:
-    """`up, $8.00 an hour, about $16.00 so far, ends after 3 h`."""
+    """`up, $8.00 per hour, about $16.00 so far, ends after 3 h`."""
     record, cost = deployment.record, deployment.spent_usd
     parts = [state_of(record)]
     if record.usd_per_hour is not None and not record.state.over:
-        parts.append(f"{rate(record.usd_per_hour)} an hour")
+        parts.append(f"{rate(record.usd_per_hour)} per hour")
     if cost is not None:
         parts.append(f"about {money(cost)} " + ("in all" if record.state.over else "so far"))
     ends = ends_by(record.max_cost_usd, record.max_hours)
@@ -255,7 +257,7 @@ def _minutes(text: str) -> int:
     """`30m`, `2h`, or a number of minutes."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(m|min|h)?", text.strip())
     if found is None:
-        raise UsageError(f"--idle takes a time such as 30m or 2h; got {text!r}")
+        raise UsageError(f"--idle must be a time such as 30m or 2h, got {text!r}")
     return round(float(found[1]) * (60 if found[2] == "h" else 1))
 
 
@@ -265,7 +267,7 @@ def _watched(settings: Settings) -> None:
 
     if sys.stderr.isatty() and sys.platform != "win32":
         watching.background(settings).ensure()
-        note("a background watcher ends it at its limit, while this machine is on")
+        note("a background watcher takes it down at its limit while this machine is on")
     else:
         note(
             "the limit is enforced while `orchestrate worker` or `watch` runs, and at each `orchestrate sync`"

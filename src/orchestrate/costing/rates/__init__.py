@@ -156,14 +156,14 @@ def parse(text: str, name: str) -> list[Rate]:
 def _rates(document: Any, name: str) -> list[Rate]:
     if not isinstance(document, dict) or not {"provider", "rates"} <= document.keys():
         raise ConfigError(
-            f"{name}: a rate file needs the fields provider and rates, and may have sources, and as undated "
-            "the keys of those without a date"
+            f"{name}: a rate file needs the fields provider and rates; optional are sources, and "
+            "undated with the keys of sources without a date"
         )
     values = cast("dict[str, Any]", document)
     listed: Any = values["rates"]
     sources: Any = values.get("sources") or {}
     if not isinstance(listed, list) or not isinstance(sources, dict):
-        raise ConfigError(f"{name}: rates is a list, and sources are names with what they stand for")
+        raise ConfigError(f"{name}: rates must be a list, and sources a mapping of names to sources")
     entries, names = cast("list[Any]", listed), cast("dict[str, Any]", sources)
     undated_ones = cast("list[Any]", list(values.get("undated") or ()))
     rates: list[Rate] = []
@@ -176,7 +176,7 @@ def _rates(document: Any, name: str) -> list[Rate]:
         fields: dict[str, Any] = {"provider": values["provider"], "undated": undated, **entry}
         fields["source"] = names.get(source, source)
         if not fields["source"]:
-            raise ConfigError(f"{name}: rate {number} has no source; every price says where it was read")
+            raise ConfigError(f"{name}: rate {number} has no source; every price must say where it was read")
         if unknown := sorted(set(map(str, fields)) - set(Rate.__struct_fields__) | ({"own"} & set(fields))):
             raise ConfigError(f"{name}: rate {number} has an unknown field {unknown[0]}")
         try:
@@ -214,7 +214,7 @@ def parse_flag(text: str, today: date) -> Rate:
         usd = None
     if found is None or usd is None or not usd.is_finite() or not 0 <= usd < MOST_USD:
         raise UsageError(
-            f"--rate {text!r} is not understood",
+            f"--rate {text!r} is not valid",
             fix="write PROVIDER:METHOD[@MODEL]=USD, for example mycloud:sft_lora@qwen3.5-9b=0.30",
         )
     unit = _UNIT_OF.get(found["method"], "usd_per_mtok")
@@ -303,7 +303,7 @@ def clashes(rates: Iterable[Rate]) -> list[str]:
             other = seen.setdefault(key, r)
             if other is not r:
                 found.append(
-                    f"{r.provider} {method} {r.applies_to}: two prices begin on {r.start}, "
+                    f"{r.provider} {method} {r.applies_to}: two prices start on {r.start}, "
                     f"{price(other.usd)} and {price(r.usd)}"
                 )
     return found

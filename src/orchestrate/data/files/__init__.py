@@ -47,12 +47,12 @@ def data_files(folder: Path) -> list[Path]:
     if (folder / "dataset_dict.json").is_file():
         splits = {p.name: [p] for p in sorted(folder.iterdir()) if p.is_dir() and p.name[0] != "."}
         if not splits:
-            raise DataError(f"{folder} holds no split", fix=f"give one: {folder / 'train'}")
+            raise DataError(f"{folder} contains no split", fix=f"give one: {folder / 'train'}")
         _require_one(folder, splits)
         return data_files(next(iter(splits.values()))[0])
     files = _saved(folder) or sorted(p for p in folder.rglob("*") if _is_data(p, folder))
     if not files:
-        raise DataError(f"{folder} holds no data files", fix=f"known: {', '.join(DATA_SUFFIXES)}")
+        raise DataError(f"{folder} contains no data files", fix=f"known: {', '.join(DATA_SUFFIXES)}")
     shards: dict[str, list[Path]] = defaultdict(list)
     for file in files:
         if split := _split(file.relative_to(folder)):
@@ -83,8 +83,8 @@ def _require_one(folder: Path, splits: dict[str, list[Path]]) -> None:
     place = first.parent if more else first
     mixed = any(place in file.parents for files in splits.values() for file in files)
     raise DataError(
-        f"{folder} holds several splits: {', '.join(names)}",
-        fix=f"move the files of {split} into a folder of their own, and give that"
+        f"{folder} contains several splits: {', '.join(names)}",
+        fix=f"move the files of {split} into their own folder, and pass that folder"
         if mixed
         else f"give one: {place}",
     )
@@ -98,7 +98,7 @@ def _saved(folder: Path) -> list[Path]:
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError):
         return []  # another program's
     if absent := [file.name for file in files if not file.is_file()]:
-        raise DataError(f"{folder} lacks {absent[0]}, which its state.json names", fix="save it again")
+        raise DataError(f"{folder} lacks {absent[0]}, which its state.json lists", fix="save it again")
     return files
 
 
@@ -149,7 +149,9 @@ def require_writable(output: Path, *sources: str, stream: bool = False) -> None:
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}", fix=f"mkdir -p {folder}")
     if any(_is_of(output, source) for source in sources):
-        raise UsageError(f"{output} is the input, which is kept as it is", fix="give another name with -o")
+        raise UsageError(
+            f"{output} is also the input file, which is never overwritten", fix="give another name with -o"
+        )
 
 
 def _is_of(output: Path, source: str) -> bool:

@@ -84,7 +84,7 @@ def csv_lines(file: Path, told: Counter[str] | None = None) -> Iterator[bytes]:
         except csv.Error as error:
             raise DataError(
                 f"{file.name}: line {reader.reader.line_num}: {error}",
-                fix="close each quote, and double those inside a cell",
+                fix="close each quote, and double quotes inside a cell",
             ) from error
 
 
@@ -115,7 +115,7 @@ def _lines(opened: IO[str], file: Path) -> Iterator[str]:
     while line := opened.readline(LONGEST_RECORD):
         if len(line) == LONGEST_RECORD and not line.endswith("\n"):
             raise DataError(
-                f"{file.name}: a line has over {LONGEST_RECORD >> 20} MiB",
+                f"{file.name}: a line is longer than {LONGEST_RECORD >> 20} MiB",
                 fix="it is not a table, or a quote is not closed",
             )
         yield line
@@ -219,8 +219,9 @@ def json_lines(file: Path, told: object = None) -> Iterator[bytes]:
                     return
                 if text[at] != "[":
                     raise DataError(
-                        f"{file.name}: behind the array, after record {number}, comes {text[at : at + 20]!r}",
-                        fix="keep one array in the file, or write JSON Lines: one object in each line",
+                        f"{file.name}: unexpected {text[at : at + 20]!r} after the array (after "
+                        f"record {number})",
+                        fix="keep one array in the file, or write JSON Lines: one object per line",
                     )
                 at += 1
                 continue
@@ -241,7 +242,7 @@ def json_lines(file: Path, told: object = None) -> Iterator[bytes]:
                 why = str(error) if rest else "the array is not closed"
                 raise DataError(
                     f"{file.name}: broken JSON after record {number}: {why}",
-                    fix="repair it, or write JSON Lines: one object in each line",
+                    fix="repair it, or write JSON Lines: one object per line",
                 ) from error
             yield text[at:end].replace("\n", " ").replace("\r", " ").encode()
             number += 1
@@ -272,7 +273,7 @@ def parquet_lines(file: Path, told: Counter[str] | None = None) -> Iterator[byte
             for batch in opened.iter_batches(batch_size=256):
                 yield from _batch_lines(file, batch, told)
     except _arrow_errors() as error:
-        raise DataError(f"{file.name} is not a whole Parquet file: {error}") from error
+        raise DataError(f"{file.name} is not a complete Parquet file: {error}") from error
 
 
 def arrow_lines(file: Path, told: Counter[str] | None = None) -> Iterator[bytes]:
@@ -290,7 +291,7 @@ def arrow_lines(file: Path, told: Counter[str] | None = None) -> Iterator[bytes]
                 for i in range(table.num_record_batches):
                     yield from _batch_lines(file, table.get_batch(i), told)
     except _arrow_errors() as error:
-        raise DataError(f"{file.name} is not a whole Arrow file: {error}") from error
+        raise DataError(f"{file.name} is not a complete Arrow file: {error}") from error
 
 
 def _batch_lines(file: Path, batch: Any, told: Counter[str] | None) -> Iterator[bytes]:
@@ -306,7 +307,7 @@ def _batch_lines(file: Path, batch: Any, told: Counter[str] | None) -> Iterator[
                         row[name] = cell(name, _filled(value, name in _USED), told)
                     except UnicodeDecodeError as error:
                         raise DataError(
-                            f"{file.name}: the column {name} holds bytes that are not text in UTF-8",
+                            f"{file.name}: the column {name} contains bytes that are not UTF-8 text",
                             fix="save it as text, or without that column",
                         ) from error
             yield _encode(row)

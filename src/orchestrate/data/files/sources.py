@@ -86,14 +86,14 @@ class Spool:
 
 def too_large(what: str, most_bytes: int) -> DataError:
     return DataError(
-        f"{what} is larger than {most_bytes / 10**9:g} GB, the most that is downloaded; nothing was kept",
-        fix="check the address, or allow more: ORCHESTRATE_MAX_DOWNLOAD_GB=100",
+        f"{what} is larger than {most_bytes / 10**9:g} GB, the download limit; nothing was kept",
+        fix="check the address, or raise the limit: ORCHESTRATE_MAX_DOWNLOAD_GB=100",
     )
 
 
 def _no_room(what: str, folder: Path) -> DataError:
     return DataError(
-        f"{what} needs more room than there is in {folder}; nothing was kept",
+        f"{what} needs more disk space than {folder} has; nothing was kept",
         fix="free some disk space, or set TMPDIR to a folder on a larger disk",
     )
 
@@ -152,8 +152,8 @@ def fetch(url: str, target: Path) -> str:
     chain = {part.partition("://")[0] for part in url.split("::") if "://" in part or part.isalpha()}
     if unknown := chain - known:
         raise UsageError(
-            f"cannot read {shown(url)}: the protocol {min(unknown)} is not known",
-            fix=f"known, among others: {_USUAL}",
+            f"cannot read {shown(url)}: unknown protocol {min(unknown)}",
+            fix=f"supported protocols include {_USUAL}",
         )
     try:
         opened = cast("Any", fsspec).open(url, "rb")
@@ -206,11 +206,11 @@ def _explained(url: str, protocol: str, error: Exception) -> OrchestrateError:
         return _by_status(url, place, 403)
     if any(isinstance(one, socket.gaierror) for one in chain):
         return _again(
-            f"cannot read {shown(url)}: the name of {place} is not known, or there is no network",
+            f"cannot read {shown(url)}: cannot resolve {place}, or there is no network",
             "check the address",
         )
     if any(isinstance(one, ConnectionRefusedError) for one in chain):
-        return _again(f"cannot read {shown(url)}: {place} accepts no connections", "check the address")
+        return _again(f"cannot read {shown(url)}: {place} refused the connection", "check the address")
     if any(isinstance(one, ConnectionError | TimeoutError) or _is(one, _BROKEN) for one in chain):
         return _again(f"cannot read {shown(url)}: the connection to {place} broke", "try again")
     if isinstance(error, FileNotFoundError):
@@ -221,7 +221,7 @@ def _explained(url: str, protocol: str, error: Exception) -> OrchestrateError:
     # The message may hold the address, and with it its secrets.
     return DataError(
         f"cannot read {shown(url)}: {protocol} failed with {type(error).__name__}",
-        fix="copy the file to this machine",
+        fix="copy the file to this machine and pass its path",
     )
 
 
@@ -238,7 +238,7 @@ def _is(error: BaseException, names: frozenset[str]) -> bool:
 
 
 def _again(message: str, fix: str) -> DataError:
-    error = DataError(message, fix=f"{fix}; trying again may help")
+    error = DataError(message, fix=f"{fix}; a retry may help")
     error.retryable = True
     return error
 
@@ -246,11 +246,11 @@ def _again(message: str, fix: str) -> DataError:
 def _by_status(url: str, place: str, status: int) -> OrchestrateError:
     what = f"cannot read {shown(url)}: "
     if status == 404:
-        return DataError(f"{what}there is no such file", fix="check the address; trying again will not help")
+        return DataError(f"{what}there is no such file", fix="check the address; a retry will not help")
     if status in (401, 403):
         return SetupError(
-            f"{what}{place} refuses this machine access",
-            fix="give the credentials that its client reads from the environment, or a signed address",
+            f"{what}{place} denied access",
+            fix="set the environment variables with its credentials, or use a signed URL",
         )
     if status in _BUSY:
         return _again(f"{what}{place} answered {status}", "wait a moment")
@@ -330,7 +330,9 @@ def _prepared(path: str, changed_ns: int, size: int) -> Source:
         raise DataError(f"cannot read {path}: {error}") from error
     except UnicodeDecodeError as error:
         fix = (
-            "iconv -f windows-1252 -t utf-8 FILE > NEW" if error.encoding == "utf-8" else "it is cut or mixed"
+            "iconv -f windows-1252 -t utf-8 FILE > NEW"
+            if error.encoding == "utf-8"
+            else "it is truncated or mixes encodings"
         )
         raise DataError(
             f"{path} is not {error.encoding.upper()} (byte {error.start + 1} of a block)",
@@ -369,7 +371,7 @@ def _copied(pipe: Path) -> Path:
 def _unfold(path: str, file: Path, outer: str, size: int) -> Source:
     """Undoes compression, then reads the container."""
     if outer.count(".") > _MOST_LAYERS:
-        raise DataError(f"{path} is packed more than {_MOST_LAYERS} times", fix="unpack it")
+        raise DataError(f"{path} is compressed more than {_MOST_LAYERS} times", fix="unpack it")
     with file.open("rb") as opened:
         head = opened.read(_HEAD)
     if head[:2] == b"\x1f\x8b":
@@ -403,7 +405,7 @@ def _container(file: Path, head: bytes) -> tuple[str, Reader | None]:
             f"{file.name} is {foreign}, not rows", fix="unpack it, or save it as JSON Lines or CSV"
         )
     if start[:9].lower().startswith((b"<!doctype", b"<html")):
-        raise DataError(f"{file.name} is a web page, not data", fix="give the address of the raw file")
+        raise DataError(f"{file.name} is a web page, not data", fix="use the URL of the raw file")
     if start[:1] == b"[" or start.split(b"\n", 1)[0].strip() == b"{":
         return "json", json_lines
     if suffix not in _ROWS and start[:1] != b"{" and is_table(head):
@@ -453,8 +455,8 @@ def _blocks(path: str, packed: IO[bytes], target: Path) -> Iterator[bytes]:
         line = len(block) - end if end else line + len(block)
         if in_lines and line > LONGEST_RECORD:
             raise DataError(
-                f"{path} unpacks to a line of over {LONGEST_RECORD >> 20} MiB",
-                fix="write one row to a line (JSONL)",
+                f"{path} decompresses to a line longer than {LONGEST_RECORD >> 20} MiB",
+                fix="write one row per line (JSONL)",
             )
         yield block
         block = packed.read(BLOCK)

@@ -197,17 +197,17 @@ def _for_host(one: Opened, host: Target, split: str, options: Options) -> list[P
 
 
 _CONFLICTS: dict[Kind, str] = {
-    "chat": "the prompt of row {} with another answer",
+    "chat": "same prompt as row {} with another answer",
     "completion": "the prompt of row {} with another answer",
-    "preference": "the prompt and the answers of row {}, the other one preferred",
-    "unpaired": "the prompt and the answer of row {} with the opposite label",
-    "rl": "the prompt of row {} with another reference",
+    "preference": "same prompt and answers as row {}, but the other answer is preferred",
+    "unpaired": "same prompt and answer as row {} with the opposite label",
+    "rl": "same prompt as row {} with another reference",
 }
 
 
 def _within(one: Opened, split: str) -> list[Problem]:
     path, trained = one.facts.path, one.mix or one
-    found = _listed("duplicate", "equal to row {}", compare.duplicates(one.total), one, one)
+    found = _listed("duplicate", "identical to row {}", compare.duplicates(one.total), one, one)
     if (conflict := _CONFLICTS.get(one.facts.kind)) is not None:
         found += _listed("conflict", conflict, compare.conflicts(one.total, one.facts.kind), one, one)
     if split == "train":
@@ -223,7 +223,7 @@ def _within(one: Opened, split: str) -> list[Problem]:
     found += [_whole("label-spelling", told, path) for told in _spellings(trained)]
     for file in [name for _, name in one.begins] or [path]:
         if waiting := review.unreviewed(file):
-            found.append(_whole("unreviewed", f"{count(waiting, 'generated row')} to be reviewed", file))
+            found.append(_whole("unreviewed", f"{count(waiting, 'generated row')} not reviewed yet", file))
     if split == "train" and trained.facts.rows and not (volume := volume_of(trained)).enough:
         found.append(_whole("few-rows", str(volume), path))
     return found
@@ -244,7 +244,7 @@ def _held_out(one: Opened) -> list[Problem]:
     if counts is None or counts.total() < one.total.written:
         return []
     kept = " and ".join(f"{n:,} for {split}" for split, n in counts.most_common())
-    return [_whole("held-out", f"the column {column} keeps all rows: {kept}", one.facts.path)]
+    return [_whole("held-out", f"the column {column} marks all rows as held out: {kept}", one.facts.path)]
 
 
 def _balance(one: Opened, split: str) -> list[Problem]:
@@ -260,7 +260,9 @@ def _balance(one: Opened, split: str) -> list[Problem]:
     if more < MOST_UNBALANCED * fewer:
         return []
     name = "undesirable_weight" if bad < good else "desirable_weight"
-    message = f"{good:,} {DESIRABLE} and {bad:,} {UNDESIRABLE} answers; {name}: {more / fewer:.3g} evens them"
+    message = (
+        f"{good:,} {DESIRABLE} and {bad:,} {UNDESIRABLE} answers; {name}: {more / fewer:.3g} balances them"
+    )
     return [_whole("labels-unbalanced", message, one.facts.path)]
 
 
@@ -281,7 +283,7 @@ def _spellings(one: Opened) -> list[str]:
     if one.facts.rows < 2 * len(alike):
         return []
     return [
-        " and ".join(f"{label!r} ({rows:,})" for label, rows in spelled) + " are different answers"
+        " and ".join(f"{label!r} ({rows:,})" for label, rows in spelled) + " count as different answers"
         for spelled in alike.values()
         if len(spelled) > 1
     ]
@@ -297,7 +299,7 @@ def _labels(one: Opened) -> str | None:
     most, least = labels.most_common(1)[0], labels.most_common()[-1]
     if most[1] < 10 * least[1]:
         return None
-    return f"{len(labels)} different answers: {most[0]!r} {most[1]:,} times, {least[0]!r} {least[1]:,} times"
+    return f"{len(labels)} distinct answers: {most[0]!r} {most[1]:,} times, {least[0]!r} {least[1]:,} times"
 
 
 def _between(opened: Mapping[str, Opened]) -> list[Problem]:

@@ -56,7 +56,7 @@ def convert(
     """
     require_writable(output, path, stream=True)
     if target.name == "parquet" and output.suffix.lower() in PACKED_SUFFIXES:
-        raise UsageError("Parquet is already compressed", fix=f"-o {output.with_suffix('')}")
+        raise UsageError("Parquet files are already compressed", fix=f"-o {output.with_suffix('')}")
     opened = open_dataset(path, columns=columns, workers=workers, progress=progress)
     data, rows = opened.facts, opened.total.written
     target = target_for(data, target)
@@ -102,8 +102,8 @@ def _dropped(opened: Opened, target: Target) -> list[Problem]:
         add(
             "rows-left-out",
             Severity.ERROR,
-            f"{broken:,} of {rows:,} rows have errors ({why}) and are left out",
-            f"orchestrate data check {data.path} --fix  repairs what it can; --allow-loss leaves them out",
+            f"{broken:,} of {rows:,} rows have errors ({why}) and would be dropped",
+            f"orchestrate data check {data.path} --fix  repairs what it can; --allow-loss drops them",
         )
     for code in ("held-out", "hidden-column", "unread-column"):
         found += [replace(p, providers=(target.name,)) for p in data.problems if p.code == code]
@@ -111,12 +111,12 @@ def _dropped(opened: Opened, target: Target) -> list[Problem]:
         add(
             "extra-fields",
             Severity.WARNING,
-            f"fields of messages that are not read are left out ({extra:,} times)",
+            f"unknown message fields are dropped ({extra:,} times)",
             "keep the source if you need them again",
         )
     if target.name == "alpaca" and data.format == "alpaca":
-        joined = "inputs become part of their instructions"
-        add("input-joined", Severity.WARNING, joined, "nothing to do: they are trained as the same prompt")
+        joined = "each input is merged into its instruction"
+        add("input-joined", Severity.WARNING, joined, "nothing to do: the prompt is the same")
     return found
 
 
@@ -148,8 +148,8 @@ def join_batch(results: str, requests: str, output: Path) -> BatchReport:
         request = batch_request(row)
         if not request:
             raise DataError(
-                f"{requests}: line {n} holds no request (body or params)",
-                fix="--requests takes the file that the batch was made of",
+                f"{requests}: line {n} contains no request (body or params)",
+                fix="pass the batch's input file to --requests",
             )
         if asked.setdefault(id, request) is not request:
             raise DataError(

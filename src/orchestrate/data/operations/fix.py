@@ -103,7 +103,7 @@ def fix(
                 if example is not None:
                     digest = hashlib.sha256(canonical(example)).digest()[:16]
                     if seen.setdefault(digest, number) != number:
-                        mend.leave("duplicate", f"equal to row {seen[digest]}")
+                        mend.leave("duplicate", f"identical to row {seen[digest]}")
                         example = None
                 if example is not None:
                     copy.write(line_of(example) + b"\n")
@@ -129,14 +129,14 @@ def fix(
 def _require_copy(path: str, written: int, kept_out: int, left_out: Mapping[str, int]) -> None:
     if 0 < kept_out < written:
         raise DataError(
-            f"{path}: {kept_out:,} of {written:,} rows are for test or validation, "
-            "and the copy would not say so",
+            f"{path}: {kept_out:,} of {written:,} rows are held out for test or validation, and the "
+            "copy would lose that mark",
             fix=CODES["held-out"].fix,
         )
     if not written:
         why = ", ".join(f"{code} {n:,}" for code, n in Counter(left_out).most_common(4))
         raise DataError(
-            f"{path}: no row can be repaired ({why}); no copy was written",
+            f"{path}: no row could be repaired ({why}); no copy was written",
             fix=f"orchestrate data check {path}  shows what is wrong with each row",
         )
 
@@ -192,10 +192,10 @@ class _Mend:
     def _parsed(self, line: bytes) -> Any:
         value, wrong = parse(line)
         if wrong is not None and wrong.code == "encoding":
-            self.did("encoding", f"{wrong.message}; broken bytes became U+FFFD")
+            self.did("encoding", f"{wrong.message}; invalid bytes replaced by U+FFFD")
             value, wrong = parse(line.decode("utf-8", "replace").encode())
         if wrong is not None and wrong.code == "lone-surrogate":
-            self.did("lone-surrogate", "lone surrogates became U+FFFD")
+            self.did("lone-surrogate", "lone surrogates replaced by U+FFFD")
             value, wrong = _without_surrogates(json.loads(line)), None
         if wrong is not None:
             self.leave(wrong.code, wrong.message)
@@ -212,9 +212,14 @@ class _Mend:
         is_about = is_about_encodings(text) or holds_both(text)
         cleaned = _mapped(row, lambda s: _repaired_text(s, done, decoded=not is_about))
         for code in sorted(done):
-            self.did(code, "NUL removed" if code == "control-character" else "text decoded again")
+            self.did(
+                code,
+                "NUL removed"
+                if code == "control-character"
+                else "text decoded again with the right encoding",
+            )
         if is_damaged(encode(cleaned).decode()):
-            why = "the row is about such damage" if is_about else "a part of the damage cannot be undone"
+            why = "the row talks about encoding errors" if is_about else "some of the damage cannot be undone"
             self.did("mojibake", why, "not repaired")
         return cleaned
 
@@ -280,10 +285,10 @@ class _Mend:
             kind, image = part.get("type"), part.get("image_url")
             if kind in ("input_text", "output_text"):
                 part["type"] = "text"
-                self.did("bad-content", f"{place}.content[{j}]: {kind} became text")
+                self.did("bad-content", f"{place}.content[{j}]: {kind} converted to text")
             elif kind == "image_url" and isinstance(image, str):
                 part["image_url"] = {"url": image}
-                self.did("bad-content", f"{place}.content[{j}]: the address became an image")
+                self.did("bad-content", f"{place}.content[{j}]: the URL converted to an image")
 
     def _cut(self, messages: list[Any], row: dict[str, Any]) -> None:
         """What follows the last answer teaches nothing; RFT prompts are left alone."""
@@ -293,7 +298,7 @@ class _Mend:
         if "assistant" not in roles or roles[-1] == "assistant":
             return
         last = len(roles) - 1 - roles[::-1].index("assistant")
-        self.did("last-not-assistant", f"{len(roles) - 1 - last} messages after the last answer cut")
+        self.did("last-not-assistant", f"{len(roles) - 1 - last} messages after the last answer removed")
         del messages[last + 1 :]
 
     def _joined(self, example: Example) -> Row:
@@ -304,7 +309,7 @@ class _Mend:
             before = joined[-1] if joined else None
             if before is not None and _alike(before, m):
                 before.content = f"{before.content}\n\n{m.content}"
-                self.did("not-alternating", f"neighbouring {m.role} messages joined")
+                self.did("not-alternating", f"adjacent {m.role} messages merged")
             else:
                 joined.append(m)
         example.messages = joined

@@ -435,13 +435,15 @@ def generate(
     require_price("this model", order.max_cost_usd, order.price)
     require_writable(output, seeds)
     if output.suffix.lower() in PACKED_SUFFIXES:
-        why = "rows are added one by one, which no packed file takes"
+        why = "rows are appended one by one, which a compressed file does not allow"
         raise UsageError(f"{output}: {why}", fix="end its name in .jsonl")
     data = Dataset.open(seeds)
     examples = list(data.examples()) if data.rows <= MOST_SEEDS else []
     if not examples:
-        why = f"more than {MOST_SEEDS:,} seed rows" if data.rows else "no good row to learn from"
-        raise DataError(f"{seeds}: {why}", problems=data.problems, fix="give tens to thousands of good rows")
+        why = f"more than {MOST_SEEDS:,} seed rows" if data.rows else "no valid row to learn from"
+        raise DataError(
+            f"{seeds}: {why}", problems=data.problems, fix="use between ten and a few thousand valid rows"
+        )
     if order.reasoning != "no" and data.kind != "chat":
         raise UsageError(f"--reasoning is for chat rows; {seeds} has {data.kind} rows")
     hosts = tuple(
@@ -507,7 +509,10 @@ class _Run:
         there = output.read_bytes() if output.exists() else b""
         wanted = b"".join(line + b"\n" for line in self.state.lines)
         if there and fresh:
-            raise UsageError(f"{output} exists and was not generated", fix="give another name with -o")
+            raise UsageError(
+                f"{output} already exists and was not written by this command",
+                fix="give another name with -o",
+            )
         if not wanted.startswith(there):
             raise UsageError(f"{output} was changed after it was generated", fix="give another name with -o")
         if fresh:

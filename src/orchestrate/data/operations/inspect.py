@@ -31,9 +31,9 @@ LANGUAGE_SAMPLE = 200
 
 GUIDANCE = (
     (300, "under 300 rows: enough to try the pipeline; 300-500 good rows teach a format or a style"),
-    (1_000, "300-1,000 rows: enough for a format or a style; a domain takes 1,000-5,000"),
-    (5_000, "1,000-5,000 rows: enough for a domain; a new capability takes 5,000 or more"),
-    (None, "5,000 rows or more: enough for a new capability, when they are varied"),
+    (1_000, "300-1,000 rows: enough for a format or a style; a domain needs 1,000-5,000"),
+    (5_000, "1,000-5,000 rows: enough for a domain; a new capability needs 5,000 or more"),
+    (None, "5,000 rows or more: enough for a new capability if they are varied"),
 )
 
 

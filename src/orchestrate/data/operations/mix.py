@@ -65,7 +65,7 @@ class Mix(Record, frozen=True, kw_only=True):
     @property
     def told(self) -> str:
         files = "; ".join(file.told for file in self.files)
-        return f"{self.rows:,} rows mixed of {files}; digest {self.digest[:16]}"
+        return f"{self.rows:,} rows mixed from {files}; digest {self.digest[:16]}"
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,9 @@ def open_mix(
 def _require_kind(one: Opened, first: Opened) -> None:
     if one.facts.kind != first.facts.kind:
         raise DataError(
-            f"{first.facts.path} has {first.facts.kind} rows and {one.facts.path} {one.facts.kind} rows: "
-            "a mix has rows of one kind",
-            fix="orchestrate data convert brings them to one",
+            f"{first.facts.path} has {first.facts.kind} rows and {one.facts.path} {one.facts.kind} "
+            "rows: all files of a mix must have the same kind",
+            fix="convert them to one kind with orchestrate data convert",
         )
 
 
@@ -158,7 +158,7 @@ def _part(file: TrainFile, opened: Opened, spool: Path) -> _Part:
     taken = whole * rows + len(places)
     if not taken:
         raise DataError(
-            f"{file.path}: of its {rows:,} good rows a weight of {file.weight:g} leaves none",
+            f"{file.path}: a weight of {file.weight:g} leaves none of its {rows:,} valid rows",
             fix="raise its weight, or leave the file out",
         )
     made = MixedFile(
@@ -201,6 +201,6 @@ def _told(mix: Mix, path: Path) -> Problem:
     return Problem(
         code="mix",
         severity=Severity.INFO,
-        message=f"{mix.told}; the list is in {path.with_suffix('.mix.json').name}",
+        message=f"{mix.told}; the list of rows is in {path.with_suffix('.mix.json').name}",
         source=str(path),
     )

@@ -219,7 +219,7 @@ class Review:
     def export(self, output: Path) -> ExportReport:
         """Writes the accepted and edited rows, in order, in the file's own format, as JSON lines."""
         if output.resolve() in (Path(self.path).resolve(), self._journal.path.resolve()):
-            raise UsageError("the reviewed file is kept as it is", fix="export to another name")
+            raise UsageError("the reviewed file is never overwritten", fix="export to another file")
         require_writable(output, self.path)
         written = 0
         with writing(output) as file:

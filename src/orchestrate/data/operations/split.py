@@ -118,11 +118,11 @@ def parse_shares(text: str) -> tuple[float, ...]:
         parts = []
     if not 2 <= len(parts) <= 3 or min(parts) <= 0 or not isfinite(sum(parts)):
         raise UsageError(
-            f"{text!r} is not a split; write train/validation or train/validation/test: 80/10/10"
+            f"{text!r} is not a valid split: write train/validation or train/validation/test, as in 80/10/10"
         )
     whole = next((whole for whole in (1, 100) if isclose(sum(parts), whole, rel_tol=1e-6)), None)
     if whole is None:
-        raise UsageError(f"{text!r} adds up to {sum(parts):g}, not to 100 as 80/10/10 does")
+        raise UsageError(f"{text!r} adds up to {sum(parts):g}, but must add up to 100, as in 80/10/10")
     return tuple(part / whole for part in parts)
 
 
@@ -288,13 +288,15 @@ _NO_VALUE = (None, "")
 
 def _too_few(path: str, groups: Sequence[int], division: Division) -> TooFew:
     near_duplicates = division.near_duplicates
-    of = "nearly equal rows" if near_duplicates else "rows of one conversation"
+    of = "near-duplicate rows" if near_duplicates else "rows of one conversation"
     if division.group_by is not None:
         of = f"rows with one {division.group_by}"
     made = count(len(set(groups)), "group")
     return TooFew(
-        f"{path}: {count(len(groups), 'row')} in {made} of {of}, which stay whole: a split would be empty",
-        fix="add rows that differ" + (", or let nearly equal rows part: --no-near" * near_duplicates),
+        f"{path}: {count(len(groups), 'row')} in {made} of {of}, which are never divided, so a "
+        "split would be empty",
+        fix="add different rows"
+        + (", or allow near-duplicates in different splits: --no-near" * near_duplicates),
     )
 
 
@@ -303,10 +305,10 @@ def _empty(path: str, names: Sequence[str], groups: int, division: Division) -> 
     least = min(division.shares)
     fix = "add rows, or give it a larger share"
     if not division.fill and not division.stratify:
-        fix = f"--exact, which takes a seed that fills each; or {fix}"
+        fix = f"use --exact, which picks a seed that fills each split; or {fix}"
     return TooFew(
-        f"{path}: {' and '.join(names)} would be empty: {count(groups, 'group')}, kept whole, are few for a "
-        f"share of {least:.0%}",
+        f"{path}: {' and '.join(names)} would be empty: {count(groups, 'group')} are too few for a "
+        f"share of {least:.0%}, as groups are never divided",
         fix=fix,
     )
 
@@ -323,12 +325,13 @@ def _require_own(folder: Path, paths: Sequence[Path], source: str) -> _Manifest:
         require_writable(path, source)
         if path.exists() and path.name not in own:
             raise UsageError(
-                f"{path} exists and was not written by a split", fix="give another folder with -o"
+                f"{path} already exists and was not written by `data split`",
+                fix="give another folder with -o",
             )
     for name in sorted(own - {path.name for path in paths}):
         if (folder / name).exists():
             raise UsageError(
-                f"{folder / name} is of an earlier split: its rows would be in the others too",
+                f"{folder / name} is from an earlier split: its rows would also be in the new files",
                 fix=f"rm {folder / name}, or give another folder with -o",
             )
     return earlier

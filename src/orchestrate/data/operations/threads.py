@@ -165,9 +165,9 @@ class InternalNotes:
         said = _WORDS.get(str(value).strip().lower())
         if said is None:
             raise DataError(
-                f"{self._path}: row {n}: {str(value)[:40]!r} in {column} does not say whether customers saw "
-                "the message",
-                fix=f"write true or false, or teach all messages: --ignore {quote(column)}",
+                f"{self._path}: row {n}: {str(value)[:40]!r} in {column} does not say whether the "
+                "message was public",
+                fix=f"write true or false, or train on all messages: --ignore {quote(column)}",
             )
         self.columns.add(column)
         return said is (name in _PRIVATE)
@@ -256,8 +256,9 @@ def columns_of(  # noqa: PLR0913  each is a use of its own
         return None
     if thread is None or role is None or not assistant:
         raise UsageError(
-            "to make conversations of messages, it must be known which of them are the answers",
-            fix="--thread COLUMN --role COLUMN --assistant VALUE; for an mbox --assistant ADDRESS is enough",
+            "to build conversations, Orchestrate must know which messages are answers",
+            fix="add --thread COLUMN --role COLUMN --assistant VALUE; for an mbox, --assistant ADDRESS "
+            "is enough",
         )
     return Columns(
         thread, role, tuple(assistant), text, time, frozenset(ignored), tuple(user), tuple(left_out)
@@ -285,8 +286,8 @@ def join(path: str, columns: Columns, output: Path) -> ThreadsReport:
             report = told.report()
             if not report.written:
                 raise DataError(
-                    f"no thread of {path} has an answer of {', '.join(columns.assistant)} to a customer",
-                    fix="--user VALUE names the customers, --assistant VALUE those who answer them",
+                    f"no thread of {path} has an answer from {', '.join(columns.assistant)} to a customer",
+                    fix="name the customers with --user VALUE and your agents with --assistant VALUE",
                 )
     return report
 
@@ -348,7 +349,7 @@ def _first(names: tuple[str, ...], row: dict[str, Any], *, required: bool = True
     name = next((plain[name] for name in names if name in plain), "")
     if required and not name:
         raise UsageError(
-            "no column is known to hold the text", fix=f"--text COLUMN, one of: {', '.join(row)}"
+            "cannot tell which column holds the text", fix=f"add --text COLUMN, one of: {', '.join(row)}"
         )
     return name
 
@@ -369,7 +370,7 @@ def _seconds(value: Any, path: str, n: int, column: str) -> float:
     except ValueError as error:
         raise DataError(
             f"{path}: row {n}: {text[:40]!r} in {column} is not a time",
-            fix="write times as 2026-03-01T10:00:00Z, or name another column: --time COLUMN",
+            fix="write times as 2026-03-01T10:00:00Z, or use another column: --time COLUMN",
         ) from error
 
 
@@ -431,8 +432,8 @@ class _Speakers:
             senders = Counter({sender: n for (_, sender), n in self.counts.items()})
             shown = ", ".join(f"{sender} ({n:,})" for sender, n in senders.most_common(6))
             raise DataError(
-                f"no thread of {self._path} has an answer of {', '.join(self._assistant)}",
-                fix=f"--assistant takes a value of {self._column}: {shown}",
+                f"no thread of {self._path} has an answer from {', '.join(self._assistant)}",
+                fix=f"set --assistant to a value of {self._column}: {shown}",
             )
         unknown = Counter({sender: n for (part, sender), n in self.counts.items() if part is None})
         if not unknown:
@@ -441,10 +442,10 @@ class _Speakers:
         more = f" and {len(unknown) - 6:,} others" if len(unknown) > 6 else ""
         first = unknown.most_common(1)[0][0]
         raise DataError(
-            f"{self._path}: the column {self._column} names {shown}{more}, of whom it is not known whether "
+            f"{self._path}: the column {self._column} contains {shown}{more}: it is unclear whether "
             "they are customers",
-            fix=f"--leave-out {quote(first)} takes their messages out, --user {quote(first)} makes them the "
-            "customer's; both repeat, and * stands for anything",
+            fix=f"--leave-out {quote(first)} drops their messages, --user {quote(first)} treats them as "
+            "customers; repeat either for more names, * matches anything",
         )
 
     def listed(self) -> dict[str, tuple[str, ...]]:

@@ -144,7 +144,7 @@ class _Pool:
                 with suppress(subprocess.TimeoutExpired):
                     worker.process.wait(timeout=2)
                 died = WorkerDied(
-                    f"a data worker ended early (exit code {worker.process.poll()})",
+                    f"a data worker crashed (exit code {worker.process.poll()})",
                     fix="free memory, or use --workers 1",
                 )
                 self._answers.put((index, None, died))

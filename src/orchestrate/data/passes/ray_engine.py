@@ -56,7 +56,7 @@ def _connect(ray: Any, workers: int | None) -> None:
             ray.init(**quiet)
         except (OSError, RuntimeError, ValueError) as error:
             raise ConfigError(
-                f"no Ray cluster answers at RAY_ADDRESS={address}: {error}",
+                f"no Ray cluster is reachable at RAY_ADDRESS={address}: {error}",
                 fix="start it, correct RAY_ADDRESS, or unset it to run on a cluster started for this command",
             ) from error
         return
@@ -106,7 +106,7 @@ def _ordered(
                 raise error.cause from error
             except ray.exceptions.RayError as error:
                 raise passes.WorkerDied(
-                    f"a data worker on Ray ended early: {type(error).__name__}",
+                    f"a data worker on Ray crashed: {type(error).__name__}",
                     fix="free memory on its machine, or give the cluster fewer CPUs",
                 ) from error
             yield answer

@@ -170,7 +170,9 @@ def rows_file(path: str, buffering: int = -1) -> Generator[IO[bytes]]:
             yield file
     except OSError as error:
         told = f"cannot read {path}: {error.strerror or error}"
-        raise DataError(told, fix="was it deleted or its disk removed meanwhile? Give it again") from error
+        raise DataError(
+            told, fix="check whether it was deleted or its disk was removed, and run the command again"
+        ) from error
 
 
 def pieces(path: str, start: int, end: int) -> Iterator[list[bytes]]:
@@ -210,8 +212,9 @@ def ranges(path: str, size: int, step: int = CHUNK) -> Iterator[tuple[int, int]]
             end = min(file.tell(), size)
             if end - start > step + LONGEST_RECORD:
                 raise DataError(
-                    f"{Path(path).name}: a line after byte {start:,} has over {LONGEST_RECORD >> 20} MiB",
-                    fix="write one row to a line (JSONL), or cut the file at its end",
+                    f"{Path(path).name}: a line after byte {start:,} is longer than "
+                    f"{LONGEST_RECORD >> 20} MiB",
+                    fix="write one row per line (JSONL), or check whether the end of the file is damaged",
                 )
             yield start, end
             start = end
@@ -460,7 +463,9 @@ def sampled(task: Task, name: str, *, places: int = PLACES, seed: int = 0) -> Sa
                 counted[start] = end - start, by.count([example]) if example is not None else None
             met.append(start)
         if os.fstat(file.fileno()).st_size < task.end:
-            raise DataError(f"{Path(task.path).name} has changed since it was read", fix="give it again")
+            raise DataError(
+                f"{Path(task.path).name} changed while it was being read", fix="run the command again"
+            )
     return _estimated(task.end, counted, met)
 
 

@@ -169,79 +169,83 @@ _E, _W, _I = Severity.ERROR, Severity.WARNING, Severity.INFO
 CODES: dict[str, Code] = {
     # -- the file and its lines
     "invalid-json": Code(
-        _E, "the line is not valid JSON", "correct the line; each line holds one JSON object"
+        _E, "the line is not valid JSON", "correct the line; each line must be one JSON object"
     ),
     "not-an-object": Code(_E, "the row is not a JSON object", "make each row an object"),
     "too-deep": Code(_E, "the JSON is nested too deeply", "flatten the row"),
     "duplicate-key": Code(
         _W,
-        "a field occurs twice in an object; the last one counts",
+        "a field occurs twice in an object; the last one is used",
         "keep one of them (--fix keeps the last)",
     ),
     "encoding": Code(_E, "the line is not UTF-8", "save the file as UTF-8 (--fix replaces the broken bytes)"),
     "lone-surrogate": Code(
-        _E, "half of a surrogate pair, which UTF-8 cannot hold", "replace it (--fix writes U+FFFD)"
+        _E, "half of a surrogate pair, which UTF-8 cannot encode", "replace it (--fix writes U+FFFD)"
     ),
     "blank-line": Code(_I, "the line is blank", "remove it (--fix does)"),
     "unknown-format": Code(
-        _E, "the row has the fields of no known format", "name the columns with --map, or rewrite the row"
+        _E, "the row's fields match no known format", "name the columns with --map, or rewrite the row"
     ),
     "mixed-format": Code(
-        _E, "the row has another format than the rest of the file", "keep one format in each file"
+        _E, "the row's format differs from the rest of the file", "keep one format in each file"
     ),
     "python-cells": Code(
-        _I, "cells hold lists as Python writes them", "nothing to do; to_json or Parquet keeps them"
+        _I, "cells contain Python list literals", "nothing to do; pandas' to_json or Parquet preserves lists"
     ),
     "hidden-column": Code(
-        _I, "a column is not read: another was mapped to its name", "leave out --map if it is the right one"
+        _I,
+        "a column is ignored because another is mapped to its name",
+        "drop the --map option if it is the right one",
     ),
     "extra-fields": Code(
         _W,
-        "fields of a message or of the prompt that are not read",
-        "write what they say into the text, or remove them",
+        "unused fields of a message or of the prompt",
+        "move their content into the text, or remove them",
     ),
     "unread-column": Code(
         _W,
-        "a column is not read",
-        "read it (--map FIELD=COLUMN), or say that it is not to be read (--ignore COLUMN)",
+        "a column is not used",
+        "map it (--map FIELD=COLUMN) or ignore it (--ignore COLUMN)",
     ),
     "lost-meaning": Code(
         _E,
-        "what would be trained is not what the row says",
-        "remove it, or for a column: --ignore COLUMN, if the rows are to be trained without it",
+        "training would ignore part of the row",
+        "remove that part; for a column, --ignore COLUMN trains without it",
     ),
     "held-out": Code(
         _E,
-        "rows that a column keeps for test or validation",
-        "write them to files of their own and name those as test and validation, or --ignore the column",
+        "a column marks rows for test or validation",
+        "write them to separate files and set those as test and validation, or --ignore the column",
     ),
     "bad-image": Code(_E, "an image cannot be read", "give a path, a URL or a data: URL for each image"),
     "unused-prompt": Code(
         _E,
-        "a column that may be a part of the prompt is not read",
-        "write it into the prompt, read it (--map context=COLUMN), or leave it out (--ignore COLUMN)",
+        "a column that may belong to the prompt is not used",
+        "write it into the prompt, map it (--map context=COLUMN), or ignore it (--ignore COLUMN)",
     ),
     # -- messages
     "no-messages": Code(_E, "the row has no messages", "give at least a user and an assistant message"),
     "bad-message": Code(_E, "a message has a wrong field", "see the message"),
     "cut-answer": Code(
         _E,
-        "the answer was cut at the limit of tokens",
-        "ask again with a larger limit, or leave the row out",
+        "the answer was cut off at the token limit",
+        "generate it again with a higher limit, or drop the row",
     ),
     "refused-answer": Code(
-        _E, "the model refused to answer", "leave the row out, or write the refusal as its content"
+        _E, "the model refused to answer", "drop the row, or use the refusal as the answer"
     ),
     "bad-role": Code(
         _E,
-        "the role is not known",
+        "unknown role",
         "use system, developer, user, assistant or tool (--fix maps known aliases)",
     ),
-    "bad-content": Code(_E, "the content is neither text nor parts", "make the content a string"),
+    "bad-content": Code(_E, "the content is neither text nor a list of parts", "make the content a string"),
     "empty-content": Code(_E, "the message has no content", "write the content or remove the row"),
     "empty-input": Code(_W, "a user or system message is empty", "write it or remove it"),
     "last-not-assistant": Code(
-        _E, "the last message is not from the assistant", "end with the answer to learn (--fix cuts the rest)"
+        _E,
+        "the last message is not from the assistant",
+        "end with the answer to learn (--fix removes the rest)",
     ),
     "no-assistant": Code(_E, "no message is from the assistant", "add the answer to learn"),
     "bad-weight": Code(_E, "the weight is not 0 or 1", "use 0 or 1"),
@@ -252,30 +256,32 @@ CODES: dict[str, Code] = {
     ),
     # -- tools
     "python-types": Code(
-        _I, "types in tools' schemas are Python's, and read as JSON schema's", "nothing to do"
+        _I, "tool schemas use Python type names, read as JSON Schema types", "nothing to do"
     ),
-    "bad-tool-call": Code(_E, "a tool call is malformed", "give id, type and function {name, arguments}"),
+    "bad-tool-call": Code(_E, "a tool call is malformed", "set id, type and function {name, arguments}"),
     "bad-arguments": Code(_E, "the arguments of a tool call are not a JSON object", "write valid JSON"),
     "unanswered-call": Code(
-        _E, "a tool call has no answer", "add a tool message with its tool_call_id after the call"
+        _E, "a tool call has no result", "add a tool message with its tool_call_id after the call"
     ),
-    "orphan-answer": Code(_E, "a tool message answers no call", "give it the id of a call before it"),
-    "undeclared-tool": Code(_W, "a called tool is not in tools", "add its schema to tools"),
+    "orphan-answer": Code(
+        _E, "a tool message matches no call", "set its tool_call_id to the id of an earlier call"
+    ),
+    "undeclared-tool": Code(_W, "a called tool is missing from tools", "add its schema to tools"),
     "bad-tools": Code(
-        _E, "a tool's schema is wrong", "use {type: function, function: {name, description, parameters}}"
+        _E, "a tool's schema is invalid", "use {type: function, function: {name, description, parameters}}"
     ),
     "odd-tool": Code(
         _W,
-        "a tool that backends may refuse",
-        "use letters, digits, _ and - in names, and JSON schema's types",
+        "backends may reject a tool",
+        "use only letters, digits, _ and - in names, and JSON Schema types",
     ),
     # -- other kinds
     "empty-completion": Code(_E, "nothing to learn: the completion is empty", "write it or remove the row"),
     "empty-text": Code(_E, "the text is empty", "remove the row"),
-    "empty-prompt": Code(_W, "the prompt is empty", "use the text format to train on bare text"),
+    "empty-prompt": Code(_W, "the prompt is empty", "use the text format to train on plain text"),
     "same-answers": Code(_E, "both answers are the same", "remove the row (--fix does)"),
     "side-not-assistant": Code(
-        _E, "an answer of the pair is not an assistant message", "give assistant messages only"
+        _E, "an answer of a pair is not an assistant message", "use assistant messages only"
     ),
     "bad-label": Code(
         _E,
@@ -283,43 +289,49 @@ CODES: dict[str, Code] = {
         "use true or false (orchestrate data check FILE --fix maps 0 and 1, good and bad ...)",
     ),
     "one-label": Code(
-        _W, "all answers have the same label", "add the other kind: KTO learns from the difference"
+        _W,
+        "all answers have the same label",
+        "add answers with the other label: KTO learns from the difference",
     ),
     "labels-unbalanced": Code(
         _W,
-        "one label is far more frequent than the other",
-        "weigh the rarer one: desirable_weight or undesirable_weight of the method",
+        "one label is much more frequent than the other",
+        "raise the weight of the rarer one: desirable_weight or undesirable_weight of the method",
     ),
     # -- the text itself
     "secret": Code(
-        _W, "a key or token", "replace it and revoke it: a model can repeat what it was trained on"
+        _W, "an API key or token", "replace it and revoke it: a model can repeat what it was trained on"
     ),
     "personal-data": Code(_W, "personal data", "replace it with invented data"),
     "replacement-character": Code(
-        _W, "U+FFFD: text was lost on its way", "read the source with its encoding"
+        _W,
+        "U+FFFD characters: text was lost in an earlier conversion",
+        "export the source again with the right encoding",
     ),
     "mojibake": Code(_W, "text was decoded with a wrong encoding", "repair it (--fix does where it can)"),
     "control-character": Code(_W, "a NUL character", "remove it (--fix does)"),
-    "refusal": Code(_W, "an answer refuses", "remove the row unless refusing is what is taught"),
+    "refusal": Code(_W, "an answer is a refusal", "remove the row unless you want to teach refusals"),
     "placeholder": Code(_W, "a placeholder was not filled in", "fill it in or remove the row"),
     # -- rows against rows
     "duplicate": Code(_W, "the row occurs earlier", "remove it (--fix does)"),
-    "conflict": Code(_W, "the same prompt has other answers", "keep one answer"),
-    "near-duplicate": Code(_W, "the row is nearly the same as one before", "orchestrate data dedupe --near"),
-    "leakage": Code(_E, "the row is also in another split", "remove it from one (orchestrate data split)"),
-    "near-leakage": Code(_W, "nearly the same row is in another split", "remove it from one"),
+    "conflict": Code(_W, "the same prompt has different answers", "keep one answer"),
+    "near-duplicate": Code(
+        _W, "the row is a near-duplicate of an earlier one", "orchestrate data dedupe --near"
+    ),
+    "leakage": Code(
+        _E, "the row is also in another split", "remove it from one split (orchestrate data split)"
+    ),
+    "near-leakage": Code(_W, "a near-duplicate of the row is in another split", "remove it from one split"),
     "prompt-leakage": Code(_W, "the prompt is also in another split", "remove it from one"),
-    "label-imbalance": Code(_W, "some answers are far more frequent than others", "balance the labels"),
+    "label-imbalance": Code(_W, "some answers are much more frequent than others", "balance the labels"),
     "label-spelling": Code(
-        _W, "labels that differ in case, spaces or a full stop only", "spell each label in one way"
+        _W, "labels differ only in case, spaces or a period", "spell each label the same way everywhere"
     ),
     "unreviewed": Code(
-        _W, "generated rows that were not reviewed", "orchestrate data review FILE, then --export OUT"
+        _W, "generated rows were not reviewed", "orchestrate data review FILE, then --export OUT"
     ),
-    "few-rows": Code(_I, "few rows for what they teach", goals.volumes_told()),
-    "rl-ends-with-answer": Code(
-        _E, "the prompt ends with an assistant message", "end with the user's message"
-    ),
+    "few-rows": Code(_I, "few rows for this goal", goals.volumes_told()),
+    "rl-ends-with-answer": Code(_E, "the prompt ends with an assistant message", "end with a user message"),
 }
 
 
@@ -385,7 +397,7 @@ def number(text: str) -> float:
 def _written(value: Any) -> Any:
     if isinstance(value, Digits):
         return msgspec.Raw(value.text.encode())
-    raise NotImplementedError(f"{type(value).__name__} is not a value of JSON")
+    raise NotImplementedError(f"{type(value).__name__} is not a JSON value")
 
 
 def digits_of(value: Any) -> str:

@@ -138,7 +138,7 @@ def _read(file: Path, api: Any) -> Any:
     try:
         content = file.read_bytes()
         if hashlib.sha256(content[_DIGEST:]).digest() != content[:_DIGEST]:
-            raise ValueError("it is damaged")
+            raise ValueError("the cache file is damaged")
         return api.loadb(content[_DIGEST:], mode=api.HS_MODE_BLOCK)
     except FileNotFoundError:
         return None
@@ -281,7 +281,7 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern("control-character", "a NUL character", rb"\x00", (b"\x00",)),
     Pattern(
         "refusal",
-        "an answer that refuses",
+        "a refusal",
         rb"(?i)\bas an ai(?: language)? (?:model|assistant)\b"
         rb"|\bI(?:'|\xe2\x80\x99| a)m sorry, (?:but )?I"
         rb"(?: can(?:'|\xe2\x80\x99)t| can ?not|(?:'|\xe2\x80\x99| a)m (?:unable|not able))"

@@ -57,7 +57,7 @@ def tool_problems(tools: list[dict[str, Any]]) -> list[Problem]:
             found.append(problem("bad-tools", "not a function with a name", field=field))
             continue
         if name in seen:
-            found.append(problem("bad-tools", f"the tool {name!r} is declared twice", field=field))
+            found.append(problem("bad-tools", f"the tool {name!r} is defined twice", field=field))
         seen.add(name)
         if not _NAME.fullmatch(name):
             found.append(problem("odd-tool", f"the name {name[:80]!r}", field=f"{field}.function.name"))
@@ -66,7 +66,7 @@ def tool_problems(tools: list[dict[str, Any]]) -> list[Problem]:
         if parameters is None:
             continue
         if not isinstance(parameters, dict) or cast("dict[str, Any]", parameters).get("type") != "object":
-            message = f"the parameters of {name!r} are not a JSON schema of type object"
+            message = f"the parameters of {name!r} are not a JSON Schema of type object"
             found.append(problem("bad-tools", message, field=place))
             continue
         first: dict[str, str] = {}
@@ -89,7 +89,7 @@ def _schema(parameters: dict[str, Any]) -> Iterator[tuple[str, str]]:
         kinds: Any = held.get("type")
         for kind in cast("list[Any]", kinds) if isinstance(kinds, list) else [kinds]:
             if kind is not None and (not isinstance(kind, str) or kind not in _TYPES):
-                yield "odd-tool", f"{str(kind)[:40]!r} is not a type of JSON schema"
+                yield "odd-tool", f"{str(kind)[:40]!r} is not a JSON Schema type"
         properties: Any = held.get("properties", {})
         required: Any = held.get("required", [])
         if not isinstance(properties, dict):
@@ -101,7 +101,7 @@ def _schema(parameters: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if not isinstance(required, list) or not all(isinstance(r, str) for r in cast("list[Any]", required)):
             yield "bad-tools", "required is not a list of names"
         elif absent := [r for r in cast("list[str]", required) if r not in named]:
-            yield "odd-tool", f"required names {absent[0][:40]!r}, which properties do not have"
+            yield "odd-tool", f"required lists {absent[0][:40]!r}, which is not in properties"
         pending += [*named.values(), held.get("items")]
 
 
@@ -255,7 +255,7 @@ def _answered(
 
 def _untrained(prompt: Sequence[ChatMessage], place: str) -> list[Problem]:
     """What asks for loss where none can be."""
-    said = "the weight is not read: only answers to the prompt are trained, not those inside it"
+    said = "the weight is ignored: only the answer to the prompt is trained, not earlier ones"
     asked = [i for i, m in enumerate(prompt) if m.role == "assistant" and (m.weight == 1 or m.loss_spans)]
     return [problem("extra-fields", said, field=f"{place}[{i}].weight") for i in asked]
 
@@ -380,7 +380,7 @@ class _Unusual:
 
     def answer(self, i: int, m: ChatMessage, before: str | None) -> None:
         if self.open_calls and before not in ("call", "tool", "function"):
-            message = "other messages come between a call and its answer"
+            message = "other messages stand between a call and its result"
             self.found.append(problem("unanswered-call", message, field=f"{self._place}[{i}]"))
         if m.tool_call_id != next(iter(self.open_calls), None):
             self.traits |= Trait.ANSWERS_IN_ANOTHER_ORDER
@@ -391,7 +391,7 @@ class _Unusual:
         """A call in the last message is the answer to learn and needs none itself."""
         for call, i in self.open_calls.items():
             if i != last:
-                message = f"no answer to call {call!r}"
+                message = f"no result for call {call!r}"
                 self.found.append(problem("unanswered-call", message, field=f"{self._place}[{i}]"))
 
 
@@ -450,7 +450,7 @@ def _parts(m: ChatMessage, found: list[Problem], place: str) -> tuple[int, int]:
         traits |= Trait.IMAGES
         url = part.image_url.url
         if url.startswith("data:") and not url.startswith("data:image/"):
-            message = f"a data: URL of {url[5:].partition(';')[0][:40] or 'no type'} is no picture"
+            message = f"a data: URL of {url[5:].partition(';')[0][:40] or 'no type'} is not an image"
             found.append(problem("bad-image", message, field=f"{place}.content[{j}]"))
         elif not url.startswith("data:"):
             traits |= Trait.REMOTE_IMAGES if "://" in url[:12] else Trait.LOCAL_IMAGES
@@ -465,17 +465,17 @@ def _calls(m: ChatMessage, tools: list[dict[str, Any]] | None, place: str) -> li
     for j, call in enumerate(m.tool_calls or []):
         field = f"{place}.tool_calls[{j}]"
         if m.role != "assistant":
-            found.append(problem("bad-tool-call", "only the assistant calls tools", field=field))
+            found.append(problem("bad-tool-call", "only assistant messages may call tools", field=field))
         try:
             arguments = msgspec.json.decode(call.function.arguments or "{}")
         except (msgspec.DecodeError, RecursionError):
             arguments = None
         if any(call.id == other.id for other in (m.tool_calls or [])[:j]):
-            found.append(problem("bad-tool-call", f"two calls have the id {call.id!r}", field=f"{field}.id"))
+            found.append(problem("bad-tool-call", f"two calls share the id {call.id!r}", field=f"{field}.id"))
         if not isinstance(arguments, dict):
             found.append(problem("bad-arguments", field=f"{field}.function.arguments"))
         if call.function.name not in declared:
-            message = f"the tool {call.function.name!r} is not in tools"
+            message = f"the tool {call.function.name!r} is missing from tools"
             found.append(problem("undeclared-tool", message, field=f"{field}.function.name"))
     return found
 

@@ -57,7 +57,10 @@ def loss_of(item: dict[str, Any], role: Any, text: str, place: str) -> Loss:
         wanted = [name for name, value in flags.items() if value] + ["loss_weight"] * bool(weight)
         wanted += ["train_detail"] * bool(spans)
         if wanted:
-            said = f"{wanted[0]} asks to train a message of {str(role)[:20]}; only answers are trained"
+            said = (
+                f"{wanted[0]} marks a {str(role)[:20]} message for training; only assistant messages "
+                "can be trained"
+            )
             read.found.append(problem("lost-meaning", said, field=f"{place}.{wanted[0]}"))
         return read
     read.weight = 0 if False in flags.values() else weight
@@ -83,11 +86,11 @@ def _detailed(item: dict[str, Any], text: str, place: str, read: Loss) -> Spans 
         read.strays |= {f"train_detail.{name}": part[name] for name in part.keys() - _DETAIL}
         begin, end, trained = (part.get(name) for name in ("begin_offset", "end_offset", "train"))
         if not (isinstance(begin, int) and isinstance(end, int) and isinstance(trained, bool)):
-            message = "train_detail holds {begin_offset, end_offset, train}"
+            message = "train_detail must hold {begin_offset, end_offset, train}"
             read.found.append(problem("bad-weight", message, field=f"{place}.train_detail"))
             return None
         if not 0 <= begin <= end < max(1, len(text)):
-            message = f"train_detail goes from {begin} to {end}, the text has {len(text)} characters"
+            message = f"train_detail spans {begin} to {end}, but the text has {len(text)} characters"
             read.found.append(problem("bad-weight", message, field=f"{place}.train_detail"))
             return None
         if trained:
@@ -151,7 +154,9 @@ def place(messages: Sequence[ChatMessage], held: Sequence[Any]) -> list[Problem]
     if not marked and (first := next((m for m in messages if m.role == "user"), None)) is not None:
         first.content = [*(Part(type="image_url") for _ in urls), *_parts(first)]
     elif (count := sum(m.text.count(MARK) + _places(m) for m in marked)) != len(urls):
-        return [problem("bad-image", f"{len(urls)} images for {count} places in the text", field="images")]
+        return [
+            problem("bad-image", f"{len(urls)} images for {count} placeholders in the text", field="images")
+        ]
     waiting = iter(cast("list[str]", urls))
     for m in messages:
         if MARK in m.text:

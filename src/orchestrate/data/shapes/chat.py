@@ -84,7 +84,7 @@ def written_calls(said: str, made: int, field: str) -> tuple[list[ToolCall], lis
     except (msgspec.DecodeError, RecursionError):
         return [], [problem("bad-tool-call", "a function_call turn is not JSON", field=field)]
     if not given:
-        return [], [problem("bad-tool-call", "a function_call turn calls nothing", field=field)]
+        return [], [problem("bad-tool-call", "a function_call turn has no call", field=field)]
     return [
         ToolCall(id=f"call_{made + i}", function=FunctionCall(name=call.name, arguments=text))
         for i, (call, text) in enumerate(zip(given, texts, strict=True))
@@ -188,7 +188,7 @@ def message(role: str, text: str) -> ChatMessage:
 def messages_from(value: Any, place: str) -> tuple[list[ChatMessage], list[Problem]]:
     """Canonical messages of a list of objects; a message with problems is reported and left out."""
     if not isinstance(value, list):
-        text = "text, which has to be JSON" if isinstance(value, str) else "no list of messages"
+        text = "text, which must be JSON" if isinstance(value, str) else "not a list of messages"
         return [], [problem("bad-message", f"{place} is {text}", field=place)]
     messages: list[ChatMessage] = []
     found: list[Problem] = []
@@ -276,7 +276,7 @@ def _message(item: Any, place: str) -> tuple[ChatMessage | None, list[Problem]]:
     found += unread(raw | loss.strays, known, place)
     if fields.get("role") not in ROLES:
         shown = msgspec.json.encode(raw.get("role")).decode()[:60]
-        return None, [*found, problem("bad-role", f"the role {shown} is not known", field=f"{place}.role")]
+        return None, [*found, problem("bad-role", f"unknown role {shown}", field=f"{place}.role")]
     if (wrong := _content_problem(fields.get("content"), place)) is not None:
         return None, [*found, wrong]
     if wrongs := _tool_call_problems(fields, place):
@@ -298,7 +298,7 @@ def unread(item: dict[str, Any], known: Container[str], place: str) -> list[Prob
     found: list[Problem] = []
     for name in sorted(left):
         if (meaning := meaning_of(name, left[name])) is not None:
-            message_ = f"{name} is not read there: {meaning} would be lost"
+            message_ = f"{name} is ignored there: {meaning} would be lost"
             found.append(problem("lost-meaning", message_, field=place))
             del left[name]
     if left:
@@ -319,16 +319,18 @@ def _content_problem(content: Any, place: str) -> Problem | None:
     if not isinstance(content, list):
         kind = "an object" if isinstance(content, dict) else "no text"
         return problem(
-            "bad-content", f"the content is {kind}; it has to be text or parts", field=f"{place}.content"
+            "bad-content",
+            f"the content is {kind}; it must be text or a list of parts",
+            field=f"{place}.content",
         )
     for j, part in enumerate(cast("list[Any]", content)):
         kind = cast("dict[str, Any]", part).get("type") if isinstance(part, dict) else None
         if kind not in ("text", "image_url"):
-            message = f"a part has the type {str(kind)[:40]!r}; only text and images are known"
+            message = f"a part has the type {str(kind)[:40]!r}; only text and images are supported"
             return problem("bad-content", message, field=f"{place}.content[{j}]")
         named = cast("dict[str, Any]", part)
         if "image_url" in named and kind == "image_url" and not isinstance(named["image_url"], dict):
-            message = "image_url is not an object; write {url: ...} (--fix does where it is an address)"
+            message = "image_url is not an object; write {url: ...} (--fix does if it is a URL)"
             return problem("bad-content", message, field=f"{place}.content[{j}].image_url")
     return None
 
@@ -361,7 +363,7 @@ def _tool_call_problems(fields: dict[str, Any], place: str) -> list[Problem]:
         id: Any = call.get("id")
         texts = ("" if id is None else id, named.get("name"), arguments)
         if not all(isinstance(text, str) for text in texts):
-            message = "a tool call needs function.name and function.arguments, and an id that is text"
+            message = "a tool call needs function.name and function.arguments, and an id string"
             return [problem("bad-tool-call", message, field=f"{place}.tool_calls[{j}]")]
         normal.append({"id": texts[0], "function": {"name": texts[1], "arguments": texts[2]}})
     if normal:
@@ -379,7 +381,7 @@ def tools_from(row: dict[str, Any]) -> tuple[list[dict[str, Any]] | None, list[P
         tools = [{"type": "function", "function": function} for function in row["functions"]]
         found.append(problem("legacy-functions", field="functions"))
     elif row.get("functions") and tools != row["functions"]:
-        found.append(problem("lost-meaning", "functions is not read beside tools", field="functions"))
+        found.append(problem("lost-meaning", "functions is ignored when tools is present", field="functions"))
     if isinstance(tools, str):
         try:
             tools = rows.decode(tools) if tools.strip() else None
@@ -393,7 +395,7 @@ def tools_from(row: dict[str, Any]) -> tuple[list[dict[str, Any]] | None, list[P
     wrapped = [_with_object(_wrapped(tool), seen) for tool in cast("list[dict[str, Any]]", tools)]
     read = cast("list[dict[str, Any]]", _json_types(wrapped, seen))
     if seen:
-        message = f"types of tools are read as JSON schema's: {', '.join(sorted(seen))}"
+        message = f"tool types are read as JSON Schema types: {', '.join(sorted(seen))}"
         found.append(problem("python-types", message, field="tools"))
     return read, found
 
@@ -449,7 +451,7 @@ def parallel_from(row: dict[str, Any], found: list[Problem], field: str | None =
     parallel: Any = row.get("parallel_tool_calls")
     if parallel is None or isinstance(parallel, bool):
         return parallel
-    message = "unused: parallel_tool_calls, which is not true or false"
+    message = "ignored: parallel_tool_calls must be true or false"
     found.append(problem("extra-fields", message, field=field))
     return None
 

@@ -116,7 +116,7 @@ def read_stored(row: Row) -> Read:
     response, wrong = _within(row, "response", {"choices"})
     asked = as_list(row.get("messages") or row.get("input_messages") or request.get("messages"))
     if not asked:
-        message = "the answer is here, its prompt is not: join each completion with its messages"
+        message = "the row has an answer but no prompt: join each completion with its messages"
         return None, [problem("no-messages", message, field="messages")]
     asked = [{n: v for n, v in as_row(m).items() if v is not None and n != "id"} for m in asked]
     answer = first_choice(response)
@@ -143,7 +143,7 @@ def _is_litellm(row: Row) -> bool:
 def several(held: Row, name: str) -> list[Problem]:
     if len(as_list(held.get(name))) < 2:
         return []
-    return [problem("extra-fields", f"only the first of several {name} is read", field=name)]
+    return [problem("extra-fields", f"only the first of several {name} is used", field=name)]
 
 
 def read_responses(row: Row) -> Read:
@@ -152,7 +152,7 @@ def read_responses(row: Row) -> Read:
     request, found = _within(row, "request", read)
     response, wrong = _within(row, "response", read)
     if response.get("previous_response_id"):
-        message = "the turns of previous_response_id are not in the row"
+        message = "the turns that previous_response_id refers to are not in the row"
         return None, [problem("no-messages", message, field="previous_response_id")]
     given: Any = request.get("input")
     items: list[Any] = [{"role": "user", "content": given}] if isinstance(given, str) else as_list(given)
@@ -160,7 +160,7 @@ def read_responses(row: Row) -> Read:
     if system := request.get("instructions", response.get("instructions")):
         messages.append({"role": "system", "content": system})
     if request.get("conversation") or response.get("conversation"):
-        message = "what was said earlier in the conversation is not in the row, if anything was"
+        message = "earlier turns of the conversation, if any, are not in the row"
         wrong.append(problem("extra-fields", message, field="conversation"))
     thought: list[str] = []
     left: Row = {}
@@ -168,7 +168,7 @@ def read_responses(row: Row) -> Read:
         _response_item(as_row(item), messages, thought, left)
     found += [*wrong, *unread(left, (), "output"), *_ended_response(response)]
     if any(thought):
-        found.append(problem("lost-meaning", "no answer follows the last thinking", field="output"))
+        found.append(problem("lost-meaning", "no answer follows the last reasoning", field="output"))
     return example_of(messages, request.get("tools") or response.get("tools"), "input", found)
 
 
@@ -424,7 +424,7 @@ def _recorded(asked: str, answered: tuple[str, ...], row: Row) -> Read:
     if prompt is None or answer is None:
         place, held = (asked, given) if prompt is None else (name, given_answer)
         shown = ", ".join(sorted(as_row(held))[:6]) or type(held).__name__
-        message = f"{place} holds no messages and no text under a known name ({shown})"
+        message = f"{place} contains neither messages nor text under a known name ({shown})"
         return None, [problem("bad-message", message, field=place)]
     if (system := as_row(given).get("system")) is not None:
         if (said := text_of(system)) is None:
@@ -596,7 +596,7 @@ def _batch(row: Row) -> Read:
         return None, [problem("bad-message", f"the request failed: {str(why)[:80]}", field="custom_id")]
     request = as_row(row.get(BATCH_REQUESTS))
     if not request:
-        message = "the answer is here, its prompt is in the file of the batch's requests"
+        message = "the row has only the answer; the prompt is in the batch's input file"
         fix = "orchestrate data convert FILE --requests REQUESTS --to BACKEND  joins them by custom_id"
         return None, [replace(problem("no-messages", message, field="custom_id"), fix=fix)]
     return exchange(request, answer, "response")

@@ -120,7 +120,7 @@ def _alpaca(row: Row) -> Read:
             turns += [("user", str(said[0])), ("assistant", str(said[1]))]
         else:
             return None, [
-                problem("bad-message", "history holds pairs of question and answer", field="history")
+                problem("bad-message", "history must hold pairs of question and answer", field="history")
             ]
     asked, wrong = preferences.instructed(row)
     if wrong is not None:
@@ -132,7 +132,7 @@ def _text(row: Row) -> Read:
     try:
         spans = decoding.convert(row.get("loss_spans"), list[tuple[int, int]] | None)
     except msgspec.ValidationError:
-        message_ = "loss_spans holds pairs of numbers"
+        message_ = "loss_spans must hold pairs of numbers"
         return None, [problem("bad-weight", message_, field="loss_spans")]
     return TextExample(text=row["text"], loss_spans=spans), []
 
@@ -378,7 +378,7 @@ def read(row: Row, shape: Shape) -> Known:
         other = recognise(row)
         if other is None:
             names = ", ".join(sorted(row)[:8]) or "(none)"
-            return Known(None, [problem("unknown-format", f"the fields {names} fit no known format")])
+            return Known(None, [problem("unknown-format", f"the fields {names} match no known format")])
         found = [problem("mixed-format", f"the row is {other.name}, the file is {shape.name}")]
         return Known(None, found, other=other.name)
     example, found = shape.read(row)
@@ -421,7 +421,7 @@ def advice(path: str, row: Mapping[str, Any]) -> str:
     for name, value in row.items():
         rows = cast("list[Any]", value) if isinstance(value, list) else []
         if rows and isinstance(rows[0], dict) and recognise(cast("dict[str, Any]", rows[0])) is not None:
-            return f"the rows lie in the field {name}: jq -c '.{name}[]' {path} > rows.jsonl"
+            return f"the rows are inside the field {name}: jq -c '.{name}[]' {path} > rows.jsonl"
     mapped = guessed(row) or {"question": "COLUMN", "answer": "COLUMN"}
     named = shlex.quote(",".join(f"{name}={column}" for name, column in mapped.items()))
     return f"name the columns: --map {named}"

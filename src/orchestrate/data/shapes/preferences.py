@@ -64,7 +64,7 @@ def with_system(row: dict[str, Any], messages: list[ChatMessage], found: list[Pr
         return messages
     name = names[0]
     if any(row[other] != row[name] for other in names):
-        found.append(problem("lost-meaning", f"{names[1]} is not read beside {name}", field=names[1]))
+        found.append(problem("lost-meaning", f"{names[1]} is ignored when {name} is present", field=names[1]))
     system = text_of(row[name])
     if system is None:
         found.append(problem("bad-content", f"{name} is not text", field=name))
@@ -104,7 +104,7 @@ class _Turns:
             self._answer(said)
         elif (role := alias(who)) is None:
             shown = msgspec.json.encode(who).decode()[:60]
-            self.found.append(problem("bad-role", f"the speaker {shown} is not known", field=f"{place}.from"))
+            self.found.append(problem("bad-role", f"unknown speaker {shown}", field=f"{place}.from"))
         elif role == "assistant" and (written := calls_in(said)) is not None:
             self._call(tagged(said, "tool_call")[1], *written_calls(written, self._made, f"{place}.value"))
         else:
@@ -161,8 +161,8 @@ def implicit(row: dict[str, Any]) -> Pair:
         shared = _shared_text(row["chosen"], row["rejected"])
         if not shared.strip():
             message_ = (
-                "the two answers begin differently, so they share no prompt; "
-                "name its column: --map prompt=COLUMN"
+                "the two conversations start differently, so they share no prompt; name its column: "
+                "--map prompt=COLUMN"
             )
             return None, [problem("no-messages", message_, field="prompt")]
         prompt = [message("user", shared)]
@@ -352,7 +352,7 @@ def judged(row: Row, example: Example | None, found: list[Problem]) -> Read:
         parallel_tool_calls=example.parallel_tool_calls,
     )
     if example.weight is not None:
-        wrong = problem("bad-weight", "rows with a label carry no weight of their own", field="weight")
+        wrong = problem("bad-weight", "rows with a label cannot have a weight", field="weight")
         bad = [*bad, wrong]
     return made, found + bad
 

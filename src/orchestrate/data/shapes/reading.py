@@ -200,7 +200,7 @@ def repeated_keys(line: bytes) -> list[Problem]:
         json.loads(line, object_pairs_hook=pairs)
     except (ValueError, RecursionError):
         return []
-    return [problem("duplicate-key", f"{names[0]!r} occurs twice; the last one counts")] if names else []
+    return [problem("duplicate-key", f"{names[0]!r} occurs twice; the last one is used")] if names else []
 
 
 def _holds_surrogate(value: Any) -> bool:

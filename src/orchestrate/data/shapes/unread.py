@@ -27,7 +27,7 @@ MEANING = {
     **dict.fromkeys(IMAGES, "the pictures"),
     **dict.fromkeys(("audio", "audios"), "the sound"),
     **dict.fromkeys(("video", "videos"), "the films"),
-    "attachments": "what is attached",
+    "attachments": "attachments",
     **dict.fromkeys(
         (
             "train",
@@ -42,14 +42,14 @@ MEANING = {
             "sample_weight",
             "sample_weights",
         ),
-        "what is to carry loss",
+        "what to train on",
     ),
     **dict.fromkeys(
         ("kto_tag", "feedback", "feedback_rating", "user_feedback", "thumbs", "thumbs_up", "thumbs_down"),
         "whether the answer is a good one",
     ),
     **dict.fromkeys(("tools", "functions"), "the tools"),
-    **dict.fromkeys(("role", "parent_id"), "who says it (--thread joins such rows)"),
+    **dict.fromkeys(("role", "parent_id"), "the speaker (--thread groups such rows)"),
     **dict.fromkeys(("reasoning", "reasoning_content", "thinking"), "the thinking"),
 }
 """Columns without which a row teaches something else, whatever the format."""
@@ -155,7 +155,7 @@ def problems_of(row: Mapping[str, Any], unread: Mapping[str, Any], used: frozens
             found.append(_unanswered(name, value))
         elif (meaning := meaning_of(name, value)) is not None and not _is_answer(value, row):
             message = f"{name} is not read in rows of this format: {meaning} would be lost"
-            fix = f"--ignore {quote(name)} trains on the rows without it"
+            fix = f"--ignore {quote(name)} trains without it"
             if verdict_of(value) is not None:
                 fix = f"--map {quote(f'label={name}')} reads it as KTO's label; {fix}"
             elif name.startswith("sample_weight"):
@@ -165,10 +165,10 @@ def problems_of(row: Mapping[str, Any], unread: Mapping[str, Any], used: frozens
 
 
 def _unanswered(name: str, value: Any) -> Problem:
-    message = f"{name} is not read beside a bare text, which would be trained without its answer"
-    read = f"--map question=text,answer={name} makes it the answer"
+    message = f"{name} is not used next to plain text: training would see the text without its answer"
+    read = f"--map question=text,answer={name} uses it as the answer"
     if not isinstance(value, str):
-        read = f"write the name of each class in place of its number, then {read}"
+        read = f"replace each class number by its name, then {read}"
     fix = f"{read}; --ignore {name} trains on the text alone"
     return replace(problem("lost-meaning", message, field=name), fix=fix)
 
@@ -288,19 +288,19 @@ def told(columns: dict[str, Column], rows: int) -> Iterator[Problem]:
     own = with_own_text(columns, rows)
     for name, column in own.items():
         message = (
-            f"the column {name} is not read: it has text of its own in {column.own:,} of {rows:,} rows, "
-            "which no model would see"
+            f"the column {name} is not used: it has its own text in {column.own:,} of {rows:,} rows, "
+            "which the model would never see"
         )
         fix = (
-            f"decide: --map {quote(f'FIELD={name}')} reads it (system, context, input ...), "
-            f"--ignore {quote(name)} says that it is not to be taught"
+            f"decide: --map {quote(f'FIELD={name}')} uses it (as system, context, input ...), --ignore "
+            f"{quote(name)} leaves it out"
         )
         yield replace(problem("unread-column", message, field=name), fix=fix)
     if rest := sorted(columns.keys() - own.keys()):
         shown = f"{', '.join(rest[:12])}{' ...' if len(rest) > 12 else ''}"
-        message = f"not read: {shown} (no text of their own in most rows)"
+        message = f"not used for training: {shown}"
         found = problem("unread-column", message, field=",".join(rest[:12]))
-        yield replace(found, fix=f"--ignore {quote(','.join(rest[:12]))}, if they are notes on the rows")
+        yield replace(found, fix=f"--ignore {quote(','.join(rest[:12]))} silences this")
 
 
 def held_out_rows(columns: Mapping[str, Column]) -> tuple[str, Counter[str]] | None:

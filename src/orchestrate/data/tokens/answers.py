@@ -30,7 +30,7 @@ THINKING = (
     ("<unused94>thought", "<unused95>"),
 )
 """What opens and closes thinking."""
-CUT_WITHIN_THINKING = "cut within its thinking, before there was an answer"
+CUT_WITHIN_THINKING = "cut off during reasoning, before the answer"
 """Told of an answer."""
 CODE = "the model wrote code for an interpreter (Llama 3's code_interpreter), and no such tool was offered"
 """Told of an answer too."""

@@ -282,10 +282,10 @@ def _called(body: Sequence[ast.stmt]) -> Iterator[ast.Call]:
 
 def _of_node(node: ast.Call) -> Call:
     if node.args or any(keyword.arg is None for keyword in node.keywords):
-        raise ValueError("a call without the names of its arguments")
+        raise ValueError("a call without argument names")
     name = ast.unparse(node.func)
     if not re.fullmatch(_NAME, name):
-        raise ValueError("no name of a tool")
+        raise ValueError("no tool name")
     return Call(name.removesuffix(".call"), {str(k.arg): _literal(k.value) for k in node.keywords})
 
 

@@ -33,8 +33,8 @@ def load(folder: Path, added_tokens: Sequence[str] = ()) -> Any:
     """The transformers tokenizer of a folder, with further texts that it keeps whole. Raises `SetupError`
     when it holds none, `MissingExtra` without transformers."""
     if not has_tokenizer(folder):
-        raise SetupError(f"no tokenizer in {folder}", fix="give the folder that holds tokenizer.json")
-    with needed("local", "reading a hub tokenizer", "transformers"):
+        raise SetupError(f"no tokenizer in {folder}", fix="use the folder that contains tokenizer.json")
+    with needed("local", "reading a Hugging Face tokenizer", "transformers"):
         from transformers import AddedToken, AutoTokenizer
     # A folder's own code is never run; left unsaid, transformers asks on the terminal.
     tokenizer = cast("Any", AutoTokenizer).from_pretrained(

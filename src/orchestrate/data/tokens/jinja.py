@@ -40,7 +40,7 @@ def render(template: str, values: Mapping[str, Any]) -> tuple[str, Spans]:
         for block in _compiled(template).generate(values):
             blocks.append(block)
     except (TemplateError, TypeError, KeyError, OverflowError) as error:
-        raise DataError(f"the model's chat template refuses the conversation: {error}") from error
+        raise DataError(f"the model's chat template rejected the conversation: {error}") from error
     finally:
         _tracked.reset(tracked)
     return "".join(blocks), spans

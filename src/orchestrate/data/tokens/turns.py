@@ -56,7 +56,7 @@ _MOST_KNOWN = 4096
 _Order = Sequence[tuple[int, int]] | None
 ASSISTANT = frozenset({"assistant"})
 """Whose messages are trained, unless a method says otherwise."""
-APART = "what precedes an answer is not the generation prompt"
+APART = "the text before an answer is not the generation prompt"
 _AGREEING = ("enable_thinking", "thinking")
 """Settings by which templates write the prompt with thinking begun, closed, or neither."""
 _AS_GIVEN: list[tuple[int, int]] = []
@@ -98,7 +98,10 @@ class Rendered:
             found.append("no special token ends an assistant message; the model cannot learn to stop")
         for place, turn in self.others.items():
             if not turn.spans:
-                found.append(f"the template shows no words of a {self.messages[place].role} message to train")
+                found.append(
+                    f"the template renders no text of a {self.messages[place].role} message, so there "
+                    "is nothing to train"
+                )
         return tuple(dict.fromkeys(found))
 
     @property
@@ -131,8 +134,8 @@ class Rendered:
                 start, end = turn.spans[0][0], turn.spans[-1][1]
                 if (at := self.text.find(said.text, start, end)) < 0:
                     raise DataError(
-                        "the chat template changes an answer of which only a part is to be trained",
-                        fix="train the whole answer, or split it into turns with weight 0 and 1",
+                        "the chat template changes an answer that should be trained only in part",
+                        fix="train the entire answer, or split it into turns with weight 0 and 1",
                     )
                 for token in range(bisect_right(ends, start), bisect_left(offsets, (end, 0))):
                     if not carries(self.text, offsets[token], said.loss_spans, at, said.text):
@@ -252,7 +255,7 @@ class Conversations:
             if not lost:
                 break
         if best is None:
-            raise refused or DataError("the model's chat template refuses the conversation")
+            raise refused or DataError("the model's chat template rejected the conversation")
         if len(self._known) > _MOST_KNOWN:
             self._known.clear()
         self._known[key] = (best[1], None)
@@ -294,7 +297,8 @@ class Conversations:
             text[max(text.rfind(marks.opener), 0) :] if marks.opener else text for text in (asked, lead)
         )
         told = (
-            f"{APART}: the model is asked with {asked[-60:]!r}, and here follows an answer on {lead[-60:]!r}"
+            f"{APART}: at inference the prompt ends with {asked[-60:]!r}, but in training the "
+            f"answer follows {lead[-60:]!r}"
         )
         if self.probing:
             return told
@@ -302,10 +306,10 @@ class Conversations:
             for value in (False, True):
                 if reads(self.templates, name) and self._agrees({name: value}, _SHORT):
                     settings = f"chat_template_kwargs: {{{name}: {str(value).lower()}}}"
-                    return f"{told} (with {settings} both are the same)"
+                    return f"{told} (set {settings} to make both the same)"
         if self._agrees({}, _THOUGHT_OUT):
-            return f"{told} (give each answer its thinking, as reasoning in its row, and both are the same)"
-        return f"{told} (give a chat_template that writes before an answer what it ends a prompt with)"
+            return f"{told} (add each answer's reasoning to its row to make both the same)"
+        return f"{told} (use a chat_template that starts an answer with the text that ends a prompt)"
 
     def _agrees(self, settings: Mapping[str, Any], messages: Sequence[ChatMessage]) -> bool:
         """Whether an answer follows on the generation prompt under these settings."""

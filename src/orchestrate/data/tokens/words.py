@@ -24,7 +24,7 @@ _WORD = "zq{}qz{}zq"
 _WORDS = re.compile(r"zq(\d+)qz\d+zq")
 
 
-_CHOICE = "method.earlier_thinking says what is trained then"
+_CHOICE = "method.earlier_thinking sets what is trained then"
 
 
 class Cut(NamedTuple):
@@ -183,20 +183,20 @@ def left_out(text: str, messages: Sequence[ChatMessage], tools: Tools, said: Seq
     for of, mine in zip(answers, said, strict=True):
         nothing = (of.text.strip() or of.tool_calls) and not _any_shown(text, of)
         if nothing:
-            yield "the chat template shows nothing of an assistant message"
+            yield "the chat template renders nothing of an assistant message"
         learnt = of.weight != 0
         if learnt and (thought := (of.reasoning or "").strip()) and thought not in text:
-            yield f"the chat template leaves out an assistant message's reasoning ({_CHOICE})"
+            yield f"the chat template drops an assistant message's reasoning ({_CHOICE})"
         inline = inline_thought(of.text)
         if learnt and inline and inline not in text:
             yield f"the chat template drops the <think> part of an earlier answer ({_CHOICE})"
         if of.tool_calls and not nothing and not _has(mine, (w for w in _own_words(of) if w != inline)):
-            yield "the chat template leaves out the text beside a tool call"
+            yield "the chat template drops the text next to a tool call"
         if not _calls_within(mine, of):
-            yield "the chat template leaves out a tool call"
+            yield "the chat template drops a tool call"
     named = [name for tool in tools or () if (name := _tool_name(tool))]
     if named and named[0] not in text:
-        yield "the chat template leaves out the tools"
+        yield "the chat template drops the tools"
 
 
 def _own_words(of: ChatMessage) -> list[str]:

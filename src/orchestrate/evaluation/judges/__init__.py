@@ -61,7 +61,7 @@ def _question(
     name: str, body: Sequence[str], shown: Sequence[tuple[str, str]], expected: str, **fields: str
 ) -> tuple[Message, ...]:
     if expected:
-        shown = [shown[0], ("answer that is known to be good", expected), *shown[1:]]
+        shown = [shown[0], ("reference answer", expected), *shown[1:]]
     # The author of an answer cannot know the mark, as it depends on all of the text.
     mark = "=" * 5 + hashlib.sha256(msgspec.json.encode([*body, *shown])).hexdigest()[:12]
     parts = [f"{mark} {title}\n{shown_text}" for title, shown_text in shown]
@@ -89,7 +89,7 @@ Ask = Callable[[Sequence[Sequence[Message]]], list[Answer]]
 Kind = Literal["score", "pair"]
 LONGEST_ANSWER, USUAL_ANSWER = 1024, 80
 """Tokens of a judge's answer, at most and as they mostly are."""
-UNCALIBRATED = "the judge was not compared with people"
+UNCALIBRATED = "the judge was not compared with human ratings"
 _WINNERS = {"a": 1.0, "b": 0.0, "tie": 0.5}
 _LONGEST_REASON = 2000
 
@@ -230,7 +230,7 @@ class PairJudge(_Held):
         if value == other:
             return Mark(value, one.note)
         self.moved += 1
-        return Mark(0.5, f"it depends on the order: {one.note} / {turned.note}")
+        return Mark(0.5, f"depends on the order: {one.note} / {turned.note}")
 
 
 def _scored(answer: Answer, rubric: Rubric) -> tuple[Mark, dict[str, int]]:
@@ -276,7 +276,7 @@ def _points(value: Any, labels: Sequence[str]) -> int | None:
 
 def _unreadable(answer: Answer) -> Mark:
     if answer.error is not None:
-        return Mark(None, f"the judge was refused: {answer.error}"[:_LONGEST_REASON])
+        return Mark(None, f"the judge request failed: {answer.error}"[:_LONGEST_REASON])
     return Mark(None, f"the judge's answer cannot be read: {answer.text}"[:_LONGEST_REASON])
 
 

@@ -83,7 +83,7 @@ def read(path: Path, rubric: Rubric) -> list[RatedAnswer]:
     if not found:
         raise DataError(f"{path} has no rated answer", fix="orchestrate review RUN --export rated.jsonl")
     if len({len(one.answers) for one in found}) > 1:
-        raise DataError(f"{path} has single answers and pairs", fix="calibrate on one kind")
+        raise DataError(f"{path} has single answers and pairs", fix="use only one kind for calibration")
     return found
 
 
@@ -97,13 +97,13 @@ def _read(text: bytes, place: str, rubric: Rubric) -> RatedAnswer:
     if line.rating is not None and not scores and len(rubric.criteria) == 1:
         scores = {rubric.criteria[0].name: line.rating}
     if len(answers) == 2 and line.preferred is None:
-        raise DataError(f"{place}: two answers, and no word of which is preferred")
+        raise DataError(f"{place}: two answers, but no preference")
     if len(answers) == 1:
         for c in rubric.criteria:
             if not 1 <= scores.get(c.name, 0) <= c.points:
                 raise DataError(
                     f"{place}: {c.name} is not rated, or not 1 to {c.points}",
-                    fix="the rubric must be the one by which people rated",
+                    fix="use the same rubric that people rated with",
                 )
     item = line.item or item_id(prompt, [], "", [])
     return RatedAnswer(
@@ -123,7 +123,7 @@ def _asked(line: _Line, place: str) -> tuple[tuple[Message, ...], tuple[str, ...
         *prompt, last = line.messages
         return tuple(prompt), (last.content,)
     if line.prompt is None or None in answers:
-        raise DataError(f"{place}: give prompt and answer, prompt and answers, or messages")
+        raise DataError(f"{place}: use prompt and answer, prompt and answers, or messages")
     given = [Message(role="user", content=line.prompt)] if isinstance(line.prompt, str) else line.prompt
     return tuple(given), tuple(text or "" for text in answers)
 
@@ -208,31 +208,34 @@ class Calibration(Record, frozen=True, kw_only=True):
     def told(self) -> str:
         """In a line."""
         ranks = "" if self.spearman is None else f", rank correlation {text.score(self.spearman)}"
-        moved = f", {self.moved} moved with the order" if self.moved else ""
-        same = f"the same on {self.same.value:.0%} of {self.n} answers"
+        moved = f", {self.moved} changed with the order" if self.moved else ""
+        same = f"agrees on {self.same.value:.0%} of {self.n} answers"
         return f"kappa {text.score(self.kappa)}{ranks}, {same}{moved}"
 
     @property
     def unfit(self) -> str | None:
         """Why no verdict may go by it."""
         if self.n < FEWEST:
-            return f"the judge was compared with people on {self.n} answers; {FEWEST} are needed"
+            return f"the judge was compared with human ratings on {self.n} answers; {FEWEST} are required"
         if self.prompts is None or self.prompts < FEWEST:
             known = "an unknown number of" if self.prompts is None else self.prompts
             return (
-                f"the judge was compared with people on answers to {known} different prompts; "
-                f"{FEWEST} are needed"
+                f"the judge was compared with human ratings on {known} different prompts; {FEWEST} are "
+                "required"
             )
         if self.unreadable > MOST_UNREADABLE * (self.n + self.unreadable):
-            return f"{self.unreadable} of the judge's {self.n + self.unreadable} answers could not be read"
+            return f"{self.unreadable} of the judge's {self.n + self.unreadable} answers could not be parsed"
         for name, found in (("kappa", self.kappa), ("rank correlation", self.spearman)):
             if name == "rank correlation" and self.kind == "pair":
                 continue
             if found is None:
-                return "the judge, or people, said the same of all rated answers, which shows nothing"
+                return "the judge or the people gave all answers the same rating, which shows nothing"
             if found.low < LEAST:
                 seen = f"{name} {text.score(found)} on {self.n} answers"
-                return f"the judge agrees too little with people: {seen}; at least {LEAST} must be shown"
+                return (
+                    f"the judge agrees too little with people: {seen}; the lower bound must be at least "
+                    f"{LEAST}"
+                )
         return None
 
 
@@ -254,8 +257,8 @@ def calibrate(judge: Judge, rated: Sequence[RatedAnswer]) -> Calibration:
         kappa = agreement.kappa(values, squared=True, groups=[group for _, _, group in both])
         spearman = agreement.spearman(values)
     if not both:
-        note = next((mark.note for mark in marks if mark.note), "it said nothing")
-        raise DataError(f"none of the judge's {len(rated)} answers could be read: {note[:200]}")
+        note = next((mark.note for mark in marks if mark.note), "empty answer")
+        raise DataError(f"none of the judge's {len(rated)} answers could be parsed: {note[:200]}")
     return Calibration(
         judge=judge.digest(kind),
         kind=kind,
@@ -378,8 +381,8 @@ def read_rows(path: str) -> list[Row]:
     shape = sniff(path, first_lines(lines.lines), ())
     if shape.kind not in KINDS:
         raise DataError(
-            f"{path} has {shape.kind} rows; a judge rates chat and completion rows",
-            fix="orchestrate review   rates pairs, by people",
+            f"{path} has {shape.kind} rows; a judge can only rate chat and completion rows",
+            fix="orchestrate review   lets people rate pairs",
         )
     found: list[Row] = []
     reader = reading(shape.name)
@@ -393,7 +396,7 @@ def read_rows(path: str) -> list[Row]:
                     asked = _asked_rows(read_row.example)
                     found.append(Row(text, asked, "" if asked else "it does not end with an answer"))
     if not any(row.asked for row in found):
-        raise DataError(f"{path} has no row that can be judged")
+        raise DataError(f"{path} has no row to judge")
     return found
 
 

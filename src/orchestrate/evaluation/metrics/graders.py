@@ -40,7 +40,7 @@ def _cosine(a: Sequence[float] | None, b: Sequence[float] | None) -> float:
     if a is None or b is None:
         return 0.0  # an empty text has no meaning
     if len(a) != len(b):
-        raise UsageError("the embedding model gave vectors of different lengths")
+        raise UsageError("the embedding model returned vectors of different lengths")
     size = math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
     return min(1.0, max(0.0, sum(x * y for x, y in zip(a, b, strict=True)) / size)) if size else 0.0
 
@@ -107,13 +107,15 @@ class ScoreModel:
         """Raises `GradingError` for an answer without a number in the range."""
         answer = self._answers[self._question(sample, item).digest]
         if answer.error:
-            raise GradingError(f"the grading model refused: {answer.error}")
+            raise GradingError(f"the request to the grading model failed: {answer.error}")
         found = _RESULT.findall(answer.text)
         if not found:
-            raise GradingError(f"the grading model gave no result: {answer.text[:80]!r}")
+            raise GradingError(f"the grading model returned no result: {answer.text[:80]!r}")
         value = float(found[-1])
         if not self._low <= value <= self._high:
-            raise GradingError(f"the grading model gave {value:g}, outside {self._low:g} to {self._high:g}")
+            raise GradingError(
+                f"the grading model returned {value:g}, outside {self._low:g} to {self._high:g}"
+            )
         return (value - self._low) / (self._high - self._low)
 
     def _question(self, sample: dict[str, Any], item: dict[str, Any]) -> Question:
@@ -152,7 +154,7 @@ def from_file(path: str, context: Context) -> Grading:
 
 def of(name: str, grader: Any, context: Context) -> Grading:
     if not isinstance(grader, dict):
-        raise UsageError(f"{name}: a grader is an object with a type")
+        raise UsageError(f"{name}: a grader must be an object with a type")
     given = cast("dict[str, Any]", grader)
     if reason := grading.refusal(given, allow_code=context.allow_code, asks=("score_model",)):
         raise UsageError(f"{name}: {reason}")

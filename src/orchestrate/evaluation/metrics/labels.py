@@ -33,7 +33,7 @@ class Labels:
         if len(exact) > MOST_LABELS:
             raise UsageError(
                 f"the expected answers don't look like labels: {len(exact)} distinct values",
-                fix="exact_match, or token_f1 for prose",
+                fix="use exact_match, or token_f1 for prose",
             )
         case_matters = len({unicodedata.normalize("NFC", name.casefold()) for name in exact}) < len(exact)
         return cls(tuple(sorted(exact, key=str if case_matters else str.casefold)), case_matters)

@@ -83,7 +83,9 @@ def of(name: str, found: Any) -> Metric:
             what = f"{type(error).__name__}: {error}"
             raise UsageError(f"the metric {name} failed on item {item.id}: {what}") from error
         if value is not None and not 0 <= value <= 1:
-            raise UsageError(f"the metric {name} gave {value:g} on item {item.id}; a score is from 0 to 1")
+            raise UsageError(
+                f"the metric {name} returned {value:g} on item {item.id}; a score must be between 0 and 1"
+            )
         return value
 
     return PerAnswer(used, score)
@@ -249,7 +251,7 @@ def check(written: Sequence[str]) -> None:
             continue
         if one not in names() and one != "auto":
             raise UsageError(
-                f"no metric is called {one!r}{meant(one, names())}; known: auto, {', '.join(names())}"
+                f"unknown metric {one!r}{meant(one, names())}; known: auto, {', '.join(names())}"
             )
 
 
@@ -291,7 +293,8 @@ def auto(context: Context) -> str:
     `UsageError` where nothing is expected."""
     if not context.expects:
         raise UsageError(
-            "these rows have no expected answer to compare with", fix="--metrics grader:FILE, as for training"
+            "these rows have no expected answer to compare with",
+            fix="use --metrics grader:FILE, as for training",
         )
     expected = [item.expected for item in context.items]
     if any(item.expected_calls for item in context.items):

@@ -67,7 +67,9 @@ def schema_match(path: str) -> Compare:
         kind.check_schema(schema)
     except (OSError, ValueError, jsonschema.SchemaError) as error:
         first = str(error).splitlines()[0]
-        raise UsageError(f"{path} is not a JSON schema: {first}", fix="json_schema:FILE.json") from error
+        raise UsageError(
+            f"{path} is not a valid JSON Schema: {first}", fix="json_schema:FILE.json"
+        ) from error
     _require_refs(path, schema, REGISTRY)
     validator: Any = kind(schema, registry=REGISTRY)
 
@@ -103,8 +105,8 @@ def _require_refs(path: str, schema: Any, registry: Any) -> None:
                 found = resolver.lookup(ref)
             except Unresolvable as error:
                 raise UsageError(
-                    f"{path}: {word} {ref!r} leads to nothing in this file",
-                    fix="put what it names into the file; other files and addresses are not read",
+                    f"{path}: {word} {ref!r} points to nothing in this file",
+                    fix="put its target into the file; other files and URLs are not read",
                 ) from error
             walk(found.contents, found.resolver)
         for part in Resource[Any].from_contents(contents, default_specification=known).subresources():

@@ -219,8 +219,8 @@ def matcher(pattern: str) -> Compare:
             raise UsageError(
                 f"regex:{pattern} takes more than {LONGEST_SEARCH:g} s for an answer of "
                 f"{len(answer):,} characters",
-                fix="write it without a repetition inside a repetition, or alternatives that begin alike; "
-                "answers that came are kept and not asked again",
+                fix="write it without a repetition inside a repetition, or alternatives that start "
+                "alike; answers received so far are kept and not requested again",
             ) from None
 
     # What takes for ever does so for a few dozen of the same character, before an answer is paid.

@@ -68,7 +68,7 @@ def general() -> Probe:
         used,
         lambda _, a: a.expected_nats / a.expected_tokens if a.expected_tokens and a.expected_nats else None,
     )
-    title = f"{len(items)} short passages of general English, by change of nats per token"
+    title = f"{len(items)} short passages of general English, scored by the change in nats per token"
     return Probe("general-text", title, items, metric, NATS_MARGIN, "likelihood")
 
 
@@ -101,7 +101,7 @@ def languages() -> Probe:
             items.append(
                 _item(one["question"].format(country), capital, slices=(f"language:{one['language']}",))
             )
-    title = f"{len(items)} capitals asked for in ten languages, to be answered in the same"
+    title = f"{len(items)} questions for capitals in ten languages, to be answered in the same language"
     return Probe("languages", title, items, _right(_mentions), POINTS_MARGIN)
 
 
@@ -112,7 +112,7 @@ def refusals() -> Probe:
         for kind in ("decline", "answer")
         for question in given[kind]
     ]
-    title = "20 requests to decline and 20 that only sound like them (English)"
+    title = "20 requests to refuse and 20 that only sound like them (English)"
     return Probe("refusals", title, items, _right(_declines_rightly), POINTS_MARGIN, chance=0.5)
 
 
@@ -122,7 +122,7 @@ def format_following() -> Probe:
         for name, instruction, _ in _FORMATS
         for subject in _SUBJECTS
     ]
-    title = f"{len(items)} questions of which each says in which form the answer is to be"
+    title = f"{len(items)} questions that each prescribe the format of the answer"
     # Any single word is in the form of two of the ten.
     return Probe("format", title, items, _right(_in_form), POINTS_MARGIN, chance=2 / len(_FORMATS))
 
@@ -284,7 +284,8 @@ def run(
     except OSError as error:  # of the package `datasets`: no network, no such data set or file
         raise UsageError(
             f"lm-eval cannot read the data of {', '.join(tasks)}: {str(error)[:400]}",
-            fix="a network for the hub, or --tasks-folder DIR with a task's YAML that names local files",
+            fix="use a network connection to the hub, or --tasks-folder DIR with a task's YAML that "
+            "names local files",
         ) from error
     return {task: [_sample(one) for one in found["samples"][task]] for task in tasks}
 
@@ -319,8 +320,8 @@ def _asked(candidate: Candidate, asking: Asking) -> Any:
         def _likelihoods(self, rows: list[dict[str, Any]]) -> list[Likelihood]:
             if candidate.likelihood is None:
                 raise UsageError(
-                    f"{candidate.contender.name} gives no log-probabilities, which this task needs",
-                    fix="a task of the kind generate_until, or --on here",
+                    f"{candidate.contender.name} returns no log-probabilities, which this task needs",
+                    fix="use a task of kind generate_until, or --on here",
                 )
             return candidate.likelihood(rows)
 
@@ -394,20 +395,24 @@ def judged(
     rows: int | None = None
     decision: Decision
     if metric.unfit is not None:
-        decision, reason = "inconclusive", f"nothing may be decided by {metric.name}: {metric.unfit}"
+        decision, reason = "inconclusive", f"{metric.name} cannot decide anything: {metric.unfit}"
     elif not score.n:
-        decision, reason = "inconclusive", "there is no answer of both to compare"
+        decision, reason = "inconclusive", "no question was answered by both"
     elif metric.kind != "amount" and not (_able(base, chance) or _able(tuned, chance)) and high >= -margin:
         decision, reason = "not measurable", f"the base itself reaches only {shown(metric, base.value)}"
         if chance:
-            reason += f", which is not clearly above the {shown(metric, chance)} of a model without it"
+            reason += f", which is not clearly above the {shown(metric, chance)} of random guessing"
     elif low > -margin:
         decision, reason = "kept", f"{said}, not worse by {allowed} or more"
     elif high < -margin:
         decision, reason = "forgot", f"{said}, worse by more than {allowed}"
     else:
         rows = rows_to_decide(score, -sign * margin)
-        worse = "it is worse, but by how much is open" if high < 0 else "it may be worse by more, or not"
+        worse = (
+            "it is worse, but the amount is uncertain"
+            if high < 0
+            else "it may or may not be worse by more than that"
+        )
         more = f"; about {round_up(rows):,} items would decide" if rows else ""
         decision, reason = "inconclusive", f"{said} against {allowed} allowed: {worse}{more}"
     return ProbeResult(
@@ -436,9 +441,9 @@ def advice(spec: Mapping[str, Any]) -> list[str]:
     adapter: Any = spec.get("adapter")
     full = adapter == "full" or adapter == {"type": "full"}
     return [
-        "mix general rows into the training data, one in ten to one in five, of the abilities that were lost",
-        f"train for fewer epochs{fewer}, or take an earlier checkpoint: orchestrate checkpoints RUN",
-        f"take a smaller learning rate{smaller}",
+        "mix in general training rows for the lost abilities, 10% to 20% of the data",
+        f"train for fewer epochs{fewer}, or use an earlier checkpoint: orchestrate checkpoints RUN",
+        f"use a smaller learning rate{smaller}",
         *(["train an adapter instead of all weights: it changes less"] if full else []),
     ]
 

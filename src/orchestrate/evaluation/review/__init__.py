@@ -45,10 +45,10 @@ def read_answered(path: Path) -> list[Answered]:
             return [decoding.decode(line, type=Answered) for line in file if line.strip()]
     except OSError as error:
         raise DataError(
-            f"the answers are gone: {path}: {error.strerror}", fix="orchestrate eval RUN"
+            f"the answers are missing: {path}: {error.strerror}", fix="orchestrate eval RUN"
         ) from error
     except msgspec.DecodeError as error:
-        raise DataError(f"{path} holds no answers of an evaluation: {error}") from error
+        raise DataError(f"{path} is not a file of evaluation answers: {error}") from error
 
 
 def tasks_of(
@@ -66,11 +66,11 @@ def tasks_of(
     nothing to rate."""
     if kind == "pairs" and len(contenders) < 2:
         raise UsageError(
-            "pairs need two contenders, and the evaluation has one",
+            "pairs need two contenders, but the evaluation has one",
             fix="orchestrate eval RUN --base   or: orchestrate review RUN --single",
         )
     if against is not None and against not in contenders:
-        raise UsageError(f"no contender is called {against!r}; there are {', '.join(contenders)}")
+        raise UsageError(f"unknown contender {against!r}; known: {', '.join(contenders)}")
     together: list[tuple[str, ...]]
     if kind == "single":
         together = [(name,) for name in contenders]
@@ -111,7 +111,7 @@ def read(path: Path) -> list[Task]:
         with path.open("rb") as file:
             return [Task.from_json(line) for line in file]
     except OSError as error:
-        raise DataError(f"what the review shows is gone: {path}: {error.strerror}") from error
+        raise DataError(f"the data of the review is missing: {path}: {error.strerror}") from error
     except msgspec.DecodeError as error:
         raise DataError(f"{path} is damaged: {error}") from error
 
@@ -167,9 +167,9 @@ class Source:
             first = [_joined(one, theirs[one.item.id]) for one in first if one.item.id in theirs]
         if not first:
             raise UsageError(
-                "these runs have answered no item in common: "
+                "these runs share no answered item: "
                 + "; ".join(f"{e.id} is of {e.dataset}" for e in self.evaluations),
-                fix=f"orchestrate eval {' '.join(self.run_ids)} --base   (one evaluation of all)",
+                fix=f"orchestrate eval {' '.join(self.run_ids)} --base   (one evaluation for all)",
             )
         return first
 
@@ -184,15 +184,15 @@ def source_of(evaluations: Sequence[Evaluation], run_ids: Sequence[str], wanted:
     id begins with `wanted`; else the newest of each run. Raises `UsageError` for a run without one."""
     fitting = [e for e in evaluations if wanted is None or e.id.startswith(wanted)]
     if not run_ids and len(fitting) != 1:
-        what = "several evaluations begin with" if fitting else "there is no evaluation"
+        what = "several evaluations start with" if fitting else "there is no evaluation"
         raise UsageError(f"{what} {wanted}", fix="orchestrate eval --json   tells its id")
     whole = [e for e in fitting if set(run_ids) <= set(e.run_ids)]
     if whole:
         return Source((whole[-1],), tuple(run_ids))
     asked = " ".join(run_ids)
-    fix = f"orchestrate eval {asked} --base   (one evaluation of all that is to be compared)"
+    fix = f"orchestrate eval {asked} --base   (one evaluation for all models to compare)"
     if wanted is not None:
-        raise UsageError(f"there is no evaluation {wanted} of these runs", fix=fix)
+        raise UsageError(f"there is no evaluation {wanted} for these runs", fix=fix)
     newest: dict[str, Evaluation] = {}
     for run_id in run_ids:
         own = [e for e in fitting if run_id in e.run_ids]

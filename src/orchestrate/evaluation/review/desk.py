@@ -55,7 +55,7 @@ def rater_named(name: str) -> str:
     """As it is kept. Raises `UsageError` for none, or one that is too long."""
     clean = " ".join(inert(name).split())
     if not clean or len(clean) > LONGEST_NAME:
-        raise UsageError(f"a rater's name has 1 to {LONGEST_NAME} characters")
+        raise UsageError(f"a rater's name must have 1 to {LONGEST_NAME} characters")
     return clean
 
 
@@ -102,16 +102,16 @@ class Desk:
         """Of what was shown as `names`, left first. Raises `UsageError` where it is incomplete."""
         criteria = self.review.rubric.criteria
         if self.review.kind == "pairs" and (asked.choice is None or asked.scores):
-            raise UsageError("say which answer is better, or that neither is")
+            raise UsageError("say which answer is better, or neither")
         if self.review.kind == "single":
             points = {c.name: range(1, c.points + 1) for c in criteria}
             if asked.choice or asked.scores.keys() != points.keys():
                 raise UsageError(f"rate {', '.join(points)}")
             for name, value in asked.scores.items():
                 if value not in points[name]:
-                    raise UsageError(f"{name} is rated 1 to {len(points[name])}, not {value}")
+                    raise UsageError(f"{name} must be 1 to {len(points[name])}, got {value}")
         if len(asked.note) > LONGEST_NOTE:
-            raise UsageError(f"a note has at most {LONGEST_NOTE:,} characters")
+            raise UsageError(f"a note must have at most {LONGEST_NOTE:,} characters")
         return Rating(
             review=self.review.id,
             task=asked.task,

@@ -60,7 +60,7 @@ def from_review(
     lines = [canonical_line(row) for row in made]
     if not lines:
         why = ", ".join(f"{reason}: {n}" for reason, n in left_out.items()) or "nothing is rated yet"
-        raise DataError(f"review {review.id} makes no row for {format} ({why})")
+        raise DataError(f"review {review.id} yields no row for {format} ({why})")
     with whole(output) as draft, draft.open("wb") as file:
         file.writelines(line + b"\n" for line in lines)
     return FromReview(
@@ -149,7 +149,7 @@ def _unpaired(
 ) -> Iterator[UnpairedExample]:
     for item, answer, labels in labelled:
         if len(labels) > 1:
-            left_out["good beside one answer, bad beside another"] += 1
+            left_out["better than one answer, worse than another"] += 1
         elif not (said := _said(answer)):
             left_out["no answer"] += 1
         else:
@@ -243,7 +243,7 @@ def take(desk: Desk, path: Path, rater: str, keep: Callable[..., None]) -> Impor
         place = f"{path}: row {number}"
         key = row.get("task", "").strip()
         if key not in places:
-            raise DataError(f"{place}: no task of review {desk.review.id} is called {key!r}")
+            raise DataError(f"{place}: review {desk.review.id} has no task {key!r}")
         asked = _asked(desk, row, place)
         if asked is None:
             empty += 1
@@ -275,13 +275,13 @@ def _rows(path: Path) -> list[dict[str, str]]:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not in UTF-8", fix="save it as CSV UTF-8") from error
+        raise DataError(f"{path} is not UTF-8", fix="save it as CSV UTF-8") from error
     first = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=first.count)
     csv.field_size_limit(1 << 30)  # of this process, which reads nothing else by it; an answer may be long
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval="", restkey="more")
     if "task" not in (reader.fieldnames or ()):
-        raise DataError(f"{path} is no sheet of a review: it has no column 'task'")
+        raise DataError(f"{path} is not a review sheet: it has no column 'task'")
     return [{(k or "").split(" (")[0]: v for k, v in row.items() if isinstance(v, str)} for row in reader]
 
 
@@ -303,7 +303,7 @@ def _asked(desk: Desk, row: Mapping[str, str], place: str) -> Asked | None:
     try:
         scores = {name: int(value) for name, value in given.items()}
     except ValueError as error:
-        raise DataError(f"{place}: {', '.join(given)} are whole numbers") from error
+        raise DataError(f"{place}: {', '.join(given)} must be whole numbers") from error
     return Asked(action="rate", scores=scores, note=note)
 
 

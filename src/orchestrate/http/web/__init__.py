@@ -123,7 +123,7 @@ class Patient(H11Protocol):
             return
         cycle.disconnected = True  # to the app the client has gone
         cycle.message_event.set()
-        self._hang_up(408, "the body of the request did not come, or too slowly", "body_stalled")
+        self._hang_up(408, "the request body did not arrive, or too slowly", "body_stalled")
 
     def _body_came(self) -> None:
         if self._body_timer is not None:
@@ -177,12 +177,12 @@ def listen(port: int, host: str = LOOPBACK) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         if port > 65535:
-            raise OSError(errno.EINVAL, "there are 65,535 ports")
+            raise OSError(errno.EINVAL, "a port must be at most 65535")
         sock = socket.create_server((host, port), family=family)
     except OSError as error:
         raise SetupError(
             f"port {port} cannot be used: {error.strerror}",
-            fix="another --port, or --port 0 for any free one",
+            fix="use another --port, or --port 0 for any free one",
         ) from error
     # asyncio does this itself only for sockets that name their protocol, as those of `create_server` do not.
     # Without it the body of an answer waits 40 ms for the client to acknowledge its head.
@@ -319,9 +319,9 @@ class Guard:
         here = headers.get("host", "").casefold()
         name = urlsplit(f"//{here}").hostname or ""
         if not (_is_address(name) or is_loopback(name) or name in self._names):
-            raise _Refusal(404, "this server is not known under the name in the address")
+            raise _Refusal(404, "this server does not accept the host name in the URL")
         if scope["method"] not in _SAFE and not self._is_ours(headers, here):
-            raise _Refusal(403, "pages of other sites may not send requests here")
+            raise _Refusal(403, "requests from other sites are not allowed")
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > self._max_body:
             raise _Refusal(413, self._too_large)
@@ -364,7 +364,7 @@ class Guard:
 
     @property
     def _too_large(self) -> str:
-        return f"a request takes at most {self._max_body:,} bytes"
+        return f"request body too large: at most {self._max_body:,} bytes"
 
 
 def _refused(status: int, text: str) -> Response:
@@ -449,7 +449,7 @@ def edge(
 
     def missing(request: Request, error: Exception) -> Response:
         status = getattr(error, "status_code", 404)
-        words = f"{request.method} {request.url.path} is not served here"
+        words = f"{request.method} {request.url.path} is not available on this server"
         if status not in (404, 405):
             words = str(getattr(error, "detail", error))
         headers: Mapping[str, str] = getattr(error, "headers", None) or {}
@@ -457,7 +457,7 @@ def edge(
 
     def broken(request: Request, error: Exception) -> Response:
         _log.error("%s %s", request.method, request.url.path, exc_info=error)
-        words = f"the server failed: {type(error).__name__}; its log says more"
+        words = f"the server failed: {type(error).__name__}; see its log"
         return tell(HostError(500, words, type="server_error"))
 
     handlers: dict[Any, Any] = {HostError: refused, HTTPException: missing, Exception: broken}

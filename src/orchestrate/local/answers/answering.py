@@ -131,7 +131,8 @@ CHOSEN_BY_SIZE = (
     "answered in NF4 (4 bits), because it has more than 8 GiB of weights (local=MODEL:16-bit for 16 bits)"
 )
 ROUNDED_OTHERWISE = (
-    "16 bits round otherwise in a batch: read alone, another token would have been likelier (--batch 1)"
+    "16-bit rounding in a batch can change an answer: read alone, another token would have been "
+    "more likely (use --batch 1 for exact results)"
 )
 
 Send = Callable[[dict[str, Any]], None]
@@ -301,8 +302,11 @@ class Answerer:
         if self.sampler.room(prompt, 1):
             return prompt
         most = self.sampler.context
-        told = f"the question has {len(prompt)} tokens; the model takes {most}, the answer among them"
-        return {"refused": told, "fix": "shorten it, or leave the row out"}
+        told = (
+            f"the question has {len(prompt)} tokens, but the model's context is {most} tokens including "
+            "the answer"
+        )
+        return {"refused": told, "fix": "shorten it or drop the row"}
 
     def _reply(self, prompt: list[int], ids: list[int], tools: Any, most: int) -> dict[str, Any]:
         own, stopped = self.sampler.said(ids)
@@ -311,13 +315,11 @@ class Answerer:
         if not stopped and not said.content and not said.tool_calls and said.reasoning:
             notes.append(CUT_WITHIN_THINKING)
         if not stopped and self.sampler.room(prompt, most) < most:
-            notes.append(f"cut where the model's {self.sampler.context} tokens end")
+            notes.append(f"cut off at the model's context of {self.sampler.context} tokens")
         if self.by_size:
             notes.append(CHOSEN_BY_SIZE)
         if self.trained_length is not None and len(prompt) > self.trained_length:
-            notes.append(
-                f"the question is longer than the {self.trained_length} tokens of the rows in training"
-            )
+            notes.append(f"the question is longer than the training rows ({self.trained_length} tokens)")
         return {
             "content": said.content,
             "reasoning": said.reasoning,

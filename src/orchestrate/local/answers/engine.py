@@ -32,9 +32,9 @@ machine."""
 _ROUNDS = 3
 Send = Callable[[dict[str, Any]], None]
 _WORDS = {
-    NO_FORM: "the schema takes too much work to keep {} to it: make it simpler",
-    NO_NUMBERS: "{} gives no finite numbers: its weights are broken, or overflow here",
-    NO_MEMORY: "this machine has not enough memory for {} to answer this prompt, even alone: shorten it",
+    NO_FORM: "the schema is too complex to constrain {}: simplify it",
+    NO_NUMBERS: "{} produces non-finite numbers: its weights are broken or overflow on this machine",
+    NO_MEMORY: "this machine has too little memory for {} to answer this prompt, even alone: shorten it",
 }
 
 
@@ -109,7 +109,7 @@ class Engine:
         """Of each adapter."""
         tuned = [Path(f) for f in loading.models.values() if not is_adapter(Path(f))]
         if tuned and len(loading.models) > 1:
-            raise UsageError("a whole tuned model is served alone: it shares no weights with others")
+            raise UsageError("a fully tuned model is served alone, because it shares no weights with others")
         dtype = None if loading.precision is None else DTYPES[loading.precision]
         if tuned:
             self.model = whole(tuned[0], self.device, dtype)
@@ -134,11 +134,13 @@ class Engine:
         """Puts one more adapter on the base; the seconds that it took. Raises `UsageError`."""
         begun, path = time.perf_counter(), Path(folder)
         if name in self.models:
-            raise UsageError(f"a model is called {name!r} already")
+            raise UsageError(f"a model called {name!r} already exists")
         if not is_adapter(path):
-            raise UsageError(f"{folder} is no adapter: only adapters are added to a running server")
+            raise UsageError(f"{folder} is not an adapter: only adapters can be added to a running server")
         if changes_base(path):
-            raise UsageError(f"{folder} changes the base that others share", fix="merge and serve it alone")
+            raise UsageError(
+                f"{folder} changes the base that the other adapters share", fix="merge and serve it alone"
+            )
         self._numbered += 1
         adapter = f"a{self._numbered}"
         self.batching.changing()
@@ -146,7 +148,7 @@ class Engine:
             if not hasattr(self.model, "peft_config"):
                 self.model = load_adapter(self.model, path, name=adapter).eval()
             elif rows_of(path) > self.model.get_input_embeddings().weight.shape[0]:
-                raise UsageError(f"{name} has tokens of its own: it is served without other adapters")
+                raise UsageError(f"{name} has added tokens, so it must be served without other adapters")
             else:
                 add_adapter(self.model, path, adapter)
                 self.model.eval()
@@ -191,9 +193,9 @@ class Engine:
     def unload(self, name: str) -> None:
         found = self.models.get(name)
         if found is None or found.adapter == BASE:
-            raise UsageError(f"no adapter is called {name!r}")
+            raise UsageError(f"unknown adapter {name!r}")
         if self.batching.uses(found.adapter):
-            raise UsageError(f"{name} is answering: try again when it has ended")
+            raise UsageError(f"{name} is in use: try again when its answers are finished")
         del self.models[name]
         self._forms.pop(name, None)
         if len(self.model.peft_config) > 1:
@@ -212,7 +214,7 @@ class Engine:
             return template.asked(wish.messages, wish.tools)
         if wish.ids is not None:
             if not all(0 <= id < len(template.tokenizer) for id in wish.ids):
-                raise Refused("the prompt has ids that the tokenizer does not have", "invalid_prompt")
+                raise Refused("the prompt has token ids that the tokenizer does not have", "invalid_prompt")
             return wish.ids
         ids = template.tokens(wish.text or "")[0]
         start = template.tokenizer.bos_token_id
@@ -234,13 +236,13 @@ class Engine:
         if not prompt:
             raise Refused("the prompt is empty", "invalid_prompt")
         if any(int(id) >= len(model.template.tokenizer) for id in wish.logit_bias):
-            raise Refused("logit_bias has ids that the tokenizer does not have", "invalid_logit_bias")
+            raise Refused("logit_bias has token ids that the tokenizer does not have", "invalid_logit_bias")
         room = model.sampler.room(prompt, wish.max_tokens or self.loading.most_tokens)
         if room < (wish.max_tokens or 1):
             most = model.sampler.context
             raise Refused(
-                f"This model's maximum context length is {most} tokens: the prompt has {len(prompt)}, and "
-                f"{wish.max_tokens or 1} were asked for",
+                f"This model's maximum context length is {most} tokens: the prompt has {len(prompt)}, "
+                f"and {wish.max_tokens or 1} were requested for the answer",
                 "context_length_exceeded",
             )
         alone = self.loading.batch_invariant and wish.temperature == 0

@@ -77,11 +77,11 @@ class Forms:
             import llguidance
             import llguidance.hf
         except ImportError as error:
-            raise MissingExtra("local", "answers that are held to a form", "llguidance") from error
+            raise MissingExtra("local", "structured output", "llguidance") from error
         self._template, self._lib = template, llguidance
         tokenizer = template.tokenizer
         if not tokenizer.is_fast:
-            raise UsageError("with a slow tokenizer answers cannot be held to a form")
+            raise UsageError("structured output needs a fast tokenizer")
         ends = [id for id in stops if id < len(tokenizer)]
         self._tokens = llguidance.hf.from_tokenizer(tokenizer, n_vocab=len(tokenizer), eos_token=ends)
         self._compiled: dict[bytes, Any] = {}
@@ -102,7 +102,9 @@ class Forms:
 
     def _matcher(self, form: Form) -> Any:
         if self._template.shape.around[0] or "<|message|>" in self._template.chats.source(None):
-            raise UsageError("this model writes marks around its answers: they cannot be held to a form")
+            raise UsageError(
+                "this model wraps its answers in special markers, so structured output is not supported"
+            )
         self._require_no_marks(form)
         rules = [_SPACE]
         ways = [] if form.schema is None else [f"%json {self._json(form.schema)}"]
@@ -112,7 +114,7 @@ class Forms:
         compiled = self._lib.LLMatcher.grammar_from_lark(grammar)
         matcher = self._lib.LLMatcher(self._tokens, compiled, log_level=0)
         if matcher.is_error():
-            raise UsageError(f"an answer cannot be held to this schema: {_reason(matcher.get_error())}")
+            raise UsageError(f"this schema is not supported: {_reason(matcher.get_error())}")
         return matcher
 
     @cached_property
@@ -131,7 +133,7 @@ class Forms:
         functions = [tool["function"] for tool in form.calls or ()]
         for text in _texts([form.schema, *(function.get("parameters") for function in functions)]):
             if found := next((mark for mark in marks if mark and mark in text), None):
-                raise UsageError(f"{found} is a token of this model's own, and cannot be a part of a schema")
+                raise UsageError(f"{found} is a special token of this model and cannot be part of a schema")
 
     def _json(self, schema: Mapping[str, Any]) -> str:
         return json.dumps({**schema, "x-guidance": _LAYOUT})
@@ -156,13 +158,15 @@ class Forms:
         unknown = parameters.keys() - _OF_AN_OBJECT
         required, properties = parameters.get("required", []), parameters.get("properties", {})
         if unknown or not properties.keys() >= set(required):
-            what = ", ".join(sorted(unknown)) or "required beside properties"
-            raise UsageError(f"this model writes each argument apart, where {what} cannot be kept")
+            what = ", ".join(sorted(unknown)) or "required next to properties"
+            raise UsageError(f"this model writes each argument separately, so {what} cannot be enforced")
         shared = {name: parameters[name] for name in ("$defs", "definitions") if name in parameters}
         parts: list[str] = []
         for place, (name, schema) in enumerate(properties.items()):
             if not re.fullmatch(r"[\w .:-]+", name) or not isinstance(schema, dict):
-                raise UsageError(f"the argument {name!r} cannot be kept: it takes a plain name and a schema")
+                raise UsageError(
+                    f"the argument {name!r} cannot be enforced: it needs a plain name and a schema"
+                )
             value, rule, end = f"value{number}_{place}", f"argument{number}_{place}", closing
             if schema.get("type") != "string":
                 rules.append(f"{value}: %json {self._json({**shared, **schema})}\n")
@@ -245,7 +249,9 @@ class Forms:
 
 
 def _unlike() -> UsageError:
-    return UsageError("how this model's chat template writes calls is not known here, so none can be forced")
+    return UsageError(
+        "the tool call format of this model's chat template is unknown, so a call cannot be forced"
+    )
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -267,12 +273,14 @@ def _words(schema: Mapping[str, Any], closes: str) -> list[str] | None:
     if not {"enum", "const"} & schema.keys():
         return None
     if unknown := schema.keys() - _ANNOTATIONS - {"type", "enum", "const"}:
-        raise UsageError(f"beside the texts to choose from, {', '.join(sorted(unknown))} cannot be kept")
+        raise UsageError(f"{', '.join(sorted(unknown))} cannot be enforced next to enum")
     words = [schema["const"]] if "const" in schema else list(schema["enum"])
     if not words or not all(isinstance(word, str) and closes.strip() not in word for word in words):
-        raise UsageError("the texts to choose from are texts, at least one, without what ends an argument")
+        raise UsageError(
+            "enum must be a non-empty list of strings that do not contain the end of an argument"
+        )
     if "enum" in schema and any(word not in schema["enum"] for word in words):
-        raise UsageError("const is none of the texts of enum")
+        raise UsageError("const is not in enum")
     return words
 
 
@@ -280,20 +288,20 @@ def _text(schema: Mapping[str, Any]) -> str:
     """The regular expression of a text that is not written as JSON. Raises `UsageError`."""
     if unknown := schema.keys() - _ANNOTATIONS - {"type", "pattern", "minLength", "maxLength"}:
         raise UsageError(
-            f"this model writes each argument apart, where {', '.join(sorted(unknown))} cannot be kept"
+            f"this model writes each argument separately, so {', '.join(sorted(unknown))} cannot be enforced"
         )
     least, most = schema.get("minLength", 0), schema.get("maxLength")
     if not all(isinstance(n, int) and n >= 0 for n in (least, most or 0)):
-        raise UsageError("minLength and maxLength are whole numbers")
+        raise UsageError("minLength and maxLength must be whole numbers")
     pattern = schema.get("pattern")
     if pattern is None:
         return f"(?s:.{{{least},{'' if most is None else most}}})"
     if least or most is not None:
-        raise UsageError("here a pattern cannot be kept beside minLength or maxLength")
+        raise UsageError("pattern cannot be combined with minLength or maxLength here")
     if not isinstance(pattern, str) or not (pattern.startswith("^") and pattern.endswith("$")):
-        raise UsageError("here a pattern has to describe the whole text: ^...$")
+        raise UsageError("a pattern must match the entire text here: ^...$")
     if not pattern.isprintable():
-        raise UsageError("here a pattern takes printable characters")
+        raise UsageError("a pattern may only contain printable characters here")
     return re.sub(r"(\\.)|/", lambda found: found[1] or "\\/", f"(?:{pattern[1:-1]})")
 
 

@@ -25,8 +25,8 @@ for each token."""
 LARGE_MODEL_BYTES = 8 << 30
 """Larger bases answer in 4 bits, unless their adapters or the caller name a precision."""
 UNPACKED = (
-    "the 4 bits of its base were unpacked to 16-bit values once, whose products round otherwise than "
-    f"bitsandbytes' own ({settings.NF4_PRODUCTS}=bitsandbytes for those)"
+    "its 4-bit base was unpacked to 16-bit values, which round differently from bitsandbytes "
+    f"({settings.NF4_PRODUCTS}=bitsandbytes uses those kernels)"
 )
 """Told of an answer: greedy answers may differ from those of other programs over the same NF4."""
 

@@ -12,7 +12,7 @@ from orchestrate.core.underway import work
 from orchestrate.errors import OrchestrateError, RunFailed, UsageError
 from orchestrate.local.run.launching import require_packages, worker_environment
 
-NAME = "the process that answers"
+NAME = "the inference process"
 
 
 class _Running(NamedTuple):
@@ -40,7 +40,7 @@ class Worker:
         `UsageError` in a thread that has not read its last answer to the end."""
         if self._whose == threading.get_ident():
             raise UsageError(
-                "a streamed answer of the same process has not been read to its end",
+                "another streamed answer of the same process is still being read",
                 fix="read it to its end or close() it before the next question",
             )
         with self._turn:
@@ -95,5 +95,5 @@ class Worker:
 
     def _here(self) -> Child:
         if self._running is None:
-            raise RunFailed(f"{NAME} was closed amid a question")
+            raise RunFailed(f"{NAME} was closed during a request")
         return self._running.child

@@ -135,7 +135,7 @@ class Template:
         """Ids and, for each, its place in the text. Raises `UsageError` where places are not known."""
         ids, places = self.hub.encode(text)
         if len(places) != len(ids):
-            raise UsageError("a slow tokenizer does not tell the places of its tokens in the text")
+            raise UsageError("a slow tokenizer does not report token offsets")
         return list(ids), list(places)
 
 
@@ -176,10 +176,10 @@ class Rules:
 
 EVERYTHING = Rules()
 SKIPS_THINKING = (
-    "the chat template puts an empty thinking block before an answer and it is trained, which teaches the "
-    "model not to think (method.ignore_empty_think: true puts no loss on it)"
+    "the chat template puts an empty reasoning block before an answer, and training on it teaches the "
+    "model not to reason (method.ignore_empty_think: true excludes it from the loss)"
 )
-NO_ROLES = "method.train_on chooses among the messages of a conversation, and this row is none"
+NO_ROLES = "method.train_on selects messages of a conversation, but this row is not a conversation"
 
 
 def encode_row(example: Example, template: Template, rules: Rules = EVERYTHING) -> list[Encoded]:
@@ -215,7 +215,7 @@ def encode(example: Example, template: Template, rules: Rules = EVERYTHING) -> E
     elif isinstance(example, TextExample):
         encoded = _encode_text(example, template)
     else:
-        raise DataError(f"a {type(example).__name__} cannot be trained on by supervised fine-tuning")
+        raise DataError(f"supervised fine-tuning cannot train on a {type(example).__name__}")
     if rules.train_on != "all" and not isinstance(example, ChatExample):
         encoded = replace(encoded, notes=(*encoded.notes, NO_ROLES))
     whole = isinstance(example, TextExample) or rules.train_on_inputs
@@ -371,7 +371,7 @@ def decode_prompt(line: bytes) -> RLExample:
         tools = msgspec.json.decode(fields.pop("tools", b"null"), type=list[dict[str, Any]] | None)
         read = {name: msgspec.json.decode(value) for name, value in fields.items()}
     except (msgspec.MsgspecError, KeyError) as error:
-        raise DataError(f"not a prompt with a grader's fields: {error}") from error
+        raise DataError(f"not a prompt with grader fields: {error}") from error
     return RLExample(messages=messages, fields=read, tools=tools)
 
 

@@ -126,25 +126,25 @@ class Report:
         if self.truncated_rows:
             yield (
                 "warning",
-                f"{name}: {self.truncated_rows} of {self.rows} rows are longer than {limit} tokens "
-                f"and were cut; {self.truncated_tokens} tokens were lost",
+                f"{name}: {self.truncated_rows} of {self.rows} rows are longer than {limit} tokens and "
+                f"were truncated; {self.truncated_tokens} tokens were lost",
             )
         if self.too_long:
             yield (
                 "warning",
                 f"{name}: {self.too_long} of {self.rows} rows, or parts of them, are longer than "
-                f"{limit} tokens and were left out (truncation: drop)",
+                f"{limit} tokens and were dropped (truncation: drop)",
             )
         if self.dropped:
             yield (
                 "warning",
-                f"{name}: {self.dropped} of {self.rows} rows have no token to train on and were left out",
+                f"{name}: {self.dropped} of {self.rows} rows have no token to train on and were dropped",
             )
         if self.split:
             yield (
                 "info",
-                f"{name}: {self.split} earlier answers with thinking are trained in rows of their own, "
-                f"beside the {self.rows} rows of the file",
+                f"{name}: {self.split} earlier answers with reasoning are trained as separate rows, in "
+                f"addition to the {self.rows} rows of the file",
             )
         for note, count in sorted((self.notes or {}).items()):
             yield "warning", f"{name}: in {count} rows {note}"

@@ -21,7 +21,7 @@ from orchestrate.local.encoding import Encoded, Rules, Template, encode, encode_
 from orchestrate.profile import this_machine
 from orchestrate.spec.specfile import template_text
 
-IMAGES = ("images are left out: this machine's engine trains on text only",)
+IMAGES = ("images are ignored: this machine's engine trains only on text",)
 LONGEST = 2_000_000
 """Characters of a row that is shown; a longer one has millions of tokens to draw."""
 
@@ -47,7 +47,7 @@ def read_preview(
     data = Dataset.open(file, columns=columns)
     if data.kind == "rl":
         raise DataError(
-            f"{file} holds RFT prompts, which this machine's engine does not train on",
+            f"{file} has RFT prompts, which this machine's engine cannot train on",
             fix="preview chat, preference, prompt/completion or text rows",
         )
     rows: list[RowTokens] = []
@@ -97,13 +97,15 @@ def _from(data: Dataset, first: int, count: int) -> list[tuple[int, Example]]:
             if (size := len(visible(example))) > LONGEST:
                 raise DataError(
                     f"row {number} of {data.path} has {size:,} characters, too many to show",
-                    fix=f"--row {number + 1}  begins after it",
+                    fix=f"--row {number + 1}  starts after it",
                 )
             found.append((number, example))
         if len(found) == count:
             break
     if not found:
-        raise DataError(f"{data.path} has no good row from row {first} on", fix="orchestrate data check FILE")
+        raise DataError(
+            f"{data.path} has no valid row from row {first} on", fix="orchestrate data check FILE"
+        )
     return found
 
 
@@ -115,6 +117,6 @@ def tokenizer_folder(model: str) -> Path:
     if not name.startswith("hf:"):
         raise SetupError(
             f"the tokenizer of {model} is not on this machine",
-            fix="give the folder of a model with its tokenizer: --model FOLDER",
+            fix="pass a model folder that contains the tokenizer: --model FOLDER",
         )
     return Path(name[3:])

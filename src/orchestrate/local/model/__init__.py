@@ -36,31 +36,34 @@ class Choice:
     reason: str
 
 
-NO_PACKING = "on a CPU it gains nothing: rows in one line, or beside rows of like length, take no longer"
-PLAIN = Choice("plain", "asked for by name")
+NO_PACKING = "it has no benefit on a CPU: rows are already packed or batched by similar length"
+PLAIN = Choice("plain", "set in the spec")
 
 
 def choose(asked: str | None, device: str, tokens: int | None = None) -> Choice:
     """`tokens`: of the whole run, as far as known. Raises `UsageError` for an unknown word, `EngineMissing`
     for an engine that was asked for by name and is not here."""
     if asked not in (None, *NAMES):
-        raise UsageError(f"there is no engine {asked!r}", fix=f"engine: one of {', '.join(NAMES)}")
+        raise UsageError(f"unknown engine {asked!r}", fix=f"engine: one of {', '.join(NAMES)}")
     if asked in PACKAGES:
         _require(asked, device)
     if asked == "compile" and device != "cuda":
         raise EngineMissing(
-            "engine compile is for a GPU: on a CPU compiling took minutes where our kernels need none",
-            fix="engine: auto takes what this machine has",
+            "engine compile is for GPUs: on a CPU compiling took minutes, and our own kernels need "
+            "no compiling",
+            fix="set engine: auto to use what this machine has",
         )
     if asked not in (None, "auto"):
         return Choice(asked, "asked for by name")
     if device != "cuda":
-        return Choice("fused", "on a CPU our own kernels; Liger and Unsloth need a GPU")
+        return Choice("fused", "own CPU kernels; Liger and Unsloth need a GPU")
     if _installed("liger"):
         return Choice("liger", "liger-kernel is installed and there is a GPU")
     if tokens is not None and tokens >= COMPILE_TOKENS:
-        return Choice("compile", f"{tokens:,} tokens are enough to repay compiling; Liger is not installed")
-    how_many = "the number of tokens is not known yet" if tokens is None else f"{tokens:,} tokens are few"
+        return Choice(
+            "compile", f"{tokens:,} tokens are enough to make compiling worthwhile; Liger is not installed"
+        )
+    how_many = "the number of tokens is not yet known" if tokens is None else f"{tokens:,} tokens are too few"
     return Choice(
         "fused", f"Liger is not installed (pip install liger-kernel) and {how_many} for torch.compile"
     )
@@ -74,7 +77,7 @@ def precision(
     a GPU elsewhere; by default this machine's is asked. Raises `UsageError` for an unknown word,
     `EngineMissing` for what the device does not do."""
     if asked not in (None, *PRECISIONS):
-        raise UsageError(f"there is no precision {asked!r}", fix=f"one of {', '.join(PRECISIONS)}")
+        raise UsageError(f"unknown precision {asked!r}", fix=f"one of {', '.join(PRECISIONS)}")
     if full and device == "cpu":
         if asked in ("bf16", "fp16"):
             raise EngineMissing("all weights are trained in fp32 on a CPU", fix="precision: auto")
@@ -84,14 +87,14 @@ def precision(
     if device != "cpu":
         found = capability or machine.capability()
         if found is None or found >= BF16_CAPABILITY:
-            return Choice("bf16", "the GPU multiplies in it")
+            return Choice("bf16", "the GPU supports it")
         without = f"this GPU (compute capability {found}) has no instructions for bf16"
         if found >= FP16_CAPABILITY or found == 6.0:
             return Choice("fp16", f"{without}; the loss is scaled so that small gradients are not lost")
         return Choice("fp32", f"{without}, and its fp16 is slower than 32 bits")
     if machine.cpu_multiplies_bf16():
-        return Choice("bf16", "the CPU multiplies in it")
-    return Choice("fp32", "this CPU has no instructions for bf16, and without them it is many times slower")
+        return Choice("bf16", "the CPU supports it")
+    return Choice("fp32", "this CPU has no instructions for bf16, which makes bf16 many times slower")
 
 
 def expected_device(wanted: str | None) -> str:
@@ -107,7 +110,7 @@ def _require(engine: str, device: str) -> None:
     package = PACKAGES[engine][1]
     if device != "cuda":
         raise EngineMissing(
-            f"engine {engine} needs an NVIDIA GPU, and this run is on {device}",
+            f"engine {engine} needs an NVIDIA GPU, but this run is on {device}",
             fix="engine: auto takes what this machine has",
         )
     if not _installed(engine):

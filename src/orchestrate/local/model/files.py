@@ -107,7 +107,7 @@ class Quantised:
 
     @property
     def told(self) -> str:
-        return f"{self.bits} bits by {self.method}" if self.bits else f"few bits by {self.method}"
+        return f"{self.bits} bits by {self.method}" if self.bits else f"quantized weights ({self.method})"
 
     def require(self, find: Callable[[str], object | None] = find_spec) -> None:
         """Raises `QuantisedUnreadable` where a package is missing; imports none. `find`: whether one is
@@ -115,7 +115,8 @@ class Quantised:
         missing = [name for name in PACKAGES.get(self.method, ()) if find(name) is None]
         if missing:
             raise QuantisedUnreadable(
-                f"the model's files hold it in {self.told}; what reads them is not installed",
+                f"the model's weights are stored in {self.told}; the package that reads them is not "
+                "installed",
                 fix=f"pip install {' '.join(missing)}",
             )
 
@@ -290,7 +291,7 @@ def open_folder(path: Path, hub_id: str | None = None) -> ModelFolder:
         )
     if missing := _missing_shards(path):
         raise UsageError(
-            f"{path} is not whole: its index names {', '.join(missing[:3])}, missing or empty",
+            f"{path} is incomplete: {', '.join(missing[:3])} from its index are missing or empty",
             fix="download or copy the folder again",
         )
     return ModelFolder(path, hub_id)
@@ -304,7 +305,7 @@ def here(model: str) -> ModelFolder | None:
         return open_folder(folder)
     if model.startswith(("/", "./", "../", "~")) or model.count("/") != 1:
         raise UsageError(
-            f"no model folder at {model}, and it is not a hub id (owner/name)",
+            f"no model folder at {model}, and it is not a Hugging Face Hub id (owner/name)",
             fix=f"orchestrate models --provider {this_machine().kind}",
         )
     return None
@@ -381,13 +382,14 @@ def _download(model: str) -> str:
         status = _status(error)
         if status in (401, 403):
             raise ConfigError(
-                f"the hub refuses {model} ({status}): the token is not valid or may not read it",
+                f"the hub denied access to {model} ({status}): the token is invalid or has no read "
+                "permission for it",
                 fix="hf auth login , or export HF_TOKEN=... with a token that may read this model",
             ) from error
         if status is not None:
             raise ConfigError(
-                f"{model} is not on this machine, and the hub answered with {status}",
-                fix="try again later; what was downloaded so far is kept",
+                f"{model} is not on this machine, and the hub returned {status}",
+                fix="try again later; the partial download is kept",
             ) from error
         if error.errno in (*FULL, errno.EACCES, errno.EROFS):
             raise ConfigError(
@@ -401,7 +403,7 @@ def _download(model: str) -> str:
             raise
         raise ConfigError(
             f"the connection broke while {model} was downloaded: {error}",
-            fix="try again: whole files are kept, and nothing is taken for the model before all are there",
+            fix="try again: complete files are kept, and the model is used only after all files have arrived",
         ) from error
 
 

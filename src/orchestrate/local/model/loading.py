@@ -162,7 +162,7 @@ def _narrowed(dtype: torch.dtype) -> Any:
     return hook
 
 
-_ALONE = Choice("plain", "the weights are spread over several processes")
+_ALONE = Choice("plain", "the weights are sharded over several processes")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -170,8 +170,8 @@ def pick_device(wanted: str | None) -> torch.device:
     device = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(
-            "device cuda was asked for, but torch finds no usable GPU",
-            fix="device: cpu, or a CUDA build of torch",
+            "device is cuda, but torch finds no usable GPU",
+            fix="set device: cpu, or install a CUDA build of torch",
         )
     return device
 
@@ -186,9 +186,7 @@ def load_tokenizer(
     except (ValueError, OSError, KeyError) as error:
         raise UsageError(f"the tokenizer in {folder} cannot be read: {str(error)[:500]}") from error
     if not tokenizer.is_fast:
-        raise UsageError(
-            f"{folder} has only a slow tokenizer: the places of its tokens in the text are not known"
-        )
+        raise UsageError(f"{folder} has only a slow tokenizer, which does not report token offsets")
     if tokenizer.chat_template is None:
         tokenizer.chat_template = CHATML
     tokenizer.chat_template = with_settings(template or tokenizer.chat_template, settings)
@@ -317,7 +315,7 @@ def load(
     loaded.without_adapter = without_adapter
     loaded.taken_out = beginning.kept if beginning and job.adapter.changes_base else None
     if kind == "qlora" and expert_parameters(inner) and not any(weights.held_of(inner)):
-        loaded.left_out["experts in 4 bits"] = "those of this family compute in a way of their own"
+        loaded.left_out["experts in 4 bits"] = "experts of this family use their own computation"
     turn_on(loaded, job)
     return loaded
 
@@ -346,8 +344,8 @@ def _unfit_for_liger(inner: Any, job: LocalJob) -> str | None:
 def _require_spreadable(folder: ModelFolder) -> None:
     if (held := Quantised.of(folder.config)) is not None:
         raise UsageError(
-            f"the model's files hold it in {held.told}; such weights are not spread over several GPUs",
-            fix="take the model in 16 bits; adapter: qlora puts it into 4 here",
+            f"the model's weights are stored in {held.told} and cannot be sharded over several GPUs",
+            fix="use the model in 16 bits; adapter: qlora quantizes it to 4 bits here",
         )
 
 
@@ -355,7 +353,7 @@ def _all_weights(folder: ModelFolder, device: torch.device) -> Any:
     """To be trained themselves."""
     if (held := Quantised.of(folder.config)) is not None:
         raise RunFailed(
-            f"the model's files hold it in {held.told}; such weights cannot be trained",
+            f"the model's weights are stored in {held.told} and cannot be trained",
             fix="adapter: lora",
         )
     # bf16 weights would lose most updates; the products still run in bf16 on a GPU.
@@ -367,7 +365,7 @@ def _require_trainable(inner: Any, folder: ModelFolder) -> None:
     held, quantiser = Quantised.of(folder.config), getattr(inner, "hf_quantizer", None)
     if held is not None and quantiser is not None and not quantiser.is_trainable:
         raise RunFailed(
-            f"the model's files hold it in {held.told}, over which transformers trains no adapter",
+            f"the model's weights are stored in {held.told}; transformers cannot train an adapter on them",
             fix="take the model in 16 bits; adapter: qlora puts it into 4 here",
         )
 
@@ -444,15 +442,15 @@ def _require_fit(model: Any, folder: Path, name: str) -> None:
     homeless = [key for key in found.unexpected_keys if "lora_" in key]
     if lacking or homeless:
         which = (
-            f"it has nothing of the right shape for {lacking[0]}"
+            f"it has no tensor of the right shape for {lacking[0]}"
             if lacking
-            else f"the model has no place for {homeless[0]}"
+            else f"the model has no module for {homeless[0]}"
         )
         more = f", and {len(lacking) + len(homeless) - 1} others" if len(lacking) + len(homeless) > 1 else ""
         base = model.peft_config[name].base_model_name_or_path
         raise UsageError(
             f"the adapter in {folder} does not fit its base: {which}{more}",
-            fix=f"its adapter_config.json says that it is of {base}",
+            fix=f"its adapter_config.json names {base} as its base",
         )
 
 

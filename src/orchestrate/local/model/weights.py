@@ -251,14 +251,14 @@ def hollow(config: Mapping[str, Any]) -> Any:
     transformers does not know, or that its configuration does not suffice for."""
     kind = str(config.get("model_type"))
     if kind not in CONFIG_MAPPING:
-        raise UsageError(f"transformers knows no model_type {kind}")
+        raise UsageError(f"transformers does not support model_type {kind}")
     given = {k: v for k, v in config.items() if k not in ("model_type", "quantization_config")}
     try:
         made = CONFIG_MAPPING[kind].from_dict(given)
         with torch.device("meta"):
             return _auto_class(made).from_config(made, trust_remote_code=False)
     except Exception as error:  # the classes of some hundred families check in as many ways
-        raise UsageError(f"its configuration does not make a {kind} model: {error}") from error
+        raise UsageError(f"cannot build a {kind} model from its configuration: {error}") from error
 
 
 def model_class(config: Any) -> Any:
@@ -307,7 +307,7 @@ def load(folder: Path, device: torch.device, **options: Any) -> Any:
         None, config=config, state_dict=tensors, output_loading_info=True, **options
     )
     if lacking := sorted(found["missing_keys"]):  # transformers fills them with chance
-        raise UsageError(f"{folder} has no weights for {lacking[0]}, or in a format that is not read here")
+        raise UsageError(f"{folder} has no weights for {lacking[0]}, or in an unsupported format")
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model
@@ -321,7 +321,7 @@ def _expanded(
             yield name.removesuffix(_BLOCKS), _Mxfp4(stored, slices[scales], device)
         elif f"{name}_scale_inv" in slices:
             if not stored.get_dtype().startswith("F8"):
-                raise UsageError(f"the files hold {name} in {stored.get_dtype()}, which is not read here")
+                raise UsageError(f"the files store {name} as {stored.get_dtype()}, which is not supported")
             yield name, _Fp8(stored, slices[f"{name}_scale_inv"], block, device)
         elif not name.endswith((_SCALES, *_FP8)):
             yield name, stored

@@ -31,8 +31,9 @@ _SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/
 _TOLD: dict[Way, str] = {
     "bubblewrap": "confined by bubblewrap: no network, no other process, no file but Python's own",
     "namespaces": "confined by namespaces: no network, no other process, no file but Python's own",
-    "limits only": "NOT confined: this system offers neither bubblewrap nor namespaces, so the code has "
-    "your rights, files and network; only its environment is empty and its time, memory and files limited",
+    "limits only": "NOT confined: this system offers neither bubblewrap nor namespaces, so the code "
+    "runs with your permissions, files and network; only its environment is empty, and "
+    "time, memory and file sizes are limited",
 }
 _NEW_ROOT = """
 set -e

@@ -77,7 +77,7 @@ class PairObjective(JudgedObjective):
 def reference_of(rows: Rows, numbers: Sequence[int]) -> Tensor:
     """[rows]; raises `ValueError` when it was never made."""
     if rows.reference is None:
-        raise ValueError("these rows have no reference")
+        raise ValueError("these rows have no reference log-probabilities")
     return torch.from_numpy(rows.reference[np.asarray(numbers)])
 
 
@@ -254,7 +254,7 @@ class UnpairedObjective(JudgedObjective):
             for before, values in zip(rows.before, rows.mismatched, strict=True):
                 if np.array_equal(before[batch], wanted):
                     return values[batch]
-        raise ValueError("these rows have no reference of mismatched answers")
+        raise ValueError("these rows have no reference log-probabilities for mismatched answers")
 
 
 def _labels(rows: Rows, numbers: Sequence[int]) -> npt.NDArray[np.bool_]:

@@ -50,7 +50,7 @@ def serve() -> None:
             if number == 0:
                 exec(compile(json.loads(line), "grader", "exec"), names)  # noqa: S102  what it is for
                 there = callable(names.get("grade"))
-                answer = {} if there else {"error": "there is no grade(sample, item) in the code"}
+                answer = {} if there else {"error": "the code does not define grade(sample, item)"}
             else:
                 answer = {"score": float(names["grade"](**json.loads(line)))}
         except Exception as error:  # noqa: BLE001  whatever the code does is its answer

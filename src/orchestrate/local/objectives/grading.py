@@ -88,7 +88,7 @@ class GraderCode:
             return {"error": f"the code's process ended with {ended.code}"}
         if (said := _said(answer)) is None:
             self._stop()
-            return {"error": "the code wrote into its own answers; it was ended"}
+            return {"error": "the code wrote to the channel of its results and was stopped"}
         return said
 
     def _stop(self) -> None:
@@ -116,9 +116,9 @@ KINDS = ("string_check", "text_similarity", "python", "multi")
 OPERATIONS = ("eq", "ne", "like", "ilike")
 METRICS = ("fuzzy_match", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l")
 ELSEWHERE = {
-    "score_model": "it asks a model behind an API for every answer; this machine calls nobody",
+    "score_model": "it calls a model API for every answer, which training on this machine does not do",
     "label_model": "it asks a model behind an API for every answer; this machine calls nobody",
-    "endpoint": "it asks a server for every answer; this machine calls nobody",
+    "endpoint": "it calls a server for every answer, which training on this machine does not do",
 }
 _FIELDS = {
     "string_check": {"input", "reference", "operation"},
@@ -129,8 +129,8 @@ _FIELDS = {
 LONGEST_FORMULA = 10_000
 _SAMPLE = ("output_text", "output_json", "output_tools", "choices")
 _CODE = (
-    "its code would run on this machine; when you trust it: orchestrate --allow-grader-code ... "
-    "(or ORCHESTRATE_ALLOW_GRADER_CODE=1 in your environment)"
+    "its code would run on this machine; if you trust it: orchestrate --allow-grader-code ... (or "
+    "ORCHESTRATE_ALLOW_GRADER_CODE=1 in your environment)"
 )
 _PLACE = re.compile(r"\w[\w.\[\]-]*")
 
@@ -194,7 +194,7 @@ class Grader:
             score = self._score(sample, item)
         except GradingError as error:
             return Grade(0.0, str(error))
-        return Grade(score) if math.isfinite(score) else Grade(0.0, f"the grader gave {score}")
+        return Grade(score) if math.isfinite(score) else Grade(0.0, f"the grader returned {score}")
 
     def _compile(self, grader: Mapping[str, Any]) -> Score:
         match grader["type"]:
@@ -233,7 +233,7 @@ def refusal(grader: Mapping[str, Any], *, allow_code: bool, asks: Sequence[str] 
     caller has a model."""
     kind = str(grader.get("type"))
     if "evaluator" in grader and "type" not in grader:
-        return f"an evaluator lives on a host; here the grader has a type: {', '.join(KINDS)}"
+        return f"evaluators exist only on a host; here the grader needs a type: {', '.join(KINDS)}"
     if kind in asks:
         return _model_refusal(grader)
     if kind in ELSEWHERE:
@@ -279,7 +279,7 @@ def _multi_refusal(grader: Mapping[str, Any], allow_code: bool, asks: Sequence[s
             return f"graders.{name} must be a mapping"
         inner = cast("Mapping[str, Any]", part)
         if inner.get("type") == "multi":
-            return f"graders.{name}: a multi grader cannot hold another"
+            return f"graders.{name}: a multi grader cannot contain another"
         if reason := refusal(inner, allow_code=allow_code, asks=asks):
             return f"graders.{name}: {reason}"
     if len(str(grader["calculate_output"])) > LONGEST_FORMULA:
@@ -299,7 +299,7 @@ def _slots(grader: Mapping[str, Any]) -> list[str]:
 
 def _slot_refusal(slot: str) -> str | None:
     if not _PLACE.fullmatch(slot):
-        return f"{{{{ {slot} }}}} is not a place such as item.answer or item.answers[0]"
+        return f"{{{{ {slot} }}}} is not a reference such as item.answer or item.answers[0]"
     root, *path = _keys(slot)
     if path and (root == "item" or (root == "sample" and path[0] in _SAMPLE)):
         return None

@@ -114,9 +114,9 @@ class Shape(Record, frozen=True, kw_only=True):
     def remark(self) -> str | None:
         """What makes a memory plan of it less exact; `None` when it is counted as it is."""
         if self.experts > 1:
-            return "a mixture of experts: what its layers hold while training is an estimate"
+            return "a mixture of experts: its activation memory is an estimate"
         if self.family not in LLAMA_LIKE:
-            return f"its layers ({self.family}) are taken to hold 1.4 times what a Llama's do"
+            return f"activations of its layers ({self.family}) are assumed to be 1.4 times those of a Llama"
         return None
 
     @property
@@ -124,7 +124,7 @@ class Shape(Record, frozen=True, kw_only=True):
         """What makes a memory plan of it less exact."""
         found = [self.remark] if self.remark else []
         if self.held_by is not None:
-            found.append(f"its files hold it by {self.held_by}: the weights are counted with 16 bits each")
+            found.append(f"its files are stored with {self.held_by}: weights are counted at 16 bits each")
         return tuple(found)
 
     @property

@@ -160,7 +160,8 @@ def shape_of(model: str, billions: float | None) -> tuple[Shape, str | None] | N
         return None
     shape = Shape.like(billions * 1e9)
     return shape, (
-        f"its configuration is not on this machine: a usual shape of {shape.parameters / 1e9:.1f}B was taken"
+        "its configuration is not on this machine: assumed a typical architecture of "
+        f"{shape.parameters / 1e9:.1f}B"
     )
 
 
@@ -188,7 +189,7 @@ def of_job(
     adapter = decoding.convert(body["adapter"], Adapter)
     notes = [remark] if remark else []
     if longest is None and hyper.max_seq_length is None:
-        notes.append(f"rows are taken to have up to {LONGEST} tokens; orchestrate check counts them")
+        notes.append(f"assumed rows of up to {LONGEST} tokens; orchestrate check counts them")
     longest = min(n for n in (longest or hyper.max_seq_length or LONGEST, hyper.max_seq_length) if n)
     if _samples(method) and hyper.max_seq_length is not None:
         longest = min(longest, max(1, hyper.max_seq_length - hyper.max_new_tokens))

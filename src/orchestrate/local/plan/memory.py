@@ -77,7 +77,7 @@ def require(optimizer: str, find: Callable[[str], object | None] = find_spec) ->
             return  # said of training as a whole
         if there < Version(MUON_SINCE):
             raise OptimizerMissing(
-                f"optimizer muon needs torch {MUON_SINCE} or later, and {there} is installed",
+                f"optimizer muon needs torch {MUON_SINCE} or later, but {there} is installed",
                 fix=f"pip install 'torch>={MUON_SINCE}'",
             )
 
@@ -480,30 +480,29 @@ def _advice(shape: Shape, setup: Setup, device: str, available: int) -> Iterator
     for length in (setup.longest >> k for k in range(1, setup.longest.bit_length() - 8)):
         now = sum(_parts(shape, msgspec.structs.replace(setup, longest=length), device)[0].values())
         if now <= available:
-            yield f"shorter rows: max_seq_length: {length} ({size(now)}, fits)"
+            yield f"use shorter rows: max_seq_length: {length} ({size(now)}, fits)"
             return
-    yield "a smaller model, or a larger machine"
+    yield "use a smaller model or a larger machine"
 
 
 def _changes(shape: Shape, setup: Setup) -> Iterator[tuple[str, Mapping[str, object]]]:
     fewest = 2 if setup.pairs else 1
     if setup.rows > fewest:
         yield (
-            f"fewer examples at once, the same batch: {option('micro_batch')}=1",
+            f"use fewer examples at once with the same batch size: {option('micro_batch')}=1",
             {"rows": fewest, "accumulates": True},
         )
     if not setup.gradient_checkpointing:
         yield (
-            "keep less for the backward pass, at about a third more time: "
-            f"{option('gradient_checkpointing')}=true",
+            f"keep fewer activations, at about a third more time: {option('gradient_checkpointing')}=true",
             {"gradient_checkpointing": True},
         )
     if setup.adapter == "full" and setup.shares == 1:
         yield (
-            "an 8-bit optimiser: optimizer=paged_adamw_8bit",
+            "use an 8-bit optimizer: optimizer=paged_adamw_8bit",
             {"optimizer": "paged_adamw_8bit"},
         )
     if setup.adapter == "full":
         yield "train an adapter instead of all weights: adapter: lora", {"adapter": "lora"}
     if setup.adapter != "qlora" and shape.held is None:
-        yield "hold the base in 4 bits: adapter: qlora", {"adapter": "qlora"}
+        yield "quantize the base to 4 bits: adapter: qlora", {"adapter": "qlora"}

@@ -312,7 +312,7 @@ def estimate(home: Path, kind: Kind, *, load: float = 0.0, place: str | None = N
     source = _source(kind, ran, home, told_by, place)
     if slower > 1.1:
         cores = text.count(machine.cores(), "core")
-        source += f"; beside a load of {load:.1f} on {cores}: up to {slower:.1f} times as long"
+        source += f"; with a load of {load:.1f} on {cores}, up to {slower:.1f} times as long"
     return Throughput(
         tokens_per_second=speed.value / kind.operations / math.sqrt(slower),
         factor=speed.factor * math.sqrt(slower),
@@ -359,7 +359,7 @@ def _source(kind: Kind, ran: list[Pace], home: Path, told_by: str, place: str | 
     if told_by == "runs":
         at = [pace.at for pace in ran if alike(kind, pace.kind) is not None]
         where = "this machine" if place is None else f"{place} ({what})"
-        return f"fitted to {text.count(len(at), 'finished run')} on {where}, the last on {max(at).date()}"
+        return f"fitted to {text.count(len(at), 'finished run')} on {where}, the latest on {max(at).date()}"
     if told_by == "bench":
         nearest = min(
             (b for b in read(home) if b.device == kind.device),
@@ -367,4 +367,4 @@ def _source(kind: Kind, ran: list[Pace], home: Path, told_by: str, place: str | 
         )
         return f"measured on this machine with {nearest.model} on {nearest.measured_on}"
     measured = "orchestrate local bench, or a first run," if place is None else f"a first run on {place}"
-    return f"modelled for {what}, an estimate; {measured} measures it"
+    return f"modeled for {what}, an estimate; {measured} measures it"

@@ -79,7 +79,7 @@ class Kept:
         self.max_tokens = whole.progress.max_tokens or self.max_tokens
         self.dir.repair(whole.progress.step)
         self.dir.add_event(
-            f"going on from step {self.progress.step} of {self.progress.total_steps}",
+            f"continuing from step {self.progress.step} of {self.progress.total_steps}",
             type="resumed",
             step=self.progress.step,
             tokens_at_once=self.max_tokens,
@@ -89,7 +89,7 @@ class Kept:
         whole, damaged = checkpoints.newest_whole(self.dir.checkpoints)
         for name in damaged:
             self.dir.add_event(
-                f"checkpoint {name} is damaged and was passed over", level="warning", type="checkpoint"
+                f"checkpoint {name} is damaged and was skipped", level="warning", type="checkpoint"
             )
             shutil.rmtree(self.dir.checkpoints / name, ignore_errors=True)
         checkpoints.prune(self.dir.checkpoints, self.hyper.save_total_limit)
@@ -134,7 +134,7 @@ class Kept:
             if not _disk_is_full(error):
                 raise
             self.dir.add_event(
-                f"no checkpoint at step {progress.step}: the disk is full ({error}); training goes on",
+                f"no checkpoint at step {progress.step}: the disk is full ({error}); training continues",
                 level="warning",
                 type="checkpoint",
                 step=progress.step,

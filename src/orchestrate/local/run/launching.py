@@ -75,9 +75,9 @@ def resume(
         return False
     if state.status == "interrupted":
         told = (
-            f"the worker died at step {state.step}; a new one goes on from the newest checkpoint"
+            f"the worker crashed at step {state.step}; a new one continues from the newest checkpoint"
             if run.had_worker()
-            else "the submit died before it started a worker; one is started now"
+            else "the submit was interrupted before it started a worker; starting one now"
         )
         run.add_event(told, level="warning", type="interrupted", step=state.step)
     (start or start_worker)(run)
@@ -89,7 +89,7 @@ def _wait_for_end(run: RunDir, alive: Callable[[RunDir], bool]) -> None:
     while alive(run):
         if time.monotonic() > deadline:
             raise RunFailed(
-                f"the worker of {run.ref} has paused and has not ended after {duration(ENDING_S)}",
+                f"the worker of {run.ref} has paused but has not exited after {duration(ENDING_S)}",
                 fix=f"look at {run.log}, end it, then  orchestrate resume {run.ref}",
             )
         time.sleep(0.02)

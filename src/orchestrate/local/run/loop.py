@@ -358,8 +358,8 @@ class Loop(Kept):
         scale, steps = rescaled(p.loss_scale or 1.0, p.whole_steps, whole=whole)
         if scale < 1:
             raise RunFailed(
-                f"step {p.step + 1}: numbers of this model are too large for fp16",
-                fix=f"{option('precision')}: fp32, or a GPU that multiplies in bf16 (8.0 or above)",
+                f"step {p.step + 1}: values of this model overflow in fp16",
+                fix=f"{option('precision')}: fp32, or use a GPU with bf16 (compute capability 8.0 or above)",
             )
         self.progress = msgspec.structs.replace(p, loss_scale=scale, whole_steps=steps)
         return whole
@@ -388,8 +388,8 @@ class Loop(Kept):
             )
         self.max_tokens = max(longest, self.max_tokens // 2)
         self.dir.add_event(
-            f"out of memory; going on with at most {self.max_tokens} tokens at once, "
-            "the same batch for each step",
+            f"out of memory; continuing with at most {self.max_tokens} tokens at once and the same "
+            "batch size",
             level="warning",
             type="memory",
             step=self.progress.step,
@@ -423,8 +423,8 @@ class Loop(Kept):
             self.early_stopped = True
             what, value = ("loss", best) if "valid_loss" in values else ("reward", -(best or 0.0))
             self.dir.add_event(
-                f"stopped early: no better validation {what} than {value:.4f} in {patience} evaluations; "
-                "the best weights are kept",
+                f"stopped early: validation {what} did not improve on {value:.4f} in {patience} "
+                "evaluations; keeping the best weights",
                 type="early_stop",
                 step=step,
             )

@@ -124,7 +124,7 @@ class Group(Peers):
         super().__init__(Met(0, processes))
         if device.type == "cuda" and (there := torch.cuda.device_count()) < processes:
             raise UsageError(
-                f"{processes} processes need a GPU each, and there are {there}",
+                f"{processes} processes need one GPU each, but there are {there}",
                 fix=f"{option('processes')}: {there}",
             )
         self.run = run
@@ -156,9 +156,9 @@ class Group(Peers):
                 continue
             with self._telling:
                 if code == SHORT:
-                    told = f"process {rank} of {self.processes - 1} that help ran out of memory"
+                    told = f"helper process {rank} of {self.processes - 1} ran out of memory"
                     self._fail(f"{told}; {LESS}")
-                told = f"process {rank} of {self.processes - 1} that help ended with {code}; all end"
+                told = f"helper process {rank} of {self.processes - 1} exited with {code}; stopping all"
                 with suppress(OSError):
                     self.run.add_event(told, level="error", type="interrupted")
                 os._exit(1)

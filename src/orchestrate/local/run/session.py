@@ -119,7 +119,7 @@ class Session:
         """For what a method reads before the first step."""
         self.device = pick_device(job.device)
         _set_torch(run, job, self.device)
-        set_stage("fetching the model")
+        set_stage("downloading the model")
         self.folder = models.fetch(job.model)
         self.tokenizer = load_tokenizer(self._words(), job.chat_template, job.chat_template_kwargs)
         added = add_tokens(self.tokenizer, job.added_tokens) if job.added_tokens else []
@@ -144,7 +144,7 @@ class Session:
         objective = self._objective()
         needs = isinstance(objective, PairObjective) and objective.preference.needs_reference
         if isinstance(objective, JudgedObjective) and (needs or isinstance(objective, UnpairedObjective)):
-            set_stage("judging the rows by the model as it is")
+            set_stage("computing reference log-probabilities")
             train, valid = self._judged(objective, train, valid)
         self.loop = Loop(
             run,
@@ -162,14 +162,14 @@ class Session:
         self._look_at_warmup()
         self.facts = self._facts(train)
         if job.hyper.processes > 1 and self.sharded is None:
-            self.loop.group = self.group = self._others(met, set_stage, "the whole model (DDP)")
+            self.loop.group = self.group = self._others(met, set_stage, "the full model (DDP)")
 
     def _meet(self, met: Met | None, set_stage: Callable[[str], None]) -> Sharded | None:
         """Where the weights are spread over several processes."""
         if not self.job.hyper.sharded:
             return None
         if met is None or met.rank == 0:
-            self.group = self._others(met, set_stage, "a share of every weight (FSDP)")
+            self.group = self._others(met, set_stage, "a shard of every weight (FSDP)")
         cut = nothing if self.group is None else self.group.cut
         return Sharded(met.rank if met else 0, self.job.hyper.processes, self.device, cut)
 
@@ -233,10 +233,10 @@ class Session:
             if what == "packing":
                 level, told = (
                     "warning",
-                    f"packing is not done, rows of like length are padded instead: {reason}",
+                    f"packing is off, rows of similar length are padded instead: {reason}",
                 )
                 if limit:
-                    told = f"packing only of rows up to {limit} tokens, longer ones are padded: {reason}"
+                    told = f"packing only rows of up to {limit} tokens; longer ones are padded: {reason}"
             self.run.add_event(told, level=level, type="left_out", shortcut=what)
 
     def _plan_memory(self, rows: Rows) -> None:
@@ -261,7 +261,7 @@ class Session:
         if plan.fits is False:
             self.run.add_event(
                 f"training takes about {size(plan.total_bytes)}, more than the "
-                f"{size(plan.available_bytes or 0)} of this machine; to need less: "
+                f"{size(plan.available_bytes or 0)} of this machine; to reduce it: "
                 + "; then ".join(plan.advice),
                 level="warning",
                 type="memory",
@@ -283,7 +283,7 @@ class Session:
     def _look_at_warmup(self) -> None:
         total = self.loop.progress.total_steps
         if (warm := warmup(total, self.job.hyper)) >= total:
-            told = f"the warm-up of {count(warm, 'step')} never ends: the run has {count(total, 'step')}"
+            told = f"the warm-up of {count(warm, 'step')} is longer than the run of {count(total, 'step')}"
             self.run.add_event(told, level="warning", type="schedule")
 
     @property
@@ -386,7 +386,7 @@ class Session:
         room = None if self.limit is None else self.limit - self.job.hyper.max_new_tokens
         rows, left_out = encode_prompts(path, self.template, folder, room)
         if left_out:
-            message = f"{name}: {left_out} prompts of more than {room} tokens were left out"
+            message = f"{name}: {left_out} prompts of more than {room} tokens were dropped"
             self.run.add_event(message, level="warning", type="data")
         return rows
 
@@ -404,7 +404,7 @@ class Session:
             f"{duration(p.seconds)} of training",
         ]
         step, metrics = self.loop.result
-        at = f" at step {step}, whose weights are kept" if step != p.step else ""
+        at = f" at step {step}, whose weights were kept" if step != p.step else ""
         if "valid_reward" in metrics:
             parts.append(f"validation reward {metrics['valid_reward']:.4f}{at}")
         elif "valid_loss" in metrics:
@@ -446,7 +446,7 @@ class Session:
             keep_sheet(self.run, self.job, self.loaded, self.template, self.folder)
         except Exception as error:  # noqa: BLE001  told, and made anew when it is needed
             self.run.add_event(
-                f"no prompts were kept for the proof of serving: {error}", level="warning", type="proof"
+                f"no prompts were saved for the serving proof: {error}", level="warning", type="proof"
             )
 
 
@@ -456,4 +456,4 @@ def nothing() -> None:
 
 def _require(path: Path) -> None:
     if not path.is_file():
-        raise RunFailed(f"the data file {path} is gone", fix="submit the run again")
+        raise RunFailed(f"the data file {path} no longer exists", fix="submit the run again")

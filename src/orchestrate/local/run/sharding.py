@@ -66,15 +66,15 @@ class Sharded:
     def _spread(self, loaded: Loaded) -> None:
         """Layer by layer. Raises `UsageError` for a model that is not made of layers."""
         if any(weights.held_of(loaded.inner)) or loaded.balancing or loaded.own_logits:
-            told = "experts in 4 bits, routers with a loss of their own, or an output that it computes itself"
+            told = "experts in 4 bits, routers with their own loss, or a custom output computation"
             raise UsageError(
-                f"the weights of this model are not spread over several GPUs: it has {told}",
+                f"this model cannot be sharded over several GPUs: it has {told}",
                 fix=f"{option('sharded')}: false, or adapter: lora",
             )
         lists = [m for m in decoder_of(loaded.inner).children() if isinstance(m, torch.nn.ModuleList)]
         layers = max(lists, key=len, default=())
         if not layers:
-            raise UsageError("the weights of this model are not spread over several GPUs: it has no layers")
+            raise UsageError("this model cannot be sharded over several GPUs: it has no layers")
         for layer in layers:
             fully_shard(layer, mesh=self.mesh, reshard_after_forward=True)
         root = _Root(loaded.model)

@@ -43,7 +43,7 @@ def main(path: str, met: Met | None = None) -> int:
     run = RunDir(path)
     with run.lock(wait_s=5.0) as held:
         if not held:
-            print(f"another worker holds {run.path}", file=sys.stderr)  # noqa: T201  this is worker.log
+            print(f"another worker is using {run.path}", file=sys.stderr)  # noqa: T201  this is worker.log
             return 0
         if run.written_state().terminal:
             return 0
@@ -109,7 +109,7 @@ def _work(run: RunDir, met: Met | None) -> int:
 
 def _wait_for_space(run: RunDir, message: str) -> None:
     """All that was trained up to the newest checkpoint is there: the run is paused, not failed."""
-    told = f"no room on the disk: {message}; free some, then  orchestrate resume {run.ref}"
+    told = f"the disk is full: {message}; free some space, then  orchestrate resume {run.ref}"
     with suppress(OSError):
         run.add_event(told, level="error", type="paused")
     _set(run, "paused", stage=None, error=JobError(message=told, code="disk_full"))
@@ -120,7 +120,7 @@ def _train(
 ) -> None:
     """`ending` gets what is to be ended whatever happens."""
     if asked() == "cancel":
-        run.add_event("cancelled before it began", type="cancelled")
+        run.add_event("cancelled before it started", type="cancelled")
         _end(run, "cancelled")
         return
     state = run.written_state()

@@ -57,12 +57,12 @@ def convert_adapter(llama_cpp: str, adapter: str, base: str, target: str, outtyp
 def quantise(source: str, target: str, kind: str) -> dict[str, Any]:
     """By llama.cpp's library. Raises `SetupError` where there is none, `UsageError` for an unknown kind."""
     if kind not in KINDS:
-        raise UsageError(f"no quantisation is called {kind}; known: {', '.join(KINDS)}")
+        raise UsageError(f"unknown quantization {kind}; known: {', '.join(KINDS)}")
     try:
         from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
     except ImportError as error:
         raise SetupError(
-            "quantising needs llama.cpp's llama-quantize on the PATH, or its library",
+            "quantizing needs llama.cpp's llama-quantize on the PATH, or its library",
             fix="pip install llama-cpp-py-sync , or build llama.cpp",
         ) from error
     lib: Any = get_lib()
@@ -71,7 +71,7 @@ def quantise(source: str, target: str, kind: str) -> dict[str, Any]:
     asked = ffi.new("llama_model_quantize_params *", lib.llama_model_quantize_default_params())
     asked.ftype, asked.nthread = KINDS[kind], os.cpu_count() or 1
     if code := lib.llama_model_quantize(source.encode(), target.encode(), asked):
-        raise UsageError(f"llama.cpp could not quantise {source} to {kind} (code {code})")
+        raise UsageError(f"llama.cpp could not quantize {source} to {kind} (code {code})")
     return {"bytes": Path(target).stat().st_size}
 
 
@@ -92,7 +92,7 @@ def _run(llama_cpp: str, script: str, arguments: Sequence[str]) -> None:
         ) from error
     except NotImplementedError as error:
         raise UsageError(
-            f"llama.cpp cannot convert this model: {error}", fix="a newer llama.cpp may"
+            f"llama.cpp cannot convert this model: {error}", fix="try a newer llama.cpp"
         ) from error
 
 
@@ -113,9 +113,9 @@ def _know_the_cut(llama_cpp: Path, model: Path) -> None:
             if name := _cut_of(model):
                 return name
             raise UsageError(
-                "llama.cpp does not know how this model's tokenizer cuts text: the file would answer from "
-                "other tokens than those that were trained",
-                fix="a newer llama.cpp may know it; or serve it by transformers or vLLM: export --to merged",
+                "llama.cpp does not know this model's pre-tokenizer: the file would tokenize prompts "
+                "differently from training",
+                fix="try a newer llama.cpp, or serve it with transformers or vLLM: export --to merged",
             ) from None
 
     TextModel.get_vocab_base_pre = known

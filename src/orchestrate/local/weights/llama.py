@@ -33,12 +33,12 @@ class Reader:
                 file, n_ctx=CONTEXT, n_batch=CONTEXT, type_k="f32", type_v="f32", flash_attn_type=0
             )
         except (RuntimeError, ValueError, OSError) as error:
-            raise UsageError(f"llama.cpp does not load {file}: {error}") from error
+            raise UsageError(f"llama.cpp cannot load {file}: {error}") from error
         self._lib, self._ffi = self._llama._lib, self._llama._ffi
         if adapter is not None:
             self._lora = self._lib.llama_adapter_lora_init(self._llama._model, adapter.encode())
             if not self._lora:
-                raise UsageError(f"llama.cpp does not load the adapter {adapter} on {file}")
+                raise UsageError(f"llama.cpp cannot load the adapter {adapter} on {file}")
             one = self._ffi.new("struct llama_adapter_lora *[1]", [self._lora])
             self._lib.llama_set_adapters_lora(self._llama._ctx, one, 1, self._ffi.new("float[1]", [1.0]))
         self._words = int(self._lib.llama_vocab_n_tokens(self._llama._vocab))

@@ -30,7 +30,7 @@ def merge(base: ModelFolder, adapter: Path, target: Path, dtype: str) -> dict[st
     held = Quantised.of(base.config)
     if held is not None and held.method in PACKAGES:  # others transformers reads into 16 bits
         raise UsageError(
-            f"the base's files hold it in {held.told}, into which nothing is merged",
+            f"the base is quantized ({held.told}); merging into quantized weights is not supported",
             fix="export --to peft, and serve the base with the adapter; or train over the base in 16 bits",
         )
     model = load_base(base.path, four_bit=False, device=torch.device("cpu"), dtype=DTYPES[dtype])
@@ -48,7 +48,7 @@ def _saved(save: Callable[[], object], target: Path) -> None:
         save()
     except SafetensorError as error:
         raise SetupError(
-            f"the weights could not be written below {target.parent}: {error}",
+            f"the weights could not be written to {target.parent}: {error}",
             fix="free some space there, then run the same command again",
         ) from error
 

@@ -139,7 +139,7 @@ def read(folder: str, rows: list[dict[str, Any]], *, base: str | None = None) ->
     tokenizer = _own_tokenizer(path)
     if (path / "adapter_config.json").is_file():
         if base is None:
-            raise UsageError(f"{folder} is an adapter, and its base is not known")
+            raise UsageError(f"{folder} is an adapter with an unknown base")
         model = load_adapter(_as_published(files.fetch(base).path), path).eval()
     else:
         model = _as_published(path)
@@ -169,9 +169,9 @@ def _own_tokenizer(path: Path) -> Any:
         return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
         raise UsageError(
-            f"{path} has no tokenizer that can be read, so whatever loads it would guess one: "
+            f"{path} has no readable tokenizer, so any program that loads it would guess one: "
             f"{str(error).strip()[:200]}",
-            fix="orchestrate export RUN DIR --to peft   writes a folder with all that it needs",
+            fix="orchestrate export RUN DIR --to peft   writes a complete folder",
         ) from error
 
 

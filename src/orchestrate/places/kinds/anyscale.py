@@ -113,7 +113,7 @@ class AnyscaleJobs(AwayPlace):
             raise MissingKey(self.name, self.config.key_variable or TOKEN)
         if not self.options.get("instance"):
             raise ConfigError(
-                f"hosts.{self.name}.options.instance is not set: the name that the cloud has for the machine",
+                f"hosts.{self.name}.options.instance is not set: the cloud's name of the machine type",
                 fix=f'[hosts.{self.name}.options] instance = "g6.2xlarge", gpu = "L4"   for example',
             )
         super().require()
@@ -125,7 +125,7 @@ class AnyscaleJobs(AwayPlace):
         given = os.environ.get(ADDRESS_VARIABLE)
         if given and given.rstrip("/") != self.address:
             raise ConfigError(
-                f"{ADDRESS_VARIABLE} is {given}, and the runs go to {self.address}",
+                f"{ADDRESS_VARIABLE} is {given}, but runs go to {self.address}",
                 fix=f"unset {ADDRESS_VARIABLE}, or set hosts.{self.name}.base_url to it",
             )
         if os.environ.get(WORKSPACE_VARIABLE):
@@ -172,7 +172,7 @@ class AnyscaleJobs(AwayPlace):
             alive = [one for one in self.find(run.ref) if one.state != "ended"]
             for one in alive[:-1]:
                 self._end(one)
-                told = f"a second job of this run, {one.id}, was ended; {alive[-1].id} goes on"
+                told = f"a second job of this run, {one.id}, was ended; {alive[-1].id} continues"
                 run.add_event(told, level="warning", type="doubled")
             write_whole(mark, starts)
 
@@ -242,7 +242,7 @@ class AnyscaleJobs(AwayPlace):
         """Of each job's run; the machine's own start and end are not in it."""
         if not (found := self.find(ref)):
             return super().usage(ref)
-        told = "Anyscale's times of its runs, at the price of the configuration"
+        told = "Anyscale's run times at the configured price"
         return Usage.at(self._hourly(), ran_s(found), told)
 
     def output(self, ref: str) -> str:
@@ -255,7 +255,7 @@ class AnyscaleJobs(AwayPlace):
             with self._asked(self._reading) as client:
                 return client.printed(newest.id, 40)
         except ProviderError as error:
-            return f"its log could not be had: {error}"
+            return f"its log could not be read: {error}"
 
     def _jobs(self, ref: str | None) -> list[Any]:
         with self._asked(self._reading) as client:
@@ -275,12 +275,15 @@ class AnyscaleJobs(AwayPlace):
         self._require_safe()
         token = self.config.require_key().reveal()
         if not re.fullmatch(r"[!-~]+", token):
-            told = f"the key of {self.name} has a character that no token has, as a space or a line's end"
+            told = (
+                f"the key of {self.name} contains a character that is not valid in a token, such as a "
+                "space or a line break"
+            )
             raise ConfigError(told, fix=f"orchestrate keys set {self.name}")
         try:
             return Client(self.address, token, self.config.timeout_s)
         except (ImportError, AttributeError, TypeError) as error:
-            told = f"the installed anyscale is not one that Orchestrate knows: {error}"
+            told = f"the installed anyscale is not supported by Orchestrate: {error}"
             raise SetupError(told, fix="pip install -U 'orchestrate-ft[anyscale]'") from error
 
     @contextmanager
@@ -307,7 +310,7 @@ class AnyscaleJobs(AwayPlace):
             if unknown is not None and isinstance(error, (ValueError, RuntimeError)):
                 # Of what a job needs, such as a project, before the job itself was asked for.
                 raise InvalidRequest(self.name, said) from error
-            told = f"its answer is not as described: {type(error).__name__}: {said}"
+            told = f"its response has an unexpected form: {type(error).__name__}: {said}"
             raise UnexpectedAnswer(self.name, told) from error
 
 

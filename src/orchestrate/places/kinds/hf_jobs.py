@@ -129,7 +129,8 @@ class HfJobs(AwayPlace):
                 return machine.hourly
         names = ", ".join(machine.name for machine in found)
         raise UsageError(
-            f"Hugging Face Jobs has no {resources.machine} now", fix=f"gpu: one of {names}; or auto"
+            f"Hugging Face Jobs currently has no {resources.machine}",
+            fix=f"set gpu to one of {names}, or auto",
         )
 
     def _read(self) -> tuple[Machine, ...]:
@@ -189,7 +190,7 @@ class HfJobs(AwayPlace):
             seconds += ran
             priced = priced and hourly is not None
             usd += -(-ran // 60) * (hourly.usd_per_hour if hourly else Decimal(0)) / 60
-        told = "the host's durations, by the minute at its list price"
+        told = "the host's durations, per minute at its list price"
         return Usage(seconds=seconds, usd=usd if priced else None, source=told)
 
     def paid(self, ref: str) -> Hourly | None:
@@ -239,7 +240,7 @@ class HfJobs(AwayPlace):
         except HfHubHTTPError as error:
             status = error.response.status_code
             if (status >= 500 or status == TIMED_OUT) and unknown is not None:
-                raise OutcomeUnknown(self.name, unknown, f"it answered with {status}") from error
+                raise OutcomeUnknown(self.name, unknown, f"it returned {status}") from error
             kind = REFUSALS.get(status, HostUnavailable if status >= 500 else InvalidRequest)
             raise kind(self.name, f"{error.server_message or error}", status=status) from error
         except ProviderError:
@@ -251,7 +252,9 @@ class HfJobs(AwayPlace):
             if "TransportError" in kinds or isinstance(error, OSError):
                 raise HostUnavailable(self.name, f"it could not be reached: {error}") from error
             if isinstance(error, (KeyError, TypeError, ValueError)):
-                raise UnexpectedAnswer(self.name, f"its answer is not as described: {error!r}") from error
+                raise UnexpectedAnswer(
+                    self.name, f"its response has an unexpected form: {error!r}"
+                ) from error
             raise
 
 

@@ -188,7 +188,7 @@ class KubeRay(AwayPlace):
         if not (found := self.find(ref)):
             return super().usage(ref)
         hourly = configured_price(self.name, self.options)
-        return Usage.at(hourly, ran_s(found), "the operator's clock, at the price of the configuration")
+        return Usage.at(hourly, ran_s(found), "the operator's clock at the configured price")
 
     @property
     def _api(self) -> Any:
@@ -230,7 +230,7 @@ class KubeRay(AwayPlace):
         except Exception as error:
             if unknown is not None:
                 raise OutcomeUnknown(self.name, unknown, f"{type(error).__name__}: {error}") from error
-            raise HostUnavailable(self.name, f"the cluster could not be asked: {error}") from error
+            raise HostUnavailable(self.name, f"the cluster could not be reached: {error}") from error
 
 
 def _placed(one: Mapping[str, Any]) -> Placed:

@@ -67,8 +67,9 @@ TRAIN_PACKAGES = ("pandas", "pyarrow", "pydantic", "requests")
 ANSWER_S = 60
 TIMED_OUT = 408
 RAY_CLIENT = (
-    "the Jobs API has an http address. From one of Ray Client, Ray asks the head for it and takes it as the "
-    "head sees itself, without TLS: behind a tunnel that is nothing, or another cluster of this machine"
+    "the Jobs API needs an http address. With a Ray Client address, Ray would ask the head node for it "
+    "and use the address the head sees, without TLS: behind a tunnel that reaches nothing, or another "
+    "cluster on this machine"
 )
 
 
@@ -99,7 +100,7 @@ class RayJobs(AwayPlace):
         for variable in OVERRIDES:
             if (given := os.environ.get(variable)) and given.rstrip("/") != self.address:
                 raise ConfigError(
-                    f"{variable} is {given}, and Ray would go there in place of {self.address}",
+                    f"{variable} is {given}, and Ray would use it instead of {self.address}",
                     fix=f"unset {variable}, or set hosts.{self.name}.options.address to it",
                 )
         parts = urlsplit(self.address)
@@ -111,8 +112,8 @@ class RayJobs(AwayPlace):
         if parts.scheme != "https" or os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
             raise ConfigError(
                 f"{self.address} is not on this machine: it needs https and a token",
-                fix="start the cluster with RAY_AUTH_MODE=token, set RAY_AUTH_MODE and RAY_AUTH_TOKEN here, "
-                "or come to it by a tunnel: ssh -L 8265:127.0.0.1:8265 HEAD",
+                fix="start the cluster with RAY_AUTH_MODE=token, set RAY_AUTH_MODE and RAY_AUTH_TOKEN "
+                "here, or use a tunnel: ssh -L 8265:127.0.0.1:8265 HEAD",
             )
 
     # -- machines ------------------------------------------------------------------------------------------
@@ -189,7 +190,7 @@ class RayJobs(AwayPlace):
         )
         seconds = max(seen, claim.used_s(self.depot.run(ref)))
         hourly = configured_price(self.name, self.options)
-        return Usage.at(hourly, seconds, "the clocks there, at the price of the configuration")
+        return Usage.at(hourly, seconds, "the cluster's clocks at the configured price")
 
     def output(self, ref: str) -> str:
         placed = self.state(ref)
@@ -215,7 +216,7 @@ class RayJobs(AwayPlace):
             self._client = None
             if refused := _refusal(self.name, error):
                 raise refused from error
-            told = f"the cluster at {self.address} could not be asked: {error}"
+            told = f"the cluster at {self.address} could not be reached: {error}"
             raise HostUnavailable(self.name, told, fix="ray status; ray start --head") from error
 
 
@@ -228,11 +229,11 @@ def _no_http(scheme: str, head: str) -> tuple[str, str]:
         return RAY_CLIENT, f"{fix}dashboard, with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
     if scheme == "anyscale":
         return (
-            "Anyscale has a place of its own, whose jobs bring their machine along",
+            "Anyscale has its own place, whose jobs start their own machine",
             "-p anyscale, with [hosts.anyscale.options] in orchestrate.toml",
         )
     fix = f'for example "{ADDRESS}"; behind Kubernetes: kubectl port-forward svc/NAME-head-svc 8265'
-    return "the Jobs API has an http address", fix
+    return "the Jobs API needs an http address", fix
 
 
 class _Answered(Exception):

@@ -166,9 +166,10 @@ class Sky(AwayPlace):
         if found := python_of():
             return found
         raise SetupError(
-            "there is no SkyPilot here: it lives in an environment of its own, as its pins hold others back",
-            fix=f"{INSTALL}, then {CLOUDS}; "
-            f"elsewhere than on the PATH: hosts.{self.name}.options.python is its Python",
+            "SkyPilot is not installed: it needs a separate environment, because it pins old "
+            "versions of other packages",
+            fix=f"{INSTALL}, then {CLOUDS}; if it is not on the PATH, set "
+            f"hosts.{self.name}.options.python to its Python",
         )
 
     # -- machines ------------------------------------------------------------------------------------------
@@ -199,7 +200,7 @@ class Sky(AwayPlace):
         if resources.gpu is None:
             return None  # no catalog lists machines by what they lack
         names = ", ".join(sorted({machine.name for machine in found}))
-        raise UsageError(f"SkyPilot has no {resources.told} now", fix=f"gpu: one of {names}; or auto")
+        raise UsageError(f"SkyPilot currently has no {resources.told}", fix=f"gpu: one of {names}; or auto")
 
     def _no_cloud(self) -> SetupError:
         at = f" at {self.options['infra']}" if self.options.get("infra") else ""
@@ -333,7 +334,7 @@ class Sky(AwayPlace):
             return super().usage(ref)
         seconds = sum(float(one["seconds"]) for one in jobs)
         hourly = self.price_of(ref)
-        return Usage.at(hourly, seconds, f"SkyPilot's clock, at {hourly.source if hourly else 'no price'}")
+        return Usage.at(hourly, seconds, f"SkyPilot's clock at {hourly.source if hourly else 'no price'}")
 
     def output(self, ref: str) -> str:
         jobs = [one for one in self._jobs(ref) if isinstance(one["id"], int)]
@@ -372,7 +373,7 @@ class Sky(AwayPlace):
             if unknown is not None and lost and not kinds & NEVER_SENT:
                 raise OutcomeUnknown(self.name, unknown, f"{error.kinds[0]}: {error.message}") from error
             if lost or kinds & NEVER_SENT:
-                told = f"its API server could not be asked: {error.message}"
+                told = f"its API server could not be reached: {error.message}"
                 raise HostUnavailable(self.name, told, fix="sky api info; sky api start") from error
             raise InvalidRequest(self.name, error.message) from error
 

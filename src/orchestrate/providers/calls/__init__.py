@@ -180,7 +180,7 @@ class CutShort(Unreadable):
     """A stream that ended before the model had. A proxy that gives up closes one as if it were whole."""
 
     def __init__(self) -> None:
-        super().__init__("it ended before the model had said that it is done")
+        super().__init__("it ended before the model was finished")
 
 
 def payload(answer: object) -> dict[str, Any]:

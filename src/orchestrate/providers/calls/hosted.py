@@ -112,7 +112,9 @@ def pages_of(provider: str, read: Read, first: Callable[[], P], omits_empty: boo
             return
         cursor = str(page.next_page_info())
         if cursor in seen:
-            raise UnexpectedAnswer(provider, f"the list never ends: {redact_text(cursor)} came twice")
+            raise UnexpectedAnswer(
+                provider, f"the list never ends: the cursor {redact_text(cursor)} was returned twice"
+            )
         seen.add(cursor)
         page = _page(read, page.get_next_page, omits_empty)
     raise UnexpectedAnswer(provider, f"the list has not ended after {most} pages")
@@ -148,9 +150,9 @@ def _page(read: Read, call: Callable[[], P], omits_empty: bool) -> P:
     def checked() -> P:
         page = call()
         if not hasattr(page, "has_next_page"):
-            raise Unreadable(f"it is {redact_text(str(page))[:120]!r} instead of a page of a list")
+            raise Unreadable(f"it is {redact_text(str(page))[:120]!r} instead of a list page")
         if not _has_list(page) and not (omits_empty and not plain(page)):
-            raise Unreadable(f"it holds no list, but {redact_text(str(plain(page)))[:120]}")
+            raise Unreadable(f"it contains no list, but {redact_text(str(plain(page)))[:120]}")
         return page
 
     return read(checked)
@@ -250,7 +252,7 @@ def hosted_error(
         )
         lost.unsent = never_sent(error)
         return lost
-    unexpected = UnexpectedAnswer(provider, f"the answer cannot be read: {_wrong(error)}", fix=fix)
+    unexpected = UnexpectedAnswer(provider, f"the response cannot be parsed: {_wrong(error)}", fix=fix)
     unexpected.retryable = True
     return unexpected
 
@@ -263,7 +265,7 @@ def _wrong(error: BaseException) -> str:
         return f"it is not JSON: {_short(str(error))}"
     # What an SDK stumbles over speaks of its own insides.
     said = "" if isinstance(error, AttributeError | TypeError | LookupError) else _short(str(error))
-    return "it is not what the API promises" + (f": {said}" if said else "")
+    return "it does not match the API's schema" + (f": {said}" if said else "")
 
 
 def status_of(error: BaseException) -> int | None:

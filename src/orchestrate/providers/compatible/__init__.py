@@ -44,13 +44,13 @@ _LOSSY = partial(Rule, severity=Severity.ERROR, lossy=True)
 TRAITS: dict[str, tuple[Trait, Rule]] = {
     "tools": (
         Trait.TOOLS,
-        refused("tools-refused", "tools and their calls are not taken", "train on rows without tools"),
+        refused("tools-refused", "tools and tool calls are not supported", "train on rows without tools"),
     ),
     "message_weights": (
         Trait.MESSAGE_WEIGHTS,
         _LOSSY(
             code="weights-lost",
-            message="weights of messages are not taken",
+            message="message weights are not supported",
             fix="split these rows, or convert with --allow-loss",
         ),
     ),
@@ -59,11 +59,11 @@ TRAITS: dict[str, tuple[Trait, Rule]] = {
         Trait.REASONING,
         _LOSSY(
             code="reasoning-lost",
-            message="thinking is not taken",
+            message="reasoning is not supported",
             fix="remove it, or convert with --allow-loss",
         ),
     ),
-    "images": (Trait.IMAGES, refused("images-refused", "images are not taken", "remove the images")),
+    "images": (Trait.IMAGES, refused("images-refused", "images are not supported", "remove the images")),
     "remote_images": (Trait.REMOTE_IMAGES, INLINE_IMAGES),
     "local_images": (Trait.LOCAL_IMAGES, NO_LOCAL_IMAGES),
     "several_answers": (Trait.SEVERAL_ANSWERS, ONE_ANSWER),

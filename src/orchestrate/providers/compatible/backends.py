@@ -103,10 +103,10 @@ def _model(provider: Provider, spec: JobSpec, model: ModelOnHost, today: date) -
     others = "orchestrate quote --provider all   (the same spec on the other backends)"
     until, method = model.host.no_new_jobs_after, spec.method.type
     if until is not None and today >= until and not provider.sandbox:
-        message = f"{provider.title} takes no new jobs for {model.name} since {until}"
+        message = f"{provider.title} has accepted no new jobs for {model.name} since {until}"
         yield problem("model-closed", message, others)
     elif model.host.tunable == "no":
-        yield problem("model-closed", f"{provider.title} takes no new jobs for {model.name}", others)
+        yield problem("model-closed", f"{provider.title} accepts no new jobs for {model.name}", others)
     elif model.host.methods and method not in model.host.methods:
         offered = ", ".join(model.host.methods)
         message = f"{provider.title} trains {model.name} with {offered}, not {method}"
@@ -146,7 +146,8 @@ class CompatibleProvider(SdkProvider, Serves):
         found = super().resolve(spec)
         if found.folder is not None:
             raise SpecError(
-                f"{found.id} is a folder of this machine, and {self.title} trains its own models by name",
+                f"{found.id} is a folder on this machine, but {self.title} trains only its own "
+                "models, by name",
                 fix=f"orchestrate models --provider {self.name}",
             )
         return found
@@ -191,7 +192,7 @@ class CompatibleProvider(SdkProvider, Serves):
 
     def billing(self) -> Billing:
         if self._deploying is None:
-            unseen = "deployments of tuned models, for which no list of it is described"
+            unseen = "deployments of tuned models, which it cannot list"
             return standing.of_jobs(self, unseen)
         deploying = self._deploying
         parts = {"jobs": lambda: standing.jobs(self), "deployments": lambda: list(deploying.standing())}
@@ -250,7 +251,8 @@ class CompatibleProvider(SdkProvider, Serves):
         if deployed := self.config.options.get("base_deployment"):
             return str(deployed)
         raise UsageError(
-            f"{self.title} answers by deployments only, and that of the base model {job.model} is not known",
+            f"{self.title} serves models only through deployments, and the one for the base model "
+            f"{job.model} is unknown",
             fix=f'[hosts.{self.name}.options] base_deployment = "..."   in orchestrate.toml',
         )
 
@@ -356,14 +358,14 @@ def features_of(told: Described, name: str) -> tuple[frozenset[Feature], dict[Fe
     known = {feature.value: feature for feature in Feature}
     for field, words in (("features", told.features), ("missing", tuple(told.missing))):
         if unknown := sorted(set(words) - set(known)):
-            raise ConfigError(f"{name}: {field}: {unknown[0]} is no feature; known: {', '.join(known)}")
+            raise ConfigError(f"{name}: {field}: {unknown[0]} is not a feature; known: {', '.join(known)}")
     have, reasons = set(told.features), set(told.missing)
     if wrong := sorted(have & reasons):
         raise ConfigError(f"{name}: {wrong[0]} is in features and in missing")
     if lacking := sorted(set(known) - have - reasons):
         raise ConfigError(f"{name}: {lacking[0]} is neither in features nor, with its reason, in missing")
     if (Feature.DEPLOY.value in have) != (told.deployment is not None):
-        raise ConfigError(f"{name}: the feature deploy is that of the table deployment")
+        raise ConfigError(f"{name}: the feature deploy belongs to the table deployment")
     methods = {word for word in ("sft", "dpo", "rft") if word in have}
     if methods != set(told.methods):
         raise ConfigError(

@@ -131,7 +131,7 @@ class Deploying:
 
         file = text(_at(self._wire.read(upload), how.id))
         if file is None:
-            raise UnexpectedAnswer(self._config.name, "no id of the uploaded adapter in the answer")
+            raise UnexpectedAnswer(self._config.name, "no adapter id in the response")
         name = self.name(id)
         values = {**self._own_options(), "file": file, "base": base, "name": name, "job": id}
         make = structs.replace(self._how.make, body=how.body)
@@ -166,9 +166,7 @@ class Deploying:
         wanted = DeployOptions.read(self._config.name, options)
         if wanted.tier is not None and wanted.tier not in self._how.tiers:
             known = ", ".join(self._how.tiers) or "none"
-            raise UsageError(
-                f"{self._told.title} has no tier {wanted.tier!r} of deployments; it has: {known}"
-            )
+            raise UsageError(f"{self._told.title} has no deployment tier {wanted.tier!r}; it has: {known}")
         return wanted
 
     def _tier(self, wanted: DeployOptions) -> str | None:
@@ -315,7 +313,9 @@ class DescribedAdapters(adapters.Adapters):
         self._base(adapter)
         most = self._how.max_rank
         if most is not None and adapter.rank > most:
-            raise UsageError(f"{self._profile.title} takes adapters up to rank {most}, not {adapter.rank}")
+            raise UsageError(
+                f"{self._profile.title} accepts adapters up to rank {most}; this one has rank {adapter.rank}"
+            )
         return self._deploying.price(options)
 
     def upload(self, adapter: Adapter, progress: Callable[[int, int], None] | None = None) -> None:
@@ -336,7 +336,7 @@ class DescribedAdapters(adapters.Adapters):
         base = adapters.base_at(self._profile, adapter)
         if base not in self._bases:
             raise UsageError(
-                f"{self._profile.title} does not serve {adapter.base}, on which this was trained; it serves "
-                f"adapters on {', '.join(sorted(self._bases))}"
+                f"{self._profile.title} does not serve {adapter.base}, the base of this adapter; it "
+                f"serves adapters of {', '.join(sorted(self._bases))}"
             )
         return base

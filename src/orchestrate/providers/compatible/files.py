@@ -116,7 +116,7 @@ class Files:
         state.forget()
         file_id = text(plain(done.get("file")).get("id"))
         if file_id is None:
-            raise self._wire.error(Unreadable("it ends an upload without naming the file"))
+            raise self._wire.error(Unreadable("it completed the upload without returning a file id"))
         return {**plain(done["file"]), "id": file_id}
 
     def _opened(self, path: Path, size: int) -> _Unfinished:
@@ -150,7 +150,7 @@ class Files:
             what=f"file {file_id}",
             sleep=self._sleep,
             within_s=READY_WITHIN_S,
-            fix="submit again later; the file is used as it is",
+            fix="submit again later; the uploaded file is reused",
         )
 
 
@@ -216,7 +216,7 @@ def _told(path: Path, progress: Progress | None) -> Generator[io.BufferedReader]
 
 
 def _refused(provider: str, file: dict[str, Any], dataset: Dataset) -> DataError:
-    reason = text(file.get("status_details")) or "it did not say why"
+    reason = text(file.get("status_details")) or "it gave no reason"
     problem = Problem(
         code="refused-by-host",
         message=reason,
@@ -224,4 +224,4 @@ def _refused(provider: str, file: dict[str, Any], dataset: Dataset) -> DataError
         providers=(provider,),
         source=dataset.path,
     )
-    return DataError(f"{provider} does not take {dataset.path}: {reason}", problems=[problem])
+    return DataError(f"{provider} rejected {dataset.path}: {reason}", problems=[problem])

@@ -341,10 +341,10 @@ class Listed:
         try:
             body: Any = json.loads(text)
         except ValueError:
-            raise Unreadable(f"it is {redact_text(text)[:120]!r} instead of a page of a list") from None
+            raise Unreadable(f"it is {redact_text(text)[:120]!r} instead of a list page") from None
         found = plain(body).get("data")
         if not isinstance(found, list):
-            raise Unreadable(f"it holds no list, but {redact_text(str(body))[:120]}")
+            raise Unreadable(f"it contains no list, but {redact_text(str(body))[:120]}")
         self.data = cast("list[object]", found)
         self._more = body.get("has_more") is not False
 

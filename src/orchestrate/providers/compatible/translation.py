@@ -59,7 +59,7 @@ def _start(told: Described, rows: Rows, spec: JobSpec, model: ModelOnHost) -> No
         rows.refuse("continue_from", reason or f"{told.title} is not known to go on from a tuned model")
         rows.send("model", model.id)
     else:
-        rows.keep("continue_from", rule.field, rule="the tuned model takes the place of the base model")
+        rows.keep("continue_from", rule.field, rule="the tuned model replaces the base model")
 
 
 def _method(told: Described, rows: Rows, spec: JobSpec) -> None:
@@ -76,14 +76,14 @@ def _method(told: Described, rows: Rows, spec: JobSpec) -> None:
     else:
         rows.map("method.type", told.method_type, word, f"{kind} is called {word}")
     if kind == "dpo" and word is not None:
-        reason = f"{told.title} has DPO's own loss only"
+        reason = f"{told.title} has only the original DPO loss"
         rows.plain_dpo(dict.fromkeys(("ipo", "orpo", "kto"), reason))
 
 
 def _adapter(told: Described, rows: Rows, spec: JobSpec) -> None:
     kind, asked = spec.adapter.type, "adapter" in spec.model_fields_set
     if not told.adapters:
-        rule = f"{told.title} chooses how it adapts the weights and does not say how; nothing is sent"
+        rule = f"{told.title} chooses the adapter itself and does not publish it; nothing is sent"
         if kind == "full":
             rows.refuse("adapter.type", rule, instead="lora")
         elif asked:
@@ -100,7 +100,7 @@ def _adapter(told: Described, rows: Rows, spec: JobSpec) -> None:
     for field, value in fields.items():
         rows.send(field, value)
     if near != kind:
-        rule = f"{told.title} does not tell its base's precision: this is LoRA"
+        rule = f"{told.title} does not publish its base's precision: trained as LoRA"
         rows.map("adapter.type", None, near, rule, exact=False)
     elif asked:
         rows.keep("adapter.type", None, kind)
@@ -135,7 +135,7 @@ def _sent(told: Described, rows: Rows, name: str, value: Any, rule: SettingRule,
     if word in rule.words:
         sent = rule.words[word]
         if sent is None:
-            rows.keep(name, None, rule=rule.rule or "as always here")
+            rows.keep(name, None, rule=rule.rule or "always the case here")
         else:
             note = f"{word} is called {sent}" + (f"; {rule.rule}" if rule.rule else "")
             rows.map(name, field, sent, note, exact=word not in rule.inexact)
@@ -178,11 +178,11 @@ def _suffix(told: Described, rows: Rows) -> None:
         rows.offer("suffix", "suffix", rule="none")
         return
     if suffix is None:
-        rows.default("suffix", None, "<ref>", "the ref is how the job is found again")
+        rows.default("suffix", None, "<ref>", "the ref identifies the job")
         return
     room = suffix_room(told.suffix.most)
     cut = f"; cut to {room} characters to make room for the ref" if len(suffix) > room else ""
-    rule = f"sent as <suffix>-<ref>, because the ref is how the job is found again{cut}"
+    rule = f"sent as <suffix>-<ref>, because the ref identifies the job{cut}"
     rows.map("suffix", None, f"{suffix[:room]}-<ref>", rule, exact=not cut)
 
 
@@ -195,7 +195,7 @@ def _wandb(told: Described, rows: Rows, spec: JobSpec) -> None:
         return
     values = spec.wandb.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     where = (
-        "the W&B key goes with the request"
+        "the W&B key is sent with the request"
         if told.wandb_in_request
         else f"the W&B key is stored at {told.title}"
     )
@@ -209,7 +209,7 @@ def _versioned(told: Described, name: str, spec: JobSpec, found: Translation) ->
         field, equals, value = needed.partition("=")
         if field not in options or (equals and str(options[field]) != value):
             continue
-        rule = f'only API version {version} knows it: set api_version = "{version}" in [hosts.{name}.options]'
+        rule = f'it needs API version {version}: set api_version = "{version}" in [hosts.{name}.options]'
         row = f"provider_options.{field}"
         settings = tuple(
             msgspec.structs.replace(one, outcome=Outcome.REFUSED, sent=None, wire=None, rule=rule)

@@ -183,7 +183,7 @@ class Datasets:
         def look() -> tuple[dict[str, Any] | None, object]:
             found = self.get(dataset_id)
             if found is None:
-                raise UnexpectedAnswer("fireworks", f"dataset {dataset_id} is gone after its upload")
+                raise UnexpectedAnswer("fireworks", f"dataset {dataset_id} disappeared after its upload")
             status = table(found.get("status"))
             if text(status.get("code")) not in (None, "OK"):
                 raise _refused(dataset, str(status.get("message")), text(status.get("code")))
@@ -195,7 +195,7 @@ class Datasets:
             what=f"dataset {dataset_id}",
             sleep=self._sleep,
             within_s=WAIT_S,
-            fix="submit again later; what was uploaded is used as it is",
+            fix="submit again later; the uploaded file is reused",
         )
 
 
@@ -211,7 +211,7 @@ class _Clash(Exception):
 def _busy(error: ProviderError) -> HostUnavailable:
     return HostUnavailable(
         "fireworks",
-        f"the upload was refused ({error.message}); another process may be uploading the same rows",
+        f"the upload was rejected ({error.message}); another process may be uploading the same rows",
         status=error.status,
         fix="submit again later; what was uploaded is used as it is",
     )
@@ -350,7 +350,7 @@ class Connection:
             if len(names) != 1:
                 known = ", ".join(sorted(names)) or "none"
                 raise UsageError(
-                    f"the Fireworks key has {len(names)} accounts ({known}): say which one to use",
+                    f"the Fireworks key has {len(names)} accounts ({known}): choose one",
                     fix='export FIREWORKS_ACCOUNT_ID=...   or  [hosts.fireworks] account_id = "..."',
                 )
             self._found_account = names[0]

@@ -106,10 +106,10 @@ class FireworksProvider(
     }
     missing: ClassVar[Mapping[Feature, str]] = {
         Feature.KTO: f"Fireworks has no KTO; {UNPAIRED}",
-        Feature.QLORA: "Fireworks does not publish its base's precision; such a spec is trained as LoRA",
+        Feature.QLORA: "Fireworks does not publish its base's precision; qlora is trained as LoRA",
         Feature.FULL: "Fireworks' managed jobs train LoRA adapters",
-        Feature.PAUSE: "Fireworks cannot pause a job; it can be cancelled",
-        Feature.CHECKPOINTS: "Fireworks lists no checkpoints of managed jobs; download their final model",
+        Feature.PAUSE: "Fireworks cannot pause a job, only cancel it",
+        Feature.CHECKPOINTS: "Fireworks does not list checkpoints of managed jobs; download the final model",
     }
     status_map = reading.STATUS_MAP
     file_id = "name"
@@ -169,7 +169,7 @@ class FireworksProvider(
         """The host's estimate, of SFT jobs only."""
         model = translation.model
         if spec.method.type != "sft":
-            reason = "Fireworks estimates the price of SFT jobs only"
+            reason = "Fireworks estimates prices only for SFT jobs"
             return Quote(provider=self.name, model=model, unavailable=reason)
         body = self._filled(spec, remote, translation)
         path = f"/v1/accounts/{self._at.account()}/supervisedFineTuningJobs:estimateCost"
@@ -200,7 +200,7 @@ class FireworksProvider(
                 lambda job: job_id if text(table(job).get("name")) else None,
             )
         except Conflict as error:
-            raise OutcomeUnknown(self.name, ref, "the host already has a job of this id") from error
+            raise OutcomeUnknown(self.name, ref, "the host already has a job with this id") from error
         return JobHandle(provider=self.name, job_id=job_id, ref=ref, kind=kind)
 
     def find(self, ref: str) -> list[JobHandle]:
@@ -278,8 +278,8 @@ class FireworksProvider(
         status = self.status(state_of(raw.get("state")))
         if status.terminal or status is JobStatus.CANCELLING:
             raise UsageError(
-                f"job {job.job_id} has ended ({raw.get('state')}), and starting it again would be billed "
-                "again, outside the price that was agreed to",
+                f"job {job.job_id} has ended ({raw.get('state')}); restarting it would be billed again, "
+                "beyond the confirmed price",
                 fix="submit a new run",
             )
         if status is not JobStatus.PAUSED:

@@ -333,5 +333,5 @@ def asked_for(job: Job) -> Told:
 def estimate(provider: str, model: str, answer: Mapping[str, Any]) -> Quote:
     total = usd_of(answer.get("estimatedCost"))
     if total is None:
-        return Quote(provider=provider, model=model, unavailable="Fireworks gave no price")
+        return Quote(provider=provider, model=model, unavailable="Fireworks returned no price")
     return estimate_quote(provider, model, total, "Fireworks' own estimate (estimateCost)")

@@ -62,7 +62,7 @@ class DeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=T
         wanted = cls.read("fireworks", options)
         if wanted.idle_minutes < 5:
             raise UsageError(
-                f"Fireworks scales to zero after 5 idle minutes or more, not {wanted.idle_minutes}"
+                f"Fireworks scales to zero after at least 5 idle minutes, not {wanted.idle_minutes}"
             )
         return wanted
 
@@ -194,7 +194,7 @@ class Serving:
         except NotFound:
             return None
         if str(found.get("name")).rsplit("/", 1)[-1] != deployment_id:
-            raise UnexpectedAnswer(self._provider, f"no deployment {deployment_id} in the answer")
+            raise UnexpectedAnswer(self._provider, f"no deployment {deployment_id} in the response")
         return found
 
     def _create(
@@ -375,7 +375,7 @@ class FireworksAdapters(adapters.Adapters):
         try:
             self._wire.read(lambda: api.validate_upload(adapter.id, account_id=account))
         except InvalidRequest as error:
-            error.fix = "orchestrate export RUN DIR --to merged   for a host that takes whole models"
+            error.fix = "orchestrate export RUN DIR --to merged   for a host that accepts full models"
             raise
         self._ready(adapter.id)
 
@@ -406,7 +406,7 @@ class FireworksAdapters(adapters.Adapters):
         least, most = RANKS
         if not least <= adapter.rank <= most:
             raise UsageError(
-                f"Fireworks takes adapters of ranks {least} to {most}; this one has {adapter.rank}",
+                f"Fireworks accepts adapters of rank {least} to {most}; this one has rank {adapter.rank}",
                 fix="orchestrate export RUN DIR --to merged   for a host that takes whole models",
             )
         _, account, _, id = base.split("/")
@@ -414,9 +414,9 @@ class FireworksAdapters(adapters.Adapters):
         try:
             found = plain(self._wire.read(lambda: api.get(id, account_id=account)))
         except NotFound as error:
-            raise UsageError(f"Fireworks has no model {base} now") from error
+            raise UsageError(f"Fireworks currently has no model {base}") from error
         if found.get("supportsLora") is False:
-            raise UsageError(f"Fireworks serves no adapters on {base}")
+            raise UsageError(f"Fireworks serves no adapters of {base}")
         return base
 
     def _create(self, adapter: Adapter) -> None:
@@ -442,11 +442,11 @@ class FireworksAdapters(adapters.Adapters):
         def look() -> tuple[object, object]:
             found = self.find(id)
             if found is None:
-                raise UnexpectedAnswer(self._wire.provider, f"the adapter {id} is gone after its upload")
+                raise UnexpectedAnswer(self._wire.provider, f"the adapter {id} disappeared after its upload")
             status = table(found.get("status"))
             if text(status.get("code")) not in (None, "OK"):
                 raise InvalidRequest(
-                    self._wire.provider, f"it refuses the adapter: {status.get('message')}", status=400
+                    self._wire.provider, f"it rejected the adapter: {status.get('message')}", status=400
                 )
             return (found if found.get("state") == MODEL_READY else None), found.get("state")
 
@@ -456,5 +456,5 @@ class FireworksAdapters(adapters.Adapters):
             what=f"the adapter {id}",
             sleep=self._sleep,
             within_s=MODEL_WAIT_S,
-            fix="deploy again later; what was uploaded is used as it is",
+            fix="deploy again later; the uploaded files are reused",
         )

@@ -27,8 +27,8 @@ DEFAULT_BATCH = {"sft": 32, "dpo": 4, "rft": None}
 MOST_BETA = 0.5
 RESERVED = ("dataset", "evaluationDataset", "outputModel", "evaluator", "baseModel", "warmStartFrom")
 _CARVED = "evalAutoCarveout"
-_NOT_OF_SFT = "no published description of Fireworks' SFT jobs has it; the trainer sets its own"
-_BY_STEPS = "counted from the rows when they are uploaded"
+_NOT_OF_SFT = "not in the published API of Fireworks' SFT jobs; the trainer sets its own"
+_BY_STEPS = "counted from the rows at upload"
 
 
 def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
@@ -52,12 +52,12 @@ def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
     elif spec.packing is False:
         rows.refuse("packing", "Fireworks always packs rows")
     if spec.early_stopping is not None:
-        rows.refuse("early_stopping", "Fireworks' trainer refuses early stopping")
+        rows.refuse("early_stopping", "Fireworks' trainer does not support early stopping")
     rows.refuse_if_asked(
         {
-            "max_grad_norm": "Fireworks sets the clipping itself",
-            "seed": "Fireworks takes no seed",
-            "batch_tokens": "Fireworks' trainer counts a batch in rows: give batch_size",
+            "max_grad_norm": "Fireworks sets gradient clipping itself",
+            "seed": "Fireworks has no seed setting",
+            "batch_tokens": "Fireworks' trainer counts a batch in rows: set batch_size",
             "eval_steps": "Fireworks decides when to evaluate",
         }
     )
@@ -103,12 +103,12 @@ def _files(rows: Rows, spec: JobSpec, model: ModelOnHost, inside: str) -> None:
     rows.train("uploaded; dataset is its name")
     if rows.given("validation"):
         if spec.method.type == "dpo":
-            rule = "kept here for evaluation after the run: Fireworks' DPO jobs take no evaluation data"
+            rule = "kept locally for evaluation after the run: Fireworks' DPO jobs accept no evaluation data"
             rows.map("validation", None, None, rule, exact=False)
         else:
             rows.keep("validation", None, rule="uploaded; evaluationDataset is its name")
     elif spec.method.type != "dpo" and not rows.in_options(_CARVED):
-        rule = "all rows are trained: none is held back for an evaluation"
+        rule = "all rows are used for training; none is held back for evaluation"
         rows.default("validation", _CARVED, False, rule, send=True)
     if rows.given("continue_from"):
         # The host takes exactly one of the two.
@@ -120,14 +120,12 @@ def _files(rows: Rows, spec: JobSpec, model: ModelOnHost, inside: str) -> None:
 
 def _method(rows: Rows, spec: JobSpec) -> None:
     kind = spec.method.type
-    rows.keep("method.type", None, kind, rule=f"a job of the collection for {kind}")
+    rows.keep("method.type", None, kind, rule=f"a job in the {kind} collection")
     if kind == "sft":
         if rows.given("method.train_on_inputs"):
-            rows.refuse(
-                "method.train_on_inputs", "the loss falls on assistant messages only; use their weights"
-            )
+            rows.refuse("method.train_on_inputs", "only assistant messages are trained; use their weights")
         elif rows.given("method.train_on_inputs") is False:
-            rows.keep("method.train_on_inputs", None, rule="the loss falls on assistant messages only")
+            rows.keep("method.train_on_inputs", None, rule="only assistant messages are trained")
     elif kind == "dpo":
         _preference(rows)
         reason = "Fireworks has plain DPO and ORPO"
@@ -160,7 +158,7 @@ def _preference(rows: Rows) -> None:
     if beta is not None and beta >= MOST_BETA:
         rows.refuse("method.beta", f"must be below {MOST_BETA} here")
     else:
-        rows.offer("method.beta", "lossConfig.dpo.beta", None, "the host's own")
+        rows.offer("method.beta", "lossConfig.dpo.beta", None, "the host's default")
 
 
 def _reinforcement(rows: Rows) -> None:
@@ -168,7 +166,7 @@ def _reinforcement(rows: Rows) -> None:
     evaluator = text(grader.get("evaluator"))
     if evaluator is None or len(grader) > 1:
         form = 'grader: {evaluator: "accounts/<account>/evaluators/<evaluator>"}'
-        rows.refuse("method.grader", f"Fireworks grades with an evaluator of the account: {form}")
+        rows.refuse("method.grader", f"Fireworks grades with an evaluator stored in your account: {form}")
     else:
         rows.keep("method.grader", "evaluator", evaluator)
     rows.offer(
@@ -177,7 +175,7 @@ def _reinforcement(rows: Rows) -> None:
     rows.offer("method.kl_beta", "lossConfig.klBeta", None, "the host's own")
     rows.refuse_if_asked(
         {
-            "method.reasoning_effort": "Fireworks has no such setting for training",
+            "method.reasoning_effort": "Fireworks has no such training setting",
             "method.compute_multiplier": "Fireworks bills RFT by GPU time and has no such setting",
         }
     )
@@ -189,7 +187,7 @@ def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost, inside: str) -> None
         rows.refuse("adapter.type", "Fireworks' managed jobs train LoRA adapters", instead="lora")
         return
     if adapter.type == "qlora":
-        rule = "trained as LoRA: Fireworks does not say in which precision it holds the base"
+        rule = "trained as LoRA: Fireworks does not publish the precision of its base"
         rows.map("adapter.type", None, "lora", rule, exact=False)
     else:
         rows.keep("adapter.type", None, "lora", rule="all managed jobs train LoRA adapters")
@@ -204,14 +202,14 @@ def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost, inside: str) -> None
         rows.refuse_if_asked(dict.fromkeys(names, _NOT_OF_SFT))
         for name in names:
             if rows.given(name) is None:
-                rows.default(name, None, None, "the trainer's own")
+                rows.default(name, None, None, "the trainer's default")
     else:
         _scaling(rows, adapter, inside)
     for name, on in (("dora", adapter.dora), ("rslora", adapter.rslora)):
         if on:
             rows.refuse(f"adapter.{name}", "Fireworks trains plain LoRA")
         elif rows.given(f"adapter.{name}") is not None:
-            rows.keep(f"adapter.{name}", None, rule="off, as always here")
+            rows.keep(f"adapter.{name}", None, rule="off, always the case here")
 
 
 def _scaling(rows: Rows, adapter: LoRA, inside: str) -> None:
@@ -227,7 +225,7 @@ def _scaling(rows: Rows, adapter: LoRA, inside: str) -> None:
     elif adapter.targets is None:
         rows.default("adapter.targets", f"{inside}loraTargetModules", None, "the trainer's own")
     elif adapter.targets == "all-linear":
-        rule = "left out: the trainer's own choice of modules applies, which is not published"
+        rule = "not sent: the trainer picks the modules and does not publish which"
         rows.map("adapter.targets", None, None, rule, exact=False)
     else:
         rows.keep("adapter.targets", f"{inside}loraTargetModules", [adapter.targets])
@@ -238,34 +236,34 @@ def _scaling(rows: Rows, adapter: LoRA, inside: str) -> None:
 
 def _optimiser(rows: Rows, spec: JobSpec, inside: str) -> None:
     rows.offer("epochs", f"{inside}epochs", 1)
-    rows.offer("learning_rate", f"{inside}learningRate", None, "the model's own")
+    rows.offer("learning_rate", f"{inside}learningRate", None, "the model's default")
     rows.refuse_if_asked(
-        {"learning_rate_multiplier": "Fireworks publishes no base rate to multiply: give learning_rate"}
+        {"learning_rate_multiplier": "Fireworks publishes no base rate to multiply: set learning_rate"}
     )
     if spec.batch_size == "max":
         usual = DEFAULT_BATCH[spec.method.type]
-        rows.refuse("batch_size", "Fireworks wants a number of rows", instead=usual)
+        rows.refuse("batch_size", "Fireworks needs a number of rows", instead=usual)
     else:
         rows.offer("batch_size", f"{inside}batchSizeSamples", DEFAULT_BATCH[spec.method.type])
     if spec.gradient_accumulation == 1:
-        rows.keep("gradient_accumulation", None, rule="none, as always here")
+        rows.keep("gradient_accumulation", None, rule="none, always the case here")
     elif spec.gradient_accumulation is not None:
-        rows.refuse("gradient_accumulation", "Fireworks' trainer refuses it: raise batch_size instead")
+        rows.refuse("gradient_accumulation", "Fireworks' trainer rejects it: raise batch_size instead")
     rows.offer("weight_decay", f"{inside}optimizerWeightDecay", None, "the trainer's own")
     wire = f"{inside}lrScheduler"
     if spec.schedule in ("polynomial", "warmup_stable_decay"):
         rows.refuse("schedule", "Fireworks has constant, linear and cosine schedules")
-        rows.refuse_if_asked({"min_lr_ratio": "part of a schedule that Fireworks does not have"})
+        rows.refuse_if_asked({"min_lr_ratio": "belongs to a schedule that Fireworks does not have"})
     elif spec.schedule is None:
         rows.default("schedule", wire, "constant")
-        constant = "Fireworks' schedule is constant unless you give one: schedule: cosine or linear"
+        constant = "Fireworks' schedule is constant unless you set one: schedule: cosine or linear"
         rows.refuse_if_asked({"min_lr_ratio": constant})
     elif spec.schedule == "constant":
         rows.keep("schedule", wire, {"constant": {}})
     else:
         least = {} if spec.min_lr_ratio is None else {"minLrRatio": spec.min_lr_ratio}
         down = f"down to {spec.min_lr_ratio or 0:g} of the peak"
-        rule = f"{down}; for bases of Training V2, others are refused"
+        rule = f"{down}; only for bases of Training V2"
         rows.keep("schedule", wire, {spec.schedule: least}, rule=rule)
         if least:
             rows.keep("min_lr_ratio", f"{wire}.{spec.schedule}.minLrRatio")
@@ -277,7 +275,7 @@ def _steps(rows: Rows, spec: JobSpec) -> None:
     if spec.warmup_steps is not None:
         rows.keep("warmup_steps", f"{inside}learningRateWarmupSteps")
     elif spec.warmup_ratio:
-        rule = f"ratio x optimiser steps of the run, {_BY_STEPS}"
+        rule = f"ratio x optimizer steps of the run, {_BY_STEPS}"
         rows.map("warmup_ratio", f"{inside}learningRateWarmupSteps", None, rule)
     elif spec.warmup_ratio is not None:
         rows.keep("warmup_ratio", f"{inside}learningRateWarmupSteps", 0)
@@ -285,7 +283,7 @@ def _steps(rows: Rows, spec: JobSpec) -> None:
         rows.default("warmup_ratio", f"{inside}learningRateWarmupSteps", 0.0)
     wire = f"{inside}samplerCheckpointSaveIntervalSteps"
     if spec.checkpoint_steps is not None and spec.method.type != "rft":
-        rule = "Fireworks lists them in its console only"
+        rule = "Fireworks lists them only in its console"
         rows.map("checkpoint_steps", wire, spec.checkpoint_steps, rule, exact=False)
     elif spec.checkpoint_steps is not None:
         rows.refuse("checkpoint_steps", "Fireworks' RFT jobs set this themselves")
@@ -299,7 +297,7 @@ def _steps(rows: Rows, spec: JobSpec) -> None:
         rows.refuse("checkpoints", "Fireworks' RFT jobs set this themselves")
     else:
         rule = (
-            f"optimiser steps of the run / checkpoints, {_BY_STEPS}; Fireworks lists them in its console only"
+            f"optimizer steps of the run / checkpoints, {_BY_STEPS}; Fireworks lists them only in its console"
         )
         rows.map("checkpoints", wire, None, rule, exact=False)
     if spec.evals == 0 and spec.validation is None:
@@ -320,7 +318,7 @@ def _names(rows: Rows, inside: str) -> None:
     suffix = rows.given("suffix")
     if suffix is not None:
         kept = slug(suffix)
-        rule = f"the model is called {kept}-<ref>; ids hold lower-case letters, digits and hyphens"
+        rule = f"the model is called {kept}-<ref>; ids may contain only lowercase letters, digits and hyphens"
         rows.map("suffix", f"{inside}outputModel", None, rule, exact=kept == suffix)
     if rows.given("wandb.project") is None:
         return
@@ -329,9 +327,9 @@ def _names(rows: Rows, inside: str) -> None:
     if rows.given("wandb.entity") is not None:
         rows.keep("wandb.entity", "wandbConfig.entity")
     if rows.given("wandb.name") is not None:
-        rule = "Fireworks takes a run id in place of a run's name"
+        rule = "Fireworks accepts a run id, not a run name"
         rows.map("wandb.name", "wandbConfig.runId", rows.given("wandb.name"), rule, exact=False)
-    rows.refuse_if_asked({"wandb.tags": "Fireworks passes no tags on to W&B"})
+    rows.refuse_if_asked({"wandb.tags": "Fireworks does not pass tags to W&B"})
 
 
 # -- the fields of the create request ----------------------------------------------------------------------

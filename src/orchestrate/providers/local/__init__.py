@@ -20,7 +20,7 @@ PROFILE = Profile(
     rules=HostRules(
         kinds=EVERY_KIND,
         traits={
-            Trait.IMAGES: refused("no-vision", "the local engine trains on text only", "remove the images"),
+            Trait.IMAGES: refused("no-vision", "the local engine trains only on text", "remove the images"),
         },
     ),
     dialect=CANONICAL,

@@ -47,7 +47,7 @@ PEFTS: Mapping[str, str] = {
     "modules_to_save": "modules_to_save",
 }
 """Our words for peft's."""
-OWN = "of the adapter that the run goes on from"
+OWN = "taken from the adapter this run continues from"
 
 
 def continue_from(rows: Rows, spec: JobSpec) -> None:
@@ -55,12 +55,12 @@ def continue_from(rows: Rows, spec: JobSpec) -> None:
         return
     config = config_of(spec.continue_from)
     if config is None:
-        rows.refuse("continue_from", "on this machine it is the folder of an adapter (adapter_config.json)")
+        rows.refuse("continue_from", "on this machine it must be an adapter folder (adapter_config.json)")
     elif spec.adapter.type == "full":
-        reason = "it is an adapter, and all weights are to be trained: take the merged model for the model"
+        reason = "it is an adapter, but the spec trains all weights: use the merged model as the model"
         rows.refuse("continue_from", f"{reason} (orchestrate export RUN DIR --to merged)")
     elif (kind := config.get("peft_type")) != "LORA":
-        rows.refuse("continue_from", f"an adapter of the kind {kind}; the engine goes on from LoRA")
+        rows.refuse("continue_from", f"an adapter of kind {kind}; the engine can only continue from LoRA")
     else:
         folder = str(Path(spec.continue_from).expanduser().resolve())
         rule = f"LoRA of rank {config.get('r')} on {config.get('base_model_name_or_path')}"
@@ -87,9 +87,9 @@ def settings(rows: Rows, asked: LoRA, config: Mapping[str, Any]) -> None:
         elif _plain(given) == _plain(own):
             rows.keep(row, row, given, rule=OWN)
         else:
-            rows.refuse(row, f"the adapter that the run goes on from has {_said(own)}", instead=own)
+            rows.refuse(row, f"the adapter this run continues from has {_said(own)}", instead=own)
     if asked.init_lora_weights is not None:
-        rows.refuse("adapter.init_lora_weights", "the adapter that the run goes on from has begun")
+        rows.refuse("adapter.init_lora_weights", "already set by the adapter this run continues from")
     _targets(rows, asked.targets, config.get("target_modules") or ())
 
 
@@ -102,7 +102,7 @@ def _targets(rows: Rows, given: str | Sequence[str] | None, own: str | Sequence[
     elif isinstance(given, str):
         rows.map(row, None, shown, told, exact=given == own)
     elif isinstance(own, str) or not _the_same(given, own):
-        rows.refuse(row, f"the adapter that the run goes on from has {shown}")
+        rows.refuse(row, f"the adapter this run continues from has {shown}")
     else:
         rows.keep(row, None, rule=told)
     rows.send(row, own if isinstance(own, str) else list(own))
@@ -183,7 +183,7 @@ _STRUCTURE = (
 )
 """Of an adapter; peft's words."""
 _EXPANDED = {
-    "qlora": "put into 4 bits (NF4) one after the other",
+    "qlora": "quantized to 4 bits (NF4) one by one",
     "lora": "expanded to 16 bits",
     "full": "expanded to 32 bits",
 }
@@ -208,7 +208,7 @@ def adapter(rows: Rows, spec: JobSpec, model: str) -> None:
         if "model" not in rows.refused:
             _names(rows, spec, model)
     if asked.loraplus_lr_ratio is not None:
-        rule = "the learning rate of B is so many times that of A"
+        rule = "the learning rate of B is this multiple of A's"
         rows.keep("adapter.loraplus_lr_ratio", "adapter.loraplus_lr_ratio", rule=rule)
 
 
@@ -233,22 +233,22 @@ def _kind(rows: Rows, spec: JobSpec, held: Quantised | None, packed: str | None)
     kind = spec.adapter.type
     by_default = rows.given("adapter.type") is None and "adapter" not in spec.model_fields_set
     if held is not None and kind == "full" and not by_default:
-        reason = f"the model's files hold it in {held.told}; such weights are frozen: train an adapter"
+        reason = f"the model's weights are stored in {held.told} and cannot be trained: train an adapter"
         rows.refuse("adapter.type", reason, instead="qlora")
         return
     sent = "qlora" if by_default else kind
-    rule = None if packed is None else f"weights that the files hold in {packed} are {_EXPANDED[sent]}"
+    rule = None if packed is None else f"weights stored in {packed} are {_EXPANDED[sent]}"
     if held is not None:
         try:
             held.require()
         except SetupError as error:
             rows.refuse("model", f"{error.message}: {error.fix}")
-        rule = f"the base stays as its files hold it, in {held.told}"
+        rule = f"the base keeps the precision of its files, {held.told}"
         put = rows.default if by_default else rows.map
         put("adapter.type", "adapter.type", sent, rule)
         rows.send("adapter.type", sent)
     elif by_default:
-        rule = rule or "the base is held in 4 bits (NF4)"
+        rule = rule or "the base is quantized to 4 bits (NF4)"
         rows.default("adapter.type", "adapter.type", sent, rule, send=True)
     else:
         rows.keep("adapter.type", "adapter.type", kind, rule=rule)
@@ -264,7 +264,7 @@ def _structure(
             continue
         row = f"adapter.{name}"
         if name == "init_lora_weights" and value == "eva" and spec.method.type == "rft":
-            rows.refuse(row, "it looks at the rows that are trained on, and here answers are drawn")
+            rows.refuse(row, "it depends on the training rows, but here answers are sampled")
         elif reason := _unfit(name, asked, config, held):
             rows.refuse(row, reason)
         else:
@@ -290,13 +290,13 @@ def _names(rows: Rows, spec: JobSpec, model: str) -> None:
             rows.map(row, row, given[one.field], one.told, exact=False)
     if unseen is not None and isinstance(spec.adapter, LoRA):
         for field in named(spec.adapter):
-            rows.tell(f"adapter.{field}", f"names not looked at: {unseen}")
+            rows.tell(f"adapter.{field}", f"names not checked: {unseen}")
 
 
 _RULES = {
-    "target_parameters": "weights of experts, adapted one expert at a time",
-    "modules_to_save": "trained whole, in 32 bits, and saved with the adapter",
-    "exclude_modules": "taken out of the targets",
+    "target_parameters": "expert weights, adapted one expert at a time",
+    "modules_to_save": "fully trained in 32 bits and saved with the adapter",
+    "exclude_modules": "excluded from the targets",
 }
 
 
@@ -305,29 +305,35 @@ def _unfit(name: str, asked: LoRA, config: Mapping[str, Any], held: Quantised | 
     if name == "init_lora_weights":
         return _unfit_start(asked, held)
     if name == "target_parameters" and (asked.dropout or asked.dora):
-        return f"peft adapts such weights without {'dropout' if asked.dropout else 'DoRA'}: leave one out"
+        return (
+            f"peft does not support {'dropout' if asked.dropout else 'DoRA'} for such weights: leave one out"
+        )
     text: Mapping[str, Any] = config.get("text_config") or config
     layers = text.get("num_hidden_layers")
     if name == "layers_to_transform" and isinstance(layers, int):
         wrong = [n for n in asked.layers_to_transform or () if n >= layers]
         if wrong:
-            return f"the model has the layers 0 to {layers - 1}, not {wrong[0]}"
+            return f"the model has layers 0 to {layers - 1}, not {wrong[0]}"
     if name == "layers_to_transform" and isinstance(asked.targets, str) and asked.targets != "all-linear":
-        return "targets is a regular expression, which can name the layers itself"
+        return "targets is a regular expression, which can select layers itself"
     return None
 
 
 def _unfit_start(asked: LoRA, held: Quantised | None) -> str | None:
     start, four_bit = asked.init_lora_weights, isinstance(asked, QLoRA)
     if asked.changes_base and (four_bit or held):
-        return f"{start} is taken out of the base's weights, which a few bits do not hold: adapter: lora"
+        return (
+            f"{start} changes the base weights, which needs more precision than a few bits: use adapter: lora"
+        )
     if start == "loftq" and held is not None:
-        return f"it makes up for what 4 bits lose, and the model's files hold nothing but {held.told}"
+        return f"it compensates for 4-bit quantization, but the model's files are stored in {held.told}"
     if start == "loftq" and not four_bit:
-        return "it makes up for what 4 bits lose, and the base is held whole: adapter: qlora"
+        return "it compensates for 4-bit quantization, but the base is not quantized: use adapter: qlora"
     rank = asked.r or 16
     if start == "orthogonal" and (four_bit or held):
-        return "peft makes it in the base's own precision, and a few bits are too few: adapter: lora"
+        return (
+            "peft computes it in the base's own precision, and a few bits are not enough: use adapter: lora"
+        )
     if start == "orthogonal" and (rank % 2 or any(n % 2 for n in (asked.rank_pattern or {}).values())):
         return "it needs even ranks"
     return None

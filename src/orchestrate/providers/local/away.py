@@ -167,7 +167,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
     ) -> tuple[Machine | None, str]:
         """Raises `UsageError`."""
         if first.refused:
-            return None, "the settings that are refused come first"
+            return None, "fix the rejected settings first"
         billions, kind = self.resolve(self._as_local(spec)).params_b, self._work_kind(spec, first)
 
         def operations(gpu: str) -> float:
@@ -224,10 +224,10 @@ class AwayProvider(LocalProvider, Recalls, Limited):
             Problem(
                 code="longer-than-its-limits",
                 message=f"it is expected to take {duration(seconds)} ({told}), and pauses after "
-                f"{duration(most)} of work, at its limit of hours or money",
+                f"{duration(most)} of work, its hour or cost limit",
                 severity=Severity.WARNING,
                 providers=(self.name,),
-                fix="a higher max_hours or max_cost_usd, or a faster gpu",
+                fix="set a higher max_hours or max_cost_usd, or a faster gpu",
             )
         ]
 
@@ -330,7 +330,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
             pass  # no worker of it reads a word
         except HostUnavailable as error:
             if failed is None:
-                error.message += f"; its worker at {self.title} was ended all the same"
+                error.message += f"; its worker at {self.title} was stopped anyway"
             raise (failed or error) from error
         if failed is not None:
             raise failed
@@ -371,7 +371,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         if not run.exists():
             stored = self.place.depot.run(job.job_id)
             if stored.read("order.json") is None:
-                told = f"neither {run.path} nor {self.place.depot_url} holds {job.job_id}"
+                told = f"{job.job_id} is neither in {run.path} nor in {self.place.depot_url}"
                 raise _Unstored(self.name, told)
             RunDir.make(self._runs, order.read_order(stored).job)
         return super()._run(job)
@@ -457,7 +457,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
             made = order.read_order(self.place.depot.run(ref)).job
             state = depot.state_of(self.place.depot.run(ref))
         except OrchestrateError as problem:
-            told = f"{problem.message}; it can be cancelled, but neither followed nor downloaded"
+            told = f"{problem.message}; it can be cancelled but not followed or downloaded"
             error = JobError(code="not_stored", message=told)
         raw = placed.raw_state.lower() if placed else "unknown"
         status = _PLACED.get(placed.state if placed else "", JobStatus.UNKNOWN)
@@ -488,7 +488,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         try:
             prices = self.place.hourly(found)
         except OrchestrateError as error:
-            unpriced = f"what its machines cost could not be asked for: {error.message}"
+            unpriced = f"could not look up the cost of its machines: {error.message}"
         items = tuple(self._standing(one, prices.get(one.id)) for one in found)
         return Billing(items=items, unseen=() if unpriced is None else (unpriced,))
 

@@ -64,7 +64,7 @@ def to_download(name: str, translation: Translation) -> Iterator[Problem]:
     yield Problem(
         code="model-to-download",
         message=f"{translation.model} is not on this machine; "
-        + (f"it can't be downloaded{offline}" if offline else "the run downloads it first"),
+        + (f"it cannot be downloaded{offline}" if offline else "the run will download it first"),
         severity=Severity.WARNING if offline else Severity.INFO,
         field="model",
         providers=(name,),
@@ -97,7 +97,7 @@ def _names(name: str, spec: JobSpec, translation: Translation) -> Iterator[Probl
     if unseen is not None:
         yield Problem(
             code="names-not-looked-at",
-            message=f"whether the model has what the adapter names could not be looked at: {unseen}",
+            message=f"cannot check whether the model has the modules that the adapter names: {unseen}",
             severity=Severity.INFO,
             field="adapter",
             providers=(name,),
@@ -137,8 +137,8 @@ def _memory(
         Problem(
             code="memory",
             message=f"training takes about {size(plan.total_bytes)} with {count(plan.rows, 'row')} of "
-            f"{count(plan.longest, 'token')} at once; there are {size(plan.available_bytes)} on the "
-            + ("GPU" if plan.device == "cuda" else "CPU"),
+            f"{count(plan.longest, 'token')} at once; available: {size(plan.available_bytes)} "
+            "on the " + ("GPU" if plan.device == "cuda" else "CPU"),
             severity=Severity.WARNING,
             providers=(translation.provider,),
             fix="; then ".join(plan.advice) or None,
@@ -191,12 +191,12 @@ def _without_tokens(
 ) -> Iterator[Problem]:
     shorter = "raise max_seq_length, shorten the prompts, or keep the answers with  truncation: left"
     if not found.trains:
-        chosen = "give an answer a weight, or choose other messages with method.train_on"
+        chosen = "set a weight on an answer, or choose other messages with method.train_on"
         yield Problem(
             code="nothing-to-train",
             message=f"no row of {dataset.path} has a token to train on: "
             + (
-                "nothing of an answer is left within " + count(limit or 0, "token")
+                "no part of an answer is left within " + count(limit or 0, "token")
                 if long
                 else "none of its messages is trained"
             ),
@@ -210,8 +210,8 @@ def _without_tokens(
         of = f" of the first {MOST_LONG:,} that are longer" if len(long) > MOST_LONG else ""
         yield Problem(
             code="answer-lost",
-            message=f"{count(len(found.lost), 'row')}{of} would be left out: cut at {limit:,} tokens, "
-            "nothing of the answer is left",
+            message=f"{count(len(found.lost), 'row')}{of} would be dropped: truncated at {limit:,} "
+            "tokens, nothing of the answer is left",
             severity=Severity.WARNING,
             row=found.lost[0],
             providers=(name,),
@@ -232,12 +232,12 @@ def warming(name: str, spec: JobSpec, data: TrainingData) -> Iterator[Problem]:
     if spec.warmup_steps >= most:
         yield Problem(
             code="rate-never-peaks",
-            message=f"the warm-up of {count(spec.warmup_steps, 'step')} is not over when the run is, after "
-            f"about {count(most, 'step')}: the learning rate never reaches its peak",
+            message=f"the warm-up of {count(spec.warmup_steps, 'step')} is longer than the run of about "
+            f"{count(most, 'step')}: the learning rate never reaches its peak",
             severity=Severity.WARNING,
             field="warmup_steps",
             providers=(name,),
-            fix=f"fewer than {most:,}, or warmup_ratio, a share of the steps",
+            fix=f"use fewer than {most:,}, or warmup_ratio, a share of the steps",
         )
 
 
@@ -273,8 +273,9 @@ def _long(provider: str, spec: JobSpec, dataset: Dataset) -> list[Problem]:
     return [
         Problem(
             code="prompts-left-out",
-            message=f"{long:,} of {dataset.rows:,} prompts have more than {room:,} tokens and would be left "
-            f"out: {context:,} hold the prompt and an answer of {max_new_tokens(spec):,}",
+            message=f"{long:,} of {dataset.rows:,} prompts have more than {room:,} tokens and would be "
+            f"dropped: the context of {context:,} must hold the prompt and an answer of "
+            f"{max_new_tokens(spec):,}",
             severity=Severity.WARNING,
             providers=(provider,),
             fix="shorten them, or lower provider_options.local.max_new_tokens",
@@ -299,7 +300,7 @@ def _lacking(provider: str, dataset: Dataset, fields: tuple[str, ...]) -> list[P
             row=numbers[0],
             field=field,
             providers=(provider,),
-            fix="add the field to the rows, or change method.grader: such answers would all get 0",
+            fix="add the field to the rows, or change method.grader: their answers would all score 0",
             source=dataset.path,
         )
         for field, numbers in found.items()

@@ -58,7 +58,7 @@ def copied(source: Path, dest: Path, progress: Progress | None) -> tuple[Artifac
     where there are no weights."""
     files = checkpoints.manifest(source)
     if not any(f.path.endswith(".safetensors") for f in files):
-        raise ArtifactRefused(f"{source} holds no safetensors weights")
+        raise ArtifactRefused(f"{source} contains no safetensors weights")
     total, done = sum(f.bytes for f in files), 0
     for file in files:
         _copy(source / file.path, dest / file.path, file)
@@ -82,10 +82,10 @@ def _copy(source: Path, target: Path, file: ArtifactFile) -> None:
     with whole(target) as draft:
         shutil.copyfile(source, draft)
         if sha256(draft) != file.sha256:
-            raise ArtifactRefused(f"{source} changed while it was copied", fix="try again")
+            raise ArtifactRefused(f"{source} changed while being copied", fix="try again")
 
 
-NO_PRICE = "no price is known of an hour of this machine"
+NO_PRICE = "the hourly price of this machine is unknown"
 
 
 class PlannedProvider(PlansTraining):

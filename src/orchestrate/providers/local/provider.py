@@ -101,9 +101,9 @@ class LocalProvider(
     }
     missing: ClassVar[Mapping[Feature, str]] = {
         Feature.VISION: "the local engine trains on text only",
-        Feature.WANDB: "metrics are kept in the run directory; nothing is sent anywhere",
+        Feature.WANDB: "metrics are stored in the run directory; nothing is sent anywhere",
         Feature.DEPLOY: "this machine is not rented; serve the model with  orchestrate serve RUN",
-        Feature.LIVE_PRICE: "your own machine has no host to ask for an estimate",
+        Feature.LIVE_PRICE: "your own machine gives no price estimate",
     }
     status_map: ClassVar[Mapping[str, JobStatus]] = STATUSES
 
@@ -180,7 +180,7 @@ class LocalProvider(
         try:
             run, made = RunDir.make(self._runs, job)
         except OSError as error:
-            raise ProviderError(self.name, f"the run directory cannot be made: {error}") from error
+            raise ProviderError(self.name, f"the run directory cannot be created: {error}") from error
         there = run.job()
         if (there.spec, there.dataset_digest) != (job.spec, job.dataset_digest):
             raise Conflict(
@@ -255,7 +255,7 @@ class LocalProvider(
         died = deaths(run, max(state.attempt, self.place.starts(run)))
         if died >= MOST_RESTARTS:
             last = last_words(run)
-            told = f"the worker died {count(died, 'time')} without a newer checkpoint{last}; see {run.log}"
+            told = f"the worker crashed {count(died, 'time')} without a newer checkpoint{last}; see {run.log}"
             self._settle(run, "failed", error=JobError(code="worker_died", message=told))
             return False
         return self._restart(run)

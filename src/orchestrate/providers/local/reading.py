@@ -30,10 +30,11 @@ def job(run: RunDir, provider: str = "local") -> Job:
     if state.status == "interrupted":
         error = JobError(
             code="interrupted",
-            message=f"the worker is gone (killed, or the machine stopped) at step {state.step}; "
-            "it goes on from its newest checkpoint"
+            message=f"the worker stopped (killed, or the machine went down) at step {state.step}; the "
+            "run continues from its newest checkpoint"
             if run.had_worker()
-            else "the submit died before it started a worker; watch, worker and resume each start one",
+            else "the submit was interrupted before it started a worker; watch, worker or resume will "
+            "start one",
         )
     elif not state.terminal and state.status != "paused" and error is None:
         error = _still(run, state)
@@ -60,19 +61,19 @@ def job(run: RunDir, provider: str = "local") -> Job:
 
 def _still(run: RunDir, state: State) -> JobError | None:
     """What a living worker's silence comes to; `None` when it shows life."""
-    end_it = f"see {run.log}; killed, the run goes on from its newest checkpoint"
+    end_it = f"see {run.log}; if killed, the run continues from its newest checkpoint"
     beat = run.heartbeat_age()
     if beat is not None and beat > SILENT_S:
         message = (
-            f"the worker is there but has given no sign of life for {duration(beat)} "
-            "(stopped, or the machine is swapping)"
+            f"the worker is alive but has not reported for {duration(beat)} (suspended, or the machine "
+            "is swapping)"
         )
         return JobError(code="no_heartbeat", message=f"{message}; {end_it}")
     if state.status != "running" or not state.step:
         return None
     waited, usual = time.time() - _seen_at(run), state.seconds / state.step
     if waited > max(STUCK_S, STUCK_STEPS * usual):
-        message = f"no step has ended for {duration(waited)}; one takes {duration(usual)} on average"
+        message = f"no step has finished for {duration(waited)}; a step takes {duration(usual)} on average"
         return JobError(code="no_progress", message=f"{message}; {end_it}")
     return None
 

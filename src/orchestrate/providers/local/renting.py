@@ -90,14 +90,14 @@ def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine |
         alike = [fit for fit in fitting_ones if _is(fit.machine, gpu) and fit.machine.count == number]
         for fit in [*named, *alike]:
             _require_room(fit)
-            return fit.machine, "asked for by name"
+            return fit.machine, "set in the spec"
         known = ", ".join(dict.fromkeys(_name(fit.machine) for fit in fitting_ones))
         what = "machine without a GPU" if gpu is None else str(wanted)
-        raise UsageError(f"there is no {what} here, as far as is known", fix=f"gpu: one of {known}; or auto")
+        raise UsageError(f"no {what} is known here", fix=f"set gpu to one of {known}, or auto")
     spot = asked.get("spot") is True
     there = [fit for fit in fitting_ones if fit.machine.spot is not None] if spot else fitting_ones
     if not there:
-        raise UsageError("no machine of this place can be had as spot", fix="spot: false")
+        raise UsageError("this place offers no spot machines", fix="spot: false")
     affordable = [fit for fit in there if most is None or _price(fit, spot=spot) <= most]
     cheap = [fit for fit in affordable if fit.machine.count <= 1]
     several = [fit for fit in affordable if fit.fits_in_shares]
@@ -109,16 +109,16 @@ def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine |
         if fit.machine.gpu and fit.fits:
             return (
                 fit.machine,
-                "the cheapest for the work of those on which it fits",
+                "the cheapest that fits, by cost of the run",
             )
     if several:
         least = min(several, key=lambda fit: _price(fit, spot=spot))
-        return least.machine, "the cheapest on whose GPUs together it fits; on one it does not"
+        return least.machine, "the cheapest where it fits across all GPUs; it does not fit on one"
     largest = max(cheap, key=lambda fit: fit.machine.memory_bytes or 0)
     if largest.machine.gpu is None:
         return largest.machine, "there is no GPU"
     if largest.plan is not None and largest.plan.fits is None:
-        return largest.machine, "its memory is not known"
+        return largest.machine, "its memory is unknown"
     if largest.plan is not None:
         needed = size(largest.plan.total_bytes)
         raise UsageError(
@@ -126,20 +126,20 @@ def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine |
             + (f" for {money(most)} per hour" if most is not None else ""),
             fix="; or ".join(largest.plan.advice) or "choose a smaller model",
         )
-    return largest.machine, "the largest: the model's size is not known"
+    return largest.machine, "the largest, because the model's size is unknown"
 
 
 def _require_room(fit: Fit) -> None:
     """Raises `UsageError` where it fits neither whole on each of several GPUs nor in shares."""
     machine, plan = fit.machine, fit.plan
     if machine.count > 1 and plan is not None and plan.fits is False and not fit.fits_in_shares:
-        each = f"whole on each of {machine.count} {machine.gpu} it takes about {size(plan.total_bytes)}"
+        each = f"replicated on each of {machine.count} {machine.gpu} it needs about {size(plan.total_bytes)}"
         if fit.shared is not None:
-            each += f", and in {machine.count} shares {size(fit.shared.total_bytes)}"
+            each += f", sharded over {machine.count} {size(fit.shared.total_bytes)}"
         least = fit.shared or plan
         raise UsageError(
             f"{each}; there are {size(plan.available_bytes or 0)}",
-            fix="; or ".join(["more GPUs, or some with more memory", *least.advice]),
+            fix="; or ".join(["use more GPUs, or GPUs with more memory", *least.advice]),
         )
 
 
@@ -175,8 +175,8 @@ def resources(asked: Mapping[str, Any], machine: Machine | None, spec: JobSpec) 
     if machine is None and asked.get("gpu", "auto") not in ("auto", "none"):
         gpu, number = gpu_asked(str(asked["gpu"]))
     if spot and machine is not None and machine.spot is None:
-        told = f"{machine.name} cannot be had as spot: there is no such price for it"
-        raise UsageError(told, fix="spot: false, or another gpu")
+        told = f"{machine.name} is not available as spot: it has no spot price"
+        raise UsageError(told, fix="set spot: false, or use another gpu")
     hourly = _hourly(machine, spot=spot) if machine else None
     return Resources(
         gpu=gpu,
@@ -201,7 +201,7 @@ def rows(asked: Mapping[str, Any], found: Resources, machine: Machine | None, wh
     hours = found.limits.max_hours
     told = {
         "gpu": (found.gpu or "none", f"{why}{at}{price}"),
-        "max_hours": (hours, "the worker ends itself then, and the platform too"),
+        "max_hours": (hours, "both the worker and the platform stop it then"),
     }
     settings: list[Setting] = []
     for name in OPTIONS:
@@ -243,19 +243,17 @@ def apart(found: Resources, hyper: Mapping[str, Any], *, groups: bool) -> Settin
     name, asked, reason = "min_processes", least, None
     if least is not None:
         if not groups:
-            reason = "here all processes of a run are on one machine, and end together"
+            reason = "here all processes of a run are on one machine and end together"
         elif processes == 1 or least > processes:
-            reason = (
-                f"the run has {count(processes, 'process', 'processes')}: processes says how many at most"
-            )
+            reason = f"the run has {count(processes, 'process', 'processes')}: processes is the maximum"
         elif sharded:
-            reason = "each process has a share of every weight: it takes all of them"
+            reason = "each process holds a shard of every weight, so all are needed"
     if reason is None and groups and processes > 1:
         name, asked = "processes", processes
         if found.gpu and found.count != processes:
-            reason = f"{processes} processes take {processes} GPUs, one each, and get {found.count}"
+            reason = f"{processes} processes need {processes} GPUs, one each, but there are {found.count}"
         elif not sharded and processes > batch:
-            reason = f"a step has {count(batch, 'example')}: of {processes} processes some would have none"
+            reason = f"a step has {count(batch, 'example')}: some of {processes} processes would have none"
     if reason is None:
         return None
     return Setting(name=f"provider_options.{name}", asked=asked, outcome=Outcome.REFUSED, rule=reason)

@@ -105,7 +105,7 @@ def _said_otherwise(key: str, value: Any, spec: JobSpec) -> str | None:
     if key == "micro_batch" and spec.gradient_accumulation is not None:
         return f"the spec says  gradient_accumulation: {spec.gradient_accumulation}; leave one of them out"
     if key == "processes" and value > 1 and (method_word(spec.method) in ("kto", "rft")):
-        return "the answers of a batch are compared with one another there: one process"
+        return "it compares the answers of a batch with each other, so it needs one process"
     if key != "optimizer":
         return None
     if spec.optimizer is not None and spec.optimizer.type != value:
@@ -142,8 +142,8 @@ def problem(key: str, value: Any, method: str = "sft") -> str | None:
     option = OPTIONS.get(key)
     if key == "run_grader_code":
         return (
-            "a spec cannot allow the code that it brings; leave it out and allow it yourself: "
-            "orchestrate --allow-grader-code ..."
+            "a spec cannot allow its own code; leave this out and allow it yourself: orchestrate "
+            "--allow-grader-code ..."
         )
     if option is None:
         return f"the local engine has no such option; it has {', '.join(sorted(OPTIONS))}"
@@ -153,7 +153,7 @@ def problem(key: str, value: Any, method: str = "sft") -> str | None:
     if option.words and value not in option.words:
         return f"must be one of {', '.join(option.words)}, got {value!r}"
     if option.rft_only and method != "rft":
-        return "reinforcement fine-tuning only: no answers are drawn otherwise"
+        return "only for reinforcement fine-tuning: no answers are sampled otherwise"
     if isinstance(value, float) and not math.isfinite(value):
         return f"must be a finite number, got {value!r}"
     if option.least is not None and value < option.least:
@@ -161,11 +161,9 @@ def problem(key: str, value: Any, method: str = "sft") -> str | None:
     if option.above is not None and value <= option.above:
         return f"must be more than {option.above:g}, got {value!r}"
     if key == "router_aux_loss" and method == "rft":
-        return "not of reinforcement fine-tuning: its loss is over drawn answers alone"
+        return "not for reinforcement fine-tuning: its loss covers only sampled answers"
     if key == "spike_factor" and method == "rft":
-        return (
-            "the loss of reinforcement fine-tuning is about 0 at every step; there is no spike to see in it"
-        )
+        return "the loss of reinforcement fine-tuning is about 0 at every step, so it shows no spikes"
     return None
 
 
@@ -192,10 +190,10 @@ def _chosen(name: str, asked: Any, choose: Callable[[Any], engines.Choice]) -> S
 
 NAME = "provider_options.sharded"
 _ADAPTERS = {
-    "dora": "DoRA reads whole weights",
-    "init_lora_weights": "such a start reads whole weights",
-    "modules_to_save": "it trains a copy of whole modules",
-    "target_parameters": "experts are one tensor for all",
+    "dora": "DoRA needs unsharded weights",
+    "init_lora_weights": "this initialization needs unsharded weights",
+    "modules_to_save": "it trains copies of entire modules",
+    "target_parameters": "all experts are stored in one tensor",
 }
 
 
@@ -216,19 +214,19 @@ def settled(told: Translation, plan: Callable[[Translation], MemoryPlan | None])
         return msgspec.structs.replace(in_shares, memory=plan(in_shares))
     whole, shared = plan(told), None if reason else plan(in_shares)
     if whole is None or whole.fits is not False or whole.available_bytes is None:
-        rule = "each has the whole model (DDP)"
+        rule = "each has the full model (DDP)"
         if whole is not None and whole.fits:
-            rule += f": it takes {size(whole.total_bytes)} of {size(whole.available_bytes or 0)}"
+            rule += f": it needs {size(whole.total_bytes)} of {size(whole.available_bytes or 0)}"
         row = Setting(name=NAME, outcome=Outcome.DEFAULTED, sent=False, rule=rule)
         return msgspec.structs.replace(_with(told, row), memory=whole)
-    sums = f"whole on each it takes {size(whole.total_bytes)} of {size(whole.available_bytes)}"
+    sums = f"replicated it needs {size(whole.total_bytes)} of {size(whole.available_bytes)} on each"
     if shared is None or not shared.fits:
         more = reason or f"in {processes} shares {size(shared.total_bytes if shared else 0)}"
         least = shared or whole
-        fix = "; or ".join(["more or larger GPUs", *least.advice])
+        fix = "; or ".join(["use more or larger GPUs", *least.advice])
         row = _refused(f"it fits on none of {processes} GPUs: {sums}; {more}; {fix}", asked=None)
         return msgspec.structs.replace(_with(told, row), memory=whole)
-    rule = f"each has a share of every weight (FSDP): {sums}, "
+    rule = f"each has a shard of every weight (FSDP): {sums}, "
     rule += f"in {processes} shares {size(shared.total_bytes)}"
     row = Setting(name=NAME, outcome=Outcome.DEFAULTED, sent=True, wire="hyper.sharded", rule=rule)
     return msgspec.structs.replace(_with(told, row), memory=shared)
@@ -246,14 +244,14 @@ def unable(body: Mapping[str, Any]) -> str | None:
     if hyper.get("processes", 1) < 2:
         return "there is one process: set processes to the number of GPUs"
     if optimizer != "adamw":
-        return f"optimizer {optimizer} does not take weights in shares, adamw does"
+        return f"optimizer {optimizer} does not support sharded weights; adamw does"
     if engine not in ("auto", "plain", None):
-        return f"engine {engine} does not take weights in shares, plain does"
+        return f"engine {engine} does not support sharded weights; plain does"
     for name, reason in _ADAPTERS.items():
         if adapter.get(name):
             return f"adapter.{name}: {reason}"
     if body.get("added_tokens") and adapter.get("type") != "full":
-        return "added_tokens: their rows of the embeddings are trained apart"
+        return "added_tokens: their embedding rows are trained separately"
     return None
 
 
@@ -270,7 +268,7 @@ def _with(told: Translation, row: Setting) -> Translation:
 # The chat template that a spec asks for, and what holds in it.
 
 
-GOES_ALONG = "goes with the result, for chat, evaluation and export"
+GOES_ALONG = "is stored with the result, for chat, evaluation and export"
 
 
 def chat_template(rows: Rows, spec: JobSpec, model: str) -> None:
@@ -287,9 +285,9 @@ def chat_template(rows: Rows, spec: JobSpec, model: str) -> None:
         templates = text
     if settings := spec.chat_template_kwargs:
         if templates and (unread := [name for name in settings if not reads(templates, name)]):
-            rows.refuse("chat_template_kwargs", f"the chat template reads no {unread[0]}")
+            rows.refuse("chat_template_kwargs", f"the chat template does not use {unread[0]}")
         else:
-            rule = f"holds where nobody says otherwise; {GOES_ALONG}"
+            rule = f"is the default; {GOES_ALONG}"
             rows.keep("chat_template_kwargs", "chat_template_kwargs", dict(settings), rule=rule)
 
 
@@ -374,20 +372,20 @@ def _method(rows: Rows, spec: JobSpec, *, code: bool) -> None:
         return
     if method.type == "sft":
         rows.offer(
-            "method.train_on_inputs", "method.train_on_inputs", False, "loss on the assistant's tokens only"
+            "method.train_on_inputs", "method.train_on_inputs", False, "loss only on the assistant's tokens"
         )
-        rule = "an answer is trained as the model's chat template shows it, with its thinking or without"
+        rule = "answers are trained as the model's chat template renders them, with or without reasoning"
         rows.offer("method.earlier_thinking", "method.earlier_thinking", "train", rule)
-        rule = "an empty thinking block before an answer is part of what is learned"
+        rule = "an empty reasoning block before an answer is trained too"
         rows.offer("method.ignore_empty_think", "method.ignore_empty_think", False, rule)
         if not method.train_on_inputs:
-            rows.offer("method.train_on", "method.train_on", "all", "every message of the assistant")
+            rows.offer("method.train_on", "method.train_on", "all", "every assistant message")
         elif method.train_on == "all":
-            rows.keep("method.train_on", None, rule="and everything else, by train_on_inputs")
+            rows.keep("method.train_on", None, rule="and everything else (train_on_inputs)")
         return
     rows.offer("method.loss", "method.loss", "dpo")
     if method.loss == "orpo":
-        rows.offer("method.beta", "method.beta", 0.1, "weight of the odds ratio; there is no reference")
+        rows.offer("method.beta", "method.beta", 0.1, "weight of the odds ratio; no reference model")
         _off(rows, "ORPO")
         return
     if method.loss == "ipo":
@@ -405,7 +403,12 @@ def _method(rows: Rows, spec: JobSpec, *, code: bool) -> None:
 
 
 def _unpaired(rows: Rows) -> None:
-    rows.offer("method.beta", "method.beta", 0.1, "as with DPO; the reference is made before the first step")
+    rows.offer(
+        "method.beta",
+        "method.beta",
+        0.1,
+        "as with DPO; reference log-probabilities are computed before the first step",
+    )
     for name in ("desirable_weight", "undesirable_weight"):
         rows.offer(f"method.{name}", f"method.{name}", 1.0)
     _off(rows, "KTO")
@@ -414,7 +417,7 @@ def _unpaired(rows: Rows) -> None:
 def _off(rows: Rows, loss: str) -> None:
     for name in ("normalize_by_length", "rpo_alpha", "simpo_gamma", "label_smoothing"):
         if rows.given(f"method.{name}") is not None:
-            rows.keep(f"method.{name}", None, rule=f"off, as always with {loss}")
+            rows.keep(f"method.{name}", None, rule=f"off, always the case with {loss}")
 
 
 def _reinforcement(rows: Rows, spec: JobSpec, method: RFT, *, code: bool) -> None:
@@ -427,29 +430,29 @@ def _reinforcement(rows: Rows, spec: JobSpec, method: RFT, *, code: bool) -> Non
     else:
         rows.keep("method.grader", "method.grader", method.grader)
     if method.samples_per_prompt == 1:
-        rows.refuse("method.samples_per_prompt", "answers are judged against one another: at least 2")
+        rows.refuse("method.samples_per_prompt", "answers are compared with each other: at least 2")
     else:
-        rule = "answers drawn to each prompt in each epoch"
+        rule = "answers sampled per prompt and epoch"
         rows.offer("method.samples_per_prompt", "method.samples_per_prompt", DEFAULT_SAMPLES, rule)
     if method.kl_beta and spec.adapter.type == "full":
-        reason = "it needs a second copy of all weights; train an adapter, or leave it out"
+        reason = "it needs a second copy of all weights: train an adapter, or leave it out"
         rows.refuse("method.kl_beta", reason)
     else:
         rows.offer("method.kl_beta", "method.kl_beta", 0.0)
     if method.compute_multiplier is not None:
-        rows.refuse("method.compute_multiplier", "here it is samples_per_prompt that explores more")
+        rows.refuse("method.compute_multiplier", "here samples_per_prompt sets the amount of exploration")
     rows.refuse_if_asked({"method.reasoning_effort": "an open model has no such setting in training"})
     if spec.packing:
-        rows.refuse("packing", "answers are drawn afresh at each step; there is nothing to pack")
+        rows.refuse("packing", "answers are sampled anew at each step, so there is nothing to pack")
 
 
 def _steps(rows: Rows, spec: JobSpec) -> None:
     """How long, and when it is evaluated and kept."""
     if spec.max_steps is not None:
-        rule = "or after all epochs, where those are fewer" if spec.epochs else None
+        rule = "or after all epochs, whichever is sooner" if spec.epochs else None
         rows.keep("max_steps", "hyper.max_steps", rule=rule)
     if spec.max_steps is not None and spec.epochs is None:
-        rows.default("epochs", None, None, "as many as max_steps take")
+        rows.default("epochs", None, None, "as many as max_steps needs")
         rows.send("hyper.epochs", None)
     else:
         rows.offer("epochs", "hyper.epochs", 3)
@@ -458,7 +461,7 @@ def _steps(rows: Rows, spec: JobSpec) -> None:
         rows.keep("eval_steps", "hyper.eval_steps", rule="and after the last step")
     elif spec.validation is None:
         if spec.evals:
-            rows.refuse("evals", "there is no validation data to evaluate on")
+            rows.refuse("evals", "there is no validation data")
     elif spec.evals is not None:
         rows.keep("evals", "hyper.evals")
     else:
@@ -467,11 +470,11 @@ def _steps(rows: Rows, spec: JobSpec) -> None:
         rows.keep("checkpoint_steps", "hyper.checkpoint_steps", rule="and after the last step")
     else:
         rows.offer("checkpoints", "hyper.checkpoints", epochs, "one per epoch")
-    rows.offer("save_total_limit", "hyper.save_total_limit", None, "all are kept")
+    rows.offer("save_total_limit", "hyper.save_total_limit", None, "all checkpoints are kept")
     if spec.early_stopping is not None:
         _early_stopping(rows, spec, spec.early_stopping)
     elif spec.keep_best and spec.evals == 0:
-        rows.refuse("keep_best", "there are no evaluations to choose by: evals is 0")
+        rows.refuse("keep_best", "there are no evaluations to select by: evals is 0")
     elif spec.validation is not None or spec.keep_best is not None:
         rows.offer("keep_best", "hyper.keep_best", False, "the weights of the last step")
 
@@ -489,9 +492,9 @@ def _early_stopping(rows: Rows, spec: JobSpec, stop: EarlyStopping) -> None:
     rows.keep("early_stopping.patience", "hyper.early_stopping_patience", stop.patience)
     rows.keep("early_stopping.min_delta", "hyper.early_stopping_min_delta", stop.min_delta)
     if spec.keep_best:
-        rows.keep("keep_best", "hyper.keep_best", rule="as always with early stopping")
+        rows.keep("keep_best", "hyper.keep_best", rule="always the case with early stopping")
     else:
-        rows.default("keep_best", None, True, "early stopping ends with the best weights")
+        rows.default("keep_best", None, True, "early stopping keeps the best weights")
 
 
 def _optimiser(rows: Rows, spec: JobSpec) -> None:
@@ -509,9 +512,9 @@ def _optimiser(rows: Rows, spec: JobSpec) -> None:
                 rows.keep(f"optimizer.{name}", f"hyper.{name}")
     _learning_rate(rows, spec, kind or str(option))
     if spec.batch_size == "max":
-        rows.refuse("batch_size", "this machine has no largest batch of its own: give a number of examples")
+        rows.refuse("batch_size", "this machine has no maximum batch size: set a number of examples")
     elif spec.batch_size == 1 and method_word(spec.method) == "kto":
-        rows.refuse("batch_size", "KTO compares with the other answers of the batch: at least 2")
+        rows.refuse("batch_size", "KTO compares the answers of a batch with each other: at least 2")
     else:
         rows.offer("batch_size", "hyper.batch_size", 16)
     if spec.gradient_accumulation is not None:
@@ -520,8 +523,8 @@ def _optimiser(rows: Rows, spec: JobSpec) -> None:
             "gradient_accumulation",
             "hyper.micro_batch",
             max(1, -(-batch // spec.gradient_accumulation)),
-            "examples of one forward pass: batch_size / gradient_accumulation; "
-            "the step keeps batch_size examples",
+            "examples per forward pass: batch_size / gradient_accumulation; a step still has "
+            "batch_size examples",
         )
     if spec.warmup_steps is not None:
         rows.keep("warmup_steps", "hyper.warmup_steps")
@@ -533,9 +536,9 @@ def _optimiser(rows: Rows, spec: JobSpec) -> None:
 
 
 _OPTIMIZER_RULES = {
-    "adafactor": "with the learning rate as given, neither scaled by the weights nor by the step",
-    "muon": "of matrices, with steps as long as AdamW's; AdamW of what is none",
-    "schedule_free_adamw": "evaluated, kept and given out with the averaged weights",
+    "adafactor": "with the given learning rate, scaled neither by the weights nor by the step",
+    "muon": "for matrices, with step sizes like AdamW's; AdamW for everything else",
+    "schedule_free_adamw": "evaluated, saved and exported with the averaged weights",
 }
 
 
@@ -566,16 +569,16 @@ def _schedule(rows: Rows, spec: JobSpec, optimizer: str) -> None:
         if spec.schedule != "constant":
             rows.offer("min_lr_ratio", "hyper.min_lr_ratio", 0.0)
         if spec.schedule == "warmup_stable_decay":
-            rows.offer("decay_ratio", "hyper.decay_ratio", 0.1, "by half a cosine, at the end of the run")
+            rows.offer("decay_ratio", "hyper.decay_ratio", 0.1, "along half a cosine, at the end of the run")
         if spec.schedule == "polynomial":
             rows.offer("schedule_power", "hyper.schedule_power", 1.0, "1 is linear, 2 falls faster at first")
         return
-    reason = "a schedule-free optimiser keeps one rate and averages"
+    reason = "a schedule-free optimizer keeps one rate and averages"
     rows.refuse_if_asked(dict.fromkeys(("min_lr_ratio", "decay_ratio", "schedule_power"), reason))
     if spec.schedule not in (None, "constant"):
-        rows.refuse("schedule", "a schedule-free optimiser averages instead: constant", instead="constant")
+        rows.refuse("schedule", "a schedule-free optimizer averages instead: constant", instead="constant")
     elif spec.schedule is None:
-        rows.default("schedule", "hyper.schedule", "constant", "the optimiser averages instead", send=True)
+        rows.default("schedule", "hyper.schedule", "constant", "the optimizer averages instead", send=True)
     else:
         rows.keep("schedule", "hyper.schedule")
 
@@ -588,11 +591,11 @@ def _data(rows: Rows, spec: JobSpec, options: Mapping[str, Any]) -> None:
         _added_tokens(rows, spec)
     _length(rows, spec)
     if not (spec.packing and spec.method.type == "rft"):
-        rows.offer("packing", "hyper.packing", False, "rows of like length are put together instead")
+        rows.offer("packing", "hyper.packing", False, "rows of similar length are batched together instead")
         if spec.packing and device_of(spec, options) == "cpu":
             rows.tell("packing", engines.NO_PACKING)
     if spec.suffix is not None:
-        rows.keep("suffix", None, rule="kept with the run; the result is a folder")
+        rows.keep("suffix", None, rule="stored with the run; the result is a folder")
     if spec.batch_tokens is not None:
         rows.refuse("batch_tokens", "batches are counted in examples here: use batch_size")
     if spec.wandb is not None:
@@ -601,9 +604,9 @@ def _data(rows: Rows, spec: JobSpec, options: Mapping[str, Any]) -> None:
 
 def _added_tokens(rows: Rows, spec: JobSpec) -> None:
     if spec.continue_from is not None:
-        rows.refuse("added_tokens", "the tokens are those of the adapter that the run goes on from")
+        rows.refuse("added_tokens", "the tokens come from the adapter this run continues from")
         return
-    rule = "one row of the embeddings and of the output layer each, from the mean of the others"
+    rule = "one row of the embeddings and of the output layer each, initialized with the mean of the others"
     if spec.adapter.type != "full":
         rule += "; those rows are trained and saved with the adapter"
     rows.keep("added_tokens", "added_tokens", list(spec.added_tokens or ()), rule=rule)
@@ -612,16 +615,22 @@ def _added_tokens(rows: Rows, spec: JobSpec) -> None:
 def _length(rows: Rows, spec: JobSpec) -> None:
     if spec.method.type != "rft":
         rows.offer("max_seq_length", "hyper.max_seq_length", None, "the model's context")
-        rows.offer("truncation", "hyper.truncation", "right", "longer rows lose their end, and it is said")
+        rows.offer(
+            "truncation", "hyper.truncation", "right", "longer rows are truncated at the end and reported"
+        )
         return
     if spec.truncation == "drop":
-        rows.keep("truncation", None, rule="as always here: prompts without room for an answer are left out")
+        rows.keep(
+            "truncation", None, rule="always the case here: prompts without room for an answer are dropped"
+        )
     elif spec.truncation is not None:
-        rows.refuse("truncation", "prompts without room for an answer are left out: drop", instead="drop")
+        rows.refuse("truncation", "prompts without room for an answer are dropped: set drop", instead="drop")
     answer = max_new_tokens(spec)
     if spec.max_seq_length is not None and spec.max_seq_length <= answer:
         room = "set provider_options.local.max_new_tokens"
-        rows.refuse("max_seq_length", f"an answer may have {answer} tokens, which leaves no prompt; {room}")
+        rows.refuse(
+            "max_seq_length", f"an answer may have {answer} tokens, which leaves no room for a prompt; {room}"
+        )
     else:
         rule = f"the model's context; the prompt and an answer of {answer} tokens"
         rows.offer("max_seq_length", "hyper.max_seq_length", None, rule)

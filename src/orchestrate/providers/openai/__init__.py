@@ -39,7 +39,7 @@ RULES = HostRules(
         "rl": None,
         "completion": "prompt/completion rows are for models that are shut down; "
         "orchestrate data convert FILE --to openai  makes chat rows of them",
-        "text": "OpenAI trains on conversations only",
+        "text": "OpenAI trains only on conversations",
     },
     traits={
         Trait.ROW_WEIGHT: NO_ROW_WEIGHT,
@@ -53,7 +53,7 @@ RULES = HostRules(
         Trait.IMAGES: Rule(
             "vision-model-only",
             Severity.WARNING,
-            "images are taken by gpt-4o-2024-08-06 only",
+            "only gpt-4o-2024-08-06 accepts images",
             "pick that model, or remove the images",
         ),
         Trait.SEVERAL_ANSWERS: ONE_ANSWER,
@@ -145,18 +145,19 @@ PROFILE = Profile(
     ids=re.compile(r"^(ft:|gpt-|o\d|chatgpt-|davinci|babbage)"),
     tuned_base=tuned_base,
     no_new_jobs_after=date(2027, 1, 6),
-    output_terms="OpenAI's Services Agreement does not let its output be used to develop models that compete "
-    "with OpenAI's; whether yours do is yours to judge: openai.com/policies/services-agreement, read 2026-11",
+    output_terms="OpenAI's Services Agreement does not allow using its output to develop models that "
+    "compete with OpenAI's. You must judge whether yours does: "
+    "openai.com/policies/services-agreement, read 2026-11",
     closing_source="developers.openai.com/api/docs/deprecations, announced 2026-05-07",
     # The days are in several copies of that page.
     gates=(
-        Gate(date(2026, 5, 7), "organizations that never tuned a model"),
-        Gate(date(2026, 7, 2), "those that have not asked a tuned model within 60 days"),
+        Gate(date(2026, 5, 7), "organizations that never fine-tuned a model"),
+        Gate(date(2026, 7, 2), "organizations that have not used a tuned model within 60 days"),
     ),
     bills=bills,  # one price for SFT and DPO: developers.openai.com/api/docs/pricing
     picture_tokens=picture_tokens,
     checkpoints_answer=True,  # `fine_tuned_model_checkpoint`; developers.openai.com, guide of fine-tuning
     auto_epochs=auto_epochs,
     unbilled_failure=file_refused,
-    cap_gap="OpenAI reports a job's tokens only when it has ended",
+    cap_gap="OpenAI reports a job's tokens only after it has ended",
 )

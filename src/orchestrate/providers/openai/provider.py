@@ -90,7 +90,7 @@ def _model(provider: Provider, spec: JobSpec, model: ModelOnHost, today: date) -
     if closed:
         yield _problem(provider.name, "training-closed", closed, way_out(model.model, method), field="model")
     elif model.host.tunable == "no":
-        message = f"OpenAI takes no new jobs for {model.name}"
+        message = f"OpenAI accepts no new jobs for {model.name}"
         yield _problem(provider.name, "model-closed", message, way_out(model.model, method), field="model")
     elif method not in model.host.methods:
         message = f"OpenAI trains {model.name} with {', '.join(model.host.methods)}, not {method}"
@@ -105,14 +105,14 @@ def _rft(provider: str, method: RFT, data: TrainingData) -> Iterator[Problem]:
             provider,
             "rft-needs-validation",
             "reinforcement fine-tuning needs a validation file",
-            "add  validation: FILE  (orchestrate data split makes one)",
+            "add  validation: FILE  (orchestrate data split creates one)",
             field="validation",
         )
     elif data.validation.rows > RFT_VALIDATION_ROWS:
-        message = f"{data.validation.rows:,} validation rows; OpenAI takes {RFT_VALIDATION_ROWS:,} for RFT"
+        message = f"{data.validation.rows:,} validation rows; OpenAI accepts {RFT_VALIDATION_ROWS:,} for RFT"
         yield _problem(provider, "too-many-rows", message, "use fewer", source=data.validation.path)
     if data.train.rows > RFT_ROWS:
-        message = f"{data.train.rows:,} rows; OpenAI takes {RFT_ROWS:,} for RFT"
+        message = f"{data.train.rows:,} rows; OpenAI accepts {RFT_ROWS:,} for RFT"
         yield _problem(provider, "too-many-rows", message, "train on fewer rows", source=data.train.path)
     for place, message in grader_errors(method.grader):
         yield _problem(provider, "grader", message, "see OpenAI's graders guide", field=place)
@@ -146,20 +146,20 @@ def grader_errors(grader: Mapping[str, Any], place: str = "method.grader") -> It
         del kinds["multi"]
     kind = kinds.get(str(grader.get("type")))
     if kind is None:
-        yield f"{place}.type", f"OpenAI's graders are {', '.join(kinds)}"
+        yield f"{place}.type", f"OpenAI's grader types are {', '.join(kinds)}"
         return
     asked = dict(grader)
     if grader.get("type") == "multi" and isinstance(inner := grader.get("graders"), Mapping):
         named = cast("Mapping[str, Any]", inner)
         named = {"": named} if isinstance(named.get("type"), str) else named
         if not named:
-            yield f"{place}.graders", "there is no grader in it"
+            yield f"{place}.graders", "it contains no grader"
         for name, part in named.items():
             where = f"{place}.graders.{name}".rstrip(".")
             if isinstance(part, Mapping):
                 yield from grader_errors(cast("Mapping[str, Any]", part), where)
             else:
-                yield where, "a grader is a mapping"
+                yield where, "a grader must be a mapping"
         asked["graders"] = _ANY_GRADER
     try:
         TypeAdapter(kind).validate_python(asked)
@@ -180,11 +180,11 @@ _ANY_GRADER = {"type": "string_check", "name": "any", "input": "", "reference": 
 def training_closed(error: TrainingClosed, model: ModelOnHost, method: str) -> TrainingClosed:
     """The host's 403 `training_not_available` with what happened, the dates, and the nearest open model."""
     text = (
-        "OpenAI is winding down fine-tuning and takes no new job from this organization; "
-        f"nothing was created. From {PROFILE.no_new_jobs_after} on it takes none from anyone"
+        "OpenAI is winding down fine-tuning and accepts no new jobs from this organization; nothing "
+        f"was created. From {PROFILE.no_new_jobs_after} on it accepts none from anyone"
     )
     if model.host is not None and model.host.shutdown is not None:
-        text += f"; {model.name} and every tune made on it stop answering on {model.host.shutdown}"
+        text += f"; {model.name} and every tune made on it will be shut down on {model.host.shutdown}"
     return TrainingClosed(
         error.provider,
         text,
@@ -208,7 +208,7 @@ def way_out(model: Model | None, method: str) -> str:
     return f"orchestrate submit --provider {place} --model {nearest.name}{also}"
 
 
-_HOST_CHOOSES = "OpenAI chooses how it adapts the weights, and does not say how"
+_HOST_CHOOSES = "OpenAI chooses the adapter itself and does not publish it"
 
 
 class OpenAIProvider(
@@ -243,9 +243,9 @@ class OpenAIProvider(
         Feature.LORA: _HOST_CHOOSES,
         Feature.QLORA: _HOST_CHOOSES,
         Feature.FULL: _HOST_CHOOSES,
-        Feature.REASONING: "OpenAI takes no reasoning in training rows",
-        Feature.DOWNLOAD: "OpenAI does not hand out weights; train an open model elsewhere to own them",
-        Feature.DEPLOY: "a tuned model answers without a deployment; `orchestrate chat` asks it",
+        Feature.REASONING: "OpenAI does not accept reasoning in training rows",
+        Feature.DOWNLOAD: "OpenAI does not release weights; to own them, train an open model elsewhere",
+        Feature.DEPLOY: "a tuned model needs no deployment; use `orchestrate chat`",
         Feature.LIVE_PRICE: "OpenAI has no estimate endpoint; `orchestrate quote` computes the price",
     }
     sends_wandb_key: ClassVar[bool] = False
@@ -308,7 +308,7 @@ class OpenAIProvider(
     def billing(self) -> Billing:
         """Jobs. OpenAI asks nothing for tuned models and files that lie still; what is deployed on Azure only
         its portal lists."""
-        unseen = "deployments of models on Azure, which bill hourly: its data API has no list of them"
+        unseen = "deployments of models on Azure, which bill hourly: its data API cannot list them"
         return base.of_jobs(self, *([unseen] if _is_azure(self.config) else []))
 
     def base_models(self) -> Sequence[HostModel]:

@@ -21,24 +21,25 @@ CONTEXT = 65_536
 RESERVED = ("model", "training_file", "validation_file", "metadata", "hyperparameters")
 """Fields of the request that Orchestrate fills itself; the last is the retired form of those in `method`."""
 
-HOST_DECIDES = "OpenAI chooses how it adapts the weights and does not say how; nothing is sent"
+HOST_DECIDES = "OpenAI chooses the adapter itself and does not publish it; nothing is sent"
 _NO_RATE = (
-    "OpenAI publishes no base rate, so no multiplier is known to give this rate; use learning_rate_multiplier"
+    "OpenAI publishes no base rate, so this rate cannot be converted to a multiplier; use "
+    "learning_rate_multiplier"
 )
 REFUSED: Mapping[str, str] = {
     "learning_rate": _NO_RATE,
     "batch_tokens": "OpenAI counts a batch in examples; use batch_size",
     "warmup_ratio": "OpenAI sets the warm-up itself",
-    "schedule": "OpenAI sets the learning rate's schedule itself",
+    "schedule": "OpenAI sets the learning rate schedule itself",
     "weight_decay": "OpenAI sets the weight decay itself",
     "max_grad_norm": "OpenAI clips gradients by its own rule",
     "packing": "OpenAI does not say whether it packs rows",
     "early_stopping": "OpenAI trains all epochs",
-    "method.normalize_by_length": "OpenAI's DPO has beta only",
+    "method.normalize_by_length": "OpenAI's DPO only has beta",
     "method.rpo_alpha": "OpenAI's DPO has beta only",
     "method.simpo_gamma": "OpenAI's DPO has beta only",
-    "method.samples_per_prompt": "OpenAI sets it by compute_multiplier",
-    "method.kl_beta": "OpenAI does not say how far it lets the model move from its start",
+    "method.samples_per_prompt": "OpenAI sets it through compute_multiplier",
+    "method.kl_beta": "OpenAI does not publish its KL penalty",
     "adapter.r": "OpenAI chooses the adapter's rank itself and does not publish it",
     "adapter.alpha": "OpenAI chooses the adapter's scale itself and does not publish it",
     "adapter.dropout": "OpenAI chooses the adapter's dropout itself and does not publish it",
@@ -78,7 +79,7 @@ def _continue(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
     if model.model is not None and base is None:
         rows.refuse("continue_from", "name a tuned model of OpenAI (ft:...), or a run that succeeded")
     elif base is not None and base != _base(model.id) and base != model.id:
-        rows.refuse("continue_from", f"it was made from {base}, and the spec's model is {model.id}")
+        rows.refuse("continue_from", f"it is based on {base}, but the spec's model is {model.id}")
     else:
         rows.keep("continue_from", "model", rule="the tuned model takes the place of the base model")
 
@@ -96,7 +97,7 @@ def _method(rows: Rows, spec: JobSpec) -> None:
         _inputs(rows)
     elif spec.method.type == "dpo":
         rows.offer("method.beta", "method.dpo.hyperparameters.beta", "auto")
-        reason = "OpenAI has DPO's own loss only"
+        reason = "OpenAI has only the original DPO loss"
         rows.plain_dpo({"ipo": reason, "orpo": reason, "kto": f"{reason}; {UNPAIRED}"})
     else:
         inside = "method.reinforcement"
@@ -120,7 +121,7 @@ def _inputs(rows: Rows) -> None:
 def _adapter(rows: Rows, spec: JobSpec) -> None:
     asked = "adapter" in spec.model_fields_set
     if spec.adapter.type == "full":
-        reason = "OpenAI does not let you choose; take LoRA, the default"
+        reason = "OpenAI does not let you choose; use LoRA, the default"
         rows.refuse("adapter.type", reason, instead="lora")
     elif asked:
         rows.map("adapter.type", None, "host decides", HOST_DECIDES, exact=False)
@@ -141,16 +142,18 @@ def _numbers(rows: Rows, spec: JobSpec) -> None:
         rows.offer("epochs", f"{inside}.n_epochs", "auto")
     rows.offer("learning_rate_multiplier", f"{inside}.learning_rate_multiplier", "auto")
     if spec.batch_size == "max":
-        rule = f"OpenAI chooses by the size of the file, at most {BATCH}; it does not fill its memory"
+        rule = (
+            f"OpenAI chooses by file size, at most {BATCH}; it has no setting for the largest batch that fits"
+        )
         rows.map("batch_size", f"{inside}.batch_size", "auto", rule, exact=False)
     elif (spec.batch_size or 0) > BATCH:
-        rows.refuse("batch_size", f"OpenAI takes at most {BATCH} examples", instead=BATCH)
+        rows.refuse("batch_size", f"OpenAI allows at most {BATCH} examples", instead=BATCH)
     else:
         rows.offer("batch_size", f"{inside}.batch_size", "auto")
 
 
 def _checkpoints(rows: Rows, spec: JobSpec) -> None:
-    rule = "one at the end of each epoch; the last three are kept"
+    rule = "one after each epoch; the last three are kept"
     if spec.checkpoints is None:
         rows.default("checkpoints", None, 3, rule)
     elif spec.epochs is not None and spec.checkpoints == min(3, spec.epochs):
@@ -163,7 +166,7 @@ def _as_always(rows: Rows, spec: JobSpec) -> None:
     """Settings that OpenAI has no field for, and does as asked where that is what it always does."""
     told = {
         "gradient_accumulation": ("OpenAI splits the batch itself; use batch_size", 1),
-        "max_seq_length": (f"OpenAI cuts rows at the model's own limit ({CONTEXT:,} tokens)", CONTEXT),
+        "max_seq_length": (f"OpenAI truncates rows at the model's own limit ({CONTEXT:,} tokens)", CONTEXT),
         "evals": ("OpenAI evaluates on its own schedule", 0 if spec.validation is None else None),
     }
     for name, (rule, always) in told.items():

@@ -45,18 +45,18 @@ RULES = HostRules(
         Trait.FUNCTION_ROLE: NO_FUNCTION_ROLE,
         Trait.SYSTEM_LATER: SYSTEM_LATER,
         Trait.STARTS_WRONG: refused(
-            "starts-wrong", "the first message is neither system nor user", "begin with the user's message"
+            "starts-wrong", "the first message is neither system nor user", "start with a user message"
         ),
         Trait.NOT_ALTERNATING: refused(
             "not-alternating",
-            "user and assistant have to alternate",
-            "join neighbours of one role (--fix does)",
+            "user and assistant must alternate",
+            "merge adjacent messages of one role (--fix does)",
         ),
         Trait.REMOTE_IMAGES: INLINE_IMAGES,
         Trait.IMAGES_NOT_FROM_USER: refused(
-            "image-not-from-user", "only user messages hold images", "move the image to a user message"
+            "image-not-from-user", "only user messages may contain images", "move the image to a user message"
         ),
-        Trait.MANY_IMAGES: refused("many-images", "a row holds at most 10 images", "split the row"),
+        Trait.MANY_IMAGES: refused("many-images", "a row may have at most 10 images", "split the row"),
         Trait.SEVERAL_ANSWERS: ONE_ANSWER,
         Trait.LOSS_SPANS: NO_SPANS,
         Trait.LOCAL_IMAGES: NO_LOCAL_IMAGES,
@@ -114,11 +114,11 @@ def bills(size: JobSize, rate: Rate) -> Lines:
         evaluated_most = max(evaluated_most, Decimal(unpacked_tokens(size.validation_sequences, length)))
         notes.append(f"packing off: each row is billed as {length} tokens")
         if size.sequences > size.rows:
-            notes[-1] += ", a preference pair as two rows; the low end has it as one"
+            notes[-1] += ", a preference pair as two rows; the low end counts it as one"
         if size.max_length is None:
             open_end = (
-                f"with packing off rows are padded to the model's longest, which is not known; "
-                f"here to the longest row, {length} tokens"
+                "with packing off, rows are padded to the model's maximum, which is unknown; assumed "
+                f"to be the longest row, {length} tokens"
             )
     training, evaluation = billed_tokens(per_epoch, size.epochs, size.validation_tokens, size.evals)
     low, high = (each * size.epochs / MTOK for each in (least, most))

@@ -94,9 +94,9 @@ class TogetherProvider(
     missing: ClassVar[Mapping[Feature, str]] = {
         Feature.KTO: f"Together has no KTO; {UNPAIRED}",
         Feature.RFT: NO_RFT,
-        Feature.QLORA: "Together does not publish its base's precision; such a spec is trained as LoRA",
+        Feature.QLORA: "Together does not publish its base's precision; qlora is trained as LoRA",
         Feature.PAUSE: "Together cannot pause a job",
-        Feature.RESUME: "Together cannot resume a job; a new one goes on from a checkpoint (continue_from)",
+        Feature.RESUME: "Together cannot resume a job; start one from a checkpoint (continue_from)",
     }
     status_map = reading.STATUS_MAP
 
@@ -235,7 +235,7 @@ class TogetherProvider(
         body = self._filled(self.translate(spec), remote)
         method = table(body.get("training_method"))
         if method.get("method") != "sft" or "model" not in body:
-            raise UsageError("Together previews SFT on a base model only")
+            raise UsageError("Together estimates prices only for SFT of a base model")
         inputs = method.get("train_on_inputs")
         answer = self._wire.read(
             lambda: self._client().fine_tuning.preview(
@@ -266,7 +266,7 @@ class TogetherProvider(
         return standing.stored(
             self,
             {"files": self._stored_files, "models": self._stored_models},
-            "checkpoints apart from their job's model, with which they are deleted",
+            "single checkpoints; they are deleted with their job's model",
         )
 
     def _stored_files(self) -> Iterator[StoredItem]:
@@ -388,7 +388,7 @@ class TogetherProvider(
             return self._adapters.as_job(job.job_id)
         raw = plain(self._wire.read(lambda: self._client().fine_tuning.retrieve(job.job_id)))
         if raw.get("id") != job.job_id:
-            raise UnexpectedAnswer(self.name, f"no job {job.job_id} in the answer")
+            raise UnexpectedAnswer(self.name, f"no job {job.job_id} in the response")
         return raw
 
     def _raw_jobs(self) -> list[dict[str, Any]]:

@@ -112,7 +112,7 @@ def _estimate(raw: Mapping[str, Any], updated: datetime | None) -> datetime | No
 def _error(raw: Mapping[str, Any], status: str) -> JobError:
     told = [e for e in rows(raw.get("events")) if str(e.get("type", "")).lower() in _ERROR_EVENTS]
     fallback = {
-        "user_error": "the data or the W&B settings were refused; the events say more",
+        "user_error": "the data or the W&B settings were rejected; see the events",
         "error": "the platform failed; Together restarts such jobs under a new id and refunds this one",
     }
     return JobError(
@@ -328,7 +328,7 @@ _FIELDS = (
     "training_method",
 )
 _NO_ESTIMATE = {
-    "multimodal_dataset": "Together estimates no price for data with images",
+    "multimodal_dataset": "Together does not estimate prices for data with images",
     "train_file_not_validated": "the training file is still being validated",
     "eval_file_not_validated": "the validation file is still being validated",
     "train_file_invalid": "the training file is not valid",
@@ -345,11 +345,11 @@ def estimate(provider: str, model: str, answer: Mapping[str, Any]) -> Quote:
     """Raises `QuotaExceeded` where the account may not go on."""
     total = money(answer.get("estimated_total_price"))
     if answer.get("estimation_available") is False or total is None:
-        reason = text(answer.get("unavailable_reason")) or "Together gave no price"
+        reason = text(answer.get("unavailable_reason")) or "Together returned no price"
         return Quote(provider=provider, model=model, unavailable=_NO_ESTIMATE.get(reason, reason))
     if answer.get("allowed_to_proceed") is False:
         limit = money(answer.get("user_limit"))
-        allowed = "an amount that it does not name" if limit is None else say.limit(limit)
+        allowed = "an unstated amount" if limit is None else say.limit(limit)
         raise QuotaExceeded(
             provider,
             f"the job is estimated at {say.money(total)}, above what the account may spend ({allowed}); "
@@ -358,6 +358,6 @@ def estimate(provider: str, model: str, answer: Mapping[str, Any]) -> Quote:
         )
     train = number(answer.get("estimated_train_token_count")) or 0
     evaluated = number(answer.get("estimated_eval_token_count")) or 0
-    note = f"{train:,.0f} training and {evaluated:,.0f} evaluation tokens; packing is not part of it"
+    note = f"{train:,.0f} training and {evaluated:,.0f} evaluation tokens; packing is not included"
     source = "Together's own estimate (estimate-price)"
     return estimate_quote(provider, model, total, source, note=note, tokens=int(train + evaluated) or None)

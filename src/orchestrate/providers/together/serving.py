@@ -55,7 +55,7 @@ class DeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=T
     def of(cls, options: Mapping[str, Any] | None) -> DeployOptions:
         wanted = cls.read("together", options)
         if wanted.idle_minutes and not 30 <= wanted.idle_minutes <= 1440:
-            raise UsageError(f"Together stops after 30 to 1440 idle minutes, not {wanted.idle_minutes}")
+            raise UsageError(f"Together scales down after 30 to 1440 idle minutes, not {wanted.idle_minutes}")
         return wanted
 
 
@@ -351,7 +351,7 @@ class Serving:
         project = text(table(who.get("project")).get("id"))
         if project is None:
             raise UsageError(
-                "the Together key belongs to no single project",
+                "the Together key does not belong to a single project",
                 fix='name it in orchestrate.toml:  [hosts.together] project = "..."',
             )
         return project
@@ -433,7 +433,7 @@ class TogetherAdapters(adapters.Adapters):
             for remote in rows(asked.get("files")):
                 file = local.get(str(remote.get("path")))
                 if file is None:
-                    raise UnexpectedAnswer(self._provider, f"it asks for a file {remote.get('path')!r}")
+                    raise UnexpectedAnswer(self._provider, f"it requests a file {remote.get('path')!r}")
                 sent.append(self._sent(http, file, remote))
                 done += file.size
                 if progress is not None:
@@ -449,7 +449,7 @@ class TogetherAdapters(adapters.Adapters):
         if len(parts) != len(file.parts):
             raise UnexpectedAnswer(
                 self._provider,
-                f"it asks for {len(parts)} parts of {file.path.name}, which has {len(file.parts)}",
+                f"it requests {len(parts)} parts of {file.path.name}, which has {len(file.parts)}",
             )
         return {**entry, "uploadDetails": {"uploadId": text(remote.get("uploadId")) or "", "parts": parts}}
 
@@ -498,10 +498,10 @@ class TogetherAdapters(adapters.Adapters):
                         found.add(parts[3])
         if len(found) != 1:
             raise UsageError(
-                f"Together serves no adapters on {name}"
+                f"Together serves no adapters of {name}"
                 if not found
-                else f"Together has several bases {name}",
-                fix="tg models public --search NAME   shows what it deploys",
+                else f"Together has several base models called {name}",
+                fix="tg models public --search NAME   lists the models it deploys",
             )
         return found.pop()
 
@@ -534,7 +534,7 @@ class TogetherAdapters(adapters.Adapters):
         number = whole(remote.get("partNumber"))
         if number is None or not 1 <= number <= len(file.parts):
             raise UnexpectedAnswer(
-                self._provider, f"it asks for part {number} of {len(file.parts)} of a file"
+                self._provider, f"it requests part {number} of {len(file.parts)} of a file"
             )
         offset, size = file.parts[number - 1]
         url = files.safe_url(self._provider, remote.get("url"))

@@ -40,8 +40,8 @@ RESERVED = (
 )
 """Fields that Orchestrate fills, and keys with where they go, which do not belong into a spec."""
 NO_RFT = (
-    "Together has no reinforcement jobs (only training sessions that your own program drives); "
-    "Fireworks and this machine have them"
+    "Together has no reinforcement jobs (only training sessions driven by your own program); Fireworks "
+    "and this machine have them"
 )
 
 
@@ -62,8 +62,8 @@ def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
     _names(rows)
     rows.refuse_if_asked(
         {
-            "eval_steps": "Together takes the number of evaluations of a run: give evals",
-            "checkpoint_steps": "Together takes the number of checkpoints of a run: give checkpoints",
+            "eval_steps": "Together expects the number of evaluations per run: set evals",
+            "checkpoint_steps": "Together expects the number of checkpoints per run: set checkpoints",
         }
     )
     rows.without_engine_settings("Together")
@@ -107,7 +107,7 @@ def _method(rows: Rows, spec: JobSpec) -> None:
         return
     rows.plain_dpo(
         {
-            "ipo": "Together has no IPO; its losses are DPO's own and SimPO's",
+            "ipo": "Together has no IPO; its losses are DPO and SimPO",
             "orpo": "Together has no ORPO; simpo_gamma gives a loss without a reference model",
             "kto": f"Together has no KTO; {UNPAIRED}",
         }
@@ -118,7 +118,7 @@ def _method(rows: Rows, spec: JobSpec) -> None:
         rows.keep("method.simpo_gamma", "training_method.simpo_gamma", rule="SimPO: no reference model")
         rows.send("training_method.dpo_reference_free", True)
         if rows.given("method.normalize_by_length") is False:
-            rows.refuse("method.normalize_by_length", "SimPO normalises by length")
+            rows.refuse("method.normalize_by_length", "SimPO normalizes by length")
         else:
             rule = "SimPO normalises by length"
             rows.default(
@@ -145,7 +145,7 @@ def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
     asked = [name for name in rows.asked if name.startswith("adapter.")]
     # Without a word about the adapter the field is left out: LoRA, or what the job continued from had.
     if adapter.type == "qlora":
-        rule = "trained as LoRA: Together does not say in which precision it holds the base"
+        rule = "trained as LoRA: Together does not publish the precision of its base"
         rows.map("adapter.type", "training_type.type", "Lora", rule, exact=False)
     elif asked:
         rows.keep("adapter.type", "training_type.type", "Lora")
@@ -194,10 +194,10 @@ def _optimiser(rows: Rows) -> None:
     rows.offer("max_grad_norm", "max_grad_norm", 1.0)
     rows.offer("packing", "packing", True)
     rows.offer("seed", "random_seed", 42)
-    rows.refuse_if_asked({"batch_tokens": "Together counts a batch in rows: give batch_size"})
+    rows.refuse_if_asked({"batch_tokens": "Together counts a batch in rows: set batch_size"})
     if rows.given("warmup_steps") == 0:
         rows.map("warmup_steps", "warmup_ratio", 0.0, "no warm-up")
-    rows.refuse_if_asked({"warmup_steps": "Together takes a share of the steps: give warmup_ratio"})
+    rows.refuse_if_asked({"warmup_steps": "Together expects a share of the steps: set warmup_ratio"})
     _schedule(rows)
 
 
@@ -205,7 +205,7 @@ def _schedule(rows: Rows) -> None:
     schedule, least = rows.given("schedule"), rows.given("min_lr_ratio")
     if schedule in ("polynomial", "warmup_stable_decay"):
         rows.refuse("schedule", "Together has linear and cosine schedules, and constant as one of these")
-        rows.refuse_if_asked({"min_lr_ratio": "part of a schedule that Together does not have"})
+        rows.refuse_if_asked({"min_lr_ratio": "belongs to a schedule that Together does not have"})
         return
     if least is not None:
         rows.keep("min_lr_ratio", "lr_scheduler.lr_scheduler_args.min_lr_ratio")
@@ -235,15 +235,18 @@ def _batch(rows: Rows) -> None:
     wire = "gradient_accumulation_steps"
     if isinstance(size, int) and steps and steps > 1:
         part, rest = divmod(size, steps)
-        rule = f"{text.count(max(part, 1), 'row')} x {steps} accumulated are a step of {max(part, 1) * steps}"
+        rule = (
+            f"{text.count(max(part, 1), 'row')} x {steps} accumulated steps = {max(part, 1) * steps} "
+            "rows per step"
+        )
         rows.map("batch_size", "batch_size", max(part, 1), rule, exact=part > 0 and not rest)
         rows.keep("gradient_accumulation", wire)
         return
-    rows.offer("batch_size", "batch_size", "max", "as many rows as fit; packing changes how many that are")
+    rows.offer("batch_size", "batch_size", "max", "as many rows as fit, which depends on packing")
     if steps is None or steps == 1:
-        rows.offer("gradient_accumulation", wire, None, "the model's own number")
+        rows.offer("gradient_accumulation", wire, None, "the model's default")
     else:
-        rule = f"a step has {steps} times the rows that Together puts into a batch"
+        rule = f"a step has {steps} times the rows of one Together batch"
         rows.map("gradient_accumulation", wire, steps, rule, exact=False)
 
 
@@ -253,7 +256,7 @@ def _length(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
         reason = f"at most {most:,} tokens for {model.name} with {spec.method.type}"
         rows.refuse("max_seq_length", reason, instead=most)
     else:
-        rows.offer("max_seq_length", "max_seq_length", most, "the model's most")
+        rows.offer("max_seq_length", "max_seq_length", most, "the model's maximum")
 
 
 def _evaluation(rows: Rows, spec: JobSpec) -> None:
@@ -268,7 +271,7 @@ def _evaluation(rows: Rows, spec: JobSpec) -> None:
         rows.default("evals", "n_evals", 0)
     elif stop is None:
         rows.default(
-            "evals", "n_evals", 0, "each is billed as its tokens: ask for them with evals", send=True
+            "evals", "n_evals", 0, "each is billed by its tokens: request them with evals", send=True
         )
     else:
         evals = needed
@@ -296,7 +299,7 @@ def _names(rows: Rows) -> None:
         if rows.given(f"wandb.{name}") is not None:
             wire = "wandb_project_name" if name == "project" else f"wandb_{name}"
             rows.keep(f"wandb.{name}", wire)
-    rows.refuse_if_asked({"wandb.tags": "Together passes no tags on to W&B"})
+    rows.refuse_if_asked({"wandb.tags": "Together does not pass tags to W&B"})
 
 
 # -- the fields of the create request ----------------------------------------------------------------------
@@ -377,7 +380,7 @@ def _content(limits: Mapping[str, Any], data: TrainingData) -> list[Setting]:
         ("reasoning", content.reasoning, "supports_reasoning"),
     ]
     return [
-        _beyond("train", data.train.path, f"the data has {what}, which this model does not take")
+        _beyond("train", data.train.path, f"the data has {what}, which this model does not accept")
         for what, present, field in needs
         if present and limits.get(field) is False
     ]

@@ -82,8 +82,8 @@ def rows_of_run(ft: Workspace, run: str, first: int, count: int) -> PreviewRepor
     rows = [row for row in handle.rendered() if row.row >= first][:count]
     if not rows:
         raise DataError(
-            f"{handle.record.provider} shows no row of run {handle.id} from row {first} on",
-            fix="it writes some of the rows when the job has ended",
+            f"{handle.record.provider} has no results of run {handle.id} from row {first} on",
+            fix="the host writes some of the rows only after the job has ended",
         )
     return PreviewReport(path=f"run {handle.id}", model=handle.record.model, rows=tuple(rows))
 
@@ -120,14 +120,14 @@ def check_options(
     hosts = registry.targets(settings, wanted.hosts)
     kinds = {host.name: settings.host(host.name).kind for host in hosts}
     if wanted.method not in (None, *METHOD_KINDS):
-        raise UsageError(f"there is no method {wanted.method!r}; known: {', '.join(METHOD_KINDS)}")
+        raise UsageError(f"unknown method {wanted.method!r}; known: {', '.join(METHOD_KINDS)}")
     contexts, unchecked = _contexts(wanted.model, kinds, wanted.method or "sft")
     near = wanted.near
     if near is None:
         near = len(files) > 1 and all(find_spec(package) for package in ("numpy", "rensa"))
         if len(files) > 1 and not near:
             unchecked.append(
-                "leakage of nearly equal rows is not looked for: pip install 'orchestrate-ft[data]'"
+                "near-duplicates across splits are not checked: pip install 'orchestrate-ft[data]'"
             )
     options = Options(
         hosts=hosts,
@@ -179,7 +179,7 @@ def _contexts(model: str | None, kinds: Mapping[str, str], method: str) -> tuple
         try:
             context = catalog.resolve(model or "", kind).context(method)
         except OrchestrateError:
-            unchecked.append(f"{host} does not offer {model}: its length limit is not checked")
+            unchecked.append(f"{host} does not offer {model}, so its length limit is not checked")
             continue
         if context is not None:
             found[host] = context

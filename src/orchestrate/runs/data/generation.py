@@ -50,7 +50,7 @@ class Writer:
         `ConfigError`."""
         if self.base_url is None:
             if self.key_variable is not None:
-                raise UsageError("--key-variable goes with --base-url", fix="orchestrate keys set HOST")
+                raise UsageError("--key-variable needs --base-url", fix="orchestrate keys set HOST")
             return configured(settings, self.host or next(iter(built_in())))
         return addressed(self.base_url, self.key_variable)
 
@@ -112,7 +112,7 @@ def generate(
     chat = chat_with(place, writer.model, max_tokens=order.max_tokens, temperature=writer.temperature)
     with locked(lock_of(generating.log_of(output)), keep=False) as held:
         if not held:
-            raise UsageError(f"another command is writing {output}", fix="wait for it, or give another -o")
+            raise UsageError(f"another command is writing {output}", fix="wait for it, or set another -o")
         return generating.generate(
             seeds, output, chat.ask_once, order, progress=progress, retry=Retry.of(place)
         )

@@ -142,7 +142,7 @@ class Contenders:
             host = self._on if elsewhere else run.provider
             raise UsageError(
                 f"the precision of a base that {host} serves can't be chosen",
-                fix="--on here, or leave --base-precision out",
+                fix="--on here, or leave out --base-precision",
             )
         if elsewhere:
             return self._at_other_host(handle, tuned, base=base)
@@ -161,7 +161,7 @@ class Contenders:
         if written.startswith(recordings.WRITTEN):
             found = recordings.find(self._ft.store, written)
             if found.sampling.response_format != self._sampling.response_format:
-                raise UsageError(f"{written} was not recorded with this --response-format")
+                raise UsageError(f"{written} was recorded without this --response-format")
             return recordings.candidate(found)
         host, equals, model = written.partition("=")
         if equals and host == this_machine().kind:
@@ -311,7 +311,7 @@ class Contenders:
             return _played(found) if provider.sandbox else found
         require_price(one.name, self._limit_usd, price)
         if sampling.response_format is not None:
-            raise UsageError(f"{provider.name} cannot be asked with --response-format", fix="--on here")
+            raise UsageError(f"{provider.name} does not support --response-format", fix="--on here")
         found = by_chat(one, _OneByOne(provider, job, base, sampling), sampling, price, own=own)
         return _played(found) if provider.sandbox else found
 
@@ -346,9 +346,7 @@ class Contenders:
 
             artifact = handle.download(checkpoint=tuned.checkpoint)
             if artifact.base_model is None:
-                raise UsageError(
-                    f"the downloaded model in {artifact.folder} does not say which base it belongs to"
-                )
+                raise UsageError(f"the downloaded model in {artifact.folder} does not name its base model")
             at = artifact.folder
             generator = LocalGenerator(artifact.base_model, adapter=Path(at), worker=self._worker)
         served_by = f"the adapter on this machine, base {Path(generator.model).name}"
@@ -363,7 +361,7 @@ class Contenders:
             if four_bit and own.expected_precision not in (None, NF4):
                 raise UsageError(
                     f"{generator.model} is already quantized: {own.expected_precision}",
-                    fix="leave --base-precision out: it answers as its files hold it",
+                    fix="leave out --base-precision: the model keeps the precision of its files",
                 )
             if four_bit:
                 base = msgspec.structs.replace(base, name=f"{base.name} in NF4")
@@ -419,7 +417,7 @@ class _OneByOne:
 
     def ask_once(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply:
         if tools:
-            raise UsageError(f"{self.provider.name} cannot be asked with tools", fix="--on here")
+            raise UsageError(f"{self.provider.name} does not support tools", fix="--on here")
         [reply] = self.provider.generate(
             self.job,
             [messages],

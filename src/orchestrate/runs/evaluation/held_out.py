@@ -132,7 +132,7 @@ class PreparedEvaluation:
             raise UsageError("name a run or a --model to evaluate", fix="orchestrate runs  lists them")
         if order.sampling.samples > 1 and order.sampling.temperature == 0:
             raise UsageError(
-                "several samples at temperature 0 are the same answer", fix="--temperature 0.7, or one sample"
+                "at temperature 0 all samples are the same answer", fix="--temperature 0.7, or one sample"
             )
         self._ft, self._order = ft, order
         named = [_named(ft, run) for run in runs]
@@ -213,7 +213,7 @@ class PreparedEvaluation:
         self._judges = [m for m in self._terms.metrics if isinstance(m, ScoreJudge | PairJudge)]
         if order.rated is not None and not self._judges:
             raise UsageError(
-                "--calibrate holds a judge against people, and no metric is one",
+                "--calibrate compares a judge with human ratings, but no metric is a judge",
                 fix="--metrics judge:MODEL or judge_pair:MODEL",
             )
 
@@ -221,7 +221,7 @@ class PreparedEvaluation:
         train = handle.record.spec.get("train")
         if not isinstance(train, str) or is_masked(train):
             raise UsageError(
-                f"the training rows of {handle.id}, from which --shots takes its examples, are not known"
+                f"--shots takes its examples from the training rows of {handle.id}, which are unknown"
             )
         return self._examples(train, _renaming(handle, train))
 
@@ -231,8 +231,8 @@ class PreparedEvaluation:
         there = len(making.examples_of(rows.items, asked))
         if there < wanted:
             raise UsageError(
-                f"{train} has {count(there, 'row')} to show as examples, not {wanted}",
-                fix=f"--shots {there}" if there else "leave --shots out",
+                f"{train} has only {count(there, 'row')} for examples, not {wanted}",
+                fix=f"--shots {there}" if there else "leave out --shots",
             )
         return making.shots_of(rows.items, wanted, asked, self._order.sampling.seed)
 
@@ -304,7 +304,7 @@ def _scope(runs: Sequence[TrackedRun | str], digest: str, order: EvaluationOrder
     return f"evaluation of {names} on {digest}: {same}"
 
 
-_CHEAPER = "raise --max-cost, or ask fewer rows with --limit"
+_CHEAPER = "raise --max-cost, or evaluate fewer rows with --limit"
 
 
 def _named(ft: Workspace, run: TrackedRun | str) -> tuple[TrackedRun, str | None]:
@@ -322,11 +322,11 @@ def _test_file(test: str | Path | None, handles: Sequence[TrackedRun]) -> str | 
         return test
     path = handles[0].record.spec.get("test") if handles else None
     if path is None:
-        why = "the spec has no test file" if handles else "a --model has none of its own"
+        why = "the spec has no test file" if handles else "a --model has no test file of its own"
         raise UsageError(f"name the held-out rows: {why}", fix="orchestrate eval RUN --test F")
     if is_masked(path):
         raise UsageError(
-            "name the held-out rows: the secrets in the address of the spec's test file are not kept",
+            "name the held-out rows: the URL of the spec's test file contains secrets, which are not stored",
             fix=f"orchestrate eval {handles[0].id} --test F",
         )
     return str(path)
@@ -361,7 +361,7 @@ def _left_out(found: HeldOut) -> list[str]:
     notes = [f"{count(n, 'row')} left out: {why}" for why, n in sorted(found.left_out.items())]
     if found.repeated:
         same = count(found.repeated, "row")
-        notes.append(f"{same} the same as an earlier one: each counts, but they show no more than one does")
+        notes.append(f"{same} the same as an earlier one: each counts, but repeats add no evidence")
     return notes
 
 
@@ -386,7 +386,7 @@ def _rivals(names: Sequence[str], own: Mapping[str, str], against: str | None) -
         fit = making.called(against, names)
         if len(fit) != 1:
             raise UsageError(
-                f"--against {against} names {'none' if not fit else 'several'} of the contenders",
+                f"--against {against} matches {'none' if not fit else 'several'} of the contenders",
                 fix=f"one of: {', '.join(names)}",
             )
         return {name: fit[0] for name in names if name != fit[0]}

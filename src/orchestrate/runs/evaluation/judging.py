@@ -80,7 +80,7 @@ class PreparedJudging:
         self._rated = rated_answers(ft, terms.rated, self._rubric)
         if self._rated and len(self._rated[0].answers) == 2:
             raise UsageError(
-                f"{terms.rated} has pairs; rows are rated one by one, so single answers are needed",
+                f"{terms.rated} contains pairs, but rows are rated one by one: single answers are needed",
                 fix="orchestrate review RUN --single",
             )
         self._asking = asking_of(ft, terms, str(Path(path).resolve()))
@@ -89,7 +89,7 @@ class PreparedJudging:
         self._known = None if self._rated else known(ft, self._judge, "score")
         if not self._rated and self._known is None and not terms.uncalibrated:
             raise UsageError(
-                "this judge was never compared with people, so no row may be left out by it",
+                "this judge was never compared with human ratings, so it must not filter rows",
                 fix="--calibrate RATED.jsonl  (from: review RUN --single --export), or --uncalibrated",
             )
 
@@ -143,7 +143,7 @@ class PreparedJudging:
         unfit = None if found is None else found.unfit
         if unfit is not None and not self._terms.uncalibrated:
             raise DataError(
-                unfit, fix="another model or a clearer rubric; --uncalibrated goes by it all the same"
+                unfit, fix="use another model or a clearer rubric; --uncalibrated uses this judge anyway"
             )
         return ScoreJudge(self._judge, held=lambda judge, kind: found), found
 
@@ -167,7 +167,7 @@ def calibrated(ft: Workspace, terms: JudgeTerms) -> Calibration:
     by = rubric.read(terms.rubric)
     answers = rated_answers(ft, terms.rated, by)
     if not answers:
-        raise UsageError("name the rated answers that the judge is held against: a file, or a review's id")
+        raise UsageError("name the rated answers to compare the judge with: a file, or the id of a review")
     with closing(
         Contenders(ft, Sampling(), "auto", terms.key_variable, limit_usd=terms.max_cost_usd)
     ) as contenders:

@@ -108,14 +108,14 @@ class PreparedRegression:
         if not self.probes and not order.tasks:
             self._contenders.close()
             raise UsageError(
-                "; ".join(("nothing is left to probe", *self.notes)), fix="--set FILE, or --probes all"
+                "; ".join(("no probes left to run", *self.notes)), fix="--set FILE, or --probes all"
             )
 
     def _possible(self, probe: Probe) -> bool:
         if probe.needs == "likelihood" and None in (self._tuned.likelihood, self._base.likelihood):
             where = self._tuned.contender.served_by
             self.notes.append(
-                f"{probe.name} was left out: it needs log-probabilities, which {where} does not give"
+                f"{probe.name} was skipped: it needs log-probabilities, which {where} does not return"
             )
             return False
         return True
@@ -135,7 +135,7 @@ class PreparedRegression:
         [made] = registry.make([metric or "auto"], context)
         used = made.used
         if not isinstance(made, Metric) or used.kind == "amount" or used.better == "neither":
-            raise UsageError(f"{written}: {used.name} is no score of one answer, which a set needs")
+            raise UsageError(f"{written}: {used.name} does not score single answers, which a set needs")
         title = f"{count(len(found.items), 'row')} of {path}, by {made.used.name}"
         return Probe(Path(path).stem, title, found.items, made, self._margin)
 
@@ -193,7 +193,7 @@ def _built_in(order: RegressionOrder) -> list[Probe]:
     for name in wanted:
         if name not in known:
             raise UsageError(
-                f"no probe is called {name!r}{meant(name, known)}; known: all, none, {', '.join(known)}"
+                f"unknown probe {name!r}{meant(name, known)}; known: all, none, {', '.join(known)}"
             )
     margin = order.margin
     found = [known[name] for name in wanted]

@@ -108,7 +108,7 @@ def _wanted(
 ) -> tuple[Source, list[str], Rubric, Literal["pairs", "single"]]:
     if not names and order.evaluation is None:
         raise UsageError(
-            "name the runs or the evaluation whose answers are to be rated",
+            "name the runs or the evaluation to rate",
             fix="orchestrate review RUN   or: orchestrate review --evaluation ID",
         )
     run_ids = list(dict.fromkeys(ft.record(name).id for name in names))
@@ -203,7 +203,7 @@ def record(ft: Workspace, desk: Desk, ratings: Sequence[Rating]) -> int:
     for one in ratings:
         task, names = known.get(one.task), [name for name in (one.left, one.right) if name]
         if task is None or one.review != desk.review.id:
-            raise UsageError(f"{one.review} {one.task} is no task of {desk.review.id}")
+            raise UsageError(f"{one.review} {one.task} is not a task of {desk.review.id}")
         if sorted(names) != sorted(task.contenders):
             there, given = " and ".join(task.contenders), " and ".join(names) or "nothing"
             raise UsageError(f"task {one.task} shows {there}, not {given}")
@@ -225,7 +225,7 @@ def planned(preference: float, likeness: float | None = None) -> tuple[Planned, 
     """Calculate how many people and items are needed to show this preference. `likeness` is the
     correlation between earlier raters, or the usual one."""
     if not 0 < preference < 1 or abs(preference - 0.5) < 0.005:
-        raise UsageError("a preference lies between 0 and 1 and is not a half", fix="--detect 0.6")
+        raise UsageError("a preference must be between 0 and 1 and not exactly 0.5", fix="--detect 0.6")
     return results.planned(preference, likeness=results.LIKENESS if likeness is None else likeness)
 
 
@@ -234,12 +234,14 @@ def export(ft: Workspace, desk: Desk, output: Path, rater: str | None) -> Export
     require_writable(output)
     if output.suffix.lower() == ".csv":
         if rater is None:
-            raise UsageError("a sheet is one rater's, who has an order of their own", fix="--rater NAME")
+            raise UsageError(
+                "a sheet is for one rater, because each rater has their own order", fix="--rater NAME"
+            )
         count = sheets.export(desk, rater, output)
     elif output.suffix.lower() == ".jsonl":
         count = calibration.write(rated_answers(ft, desk.review.id), output)
     else:
-        raise UsageError(f"{output}: .csv is a sheet to fill in, .jsonl what was rated")
+        raise UsageError(f"{output}: use .csv for a sheet to fill in, .jsonl for the ratings")
     return Exported(review=desk.review.id, output=str(output), rows=count)
 
 
@@ -248,7 +250,7 @@ def rated_answers(ft: Workspace, name: str) -> list[calibration.RatedAnswer]:
     desk = opened(ft, [name])
     held = standing(ft.store.reviews.ratings(desk.review.id))
     if not held:
-        raise UsageError(f"nothing of {desk.review.id} is rated yet")
+        raise UsageError(f"{desk.review.id} has no ratings yet")
     return calibration.of_review(desk.review, desk.tasks, held)
 
 
@@ -302,8 +304,6 @@ def _contender(written: str, names: Sequence[str]) -> str:
     """As `called`. Raises `UsageError` for none or several."""
     found = called(written, names)
     if len(found) != 1:
-        what = (
-            f"several contenders are called {written!r}" if found else f"no contender is called {written!r}"
-        )
+        what = f"several contenders are called {written!r}" if found else f"unknown contender {written!r}"
         raise UsageError(f"{what}; there are {', '.join(names)}")
     return found[0]

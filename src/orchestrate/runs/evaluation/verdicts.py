@@ -124,7 +124,7 @@ def _forgotten(about: _Known, contender: Contender) -> Iterator[Part]:
     for r in found.forgotten:
         yield Part("do not ship", f"it forgot some of {r.probe}: {r.reason}")
     if open_:
-        why = f"whether it forgot any of {listed(open_)} is open: orchestrate regress {found.run_id}"
+        why = f"forgetting on {listed(open_)} is undecided: orchestrate regress {found.run_id}"
         yield Part("not enough evidence", why)
     if kept and not found.forgotten and not open_:
         yield Part("ship", f"it kept {listed(kept)}")
@@ -137,7 +137,7 @@ def _not_measured(about: _Known, contender: Contender) -> Part:
     what = "this checkpoint" if contender.checkpoint else "the run's own weights"
     why = f"forgetting was not measured for {what}: orchestrate regress {contender.name}"
     if lost:
-        why = f"the run forgot, and {why}"
+        why = f"the run shows forgetting, and {why}"
     return Part("not enough evidence" if lost else "ship", why)
 
 
@@ -177,5 +177,5 @@ def _people(about: _Known, contender: Contender, here: Evaluation) -> Iterator[P
 
 def _proved(contender: Contender) -> Iterator[Part]:
     if contender.proof is not None and contender.proof.startswith("failed"):
-        why = f"what answers at {contender.served_by} is not what was trained ({contender.proof})"
+        why = f"the model served at {contender.served_by} is not the one that was trained ({contender.proof})"
         yield Part("do not ship", why)

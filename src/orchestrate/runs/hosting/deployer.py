@@ -149,7 +149,7 @@ class Deployer:
                 )
             self.reached("after-intent")
             if self.adapter is not None:
-                with work(f"sending the adapter to {self.provider.name}", BYTES) as told:
+                with work(f"uploading the adapter to {self.provider.name}", BYTES) as told:
                     self._adapters.upload(self.adapter, self.progress or told)
                 self.reached("after-upload")
             return self._make(deployment, _with_limit(deployment, price))
@@ -181,7 +181,7 @@ class Deployer:
         if deployment is None or deployment.state.over:
             return None
         if deployment.state is DeploymentState.INTENT:  # nobody is at it: we have the lease
-            self._apply(deployment, lambda d, at: deployments.never_made(d, "begun, and never sent", at))
+            self._apply(deployment, lambda d, at: deployments.never_made(d, "started but never sent", at))
             return None
         if deployment.state in deployments.UNSETTLED:
             deployment = self.look(deployment)
@@ -244,7 +244,7 @@ class Deployer:
             items = self._deploys.deployed(deployment.handle)
         except OrchestrateError:
             self._apply(deployment, lambda d, at: deployments.outcome_unknown(d, error.message, at))
-            error.fix = "orchestrate sync   (it may be up and bill; the host could not be asked)"
+            error.fix = "orchestrate sync   (it may be up and billing; the host could not be reached)"
             return error
         if not any(item.kind == "deployment" for item in items):
             # Should a host that says no do it all the same, the sweep sees it: it looks for a while yet.
@@ -277,7 +277,7 @@ class Deployer:
         self.reached("after-ending")
         clock = self.store.clock
         until = clock.uptime().seconds + patience_s
-        with work(f"ending it at {self.provider.name}"):
+        with work(f"taking it down at {self.provider.name}"):
             while True:
                 deployment = self._end(deployment)
                 if deployment.state.over or clock.uptime().seconds >= until:
@@ -379,20 +379,20 @@ class Deployer:
         if (tracked.provider, tracked.host) != (self.provider.config.name, self.provider.host):
             raise UsageError(
                 f"{tracked.id} is on {tracked.provider} at {tracked.host}, not at {self.provider.host}",
-                fix="use the configuration and key that it was made with",
+                fix="use the configuration and key that created it",
             )
 
     def _require_terms(self, price: Decimal | None, terms: Terms) -> None:
         name = self.provider.title
         for option in ("max_cost_usd", "max_hours"):
             if getattr(terms, option) == 0:
-                raise UsageError(f"{option} must be above 0: at 0 nothing can be deployed")
+                raise UsageError(f"{option} must be above 0")
         if price is None:
             require_hourly_price(name, price, accepted=terms.accept_unknown_price)
-            unknown, fix = "its host does not say what an hour of it costs", "limit it by --max-hours"
+            unknown, fix = "its host does not state an hourly price", "limit it by --max-hours"
             for limit_usd in (terms.max_cost_usd, terms.max_usd_per_hour):
                 require_within(self.provider.name, price, limit_usd, unknown=unknown, unknown_fix=fix)
-        what, figure = "--max-usd-per-hour", "the price of an hour"
+        what, figure = "--max-usd-per-hour", "the hourly price"
         require_within(self.provider.name, price, terms.max_usd_per_hour, what=what, figure=figure)
 
 
@@ -421,10 +421,13 @@ def _agreed(deployment: Deployment, terms: Terms, price: Decimal | None, at: dat
         "options": {**deployment.options, **terms.options},
     }
     after = msgspec.structs.replace(deployment, **{k: v for k, v in given.items() if v is not None})
-    again = f"orchestrate undeploy {deployment.run_id}   (it waits until it is gone), then deploy again"
+    again = (
+        f"orchestrate undeploy {deployment.run_id}   (it waits until the host confirms), then deploy again"
+    )
     if deployment.state is DeploymentState.ENDING:
         raise UsageError(
-            f"the deployment of {deployment.run_id} is being ended, and the host still has it", fix=again
+            f"the deployment of {deployment.run_id} is being taken down, but the host still lists it",
+            fix=again,
         )
     if deployment.host_id is not None:
         has = {name: str(value) for name, value in deployment.options.items()}
@@ -432,17 +435,17 @@ def _agreed(deployment: Deployment, terms: Terms, price: Decimal | None, at: dat
         if other:
             known = ", ".join(f"{name}={value}" for name, value in has.items()) or "its backend's defaults"
             raise UsageError(
-                f"the deployment of {deployment.run_id} is there already, with {known}: "
-                f"{', '.join(other)} cannot be changed while it is",
+                f"{deployment.run_id} is already deployed with {known}: {', '.join(other)} cannot be "
+                "changed while it is up",
                 fix=again,
             )
     if (come := limit_reached(after, at)) is not None:
         hours, usd = _hours(after, at), spent_usd(after, at)
         cost = "" if usd is None else f" and has cost about {money(usd)}"
         raise UsageError(
-            f"the deployment of {deployment.run_id} would be ended at once: {come}. It was made "
-            f"{duration(float(hours) * 3600)} ago{cost}",
-            fix=f"a higher --max-hours or --max-cost (each counts from when it was made), or {again}",
+            f"these limits would end the deployment of {deployment.run_id} immediately: {come}. It was "
+            f"created {duration(float(hours) * 3600)} ago{cost}",
+            fix=f"set a higher --max-hours or --max-cost (both count from its creation), or {again}",
         )
     return after
 

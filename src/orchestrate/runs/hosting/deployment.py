@@ -27,7 +27,12 @@ def uses_of_checkpoint(provider: Provider, run_id: str, id: str) -> list[tuple[s
     """List what you can do with a checkpoint besides continuing from it, with the command for each."""
     uses: list[tuple[str, str]] = []
     if provider.profile.checkpoints_answer:
-        uses.append(("it answers by its own name, without a deployment", f"orchestrate eval {run_id}@{id}"))
+        uses.append(
+            (
+                "the model is served under its own name and needs no deployment",
+                f"orchestrate eval {run_id}@{id}",
+            )
+        )
     if isinstance(provider, Downloads):
         fetched = f"orchestrate download {run_id} --checkpoint {id}"
         uses.append(("serve it from this machine", f'orchestrate serve "$({fetched})"'))
@@ -75,7 +80,7 @@ class DeploymentHandle:
         `ProviderError`."""
         provider, clock = capability(self._ws.provider(self.record.provider), Serves), self._ws.store.clock
         until = clock.uptime().seconds + patience_s
-        with work(f"waiting until {provider.name} has it up"):
+        with work(f"waiting until it is up on {provider.name}"):
             while True:
                 endpoint = provider.endpoint(self.record.handle)
                 if endpoint is not None and endpoint.state == READY:
@@ -107,9 +112,9 @@ class DeploymentHandle:
             pass
         else:
             raise UsageError(
-                f"the deployment of {self.record.run_id} is not lost: its account at {self.record.provider} "
-                "can be asked",
-                fix=f"orchestrate undeploy {self.record.run_id}   ends it there",
+                f"the deployment of {self.record.run_id} is not lost: its account at "
+                f"{self.record.provider} is reachable",
+                fix=f"orchestrate undeploy {self.record.run_id}   takes it down",
             )
         self.record = self._ws.store.deployments.apply(
             self.id, lambda d, at: deployments.abandoned(d, reason, at), note=f"abandoned: {reason}"
@@ -128,7 +133,7 @@ def require_open(ws: Workspace, run_id: str, at: str) -> Deployment:
     """Return a run's deployment at a host other than its own. Raises `UsageError` if none is up."""
     found = ws.store.deployments.of_run(run_id, at)
     if found is None or found.state.over:
-        raise UsageError(f"nothing of {run_id} is up at {at}", fix=f"orchestrate deploy {run_id} --to {at}")
+        raise UsageError(f"{run_id} is not deployed at {at}", fix=f"orchestrate deploy {run_id} --to {at}")
     return found
 
 
@@ -141,10 +146,10 @@ def limits(max_cost_usd: Decimal | None, max_hours: Decimal | None) -> str:
 
 
 def price(offer: DeploymentOffer) -> str:
-    """`$5.49 an hour, idle or not`."""
+    """`$5.49 per hour, idle or not`."""
     if offer.usd_per_hour is None:
         return "an unknown price"
-    return f"{rate(offer.usd_per_hour)} an hour, idle or not"
+    return f"{rate(offer.usd_per_hour)} per hour, idle or not"
 
 
 def ending(offer: DeploymentOffer) -> str:
@@ -152,30 +157,30 @@ def ending(offer: DeploymentOffer) -> str:
     ends = limits(offer.max_cost_usd, offer.max_hours)
     if not ends:
         day = "" if offer.usd_per_hour is None else f", {money(offer.usd_per_hour * 24)} a day"
-        return f"It has no limit: it bills until it is ended{day}."
+        return f"It has no limit: it bills until you take it down{day}."
     left = ""
     if offer.deployment is not None:
-        left = ", counted from when it was made"
+        left = ", counted from its creation"
         if offer.hours_left is not None:
             left += f" ({duration(float(offer.hours_left) * 3600)} from now)"
-    most = "" if offer.most_usd is None else f" From now on it costs at most {money(offer.most_usd)}."
+    most = "" if offer.most_usd is None else f" From now on it can cost at most {money(offer.most_usd)}."
     return f"It ends {ends}{left}.{most}"
 
 
 def question(offer: DeploymentOffer) -> str:
     """Write the question a person confirms, with all costs."""
-    sandbox = "SANDBOX, nothing is billed. " if offer.sandbox else ""
-    there = " It is there already, and is completed, started or changed." if offer.deployment else ""
+    sandbox = "SANDBOX: nothing is billed. " if offer.sandbox else ""
+    there = " It exists already and will be completed, started or changed." if offer.deployment else ""
     asked = f"Deploy {offer.model} ({offer.run_id}) on {offer.title}?"
     return f"{sandbox}{asked} {price(offer)}. {ending(offer)}{there}"
 
 
 def hourly(found: Sequence[Deployment]) -> str:
-    """`2 deployments, $13.49 an hour`."""
+    """`2 deployments, $13.49 per hour`."""
     prices = [one.usd_per_hour for one in found if one.billing_since is not None]
     known = sum((price for price in prices if price is not None), Decimal(0))
     more = " and an unknown amount" if None in prices else ""
-    return f"{count(len(found), 'deployment')}, {rate(known)} an hour{more}"
+    return f"{count(len(found), 'deployment')}, {rate(known)} per hour{more}"
 
 
 def used(ws: Workspace, run_id: str, at: str | None = None) -> None:

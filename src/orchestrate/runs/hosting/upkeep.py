@@ -94,11 +94,14 @@ class Upkeep:
 
     def _end(self, deployment: Deployment, cause: str) -> None:
         if deployment.state is not DeploymentState.ENDING:
-            self._say(deployment, f"{name(deployment)} is being ended: {cause}", "limit", daily=False)
+            self._say(deployment, f"{name(deployment)} is being taken down: {cause}", "limit", daily=False)
         after = self._deployer.undeploy(deployment, cause)
         if after.state.over:
             self._say(
-                after, f"{name(after)} is down, as {after.provider} shows: {after.cause}", "down", daily=False
+                after,
+                f"{name(after)} is down, confirmed by {after.provider}: {after.cause}",
+                "down",
+                daily=False,
             )
         else:
             self.ending.append(deployment.run_id)
@@ -106,7 +109,7 @@ class Upkeep:
     def _tell_change(self, before: Deployment, deployment: Deployment) -> None:
         if before.state.over:
             end = f"orchestrate undeploy {deployment.run_id}"
-            text = f"{name(deployment)} is up after all, and bills; to end it: {end}"
+            text = f"{name(deployment)} is up after all and billing; to take it down: {end}"
             self._say(deployment, text, "found", daily=True)
         elif deployment.state is DeploymentState.LOST:
             self._say(deployment, f"{name(deployment)} is gone: {deployment.cause}", "lost", daily=False)
@@ -124,10 +127,10 @@ class Upkeep:
             return
         self._say(
             deployment,
-            f"{name(deployment)} is up for {duration(counted.total_seconds())} by its machine's uptime, "
-            f"which counts, and for {duration(by_clock.total_seconds())} by its clock. If the clock is right "
-            f"(the machine was paused), it has cost more, and its limit comes late; to end it: "
-            f"orchestrate undeploy {deployment.run_id}",
+            f"{name(deployment)} is up for {duration(counted.total_seconds())} by this machine's "
+            f"uptime, which is used, but for {duration(by_clock.total_seconds())} by its clock. If the "
+            "clock is right (this machine was asleep), it has cost more and its limit acts late; to "
+            f"take it down: orchestrate undeploy {deployment.run_id}",
             "clocks",
             daily=True,
         )
@@ -138,12 +141,12 @@ class Upkeep:
         if deployment.billing_since is None or quiet < IDLE_HOURS * 3600:
             return
         cost = spent_usd(deployment, now)
-        so_far = "at a price that is not known" if cost is None else f"about {money(cost)} so far"
+        so_far = "at an unknown price" if cost is None else f"about {money(cost)} so far"
         up = duration(float(hours_billed(deployment, now)) * 3600)
         self._say(
             deployment,
-            f"{name(deployment)} has been up for {up}, {so_far}, and this store has asked it nothing for "
-            f"{duration(quiet)}; to end it: orchestrate undeploy {run_id}",
+            f"{name(deployment)} has been up for {up}, {so_far}, and this store has sent it no request "
+            f"for {duration(quiet)}; to take it down: orchestrate undeploy {run_id}",
             "idle",
             daily=True,
         )
@@ -192,5 +195,5 @@ def adopt(store: Store, provider: Provider) -> list[Deployment]:
 
 
 def name(deployment: Deployment) -> str:
-    price = f", {rate(deployment.usd_per_hour)} an hour" if deployment.usd_per_hour is not None else ""
+    price = f", {rate(deployment.usd_per_hour)} per hour" if deployment.usd_per_hour is not None else ""
     return f"the deployment of {deployment.run_id} on {deployment.provider}{price}"

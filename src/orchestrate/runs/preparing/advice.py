@@ -46,7 +46,7 @@ def advise(
         return found
     backends = [ft.provider(name) for name in ft.backends()]
     reasons = {b.name: b.ended(days.today()).get(Feature.RFT) for b in backends}
-    ended = (f"{name} has no RFT any more: {reason}" for name, reason in reasons.items() if reason)
+    ended = (f"{name} no longer offers RFT: {reason}" for name, reason in reasons.items() if reason)
     return replace(found, warnings=(*found.warnings, *ended))
 
 
@@ -90,7 +90,7 @@ def totals(
 def given_score(value: float) -> Score:
     """Build a score of the base model from its value alone. Raises `UsageError`."""
     if not 0 <= value <= 1:
-        raise UsageError(f"--base-score is a share from 0 to 1; got {value:g}")
+        raise UsageError(f"--base-score must be between 0 and 1, got {value:g}")
     return Score(value=value, low=value, high=value, n=0)
 
 
@@ -105,6 +105,7 @@ def base_score(ft: Workspace, run: str) -> Score:
     ]
     if not scored:
         raise UsageError(
-            f"run {record.id} has no score of its base model", fix=f"orchestrate eval {record.id} --test FILE"
+            f"run {record.id} has no score for its base model",
+            fix=f"orchestrate eval {record.id} --test FILE",
         )
     return max(scored, key=lambda pair: pair[0])[1]

@@ -76,7 +76,7 @@ class Offer:
             raise TranslationRefused(self.provider, refused, overrides=lines)
         if errors := [p for p in self.problems if p.severity is Severity.ERROR]:
             raise DataError(
-                f"{self.provider} would refuse this: {text.count(len(errors), 'error')}",
+                f"{self.provider} would reject this: {text.count(len(errors), 'error')}",
                 problems=errors,
                 fix=f"orchestrate check --provider {self.provider}",
             )
@@ -128,8 +128,8 @@ class Prepared:
                 continue
             if Dataset.open(shown.path, columns=dict(shown.columns)).digest != shown.digest:
                 raise DataError(
-                    f"{shown.path} has changed since it was checked and quoted; nothing was sent",
-                    fix="submit again, to see what it costs now",
+                    f"{shown.path} changed after it was checked and quoted; nothing was sent",
+                    fix="submit again to see the new price",
                 )
 
 
@@ -171,7 +171,7 @@ def _counted_by(given: str) -> TokensFrom:
     try:
         return TokensFrom(given)
     except ValueError:
-        raise UsageError(f"tokens are counted {', '.join(TokensFrom)}; got {given!r}") from None
+        raise UsageError(f"tokens must be one of {', '.join(TokensFrom)}; got {given!r}") from None
 
 
 def require_known(ws: Workspace, spec: JobSpec) -> None:
@@ -316,7 +316,7 @@ def _continued(ws: Workspace, spec: JobSpec, provider: str) -> JobSpec:
     if earlier.provider != provider:
         raise UsageError(
             f"run {earlier.id} was trained on {earlier.provider}; {provider} cannot continue from it",
-            fix=f"submit to {earlier.provider}, or give a model that {provider} holds",
+            fix=f"submit to {earlier.provider}, or use a model that {provider} has",
         )
     if earlier.status is not JobStatus.SUCCEEDED:
         raise UsageError(f"run {earlier.id} is {earlier.status}; training continues from a finished run only")
@@ -447,7 +447,7 @@ def _unlisted(provider: Provider, model: ModelOnHost | None) -> str | None:
 
     if model is None or provider.name != provider.kind or provider.kind not in catalog.known_hosts():
         return None
-    return None if model.host else f"{provider.name} is not known to tune {model.id}"
+    return None if model.host else f"{provider.name} is not known to fine-tune {model.id}"
 
 
 def _of_model(provider: Provider, model: ModelOnHost | None, told: set[str]) -> list[Problem]:
@@ -501,8 +501,8 @@ def _kept_private(provider: Provider, spec: JobSpec, found: Translation) -> Tran
     if not spec.private or provider.own:
         return found
     told = (
-        f"it keeps the run on machines of your own, and {provider.title} is not known to be one; if it is: "
-        f"export {OWN_HOSTS}={provider.name}"
+        f"private runs stay on your own machines, and {provider.title} is not known to be one; if it "
+        f"is: export {OWN_HOSTS}={provider.name}"
     )
     row = Setting(name="private", asked=True, outcome=Outcome.REFUSED, rule=told)
     kept = [one for one in found.settings if one.name != "private"]

@@ -74,7 +74,7 @@ def upload(made: Export, repo: str | None) -> str:
     its address. What is there already is not sent again. Raises `UsageError` without a name for it, and
     what a host raises."""
     if repo is None:
-        raise UsageError("say where to: --repo OWNER/NAME")
+        raise UsageError("name the target: --repo OWNER/NAME")
     import huggingface_hub
 
     hub: Any = huggingface_hub
@@ -141,7 +141,7 @@ def serve(
     `UsageError` for models that do not go together, `SetupError` for an engine that is not here."""
     choice = choice or Choice()
     if choice.engine not in ENGINES:
-        raise UsageError(f"--engine takes {', '.join(ENGINES)}; got {choice.engine!r}")
+        raise UsageError(f"--engine must be one of {', '.join(ENGINES)}; got {choice.engine!r}")
     tuned = _named([models.of(ft, subject(ft, name)) for name in names], called)
     for one in tuned:
         models.agree(ft, one, accept_licence)
@@ -163,8 +163,8 @@ def serve(
         return
     if terms.precision is not None or terms.batch_invariant:
         raise UsageError(
-            f"--precision and --batch-invariant are for --engine transformers; {engine} has flags of its own",
-            fix="--engine transformers, or --engine-arg FLAG",
+            f"--precision and --batch-invariant are for --engine transformers; {engine} has its own flags",
+            fix="use --engine transformers, or pass flags with --engine-arg FLAG",
         )
     if not tuned:
         raise UsageError(f"{engine} serves tuned models here: name a run")
@@ -178,7 +178,7 @@ def serve(
 def _named(tuned: Sequence[Tuned], called: Sequence[str]) -> list[Tuned]:
     """Raises `UsageError` for a name that no model or that two go by, and for more names than models."""
     if len(called) > len(tuned):
-        raise UsageError(f"{len(called)} names for {len(tuned)} models", fix="one --as NAME for each RUN")
+        raise UsageError(f"{len(called)} names for {len(tuned)} models", fix="give one --as NAME per RUN")
     for name in called:
         if not name.isprintable() or not name or len(name) > _LONGEST_NAME or set(name) & set(" =,"):
             raise UsageError(
@@ -192,7 +192,7 @@ def _named(tuned: Sequence[Tuned], called: Sequence[str]) -> list[Tuned]:
 
 def _vllm(ft: Workspace, tuned: Sequence[Tuned], terms: Terms, choice: Choice) -> engines.Command:
     if len(tuned) > 1 and not all(t.adapter for t in tuned):
-        raise UsageError("a whole tuned model is served alone")
+        raise UsageError("a fully tuned model is served alone")
     folders = {t.name: _exported(ft, t, "vllm", Options()) for t in tuned if t.adapter}
     base = served_base(tuned[0].base)
     return engines.vllm(
@@ -203,8 +203,8 @@ def _vllm(ft: Workspace, tuned: Sequence[Tuned], terms: Terms, choice: Choice) -
 def _llama_cpp(ft: Workspace, tuned: Sequence[Tuned], terms: Terms, choice: Choice) -> engines.Command:
     if len(tuned) > 1:
         raise UsageError(
-            "llama.cpp's server has one model by name: serve one run with it",
-            fix="--engine transformers or vllm serves several adapters of a base",
+            "llama.cpp's server serves one model at a time: name one run",
+            fix="--engine transformers or vllm serves several adapters of one base",
         )
     folder = _exported(ft, tuned[0], "gguf", Options(quantise=choice.quantise))
     [file] = folder.glob("*.gguf")
@@ -253,7 +253,7 @@ def prove_deployed(
         if not models.can_be_known(ft, run):
             return None, f"its base is not on this machine; where it is: {fix}"
         if not deployment.answers(patience_s):
-            return None, f"it does not answer yet; later: {fix}"
+            return None, f"it is not ready yet; later: {fix}"
         return verify(ft, run, at), None
     except OrchestrateError as error:
         return None, f"{error.message}; later: {fix}"

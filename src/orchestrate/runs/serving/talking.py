@@ -29,9 +29,9 @@ class Talk:
         """`on`: `host` asks the run's host, `here` downloads the adapter and answers on this machine; `auto`
         is where the run was trained. Raises `UsageError`, and what `check` and `download` do."""
         if on not in PLACES:
-            raise UsageError(f"--on takes {', '.join(PLACES)}; got {on!r}")
+            raise UsageError(f"--on must be one of {', '.join(PLACES)}; got {on!r}")
         if on == "here" and at is not None:
-            raise UsageError("--at names another host, and --on here this machine: take one of them")
+            raise UsageError("--at names another host, but --on here means this machine: use one of them")
         handle.check()
         self._handle, self._at = handle, at
         self._own: Generator | None = None

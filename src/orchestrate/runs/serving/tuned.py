@@ -60,15 +60,13 @@ def key_of(subject: TrackedRun | Path) -> str:
 def _of_folder(folder: Path) -> Tuned:
     folder = folder.expanduser().resolve()
     if not list(folder.glob("*.safetensors")):
-        raise UsageError(f"{folder} holds no safetensors weights")
+        raise UsageError(f"{folder} contains no safetensors weights")
     bare = Tuned(folder.name, folder, "", "adapter" if (folder / "adapter_config.json").is_file() else "full")
     given: Any = bare.passport.get("base_model")
     if not given and bare.adapter:
         given = bare.config.get("base_model_name_or_path")
     if not given:
-        raise UsageError(
-            f"{folder} does not say which base it belongs to", fix="a passport.json with base_model"
-        )
+        raise UsageError(f"{folder} does not name its base model", fix="add a passport.json with base_model")
     return replace(bare, base=str(given))
 
 
@@ -116,7 +114,7 @@ def adapter_of(ws: Workspace, run: TrackedRun) -> Adapter:
     more = [name for name in ("modules_to_save", "use_dora", "trainable_token_indices") if config.get(name)]
     if more:
         raise UsageError(
-            f"{run.id} is no plain LoRA adapter ({', '.join(more)}): hosts would drop that, or refuse it",
+            f"{run.id} is not a plain LoRA adapter ({', '.join(more)}): hosts would ignore that or reject it",
             fix=f"orchestrate export {run.id} DIR --to merged   and serve it on a machine of yours",
         )
     tuned.require_readable()
@@ -185,7 +183,7 @@ def export(
             proof = verify(ws, subject, made.folder, Asking(base_gguf=base), tuned=tuned)
         return msgspec.structs.replace(made, proof=proof)
     except SetupError as error:
-        return msgspec.structs.replace(made, notes=(*made.notes, f"not proved here: {error} ({error.fix})"))
+        return msgspec.structs.replace(made, notes=(*made.notes, f"not verified here: {error} ({error.fix})"))
 
 
 @contextmanager
@@ -252,7 +250,7 @@ def verify(
         raise UsageError("say where it is served", fix="--at URL , or a folder")
     folder = Path(at).expanduser().resolve()
     if not folder.exists():
-        raise UsageError(f"{at} is no URL, no folder and not the run's backend")
+        raise UsageError(f"{at} is not a URL, a folder or the run's backend")
     tuned = tuned or of(ws, subject)
     known = sheet(ws, subject, tuned)
     place = FolderPlace(folder, known, tuned.base, model=tuned.name, base_gguf=asking.base_gguf)
@@ -278,7 +276,7 @@ def _require_answering(run: TrackedRun) -> None:
     provider = capability(run.provider, Chats)
     if isinstance(provider, Deploys) and provider.endpoint(run.record.handle) is None:
         raise UsageError(
-            f"{provider.name} has no endpoint up for this model",
+            f"{provider.name} has no running endpoint for this model",
             fix=f"orchestrate deploy {run.id}   (bills), or name a URL or a folder: --at",
         )
 

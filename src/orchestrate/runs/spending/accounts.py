@@ -260,7 +260,7 @@ class Spender:
         one = Asked(backend=name, title=name, asked=False, expected=bool(known))
         if name not in self.backends:
             return _Answer(
-                msgspec.structs.replace(one, reason="no backend of this name is configured any more")
+                msgspec.structs.replace(one, reason="no backend with this name is configured any more")
             )
         try:
             backend = self.provider(name)
@@ -276,7 +276,7 @@ class Spender:
         except OrchestrateError as error:
             return _Answer(msgspec.structs.replace(one, expected=True, reason=error.message))
         except Exception as error:  # noqa: BLE001  a defect of one backend must not hide what bills on others
-            reason = f"defect in the backend ({type(error).__name__})"
+            reason = f"bug in the backend plug-in ({type(error).__name__})"
             return _Answer(msgspec.structs.replace(one, expected=True, reason=reason))
         seen = {item.job_id.lower() for item in billing.items if item.job_id}
         account, elsewhere, problem = self._elsewhere(backend, known, seen)
@@ -308,15 +308,15 @@ class Spender:
                 and (one.host != backend.host or not accounts.is_here(self.store, backend, one.account))
             )
         except OrchestrateError as error:
-            return None, (), f"whose account it is could not be asked for: {error.message}"
+            return None, (), f"could not look up its account: {error.message}"
         except Exception as error:  # noqa: BLE001  as in `_ask`
-            return None, (), f"whose account it is could not be asked for ({type(error).__name__})"
+            return None, (), f"could not look up its account ({type(error).__name__})"
         return account, hidden, None
 
 
 _LEFT_OUT = {
-    False: "a sandbox, where nothing costs anything; --sandbox asks it",
-    True: "no sandbox; without --sandbox it is asked",
+    False: "a sandbox, which costs nothing; use --sandbox to ask it",
+    True: "not a sandbox; leave out --sandbox to ask it",
 }
 """By whether sandboxes were asked for."""
 
@@ -366,7 +366,7 @@ def _owned(answers: Iterable[_Answer], books: _Books, ignore: Collection[str], n
 def unaccounted(run: Run | None, now: datetime) -> str | None:
     """Why a job with our mark belongs to nothing here; `None` where its run, by its ref, accounts for it."""
     if run is None:
-        return "no run here has its ref"
+        return "no run in this store has its ref"
     if run.abandoned is not None:
         return "its run was given up"
     if run.status.terminal and now - (run.finished_at or run.updated_at) > GRACE:

@@ -71,7 +71,7 @@ class Orphans:
     def _ended(self, one: Orphan) -> Orphan:
         item = one.item
         if self._looked_at(item) is None:
-            return _with(one, "kept", "this store accounts for it now")
+            return _with(one, "kept", "this store now tracks it")
         try:
             provider = self.provider(item.provider)
             if item.kind == "deployment":
@@ -97,7 +97,7 @@ class Orphans:
         if item.kind == "deployment":
             kept = [d for d in self.store.deployments.matching() if d.job_id.lower() == job]
             if all(d.state.over for d in kept):
-                reason = "its deployment has ended here" if kept else "no deployment here is it"
+                reason = "its deployment has ended here" if kept else "it matches no deployment in this store"
         else:
             reason = unaccounted(run, self.store.clock.now())
         return None if reason is None else Orphan(item=item, run=run.id if run else None, reason=reason)

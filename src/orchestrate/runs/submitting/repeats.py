@@ -71,7 +71,7 @@ def look(provider: Provider, wish: Wish, translation: Translation) -> Lost | Non
         handles = provider.find(wish.ref)
         job = provider.get(handles[0]) if handles else None
     except ProviderError as error:
-        error.message += f"; a job of the idempotency key {key} may be there already, so nothing was sent"
+        error.message += f"; a job of the idempotency key {key} may already exist, so nothing was sent"
         raise
     if job is None:
         return None
@@ -107,8 +107,8 @@ def event_of(run: Run, provider: Provider, at: datetime) -> Event:
         at=at,
         level="warning",
         type="taken_over",
-        message=f"{provider.title} had job {run.job_id} of this idempotency key already, of which this store "
-        "did not know: it is this run's job now, and nothing was sent",
+        message=f"{provider.title} already had job {run.job_id} with this idempotency key, unknown to "
+        "this store: it is now this run's job, and nothing was sent",
     )
 
 
@@ -148,9 +148,9 @@ def stored_spec(run: Run) -> JobSpec:
     secret."""
     if names := [name for name, value in run.spec.items() if is_masked(value)]:
         raise UsageError(
-            f"run {run.id} cannot be sent again from what is stored: the secrets in "
-            f"{' and '.join(names)} of its spec are not kept",
-            fix=f"orchestrate cancel {run.id}, then submit again; what was uploaded is used again",
+            f"run {run.id} cannot be sent again: the secrets in {' and '.join(names)} of its spec are "
+            "not stored",
+            fix=f"orchestrate cancel {run.id}, then submit again; uploaded files are reused",
         )
     return JobSpec.parse(run.spec)
 
@@ -186,7 +186,7 @@ class Wish:
         right = not space or backend == self.provider.config.name
         if not right or not key.isprintable() or not 0 < len(key) <= _LONGEST_KEY:
             raise UsageError(
-                f"an idempotency key has 1 to {_LONGEST_KEY} characters and no spaces",
+                f"an idempotency key must have 1 to {_LONGEST_KEY} characters and no spaces",
                 fix="--idempotency-key nightly-2026-11-25",
             )
 
@@ -315,7 +315,7 @@ def already(run: Run) -> AlreadySubmitted:
 
 def _state(run: Run) -> str:
     if run.phase in UNSENT:
-        return "was not sent yet (another process may be at it, or it was interrupted)"
+        return "was not sent yet (another process may be sending it, or it was interrupted)"
     return "has no answer from the host yet" if run.phase in UNSETTLED else f"is {run.status.value}"
 
 

@@ -90,7 +90,7 @@ class Settler:
             level="error",
             type="alarm",
             message=f"{self.provider.title} has more than one job for ref {run.ref}: {run.job_id} is "
-            f"tracked, {names} is not and may be billed; cancel it there",
+            f"tracked, but {names} is not and may be billed; cancel it there",
             data={"tracked": run.job_id, "others": sorted(others)},
         )
         return next(iter(self.store.history.add_events(run.id, [event], from_host=False)), None)
@@ -155,7 +155,7 @@ class Settler:
         if (run.provider, run.host) != (self.provider.config.name, self.provider.host):
             raise UsageError(
                 f"run {run.id} is on {run.provider} at {run.host}, not at {self.provider.host}",
-                fix="use the configuration and key that it was submitted with",
+                fix="use the configuration and key used to submit it",
             )
 
     # -- inside ---------------------------------------------------------------------------------------------

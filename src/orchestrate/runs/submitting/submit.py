@@ -192,7 +192,7 @@ class Submitter(Settler):
             self.budget_usd,
             lease=lease,
             limits=asked.limits if asked else (),
-            figure="what it may cost",
+            figure="its possible cost",
         )
 
     def _agreed(self, run: Run, spec: JobSpec, asked: Submission | None) -> Translation:
@@ -222,7 +222,7 @@ class Submitter(Settler):
         if remote is None:
             if data is None or data.digest != run.dataset_digest:
                 raise UsageError(
-                    f"run {run.id} has not uploaded its data yet, and they are not available or have changed",
+                    f"run {run.id} has not uploaded its data yet, and they are unavailable or have changed",
                     fix=f"orchestrate cancel {run.id}, then submit again",
                 )
             with accounts.alone(
@@ -242,7 +242,7 @@ class Submitter(Settler):
         self, run: Run, sent: _Sent, data: TrainingData, progress: Progress | None, lease: Lease
     ) -> RemoteDataset:
         try:
-            with work(f"sending the data to {self.provider.name}", BYTES) as told:
+            with work(f"uploading the data to {self.provider.name}", BYTES) as told:
                 remote = self.provider.upload(sent.spec, data, sent.translation, progress=progress or told)
         except (ProviderError, SetupError, DataError) as error:
             self._refuse(run, error, lease, sent.patient)
@@ -293,7 +293,7 @@ class Submitter(Settler):
         limit, high = run.max_cost_usd, run.quote.high_usd if run.quote else None
         require_within(name, usd, limit, figure=figure)
         if limit is None and exceeds(usd, high) and not self.agree(live):
-            fix = "if that is not too much: submit again with --max-cost and the estimate"
+            fix = "if you accept the estimate, submit again with it as --max-cost"
             require_within(name, usd, high, what="the quote's high end,", figure=figure, fix=fix)
         self.store.runs.commit(run.id, usd, transitions.estimated(usd), self.budget_usd, lease=lease)
 
@@ -375,10 +375,10 @@ class Submitter(Settler):
         try:
             return self.adopt(run, handles)
         except StoreError as error:
-            made = f"job {handles[0].job_id} was made but not written down: {error}"
+            made = f"job {handles[0].job_id} was created but could not be recorded: {error}"
             unknown = OutcomeUnknown(self.provider.name, run.ref, made)
             unknown.fix = (
-                f"{error.fix or 'mend the run store'}; then  orchestrate sync  (do not submit again)"
+                f"{error.fix or 'repair the run store'}; then  orchestrate sync  (do not submit again)"
             )
             raise unknown from error
 

@@ -65,7 +65,7 @@ def space_of(shares: Sequence[float], seeds: int) -> Space:
     kept = tuple(sorted(set(shares)))
     if len(kept) < 3 or kept[-1] != 1 or kept[0] <= 0:
         raise UsageError(
-            "a curve takes three shares or more, above 0 and up to 1", fix="--shares 0.125,0.25,0.5,1"
+            "a curve needs at least three shares, each above 0 and at most 1", fix="--shares 0.125,0.25,0.5,1"
         )
     return seeded({SHARE: kept}, seeds)
 
@@ -79,7 +79,7 @@ def one_seed(search: Search) -> list[str]:
     """What is to be said of a comparison without repetition."""
     if "seed" in search.choices:
         return []
-    return ["one seed: how much a run differs from the next is not in the intervals (--seeds 3)"]
+    return ["one seed: the intervals do not include run-to-run variation (--seeds 3)"]
 
 
 def curve(searching: Searching, rows: int, more: int) -> Curve:
@@ -98,7 +98,7 @@ def curve(searching: Searching, rows: int, more: int) -> Curve:
         return replace(found, why_none=str(error), remarks=tuple(remarks))
     if speeds_up(points):
         remarks.append(
-            "each doubling of the rows still brings more than the last: more rows may be worth more"
+            "gains are still growing with each doubling of the rows: more rows may bring more than projected"
         )
     by_rows = {point.rows: point for point in points}
     middle, top = by_rows.get(round(0.5 * rows)), by_rows.get(rows)
@@ -159,15 +159,15 @@ def interval(same: Sequence[Trial]) -> tuple[float | None, float | None]:
 
 
 def _measured(trials: Sequence[Trial], rows: int, *, higher: bool) -> list[Measured]:
-    """One for each share. Raises `ValueError`."""
+    """Measure one point for each share. Raises `ValueError`."""
     if higher and any((trial.score or 0.0) > 1 for trial in trials):
-        raise ValueError("the best that this metric can be is not known")
+        raise ValueError("this metric's best possible value is unknown")
     return measured_points([(round(share * rows), same) for share, same in _by_share(trials)], higher=higher)
 
 
 def measured_points(groups: Sequence[tuple[int, Sequence[Trial]]], *, higher: bool) -> list[Measured]:
-    """One for each group of runs, by their rows. Its error has both parts: of the rows that were asked,
-    and of seeds, which is taken to be the same for all groups."""
+    """Measure one point for each group of runs, by their rows. Its error has both parts: of the rows that
+    were asked, and of seeds, which is taken to be the same for all groups."""
     scores = [[trial.score or 0.0 for trial in same] for _, same in groups]
     spreads = [(len(found) - 1, variance(found)) for found in scores if len(found) > 1]
     freedom = sum(n for n, _ in spreads)
@@ -190,10 +190,10 @@ def told(found: Curve) -> list[str]:
     """Sentences: what more rows are worth, and what half of them would have lost and saved."""
     more, half = found.more, found.half
     if more is None or half is None:
-        return [f"nothing can be said of other numbers of rows: {found.why_none}"]
+        return [f"no projection for other numbers of rows: {found.why_none}"]
     added = more.rows_after - more.rows_before
     less = found.half_saves_usd
-    saved = f", and cost {money(less)} less" if less is not None and less > 0 else ""
+    saved = f", but cost {money(less)} less" if less is not None and less > 0 else ""
     return [
         f"{added:,} more rows are worth {step(found.target, more)}",
         f"half the rows lose {step(found.target, half)}{saved}",
@@ -223,7 +223,9 @@ def page(found: Curve) -> str:
     )
     body = [f"<h1>{escape(name)} by rows</h1>", *(f"<p>{escape(line)}.</p>" for line in told(found))]
     body += [f"<p>{escape(remark)}</p>" for remark in found.remarks]
-    body.append(html.figure("Learning curve", picture, f"{found.sweep}: the same held-out rows for all"))
+    body.append(
+        html.figure("Learning curve", picture, f"{found.sweep}: all scored on the same held-out rows")
+    )
     body.append(html.table(HEAD, list(cells(found))))
     return html.document(f"{name} by rows", "\n".join(body))
 

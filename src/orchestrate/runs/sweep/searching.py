@@ -72,7 +72,7 @@ def begin(ft: Workspace, spec: JobSpec, providers: Sequence[str], order: Order) 
     _require(order)
     values = specfile.anchored(spec).asked()
     if is_masked(masked(values)):
-        raise UsageError("the spec holds a secret, which a search must not keep")
+        raise UsageError("the spec contains a secret, which a sweep must not store")
     names = ft.backends(order.space.choices.get(PROVIDER, ()) or providers)
     total = order.space.size
     wanted = min(order.trials or total, total) if order.sampler == "grid" else order.trials or 20
@@ -113,25 +113,27 @@ def _digest(search: Search) -> str:
 
 def _require(order: Order) -> None:
     if order.sampler not in sampling.SAMPLERS:
-        raise UsageError(f"--sampler takes {', '.join(sampling.SAMPLERS)}; got {order.sampler!r}")
+        raise UsageError(f"--sampler must be one of {', '.join(sampling.SAMPLERS)}; got {order.sampler!r}")
     if order.sampler == "grid" and order.space.ranges:
-        raise UsageError("a grid has no ranges", fix="--sampler tpe or random, or --grid NAME=VALUES")
+        raise UsageError(
+            "a grid cannot contain ranges", fix="use --sampler tpe or random, or --grid NAME=VALUES"
+        )
     if order.sampler == "grid" and not order.trials and order.space.size > _MOST_UNASKED:
         raise UsageError(
-            f"the grid has {order.space.size:,} combinations, and each is a run",
-            fix="say how many: --trials N, best with --sampler random or tpe",
+            f"the grid has {order.space.size:,} combinations, each of them a run",
+            fix="limit them with --trials N, preferably with --sampler random or tpe",
         )
     if not 0 < order.share <= 1:
-        raise UsageError(f"--first-share is above 0 and at most 1; got {order.share:g}")
+        raise UsageError(f"--first-share must be above 0 and at most 1, got {order.share:g}")
     if order.survivors and order.share == 1:
-        raise UsageError("--survivors are trained again on all rows: it goes with --first-share")
+        raise UsageError("--survivors trains the best trials again on all rows, so it needs --first-share")
     if order.target.startswith(EVAL):
         metric = order.target.removeprefix(EVAL)
         registry.check([metric])
         if registry.better(metric) == "neither":
-            raise UsageError(f"{metric} has no good end: it cannot be a target")
+            raise UsageError(f"{metric} has no better direction, so it cannot be a target")
     elif order.target != LOSS:
-        raise UsageError(f"--target is {LOSS} or eval:METRIC; got {order.target!r}")
+        raise UsageError(f"--target must be {LOSS} or eval:METRIC, got {order.target!r}")
 
 
 def _require_target(ft: Workspace, spec: JobSpec, name: str, search: Search) -> None:

@@ -56,17 +56,17 @@ def parse(grid: Iterable[str], ranges: Iterable[str]) -> Space:
     each_choice, each_range = [_choice(pair) for pair in grid], [_range(pair) for pair in ranges]
     choices, bounds = dict(each_choice), dict(each_range)
     if both := choices.keys() & bounds.keys():
-        raise UsageError(f"{sorted(both)[0]} is given as choices and as a range: one of them")
+        raise UsageError(f"{sorted(both)[0]} is given both as choices and as a range: use one of them")
     counted = Counter(name for name, _ in (*each_choice, *each_range))
     if twice := [name for name, times in counted.items() if times > 1]:
-        raise UsageError(f"{twice[0]} is given twice: all its values go into one --grid")
+        raise UsageError(f"{twice[0]} is given twice: put all its values into one --grid")
     if not choices and not bounds:
         raise UsageError(
             "nothing varies", fix="--grid learning_rate=1e-4,2e-4   or --range NAME=LOW:HIGH:log"
         )
     for name in (*choices, *bounds):
         if name.partition(".")[0] in _FIXED:
-            raise UsageError(f"{name} cannot vary: trials are compared with one another")
+            raise UsageError(f"{name} cannot vary, because trials are compared with each other")
     return Space(choices, bounds)
 
 
@@ -75,7 +75,7 @@ def _choice(pair: str) -> tuple[str, tuple[Any, ...]]:
     values = specfile.parse_settings([f"{name}=[{text}]"], example="--grid learning_rate=1e-4,2e-4")
     found = tuple(_number(value) for value in values[name.strip()])
     if not found or any(value is None for value in found):
-        raise UsageError(f"--grid {name} needs values, joined by commas; got {text!r}")
+        raise UsageError(f"--grid {name} needs comma-separated values; got {text!r}")
     if len(set(map(repr, found))) < len(found):
         raise UsageError(f"--grid {name} has a value twice: {text!r}")
     return name.strip(), found
@@ -103,7 +103,7 @@ def _range(pair: str) -> tuple[str, Range]:
     right = math.isfinite(found[0]) and math.isfinite(found[1]) and found[0] < found[1]
     if not name.strip() or not right or scale not in ("", "log") or (found[2] and found[0] <= 0):
         raise UsageError(
-            f"--range takes NAME=LOW:HIGH or NAME=LOW:HIGH:log, the low end above 0 for log; got {pair!r}"
+            f"--range must be NAME=LOW:HIGH or NAME=LOW:HIGH:log (log needs a low end above 0); got {pair!r}"
         )
     return name.strip(), found
 
@@ -121,7 +121,7 @@ def applied(spec: Mapping[str, Any], settings: Settings, share: float = 1.0, see
     if isinstance(own, str):
         return {**values, "train": own}
     if not isinstance(own, int | float) or not 0 < own <= 1:
-        raise UsageError(f"share is above 0 and at most 1; got {own!r}")
+        raise UsageError(f"share must be above 0 and at most 1, got {own!r}")
     if share * own < 1:
         files: Any = values["train"]
         each = cast("list[Any]", files) if isinstance(files, list) else [files]

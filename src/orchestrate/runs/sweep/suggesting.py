@@ -107,12 +107,16 @@ def _rank(spec: JobSpec, resolved: ModelOnHost, shape: Shape | None, tokens: int
     most = resolved.host.max_rank if resolved.host and resolved.host.max_rank else max(_RANKS)
     ranks = [r for r in _RANKS if r <= most] or [most]
     rank = ranks[0]
-    reason = f"{tokens:,} trained tokens; the size of the model is not known"
+    reason = f"{tokens:,} trained tokens; the size of the model is unknown"
     if shape is not None:
         rank = next((r for r in ranks if shape.adapter_parameters(r) >= tokens), ranks[-1])
         held = shape.adapter_parameters(rank)
         reason = f"{held:,} parameters for {tokens:,} trained tokens: "
-        reason += "enough to learn as full tuning does" if held >= tokens else f"the most that fits ({most})"
+        reason += (
+            "enough to learn as much as full fine-tuning"
+            if held >= tokens
+            else f"the largest rank that fits ({most})"
+        )
     now = getattr(spec.adapter, "r", None)
     near = tuple(r for r in (rank // 2, rank * 2) if 4 <= r <= most)
     yield Suggested(
@@ -120,11 +124,11 @@ def _rank(spec: JobSpec, resolved: ModelOnHost, shape: Shape | None, tokens: int
         value=rank,
         now=now,
         reason=reason,
-        source=f"{_REGRET}; r=16 to begin with",
+        source=f"{_REGRET}; r=16 as a start",
         neighbors=near,
     )
     alpha = getattr(spec.adapter, "alpha", None)
-    reason = "twice the rank, so that the rate need not change with it"
+    reason = "twice the rank, so the learning rate does not depend on it"
     yield Suggested(
         name="adapter.alpha", value=2 * rank, now=alpha, reason=reason, source="guides: r=16 with alpha=32"
     )
@@ -166,7 +170,7 @@ def _epochs(spec: JobSpec, rows: int) -> Suggested:
         value=epochs,
         now=spec.epochs,
         reason=f"{rows:,} rows: 3 below 5,000, 2 below 50,000, then 1",
-        source=f"{_UNSLOTH}: 1 to 3; the steps between them are ours",
+        source=f"{_UNSLOTH}: 1 to 3; the steps in between are our choice",
         neighbors=tuple(n for n in (epochs - 1, epochs + 2) if n),
     )
 
@@ -177,7 +181,7 @@ def _batch(spec: JobSpec, seen: int) -> Suggested:
         name="batch_size",
         value=batch,
         now=spec.batch_size,
-        reason=f"{math.ceil(seen / batch):,} steps; LoRA loses more by large batches than full tuning",
+        reason=f"{math.ceil(seen / batch):,} steps; large batches hurt LoRA more than full fine-tuning",
         source=f"{_QLORA}: 16; {_REGRET}",
         neighbors=(batch // 2, batch * 2),
     )

@@ -152,7 +152,7 @@ class Searching:
             trial, cap = replace(trial, high_usd=quote.held_usd), self._cap(trial, prepared, quote)
             self.ft.store.searches.propose(self.search.id, trial)
             key = self._key(trial)
-            whole = self.ft.store.searches.limit(self.search, trial, then="no further trial was made")
+            whole = self.ft.store.searches.limit(self.search, trial, then="no further trial was started")
             limits = () if whole is None else (whole,)
             asked = submission.of(
                 self.ft, prepared, name, key=key, limit_usd=cap, limits=limits, patient=True
@@ -203,12 +203,12 @@ class Searching:
         whole = prepared.data if not part else training_data(self.ft, JobSpec.parse(self.search.spec))
         if whole.digest == self.search.digest:
             return False
-        self.stopped = "the training data have changed since the search began"
+        self.stopped = "the training data changed after the sweep started"
         return True
 
     def _affordable(self, trial: Trial, quote: Quote) -> bool:
         """A price that is not known is above every limit."""
-        what, then = "what is left of the sweep's limit,", "no further trial was made"
+        what, then = "the rest of the sweep's limit,", "no further trial was made"
         try:
             require_within(
                 quote.provider,
@@ -282,7 +282,7 @@ class Searching:
             if losses:
                 self._set(trial, state=TrialState.SCORED, score=losses[-1][1])
             elif self.ft.store.runs.is_closed(run.id):  # nothing more will be told
-                self._set(trial, state=TrialState.FAILED, note="its host told no validation loss")
+                self._set(trial, state=TrialState.FAILED, note="its host reported no validation loss")
             return
         metric = self.search.target.removeprefix(EVAL)
         try:

@@ -85,7 +85,7 @@ def valued(provider: Provider, job: Job, rates: RateBook | None = None) -> Worth
     )
     words = _words(job, bill, usable)
     known = usable is not None or job.cost_usd is not None or (bill is not None and job.status.terminal)
-    reason = None if known else problem or "its host says nothing about the data of its jobs"
+    reason = None if known else problem or "its host does not report the data of its jobs"
     return Worth(
         spec=spec,
         dataset_digest=asked.dataset_digest if whole else None,
@@ -128,7 +128,7 @@ def _recalled(provider: Provider, job: Job) -> tuple[Recalled | None, str | None
     try:
         return provider.recall(job) if isinstance(provider, Recalls) else None, None
     except OrchestrateError as error:
-        return None, f"its data could not be asked about: {error.message}"
+        return None, f"could not look up its data: {error.message}"
 
 
 def _resolved(provider: Provider, job: Job) -> ModelOnHost:

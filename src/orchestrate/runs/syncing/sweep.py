@@ -65,8 +65,8 @@ _NAMED = (
 )
 
 _WORDS = {
-    "released": "not held in the budget until they are sent",
-    "elsewhere": "in another account, or this key has no right to see them",
+    "released": "not counted in the budget until they are sent",
+    "elsewhere": "in another account, or not visible to this key",
 }
 
 
@@ -138,11 +138,11 @@ class SyncReport(msgspec.Struct, kw_only=True):
             parts.append(f"{stall.run} {'cancelled: ' if stall.cancelled else 'stalled: '}{stall.message}")
         parts += self.hosting
         if self.settled:
-            parts.append(f"settled: {count(self.settled, 'answer')} of commands that have ended")
+            parts.append(f"settled: {count(self.settled, 'answer')} of finished commands")
         if self.ending:
-            parts.append(f"asked to end, and still up: {', '.join(self.ending)}")
+            parts.append(f"asked to shut down but still up: {', '.join(self.ending)}")
         parts += [f"ALARM: {alarm.message}" for alarm in self.alarms]
-        parts += [f"{failure.provider} could not be asked: {failure.message}" for failure in self.failures]
+        parts += [f"{failure.provider} could not be reached: {failure.message}" for failure in self.failures]
         return "\n".join(parts)
 
 
@@ -158,8 +158,8 @@ _ENDING = frozenset({JobStatus.CANCELLING, JobStatus.FINALIZING, JobStatus.UNKNO
 def gone(store: Store, provider: Provider, run: Run) -> None:
     """Its host says that it has no such job, which ends nothing on its own."""
     told = (
-        f"{provider.title} no longer has job {run.job_id}; it may have been deleted there, and what it "
-        f"cost is not known; if so:  orchestrate abandon {run.id} --reason TEXT"
+        f"{provider.title} no longer has job {run.job_id}; it may have been deleted there, and its cost "
+        f"is unknown; if so:  orchestrate abandon {run.id} --reason TEXT"
     )
     _say(store, run, "gone", told)
 
@@ -182,7 +182,7 @@ def uncancelled(store: Store, provider: Provider, run: Run, job: Job) -> bool:
 def paused(store: Store, provider: Provider, run: Run) -> None:
     """The host holds its job."""
     told = (
-        f"{provider.title} holds job {run.job_id}; it keeps its share of the budget until it ends: "
+        f"{provider.title} paused job {run.job_id}; it keeps its share of the budget until it ends: "
         f"orchestrate resume {run.id}, cancel or abandon"
     )
     _say(store, run, "paused", told)
@@ -330,7 +330,7 @@ def sync(
         except OrchestrateError as error:
             report.failed(name, error)
         except Exception as error:  # noqa: BLE001  a plug-in's mistake must not leave the others unwatched
-            told = f"a defect in this backend ({type(error).__name__}: {error})"
+            told = f"a bug in this backend plug-in ({type(error).__name__}: {error})"
             report.failed(name, UnexpectedAnswer(name, told))
     if wanted is None:
         report.settled = settle_answers(store)

@@ -25,7 +25,7 @@ def opened(to: str, at: str | None = None, project: str | None = None) -> Export
     Raises `UsageError` for an unknown one, `MissingExtra`, `SetupError`."""
     if to not in TRACKERS:
         raise UsageError(
-            f"no tracker is called {to!r}{meant(to, TRACKERS)}", fix=f"use one of {', '.join(TRACKERS)}"
+            f"unknown tracker {to!r}{meant(to, TRACKERS)}", fix=f"use one of {', '.join(TRACKERS)}"
         )
     return import_module(f"orchestrate.runs.trackers.{to}").opened(at, project)
 

@@ -42,7 +42,9 @@ def _reachable(uri: str) -> None:
         httpx.get(uri, timeout=_PATIENCE_S)
     except httpx.HTTPError as error:
         raise HostUnavailable(
-            "mlflow", f"{uri} does not answer: {error}", fix="start it (mlflow server), or name another: --at"
+            "mlflow",
+            f"{uri} does not answer: {error}",
+            fix="start it (mlflow server), or name another with --at",
         ) from error
 
 

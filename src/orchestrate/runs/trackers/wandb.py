@@ -31,7 +31,7 @@ def opened(at: str | None, project: str | None) -> WandB:
     folder = None if at is None or at.startswith(("http://", "https://")) else Path(at).expanduser()
     if folder is not None:
         if folder.exists() and not folder.is_dir():
-            raise UsageError(f"{folder} is not a folder", fix="--at DIR, or a URL")
+            raise UsageError(f"{folder} is not a folder", fix="use --at DIR, or a URL")
         folder.mkdir(parents=True, exist_ok=True)
     return WandB(project or PROJECT, url=at if folder is None else None, folder=folder)
 
@@ -94,7 +94,7 @@ class WandB(Closing):
                 settings=wandb.Settings(**settings),
             )
         except (wandb.Error, ValueError) as error:
-            fix = "wandb login, or write it to a folder without a key: --at DIR"
+            fix = "run wandb login, or write to a folder without a key: --at DIR"
             raise ProviderError("wandb", str(error), fix=fix) from error
         self._open[run.id] = there
         self._last[run.id] = self._step(run.id, there)

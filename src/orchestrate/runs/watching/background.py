@@ -81,7 +81,7 @@ class Background:
             return
         self._starts = [at for at in self._starts if time.monotonic() - at < _STARTS_S]
         if len(self._starts) >= _MOST_STARTS:
-            raise self._broken("the background watcher keeps stopping")
+            raise self._broken("the background watcher keeps crashing")
         self._starts.append(time.monotonic())
         private_folder(self._base.parent)
         with _log_file(self.log) as log:
@@ -128,7 +128,7 @@ def stop(settings: Settings) -> int:
         watcher = WorkerId.from_json(file.read_bytes())
         if watcher.machine != me().machine:
             raise SetupError(
-                f"a watcher for this folder is running on {watcher.machine}", fix="stop it there"
+                f"a watcher for this folder is running on {watcher.machine}", fix="stop it on that machine"
             )
         with suppress(ProcessLookupError):
             os.kill(watcher.pid, signal.SIGTERM)
@@ -269,5 +269,5 @@ def _last_line(log: Path) -> str:
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
-        return "it has no log"
-    return lines[-1] if lines else "it said nothing"
+        return "it has no log file"
+    return lines[-1] if lines else "it printed nothing"

@@ -132,7 +132,9 @@ class Command:
                     process.communicate(stdin, self.timeout_s)
                 except subprocess.TimeoutExpired:
                     end_group(process)
-                    raise PerhapsDelivered(f"{argv[0]}: not done after {duration(self.timeout_s)}") from None
+                    raise PerhapsDelivered(
+                        f"{argv[0]}: still running after {duration(self.timeout_s)}"
+                    ) from None
             if process.returncode < 0:
                 raise PerhapsDelivered(f"{argv[0]}: ended by signal {-process.returncode}")
             if process.returncode:
@@ -185,11 +187,11 @@ class Webhook:
         try:
             parts = urlsplit(url)
         except ValueError as error:
-            raise UsageError(f"the address of the webhook is not a URL: {error}") from error
+            raise UsageError(f"the webhook address is not a URL: {error}") from error
         if not parts.hostname or not (
             parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
         ):
-            raise UsageError("a webhook goes to an https address, or to one of this machine")
+            raise UsageError("a webhook address must be https, or on this machine")
         self.url, self.key = url, None if secret is None else _key(secret)
         self.name = f"webhook:{_digest([url])}"
 
@@ -295,7 +297,7 @@ def _bury(store: Store, channel: Channel) -> list[str]:
 def _uncertain(store: Store, run_id: str, channel: Channel, reason: str) -> str:
     """Leaves it as it is, for a person to see: telling twice would be worse than not at all."""
     store.notifications.close(run_id, channel.name)
-    text = f"it is not known whether the {_kind(channel)} arrived, and it is not repeated ({reason})"
+    text = f"the {_kind(channel)} may or may not have arrived and is not repeated ({reason})"
     told = Event(
         id=f"orchestrate-untold-{channel.name}",
         at=store.clock.now(),
@@ -323,6 +325,6 @@ def _key(secret: Secret) -> bytes:
         if key := base64.b64decode(text.removeprefix("whsec_"), validate=True):
             return key
     raise ConfigError(
-        "the secret that signs webhooks begins with whsec_ and what follows is not base64",
-        fix="copy all of it: orchestrate keys set notify-webhook   (or ORCHESTRATE_NOTIFY_SECRET)",
+        "the webhook signing secret starts with whsec_, but the rest is not base64",
+        fix="copy the complete secret: orchestrate keys set notify-webhook   (or ORCHESTRATE_NOTIFY_SECRET)",
     )

@@ -358,7 +358,7 @@ class Datasets:
         got = await store_stream(path, request.stream(), size)
         if got != size:
             path.unlink()
-            raise HostError(400, f"{got} bytes came, {size} were signed")
+            raise HostError(400, f"{got} bytes arrived, but {size} were signed")
         slot["done"] = True
         self._save(dataset)
         return Response(status_code=200)

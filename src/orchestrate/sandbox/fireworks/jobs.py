@@ -106,7 +106,7 @@ class JobMaker:
         if report is None or report.error:
             raise HostError(400, f"the dataset is not valid: {report.error if report else 'no rows'}")
         if examples < MIN_EXAMPLES:
-            raise HostError(400, f"the dataset has {examples} examples, at least {MIN_EXAMPLES} are needed")
+            raise HostError(400, f"the dataset has {examples} examples, at least {MIN_EXAMPLES} are required")
         if examples * epochs > MAX_EXAMPLES:
             raise HostError(400, f"examples x epochs must be at most {MAX_EXAMPLES}")
         if (report.format == "preference") != (kind.method == "dpo"):

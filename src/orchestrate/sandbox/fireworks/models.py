@@ -199,13 +199,13 @@ class Bringing:
         if slot is None:
             raise HostError(403, "this signed URL is not valid, or has expired")
         if "authorization" in request.headers:
-            raise HostError(400, "a signed URL takes no key")
+            raise HostError(400, "do not send a key with a signed URL")
         size = slot["size"]
         if request.headers.get("x-goog-content-length-range") != f"{size},{size}":
             raise HostError(400, f"the header x-goog-content-length-range must be {size},{size}, as signed")
         data = await request.body()
         if len(data) != size:
-            raise HostError(400, f"{len(data)} bytes came, {size} were signed")
+            raise HostError(400, f"{len(data)} bytes arrived, but {size} were signed")
         (shared.folder_of(self.host, slot["model"]) / slot["name"]).write_bytes(data)
         return Response(status_code=200)
 
@@ -215,7 +215,7 @@ class Bringing:
         if job.lora_rank != model["peftDetails"]["r"]:
             self.host.state.delete("fireworks", shared.KIND, job.id)
             raise HostError(
-                400, f"the adapter has rank {job.lora_rank}, and {model['peftDetails']['r']} was told"
+                400, f"the adapter has rank {job.lora_rank}, but {model['peftDetails']['r']} was declared"
             )
         return json_answer({"warnings": []})
 

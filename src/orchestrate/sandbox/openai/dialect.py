@@ -206,7 +206,7 @@ class DialectHost(OpenAIHost):
         """An archive of an adapter."""
         how = self.told.deployment
         if how is None or how.adapters is None:
-            raise HostError(404, "nothing is taken here")
+            raise HostError(404, "uploads are not supported here")
         async with request.form() as form:
             given = form.get(how.adapters.field)
             if not isinstance(given, UploadFile):
@@ -224,7 +224,7 @@ class DialectHost(OpenAIHost):
     async def _deployment(self, request: Request) -> Response:
         how = self.told.deployment
         if how is None:
-            raise HostError(404, "nothing is deployed here")
+            raise HostError(404, "deployments are not supported here")
         name = request.path_params.get("name")
         if request.method == "GET":
             kept = [one for one in self.state.all(self.name, "deployment")]
@@ -248,7 +248,7 @@ class DialectHost(OpenAIHost):
         name = name or told["name"]
         job = self._deployable(told)
         if self.state.get(self.name, "deployment", name) is not None and how.make.method == "POST":
-            raise HostError(409, f"a model {name} is there already", code="conflict")
+            raise HostError(409, f"a model {name} already exists", code="conflict")
         raw: dict[str, Any] = {}
         shown = name if how.answers_as == "name" else f"{told.get('base', 'base')}-LoRa:{name}-udpd"
         _set(raw, how.list.model, told.get("model", shown))
@@ -316,7 +316,7 @@ def _read(template: str, value: str) -> dict[str, str]:
     pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(template))
     found = re.fullmatch(pattern, value)
     if found is None:
-        raise HostError(400, f"{value!r} is not like {template}")
+        raise HostError(400, f"{value!r} does not match {template}")
     return found.groupdict()
 
 

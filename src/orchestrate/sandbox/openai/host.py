@@ -182,7 +182,7 @@ def _graded(asked: RunGrader) -> dict[str, Any]:
     if grader.get("type") in ELSEWHERE:
         errors |= {
             "model_grader_server_error": True,
-            "model_grader_server_error_details": "the sandbox asks no model",
+            "model_grader_server_error_details": "the sandbox does not run model graders",
         }
     elif runs_code(grader):
         errors |= {

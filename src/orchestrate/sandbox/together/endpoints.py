@@ -86,7 +86,7 @@ class Bringing:
                 400, f"base model {asked.base_model_id} is not supported", code="invalid_argument"
             )
         if not asked.type.startswith("adapter"):
-            raise HostError(400, "the sandbox takes adapters only", code="invalid_argument")
+            raise HostError(400, "the sandbox only accepts adapters", code="invalid_argument")
         name = asked.name if "/" in asked.name else f"sandbox/{asked.name}"
         id = object_id("ml", name)
         if self.host.state.get("together", "registered", id) is not None:
@@ -148,7 +148,7 @@ class Bringing:
             raise HostError(400, "a signed URL takes no key", code="invalid_argument")
         data = await request.body()
         if len(data) > PART_BYTES:
-            raise HostError(400, "a part is at most 20 MB", code="invalid_argument")
+            raise HostError(400, "a part must be at most 20 MB", code="invalid_argument")
         self._part(request.path_params["upload"], int(number)).write_bytes(data)
         return Response(headers={"etag": f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"'})
 
@@ -165,16 +165,18 @@ class Bringing:
             details = file.uploadDetails
             upload = self.host.state.get("together", "upload", details.uploadId) if details else None
             if details is None or upload is None or upload["path"] != file.path:
-                raise HostError(400, f"no upload of {file.path} was begun", code="invalid_argument")
+                raise HostError(400, f"no upload of {file.path} was started", code="invalid_argument")
             numbers = [part.partNumber for part in details.parts]
             if numbers != list(range(1, upload["parts"] + 1)):
                 raise HostError(400, f"parts of {file.path} are missing", code="invalid_argument")
             try:
                 data = b"".join(self._part(details.uploadId, n).read_bytes() for n in numbers)
             except FileNotFoundError as error:
-                raise HostError(400, f"parts of {file.path} never came", code="invalid_argument") from error
+                raise HostError(
+                    400, f"parts of {file.path} never arrived", code="invalid_argument"
+                ) from error
             if _etag(data) != file.hash:
-                raise HostError(400, f"{file.path} has another hash", code="invalid_argument")
+                raise HostError(400, f"{file.path} has a different hash", code="invalid_argument")
             (folder / file.path).write_bytes(data)
         shared.add(self.host, asked.objectId, registered["name"], registered["sandbox_base"])
         return json_answer({"revisionId": object_id("rv", registered["name"]), "sandbox": True})
@@ -265,7 +267,7 @@ class Endpoints:
     async def create(self, request: Request) -> Response:
         asked = parse(CreateEndpoint, await json_body(request))
         if any(e["name"] == _full(asked.name) for e in self._all()):
-            raise HostError(409, f"endpoint {asked.name} exists already", code="already_exists")
+            raise HostError(409, f"endpoint {asked.name} already exists", code="already_exists")
         now = iso(self.host.clock.now())
         endpoint: dict[str, Any] = {
             "id": f"ep_{token(16)}",
@@ -338,7 +340,7 @@ class Endpoints:
 
     def _check_etag(self, stored: dict[str, Any], given: str | None) -> None:
         if given is not None and given != stored["etag"]:
-            raise HostError(409, "the object was changed meanwhile (etag)", code="etag_mismatch")
+            raise HostError(409, "the object was changed in the meantime (etag)", code="etag_mismatch")
 
     def delete(self, request: Request) -> Response:
         endpoint = self._found(request)

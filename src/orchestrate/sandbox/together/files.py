@@ -261,5 +261,5 @@ class Known(HostError):
     """409 for bytes that are there already; its body carries the file's id."""
 
     def __init__(self, file_id: str) -> None:
-        super().__init__(409, f"the file exists already as {file_id}", code="file_exists")
+        super().__init__(409, f"the file already exists as {file_id}", code="file_exists")
         self.file_id = file_id

@@ -421,7 +421,7 @@ class TogetherHost(Host):
 
     def whoami(self, request: Request) -> Response:
         if not self.settings.tells_account:
-            raise HostError(404, "this sandbox was told to keep accounts to itself", code="not_found")
+            raise HostError(404, "this sandbox is set to not reveal accounts", code="not_found")
         return json_answer(
             {
                 "type": "project_api_key",

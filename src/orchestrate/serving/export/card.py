@@ -108,9 +108,10 @@ def _score(score: Score | None) -> str:
 def _licence(tuned: Tuned) -> str:
     licence = tuned.licence
     if licence is None:
-        return "## Licence\n\nThat of the base model, which Orchestrate's catalog does not know."
+        return "## Licence\n\nThe license of the base model, which is not in Orchestrate's catalog."
     lines = [
-        f"## Licence\n\nThat of the base model: {licence.title}" + (f", {licence.url}" if licence.url else "")
+        f"## Licence\n\nThe license of the base model: {licence.title}"
+        + (f", {licence.url}" if licence.url else "")
     ]
     lines += [f"- {ask}" for ask in licence.asks]
     if licence.notice:

@@ -23,11 +23,12 @@ def new_folder_at(target: Path) -> Generator[Path]:
     with locked(target.with_name(f".{target.name}.lock"), keep=False) as mine:
         if not mine:
             raise UsageError(
-                f"another process is writing {target}", fix="wait for its end, or name another folder"
+                f"another process is writing {target}",
+                fix="wait until it has finished, or name another folder",
             )
         _clear(target)
         if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
-            raise UsageError(f"{target} is there already", fix="name a folder that is new, or empty")
+            raise UsageError(f"{target} already exists", fix="name a new or empty folder")
         if target.is_dir():
             target.rmdir()
         with whole_folder(target, replace=False) as folder:

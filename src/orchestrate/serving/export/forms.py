@@ -140,12 +140,12 @@ def export(
 def require(tuned: Tuned, form: str, options: Options) -> None:
     """What can be said before any work. Raises `UsageError`, `SetupError`."""
     if form not in _FORMS:
-        raise UsageError(f"no form is called {form!r}{among(form, _FORMS)}")
+        raise UsageError(f"unknown format {form!r}{among(form, _FORMS)}")
     if options.dtype not in DTYPES:
-        raise UsageError(f"--dtype takes {', '.join(DTYPES)}; got {options.dtype!r}")
+        raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}")
     if form in ("gguf-lora", "vllm") and tuned.adapter and tuned.config.get("use_dora"):
         raise UsageError(
-            f"{form} knows no DoRA adapters: their magnitudes would be dropped",
+            f"{form} does not support DoRA adapters: their magnitudes would be dropped",
             fix="orchestrate export --to merged , or gguf",
         )
     if form == "gguf-lora" and not tuned.adapter:
@@ -192,8 +192,8 @@ def _peft(draft: Draft) -> None:
     )
     if draft.tuned.four_bit:
         draft.notes.append(
-            "it was trained on the base in four bits (NF4): on 16-bit weights its answers differ a little; "
-            "evaluate what you serve"
+            "it was trained on the base in 4 bits (NF4): on 16-bit weights its answers differ "
+            "slightly; evaluate the model you serve"
         )
 
 
@@ -216,8 +216,8 @@ def _merged(draft: Draft) -> None:
         draft.dress = merged[1]
         if tuned.four_bit:
             draft.notes.append(
-                f"merged into the base's own {dtype} weights, not into the four bits that it was trained on: "
-                "evaluate the result"
+                f"merged into the base's own {dtype} weights, not into the 4-bit weights used in "
+                "training: evaluate the result"
             )
     else:
         for file in sorted(tuned.folder.iterdir()):
@@ -239,20 +239,20 @@ def _vllm(draft: Draft) -> None:
     _adapter(draft)
     if draft.tuned.config.get("modules_to_save"):
         raise UsageError(
-            "vLLM takes no adapter with whole layers in it (modules_to_save)",
+            "vLLM does not support adapters with fully trained layers (modules_to_save)",
             fix="orchestrate export --to merged",
         )
     rank = next((r for r in VLLM_RANKS if r >= draft.tuned.rank), None)
     if rank is None:
         raise UsageError(
-            f"vLLM takes adapters up to rank {VLLM_RANKS[-1]}; this one has {draft.tuned.rank}",
+            f"vLLM supports adapters up to rank {VLLM_RANKS[-1]}; this one has rank {draft.tuned.rank}",
             fix="orchestrate export --to merged",
         )
     draft.commands.append(
         f"vllm serve {shlex.quote(draft.tuned.base_name)} --enable-lora --max-lora-rank {rank} "
         f"--lora-modules {draft.tuned.slug}={draft.at()} --chat-template {draft.at('chat_template.jinja')}"
     )
-    draft.notes.append("ask for it by its name: vLLM answers as the base under the base's name")
+    draft.notes.append("request it by its own name: under the base's name vLLM answers with the base model")
 
 
 def _gguf(draft: Draft) -> str:
@@ -281,9 +281,7 @@ def _gguf(draft: Draft) -> str:
     if kind != sixteen:
         quantise(made, draft.folder / name, kind, scripts)
         made.unlink()
-        draft.notes.append(
-            f"quantised to {kind}: it answers a little differently; evaluate it as it is served"
-        )
+        draft.notes.append(f"quantized to {kind}: answers differ slightly; evaluate it as served")
     draft.notes.append(
         f"llama.cpp cuts text as {told['pre_tokenizer']}: a file whose pre-tokenizer is wrong answers from "
         "other "
@@ -351,7 +349,7 @@ def _ollama(draft: Draft) -> None:
     pieces = ollama.learn(learnt, bos)
     probed = {one.kind: (one.plain, text) for one, text in zip(asked, texts[len(shapes) :], strict=True)}
     draft.notes += ollama.prove(pieces, probed, bos)
-    draft.notes.append("tools are not in its TEMPLATE: serve a model that calls tools by llama-server")
+    draft.notes.append("tools are not in its TEMPLATE: serve a tool-calling model with llama-server")
     written = ollama.modelfile(name, pieces, draft.dress["stop_words"], draft.dress["context"])
     write_whole(draft.folder / "Modelfile", written.encode())
     draft.commands[:0] = [
@@ -364,7 +362,7 @@ def _hub(draft: Draft) -> None:
     (_merged if draft.options.whole or not draft.tuned.adapter else _peft)(draft)
     repo = draft.options.repo or f"OWNER/{draft.tuned.slug}"
     draft.commands.insert(0, f"hf upload {shlex.quote(repo)} {draft.at()} .")
-    draft.notes.insert(0, "nothing was uploaded; read what is in the folder before you publish it")
+    draft.notes.insert(0, "nothing was uploaded; review the folder before you publish it")
 
 
 def _papers(draft: Draft, form: str) -> None:

@@ -77,7 +77,7 @@ def _stop(text: str) -> str:
     if text.endswith('"') or '"""' in text or not text.replace("\n", "").isprintable():
         raise UsageError(
             f"a Modelfile cannot hold the stop word {text!r}",
-            fix="orchestrate export --to gguf , and serve it by llama-server",
+            fix="orchestrate export --to gguf , and serve it with llama-server",
         )
     return f"{quotes}{text}{quotes}"
 
@@ -91,7 +91,7 @@ def learn(shown: Mapping[str, str | None], bos: str | None) -> Pieces:
     engine puts before every prompt itself, so that the template must not. Raises `UsageError`."""
     one, more = _cut(shown["one"], [USER]), _cut(shown["more"], [USER, ANSWER, NEXT])
     if one is None or more is None or one[0] != more[0] or one[-1] != more[-1]:
-        raise _refused("it does not write a conversation message by message")
+        raise _refused("it does not render a conversation message by message")
     between = {
         ("", "user"): one[0],
         ("user", "assistant"): more[1],
@@ -102,7 +102,7 @@ def learn(shown: Mapping[str, str | None], bos: str | None) -> Pieces:
         between |= {("", "system"): system[0], ("system", "user"): system[1]}
     longer = [{"role": role, "content": text} for role, text in SHAPES["longer"]]
     if Pieces(between, one[-1]).rendered(longer) != shown["longer"]:
-        raise _refused("it writes later messages otherwise than the first ones")
+        raise _refused("it renders later messages differently from the first ones")
     if bos:
         between = {k: v.removeprefix(bos) if not k[0] else v for k, v in between.items()}
     return Pieces(between, one[-1])
@@ -124,8 +124,8 @@ def prove(
         if made == (wanted.removeprefix(bos) if bos else wanted):
             continue
         if kind in LINEAR:
-            raise _refused(f"what it makes of a prompt ({kind}) cannot be written as a Go template")
-        notes.append(f"TEMPLATE writes prompts with {kind} otherwise than the model was trained on")
+            raise _refused(f"its rendering of a prompt ({kind}) cannot be written as a Go template")
+        notes.append(f"TEMPLATE renders prompts with {kind} differently from training")
     return notes
 
 
@@ -154,7 +154,7 @@ def _cut(text: str | None, words: Sequence[str]) -> list[str] | None:
 
 def _refused(why: str) -> UsageError:
     return UsageError(
-        f"no Ollama TEMPLATE is proven for this model's chat template: {why}",
-        fix="orchestrate export --to gguf , and serve it by llama-server, which reads the chat template "
-        "itself",
+        f"there is no verified Ollama TEMPLATE for this model's chat template: {why}",
+        fix="orchestrate export --to gguf , and serve it with llama-server, which reads the chat "
+        "template itself",
     )

@@ -37,7 +37,7 @@ class FolderPlace:
         self.engine = "llama.cpp" if self._file is not None else "transformers"
         if self._file is not None and self._file.name.endswith("-lora.gguf") and base_gguf is None:
             raise UsageError(
-                f"{self._file.name} is an adapter: it is tried on its base as a GGUF file",
+                f"{self._file.name} is an adapter and needs its base as a GGUF file",
                 fix="--base-gguf FILE",
             )
 

@@ -92,13 +92,13 @@ class UrlPlace:
         try:
             entries = decoding.convert(found, list[dict[str, Any]])
         except msgspec.ValidationError as error:
-            raise UnexpectedAnswer(self._root, f"its list of models holds no models: {error}") from error
+            raise UnexpectedAnswer(self._root, f"its list of models is invalid: {error}") from error
         models: dict[str, Mapping[str, Any]] = {str(m.get("id")): m for m in entries}
         if self.model not in models:
             raise NotFound(
                 self._root,
                 f"it has no model {self.model!r}; it lists {', '.join(models) or 'none'}",
-                fix="--model NAME: the name under which the tuned model is served",
+                fix="pass the served name of the tuned model: --model NAME",
             )
         return models
 
@@ -122,7 +122,7 @@ class UrlPlace:
 
     def prompts(self, probes: Sequence[Probe]) -> list[Asked]:
         if self.answers_to_any_name():
-            self.notes.append("it answers for any name of a model: a mistyped name is not noticed")
+            self.notes.append("it accepts any model name, so a mistyped name goes unnoticed")
         return [self._prompt(probe) for probe in probes]
 
     def _prompt(self, probe: Probe) -> Asked:
@@ -150,7 +150,7 @@ class UrlPlace:
         try:
             return Asked(ids=decoding.convert(self._body(done).get("tokens"), list[int]))
         except msgspec.ValidationError as error:
-            raise UnexpectedAnswer(self._root, f"{path} gives no tokens: {error}") from error
+            raise UnexpectedAnswer(self._root, f"{path} returned no tokens: {error}") from error
 
     # -- answers ---------------------------------------------------------------------------------------------
 
@@ -191,7 +191,7 @@ class UrlPlace:
         try:
             return _heard(decoding.convert(self._body(done), Answer).choices[0])
         except msgspec.ValidationError as error:
-            raise UnexpectedAnswer(self._root, f"{path} gives no answer: {error}") from error
+            raise UnexpectedAnswer(self._root, f"{path} returned no answer: {error}") from error
 
     # -- HTTP ------------------------------------------------------------------------------------------------
 
@@ -221,9 +221,9 @@ class UrlPlace:
         try:
             body = done.json()
         except ValueError as error:
-            raise UnexpectedAnswer(self._root, f"{done.request.url.path} gives no JSON") from error
+            raise UnexpectedAnswer(self._root, f"{done.request.url.path} did not return JSON") from error
         if not isinstance(body, dict):
-            raise UnexpectedAnswer(self._root, f"{done.request.url.path} gives no object")
+            raise UnexpectedAnswer(self._root, f"{done.request.url.path} did not return an object")
         return body  # pyright: ignore[reportUnknownVariableType]  # JSON objects have string keys
 
 

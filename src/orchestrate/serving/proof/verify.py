@@ -43,14 +43,14 @@ def _judged(sheet: Sheet, place: Place, run_id: str, weights: str | None) -> Pro
     if sheet.canaries:
         tuned = place.answers(sheet.canaries, base=False)
         if tuned is None:
-            raise UsageError(f"{place.at} does not answer as {place.model}")
+            raise UsageError(f"{place.at} does not serve {place.model}")
         stages += [
             _answers(sheet.canaries, tuned, place.model),
             _distance(sheet, place, tuned),
             _stop(sheet, tuned),
         ]
     else:
-        why = "no prompt was found that base and tuned model answer each in their own way"
+        why = "found no prompt to which base and tuned model answer differently"
         stages.append(ProofStage(name="answers", state="unknown", detail=why))
     failed = any(s.state == "failed" for s in stages)
     return Proof(
@@ -80,32 +80,34 @@ def _tokens(probes: Sequence[Probe], asked: Sequence[Asked]) -> ProofStage:
             if seen.count == len(probe.ids):
                 counted += 1
             else:
-                other.append(f"{probe.kind}: {seen.count} tokens, and {len(probe.ids)} where it was trained")
+                other.append(f"{probe.kind}: {seen.count} tokens, but {len(probe.ids)} in training")
     figures: dict[str, float] = {"kinds": len(probes), "same": same, "same count": counted}
     if other:
         return ProofStage(
             name="tokens",
             state="failed",
-            detail="the model is asked with other tokens than it was trained with: " + "; ".join(other),
-            fix="serve it with the chat_template.jinja and the tokenizer files that its export holds, and "
-            "look at "
-            "who adds the first token (BOS)",
+            detail="prompts are tokenized differently from training: " + "; ".join(other),
+            fix="serve it with the chat_template.jinja and the tokenizer files of its export, and "
+            "check which side adds the first token (BOS)",
             figures=figures,
         )
     if same == len(probes):
         return ProofStage(
             name="tokens",
             state="passed",
-            detail=f"the same ids for {count(same, 'kind')} of prompts",
+            detail=f"same token ids for {count(same, 'kind')} of prompts",
             figures=figures,
         )
     told = (
-        f"{counted} of {len(probes)} kinds of prompts have as many tokens"
+        f"{counted} of {len(probes)} kinds of prompts have the same number of tokens"
         if counted
-        else "no tokens are told"
+        else "the server reports no tokens"
     )
     return ProofStage(
-        name="tokens", state="unknown", detail=f"{told}; the place does not tell their ids", figures=figures
+        name="tokens",
+        state="unknown",
+        detail=f"{told}; the server does not report their ids",
+        figures=figures,
     )
 
 
@@ -114,10 +116,10 @@ def _difference(wanted: Sequence[int], seen: Sequence[int]) -> str:
         (n for n, (a, b) in enumerate(zip(wanted, seen, strict=False)) if a != b), min(len(wanted), len(seen))
     )
     if list(seen[1:]) == list(wanted):
-        return f"one more token ({seen[0]}) at the beginning"
+        return f"one extra token ({seen[0]}) at the start"
     if list(wanted[1:]) == list(seen):
         return f"the first token ({wanted[0]}) is missing"
-    return f"{len(seen)} tokens for {len(wanted)}, other ones from the {at + 1}. on"
+    return f"{len(seen)} tokens for {len(wanted)}, different from token {at + 1} on"
 
 
 def _answers(canaries: Sequence[Canary], answers: Sequence[Heard], model: str) -> ProofStage:
@@ -130,25 +132,23 @@ def _answers(canaries: Sequence[Canary], answers: Sequence[Heard], model: str) -
     figures: dict[str, float] = {"canaries": len(canaries), "as tuned": tuned, "as base": base}
     least = max(1, round(0.75 * len(canaries)))
     if tuned >= least:
-        detail = f"{tuned} of {len(canaries)} canaries answered as the tuned model does"
+        detail = f"{tuned} of {len(canaries)} canaries answered like the tuned model"
         return ProofStage(name="answers", state="passed", detail=detail, figures=figures)
     if base >= least:
         return ProofStage(
             name="answers",
             state="failed",
-            detail=f"{model!r} answers as the base: {base} of {len(canaries)} canaries",
-            fix="the adapter is not applied: look at how it is loaded, and at the name that requests ask for",
+            detail=f"{model!r} answers like the base: {base} of {len(canaries)} canaries",
+            fix="the adapter is not applied: check how it is loaded, and the model name in requests",
             figures=figures,
         )
     return ProofStage(
         name="answers",
         state="failed",
-        detail=f"{model!r} answers as neither the tuned model ({tuned} of {len(canaries)} canaries) nor its "
-        "base "
-        f"({base})",
-        fix="another adapter answers to this name, or the weights were changed (merged into four bits, "
-        "quantised "
-        "too far): load the run's own adapter",
+        detail=f"{model!r} answers like neither the tuned model ({tuned} of {len(canaries)} canaries) "
+        f"nor its base ({base})",
+        fix="another adapter is served under this name, or the weights were changed (merged into 4 "
+        "bits, quantized too far): load the run's own adapter",
         figures=figures,
     )
 
@@ -190,18 +190,17 @@ def _distance(sheet: Sheet, place: Place, answers: Sequence[Heard]) -> ProofStag
         "tokens": tokens,
     }
     told = (
-        f"{tuned:.4f} nats a token from the trainer's numbers over {count(tokens, 'token')}; "
-        f"the base lies {base:.4f} apart there"
+        f"{tuned:.4f} nats per token from the trainer over {count(tokens, 'token')}; the base alone "
+        f"differs by {base:.4f} there"
     )
     if tuned <= limit:
         return ProofStage(name="distance", state="passed", detail=told, figures=figures)
     return ProofStage(
         name="distance",
         state="failed",
-        detail=f"{told}, so at most {limit:.4f} was expected",
-        fix="the weights are not those that were trained: another adapter or checkpoint, another scale, or "
-        "merged "
-        "into quantised weights",
+        detail=f"{told}, so the limit is {limit:.4f}",
+        fix="these are not the trained weights: another adapter or checkpoint, another scale, or "
+        "merged into quantized weights",
         figures=figures,
     )
 
@@ -233,14 +232,14 @@ def _agreement(canaries: Sequence[Canary], heard: Sequence[Heard], apart: float 
     if apart is not None:
         figures["nats a token"] = round(apart, 5)
     interval = f"{share.low:.0%} to {share.high:.0%}"
-    told = f"{same} of {len(canaries)} answers are the trainer's, token by token ({interval})"
+    told = f"{same} of {len(canaries)} answers match the trainer's token by token ({interval})"
     if share.high >= AGREEMENT:
         return ProofStage(name="distance", state="passed", detail=told, figures=figures)
     return ProofStage(
         name="distance",
         state="failed",
         detail=told,
-        fix="serve it in more bits, or evaluate it as it is served: orchestrate eval",
+        fix="serve it with more bits, or evaluate it as served: orchestrate eval",
         figures=figures,
     )
 
@@ -268,13 +267,12 @@ def _stop(sheet: Sheet, heard: Sequence[Heard]) -> ProofStage:
     figures: dict[str, float] = {"right": right, "own": own, "late": late, "early": early}
     stops = ", ".join(sheet.stop_words)
     if late or early:
-        how = "goes on after" if late >= early else "stops before"
+        how = "continues past" if late >= early else "stops before"
         return ProofStage(
             name="stop",
             state="failed",
             detail=f"the server {how} the end of a turn: {late + early} of {count(len(heard), 'answer')}",
-            fix=f"set its stop tokens to those of the training: {stops} (eos_token_id in "
-            "generation_config.json; "
+            fix=f"use the stop tokens of the training: {stops} (eos_token_id in generation_config.json; "
             "`stop` in requests)",
             figures=figures,
         )
@@ -282,8 +280,8 @@ def _stop(sheet: Sheet, heard: Sequence[Heard]) -> ProofStage:
         return ProofStage(
             name="stop",
             state="passed",
-            detail=f"{count(right, 'answer')} ended where the trainer's end, {own} of other words by "
-            "themselves",
+            detail=f"{count(right, 'answer')} stopped where the trainer's did; {own} with different "
+            "text stopped on their own",
             figures=figures,
         )
-    return ProofStage(name="stop", state="unknown", detail="no answer came to its end", figures=figures)
+    return ProofStage(name="stop", state="unknown", detail="no answer was completed", figures=figures)

@@ -53,7 +53,7 @@ class Answering:
             try:
                 await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
                 if not answering.done():
-                    raise HostError(GONE, "the client has left")
+                    raise HostError(GONE, "the client disconnected")
                 with asking():
                     found = answering.result()
             finally:

@@ -155,7 +155,7 @@ class Api:
         name = asked.model or self.names()[0]
         self._require(name, request)
         if (asked.messages is None) == (asked.prompt is None):
-            raise HostError(400, "give messages or a prompt, not both", param="messages")
+            raise HostError(400, "send messages or a prompt, not both", param="messages")
         given: dict[str, Any] = {"text": asked.prompt}
         if asked.messages is not None:
             given = {"messages": [message(m, n) for n, m in enumerate(asked.messages)], "tools": asked.tools}
@@ -168,7 +168,7 @@ class Api:
     def _require_admin(self, request: Request) -> None:
         key = bearer(request.scope)
         if self.admin_key is None or key is None or not secrets.compare_digest(key, self.admin_key):
-            raise HostError(403, "only who started this server may change its models", code="not_allowed")
+            raise HostError(403, "only the owner of this server may change its models", code="not_allowed")
 
     async def add(self, request: Request) -> Response:
         self._require_admin(request)

@@ -12,9 +12,9 @@ from orchestrate.http.wire import HostError
 from orchestrate.http.wire.openai.chat import ChatRequest, CompletionRequest, Message, Sampling
 
 REFUSED = {
-    "reasoning_effort": "the chat template decides how long the model thinks",
-    "verbosity": "how long answers are is what the model was trained for; ask for it in the prompt",
-    "modalities": "the model writes text only",
+    "reasoning_effort": "the chat template sets the amount of reasoning",
+    "verbosity": "answer length comes from training; ask for it in the prompt",
+    "modalities": "only text output is supported",
 }
 """Fields that would change an answer and cannot be kept."""
 
@@ -61,15 +61,15 @@ def _require_plain(tool: dict[str, Any]) -> None:
     """Raise `HostError` 400 for a tool that cannot be forced: its name becomes a part of the form."""
     function: Any = tool.get("function")
     if tool.get("type") != "function" or not isinstance(function, dict):
-        raise HostError(400, "a tool is of type function, and has a function", param="tools")
+        raise HostError(400, "a tool must have type function and a function", param="tools")
     given = cast("dict[str, Any]", function)
     if not _TOOL_NAME.fullmatch(str(given.get("name"))):
-        raise HostError(400, "a tool's name takes letters, digits, _, -, . and :", param="tools")
+        raise HostError(400, "a tool's name may only contain letters, digits, _, -, . and :", param="tools")
     parameters: Any = given.get("parameters", {})
     if not isinstance(parameters, dict):
-        raise HostError(400, "parameters of a tool are a JSON schema, which is an object", param="tools")
+        raise HostError(400, "parameters of a tool must be a JSON Schema object", param="tools")
     if parameters and cast("dict[str, Any]", parameters).get("type") != "object":
-        raise HostError(400, 'parameters of a tool have "type": "object"', param="tools")
+        raise HostError(400, 'parameters of a tool must have "type": "object"', param="tools")
 
 
 def _required(
@@ -82,13 +82,11 @@ def _required(
     if choice != "required":
         function: dict[str, Any] | None = choice.get("function") if isinstance(choice, dict) else None
         if not isinstance(function, dict) or set(choice) - {"type", "function"}:  # type: ignore[arg-type]
-            words = 'it takes auto, none, required, or {"type": "function", "function": {"name": ...}}'
+            words = 'it must be auto, none, required, or {"type": "function", "function": {"name": ...}}'
             raise HostError(400, words, param="tool_choice", code="unsupported_parameter")
         known = [tool for tool in known if tool["function"]["name"] == function.get("name")]
     if not known:
-        raise HostError(
-            400, "tool_choice: the tool that is to be called is not among tools", param="tool_choice"
-        )
+        raise HostError(400, "tool_choice: the named tool is not in tools", param="tool_choice")
     return known
 
 
@@ -105,7 +103,7 @@ def completion_wishes(asked: CompletionRequest) -> list[dict[str, Any]]:
     else:
         prompts = asked.prompt  # type: ignore[assignment]
     if not 1 <= len(prompts) <= 16:
-        raise HostError(400, "prompt takes from 1 to 16 prompts", param="prompt")
+        raise HostError(400, "prompt must have 1 to 16 prompts", param="prompt")
     more = {**_sampling(asked), "max_tokens": asked.max_tokens or 16, "logprobs": asked.logprobs}
     return [{**more, "text" if isinstance(p, str) else "ids": p} for p in prompts]
 
@@ -130,13 +128,15 @@ def _sampling(asked: Sampling) -> dict[str, Any]:
 def message(given: Message, place: int) -> dict[str, Any]:
     """As rows of training data have it. Raises `HostError` 400 for what is no text."""
     if given.function_call is not None:
-        raise HostError(400, "function_call has become tool_calls", param=f"messages.{place}.function_call")
+        raise HostError(
+            400, "function_call was replaced by tool_calls", param=f"messages.{place}.function_call"
+        )
     content = given.content
     if isinstance(content, list):
         for part in content:
             if part.type != "text":
                 raise HostError(
-                    400, f"this model reads text only, not {part.type}", param=f"messages.{place}.content"
+                    400, f"this model only accepts text, not {part.type}", param=f"messages.{place}.content"
                 )
         content = "".join(part.text or "" for part in content)
     found: dict[str, Any] = {"role": given.role, "content": content}

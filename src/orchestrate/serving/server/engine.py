@@ -82,9 +82,9 @@ class Engine:
         return min(LONGEST_REST_S, max(2, math.ceil(self.load_seconds)))
 
     def _lost(self) -> EngineLost:
-        words = "the model's process ended while it answered; another one is being started"
+        words = "the model's process crashed during the answer; a new one is being started"
         if self.failure:
-            words = f"the model's process cannot be started again: {self.failure}"
+            words = f"the model's process cannot be restarted: {self.failure}"
         return EngineLost(words, self.retry_s)
 
     def start(self) -> None:
@@ -114,8 +114,8 @@ class Engine:
             seen = _stamp(folder)
             if self._stamps.setdefault(folder, seen) != seen:
                 raise RunFailed(
-                    f"the weights in {folder} are others than when this server was started",
-                    fix="start it again: it is then proved again",
+                    f"the weights in {folder} changed since this server was started",
+                    fix="restart it; it is then verified again",
                 )
 
     def close(self) -> None:
@@ -183,7 +183,7 @@ class Engine:
             told = (
                 "half a character (a lone surrogate)" if isinstance(error, UnicodeEncodeError) else str(error)
             )
-            raise EngineRefused(f"the request cannot be passed on: {told}", "invalid_request") from error
+            raise EngineRefused(f"the request cannot be forwarded: {told}", "invalid_request") from error
         except Ended:
             pass  # the thread that reads sees that too
 
@@ -215,7 +215,7 @@ class Engine:
                 return
             except OrchestrateError as error:
                 self.failure = error.message
-                _log.error("the model's process cannot be started again: %s", error)
+                _log.error("the model's process cannot be restarted: %s", error)
             self._ends.wait(rest)
             rest = min(LONGEST_REST_S, 2 * rest)
 
@@ -226,7 +226,9 @@ class Engine:
             return
         config = "adapter_config.json"
         for name in [n for n, folder in self.models.items() if not (Path(folder) / config).is_file()]:
-            _log.error("the files of %s are gone from %s: it is served no more", name, self.models.pop(name))
+            _log.error(
+                "the files of %s are missing from %s: it is no longer served", name, self.models.pop(name)
+            )
 
 
 def _stamp(folder: str) -> list[tuple[str, int, int]]:

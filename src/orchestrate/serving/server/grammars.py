@@ -33,7 +33,7 @@ def require(form: Mapping[str, Any]) -> None:
     text = json.dumps([schema for schema in schemas if schema is not None])
     if len(text) > MOST_BYTES:
         raise HostError(
-            400, f"the schemas of a request take at most {MOST_BYTES:,} bytes", param="response_format"
+            400, f"the schemas of a request may have at most {MOST_BYTES:,} bytes", param="response_format"
         )
     if text not in _known:
         with _AT_ONCE:
@@ -42,7 +42,7 @@ def require(form: Mapping[str, Any]) -> None:
             _known.pop(old, None)
         _known[text] = why
     if why := _known.get(text, ""):
-        raise HostError(400, f"an answer cannot be held to this schema: {why}", code="unsupported_form")
+        raise HostError(400, f"this schema is not supported: {why}", code="unsupported_form")
 
 
 def _tried(text: str) -> str:

@@ -26,7 +26,7 @@ _FRESH_S = 1.0
 """How old what is known of the keys of a server of models may be."""
 _PATIENCE_S = 2.0
 """For a store that is asked for the keys."""
-NEW_KEY = "orchestrate serve --new-key NAME  makes one"
+NEW_KEY = "orchestrate serve --new-key NAME  creates one"
 _log = logging.getLogger(__name__)
 
 
@@ -48,7 +48,9 @@ class Clients:
     def require(self, host: str, fix: str, *, behind_proxy: bool = False) -> None:
         """Raise `UsageError` where others can reach the server and no key is asked for."""
         if (behind_proxy or not is_loopback(host)) and not self._known:
-            raise UsageError(f"{host} can be reached by others: a server there needs keys", fix=fix)
+            raise UsageError(
+                f"{host} is reachable from other machines, so a server there needs keys", fix=fix
+            )
 
     def admitted(self, scope: Mapping[str, Any]) -> GatewayKey | None:
         """Whose key a request brings, by the store itself; `None` while there are no keys. Raises `HostError`
@@ -79,20 +81,18 @@ class Clients:
         try:
             self._known = self._read()
         except OrchestrateError as error:
-            _log.warning("the keys of clients cannot be read, and stay as they were: %s", error.message)
+            _log.warning("the client keys cannot be read and stay unchanged: %s", error.message)
 
     def _stranger(self, given: str | None, known: Mapping[str, GatewayKey]) -> None:
         if known:
-            raise no_key(
-                "the key is not known here" if given else "a key is needed: Authorization: Bearer KEY"
-            )
+            raise no_key("unknown key" if given else "a key is required: Authorization: Bearer KEY")
 
     def _valid(self, key: GatewayKey) -> GatewayKey:
         now = self._store.clock.now()
         if key.revoked_at is not None:
             raise no_key(f"the key {key.name} was revoked")
         if key.expires_at is not None and key.expires_at <= now:
-            raise no_key(f"the key {key.name} is not taken since {key.expires_at:%Y-%m-%d}")
+            raise no_key(f"the key {key.name} expired on {key.expires_at:%Y-%m-%d}")
         return key
 
 
@@ -119,7 +119,7 @@ def bring_in(home: Path, store: Store, *, by: str) -> None:
     except FileNotFoundError:
         return
     except (OSError, msgspec.MsgspecError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}", fix="remove it and make new keys") from error
+        raise ConfigError(f"{path} cannot be read: {error}", fix="remove it and create new keys") from error
     store.gateway_keys.bring_in(
         {hash: GatewayKey(name=name, created_at=made, opens="serve") for name, hash in kept.items()}, by=by
     )

@@ -86,11 +86,11 @@ class Load:
         lines = [
             *_head(f"{name}up", "whether the model answers", "gauge"),
             f"{name}up {int(up)}",
-            *_head(f"{name}engine_restarts_total", "processes that died and were replaced", "counter"),
+            *_head(f"{name}engine_restarts_total", "processes that crashed and were replaced", "counter"),
             f"{name}engine_restarts_total {restarts}",
-            *_head(f"{name}requests_running", "requests that are answered now", "gauge"),
+            *_head(f"{name}requests_running", "requests being answered now", "gauge"),
             f"{name}requests_running {self.running}",
-            *_head(f"{name}requests_waiting", "requests that wait", "gauge"),
+            *_head(f"{name}requests_waiting", "waiting requests", "gauge"),
             f"{name}requests_waiting {self.waiting}",
             *_head(f"{name}requests_total", "requests by model and HTTP status", "counter"),
         ]
@@ -99,8 +99,8 @@ class Load:
         lines += _head(f"{name}tokens_total", "tokens by model and kind", "counter")
         for (model, kind), count in sorted(self.tokens.items()):
             lines.append(f'{name}tokens_total{{model="{_label(model)}",kind="{kind}"}} {count}')
-        lines += self.first_token.lines(f"{name}first_token_seconds", "until the first piece was there")
-        lines += self.whole.lines(f"{name}answer_seconds", "until the answer was whole")
+        lines += self.first_token.lines(f"{name}first_token_seconds", "time to first token")
+        lines += self.whole.lines(f"{name}answer_seconds", "time to complete answer")
         return "\n".join(lines) + "\n"
 
 

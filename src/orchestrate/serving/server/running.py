@@ -105,7 +105,7 @@ def require_own_names(tuned: Sequence[Tuned]) -> None:
     """Raise `UsageError` for a name that two models go by: an engine would answer with one of them."""
     names = [t.name for t in tuned]
     if twice := [n for n in names if names.count(n) > 1]:
-        raise UsageError(f"two models are called {twice[0]!r}", fix="--as NAME, once for each RUN")
+        raise UsageError(f"two models are called {twice[0]!r}", fix="give one --as NAME per RUN")
 
 
 def loading_of(tuned: Sequence[Tuned], terms: Terms, base: str | None) -> tuple[dict[str, Any], str]:
@@ -117,14 +117,14 @@ def loading_of(tuned: Sequence[Tuned], terms: Terms, base: str | None) -> tuple[
         bases.add(hub_name(base))
     if len(bases) != 1:
         told = ", ".join(sorted(bases)) or "none"
-        raise UsageError(f"a server holds one base; these are of {told}", fix="one server for each base")
+        raise UsageError(f"a server has one base model; these have {told}", fix="start one server per base")
     [base_name] = bases
     whole = [t for t in tuned if not t.adapter]
     if whole and len(tuned) > 1:
-        raise UsageError(f"{whole[0].name} is a whole tuned model: it is served alone")
+        raise UsageError(f"{whole[0].name} is a fully tuned model and must be served alone")
     called = whole[0].name if whole else served_base(base_name)
     if not whole and called in (t.name for t in tuned):
-        raise UsageError(f"a model is called {called!r}, as its base is", fix="--as NAME, once for each RUN")
+        raise UsageError(f"a model is called {called!r}, as its base is", fix="give one --as NAME per RUN")
     loading: dict[str, Any] = {
         "base": source(tuned[0].base if tuned else base or base_name),
         "base_name": called,
@@ -167,9 +167,9 @@ def add(home: Path, tuned: Tuned, url: str) -> float:
     `HostUnavailable`, and `SetupError` with what the server says."""
     note = next((n for n in notes(home) if n.url == url), None)
     if note is None:
-        raise UsageError(f"no server of this home runs at {url}")
+        raise UsageError(f"no server of this home folder runs at {url}")
     if note.base != source(tuned.base):
-        raise UsageError(f"{url} serves {note.base}, and {tuned.name} is an adapter of {tuned.base}")
+        raise UsageError(f"{url} serves {note.base}, but {tuned.name} is an adapter of {tuned.base}")
     body = _post(note, "/v1/load_lora_adapter", {"lora_name": tuned.name, "lora_path": str(tuned.folder)})
     return float(body["seconds"])
 

@@ -285,8 +285,8 @@ class GatewayJobs:
             ).one_or_none()
             if row is not None and row.digest != request.digest:
                 raise OtherRequest(
-                    f"the idempotency key {request.idempotency_key!r} came with another body before",
-                    fix="a new key for a new request",
+                    f"the idempotency key {request.idempotency_key!r} was already used with another body",
+                    fix="use a new key for a new request",
                 )
             return None if row is None else GatewayJob.from_json(row.record)
         repeated = true() if request.retries else table.c.fewest_retries > 0
@@ -468,16 +468,16 @@ class GatewayKeys:
         """A new key; it cannot be shown again. `by`: who makes it, for the log; `again`: in the place of one
         of the same name that opens the same. Raises `UsageError` for a name that is taken."""
         if not key.name.strip() or not key.name.isprintable() or len(key.name) > 64:
-            raise UsageError("a key's name, whose it is, has 1 to 64 characters")
+            raise UsageError("a key's name must have 1 to 64 characters")
         if not key.project.strip() or not key.project.isprintable() or len(key.project) > 64:
-            raise UsageError("the name of a key's project has 1 to 64 characters")
+            raise UsageError("the name of a key's project must have 1 to 64 characters")
         made = PREFIXES[key.opens] + secrets.token_urlsafe(32)
         with self._db.writing() as connection:
             one_at_a_time(connection)
             known = self._named(connection, key.name)
             if known is not None and not (again and known.opens == key.opens):
                 raise UsageError(
-                    f"a key called {key.name!r} was made already; a revoked one keeps its name, for the log",
+                    f"a key called {key.name!r} already exists; revoked keys keep their name for the log",
                     fix="another name",
                 )
             self._put(connection, hashed(made), key)
@@ -543,7 +543,7 @@ class GatewayKeys:
                 kept = connection.execute(select(table.c.record).order_by(table.c.name)).scalars()
                 keys = [key for key in map(GatewayKey.from_json, kept) if opens in (None, key.opens)]
                 names = ", ".join(key.name for key in keys) or "none"
-                raise UsageError(f"no key is called {name!r}; there are: {names}")
+                raise UsageError(f"unknown key {name!r}; known: {names}")
             revoked = replace(known, revoked_at=known.revoked_at or at)
             change = table.update().where(table.c.name == name)
             connection.execute(change.values(record=revoked.to_json().decode()))

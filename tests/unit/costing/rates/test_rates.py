@@ -195,7 +195,7 @@ def test_units_of_flags(flag: str, unit: str, usd: str) -> None:
     "flag", ["", "together", "together:sft=", "together:sft=abc", "together:sft=-1", "a:b=NaN"]
 )
 def test_bad_flags(flag: str) -> None:
-    with pytest.raises(UsageError, match="is not understood"):
+    with pytest.raises(UsageError, match="is not valid"):
         parse_flag(flag, TODAY)
 
 
@@ -253,14 +253,17 @@ def test_a_users_price_holds_from_its_day_to_its_last(tmp_path: Path) -> None:
         ),
         (
             HEAD + "usd_per_mtok: -1, start: 2026-02-01, " + TAIL,
-            "not negative",
+            "not be negative",
         ),
         *[
             (HEAD + f"usd_per_mtok: {usd}, start: 2026-02-01, " + TAIL, "a number below 1,000,000,000")
             for usd in (".nan", ".inf", "1e400", "'NaN'", "1000000000")
         ],
-        ("provider: x\nrates: 5\n", "rates is a list"),
-        ("provider: x\nsources: [a]\nrates: []\n", "sources are names"),
+        ("provider: x\nrates: 5\n", "rates must be a list, and sources a mapping of names to sources"),
+        (
+            "provider: x\nsources: [a]\nrates: []\n",
+            "rates must be a list, and sources a mapping of names to sources",
+        ),
         ("provider: x\nrates: [5]\n", "not a mapping"),
         ("provider: x\nrates: [{source: [a], method: sft}]\n", "rate 1"),
         ("provider: [x]\nrates: [{1: 2, source: s, method: sft}]\n", "unknown field 1"),

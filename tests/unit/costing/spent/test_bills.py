@@ -395,7 +395,7 @@ def test_budgets_are_kept_from_the_high_end() -> None:
     with pytest.raises(OverBudget, match=r"\$1\.20, is above --max-cost \$1\.19"):
         check_budget(a_quote(), max_cost_usd=Decimal("1.19"))
     check_budget(a_quote(), budget_usd=Decimal("10.2"), used_usd=Decimal(9))
-    with pytest.raises(OverBudget, match="what is left of the budget"):
+    with pytest.raises(OverBudget, match="the remaining budget"):
         check_budget(a_quote(), budget_usd=Decimal("10.1"), used_usd=Decimal(9))
 
 

@@ -177,7 +177,7 @@ def by_month(deployment: Deployment, now: datetime) -> dict[str, Decimal]:
 
 
 def test_a_deployment_costs_in_each_month_what_it_was_up_there() -> None:
-    # $8 an hour: 2 h of September, the 744 h of October, 24 h of November.
+    # $8 per hour: 2 h of September, the 744 h of October, 24 h of November.
     whole = {"2026-09": Decimal(16), "2026-10": Decimal(5952), "2026-11": Decimal(192)}
     up = deployed((at(9, 30, 22), None), (at(10, 1), True))
     assert by_month(up, at(11, 2)) == whole

@@ -35,15 +35,15 @@ def test_electricity_of_a_gpu() -> None:
     rate = local_rate("local", "NVIDIA GeForce RTX 4090", today=TODAY)
     assert (rate.component, rate.usd_per_hour) == ("electricity", Decimal("0.102"))
     assert rate.low_usd_per_hour < rate.usd_per_hour < rate.high_usd_per_hour
-    assert "counts as paid for" in rate.label
+    assert "the cost of the hardware is not included" in rate.label
 
 
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
-        ("local:electricity=0.30", "the price of electricity is"),
-        ("local:owned=0.45", "the price of the machine's hour is"),
-        ("local:gpu_rental=2", "the price of the rented hour is"),
+        ("local:electricity=0.30", "the price of electricity comes from"),
+        ("local:owned=0.45", "the price of the machine's hour comes from"),
+        ("local:gpu_rental=2", "the price of the rented hour comes from"),
     ],
 )
 def test_a_price_by_the_hour_that_is_the_users_own_says_so(
@@ -52,7 +52,7 @@ def test_a_price_by_the_hour_that_is_the_users_own_says_so(
     book = built_in().over([parse_flag(flag, TODAY)])
     quote = timed(10.0, hourly=local_rate("local", "cpu", book=book, today=TODAY))
     assert [entry.own for entry in quote.lines] == [f"--rate {flag}"]
-    assert any(words in warning and f"from --rate {flag}" in warning for warning in quote.warnings)
+    assert any(words in warning and f"--rate {flag}" in warning for warning in quote.warnings)
     assert costing.quoted_hour(quote).own == f"--rate {flag}"  # type: ignore[union-attr]
     published = timed(10.0, hourly=local_rate("local", "cpu", today=TODAY))
     assert published.lines[0].own is None and not any("own" in warning for warning in published.warnings)
@@ -99,7 +99,7 @@ def test_a_rate_of_ones_own_finds_the_device_as_people_name_it(
 
 def test_rental() -> None:
     assert rental_rate("runpod", "H100 SXM", 2, tier="secure", today=TODAY).usd_per_hour == Decimal("7.98")
-    with pytest.raises(UsageError, match=r"no rental price of RTX 4090 at runpod; it has A100 80GB"):
+    with pytest.raises(UsageError, match=r"no rental price for RTX 4090 at runpod; it has A100 80GB"):
         rental_rate("runpod", "RTX 4090", today=TODAY)
 
 

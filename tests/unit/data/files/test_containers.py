@@ -126,7 +126,9 @@ def test_a_mapped_column_that_is_not_there_is_told(tmp_path: Path) -> None:
 def test_a_mapping_that_hides_a_column_says_so(tmp_path: Path) -> None:
     file, columns = _three(tmp_path), {"prompt": "question"}
     report = convert(file, to("local"), tmp_path / "out.jsonl", columns=columns)
-    assert "prompt is not read" in next(p.message for p in report.losses if p.code == "hidden-column")
+    assert "the column prompt is ignored" in next(
+        p.message for p in report.losses if p.code == "hidden-column"
+    )
     checked = check({"train": file}, Options(hosts=(), columns=columns))
     assert checked.ok and checked.files[0].counts["hidden-column"] == 1
     swapped = {"prompt": "question", "question": "prompt"}

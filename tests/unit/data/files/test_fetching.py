@@ -124,7 +124,7 @@ def test_a_table_that_its_host_calls_so_needs_no_known_columns(site: str, path: 
 
 @pytest.mark.parametrize("path", ["prose", "ragged"])
 def test_what_only_resembles_a_table_is_not_taken_for_one(site: str, path: str) -> None:
-    with pytest.raises(DataError, match="no row can be read"):
+    with pytest.raises(DataError, match="no row could be read"):
         Dataset.open(f"{site}/{path}")
 
 
@@ -132,8 +132,8 @@ def test_what_only_resembles_a_table_is_not_taken_for_one(site: str, path: str) 
     ("path", "kind", "says", "again"),
     [
         ("nothing.jsonl", DataError, "there is no such file", False),
-        ("403", SetupError, "refuses this machine access", False),
-        ("401", SetupError, "refuses this machine access", False),
+        ("403", SetupError, "denied access", False),
+        ("401", SetupError, "denied access", False),
         ("503", DataError, "answered 503", True),
         ("429", DataError, "answered 429", True),
         ("410", DataError, "answered 410", False),
@@ -207,7 +207,7 @@ def test_nobody_listens() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/rows.jsonl"
-        with pytest.raises(DataError, match="accepts no connections") as failed:
+        with pytest.raises(DataError, match="refused the connection") as failed:
             Dataset.open(url)
     assert failed.value.retryable
 
@@ -220,7 +220,7 @@ def test_a_protocol_without_its_package_names_it() -> None:
 
 
 def test_an_unknown_protocol() -> None:
-    with pytest.raises(UsageError, match="the protocol htpp is not known"):
+    with pytest.raises(UsageError, match="unknown protocol htpp"):
         Dataset.open("htpp://a.example/rows.jsonl")
 
 
@@ -240,5 +240,5 @@ def test_what_reads_more_than_one_file_is_not_taken(
     (tmp_path / "rows.jsonl").write_bytes(ROW)
     where = f"file://{tmp_path}/rows.jsonl"
     (tmp_path / "refs.json").write_text(json.dumps({"version": 1, "refs": {"x": [where]}}))
-    with pytest.raises(UsageError, match="is not known"):
+    with pytest.raises(UsageError, match="unknown protocol"):
         Dataset.open(train)

@@ -37,7 +37,7 @@ def _rows(file: Path, count: int = 20) -> Path:
 def test_a_log_does_not_replace_the_input(tmp_path: Path, command: Callable[..., object], name: str) -> None:
     file = _rows(tmp_path / name)
     before = file.read_bytes()
-    with pytest.raises(UsageError, match="is the input"):
+    with pytest.raises(UsageError, match="is also the input"):
         command(str(file), tmp_path / "x.jsonl")
     assert file.read_bytes() == before and not (tmp_path / "x.jsonl").exists()
 
@@ -50,7 +50,7 @@ def test_a_link_into_no_folder_is_told(tmp_path: Path) -> None:
 
 def test_a_shard_of_the_input_is_not_replaced(tmp_path: Path) -> None:
     file = _rows(tmp_path / "in" / "part.jsonl")
-    with pytest.raises(UsageError, match="is the input"):
+    with pytest.raises(UsageError, match="is also the input"):
         convert(str(tmp_path / "in"), to("local"), file)
 
 
@@ -75,7 +75,7 @@ def test_a_split_replaces_its_own_files_only(tmp_path: Path) -> None:
     file, folder = _rows(tmp_path / "all.jsonl"), tmp_path / "out"
     other = _rows(folder / "train.jsonl", 3)
     before = other.read_bytes()
-    with pytest.raises(UsageError, match="was not written by a split"):
+    with pytest.raises(UsageError, match="was not written by `data split`"):
         split(str(file), Division(SHARES, near_duplicates=False), folder)
     assert other.read_bytes() == before and not (folder / "validation.jsonl").exists()
     other.unlink()
@@ -89,7 +89,7 @@ def test_no_file_of_an_earlier_split_stays_beside_a_new_one(tmp_path: Path) -> N
     """Its rows would be in the training file now."""
     file, folder = str(_rows(tmp_path / "all.jsonl")), tmp_path / "out"
     split(file, Division((0.4, 0.3, 0.3), near_duplicates=False), folder)
-    with pytest.raises(UsageError, match=r"test\.jsonl is of an earlier split"):
+    with pytest.raises(UsageError, match=r"test\.jsonl is from an earlier split"):
         split(file, Division(SHARES, near_duplicates=False), folder)
     (folder / "test.jsonl").unlink()
     split(file, Division(SHARES, near_duplicates=False), folder)
@@ -98,7 +98,7 @@ def test_no_file_of_an_earlier_split_stays_beside_a_new_one(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("shares", ["nan/10", "inf/10", "1e308/1e308"])
 def test_shares_are_finite(shares: str) -> None:
-    with pytest.raises(UsageError, match="is not a split"):
+    with pytest.raises(UsageError, match="is not a valid split"):
         parse_shares(shares)
 
 

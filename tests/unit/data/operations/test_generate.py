@@ -92,7 +92,7 @@ def test_rows_are_new_good_and_wait_for_review(host: ChatHost, seeds: str, tmp_p
     checked = check({"train": str(output)})
     assert [p.code for p in checked.problems if p.severity == "error"] == []
     [told] = [p.message for p in checked.problems if p.code == "unreviewed"]
-    assert told == "35 generated rows to be reviewed"
+    assert told == "35 generated rows not reviewed yet"
     assert Review(str(output)).counts().pending == 35
 
 
@@ -235,7 +235,7 @@ def test_a_model_that_repeats_itself_is_left(host: ChatHost, seeds: str, tmp_pat
 def test_seeds_must_be_good(host: ChatHost, tmp_path: Path) -> None:
     file = tmp_path / "seeds.jsonl"
     file.write_text('{"messages": [{"role": "user", "content": "x"}]}\n')
-    with pytest.raises(DataError, match="no good row"):
+    with pytest.raises(DataError, match="no valid row"):
         run(host, str(file), tmp_path / "new.jsonl")
     assert host.bodies == []
 
@@ -307,7 +307,7 @@ def test_rows_are_added_to_a_plain_file_only(host: ChatHost, seeds: str, tmp_pat
 def test_files_of_others_are_not_touched(host: ChatHost, seeds: str, tmp_path: Path) -> None:
     output = tmp_path / "mine.jsonl"
     output.write_text("my work\n")
-    with pytest.raises(UsageError, match="was not generated"):
+    with pytest.raises(UsageError, match="was not written by this command"):
         run(host, seeds, output)
     assert output.read_text() == "my work\n"
     made = tmp_path / "new.jsonl"

@@ -116,22 +116,26 @@ def test_what_is_wrong_is_told_of_the_files_not_of_the_mix(tmp_path: Path) -> No
     found = problems_of_files({"train": sources, "validation": open_dataset(v, compare=True)})
     told = {(p.code, p.source, p.row): p.message for p in found if p.row is not None}
     assert told == {
-        ("duplicate", b, 2): f"equal to row 4 of {a}",
+        ("duplicate", b, 2): f"identical to row 4 of {a}",
         ("conflict", b, 3): told[("conflict", b, 3)],
         ("leakage", v, 1): told[("leakage", v, 1)],
         ("leakage", v, 2): told[("leakage", v, 2)],
     }
-    assert told[("conflict", b, 3)].endswith(f"the prompt of row 5 of {a} with another answer")
+    assert told[("conflict", b, 3)].endswith(f"prompt as row 5 of {a} with another answer")
     assert told[("leakage", v, 2)].endswith(f"also in train, row 1 of {b}")
     [few] = [p.message for p in found if p.code == "few-rows"]
-    assert "18 rows here" in few
+    assert "you have 18 rows" in few
 
 
 @pytest.mark.parametrize(
     ("rows", "weight", "expected"),
     [
-        ([{"prompt": "a", "completion": "b"}], 1.0, "completion rows: a mix has rows of one kind"),
-        ([chat(1)], 0.2, "of its 1 good rows a weight of 0.2 leaves none"),
+        (
+            [{"prompt": "a", "completion": "b"}],
+            1.0,
+            "completion rows: all files of a mix must have the same kind",
+        ),
+        ([chat(1)], 0.2, "a weight of 0.2 leaves none of its 1 valid rows"),
         (["{", "{"], 1.0, "broken JSON"),
     ],
 )

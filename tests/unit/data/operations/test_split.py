@@ -132,14 +132,14 @@ def test_a_file_without_a_good_row_is_neither_split_nor_deduplicated(tmp_path: P
         lambda: split(file, Division((0.8, 0.2)), tmp_path / "s"),
         lambda: dedupe(file, tmp_path / "d.jsonl"),
     ):
-        with pytest.raises(DataError, match="no good row"):
+        with pytest.raises(DataError, match="no valid row"):
             attempt()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl"]
 
 
 def test_a_split_that_cannot_be_filled_is_refused(tmp_path: Path) -> None:
     file = write([chat(f"{SHARED} {i}", "yes") for i in range(12)], tmp_path / "a.jsonl")
-    with pytest.raises(DataError, match="12 rows in 1 group of nearly equal rows") as caught:
+    with pytest.raises(DataError, match="12 rows in 1 group of near-duplicate rows") as caught:
         split(file, Division(SHARES), tmp_path / "out")
     assert "--no-near" in str(caught.value.fix) and not (tmp_path / "out").exists()
 

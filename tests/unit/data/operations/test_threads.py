@@ -119,7 +119,7 @@ def test_a_column_that_may_hide_messages_is_not_guessed(tmp_path: Path) -> None:
     file, out = tmp_path / "tickets.jsonl", tmp_path / "out.jsonl"
     rows = [{"t": 1, "who": who, "text": said, "internal": "team B"} for who, said in TICKET]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(DataError, match="whether customers saw") as refused:
+    with pytest.raises(DataError, match="whether the message was public") as refused:
         join(str(file), Columns("t", "who", ("bo",), user=("*",)), out)
     assert "--ignore internal" in (refused.value.fix or "")
 

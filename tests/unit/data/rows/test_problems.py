@@ -93,7 +93,7 @@ def test_all_problems_of_a_row_are_told_at_once(tmp_path: Path) -> None:
         ({"type": "object", "properties": {"a": "string"}}, "bad-tools", "a property is not a schema"),
         ({"type": "object", "required": "a"}, "bad-tools", "required is not a list of names"),
         ({"type": "object", "properties": {"a": {"items": {"type": "decimal"}}}}, "odd-tool", "'decimal'"),
-        ({"type": "object", "properties": {}, "required": ["a"]}, "odd-tool", "required names 'a'"),
+        ({"type": "object", "properties": {}, "required": ["a"]}, "odd-tool", "required lists 'a'"),
         ({"type": "object", "properties": {"a": {"type": ["string", "null"]}, "b": True}}, None, ""),
     ],
 )  # fmt: skip
@@ -184,7 +184,7 @@ def test_few_rows_is_said(tmp_path: Path) -> None:
     report = check({"train": str(file)})
     assert "few-rows" in {p.code for p in report.problems} and report.ok
     (told,) = [p.message for p in report.problems if p.code == "few-rows"]
-    assert "without one format" not in told, "nobody looked whether the answers have one"
+    assert "without a common format" not in told, "nobody looked whether the answers have one"
 
 
 def test_secrets_are_not_repeated_in_messages() -> None:

@@ -98,9 +98,9 @@ def test_line_of_a_hundred_megabytes(tmp_path: Path) -> None:
 def test_a_file_of_one_endless_line_is_told_so(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(ROW.replace(b'"b"', b'"' + b"word " * 20_000_000 + b'"'))
-    with pytest.raises(DataError, match="every line has more than 64 MiB") as told:
+    with pytest.raises(DataError, match="every line is longer than 64 MiB") as told:
         Dataset.open(file)
-    assert "one row to a line" in str(told.value.fix)
+    assert "one row per line" in str(told.value.fix)
 
 
 @pytest.mark.slow
@@ -109,7 +109,7 @@ def test_a_line_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
     file.write_bytes(ROW)
     with file.open("r+b") as out:
         out.truncate(600 << 20)  # holes: zeros that take no disk
-    with pytest.raises(DataError, match="has over 512 MiB"):
+    with pytest.raises(DataError, match="is longer than 512 MiB"):
         Dataset.open(file)
     file.unlink()
 
@@ -129,7 +129,7 @@ def test_of_very_many_problems_the_first_are_shown_and_the_rest_counted(tmp_path
         ("a.jsonl", b"", "empty"),
         ("a.jsonl", b"\n\n \n", "empty"),
         ("a.jsonl", b"\x89PNG\r\n\x1a\n\x00\x00", "a picture, not rows"),
-        ("a.jsonl", b"\x00\xff" * 500, "no row can be read"),
+        ("a.jsonl", b"\x00\xff" * 500, "no row could be read"),
         ("a.jsonl", b'{"foo": 1}\n', "foo"),
         ("a.jsonl.gz", gzip.compress(ROW * 100_000)[:200], "ended before"),
         ("a.jsonl.gz", b"\x1f\x8b" + b"x" * 50, "cannot read"),
@@ -277,7 +277,7 @@ def test_a_gigabyte_of_zeros_is_not_unpacked(name: str, tmp_path: Path) -> None:
     packed = tmp_path / name
     packed.write_bytes(_zeros(name.rpartition(".")[2]))
     assert packed.stat().st_size < 2_000_000
-    with pytest.raises(DataError, match=r"unpacks to a line of over 512 MiB"):
+    with pytest.raises(DataError, match=r"decompresses to a line longer than 512 MiB"):
         Dataset.open(packed)
 
 
@@ -287,7 +287,7 @@ def test_an_archive_in_an_archive_in_an_archive_ends(tmp_path: Path) -> None:
     for _ in range(6):
         content = gzip.compress(content)
     packed.write_bytes(content)
-    with pytest.raises(DataError, match="packed more than"):
+    with pytest.raises(DataError, match="compressed more than"):
         Dataset.open(packed)
 
 
@@ -295,7 +295,7 @@ def test_the_disk_is_not_filled(tmp_path: Path) -> None:
     target = tmp_path / "rows.jsonl"
     free = shutil.disk_usage(tmp_path).free
     with (
-        pytest.raises(DataError, match=r"rows\.gz needs more room") as told,
+        pytest.raises(DataError, match=r"rows\.gz needs more disk space") as told,
         spooled(target, "rows.gz", keep_bytes=free + (1 << 30)) as file,
     ):
         for _ in range(100):
@@ -329,5 +329,5 @@ def test_no_room_for_what_is_unpacked_is_told(name: str, tmp_path: Path) -> None
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     said = " ".join(done.stderr.split())
-    assert "needs more room than there is" in said and "TMPDIR" in said
+    assert "needs more disk space than" in said and "TMPDIR" in said
     assert list(temporary.iterdir()) == []

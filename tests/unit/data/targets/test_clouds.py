@@ -81,5 +81,5 @@ def test_answers_to_the_calls_of_one_turn_stand_in_one_turn(tmp_path: Path) -> N
 @pytest.mark.parametrize("target", ["gemini", "bedrock"])
 def test_what_a_cloud_cannot_hold_is_refused(target: str, tmp_path: Path) -> None:
     for name in ("openai_weights.jsonl", "axolotl_parts.jsonl"):
-        with pytest.raises(DataError, match="cannot be held"):
+        with pytest.raises(DataError, match="cannot be represented"):
             convert(str(GOOD / name), to(target), tmp_path / "out.jsonl")

@@ -134,7 +134,7 @@ def conversations(template: object) -> Conversations:
 def test_a_span_has_its_own_messages_words_and_no_other_ones(name: str, kind: str) -> None:
     messages, tools = KINDS[kind]
     if (name.removesuffix("_training"), kind) in REFUSED:
-        with pytest.raises(DataError, match="chat template refuses"):
+        with pytest.raises(DataError, match="chat template rejected"):
             conversations(TEMPLATES[name]).rendered(messages, tools)
         return
     found = conversations(TEMPLATES[name]).rendered(messages, tools)
@@ -293,9 +293,9 @@ def test_a_call_is_trained_whatever_its_arguments_are(name: str) -> None:
         for kind, messages in rows_with_a_call(arguments).items():
             found = chats.rendered(messages, tools)
             notes = found.notes(has_end=True)
-            lost_text = "the chat template leaves out the text beside a tool call" in notes
+            lost_text = "the chat template drops the text next to a tool call" in notes
             assert lost_text == (family in NO_TEXT and kind == "text"), (kind, notes)
-            assert ("the chat template leaves out a tool call" in notes) == (family in NO_CALLS), (
+            assert ("the chat template drops a tool call" in notes) == (family in NO_CALLS), (
                 kind,
                 notes,
             )
@@ -326,7 +326,7 @@ def test_two_calls_of_which_a_template_shows_one_are_told() -> None:
     same = [messages[0], said("assistant", "", "c1paris", "c1paris"), *messages[2:]]
     for row in (messages, same):
         told = conversations(TEMPLATES["gptoss"]).rendered(row, tools).notes(has_end=True)
-        assert "the chat template leaves out a tool call" in told
+        assert "the chat template drops a tool call" in told
         assert not conversations(TEMPLATES["qwen3"]).rendered(row, tools).notes(has_end=True)
 
 

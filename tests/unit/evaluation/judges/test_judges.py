@@ -62,7 +62,7 @@ def test_what_a_judge_is_asked() -> None:
     [question] = asked
     assert shown(question) == {
         "conversation": "[user]\nTwo and two?",
-        "answer that is known to be good": "Four.",
+        "reference answer": "Four.",
         "answer to rate": "It is 4.",
     }
     assert '"scores": {"correct": 1 to 3, "tone": 1 to 5}' in question[0].content
@@ -166,7 +166,7 @@ def test_what_is_kept_names_all_that_a_mark_depends_on() -> None:
         Judge(model="judge-1", place=one.place, rubric=other, ask=one.ask).digest("score"),
     }
     assert len(digests) == 5
-    assert "not compared with people" in (ScoreJudge(one).used.unfit or "")
+    assert "the judge was not compared with human ratings" in (ScoreJudge(one).used.unfit or "")
 
 
 # -- two answers ---------------------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ WRONG: dict[str, Says] = {
 def test_a_judge_that_is_wrong_on_purpose_is_refused(name: str) -> None:
     found = calibrate(judge(WRONG[name]), rated_singles(80))
     assert found.unfit is not None
-    assert "agrees too little" in found.unfit or "shows nothing" in found.unfit
+    assert "agrees too little" in found.unfit or "renders nothing" in found.unfit
 
 
 def test_a_judge_of_pairs_that_is_wrong_on_purpose_is_refused() -> None:
@@ -293,6 +293,6 @@ def test_too_little_shows_nothing() -> None:
     assert calibrate(judge(by_length), rated_singles(FEWEST)).unfit is None
     often = iter(range(1000))
     some = calibrate(judge(lambda q: "?" if next(often) % 5 == 0 else by_length(q)), rated_singles(80))
-    assert some.unreadable == 16 and "could not be read" in (some.unfit or "")
+    assert some.unreadable == 16 and "answers could not be parsed" in (some.unfit or "")
     with pytest.raises(DataError, match="none of the judge's 40"):
         calibrate(judge(lambda _: "?"), rated_singles(40))

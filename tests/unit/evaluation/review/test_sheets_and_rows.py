@@ -89,7 +89,7 @@ def test_a_sheet_goes_out_and_comes_back(desk: Desk, store: Store, tmp_path: Pat
     ("fields", "words"),
     [
         ({"choice": ["left", "best"]}, "row 3.*'best' is not left"),
-        ({"task": ["x"], "choice": ["left"]}, "row 2: no task"),
+        ({"task": ["x"], "choice": ["left"]}, "row 2: review .* has no task 'x'"),
         ({"choice": ["left"], "note": ["n" * 10_001]}, "row 2: a note"),
     ],
 )
@@ -121,7 +121,7 @@ def test_single_answers_on_a_sheet(store: Store, tmp_path: Path) -> None:
     sheets.export(desk, "Fay", sheet)
     assert "correct (1 to 3),tone (1 to 5)" in sheet.read_text(encoding="utf-8-sig")
     fill(sheet, {"correct": ["3", "4"], "tone": ["5", "5"]})
-    with pytest.raises(DataError, match="row 3: correct is rated 1 to 3"):
+    with pytest.raises(DataError, match="row 3: correct must be 1 to 3"):
         sheets.take(desk, sheet, "Fay", store.reviews.rate)
     fill(sheet, {"correct": ["3", "x"]})
     with pytest.raises(DataError, match="whole numbers"):
@@ -229,10 +229,10 @@ def test_rated_single_answers_are_read_as_they_were_written(store: Store, tmp_pa
     [
         ("{", "line 1"),
         ('{"prompt": "x", "answers": ["y", "z", "a"], "preferred": "tie"}', "length <= 2"),
-        ('{"prompt": "x"}', "give prompt and answer"),
+        ('{"prompt": "x"}', "use prompt and answer, prompt and answers, or messages"),
         ('{"prompt": "x", "answer": "y"}', "quality is not rated"),
         ('{"prompt": "x", "answer": "y", "rating": 6}', "not 1 to 5"),
-        ('{"prompt": "x", "answers": ["y", "z"]}', "which is preferred"),
+        ('{"prompt": "x", "answers": ["y", "z"]}', "two answers, but no preference"),
         ('{"prompt": "x", "answers": ["y"], "preferred": "first"}', "line 1"),
         ('{"prompt": "x", "answers": ["y", "z"], "preferred": "best"}', "line 1"),
         ("", "no rated answer"),
@@ -292,7 +292,7 @@ def test_nothing_to_rate_is_told() -> None:
         review.tasks_of(answered(("q", "a", "a")), ("tuned", "base"), kind="pairs", review="r")
     with pytest.raises(UsageError, match="two contenders"):
         review.tasks_of(answered(("q", "a")), ("tuned",), kind="pairs", review="r")
-    with pytest.raises(UsageError, match="no contender is called"):
+    with pytest.raises(UsageError, match="unknown contender"):
         review.tasks_of(answered(("q", "a", "b")), ("tuned", "base"), kind="pairs", review="r", against="x")
 
 
@@ -318,9 +318,9 @@ def test_a_rubric_is_read(tmp_path: Path) -> None:
         ("criteria: [{name: a, scale: [x, x]}]", "same name"),
         ("criteria: [{name: ' '}]", "needs a name"),
         ("criterias: []", "unknown field"),
-        ("- a", "no rubric"),
-        ("a: [", "no YAML"),
-        ("", "no rubric"),
+        ("- a", "not a valid rubric"),
+        ("a: [", "not valid YAML"),
+        ("", "not a valid rubric"),
     ],
 )
 def test_what_is_no_rubric_is_told(tmp_path: Path, text: str, words: str) -> None:
@@ -332,5 +332,5 @@ def test_what_is_no_rubric_is_told(tmp_path: Path, text: str, words: str) -> Non
 def test_a_yaml_bomb_is_no_rubric(tmp_path: Path) -> None:
     levels = "\n".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]" for i in range(9))
     (tmp_path / "r.yaml").write_text(f"a0: &a0 [x]\n{levels}\n")
-    with pytest.raises(UsageError, match="no YAML"):
+    with pytest.raises(UsageError, match="not valid YAML"):
         evaluation.read(tmp_path / "r.yaml")

@@ -110,7 +110,7 @@ def test_answers_that_16_bits_turn_are_counted_and_told(tmp_path: Path) -> None:
             turned += any(int(logits[len(prompt) + n - 1].argmax()) != id for n, id in enumerate(ids))
     assert turned > 0
     assert f"base: {turned} of {ROWS} answers: {ROUNDED_OTHERWISE}" in found.notes
-    assert any("cut at the most tokens" in note for note in found.notes)
+    assert any("cut off at the token limit" in note for note in found.notes)
     assert not [n for n in evaluated(loaded, tmp_path / "alone", 1).notes if ROUNDED_OTHERWISE in n]
 
 

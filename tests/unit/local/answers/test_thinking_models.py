@@ -188,7 +188,7 @@ def test_an_answer_that_is_cut_says_so(trained: Trained) -> None:
         cut = [trained.ask("Sky?", max_tokens=n)[0] for n in range(3, length)]
         thinking = [reply for reply in cut if reply.reasoning and not reply.content]
         assert len(thinking) > 3
-        assert {r.notes for r in thinking} == {("cut within its thinking, before there was an answer",)}
+        assert {r.notes for r in thinking} == {("cut off during reasoning, before the answer",)}
         assert all("blue".startswith(r.content) for r in cut)
 
 
@@ -204,7 +204,7 @@ def test_questions_that_fill_the_context_are_refused(trained: Trained) -> None:
     context = trained.answerer.sampler.context
     assert context == 1024
     long = "Sky? " * 1024
-    told = r"the question has \d+ tokens; the model takes 1024, the answer among them"
+    told = r"the question has \d+ tokens, but the model's context is 1024 tokens including the answer"
     with pytest.raises(DataError, match=told):
         trained.ask(long)
     refused, answered = trained.attempt([[Message(role="user", content=q)] for q in (long, "Sky?")])
@@ -214,7 +214,7 @@ def test_questions_that_fill_the_context_are_refused(trained: Trained) -> None:
     nearly = "Sky? " * ((context - size - 4) // per)
     [reply, short] = trained.ask(nearly, "Sky?", max_tokens=400)
     assert context - 8 < (reply.prompt_tokens or 0) + (reply.completion_tokens or 0) <= context
-    assert reply.finish_reason == "stop" or reply.notes == ("cut where the model's 1024 tokens end",)
+    assert reply.finish_reason == "stop" or reply.notes == ("cut off at the model's context of 1024 tokens",)
     assert short.content == "blue"
 
 
@@ -293,5 +293,5 @@ def test_what_the_template_goes_by_goes_with_the_model(trained: Trained, tmp_pat
     }
     answerer.answer(asked_of, sent.append)
     short, long = (reply["notes"] for reply in sent[-1]["replies"])
-    told = "the question is longer than the 64 tokens of the rows in training"
+    told = "the question is longer than the training rows (64 tokens)"
     assert told in long and told not in short

@@ -84,7 +84,7 @@ def test_unsloth_is_not_given_what_it_would_not_do(what: str, job: dict[str, Any
 
 
 def test_an_unknown_engine_is_named_with_those_there_are() -> None:
-    with pytest.raises(UsageError, match="no engine 'warp'") as error:
+    with pytest.raises(UsageError, match="unknown engine 'warp'") as error:
         choose("warp", "cpu")
     assert "liger" in str(error.value.fix)
 
@@ -112,7 +112,7 @@ def setting(name: str = "engine", adapter: str = "qlora", **options: object) -> 
 
 def test_the_plan_says_which_engine_and_why() -> None:
     unasked = setting()
-    assert unasked.outcome is Outcome.DEFAULTED and str(unasked.rule).startswith("fused: on a CPU")
+    assert unasked.outcome is Outcome.DEFAULTED and str(unasked.rule).startswith("fused: own CPU kernels")
     assert setting(engine="plain").outcome is Outcome.KEPT
     for engine in ("liger", "warp"):
         assert setting(engine=engine).outcome is Outcome.REFUSED
@@ -126,7 +126,7 @@ def test_a_plan_for_a_gpu_elsewhere_tells_that_gpus_engine() -> None:
 
 def test_compiling_is_for_a_gpu() -> None:
     assert choose("compile", "cuda").name == "compile"
-    with pytest.raises(EngineMissing, match="for a GPU"):
+    with pytest.raises(EngineMissing, match="is for GPUs"):
         choose("compile", "cpu")
 
 
@@ -149,7 +149,7 @@ def test_our_own_engine_has_the_losses_of_the_plain_one(tmp_path: Path) -> None:
         losses.append([p.values["train_loss"] for p in session.run.metrics()])
         (event,) = (e for e in session.run.events() if e.type == "engine")
         told, _, used = event.message.partition("; in use: ")
-        assert told == f"engine {name}: asked for by name"
+        assert told == f"engine {name}: set in the spec"
         assert bool(used) == bool(event.data["in_use"]) == (name == "fused")
     assert losses[1] == pytest.approx(losses[0], rel=2e-2)
 
@@ -221,7 +221,7 @@ def test_a_precision_that_nobody_asked_for_is_told_with_its_reason(tmp_path: Pat
     for name, asked, reason in (
         (usual.name, False, usual.reason),
         (other, False, "chosen when the job was submitted"),
-        (other, True, "asked for by name"),
+        (other, True, "set in the spec"),
     ):
         options = {"local": {"precision": name}} if asked else {}
         spec = {"model": str(TINY), "train": "t.jsonl", "provider_options": options}
@@ -258,7 +258,7 @@ def test_a_run_has_the_products_that_it_was_given(tmp_path: Path, adapter: str) 
         session.loop.run()
         losses.append([p.values["train_loss"] for p in session.run.metrics()])
         (event,) = (e for e in session.run.events() if e.type == "precision")
-        assert event.message == f"precision {name}: asked for by name"
+        assert event.message == f"precision {name}: set in the spec"
         assert all(("loss_scale" in p.values) is (name == "fp16") for p in session.run.metrics())
     assert losses[2] == pytest.approx(losses[0], rel=2e-2)
     assert losses[2] == pytest.approx(losses[1], rel=1e-2)

@@ -91,7 +91,7 @@ def test_nothing_of_the_user_can_be_reached(way: Isolation, tmp_path: Path) -> N
         "MKL_NUM_THREADS", "OLDPWD",
     }  # fmt: skip
     if way.way == "limits only":
-        assert "NOT confined" in way.told and "your rights" in way.told
+        assert "NOT confined" in way.told and "your permissions" in way.told
         return
     assert not found["environ"], "of this process, its parent"
     assert found["file"] is None and found["written"] is None and found["network"] is None
@@ -167,7 +167,7 @@ def test_what_takes_all_there_is_is_ended_and_told(way: Isolation) -> None:
         assert errors.pop("stop") == Grade(1.0), "the first process of a namespace cannot stop itself"
     assert all(g.score == 0 and g.error for g in errors.values()), errors
     assert "MemoryError" in str(errors["memory"].error)
-    assert "own answers" in str(errors["flood"].error)
+    assert "channel of its results" in str(errors["flood"].error)
 
 
 def test_forged_answers_end_the_process(way: Isolation) -> None:
@@ -183,7 +183,7 @@ def test_forged_answers_end_the_process(way: Isolation) -> None:
     )
     with Grader(code(source), isolation=way, seconds=240) as grader:
         [grade] = grader.grade(["x"], [ITEM])
-    assert grade.score == 0 and "own answers" in str(grade.error)
+    assert grade.score == 0 and "channel of its results" in str(grade.error)
 
 
 @pytest.mark.slow

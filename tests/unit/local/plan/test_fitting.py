@@ -169,14 +169,16 @@ def test_a_job_is_planned_from_a_configuration_without_weights(tmp_path: Path) -
     (tmp_path / "config.json").write_text(json.dumps(SMALL))
     found = fitting.of_job(str(tmp_path), BODY, gpu_bytes=24 << 30)
     assert found is not None and found.fits and found.device == "cuda"
-    assert found.longest == fitting.LONGEST and any("rows are taken" in n for n in found.notes)
+    assert found.longest == fitting.LONGEST and any(
+        "tokens; orchestrate check counts them" in n for n in found.notes
+    )
     told = fitting.of_job(str(tmp_path), {**BODY, "hyper": {"max_seq_length": 700}}, longest=90)
     assert told is not None and told.longest == 90 and told.notes == ()
     (tmp_path / "config.json").write_text("{}")
     assert fitting.of_job(str(tmp_path), BODY) is None
     assert fitting.of_job("nobody/has-this", BODY) is None
     sized = fitting.of_job("nobody/has-this-8B", BODY, billions=8.0, gpu_bytes=24 << 30)
-    assert sized is not None and any("usual shape of 8.0B" in n for n in sized.notes)
+    assert sized is not None and any("typical architecture of 8.0B" in n for n in sized.notes)
 
 
 def test_the_engine_s_settings_reach_the_plan() -> None:

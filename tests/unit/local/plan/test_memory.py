@@ -98,7 +98,7 @@ def test_a_share_of_all_weights_is_counted_by_hand() -> None:
 
 def test_what_fits_nowhere_is_said() -> None:
     found = plan(Shape.of(LLAMA_70B), Setup(rows=2), device="cuda", available_bytes=24 << 30)
-    assert found.advice[-1] == "a smaller model, or a larger machine"
+    assert found.advice[-1] == "use a smaller model or a larger machine"
 
 
 def test_a_damaged_file_of_measurements_is_as_none(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_the_folder_of_a_model_is_checked(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_no_model_is_explained() -> None:
-    with pytest.raises(UsageError, match="not a hub id"):
+    with pytest.raises(UsageError, match=r"and it is not a Hugging Face Hub id .owner/name."):
         files.fetch("/nowhere/at/all")
 
 

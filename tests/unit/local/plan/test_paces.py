@@ -65,7 +65,7 @@ def bench(parameters: int, speed: float, threads: int = 1) -> Bench:
 def test_what_is_known_better_counts_for_more(tmp_path: Path) -> None:
     modelled = estimate(tmp_path, SMALL)
     assert modelled.source.startswith(
-        "modelled for 1 CPU thread, an estimate;"
+        "modeled for 1 CPU thread, an estimate;"
     ) and modelled.besides.value == pytest.approx(10)
     throughput.remember(tmp_path, bench(30_000_000, 1500.0))
     measured = estimate(tmp_path, SMALL)
@@ -79,7 +79,7 @@ def test_what_is_known_better_counts_for_more(tmp_path: Path) -> None:
         ran(tmp_path, SMALL, 3000.0, besides=25.0)
     fitted = estimate(tmp_path, SMALL)
     assert fitted.tokens_per_second == pytest.approx(3000, rel=0.2)
-    assert fitted.source == "fitted to 3 finished runs on this machine, the last on 2026-11-01"
+    assert fitted.source == "fitted to 3 finished runs on this machine, the latest on 2026-11-01"
     assert fitted.besides.value == pytest.approx(25, rel=0.2)
     assert fitted.factor < measured.factor
     # All weights take half as long again; nothing carries over to another device or precision.
@@ -159,7 +159,7 @@ def test_a_finished_run_is_what_the_next_quote_is_fitted_to(tmp_path: Path, prov
     data = TrainingData.open(str(train), None)
     told = provider.translate(spec)
     before = provider.quote(spec, data, told, built_in())
-    assert any("modelled for 1 CPU thread" in line for line in before.assumptions)
+    assert any("modeled for 1 CPU thread" in line for line in before.assumptions)
     session = make_session(
         provider.home, train, method={"type": "sft"}, ref="orc-a", paces=str(paces.file_of(provider.home))
     )

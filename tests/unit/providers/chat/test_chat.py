@@ -92,7 +92,7 @@ def test_an_answer_that_was_cut_while_it_thought_says_so() -> None:
     for message in ({"content": "<think>\nhm"}, {"content": None, "reasoning_content": "hm"}):
         reply = ask(FIREWORKS, message, finish="length")
         assert (reply.content, reply.reasoning, reply.finish_reason) == ("", "hm", "length")
-        assert reply.notes == ("cut within its thinking, before there was an answer",)
+        assert reply.notes == ("cut off during reasoning, before the answer",)
     assert ask(FIREWORKS, {"content": "bl"}, finish="length").notes == ()
 
 

@@ -28,7 +28,7 @@ def settings(folder: Path, **env: str) -> config.Settings:
 def test_a_model_that_the_first_host_has_not_is_told_by_whom_it_is_answered(
     tmp_path: Path, written: str, fix: str
 ) -> None:
-    with pytest.raises(UsageError, match="is asked where no host is named") as refused:
+    with pytest.raises(UsageError, match="is not a model of") as refused:
         model_at(settings(tmp_path), written)
     assert fix in str(refused.value.fix)
 

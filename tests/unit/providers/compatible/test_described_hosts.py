@@ -183,7 +183,7 @@ def test_every_fact_has_a_source(name: str) -> None:
 WRONG = {
     "a field that there is not": ({"colour": "red"}, "colour"),
     "a feature without a reason": ({"missing": {}}, "neither in features nor"),
-    "an unknown feature": ({"features": ["sft", "telepathy"]}, "telepathy is no feature"),
+    "an unknown feature": ({"features": ["sft", "telepathy"]}, "telepathy is not a feature"),
     "a setting with two outcomes": (
         {"settings": {"epochs": {"field": "a", "refused": "b"}}},
         "exactly one of",
@@ -388,7 +388,9 @@ def test_a_deployment_has_a_login_and_a_price_of_its_own(
     [reply] = azure.generate(job, [[Message(role="user", content="q")]], max_tokens=4)
     assert reply.content
     assert sandbox.requests("azure", path="chat")[-1]["body"]["model"] == up.id
-    with pytest.raises(UsageError, match="by deployments only"):
+    with pytest.raises(
+        UsageError, match="serves models only through deployments, and the one for the base model"
+    ):
         azure.generate(job, [[Message(role="user", content="q")]], base=True)
     azure.undeploy(job)
     azure.undeploy(job)

@@ -189,7 +189,7 @@ def test_a_body_without_end_is_ended_and_nothing_of_it_stays(client: httpx.Clien
     host = FileHost(endless)
     with pytest.raises(ArtifactRefused) as refused:
         run(client, host, tmp_path / "f", most=5_000_000)
-    assert "more than 5,000,000 bytes" in refused.value.message
+    assert "exceeds 5,000,000 bytes" in refused.value.message
     assert "ORCHESTRATE_MAX_DOWNLOAD_GB" in (refused.value.fix or "")
     assert list(tmp_path.iterdir()) == [] and len(host.seen) == 1
 
@@ -211,7 +211,7 @@ def test_a_bomb_is_not_unpacked_on_the_way(client: httpx.Client, tmp_path: Path,
             while True:
                 request.wfile.write(gzip.compress(bytes(1 << 20)))
 
-    with pytest.raises(UnexpectedAnswer, match=f"packed as '{packing}', which was not asked for"):
+    with pytest.raises(UnexpectedAnswer, match=f"compressed as '{packing}', which was not requested"):
         run(client, FileHost(packed), tmp_path / "f")
     assert list(tmp_path.iterdir()) == []
 

@@ -25,8 +25,8 @@ def test_values_are_read_as_numbers_words_and_lists() -> None:
     ("grid", "ranges", "told"),
     [
         ([], [], "nothing varies"),
-        (["learning_rate"], [], "needs values"),
-        (["learning_rate="], [], "needs values"),
+        (["learning_rate"], [], "needs comma-separated values"),
+        (["learning_rate="], [], "needs comma-separated values"),
         (["epochs=1,1"], [], "twice"),
         (["epochs=1,{"], [], "not a YAML value"),
         (["epochs=1,2", "epochs=3"], [], "epochs is given twice"),
@@ -38,7 +38,11 @@ def test_values_are_read_as_numbers_words_and_lists() -> None:
         ([], ["epochs"], "NAME=LOW:HIGH"),
         ([], ["epochs=3:1"], "NAME=LOW:HIGH"),
         ([], ["epochs=1:nan"], "NAME=LOW:HIGH"),
-        ([], ["learning_rate=0:1:log"], "above 0 for log"),
+        (
+            [],
+            ["learning_rate=0:1:log"],
+            "--range must be NAME=LOW:HIGH or NAME=LOW:HIGH:log (log needs a low end above 0); got",
+        ),
         ([], ["learning_rate=1:2:lin"], "NAME=LOW:HIGH"),
     ],
 )

@@ -41,7 +41,7 @@ def approximately(pairs: list[tuple[int, float]]) -> list[tuple[int, Any]]:
 
 
 def test_an_unknown_tracker_and_a_file_for_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no tracker is called"):
+    with pytest.raises(UsageError, match="unknown tracker"):
         exporters.opened("comet")
     (tmp_path / "file").write_text("")
     for to in ("tensorboard", "wandb"):

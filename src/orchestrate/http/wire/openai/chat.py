@@ -89,7 +89,7 @@ class Sampling(Body):
     @classmethod
     def _of_ids(cls, given: dict[str, float] | None) -> dict[str, float] | None:
         if given and not all(key.isdigit() for key in given):
-            raise ValueError("its keys are ids of tokens")
+            raise ValueError("its keys must be token ids")
         return given
 
     @property

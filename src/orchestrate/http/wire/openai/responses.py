@@ -72,13 +72,13 @@ class ResponseRequest(Body):
 
 
 REFUSED = {
-    "previous_response_id": "earlier responses are not kept: send the whole conversation",
-    "conversation": "conversations are not kept: send the whole one as input",
-    "prompt": "stored prompts are not kept: send the text as input or instructions",
-    "background": "a response comes in answer to its request, not later",
-    "context_management": "the input is used as it is sent",
-    "moderation": "nothing is moderated",
-    "image": "the model writes text only",
+    "previous_response_id": "earlier responses are not stored: send the entire conversation",
+    "conversation": "conversations are not stored: send the entire conversation as input",
+    "prompt": "stored prompts are not supported: send the text as input or instructions",
+    "background": "background responses are not supported",
+    "context_management": "the input is never truncated",
+    "moderation": "there is no moderation",
+    "image": "only text output is supported",
     "top_logprobs": "ask /v1/chat/completions for log-probabilities",
 }
 """Fields that would change an answer and can't be kept."""
@@ -111,7 +111,7 @@ def chat_body(asked: ResponseRequest) -> dict[str, Any]:
 def _require_known(asked: ResponseRequest) -> None:
     refused = {name: why for name, why in REFUSED.items() if getattr(asked, name)}
     if asked.reasoning and (asked.reasoning.summary or asked.reasoning.generate_summary):
-        refused["reasoning.summary"] = "thinking is not summarized"
+        refused["reasoning.summary"] = "reasoning is not summarized"
     if "message.output_text.logprobs" in (asked.include or ()):
         refused["include"] = REFUSED["top_logprobs"]
     for name, why in refused.items():
@@ -123,7 +123,7 @@ def _format(wanted: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if wanted is None or wanted.get("type") in ("text", "json_object"):
         return dict(wanted) if wanted and wanted["type"] != "text" else None
     if wanted.get("type") != "json_schema":
-        raise HostError(400, "a format is text, json_object or json_schema", param="text.format.type")
+        raise HostError(400, "the format must be text, json_object or json_schema", param="text.format.type")
     named = ("name", "description", "schema", "strict")
     return {"type": "json_schema", "json_schema": {n: wanted[n] for n in named if n in wanted}}
 
@@ -145,7 +145,7 @@ def _take(messages: list[dict[str, Any]], item: Mapping[str, Any], place: str) -
         told = _text(item.get("output"), place)
         messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": told})
     elif kind != "reasoning":
-        raise HostError(400, f"an item of type {kind!r} is not taken here", param=place)
+        raise HostError(400, f"items of type {kind!r} are not supported", param=place)
 
 
 def _text(content: Any, place: str) -> str:
@@ -155,14 +155,14 @@ def _text(content: Any, place: str) -> str:
     for part in cast("list[Any]", content) if isinstance(content, list) else [content]:
         told = cast("dict[str, Any]", part) if isinstance(part, dict) else {}
         if told.get("type") not in _TEXTS or not isinstance(told.get("text"), str):
-            raise HostError(400, "only text is taken here", param=f"{place}.content")
+            raise HostError(400, "only text is supported", param=f"{place}.content")
         texts.append(told["text"])
     return "".join(texts)
 
 
 def _tool(tool: Mapping[str, Any], place: int) -> dict[str, Any]:
     if tool.get("type") != "function" or not isinstance(tool.get("name"), str):
-        raise HostError(400, "only tools that are functions are taken here", param=f"tools.{place}")
+        raise HostError(400, "only function tools are supported", param=f"tools.{place}")
     names = ("name", "description", "parameters", "strict")
     return {"type": "function", "function": {n: tool[n] for n in names if tool.get(n) is not None}}
 

@@ -26,7 +26,7 @@ _WORDS = {
     "target_parameters": "the model has no parameter {}",
     "modules_to_save": "the model has no module {} to save",
     "exclude_modules": "no target is called {}",
-    "rank_pattern": "no target fits {}",
+    "rank_pattern": "no target matches {}",
     "alpha_pattern": "no target fits {}",
 }
 
@@ -80,7 +80,7 @@ def misnamed(names: ModuleNames, adapter: Adapter) -> list[Misnamed]:
         left = narrowed(chosen, adapter)
         if not left and not adapter.target_parameters:
             field = "layers_to_transform" if adapter.layers_to_transform else "exclude_modules"
-            found.append(Misnamed(field, True, f"adapter.{field} leaves no target", "leave some of them"))
+            found.append(Misnamed(field, True, f"adapter.{field} leaves no target", "keep some of them"))
         for field, patterns in _patterns(adapter):
             fitting = fitting_keys(patterns, left)
             unfit = [key for key in patterns if key not in fitting]
@@ -130,7 +130,7 @@ def no_pattern(adapter: Adapter) -> tuple[str, str] | None:
         try:
             re.compile(text if isinstance(text, str) else "")
         except re.error as error:
-            return field, f"{text!r} is no regular expression: {error}"
+            return field, f"{text!r} is not a regular expression: {error}"
     return None
 
 
@@ -161,7 +161,7 @@ def _parameters(names: ModuleNames, asked: Sequence[str]) -> Misnamed | None:
     found = _told("target_parameters", unfit, True, names.experts)
     if found is None or names.experts:
         return found
-    told, fix = f"{found.told}: it has no experts", "leave it out; adapter.targets names linear layers"
+    told, fix = f"{found.told}: it has no experts", "leave it out; use adapter.targets for linear layers"
     return replace(found, told=told, fix=fix)
 
 

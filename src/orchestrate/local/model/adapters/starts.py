@@ -63,7 +63,7 @@ def begun(inner: Any, config: Any, adapter: Adapter, beginning: Beginning | None
     start = adapter.init_lora_weights
     keeps = adapter.changes_base or start == "eva"
     if keeps and beginning is None:
-        raise RunFailed(f"init_lora_weights: {start} needs a run that keeps where it began")
+        raise RunFailed(f"init_lora_weights: {start} needs a run that saves its initial weights")
     there = beginning is not None and (beginning.kept / "adapter_config.json").is_file()
     if start == "eva" and there and beginning is not None:
         # Its ranks follow from what the layers read, and must be those of the checkpoints.
@@ -106,7 +106,7 @@ def make_up_for_4_bits(model: Any, folder: ModelFolder) -> None:
             continue
         if f"{name}.weight" not in place:
             raise RunFailed(
-                f"loftq compares with the weights as they are stored, and there is no {name}.weight",
+                f"loftq compares with the stored weights, but there is no {name}.weight",
                 fix="leave out adapter.init_lora_weights",
             )
         with safe_open(place[f"{name}.weight"], framework="pt") as file:
@@ -158,8 +158,8 @@ def eva_batches(rows: Rows, least: int, seed: int, device: torch.device) -> list
         parts.append(part)
     if not parts:
         raise RunFailed(
-            f"eva needs {least} trained tokens to see where the rows vary, and they have fewer",
-            fix="more rows, a smaller adapter.r, or another init_lora_weights",
+            f"eva needs at least {least} trained tokens to estimate the variance of the rows",
+            fix="use more rows, a smaller adapter.r, or another init_lora_weights",
         )
     return [_padded([rows.row(number) for number in part], device) for part in parts]
 
@@ -237,19 +237,19 @@ def targets_of(inner: Any, adapter: Adapter, config_of: Callable[[Sequence[str]]
         everywhere = sum(matches(asked, name) for name in names.modules)
         told = []
         if outside := everywhere - len(names.asked(asked)):
-            told.append(f"{outside} modules outside the language model: text is trained on")
+            told.append(f"{outside} modules outside the language model: training uses text only")
     for one in misnamed(names, adapter):
         if one.useless and one.field in _NEEDED:
             raise RunFailed(f"the adapter does not fit the model: {one.told}", fix=one.fix)
         told.append(one.told)
     chosen = narrowed(names.asked(asked), adapter)
     chosen = _without(
-        told, chosen, _taken_for_experts(inner, config_of(chosen)), "peft would take them for experts"
+        told, chosen, _taken_for_experts(inner, config_of(chosen)), "peft would treat them as experts"
     )
     parameters = [name for name in names.parameters if matches(adapter.target_parameters or (), name)]
     if names.experts and not parameters and asked == ALL_LINEAR:
         those = ", ".join(ends(names.experts))
-        told.append(f"the experts ({those}): adapter.target_parameters names those that get one")
+        told.append(f"the experts ({those}): name the ones to adapt in adapter.target_parameters")
     if not chosen and not parameters:
         raise RunFailed(
             "the adapter does not fit the model: no target is left", fix="see adapter in the spec"
@@ -270,7 +270,7 @@ def names_of(inner: Any, told: list[str] | None = None) -> ModuleNames:
     ]
     experts = expert_parameters(inner)
     routers = {name for name in linear if experts and ROUTERS.fullmatch(name)}
-    linear = _without(told, linear, routers, "what chooses the experts stays as it is")
+    linear = _without(told, linear, routers, "the router is not adapted")
     linear = _without(told, linear, _mixers(inner, linear), "a state-space kernel reads them itself")
     return ModuleNames(
         modules=tuple(name for name, _ in every),

@@ -409,7 +409,7 @@ class Batching:
             return self.model(**inputs)
         except (RuntimeError, MemoryError) as error:
             if "adapter_names" in inputs:
-                raise Torn("the model cannot be used any more") from error
+                raise Torn("the model is no longer usable") from error
             raise
 
     def _interrupted(self, batch: Batch, coming: list[Row]) -> Iterator[tuple[Row, Drawn]]:

@@ -200,11 +200,13 @@ class Sampler:
 
 def _require_token(drawn: Drawn) -> None:
     if drawn.failed == NO_MEMORY:
-        raise torch.OutOfMemoryError("this machine has not enough memory to answer this prompt, even alone")
+        raise torch.OutOfMemoryError("this machine has too little memory to answer this prompt, even alone")
     if drawn.failed == NO_FORM:
-        raise UsageError("the schema takes too much work to keep an answer to it: make it simpler")
+        raise UsageError("the schema is too complex to constrain an answer: simplify it")
     if drawn.failed:
-        raise RunFailed("the model gives no finite numbers: its weights are broken, or overflow here")
+        raise RunFailed(
+            "the model produces non-finite numbers: its weights are broken or overflow on this machine"
+        )
 
 
 def stop_tokens(template: Template, folder: ModelFolder) -> tuple[int, ...]:

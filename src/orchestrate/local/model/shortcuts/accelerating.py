@@ -54,7 +54,7 @@ def use_liger(inner: Any) -> None:
         apply(model=inner, **{name: value for name, value in ours.items() if name in takes})
         apart = distance(_states(inner), before)
         if not apart <= CLOSE:
-            told = f"with Liger the model computes other states (relative distance {apart:.2g})"
+            told = f"with Liger the model computes different hidden states (relative distance {apart:.2g})"
             raise Unfit(told, fix="engine: fused")
     except (Unfit, torch.OutOfMemoryError):
         replaced.put_back()

@@ -136,7 +136,7 @@ def turn_on(loaded: Loaded, job: LocalJob) -> None:
     if not proved and (reason := probes.trains(loaded)):
         raise RunFailed(
             f"this model cannot be trained as it is: {reason}",
-            fix="adapter.targets: fewer modules, or engine: plain; worker.log has the whole message",
+            fix="use fewer modules in adapter.targets, or engine: plain; worker.log has the full message",
         )
     _balance(loaded, job)
     if fused:
@@ -180,8 +180,8 @@ def _balance(loaded: Loaded, job: LocalJob) -> None:
         loaded.hidden(probes.made_up(loaded))
     if not loaded.routed:
         raise RunFailed(
-            f"router_aux_loss: a {config.model_type} model does not tell what its routers say, or has none",
-            fix="leave router_aux_loss out",
+            f"router_aux_loss: a {config.model_type} model does not return router logits, or has no routers",
+            fix="leave out router_aux_loss",
         )
 
 
@@ -205,9 +205,7 @@ def _layers(loaded: Loaded, job: LocalJob) -> bool:
         else:
             if "attention" in replaced and not any(calls):
                 replaced.remove("attention")
-                loaded.left_out["attention for a CPU"] = (
-                    "the model trains with one of its own, or with dropout"
-                )
+                loaded.left_out["attention for a CPU"] = "the model uses its own attention, or dropout"
             loaded.turned_on += [f"{what} for a CPU" for what in replaced]
             proved = True
     return proved
@@ -224,7 +222,7 @@ def _experts(loaded: Loaded) -> None:
     reason = probes.trains(loaded)
     with loaded.judging(), torch.no_grad():
         if not reason and not probes.distance(loaded.hidden(ids), before) <= probes.CLOSE:
-            reason = "the model then has other states"
+            reason = "it changes the model's hidden states"
     if reason:
         weights.give_back(loaded.model)
         loaded.left_out["experts one by one"] = reason
@@ -234,18 +232,18 @@ def _experts(loaded: Loaded) -> None:
 
 def _rows(loaded: Loaded, job: LocalJob) -> None:
     if job.hyper.neftune_alpha:
-        loaded.left_out["rows in one line"] = "the noise is measured by each row's length"
+        loaded.left_out["packing"] = "the noise depends on each row's length"
         return
     loaded.line_limit, reason = probes.line_limit(loaded)
     if reason:
         loaded.left_out["rows in one line"] = reason
     loaded.shares = not probes.draws(loaded)
     if loaded.line_limit:
-        told = f"rows of up to {loaded.line_limit} tokens in one line"
-        loaded.turned_on.append(told + (", what they begin with once" if loaded.shares else ""))
+        told = f"packing up to {loaded.line_limit} tokens"
+        loaded.turned_on.append(told + (", shared prefixes computed once" if loaded.shares else ""))
     if job.hyper.gradient_checkpointing or loaded.own_logits or loaded.balancing:
         # A layer that is computed again would no longer know which places were meant, and routers speak of
         # all tokens.
         return
     if probes.trained_only(loaded) is None:
-        loaded.turned_on.append("the last MLP for trained tokens only")
+        loaded.turned_on.append("last MLP only on trained tokens")

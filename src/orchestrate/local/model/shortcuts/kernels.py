@@ -359,7 +359,7 @@ def attention(
         # The mask of `Loaded.hidden` is a single one; any other was made by the model itself.
         if not plain or (attention_mask is not None and attention_mask.numel() > 1):
             raise NotImplementedError(
-                "attention over a line of rows knows no dropout, soft cap, bias or mask"
+                "attention over packed rows supports no dropout, soft cap, bias or mask"
             )
         return line_attention(query, key, value, layout, scale), None
     ours = (

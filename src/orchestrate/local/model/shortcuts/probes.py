@@ -44,7 +44,7 @@ Arrange = Callable[[Sequence[Any]], Joined]
 
 def reason_of(error: Exception) -> str:
     said = str(error).strip().splitlines()
-    return f"the model ends in {type(error).__name__}: {said[0][:200] if said else 'no message'}"
+    return f"the model raises {type(error).__name__}: {said[0][:200] if said else 'no message'}"
 
 
 @contextmanager
@@ -127,9 +127,9 @@ def line_limit(loaded: Loaded) -> tuple[int, str | None]:
     it: it must be our attention's, keep the rows apart, and give each the states that it has alone."""
     config = loaded.inner.config.get_text_config()
     if loaded.device.type != "cpu":
-        return 0, "lines are for a CPU's attention"
+        return 0, "packing here needs the CPU attention"
     if config._attn_implementation != NAME:
-        return 0, "the model keeps an attention of its own"
+        return 0, "the model uses its own attention"
     if reason := apart(loaded, _in_line, SHARED):
         return 0, reason
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
@@ -156,11 +156,11 @@ def apart(loaded: Loaded, arrange: Arrange, shared: int) -> str | None:
                 joined, others = _states(loaded, arrange(rows)), _states(loaded, arrange(changed))
                 alone = [loaded.hidden(torch.from_numpy(r)[None].to(loaded.device))[0, shared:] for r in rows]
             if any(not distance(a, b) <= CLOSE for a, b in zip(joined, alone, strict=True)):
-                return "a row then has other states than alone"
+                return "packed rows get different hidden states than single rows"
             mixture = getattr(loaded.inner.config.get_text_config(), "num_experts_per_tok", None)
             bound = CLOSE if mixture else APART
             if any(not distance(joined[r], others[r]) <= bound for r in (0, 2, 3)):
-                return "a row's states then change with what another row says"
+                return "a packed row's hidden states depend on the other rows"
             return _leak(loaded, arrange(rows))
     except Exception as error:  # noqa: BLE001  whatever a model's code raises
         return reason_of(error)
@@ -187,10 +187,10 @@ def _leak(loaded: Loaded, joined: Joined) -> str | None:
         (slope,) = torch.autograd.grad((own * toward).sum(), embedded[0], retain_graph=True)
         seen = (slope.flatten(0, 1) != 0).any(-1)
         if not seen[joined.own[r]].any():
-            return "what a row sees cannot be told"
+            return "cannot tell which tokens a row attends to"
         seen[joined.own[r]] = seen[joined.shared] = False
         if seen.any():
-            return "a row then sees another row's tokens"
+            return "a packed row attends to another row's tokens"
     return None
 
 

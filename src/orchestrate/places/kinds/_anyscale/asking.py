@@ -28,7 +28,7 @@ class Answered(Exception):
     on the way."""
 
     def __init__(self, status: int, text: str) -> None:
-        super().__init__(f"it answered with {status}: {text}")
+        super().__init__(f"it returned {status}: {text}")
         self.status, self.text = status, text
 
 
@@ -71,7 +71,7 @@ class Client:
         def request(method: str, url: str, **more: Any) -> Any:
             if method != "GET" and not url.partition("?")[0].rstrip("/").endswith(HARMLESS):
                 if self._clock() - self._begun > 2 * self._answer_s:
-                    raise TimeoutError("what goes before the job took too long; the job was not asked for")
+                    raise TimeoutError("preparing the job took too long; the job was not requested")
                 self.creating = True
             try:
                 return send(method, url, **{**more, "_request_timeout": (CONNECT_S, self._answer_s)})

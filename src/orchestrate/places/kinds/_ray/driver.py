@@ -105,7 +105,7 @@ class Driver:
         if self._settled():
             return
         starts = claim.attempts(self.stored) - self.claim.number
-        told = f"its workers were started {count(starts, 'time')} in this job; at last {self.fault}"
+        told = f"its workers were started {count(starts, 'time')} in this job; last failure: {self.fault}"
         depot.add_event(self.stored, told, level="error", type="interrupted")
 
     def _watch(self) -> int:
@@ -114,12 +114,12 @@ class Driver:
         while not self.fitted.wait(LOOK_S):
             clock, due = self.switch.clock(), self.switch.due()
             if self.superseded.is_set():
-                _log.error("another attempt has the run; this one ends")
+                _log.error("another attempt has taken over the run; this one ends")
                 return 1
             if due is not None:
                 over = over or clock
                 if due[0] == "silence":
-                    _log.error("%s; this job ends with all of its workers", due[1])
+                    _log.error("%s; this job ends with all its workers", due[1])
                     return SILENT
                 # The first worker says so itself, with a checkpoint, where there is one.
                 if not self.begun.is_set() or clock - over > 3 * GRACE_S:
@@ -128,7 +128,10 @@ class Driver:
             if self.word:
                 return self._say("paused" if self.word == "pause" else "cancelled")
             if clock - self.heard > self.start_s:
-                told = f"no workers came within {duration(self.start_s)}: the cluster has no room for them"
+                told = (
+                    f"no workers started within {duration(self.start_s)}: the cluster has no free "
+                    "resources for them"
+                )
                 return self._say("failed", JobError(code="no_room", message=f"{told} (ray status)"))
             if self.settled.is_set():
                 left = left or clock
@@ -204,7 +207,7 @@ def fitting(stored: StoredRun, storage: str) -> Callable[[Claim], object]:
 
     if Version(installed.__version__) < Version(LEAST):
         raise RuntimeError(
-            f"the cluster has Ray {installed.__version__}; several workers take {LEAST} or a newer one"
+            f"the cluster has Ray {installed.__version__}; several workers need {LEAST} or newer"
         )
     ray: Any = installed
     order = read_order(stored)
@@ -244,11 +247,11 @@ def fitting(stored: StoredRun, storage: str) -> Callable[[Claim], object]:
 def lacking(each: dict[str, float], workers: int, there: dict[str, float]) -> str:
     """What of a cluster as it is now is too little for as many; empty where all is enough."""
     short = [
-        f"{there.get(name, 0):g} {name}s, and the run's {count(workers, 'worker')} take {amount * workers:g}"
+        f"{there.get(name, 0):g} {name}s, but the run's {count(workers, 'worker')} need {amount * workers:g}"
         for name, amount in each.items()
         if there.get(name, 0) < amount * workers
     ]
-    return f"the cluster has {'; '.join(short)}: they are waited for (ray status)" if short else ""
+    return f"the cluster has {'; '.join(short)}: waiting for them (ray status)" if short else ""
 
 
 def reason(error: Exception) -> str:

@@ -81,7 +81,9 @@ class First(Errand):
 
     def _fitted(self, job: LocalJob) -> LocalJob:
         if self._apart:
-            raise RunFailed(self._apart, fix="one image for all nodes of the cluster, or packages = pinned")
+            raise RunFailed(
+                self._apart, fix="use one image for all nodes of the cluster, or packages = pinned"
+            )
         return fitted(job, self.met)
 
     def _begun(self) -> Engine:
@@ -119,7 +121,7 @@ def main(given: dict[str, Any]) -> None:
             return
         code = First(claim, Path(folder), met, device, report_s, differing(versions)).work()
         if code or (met.processes > 1 and not met.released):
-            raise RuntimeError(f"the worker ended with {code}, and the others are to end too")
+            raise RuntimeError(f"the worker ended with {code}; the others are stopped too")
 
 
 def differing(versions: list[dict[str, str]]) -> str:

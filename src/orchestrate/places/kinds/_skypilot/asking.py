@@ -81,7 +81,7 @@ class Bridge:
                 )
             except OSError as error:
                 raise SetupError(
-                    f"SkyPilot's Python {self.python} does not run: {error}", fix=INSTALL
+                    f"SkyPilot's Python {self.python} cannot be run: {error}", fix=INSTALL
                 ) from error
         return self._child
 

@@ -99,7 +99,7 @@ def test_a_hub_that_fails_at_one_file_is_told_and_the_next_run_goes_on(tmp_path:
     with ThreadPoolExecutor() as pool:
         for fault, (failed, afterwards, mended) in zip(faults, pool.map(one, faults), strict=True):
             assert failed["error"] == "ConfigError" and "try again" in failed["said"], failed
-            told = "the connection broke" if fault == "cut" else f"the hub answered with {fault}"
+            told = "the connection broke" if fault == "cut" else f"the hub returned {fault}"
             assert told in failed["said"], failed
             assert "error" in afterwards, f"half a model was taken for one after {fault}"
             assert mended, fault
@@ -109,10 +109,10 @@ def test_a_folder_that_lacks_a_part_of_its_index_is_refused(tmp_path: Path) -> N
     folder = fake_hub.sharded(tmp_path / "model")
     files.open_folder(folder)
     (folder / SECOND).write_bytes(b"")
-    with pytest.raises(UsageError, match=f"its index names {SECOND}, missing or empty"):
+    with pytest.raises(UsageError, match=f"{SECOND} from its index are missing or empty"):
         files.open_folder(folder)
     (folder / SECOND).unlink()
-    with pytest.raises(UsageError, match="is not whole"):
+    with pytest.raises(UsageError, match="from its index are missing or empty"):
         files.fetch(str(folder))
     (folder / "model.safetensors.index.json").write_text("{")
     with pytest.raises(UsageError, match="is not an index"):

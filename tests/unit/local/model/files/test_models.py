@@ -124,8 +124,8 @@ def test_each_refusal_of_the_hub_is_explained(hub: str, tmp_path: Path) -> None:
     assert "accept them at https://huggingface.co/owner/gated" in gated[2] and "HF_TOKEN" in gated[2]
     for answer in (gone, private):
         assert answer[0] == "UsageError" and "no model owner/" in answer[1] and "private" in answer[1]
-    assert "refuses owner/403 (403)" in forbidden[1] and "may read" in forbidden[2]
-    assert "answered with 400" in bad[1] and "try again later" in bad[2]
+    assert "denied access to owner/403 (403)" in forbidden[1] and "may read" in forbidden[2]
+    assert "returned 400" in bad[1] and "try again later" in bad[2]
 
 
 def test_without_a_network_it_says_how_to_fetch_the_model_before(tmp_path: Path) -> None:

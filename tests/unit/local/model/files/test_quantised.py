@@ -89,7 +89,7 @@ def test_a_base_in_4_bits_trains_as_one_that_is_put_into_them(
         kinds = {type(m).__name__ for m in made.loaded.inner.modules()}
         assert {"Linear4bit"} <= kinds
         assert curve(made) == usual
-    with pytest.raises(UsageError, match="4 bits by bitsandbytes, into which nothing is merged"):
+    with pytest.raises(UsageError, match=r"4 bits by bitsandbytes.; merging into quantized"):
         merge(ModelFolder(held["nf4"]), made.publish(), tmp_path / "merged", "bf16")
 
 
@@ -141,7 +141,7 @@ def test_all_weights_of_such_a_base_cannot_be_trained(
         found = translate(JobSpec.parse({**spec, **asked}), {})
         (row,) = (r for r in found.settings if r.name == "adapter.type")
         assert not found.refused and row.sent == found.body["adapter"]["type"] == sent
-        assert "as its files hold it, in 4 bits by bitsandbytes" in str(row.rule)
+        assert "the precision of its files, 4 bits by bitsandbytes" in str(row.rule)
     with pytest.raises(RunFailed, match="cannot be trained"):
         session(tmp_path, rows, "a", model=str(held["nf4"]), adapter={"type": "full"}, precision=None)
 
@@ -182,5 +182,5 @@ def test_a_base_that_no_library_here_reads_is_refused_before(tmp_path: Path) -> 
     (refused,) = translate(JobSpec.parse({"model": str(folder), "train": "t"}), {}).refused
     assert refused.name == "model" and refused.outcome is Outcome.REFUSED
     assert "pip install gptqmodel" in str(refused.rule)
-    with pytest.raises(QuantisedUnreadable, match="what reads them is not installed"):
+    with pytest.raises(QuantisedUnreadable, match="; the package that reads them is not installed"):
         load_base(folder, four_bit=True, device=torch.device("cpu"))

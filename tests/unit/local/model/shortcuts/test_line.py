@@ -116,12 +116,12 @@ def test_the_event_tells_what_the_work_shows(tmp_path: Path, noise: float | None
     while len({tuple(rows.row(i)[0][:alike]) for i in range(12)}) > 1:
         alike -= 1
     (event,) = (e for e in session.run.events() if e.type == "engine")
-    told = "rows of up to 1024 tokens in one line, what they begin with once"
+    told = "packing up to 1024 tokens, shared prefixes computed once"
     if noise is None:
         assert told in event.data["in_use"] and told in event.message
         assert alike > 10 and passed == [sum(read) - 11 * alike]
     else:
-        assert "in one line" not in event.message
+        assert "packing" not in event.message
         assert passed == [12 * max(read)]
 
 
@@ -141,7 +141,7 @@ def test_a_model_whose_rows_would_mix_gets_no_line(tmp_path: Path) -> None:
     mlp = loaded.inner.get_decoder().layers[0].mlp
     original = mlp.forward
     mlp.forward = lambda x: original(x) + 0.5 * torch.roll(x, 1, 1)
-    assert line_limit(loaded) == (0, "a row then has other states than alone")
+    assert line_limit(loaded) == (0, "packed rows get different hidden states than single rows")
 
 
 @pytest.mark.slow
@@ -156,7 +156,7 @@ def test_rounding_by_shape_leaves_the_line_and_a_little_of_another_row_does_not(
     assert line_limit(loaded) == (1024, None)
     loaded.model.float()
     mlp.forward = lambda x: original(x) + 4e-3 * torch.roll(x, 1, 1).detach()
-    assert line_limit(loaded) == (0, "a row's states then change with what another row says")
+    assert line_limit(loaded) == (0, "a packed row's hidden states depend on the other rows")
 
 
 @pytest.mark.slow

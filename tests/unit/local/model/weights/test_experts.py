@@ -81,7 +81,7 @@ def test_the_router_stays_and_the_experts_are_asked_for(tmp_path: Path) -> None:
     told = [e.message for e in plain.run.events() if e.type == "adapter"]
     assert told == [
         "no adapter on the experts (mlp.experts.gate_up_proj, mlp.experts.down_proj): "
-        "adapter.target_parameters names those that get one"
+        "name the ones to adapt in adapter.target_parameters"
     ]
     names = {n.split(".lora_")[0].rpartition(".")[2] for n in plain.loop.parameters}
     assert names == {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -145,5 +145,5 @@ def test_the_routers_own_loss_is_that_of_transformers(tmp_path: Path) -> None:
 
 
 def test_a_model_without_routers_has_no_such_loss(tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match="router_aux_loss: a llama model does not tell"):
+    with pytest.raises(RunFailed, match="router_aux_loss: a llama model does not return"):
         trained(tmp_path, "llama", {"type": "lora"}, hyper={"router_aux_loss": 0.1})

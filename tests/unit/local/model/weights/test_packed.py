@@ -125,7 +125,7 @@ def test_check_says_what_becomes_of_packed_weights(tmp_path: Path) -> None:
         found = translate(JobSpec.parse({"model": str(tmp_path), "train": "t", **asked}), {})
         (row,) = (r for r in found.settings if r.name == "adapter.type")
         assert row.sent == found.body["adapter"]["type"] == sent
-        assert "hold in MXFP4" in str(row.rule) and bits in str(row.rule)
+        assert "stored in MXFP4" in str(row.rule) and bits in str(row.rule)
         assert "adapter.type" not in {r.name for r in found.refused}
 
 
@@ -168,7 +168,7 @@ def test_weights_in_a_format_that_is_not_read_are_refused(tmp_path: Path) -> Non
     tensors = load_file(file)
     name = "model.layers.0.self_attn.q_proj.weight"
     save_file({**tensors, name: tensors[name].view(torch.int8)}, file, metadata={"format": "pt"})
-    with pytest.raises(UsageError, match=f"{name} in I8"):
+    with pytest.raises(UsageError, match=f"{name} as I8"):
         load_base(folder, four_bit=True, device=CPU)
     without = {key: value for key, value in tensors.items() if not key.startswith(name)}
     save_file(without, file, metadata={"format": "pt"})
