@@ -200,7 +200,7 @@ def _so_far(
         return Output(reviewing.planned(instead.detect, likeness), show)
     if known is None:
         asked = run[0] if run else f"--evaluation {order.evaluation}"
-        raise UsageError("nobody was asked about these answers yet", fix=f"orchestrate review {asked}")
+        raise UsageError("there is no review of these answers yet", fix=f"orchestrate review {asked}")
     return Output(reviewing.result(ft, known), _show)
 
 

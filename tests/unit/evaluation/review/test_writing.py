@@ -184,7 +184,7 @@ def test_rows_of_many_kinds_are_opened_and_what_is_not_text_is_counted(
     [
         ("", "no rows"),
         ('{"messages": []}\n', "row 1"),
-        ('{"messages": [{"role": "user"', "no row can be read"),
+        ('{"messages": [{"role": "user"', "no row could be read"),
     ],
 )
 def test_a_file_that_cannot_be_read_makes_no_review(
