@@ -172,7 +172,7 @@ def test_it_ends_by_itself_and_is_not_there_again_while_it_ends(sandbox: Sandbox
         [made] = gateway.ft.deployments(over=None)
         until(lambda: gateway.ft.store.deployments.get(made.id).state.over)
         ended_one = gateway.ft.store.deployments.get(made.id)
-        assert ended_one.state is DeploymentState.ENDED and "hours are over" in str(ended_one.cause)
+        assert ended_one.state is DeploymentState.ENDED and "used up its" in str(ended_one.cause)
         assert standing(gateway, "together").count(job_id(gateway, name)) == 0
 
 
