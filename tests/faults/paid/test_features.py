@@ -1,6 +1,7 @@
 """One budget, and the features as users call them at random against it: submit, resume, queue, sweep, deploy,
-the gateway, an agent's tools. Answers are lost, processes end by SIGKILL, clocks jump, two processes share a
-store. The judge is what the host has: counted is no less than it may bill, and no more than was agreed."""
+a migration, the gateway, an agent's tools. Answers are lost, processes end by SIGKILL, clocks jump, two
+processes share a store. The judge is what the host has: counted is no less than it may bill, and no more than
+was agreed."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ from orchestrate import JobSpec, Orchestrator
 from orchestrate.errors import HostUnavailable, InvalidRequest, OrchestrateError, OutcomeUnknown
 from orchestrate.gateway.submitting import Submitting
 from orchestrate.mcp.reading import SpecGiven
-from orchestrate.mcp.spending import Agreement, Purse, _submitting
+from orchestrate.mcp.spending import Agreement, Purse, _deploying, _submitting
+from orchestrate.migration.migrating import MigrationOrder, PreparedMigration
 from orchestrate.paid.limits import require_within
 from orchestrate.providers.base import Deploys, Limited, Pauses, Resumes
 from orchestrate.runs import queue as queueing
@@ -368,6 +370,30 @@ class Features(RuleBasedStateMachine):
         tool = lambda ft: _submitting(ft, self.purses[who])(given, "paper", Agreement(answer="yes"))  # noqa: E731
         self.do(who, tool, fault)
 
+    @rule(who=WHO, which=WHICH, hours=st.sampled_from((1, 3, 500)), fault=SENT, fork=KILLED)
+    def agent_deploys(self, who: int, which: int, hours: int, fault: str, fork: bool) -> None:
+        if done := self.shops[0].store.runs.matching(status=JobStatus.SUCCEEDED):
+            tool = lambda ft: _deploying(ft, self.purses[who])(  # noqa: E731
+                done[which % len(done)].id, hours, Agreement(answer="yes")
+            )
+            self.do(who, tool, fault, fork)
+
+    @rule(who=WHO, which=WHICH, fault=SENT, fork=KILLED, again=st.booleans())
+    def migrate(self, who: int, which: int, fault: str, fork: bool, again: bool) -> None:
+        """A run's data trained at the other host, once."""
+        if not (runs := self.shops[0].store.runs.matching()):
+            return
+        old = runs[which % len(runs)]
+        [to] = {"paper", "rented"} - {old.provider}
+        order = MigrationOrder(to=[to], models={to: "m"}, proof=False)
+
+        def act(ft: Orchestrator) -> None:
+            moved = PreparedMigration(ft, old.id, order).submit(to, again=again)
+            assert moved.record.provider == to and moved.record.ref != old.ref
+
+        if to in self.offered:
+            self.do(who, act, fault, fork)
+
     @rule(who=WHO, epochs=EPOCHS, fault=SENT, fork=KILLED)
     def gateway(self, who: int, epochs: int, fault: str, fork: bool) -> None:
         """A job of a key with a limit, by a worker that may end in the middle; the next one goes on."""
@@ -526,6 +552,24 @@ def test_what_is_taken_already_counts_for_what_comes_next() -> None:
         one.submit(who=0, epochs=2, limit=None, fault="ok", fork=False)
         one.no_more_than_was_agreed()
         one.all_that_may_be_billed_is_counted()
+    one.everything_ends()
+    one.teardown()
+
+
+def test_a_migration_and_an_agents_deployment_count_as_all_else() -> None:
+    """Shown to happen: chance alone may have each of them refused."""
+    one = Features()
+    one.submit(who=0, epochs=2, limit=None, fault="ok", fork=False)
+    one.a_job_ends(which=0, share=2, who=0)
+    for fault in ("lost", "ok", "ok"):
+        one.migrate(who=1, which=0, fault=fault, fork=False, again=False)
+        one.no_more_than_was_agreed()
+        one.all_that_may_be_billed_is_counted()
+    assert len(one.rented.jobs()) == 1
+    one.agent_deploys(who=0, which=0, hours=500, fault="ok", fork=False)
+    one.agent_deploys(who=0, which=0, hours=1, fault="ok", fork=False)
+    assert one.purses[0].taken_usd == HOURLY and len(one.bank.books["up"]) == 1
+    one.no_more_than_was_agreed()
     one.everything_ends()
     one.teardown()
 
