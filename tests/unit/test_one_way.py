@@ -82,6 +82,10 @@ ANSWERS = {
 }
 """Who gets answers of a host. What asks many questions asks them by `paid`, which counts and limits them."""
 
+ENCODERS = "http/wire/openai/"
+WIRE_WORDS = re.compile(r"(chat\.completion(\.chunk)?|text_completion|response\.(created|output_text\.\w+))$")
+"""What an answer of OpenAI's APIs says of itself."""
+
 LIMITS = "paid/limits.py"
 PRICES = {
     "costing/rate.py": "the ends of a rate, and what a number can be",
@@ -172,6 +176,16 @@ def where(decides: Callable[[ast.AST], object]) -> set[str]:
 def test_nobody_goes_around(modules: tuple[str, ...], allowed: dict[str, str]) -> None:
     hosts = "" if modules == LISTENERS else "providers/"  # a host is asked there, and nothing listens
     assert {file for file in users(*modules) if not hosts or not file.startswith(hosts)} == allowed.keys()
+
+
+def test_nobody_else_writes_answers_in_openais_form() -> None:
+    found = {
+        file
+        for file, nodes in sources.nodes().items()
+        for node in nodes
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and WIRE_WORDS.match(node.value)
+    }
+    assert found == {f"{ENCODERS}{name}.py" for name in ("chat", "events", "responses")}
 
 
 def opens(node: ast.AST) -> str | None:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
-from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, aclosing
 from typing import Any
 
+import msgspec
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from orchestrate.http.wire import HostError
 from orchestrate.http.wire.openai import chat, error_body
 from orchestrate.http.wire.openai.chat import Answer, ChatRequest, CompletionRequest, Piece
+from orchestrate.http.wire.openai.events import ChatForm, Form, PromptRead, Spoken, TextForm
 from orchestrate.serving.server import grammars
 from orchestrate.serving.server.engine import Engine, EngineLost, EngineRefused
 from orchestrate.serving.server.load import Full, Load
 from orchestrate.serving.server.refusals import asking, full, lost, refusal_of
+from orchestrate.types.decoding import convert
 
 GONE = 499
 """What others write down for a client that did not wait."""
@@ -62,22 +63,26 @@ class Answering:
         self._load.whole.add(time.monotonic() - begun)
         heads, choices = [h for h, _ in found], [c for _, mine in found for c in mine]
         usage = self._count(form.model, heads, choices)
-        ids = [h.get("prompt_ids") for h in heads]
-        return Answer(form.whole(choices, usage, ids))
+        return Answer(form.whole(choices, usage, [h.prompt_ids for h in heads]))
 
-    async def _collect(self, wish: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    async def _collect(self, wish: dict[str, Any]) -> tuple[PromptRead, list[Spoken]]:
         """The head of an answer, and the last message of each choice."""
-        head: dict[str, Any] = {}
-        choices: list[dict[str, Any]] = []
-        async with aclosing(self._engine.messages("add", **wish)) as messages:
-            async for message in messages:
-                if "prompt_tokens" in message:
-                    head = message
-                elif "reason" in message:
-                    choices.append(message)
+        head = PromptRead(prompt_tokens=0)
+        choices: list[Spoken] = []
+        async with aclosing(self._events(wish)) as events:
+            async for event in events:
+                if isinstance(event, PromptRead):
+                    head = event
+                elif event.reason:
+                    choices.append(event)
                 if len(choices) == wish["n"]:
                     break
-        return head, sorted(choices, key=lambda c: c["choice"])
+        return head, sorted(choices, key=lambda c: c.choice)
+
+    async def _events(self, wish: dict[str, Any]) -> AsyncGenerator[PromptRead | Spoken]:
+        async with aclosing(self._engine.messages("add", **wish)) as messages:
+            async for message in messages:
+                yield convert(message, PromptRead) if "prompt_tokens" in message else convert(message, Spoken)
 
     def _room(self) -> ExitStack:
         """A place among those who are answered. Raises `HostError` 429."""
@@ -88,11 +93,9 @@ class Answering:
             raise full(error) from error
         return ending
 
-    def _count(
-        self, model: str, heads: Sequence[Mapping[str, Any]], ends: Sequence[Mapping[str, Any]]
-    ) -> dict[str, Any]:
-        prompt = sum(h["prompt_tokens"] for h in heads)
-        completion = sum(e["completion_tokens"] for e in ends)
+    def _count(self, model: str, heads: Sequence[PromptRead], ends: Sequence[Spoken]) -> dict[str, Any]:
+        prompt = sum(h.prompt_tokens for h in heads)
+        completion = sum(e.completion_tokens for e in ends)
         self._load.tokens[model, "prompt"] += prompt
         self._load.tokens[model, "completion"] += completion
         return chat.usage(prompt, completion)
@@ -111,25 +114,24 @@ class Answering:
         self, form: Form, wishes: Sequence[dict[str, Any]], ending: ExitStack
     ) -> AsyncGenerator[Piece]:
         begun = time.monotonic()
-        heads: list[dict[str, Any]] = []
-        ends: list[dict[str, Any]] = []
+        heads: list[PromptRead] = []
+        ends: list[Spoken] = []
         with ending:
             for number, wish in enumerate(wishes):
                 try:
-                    async with aclosing(self._engine.messages("add", **wish)) as messages:
-                        async for message in messages:
-                            if "prompt_tokens" in message:
-                                heads.append(message)
+                    async with aclosing(self._events(wish)) as events:
+                        async for event in events:
+                            if isinstance(event, PromptRead):
+                                heads.append(event)
                                 if not number:
                                     yield form.opening(len(wishes) * wish["n"])
                                 continue
                             if not ends:
                                 self._load.first_token.add(time.monotonic() - begun)
-                            for piece in form.pieces(
-                                {**message, "choice": number * wish["n"] + message["choice"]}
-                            ):
+                            own = number * wish["n"] + event.choice
+                            for piece in form.pieces(msgspec.structs.replace(event, choice=own)):
                                 yield piece
-                            ends += [message] if "reason" in message else []
+                            ends += [event] if event.reason else []
                             if len(ends) == (number + 1) * wish["n"]:
                                 break
                 except (EngineLost, EngineRefused) as error:
@@ -155,151 +157,3 @@ async def _gone(request: Request) -> None:
     """Returns when the client has left."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-# -- forms -------------------------------------------------------------------------------------------------
-
-
-class Form(ABC):
-    """How an answer is written. `tells_usage`: in the last piece of a stream."""
-
-    def __init__(self, asked: ChatRequest | CompletionRequest, prefix: str) -> None:
-        self.id, self.created, self.model = f"{prefix}-{secrets.token_hex(12)}", int(time.time()), asked.model
-        self.tells_usage = bool(asked.stream_options and asked.stream_options.include_usage)
-        self._tells_ids = bool(asked.return_token_ids)
-
-    @abstractmethod
-    def whole(
-        self, choices: list[dict[str, Any]], usage: dict[str, Any], prompt_ids: list[Any]
-    ) -> dict[str, Any]: ...
-
-    @abstractmethod
-    def opening(self, choices: int) -> Piece: ...
-
-    @abstractmethod
-    def pieces(self, message: dict[str, Any]) -> list[Piece]: ...
-
-    @abstractmethod
-    def closing(self, usage: dict[str, Any]) -> Piece: ...
-
-
-class ChatForm(Form):
-    def __init__(self, asked: ChatRequest) -> None:
-        super().__init__(asked, "chatcmpl")
-        self._logprobs = bool(asked.logprobs)
-        self._most_calls = 1 if asked.parallel_tool_calls is False else None
-
-    def whole(
-        self, choices: list[dict[str, Any]], usage: dict[str, Any], prompt_ids: list[Any]
-    ) -> dict[str, Any]:
-        shown = [self._choice(end, number) for number, end in enumerate(choices)]
-        body = chat.completion(self.id, self.created, self.model, shown, usage)
-        return {**body, "prompt_token_ids": prompt_ids[0]} if self._tells_ids else body
-
-    def _choice(self, end: dict[str, Any], number: int) -> dict[str, Any]:
-        more: dict[str, Any] = {"refusal": None}
-        if end["reasoning"]:
-            more["reasoning_content"] = end["reasoning"]
-        if calls := self._calls(end, number, streamed=False):
-            more["tool_calls"] = calls
-        content = end["content"] or (None if calls else "")
-        logprobs = {"content": _told(end["tokens"]), "refusal": None} if self._logprobs else None
-        made = chat.choice(number, chat.message(content, **more), end["reason"], logprobs)
-        return {**made, "token_ids": end["ids"]} if self._tells_ids else made
-
-    def _calls(self, end: dict[str, Any], number: int, *, streamed: bool) -> list[dict[str, Any]]:
-        """Ids are this answer's own: clients send them back beside those of other answers."""
-        return [
-            chat.call(
-                n if streamed else None,
-                f"call_{self.id[-12:]}_{number}_{n}",
-                call["function"]["name"],
-                call["function"]["arguments"],
-            )
-            for n, call in enumerate(end.get("tool_calls", ())[: self._most_calls])
-        ]
-
-    def opening(self, choices: int) -> Piece:
-        pieces = [chat.piece(n, {"role": "assistant", "content": ""}, None) for n in range(choices)]
-        return chat.chunk(self.id, self.created, self.model, pieces)
-
-    def pieces(self, message: dict[str, Any]) -> list[Piece]:
-        number, found = message["choice"], list[dict[str, Any]]()
-        delta: dict[str, Any] = {}
-        if message["reasoning"]:
-            delta["reasoning_content"] = message["reasoning"]
-        if message["content"]:
-            delta["content"] = message["content"]
-        if calls := self._calls(message, number, streamed=True):
-            delta["tool_calls"] = calls
-        if delta or message["tokens"]:
-            told = {"content": _told(message["tokens"]), "refusal": None} if self._logprobs else None
-            found.append(chat.piece(number, delta, None, told))
-        if reason := message.get("reason"):
-            found.append(chat.piece(number, {}, reason))
-        return [chat.chunk(self.id, self.created, self.model, [piece]) for piece in found]
-
-    def closing(self, usage: dict[str, Any]) -> Piece:
-        return chat.chunk(self.id, self.created, self.model, [], usage)
-
-
-class TextForm(Form):
-    def __init__(self, asked: CompletionRequest) -> None:
-        super().__init__(asked, "cmpl")
-        self._logprobs = asked.logprobs is not None
-        self._places: dict[int, int] = {}
-
-    def whole(
-        self, choices: list[dict[str, Any]], usage: dict[str, Any], prompt_ids: list[Any]
-    ) -> dict[str, Any]:
-        shown: list[dict[str, Any]] = []
-        for number, end in enumerate(choices):
-            more = {"token_ids": end["ids"], "prompt_token_ids": prompt_ids[0]} if self._tells_ids else {}
-            shown.append({**self._choice(number, end, end["reason"]), **more})
-        return {**self._body(shown), "usage": usage}
-
-    def _body(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        head = {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model}
-        return {**head, "choices": choices}
-
-    def _choice(self, number: int, message: dict[str, Any], reason: str | None) -> dict[str, Any]:
-        logprobs = self._old_logprobs(number, message["tokens"]) if self._logprobs else None
-        return {"index": number, "text": message["content"], "logprobs": logprobs, "finish_reason": reason}
-
-    def _old_logprobs(self, number: int, tokens: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        at = self._places.get(number, 0)
-        offsets: list[int] = []
-        for token in tokens:
-            offsets.append(at)
-            at += len(token["token"])
-        self._places[number] = at
-        return {
-            "tokens": [t["token"] for t in tokens],
-            "token_logprobs": [t["logprob"] for t in tokens],
-            "top_logprobs": [{top["token"]: top["logprob"] for top in t["tops"]} for t in tokens],
-            "text_offset": offsets,
-        }
-
-    def opening(self, choices: int) -> Piece:
-        return self._body(
-            [{"index": n, "text": "", "logprobs": None, "finish_reason": None} for n in range(choices)]
-        )
-
-    def pieces(self, message: dict[str, Any]) -> list[Piece]:
-        return [self._body([self._choice(message["choice"], message, message.get("reason"))])]
-
-    def closing(self, usage: dict[str, Any]) -> Piece:
-        return {**self._body([]), "usage": usage}
-
-
-def _told(tokens: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Log-probabilities in the API's form."""
-    return [
-        {
-            "token": t["token"],
-            "bytes": t["bytes"],
-            "logprob": t["logprob"],
-            "top_logprobs": t["tops"],
-        }
-        for t in tokens
-    ]
