@@ -33,7 +33,7 @@ class Dataset(Facts):
 
     @classmethod
     def of(cls, opened: opening.Opened) -> Dataset:
-        """Of a file that was read already."""
+        """Build a dataset from a file that has already been read."""
         return cls(**vars(opened.facts))
 
     def tokens(self, tokenizer: str) -> TokenCount:

@@ -47,7 +47,7 @@ CANONICAL = Dialect(reasoning="reasoning", loss_spans=True)
 
 
 def canonical_line(example: Example) -> bytes:
-    """Without the line's end."""
+    """Encode an example as a line of canonical JSON, without the line ending."""
     return encode(fields(example, CANONICAL))
 
 
@@ -121,7 +121,8 @@ def _message(m: ChatMessage, dialect: Dialect) -> dict[str, Any]:
 
 
 def target(name: str, profile: Profile) -> Target:
-    """The backend of this name. Raises `UsageError` when its profile has no data rules."""
+    """Return the target for the backend with this name. Raises `UsageError` when its profile has no data
+    rules."""
     if profile.rules is None:
         raise UsageError(
             f"{name} does not say which rows it takes, so they cannot be checked or written for it"

@@ -19,7 +19,7 @@ from orchestrate.types import Problem, TokensFrom
 
 
 def data_digest(train: str, validation: str | None = None) -> str:
-    """Of a run's data: sha256 over the digests of the rows that it trains and validates on."""
+    """Return the digest of a run's data: sha256 over the digests of its training and validation rows."""
     return hashlib.sha256(f"{train}\n{validation or '-'}".encode()).hexdigest()
 
 
@@ -64,7 +64,7 @@ class TokenCount:
     Rows that it refuses count as nothing."""
 
     def truncated(self, limit: int | None) -> int:
-        """Tokens left when every sequence is cut at `limit`."""
+        """Return the number of tokens left when every sequence is cut at `limit`."""
         if limit is None:
             return self.tokens
         if self.weights:
@@ -72,8 +72,8 @@ class TokenCount:
         return sum(min(n, limit) for n in self.lengths)
 
     def within(self, limit: int, *, pairs: bool = False) -> TokenCount:
-        """The count without sequences of more than `limit` tokens, and without the other side of such a
-        one."""
+        """Return the count without sequences of more than `limit` tokens. With `pairs`, the other side of
+        such a sequence is left out too."""
         sides = 2 if pairs else 1
         kept = [
             n
@@ -143,16 +143,17 @@ class Facts:
     """How its tokens are counted."""
 
     def examples(self) -> Iterator[Example]:
-        """The canonical rows, in order; rows with errors are left out. Raises `DataError` when the file
-        has gone."""
+        """Yield the canonical rows in order, without the rows that have errors. Raises `DataError` when
+        the file no longer exists."""
         return (example for _, example in self.numbered())
 
     def numbered(self) -> Iterator[tuple[int, Example]]:
-        """As `examples`, each with its row number in the file."""
+        """Yield the same rows as `examples`, each with its row number in the file."""
         return ((number, row.example) for number, row in self.read() if row.example is not None)
 
     def number(self, place: int) -> int:
-        """The row number in the file of the good row at `place` among the good ones, from 0."""
+        """Return the row number in the file of the valid row at index `place` (from 0) among the valid
+        rows."""
         number = place + 1
         for line in self.rowless:
             if line > number:
@@ -161,7 +162,7 @@ class Facts:
         return number
 
     def read(self) -> Iterator[tuple[int, Row]]:
-        """Row number and row of each line of the file, rows with errors too."""
+        """Yield the row number and the row of each line of the file, including rows with errors."""
         lines = source(self.path)
         before = 0
         for start, end in ranges(lines.lines, lines.line_bytes):

@@ -82,7 +82,8 @@ class Volume(Record, frozen=True, kw_only=True):
 
 
 def volume(goal: Goal, rows: int, *, labels: int = 0, why: str | None = None) -> Volume:
-    """Where `rows` stand for a goal. `labels`: how many different answers a classification has."""
+    """Compare `rows` with the number of rows recommended for a goal. `labels` is the number of distinct
+    answers of a classification."""
     least, most, source = _VOLUMES[goal]
     if goal is Goal.CLASSIFICATION:
         least = most = max(least, _ROWS_OF_A_LABEL * labels)
@@ -99,10 +100,12 @@ def inferred(
     bare: bool = False,
     closely: bool = True,
 ) -> Volume:
-    """The goal that the rows show. `labels`: how many different short answers there are, where they repeat;
-    `tools`: they call tools; `keyed`: the answers are JSON with the same keys; `knowing`: the answers carry
-    facts that are not in their prompts; `bare`: text without prompts; `closely`: whether the answers were
-    read for keys and facts. A new capability shows in no row: it must be given."""
+    """Infer the goal from the rows and compare their number with the recommended one.
+
+    `labels` is the number of distinct short answers, if they repeat. `tools`: the rows call tools.
+    `keyed`: the answers are JSON with the same keys. `knowing`: the answers contain facts that are not in
+    their prompts. `bare`: the rows are text without prompts. `closely`: the answers were searched for
+    keys and facts. A new capability can't be inferred from rows: the user must name it."""
     if labels:
         return volume(Goal.CLASSIFICATION, rows, labels=labels, why=f"{labels} different answers")
     if tools:
@@ -122,7 +125,7 @@ def inferred(
 
 
 def volumes_told() -> str:
-    """The table in one line."""
+    """Return the table of recommended volumes in one line."""
     return ", ".join(
         f"{volume(goal, 0).span} {what}"
         for goal, what in (

@@ -64,12 +64,12 @@ class Opened:
     """How that was made, in words."""
 
     def place(self, number: int) -> tuple[str, int]:
-        """The file of a row, and its number there."""
+        """Return the file that a row comes from and its row number in that file."""
         before, path = max((b for b in self.begins if b[0] < number), default=(0, self.facts.path))
         return path, number - before
 
     def named(self, number: int) -> str:
-        """A row as messages name it."""
+        """Return the name of a row for messages."""
         path, row = self.place(number)
         return f"{row} of {path}" if self.begins else str(row)
 
@@ -193,7 +193,7 @@ def run(
     progress: Progress | None = None,
     join: Joined | None = None,
 ) -> Total:
-    """The whole file, in tasks like `task`, on as many workers as are worth their start."""
+    """Read the entire file in tasks like `task`, with as many workers as are worth starting."""
     tasks = [replace(task, start=start, end=end) for start, end in ranges(task.path, size)]
     for name in task.tokenizers:
         counter(name)  # a tokenizer that cannot be loaded is told once, from here
@@ -220,7 +220,8 @@ def _scanned_with_lines(task: Task) -> tuple[Part, bytes]:
 
 
 def paying(workers: int | None, size: int) -> int | None:
-    """The workers that are worth their start for `size` bytes; more than one are used when asked for."""
+    """Return how many workers are worth starting for `size` bytes. A request for more than one worker is
+    always honored."""
     return workers if size >= PARALLEL_BYTES or (workers or 0) > 1 else 1
 
 
@@ -229,8 +230,8 @@ _SNIFFED = 64 << 20
 
 
 def first_lines(path: str) -> Iterator[bytes]:
-    """Lines, without those over `_SNIFFED`, of which only a part would be seen. Raises `DataError` when no
-    other is there."""
+    """Yield the lines of a file, without those longer than `_SNIFFED` bytes, which would be read only in
+    part. Raises `DataError` when the file has no other lines."""
     told = passed = False
     with rows_file(path) as file:
         if file.read(3) != b"\xef\xbb\xbf":
@@ -251,8 +252,8 @@ def first_lines(path: str) -> Iterator[bytes]:
 
 
 def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) -> known.Shape:
-    """The format of most of the first rows. Raises `DataError` when none of them fits any, `UsageError` when
-    none has a column that is mapped."""
+    """Return the format that most of the first rows have. Raises `DataError` when no row matches a known
+    format, and `UsageError` when no row has a mapped column."""
     votes: Counter[str] = Counter()
     given: Counter[str] = Counter()
     fields: Counter[str] = Counter()
@@ -286,7 +287,8 @@ def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) 
 
 
 def fitting(path: str, columns: Mapping[str, str] | None) -> dict[str, str]:
-    """The columns of a spec for one of its files: one that is not to be read need not be there."""
+    """Return the column mapping of a spec that applies to one of its files. A column to ignore may be
+    missing from the file."""
     given = dict(columns or {})
     if all(given.values()):
         return given
@@ -295,7 +297,8 @@ def fitting(path: str, columns: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def fitting_if_there(path: str, columns: Mapping[str, str] | None) -> dict[str, str]:
-    """As `fitting`, for a file that the spec does not name: nothing where it has other columns."""
+    """Return the same mapping as `fitting` for a file that the spec doesn't name, or an empty one when
+    the file has other columns."""
     if not columns or not {column for column in columns.values() if column} <= _names_in(path):
         return {}
     return fitting(path, columns)
@@ -310,8 +313,9 @@ def _names_in(path: str) -> set[str]:
 
 
 def columns_of(path: str) -> dict[str, str]:
-    """The mapping with which a file can be read: none where it needs none. A text with a label beside it is
-    a question with its answer. Raises `DataError` when the columns have names that tell nothing."""
+    """Guess the column mapping with which a file can be read. It is empty when the file needs none. A
+    text with a label beside it is read as a question and its answer. Raises `DataError` when the column
+    names don't say what they hold."""
     lines = source(path)
     rows = (parse(line)[0] for line in first_lines(lines.lines))
     objects = (cast("dict[str, Any]", row) for row in rows if isinstance(row, dict))

@@ -113,8 +113,8 @@ class HostRules:
         return self.traits.get(trait)
 
     def refused(self, kind: Kind, *, allow_loss: bool = False) -> int:
-        """The bits that get a row of this kind refused; with `allow_loss` without those that are only
-        lost."""
+        """Return the trait bits for which a row of this kind is rejected. With `allow_loss`, bits that
+        only lose information are left out."""
         mask = 0
         for trait in Trait:
             rule = self.rule(trait, kind)
@@ -153,13 +153,14 @@ def check(
     epochs: int | None = None,
     validation: bool = False,
 ) -> list[Problem]:
-    """Each reason for which `host` would refuse or change the dataset, with the first rows concerned.
+    """Return each reason for which `host` would reject or change the dataset, with the first affected
+    rows.
 
-    `method` is sft, dpo, kto or rft; `tokens` a count of the same data, needed for the checks of length;
-    `context` the most tokens that the model trains on; `truncation` what longer rows lose; `validation` says
-    that this is the validation file, which has no least number of rows. Problems that are wrong everywhere
-    are found as the rows are read (`data.rows.problems`), not here.
-    """
+    `method` is sft, dpo, kto or rft. `tokens` is a token count of the same data, needed for the checks of
+    length. `context` is the maximum number of tokens that the model trains on, and `truncation` what
+    longer rows lose. `validation` says that this is the validation file, which has no minimum number of
+    rows. Problems that are wrong for every host are found while reading the rows (`data.rows.problems`),
+    not here."""
     found = [_problem(host, data, rule, rows) for rule, rows in _judged(data, host.rules)]
     found += _kinds(data, host, method)
     found += _sizes(data, host, epochs, validation)
@@ -169,7 +170,7 @@ def check(
 
 
 def accepted(data: Facts, host: Target) -> int:
-    """Rows that the host would take as they are."""
+    """Count the rows that the host would accept unchanged."""
     if host.rules.kinds[data.kind] is not None:
         return 0
     wrong = host.rules.refused(data.kind)
@@ -177,7 +178,7 @@ def accepted(data: Facts, host: Target) -> int:
 
 
 def losses(data: Facts, host: Target) -> list[Problem]:
-    """What the target's format cannot hold of these rows, and rows that it refuses."""
+    """Return what the target's format can't represent of these rows, and the rows that it rejects."""
     found = [_problem(host, data, rule, rows) for rule, rows in _judged(data, host.rules)]
     return found + _kinds(data, host, None)
 

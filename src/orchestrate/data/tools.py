@@ -40,7 +40,8 @@ Row = dict[str, Any]
 
 
 def gemini(example: Example) -> Row:
-    """`systemInstruction`, `contents` and `tools`; a pair as Vertex AI's `completions` with scores."""
+    """Encode a row for Vertex AI: `systemInstruction`, `contents` and `tools`. A pair is written as
+    `completions` with scores."""
     if isinstance(example, PreferenceExample):
         sides = ((1.0, example.preferred), (0.0, example.rejected))
         row = _gemini(example.prompt, example.tools)
@@ -103,7 +104,7 @@ def _gemini_parts(m: ChatMessage, names: dict[str, str]) -> list[Row]:
 
 
 def bedrock(example: Example) -> Row:
-    """`bedrock-conversation-2024`, whose messages are those of Converse."""
+    """Encode a row as `bedrock-conversation-2024`, whose messages are those of Converse."""
     assert isinstance(example, ChatExample)  # noqa: S101  the kinds that the format holds
     row: Row = {"schemaVersion": "bedrock-conversation-2024"}
     messages = example.messages
@@ -157,7 +158,7 @@ def _pieces(m: ChatMessage) -> list[tuple[str, str | None]]:
 
 
 def data_url(url: str) -> tuple[str, str] | None:
-    """The kind and the base64 of a data URL."""
+    """Return the media type and the base64 content of a data URL, or `None` for any other URL."""
     head, comma, data = url.partition(",")
     if not comma or not head.startswith("data:"):
         return None
@@ -195,13 +196,13 @@ _HELD = ("name", "description", "parameters")
 
 
 def not_for_bedrock(example: Example) -> bool:
-    """Whether an image lies where Bedrock does not read it or asks for a detail, or a function says more than
-    is held of it."""
+    """Return whether a row has an image that Bedrock can't read from its location, an image with a
+    requested detail, or a function with fields that the format can't hold."""
     return _unheld(example, "s3://")
 
 
 def not_for_gemini(example: Example) -> bool:
-    """As `not_for_bedrock`, of what Vertex AI reads."""
+    """Return the same as `not_for_bedrock` for what Vertex AI reads."""
     return _unheld(example, "gs://")
 
 
@@ -312,13 +313,13 @@ FORMATS: dict[str, HostRules] = {
 
 
 def tool(name: str) -> Target:
-    """A format of `FORMATS` as what rows are written for."""
+    """Return the target for a format in `FORMATS`."""
     return Target(name, FORMATS[name], encoder(name), backend=False)
 
 
 def encoder(name: str) -> Encode:
-    """A function from an example to the row of a format in `FORMATS`, or of `trl-completion`: conversations
-    of which the last answer alone is trained."""
+    """Return a function that encodes an example as a row of a format in `FORMATS`, or of
+    `trl-completion`: conversations of which only the last answer is trained."""
     return {
         "sharegpt": _sharegpt,
         "alpaca": _alpaca,

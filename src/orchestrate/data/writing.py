@@ -40,8 +40,8 @@ def refuse(data: Facts, target: Target, errors: list[Problem]) -> None:
 
 
 def target_for(data: Facts, target: Target) -> Target:
-    """Conversations of which the last answer alone is trained are TRL's prompts with completions. Others in
-    the file cannot be."""
+    """Return the target to write the rows for. In the TRL format, conversations of which only the last
+    answer is trained become prompts with completions. Such a file can't contain other conversations."""
     if target.name != "trl" or not _has(data, Trait.LAST_TRAINED):
         return target
     if not _has(data, Trait.SEVERAL_TRAINED):

@@ -42,8 +42,8 @@ _NAMES = {
 
 
 def data_files(folder: Path) -> list[Path]:
-    """The files with the rows, in order. Raises `DataError` when the folder holds several splits, or
-    nothing."""
+    """List the data files of a folder, in order. Raises `DataError` when the folder contains several
+    splits or no data files."""
     if (folder / "dataset_dict.json").is_file():
         splits = {p.name: [p] for p in sorted(folder.iterdir()) if p.is_dir() and p.name[0] != "."}
         if not splits:
@@ -131,7 +131,8 @@ def is_stdout(output: Path) -> bool:
 
 
 def is_stream(output: Path) -> bool:
-    """Whether it keeps its place and takes the bytes: standard output, a pipe, a device."""
+    """Return whether bytes written to `output` go through it instead of replacing it: standard output, a
+    pipe or a device."""
     return is_stdout(output) or (output.exists() and not output.is_file() and not output.is_dir())
 
 
@@ -174,8 +175,8 @@ def _base(name: str) -> str:
 
 
 def beside(source: str, suffix: str) -> Path:
-    """`data/train.v1.jsonl.gz` -> `data/train.v1.fixed.jsonl`; what comes from a URL or a pipe is written
-    here."""
+    """Return the path of a file derived from `source`, in the same folder: `data/train.v1.jsonl.gz` ->
+    `data/train.v1.fixed.jsonl`. For a URL or a pipe, the path is in the working folder."""
     if source == "-" or source.startswith("/dev/"):
         return Path(f"data.{suffix}")
     # What follows a name in an address may be secret.
@@ -185,7 +186,8 @@ def beside(source: str, suffix: str) -> Path:
 
 
 def log_beside(output: Path, what: str, *sources: str) -> Path:
-    """`rows.changes.jsonl` for `rows.jsonl`. Raises `UsageError` as `require_writable` does."""
+    """Return the path of a log next to an output file: `rows.changes.jsonl` for `rows.jsonl`. Raises
+    `UsageError` as `require_writable` does."""
     log = output.with_name(f"{_base(output.name)}.{what}.jsonl")
     require_writable(log, *sources)
     return log
@@ -193,8 +195,8 @@ def log_beside(output: Path, what: str, *sources: str) -> Path:
 
 @contextmanager
 def whole(path: Path) -> Generator[Path]:
-    """A name to write to; what is there at the end of the block becomes `path`, or goes through it where it
-    is a stream; after an error nothing."""
+    """Yield a temporary path to write to. At the end of the block, that file becomes `path`, or is copied
+    to it when `path` is a stream. After an error nothing is written."""
     if is_stream(path):
         with tempfile.TemporaryDirectory(prefix="orchestrate-") as folder:
             partial = Path(folder, "rows")
@@ -212,7 +214,8 @@ def _stream(path: Path) -> IO[bytes]:
 
 @contextmanager
 def writing(path: Path) -> Generator[IO[bytes]]:
-    """`whole`, opened; what is written is packed when the name ends in .gz or .zst."""
+    """Open `path` for writing as `whole` does. The output is compressed when the name ends in .gz or
+    .zst."""
     with whole(path) as partial, partial.open("wb") as file, _packing(file, path.suffix.lower()) as packed:
         yield packed
 

@@ -89,8 +89,8 @@ def csv_lines(file: Path, told: Counter[str] | None = None) -> Iterator[bytes]:
 
 
 def is_table(head: bytes) -> bool:
-    """Whether the first bytes of a file, whose name does not tell, are those of a table: a header of names
-    of which at least one is known, over a record of as many cells."""
+    """Return whether the first bytes of a file look like a table, for files whose name doesn't say so: a
+    header with at least one known column name, followed by a record with the same number of cells."""
     try:
         text = head.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -130,8 +130,8 @@ def _separator(header: str) -> str:
 
 
 def cell(column: str, value: Any, told: Counter[str] | None = None) -> Any:
-    """What a cell holds: of a column of lists the list that is written in it, as JSON or as Python writes
-    it; else the cell as it is."""
+    """Return the value of a cell. In a column of lists, a list written as JSON or as a Python literal is
+    parsed. Other cells are returned unchanged."""
     if column not in _STRUCTURED or not isinstance(value, str) or value[:1] not in ("[", "{"):
         return value
     try:
@@ -201,10 +201,10 @@ _SPACE = re.compile(r"[\s\ufeff]*")
 
 
 def json_lines(file: Path, told: object = None) -> Iterator[bytes]:
-    """The elements of JSON arrays, or objects, written one after another over many lines.
+    """Yield the elements of a JSON array, or JSON objects that follow one another and span several lines.
 
-    Raises `DataError` where the JSON is broken: unlike a line, the rest of an array cannot be trusted then.
-    """
+    Raises `DataError` where the JSON is broken: unlike the lines of a JSONL file, the rest of an array
+    can't be trusted after an error."""
     decode = json.JSONDecoder(parse_float=rows.number).raw_decode
     number = 0
     with file.open(encoding="utf-8-sig") as opened:
@@ -259,7 +259,7 @@ def _skipped(opened: IO[str], text: str, at: int) -> tuple[str, int]:
 
 
 def text_lines(file: Path, told: object = None) -> Iterator[bytes]:
-    """Each line that is not blank is a text."""
+    """Yield each line that is not blank as a text row."""
     with file.open(encoding="utf-8-sig") as opened:
         for line in opened:
             if line := line.strip():
@@ -277,7 +277,7 @@ def parquet_lines(file: Path, told: Counter[str] | None = None) -> Iterator[byte
 
 
 def arrow_lines(file: Path, told: Counter[str] | None = None) -> Iterator[bytes]:
-    """An Arrow file or stream, as `datasets` saves them."""
+    """Yield the rows of an Arrow file or stream, as `datasets` saves them."""
     ipc = _pyarrow("ipc")
     try:
         with file.open("rb") as opened:

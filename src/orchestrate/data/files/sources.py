@@ -179,7 +179,7 @@ def _media_type(opened: Any) -> str:
 
 
 def shown(url: str) -> str:
-    """The address without what may be secret in it: a user's password, a signature in the query."""
+    """Return the URL without what may be secret in it: a user's password, or a signature in the query."""
     parts = urlsplit(url)
     host = parts.netloc.rsplit("@", 1)[-1]
     return parts._replace(netloc=host, query="...&" * bool(parts.query), fragment="").geturl().rstrip("&")
@@ -341,7 +341,7 @@ def _prepared(path: str, changed_ns: int, size: int) -> Source:
 
 
 def name_of(path: str) -> str:
-    """Of a file wherever it lies; what follows an address may be a secret."""
+    """Return the name of a local or remote file, without the query of a URL, which may contain a secret."""
     return path.rpartition("/")[2].partition("?")[0]
 
 
@@ -502,7 +502,7 @@ def _fetch(url: str) -> Path:
 
 
 def arrow_or_parts(files: list[Path], told: Counter[str]) -> Iterator[bytes]:
-    """The rows of each file in turn."""
+    """Yield the rows of each file in turn."""
     for file in files:
         with file.open("rb") as opened:
             head = opened.read(_HEAD)

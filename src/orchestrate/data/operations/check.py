@@ -142,8 +142,9 @@ def check(
 
 
 def problems_of_files(opened: Mapping[str, Opened]) -> list[Problem]:
-    """What is wrong with the files (split -> file, read with `compare` and `content`) wherever they go:
-    damaged rows, duplicates, and rows that the splits share."""
+    """Find the problems of the files that don't depend on a backend: damaged rows, duplicates, and rows
+    that appear in several splits. `opened` maps each split to its file, read with `compare` and
+    `content`."""
     found: list[Problem] = []
     for split, one in opened.items():
         found += one.facts.problems
@@ -230,7 +231,8 @@ def _within(one: Opened, split: str) -> list[Problem]:
 
 
 def volume_of(one: Opened) -> Volume:
-    """Where a file that was read stands for the goal that its rows show."""
+    """Compare the number of rows in a file with the number recommended for the goal that its rows
+    suggest."""
     rows, kind = one.facts.rows, one.facts.kind
     labels = len(one.total.labels) if kind != "unpaired" and _are_labels(one) else 0
     repeated = labels if rows >= 2 * labels else 0

@@ -130,7 +130,8 @@ class Screening:
         self._remember([example for example in read if example is not None])
 
     def screen(self, text: str) -> Screened:
-        """The rows in a model's answer, which may have anything around them."""
+        """Extract the rows from a model's answer, which may contain other text around them, and keep
+        those that pass."""
         screened = Screened()
         for piece in objects(text):
             line = piece if self._reasoning == "no" else _thought_out(piece, keep=self._reasoning == "kept")
@@ -194,8 +195,8 @@ def _own_text(example: Example) -> str:
 
 
 def objects(text: str) -> Iterator[bytes]:
-    """The JSON objects of a text, outermost first; a list of rows under one name gives its rows. What begins
-    like an object and is none is given up to the end of its line."""
+    """Yield the JSON objects in a text, outermost first. For a list of rows under one name, yield the
+    rows. Text that begins like an object but is not valid JSON is yielded up to the end of its line."""
     decode = json.JSONDecoder().raw_decode
     at = text.find("{")
     while at >= 0:
@@ -413,7 +414,7 @@ class _State:
 
 
 def log_of(output: Path) -> Path:
-    """The log of an output; whoever writes to it holds its lock."""
+    """Return the path of an output's generation log. Whoever writes to the log holds its lock."""
     return output.with_name(output.name + ".generation")
 
 

@@ -167,8 +167,8 @@ def _longest(lengths: Sequence[int], numbers: Sequence[int], each: int) -> tuple
 
 
 def languages(data: Facts) -> dict[str, int]:
-    """Rows by language, of a sample. The guess about a short row is wrong too often to believe one alone:
-    a language that only few of them have is `uncertain`."""
+    """Count rows by language in a sample. Detection on a single short row is often wrong, so a language
+    found in only a few rows is counted as `uncertain`."""
     try:
         import langdetect  # pyright: ignore[reportMissingTypeStubs]
     except ImportError:

@@ -78,7 +78,8 @@ class _Part:
     spool: Path
 
     def rows(self, number: int) -> Iterator[tuple[float, int, int]]:
-        """(how far on in the mix, number of the file, place among its good rows)"""
+        """Yield a tuple for each row: its relative position in the mix, the number of the file, and its
+        index among the file's valid rows."""
         count = self.file.rows
         for turn in range(self.file.taken):
             copy, row = divmod(turn, count)
@@ -96,12 +97,12 @@ def open_mix(
     compare: bool = False,
     content: bool = False,
 ) -> Opened:
-    """The rows of all files, each file read once, with `Opened.mix`, the file of the mix, in `folder`; the
-    same files give the same. For the other arguments see `Dataset.open` and `Task`.
+    """Mix the rows of all files into one file in `folder` and open it; `Opened.mix` holds its path. Each
+    file is read once, and the same files give the same mix. For the other arguments see `Dataset.open`
+    and `Task`.
 
-    Raises `DataError` for a file that cannot be read, that has other kinds of rows than the first one, or of
-    whose rows the weight leaves none.
-    """
+    Raises `DataError` for a file that can't be read, that has a different kind of rows than the first
+    one, or whose weight leaves none of its rows."""
     private_folder(folder)
     union, opened, parts = Total(), list[Opened](), list[_Part]()
     begins: list[tuple[int, str]] = []

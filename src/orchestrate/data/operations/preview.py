@@ -49,7 +49,7 @@ def heading(row: RowTokens) -> str:
 
 
 def html(report: PreviewReport) -> str:
-    """One page that needs nothing else."""
+    """Render the preview as one self-contained HTML page."""
     name = escape(
         f"{report.path.rsplit('/', 1)[-1]} as {report.model.rstrip('/').rsplit('/', 1)[-1]} sees it"
     )
@@ -74,8 +74,8 @@ def _span(token: Token) -> str:
 
 
 def texts(ids: Sequence[int], decode: Callable[[list[int]], str]) -> list[str]:
-    """The text of each id, such that their concatenation is the text of all: a character of several tokens
-    is shown at its last one. `decode` maps a list of ids to text."""
+    """Return the text of each token id, so that concatenating them gives the complete text. A character
+    made of several tokens is shown at its last token. `decode` maps a list of ids to text."""
     shown: list[str] = []
     start = 0
     for end in range(1, len(ids) + 1):

@@ -106,7 +106,7 @@ class Decisions:
 
 
 def beside(path: Path) -> Path:
-    """The journal of a file's review."""
+    """Return the path of a file's review journal."""
     return path.with_name(path.name + ".review")
 
 
@@ -118,7 +118,7 @@ def require(path: Path) -> None:
 
 
 def unreviewed(path: str) -> int:
-    """Rows of a file that was marked by `require` that are undecided; 0 for other files."""
+    """Return the number of undecided rows in a file marked by `require`, and 0 for other files."""
     if "://" in path or not beside(Path(path)).is_file():
         return 0
     review = Review(path)

@@ -59,8 +59,8 @@ def serving(path: str, *, port: int = 0) -> Generator[Page]:
 def review_routes(
     path: str, review_of: Callable[[Request], Review], back: Callable[[Request], str] | None = None
 ) -> list[Route]:
-    """The page of the review that a request is about, and what it asks for; `back` leads to where it was
-    opened."""
+    """Build the routes of the review page and its actions. `review_of` returns the review that a request
+    is about, and `back` the page that it was opened from."""
     lock = threading.Lock()
 
     def answer(asked: Asked, request: Request) -> dict[str, Any]:

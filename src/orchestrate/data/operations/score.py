@@ -166,7 +166,7 @@ class _Rows:
 
 
 def place(path: str) -> Path:
-    """Where the scores of a file are kept."""
+    """Return the path of a file's scores."""
     return beside(path, "scores.jsonl")
 
 
@@ -205,7 +205,7 @@ def of_rows(read: Opened, scores: Scores, workers: int | None = None) -> list[st
 
 
 def question_of(example: Example) -> str:
-    """All text before the last answer."""
+    """Return all text before the last answer."""
     match example:
         case CompletionExample():
             return example.prompt
@@ -218,7 +218,7 @@ def question_of(example: Example) -> str:
 
 
 def is_labelled(answers: Sequence[str]) -> bool:
-    """Whether the answers are few and short, and repeat."""
+    """Return whether the answers look like labels: few distinct, short and repeated."""
     distinct = len(set(answers))
     return (
         2 <= distinct <= MOST_LABELS
@@ -295,7 +295,8 @@ def _figures(text: str) -> Counter[str]:
 
 
 def same_answer(one: str, other: str) -> bool:
-    """Whether two answers agree: as labels when they are short, by the words and numbers that they share."""
+    """Return whether two answers agree. Short answers are compared as labels, longer ones by the words
+    and numbers they share."""
     a, b = (_WORD.findall(text.casefold()) for text in (one, other))
     if a == b:
         return one.strip() == other.strip() or bool(a)
@@ -344,9 +345,12 @@ def _out_of_sample(texts: Sequence[str], labels: Sequence[int], folds: int) -> A
 
 
 def confident_learning(labels: Sequence[int], probabilities: Any) -> list[tuple[float, int | None]]:
-    """For each row by how much the likeliest other label exceeds its own, and that label where the row is off
-    the diagonal of the confident joint: a label counts for a row where its probability is at least the mean
-    that rows with this label give it (Northcutt, Jiang and Chuang, Confident Learning, 2021)."""
+    """Find likely label errors with confident learning (Northcutt, Jiang and Chuang, Confident Learning,
+    2021).
+
+    For each row, return by how much the probability of the likeliest other label exceeds that of its own
+    label, and that other label when the row is off the diagonal of the confident joint. A label counts
+    for a row when its probability is at least the mean that rows with this label give it."""
     np = compare.numpy()
     values, given = np.asarray(probabilities, dtype=float), np.asarray(labels)
     bars = np.array([values[given == k, k].mean() for k in range(values.shape[1])])
@@ -366,8 +370,8 @@ def confident_learning(labels: Sequence[int], probabilities: Any) -> list[tuple[
 
 
 def kept(path: str, data: Facts, file: Path | None = None) -> Scores | None:
-    """The scores that are kept of these very rows; `None` where there are none, or the rows have changed.
-    Raises `UsageError` where a file of another kind has the name."""
+    """Load the stored scores of exactly these rows. Returns `None` when there are none or the rows have
+    changed. Raises `UsageError` when the file is not a scores file."""
     where = file or place(path)
     if not where.exists():
         return None
@@ -389,7 +393,7 @@ def write(scores: Scores, output: Path) -> None:
 
 
 def report(read: Opened, scores: Scores, output: Path, missing: Sequence[str]) -> ScoreReport:
-    """What the scores show, in numbers."""
+    """Summarize the scores in numbers."""
     data, each = read.facts, list(scores.rows.values())
     texts = {number: (question_of(e), last_answer(e)) for number, e in data.numbered()}
     pairs = [(one.row, other) for one in each for other in one.contradicts if one.row < other]
@@ -449,7 +453,8 @@ class SelectReport(Record, frozen=True, kw_only=True):
 
 
 def ranked(scores: Scores, by: str) -> list[RowScore]:
-    """The rows, the best first; those that the signal is not known of come last. Raises `UsageError`."""
+    """Sort the rows by a signal, best first. Rows for which the signal is unknown come last. Raises
+    `UsageError` for an unknown signal, or one that no row has."""
     if by not in SIGNALS:
         raise UsageError(f"--by takes {', '.join(SIGNALS)}; got {by!r}")
     signal = SIGNALS[by]

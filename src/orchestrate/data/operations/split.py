@@ -110,8 +110,8 @@ class Division:
 
 
 def parse_shares(text: str) -> tuple[float, ...]:
-    """`80/10/10` or `0.9/0.1` -> shares that add up to 1. Raises `UsageError`, also for those
-    that add up neither to 100 nor to 1."""
+    """Parse shares such as `80/10/10` or `0.9/0.1` into fractions that add up to 1. Raises `UsageError`
+    when the text can't be parsed or the shares add up to neither 100 nor 1."""
     try:
         parts = [float(part) for part in re.split(r"[/:,]", text)]
     except ValueError:
@@ -127,7 +127,7 @@ def parse_shares(text: str) -> tuple[float, ...]:
 
 
 def group_key(example: Example) -> bytes:
-    """Equal for rows of one conversation."""
+    """Return a key that is equal for rows of the same conversation."""
     if isinstance(example, CompletionExample):
         return example.prompt.encode()
     opening: list[ChatMessage] = []
@@ -141,7 +141,8 @@ def group_key(example: Example) -> bytes:
 
 
 def place(key: bytes, shares: Sequence[float], seed: int) -> int:
-    """The split that a key belongs to: a uniform hash against the cumulative shares."""
+    """Return the index of the split that a key belongs to, by comparing a uniform hash with the
+    cumulative shares."""
     at = _uniform(key, seed)
     for i, share in enumerate(shares):
         at -= share

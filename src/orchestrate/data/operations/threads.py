@@ -31,8 +31,8 @@ from orchestrate.types import Record
 
 
 def is_mbox(path: str) -> bool:
-    """By the first line, which each message of such a file begins with. A file that cannot be read is none:
-    whoever reads it will say why."""
+    """Return whether a file is an mbox, by its first line. Returns `False` for a file that can't be read:
+    the code that reads it reports why."""
     file = Path(path)
     try:
         if not file.is_file():
@@ -44,7 +44,8 @@ def is_mbox(path: str) -> bool:
 
 
 def mbox_rows(path: str) -> Iterator[dict[str, Any]]:
-    """In the order of the file. Messages belong to the thread of the first that they refer to."""
+    """Yield the messages of an mbox as rows, in file order. Each message belongs to the thread of the
+    first message that it refers to."""
     box = mailbox.mbox(path, create=False)
     try:
         parents = {_id(m.get("Message-ID")): _parent(m) for m in box}
@@ -248,8 +249,9 @@ def columns_of(  # noqa: PLR0913  each is a use of its own
     user: Sequence[str] = (),
     left_out: Sequence[str] = (),
 ) -> Columns | None:
-    """What was asked for, in mails with their own columns as the default; `None` where nothing was: rows are
-    not single messages then. Raises `UsageError` when it is not enough."""
+    """Return the columns that identify threads, roles and text. An mbox has defaults for its own columns.
+    Returns `None` when no such column was given, which means that rows are not single messages. Raises
+    `UsageError` when the options are incomplete."""
     if is_mbox(path):
         thread, role = thread or "thread", role or "sender"
     if thread is None and role is None and not assistant:
@@ -404,7 +406,7 @@ class _Speakers:
         self.counts: Counter[tuple[str | None, str]] = Counter()
 
     def part_of(self, sender: str) -> str | None:
-        """`None` where it is not known."""
+        """Return the role of a sender, or `None` when it is unknown."""
         name = sender.strip().lower()
         if name not in self._parts:
             if len(self._parts) >= _MOST_SPEAKERS:
@@ -413,7 +415,7 @@ class _Speakers:
         return self._parts[name]
 
     def count(self, sender: str) -> str | None:
-        """As `part_of`, for each message once."""
+        """Return the same role as `part_of` and count the message. Call it once for each message."""
         part = self.part_of(sender)
         if len(self.counts) < _MOST_SPEAKERS or (part, sender) in self.counts:
             self.counts[part, sender] += 1
@@ -490,7 +492,8 @@ class _Told:
         self._shown: dict[str, list[str]] = {}
 
     def conversation(self, thread: str, messages: list[tuple[str, str, str | None]]) -> list[dict[str, str]]:
-        """Neighbours of one side are one message; empty when nobody answered."""
+        """Build the conversation of a thread. Consecutive messages of one side are merged. The result is
+        empty when nobody answered."""
         self._counts["messages"] += len(messages)
         self._counts["threads"] += 1
         if all(tree is not None for _, _, tree in messages):
@@ -573,8 +576,8 @@ def _rank(value: Any) -> float:
 
 
 def without_quotes(text: str) -> str:
-    """What was written anew: without quoted mails below and the signature. Raises `MissingExtra` without
-    mail-parser-reply."""
+    """Return the newly written text of a message, without the quoted messages below it and without the
+    signature. Raises `MissingExtra` without mail-parser-reply."""
     try:
         from mailparser_reply import EmailReplyParser  # pyright: ignore[reportMissingTypeStubs]
     except ImportError as error:

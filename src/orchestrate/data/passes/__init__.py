@@ -42,7 +42,7 @@ class WorkerDied(OrchestrateError):
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:
@@ -57,7 +57,7 @@ _engine: ContextVar[Engine | None] = ContextVar("_engine", default=None)
 
 @contextmanager
 def using(engine: Engine) -> Generator[None]:
-    """Within the `with` block `ordered` runs on `engine`."""
+    """Make `ordered` run on `engine` within the `with` block."""
     token = _engine.set(engine)
     try:
         yield
@@ -71,11 +71,12 @@ def ordered(
     workers: int | None = None,
     ready: Callable[[T], object] | None = None,
 ) -> Iterator[R]:
-    """`function(task)` for each task, in order. One task, or one worker, runs in this process.
+    """Yield `function(task)` for each task, in order. A single task, or a single worker, runs in this
+    process.
 
-    `function` is a module's own; an exception that it raises is raised here. `ready` loads what workers can
-    share; it is called with the first task where that saves time, and what it raises is left to `function`.
-    """
+    `function` must be a module-level function; an exception that it raises is raised here. `ready` loads
+    what workers can share. It is called with the first task when that saves time, and its own exceptions
+    are ignored: `function` will raise them again."""
     engine = _engine.get()
     if engine is not None:
         yield from engine(function, tasks)
@@ -152,8 +153,8 @@ class _Pool:
             self._answers.put((index, value, error))
 
     def close(self) -> None:
-        """Workers that have nothing left to do end when their input does, so that the system counts their
-        time as ours; others are killed."""
+        """Shut down the workers. Idle workers end when their input is closed, so that the system counts
+        their time as ours. Busy ones are killed."""
         with self._lock:
             self._next = iter(())
         self._room.release(len(self._workers))
@@ -212,7 +213,7 @@ def _start(sockets: list[int], stdout: int) -> subprocess.Popen[bytes]:
 
 
 def serve(sockets: str) -> None:
-    """The life of a child: gets ready, then works, or forks a worker for each socket and waits for all."""
+    """Run a child process: prepare, then work, or fork a worker for each socket and wait for all of them."""
     ready, task = pickle.load(sys.stdin.buffer)  # noqa: S301  written by our own parent
     if ready is not None:
         with suppress(Exception):

@@ -49,7 +49,8 @@ def numpy() -> Any:
 
 
 def repeats(hashes: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
-    """Indices of elements that occur before, in order, and of the first occurrence of each."""
+    """Return the indices of elements that occurred earlier, in order, and the index of the first
+    occurrence of each."""
     if len(hashes) <= FEW:
         return _repeats_plainly(hashes)
     try:
@@ -76,13 +77,13 @@ def _repeats_plainly(hashes: Sequence[int]) -> tuple[list[int], list[int]]:
 
 
 def duplicates(total: Total, most: int = 100) -> Matches:
-    """Rows equal to an earlier row, field by field."""
+    """Find rows that equal an earlier row, field by field."""
     return _matches(total, total, list(zip(*repeats(total.hashes), strict=True)), most)
 
 
 def conflicts(total: Total, kind: Kind, most: int = 100) -> Matches:
-    """Rows with the prompt of an earlier row and another answer (of RL rows: another reference); rows with an
-    earlier row's prompt and answers, judged the other way round."""
+    """Find rows that contradict an earlier row: the same prompt with another answer (for RL rows, another
+    reference), or the same prompt and answers with the opposite judgment."""
     again, first = repeats(total.answered if kind in ("preference", "unpaired") else total.prompts)
     said = total.answered if kind == "rl" else total.hashes
     repeated = {int(i) for i in repeats(total.hashes)[0]}
@@ -92,7 +93,7 @@ def conflicts(total: Total, kind: Kind, most: int = 100) -> Matches:
 
 
 def shared(rows: Total, of: Total, *, prompts: bool = False, most: int = 100) -> Matches:
-    """Rows of `rows` that are also in `of`; with `prompts`, those that share the prompt only."""
+    """Find rows of `rows` that are also in `of`. With `prompts`, find those that share only the prompt."""
     mine, theirs = (rows.prompts, of.prompts) if prompts else (rows.hashes, of.hashes)
     at = _first_of(mine, theirs)
     whole = _first_of(rows.hashes, of.hashes) if prompts else {}
@@ -145,8 +146,8 @@ class Signatures:
 
 
 def signatures(task: Task, size: int, workers: int | None = None, form: Any = None) -> Signatures:
-    """Of all good rows of a file; without `form`, the file's own is taken. Raises `MissingExtra` without
-    rensa."""
+    """Compute the signatures of all valid rows of a file. Without `form`, the file's own form is used.
+    Raises `MissingExtra` without rensa."""
     _rensa()
     form = shared_form([(task, size)]) if form is None else form
     tasks = [replace(task, start=start, end=end) for start, end in ranges(task.path, size)]
@@ -157,7 +158,7 @@ def signatures(task: Task, size: int, workers: int | None = None, form: Any = No
 
 
 def sign(task: Task, form: Any) -> Signatures:
-    """Signatures of one range; pure."""
+    """Compute the signatures of one range. Pure."""
     part = Signatures()
     hashes: list[Any] = []
     avoided: list[bool] = []
@@ -225,8 +226,8 @@ def _without(form: Any, hashes: Any) -> Any:
 
 
 def digests(texts: Sequence[str]) -> tuple[Any, Any]:
-    """Band keys (uint64, texts x 16) and sketches (uint8, texts x 128) of at least one text. Raises
-    `MissingExtra` without numpy or rensa."""
+    """Compute the band keys (uint64, texts x 16) and sketches (uint8, texts x 128) of at least one text.
+    Raises `MissingExtra` without numpy or rensa."""
     return _sketched([_shingles(text) for text in texts])
 
 
@@ -254,8 +255,8 @@ class Seen:
         self._by_band: dict[tuple[int, int], list[int]] = {}
 
     def add(self, texts: Sequence[str]) -> list[bool]:
-        """For each text whether a text before it, of this call or an earlier one, is nearly equal; those
-        that are not are remembered."""
+        """Return, for each text, whether it nearly equals an earlier text of this or a previous call.
+        Texts that don't are remembered."""
         if not texts:
             return []
         found: list[bool] = []
@@ -290,7 +291,8 @@ def _shingles(text: str) -> Any:
 
 
 def clusters(signed: Signatures, threshold: float = 0.8) -> list[int]:
-    """For each signed row the smallest index of a row in its cluster (its own when it is alone)."""
+    """Return, for each signed row, the smallest index of a row in its cluster (its own index when it is
+    alone)."""
     np = numpy()
     rows = len(signed.numbers)
     leader = list(range(rows))
@@ -312,7 +314,7 @@ def clusters(signed: Signatures, threshold: float = 0.8) -> list[int]:
 
 
 def root(leader: list[int], i: int) -> int:
-    """The smallest member of i's set; shortens the way there."""
+    """Return the smallest member of the set that contains `i`, and compress the path to it."""
     while leader[i] != i:
         leader[i] = leader[leader[i]]
         i = leader[i]

@@ -21,12 +21,11 @@ from orchestrate.errors import ConfigError
 
 @contextmanager
 def on_ray(workers: int | None = None) -> Generator[int]:
-    """Within the `with` block the data commands run on Ray; gives the number of its CPUs.
+    """Run the data commands within the `with` block on Ray, and yield the number of its CPUs.
 
-    The cluster of `RAY_ADDRESS` is used, else one that `ray start` started on this machine, else one with
-    `workers` CPUs, by default one for each core, is started and ended here. Raises `MissingExtra` without
-    ray, and `ConfigError` where nothing answers at `RAY_ADDRESS`.
-    """
+    The cluster at `RAY_ADDRESS` is used, or else one that `ray start` started on this machine. Otherwise
+    a cluster with `workers` CPUs (by default one for each core) is started here and stopped afterwards.
+    Raises `MissingExtra` without ray, and `ConfigError` when nothing answers at `RAY_ADDRESS`."""
     ray = _ray()
     joined = not ray.is_initialized()
     if joined:

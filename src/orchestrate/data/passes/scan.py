@@ -145,7 +145,7 @@ class Part(Tally):
                 self.problems.append(msgspec.structs.replace(p, row=row))
 
     def notice(self, marked: list[tuple[int, int]]) -> None:
-        """(traits, number) of rows that follow on those noticed before."""
+        """Record the traits of further rows, given as (traits, row number), after those recorded so far."""
         for mask, number in marked:
             self.masks[mask] += 1
             if mask and self.masks[mask] <= FIRST_ROWS:
@@ -164,7 +164,8 @@ def bits(mask: int) -> Iterator[int]:
 
 @contextmanager
 def rows_file(path: str, buffering: int = -1) -> Generator[IO[bytes]]:
-    """A file of rows, each of whose passes opens it anew. Raises `DataError` when it can be read no more."""
+    """Open a file of rows. Each pass opens the file again. Raises `DataError` when it can no longer be
+    read."""
     try:
         with Path(path).open("rb", buffering=buffering) as file:
             yield file
@@ -176,7 +177,8 @@ def rows_file(path: str, buffering: int = -1) -> Generator[IO[bytes]]:
 
 
 def pieces(path: str, start: int, end: int) -> Iterator[list[bytes]]:
-    """The lines of a range without their ends, about `PIECE` bytes at a time; without a byte-order mark."""
+    """Yield the lines of a byte range without their line endings, about `PIECE` bytes at a time. A
+    byte-order mark is removed."""
     begun: list[bytes] = []  # of a line that goes on
     with rows_file(path, buffering=0) as file:
         file.seek(start)
@@ -197,8 +199,8 @@ def pieces(path: str, start: int, end: int) -> Iterator[list[bytes]]:
 
 
 def ranges(path: str, size: int, step: int = CHUNK) -> Iterator[tuple[int, int]]:
-    """Byte ranges of about `step` bytes that end at ends of lines. Raises `DataError` for a line that is
-    longer than any record may be, before it fills the memory."""
+    """Yield byte ranges of about `step` bytes that end at line endings. Raises `DataError` for a line
+    longer than a record may be, before it fills the memory."""
     if size <= step:
         yield from [(0, size)] if size else []
         return
@@ -221,7 +223,8 @@ def ranges(path: str, size: int, step: int = CHUNK) -> Iterator[tuple[int, int]]
 
 
 def read_rows(task: Task) -> Iterator[tuple[int, Row]]:
-    """Line number within the range and its row; a blank line is a row with that problem only."""
+    """Yield the line number within the range and the row of each line. A blank line is a row with only
+    that problem."""
     number = 0
     for lines in pieces(task.path, task.start, task.end):
         for row in _rows(task, lines):
@@ -250,7 +253,8 @@ def _folder(task: Task) -> Path | None:
 
 
 def scan(task: Task, keep: Callable[[list[Example]], object] | None = None) -> Part:
-    """Everything that one range has to tell; the same on every machine. `keep` gets its good rows."""
+    """Collect everything about the rows of one range. The result is the same on every machine. `keep` is
+    called with the valid rows."""
     part = Part()
     counting = [(part.lengths.setdefault(name, Lengths()), counter(name)) for name in task.tokenizers]
     for lines in pieces(task.path, task.start, task.end):
@@ -379,7 +383,8 @@ class Total(Tally):
         self.lines += part.lines
 
     def reported(self, source: str) -> tuple[Problem, ...]:
-        """All kept problems, and for each code with more rows one that tells how many are not shown."""
+        """Return all stored problems, and for each code with more rows one problem that says how many are
+        not shown."""
         found = [msgspec.structs.replace(p, source=source) for p in self.problems]
         shown = Counter(p.code for p in self.problems)
         for code, count in self.counts.items():
@@ -443,8 +448,8 @@ class Sample:
 
 
 def sampled(task: Task, name: str, *, places: int = PLACES, seed: int = 0) -> Sample:
-    """Of the file of `task`, which ends at `task.end`, with the counter `name`. The same file and seed give
-    the same sample."""
+    """Sample the file of `task`, which ends at `task.end`, and count tokens with the counter `name`. The
+    same file and seed give the same sample."""
     read = reading(task.format, task.columns).read
     by = counter(name)
     counted: dict[int, tuple[int, Lengths | None]] = {}
@@ -488,7 +493,8 @@ def _line_at(file: IO[bytes], place: int, size: int) -> tuple[int, bytes]:
 
 @lru_cache(maxsize=16)
 def sampled_once(task: Task, name: str, digest: str) -> Sample:
-    """As `sampled`, for all that ask for it. `digest`: of the rows, as the file may change."""
+    """Return the result of `sampled`, computed once for all callers. `digest` is that of the rows,
+    because the file may change."""
     return sampled(task, name)
 
 

@@ -138,7 +138,7 @@ def kind_of(example: Example) -> Kind:
 
 
 def messages_of(example: Example) -> list[ChatMessage]:
-    """All messages of the row, none for plain text."""
+    """Return all messages of the row, or an empty list for plain text."""
     match example:
         case ChatExample() | RLExample():
             return example.messages
@@ -339,12 +339,12 @@ _MORE = " more like this"
 
 
 def more_of(code: str, count: int) -> Problem:
-    """What stands for the rows of a code that are not kept."""
+    """Return a problem that stands for the rows of a code that are not listed individually."""
     return problem(code, f"{count:,}{_MORE}")
 
 
 def rows_of(found: Problem) -> int:
-    """How many rows a problem stands for."""
+    """Return how many rows a problem stands for."""
     if found.row is None and found.message.endswith(_MORE):
         return int(found.message.removesuffix(_MORE).replace(",", ""))
     return 1
@@ -366,7 +366,8 @@ def problem(
 
 
 def file_of(problem: Problem) -> str:
-    """The name of a problem's file, empty for none. Of an address its query is left out: it may be secret."""
+    """Return the name of a problem's file, or an empty string when it has none. The query of a URL is
+    left out, as it may be secret."""
     source = problem.source or ""
     return Path(urlsplit(source).path if "://" in source else source).name
 
@@ -401,7 +402,7 @@ def _written(value: Any) -> Any:
 
 
 def digits_of(value: Any) -> str:
-    """For encoders of other formats."""
+    """Return the text of a `Digits` value, for encoders of other formats."""
     if isinstance(value, Digits):
         return value.text
     raise NotImplementedError(f"{type(value).__name__} is not a value of JSON")
@@ -413,7 +414,8 @@ encode_sorted = msgspec.json.Encoder(enc_hook=_written, order="deterministic").e
 
 
 def spaced(value: Any) -> str:
-    """With a space after commas and colons, as Python's own encoder writes arguments."""
+    """Encode a value as JSON with a space after commas and colons, as Python's own encoder writes
+    arguments."""
     return encode(value).decode() if _holds_digits(value) else json.dumps(value, ensure_ascii=False)
 
 

@@ -58,8 +58,9 @@ def is_damaged(text: str) -> bool:
 
 
 def repaired(text: str) -> str:
-    """As a whole, else run by run: beside the damage a text may hold what was never damaged. What is not
-    exactly such a run stays as it is."""
+    """Repair damaged characters in a text, in the complete text if possible, otherwise run by run: a text
+    may contain undamaged parts beside the damage. Anything that is not exactly such a run stays
+    unchanged."""
     if "\xc3" not in text and "\xe2" not in text:
         return text
     try:
@@ -76,7 +77,8 @@ def _decoded(run: re.Match[str]) -> str:
 
 
 def holds_both(text: str) -> bool:
-    """Whether a damaged word is there in its right form too: the damage is what the text is about."""
+    """Return whether the text contains a damaged word in its correct form too. The damage is then what
+    the text is about."""
     words = {word for word in re.findall(r"\w*[^\x00-\x7f\s]+\w*", text) if "\xc3" in word or "\xe2" in word}
     right = {repaired(word) for word in words} - words
     return any(word in text for word in right if any(map(str.isalpha, word)))
@@ -89,7 +91,7 @@ _ABOUT = (
 
 
 def is_about_encodings(text: str) -> bool:
-    """Whether a row speaks of encodings: what looks damaged in it may be what it is about."""
+    """Return whether a row mentions encodings. What looks damaged in it may then be its topic."""
     return _compiled_marks(f"(?i){_ABOUT}").search(text) is not None
 
 
@@ -103,9 +105,10 @@ _DIGEST = 32
 
 
 def automaton(expressions: Sequence[bytes], flags: Sequence[int], folder: Path | None) -> Any:
-    """A database of hyperscan whose matches have the numbers of the expressions. Raises `ImportError` without
-    hyperscan. What `folder` holds for another version of it, or for another processor, is compiled anew, and
-    so is a damaged file."""
+    """Compile a hyperscan database whose match ids are the indices of the expressions.
+
+    The database is cached in `folder`. It is compiled again when the cached file is damaged or belongs to
+    another hyperscan version or processor. Raises `ImportError` without hyperscan."""
     import hyperscan  # pyright: ignore[reportMissingTypeStubs]
 
     api = cast("Any", hyperscan)
@@ -125,7 +128,8 @@ def automaton(expressions: Sequence[bytes], flags: Sequence[int], folder: Path |
 
 
 def place(expressions: Sequence[bytes], flags: Sequence[int], folder: Path) -> Path:
-    """The file for these expressions and the installed version. Raises `ImportError` without hyperscan."""
+    """Return the cache file for these expressions and the installed hyperscan version. Raises
+    `ImportError` without hyperscan."""
     import hyperscan  # pyright: ignore[reportMissingTypeStubs]
 
     version = cast("Any", hyperscan).__version__
@@ -298,8 +302,8 @@ PATTERNS: tuple[Pattern, ...] = (
 
 
 def confirmed(text: bytes, patterns: list[int], answers: bytes | None = None) -> list[Problem]:
-    """The problem of each of the patterns that does match; `text` is the row's as a model would see it,
-    `answers` the part of it that is to be learnt."""
+    """Return a problem for each of the patterns that really matches. `text` is the row as a model would
+    see it, and `answers` the part of it to be learned."""
     found: list[Problem] = []
     for number in patterns:
         pattern = PATTERNS[number]
@@ -324,7 +328,7 @@ def _matches(text: bytes, number: int) -> Iterator[bytes]:
 
 
 def shown(found: bytes, code: str) -> str:
-    """Enough to find it, never the secret itself."""
+    """Return enough of a match to find it, but never the secret itself."""
     text = found.decode("utf-8", "replace")
     if code in ("secret", "personal-data"):
         return f"{text[:4]}... {len(text)} characters"
@@ -346,8 +350,8 @@ def _sieve(pattern: Pattern) -> bytes:
 
 
 def candidates(block: bytes, starts: list[int], folder: Path | None = None) -> set[tuple[int, int]]:
-    """(text, pattern) pairs that may match; a superset of those that do. `block` holds texts with a byte
-    between them, `starts` their offsets; `folder` keeps the compiled patterns."""
+    """Return the (text, pattern) pairs that may match, a superset of those that do. `block` contains the
+    texts separated by one byte, `starts` their offsets. `folder` caches the compiled patterns."""
     found: set[tuple[int, int]] = set()
     database = _database(folder)
     if database is not None:
@@ -367,8 +371,8 @@ _FEW_BYTES = 1 << 20
 
 
 def sifted(block: bytes, starts: list[int], folder: Path | None = None) -> set[tuple[int, int]]:
-    """As `candidates`; the first few bytes that a thread looks at are looked at without hyperscan, unless it
-    is ready."""
+    """Return the same pairs as `candidates`. Unless hyperscan is ready, the first bytes that a thread
+    searches are searched without it."""
     seen = getattr(_own, "seen", 0) + len(block)
     if _loaded or seen > _FEW_BYTES or _kept(folder):
         return candidates(block, starts, folder)
@@ -386,7 +390,7 @@ def _scratch(database: Any) -> Any:
 
 
 def plain_candidates(block: bytes, starts: list[int]) -> set[tuple[int, int]]:
-    """As `candidates`, without hyperscan."""
+    """Return the same pairs as `candidates`, without using hyperscan."""
     found: set[tuple[int, int]] = set()
     for number, pattern in enumerate(PATTERNS):
         for position in _positions(block, pattern):

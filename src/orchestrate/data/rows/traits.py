@@ -48,7 +48,7 @@ def tool_name(tool: dict[str, Any]) -> str | None:
 
 
 def tool_problems(tools: list[dict[str, Any]]) -> list[Problem]:
-    """At most one error and one warning for each tool."""
+    """Return the problems of tool definitions, at most one error and one warning for each tool."""
     found: list[Problem] = []
     seen: set[str] = set()
     for i, tool in enumerate(tools):
@@ -165,7 +165,8 @@ _FOLLOWERS = {
 
 
 def examine(example: Example) -> tuple[int, list[Problem]]:
-    """The row's `Trait` bits, and its problems (without row numbers). Whole weights are made integers."""
+    """Return the row's `Trait` bits and its problems (without row numbers). Weights that are whole
+    numbers become integers."""
     match example:
         case ChatExample():
             return _chat(example)
@@ -388,7 +389,8 @@ class _Unusual:
             self.found.append(problem("orphan-answer", field=f"{self._place}[{i}].tool_call_id"))
 
     def unanswered(self, last: int) -> None:
-        """A call in the last message is the answer to learn and needs none itself."""
+        """Report tool calls without a result. A call in the last message is the answer to learn and needs
+        none."""
         for call, i in self.open_calls.items():
             if i != last:
                 message = f"no result for call {call!r}"
@@ -501,7 +503,8 @@ class Picture(NamedTuple):
 
 
 def pictures(messages: Iterable[ChatMessage], folder: Path) -> Counter[Picture]:
-    """Images of a row by size and detail; relative paths begin in `folder`, or else in the working folder."""
+    """Count the images of a row by size and detail. Relative paths start in `folder`, or else in the
+    working folder."""
     found: Counter[Picture] = Counter()
     for m in messages:
         for part in m.content if isinstance(m.content, list) else ():
@@ -516,7 +519,8 @@ def picture(image: ImageUrl, folder: Path) -> Picture:
 
 
 def add(total: Counter[Picture], more: Mapping[Picture, int]) -> None:
-    """Memory stays bounded: sizes that are new to a full table are rounded up."""
+    """Add counts of image sizes to `total`. Memory stays bounded: once the table is full, new sizes are
+    rounded up."""
     for size, count in more.items():
         if size not in total and len(total) >= MOST_SIZES and size.width and size.height:
             size = size._replace(width=_up(size.width), height=_up(size.height))

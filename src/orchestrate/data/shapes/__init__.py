@@ -39,8 +39,9 @@ class Loss:
 
 
 def loss_of(item: dict[str, Any], role: Any, text: str, place: str) -> Loss:
-    """`text` is the message's own. Only answers are trained: a field that wants another message trained is an
-    error, and one that takes it out says what holds anyway."""
+    """Return which parts of a message are trained. `text` is the message's own text. Only answers are
+    trained: a field that asks to train another message is an error, and one that excludes it repeats the
+    default."""
     read = Loss()
     flags = {name: item[name] for name in FLAGS if isinstance(item.get(name), bool)}
     weight: Any = item.get("loss_weight")
@@ -99,7 +100,7 @@ def _detailed(item: dict[str, Any], text: str, place: str, read: Loss) -> Spans 
 
 
 def joined(spans: Iterable[tuple[int, int]]) -> Spans:
-    """In order, those that touch made one."""
+    """Sort the spans and merge those that touch."""
     made: Spans = []
     for begin, end in sorted(spans):
         if begin >= end:
@@ -112,7 +113,7 @@ def joined(spans: Iterable[tuple[int, int]]) -> Spans:
 
 
 def spans_of(pieces: Iterable[tuple[str, bool]]) -> tuple[str, Spans]:
-    """The text that pieces make, and where those lie in it that are trained."""
+    """Join the pieces and return the text with the spans of those that are trained."""
     text, spans = "", Spans()
     for piece, trained in pieces:
         if trained:
@@ -132,7 +133,7 @@ _HEADS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "
 
 
 def images_of(row: dict[str, Any]) -> list[Any]:
-    """What the row's columns for images hold."""
+    """Return the values of the row's image columns."""
     held: list[Any] = []
     for name in COLUMNS:
         value: Any = row.get(name)
@@ -234,14 +235,16 @@ _NOTES = frozenset(
 
 
 def strays(item: Mapping[str, Any], known: Container[str], place: str) -> Item:
-    """What an object holds that its reader does not know, under names (behind `place`) with which the message
-    of which it is a part can hold it: whoever reads that reports them."""
+    """Return the fields of an object that its reader doesn't know, with `place` in front of their names.
+    The message that the object is part of can carry them under these names, so that the message's reader
+    reports them."""
     unread = {name: value for name, value in item.items() if name not in known and name not in _NOTES}
     return {f"{place}{name}": value for name, value in unread.items() if value not in (None, [], {}, "")}
 
 
 def unfolded(item: Any) -> list[Any]:
-    """The message as one or more of OpenAI's; what is not known is left for the reader to report."""
+    """Convert a message into one or more messages in OpenAI's format. Unknown fields are left for the
+    reader to report."""
     content: Any = cast("Item", item).get("content") if isinstance(item, dict) else None
     parts = cast("list[Any]", content) if isinstance(content, list) else []
     if not parts or not all(isinstance(part, dict) for part in parts):
@@ -347,7 +350,7 @@ def image(url: Any, detail: Any = None) -> Item:
 
 
 def call(id: Any, name: Any, arguments: Any) -> Item:
-    """A tool call with arguments given as an object, as text, or not at all."""
+    """Build a tool call whose arguments are given as an object, as text, or not at all."""
     text = arguments if isinstance(arguments, str) else rows.spaced(arguments or {})
     return {"id": id, "type": "function", "function": {"name": name, "arguments": text or "{}"}}
 
@@ -364,7 +367,7 @@ def _written(value: Any) -> Item | None:
 
 
 def text_of(content: Any) -> str | None:
-    """Text, or parts of text as one; `None` for anything else."""
+    """Return the text, with text parts joined into one, or `None` for anything else."""
     if isinstance(content, str):
         return content
     parts = cast("list[Any]", content) if isinstance(content, list) else [None]
@@ -395,7 +398,7 @@ class Shape:
 
 
 def named(fields: str) -> frozenset[str]:
-    """The names of fields that stand in a text, with spaces between."""
+    """Split a text of field names separated by spaces into a set."""
     return frozenset(fields.split())
 
 

@@ -33,8 +33,8 @@ _ONE, _SEVERAL = decoding.decoder(_Call), decoding.decoder(list[_Call])
 
 
 def tagged(text: str, tag: str) -> tuple[list[str], str]:
-    """What stands between each pair of tags, and the text without them. The time of a regular expression
-    would grow with the square of a hostile text."""
+    """Return the content between each pair of tags, and the text without them. It uses no regular
+    expression, whose time would grow with the square of the length of a hostile text."""
     inside: list[str] = []
     before, *pieces = text.split(f"<{tag}>")
     rest = [before]
@@ -48,8 +48,8 @@ def tagged(text: str, tag: str) -> tuple[list[str], str]:
 
 
 def calls_in(said: str) -> str | None:
-    """The calls that a text holds, as a JSON list; `None` when it holds none, or one that cannot be read: it
-    then stays the text that it is."""
+    """Return the tool calls in a text as a JSON list. Returns `None` when the text has none, or one that
+    can't be parsed: the text then stays as it is."""
     written, _ = tagged(said, "tool_call")
     calls = [_as_json(call) for call in written]
     return f"[{','.join(call for call in calls if call)}]" if calls and all(calls) else None
@@ -73,7 +73,7 @@ def _as_json(call: str) -> str | None:
 
 
 def written_calls(said: str, made: int, field: str) -> tuple[list[ToolCall], list[Problem]]:
-    """One call, or a list of calls for the same turn, as JSON text."""
+    """Parse a tool call, or a list of calls for the same turn, from JSON text."""
     try:
         several = said.lstrip().startswith("[")
         given = _SEVERAL.decode(said) if several else [_ONE.decode(said)]
@@ -173,7 +173,7 @@ _ALIASES = {
 
 
 def alias(role: Any) -> str | None:
-    """The known role that `role` stands for, in any case; `None` when there is none."""
+    """Return the known role that `role` stands for, ignoring case, or `None` when there is none."""
     if not isinstance(role, str):
         return None
     role = role.strip().lower()
@@ -181,12 +181,12 @@ def alias(role: Any) -> str | None:
 
 
 def message(role: str, text: str) -> ChatMessage:
-    """A plain message; `role` is known to be one of `ROLES`."""
+    """Build a plain message. `role` must be one of `ROLES`."""
     return ChatMessage(role=cast("Role", role), content=text)
 
 
 def messages_from(value: Any, place: str) -> tuple[list[ChatMessage], list[Problem]]:
-    """Canonical messages of a list of objects; a message with problems is reported and left out."""
+    """Convert a list of objects to canonical messages. A message with problems is reported and left out."""
     if not isinstance(value, list):
         text = "text, which must be JSON" if isinstance(value, str) else "not a list of messages"
         return [], [problem("bad-message", f"{place} is {text}", field=place)]
@@ -288,7 +288,8 @@ def _message(item: Any, place: str) -> tuple[ChatMessage | None, list[Problem]]:
 
 
 def unread(item: dict[str, Any], known: Container[str], place: str) -> list[Problem]:
-    """What a message or a turn holds that is not read: an error where something else would be taught."""
+    """Report the fields of a message or turn that are not read. A field whose loss would change what is
+    taught is an error."""
     left = strays(item, known, "")
     for call in (item.get("function_call"), *_items(item.get("tool_calls"))):
         if isinstance(call, dict):
@@ -374,7 +375,7 @@ def _tool_call_problems(fields: dict[str, Any], place: str) -> list[Problem]:
 
 
 def tools_from(row: dict[str, Any]) -> tuple[list[dict[str, Any]] | None, list[Problem]]:
-    """The row's `tools` (or retired `functions`), as a list or as JSON text of one."""
+    """Return the row's `tools` (or the retired `functions`), given as a list or as the JSON text of one."""
     tools: Any = row.get("tools")
     found: list[Problem] = []
     if tools is None and isinstance(row.get("functions"), list):
@@ -438,7 +439,7 @@ def _json_types(schema: Any, seen: set[str]) -> Any:
 
 
 def weight_from(row: dict[str, Any], found: list[Problem], field: str = "weight") -> int | float | None:
-    """The weight of a row or a turn; one that is not a number is added to `found`."""
+    """Return the weight of a row or a turn. A weight that is not a number is added to `found`."""
     weight: Any = row.get("weight")
     if weight is None or (isinstance(weight, int | float) and not isinstance(weight, bool)):
         return weight
@@ -447,7 +448,7 @@ def weight_from(row: dict[str, Any], found: list[Problem], field: str = "weight"
 
 
 def parallel_from(row: dict[str, Any], found: list[Problem], field: str | None = None) -> bool | None:
-    """The row's `parallel_tool_calls`; what is neither true nor false is added to `found`."""
+    """Return the row's `parallel_tool_calls`. A value that is neither true nor false is added to `found`."""
     parallel: Any = row.get("parallel_tool_calls")
     if parallel is None or isinstance(parallel, bool):
         return parallel

@@ -31,7 +31,8 @@ def as_list(value: Any) -> list[Any]:
 
 
 def parsed(value: Any) -> Any:
-    """JSON that was recorded as text as what it stands for, if that is an object or a list."""
+    """Parse JSON that was recorded as text, if it stands for an object or a list. Other values are
+    returned unchanged."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "["):
         return value
     try:
@@ -56,7 +57,7 @@ def example_of(messages: list[Row], tools: Any, place: str, found: list[Problem]
 
 
 def first_choice(output: Any) -> list[Row]:
-    """The message of the first choice, without what only answers have."""
+    """Return the message of the first choice, without the fields that only responses have."""
     choices = as_list(as_row(output).get("choices"))
     first = as_row(choices[0]) if choices else {}
     message = as_row(first.get("message"))
@@ -78,7 +79,7 @@ _CUT = {
 
 
 def ended(*reasons: Any) -> list[Problem]:
-    """An error where an answer did not end on its own."""
+    """Return an error when an answer did not end on its own."""
     said = [reason for reason in reasons if isinstance(reason, str) and reason.lower() in _CUT]
     return [_unlike(_CUT[reason.lower()], reason) for reason in said[:1]]
 
@@ -89,7 +90,7 @@ def _unlike(code: str, reason: str) -> Problem:
 
 
 def ended_choice(output: Any) -> list[Problem]:
-    """The same of the first choice of a completion."""
+    """Return the same error as `ended` for the first choice of a completion."""
     choices = as_list(as_row(output).get("choices"))
     first = as_row(choices[0]) if choices else {}
     message = as_row(first.get("message"))
@@ -111,7 +112,7 @@ def _ended_response(response: Row) -> list[Problem]:
 
 
 def read_stored(row: Row) -> Read:
-    """A stored completion with the messages of its request, which lie beside it or in `request`."""
+    """Read a stored completion with the messages of its request, which are beside it or in `request`."""
     request, found = _within(row, "request", {"messages", "tools"})
     response, wrong = _within(row, "response", {"choices"})
     asked = as_list(row.get("messages") or row.get("input_messages") or request.get("messages"))
@@ -125,7 +126,8 @@ def read_stored(row: Row) -> Read:
 
 
 def logged_request(row: Row) -> Row:
-    """What LiteLLM's proxy was asked: the body as it came, in older logs wrapped with its headers."""
+    """Return the request that LiteLLM's proxy received: the body as it came, or in older logs the body
+    wrapped with its headers."""
     request = as_row(parsed(row.get("proxy_server_request")))
     return as_row(request.get("body")) or request
 
@@ -147,7 +149,8 @@ def several(held: Row, name: str) -> list[Problem]:
 
 
 def read_responses(row: Row) -> Read:
-    """The input and output items of a Response; `previous_response_id` points to turns that are not here."""
+    """Read the input and output items of a Response. A `previous_response_id` is a problem: it points to
+    turns that are not in the row."""
     read = {"input", "output", "instructions", "tools", "previous_response_id"}
     request, found = _within(row, "request", read)
     response, wrong = _within(row, "response", read)
@@ -361,7 +364,7 @@ class Recorded:
         self.found: list[Problem] = []
 
     def turns(self, value: Any, place: str) -> list[Row] | None:
-        """The messages; `None` when the value holds something else."""
+        """Return the messages, or `None` when the value holds something else."""
         if isinstance(value, str):
             return [{"role": self._role, "content": value}]
         if isinstance(value, list):
@@ -505,7 +508,8 @@ RECORDERS = (
 
 
 def exchange(request: Row, response: Row, place: str) -> Read:
-    """One call of a chat: completions, Responses, or Messages with their content in blocks."""
+    """Read one chat request with its response: chat completions, Responses, or Messages with their
+    content in blocks."""
     if response.get("choices"):
         return read_stored({"request": request, "response": response})
     if response.get("output"):
@@ -569,7 +573,7 @@ BATCH_REQUESTS = "batch_request"
 
 
 def batch_answer(row: Row) -> Row | None:
-    """The answer in a line of a batch's results; `None` for a request that failed."""
+    """Return the answer in a line of batch results, or `None` for a request that failed."""
     if (result := as_row(row.get("result"))) and result.get("type") == "succeeded":
         return as_row(result.get("message")) or None
     response = as_row(row.get("response"))
@@ -577,7 +581,7 @@ def batch_answer(row: Row) -> Row | None:
 
 
 def batch_request(row: Row) -> Row:
-    """What a line of a batch's requests asks."""
+    """Return the request in a line of a batch input file."""
     return as_row(row.get("body")) or as_row(row.get("params"))
 
 

@@ -164,7 +164,7 @@ _NOTES = frozenset(
 
 
 def reference(fields: Row) -> Row:
-    """Fields of an RL row that a grader may compare with."""
+    """Return the fields of an RL row that a grader may compare with."""
     return {name: value for name, value in fields.items() if name.lower() not in _NOTES}
 
 
@@ -338,7 +338,7 @@ BY_NAME = {shape.name: shape for shape in SHAPES}
 
 
 def recognise(row: Row) -> Shape | None:
-    """The first shape that the row fits; they are ordered from the most to the least specific."""
+    """Return the first shape that the row fits. Shapes are ordered from the most to the least specific."""
     return next((shape for shape in SHAPES if shape.fits(row)), None)
 
 
@@ -373,7 +373,7 @@ def _unread(row: Row, shape: Shape) -> dict[str, Any]:
 
 
 def read(row: Row, shape: Shape) -> Known:
-    """The canonical example, with all that is to be told of the row."""
+    """Read the canonical example and everything to report about the row."""
     if not shape.fits(row) and not _is_meant(row, shape):
         other = recognise(row)
         if other is None:
@@ -417,7 +417,7 @@ _LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "ch
 
 
 def advice(path: str, row: Mapping[str, Any]) -> str:
-    """For the user, given one row of the file."""
+    """Suggest to the user how to read a file of unknown format, given one of its rows."""
     for name, value in row.items():
         rows = cast("list[Any]", value) if isinstance(value, list) else []
         if rows and isinstance(rows[0], dict) and recognise(cast("dict[str, Any]", rows[0])) is not None:
@@ -428,7 +428,8 @@ def advice(path: str, row: Mapping[str, Any]) -> str:
 
 
 def guessed(row: Mapping[str, Any]) -> dict[str, str] | None:
-    """Field -> column, by how people name them; `None` where no column has such a name."""
+    """Guess the column of each field from common column names. Returns `None` when no column has such a
+    name."""
     texts = {name: value for name, value in row.items() if isinstance(value, str)}
     lists = {name: cast("list[Any]", value) for name, value in row.items() if isinstance(value, list)}
     if (talk := _named(_LISTS, lists)) is not None:

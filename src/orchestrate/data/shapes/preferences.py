@@ -57,8 +57,8 @@ def sharegpt(row: dict[str, Any]) -> tuple[ChatExample | None, list[Problem]]:
 
 
 def with_system(row: dict[str, Any], messages: list[ChatMessage], found: list[Problem]) -> list[ChatMessage]:
-    """`messages` after the row's own system text, where it has one that they do not begin with; one that is
-    no text is added to `found`."""
+    """Return `messages` after the row's own system text, if the row has one that they don't begin with. A
+    system text that is not text is added to `found`."""
     names = [name for name in SYSTEM if row.get(name)]
     if not names:
         return messages
@@ -74,7 +74,7 @@ def with_system(row: dict[str, Any], messages: list[ChatMessage], found: list[Pr
 
 
 def conversation(items: list[Any], place: str) -> tuple[list[ChatMessage], list[Problem]]:
-    """The messages of turns as `from` and `value`, or as `role` and `content`."""
+    """Read the messages of turns with `from` and `value`, or with `role` and `content`."""
     if items and all(isinstance(item, dict) and "role" in item for item in items):
         named = [item | {"role": alias(item["role"]) or item["role"]} for item in items]
         return messages_from(named, place)
@@ -150,13 +150,13 @@ Pair = tuple[PreferenceExample | None, list[Problem]]
 
 
 def explicit(row: dict[str, Any]) -> Pair:
-    """`prompt` beside both answers."""
+    """Read a pair whose `prompt` is beside both answers."""
     prompt, found = side(row["prompt"], "user", "prompt")
     return _answered(row, prompt, found)
 
 
 def implicit(row: dict[str, Any]) -> Pair:
-    """Whole conversations, or whole texts: what both begin with is the prompt."""
+    """Read a pair of complete conversations or texts. Their common beginning is the prompt."""
     if isinstance(row["chosen"], str) and isinstance(row["rejected"], str):
         shared = _shared_text(row["chosen"], row["rejected"])
         if not shared.strip():
@@ -174,13 +174,13 @@ def implicit(row: dict[str, Any]) -> Pair:
 
 
 def alpaca(row: dict[str, Any]) -> Pair:
-    """An instruction with its input, or a question with its context, and two answers."""
+    """Read an instruction with its input, or a question with its context, and two answers."""
     asked, wrong = instructed(row) if isinstance(row.get("instruction"), str) else questioned(row)
     return (None, [wrong]) if wrong is not None else _answered(row, [message("user", asked)], [])
 
 
 def instructed(row: dict[str, Any]) -> tuple[str, Problem | None]:
-    """Alpaca's `instruction`, and `input` where there is one."""
+    """Return Alpaca's `instruction`, followed by `input` if there is one."""
     given = row.get("input") or ""
     if not isinstance(given, str):
         return "", problem("bad-content", "input is not text", field="input")
@@ -188,7 +188,7 @@ def instructed(row: dict[str, Any]) -> tuple[str, Problem | None]:
 
 
 def questioned(row: dict[str, Any]) -> tuple[str, Problem | None]:
-    """`question`, after the `context` that it is asked about where there is one, as SQuAD has it."""
+    """Return the `question`, after the `context` that it is about if there is one, as in SQuAD."""
     context = row.get("context") or ""
     if not isinstance(context, str):
         return "", problem("bad-content", "context is not text", field="context")
@@ -196,7 +196,7 @@ def questioned(row: dict[str, Any]) -> tuple[str, Problem | None]:
 
 
 def sharegpt_pair(row: dict[str, Any]) -> Pair:
-    """A conversation that both answers, as turns, go on from."""
+    """Read a conversation that both answers, given as turns, continue."""
     prompt, found = conversation(row["conversations"], "conversations")
     return _answered(row, prompt, found)
 
@@ -214,8 +214,8 @@ def _answered(row: dict[str, Any], prompt: list[ChatMessage], found: list[Proble
 
 
 def hh(row: dict[str, Any]) -> Pair:
-    """`\\n\\nHuman: ...\\n\\nAssistant: ...`: two transcripts with a common beginning, which may be the
-    `prompt`."""
+    """Read two transcripts of the form `\\n\\nHuman: ...\\n\\nAssistant: ...` with a common beginning, which
+    may be the `prompt`."""
     before = row.get("prompt") or ""
     whole = (
         row[name] if row[name].startswith(before) else before + row[name] for name in ("chosen", "rejected")
@@ -288,13 +288,15 @@ TAGS = frozenset({"label", "kto_tag"})
 
 
 def is_trl(row: Row) -> bool:
-    """A column called label that holds a class, say a word, belongs to another task."""
+    """Return whether a row is a prompt with a completion and a label in TRL's unpaired format. A `label`
+    column that holds a class, such as a word, belongs to another task."""
     labels = (row.get("label"), row.get("kto_tag"))
     return {"prompt", "completion"} <= row.keys() and any(map(_may_label, labels))
 
 
 def is_chat(row: Row) -> bool:
-    """Without the answer these are prompts, and the label is what a grader compares with."""
+    """Return whether a row is a labeled conversation that ends with an answer. Without the answer, rows
+    are prompts and the label is what a grader compares with."""
     messages = cast("list[Any]", row["messages"]) if isinstance(row.get("messages"), list) else []
     last = cast("Row", messages[-1]) if messages and isinstance(messages[-1], dict) else {}
     return last.get("role") == "assistant" and _is_tagged(row)
@@ -309,7 +311,7 @@ def is_alpaca(row: Row) -> bool:
 
 
 def has_fields(row: Row, fields: frozenset[str]) -> bool:
-    """Whether a row has the label, whatever it holds, and the answer of a shape with these fields."""
+    """Return whether a row has a label, whatever its value, and the answer of a shape with these fields."""
     if not row.keys() & TAGS:
         return False
     if "output" in fields:
@@ -337,7 +339,7 @@ def trl(row: Row) -> Read:
 
 
 def judged(row: Row, example: Example | None, found: list[Problem]) -> Read:
-    """The label belongs to the messages of the assistant at the end."""
+    """Return the example with its label, which applies to the assistant's messages at the end."""
     if not isinstance(example, ChatExample):
         return None, found
     messages, at = example.messages, len(example.messages)
@@ -358,7 +360,7 @@ def judged(row: Row, example: Example | None, found: list[Problem]) -> Read:
 
 
 def of_pair(example: PreferenceExample) -> tuple[UnpairedExample, UnpairedExample]:
-    """The two rows that a pair holds."""
+    """Split a pair into two unpaired rows."""
 
     def labelled(label: bool) -> UnpairedExample:
         return UnpairedExample(
@@ -400,8 +402,8 @@ _SYSTEM = frozenset({"system", "instructions", "system_prompt"})
 
 
 def prompt_of(row: Row) -> RLExample | list[Problem]:
-    """What is in the way where nothing can be asked: without problems, the row asks nothing in a way that is
-    known."""
+    """Read the prompt of a row, or return the problems that prevent it. An empty list means that the row
+    contains no prompt in a known format."""
     held = next((found for name in _WRAPPED if (found := as_row(parsed(row.get(name))))), None)
     asked = held or logged_request(row) or row
     for read in (_columns, _turns):

@@ -68,7 +68,8 @@ class Reading:
         return known.BY_NAME[self.format]
 
     def read(self, line: bytes) -> Row:
-        """The row in one line of JSON, with its end or without. Never raises for what a line holds."""
+        """Read the row in one line of JSON, with or without its line ending. Never raises because of what
+        a line contains."""
         decoder = None if self.columns else _STRICT.get(self.format)
         if decoder is not None:
             try:
@@ -102,7 +103,7 @@ def _is_unnumbered(example: ChatExample) -> bool:
 
 
 def row_of(value: dict[str, Any], shape: known.Shape) -> Row:
-    """The row of an object that was read from anywhere."""
+    """Build the row of an object, whatever it was read from."""
     example, found, unread, other = known.read(value, shape)
     if example is None:
         return Row(None, 0, found, other, unread)
@@ -118,8 +119,8 @@ def _row(example: Example, traits: int, found: list[Problem], unread: Mapping[st
 
 
 def renamed(row: dict[str, Any], columns: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    """The row with each mapped column under the wanted name; the others keep theirs. A name that is mapped to
-    no column is left out: it is not to be read."""
+    """Rename each mapped column to the field it is mapped to. Other columns keep their names. A field
+    mapped to no column is dropped, so that it is not read."""
     if not columns:
         return row
     taken = {column or wanted for wanted, column in columns}
@@ -128,7 +129,7 @@ def renamed(row: dict[str, Any], columns: tuple[tuple[str, str], ...]) -> dict[s
 
 
 def parse(line: bytes) -> tuple[Any, Problem | None]:
-    """The JSON value of a line, or the problem that hides it."""
+    """Parse the JSON value of a line, or return the problem that prevents it."""
     try:
         return rows.decode(line), None
     except RecursionError:
@@ -190,7 +191,8 @@ def _fields(row: dict[str, Any]) -> int:
 
 
 def repeated_keys(line: bytes) -> list[Problem]:
-    """A problem when an object of the line names a field twice. Slow: for lines that may."""
+    """Return a problem when an object in the line names a field twice. Slow, so call it only for lines
+    that may."""
     names: list[str] = []
 
     def pairs(items: list[tuple[str, Any]]) -> None:
@@ -218,7 +220,8 @@ def _named(value: object) -> str:
 
 
 def canonical(example: Example) -> bytes:
-    """The bytes that the digest is taken over: every field that is set, keys of free objects sorted."""
+    """Return the bytes that the digest is computed from: every field that is set, with the keys of
+    free-form objects sorted."""
     return _canonical(example)
 
 
@@ -230,12 +233,13 @@ def _canonical(value: Any) -> bytes:
 
 
 def json_bytes(example: Example) -> int:
-    """Length as a line of compact JSON."""
+    """Return the length as a line of compact JSON, in bytes."""
     return len(rows.encode_sorted(example)) + 1
 
 
 def canonical_prompt(example: Example) -> bytes:
-    """What comes before the answer: rows with equal prompts and unequal answers contradict one another."""
+    """Return the canonical bytes of what comes before the answer. Rows with equal prompts and different
+    answers contradict one another."""
     match example:
         case ChatExample():
             return _canonical((example.messages[:-1], example.tools))
@@ -250,8 +254,9 @@ def canonical_prompt(example: Example) -> bytes:
 
 
 def canonical_answered(example: UnpairedExample | PreferenceExample | RLExample) -> bytes:
-    """All but the judgement (the label, which of both answers is preferred): rows that are equal in it and
-    differ all the same contradict one another. Of an RL row the prompt with what a grader compares with."""
+    """Return the canonical bytes of everything but the judgment (the label, or which of both answers is
+    preferred). Different rows that are equal in it contradict one another. For an RL row, this is the
+    prompt with what a grader compares with."""
     match example:
         case UnpairedExample():
             return _canonical((example.prompt, example.completion, example.tools))
@@ -263,7 +268,7 @@ def canonical_answered(example: UnpairedExample | PreferenceExample | RLExample)
 
 
 def last_answer(example: Example) -> str:
-    """The text to learn, of the last message where there are several."""
+    """Return the text to learn, from the last message when there are several."""
     match example:
         case ChatExample():
             return example.messages[-1].text
@@ -280,8 +285,8 @@ def last_answer(example: Example) -> str:
 
 
 def answers(example: Example) -> str:
-    """All text to learn, joined by blank lines; of a pair that of the preferred side, none of an unpaired
-    answer that is to be avoided."""
+    """Return all text to learn, joined by blank lines: for a pair the preferred side, and nothing for an
+    unpaired answer that is to be avoided."""
     match example:
         case ChatExample():
             said = [m.text for m in example.messages if m.role == "assistant" and m.weight != 0]
@@ -295,7 +300,7 @@ def answers(example: Example) -> str:
 
 
 def visible(example: Example) -> str:
-    """All text that a model sees, joined by blank lines; tool calls included."""
+    """Return all text that a model sees, including tool calls, joined by blank lines."""
     if isinstance(example, CompletionExample):
         return f"{example.prompt}\n\n{example.completion}"
     if isinstance(example, TextExample):

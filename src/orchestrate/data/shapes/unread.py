@@ -92,7 +92,7 @@ _CLASSES = frozenset({"label", "labels", "label_text", "target", "category", "se
 
 
 def verdict_of(value: Any) -> bool | None:
-    """Whether a label calls its answer good; `None` where it says something else."""
+    """Return whether a label calls its answer good, or `None` when it says something else."""
     return _VERDICTS.get(_plain(value)) if isinstance(value, str | int | float) else None
 
 
@@ -130,7 +130,7 @@ def _sign_of(name: str, value: Any) -> str | None:
 
 
 def meaning_of(name: str, value: Any) -> str | None:
-    """What would be lost without a column or a field; `None` for one that teaches nothing."""
+    """Return what would be lost without a column or a field, or `None` for one that teaches nothing."""
     name = name.rpartition(".")[2].lower()
     if (sign := _sign_of(name, value)) is not None:
         return sign
@@ -142,8 +142,8 @@ def meaning_of(name: str, value: Any) -> str | None:
 
 
 def problems_of(row: Mapping[str, Any], unread: Mapping[str, Any], used: frozenset[str]) -> list[Problem]:
-    """The columns in `unread` that change what is taught. A part of the prompt is an error beside a prompt of
-    one text, unless that holds it."""
+    """Return the problems of the columns in `unread` that change what is taught. An unread part of the
+    prompt is an error beside a prompt given as one text, unless that text contains it."""
     found: list[Problem] = []
     asked = "\n".join(row[n] for n in sorted(_ASKED & used & row.keys()) if isinstance(row[n], str))
     for name, value in sorted(unread.items()):
@@ -184,7 +184,7 @@ def _is_answer(value: Any, row: Mapping[str, Any]) -> bool:
 
 
 def texts_in(value: Any) -> list[str]:
-    """All texts in a value, however deep. Not for values that hold themselves."""
+    """List all texts in a value, at any depth. Don't call it for values that contain themselves."""
     found: list[str] = []
     left: list[Any] = [value]
     while left:
@@ -254,7 +254,7 @@ class Column:
     """Of a column of `SPLITS` the rows that are for test or validation."""
 
     def note(self, name: str, value: Any, seen: str) -> None:
-        """`seen` is the text of the row that is read."""
+        """Record a value of the column. `seen` is the text of the row that is read."""
         if (split := kept_for(name, value)) is not None:
             self.held_out[split] += 1
         texts = [text.strip() for text in texts_in(value)]
@@ -278,13 +278,14 @@ def note(columns: dict[str, Column], unread: Mapping[str, Any], seen: str) -> No
 
 
 def with_own_text(columns: dict[str, Column], rows: int) -> dict[str, Column]:
-    """Those that have text of their own in most rows."""
+    """Return the columns that have text of their own in most rows."""
     own = {name: c for name, c in columns.items() if 2 * c.own > rows and (len(c.values) > 1 or rows == 1)}
     return dict(sorted(own.items()))
 
 
 def told(columns: dict[str, Column], rows: int) -> Iterator[Problem]:
-    """A warning for each column with text of its own in most rows, one for all others together."""
+    """Yield a warning for each column with text of its own in most rows, and one for all other columns
+    together."""
     own = with_own_text(columns, rows)
     for name, column in own.items():
         message = (
@@ -304,11 +305,11 @@ def told(columns: dict[str, Column], rows: int) -> Iterator[Problem]:
 
 
 def held_out_rows(columns: Mapping[str, Column]) -> tuple[str, Counter[str]] | None:
-    """The column by which rows are for test or validation, and how many are for each."""
+    """Return the column that assigns rows to test or validation, and how many rows it assigns to each."""
     return next(((name, c.held_out) for name, c in columns.items() if c.held_out), None)
 
 
 def strict(found: Problem) -> Problem:
-    """As `data check --strict` counts it."""
+    """Return the problem with the severity that `data check --strict` gives it."""
     unread = found.code in ("unread-column", "extra-fields", "hidden-column")
     return replace(found, severity=Severity.ERROR) if unread else found

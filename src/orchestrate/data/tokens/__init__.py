@@ -172,7 +172,7 @@ class Lengths:
         self.remarks: dict[str, Remark] = {}
 
     def extend(self, other: Lengths, number: Callable[[int], int]) -> None:
-        """`number` makes a row's number here of the one there."""
+        """Append the lengths of `other`. `number` converts one of its row numbers to the number here."""
         self.tokens.extend(other.tokens)
         self.further.extend(other.further)
         self.trained.extend(other.trained)

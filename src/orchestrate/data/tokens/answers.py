@@ -94,7 +94,7 @@ class Shape:
 
 
 def shape_of(chats: Conversations) -> Shape:
-    """Learnt from rendered conversations."""
+    """Learn the shape of a model's answers from rendered conversations."""
     pairs, around = THINKING, ("", "")
     try:
         prompt, shown = chats.prompt([_USER]), chats.rendered([_USER, _THINKS])
@@ -179,10 +179,12 @@ def read_answer(
     calls: bool = True,
     growing: bool = False,
 ) -> Said:
-    """`text` is what the model wrote, special tokens included but for the one that ended it; `prompt` what it
-    was asked with, whose end may have begun the answer; `cut` says that it was not the model that ended it.
-    Without `calls`, those that are written in the answer stay there. `growing`: it is still being written,
-    and only what no later words can change is sent."""
+    """Split what a model wrote into its reasoning, its text and its tool calls.
+
+    `text` is what the model wrote, including special tokens except the one that ended it. `prompt` is
+    what the model was asked with; its end may have begun the answer. `cut` says that the model did not
+    end the answer itself. Without `calls`, calls written in the answer stay in its text. `growing`: the
+    answer is still being written, and only what later words can't change is returned."""
     shape, cut = shape or Shape(), cut or growing
     if shape.header and text.lstrip().startswith(shape.header):
         text = text.lstrip().removeprefix(shape.header)

@@ -27,7 +27,7 @@ class Call(NamedTuple):
 
 
 def read(inside: str, tools: Tools) -> list[Call]:
-    """The calls of a block, in the first notation that takes all of it."""
+    """Return the calls of a block, in the first notation that can read all of it."""
     inside = inside.strip()
     for notation in (of_json, _sections, _gemma, _mistral):
         if calls := notation(inside):
@@ -39,7 +39,8 @@ def read(inside: str, tools: Tools) -> list[Call]:
 
 
 def of_json(text: str) -> list[Call]:
-    """`{"name": ..., "arguments": {...}}`, several of them, or a list; the names of the fields differ."""
+    """Parse calls written as JSON: `{"name": ..., "arguments": {...}}`, several of them, or a list. The
+    names of the fields differ between models."""
     if fenced := re.fullmatch(r"```(?:json)?(.*)```", text, re.DOTALL):
         text = fenced[1].strip()
     if text[:1] not in ("{", "["):
@@ -247,7 +248,7 @@ def _typed(value: str, tool: str, key: str, tools: Tools) -> Any:
 
 
 def parameter_types(tools: Tools) -> dict[str, dict[str, Any]]:
-    """The type of each parameter of each tool."""
+    """Return the type of each parameter of each tool."""
     found: dict[str, dict[str, Any]] = {}
     for tool in tools or ():
         function = _table(tool.get("function")) or tool
@@ -261,7 +262,7 @@ def _table(value: object) -> dict[str, Any]:
 
 
 def of_python(text: str) -> list[Call]:
-    """`[f(a=1), g(b="x")]`, or a call a line."""
+    """Parse calls written in Python: `[f(a=1), g(b="x")]`, or one call on each line."""
     try:
         with warnings.catch_warnings(action="ignore"):
             body = ast.parse(text).body
@@ -340,9 +341,9 @@ _OPENINGS = re.compile("|".join(re.escape(opening) for opening in sorted(_BLOCKS
 
 
 def taken_out(text: str, tools: Tools = None, *, cut: bool = False) -> tuple[str, list[ToolCall]]:
-    """The text without the calls that are written in it, and these. `tools` tell which values of a notation
-    without quotes are texts, and that a call may stand without marks around it. With `cut` the text may
-    stop in the middle of one."""
+    """Return the text without the tool calls written in it, and these calls. `tools` says which values
+    are text in a notation without quotes, and that a call may appear without marks around it. With `cut`,
+    the text may stop in the middle of a call."""
     found: list[Call] = []
     kept: list[str] = []
     at = 0
@@ -376,8 +377,8 @@ def _calls(mark: str, inside: str, tools: Tools) -> list[Call]:
 
 
 def settled(text: str, marks: Iterable[str], offered: bool) -> str:
-    """As much of a text that is still being written as no later words can make part of a call, or of one of
-    the `marks`. With tools `offered` it may be a call from its first sign on."""
+    """Return as much of a text that is still being written as later words can't make part of a call or of
+    one of the `marks`. With tools `offered`, the text may be a call from its first character on."""
     if offered and text.lstrip().startswith(("{", "[")):
         return ""
     if opening := _OPENINGS.search(text):

@@ -42,13 +42,14 @@ Spans = list[tuple[int, int]]
 
 
 def is_marked(template: str) -> bool:
-    """Whether it says itself, by `{% generation %}`, which part of the text the model is to learn."""
+    """Return whether the template says itself, with `{% generation %}`, which part of the text the model
+    is to learn."""
     return _MARKED.search(template) is not None
 
 
 def chosen(templates: object, *, tools: bool = False) -> str | None:
-    """The one for training, of a tokenizer's `chat_template`: a text, several with names, or none. That with
-    the name `tool_use` is for conversations with tools (transformers takes it so too)."""
+    """Choose the template for training from a tokenizer's `chat_template`, which is a text, several named
+    texts, or none. The one named `tool_use` is for conversations with tools, as in transformers."""
     if isinstance(templates, dict):
         named = cast("dict[str, str]", templates)
         default = named.get("default") or next(iter(named.values()), None)
@@ -57,8 +58,8 @@ def chosen(templates: object, *, tools: bool = False) -> str | None:
 
 
 def with_settings(templates: object, settings: Mapping[str, Any] | None) -> object:
-    """The templates with `settings` as what holds where nobody says otherwise. So they go wherever the text
-    goes: into the result of training, its exports and the servers of these."""
+    """Add `settings` to the templates as default values. They then apply wherever the template is used:
+    in the training result, its exports, and the servers of these."""
     if not settings:
         return templates
     begun = "".join(
@@ -78,14 +79,14 @@ def require_template(text: str) -> None:
 
 
 def reads(templates: object, name: str) -> bool:
-    """Whether one of the templates looks at a setting of this name."""
+    """Return whether one of the templates reads a setting of this name."""
     texts = cast("dict[str, str]", templates).values() if isinstance(templates, dict) else [str(templates)]
     return any(re.search(rf"\b{re.escape(name)}\b", text) for text in texts)
 
 
 def message(of: ChatMessage) -> dict[str, Any]:
-    """A message as chat templates expect it: arguments of tool calls as an object, thinking as
-    `reasoning_content`."""
+    """Convert a message to the form that chat templates expect: arguments of tool calls as an object,
+    thinking as `reasoning_content`."""
     out: dict[str, Any] = {"role": _ROLES.get(of.role, of.role), "content": of.text}
     if of.name:
         out["name"] = of.name
@@ -120,9 +121,10 @@ def render(
     names: Mapping[str, str],
     answer_next: bool = False,
 ) -> tuple[str, Spans]:
-    """The text and, in characters, the spans that the template marks as the assistant's. `names` are the
-    special tokens that it may write, such as `bos_token`; `answer_next` ends with what precedes
-    an answer. Raises `DataError` when the template refuses the conversation."""
+    """Render the text and return it with the spans, in characters, that the template marks as the
+    assistant's. `names` are the special tokens that the template may write, such as `bos_token`. With
+    `answer_next`, the text ends with what precedes an answer. Raises `DataError` when the template
+    rejects the conversation."""
     from orchestrate.data.tokens import jinja
 
     return jinja.render(
@@ -138,8 +140,8 @@ def render(
 
 
 def carries(text: str, token: tuple[int, int], spans: list[tuple[int, int]], at: int, said: str) -> bool:
-    """Whether a token carries loss: one with a letter of a span, and the end of the turn after a span that
-    reaches it. `said` begins at `at` in `text`."""
+    """Return whether a token contributes to the loss: one with a character in a span, or the end of the
+    turn after a span that reaches it. `said` begins at `at` in `text`."""
     begin, end = token
     if begin >= at + len(said):
         return spans[-1][1] == len(said)

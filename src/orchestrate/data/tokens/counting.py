@@ -90,12 +90,12 @@ _VOCABULARIES: dict[str, tuple[str, ChatOverhead, float]] = {
 
 
 def row_doubt(name: str) -> int:
-    """Tokens of each conversation that may not be there."""
+    """Return how many counted tokens of each conversation may not exist."""
     return PRIMING if name in ("o200k", "cl100k") else 0
 
 
 def names() -> tuple[str, ...]:
-    """Counters that are always there."""
+    """Return the names of the counters that are always available."""
     return tuple(_VOCABULARIES)
 
 
@@ -114,12 +114,12 @@ def counter(name: str) -> Counter:
 
 
 def base(name: str) -> str:
-    """The counter itself: of a stand-in, what comes after the family."""
+    """Return the name of the counter itself. For a substitute counter, this is what follows the family."""
     return name if name.startswith("hf:") else name.rpartition("~")[2]
 
 
 def error_band(name: str) -> float:
-    """`Counter.error_band` without loading the counter. Raises `UsageError` for an unknown name."""
+    """Return `Counter.error_band` without loading the counter. Raises `UsageError` for an unknown name."""
     if name.startswith("hf:"):
         return 0.0
     if base(name) not in _VOCABULARIES:
@@ -129,12 +129,12 @@ def error_band(name: str) -> float:
 
 
 def folder_of(name: str) -> Path:
-    """Of a counter `hf:FOLDER`."""
+    """Return the folder of a counter `hf:FOLDER`."""
     return Path(told(name)[3:])
 
 
 def told(name: str) -> str:
-    """A counter's name as people read it."""
+    """Return a counter's name in readable form."""
     return name.partition("\n")[0]
 
 
@@ -145,14 +145,13 @@ def for_model(
     folder: str | Path | None = None,
     chat: Mapping[str, Any] | None = None,
 ) -> str:
-    """The name of the best counter on this machine for a model; every argument is optional.
+    """Return the name of the best counter on this machine for a model. Every argument is optional.
 
-    `folder` is a local model folder, `tokenizer` what the catalog says (a counter's name, or a family such as
-    `llama-3`), `hub` the model's id on the hub, whose tokenizer is used when it is in the hub's local cache;
-    `chat` has the `chat_template` and `chat_template_kwargs` with which a hub's tokenizer is to render rows
-    in place of its own, the `added_tokens` that it is to keep whole, and what is done with
-    `earlier_thinking`.
-    """
+    `folder` is a local model folder. `tokenizer` is what the catalog says: a counter's name, or a family
+    such as `llama-3`. `hub` is the model's id on the hub, whose tokenizer is used when it is in the hub's
+    local cache. `chat` contains the `chat_template` and `chat_template_kwargs` with which a hub's
+    tokenizer renders rows in place of its own, the `added_tokens` that it doesn't split, and how it
+    treats `earlier_thinking`."""
     given = f"\n{msgspec.json.encode(chat, order='deterministic').decode()}" if chat else ""
     if folder is not None and has_tokenizer(Path(folder)):
         return f"hf:{Path(folder).resolve()}{given}"
@@ -164,7 +163,8 @@ def for_model(
 
 
 def of_tiktoken(model: str) -> str | None:
-    """The counter of a model by OpenAI's name for it, tuned ones included; `None` for any other name."""
+    """Return the counter of a model from OpenAI's name for it, including tuned models, or `None` for any
+    other name."""
     import tiktoken
 
     try:
@@ -190,7 +190,7 @@ def _cached_tokenizer(hub: str) -> Path | None:
 
 @lru_cache(maxsize=8)
 def batch_counter(vocabulary: str) -> Callable[[list[str]], list[int]]:
-    """A function from texts to token counts; special-token strings count as ordinary text."""
+    """Return a function from texts to token counts. Special-token strings count as ordinary text."""
     try:
         import toktok  # pyright: ignore[reportMissingTypeStubs]
     except ImportError:
@@ -341,7 +341,7 @@ class Kept(msgspec.Struct, frozen=True):
 
 
 def find(digest: str, counter: str, folder: Path | None) -> Kept | None:
-    """What `keep` was given for these, here or by an earlier process."""
+    """Look up what `keep` stored for this digest and counter, in this or an earlier process."""
     found = _counts.get((digest, counter))
     if found is None and folder is not None:
         # A file that is damaged or has gone is counted again; so is one that cannot be read.
@@ -366,8 +366,9 @@ def keep(digest: str, counter: str, lengths: Lengths, folder: Path | None) -> Ke
 
 
 def seen(path: str, columns: object, folder: Path | None) -> str | None:
-    """The digest that a file had when it last had this size and time. It may have another one now: the rows
-    decide, this only tells what need not be counted while they are read."""
+    """Return the digest that a file had when it last had this size and modification time. The file may
+    have another digest now: the rows decide, and this only says what doesn't need to be counted while
+    they are read."""
     if folder is None:
         return None
     with suppress(OSError, ValueError):  # a name that can be none, too

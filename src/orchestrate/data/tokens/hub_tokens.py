@@ -30,8 +30,8 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def load(folder: Path, added_tokens: Sequence[str] = ()) -> Any:
-    """The transformers tokenizer of a folder, with further texts that it keeps whole. Raises `SetupError`
-    when it holds none, `MissingExtra` without transformers."""
+    """Load the transformers tokenizer of a folder, with further texts that it doesn't split. Raises
+    `SetupError` when the folder has no tokenizer, and `MissingExtra` without transformers."""
     if not has_tokenizer(folder):
         raise SetupError(f"no tokenizer in {folder}", fix="use the folder that contains tokenizer.json")
     with needed("local", "reading a Hugging Face tokenizer", "transformers"):
@@ -45,7 +45,7 @@ def load(folder: Path, added_tokens: Sequence[str] = ()) -> Any:
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids of a transformers tokenizer that mark something, such as the end of a turn."""
+    """Return the token ids of a transformers tokenizer that mark something, such as the end of a turn."""
     added: dict[int, Any] = tokenizer.added_tokens_decoder
     return frozenset(cast("list[int]", tokenizer.all_special_ids)) | {
         int(i) for i, token in added.items() if token.special
@@ -53,12 +53,13 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
 
 
 def opened(folder: Path, added_tokens: Sequence[str] = ()) -> HubTokenizer:
-    """The tokenizer of a folder, by transformers only where its files do not say all. Raises as `load`."""
+    """Open the tokenizer of a folder. Transformers is used only when the folder's files don't say
+    everything. Raises the same errors as `load`."""
     return read(folder, added_tokens) or of_transformers(load(folder, added_tokens))
 
 
 def of_transformers(tokenizer: Any) -> HubTokenizer:
-    """Of a transformers tokenizer."""
+    """Wrap a transformers tokenizer."""
 
     def encode(text: str) -> tuple[list[int], list[tuple[int, int]]]:
         out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
@@ -161,14 +162,14 @@ class HubCounter:
 
 
 def text_of(tokenizer: Any, id: int) -> str:
-    """What a transformers tokenizer writes for one token, special ones too."""
+    """Return what a transformers tokenizer writes for one token, including special tokens."""
     text: str = tokenizer.decode([id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return text
 
 
 def bytes_of(tokenizer: Any, id: int) -> bytes:
-    """Of one token, which may be a part of a letter that no text can show, or begin with a space that only
-    an answer's first word goes without."""
+    """Return the bytes of one token. It may be a part of a character that no text can show, or begin with
+    a space that only the first word of an answer drops."""
     text, word = text_of(tokenizer, id), str(tokenizer.convert_ids_to_tokens(id))
     if "\ufffd" not in text:
         return (" " + text if word.startswith(_SPACE) and not text.startswith(" ") else text).encode()

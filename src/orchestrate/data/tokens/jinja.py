@@ -31,8 +31,8 @@ def require_template(text: str) -> None:
 
 
 def render(template: str, values: Mapping[str, Any]) -> tuple[str, Spans]:
-    """The text and, in characters, the spans that the template marks. Raises `DataError` when it refuses the
-    conversation."""
+    """Render the text and return it with the spans, in characters, that the template marks. Raises
+    `DataError` when the template rejects the conversation."""
     blocks: list[str] = []
     spans: Spans = []
     tracked = _tracked.set((blocks, spans))

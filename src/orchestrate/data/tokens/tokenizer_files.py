@@ -100,8 +100,8 @@ class HubTokenizer:
 
 
 def read(folder: Path, added_tokens: Sequence[str] = ()) -> HubTokenizer | None:
-    """The tokenizer of a folder, with further texts that it keeps whole, or None where transformers has to be
-    asked for it."""
+    """Read the tokenizer of a folder, with further texts that it doesn't split. Returns `None` when
+    transformers is needed to load it."""
     try:
         config = _json(folder / "tokenizer_config.json")
         file = _json(folder / "tokenizer.json")
@@ -230,7 +230,7 @@ def _agree(config: Json, folder: Path, added: Mapping[str, Json]) -> bool:
 
 
 def chat_templates(folder: Path) -> object:
-    """As transformers has them: a text, several by name, or None."""
+    """Return the chat templates as transformers does: a text, several by name, or `None`."""
     try:
         config = _json(folder / "tokenizer_config.json")
     except (OSError, msgspec.DecodeError):

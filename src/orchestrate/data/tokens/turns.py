@@ -89,8 +89,8 @@ class Rendered:
     """Of messages of other roles that are trained, by their place."""
 
     def notes(self, *, has_end: bool) -> tuple[str, ...]:
-        """What the template did with the conversation that its author may not expect. `has_end`: the model
-        has an end token, which is put behind an `unended` text."""
+        """Return what the template did with the conversation that its author may not expect. `has_end`:
+        the model has an end token, which is appended to an `unended` text."""
         said = ["".join(self.text[start:end] for start, end in turn.spans) for turn in self.turns]
         found = [*left_out(self.text, self.messages, self.tools, said), *self.odd]
         turns = self.turns[:-1] if has_end and self.unended else self.turns
@@ -118,9 +118,9 @@ class Rendered:
         row: float = 1.0,
         inputs: bool = False,
     ) -> list[float]:
-        """The weight in the loss of each token at its place in the text; `inputs` trains what is not said by
-        the assistant too. Raises `DataError` where a part of an answer is to be trained that the template
-        changed."""
+        """Return the loss weight of each token at its place in the text. With `inputs`, what the
+        assistant didn't say is trained too. Raises `DataError` when the template changed a part of an
+        answer that is to be trained."""
         weights = [row if inputs else 0.0] * len(offsets)
         ends = [end for _, end in offsets]
         answers = [m for m in self.messages if m.role == "assistant"]
@@ -173,19 +173,19 @@ class Conversations:
         return is_marked(self.source(None))
 
     def source(self, tools: Tools) -> str:
-        """The template for a conversation with or without tools."""
+        """Return the template for a conversation with or without tools."""
         return chosen(self.templates, tools=bool(tools)) or CHATML
 
     def prompt(self, messages: Sequence[ChatMessage], tools: Tools = None) -> str:
-        """The text with which the model is asked for the next answer. Raises `DataError` when the template
-        refuses the conversation."""
+        """Return the text that asks the model for the next answer. Raises `DataError` when the template
+        rejects the conversation."""
         return self._shown(messages, tools, answer_next=True)[1]
 
     def rendered(
         self, messages: Sequence[ChatMessage], tools: Tools = None, *, others: frozenset[str] = frozenset()
     ) -> Rendered:
-        """`others`: roles beside the assistant whose messages are trained. Raises `DataError` when the
-        template refuses the conversation."""
+        """Render a conversation. `others` names roles beside the assistant whose messages are trained.
+        Raises `DataError` when the template rejects the conversation."""
         form, text, spans = self._shown(messages, tools)
         places = tuple(i for i, m in enumerate(messages) if m.role in others)
         marked = spans and len(spans) == sum(m.role == "assistant" for m in messages)
@@ -528,7 +528,7 @@ def _common_prefix(a: str, b: str) -> int:
 
 
 def answered(prompt: Sequence[ChatMessage], answer: Sequence[ChatMessage]) -> list[ChatMessage]:
-    """A conversation of which only `answer` carries loss, as in a preference pair."""
+    """Return a conversation in which only `answer` contributes to the loss, as in a preference pair."""
     silent = [msgspec.structs.replace(m, weight=0.0) if m.role == "assistant" else m for m in prompt]
     return [*silent, *answer]
 
@@ -546,8 +546,8 @@ their own, or left as context."""
 def rows_of(
     chats: Conversations, messages: Sequence[ChatMessage], tools: Tools, earlier: Earlier
 ) -> list[Sequence[ChatMessage]]:
-    """The conversations that are trained for one row, in its order. Raises `DataError` when the template
-    refuses it."""
+    """Return the conversations that are trained for one row, in order. Raises `DataError` when the
+    template rejects the row."""
     if earlier == "train" or not any(thought_of(m) for m in messages):
         return [messages]
     lost = _lost(chats.rendered(messages, tools))

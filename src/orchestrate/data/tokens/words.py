@@ -38,7 +38,7 @@ class Cut(NamedTuple):
 
 
 def values(of: Mapping[str, Any]) -> Iterator[str]:
-    """The texts of a message that are its own, in the order in which templates show them."""
+    """Yield the texts that are a message's own, in the order in which templates show them."""
     for name in ("reasoning_content", "content"):
         content = of.get(name)
         for text in [str(part["text"]) for part in parts(content)] or [str(content or "")]:
@@ -64,7 +64,7 @@ def texts_in(value: object) -> Iterator[str]:
 
 
 def other_words(of: Mapping[str, Any], i: int) -> dict[str, Any]:
-    """The message with other words, of the same form."""
+    """Replace the words of a message, and keep its form."""
     numbers = count()
 
     def word(text: str) -> str:
@@ -107,7 +107,7 @@ def other_words(of: Mapping[str, Any], i: int) -> dict[str, Any]:
 
 
 def around(text: str, word: str) -> str:
-    """`word` with the white space of `text` around it, by which some templates go."""
+    """Return `word` with the white space of `text` around it, on which some templates depend."""
     core = text.strip()
     return text if not core else text.replace(core, word, 1)
 
@@ -126,7 +126,7 @@ def cut_by_words(text: str) -> Cut:
 
 
 def cut_by_values(text: str, messages: Messages, order: Sequence[tuple[int, int]] | None = None) -> Cut:
-    """The messages' own words, looked for one behind the other: in `order` where it is known."""
+    """Cut a text at the messages' own words, searched one after another, in `order` if it is known."""
     words = {(i, k): value.strip() for i, m in enumerate(messages) for k, value in enumerate(values(m))}
     texts: list[str] = []
     owners: list[tuple[int, int]] = []
@@ -145,14 +145,15 @@ def cut_by_values(text: str, messages: Messages, order: Sequence[tuple[int, int]
 
 
 def spelt(core: str) -> tuple[str, ...]:
-    """As it is, and as JSON has it."""
+    """Return the spellings of a text: as it is, and as JSON writes it."""
     return tuple(dict.fromkeys((core, json.dumps(core, ensure_ascii=False)[1:-1], json.dumps(core)[1:-1])))
 
 
 def aligned(
     text: str, pieces: Sequence[str], owners: Sequence[tuple[int, int]], messages: Messages
 ) -> list[int] | None:
-    """Where each piece begins in `text`; `None` when it is not made of them and the messages' own words."""
+    """Return where each piece begins in `text`, or `None` when the text does not consist of the pieces
+    and the messages' own words."""
     words = [[value.strip() for value in values(m)] for m in messages]
     starts, at = [0], 0
     for piece, (i, k) in zip(pieces, owners, strict=False):
@@ -170,15 +171,15 @@ def aligned(
 
 
 def hidden(text: str, messages: Sequence[ChatMessage]) -> Iterator[str]:
-    """Words of messages that the text does not have, names and arguments of calls among them."""
+    """Yield the words of messages that the text does not contain, including names and arguments of calls."""
     for of in messages:
         yield from (word for word in _own_words(of) if not _has(text, [word]))
         yield from ("a call" for found in _calls_shown(text, of) if not found)
 
 
 def left_out(text: str, messages: Sequence[ChatMessage], tools: Tools, said: Sequence[str]) -> Iterator[str]:
-    """What the template does not show. `said`: the parts of `text` that are found to be the assistant's, one
-    for each of its messages."""
+    """Yield a description of everything that the template does not show. `said` contains the parts of
+    `text` that were found to be the assistant's, one for each of its messages."""
     answers = [of for of in messages if of.role == "assistant"]
     for of, mine in zip(answers, said, strict=True):
         nothing = (of.text.strip() or of.tool_calls) and not _any_shown(text, of)
@@ -283,7 +284,8 @@ def _short(id: str) -> str:
 
 
 def signature(of: ChatMessage) -> tuple[object, ...]:
-    """Messages of one signature are written by the same words of a template."""
+    """Return the signature of a message. A template writes the same words around messages with the same
+    signature."""
     calls = tuple(
         (call.function.name, re.sub(r'(?<=")(?:[^"\\]|\\.)*(?=")', "", call.function.arguments))
         for call in of.tool_calls or ()
