@@ -58,7 +58,7 @@ def is_damaged(text: str) -> bool:
 
 
 def repaired(text: str) -> str:
-    """Repair damaged characters in a text, in the complete text if possible, otherwise run by run: a text
+    """Fix damaged characters in a text, in the complete text if possible, otherwise run by run: a text
     may contain undamaged parts beside the damage. Anything that is not exactly such a run stays
     unchanged."""
     if "\xc3" not in text and "\xe2" not in text:
