@@ -33,8 +33,9 @@ def follow(
     tell: Callable[[Logged], object] = lambda _: None,
     poll_s: float | None = None,
 ) -> list[Logged]:
-    """Each run until it has ended, told of whenever there is news. A host that does not answer is asked
-    again; a tracker that does not is an error. The last of each run, with all values that it got."""
+    """Log each run until it has ended, and call `tell` whenever there are new values. A host that does
+    not answer is retried. A tracker that does not answer raises an error. Returns the last record of each
+    run with the total number of values logged."""
     from orchestrate.runs.watching.polling import Pace
 
     pace = Pace(poll_s)

@@ -43,7 +43,7 @@ def require_near(settings: Settings, run: str, what: str, address: str, *names: 
 
 
 def require_own(run: Run, provider: Provider) -> None:
-    """Before a private run's weights go up. Raises `UsageError`."""
+    """Raise `UsageError` if the weights of a private run would be uploaded to somebody else's host."""
     if is_private(run) and not provider.own:
         raise UsageError(
             f"{run.id} is private, and {provider.title} is not known to be your own machine",

@@ -88,8 +88,8 @@ def _require_new(entry: QueueEntry, others: list[QueueEntry]) -> None:
 
 
 def entries(ft: Workspace, *, ended: bool = False) -> list[QueueEntry]:
-    """In the order in which they go; without `ended` those that still wait or are held. The note of one that
-    cannot go from here says why."""
+    """List the queue's entries in the order in which they will start. Without `ended`, only those that
+    are waiting or held. An entry that cannot start from this machine has a note that says why."""
     found = ft.store.queue.matching(None if ended else {*_OPEN, *_GOING})
     return [replace(entry, note=elsewhere(ft, entry)) if entry.state in _GOING else entry for entry in found]
 
@@ -128,8 +128,8 @@ def remove(ft: Workspace, name: str) -> QueueEntry:
 
 
 def withdraw(ft: Workspace, run: Run, why: str) -> None:
-    """Of what was not sent, or not taken. A job that its host made all the same is ended when it is found.
-    The host is not asked: its key may be gone."""
+    """Withdraw an entry that was not sent or not accepted. If its host created the job anyway, it is
+    ended when it is found. The host is not contacted, because its key may no longer be available."""
     now = ft.store.clock.now()
     ft.store.runs.request_cancel(run.id)
     with suppress(ImpossibleTransition):  # it was withdrawn meanwhile
@@ -338,8 +338,8 @@ def _at_work(ft: Workspace, provider: str, host: str) -> list[Run]:
 
 
 def crowded(ft: Workspace, run: Run) -> str | None:
-    """What a run that was gone on with does to those that wait for its backend, where it takes a place more
-    than the queue has."""
+    """Explain how a resumed run delays waiting entries for its backend. Returns `None` unless the run
+    takes more places than the queue has."""
     if at_rest(run) or not any(one.provider == run.provider for one in ft.store.queue.matching(_GOING)):
         return None
     going, places = len(_at_work(ft, run.provider, run.host)), slots(ft, run.provider)

@@ -51,7 +51,7 @@ def rerun(
     other_data: bool = False,
     **terms: Any,
 ) -> Run:
-    """As `Orchestrator.rerun`."""
+    """Repeat a run. See `Orchestrator.rerun`."""
     home, name = ws.home_of(run), provider or run.provider
     prepared = prepare(home, spec_of(run, [name], settings), name)
     if not other_data and (told := changed_data(run, prepared)):

@@ -36,7 +36,8 @@ def preflight(
     max_cost_usd: Decimal | None = None,
     max_cost_each_usd: Decimal | None = None,
 ) -> dict[str, Decimal | None]:
-    """As `Orchestrator.preflight`."""
+    """Check that a prepared spec may be submitted, and return each backend's cost limit. See
+    `Orchestrator.preflight`."""
     names = ws.backends(provider)
     trust.require_to_spend(ws.settings, *(ws.provider(name) for name in names))
     if not prepared.checked:
@@ -82,7 +83,8 @@ def of(
     again: bool = True,
     patient: bool = False,
 ) -> Submission:
-    """What is asked of one backend, as it was prepared. `limit_usd` goes before the spec's own limit."""
+    """Build the submission for one backend as it was prepared. `limit_usd` overrides the spec's own
+    limit."""
     offer = prepared.offer(name)
     spec = specfile.anchored(offer.spec)
     if limit_usd is not None:
@@ -104,8 +106,8 @@ def of(
 
 
 def ends_usd(ws: Workspace, offer: Offer, spec: JobSpec) -> Decimal | None:
-    """At what the bill of a rented machine ends: where the run's limits say, else at the high end of its
-    quote, and never above what is left of the budget."""
+    """Return the bill at which a rented machine is stopped: the run's own limit, else the high end of its
+    quote, and never more than the remaining budget."""
     backend = ws.provider(offer.provider)
     found = backend.ends_usd(spec, offer.translation, offer.quote) if isinstance(backend, Limited) else None
     if found is None or backend.sandbox or ws.settings.budget_usd is None:
@@ -127,7 +129,7 @@ def submit(  # noqa: PLR0913  as the public one
     agree: Callable[[Quote], bool] | None = None,
     progress: Progress | None = None,
 ) -> Run:
-    """As `Orchestrator.submit`; gives what is stored of the run."""
+    """Submit a spec and return the stored run. See `Orchestrator.submit`."""
     [name], limit = ws.backends(provider), amount(max_cost_usd, "max_cost_usd")
     if not isinstance(spec, Prepared):
         require(ws, spec, name)  # before the data are read

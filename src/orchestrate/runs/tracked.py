@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 def ending_question(run: Run) -> str:
-    """What a person agrees to who ends a run."""
+    """Return the question that a person confirms before a run is ended."""
     so_far = cost_so_far(run)
     cost = f", {money(so_far)} so far" if so_far else ""
     now = f"{run.model} on {run.provider}, {stage(run)}{cost}"
@@ -52,7 +52,7 @@ def ending_question(run: Run) -> str:
 
 
 def resuming_question(run: Run, max_cost_usd: Decimal | None = None) -> str:
-    """What a person agrees to who lets a run go on."""
+    """Return the question that a person confirms before a run is resumed."""
     most = max_cost_usd if max_cost_usd is not None else run.max_cost_usd
     high = None if run.quote is None else run.quote.high_usd
     cost = "Its price is unknown." if high is None else f"In total it costs up to {money(high)}."
@@ -97,7 +97,8 @@ class TrackedRun:
         return self._ws.provider(self.record.provider)
 
     def refresh(self) -> Run:
-        """Status, new events, metrics and checkpoints from the backend into the store; the newest record."""
+        """Fetch status, new events, metrics and checkpoints from the backend into the store, and return
+        the newest record."""
         from orchestrate.runs.syncing.sweep import refresh
 
         self.record = refresh(self._ws.store, self.provider, self.record, bill=self._ws.bill)
@@ -150,8 +151,8 @@ class TrackedRun:
             pace.sleep()
 
     def check(self) -> Run:
-        """The record of a run that succeeded; one that was last seen on its way is asked about. Raises
-        `RunFailed` with the host's reason otherwise."""
+        """Return the record of a run that succeeded. The host is asked if the run was last seen in
+        progress. Raises `RunFailed` with the host's reason otherwise."""
         if not self.record.status.terminal and self.record.job_id is not None:
             self.refresh()
         if self.record.status is not JobStatus.SUCCEEDED:
@@ -163,23 +164,23 @@ class TrackedRun:
         return self.record
 
     def events(self) -> Listing[Event]:
-        """Those in the store, oldest first."""
+        """Return the stored events, oldest first."""
         return Listing(self._ws.store.history.events(self.id))
 
     def metrics(self) -> Listing[MetricPoint]:
-        """Those in the store, by step."""
+        """Return the stored metrics by step."""
         return Listing(self._ws.store.history.metrics(self.id))
 
     def checkpoints(self) -> Listing[Checkpoint]:
-        """Those in the store."""
+        """Return the stored checkpoints."""
         return Listing(self._ws.store.history.checkpoints(self.id))
 
     def rendered(self) -> list[RowTokens]:
-        """Rows of the data as the host's trainer saw them, asked of the host. Raises `Unsupported`."""
+        """Fetch the tokens of training rows as the host's trainer saw them. Raises `Unsupported`."""
         return list(self._here(ShowsRows).rendered(self.record.handle))
 
     def cancel(self) -> Run:
-        """Also of a run whose job is not known yet: it is then cancelled as soon as it is found."""
+        """Cancel the run. A run whose job is not known yet is cancelled as soon as the job is found."""
         from orchestrate.runs.submitting.submit import cancel
 
         self.provider.require(Feature.CANCEL)
@@ -269,10 +270,9 @@ class TrackedRun:
         checkpoint: str | None = None,
         progress: Progress | None = None,
     ) -> Artifact:
-        """The tuned model's files, by default into `models/<run id>` of the home folder.
+        """Download the tuned model's files, by default to `models/<run id>` in the home folder.
 
-        There they are fetched once: a second call checks their hashes and returns them.
-        """
+        There they are fetched once: a second call verifies their hashes and returns them."""
         capability(self.provider, Downloads)
         if dest is not None and Path(dest).exists() and not Path(dest).is_dir():
             raise UsageError(f"{dest} is not a folder", fix="name a new or empty folder")
@@ -293,18 +293,19 @@ class TrackedRun:
         return found
 
     def downloaded(self) -> Artifact | None:
-        """What `download` has put into the home folder, by what it wrote down."""
+        """Return what `download` has put into the home folder according to its own record, or `None`."""
         from orchestrate.providers import files
 
         return files.described(self._ws.settings.home / "models" / self.id)
 
     def deployment(self, at: str | None = None) -> DeploymentHandle | None:
-        """The newest one, as last seen: `at` one backend, or anywhere."""
+        """Return the newest deployment as last seen: on the backend `at`, or on any. `None` without one."""
         record = self._ws.store.deployments.of_run(self.id, at)
         return None if record is None else DeploymentHandle(self._ws, record)
 
     def deployments(self, *, over: bool | None = None) -> list[DeploymentHandle]:
-        """All of this run, newest first, as last seen; by `over` those that are over, or are not."""
+        """List all deployments of this run as last seen, newest first. `over` selects those that have
+        ended (`True`) or have not (`False`)."""
         found = self._ws.store.deployments.matching(over=over)
         return [DeploymentHandle(self._ws, one) for one in found if one.run_id == self.id]
 
@@ -337,10 +338,10 @@ class TrackedRun:
         at: str | None = None,
         tell: Callable[[str], object] | None = None,
     ) -> Reply:
-        """One answer of the tuned model, or with `base` of the model that it was tuned from. A text is what
-        the user says. `tools`: those that it may call, as the chat completions API has them; `at`: another
-        host to which its adapter was deployed; `tell` gets the text as it comes, where it does and no tools
-        are given."""
+        """Return one answer of the tuned model, or with `base` of the model that it was tuned from. A
+        plain text becomes the user message. `tools` are the tools that it may call, in the format of the
+        chat completions API. `at` is another host to which its adapter was deployed. `tell` receives the
+        text as it streams, if the host streams and no tools are given."""
         if isinstance(messages, str):
             messages = [Message(role="user", content=messages)]
         if at is None or at == self.record.provider:
@@ -369,11 +370,11 @@ class TrackedRun:
             return opened.write(exporters.story(self._ws.store, self.record))
 
     def proofs(self) -> list[Proof]:
-        """Whether what answered somewhere was what was trained, oldest first."""
+        """List the checks that a served model is the one that was trained, oldest first."""
         return self._ws.store.history.proofs(self.id)
 
 
 def tracked(ws: Workspace, run: str | Run) -> TrackedRun:
-    """A run by its record, or by a name as `Workspace.record` takes it."""
+    """Return a run by its record, or by a name that `Workspace.record` accepts."""
     record = ws.record(run) if isinstance(run, str) else run
     return TrackedRun(ws.home_of(record), record)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 def watcher(ft: Workspace, *, only: Sequence[str] | None = None) -> Watcher:
-    """One that follows the runs of the store (`only`: on these backends), submits what waits for them, and
-    tells the channels of their ends."""
+    """Build a watcher that follows the runs of the store (`only`: on these backends), submits what waits
+    for them, and notifies the channels when a run ends."""
     from orchestrate.runs.queue import QueueServer
     from orchestrate.runs.watching.watcher import Watcher
 
@@ -38,8 +38,8 @@ def watcher(ft: Workspace, *, only: Sequence[str] | None = None) -> Watcher:
 
 
 def channels_of(settings: Settings) -> list[Messenger]:
-    """Where ends are reported. Raises `UsageError` for an address that is not taken, `ConfigError` for a
-    secret that cannot sign."""
+    """Return the channels that are notified when a run ends. Raises `UsageError` for an address that is
+    not accepted, and `ConfigError` for a secret that cannot sign."""
     if settings.notify == config.Notify():
         return []
     from orchestrate.runs.watching.channels import channels
@@ -94,7 +94,7 @@ def webhooks(ft: Workspace, port: int, woken: Callable[[str], None]) -> Abstract
 
 
 def background(settings: Settings) -> Background:
-    """The watcher that outlives its terminal."""
+    """Return the background watcher, which keeps running after its terminal is closed."""
     from orchestrate.runs.watching.background import Background
 
     return Background(settings)
@@ -140,14 +140,14 @@ def end_stalled(ft: Workspace, run: Run) -> str | None:
 
 
 def settle_left_s(ft: Workspace, run: Run) -> float | None:
-    """Seconds until a lost answer can be settled; `None` where none was lost."""
+    """Return the seconds until a lost answer can be settled, or `None` if no answer was lost."""
     from orchestrate.store.store import settle_left_s
 
     return settle_left_s(ft.store, ft.provider(run.provider), run)
 
 
 def main() -> int:
-    """The background watcher's process; returns its exit code."""
+    """Run the background watcher in this process and return its exit code."""
     from orchestrate.runs.watching.background import run, say
     from orchestrate.workspace import Workspace
 

@@ -111,8 +111,8 @@ def check_options(
     columns: Mapping[str, str] | None = None,
     workers: int | None = None,
 ) -> tuple[Options, list[str]]:
-    """For `check` of these files (split -> path), and a sentence for each thing that is then not looked at.
-    Raises `UsageError` for an unknown backend, method or model."""
+    """Return the options for `check` of these files (split -> path), and one sentence for each check that
+    is skipped. Raises `UsageError` for an unknown backend, method or model."""
     from orchestrate.data.operations.check import Options
     from orchestrate.data.rules import METHOD_KINDS
     from orchestrate.providers import registry
@@ -146,8 +146,9 @@ def check_options(
 
 
 def counter(model: str | None, kinds: Iterable[str] = ()) -> str:
-    """What counts a model's tokens, by the first backend that has it, these kinds before all others; o200k
-    when no model is named. Raises `SpecError` for one that no backend has."""
+    """Return the tokenizer that counts a model's tokens. The first backend that offers the model decides,
+    and backends of these kinds come before all others. Without a model it is o200k. Raises `SpecError`
+    for a model that no backend has."""
     from orchestrate import catalog
     from orchestrate.data.tokens import counting
 

@@ -46,8 +46,8 @@ class Writer:
     temperature: float | None = None
 
     def place(self, settings: Settings) -> HostConfig:
-        """Where it is. An address never gets the key of another host. Raises `UsageError`, `MissingKey`,
-        `ConfigError`."""
+        """Return the host where the writer's model runs. A key of another host is never sent to an
+        address. Raises `UsageError`, `MissingKey`, `ConfigError`."""
         if self.base_url is None:
             if self.key_variable is not None:
                 raise UsageError("--key-variable needs --base-url", fix="orchestrate keys set HOST")
@@ -56,8 +56,8 @@ class Writer:
 
 
 def reasoning_of(model: str | None, *, wanted: bool) -> tuple[generating.Reasoning, str]:
-    """Whether rows for a model keep the reasoning behind their answers, and why, in words: its chat template
-    must have a place for it."""
+    """Decide whether rows for a model keep the reasoning behind their answers, and return the reason in
+    words. The model's chat template must have a place for reasoning."""
     if not wanted:
         return "no", ""
     if model is None:
@@ -94,9 +94,10 @@ def generate(
     hosts: str = "all",
     progress: Callable[[int, int, Decimal], None] | None = None,
 ) -> GenerateReport:
-    """Rows in the form of `seeds`, each fit for those of `hosts` (backends, by commas) that take all seeds.
-    The price is that of the writer's model where it is known. Goes on where an earlier run on this output
-    ended. Raises `UsageError` while another process writes it."""
+    """Generate rows in the format of `seeds`. Each row is valid for those `hosts` (backends, separated by
+    commas) that accept all seeds. Costs are counted at the price of the writer's model where it is known.
+    Continues where an earlier run with this output stopped. Raises `UsageError` while another process
+    writes it."""
     settings = ws.settings
     place = writer.place(settings)
     require_writable(output, seeds)

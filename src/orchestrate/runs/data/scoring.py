@@ -66,7 +66,8 @@ class PreparedScoring:
         self.scores = Scores(head, {} if found is None else found.rows)
 
     def plan(self) -> JudgePlan | None:
-        """What the judge would cost; `None` without one: all else runs on this machine."""
+        """Return what the judge would cost, or `None` without a judge: everything else runs on this
+        machine."""
         return None if self._judged is None else self._judged.plan()
 
     def run(self, progress: Progress | None = None) -> ScoreReport:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def compare(ft: Workspace, runs: Iterable[Run | str]) -> Comparison:
-    """As `Orchestrator.compare`."""
+    """Compare runs. See `Orchestrator.compare`."""
     records = [ft.record(run) if isinstance(run, str) else run for run in runs]
     metrics = {r.id: ft.store.history.metrics(r.id) for r in records}
     evaluations = {r.id: verdicts.evaluations(ft, r.id) for r in records}
@@ -67,8 +67,8 @@ def _asked_again(found: Sequence[Evaluation], run_id: str) -> list[Pairing]:
 
 
 def asked_before(earlier: Sequence[Evaluation], newest: Evaluation, name: str) -> Pairing | None:
-    """A contender of the newest evaluation against the same one of the last before it over the same items,
-    where the answers were asked for anew."""
+    """Pair a contender of the newest evaluation with the same contender of the last earlier evaluation
+    that used the same items and generated its answers separately."""
     mine = newest.contender(name)
     for one in reversed(earlier):
         theirs = next((c for c in one.contenders if c.name == name), None)

@@ -103,8 +103,9 @@ class Contenders:
         base: bool,
         base_precision: BasePrecision = "16-bit",
     ) -> list[Candidate]:
-        """The tuned model, and with `base` the one that it was tuned from: on this machine in
-        `base_precision`, the 16 bits first where it is both. Raises `UsageError` when `on` is impossible."""
+        """Return the tuned model and, with `base`, the model that it was tuned from. On this machine the
+        base runs in `base_precision`. If that includes both precisions, 16-bit comes first. Raises
+        `UsageError` if `on` is impossible."""
         provider, run = handle.provider, handle.record
         if privacy.is_private(run):
             self._private = run.id
@@ -151,8 +152,9 @@ class Contenders:
         return self._here(handle, tuned, generator, base_precision if base else None)
 
     def of_model(self, written: str) -> Candidate:
-        """Any model that answers somewhere, with the name of this machine's backend a model on it, or as
-        `record:ID` one whose answers were recorded. `MODEL as NAME` is called so."""
+        """Return a model to evaluate that isn't a run: any model that a host serves, a model on this
+        machine when it is prefixed with the local backend's name, or a recorded model as `record:ID`.
+        `MODEL as NAME` gives it a display name."""
         model, name = aliased(written)
         found = self._of_model(model)
         return found if name is None else renamed(found, name)
@@ -199,7 +201,8 @@ class Contenders:
         return by_chat(contender, streaming, self._sampling, price, lambda: timed.first_seconds, own=own)
 
     def embed(self, written: str, asking: Asking) -> Callable[[Sequence[str]], list[list[float]]]:
-        """Vectors of an embedding model, by the same words, asked through `asking`."""
+        """Return a function that computes vectors with an embedding model, which is written the same way
+        as in `of_model` and queried through `asking`."""
         at = self._at_address(written)
         wire, client = wire_of(at.host), connect(at.host)
 

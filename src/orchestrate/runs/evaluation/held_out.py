@@ -415,6 +415,6 @@ def report(evaluation: Evaluation) -> EvaluationReport:
 
 
 def evaluate_runs(ws: Workspace, runs: Sequence[TrackedRun | str], order: EvaluationOrder) -> Evaluation:
-    """As `Orchestrator.evaluate`."""
+    """Evaluate runs on held-out rows. See `Orchestrator.evaluate`."""
     with PreparedEvaluation(ws, runs, order) as prepared:
         return prepared.run()

@@ -129,7 +129,8 @@ class PreparedJudging:
     def scores(
         self, progress: Progress | None = None
     ) -> tuple[list[tuple[rows.Row, JudgedRow]], Decimal | None]:
-        """As `run`, without files: what was said of each row, and what all answers cost."""
+        """Judge all rows like `run`, but write no files. Returns each row with its judgment, and the cost
+        of all answers."""
         metric, _ = self._metric(progress)
         judged = rows.judged_rows(self._rows, metric, self._keep)
         spent = self._asking.purse.spent_usd if self._respondent.price is not None else None
@@ -176,7 +177,8 @@ def calibrated(ft: Workspace, terms: JudgeTerms) -> Calibration:
 
 
 def asking_of(ft: Workspace, terms: JudgeTerms, subject: str = "") -> Asking:
-    """`subject`: what is judged."""
+    """Set up the requests of a judge: the folder of stored answers and the evaluation budget. `subject`
+    is what is judged."""
     same = replace(terms, max_cost_usd=None, skip_failed=False)
     return Asking(
         ft.settings.home / "evaluations" / "answers",
@@ -203,8 +205,9 @@ def rated_answers(ft: Workspace, source: str | None, by: Rubric) -> list[RatedAn
 def held_against(
     ft: Workspace, source: str | None, by: Rubric
 ) -> Callable[[Judge, Kind], Calibration | None]:
-    """For judges of an evaluation: measures those of the kind that was rated, and knows the others from
-    before. Raises `DataError`, `UsageError` for rated answers that are none."""
+    """Return a function that finds the calibration of an evaluation's judges. It measures judges of the
+    kind that people rated here, and looks up earlier calibrations of the others. Raises `DataError` or
+    `UsageError` if the rated answers cannot be read."""
     answers = rated_answers(ft, source, by)
     rated_kind = "pair" if answers and len(answers[0].answers) == 2 else "score"
 

@@ -31,8 +31,8 @@ class Measuring:
 
 
 def prepared(ft: Workspace, file: str, wanted: Measuring, *, private: bool = False) -> PreparedEvaluation:
-    """Nothing was sent yet. Examples come from `file`. Raises `UsageError` where the data are private and
-    the model is elsewhere."""
+    """Prepare the evaluation of a prompted model without sending anything. Examples come from `file`.
+    Raises `UsageError` if the data are private and the model runs elsewhere."""
     own = f"{this_machine().kind}="
     if private and not wanted.model.startswith(own):
         raise UsageError(
@@ -55,7 +55,8 @@ def prepared(ft: Workspace, file: str, wanted: Measuring, *, private: bool = Fal
 
 
 def scores(found: Evaluation) -> tuple[Score, Score | None]:
-    """With the prompt alone, and with examples. Raises `UsageError` for a metric that is not a share."""
+    """Return the score with the prompt alone, and the score with examples. Raises `UsageError` for a
+    metric that is not a share from 0 to 1."""
     plain, *more = [found.score(one.name) for one in found.contenders]
     if plain is None or not 0 <= plain.value <= 1:
         raise UsageError("the target is a share from 0 to 1, and this metric gives none", fix="--metric NAME")

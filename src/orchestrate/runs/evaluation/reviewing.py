@@ -77,7 +77,7 @@ def opened(ft: Workspace, names: Sequence[str], order: ReviewOrder | None = None
 
 
 def existing(ft: Workspace, names: Sequence[str], order: ReviewOrder | None = None) -> Desk | None:
-    """As `opened`, without making one."""
+    """Return the review that `opened` would open, or `None` instead of creating one."""
     if len(names) == 1 and names[0].startswith(PREFIX):
         return _desk(ft, ft.store.reviews.get(names[0]))
     order = order or ReviewOrder()
@@ -176,7 +176,8 @@ def said(ft: Workspace, desk: Desk) -> list[str]:
 def review_routes(
     path: str, desk_of: Callable[[Request], Desk], back: Callable[[Request], str] | None = None
 ) -> list[Route]:
-    """The same page, of whichever review a request is about, within pages of ours; it asks who rates."""
+    """Build the routes of the review page inside our own pages. The request decides which review it
+    shows, and the page asks for the rater's name."""
     from orchestrate.evaluation.review import server
 
     return server.review_routes(path, desk_of, lambda _: server.ANYONE, back)

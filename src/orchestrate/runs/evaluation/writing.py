@@ -67,7 +67,8 @@ def opened(ft: Workspace, order: WritingOrder) -> OpenedWriting:
 
 
 def known(ft: Workspace, name: str) -> Review | None:
-    """The review with this id where rows are written in it. Raises `UsageError` for no such id."""
+    """Return the review with this id if rows are written in it, else `None`. Raises `UsageError` for an
+    unknown id."""
     if not name.startswith(PREFIX):
         return None
     review = ft.store.reviews.get(name)
@@ -77,7 +78,8 @@ def known(ft: Workspace, name: str) -> Review | None:
 def reopened(
     ft: Workspace, review: Review, writers: Sequence[str] = (), settler: str = SETTLER
 ) -> WritingDesk:
-    """A review with an id. Where `writers` are named, the unwritten rows of all others are handed to them."""
+    """Open a review by its record. If `writers` are named, the unwritten rows of all other writers are
+    reassigned to them."""
     folder = Path(review.folder)
     desk = WritingDesk(review, writing.read(_rows(folder)), _assigned(folder), ft.store.reviews, settler)
     names = [*dict.fromkeys(map(rater_named, writers))]

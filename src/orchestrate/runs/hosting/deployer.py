@@ -304,8 +304,8 @@ class Deployer:
     # -- looking -------------------------------------------------------------------------------------------
 
     def look(self, deployment: Deployment, items: Iterable[Standing] | None = None) -> Deployment:
-        """What the host shows of it, written down. `items` of an earlier list are enough to show that it is
-        there; that it is not is asked for itself. Raises `ProviderError`."""
+        """Record what the host reports about a deployment. `items` of an earlier list are enough to
+        confirm that it exists. If they don't show it, the host is asked. Raises `ProviderError`."""
         there = [item for item in items or () if item.kind == "deployment"]
         if not there:
             there = list(self._deploys.deployed(deployment.handle))
@@ -318,7 +318,8 @@ class Deployer:
         )
 
     def settles_in(self, deployment: Deployment) -> float:
-        """Seconds until a request that was to make it is done, or never will be."""
+        """Return the seconds until the request that creates this deployment has either succeeded or never
+        will."""
         return self.timing.settle_s(self.provider) - self.store.deployments.waited(deployment.id)
 
     def require_account(self, deployment: Deployment) -> None:
@@ -362,8 +363,8 @@ class Deployer:
             return False
 
     def adopt(self, run: Run, items: Iterable[Standing]) -> Deployment:
-        """One that the host has under the name of a run's job, and this store does not know. One that was
-        given up goes on: what it has cost since then counts."""
+        """Track a deployment that the host lists under the name of a run's job and that this store
+        doesn't know. A deployment that was given up is tracked again, and its cost since then counts."""
         deployment = self.store.deployments.of_run(run.id, self.provider.config.name)
         if deployment is None or deployment.state is not DeploymentState.ABANDONED:
             deployment = self._intent(run)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def offer(ws: Workspace, run: TrackedRun, to: str | None, terms: Terms) -> DeploymentOffer:
-    """As `RunHandle.deployment_offer`."""
+    """Return the offer to deploy a run. See `RunHandle.deployment_offer`."""
     return _deployer(ws, run, to).offer(run.record, terms)
 
 
@@ -35,7 +35,7 @@ def deploy(
     progress: Progress | None = None,
     limits: Sequence[Limit] = (),
 ) -> Deployment:
-    """As `RunHandle.deploy`. `limits` hold beside the budget."""
+    """Deploy a run's tuned model. See `RunHandle.deploy`. `limits` apply in addition to the budget."""
     deployer = _deployer(ws, run, to, progress)
     privacy.require_own(run.record, deployer.provider)
     trust.require_to_spend(ws.settings, deployer.provider)

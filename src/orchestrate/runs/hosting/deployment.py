@@ -90,7 +90,8 @@ class DeploymentHandle:
                 clock.sleep(_POLL_S)
 
     def undeploy(self, *, cause: str = "asked to", patience_s: float = 60.0) -> Deployment:
-        """As `RunHandle.undeploy`, by this record alone: the run's job may be gone."""
+        """Take down this deployment by its record alone, like `RunHandle.undeploy`. The run's job may
+        have been deleted."""
         deployer = deployer_of(self._ws, self.record.provider)
         self.record = deployer.undeploy(self.record, cause, patience_s=patience_s)
         return self.record
@@ -138,7 +139,8 @@ def require_open(ws: Workspace, run_id: str, at: str) -> Deployment:
 
 
 def limits(max_cost_usd: Decimal | None, max_hours: Decimal | None) -> str:
-    """`at $25.00 or after 8 h`; empty without a limit."""
+    """Format a deployment's limits, such as `at $25.00 or after 8 h`. Returns an empty string without a
+    limit."""
     parts = [f"at {limit(max_cost_usd)}"] if max_cost_usd is not None else []
     if max_hours is not None:
         parts.append(f"after {max_hours.normalize():f} h")
@@ -146,14 +148,14 @@ def limits(max_cost_usd: Decimal | None, max_hours: Decimal | None) -> str:
 
 
 def price(offer: DeploymentOffer) -> str:
-    """`$5.49 per hour, idle or not`."""
+    """Format an offer's hourly price, such as `$5.49 per hour, idle or not`."""
     if offer.usd_per_hour is None:
         return "an unknown price"
     return f"{rate(offer.usd_per_hour)} per hour, idle or not"
 
 
 def ending(offer: DeploymentOffer) -> str:
-    """When it ends, and what it costs until then, in a sentence or two."""
+    """Describe in one or two sentences when the deployment ends and what it costs until then."""
     ends = limits(offer.max_cost_usd, offer.max_hours)
     if not ends:
         day = "" if offer.usd_per_hour is None else f", {money(offer.usd_per_hour * 24)} a day"
@@ -176,7 +178,7 @@ def question(offer: DeploymentOffer) -> str:
 
 
 def hourly(found: Sequence[Deployment]) -> str:
-    """`2 deployments, $13.49 per hour`."""
+    """Format the number of deployments and their total price, such as `2 deployments, $13.49 per hour`."""
     prices = [one.usd_per_hour for one in found if one.billing_since is not None]
     known = sum((price for price in prices if price is not None), Decimal(0))
     more = " and an unknown amount" if None in prices else ""

@@ -166,7 +166,7 @@ class Upkeep:
 
 
 def by_job(provider: Deploys) -> dict[str, list[Standing]]:
-    """What stands, by the job that it is named by."""
+    """Group what is deployed at the host by the job that it is named after."""
     found: defaultdict[str, list[Standing]] = defaultdict(list)
     for item in provider.deployments():
         if item.job_id is not None:

@@ -38,7 +38,8 @@ def advise(
     *,
     columns: Mapping[str, str] | None = None,
 ) -> Advice:
-    """As `Orchestrator.advise`. For RFT prompts it names the backends that have ended RFT."""
+    """Recommend prompting, few-shot, retrieval or tuning. See `Orchestrator.advise`. For RFT prompts the
+    advice names the backends that have ended RFT."""
     dataset = Dataset.open(file, columns=columns)
     facts = advice.measure(dataset)
     found = weigh(facts, needs, totals, _latency(facts, needs))
@@ -70,8 +71,9 @@ def totals(
     private: bool = False,
     columns: Mapping[str, str] | None = None,
 ) -> list[Ownership]:
-    """The whole cost of tuning an open model for three epochs, and, where a host does not have it, of the
-    closed model there that is nearest to it. `private`: on this machine only. Offline."""
+    """Return the total cost of tuning an open model for three epochs. Where a host does not have the
+    model, the most similar closed model there is used. With `private`, only this machine counts. Works
+    offline."""
     from orchestrate.spec import JobSpec
 
     chosen = {"default": model}

@@ -26,7 +26,7 @@ class Earlier(NamedTuple):
 
 
 def found(ws: Workspace, prepared: Prepared, provider: Backends, key: str | None) -> list[Earlier]:
-    """One for each backend. Raises `KeyTaken`."""
+    """Find earlier runs of the same job, one entry per backend. Raises `KeyTaken`."""
     from orchestrate.runs.submitting.repeats import already
 
     earlier: list[Earlier] = []

@@ -134,7 +134,8 @@ class Prepared:
 
 
 def mark(path: str) -> Mark | None:
-    """`None` for what is no plain file of this machine: it was copied when it was read."""
+    """Return a mark that changes when the file changes (inode, size and times), or `None` if it isn't a
+    plain file on this machine: its content was copied when it was read."""
     try:
         found = Path(path).stat()
     except (OSError, ValueError):
@@ -183,7 +184,7 @@ def require_known(ws: Workspace, spec: JobSpec) -> None:
 
 
 def require(ws: Workspace, spec: JobSpec, provider: Backends) -> None:
-    """As `Orchestrator.require`."""
+    """Raise unless every backend is ready and supports the spec's method. See `Orchestrator.require`."""
     from orchestrate.spec import method_word
 
     require_known(ws, spec)
@@ -193,7 +194,7 @@ def require(ws: Workspace, spec: JobSpec, provider: Backends) -> None:
 
 
 def training_data(ws: Workspace, spec: JobSpec, provider: Backends = ()) -> TrainingData:
-    """As `Orchestrator.data`."""
+    """Read a spec's training data. See `Orchestrator.data`."""
     names = ws.backends(provider) if provider else []
     tokenizers = _tokenizers(ws.settings, {name: spec.on(name) for name in names})
     return _trained_on(_open(spec, tokenizers, ws.settings, checked=False))
@@ -202,7 +203,7 @@ def training_data(ws: Workspace, spec: JobSpec, provider: Backends = ()) -> Trai
 def plan(
     ws: Workspace, spec: JobSpec, provider: Backends = "all", *, measured: bool = False
 ) -> Listing[Translation]:
-    """As `Orchestrator.plan`."""
+    """Translate a spec to each backend. See `Orchestrator.plan`."""
     from orchestrate.providers.base import PlansTraining, capability
 
     require_known(ws, spec)
@@ -227,8 +228,8 @@ def prepare(
     checked: bool = True,
     tokens: str = "exact",
 ) -> Prepared:
-    """As `Orchestrator.prepare`. Where there is one backend only, raises `MissingExtra` and `UsageError` for
-    what it lacks; among several they are its problems."""
+    """Check and quote a spec before it is submitted. See `Orchestrator.prepare`. With a single backend,
+    what it lacks raises `MissingExtra` or `UsageError`. With several, it is listed among the problems."""
     from orchestrate.spec.specfile import with_template
 
     require_known(ws, spec)

@@ -81,9 +81,8 @@ def _live(ft: Workspace, offer: Offer, data: TrainingData) -> LivePrice:
 
 
 def assumed(ft: Workspace, spec: JobSpec, rows: int, tokens_a_row: int) -> list[Quote]:
-    """What each backend would take for so many rows of so many tokens, whose file need not be there yet;
-    cheapest first. Offline. One that is priced by its time needs
-    the file, and says so."""
+    """Quote each backend for this many rows of this many tokens, cheapest first. The training file need
+    not exist yet. Works offline. A backend that charges by time needs the file, and its quote says so."""
     told = Recalled(epochs=spec.epochs, rows=rows, train_tokens=rows * tokens_a_row)
     found: list[Quote] = []
     for name in ft.backends():
@@ -130,9 +129,10 @@ def use(
     compare_with: str | None = None,
     saved_tokens: int = 0,
 ) -> Use:
-    """What the model is for: `traffic` in words ("20k req/day, 900 in, 150 out"). Compared with prompting
-    `compare_with`, else with a model that lives through the months, with `saved_tokens` more in each prompt.
-    Raises `UsageError` for words that are not understood and for a base model without a known price."""
+    """Describe the expected use of the model. `traffic` is in words ("20k req/day, 900 in, 150 out"). The
+    comparison is with prompting `compare_with`, or by default a model that stays available for all those
+    months, with `saved_tokens` more in each prompt. Raises `UsageError` for traffic that cannot be parsed
+    and for a base model without a known price."""
     asked = Traffic.parse(traffic)
     if compare_with:
         base = costing.base_price(compare_with, asked, saved_tokens=saved_tokens)
@@ -145,8 +145,9 @@ def use(
 def ownership(
     ft: Workspace, spec: JobSpec, quotes: Sequence[Quote], use: Use, *, private: bool = False
 ) -> list[Ownership]:
-    """Training, hosting and serving of each quoted backend over the months, wherever it can be served,
-    against prompting a base model. Offline. `private`: only on this machine, where nothing leaves it."""
+    """Compare the total cost of each quoted backend over the months (training, hosting and serving,
+    wherever the model can be served) with prompting a base model. Works offline. With `private`, only
+    this machine counts, because nothing may leave it."""
     totals: list[Ownership] = []
     for quote in quotes:
         backend = ft.provider(quote.provider)

@@ -47,7 +47,7 @@ def subject(ft: Workspace, name: str) -> TrackedRun | Path:
 
 
 def asked(ft: Workspace, names: Iterable[str], accepted: Sequence[str]) -> list[Licence]:
-    """Licences of the bases that ask for something that was not agreed to yet."""
+    """List the licenses of the base models that require an agreement that was not given yet."""
     found: dict[str, Licence] = {}
     for name in names:
         what = subject(ft, name)
@@ -288,6 +288,6 @@ def new_key(ft: Workspace, name: str) -> str:
 
 
 def revoke_key(ft: Workspace, name: str) -> None:
-    """Servers that run refuse it from now on, too."""
+    """Revoke a key. Running servers refuse it from now on, too."""
     keys.bring_in(ft.settings.home, ft.store, by=ft.settings.made_by)
     keys.revoke(ft.store, name, by=ft.settings.made_by)

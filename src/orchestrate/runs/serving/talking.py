@@ -75,8 +75,8 @@ class Talk:
 
 
 def system_message(handle: TrackedRun) -> str | None:
-    """That with which the run's training data begin, where nearly all of the first rows have the same one;
-    `None` too where the data are not here any more."""
+    """Return the system message that nearly all of the first rows of the run's training data begin with.
+    Returns `None` if they don't share one or the data no longer exist."""
     from orchestrate.data import Dataset
     from orchestrate.data.opening import fitting
     from orchestrate.data.rows import ChatExample

@@ -107,8 +107,9 @@ def _found(spec: Mapping[str, Any], tuned: Tuned) -> Sheet:
 
 
 def adapter_of(ws: Workspace, run: TrackedRun) -> Adapter:
-    """A run's adapter as hosts take it, on this machine: PEFT's two files, with the base by the name that
-    others know. Raises `UsageError` for a whole model, and for what is no plain LoRA."""
+    """Return a run's adapter on this machine in the form that hosts accept: PEFT's two files, with the
+    base model under its public name. Raises `UsageError` for a fully fine-tuned model and for anything
+    that is not a plain LoRA."""
     tuned = of(ws, run)
     config = tuned.config
     more = [name for name in ("modules_to_save", "use_dora", "trainable_token_indices") if config.get(name)]

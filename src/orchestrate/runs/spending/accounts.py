@@ -364,7 +364,8 @@ def _owned(answers: Iterable[_Answer], books: _Books, ignore: Collection[str], n
 
 
 def unaccounted(run: Run | None, now: datetime) -> str | None:
-    """Why a job with our mark belongs to nothing here; `None` where its run, by its ref, accounts for it."""
+    """Explain why a job with our mark belongs to no run here. Returns `None` if the run with its ref
+    accounts for it."""
     if run is None:
         return "no run in this store has its ref"
     if run.abandoned is not None:

@@ -72,13 +72,14 @@ def account_of(store: Store, provider: Provider) -> str:
 
 
 def is_here(store: Store, provider: Provider, account: str | None) -> bool | None:
-    """Whether this account is the one of the backend's key, as far as ids tell: `None` when they do not."""
+    """Return whether this account is the one that the backend's key belongs to, or `None` if the ids
+    don't tell."""
     with store.database.reading() as connection:
         return is_here_in(connection, provider, account)
 
 
 def is_here_in(connection: Connection, provider: Provider, account: str | None) -> bool | None:
-    """As `is_here`, inside a transaction."""
+    """Return what `is_here` does, inside a transaction."""
     if account is None:
         return None
     first = _first_id(connection, provider, provider.account().id)
@@ -89,8 +90,9 @@ def is_here_in(connection: Connection, provider: Provider, account: str | None) 
 
 
 def shows(store: Store, provider: Provider, run: Run) -> bool | None:
-    """As `is_here` for the account of a run; where ids do not tell, by looking for the run's job and for the
-    file that was uploaded for it. Raises `ProviderError` when the host cannot be asked."""
+    """Return whether the backend's key belongs to the run's account. If the ids don't tell, looks for the
+    run's job and for the file that was uploaded for it. Raises `ProviderError` if the host cannot be
+    reached."""
     found = is_here(store, provider, run.account)
     if found is None and _sees(store, provider, run):
         prove(store, provider, run)
@@ -122,7 +124,7 @@ def prove(store: Store, provider: Provider, run: Run) -> None:
 
 
 def placed(run: Run, account: str) -> Run:
-    """The run with its account, where it was made before accounts were kept."""
+    """Return the run with this account if it was created before accounts were stored."""
     return run if run.account is not None else msgspec.structs.replace(run, account=account)
 
 

@@ -62,8 +62,9 @@ class Lost(NamedTuple):
 
 
 def look(provider: Provider, wish: Wish, translation: Translation) -> Lost | None:
-    """One request to read, and a second one where there is a job. Raises `KeyTaken` for a job that is not the
-    one asked for, `ProviderError` when the host cannot be asked."""
+    """Look for the job of an idempotency key at the host: one read request, and a second one if there is
+    a job. Raises `KeyTaken` if the job differs from the one requested, and `ProviderError` if the host
+    cannot be reached."""
     if wish.ref is None:
         return None
     key = str(wish.key).partition(" ")[0]
@@ -96,7 +97,8 @@ def _differences(job: Job, wish: Wish, translation: Translation, provider: Provi
 
 
 def alike(one: str, other: str) -> bool:
-    """Hosts tell a name with or without its path, and with the date that it stands for."""
+    """Return whether two model names mean the same model. Hosts report a name with or without its path,
+    and with or without the date of its snapshot."""
     short, long = sorted((name.rpartition("/")[2].lower() for name in (one, other)), key=len)
     return long.startswith(short)
 
@@ -113,7 +115,8 @@ def event_of(run: Run, provider: Provider, at: datetime) -> Event:
 
 
 def claimed(run: Run, asked: Submission) -> Run:
-    """A run that was recovered from its host's list, with the key and with what the list does not tell."""
+    """Return a run that was recovered from its host's list with the idempotency key and the fields that
+    the list does not report."""
     known: dict[str, Any] = asked_for(asked.spec, asked.data.digest)
     known["max_cost_usd"] = asked.max_cost_usd if run.max_cost_usd is None else run.max_cost_usd
     known["tags"] = {**run.tags, **asked.spec.tags}
@@ -144,8 +147,8 @@ class Submission:
 
 
 def stored_spec(run: Run) -> JobSpec:
-    """What is to be sent for a run that an earlier command began. Raises `UsageError` when a part of it was a
-    secret."""
+    """Return the spec to send for a run that an earlier command began. Raises `UsageError` if a part of
+    it was a secret."""
     if names := [name for name, value in run.spec.items() if is_masked(value)]:
         raise UsageError(
             f"run {run.id} cannot be sent again: the secrets in {' and '.join(names)} of its spec are "
@@ -203,18 +206,19 @@ class Wish:
         return derived_ref(json.dumps(facts, sort_keys=True))
 
     def known(self, store: Store) -> Run | None:
-        """The run of the key. Raises `KeyTaken` when it is another one's."""
+        """Return the run with this key. Raises `KeyTaken` if the key belongs to a different run."""
         with store.database.reading() as connection:
             return self._known(connection)
 
     def same(self, store: Store) -> Run | None:
-        """The newest run that is the same and stands in the way."""
+        """Return the newest recent run that is identical and therefore blocks this one."""
         with store.database.reading() as connection:
             return self._same(connection, stamp(store.clock.now() - RECENT))
 
     def guard(self, store: Store, *, again: bool, made: bool) -> Callable[[Connection, Run], None]:
-        """To be called in the transaction that makes the run. Raises `Known`, `KeyTaken`, `KeyCancelled`
-        unless the job is `made` and has to be tracked, and `AlreadySubmitted` unless `again`."""
+        """Return a function to call in the transaction that creates the run. It raises `Known`,
+        `KeyTaken`, `KeyCancelled` unless the job is `made` and has to be tracked, and `AlreadySubmitted`
+        unless `again`."""
         since = stamp(store.clock.now() - RECENT)
 
         def guard(connection: Connection, run: Run) -> None:

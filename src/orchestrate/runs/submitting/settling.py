@@ -140,9 +140,10 @@ class Settler:
     # -- going on ------------------------------------------------------------------------------------------
 
     def restart(self, run: Run) -> bool:
-        """Has a backend go on with work that died, by one process at a time: two would start a machine each.
-        True when it was restarted; what was paused stays so. With the key of another account it would go on
-        there, paid by that one and seen by nobody. Raises `ProviderError`."""
+        """Restart interrupted work of a backend, in one process at a time, because two would start a
+        machine each. Returns whether it was restarted. Paused work stays paused. Work of another account
+        is not restarted: it would run in this account, which would pay for it without anybody seeing it.
+        Raises `ProviderError`."""
         if run.raw_status == transitions.PAUSED:
             return False
         if accounts.is_here(self.store, self.provider, run.account) is False:

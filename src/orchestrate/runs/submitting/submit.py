@@ -129,8 +129,8 @@ class Submitter(Settler):
         return self.apply(run, lambda run, at: transitions.observed(run, there.job, at), None)
 
     def take_up(self, run: Run, asked: Submission, *, progress: Progress | None = None) -> Run:
-        """A run of an earlier call, as far as it can be brought now: it may be under way, or have ended.
-        Raises as `submit`."""
+        """Continue a run of an earlier call as far as possible now. It may still be in progress, or have
+        ended. Raises the same errors as `submit`."""
         if run.idempotency_key is None:
             run = self.store.runs.apply(run.id, lambda run: repeats.claimed(run, asked))
         if self.store.leases.held(lease_name(run)):
@@ -424,10 +424,10 @@ def _model(spec: JobSpec, provider: Provider) -> str:
 
 
 def settle(store: Store, provider: Provider, run: Run, *, timing: Timing = DEFAULT_TIMING) -> Run:
-    """As `Submitter.settle`."""
+    """Settle a run whose create request got no answer. See `Submitter.settle`."""
     return Submitter(store, provider, timing).settle(run)
 
 
 def cancel(store: Store, provider: Provider, run: Run, *, timing: Timing = DEFAULT_TIMING) -> Run:
-    """As `Submitter.cancel`."""
+    """Cancel a run. See `Submitter.cancel`."""
     return Submitter(store, provider, timing).cancel(run)

@@ -54,8 +54,9 @@ class BestRows(Record, frozen=True, kw_only=True):
 
 
 def selection(ft: Workspace, spec: JobSpec, keep: float, by: str) -> str:
-    """The file of the best rows of the spec's training file, written once into the home and named by its
-    content. Raises `UsageError` where the file was not scored, `DataError` where it has changed since."""
+    """Write the best rows of the spec's training file to a file in the home folder, once, named by its
+    content, and return its path. Raises `UsageError` if the file was not scored, and `DataError` if it
+    has changed since."""
     path = spec.train
     if not isinstance(path, str):
         raise UsageError("the best rows are selected from one file; the spec trains on several")
@@ -83,7 +84,7 @@ def space_of(kinds: Sequence[str], selected: str, keep: float, seeds: int) -> Sp
 
 
 def best_rows(searching: Searching, rows: int, by: str, keep: float, selected: str) -> BestRows:
-    """Of the trials that were scored. `rows`: of the training data."""
+    """Compare the scored trials of a best-rows sweep. `rows` is the number of rows of the training data."""
     search, groups = searching.search, dict[str, list[Trial]]()
     for trial in searching.trials:
         if trial.state is TrialState.SCORED:
@@ -134,7 +135,7 @@ HEAD = ("rows", "which", "score", "95% interval", "runs")
 
 
 def told(found: BestRows) -> list[str]:
-    """Sentences: what the best rows are worth beside the others."""
+    """Describe in sentences how much better the best rows are than the other selections."""
     other = {"random": "as many random rows", "all": "all rows"}
     best = f"the best {found.keep:.0%} of the rows by {found.by}"
     return [f"{best} against {other[kind]}: {step(found.target, gain)}" for kind, gain in found.over.items()]

@@ -71,12 +71,12 @@ def space_of(shares: Sequence[float], seeds: int) -> Space:
 
 
 def seeded(choices: Mapping[str, tuple[Any, ...]], seeds: int) -> Space:
-    """Each choice once for every seed."""
+    """Build a space with each choice once for every seed."""
     return Space({**choices, **({"seed": tuple(range(seeds))} if seeds > 1 else {})})
 
 
 def one_seed(search: Search) -> list[str]:
-    """What is to be said of a comparison without repetition."""
+    """Return the remark for a comparison without repeated seeds."""
     if "seed" in search.choices:
         return []
     return ["one seed: the intervals do not include run-to-run variation (--seeds 3)"]
@@ -152,7 +152,7 @@ def _sizes(searching: Searching, trials: Sequence[Trial], rows: int) -> Iterator
 
 
 def interval(same: Sequence[Trial]) -> tuple[float | None, float | None]:
-    """The mean of the intervals of runs."""
+    """Average the score intervals of several runs."""
     lows = [trial.score_low for trial in same if trial.score_low is not None]
     highs = [trial.score_high for trial in same if trial.score_high is not None]
     return mean(lows) if lows else None, mean(highs) if highs else None
@@ -187,7 +187,7 @@ def measured_points(groups: Sequence[tuple[int, Sequence[Trial]]], *, higher: bo
 
 
 def told(found: Curve) -> list[str]:
-    """Sentences: what more rows are worth, and what half of them would have lost and saved."""
+    """Describe in sentences what more rows would gain, and what half of them would have lost and saved."""
     more, half = found.more, found.half
     if more is None or half is None:
         return [f"no projection for other numbers of rows: {found.why_none}"]
@@ -201,7 +201,7 @@ def told(found: Curve) -> list[str]:
 
 
 def step(target: str, gain: Gain) -> str:
-    """A gain in words, with its interval."""
+    """Format a gain with its interval."""
     scale, unit, digits = (1, f" of {LOSS}", 3) if target == LOSS else (100, " points", 1)
     low, high = (f"{scale * (end or 0.0):.{digits}f}" for end in (gain.low, gain.high))
     if gain.low is None or gain.high is None:
@@ -234,7 +234,7 @@ HEAD = ("rows", "share", "score", "95% interval", "cost", "runs")
 
 
 def cells(found: Curve) -> Iterator[list[str]]:
-    """Of a table with `HEAD`."""
+    """Yield the cells of each row of a table whose header is `HEAD`."""
     for size in found.sizes:
         interval = "" if size.low is None or size.high is None else f"{size.low:.3f} to {size.high:.3f}"
         usd = "" if size.usd is None else money(size.usd)

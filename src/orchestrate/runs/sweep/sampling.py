@@ -29,7 +29,8 @@ _FIRST_RUNG = 25
 def next_settings(
     space: Space, sampler: str, seed: int, trials: Sequence[Trial], *, maximise: bool
 ) -> Settings | None:
-    """What was not tried yet; `None` when there is nothing more. `trials`: all of the first share so far."""
+    """Return settings that were not tried yet, or `None` if none are left. `trials` are all trials of the
+    first share so far."""
     tried = {repr(sorted(trial.settings.items())) for trial in trials}
     if sampler == "grid":
         left = (s for s in space.combinations() if repr(sorted(s.items())) not in tried)
@@ -47,8 +48,9 @@ def next_settings(
 
 
 def given_up(curves: Mapping[int, Mapping[float, float]], number: int) -> bool:
-    """Whether one trial, of those by number with their validation losses at each per cent of their steps, is
-    not in the better half of those that came as far: asynchronous successive halving (Li et al., 2020)."""
+    """Return whether a trial should stop early: it is not in the better half of those that came as far.
+    `curves` has the validation losses of all trials, by trial number and by percent of their steps. This
+    is asynchronous successive halving (Li et al., 2020)."""
     _quiet()
     import optuna
 

@@ -148,7 +148,8 @@ def _require_target(ft: Workspace, spec: JobSpec, name: str, search: Search) -> 
 
 
 def price(ft: Workspace, search: Search) -> Price:
-    """Before anything is sent. Without evaluations, whose answers cost as `eval` says. Offline."""
+    """Price a sweep before anything is sent. Evaluations are not included; `eval` prices their answers.
+    Works offline."""
     searched = space.of(search)
     ends = {name: high for name, (_, high, _) in search.ranges.items()}
     expected, high, full = list[Decimal](), list[Decimal](), list[Decimal]()

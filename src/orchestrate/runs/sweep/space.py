@@ -41,7 +41,8 @@ class Space:
         return math.prod(map(len, self.choices.values()))
 
     def combinations(self) -> Iterator[dict[str, Any]]:
-        """All choices with one another; ranges are left out. One by one: there may be millions."""
+        """Yield all combinations of the choices, without the ranges. They are generated one by one,
+        because there may be millions."""
         for values in itertools.product(*self.choices.values()):
             yield dict(zip(self.choices, values, strict=True))
 
@@ -51,8 +52,8 @@ def of(search: Search) -> Space:
 
 
 def parse(grid: Iterable[str], ranges: Iterable[str]) -> Space:
-    """`["learning_rate=1e-4,2e-4"]` and `["learning_rate=1e-5:1e-3:log"]`; values are read as YAML. Raises
-    `UsageError`."""
+    """Parse a search space such as `["learning_rate=1e-4,2e-4"]` and `["learning_rate=1e-5:1e-3:log"]`.
+    Values are read as YAML. Raises `UsageError`."""
     each_choice, each_range = [_choice(pair) for pair in grid], [_range(pair) for pair in ranges]
     choices, bounds = dict(each_choice), dict(each_range)
     if both := choices.keys() & bounds.keys():
@@ -109,8 +110,8 @@ def _range(pair: str) -> tuple[str, Range]:
 
 
 def applied(spec: Mapping[str, Any], settings: Settings, share: float = 1.0, seed: int = 0) -> dict[str, Any]:
-    """The spec's plain values with a trial's settings, on a share of its training rows: a seeded sample.
-    Raises `UsageError` for a share that is none."""
+    """Return the spec's plain values with a trial's settings, on a seeded sample of this share of its
+    training rows. Raises `UsageError` for an invalid share."""
     import copy
 
     values = copy.deepcopy(dict(spec))
@@ -130,7 +131,7 @@ def applied(spec: Mapping[str, Any], settings: Settings, share: float = 1.0, see
 
 
 def takes_part(settings: Settings, share: float = 1.0) -> bool:
-    """Whether a trial trains on fewer rows than there are."""
+    """Return whether a trial trains on only a part of the rows."""
     own = settings.get(SHARE, 1)
     return isinstance(own, str) or share * float(own) < 1
 

@@ -76,7 +76,8 @@ class Suggestion(Record, frozen=True, kw_only=True):
 
 
 def suggest(ws: Workspace, spec: JobSpec, provider: Backends = "all") -> list[Suggestion]:
-    """One for each backend. Offline. Raises `DataError` for files that cannot be read."""
+    """Suggest hyperparameters for each backend. Works offline. Raises `DataError` for files that cannot
+    be read."""
     prepared.require_known(ws, spec)
     names = ws.backends(provider)
     data = prepared.training_data(ws, spec, names)

@@ -61,13 +61,14 @@ class Searching:
         return self.ft.store.searches.trials(self.search.id)
 
     def ranked(self) -> list[Trial]:
-        """Those with a score, the best first: on all rows before those on a share of them."""
+        """List the trials that have a score, best first. Those on all rows come before those on a share
+        of them."""
         scored = [trial for trial in self.trials if trial.state is TrialState.SCORED]
         sign = -1 if self.maximise else 1
         return sorted(scored, key=lambda trial: (-trial.share, sign * (trial.score or 0.0), trial.number))
 
     def best_spec(self) -> tuple[str, str] | None:
-        """The backend and the spec, as YAML, of the best trial; on all rows."""
+        """Return the backend of the best trial and its spec as YAML, on all rows."""
         for trial in self.ranked()[:1]:
             values = space.applied(self.search.spec, trial.settings)
             text = specfile.yaml_text(values, sort_keys=False, allow_unicode=True)
@@ -81,8 +82,8 @@ class Searching:
         on_turn: Callable[[list[Trial]], object] | None = None,
         pause_s: float = 1.0,
     ) -> list[Trial]:
-        """Until every trial has ended. `watch` brings the runs up to date before each turn. Raises
-        `LeaseHeld` while another process carries it out."""
+        """Run the sweep until every trial has ended. `watch` updates the runs before each turn. Raises
+        `LeaseHeld` while another process runs the sweep."""
         with self.ft.store.leases.hold(self.search.id, _LEASE_S):
             while not stop.is_set():
                 watch()
@@ -250,7 +251,7 @@ class Searching:
         return [other for other in going if other.number != trial.number]
 
     def spent_usd(self, *, but: int | None = None) -> Decimal:
-        """What its runs have cost, as far as that is known, and may cost yet."""
+        """Return what the sweep's runs have cost, as far as it is known, plus what they may still cost."""
         return self.ft.store.searches.spent_usd(self.search.id, but=but)
 
     def _provider(self, trial: Trial) -> str:

@@ -30,7 +30,7 @@ def unsent(store: Store) -> list[Run]:
 
 
 def answers(store: Store) -> list[Decimal]:
-    """At what each answer is held that no command waits for any more."""
+    """List the amounts reserved for answers that no command waits for anymore."""
     return [usd for _, holds in _left(store) for usd in holds.values()]
 
 

@@ -120,7 +120,8 @@ def _words(job: Job, bill: Bill | None, quote: Quote | None) -> str | None:
 
 
 def told_by_host(provider: Provider, job: Job) -> Told:
-    """What a job that was made without this store was asked for; nothing where its backend does not tell."""
+    """Return the settings of a job that was created without this store, as its host reports them. They
+    are empty if the host does not report any."""
     return provider.asked_for(job) if isinstance(provider, Recalls) else Told()
 
 
@@ -312,8 +313,8 @@ def _asked_for(worth: Worth) -> dict[str, Any]:
 def run_of(
     job: Job, provider: Provider, account: str, at: datetime, *, id: str, ref: str, how: str, **known: Any
 ) -> Run:
-    """As the host tells the job at `at`. `how` it was found is kept as a tag; `known`: further fields of the
-    run."""
+    """Build a run from the job that the host reports at `at`. `how` it was found is stored as a tag, and
+    `known` has further fields of the run."""
     facts: dict[str, Any] = {"spec_hash": "", "dataset_digest": "", **known}
     facts["tags"] = {**known.get("tags", {}), how: at.date().isoformat()}
     run = Run(

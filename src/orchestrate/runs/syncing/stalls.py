@@ -104,15 +104,15 @@ class Stalls:
             yield self._told(run, silence.seconds, limit, usual, silence.told_s)
 
     def limit_s(self, run: Run, usual: Usual) -> float:
-        """The silence that is a stall of this run."""
+        """Return the seconds without news after which this run counts as stalled."""
         if self.after_s is not None:
             return self.after_s
         least = UNKNOWN_S if usual.runs < ENOUGH or usual.silent_s is None else LEAST_S
         return max(least, FACTOR * max(usual.silent_s or 0.0, _gap(_signs(self.store, run))))
 
     def usual(self, run: Run) -> Usual:
-        """What the run's phase took in the newest runs that succeeded: of its model where there are enough of
-        them."""
+        """Return how long the run's phase took in the newest runs that succeeded, limited to the same
+        model if it has enough of them."""
         past = self.store.runs.matching(
             provider=run.provider, sandbox=run.sandbox, status=JobStatus.SUCCEEDED, limit=10 * _MOST
         )

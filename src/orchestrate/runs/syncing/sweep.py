@@ -156,7 +156,7 @@ _ENDING = frozenset({JobStatus.CANCELLING, JobStatus.FINALIZING, JobStatus.UNKNO
 
 
 def gone(store: Store, provider: Provider, run: Run) -> None:
-    """Its host says that it has no such job, which ends nothing on its own."""
+    """Record that the host no longer has the run's job. This alone does not end the run."""
     told = (
         f"{provider.title} no longer has job {run.job_id}; it may have been deleted there, and its cost "
         f"is unknown; if so:  orchestrate abandon {run.id} --reason TEXT"
@@ -165,8 +165,8 @@ def gone(store: Store, provider: Provider, run: Run) -> None:
 
 
 def uncancelled(store: Store, provider: Provider, run: Run, job: Job) -> bool:
-    """Whether a job goes on long after its cancel was answered; its end is then asked for again. Raises
-    `ProviderError`."""
+    """Return whether a job still runs long after its host confirmed the cancellation. If so, it is
+    cancelled again. Raises `ProviderError`."""
     asked = run.status is JobStatus.CANCELLING and store.clock.now() - run.updated_at > GRACE
     if not asked or job.status.terminal or job.status in _ENDING or Feature.CANCEL not in provider.features:
         return False
@@ -180,7 +180,7 @@ def uncancelled(store: Store, provider: Provider, run: Run, job: Job) -> bool:
 
 
 def paused(store: Store, provider: Provider, run: Run) -> None:
-    """The host holds its job."""
+    """Record that the host has paused the run's job."""
     told = (
         f"{provider.title} paused job {run.job_id}; it keeps its share of the budget until it ends: "
         f"orchestrate resume {run.id}, cancel or abandon"
@@ -265,7 +265,7 @@ def told_at_end(store: Store, run: Run) -> None:
 
 
 def explained(store: Store, run: Run) -> Run:
-    """A cancelled run with the cap as its reason, when it was that."""
+    """Set the cost cap as the error of a cancelled run if the cap was the reason."""
     if run.max_cost_usd is None or run.status is not JobStatus.CANCELLED or run.error is not None:
         return run
     said = next((e for e in store.history.events(run.id) if e.id == _EVENT), None)

@@ -26,8 +26,9 @@ _PATIENCE_S = 10.0
 
 
 def opened(at: str | None, project: str | None) -> MLflow:
-    """`at`: a tracking URI, as `http://host:5000` or `sqlite:///mlflow.db`; by default that of
-    MLFLOW_TRACKING_URI, or MLflow's own. Raises `MissingExtra`, `HostUnavailable`."""
+    """Open an exporter to MLflow. `at` is a tracking URI, such as `http://host:5000` or
+    `sqlite:///mlflow.db`. By default it is MLFLOW_TRACKING_URI or MLflow's own default. Raises
+    `MissingExtra`, `HostUnavailable`."""
     with needed("mlflow", "logging to MLflow", "mlflow-skinny"):
         client = _part("mlflow").MlflowClient(tracking_uri=at)
     _reachable(str(client.tracking_uri))

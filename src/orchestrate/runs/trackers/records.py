@@ -69,7 +69,8 @@ class Story(Record, frozen=True, kw_only=True):
         )
 
     def seconds(self, point: MetricPoint) -> float:
-        """Of a point, since 1970. A host that tells none: of the run's start."""
+        """Return a point's Unix time in seconds. If the host reports none, the time of the run's start is
+        used."""
         return (point.at or self.run.started_at or self.run.created_at).timestamp()
 
     @property
@@ -122,7 +123,7 @@ class Closing:
 def new(
     story: Story, known: Sequence[tuple[str, int]] | set[tuple[str, int]]
 ) -> list[tuple[str, int, MetricPoint]]:
-    """(name, step, point) of the values that are not known, by step."""
+    """List the values that are not known yet as (name, step, point), sorted by step."""
     return [
         (name, point.step, point)
         for point in story.points

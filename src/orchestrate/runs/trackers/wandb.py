@@ -24,8 +24,9 @@ _SETTINGS = {
 
 
 def opened(at: str | None, project: str | None) -> WandB:
-    """`at`: the URL of a server, or a folder in which the run is written for `wandb sync`, with no network
-    and no key; by default what wandb's own settings and key say. Raises `MissingExtra`, `UsageError`."""
+    """Open an exporter to Weights & Biases. `at` is the URL of a server, or a folder in which the run is
+    written for `wandb sync` without network and key. By default wandb's own settings and key apply.
+    Raises `MissingExtra`, `UsageError`."""
     with needed("wandb", "logging to Weights & Biases", "wandb"):
         import_module("wandb")
     folder = None if at is None or at.startswith(("http://", "https://")) else Path(at).expanduser()

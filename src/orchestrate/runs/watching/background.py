@@ -143,8 +143,8 @@ def stop(settings: Settings) -> int:
 
 
 def run(settings: Settings, watching: Callable[[], AbstractContextManager[Watcher]]) -> None:
-    """The process itself: watches until nothing is left to watch, a SIGTERM, or the loss of its folder.
-    Returns at once where another one watches already."""
+    """Watch in this process until nothing is left to watch, SIGTERM arrives or the folder is deleted.
+    Returns at once if another background watcher is running."""
     stopped = threading.Event()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for name in (signal.SIGINT, signal.SIGTERM):
@@ -184,8 +184,8 @@ class _Diary:
         self._written_last: tuple[list[str], list[Failure]] = ([], [])
 
     def after(self, reports: list[SyncReport]) -> None:
-        """To be called after each turn. Ends the watching when its folder was removed: nobody can find this
-        process any more."""
+        """Log what a turn reported. Call it after each turn. Stops the watching if its folder was
+        deleted, because nobody could find this process anymore."""
         for report in reports:
             for name in ("adopted", "not_made", "ended", "capped"):
                 for run in getattr(report, name):
@@ -216,7 +216,7 @@ class _Diary:
 
 
 def say(line: str) -> None:
-    """A line of the process's log."""
+    """Write a line to the background watcher's log."""
     sys.stderr.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {inert(line)}\n")
     sys.stderr.flush()
 

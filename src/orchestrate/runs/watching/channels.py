@@ -72,12 +72,13 @@ class Messenger(Channel, Protocol):
 
 
 def message_id(run: Run) -> str:
-    """One for one end of one run, whoever tells it and how often."""
+    """Return the id of the message about a run's end. It is the same no matter who sends it and how
+    often."""
     return f"{run.id}-{run.status.value}"
 
 
 def message(run: Run) -> dict[str, Any]:
-    """What every channel tells."""
+    """Build the message that every channel sends."""
     return {
         "id": message_id(run),
         "type": f"run.{run.status.value}",
@@ -227,7 +228,8 @@ class Webhook:
 
 
 def channels(notify: Notify, secret: Secret | None = None) -> list[Messenger]:
-    """Those that the configuration names; `secret` signs webhooks. Raises `UsageError`, `ConfigError`."""
+    """Return the channels that the configuration names. `secret` signs webhooks. Raises `UsageError`,
+    `ConfigError`."""
     found: list[Messenger] = []
     if notify.command is not None:
         try:

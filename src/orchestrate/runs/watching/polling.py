@@ -37,7 +37,7 @@ class Pace:
         self._sleep = sleep
 
     def attempt(self, ask: Callable[[], T]) -> T | None:
-        """The answer, or `None` when there is none now. Raises what waiting cannot mend."""
+        """Return the answer, or `None` if there is none now. Raises errors that waiting cannot fix."""
         try:
             answer = ask()
         except (ProviderError, StoreError) as error:
@@ -49,14 +49,14 @@ class Pace:
         return answer
 
     def changed(self) -> None:
-        """Something moved: the next polls come sooner again."""
+        """Poll more often again, because something has changed."""
         self._next = self._first
 
     def sleep(self) -> None:
         self._sleep(self.wait_s())
 
     def wait_s(self) -> float:
-        """The next wait in seconds; each call makes the one after it longer."""
+        """Return the next wait in seconds. Each call makes the following wait longer."""
         wait = self._next * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311  guards nothing
         self._next = min(self._next * _GROWTH, self._most)
         return max(wait, self._asked_for)

@@ -60,7 +60,7 @@ class Feed(Protocol):
     def turn(self) -> Sequence[object]: ...
 
     def waiting(self) -> Sequence[object]:
-        """What is still to be submitted without anybody doing anything."""
+        """List what will be submitted automatically later."""
         ...
 
 
@@ -146,21 +146,22 @@ class Watcher:
         return reports
 
     def wait_s(self) -> float:
-        """Seconds until an account is due about which there is something to ask."""
+        """Return the seconds until the next account that has something to check is due."""
         now, accounts = self._now(), self._accounts
         dues = [accounts[name].due for name in self._open if name in accounts]
         dues += [at for name, at in self._unmade.items() if name in self._open]
         return max(0.0, min([due - now for due in dues], default=_IDLE_S))
 
     def wake(self, _run_id: str = "") -> None:
-        """Something is known to have changed: every account is due now. Safe from other threads."""
+        """Make every account due now, because something is known to have changed. Safe to call from other
+        threads."""
         for account in list(self._accounts.values()):
             account.due = 0.0
         self._woken.set()
 
     def idle(self) -> bool:
-        """Whether no run is on its way, and no deployment has a limit or is to be ended, on a host that this
-        watcher reaches, and everything is reported."""
+        """Return whether nothing is left to watch on the hosts that this watcher reaches: no run is in
+        progress, no deployment has a limit or is to be ended, and everything is reported."""
         if self._untold_since is not None and self._now() - self._untold_since < _UNTOLD_S:
             return False
         if self.feed is not None and self.feed.waiting():

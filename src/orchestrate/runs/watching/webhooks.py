@@ -35,8 +35,8 @@ class Sender:
 
 
 def take_hint(store: Store, body: str, headers: Mapping[str, str], sender: Sender) -> str | None:
-    """The id of the run that is due now, or `None` when the delivery is a repeat or of no run of ours. Raises
-    `Untrusted` unless the signature is right and fresh."""
+    """Return the id of the run that a webhook delivery makes due now, or `None` if the delivery is a
+    repeat or about no run of ours. Raises `Untrusted` unless the signature is valid and fresh."""
     host, read = sender.profile.kind, sender.profile.delivery
     if read is None:
         raise Untrusted(f"{host} sends no webhooks")
