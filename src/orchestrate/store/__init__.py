@@ -31,7 +31,7 @@ class Clock:
     """The machine's clocks. Tests give another one to move time."""
 
     def now(self) -> datetime:
-        """Wall clock, aware UTC."""
+        """Return the wall clock time, as an aware UTC datetime."""
         return datetime.now(UTC)
 
     def uptime(self) -> Uptime:
@@ -58,17 +58,17 @@ def _seconds() -> float:
 
 
 def stamp(at: datetime) -> str:
-    """A time as the store holds it: fixed width, so that the order of strings is the order of times."""
+    """Format a time as the store holds it: with a fixed width, so that the order of strings is the order
+    of times."""
     return at.astimezone(UTC).isoformat(timespec="microseconds")
 
 
 def time_of(deployment: Deployment, clock: Clock, *, made_at: datetime | None = None) -> datetime:
-    """`created_at` plus the age of a deployment: what bills hourly is counted and limited on this clock.
+    """Return `created_at` plus the age of a deployment. Hourly charges and limits use this clock.
 
-    What has passed since the last reading is measured by uptime. After another start, or on another machine,
-    only the wall clock is left. It never counts backward, and where it differs from the age by the host's
-    own record (`made_at`), a wrong clock made the last reading, and the host's record holds.
-    """
+    The time since the last reading is measured by uptime. After a reboot, or on another machine, only the
+    wall clock is available. The clock never runs backward. When the wall clock disagrees with the age in
+    the host's own record (`made_at`), a wrong clock made the last reading, and the host's record counts."""
     now, up, last = clock.now(), clock.uptime(), deployment.age
     if last is None:  # made by an earlier version
         return max(now, deployment.created_at)
@@ -100,7 +100,8 @@ def new_run_id(at: datetime) -> str:
 
 
 def new_id(prefix: str, at: datetime, mark: int | None = None) -> str:
-    """`mark`, a hash, takes the place of chance: then the same time in seconds and mark give the same id."""
+    """Create an id. `mark`, a hash, replaces the random part: the same time in seconds and the same mark
+    then give the same id."""
     age_ms = max(0, int(at.timestamp() * 1000) - _EPOCH_MS) % 32**8
     if mark is not None:
         age_ms = max(0, age_ms - age_ms % 1000 + mark // 32**4 % 1000)
@@ -110,7 +111,7 @@ def new_id(prefix: str, at: datetime, mark: int | None = None) -> str:
 
 
 def derived_ref(facts: str) -> str:
-    """Always the same ref for the same facts, by 60 bits of their hash."""
+    """Derive a ref from 60 bits of the hash of `facts`. The same facts always give the same ref."""
     return REF_PREFIX + _base32(int(hashlib.sha256(facts.encode()).hexdigest(), 16) % 32**12, 12)
 
 

@@ -23,7 +23,7 @@ class Notifications:
         self._db = db
 
     def since(self, channel: str) -> datetime:
-        """When this channel was first used: runs that ended before are not told."""
+        """Return when this channel was first used. Runs that ended before then are not reported."""
         key, now = f"channel:{channel}"[:64], stamp(self._db.clock.now())
         query = select(schema.meta.c.value).where(schema.meta.c.key == key)
         with self._db.writing() as connection:
@@ -34,7 +34,7 @@ class Notifications:
         return datetime.fromisoformat(value)
 
     def due(self, channel: str, since: datetime, *, limit: int = 100) -> list[Run]:
-        """Ended runs about which the channel has not been told, oldest end first."""
+        """List ended runs that have not been reported to the channel, oldest end first."""
         table, told, steps = schema.runs, schema.notifications, schema.transitions
         known = select(told.c.run_id).where(told.c.channel == channel)
         # What is written later about an ended run (its tags, a late fact) is no end. A run that was ended
@@ -53,7 +53,7 @@ class Notifications:
             return [Run.from_json(row) for row in connection.execute(query).scalars()]
 
     def claim(self, run_id: str, channel: str) -> bool:
-        """The right to tell a channel about a run; one process gets it, once."""
+        """Claim the right to report a run to a channel. Only one process gets it, once."""
         table = schema.notifications
         with self._db.writing() as connection:
             done = connection.execute(
@@ -121,7 +121,7 @@ class Agenda:
         self._leases = leases
 
     def changed(self, since: datetime) -> list[Run]:
-        """The runs that were written since then, what was written last at the end."""
+        """List the runs written since then, the most recently written last."""
         table = schema.runs
         query = select(table.c.record).where(table.c.updated_at > stamp(since)).order_by(table.c.updated_at)
         with self._db.reading() as connection:
@@ -149,7 +149,7 @@ class Agenda:
         return runs
 
     def make_due(self, provider: str, job_id: str) -> Run | None:
-        """The run of a job, made due now; `None` when no run has this job."""
+        """Make the run of a job due now and return it. Returns `None` when no run has this job."""
         table = schema.runs
         query = select(table.c.record).where(table.c.provider == provider, table.c.job_id == job_id)
         with self._db.writing() as connection:
@@ -162,7 +162,8 @@ class Agenda:
         return run
 
     def uncancelled(self, provider: str, host: str) -> list[str]:
-        """Ids of the runs whose job was to be cancelled and goes on: the wish has not reached the host."""
+        """List the ids of runs whose job was to be cancelled and still runs, because the request has not
+        reached the host."""
         table = schema.runs
         left = [s.value for s in JobStatus if s.terminal or s is JobStatus.CANCELLING]
         query = (
@@ -208,19 +209,19 @@ class Agenda:
         return found
 
     def stir(self, run_id: str) -> None:
-        """Something new came of this run: its silence is over, on all machines."""
+        """Record that something new was received about this run, which ends its silence on all machines."""
         with self._db.writing() as connection:
             connection.execute(schema.silences.delete().where(schema.silences.c.run_id == run_id))
 
     def tell_silence(self, run_id: str) -> None:
-        """The silence that goes on was reported."""
+        """Record that the ongoing silence of a run was reported."""
         table, up = schema.silences, self._db.clock.uptime()
         with self._db.writing() as connection:
             mine = (table.c.run_id == run_id) & (table.c.boot == up.boot) & table.c.told.is_(None)
             connection.execute(table.update().where(mine).values(told=up.seconds))
 
     def stalled(self) -> set[str]:
-        """Ids of the runs whose silence was reported and goes on."""
+        """Return the ids of runs whose silence was reported and continues."""
         table, runs = schema.silences, schema.runs
         ended = [s.value for s in JobStatus if s.terminal or s is JobStatus.CANCELLING]
         query = select(table.c.run_id).join(runs, runs.c.id == table.c.run_id)
@@ -229,7 +230,7 @@ class Agenda:
             return set(connection.execute(query.where(runs.c.status.not_in(ended))).scalars())
 
     def pause(self, account: str, seconds: float) -> None:
-        """No process asks this account before then; a pause is never made shorter."""
+        """Keep all processes from querying this account for `seconds`. A pause is never shortened."""
         table, now = schema.pauses, self._db.clock.now()
         until = now + min(timedelta(seconds=min(seconds, 1e9)), _LONGEST)
         values = {"since": stamp(now), "until": stamp(until)}
@@ -242,7 +243,7 @@ class Agenda:
             )
 
     def paused_s(self, account: str) -> float:
-        """Seconds for which this account wants to be left alone."""
+        """Return for how many more seconds this account must not be queried."""
         table, now = schema.pauses, self._db.clock.now()
         with self._db.reading() as connection:
             row = connection.execute(select(table).where(table.c.account == account)).one_or_none()
@@ -284,11 +285,11 @@ class Agenda:
         return self._leases.acquire(_look_name(account), _LOOK_S)
 
     def looked_at(self, account: str) -> bool:
-        """Whether somebody is looking, so that news are wanted soon."""
+        """Return whether somebody is watching, so that updates are needed soon."""
         return self._leases.held(_look_name(account))
 
     def take_delivery(self, delivery_id: str) -> bool:
-        """Whether a webhook of this id comes for the first time."""
+        """Record a webhook delivery and return whether its id is new."""
         with self._db.writing() as connection:
             done = connection.execute(
                 self._db.insert(schema.deliveries)

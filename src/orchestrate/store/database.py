@@ -55,7 +55,8 @@ _ELSEWHERE = "choose another place with --store"
 
 
 def open_engine(url: str) -> Engine:
-    """The engine of a store that is ours, whole and current. Raises `StoreError`, `MissingExtra`."""
+    """Open a store and return its engine. The store must be created by Orchestrate, intact and of the
+    current version. Raises `StoreError` and `MissingExtra`."""
     if (path := sqlite_path(url)) is not None:
         if path.name in ("", ":memory:"):
             raise StoreError("runs must outlive the process: name a file, as in sqlite:///runs.sqlite3")
@@ -79,7 +80,8 @@ def _postgres_url(text: str) -> URL:
 
 
 def place_of(engine: Engine) -> str:
-    """Where a store is, for people: a password stands before the host or in the query, which is left out."""
+    """Return the location of a store in readable form. A password before the host or in the query is left
+    out."""
     url = engine.url
     if engine.dialect.name == "sqlite":
         return str(url.database)
@@ -230,7 +232,8 @@ def _require_made(draft: Path, path: Path) -> None:
 
 @cache
 def sqlite_tables() -> list[str]:
-    """What makes them all: SQLAlchemy takes longer to write this than SQLite to carry it out."""
+    """Return the statements that create all tables. SQLAlchemy takes longer to generate them than SQLite
+    to execute them."""
     made: list[str] = []
 
     def say(part: ClauseElement, *_: Any, **__: Any) -> None:
@@ -406,7 +409,7 @@ def identity(place: str) -> tuple[int, int] | None:
 
 
 def verify(engine: Engine) -> list[str]:
-    """What is wrong with the whole store; empty when nothing is. Reads every page on SQLite."""
+    """Return the problems of the entire store, or an empty list. On SQLite, this reads every page."""
     if engine.dialect.name != "sqlite":
         return []
     with engine.connect() as connection:
@@ -432,15 +435,17 @@ class Database:
 
     @contextmanager
     def writing(self) -> Generator[Connection]:
-        """Commits at the end of the block, or leaves everything as it was. Raises `StoreError` once a newer
-        version has upgraded the store: what this one writes would lack what the newer one reads. The lock
-        keeps an upgrade (on Postgres; SQLite has one writer) from coming between the look and the writes."""
+        """Open a transaction that commits at the end of the block, or changes nothing after an error.
+
+        Raises `StoreError` once a newer version has upgraded the store: what this version writes would
+        lack fields that the newer one reads. The lock keeps an upgrade from happening between that check
+        and the writes (on Postgres; SQLite has one writer)."""
         with translated(self.place), self._writer.begin() as connection:
             _require_known(connection.execute(_WRITTEN.with_for_update(read=True)).scalar(), self.place)
             yield connection
 
     def insert(self, table: Table) -> Any:
-        """An insert that understands `on_conflict_do_nothing` and `on_conflict_do_update`."""
+        """Return an insert that supports `on_conflict_do_nothing` and `on_conflict_do_update`."""
         if self.engine.dialect.name == "postgresql":
             from sqlalchemy.dialects import (
                 postgresql as dialect,
@@ -450,7 +455,7 @@ class Database:
         return dialect.insert(table)
 
     def verify(self) -> list[str]:
-        """What is wrong with the stored pages; empty when nothing is."""
+        """Return the problems of the stored pages, or an empty list."""
         with translated(self.place):
             return verify(self.engine)
 
@@ -514,7 +519,7 @@ class Leases:
         return Lease(name, values["owner"], values["fence"])
 
     def renew(self, lease: Lease, ttl_s: float) -> bool:
-        """Whether the lease is still ours; it then lasts for another `ttl_s`."""
+        """Extend the lease by `ttl_s` and return whether it is still ours."""
         now, up = self._db.clock.now(), self._db.clock.uptime()
         with self._db.writing() as connection:
             done = connection.execute(
@@ -530,7 +535,7 @@ class Leases:
         return done.rowcount == 1
 
     def held(self, name: str) -> bool:
-        """Whether some process has the lease now."""
+        """Return whether some process holds the lease now."""
         with self._db.reading() as connection:
             row = connection.execute(select(schema.leases).where(schema.leases.c.name == name)).one_or_none()
         return row is not None and row.owner is not None and not self._expired(row)

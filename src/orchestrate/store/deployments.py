@@ -38,7 +38,7 @@ UNSETTLED = frozenset({State.CREATING, State.OUTCOME_UNKNOWN})
 
 
 def creating(deployment: Deployment, at: datetime) -> Deployment:
-    """A request that makes, completes or starts it is about to be sent."""
+    """Record that a request to create, complete or start the deployment is about to be sent."""
     if deployment.state is State.ENDING or deployment.state.over:
         raise ImpossibleTransition(
             f"deployment {deployment.id} is {deployment.state}; it cannot be created again",
@@ -50,14 +50,14 @@ def creating(deployment: Deployment, at: datetime) -> Deployment:
 
 
 def outcome_unknown(deployment: Deployment, problem: str, at: datetime) -> Deployment:
-    """The answer was lost, or what it came to could not be seen."""
+    """Record that the answer was lost, or that its result could not be observed."""
     if deployment.state is not State.CREATING:
         return _moved(deployment, at, deployment.state, bills=None, problem=problem)
     return _moved(deployment, at, State.OUTCOME_UNKNOWN, bills=True, problem=problem)
 
 
 def completed(deployment: Deployment, endpoint: Endpoint, at: datetime) -> Deployment:
-    """All steps of a deploy are done."""
+    """Record that all steps of a deploy are done."""
     changes: dict[str, object] = {"host_id": endpoint.id, "raw_state": endpoint.state}
     if endpoint.usd_per_hour is not None:
         changes["usd_per_hour"] = endpoint.usd_per_hour
@@ -67,21 +67,23 @@ def completed(deployment: Deployment, endpoint: Endpoint, at: datetime) -> Deplo
 
 
 def ending(deployment: Deployment, cause: str, at: datetime) -> Deployment:
-    """It is to end: from here on it is asked to, until the host shows that it is gone."""
+    """Record that the deployment is to end. From now on the host is asked to take it down, until it shows
+    that the deployment no longer exists."""
     if deployment.state is State.ENDING or deployment.state.over:
         return deployment
     return _moved(deployment, at, State.ENDING, bills=None, cause=cause, complete=False)
 
 
 def never_made(deployment: Deployment, problem: str, at: datetime) -> Deployment:
-    """The host made none."""
+    """Record that the host did not create the deployment."""
     if deployment.state.over:
         return deployment
     return _moved(deployment, at, State.ENDED, bills=False, problem=problem, ended_at=at, **_NOTHING)
 
 
 def abandoned(deployment: Deployment, reason: str, at: datetime) -> Deployment:
-    """Its user gives it up, whatever its host does: what was counted stays, and nothing more is."""
+    """Record that the user abandons the deployment, whatever its host does. The cost counted so far
+    stays, and no more is added."""
     if deployment.state.over:
         return deployment
     return _moved(deployment, at, State.ABANDONED, bills=False, cause=reason, complete=False, ended_at=at)
@@ -103,11 +105,12 @@ def observed(
     settled: bool,
     patience: timedelta = timedelta(0),
 ) -> Deployment:
-    """What the account holds of it now, from answers that prove it: a list of that account.
+    """Update the deployment from what the account contains now, according to a list of the account that
+    proves it.
 
-    `settled` says that a request that was to make it is done or never will be; before that absence means
-    nothing. One that was up must be missing for `patience` to count as lost, since lists lag.
-    """
+    `settled` says that a request to create the deployment is done or will never be; before that, absence
+    proves nothing. A deployment that was up must be missing for `patience` before it counts as lost,
+    since lists lag."""
     there = [item for item in standing if item.kind == "deployment"]
     if there:
         return _seen(deployment, there, at)
@@ -195,7 +198,7 @@ class Deployments:
         return PREFIX + new_run_id(self._db.clock.now()).removeprefix(RUN_PREFIX)
 
     def time_of(self, deployment: Deployment) -> datetime:
-        """Now, on the clock that its age is counted on."""
+        """Return the current time on the clock that measures the deployment's age."""
         return time_of(deployment, self._db.clock)
 
     def add(
@@ -278,8 +281,8 @@ class Deployments:
             return after
 
     def limit_of_entry(self, model: str, usd: Decimal, but: str | None) -> Limit:
-        """What an entry of the gateway's model map may cost in all, for the transaction that deploys. `but`:
-        the deployment in question."""
+        """Return the total cost limit of an entry of the gateway's model map, for the transaction that
+        deploys. `but` is the deployment being changed."""
         words = {
             "what": f"what is left of deploy.max_cost_usd of gateway.models.{model},",
             "figure": "the most that this deployment may cost",
@@ -323,8 +326,9 @@ class Deployments:
         )
 
     def waited(self, deployment_id: str) -> float:
-        """Seconds, by this machine's uptime, since it sent the last request to make it, or since it first
-        looked at a request that another machine sent or that it sent before its last start."""
+        """Return the seconds, by this machine's uptime, since it sent the last request to create the
+        deployment. For a request that another machine sent, or that this one sent before its last start,
+        return the seconds since this machine first looked at it."""
         table, own, up = schema.stamps, schema.deployments, self._db.clock.uptime()
         with self._db.writing() as connection:
             attempt = connection.execute(select(own.c.attempt).where(own.c.id == deployment_id)).scalar_one()
@@ -344,7 +348,8 @@ class Deployments:
         return found[0]
 
     def of_run(self, run_id: str, provider: str | None = None) -> Deployment | None:
-        """The one that is not over, else the newest of a run, anywhere or on one backend."""
+        """Return the deployment of a run that is not over, or else the newest one, on any backend or on
+        one."""
         table = schema.deployments
         wanted = [table.c.run_id == run_id, *([table.c.provider == provider] if provider else [])]
         found = self._found(*wanted)
@@ -358,7 +363,7 @@ class Deployments:
         over: bool | None = None,
         since: datetime | None = None,
     ) -> list[Deployment]:
-        """Newest first. `since` leaves out those that were over before."""
+        """List deployments, newest first. `since` leaves out those that were over before then."""
         table = schema.deployments
         given = {"provider": provider, "host": host, "over": over}
         wanted = [table.c[name] == value for name, value in given.items() if value is not None]
@@ -373,19 +378,20 @@ class Deployments:
             return [Deployment.from_json(record) for record in connection.execute(query).scalars()]
 
     def open_providers(self, since: datetime | None = None, *, sandboxes: bool = True) -> list[str]:
-        """The backends of those that are not over, or were not `since` then. Nobody asks about one that its
-        user gave up."""
+        """List the backends of deployments that are not over, or were not over at `since`. Abandoned
+        deployments don't count."""
         found = self.matching(over=None if since else False, since=since)
         open_ones = [one for one in found if one.state is not DeploymentState.ABANDONED]
         return sorted({one.provider for one in open_ones if sandboxes or not one.sandbox})
 
     def to_watch(self) -> set[tuple[str, str]]:
-        """(backend, host) of those that will not stay so: a limit will come, an end is not proven."""
+        """Return (backend, host) of the deployments that will change: those with a limit, and those whose
+        end is not proven."""
         found = self.matching(over=False)
         return {(d.provider, d.host) for d in found if d.limited or d.state.unproven}
 
     def transitions(self, deployment_id: str) -> list[DeploymentTransition]:
-        """Oldest first."""
+        """List the transitions of a deployment, oldest first."""
         table = schema.deployment_transitions
         query = select(table).where(table.c.deployment_id == deployment_id).order_by(table.c.id)
         with self._db.reading() as connection:

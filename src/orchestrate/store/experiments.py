@@ -47,7 +47,8 @@ class Experiments:
         return new_id(PREFIX, self.clock.now())
 
     def add(self, record: ExperimentRecord, first: ExperimentPhase) -> bool:
-        """With its first phase, or not at all: `False` where another one has the name."""
+        """Add an experiment together with its first phase. Returns `False` and adds nothing when the name
+        is taken."""
         table, at = tables.experiments, stamp(record.created_at)
         values = {"id": record.id, "name": record.plan.name, "at": at, "record": record.to_json().decode()}
         insert = self._db.insert(table).values(values).on_conflict_do_nothing().returning(table.c.id)
@@ -58,7 +59,7 @@ class Experiments:
         return True
 
     def all(self) -> list[ExperimentRecord]:
-        """Newest first."""
+        """List all experiments, newest first."""
         table = tables.experiments
         with self._db.reading() as connection:
             rows = connection.execute(select(table.c.record).order_by(table.c.at.desc())).scalars().all()
@@ -71,7 +72,8 @@ class Experiments:
         return None if row is None else ExperimentRecord.from_json(row)
 
     def get(self, name: str) -> ExperimentRecord:
-        """By its name, its id or the beginning of one. Raises `UsageError` when none or several fit."""
+        """Get an experiment by its name, its id or the beginning of either. Raises `UsageError` when none
+        or several match."""
         known = self.all()
         found = [one for one in known if one.plan.name == name]
         found = found or [one for one in known if one.id.startswith(name) or one.plan.name.startswith(name)]
@@ -88,7 +90,7 @@ class Experiments:
             return [ExperimentPhase.from_json(row) for row in connection.execute(query).scalars()]
 
     def add_phase(self, id: str, phase: ExperimentPhase) -> bool:
-        """`False` where another process has added this number before."""
+        """Add a phase. Returns `False` when another process has already added this number."""
         table = tables.experiment_phases
         insert = self._db.insert(table).values(_phase_row(id, phase)).on_conflict_do_nothing()
         with self._db.writing() as connection:
@@ -104,7 +106,7 @@ class Experiments:
         return None if row is None else _exposure(row)
 
     def expose(self, id: str, *given: Exposure) -> None:
-        """Each once for a user and a phase; the first one stands."""
+        """Record exposures. Only the first one of a user in a phase counts."""
         if not given:
             return
         insert = self._db.insert(tables.exposures).on_conflict_do_nothing()
@@ -123,7 +125,7 @@ class Experiments:
             connection.execute(insert, rows)
 
     def exposures(self, id: str) -> list[Exposure]:
-        """In the order in which they came."""
+        """List the exposures of an experiment, in the order in which they were recorded."""
         table = tables.exposures
         query = select(table).where(table.c.experiment == id)
         with self._db.reading() as connection:
@@ -144,7 +146,7 @@ class Experiments:
             return len(connection.execute(insert, rows).all())
 
     def outcomes(self, id: str, metric: str) -> list[Recorded]:
-        """Of one metric, in the order in which they were recorded."""
+        """List the outcomes of one metric, in the order in which they were recorded."""
         table = tables.outcomes
         query = select(table.c.person, table.c.phase, table.c.value, table.c.at)
         query = query.where(table.c.experiment == id, table.c.metric == metric).order_by(table.c.seq)

@@ -34,7 +34,7 @@ TRANSLATION = "translation"
 
 
 def columns(run: Run, clock: Clock) -> dict[str, Any]:
-    """The row of a run, but for its id and what is no part of the record."""
+    """Return the database row of a run, without its id and what is not part of the record."""
     from orchestrate.costing import spending
 
     money = spending(run)
@@ -65,13 +65,13 @@ def columns(run: Run, clock: Clock) -> dict[str, Any]:
 def beside(
     clock: Clock, run_id: str, kind: str, record: msgspec.Struct | Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The row of a JSON record that is kept beside a run."""
+    """Return the database row of a JSON record that is stored with a run."""
     text = msgspec.json.encode(record).decode()
     return {"run_id": run_id, "kind": kind, "at": stamp(clock.now()), "record": text}
 
 
 def word(run: Run) -> tuple[SubmitPhase, JobStatus, str | None]:
-    """Where it stands; a step is written down when that changes."""
+    """Return the state of a run. A transition is recorded when it changes."""
     return run.phase, run.status, run.raw_status
 
 
@@ -95,7 +95,7 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
 def add_events(
     db: Database, connection: Connection, run_id: str, events: Iterable[Event], *, from_host: bool
 ) -> list[Event]:
-    """As `History.add_events`, in a transaction of the caller's."""
+    """Add events as `History.add_events` does, in the caller's transaction."""
     added: list[Event] = []
     for event in events:
         done = connection.execute(
@@ -122,7 +122,7 @@ class History:
         self._db = db
 
     def add_events(self, run_id: str, events: Iterable[Event], *, from_host: bool = True) -> list[Event]:
-        """The events that were new, in order."""
+        """Add events and return the new ones, in order."""
         events = list(events)
         if not events:
             return []
@@ -130,7 +130,8 @@ class History:
             return add_events(self._db, connection, run_id, events, from_host=from_host)
 
     def events(self, run_id: str, *, after: str | None = None, limit: int | None = None) -> list[Event]:
-        """Oldest first, in the order in which they came in; with `limit` the last ones."""
+        """List events, oldest first, in the order in which they were received. `limit` keeps only the
+        last ones."""
         table = schema.events
         query = select(table.c.record).where(table.c.run_id == run_id).order_by(table.c.seq.desc())
         if after is not None:
@@ -141,7 +142,7 @@ class History:
         return [Event.from_json(row) for row in reversed(rows)]
 
     def alarms(self, run_id: str) -> list[Event]:
-        """What we noticed ourselves and a person has to look at."""
+        """List the events that Orchestrate raised itself and that need a person's attention."""
         table = schema.events
         query = (
             select(table.c.record)
@@ -153,7 +154,8 @@ class History:
         return [event for event in found if event.type == "alarm"]
 
     def last_event_id(self, run_id: str) -> str | None:
-        """The host's newest event that is here; asking the host for more begins after it."""
+        """Return the id of the newest stored event of the host. The next request to the host starts after
+        it."""
         table = schema.events
         query = (
             select(table.c.id)
@@ -192,14 +194,14 @@ class History:
         return len(changed)
 
     def metrics(self, run_id: str) -> list[MetricPoint]:
-        """In order of steps."""
+        """List the metrics of a run in order of steps."""
         table = schema.metrics
         query = select(table.c.record).where(table.c.run_id == run_id).order_by(table.c.step)
         with self._db.reading() as connection:
             return [MetricPoint.from_json(row) for row in connection.execute(query).scalars()]
 
     def last_points(self, run_ids: Sequence[str]) -> dict[str, MetricPoint]:
-        """The newest point of each run that has one."""
+        """Return the newest point of each run that has one."""
         table, found = schema.metrics, dict[str, MetricPoint]()
         with self._db.reading() as connection:
             for start in range(0, len(run_ids), 500):
@@ -211,7 +213,8 @@ class History:
         return found
 
     def sampled(self, run_ids: Sequence[str], most: int) -> dict[str, list[MetricPoint]]:
-        """About `most` points of each run at most, evenly over its steps, with the first and the last one."""
+        """Return at most about `most` points of each run, evenly spaced over its steps, including the
+        first and the last one."""
         found: dict[str, dict[int, str]] = {run_id: {} for run_id in run_ids}
         with self._db.reading() as connection:
             for start in range(0, len(run_ids), 500):
@@ -240,7 +243,7 @@ class History:
                 )
 
     def checkpoints(self, run_id: str) -> list[Checkpoint]:
-        """In order of steps; those without a step first."""
+        """List the checkpoints of a run in order of steps. Those without a step come first."""
         table = schema.checkpoints
         with self._db.reading() as connection:
             rows = connection.execute(select(table.c.record).where(table.c.run_id == run_id)).scalars()
@@ -268,14 +271,14 @@ class History:
             )
 
     def upload(self, provider: str, host: str, account: str | None, digest: str) -> RemoteDataset | None:
-        """Where the account keeps the dataset, if that is known."""
+        """Return where the account stores the dataset, or `None` when that is unknown."""
         query = select(schema.uploads.c.record).where(_upload(provider, host, account, digest))
         with self._db.reading() as connection:
             row = connection.execute(query).scalar()
         return None if row is None else RemoteDataset.from_json(row)
 
     def forget_upload(self, provider: str, host: str, account: str | None, digest: str) -> None:
-        """The host no longer has it, or would not take it."""
+        """Delete the record of an upload, because the host no longer has it or would not accept it."""
         with self._db.writing() as connection:
             connection.execute(schema.uploads.delete().where(_upload(provider, host, account, digest)))
 
@@ -297,11 +300,11 @@ class History:
         return Translation.from_dict(found[-1].data) if found else None
 
     def proofs(self, *run_ids: str) -> list[Proof]:
-        """Oldest first; of all runs when none are named."""
+        """List proofs, oldest first. Without run ids, those of all runs are listed."""
         return [Proof.from_dict(r.data) for r in self.records("proof", run_ids or None)]
 
     def records(self, kind: str, run_ids: Sequence[str] | None = None) -> list[StoredRecord]:
-        """Oldest first; of all runs when none are named."""
+        """List records of a kind, oldest first. Without run ids, those of all runs are listed."""
         table = schema.records
         query = select(table).where(table.c.kind == kind).order_by(table.c.id)
         if run_ids is not None:
@@ -325,7 +328,8 @@ class History:
                 connection.execute(schema.records.insert(), rows)
 
     def reconciliations(self, *run_ids: str) -> list[Reconciliation]:
-        """The last one of each run, oldest first; of all runs when none are named."""
+        """List the last reconciliation of each run, oldest first. Without run ids, those of all runs are
+        listed."""
         found = self.records("reconciliation", run_ids or None)
         last = {record.run_id: record.data for record in found}
         from orchestrate.costing import Reconciliation
@@ -333,12 +337,12 @@ class History:
         return [decoding.convert(data, Reconciliation, strict=False) for data in last.values()]
 
     def add_evaluation(self, evaluation: Evaluation) -> None:
-        """Beside each run of it; one without a run beside none."""
+        """Store an evaluation with each of its runs, or without a run when it has none."""
         for run_id in evaluation.run_ids or [""]:
             self.add_record(run_id, "evaluation", evaluation)
 
     def evaluations(self, *run_ids: str) -> list[Evaluation]:
-        """Oldest first; of all runs when none are named."""
+        """List evaluations, oldest first. Without run ids, those of all runs are listed."""
         stored = self.records("evaluation", run_ids or None)
         found = [decoding.convert(record.data, Evaluation, strict=False) for record in stored]
         return list({one.id: one for one in found}.values())
@@ -346,7 +350,7 @@ class History:
     # -- steps ---------------------------------------------------------------------------------------------
 
     def transitions(self, run_id: str) -> list[Transition]:
-        """Oldest first."""
+        """List the transitions of a run, oldest first."""
         table = schema.transitions
         with self._db.reading() as connection:
             rows = connection.execute(

@@ -43,7 +43,7 @@ LONGEST_ANSWER = timedelta(days=1)
 
 
 def one_at_a_time(connection: Connection) -> None:
-    """Nobody else spends, or makes a run, until the transaction ends."""
+    """Keep other processes from spending, or from creating a run, until the transaction ends."""
     if connection.dialect.name == "postgresql":  # SQLite's writers wait for one another anyway
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
 
@@ -92,8 +92,8 @@ def reserve(  # noqa: PLR0913  what is held, and each limit that it is held agai
 def reserve_run(
     connection: Connection, clock: Clock, run: Run, budget_usd: Decimal | None, limits: Sequence[Limit]
 ) -> None:
-    """All that a new run may cost: the high end of its quote, or the end of its machine where that is more.
-    Its own limit holds in a sandbox too."""
+    """Reserve all that a new run may cost: the high end of its quote, or the cost of its machine until
+    the time limit where that is more. The run's own limit applies in a sandbox too."""
     from orchestrate.costing.expenses import unpriced
 
     quote, name = run.quote, run.provider
@@ -118,7 +118,8 @@ def reserve_more(
     limits: Sequence[Limit],
     figure: str,
 ) -> None:
-    """What a run may cost now, where that is more than it has taken; `None`: as much as before."""
+    """Reserve what a run may cost now, if that is more than it has reserved. `None` reserves as much as
+    before."""
     from orchestrate.costing import spending  # late: listing runs must not pay for the room's import
 
     taken = spending(run).total_usd
@@ -144,8 +145,9 @@ def reserve_deployment(
     budget_usd: Decimal | None,
     limits: Sequence[Limit] = (),
 ) -> None:
-    """All that a deployment may cost from now on, less what it held before. Nothing more is taken from one
-    that bills already and will cost no more. `limits` hold in a sandbox too."""
+    """Reserve all that a deployment may cost from now on, less what it already holds. Nothing more is
+    reserved for a deployment that is already billed and will cost no more. `limits` apply in a sandbox
+    too."""
     budget_usd = None if after.sandbox else budget_usd
     if budget_usd is None and not limits:
         return
@@ -178,8 +180,8 @@ def _as_billed(deployment: Deployment, at: datetime) -> Spending:
 
 
 def asked_for(connection: Connection, clock: Clock, *, but: str | None = None, **named: str) -> Decimal:
-    """What the deployments that the gateway made have cost and may cost yet: those with these fields. `but`
-    is the one that is changed, and counts once it is over: then a new one is made."""
+    """Return what the gateway's deployments with these fields have cost and may still cost. `but` is the
+    deployment being changed. It counts only once it is over, when a new one is created."""
     table, found = schema.deployments, Decimal(0)
     query = select(table.c.record).where((table.c.id != (but or "")) | table.c.over)
     for field_name, value in named.items():
@@ -227,14 +229,15 @@ class Taken(NamedTuple):
 
     @classmethod
     def by_run(cls, row: Mapping[Any, Any]) -> Taken:
-        """By the columns of its row."""
+        """Read the amounts from the columns of a run's row."""
         if row["sandbox"]:
             return cls()
         return cls(Decimal(row["bill_usd"] or 0), Decimal(row["committed_usd"] or 0))
 
     @classmethod
     def by_deployment(cls, deployment: Deployment | None) -> Taken:
-        """Once it is over. Until then it takes more all the time."""
+        """Return what a deployment cost, once it is over. Until then it takes more all the time, and
+        nothing is returned."""
         from orchestrate.costing.expenses import deployment_spending
 
         if deployment is None or not deployment.state.over:
@@ -359,7 +362,7 @@ class Ledger:
         self._db = db
 
     def spending(self) -> Spending:
-        """All runs, deployments and answers; sandboxes are left out."""
+        """Return the spending of all runs, deployments and answers. Sandboxes are left out."""
         with self._db.reading() as connection:
             return total_spending(connection, self._db.clock)
 
@@ -370,13 +373,13 @@ class Ledger:
             return recount(connection)
 
     def answers(self) -> list[AnswerSpending]:
-        """Those that are billed one by one, by purpose, backend, month and user."""
+        """Return the spending on answers billed one by one, grouped by purpose, backend, month and user."""
         with self._db.reading() as connection:
             return _answers(connection)
 
     def left(self) -> dict[Path, dict[str, Decimal]]:
-        """What is held for answers under way, by the journal on this machine that tells what became of them,
-        and by the id of the hold."""
+        """Return the amounts held for answers in progress, by the journal on this machine that records
+        their outcome, and by the id of the hold."""
         found: dict[Path, dict[str, Decimal]] = {}
         here, holds = f"{platform.node()}:", schema.answer_holds
         with self._db.reading() as connection:
@@ -387,12 +390,13 @@ class Ledger:
         return found
 
     def settle_left(self, log: Path, sends: Mapping[str, Send]) -> None:
-        """What is held for one journal, whose lock the caller has, and that knows of these sends."""
+        """Settle what is held for one journal, whose lock the caller has and which contains these sends."""
         known = {id: sends[id] for id in self.left().get(log, {}) if id in sends}
         AnswerAccount(self._db, "", None).catch_up("", log, known, found=True)
 
     def account(self, purpose: str, settings: Settings) -> AnswerAccount:
-        """Where one command's answers are reserved, settled and counted, against the budget of `settings`."""
+        """Return the account that reserves, settles and counts one command's answers against the budget
+        of `settings`."""
         return AnswerAccount(self._db, purpose, settings.budget_usd, settings.made_by or "")
 
 
@@ -450,7 +454,7 @@ class AnswerAccount:
                 self._settle(connection, row.id, row.purpose, row.backend, row.made_by, usd)
 
     def release(self, id: str) -> None:
-        """Of a send that certainly did not leave."""
+        """Release the reservation of a request that was certainly not sent."""
         with self._db.writing() as connection:
             self._end(connection, id)
 

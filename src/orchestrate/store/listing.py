@@ -78,8 +78,8 @@ class Listing:
     def page(
         self, query: RunQuery, *, limit: int, after: str = "", ids: Sequence[str] | None = None
     ) -> list[Run]:
-        """At most `limit` runs, beginning behind the run with the id `after`; only those among `ids`, where
-        they are given."""
+        """List at most `limit` runs, starting after the run with the id `after`. With `ids`, only those
+        runs are listed."""
         statement = self.statement(query, limit=limit, after=after)
         if ids is not None:
             statement = statement.where(schema.runs.c.id.in_(ids))
@@ -92,7 +92,7 @@ class Listing:
         return [of[run_id] for run_id in ids]
 
     def each(self, query: RunQuery) -> Iterator[Run]:
-        """All of them, a page at a time."""
+        """Yield all runs of a query, reading one page at a time."""
         after = ""
         while found := self.page(query, limit=_PAGE, after=after):
             yield from found
@@ -105,8 +105,8 @@ class Listing:
             ).scalar_one()
 
     def groups(self, query: RunQuery, most: int = 200) -> list[tuple[str | None, int]]:
-        """The first groups with the number of their runs, in the order of the list; `None` is for the runs
-        without the value, which an empty one is not."""
+        """Return the first groups with the number of their runs, in the order of the list. `None` is for
+        runs without the value, which is different from an empty value."""
         value = self._value(query.group)
         missing = value.is_(None)
         statement = select(value, func.count()).select_from(schema.runs).where(*self._where(query))
@@ -115,14 +115,14 @@ class Listing:
         return [(None if name is None else str(name), number) for name, number in rows]
 
     def tags(self, most: int = 200) -> list[tuple[str, str]]:
-        """The names and values of tags, for a choice among them."""
+        """List the names and values of tags, to choose from."""
         table = schema.run_tags
         query = select(table.c.name, table.c.value).distinct().order_by(table.c.name, table.c.value)
         with self._db.reading() as connection:
             return [(row.name, row.value) for row in connection.execute(query.limit(most))]
 
     def statement(self, query: RunQuery, *, limit: int, after: str = "") -> Select[Any]:
-        """The ids of a page."""
+        """Build the statement that selects the ids of a page."""
         table = schema.runs
         keys = self._keys(query)
         order = [key.desc() if down else key.asc() for key, down in keys]

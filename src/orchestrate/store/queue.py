@@ -49,7 +49,7 @@ class Queue:
         return entry
 
     def matching(self, states: Iterable[QueueState] | None = None) -> list[QueueEntry]:
-        """Those that go first are first."""
+        """List the entries in the order in which they start."""
         table = schema.queue
         query = select(table.c.record).order_by(table.c.position)
         if states is not None:
@@ -58,8 +58,8 @@ class Queue:
             return [QueueEntry.from_json(row) for row in connection.execute(query).scalars()]
 
     def get(self, name: str) -> QueueEntry:
-        """By its id, or by its first or last characters, `_LEAST` or more. Raises `UsageError` when none or
-        several fit."""
+        """Get an entry by its id, or by the first or last characters of it, at least `_LEAST`. Raises
+        `UsageError` when none or several match."""
         bare = name.strip().removeprefix(PREFIX)
         found = {entry.id.removeprefix(PREFIX): entry for entry in (self.matching() if bare else [])}
         if bare not in found:
@@ -70,7 +70,8 @@ class Queue:
         return found[bare]
 
     def change(self, entry_id: str, change: Callable[[QueueEntry], QueueEntry]) -> QueueEntry:
-        """One entry by a function that sees it as it is now; what it raises changes nothing."""
+        """Change an entry with a function that receives it as it is now. An exception from that function
+        changes nothing."""
         table = schema.queue
         query = select(table.c.record).where(table.c.id == entry_id).with_for_update()
         with self._db.writing() as connection:

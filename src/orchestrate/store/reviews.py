@@ -31,7 +31,7 @@ class Reviews:
             connection.execute(schema.reviews.insert().values(values))
 
     def matching(self, *, evaluation: str | None = None, run_ids: Sequence[str] = ()) -> list[Review]:
-        """Newest first: those of an evaluation, and those with all of these runs."""
+        """List reviews, newest first: those of an evaluation, and those that contain all of these runs."""
         table = schema.reviews
         with self._db.reading() as connection:
             rows = connection.execute(select(table.c.record).order_by(table.c.at.desc())).scalars().all()
@@ -43,7 +43,7 @@ class Reviews:
         ]
 
     def get(self, name: str) -> Review:
-        """By its id or the beginning of it. Raises `UsageError` when none or several fit."""
+        """Get a review by its id or the beginning of it. Raises `UsageError` when none or several match."""
         found = [review for review in self.matching() if review.id.startswith(name)]
         if len(found) != 1:
             what = f"several reviews start with {name}" if found else f"there is no review {name}"
@@ -59,7 +59,7 @@ class Reviews:
             connection.execute(schema.ratings.insert(), rows)
 
     def ratings(self, review_id: str) -> list[Rating]:
-        """All that was ever said, oldest first."""
+        """List all ratings ever given, oldest first."""
         table = schema.ratings
         query = select(table.c.record).where(table.c.review_id == review_id).order_by(table.c.seq)
         with self._db.reading() as connection:

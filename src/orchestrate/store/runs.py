@@ -58,7 +58,8 @@ def one(db: Database, name: str, *, sandboxes: bool, near: str | None) -> Run:
 
 
 def named(db: Database, name: str, *, sandboxes: bool = True, near: str | None = None) -> list[Run]:
-    """The runs that the name may mean, by the closest of its meanings that fits any."""
+    """Find the runs that a name may refer to. The kinds of names are tried in turn, and the first kind
+    that matches any run is used."""
     table = schema.runs
     newest = select(table.c.record).order_by(table.c.created_at.desc())
     meant = newest if sandboxes else newest.where(~table.c.sandbox)
@@ -272,7 +273,7 @@ class Runs:
             return after
 
     def apply_many(self, changes: Sequence[tuple[str, Change]]) -> list[Run]:
-        """As `apply` for each, in one transaction. Returns the runs that did change."""
+        """Apply each change as `apply` does, in one transaction. Returns the runs that changed."""
         with self._db.writing() as connection:
             steps = self._apply(connection, changes)
         return [after for before, after in steps if after is not before]
@@ -379,17 +380,17 @@ class Runs:
             return after
 
     def set_bills(self, bills: Mapping[str, Bill]) -> list[Run]:
-        """By run id, in one transaction. Returns the runs that did change."""
+        """Set bills by run id, in one transaction. Returns the runs that changed."""
         return self.apply_many([(run_id, billed(bill)) for run_id, bill in bills.items()])
 
     def close(self, run_id: str) -> None:
-        """Nothing about this run will be asked of its host again."""
+        """Record that the host will not be asked about this run again."""
         self._set(run_id, closed=True)
         with self._db.writing() as connection:
             connection.execute(schema.silences.delete().where(schema.silences.c.run_id == run_id))
 
     def request_cancel(self, run_id: str) -> None:
-        """Whoever learns the job of this run is to cancel it."""
+        """Record that the job of this run is to be cancelled by whoever learns its id."""
         self._set(run_id, cancel_requested=True)
 
     def cancel_requested(self, run_id: str) -> bool:
@@ -402,8 +403,9 @@ class Runs:
             connection.execute(schema.runs.update().where(schema.runs.c.id == run_id).values(values))
 
     def waited(self, run_id: str) -> float:
-        """Seconds, by this machine's uptime, since it sent the current attempt, or since it first looked at
-        an attempt that another machine sent or that it sent before its last start."""
+        """Return the seconds, by this machine's uptime, since it sent the current attempt. For an attempt
+        that another machine sent, or that this one sent before its last start, return the seconds since
+        this machine first looked at it."""
         table, runs, up = schema.stamps, schema.runs, self._db.clock.uptime()
         with self._db.writing() as connection:
             attempt = connection.execute(select(runs.c.attempt).where(runs.c.id == run_id)).scalar_one()
@@ -417,10 +419,10 @@ class Runs:
     # -- finding -------------------------------------------------------------------------------------------
 
     def get(self, name: str, *, sandboxes: bool = True, near: str | None = None) -> Run:
-        """By id, ref, the host's job id, a unique beginning or end of the id, the spec's suffix (the
-        newest), or `last`; without `sandboxes` that and the suffix mean no run of one, with `near` only
-        those of sandboxes and of the backend of that name. Raises `UsageError` when there is none or more
-        than one."""
+        """Get a run by id, ref, the host's job id, a unique beginning or end of the id, the spec's suffix
+        (the newest), or `last`. Without `sandboxes`, the suffix and `last` don't match runs of a sandbox.
+        With `near`, they match only runs of sandboxes and of the backend with that name. Raises
+        `UsageError` when none or several match."""
         return one(self._db, name.strip(), sandboxes=sandboxes, near=near)
 
     def matching(
@@ -433,7 +435,7 @@ class Runs:
         limit: int | None = None,
         **equal: Unpack[Equal],
     ) -> list[Run]:
-        """Newest first. `active` asks for runs that have not ended."""
+        """List runs, newest first. `active` selects runs that have not ended."""
         table = schema.runs
         query = select(table.c.record).order_by(table.c.created_at.desc(), table.c.id.desc())
         query = query.filter_by(**{name: value for name, value in equal.items() if value is not None})
@@ -453,7 +455,7 @@ class Runs:
         return found
 
     def open_providers(self, *, sandboxes: bool = True) -> list[str]:
-        """The backends of the runs about which something may still be learnt."""
+        """List the backends of the runs about which something may still be learned."""
         table = schema.runs
         query = select(table.c.provider).where(~table.c.closed).distinct().order_by(table.c.provider)
         query = query if sandboxes else query.where(~table.c.sandbox)
@@ -461,7 +463,7 @@ class Runs:
             return list(connection.execute(query).scalars())
 
     def live_hosts(self) -> list[tuple[str, str]]:
-        """(backend, host) of the runs that have or may have a job which has not ended."""
+        """List (backend, host) of the runs that have, or may have, a job that has not ended."""
         table = schema.runs
         ended = [s.value for s in JobStatus if s.terminal]
         unsent = [p.value for p in UNSENT]
@@ -471,32 +473,32 @@ class Runs:
             return [(row.provider, row.host) for row in connection.execute(query)]
 
     def of_ids(self, run_ids: Iterable[str]) -> list[Run]:
-        """The runs of these ids, in no order; unknown ids are left out."""
+        """Return the runs with these ids, in any order. Unknown ids are left out."""
         return self._runs_among(schema.runs.c.id, run_ids)
 
     def is_closed(self, run_id: str) -> bool:
-        """Whether nothing more is to be learnt about this run from its host."""
+        """Return whether nothing more can be learned about this run from its host."""
         query = select(schema.runs.c.closed).where(schema.runs.c.id == run_id)
         with self._db.reading() as connection:
             return bool(connection.execute(query).scalar())
 
     def exists(self, name: str) -> bool:
-        """Whether `run` would find exactly one."""
+        """Return whether the name matches exactly one run."""
         return len(named(self._db, name.strip())) == 1
 
     def of_key(self, idempotency_key: str) -> Run | None:
-        """The run of a caller's own key."""
+        """Return the run with a caller's own idempotency key, or `None`."""
         query = select(schema.runs.c.record).where(schema.runs.c.idempotency_key == idempotency_key)
         with self._db.reading() as connection:
             row = connection.execute(query).scalar()
         return None if row is None else Run.from_json(row)
 
     def keyed(self, prefix: str) -> list[Run]:
-        """The runs whose idempotency keys begin so."""
+        """List the runs whose idempotency keys begin with `prefix`."""
         return self._runs_from(schema.runs.c.idempotency_key, prefix)
 
     def referred(self, prefix: str) -> list[Run]:
-        """The runs whose refs begin so."""
+        """List the runs whose refs begin with `prefix`."""
         return self._runs_from(schema.runs.c.ref, prefix)
 
     def _runs_from(self, column: Column[str], prefix: str) -> list[Run]:
@@ -507,7 +509,7 @@ class Runs:
             return [Run.from_json(row) for row in connection.execute(query).scalars()]
 
     def of_refs(self, refs: Iterable[str]) -> list[Run]:
-        """The runs, ended ones included, whose refs are among these."""
+        """List the runs with these refs, including ended ones."""
         return self._runs_among(schema.runs.c.ref, refs)
 
     def _runs_among(self, column: Column[str], values: Iterable[str]) -> list[Run]:
@@ -520,7 +522,7 @@ class Runs:
 
 
 def asked_for(spec: JobSpec, dataset_digest: str) -> dict[str, Any]:
-    """What a run keeps of what is to be trained."""
+    """Return what a run stores of the requested training."""
     kept = masked(spec.model_dump(mode="json", exclude_unset=True))
     return {"spec": kept, "spec_hash": spec.hash(), "dataset_digest": dataset_digest}
 

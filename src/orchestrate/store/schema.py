@@ -486,7 +486,7 @@ def _kept(text: str) -> str:
 
 
 def listed(run: Run) -> dict[str, Any]:
-    """The columns of a run that only lists read."""
+    """Return the columns of a run that only lists read."""
     cost = cost_so_far(run)
     named = (run.id, run.provider, run.model, run.spec.get("suffix"), run.job_id, run.made_by)
     tags = [f"{name}={value}" for name, value in run.tags.items()]
@@ -500,7 +500,7 @@ def listed(run: Run) -> dict[str, Any]:
 
 
 def write_tags(connection: Connection, of: Sequence[Run]) -> None:
-    """The tags of runs as rows, in the place of those that were there."""
+    """Write the tags of runs as rows, replacing the existing ones."""
     connection.execute(run_tags.delete().where(run_tags.c.run_id.in_([run.id for run in of])))
     rows = {
         (run.id, name): {"run_id": run.id, "name": name, "value": value}

@@ -23,7 +23,8 @@ class Searches:
         self._db = db
 
     def add(self, search: Search) -> bool:
-        """`False` where one of its id is there already: that gets the limits of this one."""
+        """Add a search. Returns `False` when one with its id exists: that one gets the limits of this
+        one."""
         values = {"id": search.id, "at": stamp(search.created_at), "record": search.to_json().decode()}
         table = tables.searches
         insert = self._db.insert(table).values(values).on_conflict_do_nothing().returning(table.c.id)
@@ -39,13 +40,14 @@ class Searches:
             return False
 
     def all(self) -> list[Search]:
-        """Newest first."""
+        """List all searches, newest first."""
         query = select(tables.searches.c.record).order_by(tables.searches.c.at.desc())
         with self._db.reading() as connection:
             return [Search.from_json(row) for row in connection.execute(query).scalars()]
 
     def get(self, name: str) -> Search:
-        """By its id or the beginning of it, or `last`. Raises `UsageError` when none or several fit."""
+        """Get a search by its id or the beginning of it, or `last`. Raises `UsageError` when none or
+        several match."""
         every = self.all()
         found = every[:1] if name == "last" else [one for one in every if name and one.id.startswith(name)]
         if len(found) != 1:
@@ -54,19 +56,21 @@ class Searches:
         return found[0]
 
     def trials(self, search_id: str) -> list[Trial]:
-        """In the order of their numbers."""
+        """List the trials of a search in the order of their numbers."""
         table = tables.trials
         query = select(table.c.record).where(table.c.search_id == search_id).order_by(table.c.number)
         with self._db.reading() as connection:
             return [Trial.from_json(row) for row in connection.execute(query).scalars()]
 
     def spent_usd(self, search_id: str, *, but: int | None = None) -> Decimal:
-        """What its runs have cost, as far as that is known, and may cost yet; without one trial."""
+        """Return what the runs of a search have cost, as far as known, and may still cost. `but` leaves
+        out one trial."""
         with self._db.reading() as connection:
             return _spent(connection, search_id, but)
 
     def limit(self, search: Search, trial: Trial, **words: str) -> Limit | None:
-        """What a sweep may cost, for the transaction that makes or changes the run of a trial."""
+        """Return how much a sweep may cost, for the transaction that creates or changes the run of a
+        trial."""
         if search.max_cost_usd is None:
             return None
         words = {"what": "what is left of the sweep's limit,", **words}
@@ -77,8 +81,9 @@ class Searches:
         return Limit(search.max_cost_usd, taken, words)
 
     def of_run(self, run: Run) -> tuple[Search, Trial] | None:
-        """The trial whose run it is, also where whoever made it was killed before that was written down: its
-        key is the search's id and the trial's number."""
+        """Return the search and the trial that a run belongs to. This also works when the process that
+        created the run was killed before recording it: the run's key is the search's id and the trial's
+        number."""
         for search in self.all():
             if (run.idempotency_key or "").startswith(f"{search.id}-"):
                 found = [
@@ -96,7 +101,8 @@ class Searches:
             return connection.execute(insert).first() is not None
 
     def change(self, search_id: str, number: int, change: Callable[[Trial], Trial]) -> Trial:
-        """One trial by a function that sees it as it is now; what it raises changes nothing."""
+        """Change a trial with a function that receives it as it is now. An exception from that function
+        changes nothing."""
         table = tables.trials
         own = (table.c.search_id == search_id) & (table.c.number == number)
         with self._db.writing() as connection:

@@ -54,12 +54,12 @@ class Store:
 
     @classmethod
     def open(cls, url: str, *, clock: Clock | None = None) -> Self:
-        """A SQLite file (made when nothing is there) or a Postgres database. Raises `StoreError`,
-        `MissingExtra`."""
+        """Open a SQLite file (created if it does not exist) or a Postgres database. Raises `StoreError`
+        and `MissingExtra`."""
         return cls(database.open_engine(url), clock)
 
     def verify(self) -> list[str]:
-        """What is wrong with the stored pages; empty when nothing is."""
+        """Return the problems of the stored pages, or an empty list."""
         return self.database.verify()
 
     def close(self) -> None:
@@ -108,7 +108,8 @@ class Timing:
     """Longest wait in all for a host that is busy and says so."""
 
     def settle_s(self, provider: Provider) -> float:
-        """After this long a request that was to be sent is sent, answered and listed, or never will be."""
+        """Return the time, in seconds, after which a request that was to be sent has been sent, answered
+        and listed, or never will be."""
         return self.send_limit_s + self.requests * provider.config.timeout_s + self.margin_s
 
 
@@ -118,12 +119,12 @@ DEFAULT_TIMING = Timing()
 def settle_left_s(
     store: Store, provider: Provider, run: Run, timing: Timing = DEFAULT_TIMING
 ) -> float | None:
-    """Seconds until the absence of a job with the run's ref proves that none was made; `None` for a run whose
-    answer was not lost."""
+    """Return the seconds until the absence of a job with the run's ref proves that none was created.
+    Returns `None` for a run whose answer was not lost."""
     if run.phase not in UNSETTLED:
         return None
     return max(timing.settle_s(provider) - store.runs.waited(run.id), 0.0)
 
 
 def pass_by(_point: str) -> None:
-    """No crash is wanted."""
+    """Do nothing: no crash is requested."""

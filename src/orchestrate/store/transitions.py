@@ -55,7 +55,7 @@ class Withdrawn(ImpossibleTransition):
 
 
 def uploaded(run: Run, at: datetime) -> Run:
-    """The data is on the host."""
+    """Record that the data is on the host."""
     if run.phase is SubmitPhase.UPLOADED:
         return run
     _require(run, SubmitPhase.UPLOADED, SubmitPhase.INTENT)
@@ -63,7 +63,7 @@ def uploaded(run: Run, at: datetime) -> Run:
 
 
 def submitting(run: Run, at: datetime) -> Run:
-    """A create request is about to be sent; from here on a job may exist."""
+    """Record that a create request is about to be sent. From now on a job may exist."""
     _require(run, SubmitPhase.SUBMITTING, SubmitPhase.UPLOADED)
     if run.released:
         raise ImpossibleTransition(f"run {run.id} has no reserved budget, so it cannot be sent")
@@ -71,11 +71,12 @@ def submitting(run: Run, at: datetime) -> Run:
 
 
 def submitted(run: Run, handle: JobHandle, at: datetime) -> Run:
-    """The host has the job: from its answer, or found there by the run's ref.
+    """Record that the host has the job, according to its answer or because it was found there by the
+    run's ref.
 
-    Holds from every phase, since what the host shows outweighs what we believed; a run that was closed as
-    refused or withdrawn is opened again, because its job is being billed. A second, different job is refused.
-    """
+    This is allowed in every phase, since what the host shows outweighs what we believed. A run that was
+    closed as refused or withdrawn is reopened, because its job is being billed. A second, different job
+    raises `ImpossibleTransition`."""
     if run.job_id is not None:
         if run.job_id == handle.job_id:
             return run
@@ -93,7 +94,7 @@ def submitted(run: Run, handle: JobHandle, at: datetime) -> Run:
 
 
 def outcome_unknown(run: Run, at: datetime) -> Run:
-    """The answer to the create request was lost."""
+    """Record that the answer to the create request was lost."""
     if run.phase is SubmitPhase.OUTCOME_UNKNOWN:
         return run
     _require(run, SubmitPhase.OUTCOME_UNKNOWN, SubmitPhase.SUBMITTING)
@@ -101,36 +102,37 @@ def outcome_unknown(run: Run, at: datetime) -> Run:
 
 
 def released(run: Run, at: datetime) -> Run:
-    """What it holds of a budget is free: nothing of it was sent, and nobody is at it."""
+    """Release what the run holds of a budget: nothing of it was sent, and no process is working on it."""
     _require(run, run.phase, *UNSENT)
     return run if run.released else _with(run, at, released=True)
 
 
 def held(run: Run, at: datetime) -> Run:
-    """It is to be sent after all, and holds what it held."""
+    """Hold the reserved amount again, because the run is to be sent after all."""
     return _with(run, at, released=False) if run.released else run
 
 
 def not_made(run: Run, at: datetime) -> Run:
-    """No job exists: the request was not sent, or the host knows no job of this ref after the settle time."""
+    """Record that no job exists: the request was not sent, or the host has no job with this ref after the
+    settle time."""
     _require(run, SubmitPhase.UPLOADED, *UNSETTLED)
     return _with(run, at, phase=SubmitPhase.UPLOADED)
 
 
 def refused(run: Run, error: JobError, at: datetime) -> Run:
-    """The host, or a check before it, said no."""
+    """Record that the host, or a check before it, rejected the run."""
     _require(run, SubmitPhase.REFUSED, *UNSENT, SubmitPhase.SUBMITTING)
     return _with(run, at, phase=SubmitPhase.REFUSED, status=JobStatus.FAILED, error=error, finished_at=at)
 
 
 def withdrawn(run: Run, at: datetime) -> Run:
-    """The user cancelled before anything was sent."""
+    """Record that the user cancelled before anything was sent."""
     _require(run, SubmitPhase.REFUSED, *UNSENT)
     return _with(run, at, phase=SubmitPhase.REFUSED, status=JobStatus.CANCELLED, finished_at=at)
 
 
 def cancelling(run: Run, at: datetime) -> Run:
-    """The host was asked to end the job."""
+    """Record that the host was asked to end the job."""
     if run.status.terminal or run.status is JobStatus.CANCELLING:
         return run
     _require(run, SubmitPhase.SUBMITTED, SubmitPhase.SUBMITTED)
@@ -138,33 +140,35 @@ def cancelling(run: Run, at: datetime) -> Run:
 
 
 def abandoned(run: Run, reason: str, at: datetime) -> Run:
-    """Its user gives it up, whatever its host does; it ends as cancelled, unless it had ended already."""
+    """Record that the user abandons the run, whatever its host does. It ends as cancelled, unless it had
+    already ended."""
     if run.status.terminal:
         return _with(run, at, abandoned=reason)
     return _with(run, at, status=JobStatus.CANCELLED, abandoned=reason, finished_at=at)
 
 
 def left(run: Run) -> str | None:
-    """Why a run of our engine is paused that nothing starts again on its own and that nobody paused: it came
-    to a limit, or its worker was ended by somebody."""
+    """Return why a run of our engine is paused that neither resumes automatically nor was paused by a
+    user: it reached a limit, or its worker was stopped from outside."""
     paused = run.status is JobStatus.PAUSED and run.raw_status == PAUSED
     return run.error.message if paused and run.error else None
 
 
 def at_rest(run: Run) -> bool:
-    """Whether it is paused and nothing but its user starts it again; it uses nothing of its backend."""
+    """Return whether the run is paused until its user starts it again. It uses nothing of its backend."""
     return run.status is JobStatus.PAUSED and run.raw_status != _DIED
 
 
 def observed(run: Run, job: Job, at: datetime) -> Run:
-    """What the host said about the job just now, or a while ago: answers come late, twice and out of order.
+    """Update the run from what the host said about the job, now or earlier: answers come late, twice and
+    out of order.
 
-    - An ended run stays as it ended; the same ending may still bring facts that were missing (the model's
-      name, the trained tokens), another ending is ignored.
-    - A word that is not known is kept raw under `UNKNOWN` and ends nothing.
-    - Backwards: to queued and paused is real (hosts queue again and pause); to the states before the queue,
-      from finalizing to running and out of cancelling it is an old answer, and nothing of it is taken.
-    """
+    - An ended run stays as it ended. The same ending may still add facts that were missing (the model's
+      name, the trained tokens). Another ending is ignored.
+    - An unknown status is stored as it came under `UNKNOWN` and ends nothing.
+    - Going back to queued or paused is real, because hosts queue again and pause. Going back to the states
+      before the queue, from finalizing to running, or out of cancelling is an old answer, and all of it is
+      ignored."""
     if run.job_id != job.handle.job_id:
         raise ImpossibleTransition(f"run {run.id} is job {run.job_id}, not {job.handle.job_id}")
     if run.status.terminal:
@@ -191,13 +195,13 @@ def billed(bill: Bill) -> Callable[[Run], Run]:
 
 
 def estimated(usd: Decimal) -> Callable[[Run], Run]:
-    """The host's own word before the job is made."""
+    """Record the host's own estimate from before the job is created."""
     return lambda run: msgspec.structs.replace(run, estimate_usd=usd)
 
 
 def given(run: Run, at: datetime, limits: Allowance, most_usd: Decimal | None) -> Run:
-    """Its user gave it other limits. Of a budget it takes the most that it may cost, once that is more than
-    it was."""
+    """Record new limits that the user set. The run takes the most that it may now cost from a budget,
+    once that is more than before."""
     return _with(run, at, max_cost_usd=limits.max_usd, max_hours=limits.max_hours, allowed_usd=most_usd)
 
 

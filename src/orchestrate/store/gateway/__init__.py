@@ -31,7 +31,8 @@ _MAY_BE_THERE = {
 
 
 def unstorable(id: str) -> bool:
-    """Whether nothing can be kept under it: no text of Postgres has the character 0."""
+    """Return whether nothing can be stored under the id: text in Postgres can't contain the null
+    character."""
     return "\0" in id
 
 
@@ -56,7 +57,7 @@ class GatewayObjects:
         self._db = db
 
     def add(self, kind: str, project: str, entries: Sequence[Object], *, parent: str | None = None) -> None:
-        """All of them or none."""
+        """Add all of the entries or none."""
         with self._db.writing() as connection:
             for entry in entries:
                 self._insert(connection, kind, project, entry, parent)
@@ -94,8 +95,8 @@ class GatewayObjects:
         change: Callable[[Object], Object],
         added: Addition | None = None,
     ) -> Object | None:
-        """In one transaction, with what is added at the same time; what `change` raises changes nothing.
-        `None`: there is no such object."""
+        """Change an object and add `added`, in one transaction. An exception from `change` changes
+        nothing. Returns `None` when the object does not exist."""
         table = schema.gateway_objects
         query = select(table.c.record).where(_one(kind, id), table.c.project == project).with_for_update()
         with self._db.writing() as connection:
@@ -109,7 +110,7 @@ class GatewayObjects:
         return after
 
     def remove(self, kind: str, project: str, id: str) -> Object | None:
-        """What was there."""
+        """Remove an object and return it, or `None` when it did not exist."""
         if unstorable(id):
             return None
         table = schema.gateway_objects
@@ -127,7 +128,8 @@ class GatewayObjects:
         after: str | None = None,
         oldest_first: bool = False,
     ) -> list[Object]:
-        """Those behind the id `after`. Raises `NoSuchPlace`."""
+        """List objects, starting after the id `after`. Raises `NoSuchPlace` when that id is not in the
+        list."""
         if after is not None and unstorable(after):
             raise NoSuchPlace(after)
         table = schema.gateway_objects
@@ -150,7 +152,7 @@ class GatewayObjects:
         return [msgspec.json.decode(row) for row in rows]
 
     def every(self, kind: str) -> list[tuple[str, Object]]:
-        """Of all projects, each with its project."""
+        """List the objects of all projects, each with its project."""
         table = schema.gateway_objects
         query = select(table.c.project, table.c.record).where(table.c.kind == kind)
         with self._db.reading() as connection:
@@ -196,7 +198,8 @@ def request_cancel(db: Database, connection: Connection, key: str) -> None:
 
 
 def require_uncancelled(connection: Connection, key: str) -> None:
-    """To be called in the transaction that makes a run. Raises `KeyCancelled`."""
+    """Raise `KeyCancelled` when the submit with this key was cancelled. Call it in the transaction that
+    creates the run."""
     query = select(schema.meta.c.value).where(schema.meta.c.key == _name(key))
     if connection.execute(query).scalar() is not None:
         raise KeyCancelled(f"the submit with the idempotency key {key} was cancelled; nothing was sent")
@@ -247,7 +250,8 @@ class GatewayJobs:
         """How often this process changed a job: whoever keeps something of jobs looks again when it moves."""
 
     def known(self, request: Request) -> GatewayJob | None:
-        """The job of a request that came before. Raises `OtherRequest`."""
+        """Return the job of a request that was received before, or `None`. Raises `OtherRequest` when its
+        idempotency key came with another body."""
         with self._db.reading() as connection:
             known = self._known(connection, request)
         if known is not None:
@@ -311,7 +315,8 @@ class GatewayJobs:
         connection.execute(fewer.values(fewest_retries=retries))
 
     def limit(self, key: GatewayKey, but: str | None) -> Limit | None:
-        """What a key may cost, for the transaction that deploys for it; `but`: the deployment in question."""
+        """Return how much a key may spend, for the transaction that deploys for it. `but` is the
+        deployment being changed."""
         if key.budget_usd is None:
             return None
         words = {
@@ -351,11 +356,11 @@ class GatewayJobs:
     # -- reading and changing ------------------------------------------------------------------------------
 
     def get(self, id: str, project: str | None = None) -> GatewayJob | None:
-        """`project` is whose it must be."""
+        """Return the job with this id, or `None`. With `project`, the job must belong to it."""
         return None if unstorable(id) else self._one(schema.gateway_jobs.c.id == id, project)
 
     def of_model(self, name: str, project: str | None = None) -> GatewayJob | None:
-        """The job that makes the model of this name."""
+        """Return the job that creates the model of this name."""
         return None if unstorable(name) else self._one(schema.gateway_jobs.c.tuned == name, project)
 
     def _one(self, where: Any, project: str | None) -> GatewayJob | None:
@@ -375,7 +380,8 @@ class GatewayJobs:
         limit: int | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> list[GatewayJob]:
-        """Newest first, those that were made `before` a time and an id."""
+        """List jobs, newest first. `before` is a time and an id: only jobs created before them are
+        listed."""
         table = schema.gateway_jobs
         query = select(table.c.record).where(table.c.project == project)
         query = query.order_by(table.c.at.desc(), table.c.id.desc())
@@ -396,7 +402,8 @@ class GatewayJobs:
         return found
 
     def records(self, project: str) -> list[tuple[str, str]]:
-        """The id and the JSON of each job, newest first: who knows a text already need not read it."""
+        """List the id and the JSON of each job, newest first. A caller that knows a text already doesn't
+        need to parse it again."""
         table = schema.gateway_jobs
         query = select(table.c.id, table.c.record).where(table.c.project == project)
         with self._db.reading() as connection:
@@ -404,21 +411,23 @@ class GatewayJobs:
             return [(row.id, row.record) for row in rows]
 
     def unended(self) -> list[GatewayJob]:
-        """Of all projects, oldest first: those about which there is something to do."""
+        """List the jobs of all projects that still need work, oldest first."""
         table = schema.gateway_jobs
         query = select(table.c.record).where(table.c.open).order_by(table.c.at)
         with self._db.reading() as connection:
             return [GatewayJob.from_json(row) for row in connection.execute(query).scalars()]
 
     def change(self, id: str, change: Callable[[GatewayJob], GatewayJob]) -> GatewayJob:
-        """In one transaction: `change` sees the job as it is now. Raises `KeyError`."""
+        """Change a job in one transaction: `change` receives the job as it is now. Raises `KeyError` for
+        an unknown id."""
         with self._db.writing() as connection:
             changed = self._change(connection, id, change)
         self.changes += 1
         return changed
 
     def request_cancel(self, id: str) -> GatewayJob:
-        """Of the job and of its run, in one transaction. Raises `KeyError`."""
+        """Request the cancellation of the job and of its run, in one transaction. Raises `KeyError` for
+        an unknown id."""
         with self._db.writing() as connection:
             one_at_a_time(connection)  # before the row, as `take`: else the two wait for one another
             job = self._change(connection, id, lambda job: replace(job, cancel_asked=True))
@@ -465,8 +474,9 @@ class GatewayKeys:
         self._db = db
 
     def add(self, key: GatewayKey, *, by: str, again: bool = False) -> str:
-        """A new key; it cannot be shown again. `by`: who makes it, for the log; `again`: in the place of one
-        of the same name that opens the same. Raises `UsageError` for a name that is taken."""
+        """Create a key and return it. It can't be shown again. `by` is the name of its creator, for the
+        log. With `again`, the key replaces one of the same name that opens the same kind of server.
+        Raises `UsageError` for a name that is taken."""
         if not key.name.strip() or not key.name.isprintable() or len(key.name) > 64:
             raise UsageError("a key's name must have 1 to 64 characters")
         if not key.project.strip() or not key.project.isprintable() or len(key.project) > 64:
@@ -491,8 +501,8 @@ class GatewayKeys:
         connection.execute(insert.on_conflict_do_update(index_elements=[table.c.name], set_=new))
 
     def bring_in(self, keys: Mapping[str, GatewayKey], *, by: str) -> None:
-        """Keys, by their hashes, that were made elsewhere; those that are here already stay as they are. A
-        name that is taken gets a number."""
+        """Import keys, by their hashes, that were created elsewhere. Existing keys stay unchanged. A name
+        that is taken gets a number."""
         table = schema.gateway_keys
         with self._db.writing() as connection:
             one_at_a_time(connection)
@@ -508,7 +518,7 @@ class GatewayKeys:
                 connection.execute(_logged(_command(brought, "bring in", by, self._db.clock.now())))
 
     def of(self, given: str) -> GatewayKey | None:
-        """Whose key it is, revoked or not."""
+        """Return the record of a key, revoked or not, or `None` for an unknown key."""
         query = select(schema.gateway_keys.c.record).where(schema.gateway_keys.c.hash == hashed(given))
         with self._db.reading() as connection:
             row = connection.execute(query).scalar()
@@ -520,7 +530,7 @@ class GatewayKeys:
         return None if row is None else GatewayKey.from_json(row)
 
     def by_hash(self, opens: str) -> dict[str, GatewayKey]:
-        """Those that open one kind of server, the revoked ones too."""
+        """Return the keys that open one kind of server by their hash, including revoked ones."""
         table = schema.gateway_keys
         with self._db.reading() as connection:
             rows = connection.execute(select(table.c.hash, table.c.record)).all()
@@ -528,14 +538,14 @@ class GatewayKeys:
         return {hash: key for hash, key in keys.items() if key.opens == opens}
 
     def all(self) -> list[GatewayKey]:
-        """By name, the revoked ones too."""
+        """List all keys by name, including revoked ones."""
         query = select(schema.gateway_keys.c.record).order_by(schema.gateway_keys.c.name)
         with self._db.reading() as connection:
             return [GatewayKey.from_json(row) for row in connection.execute(query).scalars()]
 
     def revoke(self, name: str, at: datetime, *, by: str, opens: str | None = None) -> GatewayKey:
-        """`by`: as for `add`; `opens`: what it has to open. Raises `UsageError` for a name without such a
-        key."""
+        """Revoke a key. `by` is the same as for `add`. `opens` is the kind of server that the key must
+        open. Raises `UsageError` when no such key has this name."""
         table = schema.gateway_keys
         with self._db.writing() as connection:
             known = self._named(connection, name)
@@ -558,7 +568,7 @@ class GatewayKeys:
             connection.execute(_logged(entry))
 
     def entries(self, *, key: str | None = None, limit: int = 100) -> list[AuditEntry]:
-        """The last ones, oldest first."""
+        """List the last entries of the audit log, oldest first."""
         table = schema.gateway_audit
         query = select(table.c.record).order_by(table.c.seq.desc()).limit(limit)
         if key is not None:
@@ -567,7 +577,8 @@ class GatewayKeys:
             return [AuditEntry.from_json(row) for row in connection.execute(query).scalars()][::-1]
 
     def sweep(self, most: int = MOST_KEYLESS) -> None:
-        """Whoever has no key cannot make the log longer than this."""
+        """Delete the oldest log entries of requests without a key, so that such requests can't grow the
+        log beyond `most` entries."""
         table = schema.gateway_audit
         keyless = select(table.c.seq).where(table.c.key == "").order_by(table.c.seq.desc())
         with self._db.writing() as connection:
@@ -587,5 +598,5 @@ def _logged(entry: AuditEntry) -> Insert:
 
 
 def hashed(key: str) -> str:
-    """Keys are random, so one round without salt is enough."""
+    """Return the hash of a key. Keys are random, so one round without a salt is enough."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
