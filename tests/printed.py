@@ -45,6 +45,17 @@ def parsed(words: Sequence[str]) -> None:
         context = at.make_context(name, rest, parent=context)
 
 
+def options() -> set[str]:
+    """Those of all commands."""
+    found: set[str] = set()
+    waiting = [_program()]
+    while waiting:
+        command = _loaded(waiting.pop())
+        found |= {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
+        waiting += getattr(command, "commands", {}).values()
+    return found
+
+
 def words_of(line: str) -> list[str]:
     """Up to where a shell takes over."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars="|>&;")

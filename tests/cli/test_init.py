@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from pathlib import Path
 
 import jsonschema
@@ -148,6 +149,26 @@ def test_rows_that_are_left_out_are_told(cli: Cli, tmp_path: Path) -> None:
     made = cli("init", "rows.jsonl", "--for", "local")
     assert made.code == 0 and "10 rows, chat" in made.err, made.err
     assert "1 row with errors not counted: orchestrate data check rows.jsonl" in made.err
+
+
+def test_the_command_that_shows_the_left_out_rows_knows_the_columns(cli: Cli, tmp_path: Path) -> None:
+    own_table(tmp_path / "t.csv")
+    with (tmp_path / "t.csv").open("a") as table:
+        table.write("99,The parcel 99 is late,\n")
+    mapped = "question=Message body,answer=Team"
+    made = cli("init", "t.csv", "--for", "local", "--map", mapped, "--ignore", "Ticket ID", COLUMNS="80")
+    assert made.code == 0, made.err
+    [line] = [one for one in made.err.splitlines() if one.startswith("orchestrate data check t.csv")]
+    shown = cli(*shlex.split(line)[1:])
+    assert shown.code == 1 and "empty-content" in shown.out and "40 of 41 rows good" in shown.err + shown.out
+
+
+def test_init_and_check_see_the_same_goal_in_the_rows(cli: Cli, tmp_path: Path) -> None:
+    tickets(tmp_path / "t.csv")
+    made = cli("init", "t.csv", "--for", "local")
+    assert "goal classification (inferred: 3 different answers)" in made.err
+    checked = cli("check", "--provider", "local")
+    assert "goal classification (inferred: 3 different answers)" in " ".join(checked.out.split())
 
 
 def own_table(path: Path) -> None:

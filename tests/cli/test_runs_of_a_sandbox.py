@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -90,3 +91,9 @@ def test_a_sandbox_that_runs_is_joined_and_one_of_another_home_is_named(
     assert done.code == 0, done.err
     refused = cli("show", done.out.split()[-1], "--refresh")
     assert refused.code == 3 and "the run belongs to a sandbox at" in refused.err
+
+
+@pytest.mark.process
+def test_the_program_behind_a_sandbox_need_not_be_on_the_path(cli: Cli) -> None:
+    done = cli("sandbox", "run", "--no-train", "--", "orchestrate", "--version", PATH=os.defpath)
+    assert done.code == 0 and done.out.startswith("orchestrate "), done.err

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.paths import ROOT
-from tests.printed import commands, unknown, unknown_in
+from tests.printed import commands, options, unknown, unknown_in
 
 SOURCES = sorted((ROOT / "src" / "orchestrate").rglob("*.py"))
 
@@ -69,3 +70,27 @@ def test_what_there_is_not_is_told(wrong: str) -> None:
 @pytest.mark.parametrize("right", ["ui shows the runs", "models qwen", "prices list --method gpu_rental"])
 def test_a_sentence_may_go_on(right: str) -> None:
     assert unknown(right) is None
+
+
+def fixes(source: Path) -> Iterator[tuple[int, str]]:
+    """What errors advise, as in `texts`."""
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.keyword) and node.arg == "fix":
+            for part in ast.walk(node.value):
+                if isinstance(part, ast.JoinedStr):
+                    yield part.lineno, _put_together(part)
+                elif isinstance(part, ast.Constant) and isinstance(part.value, str):
+                    yield part.lineno, part.value
+
+
+@pytest.mark.slow
+def test_each_option_that_a_fix_names_is_one_of_some_command() -> None:
+    known = options() | {"--help", "--head", "--enable-lora", "--max-lora-rank"}  # ray's and vLLM's own too
+    advised = [
+        (f"{source.relative_to(ROOT)}:{line}", option)
+        for source in SOURCES
+        for line, text in fixes(source)
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9]", text)
+    ]
+    assert len(advised) > 100
+    assert [(where, option) for where, option in advised if option not in known] == []

@@ -118,7 +118,7 @@ def start(
     given = _with_siblings(place) if place.is_file() else splits_of(place)
     train = given.get("train") or next(iter(given.values()))
     columns = dict(columns) if columns else columns_of(str(train))
-    opened = open_dataset(str(train), columns=columns, progress=progress)
+    opened = open_dataset(str(train), columns=columns, compare=True, progress=progress)
     facts, broken = opened.facts, opened.total.written - opened.facts.rows
     if facts.kind not in _METHODS:
         raise DataError(
@@ -129,8 +129,9 @@ def start(
     if place.is_file() and len(given) > 1:
         others = " and ".join(file.name for name, file in given.items() if name != "train")
         remarks.append(f"with {others} from the same folder")
+    shown = f"orchestrate data check {shlex.quote(str(train))}{_as_options(columns)}"
     if broken:
-        remarks.insert(0, f"{count(broken, 'row')} with errors not counted: orchestrate data check {train}")
+        remarks.insert(0, f"{count(broken, 'row')} with errors not counted: {shown}")
     if not (volume := volume_of(opened)).enough:
         remarks.append(str(volume))
     files = {split: Path(os.path.relpath(file, path.parent)).as_posix() for split, file in placed.items()}
@@ -142,7 +143,7 @@ def start(
     remarks += _told(found)
     if not models:
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
-        raise DataError(f"no backend can train {place}: {reasons}", fix=f"orchestrate data check {train}")
+        raise DataError(f"no backend can train {place}: {reasons}", fix=shown)
     write_whole(path, _text(models, spec).encode())
     return Started(
         spec=str(path),
@@ -155,6 +156,14 @@ def start(
         left_out=left_out,
         remarks=tuple(remarks),
     )
+
+
+def _as_options(columns: Mapping[str, str]) -> str:
+    """As a command takes them; a field of no column is not read."""
+    read = [
+        ("--map", f"{field}={column}") if column else ("--ignore", field) for field, column in columns.items()
+    ]
+    return "".join(f" {option} {shlex.quote(value)}" for option, value in read)
 
 
 def _splits(

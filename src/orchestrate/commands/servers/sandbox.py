@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,9 +118,11 @@ def run(
 
     words = [*command, *context.args]
     kept = hosts.home or _default_home(context)
+    # Where this program was started by its path, `orchestrate` behind it is this program too.
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)))
     with joined(kept, port, **_ways(hosts)) as env:
         try:
-            child = subprocess.Popen(words, env={**os.environ, **env})
+            child = subprocess.Popen(words, env={**os.environ, "PATH": path, **env})
         except OSError as error:
             raise UsageError(f"{words[0]} cannot be run: {error}") from error
         raise typer.Exit(_code_of(child))

@@ -117,8 +117,11 @@ def _show_difference(usual: Path, before: str, path: Path) -> None:
 def _show(started: Started) -> None:
     note(f"{started.rows:,} rows, {started.kind}")
     if started.columns:
-        told = ",".join(f"{field}={column}" for field, column in started.columns.items())
-        note(f"columns: {told}   (to change: --map FIELD=COLUMN)")
+        read = ",".join(f"{field}={column}" for field, column in started.columns.items() if column)
+        ignored = ", ".join(field for field, column in started.columns.items() if not column)
+        note(f"columns: {read}   (to change: --map FIELD=COLUMN)")
+        if ignored:
+            note(f"columns ignored: {ignored}")
     for split, path in started.files.items():
         note(f"{split}: {path}")
     for text in started.remarks:

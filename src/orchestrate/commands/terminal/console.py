@@ -214,7 +214,7 @@ def filled(
 
 _COMMAND = re.compile(
     r"(?:orchestrate|pip)(?: [a-z-]+){1,2}"  # and what is no word of a sentence: flags, names, paths
-    r"(?: (?:-[\w-]+(?: [^\s;,()]+)?|[A-Z\d\"'$\[./~]\S*|[a-z]\S*[-=/._:\d]\S*))*"
+    r"(?: (?:-[\w-]+(?: (?:'[^']*'|[^\s;,()]+))?|'[^']*'|[A-Z\d\"'$\[./~]\S*|[a-z]\S*[-=/._:\d]\S*))*"
 )
 _JOINED = "\0"
 

@@ -17,7 +17,7 @@ for await (const one of client.fineTuning.jobs.list({ limit: 2 })) listed.push(o
 let refused = null;
 try {
   const messages = [{ role: "user", content: "a" }];
-  await client.chat.completions.create({ model: job.fine_tuned_model, messages });
+  await client.chat.completions.create({ model: job.fine_tuned_model, messages }, { maxRetries: 20 });
 } catch (error) {
   refused = error.code;
 }

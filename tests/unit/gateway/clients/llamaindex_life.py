@@ -15,7 +15,7 @@ engine = OpenAIFinetuneEngine(model, data, validate_json=False)
 engine.finetune()
 while (job := engine.get_current_job()).status not in ("succeeded", "failed", "cancelled"):
     time.sleep(0.2)
-llm = engine.get_finetuned_model(temperature=0.0, api_base=os.environ["OPENAI_BASE_URL"], max_retries=0)
+llm = engine.get_finetuned_model(temperature=0.0, api_base=os.environ["OPENAI_BASE_URL"], max_retries=20)
 refused = None
 try:
     llm.complete("hi")

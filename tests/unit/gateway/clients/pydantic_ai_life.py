@@ -1,5 +1,5 @@
 """pydantic-ai over a tuned model: text, and an `output_type` by a tool and by the schema of the answer.
-Arguments: the model and the data."""
+Arguments: the model, the data, and `plain` for text alone."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ class Answer(BaseModel):
     ok: bool
 
 
-model, data = sys.argv[1:]
+model, data, *plain = sys.argv[1:]
 client = openai.OpenAI()
 file = client.files.create(file=Path(data), purpose="fine-tune")
 job = client.fine_tuning.jobs.create(training_file=file.id, model=model, hyperparameters={"n_epochs": 2})
@@ -30,7 +30,7 @@ try:
     for way in (OpenAIChatModel, OpenAIResponsesModel):
         tuned = way(job.fine_tuned_model)
         told["said"].append(isinstance(Agent(tuned, model_settings=settings).run_sync("q 1").output, str))
-        for output in (Answer, NativeOutput(Answer)):
+        for output in () if plain else (Answer, NativeOutput(Answer)):
             found = Agent(tuned, output_type=output, model_settings=settings).run_sync("q 1").output
             told["said"].append(isinstance(found, Answer))
 except ModelHTTPError as error:
