@@ -13,7 +13,7 @@ DEFAULT_SAMPLES = 8
 
 
 def option(name: str) -> str:
-    """A setting of the engine, as it is written in the spec."""
+    """Format the name of an engine setting as it is written in the spec."""
     return f"provider_options.{this_machine().kind}.{name}"
 
 
@@ -189,12 +189,12 @@ class Hyper(Record, frozen=True, kw_only=True):
     """For the code to grade one answer; after that the answer gets 0."""
 
     def steps(self, per_epoch: int) -> int:
-        """Optimiser steps of the run, of so many in an epoch."""
+        """Return the number of optimizer steps of the run, given the number of steps in an epoch."""
         whole = None if self.epochs is None else self.epochs * per_epoch
         return min(n for n in (whole, self.max_steps) if n is not None)
 
     def passes(self, per_epoch: int) -> int:
-        """Epochs that are begun."""
+        """Return the number of epochs that are started."""
         return -(-self.steps(per_epoch) // per_epoch)
 
     @property

@@ -21,8 +21,8 @@ class Gpu(Record, frozen=True, kw_only=True):
 
 
 def mark(folder: Path) -> str:
-    """A random word that stays with a folder, made with the first call: it tells folders of one name on two
-    machines apart. Where nothing can be written it is the folder's name."""
+    """Return a random id that stays with a folder, created with the first call. It distinguishes folders
+    of the same name on two machines. Where nothing can be written, it is the folder's name."""
     file = folder / "mark"
     try:
         private_folder(folder)
@@ -47,15 +47,16 @@ class Load(Record, frozen=True, kw_only=True):
 
 
 def visible() -> list[str] | None:
-    """The GPUs that CUDA_VISIBLE_DEVICES leaves to this process, as it names them; `None`: all of them."""
+    """List the GPUs that CUDA_VISIBLE_DEVICES leaves to this process, under the names given there. `None`
+    means all GPUs."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     return None if given is None else [name.strip() for name in given.split(",") if name.strip()]
 
 
 @cache
 def gpus() -> tuple[Gpu, ...]:
-    """The NVIDIA GPUs that this process may use, in CUDA's order; empty when there is none. A slice of a GPU
-    (MIG) has the memory of its profile."""
+    """List the NVIDIA GPUs that this process may use, in CUDA's order. Empty when there are none. A MIG
+    slice of a GPU has the memory of its profile."""
     found: list[Gpu] = []
     for (name, mib), part in _cards("name,memory.total"):
         size = int(float(mib)) << 20 if part is None else part
@@ -73,7 +74,7 @@ def capability() -> float | None:
 
 
 def gpu_load(index: int = 0) -> Load | None:
-    """Of the GPU that has this number in this process."""
+    """Measure the load of the GPU that has this index in this process."""
     rows = [cells for cells, _ in _cards("temperature.gpu,utilization.gpu,memory.used")]
     try:
         temperature, use, mib = (float(v) for v in rows[index])
@@ -128,7 +129,7 @@ def _ask(*asked: str) -> list[str]:
 
 
 def cores() -> int:
-    """That this process may use."""
+    """Count the CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -141,7 +142,7 @@ def load() -> float:
 
 
 def memory_bytes() -> int:
-    """Main memory, or what the container may use of it."""
+    """Return the size of main memory, or the part of it that the container may use."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
@@ -155,8 +156,9 @@ def cpu_name() -> str:
 
 
 def cpu_multiplies_bf16() -> bool:
-    """By instructions of its own (AVX512-BF16, AMX, or ARM's), as the Linux kernel lists them. Elsewhere
-    torch multiplies bf16 number by number: 70 times slower than 32 bits where it was measured (AVX2)."""
+    """Return whether the CPU has bf16 instructions (AVX512-BF16, AMX, or ARM's), as the Linux kernel
+    lists them. Without them torch multiplies bf16 number by number: 70 times slower than 32 bits where it
+    was measured (AVX2)."""
     known = {*_cpuinfo("flags").split(), *_cpuinfo("Features").split()}
     return not known.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 

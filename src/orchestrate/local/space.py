@@ -15,9 +15,9 @@ class DiskFull(RunFailed):
 
 
 def require(free: int, *, result: int, checkpoint: int, kept: int) -> str | None:
-    """A warning when the checkpoints that are to be kept do not all fit; raises `DiskFull` when there is no
-    room for the result and a checkpoint to go on from. All in bytes; `checkpoint` with all its state.
-    """
+    """Check that there is enough disk space. Returns a warning when not all checkpoints to keep will fit.
+    Raises `DiskFull` when there is no room for the result and a checkpoint to resume from. All sizes are
+    in bytes, `checkpoint` with its entire state."""
     least = result + 2 * checkpoint + _SPARE  # a new one is whole before the old one goes
     if free < least:
         raise DiskFull(f"the disk has {size(free)} free; the result and one checkpoint need {size(least)}")
@@ -31,7 +31,7 @@ def require(free: int, *, result: int, checkpoint: int, kept: int) -> str | None
 
 
 def disk_is_full(error: BaseException | None) -> bool:
-    """Whether a write failed for want of room, or of quota."""
+    """Return whether a write failed because the disk is full or a quota was reached."""
     while error is not None:
         if isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno in FULL):
             return True

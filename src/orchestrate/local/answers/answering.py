@@ -49,9 +49,9 @@ def likelihoods(
     rows: Sequence[dict[str, Any]],
     most_tokens: int | None = None,
 ) -> list[Likelihood]:
-    """How likely each row is: a `text`, after a `context` where there is one, an `answer` to `messages`, or
-    what training learns from a canonical `example`, cut at `most_tokens`, with `alone` without its
-    prompt."""
+    """Compute how likely each row is: a `text`, after a `context` where there is one, an `answer` to
+    `messages`, or what training learns from a canonical `example`, cut at `most_tokens`, with `alone`
+    without its prompt."""
     encoded = [_encoded(template, row, most_tokens) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(encoded[i][0]))
 

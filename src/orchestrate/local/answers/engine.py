@@ -208,7 +208,7 @@ class Engine:
     # -- requests ------------------------------------------------------------------------------------------
 
     def prompt(self, wish: Wish) -> list[int]:
-        """The ids of a request's prompt. Raises `Refused`, `DataError`."""
+        """Return the token ids of a request's prompt. Raises `Refused`, `DataError`."""
         template = self._model(wish.model).template
         if wish.messages is not None:
             return template.asked(wish.messages, wish.tools)
@@ -230,8 +230,8 @@ class Engine:
         return found
 
     def rows(self, wish: Wish, prompt: list[int]) -> tuple[list[Row], list[Speech]]:
-        """The rows of a request that are read, the first with its copies, and the speeches of all. Raises
-        `Refused`."""
+        """Build the rows of a request that the model reads, the first with its copies, and the speech of
+        each answer. Raises `Refused`."""
         model = self._model(wish.model)
         if not prompt:
             raise Refused("the prompt is empty", "invalid_prompt")

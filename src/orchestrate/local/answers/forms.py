@@ -88,7 +88,8 @@ class Forms:
         """The grammars of the last forms."""
 
     def held(self, form: Form, prompt: Sequence[int]) -> Held:
-        """For one answer to this prompt. Raises `UsageError` for what cannot be held."""
+        """Create the constraint for one answer to this prompt. Raises `UsageError` for a form that cannot
+        be enforced."""
         key = msgspec.json.encode(form)
         if key not in self._compiled:
             while len(self._compiled) >= _KEPT:
@@ -340,7 +341,8 @@ class Held:
         return Held(self._matcher.deep_copy(), self._vocabulary, self._thinking, self.closing)
 
     def allowed(self, logits: Tensor) -> Tensor:
-        """[vocabulary]; what may not come next is -inf. Raises `ValueError` where the form is too much."""
+        """Mask the logits [vocabulary]: tokens that may not come next are -inf. Raises `ValueError` where
+        the form is too complex."""
         if self.closing is not None and not self._opening:
             return logits
         kept = torch.zeros(logits.shape[0], dtype=torch.bool)
@@ -365,7 +367,7 @@ class Held:
         return each.flatten()[: self._vocabulary].bool()
 
     def take(self, id: int) -> None:
-        """The token that was drawn."""
+        """Advance by the token that was sampled."""
         self._ids.append(id)
         if self._opening:
             self._opening = self._opening[1:]

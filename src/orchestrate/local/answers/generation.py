@@ -75,7 +75,8 @@ class Generator:
         return weights_in(ModelFolder(folder).config, four_bit=self.four_bit, dtype=dtype)
 
     def in_precision(self, *, four_bit: bool) -> Generator:
-        """The same model in 4 bits or in 16, in the same process, which holds one of them at a time."""
+        """Return the same model in 4 bits or in 16, in the same process, which holds one of them at a
+        time."""
         if self.four_bit == four_bit:
             return self
         adapter = None if self.adapter is None else Path(self.adapter)
@@ -110,9 +111,9 @@ class Generator:
         tools: list[dict[str, Any]] | None = None,
         batch: int | None = None,
     ) -> list[Reply]:
-        """One reply per prompt, in order. Temperature 0 takes the likeliest token each time. `batch`: the
-        most prompts answered together; 1 gives to the bit what each prompt gets alone. Raises `DataError`
-        for prompts that fill the model's context."""
+        """Generate one reply per prompt, in order. Temperature 0 takes the likeliest token each time.
+        `batch`: the most prompts answered together; 1 gives bit for bit what each prompt gets alone.
+        Raises `DataError` for prompts that fill the model's context."""
         replies = self.attempt(
             prompts,
             base=base,
@@ -140,10 +141,11 @@ class Generator:
         rounding: Rounding = "left",
         schema: Mapping[str, Any] | None = None,
     ) -> list[Reply | DataError]:
-        """As `generate`, with the reason in the place of each reply that there cannot be. `rounding`, for
-        temperature 0: that a batch of 16-bit products turned a reply is `told` in its notes, or replies that
-        it may have turned are `mended`: asked for again, alone. `schema`: of the JSON that each reply is
-        held to, or a call of one of `tools`."""
+        """Generate replies like `generate`, and put the reason in the place of each reply that fails.
+        `rounding`, for temperature 0: with `told`, the notes of a reply say that rounding in a batch of
+        16-bit products changed it; with `mended`, replies that rounding may have changed are generated
+        again, alone. `schema`: each reply is constrained to JSON of this schema, or to a call of one of
+        `tools`."""
         if not prompts:
             return []
         question = _question(prompts, base, max_tokens, temperature, seed, tools, stream=False)
@@ -162,8 +164,8 @@ class Generator:
         seed: int = 0,
         tools: list[dict[str, Any]] | None = None,
     ) -> PyGenerator[str, None, Reply]:
-        """The reply to one prompt, piece by piece as it is written, without thinking and calls of tools; then
-        the whole of it is returned."""
+        """Stream the reply to one prompt, piece by piece as it is written, without thinking and tool
+        calls, then return the entire reply."""
         sent = ""
         with self._worker.holding(self._load) as worker:
             worker.send(
@@ -181,9 +183,9 @@ class Generator:
         return reply
 
     def likelihoods(self, rows: Sequence[Mapping[str, Any]], *, base: bool = False) -> list[Likelihood]:
-        """How likely each row is: a `text`, after a `context` where there is one, an `answer` to `messages`
-        (with `tools`), or what training learns from a canonical `example`, with `alone` without its prompt.
-        Tokens beyond the model's context don't count."""
+        """Compute how likely each row is: a `text`, after a `context` where there is one, an `answer` to
+        `messages` (with `tools`), or what training learns from a canonical `example`, with `alone`
+        without its prompt. Tokens beyond the model's context don't count."""
         if not rows:
             return []
         with self._worker.holding(self._load) as worker:

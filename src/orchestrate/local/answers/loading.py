@@ -32,25 +32,25 @@ UNPACKED = (
 
 
 def too_large(folder: ModelFolder) -> bool:
-    """Whether a base answers in 4 bits because nobody says otherwise."""
+    """Return whether a base answers in 4 bits by default because of its size."""
     return folder.expanded_bytes > LARGE_MODEL_BYTES
 
 
 def unpacks(folder: ModelFolder) -> bool:
-    """Whether NF4 is unpacked once for answering. Raises `ConfigError`."""
+    """Return whether NF4 weights are unpacked once for inference. Raises `ConfigError`."""
     return folder.expanded_bytes <= SMALL_MODEL_BYTES and not settings.packed_nf4()
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether it holds an adapter; else a whole tuned model."""
+    """Return whether the folder holds an adapter rather than a full tuned model."""
     return (folder / "adapter_config.json").is_file()
 
 
 def base_of(
     folder: ModelFolder, *, four_bit: bool | None, device: torch.device, dtype: torch.dtype | None = None
 ) -> Any:
-    """`four_bit`: `None` is by its size; `dtype`: `None` is what suits the device. Raises `UsageError` for a
-    base that is too large in 16 bits."""
+    """Load a base model for inference. `four_bit`: `None` decides by its size; `dtype`: `None` uses what
+    suits the device. Raises `UsageError` for a base that is too large in 16 bits."""
     four_bit = too_large(folder) if four_bit is None else four_bit
     try:
         base = load_base(folder.path, four_bit=four_bit, device=device, dtype=dtype)
@@ -68,12 +68,13 @@ def base_of(
 
 
 def whole(folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> Any:
-    """A whole tuned model."""
+    """Load a full tuned model."""
     return load_base(folder, four_bit=False, device=device, dtype=dtype).eval()
 
 
 def talk(own: Path | None, folder: ModelFolder, device: torch.device) -> tuple[Template, Sampler]:
-    """How a model is asked and where its answers end: `own` is what was tuned, and comes before its base."""
+    """Return the chat template of a model and the sampler that knows where its answers end. Files in
+    `own`, the tuned model's folder, take precedence over those of its base."""
     has_own = own is not None and (own / "tokenizer.json").is_file()
     tokenizer = load_tokenizer(own if has_own and own else folder.path)
     tokenizer.padding_side = "left"

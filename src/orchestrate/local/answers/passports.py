@@ -10,7 +10,7 @@ import msgspec
 
 
 def read_passport(adapter: Path | None) -> dict[str, Any]:
-    """What training wrote beside its result; empty where there is none."""
+    """Read the record that training wrote beside its result, or return an empty one if there is none."""
     if adapter is None:
         return {}
     try:
@@ -20,20 +20,21 @@ def read_passport(adapter: Path | None) -> dict[str, Any]:
 
 
 def table_in(passport: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A part of a passport; empty where it has none."""
+    """Return a section of a passport, or an empty table if it has none."""
     value = passport.get(name)
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def trained_in_four_bit(passport: Mapping[str, Any]) -> bool | None:
-    """Whether an adapter was trained on its base in 4 bits; `None` where its passport does not say."""
+    """Return whether an adapter was trained on its base in 4 bits, or `None` where its passport does not
+    say."""
     adapter = table_in(passport, "adapter")
     return adapter.get("type") == "qlora" if adapter else None
 
 
 def four_bit_of(asked: bool | None, tuned: Sequence[Path | None]) -> bool | None:
-    """Whether the base under these tuned models answers in 4 bits: as asked, else as all of them were
-    trained; `None` where neither says, and its size decides."""
+    """Return whether the base of these tuned models answers in 4 bits: as requested, otherwise as all of
+    them were trained. Returns `None` where neither says, and the size of the base decides."""
     if asked is not None:
         return asked
     known = [trained_in_four_bit(read_passport(one)) for one in tuned]

@@ -154,8 +154,8 @@ class Desk:
         self._answer(asked, done=True)
 
     def work(self) -> None:
-        """Until the lines have ended and all is answered. A step that fails ends the process: its rows are
-        lost, and whoever started it starts another."""
+        """Process requests until the input has ended and everything is answered. A step that fails ends
+        the process: its rows are lost, and the parent process starts another."""
         open_ = True
         while open_ or not self._idle:
             while open_ and (self._idle or not self._asked.empty()):

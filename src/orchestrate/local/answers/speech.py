@@ -55,7 +55,7 @@ class Speech:
     """Content and thinking that were told."""
 
     def take(self, drawn: Drawn | None = None) -> dict[str, Any] | None:
-        """What there is to tell after a token. Ends the row where a stop word ends it."""
+        """Return the message to send after a token, or `None`. Ends the row at a stop word."""
         if self.tells_tokens and drawn is not None:
             self._tokens.append(token_of(self.model.template.tokenizer, drawn))
         ids, stopped = self.model.sampler.said(self.row.ids)

@@ -35,9 +35,9 @@ class Worker:
 
     @contextmanager
     def holding(self, load: Mapping[str, Any]) -> Generator[Self]:
-        """With what `load` names in the process, started where it is not; nobody else asks meanwhile. Whoever
-        leaves before the answer has come ends the process: the next one would get that answer. Raises
-        `UsageError` in a thread that has not read its last answer to the end."""
+        """Hold the worker for one caller, with `load` loaded in its process, which is started where
+        necessary. Leaving before the answer has arrived ends the process, because the next caller would
+        get that answer. Raises `UsageError` in a thread that has not read its previous answer to the end."""
         if self._whose == threading.get_ident():
             raise UsageError(
                 "another streamed answer of the same process is still being read",
@@ -64,7 +64,8 @@ class Worker:
         self._here().send({"op": op, "id": "", **asked})
 
     def receive(self) -> dict[str, Any]:
-        """What comes next of the answer. Raises what went wrong in the process, or `RunFailed`."""
+        """Receive the next part of the answer. Raises the error that occurred in the process, or
+        `RunFailed`."""
         child = self._here()
         try:
             answer = decoded(child.receive())

@@ -81,7 +81,7 @@ class Template:
         self.chats = Conversations(self.hub.template, self.hub.names, self.hub.marks)
 
     def asked(self, messages: Sequence[ChatMessage], tools: list[dict[str, Any]] | None = None) -> list[int]:
-        """The ids with which the model is asked for the next answer."""
+        """Render the conversation to the token ids that prompt the model for its next answer."""
         return self.tokens(self.chats.prompt(messages, tools))[0]
 
     @cached_property
@@ -123,16 +123,17 @@ class Template:
         calls: bool = True,
         growing: bool = False,
     ) -> Said:
-        """What an answer says: `ids` without the token that ended it, or with `cut` as far as it came, or
-        with `growing` as far as it is sure; `asked` are the ids with which the model was asked, `tools` those
-        that were offered. Without `calls` those in the answer stay words."""
+        """Parse an answer: `ids` without the token that ended it, with `cut` an answer that was cut off,
+        or with `growing` only as far as its meaning is certain. `asked` are the token ids of the prompt,
+        `tools` the tools that were offered. Without `calls`, tool calls in the answer remain text."""
         text, prompt = (self.hub.decode(part) for part in (ids, asked[-_END_OF_PROMPT:]))
         return read_answer(
             text, prompt=prompt, shape=self.shape, tools=tools, cut=cut, calls=calls, growing=growing
         )
 
     def tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids and, for each, its place in the text. Raises `UsageError` where places are not known."""
+        """Tokenize the text and return the ids and, for each, its position in the text. Raises
+        `UsageError` where the tokenizer does not give positions."""
         ids, places = self.hub.encode(text)
         if len(places) != len(ids):
             raise UsageError("a slow tokenizer does not report token offsets")
@@ -156,8 +157,8 @@ class Rules:
 
     @classmethod
     def of(cls, method: Mapping[str, Any], max_length: int | None, truncation: Truncation | None) -> Rules:
-        """By the settings of a method, as a spec or a job has them: what is not there, or `None`, is as by
-        default."""
+        """Read the rules from the settings of a method, as a spec or a job has them. Missing settings and
+        `None` take the default."""
         train_on = method.get("train_on") or "all"
         return cls(
             max_length=max_length,
@@ -183,8 +184,8 @@ NO_ROLES = "method.train_on selects messages of a conversation, but this row is 
 
 
 def encode_row(example: Example, template: Template, rules: Rules = EVERYTHING) -> list[Encoded]:
-    """What is trained for one row, as `encode`: more than one where earlier answers are shown with their
-    thinking in rows of their own."""
+    """Encode one row for training, like `encode`. Returns more than one where earlier answers are shown
+    with their thinking in rows of their own."""
     if not isinstance(example, ChatExample):
         return [encode(example, template, rules)]
     messages = _chosen(example.messages, rules)
@@ -205,8 +206,8 @@ def _chosen(messages: Sequence[ChatMessage], rules: Rules) -> list[ChatMessage]:
 
 
 def encode(example: Example, template: Template, rules: Rules = EVERYTHING) -> Encoded:
-    """One row for supervised training. Raises `DataError` when the template refuses it or it is a preference
-    pair."""
+    """Encode one row for supervised training. Raises `DataError` when the template rejects it or it is a
+    preference pair."""
     if isinstance(example, ChatExample):
         chat = msgspec.structs.replace(example, messages=_chosen(example.messages, rules))
         encoded = _encode_chat(chat, template, rules)
@@ -223,15 +224,15 @@ def encode(example: Example, template: Template, rules: Rules = EVERYTHING) -> E
 
 
 def encode_pair(example: PreferenceExample, template: Template, rules: Rules = EVERYTHING) -> EncodedPair:
-    """The preferred and the rejected answer, each after the prompt; only the answer's tokens carry weight.
-    Cut at their beginning, both lose as many tokens, so that they follow on the same text."""
+    """Encode the preferred and the rejected answer, each after the prompt. Only the answer's tokens carry
+    weight. When cut at their beginning, both lose equally many tokens, so that they follow the same text."""
     sides = [_answered(example, answer, template) for answer in (example.preferred, example.rejected)]
     most = max(_over(side, rules) for side in sides)
     return EncodedPair(*(_cut(side, template, rules, most) for side in sides))
 
 
 def encode_answer(example: UnpairedExample, template: Template, rules: Rules = EVERYTHING) -> Encoded:
-    """The answer after the prompt, whatever its label; only the answer's tokens carry weight."""
+    """Encode the answer after the prompt, whatever its label. Only the answer's tokens carry weight."""
     return _cut(_answered(example, example.completion, template), template, rules)
 
 
@@ -336,8 +337,8 @@ class _PairRow(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def decode_row(line: bytes) -> Example:
-    """One line of a file that `Dataset.write("local")` made, or of canonical examples. Raises `DataError`
-    when it is none of the kinds."""
+    """Parse one line of a file that `Dataset.write("local")` wrote, or of canonical examples. Raises
+    `DataError` when it is none of the known kinds."""
     try:
         keys = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
         if "preferred_output" in keys:
@@ -363,8 +364,8 @@ def decode_row(line: bytes) -> Example:
 
 
 def decode_prompt(line: bytes) -> RLExample:
-    """One RL row of a file that `Dataset.write("local")` made: a prompt beside the fields of the grader.
-    Raises `DataError` when it is none."""
+    """Parse one RL row of a file that `Dataset.write("local")` wrote: a prompt beside the grader's
+    fields. Raises `DataError` for any other row."""
     try:
         fields = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
         messages = decoding.decode(fields.pop("messages"), type=list[ChatMessage])

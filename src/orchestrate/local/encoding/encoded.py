@@ -80,24 +80,25 @@ class Rows:
         return self.ids[start:end], self.weights[start:end]
 
     def rows_of(self, examples: Sequence[int]) -> list[int]:
-        """Row numbers of the examples; for pairs all preferred ones first, then all rejected."""
+        """Return the row numbers of the examples. For pairs, all preferred rows come first, then all
+        rejected rows."""
         return [2 * i for i in examples] + [2 * i + 1 for i in examples] if self.pairs else list(examples)
 
     def batches(self, batch_size: int, seed: int, epoch: int, window: int = NEAR) -> Batches:
-        """The examples of each optimiser step of one epoch. Answers that are judged keep the order of chance:
-        good and bad ones differ in length, and sorted would meet only their like."""
+        """Split one epoch's examples into optimizer steps. Labeled answers stay in random order: good and
+        bad answers differ in length, and sorting by length would batch them with their own kind only."""
         window = window if self.labels is None else 1
         return epoch_batches(self.lengths, batch_size, seed, epoch, window=window)
 
     def window(self, line: int) -> int:
-        """For `batches`, where rows of up to `line` tokens need no padding: to sort them would gain nothing,
-        and steps of short rows alone and long ones alone learn a little less. Answers to prompts are drawn
-        side by side in any case."""
+        """Return the sorting window for `batches`, where rows of up to `line` tokens need no padding.
+        Sorting those would gain nothing, and separate steps of short and of long rows learn slightly
+        less. Answers to prompts are sampled side by side in any case."""
         return 1 if not self.prompts and np.mean(self.lengths <= line) >= MOST else NEAR
 
     @classmethod
     def open(cls, folder: Path, *, pairs: bool = False, labelled: bool = False) -> Rows | None:
-        """`None` when there is no whole copy."""
+        """Open encoded rows, or return `None` if the copy is missing or incomplete."""
         names = ("ids", "weights", "offsets", *(("labels",) if labelled else ()))
         try:
             arrays = {n: np.load(folder / f"{n}.npy", mmap_mode="r") for n in names}
@@ -122,7 +123,7 @@ class Report:
     longest: int = 0
 
     def messages(self, name: str, limit: int | None) -> Iterator[tuple[str, str]]:
-        """(level, message) for the job's events."""
+        """Yield (level, message) for the job's events."""
         if self.truncated_rows:
             yield (
                 "warning",
@@ -219,8 +220,8 @@ def encode_file(
     labelled: bool = False,
     rules: Rules = EVERYTHING,
 ) -> tuple[Rows, Report]:
-    """All rows of a canonical file: of `pairs`, of unpaired answers (`labelled`), or of any other kind. They
-    are written to `folder`, from where they are read as they are needed.
+    """Encode all rows of a canonical file: of `pairs`, of unpaired answers (`labelled`), or of any other
+    kind. The rows are written to `folder` and read from there as needed.
 
     Raises `DataError` naming the row that cannot be encoded."""
     report = Report(notes=Counter())
@@ -283,7 +284,7 @@ def _count(report: Report, new: list[Encoded]) -> None:
 
 
 def stacked(sides: list[Encoded], pairs: bool = False) -> Rows:
-    """Rows in memory."""
+    """Build rows in memory."""
     lengths = np.array([0, *(len(e.ids) for e in sides)], dtype=np.int64)
     ids = np.fromiter((i for e in sides for i in e.ids), dtype=np.int32, count=int(lengths.sum()))
     weights = np.fromiter((w for e in sides for w in e.weights), dtype=np.float32, count=int(lengths.sum()))
@@ -322,12 +323,11 @@ class Batches(Sequence[list[int]]):
 def epoch_batches(
     lengths: npt.NDArray[np.int64], batch_size: int, seed: int, epoch: int, *, window: int = NEAR
 ) -> Batches:
-    """The examples of each optimiser step of one epoch: a function of seed and epoch alone, so it can be gone
-    back to.
+    """Split one epoch's examples into optimizer steps. The result depends only on seed and epoch, so a
+    run can resume anywhere.
 
-    Rows are shuffled, sorted by length within a `window` of so many batches so that little is padded, and the
-    batches are shuffled again. Every row occurs once; the last batch may be smaller.
-    """
+    Rows are shuffled, sorted by length within a `window` of that many batches to reduce padding, and the
+    batches are shuffled again. Every row occurs once. The last batch may be smaller."""
     chance = random.Random(f"{seed}/{epoch}")  # noqa: S311  order of rows, not secrets
     shuffled = array("q", range(len(lengths)))
     chance.shuffle(shuffled)
@@ -387,7 +387,8 @@ class Prompts(Sequence[RLExample]):
 
 
 def open_prompts(path: Path, folder: Path) -> Rows | None:
-    """What `encode_prompts` wrote to `folder`; `None` when there is no whole copy."""
+    """Open what `encode_prompts` wrote to `folder`, or return `None` if the copy is missing or
+    incomplete."""
     rows = Rows.open(folder)
     try:
         return rows and replace(rows, prompts=Prompts(path, np.load(folder / _PLACES, mmap_mode="r")))
@@ -396,11 +397,10 @@ def open_prompts(path: Path, folder: Path) -> Rows | None:
 
 
 def encode_prompts(path: Path, template: Template, folder: Path, limit: int | None) -> tuple[Rows, int]:
-    """The prompts of a file of RL rows, written to `folder`, and how many were left out because they have
-    more than `limit` tokens: no answer to half a question is worth grading.
+    """Encode the prompts of a file of RL rows into `folder`. Also returns how many were left out because
+    they have more than `limit` tokens: no answer to half a question is worth grading.
 
-    Raises `DataError` naming the row.
-    """
+    Raises `DataError` naming the row."""
     places, place, long = array("q"), 0, 0
     with path.open("rb") as lines, whole_folder(folder) as draft:
         with Written(draft) as written:

@@ -35,10 +35,11 @@ def read_preview(
     columns: Mapping[str, str],
     chat: Mapping[str, Any] | None = None,
 ) -> PreviewReport:
-    """`masking`: `max_seq_length`, `truncation`, `train_on_inputs`, `train_on` and `ignore_empty_think`, and
-    `chat`: `chat_template` and `chat_template_kwargs`, as a spec has them; `None` is as by default. Raises
-    `SetupError` when the model's tokenizer is not on this machine, `DataError` for no such row, `SpecError`
-    for a chat template that cannot be read."""
+    """Show how rows of a file are tokenized and which tokens are trained. `masking`: `max_seq_length`,
+    `truncation`, `train_on_inputs`, `train_on` and `ignore_empty_think`; `chat`: `chat_template` and
+    `chat_template_kwargs`. Both are as in a spec, and `None` means the default. Raises `SetupError` when
+    the model's tokenizer is not on this machine, `DataError` for a row number that does not exist,
+    `SpecError` for a chat template that cannot be read."""
     tokenizer = opened(tokenizer_folder(model))
     given, settings = ((chat or {}).get(name) for name in ("chat_template", "chat_template_kwargs"))
     own = template_text(given) if given else tokenizer.template or CHATML
@@ -110,8 +111,8 @@ def _from(data: Dataset, first: int, count: int) -> list[tuple[int, Example]]:
 
 
 def tokenizer_folder(model: str) -> Path:
-    """Where the files of a model's tokenizer are. Raises `SpecError` for a model that this machine does not
-    train, `SetupError` where the tokenizer is not on it."""
+    """Return the folder with the files of a model's tokenizer. Raises `SpecError` for a model that this
+    machine does not train, `SetupError` where the tokenizer is not on this machine."""
     found: Any = catalog.resolve(model, this_machine().kind)
     name = counting.for_model(tokenizer=None, hub=found.hub, folder=found.folder)
     if not name.startswith("hf:"):

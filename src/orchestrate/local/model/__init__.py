@@ -41,8 +41,9 @@ PLAIN = Choice("plain", "set in the spec")
 
 
 def choose(asked: str | None, device: str, tokens: int | None = None) -> Choice:
-    """`tokens`: of the whole run, as far as known. Raises `UsageError` for an unknown word, `EngineMissing`
-    for an engine that was asked for by name and is not here."""
+    """Choose the training engine and give the reason for the choice. `tokens`: token count of the entire
+    run, as far as known. Raises `UsageError` for an unknown engine name, `EngineMissing` for an engine
+    that was requested by name but is not available here."""
     if asked not in (None, *NAMES):
         raise UsageError(f"unknown engine {asked!r}", fix=f"engine: one of {', '.join(NAMES)}")
     if asked in PACKAGES:
@@ -72,10 +73,11 @@ def choose(asked: str | None, device: str, tokens: int | None = None) -> Choice:
 def precision(
     asked: str | None, device: str, *, full: bool = False, capability: float | None = None
 ) -> Choice:
-    """`bf16`, `fp16` or `fp32`: of activations, products, and frozen weights that are not in four bits.
-    `full`: all weights are trained; they are kept in 32 bits, whatever the products have. `capability` is of
-    a GPU elsewhere; by default this machine's is asked. Raises `UsageError` for an unknown word,
-    `EngineMissing` for what the device does not do."""
+    """Choose between `bf16`, `fp16` and `fp32` for activations, matrix products, and frozen weights that
+    are not in 4 bits. `full`: all weights are trained, and they are kept in 32 bits whatever the
+    precision of the products. `capability`: that of a GPU on another machine; by default this machine's
+    GPU is queried. Raises `UsageError` for an unknown precision, `EngineMissing` for one that the device
+    does not support."""
     if asked not in (None, *PRECISIONS):
         raise UsageError(f"unknown precision {asked!r}", fix=f"one of {', '.join(PRECISIONS)}")
     if full and device == "cpu":
@@ -98,7 +100,7 @@ def precision(
 
 
 def expected_device(wanted: str | None) -> str:
-    """As the worker will find it, as far as the driver's tool tells."""
+    """Return the device that the worker will use, as far as the driver's command-line tool shows."""
     return wanted or ("cuda" if machine.gpus() else "cpu")
 
 

@@ -43,14 +43,14 @@ NF4 = "NF4 (4 bits)"
 
 
 def expanded(config: Mapping[str, Any]) -> str | None:
-    """In what the files hold weights that are expanded while they are read, one after the other, from a
-    config.json."""
+    """Return the quantization format of files whose weights are expanded one by one while they are read,
+    according to a config.json."""
     held, method = _named(config)
     return method.upper() if held and method in _EXPANDED else None
 
 
 def expansion(config: Mapping[str, Any]) -> float:
-    """How many times as large as its files a base is once it is read in 16 bits."""
+    """Return how many times larger than its files a base is after it is loaded in 16 bits."""
     held, method = _named(config)
     return _EXPANDED.get(method, 1.0) if held else 1.0
 
@@ -81,7 +81,8 @@ class Quantised:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Quantised | None:
-        """From a config.json; `None` for a base in 16 or 32 bits, and for one that is expanded to them."""
+        """Read the quantization from a config.json. Returns `None` for a base in 16 or 32 bits, and for
+        one that is expanded to them."""
         held, method = _named(config)
         if not held or method in _EXPANDED:
             return None
@@ -99,8 +100,8 @@ class Quantised:
         return cls(method, bits, bits / 8 + grouped)
 
     def kernel(self, device: str) -> str | None:
-        """What computes with the weights, where the library that reads them would take one that may give no
-        gradients."""
+        """Return the kernel that computes with the weights, where the loading library might choose one
+        that provides no gradients."""
         if self.method not in _CPU_KERNELS:
             return None
         return _CPU_KERNELS[self.method] if device == "cpu" else "auto_trainable"
@@ -179,7 +180,8 @@ class ModelFolder:
         return sorted(names)
 
     def precisions(self) -> dict[str, str]:
-        """Of each tensor in the files by name, as safetensors calls it (`BF16`), as far as they are read."""
+        """Map each tensor name in the files to its data type as safetensors names it (`BF16`), as far as
+        the files can be read."""
         found: dict[str, str] = {}
         for path in self.weights:
             try:
@@ -189,8 +191,8 @@ class ModelFolder:
         return found
 
     def fingerprint(self) -> str:
-        """`sha256:...` over configuration and weights, or `headers:...` when the weights are too large to
-        read whole."""
+        """Compute `sha256:...` over configuration and weights, or `headers:...` when the weights are too
+        large to read completely."""
         digest = hashlib.sha256((self.path / "config.json").read_bytes())
         size = sum(p.stat().st_size for p in self.weights)
         for path in self.weights:
@@ -206,7 +208,7 @@ class ModelFolder:
 
 
 def local_folder(model: str) -> Path | None:
-    """The folder that the name points to, if it is one."""
+    """Return the folder that the name points to, if it is one."""
     path = _at(model)
     return path.resolve() if _is_dir(path) else None
 
@@ -226,8 +228,8 @@ def _is_dir(path: Path) -> bool:
 
 
 def config_of(model: str) -> dict[str, Any] | None:
-    """What config.json says of a folder, or of a hub's model that an earlier download left on this machine.
-    Its weights need not be there. Raises `UsageError` for GGUF."""
+    """Read the config.json of a folder, or of a hub model that an earlier download left on this machine.
+    The weights need not be present. Raises `UsageError` for GGUF."""
     _no_gguf(model)
     if folder := local_folder(model):
         path = folder / "config.json"
@@ -251,8 +253,8 @@ def config_of(model: str) -> dict[str, Any] | None:
 
 
 def source(name: str) -> str:
-    """Catalog name, folder or hub id -> folder or hub id. Raises `SpecError` for a name that is none of
-    them."""
+    """Resolve a catalog name, folder or hub id to a folder or hub id. Raises `SpecError` for a name that
+    is none of these."""
     if folder := local_folder(name):
         return str(folder)
     from orchestrate import catalog
@@ -298,8 +300,8 @@ def open_folder(path: Path, hub_id: str | None = None) -> ModelFolder:
 
 
 def here(model: str) -> ModelFolder | None:
-    """The folder that the name points to; `None` for a hub's id. Raises `UsageError` for what is neither and
-    for what cannot be trained."""
+    """Open the model folder that the name points to, or return `None` for a hub id. Raises `UsageError`
+    for a name that is neither and for a model that cannot be trained."""
     _no_gguf(model)
     if folder := local_folder(model):
         return open_folder(folder)
@@ -312,7 +314,8 @@ def here(model: str) -> ModelFolder | None:
 
 
 def to_download(model: str) -> bool:
-    """Whether a hub's model is not on this machine, or not whole. Raises what `here` does."""
+    """Return whether a hub model is missing from this machine or only partly downloaded. Raises the same
+    errors as `here`."""
     if here(model) is not None:
         return False
     try:
@@ -329,7 +332,8 @@ def to_download(model: str) -> bool:
 
 
 def offline() -> str:
-    """Why no model can be downloaded, after a space; empty where nothing forbids it."""
+    """Return the reason why no model can be downloaded, with a leading space, or an empty string if
+    downloads are allowed."""
     return " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
 
 
@@ -350,10 +354,10 @@ class _Index(msgspec.Struct):
 
 
 def fetch(model: str) -> ModelFolder:
-    """The model's folder, downloaded from the hub when it is not on disk. Called by workers.
+    """Return the model's folder, and download it from the hub when it is not on disk. Called by workers.
 
-    Raises `UsageError` for a name that is neither, `ConfigError` when the hub cannot be reached or refuses.
-    """
+    Raises `UsageError` for a name that is neither a folder nor a hub id, `ConfigError` when the hub
+    cannot be reached or refuses."""
     return here(model) or open_folder(Path(_download(model)), hub_id=model)
 
 

@@ -56,7 +56,7 @@ class Head:
         return type(self.layer) is torch.nn.Linear and bias is None and not self.layer.weight.requires_grad
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[n, hidden] -> [n, vocabulary], 32 bits."""
+        """Compute the logits in 32 bits: [n, hidden] -> [n, vocabulary]."""
         logits = self.layer(hidden).float()
         if self.multiplier != 1.0:
             logits = logits * self.multiplier
@@ -83,8 +83,8 @@ class TrainedOnly:
 
 
 def decoder_of(inner: Any) -> Any:
-    """The layers of the language model, between the embeddings and the output layer, of a transformers model
-    with or without other parts (vision, audio)."""
+    """Return the layers of the language model, between the embeddings and the output layer, of a
+    transformers model with or without other parts (vision, audio)."""
     found = inner.get_decoder()
     while found is inner or found.get_output_embeddings() is not None:
         deeper = getattr(found, "model", None)
@@ -104,7 +104,8 @@ class Packed:
 
     @classmethod
     def of(cls, positions: npt.NDArray[np.int64], device: torch.device) -> Packed:
-        """By positions that begin at 0 in each row. A token of padding counts as a row of its own."""
+        """Build the layout from positions that start at 0 in each row. A padding token counts as a row of
+        its own."""
         flat = positions.reshape(-1)
         starts = np.append(np.flatnonzero(flat == 0), flat.size)
         longest = int(np.diff(starts).max())
@@ -164,16 +165,16 @@ class Loaded:
         return sum(p.numel() if state is None else state.shape.numel() for p, state in packed)
 
     def layout_of(self, positions: npt.NDArray[np.int64]) -> dict[str, Any]:
-        """Further inputs for packed rows, beside their positions."""
+        """Return the additional model inputs for packed rows, besides their positions."""
         return {"layout": Packed.of(positions, self.device)} if self.packed_layout else {}
 
     def computed(self, compute: Callable[[], T]) -> T:
-        """What is computed with the model's weights, its output layer's too."""
+        """Run a computation that uses the model's weights, including those of its output layer."""
         return compute() if self.root is None else self.root(compute)
 
     @contextmanager
     def judging(self) -> Generator[None]:
-        """Without dropout and noise; afterwards as before."""
+        """Switch off dropout and noise, and restore the previous state afterwards."""
         training = self.model.training
         self.model.eval()
         try:
@@ -182,8 +183,8 @@ class Loaded:
             self.model.train(training)
 
     def hidden(self, ids: torch.Tensor, places: torch.Tensor | None = None, **inputs: Any) -> torch.Tensor:
-        """[rows, tokens] -> [rows, tokens, hidden], before the output layer. With `places` (flat) only
-        those are right."""
+        """Compute hidden states before the output layer: [rows, tokens] -> [rows, tokens, hidden]. With
+        `places` (flat) only those are correct."""
         if "layout" in inputs:
             # A mask of four dimensions is taken as it is; our attention looks at the layout instead.
             inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
@@ -232,11 +233,12 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def give_back(device: torch.device) -> None:
-    """To be called when the error is gone: its traceback holds the tensors of the pass that failed.
+    """Free unused memory. Call it only after the error is released: its traceback holds the tensors of
+    the failed pass.
 
-    Autograd's graph is a circle, which only the collector ends; and what is free inside the C library's heap
-    cannot be had by oneDNN, which asks the kernel for its own. Without either the retry fails as well.
-    """
+    Autograd's graph is a reference cycle, which only the garbage collector frees. Memory that is free
+    inside the C library's heap is not available to oneDNN, which allocates from the kernel directly.
+    Without both steps the retry fails as well."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -245,8 +247,8 @@ def give_back(device: torch.device) -> None:
 
 
 def halving(rows: int, device: torch.device, compute: Callable[[int], R]) -> tuple[R, int]:
-    """What `compute` gives for so many rows at once, for half as many where memory runs out, and so on; and
-    how many it was. One row that does not fit raises."""
+    """Call `compute` with this many rows at once, and halve the number whenever memory runs out. Returns
+    the result and the number of rows that fit. Raises if not even one row fits."""
     while True:
         try:
             return compute(rows), rows
@@ -268,7 +270,7 @@ _WORTH = 0.9
 
 
 def of_run(folder: Path, asked: int | None, device: torch.device) -> int:
-    """As `chosen`, and the same again when the run is gone on with."""
+    """Choose the number of threads like `chosen`, and use the same number again when the run is resumed."""
     try:
         before = int((folder / _FILE).read_text(encoding="ascii"))
     except (OSError, ValueError):
@@ -279,7 +281,8 @@ def of_run(folder: Path, asked: int | None, device: torch.device) -> int:
 
 
 def chosen(asked: int | None, device: torch.device) -> int:
-    """What was asked for, by a setting or by OMP_NUM_THREADS; on a CPU else what is measured now."""
+    """Choose the number of threads: as requested by a setting or by OMP_NUM_THREADS, otherwise on a CPU
+    by measuring now."""
     if asked is not None:
         return asked
     most = torch.get_num_threads()
@@ -289,7 +292,7 @@ def chosen(asked: int | None, device: torch.device) -> int:
 
 
 def fastest(most: int, seconds: Callable[[int], float]) -> int:
-    """The fewest of 1, 2, 4 ... `most` threads that more of them do not beat clearly."""
+    """Return the fewest threads out of 1, 2, 4 ... `most` that no larger number clearly beats."""
     counts = sorted({most, *(1 << n for n in range(most.bit_length()) if 1 << n <= most)})
     best, took = counts[0], seconds(counts[0])
     for count in counts[1:]:

@@ -47,9 +47,9 @@ things, and some models read their weights themselves."""
 
 
 def nf4(dtype: torch.dtype, *, spread: bool = False) -> BitsAndBytesConfig:
-    """NF4 with double quantisation, of linear layers, and of experts where transformers has them in one
-    tensor and lets us compute them. `spread`: stored as numbers of `dtype`, as the other weights are, as they
-    go from process to process."""
+    """Build the configuration for NF4 with double quantization of linear layers, and of experts where
+    transformers stores them in one tensor and lets us compute them. `spread`: the weights are stored as
+    numbers of `dtype`, like the other weights, because they are sent between processes."""
     return (_registered() or BitsAndBytesConfig)(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -122,7 +122,7 @@ def _registered() -> type[BitsAndBytesConfig] | None:
 
 
 def saves_tied(inner: Any, adapter: Adapter) -> bool:
-    """Whether a table of tied embeddings is trained whole: then both stay one."""
+    """Return whether a table of tied embeddings is fully trained. Both then remain one table."""
     config = inner.config.get_text_config()
     if not adapter.modules_to_save or not getattr(config, "tie_word_embeddings", False):
         return False
@@ -132,8 +132,9 @@ def saves_tied(inner: Any, adapter: Adapter) -> bool:
 
 
 def in_32_bits(model: Any) -> None:
-    """All that is trained: 16 bits would lose most updates. Modules that are trained whole compute in 32 bits
-    too, and give their results in the model's own precision; the output layer's logits stay as they are."""
+    """Convert everything that is trained to 32 bits: 16 bits would lose most updates. Fully trained
+    modules compute in 32 bits too and return their results in the model's own precision. The output
+    layer's logits stay as they are."""
     from peft.utils.other import ModulesToSaveWrapper
 
     dtype = model.get_base_model().dtype
@@ -179,8 +180,9 @@ def pick_device(wanted: str | None) -> torch.device:
 def load_tokenizer(
     folder: Path, template: str | None = None, settings: Mapping[str, Any] | None = None
 ) -> Any:
-    """With `template` in the place of its own chat template, and `settings` as what holds in it. Raises
-    `UsageError` for files that are none, or that want code of their own run."""
+    """Load the tokenizer, with `template` in place of its own chat template and `settings` as variables
+    of the template. Raises `UsageError` for invalid files and for files that require their own code to be
+    run."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
@@ -203,9 +205,9 @@ def load_base(
     dtype: torch.dtype | None = None,
     spread: bool = False,
 ) -> Any:
-    """The base model; NF4 with double quantisation when `four_bit`, unless its files hold it in few bits
-    anyway. `dtype`: of products and of weights that are not in few bits; `None` takes what suits the device.
-    Raises `QuantisedUnreadable` where the library that reads the files is missing."""
+    """Load the base model, in NF4 with double quantization when `four_bit`, unless its files are
+    quantized anyway. `dtype`: of products and of weights that are not quantized; `None` uses what suits
+    the device. Raises `QuantisedUnreadable` where the library that reads the files is missing."""
     stored = ModelFolder(folder).config
     held = Quantised.of(stored)
     if held is not None:
@@ -239,9 +241,9 @@ def load_base(
 
 
 def keep_four_bit_weights(model: Any) -> None:
-    """On a CPU with AVX512-BF16, bitsandbytes repacks a weight on its first forward in evaluation mode and
-    never undoes it: training afterwards is silently different or fails. This must run before the first
-    forward."""
+    """Stop bitsandbytes from repacking weights. On a CPU with AVX512-BF16 it repacks a weight on its
+    first forward pass in evaluation mode and never undoes it: training afterwards is silently different
+    or fails. This must run before the first forward pass."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -273,9 +275,10 @@ def load(
     beginning: Beginning | None = None,
     vocabulary: tuple[int, Sequence[int]] = (0, ()),
 ) -> Loaded:
-    """Base model plus a fresh adapter (or the one of `continue_from`), seeded by the job's seed, with the
-    engine that the job asks for; `tokens` of the whole run help to choose one. `vocabulary`: how many tokens
-    the tokenizer has, and the ids of those that were added to it for this job."""
+    """Load the base model with a new adapter (or the one of `continue_from`), seeded by the job's seed,
+    with the engine that the job requests. `tokens`: token count of the entire run, which helps to choose
+    an engine. `vocabulary`: how many tokens the tokenizer has, and the ids of those that were added to it
+    for this job."""
     kind = job.adapter.type
     sharded = job.hyper.sharded
     choice = _ALONE if sharded else choose(job.engine, device.type, tokens)
@@ -371,8 +374,8 @@ def _require_trainable(inner: Any, folder: ModelFolder) -> None:
 
 
 def add_noise(embeddings: torch.nn.Module, alpha: float) -> None:
-    """NEFTune (Jain et al. 2023): uniform noise on the input embeddings while training, of size alpha /
-    sqrt(L d)."""
+    """Add NEFTune noise (Jain et al. 2023) while training: uniform noise on the input embeddings, of size
+    alpha / sqrt(L d)."""
 
     def noisy(module: torch.nn.Module, _: Any, out: torch.Tensor) -> torch.Tensor:
         if not module.training:
@@ -388,9 +391,9 @@ _UNFIT = (ValueError, KeyError, TypeError, AttributeError, re.error)
 
 
 def load_adapter(base: Any, folder: Path, *, trainable: bool = False, name: str = "default") -> Any:
-    """The base model with the adapter of a folder, under peft's `name` for it. Raises `UsageError`, and
-    leaves the base as it is, for an adapter that does not fit it; and without safetensors: where there are
-    none peft would load a pickle."""
+    """Load an adapter from a folder onto the base model, under peft's `name` for it. Raises `UsageError`,
+    and leaves the base unchanged, for an adapter that does not fit the base, and for one without
+    safetensors, because peft would load a pickle instead."""
     from peft import PeftModel
 
     if not (folder / "adapter_model.safetensors").is_file():
@@ -416,8 +419,8 @@ def load_adapter(base: Any, folder: Path, *, trainable: bool = False, name: str 
 
 
 def add_adapter(model: Any, folder: Path, name: str) -> None:
-    """One more on a model that has some. Raises `UsageError`, and leaves the model as it is, where it does
-    not fit."""
+    """Add another adapter to a model that already has some. Raises `UsageError`, and leaves the model
+    unchanged, where it does not fit."""
     try:
         model.load_adapter(str(folder), adapter_name=name, ignore_mismatched_sizes=True)
     except _UNFIT as error:

@@ -119,8 +119,8 @@ def _parts(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
 
 
 def forward(module: Any, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-    """In transformers' interface for experts; hidden: [tokens, hidden], chosen and weights: [tokens, experts
-    of each] -> [tokens, hidden]."""
+    """Compute the experts behind transformers' expert interface. hidden: [tokens, hidden], chosen and
+    weights: [tokens, experts of each] -> [tokens, hidden]."""
     ids, order = torch.sort(chosen.reshape(-1))
     counts = torch.bincount(ids, minlength=module.num_experts).tolist()
     rows = hidden[order // chosen.shape[1]]
@@ -161,7 +161,7 @@ def _factors(layer: Any, experts: int) -> tuple[Tensor | None, Tensor | None, fl
 
 
 def experts_of(model: Any) -> list[Any]:
-    """Modules whose way of computing transformers lets us choose."""
+    """List the modules whose expert implementation transformers lets us choose."""
     return [m for m in model.modules() if hasattr(m, "_apply_gate") and hasattr(m, "has_gate")]
 
 
@@ -181,7 +181,7 @@ def use(model: Any) -> bool:
 
 
 def give_back(model: Any) -> None:
-    """To what computed the experts before, and to peft's own layers."""
+    """Restore the previous implementation of the experts, and peft's own layers."""
     for module in experts_of(model):
         if "before" in vars(module):
             module.config._experts_implementation_internal = vars(module).pop("before")
@@ -241,14 +241,14 @@ def spread_out(model: Any, dtype: torch.dtype) -> None:
 
 
 def auto_class(folder: Path) -> Any:
-    """What loads the model of a folder: that of language models, or that of models that see too, which are
-    trained and asked in text alone."""
+    """Return the auto class that loads a folder's model: the one for language models, or the one for
+    vision-language models, which are trained and prompted with text only."""
     return _auto_class(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
 
 
 def hollow(config: Mapping[str, Any]) -> Any:
-    """The model of a config.json without weights, on the meta device. Raises `UsageError` for one that
-    transformers does not know, or that its configuration does not suffice for."""
+    """Build the model of a config.json without weights, on the meta device. Raises `UsageError` for one
+    that transformers does not know, or whose configuration is incomplete."""
     kind = str(config.get("model_type"))
     if kind not in CONFIG_MAPPING:
         raise UsageError(f"transformers does not support model_type {kind}")
@@ -262,7 +262,7 @@ def hollow(config: Mapping[str, Any]) -> Any:
 
 
 def model_class(config: Any) -> Any:
-    """transformers' own class for a configuration that `auto_class` loads."""
+    """Return transformers' own class for a configuration that `auto_class` loads."""
     seen = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if _sees(config) else MODEL_FOR_CAUSAL_LM_MAPPING
     return seen[type(config)]
 

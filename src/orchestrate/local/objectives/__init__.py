@@ -73,7 +73,8 @@ class Isolation:
         return _TOLD[self.way]
 
     def command(self, script: Path, folder: Path) -> list[str]:
-        """What to start for `script`, which uses the standard library alone; `folder` is an empty one."""
+        """Return the command that starts `script`, which uses only the standard library. `folder` is an
+        empty folder."""
         if self.way == "bubblewrap":
             return [*_bubblewrap(script, self.as_nobody), sys.executable, "-I", "/script.py"]
         if self.way == "namespaces":
@@ -82,7 +83,7 @@ class Isolation:
         return [sys.executable, "-I", str(script)]
 
     def environment(self) -> dict[str, str]:
-        """All that the code finds in its environment."""
+        """Return all environment variables that the code gets."""
         kept = {name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ}
         single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         path = "/usr/sbin:/usr/bin:/sbin:/bin" if os.name == "posix" else os.environ.get("PATH", "")
@@ -91,12 +92,12 @@ class Isolation:
 
 @cache
 def isolation() -> Isolation:
-    """The best way that works here, found by trying."""
+    """Return the best isolation that works on this machine, found by trying."""
     return next(filter(works, candidates()))
 
 
 def candidates() -> Iterator[Isolation]:
-    """All ways, the best first."""
+    """Yield all ways to isolate code, best first."""
     for way in WAYS:
         if way != "limits only" and hasattr(os, "geteuid") and os.geteuid() == 0:
             yield Isolation(way, as_nobody=True)
@@ -104,7 +105,7 @@ def candidates() -> Iterator[Isolation]:
 
 
 def works(found: Isolation) -> bool:
-    """Whether a script runs this way on this machine."""
+    """Return whether a script runs with this isolation on this machine."""
     if found.way == "limits only":
         return True
     tools = ("bwrap",) if found.way == "bubblewrap" else ("unshare", "setpriv", "mount", "pivot_root", "sh")

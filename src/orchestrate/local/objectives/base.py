@@ -75,8 +75,8 @@ def _block_losses(hidden: Tensor, targets: Tensor, head: Head) -> tuple[Tensor, 
 
 
 def token_losses(hidden: Tensor, targets: Tensor, head: Head) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of each token [n], and the number predicted right. Logits are computed again for the
-    gradient."""
+    """Compute the cross-entropy of each token [n], and the number predicted right. Logits are recomputed
+    for the gradient."""
     losses: list[Tensor] = []
     correct = torch.zeros((), device=hidden.device)
     for start in range(0, len(hidden), head.block):
@@ -125,9 +125,9 @@ class Preference:
     def loss(
         self, policy: Tensor, reference: Tensor | None, lengths: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """`policy` and `reference` are summed log-probabilities [2n]: n preferred answers, then their n
-        rejected ones; `lengths` their trained tokens. Returns the loss of each pair [n] and what is worth
-        showing."""
+        """Compute the loss of preference pairs. `policy` and `reference` are summed log-probabilities
+        [2n]: n preferred answers, then their n rejected ones. `lengths` are their numbers of trained
+        tokens. Returns the loss of each pair [n] and the metrics to show."""
         if not self.needs_reference or self.normalize_by_length or self.ipo:
             score = policy / lengths
             base = None if reference is None else reference / lengths
@@ -167,9 +167,9 @@ class Desirability:
     undesirable_weight: float = 1.0
 
     def loss(self, ratios: Tensor, labels: Tensor, divergence: float) -> Tensor:
-        """`ratios` [n]: log-probability over that of the reference; `labels` [n]: which answers are
-        desirable; `divergence`: the estimate of how far the model is from the reference, not below 0. Returns
-        the loss of each answer [n]."""
+        """Compute the loss of labeled answers. `ratios` [n]: log-probability minus that of the reference;
+        `labels` [n]: which answers are desirable; `divergence`: the estimated distance of the model from
+        the reference, not below 0. Returns the loss of each answer [n]."""
         gain = torch.where(labels, ratios - divergence, divergence - ratios)
         weights = torch.where(labels, self.desirable_weight, self.undesirable_weight)
         return weights * (1 - torch.sigmoid(self.beta * gain))
@@ -237,9 +237,9 @@ def collate(
     share: bool = False,
     layout_of: Callable[[npt.NDArray[np.int64]], dict[str, Any]] | None = None,
 ) -> Batch:
-    """The rows of these numbers as one input of the model: side by side, packed, or in one line; in a line
-    with `share` beginnings that rows have in common are there once. `layout_of`: further inputs of packed
-    rows, by their positions."""
+    """Combine the rows of these numbers into one model input: side by side, packed, or in one line. In a
+    line with `share`, beginnings that rows have in common appear once. `layout_of`: further inputs of
+    packed rows, from their positions."""
     whole = [rows.row(i) for i in numbers]
     parts = [_Row.of(*row) for row in whole]
     if line:
@@ -303,7 +303,7 @@ def _in_line(parts: Sequence[_Row], pairs: bool, share: bool) -> tuple[*Collated
 
 
 def pack(lengths: Sequence[int], width: int) -> list[tuple[int, int]]:
-    """(line, first token) of each row, longest first into the first line with room for it."""
+    """Assign each row (line, first token), longest rows first, into the first line with room for it."""
     free: list[int] = []
     seats: list[tuple[int, int]] = [(0, 0)] * len(lengths)
     for r in sorted(range(len(lengths)), key=lambda r: -lengths[r]):
@@ -348,12 +348,12 @@ class Objective:
         return nullcontext()
 
     def trained_hidden(self, batch: Batch) -> Tensor:
-        """[trained, hidden]"""
+        """Return the hidden states of trained tokens: [trained, hidden]."""
         hidden = self.loaded.hidden(batch.ids, batch.places, **batch.inputs)
         return hidden.reshape(-1, hidden.shape[-1])[batch.places]
 
     def weight_of(self, rows: Rows, examples: Sequence[int]) -> float:
-        """What the summed loss of these examples is divided by: their trained weight."""
+        """Return the trained weight of these examples, by which their summed loss is divided."""
         return float(sum(rows.row(i)[1][1:].sum() for i in examples))
 
     def collate(self, rows: Rows, numbers: Sequence[int]) -> Batch:
@@ -378,23 +378,23 @@ class Objective:
     def loss(
         self, rows: Rows, numbers: Sequence[int], batch: Batch
     ) -> tuple[Tensor, Tensor, dict[str, float] | None]:
-        """Summed loss, tokens predicted right, and sums of what else is worth showing."""
+        """Compute the summed loss, the tokens predicted right, and sums of other metrics to show."""
         loss, correct = weighted_loss(
             self.trained_hidden(batch), batch.targets, batch.weights, self.loaded.head
         )
         return loss, correct, None
 
     def longest(self, rows: Rows, examples: Sequence[int]) -> int:
-        """Tokens that have to fit into memory at once, however small the parts are."""
+        """Return the number of tokens that have to fit into memory at once, however small the parts are."""
         return max(int(rows.lengths[i]) for i in examples)
 
     def to_lower(self, values: dict[str, float]) -> float:
-        """What early stopping watches in the values of an evaluation."""
+        """Return the value of an evaluation that early stopping watches."""
         return values["valid_loss"]
 
     def run(self, rows: Rows, examples: Sequence[int], total: float, *, backward: bool) -> Sums:
-        """Loss of some examples; with `backward` its gradient, divided by `total`, is added to the
-        parameters'."""
+        """Compute the loss of some examples. With `backward` its gradient, divided by `total`, is added
+        to the parameters' gradients."""
         numbers = rows.rows_of(examples)
         batch = self.collate(rows, numbers)
         with torch.set_grad_enabled(backward), self.precision():
@@ -418,18 +418,20 @@ class Objective:
         )
 
     def gradients(self, rows: Rows, batch: Sequence[int], max_tokens: int, max_rows: int) -> Sums:
-        """The gradient of one optimiser step's examples, in parts that fit into memory."""
+        """Compute the gradient of one optimizer step's examples, in parts that fit into memory."""
         return self.part(rows, batch, self.weight_of(rows, batch), max_tokens, max_rows)
 
     def part(self, rows: Rows, examples: Sequence[int], total: float, max_tokens: int, max_rows: int) -> Sums:
-        """The gradient of some of a step's examples, which all together have the weight `total`."""
+        """Compute the gradient of some of a step's examples. All of the step's examples together have the
+        weight `total`."""
         sums = Sums()
         for part in self.parts(rows, examples, max_tokens, max_rows):
             add(sums, self.run(rows, part, total, backward=True))
         return sums
 
     def evaluate(self, rows: Rows, max_tokens: int) -> dict[str, float]:
-        """Mean loss and token accuracy over all rows; the model and every random state stay as they were."""
+        """Compute the mean loss and token accuracy over all rows. The model and every random state stay
+        unchanged."""
         sums = Sums()
         with self.loaded.judging():
             for part in self.parts(rows, range(rows.examples), max_tokens, MOST_ROWS):
@@ -438,8 +440,8 @@ class Objective:
 
 
 def balance(loaded: Loaded, batch: Batch) -> Tensor:
-    """How unevenly the routers spread the batch's tokens over the experts (Fedus et al. 2021, eq. 4 to 6,
-    over all layers, as transformers has it)."""
+    """Measure how unevenly the routers spread the batch's tokens over the experts (Fedus et al. 2021, eq.
+    4 to 6, over all layers, as in transformers)."""
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
     assert loaded.routed  # noqa: S101  looked at as the model was loaded

@@ -44,12 +44,12 @@ class JudgedObjective(Objective):
         return float(len(examples))
 
     def judged(self, rows: Rows, numbers: Sequence[int]) -> Tensor:
-        """[rows]: of each, the sum of its log-probabilities."""
+        """Sum the log-probabilities of each row: [rows]."""
         return self.log_probabilities(self.collate(rows, numbers))[0]
 
     def log_probabilities(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each row: the sum over its trained tokens [rows] and their weight [rows]; then the number of
-        tokens predicted right."""
+        """Compute for each row the sum over its trained tokens [rows] and their weight [rows], then the
+        number of tokens predicted right."""
         losses, correct = token_losses(self.trained_hidden(batch), batch.targets, self.loaded.head)
         nothing = torch.zeros(batch.rows, device=losses.device, dtype=losses.dtype)
         lengths = nothing.index_add(0, batch.row, batch.weights.to(losses.dtype))
@@ -75,7 +75,7 @@ class PairObjective(JudgedObjective):
 
 
 def reference_of(rows: Rows, numbers: Sequence[int]) -> Tensor:
-    """[rows]; raises `ValueError` when it was never made."""
+    """Return the reference log-probabilities [rows]. Raises `ValueError` when they were never computed."""
     if rows.reference is None:
         raise ValueError("these rows have no reference log-probabilities")
     return torch.from_numpy(rows.reference[np.asarray(numbers)])
@@ -90,9 +90,9 @@ def with_reference(
     agreed: Callable[[bool], bool] = bool,
     keeps: bool = True,
 ) -> Rows:
-    """The rows with the log-probabilities that the model gives them now, from `folder/reference.npy` as far
-    as an earlier worker got. `look_up` runs between the parts and may raise. Several processes with a model
-    in shares all compute, what one of them has `agreed` to, which alone `keeps` it."""
+    """Add the log-probabilities that the model gives the rows now, reusing `folder/reference.npy` as far
+    as an earlier worker got. `look_up` runs between the parts and may raise. If several processes hold a
+    sharded model, all of them compute what one of them has `agreed` to, and only that one `keeps` it."""
     path = folder / "reference.npy"
     kept = open_kept(path, (len(rows.offsets) - 1,)) if keeps else None
     with objective.loaded.judging(), torch.no_grad(), objective.precision():
@@ -152,11 +152,12 @@ class Mismatch:
     """Tokens at which a row is cut."""
 
     def batches(self, rows: Rows, epoch: int) -> Sequence[list[int]]:
-        """Those that the loop will take."""
+        """Return the batches that the training loop will take."""
         return rows.batches(self.batch_size, self.seed, epoch)
 
     def before(self, rows: Rows, batch: Sequence[int]) -> list[int]:
-        """Whose answer each prompt gets. A batch of one row takes that of the row before it in the file."""
+        """Return whose answer each prompt gets. A batch of one row takes the answer of the previous row
+        in the file."""
         return [*batch[-1:], *batch[:-1]] if len(batch) > 1 else [(batch[0] - 1) % rows.examples]
 
     def rows(self, rows: Rows, batch: Sequence[int]) -> Rows:
@@ -217,7 +218,7 @@ class UnpairedObjective(JudgedObjective):
         return _by_label(sums, _labels(rows, batch))
 
     def evaluate(self, rows: Rows, max_tokens: int) -> dict[str, float]:
-        """As in training, batch by batch: the loss depends on what is in a batch."""
+        """Evaluate batch by batch as in training: the loss depends on what is in a batch."""
         sums = Sums()
         with self.loaded.judging():
             for batch in self.mismatch.batches(rows, 0):
@@ -229,15 +230,15 @@ class UnpairedObjective(JudgedObjective):
         }
 
     def estimate(self, rows: Rows, batch: Sequence[int], max_tokens: int, max_rows: int) -> float:
-        """How far the model is from the reference, by the answers of this batch; not below 0."""
+        """Estimate how far the model is from the reference, from the answers of this batch. Not below 0."""
         policy = self.mismatched(rows, batch, max_tokens, max_rows)
         return max(0.0, float((policy - self._reference(rows, batch)).mean()))
 
     def mismatched(
         self, rows: Rows, batch: Sequence[int], max_tokens: int, max_rows: int
     ) -> npt.NDArray[np.float32]:
-        """[rows of the batch] The model's log-probability of another's answer after each prompt; 0 where the
-        prompt leaves no room for any of it."""
+        """Compute the model's log-probability of another row's answer after each prompt: [rows of the
+        batch]. 0 where the prompt leaves no room for any of it."""
         others = self.mismatch.rows(rows, batch)
         values = np.zeros(len(batch), dtype=np.float32)
         some = [i for i in range(len(batch)) if others.row(i)[1][1:].any()]
@@ -284,8 +285,8 @@ def with_mismatched(
     max_tokens: int,
     look_up: Callable[[], None],
 ) -> Rows:
-    """The rows with the log-probabilities of mismatched answers in each epoch as the model gives them now,
-    from `folder/mismatched.npy` as far as an earlier worker got. `look_up` runs between the batches and may
+    """Add the log-probabilities that the model gives mismatched answers in each epoch now, reusing
+    `folder/mismatched.npy` as far as an earlier worker got. `look_up` runs between the batches and may
     raise."""
     path = folder / "mismatched.npy"
     kept = open_kept(path, (epochs, rows.examples))

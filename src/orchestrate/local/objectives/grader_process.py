@@ -20,7 +20,7 @@ PROCESSES = 512
 
 
 def limit() -> None:
-    """For good: the code cannot raise them again."""
+    """Limit the resources of this process permanently: the code cannot raise the limits again."""
     try:
         import resource
     except ImportError:  # Windows

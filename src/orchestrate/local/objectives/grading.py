@@ -49,7 +49,7 @@ class GraderCode:
         self._broken: dict[str, Any] | None = None
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        """`{"score": ...}` or `{"error": ...}`."""
+        """Run the grader's code and return `{"score": ...}` or `{"error": ...}`."""
         if self._broken is None and self._child is None:
             self._start()
         if self._broken is not None:
@@ -185,8 +185,8 @@ class Grader:
             code.close()
 
     def grade(self, answers: Sequence[str | Said], items: Sequence[dict[str, Any]]) -> list[Grade]:
-        """One grade for each answer, in order; `items` are the rows that the prompts came from. A text is an
-        answer without thinking and calls."""
+        """Grade each answer, in order. `items` are the rows that the prompts came from. A string is an
+        answer without thinking and tool calls."""
         return [self._one(sample_of(a), item) for a, item in zip(answers, items, strict=True)]
 
     def _one(self, sample: dict[str, Any], item: dict[str, Any]) -> Grade:
@@ -216,7 +216,7 @@ class Grader:
 
 
 def sample_of(answer: str | Said) -> dict[str, Any]:
-    """What graders see of an answer, by OpenAI's names; its thinking they do not see."""
+    """Build what graders see of an answer, under OpenAI's names. They do not see its thinking."""
     text, made = (answer, ()) if isinstance(answer, str) else (answer.content, answer.tool_calls)
     try:
         parsed: Any = msgspec.json.decode(text)
@@ -229,8 +229,8 @@ def sample_of(answer: str | Said) -> dict[str, Any]:
 
 
 def refusal(grader: Mapping[str, Any], *, allow_code: bool, asks: Sequence[str] = ()) -> str | None:
-    """Why this machine does not grade so; `None` when it does. `asks` are kinds of `ELSEWHERE` for which the
-    caller has a model."""
+    """Return why this machine does not run the grader, or `None` if it does. `asks` are kinds of
+    `ELSEWHERE` for which the caller has a model."""
     kind = str(grader.get("type"))
     if "evaluator" in grader and "type" not in grader:
         return f"evaluators exist only on a host; here the grader needs a type: {', '.join(KINDS)}"
@@ -308,7 +308,7 @@ def _slot_refusal(slot: str) -> str | None:
 
 
 def runs_code(grader: Mapping[str, Any]) -> bool:
-    """Whether an accepted grader has code of its own."""
+    """Return whether an accepted grader runs its own code."""
     if grader.get("type") == "multi":
         parts: dict[str, dict[str, Any]] = grader["graders"]
         return any(map(runs_code, parts.values()))
@@ -316,8 +316,8 @@ def runs_code(grader: Mapping[str, Any]) -> bool:
 
 
 def fields_read(grader: Mapping[str, Any]) -> tuple[str, ...]:
-    """The fields of a row that the templates of an accepted grader read, `answer` or `deep.n`. What code
-    reads is unknown."""
+    """Return the fields of a row that the templates of an accepted grader read, for example `answer` or
+    `deep.n`. What code reads is unknown."""
     if grader["type"] == "multi":
         parts: dict[str, dict[str, Any]] = grader["graders"]
         return tuple(sorted({field for part in parts.values() for field in fields_read(part)}))
@@ -325,7 +325,7 @@ def fields_read(grader: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def lacks(item: Mapping[str, Any], field: str) -> bool:
-    """Whether a row has not got what a grader reads."""
+    """Return whether a row lacks a field that a grader reads."""
     try:
         _at(item, field)
     except GradingError:
@@ -337,7 +337,8 @@ def lacks(item: Mapping[str, Any], field: str) -> bool:
 
 
 def fill(template: str, sample: Mapping[str, Any], item: Mapping[str, Any]) -> str:
-    """`{{ item.answer }}`, `{{ sample.output_json.total }}`. Raises `GradingError` for what is not there."""
+    """Fill a template such as `{{ item.answer }}` or `{{ sample.output_json.total }}`. Raises
+    `GradingError` for missing fields."""
     whole = {"sample": sample, "item": item}
     return "".join(_shown(_at(whole, text)) if slot else text for text, slot in _parts(template))
 

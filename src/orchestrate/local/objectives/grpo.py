@@ -94,7 +94,7 @@ class PolicyObjective(Objective):
     # -- answers ---------------------------------------------------------------------------------------------
 
     def roll_out(self, rows: Rows, batch: Sequence[int], max_tokens: int) -> Rollouts:
-        """`samples` graded answers to each of these prompts."""
+        """Sample and grade `samples` answers to each of these prompts."""
         prompts = [rows.row(i)[0].tolist() for i in batch for _ in range(self.samples)]
         asked = [i for i in batch for _ in range(self.samples)]
         answers = self._draw(prompts, 1.0, max_tokens)
@@ -156,7 +156,7 @@ class PolicyObjective(Objective):
     # -- learning --------------------------------------------------------------------------------------------
 
     def learn(self, rollouts: Rollouts, max_tokens: int, max_rows: int) -> Sums:
-        """The gradient of the policy loss, in parts that fit into memory."""
+        """Compute the gradient of the policy loss, in parts that fit into memory."""
         rows, count = rollouts.rows, len(rollouts.advantages)
         tokens = float(sum(rows.row(i)[1][1:].sum() for i in range(count)))
         sums = Sums()
@@ -204,7 +204,7 @@ class PolicyObjective(Objective):
                 parameter.copy_(kept[name])
 
     def evaluate(self, rows: Rows, max_tokens: int) -> dict[str, float]:
-        """The mean reward of the likeliest answer to each prompt, and what `_describe` tells."""
+        """Compute the mean reward of the likeliest answer to each prompt, and the metrics of `_describe`."""
         sums: Counter[str] = Counter()
         for start in range(0, rows.examples, ASKED_AT_ONCE):
             numbers = range(start, min(start + ASKED_AT_ONCE, rows.examples))
@@ -216,7 +216,7 @@ class PolicyObjective(Objective):
 
 @contextmanager
 def padded_attention(model: Any) -> Generator[None]:
-    """Our own attention knows no rows that begin with padding."""
+    """Switch to attention that supports rows that begin with padding, which our own attention does not."""
     own = model.config.get_text_config()._attn_implementation
     switched = own.startswith("orchestrate")
     if switched:

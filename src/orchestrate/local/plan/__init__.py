@@ -72,7 +72,7 @@ class Shape(Record, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Shape:
-        """From a config.json. Raises `KeyError` when it is not a decoder's."""
+        """Read the shape from a config.json. Raises `KeyError` when it is not a decoder's."""
         c = config.get("text_config") or config
         heads = int(c["num_attention_heads"])
         experts = cls.experts_in(c)
@@ -98,13 +98,13 @@ class Shape(Record, frozen=True, kw_only=True):
 
     @staticmethod
     def experts_in(config: Mapping[str, Any]) -> int:
-        """Of one layer; 1 where there is no mixture."""
+        """Return the number of experts in one layer, or 1 for a model that is not a mixture of experts."""
         names = ("num_local_experts", "num_experts", "n_routed_experts")
         return int(next((config[name] for name in names if config.get(name)), 1))
 
     @classmethod
     def like(cls, parameters: float) -> Shape:
-        """A usual shape of this size, for a model whose configuration is unknown here."""
+        """Return a typical shape for this size, for a model whose configuration is unknown here."""
         known = min(KNOWN, key=lambda s: abs(s.parameters - parameters))
         rest = parameters - known.embedding_parameters
         per_layer = (known.parameters - known.embedding_parameters) / known.layers
@@ -170,15 +170,16 @@ class Shape(Record, frozen=True, kw_only=True):
     def adapter_parameters(
         self, rank: int, *, dora: bool = False, targets: str | Sequence[str] | None = None
     ) -> int:
-        """LoRA on the linear layers that `targets` names as peft reads it (by default all); experts are none.
-        DoRA has a magnitude for each output besides. Targets by other names than a Llama's, and those of a
-        mixture of experts, count as all."""
+        """Count the parameters of LoRA on the linear layers that `targets` selects by peft's rules
+        (default all). Experts are not counted. DoRA has an additional magnitude for each output. Targets
+        by other names than a Llama's, and those of a mixture of experts, count as all."""
         named = [] if self.experts > 1 else self._named(targets)
         chosen = [(i, o, 1) for i, o in named] or [(i, o, n * self.layers) for i, o, n in self.linears]
         return sum(n * (rank * (i + o) + (o if dora else 0)) for i, o, n in chosen)
 
     def expert_adapter_parameters(self, rank: int, names: Sequence[str]) -> int:
-        """LoRA on the experts' weights of these names as peft does it: twice the rank on the fused pair."""
+        """Count the parameters of LoRA on the experts' weights of these names, as peft applies it: twice
+        the rank on the fused pair."""
         h, wide = self.hidden, self.feed_forward
         pair = 2 * (h + 2 * wide) if any("gate" in name or "up" in name for name in names) else 0
         down = h + wide if any("down" in name for name in names) else 0

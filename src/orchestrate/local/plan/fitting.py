@@ -25,8 +25,8 @@ LONGEST = 2048
 def setup_of(
     method: Method, adapter: Adapter, hyper: Hyper, *, precision: str, added_tokens: int = 0
 ) -> Setup:
-    """Of a job, in the engine's words. `fit` sets the rows, their length and how many answers are drawn at
-    once."""
+    """Describe a job's memory setup in the engine's terms. `fit` sets the rows, their length and how many
+    answers are sampled at once."""
     unpaired = isinstance(method, Preferences) and method.unpaired
     anchored = isinstance(method, Reinforcement) and bool(method.kl_beta)
     return Setup(
@@ -60,8 +60,9 @@ def _is_particular(adapter: Adapter) -> bool:
 
 
 def rows_of(method: Method, hyper: Hyper, lengths: Mapping[int, int]) -> tuple[Mapping[int, int], int]:
-    """For `fit`: tokens of what is trained on, with the number of examples of so many, and how many of them
-    at once at most. Where answers are drawn these are the prompts with an answer of full length each."""
+    """Return the rows to pass to `fit`: how many examples there are of each length in tokens, and the
+    most examples at once. Where answers are sampled, these are the prompts with an answer of full length
+    each."""
     samples = _samples(method)
     if not samples:
         return lengths, min(hyper.micro_batch or hyper.batch_size, hyper.batch_size)
@@ -83,12 +84,12 @@ def fit(
     device: str,
     available_bytes: int | None = None,
 ) -> tuple[int, MemoryPlan]:
-    """How many tokens may go into one forward pass, and the plan of the worst one.
+    """Find how many tokens may go into one forward pass, and the plan of the worst one.
 
-    Starts from the engine's usual number and halves it until the plan fits, as the engine does when memory
-    runs out; one example goes in any case, whether it fits or not. `lengths`: tokens of the examples, a pair
-    with its longer side, or how many have so many; `most_rows`: examples at once. Packed rows need no more
-    than these."""
+    Starts from the engine's usual number and halves it until the plan fits, as the engine does when
+    memory runs out. One example is always processed, whether it fits or not. `lengths`: tokens of the
+    examples (a pair counts by its longer side), or how many examples have each length. `most_rows`:
+    examples at once. Packed rows need no more than these."""
     counts = sorted((lengths if isinstance(lengths, Mapping) else Counter(lengths)).items())
     tokens, longest = DEFAULT_TOKENS[device], counts[-1][0]
     while True:
@@ -115,7 +116,8 @@ def fit(
 
 
 def drawn_at_once(tokens: int, longest: int) -> int:
-    """Answers drawn side by side: more than are trained on, because nothing is kept for a backward pass."""
+    """Return how many answers are sampled side by side: more than are trained on, because nothing is kept
+    for a backward pass."""
     return max(1, 4 * tokens // longest)
 
 
@@ -148,8 +150,9 @@ def _passes(counts: Sequence[tuple[int, int]], tokens: int, most_rows: int) -> l
 
 
 def shape_of(model: str, billions: float | None) -> tuple[Shape, str | None] | None:
-    """The shape of a folder's or a hub's model, and a remark when it is a usual one of that size because the
-    configuration is not on this machine; `None` when the size is not known either."""
+    """Return the shape of a folder's or a hub's model, and a remark when it is a typical shape for that
+    size because the configuration is not on this machine. Returns `None` when the size is unknown as
+    well."""
     config = files.config_of(model)
     if config is not None:
         try:
@@ -166,7 +169,8 @@ def shape_of(model: str, billions: float | None) -> tuple[Shape, str | None] | N
 
 
 def active_parameters(model: str, billions: float | None) -> float | None:
-    """That a token goes through, of a folder's or a hub's model; `None` if its size is unknown."""
+    """Return the number of parameters that a token passes through in a folder's or a hub's model, or
+    `None` if its size is unknown."""
     found = shape_of(model, billions)
     return None if found is None else float(found[0].active_parameters)
 
@@ -179,8 +183,9 @@ def of_job(
     longest: int | None = None,
     gpu_bytes: int | None = None,
 ) -> MemoryPlan | None:
-    """The plan of a translated job; `None` for a model of unknown size. `longest`: tokens of the longest row,
-    where the data were counted. `gpu_bytes`: for a GPU of that size instead of what this machine has."""
+    """Plan the memory of a translated job, or return `None` for a model of unknown size. `longest`:
+    tokens of the longest row, where the data were counted. `gpu_bytes`: plan for a GPU of that size
+    instead of this machine."""
     found = shape_of(model, billions)
     if found is None:
         return None

@@ -57,7 +57,8 @@ class OptimizerMissing(SetupError):
 
 
 def state_bytes(optimizer: str, rank: int | None) -> float:
-    """Per trained parameter. `rank`: of an adapter, whose matrices have so many rows or columns."""
+    """Return the bytes of optimizer state per trained parameter. `rank`: of an adapter, whose matrices
+    have that many rows or columns."""
     return 4.0 / rank if optimizer == "adafactor" and rank else STATE_BYTES[optimizer]
 
 
@@ -86,10 +87,10 @@ ALL_LINEAR = "all-linear"
 
 
 def trained_parameters(shape: Shape, adapter: Adapter, added_tokens: int = 0) -> int:
-    """Of the low-rank matrices, of modules that are trained whole, and of the rows of added tokens.
+    """Count the trained parameters: low-rank matrices, fully trained modules, and the rows of added
+    tokens.
 
-    Names are those of a Llama; targets by other names, and those of a mixture of experts, count as all.
-    """
+    Names are those of a Llama. Targets by other names, and those of a mixture of experts, count as all."""
     whole = _whole(shape, adapter.modules_to_save or ())
     tokens = added_tokens * shape.hidden * (1 if shape.tied else 2)
     if shape.experts > 1:
@@ -238,7 +239,8 @@ class _Moment(NamedTuple):
 def plan(
     shape: Shape, setup: Setup, *, device: str | None = None, available_bytes: int | None = None
 ) -> MemoryPlan:
-    """Peak memory of training. `available_bytes`: of the device; `None` looks at this machine."""
+    """Estimate the peak memory of training. `available_bytes`: of the device; `None` queries this
+    machine."""
     gpus = machine.gpus()
     device = device or ("cuda" if gpus else "cpu")
     if available_bytes is None:
@@ -311,8 +313,8 @@ def _adapter(shape: Shape, setup: Setup) -> int:
 
 
 def kv_cache_bytes(shape: Shape, answers: int, tokens: int, each: int = 2) -> int:
-    """Keys and values, of `each` bytes a number, of answers drawn side by side, of that many tokens with
-    their prompt."""
+    """Compute the size of keys and values, at `each` bytes a number, for this many answers sampled side
+    by side, of that many tokens including their prompt."""
     return 2 * each * shape.layers * shape.kv_heads * shape.head_dim * answers * tokens
 
 

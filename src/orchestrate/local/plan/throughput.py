@@ -102,8 +102,8 @@ def add(path: Path, pace: Pace) -> None:
 
 
 def read_pace(path: Path) -> list[Pace]:
-    """The latest, oldest first; lines that are none, or say what cannot be, are passed over: they may have
-    come from another machine."""
+    """Read the latest paces, oldest first. Invalid lines and lines with impossible values are skipped:
+    they may have come from another machine."""
     try:
         lines = path.read_bytes().splitlines()[-LATEST:]
     except OSError:
@@ -127,8 +127,8 @@ def _can_be(pace: Pace) -> bool:
 
 
 def alike(kind: Kind, other: Kind) -> float | None:
-    """How far, in logarithms, the operations per second of the one are from the other's; `None` for another
-    device or precision."""
+    """Estimate by how much, in logarithms, the operations per second of two kinds of run differ. Returns
+    `None` for another device or precision."""
     precisions = {kind.precision, other.precision} - {None}
     if kind.device != other.device or len(precisions) > 1:
         return None
@@ -137,12 +137,12 @@ def alike(kind: Kind, other: Kind) -> float | None:
 
 
 def decades(a: float, b: float) -> float:
-    """Between two sizes."""
+    """Return the number of decades between two sizes."""
     return abs(math.log10(max(a, 1.0) / max(b, 1.0)))
 
 
 def speeds(kind: Kind, paces: Sequence[Pace]) -> list[Point]:
-    """What runs tell of operations per second."""
+    """Derive operations per second from past runs."""
     points: list[Point] = []
     for pace in paces:
         if (apart := alike(kind, pace.kind)) is not None:
@@ -153,7 +153,7 @@ def speeds(kind: Kind, paces: Sequence[Pace]) -> list[Point]:
 
 
 def startups(kind: Kind, paces: Sequence[Pace]) -> list[Point]:
-    """What runs tell of the seconds beside training."""
+    """Derive the seconds outside training from past runs."""
     return [
         Point(
             log=math.log(max(pace.besides_seconds, 0.1)),
@@ -165,8 +165,8 @@ def startups(kind: Kind, paces: Sequence[Pace]) -> list[Point]:
 
 
 def combined(points: Sequence[Point], *, least: float, errors: Sequence[float] = ()) -> Estimate:
-    """The mean of the points, each by its weight; the band from their agreement, and from `errors`, the
-    logarithms by which such estimates were off. `least`: what is expected before there are any."""
+    """Average the points by their weights. The band comes from their agreement and from `errors`, the
+    logarithms by which such estimates were off. `least`: the error to expect before there are any."""
     weights = [1 / point.off**2 for point in points]
     mean = sum(w * p.log for w, p in zip(weights, points, strict=True)) / sum(weights)
     expected = max(least, sum(weights) ** -0.5)
@@ -176,7 +176,7 @@ def combined(points: Sequence[Point], *, least: float, errors: Sequence[float] =
 
 
 def errors(kind: Kind, paces: Sequence[Pace], told_by: str) -> list[float]:
-    """Of earlier estimates for runs of this kind that were made from the same."""
+    """Return the errors of earlier estimates for similar runs that came from the same source."""
     found = [
         math.log(pace.tokens / pace.seconds / pace.told)
         for pace in paces
@@ -252,7 +252,7 @@ MORE_PROCESSES = 0.85
 
 
 def of_several(one: Throughput, processes: int) -> Throughput:
-    """At work on each step together."""
+    """Scale the throughput to several processes that work on each step together."""
     if processes <= 1:
         return one
     speed = one.tokens_per_second * (1 + MORE_PROCESSES * (processes - 1))
@@ -272,7 +272,8 @@ def read(home: Path) -> list[Bench]:
 
 
 def remember(home: Path, bench: Bench) -> None:
-    """Kept beside earlier ones; the same model on the same device and threads is replaced."""
+    """Save a measurement beside earlier ones. It replaces one of the same model on the same device and
+    threads."""
     key = (bench.device, bench.threads, bench.model)
     kept = [b for b in read(home) if (b.device, b.threads, b.model) != key]
     private_folder(home)
@@ -288,7 +289,7 @@ def kind_of(
     threads: int | None = None,
     device: str | None = None,
 ) -> Kind:
-    """Of a run on this machine, as it would be started now."""
+    """Describe a run on this machine, as it would be started now."""
     gpu = next(iter(machine.gpus()), None) if device != "cpu" else None
     return Kind(
         device=gpu.name if gpu else "cpu",
@@ -301,9 +302,9 @@ def kind_of(
 
 
 def estimate(home: Path, kind: Kind, *, load: float = 0.0, place: str | None = None) -> Throughput:
-    """From what finished runs took, a measurement, and what such a machine is expected to do; nothing is
-    measured now. `load` is that of other processes on its cores: it makes the slow end slower. `place`: whose
-    machine it is, where it is not this one."""
+    """Estimate throughput from what finished runs took, a measurement, and what such a machine is
+    expected to do. Nothing is measured now. `load` is that of other processes on its cores and lowers the
+    slow end. `place`: whose machine it is, where it is not this one."""
     ran = read_pace(file_of(home))
     runs, benches = speeds(kind, ran), _benches(kind, read(home))
     told_by = "runs" if runs else "bench" if benches else "model"
@@ -323,8 +324,9 @@ def estimate(home: Path, kind: Kind, *, load: float = 0.0, place: str | None = N
 
 
 def slowdown(kind: Kind, load: float, cores: int) -> float:
-    """How many times as long a step may take beside other processes. One thread gets its share of the cores;
-    several wait, in each product, for the one that got the least: two on two busy cores took the square."""
+    """Estimate how many times longer a step may take beside other processes. One thread gets its share of
+    the cores. Several threads wait, in each product, for the one that got the least: two threads on two
+    busy cores took the square."""
     if kind.device != "cpu":
         return 1.0
     share = max(1.0, (load + kind.threads) / cores)

@@ -70,8 +70,9 @@ def _said(*turns: tuple[str, str]) -> tuple[ChatMessage, ...]:
 
 
 def probes(marks: Sequence[str]) -> list[Asked]:
-    """One conversation of each kind that templates and servers treat in their own ways. `marks` are the texts
-    of the model's special tokens: one of them in a user's words is where servers differ most."""
+    """Build one conversation of each kind that templates and servers treat differently. `marks` are the
+    texts of the model's special tokens: servers differ most where one of them appears in a user's
+    message."""
     mark = next((m for m in marks if len(m) > 2), "<|endoftext|>")
     hello = ("user", "Name three rivers.")
     return [
@@ -107,7 +108,7 @@ def of_data(path: Path, most: int) -> list[Asked]:
 
 
 def of_example(example: Example) -> Asked | None:
-    """What comes before the last answer; `None` where there is none."""
+    """Return what comes before the last answer, or `None` where there is nothing."""
     match example:
         case ChatExample():
             last = max((n for n, m in enumerate(example.messages) if m.role == "assistant"), default=0)

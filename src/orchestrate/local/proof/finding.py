@@ -52,8 +52,9 @@ def find(
     precision: str,
     context: int | None = None,
 ) -> Sheet:
-    """`data`: prompts among which canaries are looked for, before the usual ones. `context`: the most tokens
-    that the model reads."""
+    """Build the fingerprint sheet of a tuned model, with prompts on which it differs from its base
+    (canaries). `data`: prompts that are searched for canaries before the built-in ones. `context`: the
+    most tokens that the model reads."""
     template = models.template
     asked = probes(sorted(str(t) for t in template.tokenizer.all_special_tokens))
     shown, refused = _rendered(template, asked)
@@ -76,7 +77,7 @@ def find(
 
 
 def template_hash(template: Template) -> str:
-    """Of the chat template's text."""
+    """Hash the chat template's text."""
     return hashlib.sha256(template.chats.source(None).encode()).hexdigest()
 
 
@@ -165,7 +166,8 @@ def _answered(
 
 
 def logprobs(model: Any, prompt: Sequence[int], answer: Sequence[int], device: torch.device) -> list[float]:
-    """Nats of each token of the answer after the prompt, the row read alone."""
+    """Compute the log-probability, in nats, of each token of the answer after the prompt, with the row
+    read alone."""
     if not answer:
         return []
     row = torch.tensor([[*prompt, *answer]], device=device)

@@ -50,7 +50,7 @@ def me() -> WorkerId:
 
 
 def started(pid: int) -> str | None:
-    """When the process started; `None` when there is none, or only its unreaped remains."""
+    """Return when the process started, or `None` if it does not exist or is a zombie."""
     if platform.system() == "Linux":
         try:
             stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
@@ -69,8 +69,8 @@ def started(pid: int) -> str | None:
 
 
 def process_alive(path: Path) -> bool:
-    """Whether the worker named in the file at `path` lives; a foreign machine's is judged by its
-    heartbeat."""
+    """Return whether the worker named in the file at `path` is alive. A worker on another machine is
+    judged by its heartbeat."""
     try:
         worker = WorkerId.from_json(path.read_bytes())
         age = time.time() - path.stat().st_mtime
@@ -83,9 +83,10 @@ def process_alive(path: Path) -> bool:
 
 @contextmanager
 def importing() -> Generator[None]:
-    """While the training libraries load. They make a million objects that stay, and looking again and again
-    for garbage among them takes a seventh of the time. And bitsandbytes has torch compile what it has no
-    kernels for, none of which we call: to have the compiler there takes 2 s and 40 MB."""
+    """Pause garbage collection while the training libraries load. They create a million objects that
+    stay, and searching them for garbage again and again takes a seventh of the time. It also keeps
+    bitsandbytes from having torch compile operations for which it has no kernels and which we never call:
+    loading the compiler takes 2 s and 40 MB."""
     asked = os.environ.get(NO_COMPILER)
     os.environ[NO_COMPILER] = "1"
     gc.disable()
@@ -199,10 +200,11 @@ class RunDir:
 
     @classmethod
     def make(cls, home: Path, job: LocalJob) -> tuple[RunDir, bool]:
-        """The folder `home/ref`, made with its job in one step; False when it was there already.
+        """Create the folder `home/ref` together with its job, in one step. The second value is False when
+        the folder already existed.
 
-        A rename onto a filled folder fails, so of two callers with one ref exactly one makes it.
-        """
+        A rename onto a non-empty folder fails, so of two callers with the same ref exactly one creates
+        it."""
         _require_plain(job.ref)
         private_folder(home)
         run = cls(home / job.ref)
@@ -233,8 +235,8 @@ class RunDir:
     # -- where it stands -------------------------------------------------------------------------------------
 
     def state(self) -> State:
-        """As the worker last wrote it, or `interrupted` when the worker died without saying how it ended, or
-        was never started by a process that died before it could."""
+        """Return the state that the worker last wrote, or `interrupted` when the worker died without
+        writing how it ended, or was never started because the parent process died first."""
         state = self.written_state()
         if state.terminal or state.status == "paused" or self.alive():
             return state
@@ -259,14 +261,14 @@ class RunDir:
         write_whole(self.path / "status.json", state.to_json())
 
     def alive(self) -> bool:
-        """Whether a worker holds this job now."""
+        """Return whether a worker holds this job now."""
         return process_alive(self.path / "worker.json")
 
     def had_worker(self) -> bool:
         return (self.path / "worker.json").exists()
 
     def heartbeat_age(self) -> float | None:
-        """Seconds since the worker last showed life; `None` before the first time."""
+        """Return the seconds since the worker's last heartbeat, or `None` before the first one."""
         try:
             return max(0.0, time.time() - (self.path / "worker.json").stat().st_mtime)
         except OSError:
@@ -292,15 +294,16 @@ class RunDir:
             return None
 
     def asked_s(self) -> float:
-        """Seconds since that was asked first; 0 where nothing is."""
+        """Return the seconds since the pending request was made, or 0 if there is none."""
         try:
             return max(0.0, time.time() - (self.path / "control").stat().st_mtime)
         except OSError:
             return 0.0
 
     def steering(self) -> AbstractContextManager[bool]:
-        """Held by a worker while it looks a last time whether it is still to pause and says that it has, and
-        by whoever takes a pause back and looks how the job stands: of the two one comes first."""
+        """Lock the decision about a pause. The worker holds the lock while it checks a last time whether
+        it should still pause and records that it has. Whoever withdraws a pause holds it while checking
+        the job's state. So one of the two always comes first."""
         return locked(self.path / "steering", wait_s=None)
 
     def lock(self, *, wait_s: float = 0.0) -> AbstractContextManager[bool]:
@@ -339,7 +342,7 @@ class RunDir:
         append_line(self.path / "metrics.jsonl", point.to_json())
 
     def repair(self, last_step: int) -> None:
-        """Before going on: cuts torn lines, and the metrics of steps that will be run again."""
+        """Remove incomplete lines, and the metrics of steps that will run again, before the run resumes."""
         events = self.path / "events.jsonl"
         if events.exists():
             write_whole(events, b"".join(line + b"\n" for line in read_lines(events)))
@@ -359,7 +362,7 @@ def append_line(path: Path, line: bytes) -> None:
 
 
 def read_lines(path: Path) -> list[bytes]:
-    """Whole lines only: what follows the last line feed was torn off by a kill."""
+    """Read complete lines only: text after the last line feed was cut off when the process was killed."""
     try:
         data = path.read_bytes()
     except OSError:
@@ -368,7 +371,8 @@ def read_lines(path: Path) -> list[bytes]:
 
 
 def decode_lines(lines: Iterable[bytes], kind: type[R]) -> Iterator[tuple[int, R]]:
-    """(1-based line number, record); a line that is no such record is passed over, its number stays taken."""
+    """Yield (1-based line number, record). A line that is not a valid record is skipped, but its number
+    remains taken."""
     for number, line in enumerate(lines, 1):
         try:
             yield number, kind.from_json(line)
@@ -377,7 +381,7 @@ def decode_lines(lines: Iterable[bytes], kind: type[R]) -> Iterator[tuple[int, R
 
 
 def runs(home: Path) -> list[RunDir]:
-    """All jobs below `home`, newest first."""
+    """List all jobs below `home`, newest first."""
     if not home.is_dir():
         return []
     found = [RunDir(p) for p in home.iterdir() if not p.name.startswith(".") and (p / "job.json").is_file()]

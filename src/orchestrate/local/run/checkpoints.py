@@ -79,7 +79,7 @@ def save(folder: Path, progress: Progress, fill: Callable[[Path], None]) -> Path
 
 
 def manifest(folder: Path) -> list[ArtifactFile]:
-    """Every file below the folder, but the manifest itself."""
+    """List every file below the folder except the manifest itself."""
     return [
         ArtifactFile(path=str(p.relative_to(folder)), bytes=p.stat().st_size, sha256=sha256(p))
         for p in sorted(folder.rglob("*"))
@@ -88,7 +88,8 @@ def manifest(folder: Path) -> list[ArtifactFile]:
 
 
 def verify(folder: Path) -> Whole | None:
-    """The checkpoint when it has every file that its manifest names, with the right bytes."""
+    """Return the checkpoint if it has every file that its manifest names, with the right bytes, otherwise
+    `None`."""
     try:
         files = decoding.decode((folder / "manifest.json").read_bytes(), type=list[ArtifactFile])
         progress = Progress.from_json((folder / "progress.json").read_bytes())
@@ -102,7 +103,7 @@ def verify(folder: Path) -> Whole | None:
 
 
 def newest_whole(folder: Path) -> tuple[Whole | None, list[str]]:
-    """The newest checkpoint that is whole, and the names of newer ones that are not."""
+    """Return the newest checkpoint that is complete, and the names of newer ones that are not."""
     damaged: list[str] = []
     for path in sorted(_named(folder), reverse=True):
         if whole := verify(path):
@@ -112,7 +113,7 @@ def newest_whole(folder: Path) -> tuple[Whole | None, list[str]]:
 
 
 def listed(folder: Path) -> list[Whole]:
-    """Those to show: kept ones, oldest first, judged by their manifest alone (not read whole)."""
+    """List the kept checkpoints, oldest first, judged by their manifest alone (files are not read)."""
     found: list[Whole] = []
     for path in sorted(_named(folder)):
         try:

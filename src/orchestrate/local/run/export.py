@@ -34,8 +34,8 @@ def write_weights(
     base: ModelFolder,
     weights: dict[str, Any] | None = None,
 ) -> None:
-    """Adapter (or whole model, in its base's precision) with the tokenizer and the chat template that it was
-    trained with. `weights`: what was trained, of a model that holds but a share of it."""
+    """Write the adapter (or full model, in its base's precision) with the tokenizer and the chat template
+    that it was trained with. `weights`: the trained weights of a model that holds only a shard of them."""
     if result_name(job) == "full":
         usual, state = _as_stored(weights or loaded.inner.state_dict(), base.precisions())
         loaded.inner.save_pretrained(folder, state_dict=state)
@@ -66,7 +66,7 @@ def _as_stored(state: dict[str, Any], stored: Mapping[str, str]) -> tuple[str, d
 
 
 def sort_targets(folder: Path) -> None:
-    """peft keeps an adapter's targets in a set: the same run must write the same bytes."""
+    """Sort an adapter's targets, which peft keeps in a set: the same run must write the same bytes."""
     _rewrite(folder / "adapter_config.json", _sorted_targets)
 
 
@@ -90,7 +90,7 @@ def passport(
     precision: str,
     threads: int,
 ) -> dict[str, Any]:
-    """What someone who finds the folder in a year needs to know."""
+    """Describe the result for someone who finds the folder a year from now."""
     return {
         "ref": job.ref,
         "kind": result_name(job),

@@ -50,7 +50,7 @@ def main(path: str, rank: int, processes: int, meeting: Path) -> None:
 
 
 def assist(run: Silent, met: Met) -> None:
-    """Until the first one says that there is nothing left to do."""
+    """Take part in the training steps until the first process reports that nothing remains to be done."""
     job = run.job()
     with process.importing():
         import torch
@@ -102,7 +102,8 @@ def share(session: Session) -> None:
 
 
 def watch() -> None:
-    """Whoever started this process holds the other end of its standard input and writes nothing."""
+    """Exit this process when its parent has ended. The parent holds the other end of this process's
+    standard input and writes nothing."""
     sys.stdin.buffer.read()
     os._exit(1)
 

@@ -96,7 +96,7 @@ class Kept:
         return whole
 
     def weights(self) -> Weights | None:
-        """What is trained, put together where it is in shares; `None` where it is whole anyway."""
+        """Collect the trained weights where they are sharded. Returns `None` where they are not."""
         if self.sharded is None:
             return None
         full = self.job.adapter.full  # under each name that its file has for it
@@ -109,7 +109,7 @@ class Kept:
         return state if self.sharded is None else self.sharded.whole(state)
 
     def save(self, *, kept: bool) -> None:
-        """A full disk costs the checkpoint, not the run."""
+        """Save a checkpoint. If the disk is full, the checkpoint is lost, but the run continues."""
         gathered = None
         if self.sharded is not None:  # before anything can fail at one of them
             gathered = self._state(), self.weights()

@@ -96,8 +96,9 @@ def _wait_for_end(run: RunDir, alive: Callable[[RunDir], bool]) -> None:
 
 
 def start_worker(run: RunDir, spawn: Callable[[RunDir, int], int] | None = None) -> None:
-    """One detached process; the job's lock settles it when two are started at once. `spawn`: another way to
-    make the process, with the log's file number; it returns the process's id."""
+    """Start one detached worker process. If two are started at once, the job's lock decides between them.
+    `spawn`: another way to start the process; it gets the log's file descriptor and returns the process
+    id."""
     state = run.written_state()
     if not state.terminal:
         run.write_state(msgspec.structs.replace(state, status="queued", updated_at=now()))
@@ -128,8 +129,9 @@ def _spawn(run: RunDir, log: int) -> int:
 
 
 def worker_environment(threads: int | None) -> dict[str, str]:
-    """What a worker needs and nothing else: no API key of a host is among it. Thread counts must be set
-    before the numeric libraries load; the workers report to no one and need no network to start."""
+    """Build the environment that a worker needs and nothing else: it contains no API key of a host.
+    Thread counts must be set before the numeric libraries load. Workers send no telemetry and need no
+    network to start."""
     env = settings.of_child()
     if threads is not None:
         env.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))

@@ -73,7 +73,7 @@ class Work:
         return READ_SHARE * read * sum(at <= step for at in self.eval_steps)
 
     def remaining(self, step: int, seen_tokens: int, seconds: float) -> float | None:
-        """Seconds of training; `None` while nothing is known."""
+        """Estimate the remaining seconds of training, or return `None` while nothing is known."""
         if self.rows.prompts:  # answers are drawn, of lengths that nobody knows
             return seconds / step * (self.total_steps - step) if step else None
         done = self.done(step, seen_tokens)
@@ -82,8 +82,9 @@ class Work:
         return max(0.0, self.total - done) * spent / tokens if tokens and spent else None
 
     def measure(self, objective: Objective, batch: Sequence[int]) -> float | None:
-        """Tokens per second of a pass over some rows of the batch, forward and backward; `None` where the
-        objective takes no part of a batch. Gradients are left behind; nothing else of the run notices."""
+        """Measure the tokens per second of a forward and backward pass over some rows of the batch.
+        Returns `None` where the objective cannot take part of a batch. Gradients are left behind; nothing
+        else of the run changes."""
         if not objective.divisible:
             return None
         device = objective.loaded.device
@@ -125,8 +126,8 @@ class Guard:
         self.run, self.hyper, self.skipped = run, hyper, 0
 
     def acceptable(self, loss: float, norm: float, progress: Progress) -> bool:
-        """Whether the step may change the weights. Raises `RunFailed` when it may not and the policy says
-        stop."""
+        """Return whether the step may change the weights. Raises `RunFailed` when it may not and the
+        policy is to stop."""
         mean, factor = progress.loss_mean, self.hyper.spike_factor
         if math.isfinite(loss) and math.isfinite(norm):
             if not (factor and mean is not None and progress.step > 20 and loss > factor * mean):

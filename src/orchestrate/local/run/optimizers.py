@@ -41,11 +41,10 @@ Group = dict[str, Any]
 
 
 def make_optimizer(parameters: Parameters, hyper: Hyper, loraplus_lr_ratio: float | None = None) -> Any:
-    """The optimiser that `hyper` names. Before each step `set_rate` gives it the learning rate; within
-    `given_out` the parameters are those that it trains for.
+    """Create the optimizer that `hyper` names. Before each step `set_rate` sets its learning rate. Within
+    `given_out` the parameters are the ones to evaluate and save.
 
-    Raises `OptimizerMissing` where a package is.
-    """
+    Raises `OptimizerMissing` where a package is missing."""
     kind = hyper.optimizer
     require(kind)
     named = _groups(parameters, hyper, loraplus_lr_ratio)
@@ -156,8 +155,8 @@ def set_rate(optimizer: Any, rate: float) -> None:
 
 
 def group_metrics(optimizer: Any, rate: float) -> dict[str, float]:
-    """The learning rate and the gradient norm of each group, as the gradients are now; empty where all
-    learn alike."""
+    """Return the learning rate and the gradient norm of each group, for the current gradients. Empty
+    where all groups learn at the same rate."""
     groups: dict[str, list[Group]] = {}
     for group in optimizer.param_groups:
         groups.setdefault(group["label"], []).append(group)
@@ -173,8 +172,8 @@ def group_metrics(optimizer: Any, rate: float) -> dict[str, float]:
 
 @contextmanager
 def given_out(optimizer: Any, parameters: Parameters) -> Generator[None]:
-    """Within it the parameters are those to evaluate and to keep, which of a schedule-free optimiser are
-    others than those that it trains. Afterwards they are, to the bit, what they were."""
+    """Switch to the parameters to evaluate and save. A schedule-free optimizer trains different ones.
+    Afterwards the parameters are restored bit for bit."""
     if not hasattr(optimizer, "eval"):
         yield
         return
@@ -190,7 +189,7 @@ def given_out(optimizer: Any, parameters: Parameters) -> Generator[None]:
 
 
 def state_tensors(optimizer: Any, parameters: Parameters) -> dict[str, torch.Tensor]:
-    """All that the optimiser remembers, ready for safetensors."""
+    """Return the optimizer's entire state, ready for safetensors."""
     found: dict[str, torch.Tensor] = {}
     for name, state in _states(optimizer, parameters):
         for key, value in state.items():
@@ -266,16 +265,16 @@ FIRST_SCALE, LONG_ENOUGH = 2.0**16, 2000
 
 
 def spread(count: int | None, total: int, every: int) -> set[int]:
-    """Steps after which something happens `count` times, evenly, the last step included; `None` is after
-    `every` so many steps, and after the last."""
+    """Choose `count` evenly spaced steps, including the last one. `None` chooses every `every` steps, and
+    the last one."""
     if count is None:
         return {*range(every, total + 1, every), total}
     return {round(total * k / count) for k in range(1, count + 1)} - {0}
 
 
 def rescaled(scale: float, steps: int, *, whole: bool) -> tuple[float, int]:
-    """(The scale of the loss for the next step under fp16, the steps since it was changed), as
-    torch.amp.GradScaler has them. `whole`: all gradients were finite."""
+    """Return (the loss scale for the next fp16 step, the steps since it was changed), by the rules of
+    torch.amp.GradScaler. `whole`: all gradients were finite."""
     if not whole:
         return scale / 2, 0
     return (scale * 2, 0) if steps + 1 >= LONG_ENOUGH else (scale, steps + 1)
@@ -293,16 +292,17 @@ def set_random_state(tensors: dict[str, torch.Tensor]) -> None:
 
 
 def warmup(total: int, hyper: Hyper) -> int:
-    """Steps of warm-up in a run of `total`."""
+    """Return the number of warm-up steps in a run of `total` steps."""
     return round(total * hyper.warmup_ratio) if hyper.warmup_steps is None else hyper.warmup_steps
 
 
 def learning_rate(step: int, total: int, hyper: Hyper) -> float:
-    """Of optimiser step `step` (0-based) out of `total`: linear warm-up, then as the schedule says, down to
-    `min_lr_ratio` of the peak.
+    """Compute the learning rate of optimizer step `step` (0-based) out of `total`: linear warm-up, then
+    by the schedule, down to `min_lr_ratio` of the peak.
 
-    The k-th of w warm-up steps, k from 1, has k/(w + 1) of the peak: each trains. transformers' schedules,
-    which begin with a step at rate 0, give it (k - 1)/w; after the warm-up both are the same."""
+    The k-th of w warm-up steps, counted from 1, has k/(w + 1) of the peak, so that each step trains.
+    transformers' schedules start with a step at rate 0 and give it (k - 1)/w. After the warm-up both are
+    the same."""
     warm = warmup(total, hyper)
     if step < warm:
         return hyper.learning_rate * (step + 1) / (warm + 1)

@@ -17,8 +17,9 @@ from orchestrate.local.run.session import Session
 
 
 def of(session: Session, seconds: float) -> Pace | None:
-    """How fast the run was, of which all took so long; `None` where that tells nothing of another:
-    several processes, answers of unknown lengths that were drawn, or the model's size is not known."""
+    """Return the speed of a run that took this many seconds in total. Returns `None` where that tells
+    nothing about other runs: several processes, sampled answers of unknown lengths, or an unknown model
+    size."""
     method = session.job.method
     parameters = fitting.active_parameters(str(session.folder.path), None)
     told_little = session.group is not None or isinstance(method, Reinforcement)

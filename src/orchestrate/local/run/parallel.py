@@ -75,8 +75,8 @@ class Met:
     """At the first: the others were told that there is nothing left to do."""
 
     def cut(self) -> None:
-        """After an error that may be that of a connection: whoever started them sees the process behind it as
-        ended, and ends this one too."""
+        """Wait after an error that may be a connection error: the parent process notices that another
+        process has ended, and ends this one too."""
         time.sleep(ENDED_S)
 
 
@@ -94,7 +94,7 @@ class Peers:
         parameters: Mapping[str, torch.nn.Parameter],
         step: Step,
     ) -> Sums:
-        """As the objective's own; `step` without its shares."""
+        """Compute the gradient like the objective's own method. `step` comes without its shares."""
         shares = split(batch, [int(rows.lengths[i]) for i in batch], self.processes)
         order = replace(step, shares=shares)
         try:
@@ -107,11 +107,11 @@ class Peers:
             raise
 
     def cut(self) -> None:
-        """After an error of a connection."""
+        """Handle a connection error."""
 
     def close(self, *, failed: bool = False) -> None:
-        """They hold nothing that would be lost. `failed`: they may wait in the midst of a pass, and are ended
-        by whoever started them."""
+        """Release the other processes, which hold nothing that would be lost. `failed`: they may be
+        waiting in the middle of a pass, and their parent process ends them."""
         if not failed:
             dist.broadcast_object_list([None], src=0)
             self.met.released = True
@@ -174,7 +174,7 @@ class Group(Peers):
         os._exit(1)
 
     def cut(self) -> None:
-        """The process behind it is about to be seen as ended."""
+        """Wait until the process behind the connection error is seen to have ended."""
         for _ in range(int(CUT_S / LOOK_S)):
             self._look()
             time.sleep(LOOK_S)
@@ -190,7 +190,8 @@ class Group(Peers):
 
 
 def join(meeting: Path, rank: int, processes: int) -> None:
-    """Meets the others by a file. NCCL where there are GPUs, Gloo for what lies in the memory of the CPU."""
+    """Connect to the other processes through a file. Uses NCCL where there are GPUs, and Gloo for tensors
+    in CPU memory."""
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(
         backend, init_method=f"file://{meeting}", rank=rank, world_size=processes, timeout=NEVER
@@ -214,8 +215,8 @@ def at_once(
     order: Step,
     rank: int,
 ) -> Sums:
-    """One process's part; the first has the whole gradient after it. Out of memory at one of them is so at
-    all, with nothing left behind."""
+    """Compute one process's part of a step. The first process has the full gradient afterwards. If one
+    process runs out of memory, all of them raise that error, and no partial gradient is left behind."""
     with torch.no_grad():
         _wait(dist.broadcast(parameter.data, 0, async_op=True) for parameter in parameters.values())
     if rank:

@@ -181,7 +181,7 @@ class Session:
         return Peers(met) if met else Group(self.run, processes, self.job.threads, self.device)
 
     def go_on(self) -> None:
-        """After a pause that was taken back."""
+        """Continue after a pause that was withdrawn."""
         if self.sharded is not None:
             self.sharded.agreed(True)
 
@@ -439,7 +439,8 @@ class Session:
         export.write_weights(self.loaded, self.tokenizer, self.job, folder, self.folder, weights)
 
     def keep_sheet(self) -> None:
-        """For the proof of what is served. That it cannot be made does not fail a run that has its model."""
+        """Save the fingerprint sheet that proves which model is served. If it cannot be made, the run
+        does not fail, because its model exists."""
         if self.sharded is not None:
             return  # it is made when it is needed, by one process
         try:

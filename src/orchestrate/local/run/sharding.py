@@ -48,13 +48,14 @@ class Sharded:
         return self.rank == 0
 
     def agreed(self, value: T) -> T:
-        """What the first one says."""
+        """Return the value of the first process, in all processes."""
         said: list[Any] = [value]
         dist.broadcast_object_list(said, src=0)
         return said[0]
 
     def loaded(self, load: Callable[[], Loaded]) -> Loaded:
-        """One process after the other, and each keeps its share only: main memory holds the model once."""
+        """Load the model in one process after the other. Each keeps only its shard, so main memory holds
+        the model once."""
         found: list[Loaded] = []
         for turn in range(self.processes):
             if turn == self.rank:
@@ -85,7 +86,7 @@ class Sharded:
     def gradients(
         self, objective: Objective, rows: Rows, batch: Sequence[int], most: tuple[int, int], seed: int
     ) -> Sums:
-        """As the objective's own. `most`: tokens and rows of one pass."""
+        """Compute the gradient like the objective's own method. `most`: tokens and rows of one pass."""
         if self.rank:
             torch.manual_seed(seed + self.rank)
         # Gradients come back as their mean over the processes.
@@ -123,7 +124,7 @@ class Sharded:
         return whole
 
     def whole(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """In main memory, at the first process; all have to ask."""
+        """Collect full tensors in main memory, at the first process. All processes must call this."""
         found: dict[str, torch.Tensor] = {}
         for name, tensor in tensors.items():
             put_together = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -144,7 +145,8 @@ class _Root(torch.nn.Module):
 
 
 def placed(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """A whole tensor as a parameter is held: of one that is spread, this process's share."""
+    """Convert a full tensor to the form in which the parameter is held: for a sharded parameter, this
+    process's shard."""
     value = value.to(parameter.device)
     if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
         return value

@@ -39,7 +39,8 @@ HEARTBEAT_S = 2.0
 
 
 def main(path: str, met: Met | None = None) -> int:
-    """`met`: where this is the first of several processes that have met already."""
+    """Run the job in this worker process. `met`: given where this is the first of several processes that
+    have already connected."""
     run = RunDir(path)
     with run.lock(wait_s=5.0) as held:
         if not held:

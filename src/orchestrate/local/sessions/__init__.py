@@ -211,8 +211,8 @@ class SessionEngine:
     # -- models --------------------------------------------------------------------------------------------
 
     def create(self, id: str, shape: AdapterShape) -> int:
-        """A new model; how many weights of it are trained. Raises `UsageError` for an adapter that trains
-        nothing, or for which this machine has no memory."""
+        """Create a model and return how many of its weights are trained. Raises `UsageError` for an
+        adapter that trains nothing, or that does not fit into this machine's memory."""
         from peft import LoraConfig, get_peft_model
 
         targets = self._targets(shape)
@@ -320,9 +320,9 @@ class SessionEngine:
     def forward(
         self, id: str, data: Sequence[Datum], loss: str, config: Config, *, backward: bool
     ) -> tuple[list[Values], dict[str, float]]:
-        """The log-probabilities of each row's targets, and sums over all rows. With `backward` the gradient
-        is added to what earlier calls left. Raises `UsageError` for rows or a loss that do not go together;
-        nothing was added then."""
+        """Compute the log-probabilities of each row's targets, and sums over all rows. With `backward`
+        the gradient is added to what earlier calls left. Raises `UsageError` for rows that do not fit the
+        loss. Nothing was added then."""
         trained, compute = self._of(id), loss_of(loss, config)[0]
         rows = [self._row(datum, loss) for datum in data]
         parameters = list(trained.parameters.values())
@@ -423,8 +423,8 @@ class SessionEngine:
         return total.item(), found, gradients
 
     def step(self, id: str, adam: Adam) -> dict[str, float]:
-        """One step of AdamW with the gradients that were added up, which are gone afterwards. Raises
-        `UsageError` where there are none, or where they are not finite: the model stays as it was."""
+        """Run one step of AdamW with the accumulated gradients, which are cleared afterwards. Raises
+        `UsageError` where there are none, or where they are not finite. The model then stays as it was."""
         trained = self._of(id)
         gradients = [p.grad for p in trained.parameters.values() if p.grad is not None]
         if not gradients:
@@ -448,9 +448,9 @@ class SessionEngine:
     def save(
         self, id: str, folder: Path, *, optimizer: bool, note: str | None = None, overwrite: bool = False
     ) -> None:
-        """The model's weights as an adapter that `serve`, `eval` and `chat` take, whole or not at all. With
-        `optimizer` all that training goes on from; `note`: what the server keeps beside them. Raises
-        `UsageError` for a folder that is there, without `overwrite`."""
+        """Save the model's weights as an adapter that `serve`, `eval` and `chat` take, completely or not
+        at all. With `optimizer`, everything that training resumes from is saved. `note`: what the server
+        keeps beside them. Raises `UsageError` for a folder that exists, without `overwrite`."""
         from peft import get_peft_model_state_dict
 
         trained = self._of(id)
@@ -479,8 +479,9 @@ class SessionEngine:
                 (draft / NOTE).write_text(note, encoding="utf-8")
 
     def load(self, id: str, folder: Path, *, optimizer: bool) -> int:
-        """A model with what was saved, in the place of what it held; how many weights of it are trained.
-        Raises `UsageError` for a folder that was not saved by a session, or without the optimizer's state."""
+        """Load a saved model in place of the current one, and return how many of its weights are trained.
+        Raises `UsageError` for a folder that was not saved by a session, or without the optimizer's
+        state."""
         try:
             told = msgspec.json.decode((folder / STATE).read_bytes(), type=dict[str, Any])
             shape, steps = decoding.convert(told["shape"], AdapterShape), int(told["steps"])
@@ -512,8 +513,8 @@ class SessionEngine:
     # -- answers -------------------------------------------------------------------------------------------
 
     def ask(self, question: SampleRequest) -> None:
-        """`step_answers` gives the answers, token by token. Raises `UsageError` for a question that cannot be
-        answered."""
+        """Queue a question that `step_answers` answers token by token. Raises `UsageError` for a question
+        that cannot be answered."""
         size, context = len(self.tokenizer), self.folder.context
         if not question.prompt or not all(0 <= id < size for id in question.prompt):
             raise UsageError(f"the prompt is empty, or has ids outside the {size} tokens of the model")
@@ -590,7 +591,7 @@ class SessionEngine:
 
     @torch.inference_mode()
     def step_answers(self, send: Callable[[dict[str, Any]], None]) -> None:
-        """One token more of each answer; what is whole is sent."""
+        """Generate one more token of each answer, and send answers that are complete."""
         for row, drawn in self.batching.step():
             asked = self._asked.get(id(row))
             if asked is None:  # another answer to the same prompt has failed
@@ -608,7 +609,7 @@ class SessionEngine:
                 send({"id": row.key, "answers": answers, **asked.prompt})
 
     def give_up(self, told: str, send: Callable[[dict[str, Any]], None]) -> None:
-        """All answers on their way have failed; the models stay."""
+        """Fail all answers in progress. The models stay."""
         for asked in {id(one): one for one in self._asked.values()}.values():
             self._failed(asked, told, send)
         self.batching.changing()

@@ -35,7 +35,8 @@ def _bounds(config: Config) -> tuple[float, float]:
 
 
 def cross_entropy(log_p: Tensor, inputs: Inputs, config: Config) -> Tensor:
-    """-sum(w * log p). Weights may have any sign: a loss computed by the caller comes back as weights."""
+    """Compute -sum(w * log p). Weights may have any sign: a loss computed by the caller comes back as
+    weights."""
     del config
     weights = inputs.get("weights")
     return -(log_p if weights is None else log_p * weights).sum()
@@ -53,26 +54,29 @@ def _clipped(ratio: Tensor, inputs: Inputs, config: Config) -> Tensor:
 
 
 def ppo(log_p: Tensor, inputs: Inputs, config: Config) -> Tensor:
-    """Schulman et al. 2017, eq. 7."""
+    """Compute the PPO loss (Schulman et al. 2017, eq. 7)."""
     return _clipped(_ratio(log_p, inputs), inputs, config)
 
 
 def cispo(log_p: Tensor, inputs: Inputs, config: Config) -> Tensor:
-    """MiniMax-M1 2025: the clipped ratio weighs the policy gradient and has none of its own."""
+    """Compute the CISPO loss (MiniMax-M1 2025): the clipped ratio weights the policy gradient and has no
+    gradient of its own."""
     low, high = _bounds(config)
     ratio = _ratio(log_p, inputs).clamp(low, high).detach()
     return -(ratio * log_p * inputs["advantages"]).sum()
 
 
 def dro(log_p: Tensor, inputs: Inputs, config: Config) -> Tensor:
-    """Richemond et al. 2024: a quadratic penalty holds the policy near the one that sampled."""
+    """Compute the DRO loss (Richemond et al. 2024): a quadratic penalty keeps the policy near the one
+    that sampled."""
     beta = float(config.get("beta", DRO_BETA))
     apart = log_p - inputs["logprobs"]
     return -(log_p * inputs["advantages"] - 0.5 * beta * apart**2).sum()
 
 
 def gspo(log_p: Tensor, inputs: Inputs, config: Config) -> Tensor:
-    """Zheng et al. 2025, the token-level form: the whole sequence's ratio, with a gradient for each token."""
+    """Compute the GSPO loss (Zheng et al. 2025) in its token-level form: the entire sequence's ratio,
+    with a gradient for each token."""
     mask = inputs.get("sequence_ratio_mask")
     counted = torch.ones_like(log_p, dtype=torch.bool) if mask is None else mask != 0
     if not bool(counted.any()):
@@ -95,7 +99,7 @@ LOSSES: dict[str, tuple[Loss, tuple[str, ...], tuple[str, ...]]] = {
 
 
 def loss_of(name: str, config: Config | None = None) -> tuple[Loss, tuple[str, ...]]:
-    """The loss and the inputs that it needs. Raises `UsageError` for a loss that is not known here, and for
+    """Return the loss and the inputs that it needs. Raises `UsageError` for an unknown loss, and for
     settings that it would not read."""
     if name == UNPUBLISHED:
         raise UsageError(
@@ -120,8 +124,8 @@ def _block(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
 
 
 def log_probabilities(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
-    """[n, hidden], [n, k] -> [n, k]: the log-probability of each target. The logits of a block of tokens are
-    held at a time, and computed again for the gradient."""
+    """Compute the log-probability of each target: [n, hidden], [n, k] -> [n, k]. The logits of one block
+    of tokens are held at a time, and recomputed for the gradient."""
     if not len(hidden):
         return hidden.new_zeros(targets.shape, dtype=torch.float32)
     parts = (slice(start, start + head.block) for start in range(0, len(hidden), head.block))

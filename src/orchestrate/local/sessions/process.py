@@ -55,7 +55,7 @@ class SessionBench:
         return self._engine
 
     def work(self) -> None:
-        """Until the lines have ended and all is answered."""
+        """Process requests until the input has ended and everything is answered."""
         open_ = True
         while open_ or self._turns or not self._idle:
             while open_ and ((not self._turns and self._idle) or not self._lines.empty()):

@@ -48,7 +48,7 @@ WARM_STEPS = 2
 
 
 def measure(request: Mapping[str, Any]) -> dict[str, Any]:
-    """`request`: model (folder or null), threads, device, seconds."""
+    """Measure training speed. `request`: model (folder or null), threads, device, seconds."""
     import torch
 
     from orchestrate.local.model.files import open_folder
@@ -142,11 +142,11 @@ def _planned(config: Mapping[str, Any], setup: Setup, device: torch.device) -> d
 def memory(
     config: Mapping[str, Any], setup: Setup, device: torch.device, *, own_kernels: bool = True
 ) -> dict[str, int]:
-    """Measured bytes of two steps of `setup` with a random model of this configuration: weights, adapter,
-    gradients, optimiser, and the most that a forward and backward pass held beside them, `in_work`.
+    """Measure the bytes that two steps of `setup` use with a random model of this configuration: weights,
+    adapter, gradients, optimizer, and in `in_work` the peak of a forward and backward pass in addition to
+    them.
 
-    Without `own_kernels` norms and attention are those that a GPU gets, whatever the device.
-    """
+    Without `own_kernels`, norms and attention are those that a GPU gets, whatever the device."""
     from orchestrate.local.job import Hyper
     from orchestrate.local.model.shortcuts.kernels import undo
     from orchestrate.local.run.optimizers import make_optimizer, state_tensors
@@ -207,7 +207,7 @@ def random_model(config: Mapping[str, Any], folder: Path) -> Path:
 
 
 def load_random(path: Path, setup: Setup, device: torch.device, engine: str | None = None) -> Loaded:
-    """A model with a fresh adapter, as a run of this setup has it."""
+    """Build a model with random weights and a new adapter, as a run of this setup has it."""
     from orchestrate.local.job import Adapter, Hyper, LocalJob, Supervised
     from orchestrate.local.model.files import open_folder
     from orchestrate.local.model.loading import load
@@ -251,7 +251,7 @@ def _stored_parameters(folder: Path) -> int:
 
 
 def chat_rows(vocabulary: int) -> Rows:
-    """A short chat's lengths; the second half of each row is trained."""
+    """Generate rows with the lengths of a short chat. The second half of each row is trained."""
     import numpy as np
 
     from orchestrate.local.encoding.encoded import Rows
@@ -283,7 +283,8 @@ def _full_rows(vocabulary: int, setup: Setup) -> Rows:
 
 
 def main(request: str) -> int:
-    """A reason that the user can act on is one JSON line too, and no traceback."""
+    """Run the benchmark and print its result. An error that the user can act on is also printed as one
+    JSON line, not as a traceback."""
     try:
         found = measure(json.loads(request))
     except OrchestrateError as error:

@@ -15,11 +15,12 @@ from orchestrate.local.model.weights import held_of
 
 
 def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
-    """Most bytes that were allocated at once while `step` ran, above what there was before it.
+    """Measure the most bytes that were allocated at once while `step` ran, above what was allocated
+    before it.
 
-    On a CPU by the profiler's record of every allocation, so that the step takes some times longer; libraries
-    that allocate for themselves are not seen. What the step leaves behind counts for as long as it is there.
-    """
+    On a CPU this uses the profiler's record of every allocation, so the step takes several times longer.
+    Libraries with their own allocators are not seen. What the step leaves behind counts for as long as it
+    exists."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -48,7 +49,8 @@ def _allocations(events: Iterable[Any]) -> Iterator[tuple[int, int, int]]:
 
 
 def held_bytes(model: torch.nn.Module) -> int:
-    """Of parameters and buffers, those of the quantisation included; shared ones once."""
+    """Sum the bytes of parameters and buffers, including those of the quantization. Shared ones count
+    once."""
     found: dict[int, int] = {}
     held = [t for experts in held_of(model) for t in experts.tensors]
     for tensor in [*model.parameters(), *model.buffers(), *held]:

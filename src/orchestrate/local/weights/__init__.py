@@ -13,15 +13,15 @@ from orchestrate.local.run.launching import require_packages, worker_environment
 
 
 def ask(task: str, *, threads: int | None = None, module: str = "worker", **fields: Any) -> dict[str, Any]:
-    """What a task of `orchestrate.local.weights.<module>` answers. Raises the error that it raised, or
-    `RunFailed` with what it printed when it died."""
+    """Run a task of `orchestrate.local.weights.<module>` in a process of its own and return its result.
+    Raises the error that the task raised, or `RunFailed` with what it printed when it died."""
     return ask_all([{"task": task, **fields}], threads=threads, module=module)[0]
 
 
 def ask_all(
     tasks: Sequence[dict[str, Any]], *, threads: int | None = None, module: str = "worker"
 ) -> list[dict[str, Any]]:
-    """As `ask`, several tasks in one process, in order: it takes seconds to start."""
+    """Run several tasks like `ask`, in order, in one process, because starting it takes seconds."""
     require_packages("work with weights on this machine")
     command = child.python(f"orchestrate.local.weights.{module}")
     env = {**worker_environment(threads), NO_COMPILER: "1"}
@@ -30,7 +30,7 @@ def ask_all(
 
 
 def serve(tasks: Mapping[str, Callable[..., Any]]) -> int:
-    """In the process: runs the tasks that standard input names."""
+    """Run the tasks that standard input names. This is the process's entry point."""
     send = child.answering()
     try:
         asked = next(child.questions())

@@ -39,7 +39,7 @@ KINDS = {
 
 
 def convert(llama_cpp: str, model: str, target: str, outtype: str) -> dict[str, Any]:
-    """A folder of safetensors to one GGUF file; `outtype`: f32, f16, bf16."""
+    """Convert a folder of safetensors to one GGUF file. `outtype`: f32, f16, bf16."""
     _know_the_cut(Path(llama_cpp), Path(model))
     _run(llama_cpp, "convert_hf_to_gguf.py", [model, "--outfile", target, "--outtype", outtype])
     return _described(Path(target))
@@ -55,7 +55,8 @@ def convert_adapter(llama_cpp: str, adapter: str, base: str, target: str, outtyp
 
 
 def quantise(source: str, target: str, kind: str) -> dict[str, Any]:
-    """By llama.cpp's library. Raises `SetupError` where there is none, `UsageError` for an unknown kind."""
+    """Quantize a GGUF file with llama.cpp's library. Raises `SetupError` if the library is missing,
+    `UsageError` for an unknown kind."""
     if kind not in KINDS:
         raise UsageError(f"unknown quantization {kind}; known: {', '.join(KINDS)}")
     try:
@@ -156,8 +157,8 @@ def _described(path: Path) -> dict[str, Any]:
 
 
 def read(file: str, rows: list[dict[str, Any]], adapter: str | None = None) -> dict[str, Any]:
-    """As `worker.read`, of a GGUF file by llama.cpp's library: its own tokenizer, and the chat template in
-    the file."""
+    """Read a GGUF file like `worker.read`, with llama.cpp's library: its own tokenizer, and the chat
+    template in the file."""
     from orchestrate.local.weights.llama import Reader
 
     reader = Reader(file, adapter)

@@ -45,7 +45,8 @@ class Reader:
         self.precision = self._meta("general.file_type") or "gguf"
 
     def prompt(self, row: dict[str, Any]) -> list[int]:
-        """The ids of `text`, or with which the file's own template asks for the answer to `messages`."""
+        """Return the token ids of `text`, or those with which the file's own template prompts for the
+        answer to `messages`."""
         if row.get("text") is not None:
             return self._llama.tokenize(row["text"], add_special=True, parse_special=True)
         template = self._meta("tokenizer.chat_template")
@@ -60,7 +61,8 @@ class Reader:
         return self._llama.tokenize(text, add_special=not begins, parse_special=True)
 
     def answer(self, prompt: Sequence[int], most: int) -> dict[str, Any]:
-        """The likeliest token each time, until one that the file says ends a turn."""
+        """Generate an answer from the likeliest token each time, until a token that ends a turn according
+        to the file."""
         ids: list[int] = []
         ended = False
         logits = self._begin(prompt)
@@ -73,7 +75,7 @@ class Reader:
         return {"answer": ids, "text": text, "ended": ended}
 
     def scores(self, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
-        """Nats of each token of the answer."""
+        """Compute the log-probability, in nats, of each token of the answer."""
         import numpy as np
 
         found: list[float] = []

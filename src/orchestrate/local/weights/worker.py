@@ -57,8 +57,8 @@ def dress(base: str, tuned: str | None, target: str) -> dict[str, Any]:
 
 
 def render(base: str, tuned: str | None, conversations: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """The text with which each conversation is asked for its next answer; `None` where the template
-    refuses."""
+    """Render the prompt text that asks for the next answer in each conversation. `None` where the
+    template rejects it."""
     folder, own = files.fetch(base), None if tuned is None else Path(tuned)
     tokenizer = load_tokenizer(own if own and (own / "tokenizer.json").is_file() else folder.path)
     template = Template(tokenizer)
@@ -88,8 +88,9 @@ def sheet(
     precision: str | None = None,
     four_bit: bool = False,
 ) -> dict[str, Any]:
-    """The sheet of an adapter, or of a whole tuned model. `data`: files of canonical rows, the first that has
-    prompts counts. `precision`: bf16 or fp32; `None` takes what suits the device."""
+    """Create the fingerprint sheet of an adapter, or of a full tuned model. `data`: files of canonical
+    rows, of which the first that has prompts counts. `precision`: bf16 or fp32; `None` uses what suits
+    the device."""
     where, folder, own = pick_device(device), files.fetch(base), Path(tuned)
     tokenizer = load_tokenizer(own if (own / "tokenizer.json").is_file() else folder.path)
     tokenizer.padding_side = "left"
@@ -176,12 +177,13 @@ def _own_tokenizer(path: Path) -> Any:
 
 
 def shown(message: dict[str, Any]) -> dict[str, Any]:
-    """As templates expect it: servers turn the arguments of tool calls into objects first."""
+    """Convert a message to the form that templates expect: servers turn the arguments of tool calls into
+    objects first."""
     return as_shown(decoding.convert(message, ChatMessage))
 
 
 def read_base(base: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """As `read`, of a base model and for scores only."""
+    """Read a base model like `read`, for scores only."""
     model = _as_published(files.fetch(base).path)
     with torch.inference_mode():
         found = [[finding.logprobs(model, p, said, model.device) for p, said in row["score"]] for row in rows]

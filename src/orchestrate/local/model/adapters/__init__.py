@@ -47,7 +47,7 @@ class ModuleNames(Record, frozen=True):
     """Of these, weights of experts that are one tensor each."""
 
     def asked(self, targets: str | Sequence[str]) -> list[str]:
-        """Modules of the language model that an adapter's `targets` name."""
+        """Return the modules of the language model that an adapter's `targets` select."""
         if targets == ALL_LINEAR:
             return list(self.linear)
         inside = [n for n in self.modules if n.startswith(self.language) or n == self.head]
@@ -67,7 +67,8 @@ class Misnamed:
 
 
 def misnamed(names: ModuleNames, adapter: Adapter) -> list[Misnamed]:
-    """What fits nothing, setting by setting. Regular expressions must be valid."""
+    """Find the adapter settings that match nothing in the model, one entry per setting. Regular
+    expressions must be valid."""
     asked = adapter.targets or ALL_LINEAR
     chosen = names.asked(asked)
     found = [
@@ -89,7 +90,7 @@ def misnamed(names: ModuleNames, adapter: Adapter) -> list[Misnamed]:
 
 
 def narrowed(names: Sequence[str], adapter: Adapter) -> list[str]:
-    """Without the modules and layers that are not to be adapted."""
+    """Filter out modules and layers that the adapter excludes."""
     excluded, layers = adapter.exclude_modules, adapter.layers_to_transform
     if excluded is not None:
         names = [name for name in names if not matches(excluded, name)]
@@ -99,21 +100,22 @@ def narrowed(names: Sequence[str], adapter: Adapter) -> list[str]:
 
 
 def matches(asked: str | Sequence[str], name: str) -> bool:
-    """As peft matches: a pattern for the whole name, or names that it is or ends in."""
+    """Return whether a module name matches, by peft's rules: a string is a pattern for the full name, a
+    list holds full names or their endings."""
     if isinstance(asked, str):
         return re.fullmatch(asked, name) is not None
     return any(name == target or name.endswith(f".{target}") for target in asked)
 
 
 def layer_of(name: str) -> int | None:
-    """The number of the layer in a module's whole name."""
+    """Return the layer number in a module's full name."""
     found = re.search(r"\.(\d+)\.", name)
     return int(found.group(1)) if found else None
 
 
 def fitting_keys(patterns: Mapping[str, V] | None, names: Sequence[str]) -> dict[str, V]:
-    """Those of peft's `rank_pattern` or `alpha_pattern` that some module fits: a key is a regular expression
-    of the end of its name."""
+    """Return the entries of peft's `rank_pattern` or `alpha_pattern` that match at least one module: a
+    key is a regular expression for the end of a module's name."""
     expressions = {key: re.compile(rf"(.*\.)?({key})$") for key in patterns or {}}
     return {
         key: value
@@ -123,7 +125,8 @@ def fitting_keys(patterns: Mapping[str, V] | None, names: Sequence[str]) -> dict
 
 
 def no_pattern(adapter: Adapter) -> tuple[str, str] | None:
-    """(setting, why) of the first text that is to be a regular expression and is none."""
+    """Return (setting, reason) for the first setting that must be a regular expression and isn't a valid
+    one."""
     texts = [("targets", adapter.targets), ("exclude_modules", adapter.exclude_modules)]
     texts += [(field, key) for field, patterns in _patterns(adapter) for key in patterns]
     for field, text in texts:
@@ -135,7 +138,7 @@ def no_pattern(adapter: Adapter) -> tuple[str, str] | None:
 
 
 def ends(names: Sequence[str]) -> list[str]:
-    """The names without their layer, each once."""
+    """Return the names without their layer prefix, without duplicates."""
     return list(dict.fromkeys(re.split(r"\.\d+\.", name)[-1] for name in names))
 
 
@@ -225,8 +228,8 @@ _STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
 
 def lies_apart(folder: Path) -> bool:
-    """Whether the adapter is nothing but low-rank layers of its own, and can be taken off again. What is not
-    known here, or does not read, counts against it."""
+    """Return whether the adapter consists only of its own low-rank layers, so that it can be removed
+    again. Unknown settings and unreadable files count as no."""
     if (found := _read(folder)) is None:
         return False
     config, names = found
@@ -239,9 +242,9 @@ def lies_apart(folder: Path) -> bool:
 
 
 def changes_base(folder: Path) -> bool:
-    """Whether the base under the adapter is another one, also while peft has the adapter switched off: a part
-    of it was taken out, or something was written over it. What does not read is reported where it is
-    loaded."""
+    """Return whether the adapter changes the base itself, even while peft has the adapter disabled: a
+    part of the base was taken out, or something was written over it. Unreadable files are reported where
+    the adapter is loaded."""
     if (found := _read(folder)) is None:
         return False
     config, names = found

@@ -55,8 +55,8 @@ class Beginning:
 
 
 def begun(inner: Any, config: Any, adapter: Adapter, beginning: Beginning | None) -> Any:
-    """The peft model. Raises `RunFailed`; `ValueError` and `TypeError` of peft's where the adapter does not
-    fit."""
+    """Create the peft model with its initial adapter weights. Raises `RunFailed`, or peft's `ValueError`
+    and `TypeError` where the adapter does not fit."""
     from peft import PeftModel, get_peft_model
     from peft.tuners.lora.eva import initialize_lora_eva_weights
 
@@ -94,9 +94,9 @@ def _layers(model: Any) -> Iterator[tuple[str, Any]]:
 
 @torch.no_grad()
 def make_up_for_4_bits(model: Any, folder: ModelFolder) -> None:
-    """LoftQ (Li et al. 2023), one turn of it: the adapter begins as the best approximation of its rank to
-    what the 4 bits lost of each weight. Raises `RunFailed` when the model's files hold a weight under another
-    name."""
+    """Initialize the adapter with one iteration of LoftQ (Li et al. 2023): the best approximation, at the
+    adapter's rank, of what quantization to 4 bits lost of each weight. Raises `RunFailed` when the
+    model's files hold a weight under another name."""
     import bitsandbytes.functional as bnb
 
     place = {name: path for path in folder.weights for name in tensors(path)}
@@ -139,8 +139,9 @@ def _eva(inner: Any, config: Any, beginning: Beginning) -> dict[str, Tensor]:
 
 
 def eva_batches(rows: Rows, least: int, seed: int, device: torch.device) -> list[dict[str, Tensor]]:
-    """Rows in the order of the first epoch, padded on the right, with at least `least` trained tokens in
-    each; labels are those of peft. Raises `RunFailed` when all rows together have fewer."""
+    """Build batches of rows in the order of the first epoch, padded on the right, with at least `least`
+    trained tokens in each. Labels follow peft's convention. Raises `RunFailed` when all rows together
+    have fewer trained tokens."""
     parts: list[list[int]] = []
     part: list[int] = []
     trained = width = 0
@@ -228,8 +229,9 @@ class Targets:
 
 
 def targets_of(inner: Any, adapter: Adapter, config_of: Callable[[Sequence[str]], Any]) -> Targets:
-    """`config_of` gives peft's configuration for a list of modules. Raises `RunFailed` for what the model
-    does not have: targets of which none is there, and any parameter or module to save."""
+    """Resolve the adapter's targets to modules and parameters of the model. `config_of` gives peft's
+    configuration for a list of modules. Raises `RunFailed` if the model has none of the targets, or lacks
+    any parameter to adapt or module to save."""
     told: list[str] = []
     names = names_of(inner, told)
     asked = adapter.targets or ALL_LINEAR
@@ -258,8 +260,8 @@ def targets_of(inner: Any, adapter: Adapter, config_of: Callable[[Sequence[str]]
 
 
 def names_of(inner: Any, told: list[str] | None = None) -> ModuleNames:
-    """Of a transformers model, which may be on the meta device. `told` gets what of its linear layers is not
-    adapted by default, and why."""
+    """Collect the module names of a transformers model, which may be on the meta device. `told` receives
+    which linear layers are not adapted by default, and why."""
     told = [] if told is None else told
     prefix, head = _prefix(inner), inner.get_output_embeddings()
     every = list(inner.named_modules())
@@ -291,7 +293,7 @@ def _is_linear(module: Any) -> bool:
 
 
 def expert_parameters(inner: Any) -> list[str]:
-    """Whole names of the weights of experts that are one tensor each."""
+    """List the full names of expert weights that are stored as one tensor each."""
     return [
         name for name, p in inner.named_parameters() if p.ndim == 3 and re.search(r"(^|\.)\w*experts\.", name)
     ]
@@ -345,7 +347,7 @@ def _without(told: list[str], names: list[str], dropped: set[str], reason: str) 
 
 
 def add_tokens(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
-    """The tokenizer keeps each of the texts whole from now on; their ids."""
+    """Add the texts to the tokenizer as single tokens that are never split, and return their ids."""
     from transformers import AddedToken
 
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tokens])
@@ -354,8 +356,8 @@ def add_tokens(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
 
 @torch.no_grad()
 def make_room(model: Any, tokens: int, new: Sequence[int] = ()) -> None:
-    """Rows for `tokens` tokens, also where the model has fewer; those of `new` ids, of which nothing was
-    learnt, become the mean of the others, so that none stands out (Hewitt 2021)."""
+    """Resize the embeddings to `tokens` rows, also where the model has fewer. Rows of the `new` ids, for
+    which nothing was learned, are set to the mean of the others so that none stands out (Hewitt 2021)."""
     before = model.get_input_embeddings().weight.shape[0]
     if tokens <= before and not new:
         return
@@ -375,7 +377,7 @@ def _tables(model: Any) -> list[Any]:
 
 
 def trained_rows(model: Any, ids: Sequence[int], adapter: Adapter) -> dict[str, list[int]] | None:
-    """peft's `trainable_token_indices`: of the tables that are not trained whole anyway."""
+    """Return peft's `trainable_token_indices` for the embedding tables that are not fully trained anyway."""
     if not ids:
         return None
     tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
@@ -386,7 +388,8 @@ def trained_rows(model: Any, ids: Sequence[int], adapter: Adapter) -> dict[str, 
 
 
 def rows_of(adapter: Path) -> int:
-    """How many tokens the base must have rows for, so that the adapter of a folder can be put on it."""
+    """Return how many token rows the base model needs so that the adapter in this folder can be loaded
+    onto it."""
     config = msgspec.json.decode((adapter / "adapter_config.json").read_bytes(), type=dict[str, Any])
     indices = config.get("trainable_token_indices") or {}
     most = [1 + max(ids) for ids in (indices.values() if isinstance(indices, dict) else [indices])]
@@ -399,8 +402,8 @@ def rows_of(adapter: Path) -> int:
 
 
 def spare(model: Any) -> None:
-    """peft copies the whole table in each forward pass and makes a gradient of all of it; here the few rows
-    are computed beside the others."""
+    """Replace peft's forward pass for trained tokens: peft copies the entire table in each forward pass
+    and computes a gradient for all of it. Here the few trained rows are computed beside the others."""
     from peft.tuners.trainable_tokens import TrainableTokensLayer
 
     for layer in model.modules():

@@ -34,11 +34,12 @@ class Holds(Protocol):
     """What an answer may go on with."""
 
     def allowed(self, logits: Tensor) -> Tensor:
-        """[vocabulary]; what may not come next is -inf. Raises `ValueError` where that cannot be said."""
+        """Mask the logits [vocabulary]: tokens that may not come next are -inf. Raises `ValueError` where
+        that cannot be determined."""
         ...
 
     def take(self, id: int) -> None:
-        """The token that was drawn."""
+        """Advance by the token that was sampled."""
         ...
 
 
@@ -77,7 +78,8 @@ class Luck:
 
 
 def seeded(seed: int | None, place: int) -> torch.Generator:
-    """The random numbers of one of several answers to a prompt: the same for the same seed."""
+    """Return the random number generator for one of several answers to a prompt. The same seed gives the
+    same numbers."""
     generator = torch.Generator()
     if seed is None:
         generator.seed()
@@ -97,7 +99,8 @@ class Drawn:
 
 
 def draw(logits: Tensor, rows: Sequence[tuple[Luck, Counter[int]]]) -> list[Drawn]:
-    """`logits`: [rows, vocabulary]. Each row comes with the tokens that it has drawn so far."""
+    """Sample the next token of each row. `logits`: [rows, vocabulary]. Each row comes with the tokens
+    that it has sampled so far."""
     values, ids = logits.max(dim=-1)
     finite: list[bool] = values.isfinite().tolist()
     chosen: list[int] = ids.tolist()
@@ -175,8 +178,8 @@ LEAST_SHARED = 32
 
 
 def new_cache(model: Any) -> Any:
-    """An empty one, whose layers keep all columns: those of a sliding window would drop other ones of each
-    row, and the mask looks after the window."""
+    """Create an empty cache whose layers keep all columns: sliding-window layers would drop different
+    columns in each row, and the mask handles the window."""
     cache = _as_configured(model)
     cache.layers = [
         DynamicLayer() if type(layer) is DynamicSlidingWindowLayer else layer for layer in cache.layers
@@ -189,15 +192,15 @@ def _as_configured(model: Any) -> Any:
 
 
 def window(model: Any) -> int | None:
-    """The fewest columns that a layer looks back over, those of padding among them; `None` where all look at
-    all columns."""
+    """Return the smallest number of columns that any layer looks back over, including padding, or `None`
+    if all layers look at all columns."""
     there = (getattr(layer, "sliding_window", None) for layer in _as_configured(model).layers)
     return min((columns for columns in there if columns is not None), default=None)
 
 
 def takes(model: Any) -> tuple[str, bool]:
-    """The name under which the model takes a cache, and whether it can leave out the logits of all places but
-    the last."""
+    """Return the argument name under which the model takes a cache, and whether the model can skip the
+    logits of all positions but the last."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     names = set(signature(inner.forward).parameters)
     for kind in type(inner).__mro__:  # one that only hands arguments on names neither
@@ -208,7 +211,8 @@ def takes(model: Any) -> tuple[str, bool]:
 
 
 def in_common(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all of several prompts begin with, one of each left over; 0 where they are too few."""
+    """Count the tokens that all prompts start with, leaving at least one token of each prompt. Returns 0
+    if the common start is too short."""
     if len(prompts) < 2:
         return 0
     # What the first and the last in order share, all share.
@@ -220,8 +224,8 @@ def in_common(prompts: Sequence[Sequence[int]]) -> int:
 
 
 def read_once(model: Any, ids: Sequence[int]) -> Any:
-    """The cache of a beginning; `None` where the model's caches hold other things than a column for each
-    token."""
+    """Compute the cache of a shared prefix. Returns `None` where the model's caches hold anything other
+    than one column per token."""
     name, only_last = takes(model)
     cache = new_cache(model)
     more = {"logits_to_keep": 1} if only_last else {}
@@ -230,7 +234,7 @@ def read_once(model: Any, ids: Sequence[int]) -> Any:
 
 
 def for_rows(cache: Any, rows: int) -> Any:
-    """A copy of a cache of one row for several."""
+    """Copy a cache of one row for several rows."""
     copied = deepcopy(cache)
     copied.batch_repeat_interleave(rows)
     return copied
@@ -249,22 +253,23 @@ CLOSE = 0.2
 
 
 def close(logits: Tensor) -> list[bool]:
-    """[rows, vocabulary] of each row, whether its likeliest token was barely ahead of the next one."""
+    """Return for each row of [rows, vocabulary] whether its likeliest token was barely ahead of the next
+    one."""
     scores = logits.float()
     two = scores.topk(2, dim=-1).values
     return ((two[:, 0] - two[:, 1]) / scores.std(dim=-1) < CLOSE).tolist()
 
 
 def rounds(model: Any, device: torch.device) -> bool:
-    """Whether the model computes in 16 bits."""
+    """Return whether the model computes in 16 bits."""
     return model.dtype != torch.float32 or torch.is_autocast_enabled(device.type)
 
 
 def otherwise_alone(
     model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], *, share: bool
 ) -> list[bool]:
-    """Of each answer, whether it has a token that is not the likeliest one when its row is read alone, in one
-    pass; with `share` what all prompts begin with is read once."""
+    """Return for each answer whether it has a token that is not the likeliest one when its row is read
+    alone, in one pass. With `share`, the prefix that all prompts share is read once."""
     begins = in_common(prompts) if share else 0
     cache = read_once(model, prompts[0][:begins]) if begins else None
     begins = 0 if cache is None else begins

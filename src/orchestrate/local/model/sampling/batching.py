@@ -58,7 +58,8 @@ class Mixing:
             layer._disable_adapters = False
 
     def rows(self, names: Sequence[str], device: torch.device) -> None:
-        """The adapters of the rows of the next forward pass; a name that is none of them is the base's."""
+        """Set the adapter of each row for the next forward pass. Rows whose name is not an adapter use
+        the base."""
         places: dict[str, list[int]] = {}
         for place, name in enumerate(names):
             if name in self.adapters:
@@ -93,7 +94,7 @@ class _Adding:
 
 
 def can_mix(model: Any) -> bool:
-    """Whether all of a model's adapters are of the kind that is added here."""
+    """Return whether all of a model's adapters are of the kind that can be mixed in one batch."""
     if not hasattr(model, "peft_config"):
         return False
     return all(_is_plain(layer) for layer in model.modules() if isinstance(layer, LoraLayer))
@@ -182,7 +183,7 @@ class Reader(Protocol):
         ...
 
     def at_once(self, model: Any, rows: Sequence[Row]) -> int:
-        """How many of the first of these are read in one pass."""
+        """Return how many of the first rows are read in one pass."""
         ...
 
     def read(self, model: Any, rows: Sequence[Row]) -> Read: ...
@@ -202,7 +203,7 @@ class Batch:
         """Whether its rows stay together until the last has ended, as their cache cannot be taken apart."""
 
     def join(self, rows: Sequence[Row], read: Read, index: Tensor) -> None:
-        """`index`: for each of `rows` its place in what was read."""
+        """Add rows to the batch. `index`: for each of `rows` its position in what was read."""
         cache, mask = read.cache, read.mask[index]
         for layer in cache.layers:
             _select(layer, index)
@@ -216,7 +217,7 @@ class Batch:
         self.rows += rows
 
     def drop_ended(self) -> None:
-        """Rows that have ended leave, and so do columns that are empty for all that stay."""
+        """Remove rows that have ended, and columns that are then empty in all remaining rows."""
         kept = [n for n, row in enumerate(self.rows) if not row.ended]
         if len(kept) == len(self.rows) or self.mask is None or (self.fixed and kept):
             return
@@ -234,7 +235,7 @@ class Batch:
                 setattr(layer, name, getattr(layer, name)[..., empty:, :])
 
     def inputs(self) -> dict[str, Any]:
-        """For the next token of each row; the mask grows by it."""
+        """Return the model inputs for the next token of each row. The mask grows by one column."""
         mask = self.mask
         assert mask is not None  # noqa: S101  there are rows
         ids = torch.tensor([[row.ids[-1]] for row in self.rows], device=mask.device)
@@ -262,7 +263,8 @@ class Batching:
         self._last = {"logits_to_keep": 1} if only_last else {}
 
     def use(self, model: Any) -> Any:
-        """The same model, with other adapters since; nothing of what is under way is lost."""
+        """Use this model from now on: the same model after its adapters changed. Answers in progress are
+        kept."""
         if self._mixing is not None:
             self._mixing.end()
         self.model = model
@@ -270,7 +272,7 @@ class Batching:
         return model
 
     def changing(self) -> None:
-        """Adapters are about to be added or taken away: `use` has to be called afterwards."""
+        """Prepare for adapters to be added or removed. Call `use` afterwards."""
         if self._mixing is not None:
             self._mixing.end()
             self._mixing = None
@@ -284,7 +286,7 @@ class Batching:
         return not self.waiting and not self.rows
 
     def uses(self, adapter: str) -> bool:
-        """Whether a row is being answered, or waits, with it."""
+        """Return whether a row with this adapter is waiting or being answered."""
         active = (row for batch in self._batches.values() for row in batch.rows)
         return any(row.adapter == adapter for row in (*active, *self.waiting))
 
@@ -296,9 +298,9 @@ class Batching:
             batch.drop_ended()
 
     def step(self) -> Iterator[tuple[Row, Drawn]]:
-        """Each row with its next token. Rows that end are marked, also those for which there is no token; who
-        takes the token may end more of them. Where memory runs out, from then on half as many rows are
-        answered at once, and what was read of those on their way is read again."""
+        """Yield each row with its next token. Rows that end are marked, including rows without a next
+        token. The caller may end more of them. When memory runs out, half as many rows are answered at
+        once from then on, and rows in progress are read again."""
         with torch.no_grad():
             for name in list(self._batches):
                 batch = self._batches[name]

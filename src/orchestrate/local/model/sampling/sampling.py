@@ -66,11 +66,11 @@ class Sampler:
         watch: Callable[[Sequence[Row]], None] | None = None,
         close: set[int] | None = None,
     ) -> list[list[int]]:
-        """Token ids of one answer to each prompt, in order, the token that ended it included where there was
-        one. Prompts of like length are read together, as far as that changes no answer. `look_up` runs
-        before each token and may raise; `watch` gets the rows after it; `close` gets the
-        places of prompts that were answered beside others and whose answer rounding may have turned (see
-        `rounding`). Raises `RunFailed` where the model gives no finite numbers."""
+        """Sample one answer to each prompt, in order, as token ids that include the token that ended the
+        answer where there was one. Prompts of similar length are read together as long as that changes no
+        answer. `look_up` runs before each token and may raise. `watch` gets the rows after it. `close`
+        gets the positions of prompts that were answered in a batch and whose answer may have changed by
+        rounding (see `rounding`). Raises `RunFailed` where the model's outputs are not finite."""
         looks = False if close is not None and len(prompts) > 1 and most_rows > 1 else None
         rows = [
             Row(
@@ -107,7 +107,8 @@ class Sampler:
     def turned(
         self, model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], close: set[int]
     ) -> set[int]:
-        """Which of the answers at the places that `draw` gave as `close` rounding did turn."""
+        """Return which of the answers at the positions that `draw` reported as `close` were actually
+        changed by rounding."""
         places = sorted(close)
         asked, given = ([rows[i] for i in places] for rows in (prompts, answers))
         share = self.shares and self._bears_sharing is True
@@ -115,7 +116,7 @@ class Sampler:
         return {i for i, one in zip(places, found, strict=True) if one}
 
     def said(self, ids: list[int]) -> tuple[list[int], bool]:
-        """An answer without what ended it, and whether the model ended it itself."""
+        """Strip the tokens that ended an answer, and return whether the model ended it itself."""
         if ids and ids[-1] in self.stops:
             return ids[:-1], True
         for other in self.others:
@@ -124,7 +125,8 @@ class Sampler:
         return ids, False
 
     def room(self, prompt: Sequence[int], max_tokens: int) -> int:
-        """The most tokens of its answer; none or fewer where the prompt fills the model's context."""
+        """Return the most tokens that the answer can have: fewer, or none, where the prompt fills the
+        model's context."""
         return max_tokens if self.context is None else max(0, min(max_tokens, self.context - len(prompt)))
 
     # -- reading, as `batching.Reader` has it --------------------------------------------------------------
@@ -210,8 +212,8 @@ def _require_token(drawn: Drawn) -> None:
 
 
 def stop_tokens(template: Template, folder: ModelFolder) -> tuple[int, ...]:
-    """The tokens that end an answer: the tokenizer's, the model's, and those with which the template ends an
-    answer or calls of tools."""
+    """Return the tokens that end an answer: the tokenizer's, the model's, and those with which the
+    template ends an answer or tool calls."""
     talk = ChatExample(
         messages=[ChatMessage(role="user", content="Hi"), ChatMessage(role="assistant", content="Hello")]
     )

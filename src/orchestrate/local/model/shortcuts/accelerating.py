@@ -23,8 +23,8 @@ class Unfit(RunFailed):
 
 
 def compile_layers(inner: Any) -> None:
-    """Each decoder layer on its own: they are alike, so that one compilation serves them all, and what lies
-    around them (masks, head, loss) stays ours. Lengths are dynamic."""
+    """Compile each decoder layer separately. The layers are alike, so one compilation serves all of them,
+    and everything around them (masks, head, loss) stays ours. Lengths are dynamic."""
     for layer in decoder_of(inner).layers:
         layer.compile(dynamic=True)
 
@@ -98,8 +98,8 @@ NOT_UNSLOTH = (
 
 
 def load_unsloth(job: LocalJob, folder: str, length: int | None, dtype: torch.dtype) -> tuple[Any, Any]:
-    """(peft model, the transformers model inside it), loaded and patched by Unsloth. Masks and loss stay
-    ours: it gives hidden states only. It needs a GPU."""
+    """Load and patch a model with Unsloth. Returns (peft model, the transformers model inside it). Masks
+    and loss stay ours: Unsloth's model returns hidden states only. It needs a GPU."""
     adapter = job.adapter
     asked = {
         "packing": job.hyper.packing,

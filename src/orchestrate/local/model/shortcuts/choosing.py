@@ -75,7 +75,7 @@ def fuse(model: Any) -> int:
 
 
 def unfuse(model: Any) -> None:
-    """Back to peft's own."""
+    """Restore peft's own forward passes."""
     for layer in model.modules():
         if getattr(vars(layer).get("forward"), "__name__", None) == "fused_forward":
             del layer.forward
@@ -121,9 +121,10 @@ def _forward(layer: Any, original: Callable[..., Tensor]) -> Callable[..., Tenso
 
 
 def turn_on(loaded: Loaded, job: LocalJob) -> None:
-    """Whatever fails is left out, with the reason in `loaded.left_out`.
+    """Turn on the optimizations that work with this model. Those that fail are left out, with the reason
+    in `loaded.left_out`.
 
-    Raises `RunFailed` for a model that does not get through a step without any of it."""
+    Raises `RunFailed` for a model that cannot complete a training step even without them."""
     if not probes.head_is_understood(loaded):
         loaded.head = Head(OwnLogits(loaded.head.layer.weight.detach()))
         loaded.own_logits = True

@@ -36,10 +36,10 @@ BLOCK = 128
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, before: int, scale: float) -> tuple[Tensor, list[Tensor]]:
-    """q: [groups, heads, queries, dim]; k, v: [groups, before + queries, dim], for all heads of a group. Each
-    query sees the first `before` keys and, of its own, those up to itself. Scores are in 32 bits, weights in
-    the input's precision. Returns the result in the shape of q, and what `slopes` needs: the weights of each
-    block."""
+    """Compute attention for groups that share keys. q: [groups, heads, queries, dim]; k, v: [groups,
+    before + queries, dim], for all heads of a group. Each query sees the first `before` keys and, of its
+    own, those up to itself. Scores are in 32 bits, weights in the input's precision. Returns the result
+    in the shape of q, and what `slopes` needs: the weights of each block."""
     asked, keys = q.float() * scale, k.float().transpose(1, 2)
     out = q.new_empty((*q.shape[:3], v.shape[2]))
     kept: list[Tensor] = []
@@ -57,7 +57,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, before: int, scale: float) -> tuple[
 def slopes(
     toward: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Sequence[Tensor], before: int, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v, those of k and v in 32 bits."""
+    """Compute the gradients of q, k and v. Those of k and v are in 32 bits."""
     grad_q = torch.empty_like(q)
     grad_k = torch.zeros(k.shape, dtype=torch.float32)
     grad_v = torch.zeros(v.shape, dtype=torch.float32)
@@ -137,7 +137,7 @@ class Line:
 
 
 def common_start(rows: Sequence[Ids], limit: int) -> int:
-    """How many first tokens all rows have in common, at most `limit`."""
+    """Count the leading tokens that all rows share, up to `limit`."""
     for row in rows[1:]:
         limit = min(limit, len(row))
         differs = np.flatnonzero(row[:limit] != rows[0][:limit])
@@ -146,8 +146,8 @@ def common_start(rows: Sequence[Ids], limit: int) -> int:
 
 
 def line_up(rows: Sequence[Ids], families: Sequence[Sequence[int]], shared: Sequence[int]) -> Line:
-    """`families` split the rows; the rows of family f have their first `shared[f]` tokens in common, and
-    each of them has more."""
+    """Pack rows into one line and store shared beginnings once. `families` partition the rows. The rows
+    of family f share their first `shared[f]` tokens, and each of them is longer than that."""
     begun = [f for f, n in enumerate(shared) if n]
     family = {r: f for f, members in enumerate(families) for r in members}
     order = [r for members in families for r in members]
@@ -279,7 +279,8 @@ def _add(total: Tensor, group: Group, x: Tensor) -> None:
 
 
 def line_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
-    """[1, heads, tokens, dim] -> [1, tokens, heads, dim], as transformers' attention interface has it."""
+    """Compute attention over packed rows, in the shapes of transformers' attention interface: [1, heads,
+    tokens, dim] -> [1, tokens, heads, dim]."""
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
     return _LineAttention.apply(q, k, v, layout, scale)[None]  # type: ignore[no-any-return]
 
@@ -301,7 +302,7 @@ _calls: ContextVar[list[bool] | None] = ContextVar("_calls", default=None)
 
 @contextmanager
 def watched() -> Generator[list[bool]]:
-    """Of each call of `attention` meanwhile: whether it did the work itself."""
+    """Record for each call of `attention` within the context whether it did the work itself."""
     calls: list[bool] = []
     token = _calls.set(calls)
     try:
@@ -328,7 +329,8 @@ class _Attention(torch.autograd.Function):
 
 
 def is_plain(module: Any, dropout: float, more: Mapping[str, Any]) -> bool:
-    """Whether a model asks for causal attention and nothing besides, by what it hands to its attention."""
+    """Return whether a model requests plain causal attention and nothing else, judging by the arguments
+    that it passes."""
     return (
         dropout == 0.0
         and more.get("softcap") is None
@@ -348,10 +350,11 @@ def attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """In transformers' attention interface; [rows, heads, tokens, dim] -> [rows, tokens, heads, dim].
+    """Compute causal attention behind transformers' attention interface: [rows, heads, tokens, dim] ->
+    [rows, tokens, heads, dim].
 
-    Long rows, other devices, and whatever else than causal attention without a mask go to torch's kernels.
-    """
+    Long rows, other devices, and anything other than causal attention without a mask go to torch's
+    kernels."""
     rows, heads, length, dim = query.shape
     scale = dim**-0.5 if scaling is None else scaling
     plain = is_plain(module, dropout, kwargs)
@@ -422,7 +425,7 @@ def use_on_cpu(model: Any) -> list[str]:
 
 
 def undo(model: Any) -> None:
-    """Back to the library's norms and attention."""
+    """Restore the library's norms and attention."""
     for module in model.modules():
         if getattr(vars(module).get("forward"), "__func__", None) is _norm_forward:
             del module.forward

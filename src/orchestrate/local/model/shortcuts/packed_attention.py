@@ -63,8 +63,8 @@ def attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """In transformers' attention interface; [lines, heads, tokens, dim] -> [lines, tokens, heads, dim]. Rows
-    that are not packed go to torch's usual kernels."""
+    """Compute attention behind transformers' attention interface: [lines, heads, tokens, dim] -> [lines,
+    tokens, heads, dim]. Rows that are not packed go to torch's usual kernels."""
     layout = kwargs.pop("layout", None)
     if layout is None:
         found, _ = sdpa_attention_forward(

@@ -49,7 +49,7 @@ def reason_of(error: Exception) -> str:
 
 @contextmanager
 def as_before(device: torch.device) -> Generator[None]:
-    """Whatever is drawn inside, the random state afterwards is that before."""
+    """Restore the random state afterwards, whatever numbers are drawn inside."""
     cpu = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state() if device.type == "cuda" else None
     try:
@@ -61,7 +61,8 @@ def as_before(device: torch.device) -> Generator[None]:
 
 
 def trains(loaded: Loaded) -> str | None:
-    """Why the model, as it stands, does not get through a forward and backward pass in training mode."""
+    """Return the reason why the model fails a forward and backward pass in training mode, or `None` if it
+    works."""
     ids, places = made_up(loaded), torch.tensor([3, 6, 9], device=loaded.device)
     try:
         with as_before(loaded.device), _training(loaded), torch.enable_grad():
@@ -75,13 +76,13 @@ def trains(loaded: Loaded) -> str | None:
 
 
 def made_up(loaded: Loaded) -> Tensor:
-    """Two rows of eight tokens."""
+    """Generate two rows of eight tokens."""
     return _ids(loaded, 16, 7).view(2, 8)
 
 
 def draws(loaded: Loaded) -> bool:
-    """Whether a forward pass in training mode draws random numbers: dropout, of the adapter or of the model's
-    own."""
+    """Return whether a forward pass in training mode draws random numbers: dropout of the adapter or of
+    the model itself."""
     ids = _ids(loaded, 8, 7)[None]
     with as_before(loaded.device), _training(loaded), torch.no_grad():
         before = _random(loaded.device)
@@ -123,8 +124,9 @@ def trained_only(loaded: Loaded) -> str | None:
 
 
 def line_limit(loaded: Loaded) -> tuple[int, str | None]:
-    """Tokens up to which rows may lie in one line (`layout`); 0 with the reason when the model does not bear
-    it: it must be our attention's, keep the rows apart, and give each the states that it has alone."""
+    """Return the row length in tokens up to which rows may be packed into one line (`layout`), or 0 and
+    the reason when the model does not support it. The model must use our attention, keep the rows
+    separate, and give each row the same hidden states as alone."""
     config = loaded.inner.config.get_text_config()
     if loaded.device.type != "cpu":
         return 0, "packing here needs the CPU attention"
@@ -137,13 +139,14 @@ def line_limit(loaded: Loaded) -> tuple[int, str | None]:
 
 
 def packs(loaded: Loaded) -> str | None:
-    """Why rows of this model must not lie one behind the other with positions that begin anew."""
+    """Return the reason why rows of this model must not be packed one after the other with positions that
+    restart, or `None` if they may."""
     return apart(loaded, lambda rows: _packed(rows, loaded), 0)
 
 
 def apart(loaded: Loaded, arrange: Arrange, shared: int) -> str | None:
-    """Why rows that are arranged so are not what they are alone; `None` when they are. Their first `shared`
-    tokens are there once."""
+    """Return the reason why rows in this arrangement get different results than alone, or `None` if they
+    don't. Their first `shared` tokens are stored once."""
     chance = np.random.default_rng(0)
     rows = [_ids(loaded, n, seed).cpu().numpy() for seed, n in enumerate(LENGTHS)]
     beginning = chance.integers(3, 50, SHARED)
@@ -226,7 +229,7 @@ def _states(loaded: Loaded, joined: Joined) -> list[Tensor]:
 
 
 def head_is_understood(loaded: Loaded) -> bool:
-    """Whether decoder plus head gives the model's own logits, on a few tokens."""
+    """Return whether decoder plus head gives the model's own logits, checked on a few tokens."""
     ids = torch.arange(1, 5, device=loaded.device)[None] % loaded.head.layer.weight.shape[0]
     with loaded.judging(), torch.no_grad():
         own = loaded.inner(input_ids=ids, use_cache=False).logits.float()
@@ -258,5 +261,5 @@ def _ids(loaded: Loaded, count: int, seed: int) -> Tensor:
 
 
 def distance(a: Tensor, b: Tensor) -> float:
-    """Of `a` from `b`, relative to the length of `b`."""
+    """Compute the distance of `a` from `b`, relative to the norm of `b`."""
     return ((a.float() - b.float()).norm() / b.float().norm()).item()
