@@ -176,7 +176,8 @@ class AsyncOrchestrator(_Threaded[Orchestrator]):
         await self.close()
 
     async def close(self) -> None:
-        """As `Orchestrator.close`. What still runs in a thread ends on its own."""
+        """Close the orchestrator. See `Orchestrator.close`. Work that is still running in a thread
+        finishes on its own."""
         await self.call(self.sync_api.close)
         self.threads.shutdown(wait=False)
 
@@ -229,7 +230,7 @@ class AsyncOrchestrator(_Threaded[Orchestrator]):
     rated = _in_thread(Orchestrator.rated)
 
     async def compare(self, runs: Iterable[AsyncRunHandle | RunHandle | Run | str]) -> Comparison:
-        """As `Orchestrator.compare`."""
+        """Compare runs. See `Orchestrator.compare`."""
         given = [_blocking(run) for run in runs]
         return await self.call(lambda: self.sync_api.compare(given))
 
@@ -241,16 +242,16 @@ class AsyncOrchestrator(_Threaded[Orchestrator]):
         metrics: Sequence[str] = ("auto",),
         **order: Any,
     ) -> Evaluation:
-        """As `Orchestrator.evaluate`."""
+        """Evaluate runs on held-out rows. See `Orchestrator.evaluate`."""
         given = [_blocking(run) for run in runs]
         return await self.call(lambda: self.sync_api.evaluate(given, test, metrics=metrics, **order))
 
     async def regress(self, run: AsyncRunHandle | RunHandle | str, **order: Any) -> Regression:
-        """As `Orchestrator.regress`."""
+        """Test whether a run forgot abilities of its base. See `Orchestrator.regress`."""
         return await self.call(lambda: self.sync_api.regress(_blocking(run), **order))
 
     async def review(self, runs: Sequence[AsyncRunHandle | RunHandle | str] | str = (), **order: Any) -> Desk:
-        """As `Orchestrator.review`."""
+        """Open a review of the runs' answers. See `Orchestrator.review`."""
         given = runs if isinstance(runs, str) else [_blocking(run) for run in runs]
         return await self.call(lambda: self.sync_api.review(given, **order))
 

@@ -58,8 +58,8 @@ class Orchestrator(Workspace):
     # -- choosing -------------------------------------------------------------------------------------------
 
     def models(self, query: str = "", provider: str | None = None) -> Listing[Model]:
-        """Base models whose names hold every word of `query`, with `provider` only those that it offers.
-        Offline. Raises `UsageError` for an unknown provider."""
+        """List the base models whose names contain every word of `query`. With `provider`, only those
+        that it offers. Works offline. Raises `UsageError` for an unknown provider."""
         from orchestrate import catalog
 
         if provider is not None:
@@ -81,10 +81,10 @@ class Orchestrator(Workspace):
         *,
         columns: Mapping[str, str] | None = None,
     ) -> Advice:
-        """Prompting, few-shot, retrieval or tuning, from examples of the task and from what is needed
-        (`orchestrate.runs.preparing.advice.Needs`), with reasons. `totals`, of `quoting.ownership`,
-        add the money; `columns` maps fields to the file's columns. Offline. Raises `DataError` for a file
-        that cannot be read."""
+        """Recommend prompting, few-shot, retrieval or tuning, with reasons, based on examples of the task
+        and on what you need (`orchestrate.runs.preparing.advice.Needs`). `totals`, from
+        `quoting.ownership`, add the costs. `columns` maps fields to the file's columns. Works offline.
+        Raises `DataError` for a file that cannot be read."""
         from orchestrate.runs.preparing import advice
 
         return advice.advise(self, file, needs or advice.Needs(), totals, columns=columns)
@@ -123,11 +123,11 @@ class Orchestrator(Workspace):
     def plan(
         self, spec: SpecGiven, provider: Backends = "all", *, measured: bool = False
     ) -> Listing[Translation]:
-        """What each setting becomes on each backend; what cannot be kept is refused in the result. Offline.
+        """Show what each setting becomes on each backend. Settings that cannot be kept are refused in the
+        result. Works offline.
 
-        No file is read, unless `measured`: then the memory that training takes is that of the longest row of
-        data that can be read, where there is such a plan.
-        """
+        No file is read unless `measured`: then memory is planned for the longest row of the data, if the
+        data can be read and the backend plans memory."""
         from orchestrate.runs.preparing import prepared
 
         return prepared.plan(self, _spec(spec), provider, measured=measured)
@@ -353,8 +353,8 @@ class Orchestrator(Workspace):
         return Orphans(self.store, self.ready).end(report, tell)
 
     def deployments(self, *, over: bool | None = False) -> Listing[DeploymentHandle]:
-        """Newest first, as last seen: those that are not over; with `None` all. `sync` brings them up to
-        date."""
+        """List deployments as last seen, newest first: by default those that have not ended, with `None`
+        all of them. `sync` updates them."""
         return Listing(
             DeploymentHandle(self, record) for record in self.store.deployments.matching(over=over)
         )
@@ -420,10 +420,11 @@ class Orchestrator(Workspace):
         keep: float = 0.8,
         **terms: Any,
     ) -> JudgeReport:
-        """Training rows rated by a model, and parted by it: those with a score of at least `keep`, 0 to 1, in
-        `output`, the others beside it. `terms`: the further fields of
-        `orchestrate.runs.evaluation.judging.JudgeTerms`, as `rubric`. Raises `UsageError` for a
-        judge that was never held against people, `DataError` for one that agrees too little, `OverBudget`."""
+        """Rate training rows with a model and split them: rows with a score of at least `keep`, from 0 to
+        1, go to `output`, the others to a file beside it. `terms` are the further fields of
+        `orchestrate.runs.evaluation.judging.JudgeTerms`, such as `rubric`. Raises `UsageError` for a
+        judge that was never calibrated against people, `DataError` for one that agrees with them too
+        little, `OverBudget`."""
         from orchestrate.runs.data import files as data
         from orchestrate.runs.evaluation import judging
 

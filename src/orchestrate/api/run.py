@@ -20,7 +20,8 @@ class RunHandle(TrackedRun):
     """One run and what can be done with it. `record` is what was last seen; `refresh` asks the backend."""
 
     def deployment_price(self, to: str | None = None, **options: Any) -> Decimal | None:
-        """US dollars per hour of `deploy` with the same options; `None` when it is not known."""
+        """Return the price of `deploy` with the same options in US dollars per hour, or `None` if it is
+        unknown."""
         return self.deployment_offer(to, **options).usd_per_hour
 
     def deployment_offer(
@@ -83,8 +84,9 @@ class RunHandle(TrackedRun):
     def evaluate(
         self, test: str | Path | None = None, *, metrics: Sequence[str] = ("auto",), **order: Any
     ) -> Evaluation:
-        """Base against tuned on held-out rows (`test`, by default the spec's), kept with the run. `order`:
-        the fields of `orchestrate.runs.evaluation.held_out.EvaluationOrder`, as `limit` or `on`."""
+        """Evaluate the base and the tuned model on held-out rows (`test`, by default the spec's), and
+        store the result with the run. `order` are the fields of
+        `orchestrate.runs.evaluation.held_out.EvaluationOrder`, such as `limit` or `on`."""
         from orchestrate.runs.evaluation.held_out import EvaluationOrder, evaluate_runs
 
         return evaluate_runs(self._ws, [self], EvaluationOrder(test=test, metrics=metrics, **order))

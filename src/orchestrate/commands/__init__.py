@@ -281,6 +281,6 @@ EXAMPLES = {
 
 
 def load(target: str) -> Any:
-    """The function of a command, or the typer of a group of them."""
+    """Import the function of a command, or the typer app of a command group."""
     module, _, attribute = target.partition(":")
     return getattr(import_module(f"{__name__}.{module}"), attribute)

@@ -50,7 +50,7 @@ def search(
     query: Annotated[list[str] | None, typer.Argument(help="Words of the name or id.")] = None,
     provider: ProviderFilter = None,
 ) -> Output[list[ModelShown]]:
-    """Models whose names hold all the words; all of them without words."""
+    """Search the catalog for models whose names contain all the words. Without words, list all models."""
     if provider is not None:
         backends.chosen(settings_of(context), provider)
     words = " ".join(query or [])
@@ -79,7 +79,7 @@ def _show_list(found: Sequence[ModelShown]) -> None:
 def show(
     name: Annotated[str, typer.Argument(help="Canonical name, hub id or a host's id.")],
 ) -> Output[ModelShown]:
-    """One model: its ids, methods, limits, end dates and where each is known from."""
+    """Show one model: its ids, methods, limits and end dates, with the source of each."""
     return Output(_shown(models.find(name)), _show)
 
 

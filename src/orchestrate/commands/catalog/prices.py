@@ -30,8 +30,8 @@ ProviderFilter = Annotated[
 
 
 def book_of(context: typer.Context, flags: list[str] | None = None) -> RateBook:
-    """The rates of this command line: built in, then `rates.yaml` of the home and of the project, then
-    `--rate`."""
+    """Build the rates of this command line: the built-in ones, then `rates.yaml` of the home and of the
+    project, then `--rate`."""
     with orchestrator(context) as ft:
         return with_flags(ft.rates, flags)
 
@@ -79,7 +79,7 @@ def show(
     model: Annotated[str, typer.Argument(help="A model, as in orchestrate models.")],
     rate: RateOpt = None,
 ) -> Output[list[Rate]]:
-    """Every price that concerns one model, on each backend that tunes it."""
+    """Show every price of one model on each backend that tunes it."""
     entry, found = prices_of(book_of(context, rate), model, days.today())
     if not found:
         raise UsageError(
@@ -114,8 +114,8 @@ def check(
 def validate(
     file: Annotated[list[Path] | None, typer.Argument(help="Default: the package's own.")] = None,
 ) -> None:
-    """For contributors: is each rate file well-formed, sourced, with one unit per rate, and appended to, not
-    edited?"""
+    """Validate rate files (for contributors): each must be well-formed and name its sources, use one unit
+    per rate, and only append entries."""
     problems: list[str] = []
     for path in file or []:
         try:
@@ -139,7 +139,7 @@ def accuracy(
         bool, typer.Option("--runs", help="Show each run's quote and bill by component instead.")
     ] = False,
 ) -> Output[list[Accuracy]] | Output[list[Reconciliation]]:
-    """How far quotes were from bills, over all runs of this store that succeeded."""
+    """Show how far quotes were from bills, over all runs of this store that succeeded."""
     from orchestrate.costing import accuracy as measured
 
     with orchestrator(context) as ft:

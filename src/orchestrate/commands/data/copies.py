@@ -99,8 +99,8 @@ def convert(
     messages: Messages,
     reading: Reading,
 ) -> Output[ConvertReport]:
-    """Rows in another format: without loss, or not at all unless --allow-loss. Tickets and mails, with one
-    message a row, become conversations: --thread, --role, --assistant."""
+    """Convert rows to another format: without loss, or not at all unless you pass --allow-loss. Tickets
+    and emails with one message per row become conversations with --thread, --role and --assistant."""
     from orchestrate.runs.data import files as data
 
     format = data.format_of(settings_of(context), to)
@@ -172,8 +172,8 @@ def split(
     sides: Sides,
     reading: Reading,
 ) -> Output[SplitReport]:
-    """By content: the same row falls on the same side, also after rows were added to the file and it is split
-    into the same folder again. Conversations stay whole."""
+    """Split a file by content: a row always falls on the same side, even if you add rows to the file and
+    split it into the same folder again. Conversations are never split."""
     from orchestrate.runs.data import files as data
 
     with (

@@ -93,11 +93,11 @@ def generate(
     writer: Writer,
     wish: Wish,
 ) -> Output[GenerateReport]:
-    """New rows in the form of SEEDS, written by a chat model: checked, without repeats, marked for review.
+    """Generate new rows in the format of SEEDS with a chat model. They are checked, deduplicated and
+    marked for review.
 
-    The same command again goes on where the last one ended. Exit code 6 when a limit ended it, 1 when the
-    model only repeats itself.
-    """
+    Repeat the command to continue where the last one stopped. Exit code 6 if a limit stopped it, 1 if the
+    model only repeats itself."""
     from orchestrate.runs.data import files as data
     from orchestrate.runs.data import generation
 

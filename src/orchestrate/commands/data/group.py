@@ -51,7 +51,8 @@ def inspect(
     *,
     reading: Reading,
 ) -> Output[InspectReport]:
-    """What is in a file: format, tokens, roles, tools, languages, duplicates, and whether it is enough."""
+    """Show what is in a file: format, tokens, roles, tools, languages, duplicates, and whether there is
+    enough data."""
     from orchestrate.runs.data import files as data
 
     name = tokenizer or data.counter(model)
@@ -114,7 +115,8 @@ def check(
     output: OutputOpt = None,
     reading: Reading,
 ) -> Output[DataChecked]:
-    """All problems in one pass, for every backend. Exit code 1 when there are errors."""
+    """Check the data for every backend and list all problems in one pass. Exit code 1 if there are
+    errors."""
     from orchestrate.runs.data import files as data
 
     named = {"train": file, "validation": others.validation, "test": others.test}
@@ -189,8 +191,8 @@ def preview(
     columns: MapOpt = None,
     ignored: IgnoreOpt = None,
 ) -> Output[PreviewReport]:
-    """The tokens of rows as the model sees them, the trained ones marked: of a file by the local engine, of a
-    run by its host's own account of them."""
+    """Show the tokens of rows as the model sees them, with the trained ones marked. Rows of a file are
+    tokenized by the local engine. For a run, the tokens are the ones that its host reports."""
     from orchestrate.runs.data import files as data
     from orchestrate.spec.specfile import parse_settings
 

@@ -68,12 +68,11 @@ def judge(
     output: OutputOpt = None,
     yes: PayOpt = False,
 ) -> Output[JudgeReport]:
-    """Rows rated by a model, by a rubric; the good ones in one file, the rejected ones in another, with
+    """Rate rows with a model by a rubric. Good rows go to one file, rejected ones to another, with
     reasons.
 
-    The judge is first held against answers that people rated, and must agree with them. The price is told
-    first. The same command goes on where it was interrupted, and pays nothing twice.
-    """
+    The judge is first calibrated against answers that people rated, and must agree with them. The price
+    is shown first. Repeat the command after an interruption: it continues and pays for nothing twice."""
     from orchestrate.runs.data import files as data
     from orchestrate.runs.evaluation import judging
 
@@ -93,7 +92,7 @@ def judge(
 
 
 def tell_plan(plan: JudgePlan) -> None:
-    """What the judge is asked, and the price."""
+    """Print what the judge will be asked, and the price."""
     if plan.expected_usd is None or plan.high_usd is None:
         price = "no per-token price is known"
     else:
@@ -139,7 +138,8 @@ def from_review(
         float, typer.Option(min=0.5, max=1, help="Share of an item's raters that must agree.")
     ] = 0.6,
 ) -> Output[FromReview]:
-    """What people said of answers, as training rows for preference tuning. What makes no row is counted."""
+    """Convert people's verdicts on answers to training rows for preference tuning. Verdicts that don't
+    make a row are counted."""
     from orchestrate.runs.evaluation import reviewing
 
     with orchestrator(context) as ft:

@@ -39,7 +39,7 @@ class Reading:
 
 @contextmanager
 def engine(name: str, workers: int | None) -> Generator[None]:
-    """Where the rows are read. Raises `UsageError` for an unknown engine."""
+    """Select where rows are read: in this process or on Ray. Raises `UsageError` for an unknown engine."""
     if name not in ("local", "ray"):
         raise UsageError(f"--on must be local or ray (got {name})")
     if name == "local":

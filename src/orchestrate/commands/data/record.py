@@ -215,7 +215,8 @@ def from_record(
         ),
     ] = False,
 ) -> Output[FromRecord]:
-    """A recording as rows to train on. The terms of the model's host are told, and have to be agreed to."""
+    """Write a recording as rows to train on. The terms of the model's host are shown, and you have to
+    accept them."""
     from orchestrate.migration import recording
 
     with orchestrator(context) as ft:

@@ -111,7 +111,7 @@ def show_check(report: CheckReport, fixed: FixReport | None) -> None:
 
 
 def note_rewritten(report: SplitReport | DedupeReport) -> None:
-    """How the written rows differ from those of the file."""
+    """Print how the written rows differ from those in the file."""
     if report.source_format != report.format:
         note(f"read as {report.source_format}, written as {report.format}")
     if report.fields_left_out:
@@ -149,7 +149,7 @@ def _problems(report: CheckReport) -> None:
 
 
 def show_preview(report: PreviewReport) -> None:
-    """Without colours the trained text stands between ⟦ and ⟧."""
+    """Print a preview of tokens. Without colors, the trained text is shown between ⟦ and ⟧."""
     from orchestrate.runs.data import files as data
 
     coloured = out.is_terminal and not out.no_color

@@ -155,7 +155,7 @@ def status(
     ] = None,
     apply: Annotated[bool, typer.Option("--apply", help="Apply the decision of the rule.")] = False,
 ) -> Output[ExperimentReport] | Output[list[ABListed]]:
-    """What the evidence shows now, and what the rule says. It may be looked at as often as one likes."""
+    """Show what the evidence says now, and what the rule decides. You can look as often as you like."""
     from orchestrate.ab import launch as experiments
 
     with orchestrator(context) as ft:
@@ -233,7 +233,7 @@ def size(
     ] = 10.0,
     alpha: Annotated[float, typer.Option(min=0.0001, max=0.5)] = 0.05,
 ) -> Output[Sized]:
-    """How many users it takes to see a difference in four of five experiments. Offline."""
+    """Estimate how many users it takes to detect a difference in four of five experiments. Works offline."""
     from orchestrate.ab import launch as experiments
 
     if (rate is None) == (deviation is None):

@@ -248,7 +248,7 @@ def _order(rivals: Rivals, rows: Rows, decision: Decision) -> EvaluationOrder:
 
 
 def tell_plan(plan: EvaluationPlan) -> None:
-    """Before anything is sent: what it can show, and what it costs."""
+    """Print what the evaluation can show and what it costs, before anything is sent."""
     more = " and ".join(f"{rows:,} for {100 * d:g} points" for d, rows in plan.rows_for[-2:])
     note(
         f"with {count(plan.items, 'row')} you can detect differences of {100 * plan.detectable:.0f} "
@@ -290,14 +290,14 @@ def _show(found: Evaluation, rows: int) -> None:
 
 
 def page_of(home: Path, name: str) -> Path:
-    """Where a report is written that is to be shown, and was given no place."""
+    """Return the path of a report that is to be shown and has no output path."""
     from orchestrate.core.files import private_folder
 
     return private_folder(home / "reports") / f"{name}.html"
 
 
 def opened(page: Path) -> None:
-    """In the browser of `$BROWSER`, or the machine's own."""
+    """Open a page in the browser of `$BROWSER`, or in the default browser."""
     import webbrowser
 
     if not webbrowser.open(page.resolve().as_uri()):
@@ -306,7 +306,8 @@ def opened(page: Path) -> None:
 
 @contextmanager
 def asking_bar(questions: int) -> Generator[Callable[[str, int, int, Decimal], None]]:
-    """How many of all answers are there, and what they cost; with the name of the last one asked."""
+    """Show a progress bar of the answers: how many of all there are, what they cost, and the name of the
+    model that was asked last."""
     answers = dict[str, int]()
     with work("asking") as told:
 

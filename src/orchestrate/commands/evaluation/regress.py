@@ -86,11 +86,11 @@ def regress(
     asking: Asking,
     list_probes: Annotated[bool, typer.Option("--list", help="List the built-in probes.")] = False,
 ) -> Output[Regression] | Output[list[str]]:
-    """Did it forget anything? The tuned model against its base on small probes, your own sets, and lm-eval.
+    """Test whether a tuned model forgot anything: compare it with its base on small probes, your own test
+    sets, and lm-eval.
 
-    Each ability is kept, forgotten or inconclusive by an interval and a margin: too few rows are no proof
-    that all is well.
-    """
+    Each ability is kept, forgotten or inconclusive, by an interval and a margin: too few rows do not
+    prove that all is well."""
     from orchestrate.reports.regressions import RegressionReport
     from orchestrate.runs.evaluation.held_out import require_reports
     from orchestrate.runs.evaluation.regression import PreparedRegression, RegressionOrder, probe_names

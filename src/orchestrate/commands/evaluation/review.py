@@ -156,12 +156,12 @@ def review(
     | Output[Imported]
     | Output[tuple[Planned, ...]]
 ]:
-    """People say which answers are better, without knowing whose they are, on a page or on sheets.
+    """Let people say which answers are better, without knowing which model wrote them, on a page or on
+    sheets.
 
-    The answers are those of an evaluation (`orchestrate eval`). The page works by keyboard and on phones;
-    each rater has an order of their own, and goes on where it was left. With --write they write and correct
-    training rows instead. Serves until Ctrl-C.
-    """
+    The answers are those of an evaluation (`orchestrate eval`). The page works by keyboard and on phones.
+    Each rater sees them in an order of their own and can continue later. With --write, people write and
+    correct training rows instead. Serves until Ctrl-C."""
     from orchestrate.runs.evaluation import reviewing, writing
 
     chosen = [instead.results, bool(instead.export), bool(instead.take), instead.plan]

@@ -119,7 +119,7 @@ def _show(runs: list[Run]) -> None:
 
 @command
 def sync(context: typer.Context, *, stalls: StallOptions) -> Output[SyncReport]:
-    """Sweep the hosts' lists, bring all runs up to date, and settle creates whose answer was lost."""
+    """Update all runs from the hosts' job lists, and settle create requests whose answer was lost."""
     with orchestrator(context) as ft, telling(ft):
         ft.settings = stalls.over(ft.settings)
         report = ft.sync(cancel_stalled=stalls.cancel_stalled)
@@ -166,7 +166,7 @@ class _Source(Protocol):
     """Whoever asks the hosts."""
 
     def check(self) -> tuple[Sequence[str], Sequence[Failure]]:
-        """What goes wrong there, and the backends that could not be asked."""
+        """Return what is wrong there, and the backends that could not be reached."""
         ...
 
 

@@ -127,7 +127,8 @@ class Tell:
     ] = False
 
     def settings(self, given: Settings, channels: NotifyOptions) -> Settings | None:
-        """With the channels to tell; `None` when nobody is. Raises `UsageError`, `ConfigError`."""
+        """Return the settings with the channels to notify, or `None` if no channel is. Raises
+        `UsageError`, `ConfigError`."""
         if not (self.notify or any(vars(channels).values())):
             return None
         told = channels.over(given)
@@ -157,8 +158,8 @@ class End:
 def spending(
     context: typer.Context, *, what: What, fail: Fail, tell: Tell, channels: NotifyOptions, end: End
 ) -> Iterator[Output[SpendingReport] | Output[OrphanReport]]:
-    """What was spent, is committed and is left; then, by asking every configured account, all that still
-    bills or could, made from here or not, and what could not be asked."""
+    """Show what was spent, committed and is left. Then ask every configured account for everything that
+    still bills or could, whether you started it from here or not, and list what could not be asked."""
     with orchestrator(context) as ft:
         if end.end_orphans:
             if what.offline:
@@ -216,7 +217,7 @@ def _note_ended(one: Orphan) -> None:
 
 
 def message(report: SpendingReport) -> dict[str, Any]:
-    """What channels are told; a repeat of the command is another message."""
+    """Build the message for the channels. Repeating the command sends a new message."""
     return {
         "id": f"spending-{report.at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}",
         "type": "spending.report",
@@ -256,7 +257,7 @@ def _plain(usd: Decimal | None) -> str | None:
 
 
 def headline(report: SpendingReport) -> str:
-    """How much, how much left, what still bills per hour."""
+    """Summarize the report in one line: what was spent, what is left, and what still bills per hour."""
     spent, committed = report.total.spent_usd, report.total.committed_usd
     used = _up(spent) + _up(committed)
     when = f"{report.month}: " if report.month else ""
@@ -310,7 +311,7 @@ def _show(report: SpendingReport) -> None:
 
 
 def shown(report: SpendingReport) -> list[RenderableType]:
-    """The first line and the tables."""
+    """Return the headline and the tables."""
     head = Text(headline(report), style="bold red" if report.over else "bold")
     parts: list[RenderableType] = [Text.assemble(SANDBOX, " ", head) if report.sandbox else head]
     for breakdown in report.breakdown:
@@ -320,7 +321,7 @@ def shown(report: SpendingReport) -> list[RenderableType]:
 
 
 def notes(report: SpendingReport) -> list[Text]:
-    """What could not be asked or seen."""
+    """Return notes on what could not be asked or seen."""
     told: list[Text] = []
     if report.uncounted and report.budget_usd is not None:
         told.append(

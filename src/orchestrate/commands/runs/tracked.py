@@ -67,7 +67,7 @@ class RunShown(Run, frozen=True, kw_only=True):
 
 @command
 def show(context: typer.Context, run: RunArg, refresh: Refresh = None) -> Output[RunShown]:
-    """One run: status, settings, progress, cost."""
+    """Show one run: status, settings, progress, cost."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
         record = _fresh(ft, handle, refresh)
@@ -150,7 +150,7 @@ def _scored(e: Evaluation, c: Contender, m: Measure) -> str:
 
 @command
 def events(context: typer.Context, run: RunArg, refresh: Refresh = None) -> Output[list[Event]]:
-    """What the host said about a run, oldest first."""
+    """List the host's events of a run, oldest first."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
         ft.provider(handle.record.provider).require(Feature.EVENTS)
@@ -168,7 +168,7 @@ def _show_events(found: list[Event]) -> None:
 
 @command
 def metrics(context: typer.Context, run: RunArg, refresh: Refresh = None) -> Output[list[MetricPoint]]:
-    """Loss and other values by step."""
+    """Show loss and other metrics by step."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
         ft.provider(handle.record.provider).require(Feature.METRICS)
@@ -204,7 +204,7 @@ def _side_by_side(names: list[str], width: int) -> list[list[str]]:
 
 @command
 def checkpoints(context: typer.Context, run: RunArg, refresh: Refresh = None) -> Output[list[Checkpoint]]:
-    """Checkpoints of a run."""
+    """List the checkpoints of a run."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
         provider = ft.provider(handle.record.provider)

@@ -85,8 +85,8 @@ class Where:
 @app.callback()
 @command
 def gateway(context: typer.Context, *, where: Where) -> Iterator[Output[GatewayShown]]:
-    """Answer OpenAI's HTTP API for fine-tuning until interrupted: files, jobs, models, chat. The table
-    `gateway` of orchestrate.toml says which model on which backend stands behind a name."""
+    """Serve OpenAI's HTTP API for fine-tuning until interrupted: files, jobs, models, chat. The table
+    `gateway` in orchestrate.toml maps each model name to a model on a backend."""
     if context.invoked_subcommand is not None:
         return
     from orchestrate.gateway import launch as service
@@ -181,7 +181,7 @@ def _show_key(made: KeyMade) -> None:
 @keys.command("list")
 @command
 def ls(context: typer.Context) -> Output[list[KeyShown]]:
-    """All keys, with what they open, what their jobs take and what they may."""
+    """List all keys with the models that they open, what their jobs cost and what they may spend."""
     from orchestrate.gateway import launch as service
 
     with orchestrator(context) as ft:
@@ -226,7 +226,7 @@ def log(
     key: Annotated[str | None, typer.Option(help="Show only this key.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Number of latest entries.")] = 50,
 ) -> Output[list[AuditEntry]]:
-    """Who changed what, who made and revoked keys, and what was refused, oldest first."""
+    """Show who changed what, who created and revoked keys, and what was refused, oldest first."""
     from orchestrate.gateway import launch as service
 
     with orchestrator(context) as ft:

@@ -19,13 +19,13 @@ def mcp(
     read_only: Annotated[bool, typer.Option("--read-only", help="Offer only read-only tools.")] = False,
     skill: Annotated[bool, typer.Option("--skill", help="Print a skill file for agents and exit.")] = False,
 ) -> None:
-    """Tools for agents over the Model Context Protocol, on stdin and stdout: a client starts this command.
+    """Serve tools for agents over the Model Context Protocol on stdin and stdout. An MCP client starts
+    this command.
 
-    Reading asks nobody. Whatever spends, ends or takes down is put to the person in front of the client, with
-    its sum, and not done by a client that cannot ask.
+    Tools that only read need no approval. Tools that spend money, end a run or take down a deployment
+    show the cost to the person at the client and need approval. A client that cannot ask cannot use them.
 
-    Example, in a client's settings: {"command": "orchestrate", "args": ["mcp", "--max-cost", "20"]}
-    """
+    Example, in a client's settings: {"command": "orchestrate", "args": ["mcp", "--max-cost", "20"]}"""
     try:
         from orchestrate.mcp import server
     except ImportError as error:

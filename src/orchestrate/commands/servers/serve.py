@@ -141,7 +141,7 @@ class KeysInstead:
     ] = None
 
     def change(self, ft: Orchestrator, keys: ChangesKeys) -> bool:
-        """Whether that was asked for."""
+        """Create or revoke a key, and return whether one of the two was requested."""
         if self.revoke_key is not None:
             keys.revoke_key(ft, self.revoke_key)
             note(f"Servers reject the key {self.revoke_key} from now on (running ones within a second).")

@@ -48,13 +48,14 @@ def demo(
         bool, typer.Option("--files-only", help="Only write the data and the spec.")
     ] = False,
 ) -> None:
-    """The main job from end to end, on this machine: check, quote, train, evaluate, compare. No key, no cost.
+    """Run the main workflow from end to end on this machine: check, quote, train, evaluate, compare. No
+    key, no cost.
 
-    All that it writes is in FOLDER, where you can go on with its runs. To be rid of it, remove the folder.
-    Beside your keys it is noted that you trust the folder's settings, as with `keys trust --project`.
+    Everything is written to FOLDER, where you can continue with its runs. To remove it, delete the
+    folder. The folder's settings become trusted, as with `keys trust --project`, which is stored next to
+    your keys.
 
-    Example: orchestrate demo --no-train
-    """
+    Example: orchestrate demo --no-train"""
     _write(folder)
     if files_only:
         print_text("\n".join(str(folder / name) for name in (*_FILES, CONFIG_NAME)))

@@ -84,7 +84,7 @@ def memory(
     device: DeviceOpt = None,
     available: Annotated[float | None, typer.Option(help="GiB; default: what this machine has.")] = None,
 ) -> Output[MemoryPlan]:
-    """The memory that training a model needs, by part, and whether it fits. Offline."""
+    """Estimate the memory that training a model needs, by part, and whether it fits. Works offline."""
     from orchestrate.setup import starting
 
     if how.adapter not in ("qlora", "lora", "full"):

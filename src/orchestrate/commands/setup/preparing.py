@@ -137,8 +137,7 @@ class Key(TypedDict):
 @keys.command("list")
 @command
 def keys_list(context: typer.Context) -> Output[list[Key]]:
-    """Which keys there are, where they come from and to which hosts they are tied; the keys themselves are
-    masked."""
+    """List your keys, where each comes from and which host it is tied to. The keys themselves are masked."""
     from orchestrate.setup import backends
 
     settings = settings_of(context)
@@ -309,7 +308,8 @@ def list_providers(
         bool, typer.Option("--template", help="Print a host description template to fill in.")
     ] = False,
 ) -> Output[list[Backend]] | None:
-    """All that -p takes: what each backend can do, why something is missing, and what it needs here."""
+    """List every backend that -p accepts: what it can do, why something is missing, and what it needs
+    here."""
     from orchestrate.setup import backends as known
 
     if template:
@@ -366,7 +366,7 @@ def _has(backend: Backend, feature: str) -> Text:
 
 @command
 def plugins() -> Output[list[Plugin]]:
-    """Backends that other packages add, from which package and version; exit code 3 when one is broken."""
+    """List backends that other packages add, with package and version. Exit code 3 if one is broken."""
     from orchestrate.setup import backends
 
     rows = backends.plugins()

@@ -25,7 +25,7 @@ _ERROR = "error"
 
 
 def names() -> list[str]:
-    """All that have a schema, as they are typed."""
+    """List all commands that have a schema, as you type them."""
     return [*(name for _, top, target, _ in COMMANDS for name in _bodies(top, target)), _ERROR]
 
 
@@ -116,7 +116,7 @@ def schema(
     ] = None,
     all: Annotated[bool, typer.Option("--all", help="Print the schemas of all commands, by name.")] = False,
 ) -> None:
-    """The JSON schema of what a command prints with --json."""
+    """Print the JSON schema of what a command prints with --json."""
     if command or all:
         print_json(of(" ".join(command)) if command else {name: of(name) for name in names()})
         return

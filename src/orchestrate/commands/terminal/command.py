@@ -43,22 +43,22 @@ class Output(Generic[Printed]):
 
 
 def for_people(shown: Shown) -> Shown | None:
-    """What shows something before there is a record to print; nothing with `--json`."""
+    """Return the view to show before there is a record to print, or `None` with `--json`."""
     return None if prints_json() else shown
 
 
 def shown_already(record: object) -> None:
-    """The view of what was shown as it came."""
+    """Show nothing: the record was already displayed while it arrived."""
     del record
 
 
 def command(body: Callable[..., Output[Any] | Iterator[Output[Any]] | None]) -> Callable[..., None]:
-    """A command as typer reads it. A parameter that is a dataclass stands for its fields: each, annotated as
-    typer wants it, is an option or argument.
+    """Wrap a command's function for typer. A parameter that is a dataclass is replaced by its fields.
+    Each field, annotated for typer, becomes an option or argument.
 
-    A body that returns an `Output` has the option `--json`, and `orchestrate schema` has the records of its
-    annotation: several where options decide which one is printed. A body that goes on after it has printed,
-    such as a server, yields its output. One that prints by itself is annotated with None."""
+    A body that returns an `Output` gets the option `--json`, and `orchestrate schema` knows the records
+    of its annotation: several if options decide which one is printed. A body that continues after it has
+    printed, such as a server, yields its output. A body that prints by itself is annotated with None."""
     hints = _hints(body)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     parameters: list[inspect.Parameter] = []

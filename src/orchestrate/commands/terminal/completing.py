@@ -10,7 +10,7 @@ from orchestrate.errors import OrchestrateError
 
 
 def runs(incomplete: str) -> list[tuple[str, str]]:
-    """The newest, each with what it is, and `last`."""
+    """Complete the newest runs, each with a description, and `last`."""
     found = [("last", "the newest")]
     with suppress(OrchestrateError, OSError):
         from orchestrate.setup import offering
@@ -21,7 +21,7 @@ def runs(incomplete: str) -> list[tuple[str, str]]:
 
 
 def backend(incomplete: str) -> list[str]:
-    """One backend."""
+    """Complete the name of one backend."""
     return _beginning(incomplete, _backends())
 
 
@@ -34,7 +34,7 @@ def backends(incomplete: str) -> list[str]:
 
 
 def models(incomplete: str) -> list[str]:
-    """A model, or BACKEND=MODEL."""
+    """Complete a model, or BACKEND=MODEL."""
     from orchestrate.setup import offering
 
     place, equals, name = incomplete.rpartition("=")
@@ -42,7 +42,7 @@ def models(incomplete: str) -> list[str]:
 
 
 def formats(incomplete: str) -> list[str]:
-    """Those that data are written in."""
+    """Complete the formats that data can be written in."""
     with suppress(OrchestrateError, OSError):
         from orchestrate.setup import offering
 
@@ -51,14 +51,14 @@ def formats(incomplete: str) -> list[str]:
 
 
 def statuses(incomplete: str) -> list[str]:
-    """Of runs, as they are shown."""
+    """Complete the statuses of runs as they are shown."""
     from orchestrate.store.listing import STATUSES
 
     return _beginning(incomplete, STATUSES)
 
 
 def exports(incomplete: str) -> list[str]:
-    """What a model is exported to."""
+    """Complete the formats that a model can be exported to."""
     from orchestrate.setup import offering
 
     return _beginning(incomplete, offering.exports())

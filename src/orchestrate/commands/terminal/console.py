@@ -61,15 +61,15 @@ class _Console(Console):
 
     @Console.file.getter
     def file(self) -> IO[str]:
-        """The stream itself, beneath what guards it: a live view puts a guard of its own over ours, and its
-        cursor would be shown as signs."""
+        """Return the stream beneath its proxies. A live view adds its own proxy over ours, which would
+        print cursor movements as visible characters."""
         stream = super().file
         while inner := getattr(stream, "rich_proxied_file", None):
             stream = inner
         return stream
 
     def on_broken_pipe(self) -> None:
-        """The reader of the pipe has gone, as with `| head`: it has what it wanted."""
+        """Handle a reader that closed the pipe, such as `| head`: it has what it wanted."""
         with suppress(SystemExit):
             super().on_broken_pipe()
         raise SystemExit(0)
@@ -112,7 +112,7 @@ def of_flags(flags: list[str] | None) -> list[Rate]:
 
 
 def with_flags(book: RateBook, flags: list[str] | None) -> RateBook:
-    """`book` under the given `--rate` flags. Raises `UsageError`."""
+    """Override `book` with the given `--rate` flags. Raises `UsageError`."""
     return book.over(of_flags(flags))
 
 
@@ -120,7 +120,8 @@ def with_flags(book: RateBook, flags: list[str] | None) -> RateBook:
 def orchestrator(
     context: typer.Context, *, made_by: str | None = None, rates: list[str] | None = None
 ) -> Generator[Orchestrator]:
-    """The Orchestrator of this command line, with the prices of its `--rate` flags, closed at the end."""
+    """Open the Orchestrator of this command line with the prices of its `--rate` flags, and close it at
+    the end."""
     from orchestrate.api.orchestrator import Orchestrator
 
     settings = settings_of(context, made_by=made_by)
@@ -133,7 +134,7 @@ def orchestrator(
 
 
 def settings_of(context: typer.Context, *, made_by: str | None = None) -> Settings:
-    """The configuration of this command line. Raises `ConfigError`."""
+    """Return the configuration of this command line. Raises `ConfigError`."""
     from orchestrate.settings import config
 
     given: dict[str, Any] = context.find_root().obj or {}
@@ -162,7 +163,7 @@ _PRINTS_JSON = ContextVar("_PRINTS_JSON", default=False)
 
 @contextmanager
 def printing_json(yes: bool) -> Generator[None]:
-    """Whether the command that runs within has `--json`."""
+    """Set whether the command that runs in this block has `--json`."""
     before = _PRINTS_JSON.set(yes)
     try:
         yield
@@ -175,13 +176,13 @@ def prints_json() -> bool:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout. Records, lists of records and plain values are taken."""
+    """Print one JSON document on stdout. Accepts records, lists of records and plain values."""
     text = json.dumps(_plain(value), indent=2, ensure_ascii=False, default=str)
     sys.stdout.write(inert_json(text) + "\n")
 
 
 def print_text(text: str) -> None:
-    """A text on stdout as it is, never wrapped or cut: paths and documents."""
+    """Print a text on stdout unchanged, never wrapped or truncated: for paths and documents."""
     sys.stdout.write(inert(text) + "\n")
 
 
@@ -198,14 +199,15 @@ def _plain(value: Any) -> Any:
 
 
 def table(*columns: str, right: Iterable[str] = (), fold: Iterable[str] | None = None) -> Listing:
-    """A plain table. Only the columns of `fold` (by default all) are wrapped when the width is short."""
+    """Create a plain table. Only the columns in `fold` (by default all) are wrapped when the width is
+    short."""
     return Listing(*columns, right=right, fold=fold)
 
 
 def filled(
     cells: Mapping[str, Sequence[str | Text]], *, right: Sequence[str], fold: Sequence[str]
 ) -> Listing:
-    """A table of these columns, each by its name. Only what may `fold` is ever wrapped."""
+    """Build a table from these columns by name. Only the columns in `fold` are ever wrapped."""
     made = table(*cells, right=right, fold=fold)
     for row in zip(*cells.values(), strict=True):
         made.add_row(*row)
@@ -229,7 +231,7 @@ def warn(text: str, *, indent: str = "") -> None:
 
 
 def fitted(text: str, taken: int, hang: str = "", *, on: Console = err) -> str:
-    """For a terminal as `note` has it; what may be searched for stays a line in a pipe."""
+    """Wrap a text for a terminal as `note` does. In a pipe it stays one line, so that it can be searched."""
     return _fitted(text, taken, hang, on.width) if on.is_terminal else text
 
 
@@ -262,7 +264,7 @@ def status_text(status: str, *, sandbox: bool = False) -> Text:
 
 
 def stage_text(run: Run, *, chip: bool = True) -> Text:
-    """How far a run has come, in a word. `chip` marks a sandbox's."""
+    """Return how far a run has come, in one word. `chip` marks runs of a sandbox."""
     return status_text(stage(run), sandbox=run.sandbox and chip)
 
 
@@ -320,8 +322,8 @@ def report(error: Exception, *, as_json: bool, verbose: bool = False) -> int:
 
 
 def report_error(error: OrchestrateError, *, as_json: bool) -> None:
-    """What failed, whether trying again helps, what to do; with `--json` the same as one JSON line on
-    stderr."""
+    """Print what failed, whether retrying helps, and what to do. With `--json`, print it as one JSON line
+    on stderr."""
     if as_json:
         ErrorLine(
             error=type(error).__name__,
@@ -344,7 +346,7 @@ def report_error(error: OrchestrateError, *, as_json: bool) -> None:
 
 
 def report_defect(error: Exception, *, as_json: bool, verbose: bool) -> None:
-    """An error that nobody foresaw is a defect of ours: the trace goes to a file, or with `-v` to stderr."""
+    """Report an unexpected error as a bug of ours. The traceback goes to a file, or with `-v` to stderr."""
     import traceback
 
     from orchestrate.settings import redact_text
@@ -393,8 +395,8 @@ def _kept(trace: str) -> str:
 
 @contextmanager
 def ended_by_signal() -> Generator[threading.Event]:
-    """For a command that serves: the event is set by Ctrl-C and by a polite kill, its ordinary ends. A second
-    signal ends it at once."""
+    """Yield an event that Ctrl-C and SIGTERM set, the ordinary ways to stop a command that serves. A
+    second signal stops it at once."""
     ended = threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -413,7 +415,7 @@ def ended_by_signal() -> Generator[threading.Event]:
 
 @contextmanager
 def goes_on(how: str) -> Generator[None]:
-    """For a command that is long, and whose work is kept: says so where it is interrupted."""
+    """Print how to continue when a long command whose work is kept is interrupted."""
     try:
         yield
     except KeyboardInterrupt:
@@ -424,15 +426,15 @@ def goes_on(how: str) -> Generator[None]:
 def require_agreed(
     question: str, *, high_usd: Decimal | None, unpriced: bool, limited: bool, yes: bool
 ) -> None:
-    """For answers that may cost money. `unpriced`: they may be billed at an unknown price. Raises
-    `UsageError`."""
+    """Require agreement to answers that may cost money. `unpriced` means that they may be billed at an
+    unknown price. Raises `UsageError`."""
     fix = {} if high_usd else {"fix": "add --yes"}
     unpriced, agreed = high_usd is None and unpriced, partial(confirm, question, yes=yes)
     require_consent(high_usd, agreed, otherwise="nothing was sent", unpriced=unpriced, limited=limited, **fix)
 
 
 def require_unpriced(names: Sequence[str], *, yes: bool) -> None:
-    """As `require_agreed`, of models that may bill at an unknown price."""
+    """Require agreement, as `require_agreed` does, to models that may bill at an unknown price."""
     question = f"The price of {', '.join(names)} is unknown. Continue anyway?"
     require_agreed(question, high_usd=None, unpriced=bool(names), limited=False, yes=yes)
 

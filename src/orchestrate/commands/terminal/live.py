@@ -32,7 +32,8 @@ _STEPWISE = frozenset({"metrics", "progress"})
 
 
 def sparkline(values: Sequence[float], width: int = 24) -> str:
-    """The values as a row of bars, at most `width` wide; a long series is averaged into that many cells."""
+    """Draw the values as a row of bars, at most `width` wide. A longer series is averaged into that many
+    cells."""
     finite = [v for v in values if v == v and abs(v) != float("inf")]
     if not finite:
         return ""
@@ -51,7 +52,7 @@ def bar(share: float, width: int = 60) -> Text:
 
 
 def stage_line(run: Run) -> Text:
-    """The stages of a run with the present one marked."""
+    """Draw the stages of a run with the current one marked."""
     text = Text()
     for i, stage in enumerate(_STAGES):
         if i:
@@ -73,8 +74,8 @@ def panel(
     *,
     width: int = 100,
 ) -> RenderableType:
-    """One run as a block of lines, none of which ends within a word or number at this width; `hint` is what
-    its reader should know or do."""
+    """Draw one run as a block of lines. At this width no line breaks within a word or number. `hint` is
+    what the reader should know or do."""
     head = Text.assemble((run.provider, "bold"), "  ", run.model, "  ", (run.id, "dim"))
     if run.sandbox:
         head.append("  ")
@@ -138,7 +139,7 @@ def _flowing(facts: Sequence[str], width: int) -> list[str]:
 def row(
     run: Run, metrics: Sequence[MetricPoint], now: datetime, *, chip: bool = False
 ) -> tuple[str | Text, ...]:
-    """One of many runs, as a line of the table; `chip` marks one of a sandbox among others."""
+    """Build the table row of one of many runs. `chip` marks a sandbox's run among others."""
     losses = [p.values["train_loss"] for p in metrics if "train_loss" in p.values]
     left = seconds_left(run, now, metrics)
     total, step = run.total_steps or run.expected_steps, step_of(run, metrics)

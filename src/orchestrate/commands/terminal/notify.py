@@ -61,7 +61,7 @@ class NotifyOptions:
 
 @contextmanager
 def telling(ft: Orchestrator) -> Generator[None]:
-    """As `watching.telling`, with a warning for each channel that could not be told."""
+    """Notify like `watching.telling`, and warn about each channel that could not be notified."""
     with watching.telling(ft) as problems:
         yield
     for problem in problems:

@@ -35,7 +35,7 @@ _SAME = (("list", "ls"), ("remove", "rm", "revoke"))
 
 
 def same_words(word: str) -> tuple[str, ...]:
-    """The word, and the others that a group takes for it."""
+    """Return the word followed by the synonyms that a command group accepts for it."""
     return (word, *(other for words in _SAME if word in words for other in words if other != word))
 
 
@@ -47,8 +47,8 @@ class Group(TyperGroup):
 
 
 def by_default(command: str, *, words: bool = False) -> type[TyperGroup]:
-    """A group that is this command of it when it is called with nothing but options; with `words` also when
-    its first word is no command: `orchestrate models qwen` searches."""
+    """Build a command group that runs this command if it is called with nothing but options. With
+    `words`, it also runs it if the first word is not a command: `orchestrate models qwen` searches."""
 
     class ByDefault(Group):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -133,7 +133,7 @@ class SpecOptions:
         return f" {shlex.quote(str(self.spec))}" if self.spec else ""
 
     def read(self, provider: str, *, max_cost: str | None = None) -> JobSpec:
-        """`provider`: the backends for which it is read. Raises `SpecError`."""
+        """Read the spec for the backends in `provider`. Raises `SpecError`."""
         from orchestrate.spec import specfile
 
         flags: dict[str, Any] = {
@@ -179,8 +179,8 @@ class SpecOptions:
 
 
 def backends_of(ft: Orchestrator, spec: JobSpec, provider: str) -> list[str]:
-    """Those that were asked for; of all of them those that the spec has a model for, and the others are
-    named."""
+    """Return the requested backends. For `all`, return those that the spec has a model for, and print
+    which others are skipped."""
     names = ft.backends(provider)
     if provider != "all" or not any(map(spec.names_model_for, names)):
         return names
@@ -202,7 +202,7 @@ IgnoreOpt = Annotated[
 
 
 def columns_read(given: Sequence[str] | None, ignored: Sequence[str] | None = None) -> dict[str, str]:
-    """A field of no column is not read."""
+    """Parse the mapping of fields to columns. An ignored field maps to an empty column and is not read."""
     pairs = [pair.partition("=") for item in given or () for pair in item.split(",")]
     if any(not (wanted and column) for wanted, _, column in pairs):
         raise UsageError("--map must be FIELD=COLUMN, for example --map prompt=question,completion=answer")
@@ -220,7 +220,7 @@ SkipFailedOpt = Annotated[
 
 
 def models_given(given: list[str] | None) -> str | dict[str, str] | None:
-    """`--model M`, or `--model openai=M --model local=N`."""
+    """Parse `--model M`, or `--model openai=M --model local=N`."""
     if not given:
         return None
     pairs = [item.partition("=") for item in given]
@@ -258,7 +258,7 @@ class ServingOptions:
     ] = 0
 
     def use(self) -> Use | None:
-        """What the model is for; `None` without traffic. Raises `UsageError`."""
+        """Return the expected use of the model, or `None` without traffic. Raises `UsageError`."""
         from orchestrate.runs.preparing import quoting
 
         if not self.traffic:

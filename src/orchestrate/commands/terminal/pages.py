@@ -20,8 +20,8 @@ not."""
 
 
 def worded(command: Any, name: str) -> Any:
-    """The command, or group of commands, of that name with its example, and with the words that people have
-    for types in the place of Python's: typer writes `<list[str]>`."""
+    """Prepare the help page of a command or command group: add its example, and replace Python's type
+    names with plain words, because typer writes `<list[str]>`."""
     example = EXAMPLES.get(name)
     command.epilog = f"Example:  {example}" if example else None
     command.help = _LINE_END.sub(" ", inspect.cleandoc(command.help or ""))
@@ -34,7 +34,7 @@ def worded(command: Any, name: str) -> Any:
 
 
 def reworded(command: Any) -> None:
-    """Its own parameters, and the switch for this page."""
+    """Replace the type names of a command's own parameters and of its help option."""
     for parameter in command.params:
         reworded_one(parameter)
     option_of = command.get_help_option

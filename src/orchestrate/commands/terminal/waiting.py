@@ -35,7 +35,7 @@ class Work:
     task: TaskID | None = None
 
     def far(self) -> str:
-        """How much of it is done, as far as that can be said."""
+        """Return how much is done, as far as it is known."""
         of = f" of {self._amount(self.total)}" if self.total else ""
         parts = [f"{self._amount(self.done)}{of}" if self.done or of else "", self.detail]
         return ", ".join(part for part in parts if part)

@@ -64,7 +64,8 @@ def check(
     provider: ProviderOpt = "all",
     asked: SpecOptions,
 ) -> Output[Checked]:
-    """All reasons for which a backend would refuse the data or the spec. Offline; exit code 1 with errors."""
+    """List all reasons for which a backend would refuse the data or the spec. Works offline. Exit code 1
+    if there are errors."""
     with orchestrator(context) as ft:
         spec = asked.read(provider)
         prepared = ft.prepare(spec, backends_of(ft, spec, provider))
@@ -111,8 +112,8 @@ def plan(
         bool, typer.Option("--suggest", help="Propose rank, rate, epochs and batch, with reasons.")
     ] = False,
 ) -> Output[list[Translation]] | Output[list[Suggestion]]:
-    """What each setting of the spec becomes on each backend, and the memory that training takes where it is
-    yours. Offline; exit code 2 when one is refused."""
+    """Show what each setting of the spec becomes on each backend, and how much memory training takes on
+    your own hardware. Works offline. Exit code 2 if a setting is refused."""
     if suggest:
         if strict or gpu_memory is not None or fix or all:
             raise UsageError(
@@ -204,8 +205,8 @@ def quote(
     ] = False,
     shown: Shown,
 ) -> Output[list[Quote]] | Output[Quoted]:
-    """What the run would cost on each backend: low, expected, high, with source and age of each price.
-    Offline, unless --live; exit code 1 when no backend has a price."""
+    """Quote the run on each backend: low, expected and high, with source and age of each price. Works
+    offline unless you pass --live. Exit code 1 if no backend has a price."""
     from orchestrate.runs.preparing import quoting
 
     if shown.format not in ("table", "md"):
@@ -259,8 +260,8 @@ def _show_live(prices: Sequence[LivePrice]) -> None:
 
 
 def show_problems(problems: Sequence[Problem]) -> None:
-    """The problems as a table, errors first: of each kind in each file the first rows, with how many they
-    are."""
+    """Print the problems as a table, errors first: for each kind in each file the first rows and the
+    total count."""
     if not problems:
         return
     order = list(Severity)

@@ -105,7 +105,7 @@ def list_entries(
     context: typer.Context,
     ended: Annotated[bool, typer.Option("--all", help="Include submitted and removed entries.")] = False,
 ) -> Output[list[QueueEntry]]:
-    """What waits, in the order in which it goes."""
+    """List what waits, in the order in which it will start."""
     with orchestrator(context) as ft:
         entries, paused = queueing.entries(ft, ended=ended), ft.store.queue.paused
     return Output(entries, partial(_show, paused=paused))

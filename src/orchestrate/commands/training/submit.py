@@ -115,7 +115,7 @@ class Carrying:
 
 
 def carry_out(ft: Orchestrator, spec: JobSpec, names: list[str], how: Carrying) -> Output[list[Run]]:
-    """From the spec to its runs, on each of the backends."""
+    """Submit the spec to each of the backends, and return the runs."""
     ft.require(spec, names)  # before any of the data is read, which can take a while
     if how.watch:
         from orchestrate.runs import watch as watching
@@ -151,8 +151,8 @@ def carry_out(ft: Orchestrator, spec: JobSpec, names: list[str], how: Carrying) 
 def require_agreement(
     ft: Orchestrator, prepared: Prepared, new: list[Earlier], how: Carrying
 ) -> dict[str, Decimal | None]:
-    """To a second run of the same, to what is wrong with the data, and to the price. Gives the limit of each
-    backend's run."""
+    """Require agreement to submit a duplicate run, to problems with the data, and to the price. Returns
+    the cost limit of each backend's run."""
     spending = how.spending
     for same in [] if spending.again else [found.same for found in new if found.same]:
         if same.run_id == how.repeated:

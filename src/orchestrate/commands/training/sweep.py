@@ -182,7 +182,7 @@ def _suggested(ft: Orchestrator, spec: JobSpec, provider: str) -> tuple[JobSpec,
 
 
 def agree(price: Any, search: Search, *, yes: bool) -> None:
-    """To the price of the whole, before anything is sent."""
+    """Require agreement to the total price of the sweep before anything is sent."""
     again = f", then {search.survivors} in full" if search.survivors else ""
     err.print(
         f"{search.id}: {count(search.trials, 'trial')}{again}; {money(price.expected_usd)} expected, "

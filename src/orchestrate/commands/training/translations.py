@@ -20,11 +20,10 @@ _LENGTHS = range(40, _LEAST - 1, -2)
 
 
 def show_translations(translations: Sequence[Translation], *, all: bool = False) -> None:
-    """A line for each setting and a column for each backend, what differs from the spec explained below, and
-    last what is refused.
+    """Print one line per setting and one column per backend, then explanations of what differs from the
+    spec, and last what is refused.
 
-    Without `all` only what was asked for, and the backends' own values where they differ.
-    """
+    Without `all`, only the requested settings are shown, and the backends' own values where they differ."""
     every = {t.provider: {s.name: s for s in t.settings} for t in translations}
     # Of a backend without the model nothing else can be said.
     without = [name for name, found in every.items() if _refused(found.get("model"))]
@@ -157,7 +156,7 @@ def _verdict(translations: Sequence[Translation]) -> None:
 
 
 def show_memory(plan: MemoryPlan, *, of: str = "") -> None:
-    """The total, what it is made of, and what to change where it does not fit."""
+    """Print the total memory, its parts, and what to change if it does not fit."""
     whose = Text.assemble((of, "bold"), ": ") if of else Text()
     device = "GPU" if plan.device == "cuda" else "CPU"
     whole = f"{size(plan.total_bytes)} of memory on the {device}"

@@ -153,7 +153,7 @@ class _Pieces:
         sys.stdout.flush()
 
     def end(self) -> bool:
-        """Whether the answer stands there already."""
+        """End the line of a streamed answer, and return whether any of it was printed."""
         if self._any:
             sys.stdout.write("\n")
         return self._any

@@ -237,8 +237,8 @@ def show_proof(proof: Proof) -> None:
 
 
 def agreed(ft: Orchestrator, names: list[str], given: list[str] | None) -> list[str]:
-    """The licences that are agreed to: those of the flag, and those that a person at a terminal says yes
-    to."""
+    """Return the licenses that are accepted: those given by the flag, and those that a person at a
+    terminal accepts."""
     from orchestrate.runs.serving import subjects as serving
 
     accepted = list(given or [])

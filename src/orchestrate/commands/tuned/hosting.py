@@ -204,7 +204,8 @@ def deployments(
     context: typer.Context,
     all: Annotated[bool, typer.Option("--all", help="Include ended deployments.")] = False,
 ) -> Output[list[Deployment]]:
-    """The deployments of this store, newest first, as last seen; `orchestrate sync` asks the hosts."""
+    """List the deployments of this store as last seen, newest first. `orchestrate sync` updates them from
+    the hosts."""
     with orchestrator(context) as ft:
         handles = ft.deployments(over=None if all else False)
         costs = [one.spent_usd for one in handles]
@@ -231,7 +232,7 @@ def _show(found: Sequence[Deployment], costs: Sequence[Decimal | None]) -> None:
 
 
 def state_of(deployment: Deployment) -> str:
-    """Its state, and what is wrong with it."""
+    """Return the deployment's state and what is wrong with it."""
     word = deployment.state.value.replace("_", " ")
     if deployment.state in (DeploymentState.UP, DeploymentState.IDLE) and not deployment.complete:
         word += ", incomplete: deploy again"
@@ -239,7 +240,7 @@ def state_of(deployment: Deployment) -> str:
 
 
 def in_words(deployment: DeploymentHandle) -> str:
-    """`up, $8.00 per hour, about $16.00 so far, ends after 3 h`."""
+    """Describe a deployment, such as `up, $8.00 per hour, about $16.00 so far, ends after 3 h`."""
     record, cost = deployment.record, deployment.spent_usd
     parts = [state_of(record)]
     if record.usd_per_hour is not None and not record.state.over:
