@@ -31,8 +31,9 @@ class Adapters(ABC):
 
     @abstractmethod
     def price(self, adapter: Adapter, options: Mapping[str, Any] | None) -> Decimal | None:
-        """US dollars per hour of `deploy` with these options, before anything is uploaded; `None` when it
-        is not known. Reads only. Raises `UsageError` for a base or a rank that the host does not serve."""
+        """Return the price of `deploy` with these options in US dollars per hour, before anything is
+        uploaded, or `None` when it is unknown. Only reads. Raises `UsageError` for a base or a rank that
+        the host does not serve."""
 
     @abstractmethod
     def upload(self, adapter: Adapter, progress: Callable[[int, int], None] | None = None) -> None:
@@ -45,8 +46,8 @@ def handle(provider: str, adapter: Adapter) -> JobHandle:
 
 
 def base_at(profile: Profile, adapter: Adapter) -> str:
-    """The host's name for the adapter's base. Raises `UsageError` for a base that it does not have, and a
-    rank that it does not take."""
+    """Return the host's name for the adapter's base. Raises `UsageError` for a base that the host does
+    not have, and for a rank that it does not accept."""
     try:
         found = catalog.resolve(adapter.base, profile)
     except SpecError as error:

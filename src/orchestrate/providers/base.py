@@ -73,14 +73,15 @@ if TYPE_CHECKING:
 
 
 def named_account(**parts: str | None) -> Account | None:
-    """`told(organization="o", project="p")` is `organization o, project p`; `None` when all are unknown."""
+    """Build an account from its parts: `named_account(organization="o", project="p")` is `organization o,
+    project p`. Returns `None` when all parts are unknown."""
     words = [f"{name} {value}" for name, value in parts.items() if value]
     return Account(id=", ".join(words), told=True) if words else None
 
 
 def key_account(config: HostConfig, host: str) -> Account:
-    """Of the key and of what is configured beside it; a backend without a key is its host. Raises
-    `MissingKey`, `KeyElsewhere`."""
+    """Identify the account by the key and the configuration beside it. A backend without a key is
+    identified by its host. Raises `MissingKey`, `KeyElsewhere`."""
     if config.api_key is None and config.key_variable is None:
         return Account(id=host, told=True)
     beside = "\0".join(
@@ -91,8 +92,9 @@ def key_account(config: HostConfig, host: str) -> Account:
 
 
 def account_of(ask: Callable[[], Account | None], config: HostConfig, host: str) -> Account:
-    """What `ask` learns from the host; the key's fingerprint where the host does not tell it, or not to this
-    key. Other errors are raised: an account that cannot be asked for now is not known."""
+    """Return the account that `ask` gets from the host, or the key's fingerprint where the host does not
+    report it, or not to this key. Other errors are raised: if the host can't be asked now, the account is
+    unknown."""
     try:
         found = ask()
     except (NotFound, InvalidRequest, PermissionRefused):
@@ -148,8 +150,8 @@ class Provider(ABC):
         """Says what each setting becomes here. Offline; refuses in the result instead of raising."""
 
     def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
-        """Each reason for which the host would refuse, with row and field: here those that the translation
-        and the profile tell. Offline."""
+        """List every reason for which the host would reject the job, with row and field. The default
+        implementation uses the translation and the profile. Offline."""
         from orchestrate.providers import offline
 
         return offline.problems(self, spec, data, translation)
@@ -163,15 +165,16 @@ class Provider(ABC):
         *,
         gpu_hours: Decimal | None = None,
     ) -> Quote:
-        """The price before anything is uploaded, at `rates`. Offline; an unpriced model gives a Quote with
-        `unavailable`. `gpu_hours` is what the user takes an RFT job to need, which no host says
-        beforehand. Here by the tokens, as the profile says how the host bills them."""
+        """Compute the price at `rates` before anything is uploaded. Offline. A model without a price
+        gives a Quote with `unavailable`. `gpu_hours` is how long the user expects an RFT job to take,
+        which no host states in advance. The default implementation counts tokens and bills them by the
+        rules of the profile."""
         from orchestrate.providers import offline
 
         return offline.quote(self, spec, data, translation, rates, gpu_hours)
 
     def resolve(self, spec: JobSpec) -> ModelOnHost:
-        """The spec's model here. Raises `SpecError`."""
+        """Return this backend's version of the spec's model. Raises `SpecError`."""
         from orchestrate import catalog
 
         return catalog.resolve(spec.model_for(self.name), self.profile)
@@ -179,8 +182,8 @@ class Provider(ABC):
     # -- whose jobs ----------------------------------------------------------------------------------------
 
     def account(self) -> Account:
-        """Whose jobs this configuration sees. May ask the host; an instance asks once. A backend that has
-        nothing better goes by its key."""
+        """Return the account whose jobs this configuration sees. May ask the host, but only once per
+        instance. A backend with nothing better is identified by its key."""
         return key_account(self.config, self.host)
 
     # -- submitting ----------------------------------------------------------------------------------------
@@ -203,8 +206,8 @@ class Provider(ABC):
 
     @abstractmethod
     def find(self, ref: str) -> list[JobHandle]:
-        """All jobs tagged `ref`, however old: clocks may be wrong. None found means that the account has
-        none now; an answer that is not a list raises `UnexpectedAnswer`."""
+        """Find all jobs tagged `ref`, however old, because clocks may be wrong. An empty result means
+        that the account has none now. An answer that is not a list raises `UnexpectedAnswer`."""
 
     # -- reading (never changes or bills anything) ---------------------------------------------------------
 
@@ -213,16 +216,17 @@ class Provider(ABC):
 
     @abstractmethod
     def list(self, *, since: datetime | None = None) -> Iterator[Job]:
-        """All jobs of the account, newest first where the host sorts, page by page; stops at `since`."""
+        """List all jobs of the account page by page, newest first where the host sorts them. Stops at
+        `since`."""
 
     @abstractmethod
     def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
-        """Oldest first; only those after the event id `after`."""
+        """Yield events, oldest first, only those after the event id `after`."""
 
     def billing(self) -> Billing:
-        """All of the account that bills or could, whoever made it: jobs that have not ended, deployments and
-        endpoints, what is stored where the host charges for that. What cannot be seen is said there; raises
-        only when nothing can be asked."""
+        """Report everything in the account that bills or could bill, whoever created it: jobs that have
+        not ended, deployments and endpoints, and stored files where the host charges for storage. The
+        result states what cannot be seen. Raises only when nothing can be queried."""
 
         return of_jobs(self, "anything else that this backend bills")
 
@@ -273,8 +277,8 @@ class Provider(ABC):
             raise lacking(self, feature)
 
     def ended(self, today: date) -> Mapping[Feature, str]:
-        """Methods that the host's API still has and for which the catalog has no model of it left, each with
-        the reason. A further instance of a host's kind has models of its own."""
+        """Return the training methods that the host's API still offers but for which the catalog has no
+        remaining model, each with the reason. Another instance of a host's kind has its own models."""
         from orchestrate import catalog
 
         if self.name != self.kind or self.sandbox:
@@ -300,7 +304,7 @@ class KeepsCheckpoints(Provider):
 class ShowsRows(Provider):
     @abstractmethod
     def rendered(self, job: JobHandle) -> Sequence[RowTokens]:
-        """Rows of the job's data as its trainer saw them, as many as the host keeps, if any yet."""
+        """Return rows of the job's data as its trainer saw them, as many as the host keeps so far."""
 
 
 class Pauses(Provider):
@@ -347,16 +351,16 @@ class Limited(Provider):
 
     @abstractmethod
     def ends_usd(self, spec: JobSpec, translation: Translation, quote: Quote) -> Decimal | None:
-        """At what the bill ends, whatever the run does: by the limits of the spec, else at the high end of
-        the quote. `None` if the hourly price is unknown, or nothing is billed."""
+        """Return the most that the run can cost: by the limits of the spec, otherwise the high end of the
+        quote. `None` if the hourly price is unknown, or nothing is billed."""
 
     @abstractmethod
     def allowance(self, job: JobHandle) -> Allowance:
-        """What the job may take, and has taken. Raises `ProviderError`."""
+        """Return the limits of the job and how much of them it has used. Raises `ProviderError`."""
 
     @abstractmethod
     def allow(self, job: JobHandle, *, max_hours: float | None, max_usd: Decimal | None) -> None:
-        """Other limits, for the workers that are started from now on; the same ones change nothing. Raises
+        """Change the limits for workers that start from now on. The same limits change nothing. Raises
         `ProviderError`."""
 
     @abstractmethod
@@ -372,27 +376,29 @@ class Recalls(Provider):
 
     @abstractmethod
     def recall(self, job: Job) -> Recalled | None:
-        """What the host tells of a job by which it can be priced; `None` where it tells nothing. The size of
-        the data is not asked for where the job tells its tokens."""
+        """Return the facts that the host reports about a job and from which it can be priced, or `None`
+        where it reports none. The size of the data is not requested where the job reports its tokens."""
 
     @abstractmethod
     def asked_for(self, job: Job) -> Told:
-        """What a job that was made without this store was asked for, as far as the available answer says."""
+        """Return the settings with which a job was created outside this store, as far as the available
+        answer shows."""
 
     def recoverable(self, *, since: datetime | None = None) -> Iterator[Job]:
-        """As `list`, with all that a lost store may be rebuilt from: also jobs that no file of this machine
-        tells of. One that raises halfway has told what it could."""
+        """List jobs like `list`, with everything from which a lost store can be rebuilt, including jobs
+        that no file on this machine mentions. If it raises halfway, the jobs before that are still valid."""
         yield from self.list(since=since)
 
     def taken_over(self, job: Job) -> Job:
-        """One of those, with what is needed here to go on with it."""
+        """Return a recoverable job with what is needed here to continue it."""
         return job
 
 
 class HoldsFiles(Provider):
     @abstractmethod
     def holds(self, remote: RemoteDataset) -> bool:
-        """Whether this account has the files of an earlier upload, seen by its id. `False` proves nothing."""
+        """Return whether this account has the files of an earlier upload, judged by its id. `False`
+        proves nothing."""
 
 
 class HandsOutFiles(Provider):
@@ -404,9 +410,9 @@ class HandsOutFiles(Provider):
 class ListsModels(Provider):
     @abstractmethod
     def base_models(self) -> Sequence[HostModel]:
-        """What the host says now of the models that it tunes, limits and end dates where it tells them; a
-        field that it does not tell is `None`, empty or `unconfirmed`. `orchestrate models refresh` compares
-        it with the catalog."""
+        """List the models that the host currently tunes, with limits and end dates where it reports them.
+        A field that it does not report is `None`, empty or `unconfirmed`. `orchestrate models refresh`
+        compares the list with the catalog."""
 
 
 # -- before a job ------------------------------------------------------------------------------------------
@@ -419,17 +425,18 @@ class PlansTraining(Provider):
 
     @abstractmethod
     def memory(self, spec: JobSpec, data: TrainingData, translation: Translation) -> MemoryPlan | None:
-        """What training these rows takes of the user's own hardware; `None` where it is not his."""
+        """Estimate the memory that training these rows takes on the user's own hardware, or return `None`
+        where the hardware is not the user's."""
 
     @abstractmethod
     def device(self) -> str:
-        """By whose hours a job is paid for: a GPU's name, or `cpu`."""
+        """Return the device whose hours a job is paid by: a GPU's name, or `cpu`."""
 
 
 class EstimatesPrice(Provider):
     @abstractmethod
     def live_price(self, spec: JobSpec, remote: RemoteDataset, translation: Translation) -> Quote:
-        """The host's own estimate for uploaded data."""
+        """Return the host's own estimate for uploaded data."""
 
 
 # -- the tuned model ---------------------------------------------------------------------------------------
@@ -440,37 +447,39 @@ class Downloads(Provider):
     def download(
         self, job: JobHandle, dest: Path, *, checkpoint: str | None = None, progress: Progress | None = None
     ) -> Artifact:
-        """Resumable, hashed, safely unpacked into `dest`; safetensors only. Raises `ArtifactRefused`."""
+        """Download the model into `dest`: resumable, hashed, and safely unpacked, safetensors only.
+        Raises `ArtifactRefused`."""
 
 
 class KeepsFingerprint(Provider):
     @abstractmethod
     def sheet(self, job: JobHandle) -> Sheet | None:
-        """By what the tuned model is known where it is served, when its trainer kept that."""
+        """Return the fingerprint by which the tuned model is recognized where it is served, if its
+        trainer kept one."""
 
 
 class Serves(Provider):
     @abstractmethod
     def endpoint(self, job: JobHandle) -> Endpoint | None:
-        """Where the tuned model answers now, if anywhere."""
+        """Return the endpoint at which the tuned model answers now, if any."""
 
 
 class Deploys(Serves):
     @abstractmethod
     def deployment_price(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Decimal | None:
-        """US dollars per hour of `deploy` with the same options, idle included; `None` when it is not known.
+        """Return the price of `deploy` with the same options in US dollars per hour, including idle
+        hours, or `None` when it is unknown.
 
-        Reads only; it is shown before the user agrees.
-        """
+        Only reads. The price is shown before the user agrees."""
 
     @abstractmethod
     def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
-        """May bill hourly; never implied by another verb. The deployment is named by the job, so that it
-        is never made twice: a second call completes what an earlier one began, and starts what had stopped.
+        """Deploy the tuned model. This may bill hourly and is never implied by another command. The
+        deployment is named after the job, so it is never created twice: a second call completes what an
+        earlier one started, and restarts what had stopped.
 
-        Raises `OverBudget` when an hour costs more than the option `max_usd_per_hour`, and `OutcomeUnknown`
-        when the answer to the request that bills was lost.
-        """
+        Raises `OverBudget` when an hour costs more than the option `max_usd_per_hour`, and
+        `OutcomeUnknown` when the answer to the request that bills was lost."""
 
     @abstractmethod
     def undeploy(self, job: JobHandle) -> None:
@@ -479,19 +488,19 @@ class Deploys(Serves):
 
     @abstractmethod
     def deployments(self) -> Iterator[Standing]:
-        """All deployments and endpoints of the account, whoever made them. Raises for an answer that is not a
-        list."""
+        """List all deployments and endpoints of the account, whoever created them. Raises for an answer
+        that is not a list."""
 
     def deployed(self, job: JobHandle) -> Sequence[Standing]:
-        """What stands of this job's deployment, looked for by its name: the record of the job is not needed.
-        Empty means that the account has none now."""
+        """Find what exists of this job's deployment by its name. The record of the job is not needed. An
+        empty result means that the account has none now."""
         return [item for item in self.deployments() if item.job_id == job.job_id.lower()]
 
 
 class TakesAdapters(Provider):
     @abstractmethod
     def adapters(self) -> Adapters:
-        """How it takes adapters that were trained elsewhere."""
+        """Return the interface for adapters that were trained elsewhere."""
 
 
 class Chats(Provider):
@@ -506,12 +515,14 @@ class Chats(Provider):
         temperature: float = 0.0,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> list[Reply]:
-        """One reply per conversation, of the tuned model or its `base`. `tools`: those that it may call."""
+        """Generate one reply per conversation, from the tuned model or its `base`. `tools`: the tools
+        that it may call."""
 
     def chat(
         self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
     ) -> Chat | None:
-        """As `generate`, one question at a time from several threads; `None` where it is not asked so."""
+        """Return a chat that answers one question at a time, like `generate`, and can be called from
+        several threads. `None` where the backend does not support this."""
         return None
 
 
@@ -520,7 +531,8 @@ class AnswersHere(Provider):
     def generator(
         self, job: JobHandle, *, checkpoint: str | None = None, worker: Worker | None = None
     ) -> Generator:
-        """Tuned model and base in a process of this machine: `worker`, or one of its own."""
+        """Load the tuned model and its base in a process on this machine: `worker`, or a process of its
+        own."""
 
 
 # -- asking for one ----------------------------------------------------------------------------------------
@@ -551,7 +563,8 @@ P = TypeVar("P", bound=Provider)
 
 
 def capability(provider: Provider, wanted: type[P]) -> P:
-    """The backend as one that can do it. Raises `Unsupported` with the backend's reason where it cannot."""
+    """Return the backend typed as one with this capability. Raises `Unsupported` with the backend's
+    reason where it lacks it."""
     if isinstance(provider, wanted):
         return provider
     for feature, part in FEATURES.items():
@@ -562,7 +575,7 @@ def capability(provider: Provider, wanted: type[P]) -> P:
 
 
 def lookup(provider: Provider, spec: JobSpec) -> Lookup:
-    """For which rates a quote looks. Raises `SpecError` for a model that is not known there."""
+    """Return which rates a quote needs. Raises `SpecError` for a model that the backend does not know."""
     from orchestrate import costing
 
     gpu = provider.device() if isinstance(provider, PlansTraining) else None
@@ -587,8 +600,8 @@ def jobs(
     bills: bool | None = None,
     note: str | None = None,
 ) -> Iterator[Standing]:
-    """The jobs that have not ended. By default one bills unless it is paused; of a state that is not known
-    that cannot be told."""
+    """Yield the jobs that have not ended. By default a job bills unless it is paused; for an unknown
+    state it is not known whether it bills."""
     for job in provider.list():
         if job.status.terminal:
             continue
@@ -613,15 +626,15 @@ def of_jobs(
     bills: bool | None = None,
     note: str | None = None,
 ) -> Billing:
-    """Of a backend of which jobs alone can be asked for."""
+    """Report the billing of a backend that can only list jobs."""
     return Billing(items=tuple(jobs(provider, kind=kind, bills=bills, note=note)), unseen=unseen)
 
 
 def joined(
     provider: Provider, parts: Mapping[str, Callable[[], Iterable[Standing]]], *unseen: str
 ) -> Billing:
-    """Several lists; one that cannot be read does not hide the others. Raises `ProviderError` when none
-    can."""
+    """Combine several lists. One that cannot be read does not hide the others. Raises `ProviderError`
+    when none can be read."""
     items, failed = _read_lists(parts)
     untold = [f"{provider.title} offers no list of: {what}" for what in unseen]
     return Billing(items=items, partial=bool(failed), unseen=(*failed, *untold))

@@ -44,12 +44,12 @@ class Wishes:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def of(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The options as the model takes them, as far as is known."""
+        """Return the options as the model takes them, as far as is known."""
         instead = {name: self._instead.get(name, name) for name in options}
         return {new: options[name] for name, new in instead.items() if new is not None}
 
     def learn(self, error: InvalidRequest, sent: dict[str, Any]) -> bool:
-        """Whether asking again without what was refused can help."""
+        """Return whether repeating the request without the rejected option can help."""
         refused = error.param
         if error.code not in NOT_TAKEN or refused is None or refused not in sent:
             return False
@@ -64,7 +64,7 @@ class Wishes:
             return True
 
     def notes(self, options: dict[str, Any]) -> tuple[str, ...]:
-        """What of these options was not sent as it is."""
+        """Describe which of these options were not sent as they are."""
         found: list[str] = []
         for name, other in self._instead.items():
             if name in options and other is None:
@@ -204,17 +204,17 @@ class Chat:
         return self.wire.retry
 
     def ask_once(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply:
-        """As `ask`, but what may be billed is sent once, for callers that count each send: after a refusal
-        the question is asked as the model takes it, after anything else the error is raised."""
+        """Ask like `ask`, but send a request that may be billed only once, for callers that count each
+        send. After a rejected option the question is asked in the form that the model takes. After any
+        other failure the error is raised."""
         return self._reply(messages, tools, self.wire.once)
 
     def ask(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply:
-        """Callable from several threads. Raises `ProviderError`.
+        """Ask one question. Can be called from several threads. Raises `ProviderError`.
 
-        A model that is still being brought up answers 503 or 429, so a question is asked again as a read is.
-        One that does not take a temperature, or calls the most tokens of an answer otherwise, is asked again
-        as it takes it, and the reply's notes say so.
-        """
+        A model that is still starting answers 503 or 429, so a question is retried like a read. If the
+        model does not take a temperature, or has another name for the maximum number of tokens, the
+        question is repeated in the form that it takes, and the reply's notes say so."""
         return self._reply(messages, tools, self.wire.read)
 
     def _reply(
@@ -274,12 +274,12 @@ class Chat:
         return said.content, reasoning or said.reasoning, calls
 
     def read_along(self, tell: Callable[[str], object]) -> Chat:
-        """The same, with the text of an answer told as the host writes it."""
+        """Return the same chat, with `tell` called with the text of an answer as the host writes it."""
         return replace(self, create=Timed(self.create, tell))
 
     def with_logprobs(self) -> Chat:
-        """The same, asked for the log-probabilities of its tokens; a host that refuses to give them is asked
-        without."""
+        """Return the same chat, requesting the log-probabilities of its tokens. A host that refuses them
+        is asked without."""
 
         def create(**options: Any) -> Any:
             try:
@@ -294,7 +294,7 @@ class Chat:
     def replies(
         self, prompts: Sequence[Sequence[Message]], tools: Sequence[Mapping[str, Any]] = ()
     ) -> list[Reply]:
-        """One for each conversation, `threads` of them at a time."""
+        """Get one reply for each conversation, `threads` of them at a time."""
 
         def ask(messages: Sequence[Message]) -> Reply:
             return self.ask(messages, tools)
@@ -319,8 +319,8 @@ def chat_with(
     temperature: float | None = None,
     retry: Retry | None = None,
 ) -> Chat:
-    """Any host that speaks the API, by default asked once for each question, for texts that may hold
-    anything: rows with calls of tools too. Raises `MissingKey`."""
+    """Create a chat with any host that speaks the API. By default each question is sent once. Texts may
+    contain anything, including rows with tool calls. Raises `MissingKey`."""
     from orchestrate.providers.calls.clients import connect
 
     config = at_chat(config)
@@ -334,7 +334,7 @@ def chat_with(
 
 
 def at_chat(config: HostConfig) -> HostConfig:
-    """A host with the address at which it takes `/chat/completions`."""
+    """Return a host's configuration with the address at which it takes `/chat/completions`."""
     root = (config.base_url or "").rstrip("/")
     if config.kind not in kinds():
         return config
@@ -359,8 +359,9 @@ class ModelAt:
 
 
 def model_at(settings: Settings, written: str, key_variable: str | None = None) -> ModelAt:
-    """Without a host the first built-in one. `key_variable` has the key for an address. Raises as
-    `configured` and `addressed` do, and `UsageError` for a model without a host that is elsewhere."""
+    """Parse a model and its host. Without a host the first built-in one is used. `key_variable` names the
+    variable with the key for an address. Raises the errors of `configured` and `addressed`, and
+    `UsageError` for a model without a host that the first host does not have."""
     if written.startswith(("http://", "https://")):
         address, equals, model = written.partition("=")
         if not equals or not model:
@@ -393,7 +394,7 @@ def _require_there(host: HostConfig, name: str) -> None:
 
 
 def configured(settings: Settings, name: str) -> HostConfig:
-    """A host of the configuration. Raises `UsageError` for an unknown one."""
+    """Return a host of the configuration. Raises `UsageError` for an unknown one."""
     host = settings.host(name)
     if host.base_url is None:
         raise UsageError(f"no host {name!r} is configured", fix="orchestrate providers, or an https address")
@@ -401,8 +402,8 @@ def configured(settings: Settings, name: str) -> HostConfig:
 
 
 def addressed(address: str, key_variable: str | None = None) -> HostConfig:
-    """Any OpenAI-compatible API, with the key of `key_variable` or with none: an address never gets the key
-    of another host. Raises `UsageError`, `MissingKey`, `ConfigError`."""
+    """Build the configuration of any OpenAI-compatible API, with the key of `key_variable` or without a
+    key: an address never gets the key of another host. Raises `UsageError`, `MissingKey`, `ConfigError`."""
     url = urlsplit(address)
     if url.scheme not in ("http", "https") or not url.hostname:
         raise UsageError(f"{address} is not an http or https address")

@@ -103,10 +103,10 @@ def too_large(limit: int) -> ArtifactRefused:
 
 @contextmanager
 def staged(dest: Path) -> Generator[Path]:
-    """A new folder beside `dest` that becomes `dest` when the block ends well, and is removed otherwise.
+    """Create a new folder beside `dest` that becomes `dest` if the block succeeds, and is removed
+    otherwise.
 
-    Raises `UsageError` when `dest` exists and is not empty.
-    """
+    Raises `UsageError` when `dest` exists and is not empty."""
     require_empty(dest)
     dest.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(dest, replace=False) as folder:
@@ -120,17 +120,17 @@ def require_empty(dest: Path) -> None:
 
 
 def wanted(name: str) -> bool:
-    """Whether a file of this name belongs to a model. Raises `ArtifactRefused` when the name is not a safe
-    relative path."""
+    """Return whether a file of this name belongs to a model. Raises `ArtifactRefused` when the name is
+    not a safe relative path."""
     path = _safe(name, Limits().depth)
     return any(fnmatch(path.name.lower(), pattern) for pattern in WANTED)
 
 
 def inspect(folder: Path) -> tuple[ArtifactFile, ...]:
-    """The files of a model folder with their sizes and hashes.
+    """List the files of a model folder with their sizes and hashes.
 
-    Raises `ArtifactRefused` when there are no safetensors weights or one of them is not a safetensors file.
-    """
+    Raises `ArtifactRefused` when there are no safetensors weights or one of them is not a safetensors
+    file."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file())
     weights = [p for p in paths if p.suffix == ".safetensors"]
     if not weights:
@@ -151,15 +151,15 @@ def inspect(folder: Path) -> tuple[ArtifactFile, ...]:
 
 
 def kind_of(files: tuple[ArtifactFile, ...], *, full: bool = False) -> str:
-    """`adapter` where an adapter's configuration is among the files, else `full` or `merged`."""
+    """Return `adapter` where an adapter's configuration is among the files, else `full` or `merged`."""
     if any(PurePosixPath(f.path).name == "adapter_config.json" for f in files):
         return "adapter"
     return "full" if full else "merged"
 
 
 def settled(waiting: Path, dest: Path) -> tuple[ArtifactFile, ...]:
-    """The files that came one by one into `waiting` become the model in `dest`. Raises as `staged` and
-    `inspect` do."""
+    """Move the files that were downloaded one by one into `waiting` to the model in `dest`. Raises the
+    errors of `staged` and `inspect`."""
     with staged(dest) as folder:
         for path in sorted(waiting.iterdir()):
             path.rename(folder / path.name)
@@ -168,7 +168,8 @@ def settled(waiting: Path, dest: Path) -> tuple[ArtifactFile, ...]:
 
 
 def base_of(folder: Path) -> str | None:
-    """The base model that the adapter itself names; `None` for whole models and unreadable configurations."""
+    """Return the base model that the adapter itself names, or `None` for full models and unreadable
+    configurations."""
     try:
         config = json.loads((folder / "adapter_config.json").read_bytes())
     except (OSError, ValueError):
@@ -354,7 +355,7 @@ def fetch(
 def fetch_by_id(
     wire: Wire, files: Any, id: str, file: Path, limit_bytes: int, progress: Progress | None = None
 ) -> None:
-    """As `fetch`, of one of the account's files; `files` is that part of an SDK's client."""
+    """Fetch one of the account's files like `fetch`. `files` is that part of an SDK's client."""
     content = files.with_streaming_response.content
     fetch(
         wire,
@@ -366,15 +367,16 @@ def fetch_by_id(
 
 
 def limit_bytes(config: HostConfig, params_b: float | None) -> int:
-    """The most that a download may bring: what the user set, else what the base model with `params_b` billion
-    parameters takes in 32 bits, twice what any host sends."""
+    """Return the maximum size of a download: what the user set, otherwise the size of a base model with
+    `params_b` billion parameters in 32 bits, twice what any host sends."""
     if config.max_download_bytes is not None:
         return config.max_download_bytes
     return MOST_BYTES if params_b is None else int(4e9 * params_b) + _BESIDE_WEIGHTS
 
 
 def work_folder(config: HostConfig) -> Path:
-    """Where data files are written before they are sent: `home` in the host's options, else the cache."""
+    """Return the folder in which data files are written before they are sent: `home` in the host's
+    options, otherwise the cache."""
     if home := config.options.get("home"):
         return private_folder(Path(str(home)).expanduser() / "data")
     import platformdirs
@@ -383,7 +385,8 @@ def work_folder(config: HostConfig) -> Path:
 
 
 def safe_url(provider: str, url: object) -> str:
-    """A signed URL that training data or weights may travel over. Raises `UnexpectedAnswer`."""
+    """Check that training data or weights may be sent over a signed URL, and return it. Raises
+    `UnexpectedAnswer`."""
     parts = urlsplit(url) if isinstance(url, str) else urlsplit("")
     if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or "")):
         return str(url)
@@ -523,10 +526,9 @@ def _again(provider: str, reason: str) -> UnexpectedAnswer:
 
 
 def read(folder: Path) -> Artifact | None:
-    """The model in `folder`, when all its files are there with the hashes that they came with.
+    """Return the model in `folder` if all its files have the hashes with which they were downloaded.
 
-    A folder that is damaged or was never finished is cleared away, so that it can be fetched again.
-    """
+    A damaged or incomplete folder is cleared, so that the model can be fetched again."""
     artifact = described(folder)
     if artifact is None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -540,7 +542,7 @@ def read(folder: Path) -> Artifact | None:
 
 
 def described(folder: Path) -> Artifact | None:
-    """The model as it was written down when it was whole; its files are not looked at."""
+    """Return the model as it was described when it was complete. Its files are not checked."""
     try:
         return Artifact.from_json(_description(folder).read_bytes())
     except (OSError, msgspec.MsgspecError):
@@ -548,7 +550,8 @@ def described(folder: Path) -> Artifact | None:
 
 
 def write(folder: Path, artifact: Artifact) -> None:
-    """Written last: a description means that the folder is whole."""
+    """Write the description of a model. This happens last: a description means that the folder is
+    complete."""
     write_whole(_description(folder), artifact.to_json())
 
 

@@ -223,7 +223,7 @@ class DedicatedProvider(HostedChats, Deploys, Generic[_M]):
         return self._deployments.price(job.job_id, self._to_deploy(job), options)
 
     def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
-        """`options`: see `DeployOptions` beside the host's `Serving`."""
+        """Deploy the tuned model. `options`: see `DeployOptions` beside the host's `Serving`."""
         return self._deployments.deploy(job.job_id, self._to_deploy(job), options)
 
     def undeploy(self, job: JobHandle) -> None:
@@ -235,7 +235,8 @@ class DedicatedProvider(HostedChats, Deploys, Generic[_M]):
     def chat(
         self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
     ) -> Chat:
-        """`base` asks the base model under its own name, which the host serves to all for some models."""
+        """Open a chat with the deployed model. `base` asks the base model under its own name, which the
+        host serves to everyone for some models."""
         from orchestrate.providers.chat import Chat
 
         model = self._name_of(job, base=base)
@@ -244,7 +245,7 @@ class DedicatedProvider(HostedChats, Deploys, Generic[_M]):
 
 
 def later(found: Sequence[Event], after: str | None) -> Sequence[Event]:
-    """The events after the one of this id; all where it is not among them."""
+    """Return the events after the one with this id, or all events where it is not among them."""
     ids = [event.id for event in found]
     return found[ids.index(after) + 1 :] if after in ids else found
 
@@ -274,7 +275,7 @@ def awaited(
 def refused(
     host: str, title: str, dataset: Dataset, reason: str, code: object, name: str | None = None
 ) -> DataError:
-    """A host's own report of the rows that it does not take."""
+    """Build the error from a host's own report of the rows that it rejects."""
     problem = Problem(
         code=str(code).lower(),
         message=reason,

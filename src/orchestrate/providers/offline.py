@@ -31,7 +31,7 @@ _ALIKE = 0.85
 
 
 def wandb_key(config: HostConfig) -> str:
-    """The W&B key to pass on to a host. Raises `MissingKey`."""
+    """Return the W&B key to pass on to a host. Raises `MissingKey`."""
     key = config.options.get("wandb_api_key")
     if not key:
         raise MissingKey("W&B", "WANDB_API_KEY")
@@ -41,7 +41,7 @@ def wandb_key(config: HostConfig) -> str:
 def problems(
     provider: Provider, spec: JobSpec, data: TrainingData, translation: Translation
 ) -> list[Problem]:
-    """Refused settings, a missing W&B key, and what the host's data rules say about each file."""
+    """Report rejected settings, a missing W&B key, and what the host's data rules say about each file."""
     name = provider.name
     found = [
         _problem(name, "setting-refused", f"{s.name} = {s.asked!r}: {s.rule}", field=s.name)
@@ -79,7 +79,7 @@ def quote(
     rates: RateBook,
     gpu_hours: Decimal | None,
 ) -> Quote:
-    """By the tokens, as the profile says how the host bills them."""
+    """Quote the price by the tokens, according to the profile's description of how the host bills them."""
     for setting in translation.refused:
         if setting.name in NO_QUOTE:
             return Quote(provider=provider.name, model=translation.model, unavailable=setting.rule)

@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 
 def names(settings: Settings) -> list[str]:
-    """All backends, built-in first, then configured hosts, then plug-ins."""
+    """List all backends, built-in first, then configured hosts, then plug-ins."""
     configured = [*settings.extra_hosts, *settings.hosts.described, *settings.hosts.placed]
     return list(dict.fromkeys([*built_in(), *configured, *plug_ins()]))
 
 
 def known(settings: Settings) -> list[str]:
-    """`names` with the places and the hosts that a YAML file describes, which can be asked for by name."""
+    """List `names`, and the places and YAML-described hosts, which can also be requested by name."""
     return list(dict.fromkeys([*names(settings), *described(), *places()]))
 
 
 def broken(settings: Settings) -> dict[str, SetupError]:
-    """The backends that cannot be loaded, and why."""
+    """Return the backends that cannot be loaded, and why."""
     found: dict[str, SetupError] = {}
     for name in names(settings):
         kind = settings.hosts.types.get(name, name)
@@ -44,7 +44,7 @@ def broken(settings: Settings) -> dict[str, SetupError]:
 
 
 def no_address(name: str, kind: str) -> ConfigError:
-    """Of a host where each customer has an address of his own."""
+    """Build the error for a host where each customer has their own address."""
     address = description.read(*described()[kind]).address
     like = f": it should look like {address}" if address else ""
     return ConfigError(
@@ -55,13 +55,14 @@ def no_address(name: str, kind: str) -> ConfigError:
 
 
 def usable(settings: Settings) -> list[str]:
-    """`names` without those that are broken."""
+    """List `names` without the broken ones."""
     unusable = broken(settings)
     return [name for name in names(settings) if name not in unusable]
 
 
 def chosen(settings: Settings, wanted: str | Sequence[str]) -> list[str]:
-    """The names asked for, by commas or one by one; `all` are the usable ones. Raises `UsageError`."""
+    """Return the requested names, separated by commas or one by one. `all` selects the usable ones.
+    Raises `UsageError`."""
     if wanted == "all":
         return usable(settings)
     there = known(settings)
@@ -77,14 +78,14 @@ def chosen(settings: Settings, wanted: str | Sequence[str]) -> list[str]:
 
 
 def with_keys(settings: Settings, also: Sequence[str] = ()) -> dict[str, HostConfig]:
-    """The usable backends that are asked with a key; `also` are further ones."""
+    """Return the usable backends that need a key. `also` are additional ones."""
     hosts = {name: settings.host(name) for name in [*usable(settings), *also]}
     return {name: host for name, host in hosts.items() if not profile(host.kind).keyless}
 
 
 def provider_class(kind: str) -> type[Provider]:
-    """The class behind a kind of backend. Raises `UsageError` for an unknown one, `SetupError` for a broken
-    plug-in."""
+    """Return the class behind a kind of backend. Raises `UsageError` for an unknown one, `SetupError` for
+    a broken plug-in."""
     module, _, attribute = profile(kind).provider.partition(":")
     if kind in built_in() or kind in described() or kind in places():
         return getattr(import_module(module), attribute)
@@ -95,14 +96,14 @@ def provider_class(kind: str) -> type[Provider]:
 
 
 def make(name: str, settings: Settings) -> Provider:
-    """A backend ready to use; nothing is sent yet."""
+    """Create a backend that is ready to use. Nothing is sent yet."""
     host = settings.host(name)
     return provider_class(host.kind)(host)
 
 
 def targets(settings: Settings, wanted: str = "all") -> tuple[Target, ...]:
-    """The rules for rows of the backends named, by commas; of `all`, of those that have some and are not
-    broken. Raises `UsageError`."""
+    """Return the row rules of the named backends, separated by commas, or with `all` of those that have
+    rules and are not broken. Raises `UsageError`."""
     from orchestrate.data.dialects import target
 
     if wanted == "all":
@@ -113,7 +114,7 @@ def targets(settings: Settings, wanted: str = "all") -> tuple[Target, ...]:
 
 
 def format_of(settings: Settings, name: str) -> Target:
-    """What rows are converted to: a format of another tool, or a backend's. Raises `UsageError`."""
+    """Return the format that rows are converted to: another tool's, or a backend's. Raises `UsageError`."""
     from orchestrate.data.shapes.known import BY_NAME
     from orchestrate.data.tools import FORMATS, tool
 

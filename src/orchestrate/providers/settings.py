@@ -73,8 +73,8 @@ for just that."""
 
 
 def body(translation: Translation) -> dict[str, Any]:
-    """The request body, to be filled further. Raises `TranslationRefused` with the settings that are
-    refused."""
+    """Return the request body, to be completed by the caller. Raises `TranslationRefused` with the
+    rejected settings."""
     if translation.refused:
         raise TranslationRefused(translation.provider, translation.refused)
     return copy.deepcopy(translation.body)
@@ -109,31 +109,34 @@ class Rows:
         return frozenset(n for n, row in self._rows.items() if row.outcome is Outcome.REFUSED)
 
     def given(self, name: str) -> Any:
-        """What the user asked for under this dotted name; `None` when nothing."""
+        """Return what the user set under this dotted name, or `None` if nothing."""
         return self.asked.get(name)
 
     def keep(self, name: str, wire: str | None, value: Any = None, *, rule: str | None = None) -> None:
-        """Sent as asked; `value` only where the wire writes the same thing otherwise."""
+        """Keep a setting and send it as requested. `value` is needed only where the API writes the same
+        thing differently."""
         sent = self.given(name) if value is None else value
         self._put(name, Outcome.KEPT, sent, wire, rule)
 
     def map(self, name: str, wire: str | None, value: Any, rule: str, *, exact: bool = True) -> None:
-        """Sent as `value`, by the written rule; `exact` says whether it means the same thing."""
+        """Map a setting to `value` by the written rule. `exact` says whether it means the same thing."""
         self._put(name, Outcome.MAPPED, value, wire, rule, exact=exact)
 
     def default(
         self, name: str, wire: str | None, value: Any, rule: str | None = None, *, send: bool = False
     ) -> None:
-        """Not asked for: `value` is what the host will take. It is sent only with `send`."""
+        """Record a setting that was not requested: `value` is what the host will use. It is sent only
+        with `send`."""
         self._put(name, Outcome.DEFAULTED, value, wire, rule, send=send)
 
     def refuse(self, name: str, reason: str, *, instead: Any = None) -> None:
-        """`instead`: the nearest value that is taken."""
+        """Reject a setting. `instead`: the nearest value that is accepted."""
         self._put(name, Outcome.REFUSED, None, None, reason, send=False)
         self._rows[name] = replace(self._rows[name], instead=instead)
 
     def offer(self, name: str, wire: str, default: Any = None, rule: str | None = None) -> None:
-        """The common case: kept when asked for, otherwise the host's default is shown."""
+        """Handle the common case: keep the setting when it was requested, otherwise show the host's
+        default."""
         if self.given(name) is not None:
             self.keep(name, wire)
         else:
@@ -157,7 +160,8 @@ class Rows:
             self._rows[name] = replace(row, rule=f"{row.rule}; {rule}" if row.rule else rule)
 
     def train(self, rule: str) -> None:
-        """`rule`: what becomes of the training data; before it is said how several files become one."""
+        """Record what happens to the training data. `rule` describes it, preceded by how several files
+        become one."""
         self.keep("train", None, self.spec.train_told, rule=self._mixing(rule))
 
     def _mixing(self, rule: str) -> str:
@@ -181,7 +185,7 @@ class Rows:
                 self.refuse(name, reason)
 
     def in_options(self, wire: str) -> bool:
-        """Whether the user writes this field in `provider_options`."""
+        """Return whether the user sets this field in `provider_options`."""
         return wire in _flat(self._own_options)
 
     def send(self, wire: str, value: Any) -> None:
@@ -195,12 +199,11 @@ class Rows:
     # -- finishing -----------------------------------------------------------------------------------------
 
     def build(self, model: str, *, reserved: Iterable[str] = ()) -> Translation:
-        """The finished translation; `model` is the backend's own id.
+        """Complete the translation. `model` is the backend's own id.
 
-        Orchestrate's own settings are answered here, `provider_options` of this backend are merged into the
-        body (those in `reserved`, or that would change a value already sent, are refused), and what is left
-        is refused.
-        """
+        Orchestrate's own settings are answered here. `provider_options` of this backend are merged into
+        the body, and rejected if they are in `reserved` or would change a value that is already sent. All
+        remaining settings are rejected."""
         for name, rule in OURS.items():
             if any(key == name or key.startswith(f"{name}.") for key in self.asked):
                 self._put(name, Outcome.KEPT, None, None, rule, send=False)
@@ -332,7 +335,7 @@ class Fields:
         return {name: authority for authority, names in by.items() for name in names.split()}
 
     def authority(self, field: str) -> Authority:
-        """Of a field, of one below it, or of the table that it stands in."""
+        """Return the authority of a field, of one below it, or of the table that contains it."""
         for name, authority in self.names.items():
             if field == name or field.startswith(f"{name}.") or name.startswith(f"{field}."):
                 return authority
@@ -351,9 +354,9 @@ _TURNS = 8
 def overrides(
     spec: JobSpec, translation: Translation, translate: Callable[[JobSpec], Translation]
 ) -> dict[str, Any] | None:
-    """Fields of `overrides:` with which this backend refuses nothing of `spec`, which is the spec as it gets
-    it; each is left out (`None`) or the nearest that is taken. `None` where nothing is refused, or where the
-    run would be another without what is."""
+    """Find fields for `overrides:` with which this backend rejects nothing of `spec`, the spec as this
+    backend gets it. Each is left out (`None`) or set to the nearest accepted value. Returns `None` where
+    nothing is rejected, or where the run would not be the same without the rejected settings."""
     found: dict[str, Any] = {}
     values = spec.asked()
     for _ in range(_TURNS):

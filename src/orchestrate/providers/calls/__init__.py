@@ -23,8 +23,8 @@ _REF = re.compile(r"orc-[0-9a-z]{12}(?![0-9a-z])")
 
 
 def ref_in(*names: Any) -> str | None:
-    """Our tag inside a host's names for a job, if there is one: the last of a name, behind what the user or
-    an earlier job gave to it."""
+    """Find our tag in a host's names for a job, if there is one. It is the last tag in a name, after what
+    the user or an earlier job put there."""
     found = (_REF.findall(name.lower()) for name in names if isinstance(name, str))
     return next((refs[-1] for refs in found if refs), None)
 
@@ -33,42 +33,43 @@ REF_LENGTH = 16
 
 
 def suffix_room(most: int) -> int:
-    """Characters of the user's own suffix that fit beside a ref."""
+    """Return how many characters of the user's own suffix fit beside a ref."""
     return max(most - REF_LENGTH - 1, 0)
 
 
 def suffix_tag(suffix: str | None, ref: str, most: int) -> str:
-    """The ref, behind as much of the user's suffix as fits into `most` characters."""
+    """Append the ref to as much of the user's suffix as fits into `most` characters."""
     front = (suffix or "")[: max(most - len(ref) - 1, 0)].rstrip("-_.")
     return f"{front}-{ref}" if front else ref[:most]
 
 
 def tagged(ref: str, *names: Any) -> bool:
-    """Whether one of the names holds `ref` as a whole word between `-`, `_`, `.`, `/`, `:` or the ends."""
+    """Return whether one of the names contains `ref` as a separate word between `-`, `_`, `.`, `/`, `:`
+    or the ends."""
     word = re.compile(rf"(?:^|[-_./:]){re.escape(ref.lower())}(?:$|[-_./:])")
     return any(isinstance(name, str) and word.search(name.lower()) is not None for name in names)
 
 
 def plain(answer: object) -> dict[str, Any]:
-    """An SDK object or mapping under the host's own field names, as it came: secrets included, so for use and
-    never for keeping (`hosted.payload` is for that)."""
+    """Convert an SDK object or mapping to a dict under the host's own field names. Values stay as they
+    came, including secrets, so use the result but never store it (`hosted.payload` is for storing)."""
     if hasattr(answer, "to_dict"):
         answer = cast("Any", answer).to_dict(mode="json", warnings=False)
     return dict(cast("Mapping[str, Any]", answer)) if isinstance(answer, Mapping) else {}
 
 
 def items(page: Any) -> list[dict[str, Any]]:
-    """The entries of one page of an SDK's list, whatever the host calls them."""
+    """Return the entries of one page of an SDK's list, whatever the host calls them."""
     return [plain(entry) for entry in page._get_page_items()]  # the SDKs have no public name for it
 
 
 def table(value: Any) -> dict[str, Any]:
-    """A nested object; empty when absent."""
+    """Return a nested object, empty when absent."""
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def rows(value: Any) -> list[dict[str, Any]]:
-    """The objects of a list; what is not an object is left out."""
+    """Return the objects of a list. Anything that is not an object is left out."""
     return (
         [table(v) for v in cast("list[Any]", value) if isinstance(v, dict)] if isinstance(value, list) else []
     )
@@ -79,7 +80,7 @@ def text(value: Any) -> str | None:
 
 
 def number(value: Any) -> float | None:
-    """A finite number, also from a string."""
+    """Parse a finite number, also from a string."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -95,7 +96,7 @@ def whole(value: Any) -> int | None:
 
 
 def money(value: Any) -> Decimal | None:
-    """US dollars written as a number or a string."""
+    """Parse US dollars written as a number or a string."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -106,7 +107,7 @@ def money(value: Any) -> Decimal | None:
 
 
 def nanos(value: Any) -> Decimal | None:
-    """US dollars from billionths of a dollar."""
+    """Convert billionths of a dollar to US dollars."""
     found = money(value)
     return found / NANO if found is not None else None
 
@@ -120,7 +121,7 @@ def estimate_quote(
     note: str | None = None,
     tokens: int | None = None,
 ) -> Quote:
-    """A host's own price for a whole job."""
+    """Build a quote from a host's own price for an entire job."""
     line = QuoteLine(
         component="training",
         quantity=Decimal(1),
@@ -145,7 +146,8 @@ def estimate_quote(
 
 
 def when(value: Any) -> datetime | None:
-    """Aware UTC from an ISO 8601 string, or from seconds, milliseconds or nanoseconds since 1970."""
+    """Parse an aware UTC time from an ISO 8601 string, or from seconds, milliseconds or nanoseconds since
+    1970."""
     if isinstance(value, datetime):
         return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
     if (seconds := number(value)) is not None:
@@ -184,7 +186,8 @@ class CutShort(Unreadable):
 
 
 def payload(answer: object) -> dict[str, Any]:
-    """An SDK object or mapping as a plain JSON-ready dict, secrets removed; empty for anything else."""
+    """Convert an SDK object or mapping to a plain JSON-ready dict without secrets. Empty for anything
+    else."""
     if hasattr(answer, "to_dict"):
         # The hosts send values outside their own schema (OpenAI: `error: {}`); that is theirs to warn about.
         answer = cast("Any", answer).to_dict(mode="json", warnings=False)
@@ -192,7 +195,8 @@ def payload(answer: object) -> dict[str, Any]:
 
 
 def redact(value: Any) -> Any:
-    """The same JSON value without values under secret names, key-like words and signed URLs' queries."""
+    """Remove values under secret names, words that look like keys, and the query strings of signed URLs
+    from a JSON value."""
     if isinstance(value, str):
         return redact_text(value)
     if value is None or isinstance(value, int | float):

@@ -58,12 +58,11 @@ class Kept(Generic[_C]):
 
 
 def connect(config: HostConfig, *, key_header: str | None = None) -> OpenAI:
-    """Nothing is sent yet; `key_header` carries the key, too, where a host asks for that. Raises
-    `MissingKey`.
+    """Create a client without sending anything. `key_header` also carries the key, where a host requires
+    that. Raises `MissingKey`.
 
-    Retries are off: `orchestrate.providers.calls.hosted.Wire` has them. Redirects are not followed: a POST
-    that is redirected might be sent twice or become a GET.
-    """
+    Retries are off because `orchestrate.providers.calls.hosted.Wire` does them. Redirects are not
+    followed: a redirected POST might be sent twice or become a GET."""
     import openai
 
     require_recent(openai.__name__)
@@ -90,8 +89,8 @@ def connect(config: HostConfig, *, key_header: str | None = None) -> OpenAI:
 
 
 def completions(client: Any, config: HostConfig) -> Callable[..., Any]:
-    """What asks for an answer of a model. A sandbox brings its model up for the first one, which takes
-    minutes on a busy machine; a host is given its usual time."""
+    """Return the SDK call that requests an answer from a model. A sandbox starts its model for the first
+    one, which takes minutes on a busy machine. A host gets its usual timeout."""
     asked = client.with_options(timeout=SANDBOX_ANSWER_S) if config.sandbox else client
     return asked.chat.completions.create
 

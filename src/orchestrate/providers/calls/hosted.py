@@ -104,7 +104,7 @@ Read = Callable[[Callable[[], Any]], Any]
 
 
 def pages_of(provider: str, read: Read, first: Callable[[], P], omits_empty: bool, most: int) -> Iterator[P]:
-    """As `hosted.Wire.pages`."""
+    """Yield pages like `hosted.Wire.pages`."""
     page, seen = _page(read, first, omits_empty), set[str]()
     for _ in range(most):
         yield page
@@ -121,7 +121,7 @@ def pages_of(provider: str, read: Read, first: Callable[[], P], omits_empty: boo
 
 
 def entries_of(answer: object, field: str) -> list[dict[str, Any]]:
-    """The objects of a list that comes whole. Raises `Unreadable` when it is none."""
+    """Return the objects of a list that comes in one piece. Raises `Unreadable` when it is not a list."""
     found = plain(answer).get(field)
     if not isinstance(found, list):
         raise Unreadable(f"it has no list of {field}")
@@ -132,8 +132,8 @@ def entries_of(answer: object, field: str) -> list[dict[str, Any]]:
 
 
 def made_since(pages: Iterable[Sequence[Job]], since: datetime | None) -> Iterator[Job]:
-    """The jobs that are not older than `since`. Reading ends with the first page that ends before it, but
-    only where all so far ran from new to old: a list that comes oldest first is read to its end."""
+    """Yield the jobs that are not older than `since`. Reading ends with the first page that ends before
+    it, but only if all jobs so far came newest first. A list that comes oldest first is read to its end."""
     newest: datetime | None = None
     last: datetime | None = None
     falling = True
@@ -221,11 +221,10 @@ def hosted_error(
     codes: Mapping[str, type[ProviderError]] | None = None,
     fix: str | None = None,
 ) -> ProviderError:
-    """The error of our tree for any failure of an SDK call or an httpx request; raise it `from error`.
+    """Convert any failure of an SDK call or an httpx request to our own error. Raise it `from error`.
 
     `codes` adds to `CODE_ERRORS` (keys in lower case). An answer that could not be decoded is an
-    `UnexpectedAnswer` that may be retried. A `ProviderError` passes through unchanged.
-    """
+    `UnexpectedAnswer` that may be retried. A `ProviderError` passes through unchanged."""
     if isinstance(error, ProviderError):
         return error
     status = status_of(error)
@@ -269,7 +268,7 @@ def _wrong(error: BaseException) -> str:
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status of an SDK or httpx error; `None` when no answer came."""
+    """Return the HTTP status of an SDK or httpx error, or `None` when no answer came."""
     response = getattr(error, "response", None)
     status = getattr(error, "status_code", None) or getattr(response, "status_code", None)
     # A validation error of the SDK carries a 2xx status; it is an answer that cannot be read.
@@ -277,8 +276,8 @@ def status_of(error: BaseException) -> int | None:
 
 
 def words_of(error: BaseException) -> tuple[str | None, str]:
-    """(code, message) of the host's error body, whatever its shape: `{error: {...}}`, `{error: "..."}`,
-    gRPC `{code, message}`, or text."""
+    """Return (code, message) of the host's error body, whatever its shape: `{error: {...}}`, `{error:
+    "..."}`, gRPC `{code, message}`, or text."""
     body = _told(error)
     if isinstance(body, Mapping):
         body = cast("Mapping[str, Any]", body)
@@ -301,7 +300,7 @@ def _param(error: BaseException) -> str | None:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait, from `retry-after-ms` or `Retry-After` (a number or an HTTP date)."""
+    """Return the seconds to wait, from `retry-after-ms` or `Retry-After` (a number or an HTTP date)."""
     for name, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         try:
             seconds = float(headers.get(name, "")) / divisor
@@ -318,7 +317,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def never_sent(error: BaseException) -> bool:
-    """Whether the request certainly did not leave this machine."""
+    """Return whether the request certainly did not leave this machine."""
     seen: BaseException | None = error
     while seen is not None:
         if _names(seen) & _NOTHING_SENT:
@@ -328,7 +327,7 @@ def never_sent(error: BaseException) -> bool:
 
 
 def certainly_refused(error: BaseException) -> bool:
-    """Whether the host answered that it did not do it."""
+    """Return whether the host answered that it did not carry out the request."""
     return refuses(status_of(error))
 
 
@@ -343,7 +342,7 @@ def _names(error: BaseException) -> set[str]:
 
 
 def headers_of(error: BaseException) -> Mapping[str, str]:
-    """Those of the answer that an SDK or httpx error came with; empty when none came."""
+    """Return the headers of the answer that an SDK or httpx error came with. Empty when no answer came."""
     return getattr(getattr(error, "response", None), "headers", None) or {}
 
 
@@ -413,8 +412,8 @@ class Wire:
         return self.retry.calling(lambda: self.once(call, expect=expect), sleep=self._sleep)
 
     def once(self, call: Callable[[], T], *, expect: type | tuple[type, ...] | None = None) -> T:
-        """As `read`, without a second try: for calls that are not idempotent but whose doubling costs nothing
-        that matters (an upload part)."""
+        """Send a request like `read`, without a second try: for calls that are not idempotent but whose
+        duplication costs nothing that matters (an upload part)."""
         try:
             answer = call()
         except OrchestrateError:
@@ -455,17 +454,18 @@ class Wire:
     def pages(
         self, first: Callable[[], P], *, omits_empty: bool = False, most: int = MOST_PAGES
     ) -> Iterator[P]:
-        """The pages of an SDK list, each read with retries. A caller that stops early asks for no more.
+        """Yield the pages of an SDK list, each read with retries. A caller that stops early requests no
+        more pages.
 
-        Raises `UnexpectedAnswer` for an answer that is not a list (`{}`, `{"data": null}`, an error, HTML):
-        it does not say that there is nothing. With `omits_empty` the host may leave out a list that is empty.
-        A list that does not end (its cursor comes again, or `most` pages came) raises it too.
-        """
+        Raises `UnexpectedAnswer` for an answer that is not a list (`{}`, `{"data": null}`, an error,
+        HTML): such an answer does not mean that there is nothing. With `omits_empty` the host may leave
+        out a list that is empty. A list that does not end (its cursor repeats, or `most` pages came)
+        raises it too."""
         return pages_of(self.provider, self.read, first, omits_empty, most)
 
     def entries(self, call: Callable[[], object], field: str) -> list[dict[str, Any]]:
-        """The objects of a list that comes whole, in `field` of the answer. Raises as `pages`, and for an
-        entry that is not an object."""
+        """Return the objects of a list that comes in one piece, in `field` of the answer. Raises the
+        errors of `pages`, and also for an entry that is not an object."""
         return self.read(lambda: entries_of(call(), field), expect=list)
 
     def error(self, error: BaseException) -> ProviderError:

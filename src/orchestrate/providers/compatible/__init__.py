@@ -139,8 +139,8 @@ def _rules(told: Described, name: str) -> HostRules:
 
 
 def bills(size: JobSize, rate: Rate) -> Lines:
-    """Tokens of the training file, once for each epoch, as the hosts of this kind say; the validation file is
-    not billed."""
+    """Bill the tokens of the training file once for each epoch, as the hosts of this kind do. The
+    validation file is not billed."""
     from orchestrate import text
     from orchestrate.costing.lines import MTOK, line
     from orchestrate.costing.size import Lines

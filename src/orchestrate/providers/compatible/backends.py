@@ -177,7 +177,7 @@ class CompatibleProvider(SdkProvider, Serves):
         return super().wanted(ref) if self.told.ref == "metadata" else {}
 
     def sent(self, body: dict[str, Any]) -> dict[str, Any]:
-        """With the W&B key, which no translation holds."""
+        """Add the W&B key to the request. No translation contains it."""
         if self.told.wandb_in_request:
             for entry in rows(body.get("integrations")):
                 table(entry.get("wandb"))["api_key"] = offline.wandb_key(self.config)
@@ -216,7 +216,7 @@ class CompatibleProvider(SdkProvider, Serves):
         )
 
     def get(self, job: JobHandle) -> Job:
-        """An uploaded adapter in the form of the job that would have made it."""
+        """Return a job. An uploaded adapter has the form of the job that would have trained it."""
         if job.kind != ADAPTER_JOB:
             return super().get(job)
         up = self._found(job)
@@ -264,7 +264,8 @@ class DescribedDownloads(CompatibleProvider, Downloads):
     def download(
         self, job: JobHandle, dest: Path, *, checkpoint: str | None = None, progress: Progress | None = None
     ) -> Artifact:
-        """File by file, as the checkpoint lists them; a file that came whole is not fetched again."""
+        """Download file by file, as the checkpoint lists them. A file that is already complete is not
+        fetched again."""
         files.require_empty(dest)
         base = self.get(job).model
         name, ids = self._weights_of(job, checkpoint)
@@ -299,7 +300,7 @@ class DescribedDeploys(CompatibleProvider, Deploys):
         return self._deployer.price(options)
 
     def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
-        """`options`: see `deploying.DeployOptions`."""
+        """Deploy the tuned model. `options`: see `deploying.DeployOptions`."""
         if job.kind == ADAPTER_JOB:
             return self._found(job)
         return self._deployer.deploy(self.get(job), options, lambda: self._last_checkpoint(job))
@@ -339,7 +340,8 @@ PARTS: Mapping[Feature, type[CompatibleProvider | SdkProvider]] = {
 
 
 def parts_of(told: Described, features: frozenset[Feature], name: str) -> tuple[type[Provider], ...]:
-    """What a described host is made of. Raises `ConfigError` for a feature that no description can give."""
+    """Return the classes that make up a described host. Raises `ConfigError` for a feature that a
+    description cannot provide."""
     for feature in sorted(features & FEATURES.keys() - PARTS.keys()):
         raise ConfigError(f"{name}: features: {feature.value} cannot be described; it belongs in missing")
     found: list[type[Provider]] = [part for feature, part in PARTS.items() if feature in features]
@@ -353,8 +355,8 @@ def _step(checkpoint: Mapping[str, Any]) -> int:
 
 
 def features_of(told: Described, name: str) -> tuple[frozenset[Feature], dict[Feature, str]]:
-    """Those that are there, and the reasons of the others. Raises `ConfigError` unless they are all of
-    them."""
+    """Return the supported features, and the reasons for the others. Raises `ConfigError` unless both
+    together cover all features."""
     known = {feature.value: feature for feature in Feature}
     for field, words in (("features", told.features), ("missing", tuple(told.missing))):
         if unknown := sorted(set(words) - set(known)):

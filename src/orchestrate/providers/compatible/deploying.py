@@ -80,12 +80,12 @@ class Deploying:
     # -- what is asked -------------------------------------------------------------------------------------
 
     def price(self, options: Mapping[str, Any] | None) -> Decimal | None:
-        """US dollars per hour of `deploy` with these options."""
+        """Return the price of `deploy` with these options in US dollars per hour."""
         return self._hourly(self._tier(self._wanted(options)))
 
     def deploy(self, job: Job, options: Mapping[str, Any] | None, checkpoint: Callable[[], str]) -> Endpoint:
-        """`checkpoint` gives the last one's id. Raises `OutcomeUnknown` when the answer to the request that
-        bills was lost."""
+        """Deploy the job's model. `checkpoint` gives the id of the last checkpoint. Raises
+        `OutcomeUnknown` when the answer to the request that bills was lost."""
         wanted = self._wanted(options)
         there = self._find(job.handle.job_id)
         if there is None:
@@ -142,7 +142,7 @@ class Deploying:
                 raise
 
     def standing(self) -> Iterator[Standing]:
-        """Of tuned models; those of base models are asked by the token and stand apart."""
+        """List all deployments. Those of base models are billed by the token and don't count as billing."""
         for entry in self._all():
             bills = self._how.bills.get(entry["state"]) if entry["tuned"] else False
             hourly = self._hourly(entry["tier"]) if entry["tuned"] else Decimal(0)
@@ -319,7 +319,8 @@ class DescribedAdapters(adapters.Adapters):
         return self._deploying.price(options)
 
     def upload(self, adapter: Adapter, progress: Callable[[int, int], None] | None = None) -> None:
-        """It answers by the token from then on: there is no other step."""
+        """Upload an adapter. It can be called and is billed by the token from then on: there is no other
+        step."""
         if self._deploying.find(adapter.id) is not None:
             return
         packed = io.BytesIO()

@@ -59,11 +59,10 @@ class Files:
         self._sleep = sleep
 
     def bring(self, dataset: Dataset, folder: Path, progress: Progress | None) -> dict[str, Any]:
-        """The host's record of the file, once it can be trained on.
+        """Upload the file and return the host's record of it, once it can be trained on.
 
-        A file that has the digest in its name is used again; an interrupted upload in parts goes on with the
-        part after the last. Raises `DataError` when the host does not take the file.
-        """
+        A file that has the digest in its name is used again. An interrupted upload in parts resumes with
+        the next part. Raises `DataError` when the host rejects the file."""
         path = dataset.write(self._target, folder)
         found = self._known(path)
         if found is None:
@@ -168,7 +167,7 @@ class _Unfinished:
 
     @classmethod
     def of(cls, path: Path, part_bytes: int) -> _Unfinished | None:
-        """The earlier upload of this file, while the host still has it."""
+        """Return the earlier upload of this file, while the host still has it."""
         try:
             known = json.loads(cls._beside(path).read_bytes())
             if time.time() - known["opened_at"] > UPLOAD_LIFE_S or known["part_bytes"] != part_bytes:

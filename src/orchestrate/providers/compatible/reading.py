@@ -121,7 +121,7 @@ def model_of(answer: object, known: Mapping[str | None, HostModel | None]) -> Ho
 
 
 def points_of_events(events: Iterable[Event]) -> list[MetricPoint]:
-    """The metric events of a job that is still running."""
+    """Return the metric events of a job that is still running."""
     return [
         MetricPoint(step=event.step, at=event.at, values=values)
         for event in events
@@ -130,7 +130,7 @@ def points_of_events(events: Iterable[Event]) -> list[MetricPoint]:
 
 
 def points_of_file(content: bytes) -> list[MetricPoint]:
-    """The result file: CSV, or base64 text of it, as the host has sent it in both forms."""
+    """Parse the result file: CSV, or base64 text of it, as the host has sent both forms."""
     table_text = (_from_base64(content) or content).decode("utf-8-sig", errors="replace")
     return [
         MetricPoint(step=step, values=values)
@@ -140,7 +140,8 @@ def points_of_file(content: bytes) -> list[MetricPoint]:
 
 
 def merged(points: Iterable[MetricPoint]) -> list[MetricPoint]:
-    """One point for each step, in order; of two values under one name the later one counts."""
+    """Merge the points of each step into one, in order. Of two values under one name the later one
+    counts."""
     found: dict[int, MetricPoint] = {}
     for point in points:
         earlier = found.get(point.step, point)
@@ -174,7 +175,8 @@ METHODS: Mapping[str, Any] = {"supervised": "sft", "dpo": "dpo", "reinforcement"
 
 
 def recalled(job: Job, file: Callable[[str], object]) -> Recalled:
-    """`file` gives the record of a file by its id; the validation file is not billed."""
+    """Collect the facts about a job from which it can be priced. `file` gives the record of a file by its
+    id. The validation file is not billed."""
     method = table(job.payload.get("method"))
     kind = text(method.get("type")) or "supervised"
     own = table(table(method.get(kind)).get("hyperparameters"))
@@ -189,7 +191,7 @@ def recalled(job: Job, file: Callable[[str], object]) -> Recalled:
 
 
 def asked_for(job: Job) -> Told:
-    """Settings and files of a job, whichever form it gives its hyperparameters in."""
+    """Return the settings and files of a job, in whichever form it reports its hyperparameters."""
     method = table(job.payload.get("method"))
     kind = text(method.get("type")) or "supervised"
     inside = table(method.get(kind))

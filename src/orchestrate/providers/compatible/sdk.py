@@ -118,8 +118,8 @@ class SdkProvider(HostedProvider):
         return self._brought(data, self._files.bring, progress)
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
-        """As the contract says; raises `TranslationRefused` before anything is sent when a setting cannot be
-        kept."""
+        """Create the job as the interface specifies. Raises `TranslationRefused` before anything is sent
+        when a setting cannot be kept."""
         body = settings.body(translation) | {"training_file": remote.train_id}
         if remote.validation_id is not None:
             body["validation_file"] = remote.validation_id
@@ -132,16 +132,16 @@ class SdkProvider(HostedProvider):
         return JobHandle(provider=self.name, job_id=job.id, ref=ref)
 
     def tag(self, spec: JobSpec, ref: str) -> dict[str, Any]:
-        """The fields of the create request by which its job is found again."""
+        """Return the fields of the create request by which its job is found again."""
         del spec
         return {"metadata": {reading.REF_KEY: ref}}
 
     def sent(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The request as it goes out."""
+        """Return the final form of the request."""
         return body
 
     def wanted(self, ref: str) -> dict[str, Any]:
-        """What the list of jobs is narrowed down by, where the host can."""
+        """Return the filter for the list of jobs, where the host has one."""
         return {"metadata": {reading.REF_KEY: ref}}
 
     def find(self, ref: str) -> list[JobHandle]:
@@ -172,7 +172,8 @@ class SdkProvider(HostedProvider):
         return job
 
     def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
-        """The host lists newest first and has no order to ask for: pages are read until `after` is met."""
+        """Yield events, oldest first. The host lists newest first and cannot change the order, so pages
+        are read until `after` is met."""
         newest_first: list[Event] = []
         jobs = self.client.fine_tuning.jobs
         for page in self._wire.pages(lambda: jobs.list_events(job.job_id, limit=self.most_listed)):
@@ -187,7 +188,8 @@ class SdkProvider(HostedProvider):
     # -- acting --------------------------------------------------------------------------------------------
 
     def cancel(self, job: JobHandle) -> None:
-        """Without a look first: these hosts take it of a job that has ended, or refuse it."""
+        """Cancel the job without checking its state first: these hosts accept this for a job that has
+        ended, or refuse it."""
         self._ask(job, self.client.fine_tuning.jobs.cancel, lambda status: status.terminal)
 
     def _ask(
@@ -212,8 +214,8 @@ class SdkProvider(HostedProvider):
 
 class SdkMeasures(SdkProvider, Measures):
     def metrics(self, job: JobHandle) -> list[MetricPoint]:
-        """From the metric events, which have times, and from the result file once there is one, which has all
-        steps."""
+        """Return metrics from the metric events, which have times, and from the result file once it
+        exists, which has all steps."""
         files: list[Any] = self.get(job).payload.get("result_files") or []
         found = reading.points_of_events(self.events(job))
         for file in files:

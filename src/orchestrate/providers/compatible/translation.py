@@ -23,7 +23,8 @@ _ELSEWHERE = ("method.type", "adapter.type", "suffix", "wandb", "continue_from",
 def translate(
     told: Described, name: str, spec: JobSpec, model: ModelOnHost, version: str | None
 ) -> Translation:
-    """`version` is the API version that the host is asked by, where it has such."""
+    """Translate the spec for a compatible host. `version` is the API version that is requested from the
+    host, where it has versions."""
     rows = Rows(name, spec, fields=Fields(sdk="", documentation=" ".join(told.known_fields)))
     _files(rows)
     _start(told, rows, spec, model)

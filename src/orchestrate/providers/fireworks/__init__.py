@@ -61,11 +61,10 @@ RULES = HostRules(
 def billed_tokens(
     train_tokens: int, epochs: int, *, reasoning: bool = False, average_turns: float = 1.0
 ) -> int:
-    """Tokens of the dataset x epochs; rows with thinking and several turns are unrolled into one row for each
-    turn, which multiplies their tokens by half the average number of turns (never below one).
+    """Count tokens of the dataset x epochs. Rows with thinking and several turns are unrolled into one
+    row per turn, which multiplies their tokens by half the average number of turns (never below one).
 
-    docs.fireworks.ai fine-tuning pricing.
-    """
+    docs.fireworks.ai fine-tuning pricing."""
     factor = max(Decimal(1), Decimal(str(average_turns)) / 2) if reasoning else Decimal(1)
     return int((train_tokens * epochs * factor).to_integral_value(rounding="ROUND_CEILING"))
 
@@ -92,13 +91,15 @@ REGION_FACTOR = Decimal("1.5")
 
 
 def region_factor(region: str | None) -> Decimal:
-    """Of the price of a GPU-hour: fireworks.ai/pricing, 2026-10-08, "region-restricted deployments x1.5"."""
+    """Return the factor on the price of a GPU-hour: fireworks.ai/pricing, 2026-10-08, "region-restricted
+    deployments x1.5"."""
     anywhere = region is None or region == "GLOBAL" or region.endswith("UNSPECIFIED")
     return Decimal(1) if anywhere else REGION_FACTOR
 
 
 def hourly_factor(spec: JobSpec) -> Decimal:
-    """RFT is billed at the rates of deployments, and so in a region of the user's choice."""
+    """Return the factor on the hourly price of an RFT job, which is billed at the rates of deployments
+    and so depends on the region that the user chooses."""
     options = spec.provider_options.get(PROFILE.kind, {})
     config: Any = options.get("trainingConfig")
     inside: Any = cast("dict[str, Any]", config).get("region") if isinstance(config, dict) else None

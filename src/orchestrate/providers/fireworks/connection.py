@@ -67,10 +67,10 @@ class Datasets:
         self._sleep = sleep
 
     def bring(self, dataset: Dataset, folder: Path, progress: Progress | None) -> dict[str, Any]:
-        """The host's record of the dataset, once it is READY; one that is there already is used again.
+        """Upload the dataset and return the host's record of it once it is READY. An existing one is used
+        again.
 
-        Raises `DataError` with the host's own words when it does not take the rows.
-        """
+        Raises `DataError` with the host's own message when it rejects the rows."""
         path = dataset.write(self._target, folder)
         dataset_id = f"orc-{dataset.digest[:24]}"
         known, tries = self.get(dataset_id), 0
@@ -106,13 +106,13 @@ class Datasets:
             return None
 
     def delete(self, dataset_id: str) -> None:
-        """One that is gone already is no error."""
+        """Delete a dataset. One that is already deleted is not an error."""
         api = self._client().datasets
         with suppress(NotFound):
             self._wire.read(lambda: api.delete(dataset_id, account_id=self._account()))
 
     def stored(self) -> Iterator[StoredItem]:
-        """Every dataset of the account. The host lists how many rows each has, not its size."""
+        """List every dataset of the account. The host reports how many rows each has, not its size."""
         api, account = self._client().datasets, self._account()
         for page in self._wire.pages(lambda: api.list(account_id=account, page_size=200), omits_empty=True):
             for raw in items(page):
@@ -127,7 +127,7 @@ class Datasets:
                 )
 
     def fetch(self, dataset_id: str, file: Path) -> None:
-        """Its one file, over a signed URL. Raises `NotFound` where it has none."""
+        """Fetch the only file of a dataset over a signed URL. Raises `NotFound` where it has none."""
         api = self._client().datasets
         answer = self._wire.read(lambda: api.get_download_endpoint(dataset_id, account_id=self._account()))
         urls = table(plain(answer).get("filenameToSignedUrls"))
@@ -138,7 +138,7 @@ class Datasets:
         files.fetch(self._wire, opened, file, limit_bytes=files.MOST_FILE_BYTES)
 
     def examples(self, name: str) -> int | None:
-        """Rows of a dataset, by its resource name or id."""
+        """Return the number of rows of a dataset, by its resource name or id."""
         return whole((self.get(name.rsplit("/", 1)[-1]) or {}).get("exampleCount"))
 
     def _create(self, dataset_id: str, path: Path) -> None:
@@ -218,7 +218,7 @@ def _busy(error: ProviderError) -> HostUnavailable:
 
 
 def put_signed(http: httpx.Client, url: str, path: Path, progress: Progress | None = None) -> httpx.Response:
-    """`http` carries no key. Raises httpx's errors."""
+    """Upload a file to a signed URL. `http` carries no key. Raises httpx's errors."""
     size = str(path.stat().st_size)
     headers = {  # covered by the signature
         "Content-Type": "application/octet-stream",
@@ -257,8 +257,8 @@ class Weights:
         self._client, self._http, self._wire = client, http, wire
 
     def fetch(self, model: str, folder: Path, most: int, progress: Progress | None) -> None:
-        """All files of a model into `folder`, at most `most` bytes; those that came whole are not fetched
-        again."""
+        """Fetch all files of a model into `folder`, at most `most` bytes. Files that are already complete
+        are not fetched again."""
         urls = self._urls(model)
         names = {name.rsplit("/", 1)[-1]: name for name in sorted(urls) if files.wanted(name)}
         own_folder(folder)
@@ -317,7 +317,7 @@ class Connection:
         return httpx.Client(timeout=httpx.Timeout(600.0, connect=30.0), follow_redirects=True)
 
     def lines(self, url: str | None) -> list[str]:
-        """Of a file behind a signed URL; none while it is not written."""
+        """Read the lines of a file behind a signed URL. Empty while the file is not written."""
         if url is None:
             return []
         safe = require_safe(url)
@@ -339,7 +339,8 @@ class Connection:
         return f"{base}/inference" if base == PROFILE.url else base
 
     def account(self) -> str:
-        """The configured account, else the only one of the key. Raises `UsageError` when there are more."""
+        """Return the configured account, otherwise the key's only account. Raises `UsageError` when there
+        are more."""
         if self._found_account is None:
             client = self.client()
             names = [
@@ -357,7 +358,8 @@ class Connection:
         return self._found_account
 
     def seen_account(self) -> str | None:
-        """The account's id, once the host has shown the account to this key: a configured id is a claim."""
+        """Return the account's id once the host has shown the account to this key: a configured id is
+        only a claim."""
         account_id, client = self.account(), self.client()
         shown = plain(self._wire.read(lambda: client.accounts.get(account_id=account_id)))
         return account_id if id_of(shown.get("name")) == account_id else None
@@ -366,7 +368,7 @@ class Connection:
         return f"/v1/accounts/{self.account()}/{KINDS[kind]}/{job_id}"
 
     def job(self, kind: str, job_id: str) -> dict[str, Any]:
-        """A job as the host tells it, odd values included."""
+        """Return a job as the host reports it, including odd values."""
         path, client = self.path(kind, job_id), self.client()
 
         def named() -> dict[str, Any]:
@@ -378,7 +380,7 @@ class Connection:
         return self._wire.read(named, expect=dict)
 
     def find(self, job: JobHandle) -> tuple[dict[str, Any], str]:
-        """The job and its kind; one whose kind was not kept is looked for in every collection."""
+        """Return the job and its kind. A job whose kind was not stored is looked up in every collection."""
         if job.kind is not None:
             return self.job(job.kind, job.job_id), job.kind
         for kind in KINDS:
@@ -390,7 +392,7 @@ class Connection:
         return job.kind or self.find(job)[1]
 
     def pages(self, kind: str) -> Iterator[list[dict[str, Any]]]:
-        """Pages of one collection, newest first."""
+        """Yield the pages of one collection, newest first."""
         client, account = self.client(), self.account()
         first: Callable[..., Any] = {
             "supervised": client.supervised_fine_tuning_jobs.list,

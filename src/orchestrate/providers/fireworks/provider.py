@@ -166,7 +166,7 @@ class FireworksProvider(
         return self._brought(data, self._datasets.bring, progress, details, validates=validates)
 
     def live_price(self, spec: JobSpec, remote: RemoteDataset, translation: Translation) -> Quote:
-        """The host's estimate, of SFT jobs only."""
+        """Return the host's estimate, which exists for SFT jobs only."""
         model = translation.model
         if spec.method.type != "sft":
             reason = "Fireworks estimates prices only for SFT jobs"
@@ -204,7 +204,7 @@ class FireworksProvider(
         return JobHandle(provider=self.name, job_id=job_id, ref=ref, kind=kind)
 
     def find(self, ref: str) -> list[JobHandle]:
-        """By name: one request for each of the three collections."""
+        """Find jobs by name, with one request for each of the three collections."""
         job_id = job_id_of(ref)
         found: list[JobHandle] = []
         for kind in KINDS:
@@ -226,7 +226,7 @@ class FireworksProvider(
         yield from heapq.merge(*(self._list(kind, since) for kind in KINDS), key=age)
 
     def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
-        """Made of the job's state and progress: the host keeps none."""
+        """Derive events from the job's state and progress, because the host keeps none."""
         raw, _ = self._at.find(job)
         yield from later(reading.events_of(raw), after)
 
@@ -243,7 +243,7 @@ class FireworksProvider(
         return reading.models_of(row for page in pages for row in items(page))
 
     def metrics(self, job: JobHandle) -> list[MetricPoint]:
-        """Of the host's metrics file; none until it is written."""
+        """Read the host's metrics file. Empty until it is written."""
         raw, kind = self._at.find(job)
         url = text(raw.get("metricsFileSignedUrl"))
         try:
@@ -257,7 +257,7 @@ class FireworksProvider(
         return reading.metrics_of(self._at.lines(url))
 
     def rendered(self, job: JobHandle) -> Sequence[RowTokens]:
-        """Up to 20 rows of an SFT job; the host writes them when the job has ended."""
+        """Return up to 20 rows of an SFT job. The host writes them when the job has ended."""
         from orchestrate.providers.fireworks.rendering import rendered_of
 
         raw, _ = self._at.find(job)
@@ -272,8 +272,8 @@ class FireworksProvider(
         self._cancel(job, lambda: self._at.act(self._at.kind(job), job.job_id, "cancel"))
 
     def resume(self, job: JobHandle) -> None:
-        """Of a paused job only: one that has ended the host would start and bill again, under its old id and
-        without a price."""
+        """Resume a paused job. A job that has ended is not resumed: the host would start and bill it
+        again, under its old id and without a price."""
         raw, kind = self._at.find(job)
         status = self.status(state_of(raw.get("state")))
         if status.terminal or status is JobStatus.CANCELLING:
@@ -336,7 +336,8 @@ class FireworksProvider(
     def download(
         self, job: JobHandle, dest: Path, *, checkpoint: str | None = None, progress: Progress | None = None
     ) -> Artifact:
-        """The final model, file by file over signed URLs; a file that came whole is not fetched again."""
+        """Download the final model, file by file over signed URLs. A file that is already complete is not
+        fetched again."""
         if checkpoint is not None:
             raise UsageError(f"{self.title}: {self.missing[Feature.CHECKPOINTS]}")
         files.require_empty(dest)

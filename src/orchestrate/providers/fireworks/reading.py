@@ -100,7 +100,7 @@ _EPOCHS = ("train/epoch", "epoch")
 
 
 def state_of(value: Any) -> str:
-    """The host's word in one form; it comes as `JOB_STATE_RUNNING`, `RUNNING`, `JobState.RUNNING` or 2."""
+    """Normalize the host's state, which comes as `JOB_STATE_RUNNING`, `RUNNING`, `JobState.RUNNING` or 2."""
     if isinstance(value, int) and not isinstance(value, bool):
         return _PREFIX + _NUMBERED[value] if 0 <= value < len(_NUMBERED) else str(value)
     word = str(value or "").rsplit(".", 1)[-1]
@@ -111,7 +111,7 @@ def state_of(value: Any) -> str:
 
 
 def id_of(name: Any) -> str:
-    """`accounts/a/dpoJobs/x` -> `x`."""
+    """Return the id in a resource name: `accounts/a/dpoJobs/x` -> `x`."""
     return str(name or "").rsplit("/", 1)[-1]
 
 
@@ -150,19 +150,19 @@ def job_of(raw: Mapping[str, Any], kind: str, ref: str | None = None, provider: 
 
 
 def settings_of(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Where the job's hyperparameters are: in itself (SFT) or in its `trainingConfig`."""
+    """Return the job's hyperparameters, which are in the job itself (SFT) or in its `trainingConfig`."""
     return table(raw.get("trainingConfig")) or raw
 
 
 def tuned_model(raw: Mapping[str, Any]) -> str:
-    """The full name; a job that names no output model gives it its own id."""
+    """Return the full name of the tuned model. A job that names no output model gives it its own id."""
     account = "/".join(str(raw.get("name")).split("/")[:2])
     given = text(settings_of(raw).get("outputModel")) or id_of(raw.get("name"))
     return given if given.startswith("accounts/") else f"{account}/models/{given}"
 
 
 def usd_of(value: Any) -> Decimal | None:
-    """US dollars of a `Money`: whole units as a string, billionths as a number."""
+    """Convert a `Money` to US dollars: whole units as a string, billionths as a number."""
     amount = table(value)
     if not amount or amount.get("currencyCode", "USD") != "USD":
         return None
@@ -179,7 +179,7 @@ def _error(raw: Mapping[str, Any], state: str) -> JobError:
 
 
 def events_of(raw: Mapping[str, Any]) -> list[Event]:
-    """What a job's record tells: that it was made, how far it is, and its state. Oldest first."""
+    """Derive events from a job's record: its creation, its progress, and its state. Oldest first."""
     job = job_of(raw, "")
     made = job.created_at or when(raw.get("updateTime"))
     now = when(raw.get("updateTime")) or made
@@ -225,7 +225,8 @@ def _progress(job: Job, at: datetime) -> list[Event]:
 
 
 def metrics_of(lines: Iterable[str]) -> list[MetricPoint]:
-    """One point for each step; rows of one step are joined, lines that are not JSON objects are left out."""
+    """Build one point for each step. Rows of the same step are joined, and lines that are not JSON
+    objects are left out."""
     points: dict[int, MetricPoint] = {}
     for line_number, line in enumerate(lines, start=1):
         row = _row(line)
@@ -258,7 +259,7 @@ def _row(line: str) -> dict[str, Any]:
 
 
 def models_of(rows: Iterable[Mapping[str, Any]]) -> list[HostModel]:
-    """`GET /v1/accounts/fireworks/models`: `tunable`, `rlTunable`, `trainingContextLength`,
+    """Parse `GET /v1/accounts/fireworks/models`: `tunable`, `rlTunable`, `trainingContextLength`,
     `deprecationDate`."""
     found: list[HostModel] = []
     for row in rows:
@@ -297,7 +298,8 @@ METHODS: Mapping[str | None, Any] = {"supervised": "sft", "dpo": "dpo", "reinfor
 
 
 def recalled(job: Job, dataset: Callable[[str], Mapping[str, Any] | None]) -> Recalled:
-    """`dataset` gives the record of a dataset by its id; the one for evaluation is not billed."""
+    """Collect the facts about a job from which it can be priced. `dataset` gives the record of a dataset
+    by its id. The evaluation dataset is not billed."""
     name = text(job.payload.get("dataset"))
     told = (dataset(id_of(name)) if name and job.cost_usd is None else None) or {}
     return Recalled(
@@ -310,7 +312,7 @@ def recalled(job: Job, dataset: Callable[[str], Mapping[str, Any] | None]) -> Re
 
 
 def asked_for(job: Job) -> Told:
-    """Settings and datasets of a job."""
+    """Return the settings and datasets of a job."""
     own = settings_of(job.payload)
     spec: dict[str, Any] = {}
     if epochs := whole(own.get("epochs")):

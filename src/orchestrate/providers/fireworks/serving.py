@@ -90,7 +90,7 @@ class Serving:
         self._inference_url = inference_url
 
     def price(self, id: str, made: Tuned, options: Mapping[str, Any] | None) -> Decimal | None:
-        """US dollars per hour of `deploy`, from reading calls alone."""
+        """Return the price of `deploy` in US dollars per hour, using read-only calls."""
         wanted = DeployOptions.of(options)
         there = self._get(id)
         if there is None or there.get("state") in GONE:
@@ -99,7 +99,8 @@ class Serving:
         return _per_hour(there)
 
     def deploy(self, id: str, made: Tuned, options: Mapping[str, Any] | None) -> Endpoint:
-        """Each step is left out that an earlier call has done: the deployment, the adapter on it."""
+        """Deploy the model, skipping each step that an earlier call has done: the deployment, the adapter
+        on it."""
         wanted = DeployOptions.of(options)
         there = self._get(id)
         if there is not None and there.get("state") == "DELETING":
@@ -125,7 +126,7 @@ class Serving:
         return self._endpoint(there, tuned)
 
     def model_of(self, deployment_id: str, tuned: str) -> str:
-        """The name by which it answers. Raises `UsageError` where it is not deployed."""
+        """Return the name by which the model answers. Raises `UsageError` where it is not deployed."""
         endpoint = self.find(deployment_id, tuned)
         if endpoint is None:
             raise UsageError(
@@ -153,14 +154,15 @@ class Serving:
             )
 
     def deployed(self, deployment_id: str) -> list[Standing]:
-        """By its id and in the list of all, since an empty list and an empty answer look the same here."""
+        """Find a deployment by its id and in the list of all deployments, because an empty list and an
+        empty answer look the same here."""
         there = self._get(deployment_id)
         if there is not None:
             return [] if there.get("state") == "DELETED" else [self._standing(there)]
         return [item for item in self.standing() if item.job_id == deployment_id]
 
     def standing(self) -> Iterator[Standing]:
-        """All deployments of the account, whoever made them."""
+        """List all deployments of the account, whoever created them."""
         api, account = self._client().deployments, self._account()
         # As protobuf writes JSON, an account without deployments answers with an empty object.
         for page in self._wire.pages(lambda: api.list(account_id=account, page_size=200), omits_empty=True):
@@ -389,7 +391,8 @@ class FireworksAdapters(adapters.Adapters):
         return f"accounts/{self._at.account()}/models/{id}"
 
     def as_job(self, id: str) -> dict[str, Any]:
-        """In the form of the job that would have made it. Raises `NotFound` where it is not there."""
+        """Return an adapter in the form of the job that would have trained it. Raises `NotFound` where it
+        does not exist."""
         found = self.find(id)
         if found is None:
             raise NotFound(self._wire.provider, f"there is no adapter {id}", status=404)

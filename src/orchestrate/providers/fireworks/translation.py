@@ -32,7 +32,8 @@ _BY_STEPS = "counted from the rows at upload"
 
 
 def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
-    """`provider` is the name of the instance, where it is not the backend's own."""
+    """Translate the spec for Fireworks. `provider` is the name of the instance, where it is not the
+    backend's own."""
     rows = Rows(provider, spec, aliases=(PROFILE.kind,), fields=FIELDS[spec.method.type])
     try:
         model = catalog.resolve(spec.model_for(provider), PROFILE.kind)
@@ -66,7 +67,8 @@ def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
 
 
 def job_id_of(ref: str) -> str:
-    """A ref as a resource id: lower-case letters, digits and hyphens, beginning with a letter, at most 63."""
+    """Convert a ref to a resource id: lower-case letters, digits and hyphens, starting with a letter, at
+    most 63 characters."""
     return slug(ref)[:ID_LIMIT].strip("-")
 
 
@@ -76,7 +78,7 @@ def slug(words: str) -> str:
 
 
 def output_model(suffix: str, ref: str) -> str:
-    """The tuned model's id: as much of the user's suffix as fits, then the ref."""
+    """Return the tuned model's id: as much of the user's suffix as fits, then the ref."""
     tail = job_id_of(ref)
     return f"{slug(suffix)[: ID_LIMIT - len(tail) - 1].strip('-')}-{tail}"
 

@@ -68,7 +68,7 @@ def continue_from(rows: Rows, spec: JobSpec) -> None:
 
 
 def config_of(folder: str) -> Mapping[str, Any] | None:
-    """What the folder says of its adapter; `None` where it holds none."""
+    """Read the adapter configuration of a folder, or return `None` where it holds no adapter."""
     try:
         path = Path(folder).expanduser() / "adapter_config.json"
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
@@ -77,7 +77,8 @@ def config_of(folder: str) -> Mapping[str, Any] | None:
 
 
 def settings(rows: Rows, asked: LoRA, config: Mapping[str, Any]) -> None:
-    """A row for each: what is asked for and differs is refused, as peft would pass over it."""
+    """Add a row for each adapter setting. A requested value that differs from the adapter's own is
+    rejected, because peft would ignore it."""
     values = asked.model_dump(mode="json")
     for ours, theirs in PEFTS.items():
         row, given, own = f"adapter.{ours}", values[ours], config.get(theirs)
@@ -141,7 +142,7 @@ FIELDS = (
 
 
 def named(asked: LoRA) -> list[str]:
-    """The settings that name modules or parameters."""
+    """List the settings that name modules or parameters."""
     given = [field for field in FIELDS if getattr(asked, field) is not None]
     return [field for field in given if getattr(asked, field) != ALL_LINEAR]
 
@@ -191,7 +192,7 @@ _EXPANDED = {
 
 
 def adapter(rows: Rows, spec: JobSpec, model: str) -> None:
-    """`model`: as `models.config_of` finds it."""
+    """Add the rows for the adapter settings. `model`: as `models.config_of` finds it."""
     config = {} if "model" in rows.refused else files.config_of(model) or {}
     held = Quantised.of(config)
     _kind(rows, spec, held, expanded(config))

@@ -101,7 +101,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
     # -- offline -------------------------------------------------------------------------------------------
 
     def translate(self, spec: JobSpec) -> Translation:
-        """As for this machine, with a GPU of the size that it is planned for."""
+        """Translate the spec as for this machine, with a GPU of the size that the job is planned for."""
         asked, engine = self._asked(spec), self._as_local(spec)
         own = {**self._engine_options, "gpu_memory_gib": 1} if self._may_have_gpu(asked) else self._on_cpu
         first = self._engine_translation(engine, own)
@@ -313,9 +313,10 @@ class AwayProvider(LocalProvider, Recalls, Limited):
     # -- acting --------------------------------------------------------------------------------------------
 
     def cancel(self, job: JobHandle) -> None:
-        """Its host ends the worker first, whatever the worker and its depot do: a worker that hangs reads no
-        word, and bills. The word in the depot is the second way. Raises where either failed, so that it is
-        asked for again; a run whose depot is closed is reported as cancelled when that is back."""
+        """Cancel the job. Its host ends the worker first, whatever the worker and its storage do: a
+        worker that hangs reads no message but still bills. The message in the storage is the second way.
+        Raises where either failed, so that the user tries again. A run whose storage is unavailable is
+        reported as cancelled when the storage is back."""
         failed: ProviderError | None = None
         try:
             self.place.stop(job.job_id)
@@ -396,8 +397,8 @@ class AwayProvider(LocalProvider, Recalls, Limited):
     # -- what another machine started ----------------------------------------------------------------------
 
     def recoverable(self, *, since: datetime | None = None) -> Iterator[Job]:
-        """By their label at the place, and by their mark in the depot, which has those too that the place
-        has forgotten."""
+        """List jobs by their label at the place, and by their mark in the storage, which also has those
+        that the place has dropped."""
         failed: OrchestrateError | None = None
         placed: dict[str, Placed] = {}
         refs: list[str] = []
@@ -481,7 +482,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         self.place.stop(ref)
 
     def billing(self) -> Billing:
-        """All workers that the place has of ours, also those of which nothing is known here."""
+        """Report all our workers at the place, including those of which nothing is known here."""
         found = [one for one in self.place.find() if one.state != "ended"]
         unpriced: str | None = None
         prices: Mapping[str, Hourly] = {}

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def problems(
     name: str, spec: JobSpec, data: TrainingData, translation: Translation, options: Mapping[str, Any]
 ) -> Iterator[Problem]:
-    """`name`: of the backend."""
+    """Yield the problems of a job on the engine. `name`: of the backend."""
     try:
         launching.require_packages()
     except MissingExtra as error:
@@ -52,7 +52,7 @@ def problems(
 
 
 def to_download(name: str, translation: Translation) -> Iterator[Problem]:
-    """A base that this machine does not have yet: a warning where it may not be fetched."""
+    """Report a base model that this machine does not have yet, as a warning where it may not be fetched."""
     if any(row.name == "model" for row in translation.refused):
         return
     try:
@@ -73,7 +73,8 @@ def to_download(name: str, translation: Translation) -> Iterator[Problem]:
 
 
 def joined(found: Iterable[Problem], more: Iterable[Problem]) -> list[Problem]:
-    """A setting that is refused for names that the model does not have is a problem once."""
+    """Merge two lists of problems. A setting that is rejected for names that the model does not have is
+    reported once."""
     more = list(more)
     told = [p.message for p in more if p.code == "unknown-target"]
     twice = [p for p in found if p.code == "setting-refused" and any(one in p.message for one in told)]
@@ -118,7 +119,7 @@ def _problem(name: str, code: str, error: OrchestrateError, field: str | None = 
 def memory_of_rows(
     spec: JobSpec, data: TrainingData, translation: Translation, options: Mapping[str, Any]
 ) -> MemoryPlan | None:
-    """By the longest row of the data."""
+    """Plan the memory by the longest row of the data."""
     model = catalog.resolve(spec.model_for("local"), "local")
     counter = costing.tokenizer_for(model, spec)
     return memory(spec, translation, options, data.train.tokens(counter).longest)
@@ -151,8 +152,8 @@ MOST_LONG = 2_000
 
 
 def untrained(name: str, spec: JobSpec, data: TrainingData) -> Iterator[Problem]:
-    """Data of which no row has a token to train on, at which training would end, and long rows whose answer
-    is cut off, where the model's tokenizer is available."""
+    """Report data in which no row has a token to train on, which would end training, and long rows whose
+    answer is cut off. Needs the model's tokenizer on this machine."""
     try:
         model = catalog.resolve(spec.model_for("local"), "local")
     except UsageError:
@@ -221,7 +222,7 @@ def _without_tokens(
 
 
 def warming(name: str, spec: JobSpec, data: TrainingData) -> Iterator[Problem]:
-    """A warm-up that is not over when the run is."""
+    """Report a warm-up that is longer than the run."""
     if spec.warmup_steps is None or spec.packing or spec.method.type == "rft":
         return
     batch = spec.batch_size if isinstance(spec.batch_size, int) else 16
@@ -246,7 +247,7 @@ def warming(name: str, spec: JobSpec, data: TrainingData) -> Iterator[Problem]:
 
 
 def reinforcement_problems(provider: str, spec: JobSpec, data: TrainingData) -> list[Problem]:
-    """Fields that the grader reads and rows lack, and prompts that leave no room for an answer."""
+    """Report fields that the grader reads and rows lack, and prompts that leave no room for an answer."""
     if not isinstance(spec.method, RFT):
         return []
     sets = [d for d in (data.train, data.validation) if d is not None and d.kind == "rl"]
@@ -308,7 +309,7 @@ def _lacking(provider: str, dataset: Dataset, fields: tuple[str, ...]) -> list[P
 
 
 def answers(spec: JobSpec) -> costing.Answers | None:
-    """How many answers a job draws, for its quote."""
+    """Return how many answers a job samples, for its quote."""
     if not isinstance(spec.method, RFT):
         return None
     return costing.Answers(

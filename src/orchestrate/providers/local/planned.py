@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def of(run: RunDir, checkpoint: str | None, provider: str) -> Path:
-    """The folder of a checkpoint, by its name or step, or of the tuned model. Raises `NotFound`."""
+    """Return the folder of a checkpoint, by its name or step, or of the tuned model. Raises `NotFound`."""
     if checkpoint is not None:
         for kept in checkpoints.listed(run.checkpoints):
             if checkpoint in (kept.path.name, str(kept.progress.step)):
@@ -54,8 +54,8 @@ def of(run: RunDir, checkpoint: str | None, provider: str) -> Path:
 
 
 def copied(source: Path, dest: Path, progress: Progress | None) -> tuple[ArtifactFile, ...]:
-    """All files of `source` in `dest`; those that are there already, whole, stay. Raises `ArtifactRefused`
-    where there are no weights."""
+    """Copy all files of `source` to `dest`. Complete files that are already there stay. Raises
+    `ArtifactRefused` where there are no weights."""
     files = checkpoints.manifest(source)
     if not any(f.path.endswith(".safetensors") for f in files):
         raise ArtifactRefused(f"{source} contains no safetensors weights")
@@ -69,7 +69,8 @@ def copied(source: Path, dest: Path, progress: Progress | None) -> tuple[Artifac
 
 
 def parameters(model: str) -> float | None:
-    """From the size of 16-bit weights, for a folder that the catalog does not know."""
+    """Estimate the number of parameters from the size of 16-bit weights, for a folder that the catalog
+    does not know."""
     size = sum(p.stat().st_size for p in Path(model).glob("*.safetensors")) if Path(model).is_dir() else 0
     return size / 2 or None
 
@@ -167,7 +168,7 @@ class PlannedProvider(PlansTraining):
         )
 
     def speed(self, spec: JobSpec, translation: Translation) -> throughput.Throughput:
-        """Of training, where the job would run."""
+        """Estimate the speed of training where the job would run."""
         kind, body = self._work_kind(spec, translation), translation.body
         return throughput.of_several(self._speed(kind, body), body.get("hyper", {}).get("processes", 1))
 

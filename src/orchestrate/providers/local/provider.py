@@ -123,7 +123,8 @@ class LocalProvider(
     # -- whose jobs ----------------------------------------------------------------------------------------
 
     def account(self) -> Account:
-        """The folder of the runs, by a mark that is kept in it: two machines may have folders of one name."""
+        """Return the folder of the runs, identified by a mark that is stored in it: two machines may have
+        folders of the same name."""
         return Account(id=f"home {machine.mark(self.home)}", told=True)
 
     def holds(self, remote: RemoteDataset) -> bool:
@@ -148,8 +149,8 @@ class LocalProvider(
         )
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
-        """The run directory named `ref` is made in one step; a second call with the ref finds it and starts
-        nothing."""
+        """Create the run directory named `ref` in one step. A second call with the ref finds it and
+        starts nothing."""
         body = settings.body(translation)
         resources = _within(decoding.convert(body.get("resources", {}), Resources), spec)
         job = LocalJob(
@@ -222,7 +223,7 @@ class LocalProvider(
         return reading.checkpoint_list(self._run(job))
 
     def billing(self) -> Billing:
-        """Workers on this machine: nobody sends a bill for them."""
+        """Report the workers on this machine, which nobody bills."""
         return standing.of_jobs(self, kind="worker", bills=False, note="electricity and wear of this machine")
 
     # -- acting --------------------------------------------------------------------------------------------
@@ -359,7 +360,8 @@ class LocalProvider(
     def generator(
         self, job: JobHandle, *, checkpoint: str | None = None, worker: Worker | None = None
     ) -> Generator:
-        """Without a `worker` one process for each model that was asked for, until `close`."""
+        """Create a generator. Without a `worker`, each model that was requested has one process until
+        `close`."""
         from orchestrate.local.answers.generation import Generator
 
         key = (job.job_id, checkpoint)
@@ -427,8 +429,8 @@ class Seen(Record, frozen=True, kw_only=True):
 
 
 def deaths(run: RunDir, attempts: int) -> int:
-    """Workers that have died since the newest checkpoint, the latest among them. `attempts`: all that the run
-    has had."""
+    """Count the workers that have died since the newest checkpoint, including the latest. `attempts`: all
+    attempts of the run."""
     path = run.path / ".restarts.json"
     try:
         seen = Seen.from_json(path.read_bytes())
@@ -442,6 +444,6 @@ def deaths(run: RunDir, attempts: int) -> int:
 
 
 def last_words(run: RunDir) -> str:
-    """Of whoever saw the worker die; nothing where nobody did."""
+    """Return the message of the process that saw the worker die, or an empty string if none did."""
     said = [event.message for event in run.events() if (event.type, event.level) == ("interrupted", "error")]
     return f": {said[-1]}" if said else ""

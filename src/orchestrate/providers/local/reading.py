@@ -22,8 +22,9 @@ def handle(run: RunDir, provider: str = "local") -> JobHandle:
 
 
 def job(run: RunDir, provider: str = "local") -> Job:
-    """As the run directory tells it; a worker that died shows as paused, with the reason in `error`. So does
-    one that lives and does nothing, which stays what it is: it may go on."""
+    """Build the job from its run directory. A worker that died shows as paused, with the reason in
+    `error`. A worker that is alive but makes no progress also has a reason there, but keeps its state,
+    because it may continue."""
     state = run.state()
     told = run.job()
     error = state.error
@@ -79,7 +80,7 @@ def _still(run: RunDir, state: State) -> JobError | None:
 
 
 def checkpoint_list(run: RunDir) -> list[Checkpoint]:
-    """The kept ones, oldest first."""
+    """List the kept checkpoints, oldest first."""
     return [
         Checkpoint(
             id=whole.path.name,

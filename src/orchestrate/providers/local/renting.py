@@ -64,7 +64,8 @@ def fits(
     billions: float | None,
     operations: Callable[[str], float],
 ) -> list[Fit]:
-    """Each machine, cheapest for the work first. `operations`: what a type of GPU does of it in a second."""
+    """Rank the machines, cheapest for the work first. `operations`: how many operations per second a type
+    of GPU performs on it."""
     found: list[Fit] = []
     for machine in machines:
         here = dict(body) if machine.gpu else {**body, "device": "cpu", "precision": None}
@@ -80,7 +81,8 @@ def fits(
 
 
 def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine | None, str]:
-    """(the machine, why). Without a list of machines there is none to choose. Raises `UsageError`."""
+    """Return (the machine, why). Without a list of machines there is nothing to choose from. Raises
+    `UsageError`."""
     wanted, most = asked.get("gpu", "auto"), _amount(asked, "max_usd_per_hour")
     if not fitting_ones:
         return None, "the place decides"
@@ -195,7 +197,7 @@ def resources(asked: Mapping[str, Any], machine: Machine | None, spec: JobSpec) 
 
 
 def rows(asked: Mapping[str, Any], found: Resources, machine: Machine | None, why: str) -> list[Setting]:
-    """What the plan says of it."""
+    """Return the plan's settings for the machine."""
     at = f" ({machine.name})" if machine and machine.name != machine.gpu else ""
     price = f", {money(found.limits.usd_per_hour)} per hour" if found.limits.usd_per_hour is not None else ""
     hours = found.limits.max_hours
@@ -236,8 +238,8 @@ def _of_device(asked: Any, found: Resources) -> Setting:
 
 
 def apart(found: Resources, hyper: Mapping[str, Any], *, groups: bool) -> Setting | None:
-    """Why the processes of a run cannot be the workers of a group. `groups`: they may lie on several
-    machines."""
+    """Return why the processes of a run cannot be the workers of a group. `groups`: they may run on
+    several machines."""
     processes, least = hyper.get("processes", 1), found.min_processes
     sharded, batch = hyper.get("sharded") is True, hyper.get("batch_size", processes)
     name, asked, reason = "min_processes", least, None

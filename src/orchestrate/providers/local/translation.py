@@ -71,8 +71,8 @@ OPTIONS: Mapping[str, Option] = {
 def answered(
     spec: JobSpec, body: Mapping[str, Any], gpu_elsewhere: bool, capability: float | None = None
 ) -> tuple[list[Setting], dict[str, Any]]:
-    """(a row for each option, the body with them). `gpu_elsewhere`: the job is planned for a GPU that this
-    machine need not have, of this `capability` where it is known."""
+    """Return (a row for each option, the body with them). `gpu_elsewhere`: the job is planned for a GPU
+    that this machine need not have, of this `capability` where it is known."""
     rows: dict[str, Setting] = {}
     body = {**body, "hyper": dict(body.get("hyper", {}))}
     for key, value in spec.provider_options.get("local", {}).items():
@@ -114,7 +114,7 @@ def _said_otherwise(key: str, value: Any, spec: JobSpec) -> str | None:
 
 
 def missing_optimizer(name: str) -> str | None:
-    """Why this machine has no such optimiser, with the line that installs it."""
+    """Return why this machine lacks the optimizer, with the command that installs it."""
     try:
         states.require(name)
     except states.OptimizerMissing as error:
@@ -123,7 +123,8 @@ def missing_optimizer(name: str) -> str | None:
 
 
 def of_machine(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that the configuration sets for all jobs. Raises `ConfigError` for a value that does not do."""
+    """Return the options that the configuration sets for all jobs. Raises `ConfigError` for an invalid
+    value."""
     found = {name: options[name] for name in ("threads", "device") if options.get(name) is not None}
     for name, value in found.items():
         if reason := problem(name, value):
@@ -132,13 +133,14 @@ def of_machine(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def device_of(spec: JobSpec, options: Mapping[str, Any]) -> str:
-    """On which the run is expected to train, by the spec, the configuration and this machine."""
+    """Return the device on which the run is expected to train, by the spec, the configuration and this
+    machine."""
     asked = spec.provider_options.get("local", {}).get("device") or options.get("device")
     return engines.expected_device(asked or ("cuda" if options.get("gpu_memory_gib") is not None else None))
 
 
 def problem(key: str, value: Any, method: str = "sft") -> str | None:
-    """Why the engine does not take this value."""
+    """Return why the engine rejects this value."""
     option = OPTIONS.get(key)
     if key == "run_grader_code":
         return (
@@ -198,7 +200,7 @@ _ADAPTERS = {
 
 
 def settled(told: Translation, plan: Callable[[Translation], MemoryPlan | None]) -> Translation:
-    """With the memory plan, and the way in which several processes share the work."""
+    """Complete the translation with the memory plan and with how several processes share the work."""
     processes = told.body.get("hyper", {}).get("processes", 1)
     asked = next((row for row in told.settings if row.name == NAME), None)
     if told.refused or (processes == 1 and asked is None):
@@ -233,12 +235,12 @@ def settled(told: Translation, plan: Callable[[Translation], MemoryPlan | None])
 
 
 def spread(body: Mapping[str, Any], processes: int) -> dict[str, Any]:
-    """The job for so many processes, each with a share of every weight."""
+    """Return the job for that many processes, each with a shard of every weight."""
     return {**body, "hyper": {**body.get("hyper", {}), "processes": processes, "sharded": True}}
 
 
 def unable(body: Mapping[str, Any]) -> str | None:
-    """Why weights cannot be spread for this job."""
+    """Return why weights cannot be sharded for this job."""
     hyper, adapter = body.get("hyper", {}), body.get("adapter", {})
     optimizer, engine = hyper.get("optimizer", "adamw"), body.get("engine", "auto")
     if hyper.get("processes", 1) < 2:
@@ -303,7 +305,8 @@ FULL_LEARNING_RATES = {"sft": 1e-5, "dpo": 1e-6, "rft": 1e-6}
 
 
 def translate(spec: JobSpec, options: Mapping[str, Any]) -> Translation:
-    """`options`: the machine's own settings (threads, device, gpu_memory_gib) from the configuration."""
+    """Translate the spec for the local engine. `options`: the machine's own settings (threads, device,
+    gpu_memory_gib) from the configuration."""
     rows = Rows("local", _without_options(spec))
     model = _model(rows, spec)
     _method(rows, spec, code=options.get("allow_grader_code") is True)
@@ -324,10 +327,10 @@ def translate(spec: JobSpec, options: Mapping[str, Any]) -> Translation:
 def memory(
     spec: JobSpec, translation: Translation, options: Mapping[str, Any], longest: int | None = None
 ) -> MemoryPlan | None:
-    """What training takes; `None` when it cannot be told. `longest`: tokens of the longest row of the data.
+    """Plan the memory that training takes, or return `None` when it cannot be estimated. `longest`:
+    tokens of the longest row of the data.
 
-    Raises `ConfigError` for a `gpu_memory_gib` that is no size.
-    """
+    Raises `ConfigError` for a `gpu_memory_gib` that is not a valid size."""
     size = options.get("gpu_memory_gib")
     if size is not None and (
         isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size < 1e5
@@ -637,6 +640,6 @@ def _length(rows: Rows, spec: JobSpec) -> None:
 
 
 def max_new_tokens(spec: JobSpec) -> int:
-    """The most tokens of an answer that is drawn to be graded."""
+    """Return the most tokens of an answer that is sampled for grading."""
     asked = spec.provider_options.get("local", {}).get("max_new_tokens")
     return asked if isinstance(asked, int) else Hyper().max_new_tokens

@@ -70,20 +70,20 @@ RULES = HostRules(
 
 
 def billed_tokens(train_tokens: int, epochs: int) -> int:
-    """Tokens of the training file after truncation, once per epoch; the validation file is not billed.
+    """Count tokens of the training file after truncation, once per epoch. The validation file is not
+    billed.
 
-    developers.openai.com fine-tuning guide, "Estimate costs": price per token x tokens in the file x epochs.
-    The job reports the product as `trained_tokens`.
-    """
+    developers.openai.com fine-tuning guide, "Estimate costs": price per token x tokens in the file x
+    epochs. The job reports the product as `trained_tokens`."""
     return train_tokens * epochs
 
 
 def auto_epochs(rows: int) -> int:
-    """What `n_epochs: auto` comes to: 3, more for few rows, fewer for many.
+    """Return the number of epochs that `n_epochs: auto` resolves to: 3, more for few rows, fewer for
+    many.
 
-    OpenAI cookbook, "Data preparation and analysis for chat model fine-tuning": 3 epochs, moved so that rows
-    x epochs stays within 100 and 25,000, and epochs within 1 and 25.
-    """
+    OpenAI cookbook, "Data preparation and analysis for chat model fine-tuning": 3 epochs, adjusted so
+    that rows x epochs stays within 100 and 25,000, and epochs within 1 and 25."""
     if rows <= 0:
         return 3
     if rows * 3 < 100:
@@ -116,7 +116,8 @@ def picture_tokens(model: str, picture: Picture) -> tuple[int, int, int] | None:
 
 
 def tuned_base(name: str) -> str | None:
-    """`ft:gpt-4o-mini-2024-07-18:org:suffix:id` goes on from that tune; its base decides price and limits."""
+    """Return the base of a tuned model: `ft:gpt-4o-mini-2024-07-18:org:suffix:id` continues from that
+    tune, and its base determines price and limits."""
     parts = name.split(":")
     return parts[1] if parts[0] == "ft" and len(parts) > 1 else None
 

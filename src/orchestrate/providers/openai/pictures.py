@@ -47,7 +47,7 @@ class _Patches:
         return ceil(min(across * down, _MOST_PATCHES) * self.factor)
 
     def low(self) -> int:
-        """Low detail makes the image 512 pixels wide and high at most."""
+        """Count the patches at low detail, which limits the image to 512 pixels in width and height."""
         return ceil((_TILE // _PATCH) ** 2 * self.factor)
 
 
@@ -66,8 +66,9 @@ _SIZES = ((512, 512), (1024, 1024), (_LONGEST, _SHORTEST))
 
 
 def tokens(model: str, picture: Picture) -> tuple[int, int, int] | None:
-    """Least, likely and most tokens of an image on a model; `None` for a model without a published rule. The
-    three differ where the image's size is not known, or the host chooses the detail (`auto`)."""
+    """Return the least, likely and most tokens of an image on a model, or `None` for a model without a
+    published rule. The three differ where the image's size is unknown, or the host chooses the detail
+    (`auto`)."""
     rule = next((found for name, found in _RULES.items() if model.startswith(name)), None)
     if rule is None:
         return None

@@ -64,7 +64,8 @@ def problems_of(
     *,
     today: date | None = None,
 ) -> list[Problem]:
-    """For a model without a catalog entry (a compatible host) only the rules of the wire are checked."""
+    """List the problems of a job. For a model without a catalog entry (a compatible host) only the rules
+    of the API are checked."""
     name, model = provider.name, provider.resolve(spec)
     found = offline.problems(provider, spec, data, translation)
     found = [p for p in found if p.code != "vision-model-only"]  # decided where the model is known
@@ -119,11 +120,10 @@ def _rft(provider: str, method: RFT, data: TrainingData) -> Iterator[Problem]:
 
 
 def grader_errors(grader: Mapping[str, Any], place: str = "method.grader") -> Iterator[tuple[str, str]]:
-    """(field, message) for each mistake, by the SDK's own types.
+    """Yield (field, message) for each mistake, by the SDK's own types.
 
-    Those know a `multi` grader with one grader in it; the guide to graders has a map of them by name, and the
-    formula reads the names.
-    """
+    The SDK's types define a `multi` grader with only one grader in it. The guide to graders has a map of
+    graders by name, and the formula reads the names."""
     from openai.types.graders import (
         LabelModelGraderParam,
         MultiGraderParam,
@@ -178,7 +178,8 @@ _ANY_GRADER = {"type": "string_check", "name": "any", "input": "", "reference": 
 
 
 def training_closed(error: TrainingClosed, model: ModelOnHost, method: str) -> TrainingClosed:
-    """The host's 403 `training_not_available` with what happened, the dates, and the nearest open model."""
+    """Explain the host's 403 `training_not_available` with what happened, the dates, and the nearest open
+    model."""
     text = (
         "OpenAI is winding down fine-tuning and accepts no new jobs from this organization; nothing "
         f"was created. From {PROFILE.no_new_jobs_after} on it accepts none from anyone"
@@ -196,7 +197,8 @@ def training_closed(error: TrainingClosed, model: ModelOnHost, method: str) -> T
 
 
 def way_out(model: Model | None, method: str) -> str:
-    """The command that trains the nearest open model elsewhere with the same data, method and spec."""
+    """Return the command that trains the nearest open model elsewhere with the same data, method and
+    spec."""
     others = catalog.alternatives(model) if model is not None else []
     if not others:
         return "orchestrate quote --provider all   (the same spec on the other backends)"
@@ -253,8 +255,8 @@ class OpenAIProvider(
     # -- offline -------------------------------------------------------------------------------------------
 
     def resolve(self, spec: JobSpec) -> ModelOnHost:
-        """A host other than OpenAI is sent the name as it is written; Azure, for a model of OpenAI's,
-        OpenAI's id of it."""
+        """Resolve the model's name. A host other than OpenAI gets the name as it is written. Azure, for a
+        model of OpenAI's, gets OpenAI's id of it."""
         if self.name == self.kind:
             return super().resolve(spec)
         asked = spec.model_for(self.name)
@@ -306,14 +308,15 @@ class OpenAIProvider(
             raise training_closed(error, self.resolve(spec), spec.method.type) from error
 
     def billing(self) -> Billing:
-        """Jobs. OpenAI asks nothing for tuned models and files that lie still; what is deployed on Azure only
-        its portal lists."""
+        """Report the jobs. OpenAI charges nothing for storing tuned models and files. Only Azure's portal
+        lists what is deployed there."""
         unseen = "deployments of models on Azure, which bill hourly: its data API cannot list them"
         return base.of_jobs(self, *([unseen] if _is_azure(self.config) else []))
 
     def base_models(self) -> Sequence[HostModel]:
-        """The end dates are OpenAI's word. Whether it tunes a model it does not tell: that is the catalog's
-        word, and for a model that the catalog does not have `unconfirmed`."""
+        """List the base models. The end dates come from OpenAI. OpenAI does not report whether it tunes a
+        model: that comes from the catalog, and is `unconfirmed` for a model that the catalog does not
+        have."""
         known = {
             model.ids.get(self.name): model.on(self.name) for model in catalog.search(provider=self.name)
         }
@@ -324,8 +327,8 @@ class OpenAIProvider(
     # -- the tuned model -----------------------------------------------------------------------------------
 
     def endpoint(self, job: JobHandle) -> Endpoint | None:
-        """A tuned model answers at once, without a deployment and without an hourly price; on Azure only the
-        configured deployment does."""
+        """Return the endpoint of a tuned model. It answers at once, without a deployment and without an
+        hourly price. On Azure only the configured deployment answers."""
         tuned = self._answering(self.get(job))
         if tuned is None:
             return None

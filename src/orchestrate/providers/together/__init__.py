@@ -71,19 +71,18 @@ RULES = HostRules(
 def billed_tokens(
     train_tokens: int, epochs: int, validation_tokens: int = 0, evals: int = 0
 ) -> tuple[int, int]:
-    """Training and evaluation tokens: `n_epochs x train + n_evals x validation`, masked tokens included.
+    """Count training and evaluation tokens: `n_epochs x train + n_evals x validation`, masked tokens
+    included.
 
-    docs.together.ai fine-tuning pricing: every token processed is billed, whether it carries loss or not.
-    """
+    docs.together.ai fine-tuning pricing: every processed token is billed, whether it carries loss or not."""
     return train_tokens * epochs, validation_tokens * evals
 
 
 def unpacked_tokens(sequences: int, max_seq_length: int) -> int:
-    """With `packing: false` every sequence is padded to the full length: `rows x max_seq_length` per epoch; a
-    preference pair is two sequences.
+    """Count tokens without packing. With `packing: false` every sequence is padded to the full length:
+    `rows x max_seq_length` per epoch. A preference pair is two sequences.
 
-    docs.together.ai fine-tuning pricing, which does not say how pairs are counted.
-    """
+    docs.together.ai fine-tuning pricing, which does not say how pairs are counted."""
     return sequences * max_seq_length
 
 

@@ -45,11 +45,10 @@ class Files:
         self._sleep = sleep
 
     def bring(self, dataset: Dataset, folder: Path, progress: Progress | None) -> dict[str, Any]:
-        """The host's record of the file, once it can be trained on.
+        """Upload the file and return the host's record of it, once it can be trained on.
 
-        A file with the digest in its name is used again. Raises `DataError` with the host's own report when
-        it does not take the file.
-        """
+        A file with the digest in its name is used again. Raises `DataError` with the host's own report
+        when it rejects the file."""
         path = dataset.write(self._target, folder)
         found = self._known(path) or self._send(path, progress)
         return self._ready(found, dataset)

@@ -194,7 +194,7 @@ class TogetherProvider(
         return reading.job_of(raw, job.ref or _ref(raw), self.name)
 
     def list(self, *, since: datetime | None = None) -> Iterator[Job]:
-        """One request: the host has no pages."""
+        """List the jobs with one request: the host has no pages."""
         jobs = [reading.job_of(raw, _ref(raw), self.name) for raw in self._raw_jobs()]
         for job in sorted(
             jobs, key=lambda j: j.created_at.timestamp() if j.created_at else 0.0, reverse=True
@@ -229,7 +229,7 @@ class TogetherProvider(
     def preview(
         self, spec: JobSpec, remote: RemoteDataset, *, rows_shown: int = 3
     ) -> list[reading.TokenMask]:
-        """How the host tokenises the first rows, and which tokens carry loss. SFT only."""
+        """Show how the host tokenizes the first rows, and which tokens carry loss. SFT only."""
         from together import omit
 
         body = self._filled(self.translate(spec), remote)
@@ -286,7 +286,7 @@ class TogetherProvider(
                 )
 
     def delete_stored(self, item: StoredItem) -> None:
-        """A model goes with its job, which the host deletes as one."""
+        """Delete a stored file or model. The host deletes a model together with its job."""
         with suppress(NotFound):
             if item.kind == "file":
                 self._wire.read(lambda: self._client().files.delete(item.id))
@@ -303,8 +303,9 @@ class TogetherProvider(
     def download(
         self, job: JobHandle, dest: Path, *, checkpoint: str | None = None, progress: Progress | None = None
     ) -> Artifact:
-        """`checkpoint`: an id from `checkpoints` (`12:adapter`), a step, or `adapter` or `merged`. Without
-        one the final adapter of a LoRA job, or the final weights of a full one."""
+        """Download the weights. `checkpoint`: an id from `checkpoints` (`12:adapter`), a step, or
+        `adapter` or `merged`. Without one, the final adapter of a LoRA job, or the final weights of a
+        full one."""
         archives.require_empty(dest)
         raw = self._raw_job(job)
         full = table(raw.get("training_type")).get("type") == "Full"

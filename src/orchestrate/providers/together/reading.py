@@ -72,7 +72,7 @@ _ERROR_EVENTS = ("job_error", "job_user_error", "billing_limit")
 
 
 def job_of(raw: Mapping[str, Any], ref: str | None, provider: str = "together") -> Job:
-    """One job. `events` are left out of the payload: they are read by themselves."""
+    """Parse one job. `events` are left out of the payload because they are read separately."""
     status = text(raw.get("status")) or ""
     known = STATUS_MAP.get(status, JobStatus.UNKNOWN)
     updated = when(raw.get("updated_at"))
@@ -124,8 +124,9 @@ def _error(raw: Mapping[str, Any], status: str) -> JobError:
 
 
 def events_of(raw: Iterable[Mapping[str, Any]]) -> list[Event]:
-    """Oldest first. The host gives its events no id (older ones have a hash): ours is made of what they say,
-    and a repeated one is numbered, so that it stays the same at every reading."""
+    """Parse events, oldest first. The host gives its events no id (older ones have a hash). Ours is
+    derived from their content, and repeated events are numbered, so that an id stays the same every time
+    it is read."""
     seen: Counter[str] = Counter()
     events: list[Event] = []
     for entry in sorted(raw, key=lambda e: when(e.get("created_at")) or datetime.min.replace(tzinfo=UTC)):
@@ -162,7 +163,8 @@ def _fingerprint(entry: Mapping[str, Any], kind: str) -> str:
 
 
 def metrics_of(raw: Iterable[Mapping[str, Any]]) -> list[MetricPoint]:
-    """One point for each step. An evaluation's row without a step belongs to the training row before it."""
+    """Build one point for each step. An evaluation row without a step belongs to the training row before
+    it."""
     values: dict[int, dict[str, float]] = {}
     times: dict[int, datetime] = {}
     epochs: dict[int, float] = {}
@@ -190,7 +192,8 @@ def metrics_of(raw: Iterable[Mapping[str, Any]]) -> list[MetricPoint]:
 
 
 def checkpoints_of(raw: Iterable[Mapping[str, Any]], job_id: str) -> list[Checkpoint]:
-    """Ids are `STEP:KIND` (`12:adapter`, `12:model`), for `download`; `model` is for `continue_from`."""
+    """List the checkpoints. Ids are `STEP:KIND` (`12:adapter`, `12:model`), for `download`; `model` is
+    for `continue_from`."""
     found: list[Checkpoint] = []
     for entry in raw:
         step = whole(entry.get("step"))
@@ -230,7 +233,7 @@ def masks_of(raw: Iterable[Mapping[str, Any]]) -> list[TokenMask]:
 
 
 def selection(checkpoint: str | None, full: bool) -> dict[str, Any]:
-    """`checkpoint` and `checkpoint_step` of the download request, from a checkpoint's id of ours."""
+    """Return `checkpoint` and `checkpoint_step` of the download request, from one of our checkpoint ids."""
     if checkpoint is None:
         return {"checkpoint": "model_output_path" if full else "adapter"}
     step, _, kind = checkpoint.partition(":") if checkpoint[:1].isdigit() else ("", "", checkpoint)
@@ -245,8 +248,8 @@ def selection(checkpoint: str | None, full: bool) -> dict[str, Any]:
 
 
 def models_of(rows: Iterable[Mapping[str, Any]]) -> list[HostModel]:
-    """`GET /v2/supported-models?product=PRODUCT_FINE_TUNING`. The id or, where only that is one of the
-    catalog's, the name is the name for tuning."""
+    """Parse `GET /v2/supported-models?product=PRODUCT_FINE_TUNING`. The name for tuning is the id or, if
+    only the name is in the catalog, the name."""
     known = {m.hosts[PROFILE.kind].id for m in search(provider=PROFILE.kind)}
     found: list[HostModel] = []
     for row in rows:
@@ -263,7 +266,8 @@ def models_of(rows: Iterable[Mapping[str, Any]]) -> list[HostModel]:
 
 
 def recalled(job: Job, file: Callable[[str], Mapping[str, Any]]) -> Recalled:
-    """`file` gives the record of a file by its id."""
+    """Collect the facts about a job from which it can be priced. `file` gives the record of a file by its
+    id."""
     told = job.payload
     full = text(table(told.get("training_type")).get("type")) == "Full"
     method = text(table(told.get("training_method")).get("method"))
@@ -289,7 +293,7 @@ def _file_of(name: Any, file: Callable[[str], Mapping[str, Any]], asked: bool) -
 
 
 def asked_for(job: Job) -> Told:
-    """Settings and files of a job."""
+    """Return the settings and files of a job."""
     raw = job.payload
     kind, method = table(raw.get("training_type")), table(raw.get("training_method"))
     spec: dict[str, Any] = {}
@@ -337,7 +341,8 @@ _NO_ESTIMATE = {
 
 
 def estimated(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a create request that the estimate takes. It knows of no packing and no longest row."""
+    """Return the part of a create request that the estimate takes. The estimate has no fields for packing
+    and the longest row."""
     return {key: body[key] for key in _FIELDS if key in body}
 
 

@@ -76,7 +76,7 @@ class Serving:
         self._found_project: str | None = None
 
     def price(self, id: str, made: Mapping[str, Any], options: Mapping[str, Any] | None) -> Decimal | None:
-        """US dollars per hour of `deploy`, from reading calls alone."""
+        """Return the price of `deploy` in US dollars per hour, using read-only calls."""
         wanted = DeployOptions.of(options)
         there = _ours(self._find(id))
         if there is None:
@@ -85,7 +85,7 @@ class Serving:
         return _per_hour(there, self._prices(), wanted)
 
     def price_on(self, id: str, base_model_id: str, options: Mapping[str, Any] | None) -> Decimal | None:
-        """As `price`, of an adapter that need not be there yet, by its base."""
+        """Return the price like `price`, by the base, for an adapter that need not be uploaded yet."""
         wanted, there = DeployOptions.of(options), _ours(self._find(id))
         if there is not None:
             return _per_hour(there, self._prices(), wanted)
@@ -114,7 +114,7 @@ class Serving:
         return self._endpoint(there) if there is not None and there.get("deployments") else None
 
     def model_of(self, job_id: str) -> str:
-        """The name by which it answers. Raises `UsageError` where it is not deployed."""
+        """Return the name by which the model answers. Raises `UsageError` where it is not deployed."""
         endpoint = self.find(job_id)
         if endpoint is None:
             raise UsageError(
@@ -141,7 +141,7 @@ class Serving:
         self._attempt(lambda: api.delete(endpoint_id, **at))
 
     def standing(self) -> Iterator[Standing]:
-        """All endpoints and deployments of the project, whoever made them."""
+        """List all endpoints and deployments of the project, whoever created them."""
         prices: dict[str, Decimal] | None = None
         for raw in self._all():
             name = str(raw.get("name"))
@@ -339,7 +339,8 @@ class Serving:
         return {"project_id": self.project()}
 
     def project(self) -> str:
-        """The project of the configuration, else of the SDK's environment, else of the key."""
+        """Return the project of the configuration, otherwise of the SDK's environment, otherwise of the
+        key."""
         if self._given_project:
             return self._given_project
         if self._found_project is None:
@@ -454,7 +455,7 @@ class TogetherAdapters(adapters.Adapters):
         return {**entry, "uploadDetails": {"uploadId": text(remote.get("uploadId")) or "", "parts": parts}}
 
     def find(self, id: str) -> dict[str, Any] | None:
-        """The registry's record of an adapter of this name."""
+        """Return the registry's record of an adapter with this name."""
         client, project = self._client(), self._serving.project()
         for page in self._wire.pages(lambda: client.models.list(project_id=project, limit=100)):
             for raw in items(page):
@@ -463,7 +464,8 @@ class TogetherAdapters(adapters.Adapters):
         return None
 
     def as_job(self, id: str) -> dict[str, Any]:
-        """In the form of the job that would have made it. Raises `UsageError` where it is not there."""
+        """Return an adapter in the form of the job that would have trained it. Raises `UsageError` where
+        it does not exist."""
         found = self.find(id)
         if found is None:
             raise UsageError(f"{self._provider} has no adapter {id}", fix="orchestrate deploy RUN --to ...")

@@ -46,7 +46,8 @@ NO_RFT = (
 
 
 def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
-    """`provider` is the name of the instance, where it is not the backend's own."""
+    """Translate the spec for Together. `provider` is the name of the instance, where it is not the
+    backend's own."""
     rows = Rows(provider, spec, aliases=(PROFILE.kind,), fields=FIELDS)
     try:
         model = catalog.resolve(spec.model_for(provider), PROFILE.kind)
@@ -71,7 +72,7 @@ def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
 
 
 def tag(suffix: str | None, ref: str) -> str:
-    """The `suffix` of the request: the ref, behind as much of the user's suffix as fits."""
+    """Return the `suffix` of the request: as much of the user's suffix as fits, then the ref."""
     return suffix_tag(suffix, ref, SUFFIX_LIMIT)
 
 
