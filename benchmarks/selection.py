@@ -1,28 +1,59 @@
-"""How much planted noise each signal of `orchestrate data score` finds. Answers are moved to other rows, and
-the rows that a signal doubts most are left out: as many as were planted.
+"""How much planted noise each signal of `orchestrate data score` finds, for labels and for free answers.
 
-python benchmarks/selection.py [--rows 300]
+Answers are moved to other rows, where they are wrong, and the rows that a signal doubts most are left out: as
+many as were planted. What can be chosen (how strongly the label model is regularized, how the short tune
+behind `loss-after` trains) is chosen on one set of each kind; the figures are of other sets.
+
+python benchmarks/selection.py [--rows 300] [--json docs/figures/selection.json]
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+from measured_on import Meter, about, write
 
 from orchestrate import Orchestrator
+from orchestrate.data.operations import score
 from orchestrate.runs.data import scoring
 from orchestrate.settings import config
 
 ROOT = Path(__file__).resolve().parents[1]
-SETS = {
-    "labels (examples/classification)": ROOT / "examples/classification/train.jsonl",
-    "free answers (the demo's orders)": ROOT / "src/orchestrate/bundled/orders/train.jsonl",
+EXAMPLES = ROOT / "examples"
+CHOSEN_ON = {
+    "labels": EXAMPLES / "classification/train.jsonl",
+    "free": ROOT / "src/orchestrate/bundled/orders/train.jsonl",
+}
+REPORTED_ON = {
+    "labels": {
+        "five stock answers (examples/tone)": EXAMPLES / "tone/train.jsonl",
+        "two labels (examples/distillation)": EXAMPLES / "distillation/train.jsonl",
+    },
+    "free": {
+        "invoices as JSON (examples/extraction)": EXAMPLES / "extraction/train.jsonl",
+        "rewritten mails (examples/rag-or-tune)": EXAMPLES / "rag-or-tune/manner.jsonl",
+    },
 }
 SHARES = (0.1, 0.3)
+SEEDS = (0, 1)
+STRENGTHS = (0.1, 1.0, 10.0, 100.0)
+TUNES = tuple({"epochs": e, "learning_rate": r} for e, r in itertools.product((1, 3), (2e-4, 2e-3)))
+"""What a short tune may be: epochs, and this machine's default rate or ten times it."""
+
+
+class Hits(NamedTuple):
+    precision: float
+    recall: float
+    out: int
+    """Rows left out."""
 
 
 def planted(lines: Sequence[str], share: float, seed: int = 0) -> tuple[list[str], set[int]]:
@@ -37,52 +68,131 @@ def planted(lines: Sequence[str], share: float, seed: int = 0) -> tuple[list[str
     return [json.dumps(row) for row in rows], {n + 1 for n in moved}
 
 
-def found(scores: scoring.Scores, wrong: set[int]) -> dict[str, tuple[float, float, int]]:
-    """Precision and recall of each signal, and how many rows it left out: as many as are wrong, or all that
-    confident learning names."""
-    told: dict[str, tuple[float, float, int]] = {}
-    for name, signal in scoring.SIGNALS.items():
+def found(scores: scoring.Scores, wrong: set[int]) -> dict[str, Hits]:
+    """By signal, with as many rows left out as are wrong; and of the rows that confident learning names."""
+    told: dict[str, Hits] = {}
+    for name, signal in score.SIGNALS.items():
         doubts = [signal.doubt(one) for one in scores.rows.values()]
         if len(set(doubts)) > 1:
-            order = [one.row for one in scoring.ranked(scores, name)]
-            told[name] = _hits(set(order[-len(wrong) :]), wrong)
+            order = [one.row for one in score.ranked(scores, name)]
+            told[name] = hits(set(order[-len(wrong) :]), wrong)
     if issues := {one.row for one in scores.rows.values() if one.likely_label is not None}:
-        told["label, as named"] = _hits(issues, wrong)
+        told["label, as named"] = hits(issues, wrong)
     return told
 
 
-def _hits(out: set[int], wrong: set[int]) -> tuple[float, float, int]:
-    return len(out & wrong) / len(out), len(out & wrong) / len(wrong), len(out)
+def hits(out: set[int], wrong: set[int]) -> Hits:
+    return Hits(len(out & wrong) / len(out), len(out & wrong) / len(wrong), len(out))
 
 
-def measured(lines: Sequence[str], share: float, folder: Path) -> dict[str, tuple[float, float, int]]:
-    """After a short tune on the noisy rows themselves."""
-    rows, wrong = planted(lines, share)
-    file = folder / "train.jsonl"
-    file.write_text("\n".join(rows) + "\n")
-    settings = config.load(env={"ORCHESTRATE_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}, cwd=folder)
-    with Orchestrator(settings) as ft:
-        run = ft.submit({"model": "tiny-chat", "train": str(file), "epochs": 2}, "local")
-        run.wait()
-        order = scoring.ScoreOrder(model="tiny-chat", after=run.id)
-        with scoring.prepared(ft, str(file), order) as prepared:
-            prepared.run()
-            return found(prepared.scores, wrong)
+def measured(
+    lines: Sequence[str], share: float, seed: int, tune: dict[str, Any] | None = None
+) -> dict[str, Hits]:
+    """Of the rows alone, or with the losses of the base and of a model that was tuned on the noisy rows."""
+    rows, wrong = planted(lines, share, seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, "train.jsonl")
+        file.write_text("\n".join(rows) + "\n", encoding="utf-8")
+        settings = config.load(
+            env={"ORCHESTRATE_HOME": f"{scratch}/home", "HF_HUB_OFFLINE": "1"}, cwd=Path(scratch)
+        )
+        with Orchestrator(settings) as ft:
+            order = scoring.ScoreOrder()
+            if tune is not None:
+                spec = {"model": "tiny-chat", "train": str(file), "adapter": "lora", **tune}
+                run = ft.submit({**spec, "provider_options": {"local": {"threads": 1}}}, "local")
+                run.wait()
+                order = scoring.ScoreOrder(model="tiny-chat", after=run.id)
+            with scoring.prepared(ft, str(file), order) as prepared:
+                prepared.run()
+                return found(prepared.scores, wrong)
+
+
+def means(each: Sequence[dict[str, Hits]]) -> dict[str, Hits]:
+    """Over repetitions, by signal."""
+    names = list(dict.fromkeys(name for one in each for name in one))
+    return {
+        name: Hits(
+            mean(one[name].precision for one in each if name in one),
+            mean(one[name].recall for one in each if name in one),
+            round(mean(one[name].out for one in each if name in one)),
+        )
+        for name in names
+    }
+
+
+def chosen_strength(lines: Sequence[str]) -> tuple[float, dict[str, float]]:
+    """The inverse regularization with which `label` is most precise, over both shares; the default where it
+    is no worse than any other."""
+    default, told = score.STRENGTH, dict[str, float]()
+    try:
+        for strength in STRENGTHS:
+            score.STRENGTH = strength
+            each = [measured(lines, share, seed)["label"] for share in SHARES for seed in SEEDS]
+            told[f"{strength:g}"] = mean(one.precision for one in each)
+    finally:
+        score.STRENGTH = default
+    best = max(told.values())
+    return (default if told[f"{default:g}"] == best else float(max(told, key=told.__getitem__))), told
+
+
+def chosen_tune(lines: Sequence[str]) -> tuple[dict[str, Any], dict[str, float]]:
+    """The short tune whose `loss-after` is most precise, over both shares."""
+    told = {
+        json.dumps(tune): mean(measured(lines, share, 0, tune)["loss-after"].precision for share in SHARES)
+        for tune in TUNES
+    }
+    return json.loads(max(told, key=told.__getitem__)), told
+
+
+def table(figures: dict[str, Any]) -> str:
+    """For docs/figures.py."""
+    tune = figures["chosen"]["tune"]
+    lines = [
+        "{machine}, load {load:.1f} as it began; {day}; tiny-chat; {rows} rows at most, {seeds} draws of the "
+        "noise.".format(**figures),
+        f"Chosen on examples/classification: C = {figures['chosen']['strength']:g}. Chosen on the demo's "
+        f"orders: {tune['epochs']} epochs at a rate of {tune['learning_rate']:g}.",
+        "",
+        "| data | moved answers | signal | precision | recall | rows left out |",
+        "|---|---:|---|---:|---:|---:|",
+    ]
+    for one in figures["found"]:
+        cells = (one["data"], f"{one['share']:.0%}", one["signal"], f"{one['precision']:.2f}")
+        lines.append(f"| {' | '.join(cells)} | {one['recall']:.2f} | {one['out']} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=300)
-    most: int = parser.parse_args().rows
-    print("| data | planted | signal | precision | recall | left out |\n|---|---|---|---|---|---|")
-    for name, path in SETS.items():
-        lines = path.read_text().splitlines()[:most]
-        for share in SHARES:
-            with tempfile.TemporaryDirectory() as folder:
-                told = measured(lines, share, Path(folder))
-            for signal, (precision, recall, out) in told.items():
-                row = f"| {name} | {share:.0%} | {signal} | {precision:.2f} | {recall:.2f} | {out} |"
-                print(row, flush=True)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    figures, meter = about("scikit-learn", "torch"), Meter.now()
+
+    def lines_of(path: Path) -> list[str]:
+        found: list[str] = path.read_text(encoding="utf-8").splitlines()[: given.rows]
+        return found
+
+    strength, strengths = chosen_strength(lines_of(CHOSEN_ON["labels"]))
+    tune, tunes = chosen_tune(lines_of(CHOSEN_ON["free"]))
+    score.STRENGTH = strength
+    rows: list[dict[str, Any]] = []
+    for kind, sets in REPORTED_ON.items():
+        for name, path in sets.items():
+            for share in SHARES:
+                each = [
+                    measured(lines_of(path), share, seed, tune if kind == "free" else None) for seed in SEEDS
+                ]
+                for signal, one in means(each).items():
+                    rows.append({"data": name, "share": share, "signal": signal, **one._asdict()})
+                    print(rows[-1], flush=True)
+    chosen = {"strength": strength, "strengths": strengths, "tune": tune, "tunes": tunes}
+    figures |= {"rows": given.rows, "seeds": len(SEEDS), "chosen": chosen, "found": rows}
+    figures["others"] = meter.others()
+    if given.json is not None:
+        write(given.json, figures)
+    print(table(figures))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,9 @@ OUTLIER = 3.5
 SAME_ANSWER = 0.5
 """Answers that share fewer of their words than this contradict one another."""
 FOLDS = 5
+STRENGTH = 1.0
+"""Inverse strength of the regularization of the model that doubts labels (scikit-learn's C), chosen by
+benchmarks/selection.py."""
 _FEWEST = 2
 """Rows of a label, below which a model can't be trained without one of them."""
 _WORD = re.compile(r"\w+")
@@ -333,7 +336,7 @@ def _out_of_sample(texts: Sequence[str], labels: Sequence[int], folds: int) -> A
             for name in ("feature_extraction.text", "linear_model", "model_selection", "pipeline")
         )
     words = text.TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"\w+")  # noqa: S106
-    model = pipeline.make_pipeline(words, linear.LogisticRegression(max_iter=1000))
+    model = pipeline.make_pipeline(words, linear.LogisticRegression(C=STRENGTH, max_iter=1000))
     # A text without a word is one all the same.
     return selection.cross_val_predict(
         model,
