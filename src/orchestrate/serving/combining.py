@@ -1,4 +1,4 @@
-"""Several adapters of one base made one."""
+"""Several adapters of one base made one, or several whole models of one architecture."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from orchestrate.core.files import write_whole
+from orchestrate.core.tensors import tensors
 from orchestrate.errors import UsageError
 from orchestrate.local.weights import ask_all
 from orchestrate.serving.export.card import card
@@ -22,6 +24,8 @@ from orchestrate.text import among
 from orchestrate.types import Merged
 
 METHODS = ("svd", "cat", "ties", "dare_ties", "linear")
+MODEL_METHODS = ("linear", "slerp", "ties")
+"""Of whole models; the first is the default."""
 NOTES = {
     "linear": "linear adds the two factors of each adapter separately, which mixes their products. "
     "PEFT's authors call it very rough and advise against it; svd and cat are precise",
@@ -38,60 +42,64 @@ def combine(
     names: Sequence[str],
     folder: Path,
     *,
-    method: str,
+    method: str | None,
     weights: Sequence[float] | None,
     density: float | None,
     rank: int | None,
     work: Work = ask_all,
 ) -> Merged:
-    """Writes `folder`, which is new or empty. Raises `UsageError`."""
-    given = _require(parts, method, weights, density, rank)
+    """Writes `folder`, which is new or empty. By default adapters are merged by svd, whole models by linear.
+    Raises `UsageError`."""
+    models = not any(p.adapter for p in parts)
+    used = method or (MODEL_METHODS if models else METHODS)[0]
+    given = _require(parts, used, weights, density, rank)
     folder = folder.expanduser().resolve()
     base = parts[0]
+    task: dict[str, Any] = {"base": base.base, "weights": given, "method": used, "density": density}
+    files = [str(p.folder) for p in parts]
+    if models:
+        task |= {"task": "combine_models", "models": files}
+    else:
+        task |= {"task": "combine", "adapters": files, "rank": rank}
     with new_folder_at(folder) as draft:
         told, dress = work(
             [
-                {
-                    "task": "combine",
-                    "base": base.base,
-                    "adapters": [str(p.folder) for p in parts],
-                    "target": str(draft),
-                    "weights": given,
-                    "method": method,
-                    "density": density,
-                    "rank": rank,
-                },
+                {**task, "target": str(draft)},
                 {"task": "dress", "base": base.base, "tuned": str(base.folder), "target": str(draft)},
             ]
         )
-        notes = [NOTES[method]] if method in NOTES else []
+        notes = [NOTES[used]] if used in NOTES and not models else []
         notes.append(ADVICE)
+        ranks: tuple[int, ...] = tuple(told.get("ranks", ()))
+        made = Merged(
+            folder=str(folder),
+            files=(),
+            base_model=base.base_name,
+            method=told.get("method", used),
+            parts=tuple(names),
+            weights=tuple(given),
+            ranks=ranks,
+            rank=told.get("rank"),
+            error=told.get("error"),
+            notes=tuple(notes),
+        )
         made_of = [
-            _part(name, weight, r, p)
-            for name, weight, r, p in zip(names, given, told["ranks"], parts, strict=True)
+            _part(name, weight, p) | ({} if models else {"rank": ranks[n]})
+            for n, (name, weight, p) in enumerate(zip(names, given, parts, strict=True))
         ]
-        merging = {"method": told["method"], "density": density, "error": told["error"], "parts": made_of}
-        _write_passport(draft, base, dress["base_hash"], merging)
-        merged = Tuned(folder.name, draft, base.base, "adapter")
+        merging = {"method": made.method, "density": density, "error": made.error, "parts": made_of}
+        kind = "full" if models else "adapter"
+        _write_passport(draft, kind, base, dress["base_hash"], merging)
+        merged = Tuned(folder.name, draft, base.base, kind)
         told_how = [f"orchestrate serve {shlex.quote(str(folder))}"]
-        write_whole(draft / "README.md", card(merged, "peft", told_how, notes).encode())
-    return Merged(
-        folder=str(folder),
-        files=files_of(folder),
-        base_model=base.base_name,
-        method=told["method"],
-        parts=tuple(names),
-        weights=tuple(given),
-        ranks=tuple(told["ranks"]),
-        rank=told["rank"],
-        error=told["error"],
-        notes=tuple(notes),
-    )
+        form = "merged" if models else "peft"
+        write_whole(draft / "README.md", card(merged, form, told_how, notes).encode())
+    return replace(made, files=files_of(folder))
 
 
-def _write_passport(draft: Path, base: Tuned, base_hash: str, merging: dict[str, Any]) -> None:
+def _write_passport(draft: Path, kind: str, base: Tuned, base_hash: str, merging: dict[str, Any]) -> None:
     passport = {
-        "kind": "adapter",
+        "kind": kind,
         "base_model": base.base,
         "base_model_hash": base_hash,
         "merged": merging,
@@ -100,9 +108,9 @@ def _write_passport(draft: Path, base: Tuned, base_hash: str, merging: dict[str,
     write_whole(draft / "passport.json", msgspec.json.format(msgspec.json.encode(passport), indent=2))
 
 
-def _part(name: str, weight: float, rank: int, tuned: Tuned) -> dict[str, Any]:
+def _part(name: str, weight: float, tuned: Tuned) -> dict[str, Any]:
     weights = weights_hash(tuned.folder)
-    return {"of": name, "weight": weight, "rank": rank, "weights": weights, "passport": tuned.passport}
+    return {"of": name, "weight": weight, "weights": weights, "passport": tuned.passport}
 
 
 def _require(
@@ -113,21 +121,31 @@ def _require(
     rank: int | None,
 ) -> list[float]:
     """The weight of each part."""
-    if method not in METHODS:
-        raise UsageError(f"unknown method {method!r}{among(method, METHODS)}")
+    models = [p for p in parts if not p.adapter]
+    if models and len(models) < len(parts):
+        raise UsageError(
+            f"{models[0].name} is a complete model and can't be merged with adapters",
+            fix="orchestrate export RUN DIR --to merged   makes a complete model of each adapter",
+        )
+    methods, what = (MODEL_METHODS, "models") if models else (METHODS, "adapters")
+    if method not in methods:
+        raise UsageError(f"{what} can't be merged by {method!r}{among(method, methods)}")
     if len(parts) < 2:
-        raise UsageError("merging needs at least two adapters")
-    bases = {p.base_name for p in parts}
-    if len(bases) > 1:
-        raise UsageError(f"adapters of different bases cannot be merged: {', '.join(sorted(bases))}")
-    for part in parts:
-        if part.config.get("use_dora"):
-            raise UsageError(f"{part.name} is a DoRA adapter: its magnitudes would be lost in a merge")
-        part.require_readable()
+        raise UsageError(f"merging needs at least two {what}")
     if weights is not None and len(weights) != len(parts):
-        raise UsageError(f"{len(parts)} adapters need {len(parts)} weights, got {len(weights)}")
+        raise UsageError(f"{len(parts)} {what} need {len(parts)} weights, got {len(weights)}")
     if weights is not None and not (all(map(math.isfinite, weights)) and any(weights)):
         raise UsageError(f"--weights must be finite numbers, not all 0, got {list(weights)}")
+    bases = {p.base_name for p in parts}
+    if len(bases) > 1 and (not models or method == "ties"):
+        raise UsageError(f"different bases can't be merged by {method}: {', '.join(sorted(bases))}")
+    if models:
+        _require_alike(models, method, weights)
+    else:
+        for part in parts:
+            if part.config.get("use_dora"):
+                raise UsageError(f"{part.name} is a DoRA adapter: its magnitudes would be lost in a merge")
+            part.require_readable()
     if density is not None and "ties" not in method:
         raise UsageError(
             f"{method} has no density, because it prunes nothing", fix="--method ties , or dare_ties"
@@ -137,3 +155,41 @@ def _require(
     if rank is not None and method != "svd":
         raise UsageError(f"{method} has no rank setting", fix="--method svd")
     return list(weights) if weights is not None else [1 / len(parts)] * len(parts)
+
+
+def _require_alike(models: Sequence[Tuned], method: str, weights: Sequence[float] | None) -> None:
+    """Raises `UsageError` for models whose tensors or tokens differ: their mean would mean nothing."""
+    if method == "slerp" and len(models) != 2:
+        raise UsageError(f"slerp merges two models, got {len(models)}", fix="--method linear")
+    if weights is not None and (min(weights) < 0 or sum(weights) <= 0):
+        raise UsageError(f"the weights of complete models must not be negative, got {list(weights)}")
+    first, *others = models
+    shapes, words = _shapes(first), _words(first)
+    for other in others:
+        theirs = _shapes(other)
+        for name in sorted(shapes.keys() | theirs.keys()):
+            if (mine := shapes.get(name)) != (its := theirs.get(name)):
+                raise UsageError(
+                    f"{first.name} and {other.name} have different architectures: {name} is {mine} and {its}"
+                )
+        if words != _words(other):
+            raise UsageError(f"{first.name} and {other.name} have different tokens")
+
+
+def _shapes(model: Tuned) -> dict[str, list[int]]:
+    try:
+        each = [tensors(file) for file in sorted(model.folder.glob("*.safetensors"))]
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"can't read the model in {model.folder}: {error}", fix="download or export it again"
+        ) from error
+    return {name: tensor.shape for part in each for name, tensor in part.items()}
+
+
+def _words(model: Tuned) -> Any:
+    """The tokens by their ids, as far as the folder has them."""
+    try:
+        told: Any = msgspec.json.decode((model.folder / "tokenizer.json").read_bytes())
+        return told["model"]["vocab"], told.get("added_tokens")
+    except (OSError, msgspec.MsgspecError, KeyError, TypeError):
+        return None

@@ -45,7 +45,7 @@ class AdapterCost(Record, frozen=True, kw_only=True):
 
 
 class Merged(Record, frozen=True, kw_only=True):
-    """One adapter made of several of one base."""
+    """One adapter made of several of one base, or one model of several of one architecture."""
 
     folder: str
     files: tuple[ArtifactFile, ...]
@@ -55,8 +55,9 @@ class Merged(Record, frozen=True, kw_only=True):
     parts: tuple[str, ...]
     weights: tuple[float, ...]
     ranks: tuple[int, ...]
-    rank: int
-    error: float
-    """How far it is from the weighted sum of its parts, relative, over all adapted matrices."""
+    rank: int | None
+    """`None` for complete models, which have none."""
+    error: float | None
+    """How far an adapter is from the weighted sum of its parts, relative, over all adapted matrices."""
     notes: tuple[str, ...] = ()
     proof: Proof | None = None

@@ -124,9 +124,16 @@ def _show_export(made: Export) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Merging:
-    """How adapters become one."""
+    """How adapters or models become one."""
 
-    method: Annotated[str, typer.Option(help="svd, cat, ties, dare_ties, linear.")] = "svd"
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="Adapters: svd (default), cat, ties, dare_ties, linear. Complete models: linear (default), "
+            "slerp, ties.",
+            show_default=False,
+        ),
+    ] = None
     weights: Annotated[
         str | None, typer.Option(metavar="W,W", help="One for each run; default: all the same, together 1.")
     ] = None
@@ -151,14 +158,19 @@ def merge(
     context: typer.Context,
     *,
     run: Annotated[
-        list[str], typer.Argument(metavar="RUN RUN...", help="Runs or folders with adapters of one base.")
+        list[str],
+        typer.Argument(
+            metavar="RUN RUN...",
+            help="Runs or folders: adapters of one base, or complete models of one architecture.",
+        ),
     ],
     folder: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="New.")],
     merging: Merging,
     accept_licence: AcceptOpt = None,
 ) -> Output[Merged]:
-    """Merge several adapters of the same base model into one, and verify the result. Prints its distance from
-    the exact sum. Exit code 1 if the check fails. Evaluate the result and each of its parts."""
+    """Merge several adapters of the same base model into one, or several complete models of the same
+    architecture, and verify the result. Prints an adapter's distance from the exact sum. Exit code 1 if the
+    check fails. Evaluate the result and each of its parts."""
     from orchestrate.runs.serving import subjects as serving
 
     with orchestrator(context) as ft:
@@ -177,10 +189,11 @@ def merge(
 
 
 def _show_merged(made: Merged) -> None:
-    note(
-        f"{made.method}, rank {made.rank} of {', '.join(map(str, made.ranks))}; {made.error:.1%} from the "
-        "exact sum"
-    )
+    if made.error is None:
+        note(f"{made.method} of {len(made.parts)} complete models")
+    else:
+        ranks = ", ".join(map(str, made.ranks))
+        note(f"{made.method}, rank {made.rank} of {ranks}; {made.error:.1%} from the exact sum")
     if made.proof is not None:
         show_proof(made.proof)
     for line in made.notes:

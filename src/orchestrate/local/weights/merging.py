@@ -1,7 +1,7 @@
-"""An adapter added into its base at 16 bits, and several adapters made one. Imports torch.
+"""An adapter added into its base at 16 bits, several adapters made one, and several models. Imports torch.
 
-PEFT does the arithmetic of both. Nothing is merged into four-bit weights: rounding to NF4 again loses what
-was trained."""
+PEFT does the arithmetic of adapters, mergekit that of complete models. Nothing is merged into four-bit
+weights: rounding to NF4 again loses what was trained."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -16,6 +16,7 @@ import msgspec
 import torch
 from safetensors import SafetensorError
 
+from orchestrate.core import needed
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.local.model.files import PACKAGES, ModelFolder, Quantised
 from orchestrate.local.model.loading import add_adapter, load_adapter, load_base
@@ -116,6 +117,48 @@ def combine(
     (target / COMBINED).rmdir()
     (target / "README.md").unlink(missing_ok=True)
     return {"method": used, "ranks": ranks, "rank": made, "error": error}
+
+
+def combine_models(
+    models: Sequence[Path],
+    target: Path,
+    *,
+    base: Path,
+    weights: Sequence[float],
+    method: str,
+    density: float | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Write the weighted mean of complete models of one architecture, tensor by tensor, with mergekit. TIES
+    takes the differences from `base`. `slerp` takes two models."""
+    with needed("merge", "merging complete models", "mergekit"):
+        from mergekit.common import ModelPath, ModelReference
+        from mergekit.config import MergeConfiguration
+        from mergekit.merge import run_merge
+        from mergekit.options import MergeOptions
+
+    def named(path: Path) -> Any:  # as an object: in a text, mergekit reads "+" and "@" as its own signs
+        return ModelReference(model=ModelPath(path=str(path)))
+
+    shared: dict[str, Any] = {"density": 0.5 if density is None else density} if method == "ties" else {}
+    parts: list[dict[str, Any]] = [{"model": named(path)} for path in models]
+    if method == "slerp":
+        asked = {"base_model": named(models[0]), "parameters": {"t": weights[1] / sum(weights)}}
+    else:
+        asked = {"base_model": named(base)} if method == "ties" else {}
+        for part, weight in zip(parts, weights, strict=True):
+            part["parameters"] = {"weight": weight, **shared}
+    config: dict[str, Any] = msgspec.json.decode((models[0] / "config.json").read_bytes())
+    dtype = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+    given = MergeConfiguration.model_validate(
+        {"merge_method": method, "dtype": dtype, "models": parts, **asked}
+    )
+    options = MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True, random_seed=seed)
+    try:
+        _saved(lambda: run_merge(given, str(target), options), target)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise UsageError(f"Can't merge these models by {method}: {error}") from error
+    return {"dtype": dtype}
 
 
 def _variant(method: str, ranks: Sequence[int]) -> str:

@@ -25,7 +25,7 @@ from orchestrate.local.model.sampling.sampling import Sampler, stop_tokens
 from orchestrate.local.model.weights import auto_class
 from orchestrate.local.proof import finding
 from orchestrate.local.weights import serve
-from orchestrate.local.weights.merging import combine, merge
+from orchestrate.local.weights.merging import combine, combine_models, merge
 from orchestrate.types import decoding
 
 
@@ -77,6 +77,10 @@ def merged(base: str, adapter: str, target: str, dtype: str) -> dict[str, Any]:
 
 def combined(base: str, adapters: list[str], target: str, **how: Any) -> dict[str, Any]:
     return combine(files.fetch(base), [Path(a) for a in adapters], Path(target), **how)
+
+
+def combined_models(base: str, models: list[str], target: str, **how: Any) -> dict[str, Any]:
+    return combine_models([Path(m) for m in models], Path(target), base=files.fetch(base).path, **how)
 
 
 def sheet(
@@ -231,6 +235,7 @@ TASKS: dict[str, Callable[..., dict[str, Any]]] = {
     "render": render,
     "merge": merged,
     "combine": combined,
+    "combine_models": combined_models,
     "sheet": sheet,
     "read": read,
     "read_base": read_base,

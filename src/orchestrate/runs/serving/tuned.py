@@ -292,22 +292,23 @@ def merge(
     parts: Sequence[TrackedRun | Path],
     folder: Path,
     *,
-    method: str = "svd",
+    method: str | None = None,
     weights: Sequence[float] | None = None,
     density: float | None = None,
     rank: int | None = None,
     accept_licence: Sequence[str] = (),
 ) -> Merged:
-    """Merge several adapters of one base into a folder, with PEFT's methods and a passport, then load and
-    prove the result. Each weighs the same unless `weights` says otherwise.
+    """Merge adapters of one base with PEFT's methods, or complete models of one architecture with mergekit's,
+    into a folder with a passport, then load and prove the result. Each weighs the same unless `weights` says
+    otherwise. `method`: svd for adapters and linear for models by default.
 
-    Raises `UsageError` for other bases, whole models, or what PEFT cannot merge.
+    Raises `UsageError` for parts that differ too much, or what PEFT or mergekit cannot merge.
     """
     tuned = [of(ws, part) for part in parts]
     for one in tuned:
         agree(ws, one, accept_licence)
     names = [key_of(p) for p in parts]
-    with work(f"merging {text.count(len(tuned), 'adapter')}"):
+    with work(f"merging {text.count(len(tuned), 'adapter' if tuned[0].adapter else 'model')}"):
         made = combining.combine(
             tuned, names, folder, method=method, weights=weights, density=density, rank=rank
         )
