@@ -103,7 +103,7 @@ def test_the_page_is_what_happens(
         jsonschema.validate(taken.json, of("ab record"))
         assert taken.json["recorded"] == 2
         again = cli("ab", "record", "support-bot", "outcomes.jsonl")
-        assert again.out == "0 outcomes recorded, 2 known before\n"
+        assert again.out == "0 outcomes recorded, 2 already known\n"
 
         printed = StringIO()
         with redirect_stdout(printed):

@@ -68,7 +68,7 @@ def test_generate_then_review_then_check(cli: Cli, host: ChatHost, tmp_path: Pat
 def test_limits_and_mistakes_have_their_exit_codes(cli: Cli, host: ChatHost) -> None:
     base = ("data", "generate", str(ORDERS), "--base-url", host.url, "-o", "new.jsonl")
     limited = cli(*base, "--model", "gpt-4.1-mini", "--max-requests", "1")
-    assert limited.code == 6 and "--max-requests is reached" in limited.err and "$0.00" in limited.err
+    assert limited.code == 6 and "--max-requests was reached" in limited.err and "$0.00" in limited.err
     dear = cli(*base, "--model", "gpt-4.1-mini", "--max-cost", "0.0001", "--json")
     assert dear.code == 6 and dear.json["stopped"] == "max-cost" and len(host.bodies) == 1
     unknown = cli(*base, "--model", "writer", "--max-cost", "1")

@@ -122,7 +122,7 @@ def test_without_people_nothing_is_left_out(cli: Cli, host: ChatHost, folder: Pa
         and "--calibrate" in done.err
     )
     unasked = cli(*command(host, "--calibrate", "rated.jsonl"))
-    assert unasked.code == 2 and "nothing was asked" in unasked.err and "about $" in unasked.err
+    assert unasked.code == 2 and "nothing was sent" in unasked.err and "about $" in unasked.err
     pairs = {"prompt": "q", "answers": ["a", "b"], "preferred": "first"}
     (folder / "pairs.jsonl").write_text(json.dumps(pairs) + "\n")
     wrong = cli(*command(host, "--calibrate", "pairs.jsonl", "--yes"))

@@ -62,7 +62,7 @@ def test_a_model_is_recorded_and_moved(cli: Cli, run: str, sandbox: Sandbox, tmp
     fits("migrate", dry.out)
     assert [t["model"] for t in dry.json["targets"]] == ["gpt-4.1-mini", "qwen3.5-9b"]
     told = cli("migrate", run, *where, "--dry-run")
-    assert "AGAINST" not in told.err.split("chat template")[0] and "silent after 2027-01-14" in told.err
+    assert "AGAINST" not in told.err.split("chat template")[0] and "shut down after 2027-01-14" in told.err
     nobody = cli("migrate", run, *where)
     assert nobody.code == 2 and "nobody agreed" in nobody.err
     sandbox.clear_requests()

@@ -169,7 +169,7 @@ def test_single_answers_on_sheets_hold_a_judge(cli: Cli, run_id: str, tmp_path: 
     taken = cli("review", review, "--import", "sheet.csv", "--rater", "Fay", "--json")
     assert msgspec.convert(taken.json, Imported).ratings == 8
     assert (
-        "0 ratings of Fay, 8 known before"
+        "0 ratings from Fay, 8 already known"
         in cli("review", review, "--import", "sheet.csv", "--rater", "Fay").out
     )
     shown = cli("review", review, "--results")

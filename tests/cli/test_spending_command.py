@@ -123,7 +123,7 @@ def test_a_cost_that_nobody_knows_is_no_budget_that_holds(cli: Cli, tmp_path: Pa
     ask = ("spending", "--offline", "--fail-if-over")
     unknown = cli(*ask, ORCHESTRATE_BUDGET_USD="10")
     assert unknown.code == 4 and "the cost of run-unpriced is unknown" in unknown.err
-    assert "given up: run-given-up" in unknown.err and unknown.out.startswith("$3.52 spent")
+    assert "abandoned: run-given-up" in unknown.err and unknown.out.startswith("$3.52 spent")
     assert cli(*ask, ORCHESTRATE_BUDGET_USD="3").code == 6, "what is known is above it already"
     assert cli(*ask, "--ignore", "run-unpriced", ORCHESTRATE_BUDGET_USD="10").code == 0
     told = cli("spending", "--offline", "--json").json
@@ -150,7 +150,7 @@ def test_what_is_idle_is_1_and_what_could_not_be_asked_is_4(
     sandbox.fault("openai", "no_list", count=0)
     blind = cli(*ignored, **sandbox.env)
     sandbox.clear_faults()
-    assert blind.code == 4 and "openai could not be checked: the answer" in blind.err
+    assert blind.code == 4 and "openai could not be checked: the response" in blind.err
     assert "at least" in blind.out and "1 account could not be checked completely" in blind.out
 
 

@@ -40,7 +40,7 @@ KTO_ONLY = ("desirable_weight", "undesirable_weight")
 _OF_ENGINES: Mapping[str, tuple[str, Any]] = {
     "added_tokens": ("trains with the model's own tokenizer", None),
     "chat_template": ("renders rows with its own template", None),
-    "chat_template_kwargs": ("renders rows with a template of its own", None),
+    "chat_template_kwargs": ("renders rows with its own template", None),
     "max_steps": ("trains full epochs: set epochs", None),
     "optimizer": ("chooses the optimizer itself", None),
     "eval_steps": ("has no setting for steps between evaluations", None),

@@ -63,7 +63,7 @@ def test_the_server_is_proved_by_the_ids_that_it_tells(made: Made) -> None:
     tokens, _, distance, _ = proof.stages
     assert tokens.figures["same"] == len(made.sheet.probes), "by /apply-template and /tokenize"
     assert distance.figures["agree"] == len(made.sheet.canaries)
-    assert distance.figures["nats per token from the trainer over"] < LEAST_FLOOR
+    assert distance.figures["nats a token"] < LEAST_FLOOR
 
 
 def test_fifty_prompts_get_the_trainers_ids_from_the_server_with_the_adapter(made: Made) -> None:

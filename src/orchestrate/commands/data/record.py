@@ -134,7 +134,7 @@ def _tell(plan: RecordPlan) -> None:
         note(f"{plan.taken:,} were selected to cover the others{kinds}")
     asked = plan.asked
     if asked.expected_usd is None or asked.high_usd is None:
-        price = "no price by the token is known"
+        price = "no per-token price is known"
     else:
         price = f"about {span(asked.expected_usd, asked.high_usd)}" if asked.high_usd else "costs nothing"
     kept = f", {asked.kept:,} answered before" if asked.kept else ""

@@ -257,7 +257,7 @@ def tell_plan(plan: EvaluationPlan) -> None:
     )
     for asked in plan.asked:
         if asked.expected_usd is None or asked.high_usd is None:
-            price = "no price by the token is known"
+            price = "no per-token price is known"
         elif not asked.high_usd:
             price = "costs nothing"
         else:

@@ -127,7 +127,7 @@ class PreparedEvaluation:
                 ft.provider(host)
             except UsageError as error:
                 places = ", ".join(PLACES)
-                raise UsageError(f"--on takes {places} or a backend: {error.message}") from error
+                raise UsageError(f"--on must be one of {places} or a backend: {error.message}") from error
         if not runs and not order.models:
             raise UsageError("name a run or a --model to evaluate", fix="orchestrate runs  lists them")
         if order.sampling.samples > 1 and order.sampling.temperature == 0:

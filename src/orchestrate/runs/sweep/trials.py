@@ -209,7 +209,7 @@ class Searching:
 
     def _affordable(self, trial: Trial, quote: Quote) -> bool:
         """A price that is not known is above every limit."""
-        what, then = "the rest of the sweep's limit,", "no further trial was made"
+        what, then = "what is left of the sweep's limit,", "no further trial was made"
         try:
             require_within(
                 quote.provider,

@@ -63,7 +63,7 @@ LOOKED_FOR = ("unknown-target", "names-not-looked-at", "setting-refused")
         ({"alpha_pattern": {"layers.9.q_proj": 4.0}}, "alpha_pattern", "no target fits layers.9.q_proj"),
         ({"target_parameters": ["experts.down_proj"]}, "target_parameters", "it has no experts"),
         ({"rank_pattern": {"q_proj(": 4}}, "rank_pattern", "is not a regular expression:"),
-        ({"layers_to_transform": [0, 9]}, "layers_to_transform", "the layers 0 to 2, not 9"),
+        ({"layers_to_transform": [0, 9]}, "layers_to_transform", "has layers 0 to 2, not 9"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
