@@ -17,7 +17,6 @@ from orchestrate.errors import UsageError
 from orchestrate.paid.limits import exceeds, reached, require_price
 from orchestrate.providers.base import Limited, Resumes, capability
 from orchestrate.runs.submitting.settling import lease_name
-from orchestrate.settings import trust
 from orchestrate.store import transitions
 from orchestrate.store.ledger import Limit
 from orchestrate.text import duration, limit, money
@@ -42,7 +41,7 @@ class Limits(NamedTuple):
 
 def resume(ws: Workspace, handle: TrackedRun, asked: Limits) -> Run:
     """See `TrackedRun.resume`."""
-    trust.require_to_spend(ws.settings, handle.provider)
+    ws.settings.require_to_spend(handle.provider)
     for name, value in (("--max-cost", asked.usd), ("--max-hours", asked.hours)):
         if value is not None and (not value.is_finite() or value <= 0):
             raise UsageError(f"{name} must be a number above 0, got {value}")

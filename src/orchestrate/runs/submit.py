@@ -15,7 +15,6 @@ from orchestrate.runs.preparing import earlier
 from orchestrate.runs.preparing.prepared import UNCOUNTED, Prepared, prepare, require
 from orchestrate.runs.submitting.repeats import Submission, already
 from orchestrate.runs.submitting.submit import Submitter
-from orchestrate.settings import trust
 from orchestrate.spec import specfile
 from orchestrate.store.ledger import Limit
 
@@ -39,7 +38,7 @@ def preflight(
     """Check that a prepared spec may be submitted, and return each backend's cost limit. See
     `Orchestrator.preflight`."""
     names = ws.backends(provider)
-    trust.require_to_spend(ws.settings, *(ws.provider(name) for name in names))
+    ws.settings.require_to_spend(*(ws.provider(name) for name in names))
     if not prepared.checked:
         raise UsageError("the spec was prepared for quotes only", fix="prepare it with checked=True")
     committed_usd = Decimal(0)
@@ -151,7 +150,7 @@ def send(
     """Sends it, or goes on with the run of its key."""
     wish, to = earlier.wish(ws, prepared, name, asked.idempotency_key), submitter(ws, name, agree)
     if known := wish.known(ws.store):
-        trust.require_to_spend(ws.settings, ws.provider(name))
+        ws.settings.require_to_spend(ws.provider(name))
         return to.take_up(known, asked, progress=progress)
     if not asked.again and (same := wish.same(ws.store)):
         raise already(same)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from orchestrate.core import require_recent
 from orchestrate.errors import MissingExtra
+from orchestrate.sandbox.jobs import SLOTS
 
 if TYPE_CHECKING:
     from orchestrate.local import RunDir
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from orchestrate.sandbox.server import Sandbox
 
 __all__ = ["running"]
-
-SLOTS = 3
-"""Trainings at once: one for each host, so that none waits for another's."""
 
 
 def running(  # noqa: PLR0913  each is a setting of its own

@@ -19,6 +19,9 @@ from orchestrate.types import decoding
 BROUGHT = "brought"
 """The kind of a job that is none: an adapter that a user brought, kept apart from the host's jobs."""
 
+SLOTS = 3
+"""Trainings at once: one for each host, so that none waits for another's."""
+
 
 def brought_at(runs: Path, host: str, id: str) -> Path:
     """Where the files of such an adapter lie."""

@@ -18,10 +18,9 @@ import msgspec
 from orchestrate.core.files import locked, private_folder
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.http.web import Patient, edge, listen, running
-from orchestrate.sandbox import SLOTS
 from orchestrate.sandbox.front import Fault, Front, control_routes
 from orchestrate.sandbox.host import Host
-from orchestrate.sandbox.jobs import Durations, Settings
+from orchestrate.sandbox.jobs import SLOTS, Durations, Settings
 from orchestrate.sandbox.starts import URLS_KEPT, AlreadyUp, Start, Ways, last_start
 from orchestrate.sandbox.state import Clock, State
 from orchestrate.sandbox.training import Trainer

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from orchestrate.errors import SetupError
-from orchestrate.sandbox import SLOTS
+from orchestrate.sandbox.jobs import SLOTS
 from orchestrate.sandbox.state import DATABASE, State
 from orchestrate.types import decoding
 

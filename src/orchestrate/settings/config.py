@@ -14,13 +14,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 from urllib.parse import quote, unquote
 
 from orchestrate.core.amounts import amount
 from orchestrate.core.files import is_private, private_folder
 from orchestrate.errors import ConfigError, UsageError
-from orchestrate.profile import built_in, places, this_machine
+from orchestrate.profile import Profile, built_in, places, this_machine
 from orchestrate.settings import SANDBOX_KEY_PREFIX as SANDBOX_KEY_PREFIX
 from orchestrate.settings import Secret as Secret
 from orchestrate.settings import download_limit, pin_file, read_toml, user_and_machine
@@ -77,6 +77,15 @@ class Notify:
         return f"by {' and '.join(used)}" if used else "here alone"
 
 
+class Backend(Protocol):
+    """What says whether a backend may bill."""
+
+    profile: ClassVar[Profile]
+
+    @property
+    def sandbox(self) -> bool: ...
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything that is configured, resolved once. Build with `load`."""
@@ -124,6 +133,17 @@ class Settings:
                 if (folder := self.home / name).is_dir() and not is_private(folder):
                     folder.chmod(0o700)
         return self.home
+
+    def require_to_spend(self, *backends: Backend) -> None:
+        """Requires trust in the project before something is sent that one of these backends may bill: not for
+        a sandbox, nor for this machine. Raises `ProjectNotTrusted`."""
+        path = self.config_file
+        if path is None or self.config_named:
+            return
+        if any(not (backend.sandbox or backend.profile.near) for backend in backends):
+            from orchestrate.settings import trust
+
+            trust.Project(path, read_toml(path)).require_to_spend(trust.trusted_in(self.pins))
 
     @property
     def extra_hosts(self) -> list[str]:

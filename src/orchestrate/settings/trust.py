@@ -16,19 +16,15 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
+from typing import Any, cast
 
 import msgspec
 
 from orchestrate.core.files import locked, write_whole
 from orchestrate.errors import ConfigError, ProjectNotTrusted
 from orchestrate.profile import built_in_folders
-from orchestrate.settings import pin_file, read_toml
+from orchestrate.settings import pin_file
 from orchestrate.types import decoding
-
-if TYPE_CHECKING:
-    from orchestrate.profile import Profile
-    from orchestrate.settings.config import Settings
 
 OPEN = {
     ("log_level",),
@@ -115,25 +111,6 @@ class Project:
         if lacking := trusted.lacks(self.files):
             names = sorted(self.figures) if self.path in lacking else []
             raise ProjectNotTrusted([str(path) for path in lacking], names)
-
-
-class Backend(Protocol):
-    """What says whether a backend may bill."""
-
-    profile: ClassVar[Profile]
-
-    @property
-    def sandbox(self) -> bool: ...
-
-
-def require_to_spend(settings: Settings, *backends: Backend) -> None:
-    """Requires trust in the project before something is sent that one of these backends may bill: not for a
-    sandbox, nor for this machine. Raises `ProjectNotTrusted`."""
-    path = settings.config_file
-    if path is None or settings.config_named:
-        return
-    if any(not (backend.sandbox or backend.profile.near) for backend in backends):
-        Project(path, read_toml(path)).require_to_spend(trusted_in(settings.pins))
 
 
 def trusted_in(pins: Path | None = None) -> Trusted:

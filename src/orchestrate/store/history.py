@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -33,30 +35,33 @@ TRANSLATION = "translation"
 """The kind of record that says what the settings of a run became on its backend."""
 
 
+_SAME = tuple({column.name for column in schema.runs.columns} & {*Run.__struct_fields__} - {"id"})
+"""The columns that hold a field of the record, by its name: a new one needs no more than its row there."""
+
+
+def _cell(value: Any) -> Any:
+    """A field of a record as a column holds it: times and money as texts, words without their type."""
+    match value:
+        case datetime():
+            return stamp(value)
+        case StrEnum():
+            return value.value
+        case Decimal():
+            return str(value)
+        case _:
+            return value
+
+
 def columns(run: Run, clock: Clock) -> dict[str, Any]:
     """Return the database row of a run, without its id and what is not part of the record."""
     from orchestrate.costing import spending
 
     money = spending(run)
-    return {
-        "ref": run.ref,
+    return {name: _cell(getattr(run, name)) for name in _SAME} | {
         "name": run.spec.get("suffix"),
-        "provider": run.provider,
-        "host": run.host,
-        "account": run.account,
-        "sandbox": run.sandbox,
-        "phase": run.phase.value,
-        "status": run.status.value,
-        "job_id": run.job_id,
-        "spec_hash": run.spec_hash,
-        "dataset_digest": run.dataset_digest,
-        "created_at": stamp(run.created_at),
-        "updated_at": stamp(run.updated_at),
         "due_at": stamp(clock.now()),
         "bill_usd": str(money.spent_usd) if money.spent_usd else None,
         "committed_usd": str(money.committed_usd) if money.committed_usd else None,
-        "idempotency_key": run.idempotency_key,
-        "made_by": run.made_by,
         "record": run.to_json().decode(),
         **schema.listed(run),
     }

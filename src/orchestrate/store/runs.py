@@ -23,7 +23,7 @@ from orchestrate.store.database import Database, Lease, Leases
 from orchestrate.store.history import TRANSLATION, add_events, beside, columns, reopened, word
 from orchestrate.store.ledger import Limit
 from orchestrate.store.transitions import UNSENT, billed, submitting, withdrawn
-from orchestrate.types import Bill, Event, JobStatus, Quote, Run, SubmitPhase, Translation
+from orchestrate.types import Bill, Event, JobStatus, Run, RunRequest, SubmitPhase, Translation
 
 if TYPE_CHECKING:
     from orchestrate.spec import JobSpec
@@ -125,7 +125,7 @@ class Equal(TypedDict, total=False):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Intent:
+class Intent(RunRequest):
     """A run before anything of it is sent. `model` is what the backend calls it, where the spec does not
     tell."""
 
@@ -136,15 +136,10 @@ class Intent:
     host: str
     account: str | None = None
     sandbox: bool = False
-    quote: Quote | None = None
     translation: Translation | None = None
     """What the settings become on the backend: kept with the run, and what is sent for it from then on."""
-    max_cost_usd: Decimal | None = None
-    allowed_usd: Decimal | None = None
-    idempotency_key: str | None = None
     ref: str | None = None
     """Of a run with a key; any other one gets a ref that nobody else has."""
-    made_by: str | None = None
 
 
 class Runs:
@@ -183,12 +178,8 @@ class Runs:
             status=JobStatus.SUBMITTING,
             created_at=now,
             updated_at=now,
-            quote=intent.quote,
-            max_cost_usd=intent.max_cost_usd,
-            allowed_usd=intent.allowed_usd,
             tags=dict(spec.tags),
-            idempotency_key=intent.idempotency_key,
-            made_by=intent.made_by,
+            **intent.kept(),
         )
         translation = intent.translation
         with suppress(_SameId):

@@ -62,6 +62,7 @@ from orchestrate.types.jobs import MetricPoint as MetricPoint
 from orchestrate.types.jobs import Recalled as Recalled
 from orchestrate.types.jobs import RemoteDataset as RemoteDataset
 from orchestrate.types.jobs import Run as Run
+from orchestrate.types.jobs import RunRequest as RunRequest
 from orchestrate.types.jobs import SubmitPhase as SubmitPhase
 from orchestrate.types.jobs import Told as Told
 from orchestrate.types.listing import Listing as Listing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -266,6 +267,22 @@ class Account(Record, frozen=True, kw_only=True):
     """`organization o, project p` as the host tells it, else `key 0123456789abcdef`, a fingerprint."""
     told: bool
     """By the host: then another id is another account. Another fingerprint may be a new key of the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRequest:
+    """What a submit gives a run to keep: each field is a field of `Run`, and gets there by its name."""
+
+    quote: Quote | None = None
+    max_cost_usd: Decimal | None = None
+    allowed_usd: Decimal | None = None
+    """The most that it may cost, where a rented machine ends at that: so much a budget holds for it."""
+    idempotency_key: str | None = None
+    made_by: str | None = None
+
+    def kept(self) -> dict[str, Any]:
+        """These fields alone, by name."""
+        return {name: getattr(self, name) for name in RunRequest.__dataclass_fields__}
 
 
 class Run(Record, frozen=True, kw_only=True):

@@ -18,7 +18,6 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from orchestrate.data.tokens.chat_templates import Spans
 from orchestrate.errors import DataError
 
 
@@ -30,11 +29,11 @@ def require_template(text: str) -> None:
         raise DataError(f"line {error.lineno}: {error.message}") from error
 
 
-def render(template: str, values: Mapping[str, Any]) -> tuple[str, Spans]:
+def render(template: str, values: Mapping[str, Any]) -> tuple[str, list[tuple[int, int]]]:
     """Render the text and return it with the spans, in characters, that the template marks. Raises
     `DataError` when the template rejects the conversation."""
     blocks: list[str] = []
-    spans: Spans = []
+    spans: list[tuple[int, int]] = []
     tracked = _tracked.set((blocks, spans))
     try:
         for block in _compiled(template).generate(values):
@@ -46,7 +45,7 @@ def render(template: str, values: Mapping[str, Any]) -> tuple[str, Spans]:
     return "".join(blocks), spans
 
 
-_tracked: ContextVar[tuple[list[str], Spans]] = ContextVar("tracked")
+_tracked: ContextVar[tuple[list[str], list[tuple[int, int]]]] = ContextVar("tracked")
 
 
 class _Generation(Extension):

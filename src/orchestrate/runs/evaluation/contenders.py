@@ -30,7 +30,6 @@ from orchestrate.providers.calls.clients import connect, wire_of
 from orchestrate.providers.chat import Chat, ModelAt, Timed, chat_with, model_at
 from orchestrate.runs import privacy
 from orchestrate.runs.hosting.deployment import require_open
-from orchestrate.settings import trust
 from orchestrate.spec import JobSpec
 from orchestrate.text import among
 from orchestrate.types import NOT_PROVED, Contender, JobHandle, Message, Reply, Sampling
@@ -302,7 +301,7 @@ class Contenders:
         price: Price | None,
         asked: str | None = None,
     ) -> Candidate:
-        trust.require_to_spend(self._ft.settings, provider)
+        self._ft.settings.require_to_spend(provider)
         sampling, base = self._sampling, one.kind == "base"
         by_the_hour = not base and isinstance(provider, Deploys)
         own = provider.own or provider.sandbox or by_the_hour

@@ -12,7 +12,6 @@ from orchestrate.runs import privacy
 from orchestrate.runs.hosting.deployer import Deployer, Terms
 from orchestrate.runs.hosting.deployment import deployer_of
 from orchestrate.runs.serving import tuned
-from orchestrate.settings import trust
 from orchestrate.types import Deployment, DeploymentOffer
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ def deploy(
     """Deploy a run's tuned model. See `RunHandle.deploy`. `limits` apply in addition to the budget."""
     deployer = _deployer(ws, run, to, progress)
     privacy.require_own(run.record, deployer.provider)
-    trust.require_to_spend(ws.settings, deployer.provider)
+    ws.settings.require_to_spend(deployer.provider)
     terms = replace(terms, made_by=terms.made_by or ws.settings.made_by or None)
     return deployer.deploy(run.record, terms, budget_usd=ws.settings.budget_usd, limits=limits)
 

@@ -21,7 +21,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -37,7 +36,7 @@ from orchestrate.store.gateway import require_uncancelled
 from orchestrate.store.ledger import Limit
 from orchestrate.store.runs import asked_for
 from orchestrate.store.transitions import UNSENT, UNSETTLED
-from orchestrate.types import Event, Job, JobHandle, JobStatus, Outcome, Quote, Run, Translation
+from orchestrate.types import Event, Job, JobHandle, JobStatus, Outcome, Run, RunRequest, Translation
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -124,26 +123,20 @@ def claimed(run: Run, asked: Submission) -> Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Submission:
+class Submission(RunRequest):
     """`spec` as its backend gets it, with the secrets that no store keeps."""
 
     spec: JobSpec
     translation: Translation
     """What the spec becomes on the backend: its request is made of this, and nothing is translated again."""
     data: TrainingData
-    quote: Quote | None = None
-    max_cost_usd: Decimal | None = None
-    allowed_usd: Decimal | None = None
-    """The most that it may cost, where a rented machine ends at that: so much a budget holds for it."""
     limits: tuple[Limit, ...] = ()
     """Beside its own limit and the budget."""
-    idempotency_key: str | None = None
     again: bool = True
     """Also when a run that is the same (`orchestrate.runs.submitting.repeats`) stands in the way."""
     patient: bool = False
     """What its host cannot take now, though it may later, stays unsent: the next call with the key goes on
     with the run, under the ref that it has in every copy of the store. Without it the run is refused."""
-    made_by: str | None = None
 
 
 def stored_spec(run: Run) -> JobSpec:

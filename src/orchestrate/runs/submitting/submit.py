@@ -97,13 +97,9 @@ class Submitter(Settler):
             host=self.provider.host,
             account=accounts.account_of(self.store, self.provider),
             sandbox=self.provider.sandbox,
-            quote=asked.quote,
             translation=asked.translation,
-            max_cost_usd=asked.max_cost_usd,
-            allowed_usd=asked.allowed_usd,
-            idempotency_key=asked.idempotency_key,
             ref=wish.ref,
-            made_by=asked.made_by,
+            **asked.kept(),
         )
         try:
             run = self.store.runs.create(
