@@ -11,7 +11,8 @@ from typing import Any, cast
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.data.tokens.test_turns import KINDS, PUBLISHED, REFUSED, conversations
+from tests.unit.data.tokens.templates import PUBLISHED, each
+from tests.unit.data.tokens.test_turns import KINDS, REFUSED, conversations
 
 from orchestrate.data.rows import ChatMessage, FunctionCall, ToolCall
 from orchestrate.data.tokens.answers import CODE, Said, Shape, read_answer, shape_of
@@ -89,7 +90,7 @@ def written(name: str, messages: list[ChatMessage], tools: Any) -> list[tuple[in
     return out
 
 
-@pytest.mark.parametrize("name", sorted(PUBLISHED))
+@pytest.mark.parametrize("name", each(PUBLISHED))
 def test_what_a_template_renders_is_read_back(name: str) -> None:
     """Over all kinds of conversations; what the template leaves out of an answer is not in it."""
     for kind, (messages, tools) in KINDS.items():
@@ -124,7 +125,7 @@ NO_CALLS = {
 """Templates that show no calls."""
 
 
-@pytest.mark.parametrize("name", sorted(PUBLISHED))
+@pytest.mark.parametrize("name", each(PUBLISHED))
 def test_arguments_of_every_type_are_read_back(name: str) -> None:
     base = name.removesuffix("_training")
     for wanted in ([("plan", GIVEN)], [("ping", {})], [("ping", {}), ("plan", {"city": "x", "days": 1})]):
@@ -167,7 +168,7 @@ def judged(name: str) -> Any:
         return None
 
 
-@pytest.mark.parametrize("name", sorted(n for n in PUBLISHED if not n.endswith("_training")))
+@pytest.mark.parametrize("name", each(n for n in PUBLISHED if not n.endswith("_training")))
 def test_answers_are_read_as_trl_and_transformers_do(name: str) -> None:
     from transformers.utils.chat_parsing import parse_response
 

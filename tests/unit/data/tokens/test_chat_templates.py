@@ -8,13 +8,13 @@ import json
 import re
 import shutil
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.data.tokens.templates import PUBLISHED, each
 
 from orchestrate.data.rows import (
     ChatExample,
@@ -33,11 +33,7 @@ from orchestrate.data.tokens.tokenizer_files import REBUILT, read
 from orchestrate.errors import DataError
 
 TINY = Path(__file__).parents[4] / "src" / "orchestrate" / "bundled" / "tiny-chat"
-TEMPLATES = {"tiny": (TINY / "chat_template.jinja").read_text("utf-8"), "chatml": chat_templates.CHATML} | {
-    file.name.removesuffix(".jinja"): file.read_text("utf-8")
-    for file in files("trl").joinpath("chat_templates").iterdir()
-    if file.name.endswith(".jinja")
-}
+TEMPLATES = {"tiny": (TINY / "chat_template.jinja").read_text("utf-8")} | PUBLISHED
 NAMES = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|pad|>"}
 
 
@@ -118,7 +114,7 @@ def by_us(template: str, chat: list[ChatMessage], tools: Any, *, answer_next: bo
         return None
 
 
-@pytest.mark.parametrize("name", sorted(TEMPLATES))
+@pytest.mark.parametrize("name", each(TEMPLATES))
 def test_every_template_renders_as_in_transformers(name: str) -> None:
     """Each beginning of each conversation, with the generation prompt and without: trained tokens of
     templates without marks are the difference of two of them."""
@@ -192,7 +188,7 @@ def readable(tokenizer: Any, template: str, chat: list[ChatMessage], tools: Any)
     return taken[0]
 
 
-@pytest.mark.parametrize("name", sorted(TEMPLATES))
+@pytest.mark.parametrize("name", each(TEMPLATES))
 def test_every_template_counts_as_in_transformers(tmp_path: Path, name: str) -> None:
     from transformers import AutoTokenizer
 
@@ -391,7 +387,7 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("name", sorted(n for n in TEMPLATES if not n.endswith("_training")))
+@pytest.mark.parametrize("name", each(n for n in TEMPLATES if not n.endswith("_training")))
 def test_settings_in_the_template_are_those_that_are_handed_to_it(name: str) -> None:
     """As transformers hands them in; and one that is handed to it later goes before them."""
     from jinja2 import TemplateError

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from tests.unit.data.tokens.templates import each
 from tests.unit.data.tokens.test_turns import KINDS, TEMPLATES, conversations
 
 from orchestrate.data.rows import ChatMessage
@@ -32,7 +33,7 @@ def answers_in(turns: list[str]) -> Counter[str]:
 
 
 @pytest.mark.parametrize("kind", ROWS)  # varies first: each template is compiled once
-@pytest.mark.parametrize("name", sorted(TEMPLATES))
+@pytest.mark.parametrize("name", each(TEMPLATES))
 def test_no_answer_is_trained_without_its_thinking_unless_that_is_asked(name: str, kind: str) -> None:
     chats, messages = conversations(TEMPLATES[name]), KINDS[kind][0]
     shown_alone = all(

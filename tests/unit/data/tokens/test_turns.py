@@ -5,25 +5,19 @@ from __future__ import annotations
 
 import json
 import re
-from importlib.resources import files
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.data.tokens.replicas import REPLICAS
+from tests.unit.data.tokens.templates import PUBLISHED, each
 
 from orchestrate.data.rows import ChatMessage, FunctionCall, ToolCall
 from orchestrate.data.tokens.answers import read_answer
-from orchestrate.data.tokens.chat_templates import CHATML
 from orchestrate.data.tokens.turns import APART, Conversations
 from orchestrate.errors import DataError
 
-PUBLISHED = {"chatml": CHATML} | {
-    file.name.removesuffix(".jinja"): file.read_text("utf-8")
-    for file in files("trl").joinpath("chat_templates").iterdir()
-    if file.name.endswith(".jinja")
-}
 TEMPLATES = PUBLISHED | REPLICAS
 MARKS = re.compile(
     r"<SPECIAL_\d+>|<seed:\w+>|\]~!?b\[?\]?|\[e~\[|<[|\uff5c][^<>\s'\"{}|\uff5c]+[|\uff5c]?>|<\w+[|\uff5c]>|<(?:start|end)_of_\w+>|</?s>|\[/?[A-Z_]{3,20}\]"
@@ -130,7 +124,7 @@ def conversations(template: object) -> Conversations:
 
 
 @pytest.mark.parametrize("kind", KINDS)  # varies first, so that a template is compiled once for all kinds
-@pytest.mark.parametrize("name", sorted(TEMPLATES))
+@pytest.mark.parametrize("name", each(TEMPLATES))
 def test_a_span_has_its_own_messages_words_and_no_other_ones(name: str, kind: str) -> None:
     messages, tools = KINDS[kind]
     if (name.removesuffix("_training"), kind) in REFUSED:
@@ -281,7 +275,7 @@ def offered(arguments: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"type": "function", "function": of}]
 
 
-@pytest.mark.parametrize("name", sorted(TEMPLATES))
+@pytest.mark.parametrize("name", each(TEMPLATES))
 def test_a_call_is_trained_whatever_its_arguments_are(name: str) -> None:
     """The judge reads the trained text back as a call, and compares."""
     family = name.removesuffix("_training")
