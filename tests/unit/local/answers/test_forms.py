@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
+from tests.unit.data.tokens.templates import each
 from tests.unit.data.tokens.test_chat_templates import TEMPLATES, folder_with
 
 from orchestrate.data.rows import ChatMessage
@@ -111,7 +112,7 @@ def test_thinking_stays_free_and_the_form_begins_behind_it(tmp_path: Path) -> No
     jsonschema.validate(json.loads(said.content), ORDER)
 
 
-@pytest.mark.parametrize("name", sorted(TEMPLATES))
+@pytest.mark.parametrize("name", each(TEMPLATES))
 def test_a_forced_call_is_written_as_each_template_writes_it(tmp_path: Path, name: str) -> None:
     tools = [TOOL, OTHER]
     try:

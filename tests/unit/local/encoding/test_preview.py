@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from tests.paths import BUNDLED, TINY
+from tests.unit.data.tokens.templates import each
 from tests.unit.data.tokens.test_chat_templates import CHATS, TEMPLATES
 
 from orchestrate.data.rows import ChatExample, ChatMessage, CompletionExample, TextExample
@@ -24,7 +25,7 @@ def theirs() -> Any:
     return load_tokenizer(TINY)
 
 
-@pytest.mark.parametrize("name", sorted(TEMPLATES))
+@pytest.mark.parametrize("name", each(TEMPLATES))
 def test_a_row_has_the_tokens_and_weights_of_training(theirs: Any, name: str) -> None:
     theirs.chat_template = TEMPLATES[name]
     mine, trained = Template(replace(opened(TINY), template=TEMPLATES[name])), Template(theirs)
