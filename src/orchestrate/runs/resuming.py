@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from decimal import ROUND_CEILING, Decimal
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from msgspec.structs import replace
 
@@ -23,7 +23,7 @@ from orchestrate.text import duration, limit, money
 from orchestrate.types import Allowance, Event, JobStatus, Run, SubmitPhase, TrialState
 
 if TYPE_CHECKING:
-    from orchestrate.runs.tracked import TrackedRun
+    from orchestrate.providers.base import Provider
     from orchestrate.workspace import Workspace
 
 _NO_HOURLY_PRICE = "its hourly price is unknown"
@@ -39,7 +39,19 @@ class Limits(NamedTuple):
     hours: Decimal | None = None
 
 
-def resume(ws: Workspace, handle: TrackedRun, asked: Limits) -> Run:
+class Resumed(Protocol):
+    """What is resumed: a `TrackedRun`."""
+
+    record: Run
+
+    @property
+    def provider(self) -> Provider: ...
+    @property
+    def status(self) -> JobStatus: ...
+    def refresh(self) -> Run: ...
+
+
+def resume(ws: Workspace, handle: Resumed, asked: Limits) -> Run:
     """See `TrackedRun.resume`."""
     ws.settings.require_to_spend(handle.provider)
     for name, value in (("--max-cost", asked.usd), ("--max-hours", asked.hours)):
@@ -55,7 +67,7 @@ def resume(ws: Workspace, handle: TrackedRun, asked: Limits) -> Run:
     return handle.refresh()
 
 
-def _resumed(ws: Workspace, handle: TrackedRun, asked: Limits) -> None:
+def _resumed(ws: Workspace, handle: Resumed, asked: Limits) -> None:
     provider, given = handle.provider, asked != Limits()
     require_going(handle.refresh(), "resume")
     if given:
@@ -78,7 +90,7 @@ def require_going(run: Run, verb: str) -> None:
         raise UsageError(f"run {run.id} is being cancelled", fix=f"orchestrate show {run.id}")
 
 
-def _sent(ws: Workspace, handle: TrackedRun, asked: Limits) -> Run:
+def _sent(ws: Workspace, handle: Resumed, asked: Limits) -> Run:
     from orchestrate.runs.preparing.prepared import training_data
     from orchestrate.runs.submitting.repeats import stored_spec
     from orchestrate.runs.submitting.submit import Submitter
@@ -94,7 +106,7 @@ def _sent(ws: Workspace, handle: TrackedRun, asked: Limits) -> Run:
     return submitter.resume(run, training_data(ws, stored_spec(run)) if intent else None)
 
 
-def _give(ws: Workspace, handle: TrackedRun, asked: Limits) -> None:
+def _give(ws: Workspace, handle: Resumed, asked: Limits) -> None:
     """Raises `UsageError` and `OverBudget`; nothing has changed then."""
     run, provider = handle.record, handle.provider
     if not isinstance(provider, Limited):
@@ -131,7 +143,7 @@ def _own_usd(run: Run, had: Allowance) -> Decimal | None:
     return had.max_usd if run.allowed_usd is None else run.max_cost_usd
 
 
-def _at_host(ws: Workspace, handle: TrackedRun, asked: Limits) -> Allowance:
+def _at_host(ws: Workspace, handle: Resumed, asked: Limits) -> Allowance:
     """Where a run has a limit of money alone, that whoever watches it keeps."""
     run, provider = handle.record, handle.provider
     if asked.hours is not None:

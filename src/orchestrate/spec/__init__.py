@@ -29,6 +29,7 @@ from orchestrate.spec.methods import (
     TemplateSettings,
     Train,
     Usd,
+    spec_errors,
 )
 from orchestrate.spec.methods import EarlyStopping as EarlyStopping
 from orchestrate.spec.methods import Full as Full
@@ -38,7 +39,6 @@ from orchestrate.spec.methods import QLoRA as QLoRA
 from orchestrate.spec.methods import TrainFile as TrainFile
 from orchestrate.spec.methods import WandB as WandB
 from orchestrate.spec.methods import method_word as method_word
-from orchestrate.spec.mistakes import spec_errors
 from orchestrate.text import meant
 
 

@@ -15,8 +15,7 @@ from pydantic import ValidationError
 from orchestrate.core.expansion import require_bounded
 from orchestrate.errors import SpecError, UsageError
 from orchestrate.spec import JobSpec, TrainFile
-from orchestrate.spec.methods import OPTIMIZERS
-from orchestrate.spec.mistakes import spec_errors
+from orchestrate.spec.methods import OPTIMIZERS, spec_errors
 from orchestrate.text import meant
 
 DEFAULT_NAME = "finetune.yaml"
