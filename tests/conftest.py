@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,6 +47,9 @@ REPEATED = (
     ("tests/unit/places/", {"sky", "hf-jobs", "kuberay", "anyscale"}, ()),
 )
 """What shows the same of another database, host or place as of the first one: it runs in the slow half."""
+
+ALL_OF_IT = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.(slow|gpu)\b", re.MULTILINE)
+"""How a file marks all of its tests."""
 
 loading = ExitStack()
 
@@ -191,6 +196,15 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     node.workerinput["python"] = forking.python()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Skip files whose tests are all slow where those are not asked for: each worker would import them."""
+    if collection_path.suffix != ".py" or not (
+        marked := ALL_OF_IT.search(collection_path.read_text("utf-8"))
+    ):
+        return None
+    return True if f"not {marked[1]}" in config.option.markexpr else None
 
 
 @pytest.hookimpl(tryfirst=True)  # before those are left out that are not asked for

@@ -24,6 +24,8 @@ from tests.unit.ab.models import Model, model
 
 from orchestrate.commands.setup.schema import of
 
+pytestmark = pytest.mark.slow
+
 PAGE = (ROOT / "docs" / "ab.md").read_text()
 
 
@@ -82,7 +84,6 @@ def served(env: dict[str, str], folder: Path, *arguments: str) -> Generator[tupl
         process.join(240)
 
 
-@pytest.mark.slow
 def test_the_page_is_what_happens(
     cli: Cli, cli_env: dict[str, str], plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,7 +127,6 @@ def test_the_page_is_what_happens(
     assert cli("ab", "stop", "support-bot").code == 2
 
 
-@pytest.mark.slow
 def test_a_killed_proxy_goes_on_where_it_was(
     cli: Cli, cli_env: dict[str, str], plan: Path, tmp_path: Path
 ) -> None:
@@ -148,7 +148,6 @@ def test_a_killed_proxy_goes_on_where_it_was(
     assert sum(users.values()) == len(USERS)
 
 
-@pytest.mark.slow
 def test_the_rule_is_carried_out_when_it_is_asked_to(
     cli: Cli, cli_env: dict[str, str], plan: Path, tmp_path: Path
 ) -> None:
@@ -184,7 +183,6 @@ def test_the_rule_is_carried_out_when_it_is_asked_to(
     assert [(one["name"], one["share"]) for one in listed.json] == [("other", 0.7), ("support-bot", 0.6)]
 
 
-@pytest.mark.slow
 def test_what_a_missing_outcome_means_is_asked_before_the_start(
     cli: Cli, cli_env: dict[str, str], plan: Path, tmp_path: Path
 ) -> None:
@@ -195,7 +193,6 @@ def test_what_a_missing_outcome_means_is_asked_before_the_start(
     assert "no experiment was started yet" in cli("ab", "status").err
 
 
-@pytest.mark.slow
 def test_wrong_calls_say_what_to_do(cli: Cli, plan: Path, tmp_path: Path) -> None:
     assert "no experiment was started yet" in cli("ab", "status").err
     for arguments, word in (

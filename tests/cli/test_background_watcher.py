@@ -18,6 +18,8 @@ from tests.cli.terminals import PATIENCE_S, Terminal, started, told, until, watc
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 
+pytestmark = pytest.mark.slow
+
 ROWS = [[{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}] for i in range(12)]
 
 
@@ -57,7 +59,6 @@ def statuses(cli: Cli) -> dict[str, str]:
     return {run["id"]: run["status"] for run in cli("runs", "--sandbox", "--json").json}
 
 
-@pytest.mark.slow
 def test_a_closed_terminal_ends_the_view_and_not_the_watching(
     cli: Cli, env: dict[str, str], submit: Any, sandbox: Any, tmp_path: Path
 ) -> None:
@@ -78,7 +79,6 @@ def test_a_closed_terminal_ends_the_view_and_not_the_watching(
         assert file.stat().st_mode & 0o077 == 0, file
 
 
-@pytest.mark.slow
 def test_two_views_share_one_watcher_and_tell_once(
     cli: Cli, env: dict[str, str], submit: Any, sandbox: Any, tmp_path: Path
 ) -> None:
@@ -98,7 +98,6 @@ def test_two_views_share_one_watcher_and_tell_once(
     assert log.read_text().count(f" watching {tmp_path}") == 1, log.read_text()
 
 
-@pytest.mark.slow
 def test_a_killed_watcher_is_started_again_by_the_view_and_by_the_next(
     cli: Cli, env: dict[str, str], submit: Any, sandbox: Any, tmp_path: Path
 ) -> None:
@@ -121,7 +120,6 @@ def test_a_killed_watcher_is_started_again_by_the_view_and_by_the_next(
     assert told(tmp_path) == [run]
 
 
-@pytest.mark.slow
 def test_a_watcher_that_is_killed_as_soon_as_it_is_up_is_no_failed_start(
     env: dict[str, str], submit: Any, tmp_path: Path
 ) -> None:
@@ -134,7 +132,6 @@ def test_a_watcher_that_is_killed_as_soon_as_it_is_up_is_no_failed_start(
     view.close()
 
 
-@pytest.mark.slow
 def test_stop_ends_it_and_the_run_goes_on(
     cli: Cli, env: dict[str, str], submit: Any, sandbox: Any, tmp_path: Path
 ) -> None:
@@ -153,7 +150,6 @@ def test_stop_ends_it_and_the_run_goes_on(
     )
 
 
-@pytest.mark.slow
 def test_a_submit_that_watches_survives_its_terminal_too(
     cli: Cli, env: dict[str, str], submit: Any, sandbox: Any, tmp_path: Path
 ) -> None:
@@ -169,7 +165,6 @@ def test_a_submit_that_watches_survives_its_terminal_too(
     assert set(statuses(cli).values()) == {"succeeded"}
 
 
-@pytest.mark.slow
 def test_without_a_terminal_nothing_is_left_behind(
     cli: Cli, env: dict[str, str], submit: Any, sandbox: Any, tmp_path: Path
 ) -> None:
@@ -182,7 +177,6 @@ def test_without_a_terminal_nothing_is_left_behind(
     assert told(tmp_path) == [run], "a view that watches by itself tells too"
 
 
-@pytest.mark.slow
 def test_a_watcher_whose_folder_was_removed_ends(
     cli: Cli, env: dict[str, str], submit: Any, sandbox: Any, tmp_path: Path
 ) -> None:

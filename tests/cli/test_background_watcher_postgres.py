@@ -19,6 +19,8 @@ from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.store.store import Store
 
+pytestmark = pytest.mark.slow
+
 HOMES = ("one", "two")
 RUNS = 3
 
@@ -92,7 +94,6 @@ def gone(tmp_path: Path) -> bool:
     return not any(watchers(tmp_path, home) for home in HOMES)
 
 
-@pytest.mark.slow
 def test_watchers_of_two_machines_tell_each_end_once(
     machines: Any, runs: list[str], start: Any, sandbox: Any, tmp_path: Path, postgres: Postgres
 ) -> None:
@@ -110,7 +111,6 @@ def test_watchers_of_two_machines_tell_each_end_once(
     assert "no run is in progress any more" in log and "Traceback" not in log
 
 
-@pytest.mark.slow
 def test_watchers_of_two_machines_cancel_once(
     machines: Any, runs: list[str], start: Any, sandbox: Any, tmp_path: Path
 ) -> None:
@@ -130,7 +130,6 @@ def test_watchers_of_two_machines_cancel_once(
     assert sorted(told(tmp_path)) == sorted(runs)
 
 
-@pytest.mark.slow
 def test_a_killed_watcher_is_replaced_by_its_own_machines_next_view(
     cli: Cli, machines: Any, runs: list[str], start: Any, sandbox: Any, tmp_path: Path
 ) -> None:

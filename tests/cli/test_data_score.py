@@ -11,8 +11,9 @@ from tests.cli.conftest import Cli
 from tests.cli.test_data_judge import RUBRIC, judges, row
 from tests.paths import BUNDLED, TINY
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 def test_losses_are_those_of_transformers(cli: Cli, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -53,7 +54,6 @@ def test_losses_are_those_of_transformers(cli: Cli, tmp_path: Path) -> None:
     assert cli("data", "select", "rows.jsonl", "--by", "loss").code == 2  # nothing is overwritten
 
 
-@pytest.mark.slow
 def test_a_judge_is_priced_first_and_paid_once(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "rubric.yaml").write_text(RUBRIC)
     lines = [row(f"q{n}", "x" * (1 + n % 5)) for n in range(10)]

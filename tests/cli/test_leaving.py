@@ -16,6 +16,8 @@ from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
 
+pytestmark = pytest.mark.slow
+
 ASKED = ("--max-tokens", "8", "--probes", "none", "--margin", "0.2")
 
 
@@ -41,7 +43,6 @@ def fits(command: str, out: str) -> None:
     jsonschema.validate(json.loads(out), of(command))
 
 
-@pytest.mark.slow
 def test_a_model_is_recorded_and_moved(cli: Cli, run: str, sandbox: Sandbox, tmp_path: Path) -> None:
     due = cli("record", "--calendar", "--json")
     fits("record", due.out)
@@ -80,7 +81,6 @@ def test_a_model_is_recorded_and_moved(cli: Cli, run: str, sandbox: Sandbox, tmp
     assert len(posts) == 1
 
 
-@pytest.mark.slow
 def test_a_whole_account_moves_by_a_plan(cli: Cli, run: str, tmp_path: Path) -> None:
     wrong = cli("migrate", "--all", "--to", "openai")
     assert wrong.code == 2 and "--plan" in wrong.err

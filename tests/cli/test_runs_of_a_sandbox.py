@@ -12,6 +12,8 @@ import pytest
 from tests import forking
 from tests.cli.conftest import Cli, Result
 
+pytestmark = pytest.mark.slow
+
 
 def orchestrate() -> tuple[str, ...]:
     """The words of a command within `sandbox run`."""
@@ -43,7 +45,6 @@ def tried(cli: Cli, *words: str, provider: str = "openai") -> Result:
     return done
 
 
-@pytest.mark.slow
 def test_what_was_tried_is_there_afterwards_without_a_key(cli: Cli, project: Path) -> None:
     run = tried(cli, provider="fireworks").out.split()[-1]
     assert "1 run of sandboxes: orchestrate runs --sandbox" in cli("runs").err
@@ -63,7 +64,6 @@ def test_what_was_tried_is_there_afterwards_without_a_key(cli: Cli, project: Pat
     assert cli("events", run, "--refresh").code == 0, "nor is it lost when the port is free again"
 
 
-@pytest.mark.slow
 def test_last_is_never_a_run_of_the_sandbox_for_real_work(cli: Cli, project: Path) -> None:
     run = tried(cli).out.split()[-1]
     for words in (("eval", "last"), ("show", "last"), ("download", "latest"), ("compare", "last")):
@@ -78,7 +78,6 @@ def test_last_is_never_a_run_of_the_sandbox_for_real_work(cli: Cli, project: Pat
     assert cli("cancel", "last").code == 0
 
 
-@pytest.mark.slow
 def test_a_sandbox_that_runs_is_joined_and_one_of_another_home_is_named(
     cli: Cli, project: Path, tmp_path: Path
 ) -> None:

@@ -13,6 +13,8 @@ from tests.cli.terminals import Terminal
 
 from orchestrate.sandbox import running
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
@@ -48,7 +50,6 @@ def creates(sandbox: Any) -> int:
     return sum(entry["path"].endswith("fine_tuning/jobs") for entry in sent)
 
 
-@pytest.mark.slow
 def test_a_no_sends_nothing_and_a_second_run_is_asked_for_twice(
     env: dict[str, str], sandbox: Any, tmp_path: Path
 ) -> None:
@@ -65,7 +66,6 @@ def test_a_no_sends_nothing_and_a_second_run_is_asked_for_twice(
     assert code == 0 and creates(sandbox) == before + 2
 
 
-@pytest.mark.slow
 def test_a_run_is_ended_on_a_terminal_by_a_yes(env: dict[str, str], tmp_path: Path) -> None:
     here = ["submit", "-p", "local", "--model", "tiny-chat", "--set", "epochs=100", "--yes"]
     code, shown = answered(env, tmp_path, here)
@@ -77,7 +77,6 @@ def test_a_run_is_ended_on_a_terminal_by_a_yes(env: dict[str, str], tmp_path: Pa
     assert code == 0 and "cancel" in shown and "[y/N]" not in shown
 
 
-@pytest.mark.slow
 def test_a_watched_run_is_drawn_in_place(env: dict[str, str], tmp_path: Path) -> None:
     submit = ["submit", "-p", "openai", "--yes", "--again", "--watch"]
     code, shown = answered(env, tmp_path, submit)
@@ -86,7 +85,6 @@ def test_a_watched_run_is_drawn_in_place(env: dict[str, str], tmp_path: Path) ->
     assert "\u241b" not in shown and "\u240d" not in shown, "the cursor's movements are not shown as signs"
 
 
-@pytest.mark.slow
 def test_recover_lists_what_it_found_and_takes_it_on_a_yes(
     env: dict[str, str], sandbox: Any, tmp_path: Path
 ) -> None:

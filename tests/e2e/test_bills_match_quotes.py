@@ -18,11 +18,12 @@ from orchestrate.sandbox import running
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec
 
+pytestmark = pytest.mark.slow
+
 ORDERS = BUNDLED / "orders"
 HOSTS = ("openai", "together", "fireworks")
 
 
-@pytest.mark.slow
 def test_three_hosts(tmp_path: Path, nursery: Nursery) -> None:
     for name, rows in (("train", 60), ("validation", 10)):
         lines = (ORDERS / f"{name}.jsonl").read_text().splitlines(keepends=True)

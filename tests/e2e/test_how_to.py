@@ -13,6 +13,8 @@ from tests import command
 from tests.documented import SHELL, Snippet, environment, snippets
 from tests.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 PAGES = [
     *sorted((ROOT / "docs" / "how-to").glob("*.md")),
     ROOT / "docs" / "json.md",
@@ -20,7 +22,6 @@ PAGES = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_page(page: Path, tmp_path: Path) -> None:
     folder = tmp_path / "project"

@@ -9,6 +9,8 @@ import pytest
 import yaml
 from tests.cli.conftest import Cli
 
+pytestmark = pytest.mark.slow
+
 COLOURS = ("red", "blue", "green", "black")
 
 
@@ -24,7 +26,6 @@ def rows(path: Path, count: int, question: str) -> str:
     return str(path)
 
 
-@pytest.mark.slow
 def test_the_rate_that_learns_wins_and_is_written_as_a_spec(tmp_path: Path, cli: Cli) -> None:
     train = rows(tmp_path / "train.jsonl", 40, "colour of item {}?")
     valid = rows(tmp_path / "valid.jsonl", 8, "the colour of item {}?")

@@ -9,10 +9,11 @@ import pytest
 from tests.documented import Done, commands, environment, run
 from tests.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 PAGE = ROOT / "docs" / "tutorial.md"
 
 
-@pytest.mark.slow
 def test_the_tutorial(tmp_path: Path) -> None:
     folder = tmp_path / "tutorial"
     folder.mkdir()

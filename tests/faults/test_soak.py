@@ -10,8 +10,9 @@ from tests.faults.soaking import WAITS, Soak
 
 from orchestrate import sandbox
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 @pytest.mark.parametrize("store", ["sqlite", "postgres"])
 def test_a_soak_loses_and_doubles_nothing(
     tmp_path: Path, request: pytest.FixtureRequest, tally: Callable[..., None], store: str

@@ -22,6 +22,8 @@ from orchestrate.runs.hosting.deployer import Deployer
 from orchestrate.store.store import Store, Timing
 from orchestrate.types import DeploymentState
 
+pytestmark = pytest.mark.slow
+
 LEASE_S = 0.3
 LEASE = timedelta(seconds=2)
 POINTS = ("after-intent", "after-creating", "after-request")
@@ -60,7 +62,6 @@ def child(deployed: Deployed, name: str, point: str) -> Any:
     return command.start(deploy_once, arguments, cwd=ROOT, env=env, streams=streams)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", HOURLY)
 def test_a_process_killed_on_its_way_is_found_and_gone_on_with(deployed: Deployed, name: str) -> None:
     for point in POINTS:
@@ -75,7 +76,6 @@ def test_a_process_killed_on_its_way_is_found_and_gone_on_with(deployed: Deploye
     deployed.count("deploy, SIGKILL at each point", name)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", HOURLY)
 def test_a_process_killed_while_the_host_answers_is_found(deployed: Deployed, hosts: Any, name: str) -> None:
     hosts.fault(name, "slow", method="POST", path=CREATE[name], delay_s=20.0)

@@ -15,8 +15,9 @@ from orchestrate.local import Hyper, LocalJob, launch, resume
 from orchestrate.local.job import Adapter, Preferences
 from orchestrate.local.run import now
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 def test_killed_in_the_reference_and_in_a_step_it_ends_as_if_it_had_not_been(
     tmp_path: Path, nursery: Nursery
 ) -> None:

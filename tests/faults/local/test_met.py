@@ -14,6 +14,8 @@ from tests.faults.local.test_workers import files, home, job  # noqa: F401  fixt
 
 from orchestrate.local import LocalJob, RunDir
 
+pytestmark = pytest.mark.slow
+
 WORK = """
 import sys
 from pathlib import Path
@@ -30,7 +32,6 @@ else:
 """
 
 
-@pytest.mark.slow
 def test_the_others_are_let_go_when_the_first_pauses_and_when_it_ends(
     job: LocalJob,  # noqa: F811
     tmp_path: Path,

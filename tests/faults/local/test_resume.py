@@ -29,6 +29,8 @@ from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.settings.config import HostConfig
 from orchestrate.spec import TrainFile
 
+pytestmark = pytest.mark.slow
+
 Change = dict[str, dict[str, Any]]
 
 KINDS: dict[str, Change] = {
@@ -109,7 +111,6 @@ def result(run: RunDir) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "passport.json"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(
     small: LocalJob,  # noqa: F811

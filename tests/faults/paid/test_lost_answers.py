@@ -27,6 +27,8 @@ from orchestrate.data.operations.generate import Entry
 from orchestrate.paid.journal import AnswerLog, Renewed, Sent
 from orchestrate.store.store import Store
 
+pytestmark = pytest.mark.slow
+
 MODEL = "gpt-4.1-mini"
 QUESTIONS = 6
 COMMANDS = {
@@ -139,7 +141,6 @@ def place() -> Iterator[Place]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 @given(
@@ -155,7 +156,6 @@ def test_no_command_costs_more_than_its_limit(name: str, script: list[Any], limi
             assert here.billed <= here.counted <= Decimal(limit), (script, done.err.decode())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_budget_holds_for_answers_too(name: str) -> None:
     """Every second answer is billed and lost, and no command has a limit of its own."""

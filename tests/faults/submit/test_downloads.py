@@ -20,6 +20,8 @@ from orchestrate.runs.syncing.sweep import refresh
 from orchestrate.store.store import Store
 from orchestrate.types import JobStatus, Run
 
+pytestmark = pytest.mark.slow
+
 
 def content(folder: Path) -> dict[str, str]:
     """The artefact's own files; a hidden name is somebody's unfinished work."""
@@ -29,7 +31,6 @@ def content(folder: Path) -> dict[str, str]:
     return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(files)}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["together", "fireworks"])
 def test_a_killed_download_leaves_nothing_or_a_whole_artefact(tmp_path: Path, name: str) -> None:
     home = tmp_path / "home"

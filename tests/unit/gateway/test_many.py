@@ -13,11 +13,12 @@ import httpx
 import pytest
 from tests.unit.gateway.conftest import ASKED, Gateway, rows, until
 
+pytestmark = pytest.mark.slow
+
 SECONDS = float(os.environ.get("GATEWAY_LOAD_S", "12"))
 CLIENTS = 200
 
 
-@pytest.mark.slow
 def test_two_hundred_clients_are_all_answered(
     gateway: Gateway, record_property: Callable[[str, object], None]
 ) -> None:

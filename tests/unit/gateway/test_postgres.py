@@ -20,10 +20,11 @@ from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.settings import config
 
+pytestmark = pytest.mark.slow
+
 ASKS = 12
 
 
-@pytest.mark.slow
 def test_two_gateways_make_each_job_once(
     postgres: Postgres, sandbox: Sandbox, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
@@ -84,7 +85,6 @@ def test_two_gateways_make_each_job_once(
         assert len(refs) == len(jobs) == ASKS
 
 
-@pytest.mark.slow
 def test_the_character_0_is_stored_or_refused(postgres: Postgres, sandbox: Sandbox, tmp_path: Path) -> None:
     """Postgres has it in no text."""
     own = {"ORCHESTRATE_STORE": postgres.store()}

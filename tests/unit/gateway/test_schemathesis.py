@@ -14,6 +14,8 @@ from tests import outside
 from tests.contract.known_fields import read
 from tests.unit.gateway.conftest import ASKED, Gateway, ended, rows
 
+pytestmark = pytest.mark.slow
+
 SECONDS = int(os.environ.get("GATEWAY_SCHEMATHESIS_S", "60"))
 REFUSED = {
     "description": "refused",
@@ -21,7 +23,6 @@ REFUSED = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.outside
 def test_made_up_requests(gateway: Gateway, tmp_path: Path) -> None:
     with gateway.client() as client:

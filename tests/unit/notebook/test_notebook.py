@@ -17,6 +17,8 @@ from tests.unit.ui.page import Parsed
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 
+pytestmark = pytest.mark.slow
+
 CELLS = (
     """
 from orchestrate import *
@@ -79,7 +81,6 @@ def notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 # The client of kernels leaves its loop and sockets to the garbage collector.
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_notebook_from_spec_to_metrics(notebook: Any) -> None:

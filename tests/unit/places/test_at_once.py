@@ -17,6 +17,8 @@ from orchestrate.providers.local.away import AwayProvider
 from orchestrate.runs.submitting.settling import Settler
 from orchestrate.types import JobStatus
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=WORLDS)
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
@@ -42,7 +44,6 @@ def meeting(both: list[Orchestrator], world: World, patch: pytest.MonkeyPatch) -
         patch.setattr(found.place, "submit", late)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("where", ["sqlite", "postgres"])
 def test_two_that_resume_at_once_start_one_machine(
     where: str, world: World, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
@@ -67,7 +68,6 @@ def test_two_that_resume_at_once_start_one_machine(
         assert first.run(handle.id).resume().status is JobStatus.QUEUED and len(world.jobs()) == 2
 
 
-@pytest.mark.slow
 def test_two_that_watch_start_a_dead_worker_again_once(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

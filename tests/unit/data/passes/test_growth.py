@@ -16,6 +16,8 @@ from orchestrate.data.operations.check import Options, check
 from orchestrate.data.passes.scan import ranges
 from orchestrate.data.rows import ChatExample, ChatMessage
 
+pytestmark = pytest.mark.slow
+
 MB = 1 << 20
 _PEAK = """
 import re, resource, sys
@@ -62,7 +64,6 @@ def calls(file: Path) -> int:
     return pstats.Stats(profile).total_calls  # type: ignore[attr-defined]
 
 
-@pytest.mark.slow
 def test_work_grows_as_the_file_does(tmp_path: Path) -> None:
     files = [tmp_path / f"{megabytes}.jsonl" for megabytes in (1, 3, 9)]
     rows = [write(file, int(file.stem)) for file in files]
@@ -77,7 +78,6 @@ def test_work_grows_as_the_file_does(tmp_path: Path) -> None:
         assert [a for a, _ in cuts] == [0, *(b for _, b in cuts[:-1])] and cuts[-1][1] == file.stat().st_size
 
 
-@pytest.mark.slow
 def test_memory_is_bounded(tmp_path: Path) -> None:
     """600 MB for parent and two workers on 2 GB: the parent may keep 100 bytes a row, a worker nothing."""
     seen: list[tuple[int, int, int]] = []

@@ -17,7 +17,7 @@ from orchestrate.data.dialects import canonical_line
 from orchestrate.data.passes.scan import CHUNK
 from orchestrate.data.rows import ChatExample, ChatMessage
 
-pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")]
 
 BAD = ("not json", '{"messages": []}', '{"prompt": "a", "completion": "b"}', "")
 
@@ -71,7 +71,6 @@ def run(home: Path, engine: str, *arguments: str, code: int = 0) -> Any:
     return json.loads(done.stdout)
 
 
-@pytest.mark.slow
 def test_check_is_the_same(home: Path) -> None:
     arguments = ("check", "rows.jsonl", "--near", "--tokenizer", "o200k")
     local, ray = (run(home, engine, *arguments, code=1) for engine in ("local", "ray"))
@@ -80,7 +79,6 @@ def test_check_is_the_same(home: Path) -> None:
     assert {"invalid-json", "no-messages", "mixed-format", "duplicate"} <= codes
 
 
-@pytest.mark.slow
 def test_inspect_and_split_are_the_same(home: Path) -> None:
     told: dict[str, list[Any]] = {"local": [], "ray": []}
     for engine, found in told.items():
@@ -91,7 +89,6 @@ def test_inspect_and_split_are_the_same(home: Path) -> None:
     assert told["local"] == told["ray"]
 
 
-@pytest.mark.slow
 def test_convert_is_the_same(home: Path) -> None:
     for engine in ("local", "ray"):
         output = f"{engine}.sharegpt.jsonl"
@@ -100,7 +97,6 @@ def test_convert_is_the_same(home: Path) -> None:
     assert (home / "ray.sharegpt.jsonl").read_bytes() == (home / "local.sharegpt.jsonl").read_bytes()
 
 
-@pytest.mark.slow
 def test_dedupe_is_the_same(home: Path) -> None:
     reports: list[dict[str, Any]] = []
     for engine in ("local", "ray"):
@@ -110,7 +106,6 @@ def test_dedupe_is_the_same(home: Path) -> None:
     assert (home / "ray.deduped.jsonl").read_bytes() == (home / "local.deduped.jsonl").read_bytes()
 
 
-@pytest.mark.slow
 def test_commands_at_once_have_a_cluster_each(home: Path, tmp_path: Path) -> None:
     """A cluster of the other's would end with it, or not let this one in where it is another user's."""
     started: list[subprocess.Popen[str]] = []
@@ -135,7 +130,6 @@ def test_commands_at_once_have_a_cluster_each(home: Path, tmp_path: Path) -> Non
     assert (tmp_path / "first.jsonl").read_bytes() == (tmp_path / "second.jsonl").read_bytes()
 
 
-@pytest.mark.slow
 def test_a_cluster_that_was_named_is_not_replaced_by_another(home: Path) -> None:
     done = subprocess.run(
         command("ray", "check", "rows.jsonl"),
@@ -149,7 +143,6 @@ def test_a_cluster_that_was_named_is_not_replaced_by_another(home: Path) -> None
     assert "127.0.0.1:9" in done.stderr and "unset" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
 def test_errors_and_dead_workers_are_told(home: Path) -> None:
     """In one process of its own, so that the private home is Ray's."""
     script = """

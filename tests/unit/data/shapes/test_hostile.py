@@ -242,7 +242,7 @@ def read_or_refused(format: str, fields: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("format", BY_NAME)
-@settings(max_examples=15, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=5, deadline=None, suppress_health_check=SLOW)
 @given(fields=st.data())
 def test_no_value_breaks_a_reader(format: str, fields: st.DataObject) -> None:
     read_or_refused(format, fields)

@@ -23,6 +23,7 @@ from orchestrate.local.model import files
 from orchestrate.local.model.loading import load_adapter
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
@@ -76,7 +77,6 @@ def served(loading: Loading, asked: Sequence[tuple[str, Any]]) -> Ids:
     return [found[str(n)] for n in range(len(asked))]
 
 
-@pytest.mark.slow
 def test_two_hundred_prompts_and_three_adapters_have_the_same_ids_everywhere(tmp_path: Path) -> None:
     adapters = {name: random_adapter(tmp_path / name, seed) for seed, name in enumerate("abc")}
     asked = questions("train.jsonl", 200)
@@ -111,7 +111,6 @@ def rewarded(adapter: Path, asked: Sequence[Any]) -> Ids:
         return sampler.draw(model, prompts, max_tokens=TOKENS, temperature=0.0, most_rows=32)
 
 
-@pytest.mark.slow
 def test_in_16_bits_a_batch_invariant_server_gives_what_was_evaluated_row_by_row(tmp_path: Path) -> None:
     folder = make("llama", tmp_path / "m")  # random weights are seldom sure: company turns some answers
     how: dict[str, Any] = {"base": str(folder), "base_name": "m", "threads": 1, "precision": "bf16"}

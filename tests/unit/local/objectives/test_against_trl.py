@@ -20,6 +20,7 @@ from orchestrate.local.objectives.grpo import PolicyObjective
 from orchestrate.local.run.session import Session
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore"),  # TRL, accelerate and datasets warn about one another
     pytest.mark.timeout(300),
 ]
@@ -145,7 +146,6 @@ DPO: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
 """Our settings, TRL's, and of how many pairs."""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("adapter", "name"), diagonal(ADAPTERS, DPO))
 def test_dpo_is_trls(session: Pairs, tmp_path: Path, adapter: str, name: str) -> None:
     method, config, count = DPO[name]
@@ -174,7 +174,6 @@ def same_gradient(ours: Session, theirs: Any) -> None:
         assert (parameter.grad - wanted).norm() < 2e-3 * wanted.norm(), name
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("adapter", "beta"), diagonal(ADAPTERS, [0.1, 1.5]))
 def test_orpo_is_trls(session: Pairs, tmp_path: Path, adapter: str, beta: float) -> None:
     """TRL's likelihood term is a mean over the preferred rows' tokens, prompts included, ours over the
@@ -262,7 +261,6 @@ KTO: dict[str, dict[str, float]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("adapter", "name"), diagonal(ADAPTERS, KTO))
 def test_kto_is_trls(tmp_path: Path, adapter: str, name: str) -> None:
     from datasets import Dataset
@@ -320,7 +318,6 @@ def test_kto_is_trls(tmp_path: Path, adapter: str, name: str) -> None:
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kl_beta", [0.0, 0.3], ids=["no kl", "kl"])
 def test_grpo_is_trls(tmp_path: Path, kl_beta: float) -> None:
     """TRL is given our answers and rewards; advantages, divergence, loss and gradient are its own."""
