@@ -49,7 +49,7 @@ class Labels:
         """Over all looks that there could have been."""
 
     def add(self, stratum: Hashable, chance: float, tuned: bool, outcome: Hashable = None) -> None:
-        """A user who had this chance to be in the tuned arm."""
+        """Add a user who had this chance of being in the tuned arm."""
         of_tuned, users = self._seen.get((stratum, outcome), (0, 0))
         bet = (PRIOR * chance + of_tuned) / (PRIOR + users)
         self.log_e += math.log(bet / chance) if tuned else math.log((1 - bet) / (1 - chance))
@@ -96,7 +96,7 @@ class Mixture:
         return self.deviation * _bound(self.information, alpha) / self.information
 
     def detectable(self, alpha: float) -> float:
-        """The difference that is shown at this look with a chance of 80%."""
+        """Return the difference that this look detects with a power of 80%."""
         return detectable(self.information, self.deviation, alpha)
 
 
@@ -105,7 +105,8 @@ def detectable(information: float, deviation: float, alpha: float) -> float:
 
 
 def users_for(difference: float, deviation: float, share: float, alpha: float) -> int:
-    """Users in both arms until a difference is shown in four of five experiments of a constant share."""
+    """Return how many users in both arms it takes to detect a difference with a power of 80%, in
+    experiments with a constant share."""
     low, high = 1.0, 1e15
     while high / low > 1 + 1e-9:
         middle = math.sqrt(low * high)
@@ -143,7 +144,7 @@ class Means:
         return cubes / squares**1.5 if squares > 0 else 0.0
 
     def mixture(self) -> Mixture | None:
-        """`None` where nothing can be compared yet, or where nothing varies."""
+        """Return the mixture, or `None` if nothing can be compared yet or nothing varies."""
         spread = {arm: self._variance(arm) for arm in (True, False)}
         score = information = variance = 0.0
         for (stratum, arm), tuned in self.cells.items():
@@ -165,7 +166,7 @@ class Means:
 
 
 def gate_of_share(means: Means) -> str | None:
-    """Why an interval of a right-or-wrong metric is not believed yet."""
+    """Explain why the interval of a right-or-wrong metric cannot be trusted yet, or return `None`."""
     least = min(min(total := means.total(arm), means.users(arm) - total) for arm in (True, False))
     if least >= LEAST_OF_EACH - 1e-6:
         return None
@@ -173,7 +174,7 @@ def gate_of_share(means: Means) -> str | None:
 
 
 def gate_of_mean(means: Means) -> str | None:
-    """The same of a number."""
+    """Explain why the interval of a numeric metric cannot be trusted yet, or return `None`."""
     fewest = min(means.users(True), means.users(False))
     if fewest < 2:
         return "fewer than 2 users in an arm"
@@ -199,8 +200,9 @@ class Unit(NamedTuple):
 def units(
     metric: PlannedMetric, exposures: Sequence[Exposure], outcomes: Iterable[Recorded], now: datetime
 ) -> list[Unit]:
-    """In the order in which they are counted. `exposures` by time, `outcomes` as they were recorded. Who had
-    no chance of the other arm tells nothing of it, and is left out."""
+    """List the units of a metric in the order in which they are counted. `exposures` are sorted by time,
+    `outcomes` by when they were recorded. Users who had no chance of being in the other arm are left out,
+    because they carry no information about it."""
     there = {(e.user, e.phase): e for e in exposures if 0 < e.chance < 1}
     if metric.window_h is None:
         first: dict[tuple[str, int], float] = {}
@@ -248,7 +250,7 @@ def _folded(how: str, values: Sequence[float]) -> float:
 
 
 def ratio_p(exposures: Iterable[Exposure]) -> float:
-    """Of the split of users as it was planned, valid anytime."""
+    """Return the anytime-valid p-value of the planned split of users."""
     labels = Labels()
     for one in exposures:
         if 0 < one.chance < 1:
@@ -257,7 +259,7 @@ def ratio_p(exposures: Iterable[Exposure]) -> float:
 
 
 def evidence(metric: PlannedMetric, found: Sequence[Unit], alpha: float) -> Evidence:
-    """All that a metric shows of these units."""
+    """Compute everything that a metric shows for these units."""
     walk = _Walk(metric, alpha)
     every, drawn = max(1, len(found) // _LOOKS), max(1, len(found) // _POINTS)
     for number, unit in enumerate(found, 1):

@@ -50,7 +50,8 @@ def new_salt() -> str:
 
 
 def person(salt: str, user: str) -> Person:
-    """Any text is a user, byte for byte: nothing is trimmed, folded or normalised."""
+    """Derive a person from a user id. Any text is a user, byte for byte: nothing is trimmed, case-folded
+    or normalized."""
     digest = hashlib.sha256(f"{salt}\0".encode() + user.encode("utf-8", "surrogatepass")).digest()
     return Person(digest[8:24].hex(), (int.from_bytes(digest[:8], "big") >> 11) / 2**53)
 
@@ -66,8 +67,8 @@ def exposed(
     last: Exposure | None = None,
     last_share: float | None = None,
 ) -> Exposure:
-    """What a user is given in a phase that is new to them. `last`: what they had before, in a phase with the
-    share `last_share`."""
+    """Assign a user to an arm in a phase that is new to them. `last` is what they had before, in a phase
+    with the share `last_share`."""
     chance = phase.share
     if last is not None and last_share is not None:
         # Of those who had the base, the larger share takes some; who had the tuned model keeps it.
@@ -104,7 +105,7 @@ class OutcomesTaken(Record, frozen=True, kw_only=True):
 
 
 def of_user(user: str | int) -> str:
-    """As text, and as it is. Raises `UsageError` for an empty one."""
+    """Return the user as text, unchanged. Raises `UsageError` for an empty one."""
     text = str(user)
     if not text:
         raise UsageError("an outcome needs a user")
@@ -127,14 +128,15 @@ def checked(plan: ExperimentPlan, metric: str, value: float) -> float:
 
 
 def key_of(metric: str, id: str | int) -> str:
-    """By which what is sent twice is known. An id may be shared by outcomes of several metrics."""
+    """Return the key that identifies an outcome that is sent twice. Outcomes of several metrics may share
+    an id."""
     return hashlib.sha256(f"{metric}\0{id}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def read(plan: ExperimentPlan, path: Path) -> Iterator[Given]:
-    """The outcomes in a file of JSON lines, all of which are read before the first is given. A line without
-    an id has one by its text and by how often that came before it, so that a file can be taken again, and
-    when it has grown. Raises `DataError` with the lines that are wrong."""
+    """Read the outcomes in a JSON Lines file. All lines are read before the first outcome is yielded. A
+    line without an id gets one from its text and from how often that text came before, so that the same
+    file can be read again, also after it has grown. Raises `DataError` with the lines that are wrong."""
     found: list[Given] = []
     wrong: list[str] = []
     seen: Counter[bytes] = Counter()
@@ -203,8 +205,8 @@ class Experiment:
 
     @classmethod
     def open(cls, name: str, store: Store | str | None = None) -> Self:
-        """One that was begun, by its name or id. `store`: its URL, by default the configured one. Raises
-        `UsageError`, `StoreError`."""
+        """Open an existing experiment by its name or id. `store` is its URL, by default the configured
+        store. Raises `UsageError`, `StoreError`."""
         opened = _opened(store)
         try:
             return cls(opened, opened.experiments.get(name), owns_store=opened is not store)
@@ -215,8 +217,8 @@ class Experiment:
 
     @classmethod
     def begin(cls, plan: ExperimentPlan, store: Store | str | None = None) -> Self:
-        """A new one, or the one of this plan, which goes on. Raises `UsageError` where one of this name has
-        another plan: what was written down before is not changed afterwards."""
+        """Start a new experiment, or continue the one with this plan. Raises `UsageError` if an
+        experiment of this name has another plan, because a plan is not changed after the start."""
         required(plan)
         opened = _opened(store)
         try:
@@ -239,7 +241,7 @@ class Experiment:
     # -- phases --------------------------------------------------------------------------------------------
 
     def phases(self, *, fresh: bool = True) -> tuple[ExperimentPhase, ...]:
-        """Oldest first; not `fresh`, they may be a second old."""
+        """Return the phases, oldest first. Unless `fresh`, they may be a second old."""
         with self._lock:
             if fresh or time.monotonic() - self._read_at > _FRESH_S:
                 found = tuple(self._kept.phases(self.id))
@@ -282,8 +284,8 @@ class Experiment:
     # -- users ---------------------------------------------------------------------------------------------
 
     def assign(self, user: str | int) -> Assignment:
-        """The model that a user gets, the same every time while the share stands or grows. From now on what
-        comes of it counts."""
+        """Assign a user to a model. The model stays the same while the share stays or grows. From now on
+        the user's outcomes count."""
         phase = self.phases(fresh=False)[-1]
         if phase.over:
             return Assignment("tuned" if phase.share == 1 else "base", phase.number, False)
@@ -291,8 +293,8 @@ class Experiment:
         return Assignment(given.arm, given.phase, True)
 
     def guess(self, user: str | int) -> Assignment:
-        """The model that a user gets by what was last read of the store, which is not asked: nothing of it
-        counts."""
+        """Return the model that a user gets according to the last read of the store, without reading it
+        again. The user's outcomes do not count."""
         last = self._phases[-1] if self._phases else None
         share = 0.0 if last is None else last.share
         arm = arm_at(person(self._record.salt, of_user(user)).place, share)
@@ -318,12 +320,13 @@ class Experiment:
     def record(
         self, user: str | int, metric: str, value: float, *, id: str | int | None = None
     ) -> OutcomesTaken:
-        """An outcome of a user. With an id of its own it counts once, however often it is sent. Raises
-        `UsageError` for a metric that is not in the plan, or a value that it cannot have."""
+        """Record an outcome of a user. An outcome with its own id counts once, no matter how often it is
+        sent. Raises `UsageError` for a metric that is not in the plan, or a value that the metric does
+        not allow."""
         return self.record_all([Given(user, metric, value, id)])
 
     def record_all(self, given: Iterable[Given]) -> OutcomesTaken:
-        """Many outcomes. Raises as `record` does, before anything of them is recorded."""
+        """Record many outcomes. Raises the same errors as `record`, before any of them is recorded."""
         rows = [(one, checked(self.plan, one.metric, one.value)) for one in given]
         if self.phases(fresh=False)[-1].over:
             return self._told(OutcomesTaken(after_end=len(rows)))
@@ -343,13 +346,13 @@ class Experiment:
         return self._told(OutcomesTaken(recorded=new, repeated=len(found) - new, unknown_users=unknown))
 
     def record_files(self, paths: Iterable[str | Path]) -> OutcomesTaken:
-        """The outcomes in files of JSON lines, `{"user": "u1", "metric": "resolved", "value": true}`. A file
-        can be taken again, also when it has grown. Raises `DataError` with the lines that are wrong, and then
-        records nothing of any file."""
+        """Record the outcomes in JSON Lines files, `{"user": "u1", "metric": "resolved", "value": true}`.
+        A file can be recorded again, also after it has grown. Raises `DataError` with the lines that are
+        wrong, and then records nothing from any file."""
         return self.record_all([one for path in paths for one in read(self.plan, Path(path))])
 
     def observed(self, user: str | int, at: Assignment, values: Mapping[str, float]) -> None:
-        """Of an answer: those of the values that the plan has a metric for."""
+        """Record the values observed for an answer that are metrics of the plan."""
         if not at.counted:
             return
         key = person(self._record.salt, of_user(user)).key
@@ -358,7 +361,7 @@ class Experiment:
         self._kept.record(self.id, found)
 
     def count(self, what: str, more: int = 1) -> None:
-        """Something beside the metrics that the report tells, in at most 64 characters."""
+        """Count something besides the metrics that the report shows. `what` has at most 64 characters."""
         if not 0 < len(what) <= _LONGEST or "\0" in what:
             raise UsageError(f"a metric needs a name of 1 to {_LONGEST} characters")
         self._kept.count(self.id, what, more)
@@ -376,7 +379,7 @@ class Experiment:
     # -- what it shows -------------------------------------------------------------------------------------
 
     def report(self) -> ExperimentReport:
-        """All of it as it stands. It may be looked at as often as you like."""
+        """Return a report of the current state. You can look as often as you like."""
         now = self._kept.clock.now()
         phases, exposures = self.phases(), self._kept.exposures(self.id)
         phase, alpha = phases[-1], alphas(self.plan)

@@ -67,8 +67,8 @@ class ABUp:
 def begun(
     ft: Workspace, plan: str, *, start: Callable[[ExperimentPlan], None] = lambda _: None
 ) -> Experiment:
-    """The experiment of a plan's file, or one that was begun, by its name or id. `start` gets the plan of a
-    new experiment first, and may raise to keep it from starting. Raises `UsageError`."""
+    """Return the experiment of a plan file, or an existing one by its name or id. `start` receives the
+    plan of a new experiment first, and may raise to prevent its start. Raises `UsageError`."""
     path = Path(plan).expanduser()
     if path.suffix.lower() not in (".yaml", ".yml") and not path.is_file():
         return Experiment.open(plan, ft.store)
@@ -79,19 +79,19 @@ def begun(
 
 
 def found(ft: Workspace, name: str | None) -> list[Experiment]:
-    """One by its name or id, or all of them, newest first."""
+    """Return one experiment by its name or id, or all of them, newest first."""
     if name is not None:
         return [Experiment.open(name, ft.store)]
     return [Experiment(ft.store, record) for record in ft.store.experiments.all()]
 
 
 def table(report: ExperimentReport) -> RenderableType:
-    """For a terminal."""
+    """Build a table of the report for a terminal."""
     return pages.table(report)
 
 
 def save(report: ExperimentReport, path: Path) -> Path:
-    """As .html, .json or .txt. Raises `UsageError`."""
+    """Save the report as .html, .json or .txt. Raises `UsageError`."""
     return pages.save(report, path)
 
 
@@ -104,9 +104,9 @@ def serve(
     accept_licence: Sequence[str] = (),
     tell: Callable[[ExperimentReport], None] = lambda _: None,
 ) -> Generator[ABUp]:
-    """The proxy of an experiment for as long as the block lasts. Runs of this machine are served behind it.
-    With `terms.auto` the rule is carried out on its own, and `tell` hears of what was done. Raises
-    `UsageError` without keys for an address that others can reach, and what finding the models does."""
+    """Serve an experiment's proxy while the block runs. Runs of this machine are served behind it. With
+    `terms.auto` the rule is applied automatically, and `tell` receives what was done. Raises `UsageError`
+    without keys for an address that others can reach, and the errors of finding the models."""
     keys.bring_in(ft.settings.home, ft.store, by=ft.settings.made_by)
     clients = keys.Clients(ft.store, "serve")
     clients.require(terms.host, keys.NEW_KEY)

@@ -56,8 +56,8 @@ class ABMiddleware:
 
 
 def ask(experiment: Experiment, user: str | int, base: Callable[[], _T], tuned: Callable[[], _T]) -> _T:
-    """The answer of the user's model. Where the tuned one raises, the base answers: that is counted, and what
-    comes of it goes on counting as the tuned model's. Raises what the base raises."""
+    """Return the answer of the user's model. If the tuned model raises, the base answers. That is
+    counted, and the user's outcomes still count for the tuned model. Raises what the base raises."""
     given, begun, failed = experiment.assign(user), time.monotonic(), 1.0
     try:
         if given.arm == "tuned":

@@ -43,8 +43,8 @@ BROKEN_SPLIT = 0.001
 
 
 def alphas(plan: ExperimentPlan) -> dict[str, float]:
-    """By metric: all of it for the primary one, and as much again for all guardrails together; each `told`
-    metric stands alone."""
+    """Return the alpha of each metric: all of it for the primary metric, and the same amount split among
+    all guardrails. Each `told` metric is treated on its own."""
     guards = sum(metric.role == "guardrail" for metric in plan.metrics)
     alpha = plan.rule.alpha
     return {m.name: alpha / guards if m.role == "guardrail" else alpha for m in plan.metrics}
@@ -60,8 +60,8 @@ def decide(
     users: int,
     ratio_p: float,
 ) -> ExperimentDecision:
-    """What is to be done now. `in_phase`: users seen in this phase, by arm; `users`: in all phases and arms
-    together; `ratio_p`: of the split."""
+    """Decide what to do now. `in_phase` counts the users seen in this phase, by arm, and `users` those in
+    all phases and arms together. `ratio_p` is the p-value of the split."""
 
     def held(why: str) -> ExperimentDecision:
         return ExperimentDecision(verb="hold", share=phase.share, why=why)
@@ -221,7 +221,7 @@ def read_plan(path: Path) -> ExperimentPlan:
 
 
 def required(plan: ExperimentPlan, where: str = "the plan") -> ExperimentPlan:
-    """A plan that can be carried out. Raises `UsageError` with the first thing that is wrong in it."""
+    """Return a plan that can be carried out. Raises `UsageError` with the first error in it."""
     for wrong in (*_wrong_names(plan), *_wrong_rule(plan.rule), *_wrong_metrics(plan)):
         raise UsageError(f"{where}: {wrong}")
     return plan
@@ -300,7 +300,7 @@ def recorded_sometimes(plan: ExperimentPlan) -> list[str]:
 
 
 def wrong_value(metric: PlannedMetric, value: float) -> str | None:
-    """Why it cannot be an outcome."""
+    """Explain why a value cannot be an outcome of this metric, or return `None`."""
     if not math.isfinite(value) or abs(value) > 1e15:
         return f"{metric.name}: {value} must be a finite number"
     if metric.kind == "right-or-wrong" and value not in (0, 1):

@@ -146,7 +146,7 @@ def _answers(body: bytes) -> bool:
 
 
 def says_error(data: bytes) -> bool:
-    """Whether the last whole event of these bytes of a stream is an error."""
+    """Return whether the last complete event in these bytes of a stream is an error."""
     for line in reversed(data.splitlines()):
         found = _object(line.removeprefix(b"data:")) if line.startswith(b"data:") else {}
         if found:
@@ -174,8 +174,8 @@ async def _pieces(response: httpx.Response) -> AsyncGenerator[bytes]:
 
 
 async def watched(answer: Answer, tail: bytearray) -> AsyncGenerator[bytes]:
-    """All pieces of a stream; the last bytes of it are kept in `tail`. Raises `httpx.HTTPError` where it
-    breaks off."""
+    """Yield all pieces of a stream, and keep its last bytes in `tail`. Raises `httpx.HTTPError` if the
+    stream breaks off."""
     tail += answer.body
     yield answer.body
     if answer.rest is not None:
@@ -187,7 +187,7 @@ async def watched(answer: Answer, tail: bytearray) -> AsyncGenerator[bytes]:
 
 
 def tokens(data: bytes) -> tuple[int, int] | None:
-    """Of prompt and answer, as an answer or the end of a stream tells them."""
+    """Return the prompt and completion tokens that an answer or the end of a stream reports."""
     lines = data.splitlines() if b"data:" in data else [data]
     for line in reversed(lines):
         if b'"usage"' not in line:
@@ -268,7 +268,7 @@ class Proxy:
         self._asking_store = anyio.CapacityLimiter(8)
 
     def app(self, *, names: tuple[str, ...] = (), origins: tuple[str, ...] = ()) -> ASGIApp:
-        """With the guard of all local servers before it; to be served with its lifespan."""
+        """Build the app, behind the guard that all local servers use. Serve it with its lifespan."""
         routes = [Route(f"/v1{path}", self.answer, methods=["POST"]) for path in _PATHS]
         routes += [
             Route("/v1/models", self.models),
@@ -416,7 +416,7 @@ class Proxy:
         return JSONResponse(page([shown], more=False))
 
     async def outcomes(self, request: Request) -> Response:
-        """One outcome, or several under `outcomes`."""
+        """Record one outcome, or several under `outcomes`."""
         values = await json_body(request)
         listed: Any = values.get("outcomes", [values])
         try:

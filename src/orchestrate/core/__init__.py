@@ -19,8 +19,8 @@ _NAME_END = re.compile(r"[^A-Za-z0-9._-]")
 
 @contextmanager
 def needed(extra: str, what: str, package: str) -> Generator[None]:
-    """Around the import of an extra's package. Raises `MissingExtra` without it, `SetupError` for an old
-    one."""
+    """Guard the import of an extra's package. Raises `MissingExtra` if it is not installed, and
+    `SetupError` if it is too old."""
     require_recent(package)
     try:
         yield
@@ -29,7 +29,7 @@ def needed(extra: str, what: str, package: str) -> Generator[None]:
 
 
 def installed(package: str) -> str:
-    """Its version. Raises `PackageNotFoundError`."""
+    """Return the version of an installed package. Raises `PackageNotFoundError`."""
     return next(iter(_header(package, "Version")))
 
 
@@ -84,7 +84,8 @@ def _same(name: str) -> str:
 
 
 def late(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` of a package; `homes` says in which of its modules each public name lies."""
+    """Build the `__getattr__` of a package that imports lazily. `homes` maps each public name to its
+    module."""
 
     def load(name: str) -> Any:
         if name not in homes:

@@ -19,7 +19,8 @@ Unit = Literal["US dollars", "hours", "minutes"]
 def amount(
     given: Decimal | float | str | None, name: str, unit: Unit = "US dollars", *, above_zero: bool = False
 ) -> Decimal | None:
-    """`25`, `7.50`, `$1,200`. Raises `UsageError`, which names the option, for everything else."""
+    """Parse an amount such as `25`, `7.50` or `$1,200`. Raises `UsageError`, which names the option, for
+    anything else."""
     if given is None:
         return None
     found = _read(given)

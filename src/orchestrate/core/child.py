@@ -51,7 +51,7 @@ class TooLate(RunFailed):
 
 
 def python(module: str) -> list[str]:
-    """The command that runs one of our modules in a process of its own."""
+    """Return the command that runs one of our modules in a separate process."""
     return [sys.executable, "-P", "-m", module]
 
 
@@ -108,7 +108,7 @@ class Child:
     # -- asking --------------------------------------------------------------------------------------------
 
     def send(self, message: Any) -> None:
-        """Bytes are JSON already. Raises `Ended`."""
+        """Send a message. Bytes must already be JSON. Raises `Ended`."""
         line = (message if isinstance(message, bytes) else msgspec.json.encode(message)) + b"\n"
         stdin = self.process.stdin
         assert stdin is not None  # noqa: S101  opened as a pipe
@@ -119,7 +119,7 @@ class Child:
             raise self._ended() from error
 
     def receive(self, seconds: float | None = None) -> bytes:
-        """The next line. Raises `Ended`, and after so many seconds `TooLate`."""
+        """Return the next line. Raises `Ended`, and `TooLate` after this many seconds."""
         try:
             line = self._lines.get(timeout=seconds)
         except queue.Empty:
@@ -131,21 +131,21 @@ class Child:
         return line
 
     def exchange(self, message: Any, seconds: float) -> bytes:
-        """The line that answers a message, also to a process that perhaps reads nothing. Raises `Ended`,
+        """Return the line that answers a message, even if the process may not be reading. Raises `Ended`,
         `TooLate`."""
         threading.Thread(target=self._send_quietly, args=(message,), daemon=True).start()
         return self.receive(seconds)
 
     def ask(self, message: Any, seconds: float | None = None) -> dict[str, Any]:
-        """One answer to one message. Raises what went wrong in the process by `failure`, `Ended`,
-        `TooLate`."""
+        """Return one answer to one message. Raises errors that the process reported by `failure`,
+        `Ended`, `TooLate`."""
         if seconds is not None:
             return decoded(self.exchange(message, seconds))
         self.send(message)
         return decoded(self.receive())
 
     def words(self) -> str:
-        """The end of what it wrote to standard error."""
+        """Return the end of what the process wrote to standard error."""
         if self._words is None or self._words.closed:
             return ""
         size = self._words.seek(0, os.SEEK_END)
@@ -155,7 +155,7 @@ class Child:
     # -- ending --------------------------------------------------------------------------------------------
 
     def kill(self) -> int:
-        """It ends now, with all that it started and that is still in its group."""
+        """Kill the process now, with everything that it started and that is still in its group."""
         if self._ends_all:
             end_group(self.process)
         else:
@@ -163,8 +163,8 @@ class Child:
         return self.process.wait()
 
     def close(self, patience_s: float = PATIENCE_S) -> None:
-        """Nothing more is asked: it ends when its input does, and is killed where it does not. What it has
-        answered by then can still be received."""
+        """Close the child's input. It exits when its input ends, and is killed if it does not. Answers
+        that it has given by then can still be received."""
         self._closed = True
         with suppress(OSError):  # it may not have taken all that was written
             if self.process.stdin is not None:
@@ -226,7 +226,7 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def decoded(line: bytes) -> dict[str, Any]:
-    """An answer as `answering` writes it. Raises the error of which it tells."""
+    """Decode an answer written by `answering`. Raises the error that it reports."""
     answer = msgspec.json.decode(line, type=dict[str, Any])
     if "error" in answer and "kind" in answer:
         raise raised(answer)
@@ -234,7 +234,7 @@ def decoded(line: bytes) -> dict[str, Any]:
 
 
 def raised(answer: Mapping[str, Any]) -> OrchestrateError:
-    """The error of which a `failure` tells."""
+    """Return the error that a `failure` reports."""
     kind = getattr(errors, str(answer.get("kind")), None)
     return (kind if kind in _KNOWN else RunFailed)(str(answer["error"]), fix=answer.get("fix"))
 
@@ -260,7 +260,7 @@ def answering() -> Callable[[Mapping[str, Any]], None]:
 
 
 def questions() -> Iterator[dict[str, Any]]:
-    """What standard input asks, until it ends."""
+    """Yield the questions on standard input until it ends."""
     decode = msgspec.json.Decoder(dict[str, Any]).decode
     return (decode(line) for line in sys.stdin.buffer)
 
@@ -271,13 +271,13 @@ class Desk(Protocol):
     def read(self, lines: Any) -> None: ...
 
     def work(self) -> None:
-        """Until the lines have ended and all is answered."""
+        """Answer questions until the input has ended and all are answered."""
         ...
 
 
 def at_desk(made: Callable[[Callable[[Mapping[str, Any]], None]], Desk]) -> int:
-    """The life of a process that answers many questions at once; its exit code. `made` gets what sends an
-    answer."""
+    """Run a process that answers many questions at once, and return its exit code. `made` receives a
+    function that sends an answer."""
     send = answering()
     try:
         desk = made(send)
@@ -292,7 +292,8 @@ def at_desk(made: Callable[[Callable[[Mapping[str, Any]], None]], Desk]) -> int:
 
 
 def failure(error: Exception) -> dict[str, Any]:
-    """The answer that tells of an error. The traceback of one that is not ours goes to standard error."""
+    """Build the answer that reports an error. The traceback of an error that is not ours goes to standard
+    error."""
     if not isinstance(error, OrchestrateError):
         with suppress(OSError):  # no room for it
             traceback.print_exception(error)

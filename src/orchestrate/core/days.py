@@ -19,11 +19,12 @@ def pretended(day: date) -> str | None:
 
 
 def today() -> date:
-    """The day in UTC. Hosts publish days without an hour or a zone, and a date that turned with the local
-    clock would close a host, or end a price, on one machine a day before it does on another.
+    """Return the current day in UTC. Hosts publish days without an hour or a time zone. A day that
+    followed the local clock would close a host or end a price on one machine a day before another.
 
-    `ORCHESTRATE_TODAY=2027-01-07` asks what will hold, or held, on another day: models, closings and prices.
-    What a host itself says, and when a run was made, stay as they are. Raises `ConfigError` for no day."""
+    `ORCHESTRATE_TODAY=2027-01-07` shows what will hold, or held, on another day: models, shutdowns and
+    prices. What a host itself reports, and when a run was created, do not change. Raises `ConfigError` if
+    it is not a date."""
     asked = os.environ.get(VARIABLE)
     if not asked:
         return datetime.now(UTC).date()

@@ -24,7 +24,8 @@ def require_bounded(node: yaml.Node | None) -> None:
 
 
 def documents(text: str) -> list[Any]:
-    """All documents of a YAML text. Raises as `require_bounded`, and `yaml.YAMLError`."""
+    """Parse all documents of a YAML text. Raises the same errors as `require_bounded`, and
+    `yaml.YAMLError`."""
     with _loader(text) as loader:
         found: list[Any] = []
         while loader.check_node():
@@ -33,7 +34,7 @@ def documents(text: str) -> list[Any]:
 
 
 def document(text: str) -> Any:
-    """The only document of a YAML text. Raises as `documents`."""
+    """Parse the only document of a YAML text. Raises the same errors as `documents`."""
     with _loader(text) as loader:
         node = loader.get_single_node()
         return None if node is None else _constructed(loader, node)

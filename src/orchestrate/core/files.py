@@ -47,8 +47,8 @@ def private_folder(path: Path) -> Path:
 
 
 def own_folder(path: Path) -> Path:
-    """A private folder in a place where others may write too: raises `PermissionError` when it is another's,
-    or a link that another made, which could point anywhere."""
+    """Create a private folder in a place where others may write too. Raises `PermissionError` if the
+    folder belongs to somebody else, or is a link that somebody else created, which could point anywhere."""
     try:
         path.mkdir(mode=0o700)
     except FileExistsError:
@@ -62,15 +62,15 @@ def own_folder(path: Path) -> Path:
 
 
 def is_private(folder: Path) -> bool:
-    """Whether its owner alone may enter; where there are no modes nothing is."""
+    """Return whether only the folder's owner may enter. Without file modes, no folder is private."""
     return sys.platform != "win32" and not stat.S_IMODE(folder.stat().st_mode) & PRIVATE_UMASK
 
 
 def inside(path: Path) -> Path:
-    """The path of a file, to write to. Raises `UsageError` where it is a link out of the project that it lies
-    in (a repository, or a folder with an `orchestrate.toml`): a clone brings its links with it, and what is
-    written through one is a file of the user's. A folder of a project may lead elsewhere, as to a larger
-    disk: it changes no file that is there under another name."""
+    """Return the path of a file to write to. Raises `UsageError` if it is a link that leads out of its
+    project (a repository, or a folder with an `orchestrate.toml`): a clone brings its links with it, and
+    writing through one would change one of the user's files. A folder of a project may lead elsewhere,
+    such as to a larger disk, because that changes no existing file of another name."""
     if not path.is_symlink():
         return path
     named, real = Path(os.path.abspath(path)), os.path.realpath(path)  # noqa: PTH100  `..` and links apart
@@ -92,17 +92,17 @@ def new_folder(path: Path) -> Path:
 
 
 def opener(path: str, flags: int) -> int:
-    """For `open`: a new file in a private folder is its owner's alone."""
+    """Open a file for `open`. A new file in a private folder is readable by its owner only."""
     return os.open(path, flags, 0o600 if is_private(Path(path).parent) else 0o666)
 
 
 @contextmanager
 def whole(path: Path, *, private: bool = False) -> Generator[Path]:
-    """A name to write to; what is there at the end of the block becomes `path`, after an error nothing.
+    """Yield a path to write to. What was written by the end of the block replaces `path` in one step.
+    After an error, nothing changes.
 
-    What a link points to is written, and the link stays, as far as `inside` allows it. `private` files, and
-    those in a private folder, can be read by their owner only.
-    """
+    If `path` is a link, its target is written and the link stays, as far as `inside` allows it. `private`
+    files, and those in a private folder, can be read by their owner only."""
     target = Path(os.path.realpath(inside(path)))
     draft = _draft(target)
     try:
@@ -129,8 +129,8 @@ def move_into_place(draft: Path, path: Path) -> None:
 
 @contextmanager
 def whole_folder(path: Path, *, replace: bool = True) -> Generator[Path]:
-    """A new folder to fill, which becomes `path` at the end of the block; after an error nothing is left.
-    Without `replace` a folder with content that is there already stays: raises `OSError`."""
+    """Yield a new folder to fill, which becomes `path` at the end of the block. After an error, nothing
+    is left. Without `replace`, an existing folder with content stays: raises `OSError`."""
     draft = _draft(path)
     try:
         private = is_private(new_folder(draft).parent)
@@ -248,7 +248,7 @@ class Journal(Generic[E]):
 
 
 def sha256(path: Path) -> str:
-    """The hash of a file's content, in hexadecimal digits."""
+    """Return the SHA-256 hash of a file's content as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

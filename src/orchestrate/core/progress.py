@@ -21,17 +21,19 @@ STAGES = {
 
 
 def stage(run: Run) -> str:
-    """The status as last seen; before the host was asked for it, how far the submit came."""
+    """Return the status as last seen or, before the host was first asked, how far the submission has
+    come."""
     return STAGES[run.phase] if run.status is JobStatus.SUBMITTING else run.status.value
 
 
 def step_of(run: Run, metrics: Sequence[MetricPoint] = ()) -> int:
-    """As its host tells it, else the last one of which there is a value."""
+    """Return the step that the host reports, else the last step that has a value."""
     return run.step or (metrics[-1].step if metrics else 0)
 
 
 def share_done(run: Run, metrics: Sequence[MetricPoint] = ()) -> float:
-    """0 to 1, by steps where they are known, else by the host's percentage, else by the steps expected."""
+    """Return the share of the work done, from 0 to 1: by steps if they are known, else by the host's
+    percentage, else by the expected steps."""
     if run.status is JobStatus.SUCCEEDED:
         return 1.0
     total = run.total_steps or (run.expected_steps if run.percent is None else None)
@@ -39,7 +41,8 @@ def share_done(run: Run, metrics: Sequence[MetricPoint] = ()) -> float:
 
 
 def seconds_left(run: Run, now: datetime, metrics: Sequence[MetricPoint] = ()) -> float | None:
-    """From the share of the work done since the start; `None` until there is some."""
+    """Estimate the remaining seconds from the share of the work done since the start. Returns `None`
+    until some is done."""
     done = share_done(run, metrics)
     if run.status is not JobStatus.RUNNING or run.started_at is None or not done:
         return None
@@ -47,14 +50,14 @@ def seconds_left(run: Run, now: datetime, metrics: Sequence[MetricPoint] = ()) -
 
 
 def seconds_taken(run: Run, now: datetime) -> float | None:
-    """From created to ended, or until now."""
+    """Return the seconds from the run's creation to its end, or until now."""
     if run.status.terminal and run.finished_at is None:
         return None
     return ((run.finished_at or now) - run.created_at).total_seconds()
 
 
 def cost_so_far(run: Run, metrics: Sequence[MetricPoint] = ()) -> Decimal | None:
-    """The bill when there is one, else the quoted price times the share of the work done."""
+    """Return the bill if there is one, else the quoted price times the share of the work done."""
     if run.bill is not None:
         return run.bill.usd
     expected = None if run.quote is None else run.quote.expected_usd

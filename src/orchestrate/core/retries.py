@@ -30,7 +30,7 @@ class Retry:
 
     @classmethod
     def of(cls, config: Configured) -> Retry:
-        """With the budget that the host's options give, if they do: `retry_budget_s`."""
+        """Build retries with the budget that the host's option `retry_budget_s` sets, if it does."""
         return cls(budget_s=float(config.options.get("retry_budget_s", cls.budget_s)))
 
     def calling(

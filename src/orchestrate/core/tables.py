@@ -38,14 +38,14 @@ class Listing:
         return len(self._rows)
 
     def add_row(self, *cells: str | Text, style: str | None = None) -> None:
-        """Of as many cells as there are columns."""
+        """Add a row with as many cells as there are columns."""
         if len(cells) != len(self._names):
             raise ValueError(f"{len(cells)} cells in {len(self._names)} columns")
         row = tuple(cell if isinstance(cell, Text) else Text(cell) for cell in cells)
         self._rows.append((row, style))
 
     def fits(self, width: int) -> bool:
-        """Whether all columns have room beside one another."""
+        """Return whether all columns fit side by side."""
         return not self._placed(width)[1]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:

@@ -24,7 +24,8 @@ _tensor = decoding.decoder(Tensor).decode
 
 
 def header_bytes(path: Path) -> bytes:
-    """The JSON text. Raises `ValueError` when the file does not begin as a safetensors file."""
+    """Read the JSON header of a safetensors file. Raises `ValueError` if the file does not begin like
+    one."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(MOST_HEADER_BYTES, path.stat().st_size - 8):
@@ -33,7 +34,7 @@ def header_bytes(path: Path) -> bytes:
 
 
 def tensors(path: Path) -> dict[str, Tensor]:
-    """By name. Raises `ValueError` when this is no safetensors file, or one that was cut short."""
+    """Return the tensors by name. Raises `ValueError` if this is not a safetensors file or is truncated."""
     header = header_bytes(path)
     try:
         found = {name: _tensor(raw) for name, raw in _entries(header).items() if name != "__metadata__"}

@@ -28,7 +28,7 @@ _listener: ContextVar[Listener | None] = ContextVar("_listener", default=None)
 
 @contextmanager
 def heard_by(listener: Listener) -> Generator[None]:
-    """Within the block, of all work that this thread begins."""
+    """Send the progress of all work that this thread begins in the block to this listener."""
     token = _listener.set(listener)
     try:
         yield
@@ -38,7 +38,8 @@ def heard_by(listener: Listener) -> Generator[None]:
 
 @contextmanager
 def work(what: str, unit: str = "") -> Generator[Told]:
-    """`what` begins with a verb, as in `reading train.jsonl`; without a `unit` things are counted."""
+    """Report work as in progress while the block runs. `what` begins with a verb, as in `reading
+    train.jsonl`. Without a `unit`, things are counted."""
     listener = _listener.get()
     if listener is None:
         yield _unheard

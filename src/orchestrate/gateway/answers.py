@@ -69,9 +69,9 @@ class Engines:
         self._held.clear()
 
     async def answering(self, run: Run, step: int | None) -> Answering:
-        """What answers for a model, which the engine knows by `name_of`: clients may call it by several
-        names, and one name may come to mean another. Loads what is not loaded yet. Raises `HostError`, and
-        what `RunHandle.download` does."""
+        """Return the engine that answers for a model, and load the model if necessary. The engine knows a
+        model by `name_of`, because clients may call it by several names and one name may later refer to
+        another model. Raises `HostError`, and the errors of `RunHandle.download`."""
         name = name_of(run, step)
         tuned = await run_in_threadpool(self._tuned, name, run, step)
         held = await run_in_threadpool(self._ready, tuned)
@@ -140,8 +140,8 @@ class OnDemand:
         """Runs whose deployment has been seen to take requests."""
 
     def chat(self, key: GatewayKey, job: GatewayJob, run: Run, asked: str) -> Chat:
-        """How a tuned model is asked. Raises `HostError`: 422 for one that is not deployed, 503 for one that
-        is coming up."""
+        """Return the chat client for a tuned model. Raises `HostError`: 422 if the model is not deployed,
+        503 if its deployment is starting."""
         provider = capability(self._ft.provider(run.provider), Chats)
         deployments = self._ft.store.deployments
         known = deployments.of_run(run.id, run.provider) if isinstance(provider, Deploys) else None
@@ -169,7 +169,7 @@ class OnDemand:
         return host
 
     def look_again(self, run: Run) -> None:
-        """After a failure: its deployment may take no requests any more."""
+        """Forget that a deployment is up after a request to it failed: it may no longer accept requests."""
         self._up.discard(run.id)
 
     def _deploy(

@@ -53,7 +53,7 @@ def answer(error: HostError) -> JSONResponse:
 
 
 def refusal_of(error: OrchestrateError) -> HostError:
-    """In the API's form, with what to do."""
+    """Convert an error to the API's format, with what to do."""
     told = sentence(error)
     status, code = _kind(error)
     kind = "server_error" if status >= 500 else "invalid_request_error"
@@ -63,7 +63,7 @@ def refusal_of(error: OrchestrateError) -> HostError:
 
 
 def sentence(error: OrchestrateError) -> str:
-    """What is wrong, where, and what to do."""
+    """Say in one text what is wrong, where, and what to do."""
     if not isinstance(error, DataError):
         return error.message if error.fix is None else f"{error.message}\n{error.fix}"
     wrong = [problem for problem in error.problems if problem.severity is Severity.ERROR]
@@ -71,8 +71,8 @@ def sentence(error: OrchestrateError) -> str:
 
 
 def with_file_names(message: str, names: Mapping[str, str]) -> str:
-    """A message in which each content (its sha256) goes by the name that its client gave the file: where it
-    lies on this machine is nobody else's business."""
+    """Replace each content hash (sha256) in a message with the name that its client gave the file, so
+    that paths on this machine are not disclosed."""
     for sha256, name in names.items():
         stored, at = f"{sha256}.jsonl", 0
         while (found := message.find(stored, at)) >= 0:
@@ -164,7 +164,7 @@ class Call:
         return str(self.request.path_params[name])
 
     def query(self, name: str) -> str | None:
-        """An empty one is as none."""
+        """Return a query parameter. An empty one counts as missing."""
         return self.request.query_params.get(name) or None
 
     def about(self, id: str) -> None:
@@ -176,8 +176,8 @@ Act = Callable[[Call], Any]
 
 @contextmanager
 def placed() -> Generator[None]:
-    """A list behind an id that is not in it is refused: an empty one would say that there is nothing more.
-    Raises `HostError` 404."""
+    """Reject a list request whose `after` id is not in the list, because an empty page would mean that
+    there are no more entries. Raises `HostError` 404."""
     try:
         yield
     except NoSuchPlace as error:
@@ -189,13 +189,14 @@ def key_of(request: Request) -> GatewayKey:
 
 
 def retries(request: Request) -> int:
-    """How often its client has sent it before, as the official ones count."""
+    """Return how often the client has sent this request before, as the official clients count retries."""
     told = request.headers.get("x-stainless-retry-count", "0")
     return int(told) if told.isascii() and told.isdigit() and len(told) < 6 else 0
 
 
 def endpoint(path: str, method: str, act: Act) -> Route:
-    """`act` runs in a thread, beside others; what it gives is the JSON that is answered, or a `Response`."""
+    """Build the route of an endpoint. `act` runs in a thread, in parallel with others. What it returns is
+    sent as JSON, unless it is a `Response`."""
 
     async def answer(request: Request) -> Response:
         call = Call(request, key_of(request))
@@ -209,7 +210,7 @@ def endpoint(path: str, method: str, act: Act) -> Route:
 
 
 def streamed(path: str, method: str, act: Callable[[Call], Awaitable[Response]]) -> Route:
-    """`act` reads the body itself, or answers bit by bit."""
+    """Build the route of an endpoint whose `act` reads the body itself or streams its response."""
 
     async def answer(request: Request) -> Response:
         return await act(Call(request, key_of(request)))
@@ -242,5 +243,5 @@ def parsed(raw: bytes) -> dict[str, Any]:
 
 
 def anonymous(at: datetime) -> GatewayKey:
-    """Whoever comes while there are no keys, from this machine alone."""
+    """Return the key of requests that come from this machine while no keys exist."""
     return GatewayKey(name="local", created_at=at)

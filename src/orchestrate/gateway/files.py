@@ -58,8 +58,8 @@ class Contents:
 
     @contextmanager
     def draft(self, sources: Sequence[IO[bytes]], most: int) -> Generator[Draft]:
-        """One after the other; what is not kept by the end of the block is gone. Raises `HostError` 413,
-        503."""
+        """Write the sources one after the other to a draft. A draft that is not kept by the end of the
+        block is deleted. Raises `HostError` 413, 503."""
         path = private_folder(self.folder) / f".{secrets.token_hex(8)}"
         digest, size = hashlib.sha256(), 0
         try:
@@ -79,12 +79,12 @@ class Contents:
             path.unlink(missing_ok=True)
 
     def release(self, sha256: str) -> None:
-        """Gone unless something needs it."""
+        """Delete a content unless something needs it."""
         path = self.path(sha256)
         self._objects.unless_needed(sha256, lambda: path.unlink(missing_ok=True))
 
     def sweep(self) -> None:
-        """What a kill left, and what nothing has needed for long."""
+        """Delete drafts that a killed process left, and contents that nothing has needed for long."""
         now = time.time()
         for path in self.folder.iterdir():
             with suppress(FileNotFoundError):  # another gateway sweeps too
@@ -131,7 +131,7 @@ class Form:
 
 
 def bytes_of(value: Any, param: str) -> IO[bytes]:
-    """Of a file, or of a text, which is as good. Raises `HostError` 422."""
+    """Return the bytes of an uploaded file, or of a text sent in its place. Raises `HostError` 422."""
     if isinstance(value, UploadFile):
         return value.file
     if isinstance(value, str):
@@ -194,7 +194,7 @@ class Files:
     def new(
         self, name: str, purpose: str, draft: Draft, expires: ExpiresAfter | None
     ) -> tuple[dict[str, Any], Addition]:
-        """A file as it is shown, and as it is kept."""
+        """Return a new file as the API shows it, and as it is stored."""
         id, now = f"file-{secrets.token_hex(12)}", self.now()
         until = {} if expires is None else {"expires_at": int(now) + expires.seconds}
         made = openai.file(id, name, purpose, draft.bytes, now, **until)
@@ -261,7 +261,7 @@ class Files:
         return openai.deleted(id, "file")
 
     def sweep(self) -> None:
-        """Files whose time is over."""
+        """Delete expired files."""
         for project, file in self._objects.every(FILE):
             if self._expired(file) and self._objects.remove(FILE, project, file["id"]) is not None:
                 self.contents.release(file["sha256"])
@@ -411,7 +411,8 @@ class Uploads:
         return _upload_shown(done or {})
 
     def sweep(self) -> None:
-        """Parts that come to nothing: of uploads whose time is over, or that a kill left when they ended."""
+        """Delete parts that will never be used: those of expired uploads, and those that a kill left
+        after their upload ended."""
         over = {
             upload["id"]
             for _, upload in self._objects.every(UPLOAD)

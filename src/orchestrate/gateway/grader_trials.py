@@ -43,7 +43,7 @@ def tried(
 
 
 def main() -> int:
-    """In the process."""
+    """Run a grader once in this process, within limits of memory and CPU time. Returns the exit code."""
     send = child.answering()
     try:
         with suppress(ImportError):  # Windows

@@ -76,7 +76,7 @@ class _Known:
 
 
 def until(clock: Clock, begun_s: float) -> float:
-    """Until when something is fresh that was read from `begun_s` until now."""
+    """Return until when data stay fresh that took from `begun_s` until now to read."""
     now = clock.uptime().seconds
     return now + max(_FRESH_S, _SHARE * (now - begun_s))
 
@@ -90,7 +90,7 @@ class Outside:
     def jobs(
         self, project: str, before: tuple[datetime, str] | None, limit: int, metadata: Mapping[str, str]
     ) -> list[GatewayJob]:
-        """Newest first, those that were made `before` a time and an id."""
+        """List jobs, newest first, that were created `before` a time and an id."""
         found: list[Run] = []
         for id, run in self._fresh().jobs.items() if project == PROJECT else ():
             if before is not None and (run.created_at, id) >= before:
@@ -122,7 +122,7 @@ class Outside:
         return None if run is None else (job_of(run, name), run)
 
     def models(self, key: GatewayKey) -> list[Found]:
-        """Those that answer, by name."""
+        """List the models that answer requests, by name."""
         names = {name: run for name in self._runs if (run := self._mapped(name))}
         known = self._fresh().models if key.project == PROJECT else {}
         return [(job_of(run, name), run) for name, run in {**known, **names}.items()]
@@ -166,8 +166,8 @@ class Outside:
 
 
 def job_of(run: Run, name: str | None = None, files: Mapping[str, Any] | None = None) -> GatewayJob:
-    """A run as a job that no key has made. `name`: of its model, where it is asked by another one than its
-    host's; `files`: the ids of its files."""
+    """Represent a run as a job that no key has created. `name` is the name of its model if clients use
+    another one than its host does. `files` are the ids of its files."""
     ended = run.finished_at or run.updated_at
     return GatewayJob(
         id=run.job_id or run.id,
@@ -248,8 +248,8 @@ class Jobs:
     # -- creating ------------------------------------------------------------------------------------------
 
     def create(self, call: Call) -> Any:
-        """Everything that is wrong is told before the job is written down; from then on it is submitted, by
-        this process or by the next one."""
+        """Create a job. All errors are reported before the job is stored. From then on this process or
+        the next one submits it."""
         request = _request(call)
         if known := self._jobs.known(request):
             return self._answer(call, known)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 def read(ft: Workspace, **more: Any) -> Terms:
-    """What the configuration says, and `more`, the fields of `Terms` that flags give. Raises
-    `ConfigError`."""
+    """Read the gateway's options from the configuration. `more` are fields of `Terms` that flags set.
+    Raises `ConfigError`."""
     told = ft.settings
     secret = config.secret(config.GATEWAY_SECRET, "ORCHESTRATE_GATEWAY_WEBHOOK_SECRET")
     where = str(told.config_file or config.CONFIG_NAME)
@@ -31,7 +31,7 @@ def read(ft: Workspace, **more: Any) -> Terms:
 
 
 def serve(ft: Workspace, told: Terms, watcher: Watcher) -> AbstractContextManager[Up]:
-    """As `orchestrate.gateway.running.serve`."""
+    """Serve the gateway. See `orchestrate.gateway.running.serve`."""
     return running.serve(ft, told, watcher)
 
 
@@ -48,7 +48,8 @@ def add_key(  # noqa: PLR0913  each is a limit of its own
     concurrent: int | None = None,
     expires_at: datetime | None = None,
 ) -> tuple[str, GatewayKey]:
-    """A new key, shown once. `map`: `NAME=BACKEND:MODEL`. Raises `UsageError`, `ConfigError`."""
+    """Create a key, which is shown only once. `map` is `NAME=BACKEND:MODEL`. Raises `UsageError`,
+    `ConfigError`."""
     own: dict[str, str] = {}
     for entry in map:
         asked, sign, target = entry.partition("=")
@@ -74,7 +75,7 @@ def add_key(  # noqa: PLR0913  each is a limit of its own
 
 
 def keys(ft: Workspace) -> list[tuple[GatewayKey, Decimal, int]]:
-    """Each with what its jobs take in US dollars, and how many of them go on."""
+    """List the keys, each with the cost of its jobs in US dollars and the number of those in progress."""
     found: list[tuple[GatewayKey, Decimal, int]] = []
     for key in ft.store.gateway_keys.all():
         use = ft.store.gateway_jobs.use(key.name)
@@ -83,17 +84,19 @@ def keys(ft: Workspace) -> list[tuple[GatewayKey, Decimal, int]]:
 
 
 def revoke_key(ft: Workspace, name: str) -> GatewayKey:
-    """Its next request is refused. Raises `UsageError` for a name without a key."""
+    """Revoke a key: its next request is rejected. Raises `UsageError` for a name without a key."""
     return ft.store.gateway_keys.revoke(name, ft.store.clock.now(), by=ft.settings.made_by)
 
 
 def entries(ft: Workspace, *, key: str | None = None, limit: int = 100) -> list[AuditEntry]:
-    """The last requests that changed something or were refused, and keys made and revoked, oldest first."""
+    """List the last requests that changed something or were refused, and the keys created and revoked,
+    oldest first."""
     return ft.store.gateway_keys.entries(key=key, limit=limit)
 
 
 def certificate(chain: Path | None, key: Path | None) -> tuple[Path, Path] | None:
-    """Both or none. Raises `UsageError`."""
+    """Return the certificate with its key, or `None` if neither is given. Raises `UsageError` if only one
+    is."""
     if chain is None and key is None:
         return None
     if chain is None or key is None:

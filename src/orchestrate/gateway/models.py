@@ -90,7 +90,8 @@ class Models:
     # -- models --------------------------------------------------------------------------------------------
 
     def listed(self, call: Call) -> Any:
-        """Written once until something changes: it has no pages, and a thousand models take their time."""
+        """Answer the list of models. It is encoded once and reused until something changes, because it
+        has no pages and a thousand models take time."""
         key, changes = call.key, self._jobs.changes
         scope = msgspec.json.encode((key.project, key.models, key.backends, key.map))
         begun = self._ft.store.clock.uptime().seconds
@@ -139,7 +140,7 @@ class Models:
         return {**self._tuned(job, run), "id": id}
 
     def delete(self, call: Call) -> Any:
-        """It is not answered for any more; what lies on its backend stays there."""
+        """Delete a model: the gateway no longer answers for it. What its backend stores stays there."""
         id = call.path("id")
         if not id.startswith("ft:"):
             raise HostError(403, "Only tuned models can be deleted", code="insufficient_permissions")
@@ -169,8 +170,8 @@ class Models:
         return openai.model(job.tuned, made, self._terms.organization, base["shutdown_date"])
 
     def made(self, key: GatewayKey, name: str) -> tuple[GatewayJob, Run, int | None]:
-        """The job that made a tuned model, its run, and the step when it is a checkpoint's. Raises
-        `HostError` 404, and 422 for a model that is not tuned."""
+        """Return the job that created a tuned model, its run, and the step if the model is a checkpoint.
+        Raises `HostError` 404, and 422 for a model that is not tuned."""
         tuned, step = openai.split_step(name)
         found = self._outside.model(tuned, key.project)
         job = found[0] if found else self._jobs.of_model(tuned, key.project)
@@ -189,12 +190,14 @@ class Models:
         return job, run, step
 
     def answers_here(self, asked: str, job: GatewayJob, run: Run) -> bool:
-        """Whether this machine answers for a tuned model: it was made here, or the configuration says so."""
+        """Return whether this machine answers for a tuned model, because it was trained here or the
+        configuration says so."""
         near = self._ft.provider(run.provider).profile.near
         return near or terms.answers_here(asked, job.base, run.provider, self._terms.models)
 
     def deploys(self, key: GatewayKey, asked: str, job: GatewayJob) -> tuple[str, terms.DeployLimits] | None:
-        """The entry that has a tuned model deployed when this key asks for it, and its limits."""
+        """Return the configuration entry that deploys a tuned model when this key requests it, and its
+        limits."""
         found = terms.of_tuned(asked, job.base, job.backend, self._terms.models)
         limits = found[1].deploy if found else None
         if found is None or limits is None or (limits.keys and key.name not in limits.keys):
@@ -266,8 +269,8 @@ class Models:
     # -- graders -------------------------------------------------------------------------------------------
 
     def run_grader(self, call: Call) -> Any:
-        """On this machine. What grades elsewhere (models behind an API), and code unless it is allowed here,
-        is answered as a grader that failed: a reward of 0 and the error's name."""
+        """Run a grader on this machine. Graders that run elsewhere (models behind an API), and code
+        unless it is allowed here, are answered as failed: a reward of 0 and the name of the error."""
         asked, begun = parse(RunGrader, call.body), time.monotonic()
         _require_grader(asked.grader)
         errors: dict[str, Any] = {}

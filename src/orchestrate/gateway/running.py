@@ -122,8 +122,8 @@ def app(
     names: Sequence[str],
     most_requests: int = 512,
 ) -> ASGIApp:
-    """`names`: host names by which it may be asked besides this machine's addresses. Beyond `most_requests`
-    at once further ones are told to come later."""
+    """Build the gateway's app. `names` are host names that it accepts besides this machine's addresses.
+    Beyond `most_requests` at once, further requests are told to retry later."""
     return edge(
         routes,
         door=lambda inner: _Door(ft, inner, clients, Load(most_requests, 0)),
@@ -208,8 +208,9 @@ class Up:
 def serve(
     ft: Workspace, terms: Terms, watcher: Watcher, reached: Reached = lambda place: None
 ) -> Generator[Up]:
-    """Answers for the length of the block; jobs of an earlier one go on. `watcher` follows the runs. Raises
-    `UsageError` where others could listen or come without a key, `SetupError` for a port that is taken."""
+    """Serve the gateway while the block runs. Jobs of an earlier gateway continue. `watcher` follows the
+    runs. Raises `UsageError` if others could listen or connect without a key, and `SetupError` if the
+    port is taken."""
     if find_spec("python_multipart") is None:
         raise MissingExtra("gateway", "the gateway", "python-multipart")
     clients = _require_safe(ft, terms)

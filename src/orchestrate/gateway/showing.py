@@ -33,8 +33,8 @@ class Wish:
 def wish_of(
     asked: CreateJob, target: Target, train: str, validation: str | None, continued: str | None = None
 ) -> Wish:
-    """`train` and `validation` are paths; `continued` is the run whose model is trained on. Raises
-    `HostError` 422 for what a spec cannot say."""
+    """Build the spec values of a job request. `train` and `validation` are paths. `continued` is the run
+    whose model is trained further. Raises `HostError` 422 for what a spec cannot express."""
     hyper, notes = hyperparameters(asked), list[str]()
     fields: dict[str, Any] = {
         "model": target.model,
@@ -62,7 +62,7 @@ def wish_of(
 
 
 def hyperparameters(asked: CreateJob) -> Supervised:
-    """Those of the method, with what the older field says beside them."""
+    """Return the hyperparameters of the method, completed from the older field."""
     hyper = asked.hyper()
     if asked.method is None or asked.hyperparameters is None:
         return hyper
@@ -73,7 +73,7 @@ def hyperparameters(asked: CreateJob) -> Supervised:
 
 
 def shown(asked: CreateJob) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`hyperparameters` and `method` as a job shows them."""
+    """Return `hyperparameters` and `method` as a job shows them."""
     hyper = hyperparameters(asked)
     kind = _METHODS[asked.kind()]
     values = hyper.model_dump()
@@ -171,7 +171,8 @@ TERMINAL = ("succeeded", "failed", "cancelled")
 
 
 def status_of(job: GatewayJob, run: Run | None) -> str:
-    """A terminal status is given out once it is recorded, and stays: clients stop asking then."""
+    """Return the status to show. A terminal status is shown once it is stored and never changes, because
+    clients then stop polling."""
     if job.ended_as is not None:
         return job.ended_as
     status = outcome(job, run)
@@ -182,7 +183,7 @@ def status_of(job: GatewayJob, run: Run | None) -> str:
 
 
 def outcome(job: GatewayJob, run: Run | None) -> str:
-    """What its run says."""
+    """Return the job's status according to its run."""
     if job.error is not None:
         return "failed"
     if run is None or (run.phase is SubmitPhase.REFUSED and job.again_at is not None):
@@ -236,7 +237,7 @@ def _error(job: GatewayJob, run: Run | None) -> dict[str, Any]:
 
 
 def named(job: GatewayJob, message: str) -> str:
-    """With its files by their clients' names."""
+    """Replace the files in a message by the names that clients gave them."""
     return with_file_names(message, dict(zip(job.files, job.file_names, strict=False)))
 
 
@@ -246,7 +247,7 @@ def named(job: GatewayJob, message: str) -> str:
 def events(
     job: GatewayJob, run: Run | None, told: Sequence[Event], points: Sequence[MetricPoint]
 ) -> list[dict[str, Any]]:
-    """Newest first."""
+    """List a job's events, newest first."""
     found: list[tuple[datetime, str, str, str, dict[str, Any], str]] = []
     start = job.created_at
     found.append((start, "info", f"{_CREATED}: {job.id}", "message", {}, "created"))
@@ -295,8 +296,8 @@ def _metric_events(
 def checkpoints(
     job: GatewayJob, run: Run, told: Sequence[Checkpoint], points: Sequence[MetricPoint]
 ) -> list[dict[str, Any]]:
-    """Newest first, one for each step, also where a host keeps it as an adapter and as a merged model. The
-    last one is the model itself."""
+    """List a job's checkpoints, newest first, one for each step, even if a host keeps it as an adapter
+    and as a merged model. The last one is the model itself."""
     rows = {row["step"]: row for row in openai.metric_rows(points)}
     known = {point.step: point for point in told if point.step is not None}
     last = max(known, default=None)
@@ -315,7 +316,7 @@ def checkpoints(
 
 
 def result_id(job: GatewayJob) -> str:
-    """Of the file of the job's metrics."""
+    """Return the id of the file with the job's metrics."""
     return f"file-result{job.id.removeprefix('ftjob-')}"
 
 
@@ -325,10 +326,10 @@ def job_of_result(file_id: str) -> str | None:
 
 
 def result_content(points: Sequence[MetricPoint]) -> bytes:
-    """In base64, as the API has it."""
+    """Encode the job's metrics in base64, as the API does."""
     return base64.b64encode(openai.metrics_csv(openai.metric_rows(points)))
 
 
 def seconds(at: datetime) -> int:
-    """As the API has times."""
+    """Convert a time to the API's format."""
     return int(at.timestamp())

@@ -86,7 +86,8 @@ class Submitting:
             thread.start()
 
     def close(self) -> None:
-        """What is being sent is waited for; the rest goes on when a worker is there again."""
+        """Stop submitting. Waits for submissions that are being sent. The others continue when a worker
+        runs again."""
         self._stop.set()
         self._woken.set()
         self._watcher.wake()
@@ -96,12 +97,12 @@ class Submitting:
                 thread.join(15)
 
     def take(self, job: GatewayJob, prepared: Prepared) -> None:
-        """A new one, with what was read and quoted for it already."""
+        """Begin a new job with the data and quote that were already prepared for it."""
         self._prepared[job.id] = prepared
         self._begin(job)
 
     def viewed(self, run: Run | None) -> None:
-        """A client waits for this run: while it does, its host is asked more often."""
+        """Note that a client waits for this run. While it does, the host is polled more often."""
         if run is not None and not run.status.terminal:
             self._viewed[f"{run.provider}@{run.host}"] = self._ft.store.clock.uptime().seconds
 
@@ -186,7 +187,7 @@ class Submitting:
         return job, run
 
     def sending(self, run: Run | None) -> bool:
-        """Whether its create request is under way."""
+        """Return whether the run's create request is in progress."""
         return run is not None and run.phase in UNSETTLED and self._ft.store.leases.held(lease_name(run))
 
     def _begin(self, job: GatewayJob) -> None:

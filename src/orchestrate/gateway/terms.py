@@ -111,7 +111,7 @@ class Terms:
 
 
 def read(values: Mapping[str, Any], home: Path, where: str, **more: Any) -> Terms:
-    """Of the table `gateway` of an `orchestrate.toml`. Raises `ConfigError`."""
+    """Read the table `gateway` of an `orchestrate.toml`. Raises `ConfigError`."""
     try:
         told = _Table.model_validate(dict(values))
     except ValidationError as error:
@@ -142,8 +142,9 @@ def _with_aliases(models: Mapping[str, Target], where: str) -> dict[str, Target]
 
 
 def target_of(asked: str, models: Mapping[str, Target], key: GatewayKey) -> Target | None:
-    """By the key's own names, the configuration's, without the date, and by default. `None`: none to tune.
-    What the configuration keeps private stays so for a key that sends it elsewhere."""
+    """Return what a requested model maps to, or `None` if there is nothing to tune. The key's own names
+    come first, then those of the configuration, then the name without its date, then the default. What
+    the configuration keeps private stays private for a key that sends it elsewhere."""
     own = {name: parse_target(told) for name, told in key.map.items()}
     models = {name: target for name, target in models.items() if target.run is None}
     of_key, of_all = _named(asked, own), _named(asked, models)
@@ -155,14 +156,14 @@ def target_of(asked: str, models: Mapping[str, Target], key: GatewayKey) -> Targ
 
 
 def answers_here(asked: str, base: str, backend: str, models: Mapping[str, Target]) -> bool:
-    """Whether the configuration has a tuned model answer here."""
+    """Return whether the configuration says that this machine answers for a tuned model."""
     found = of_tuned(asked, base, backend, models)
     return found is not None and found[1].on == "here"
 
 
 def of_tuned(asked: str, base: str, backend: str, models: Mapping[str, Target]) -> tuple[str, Target] | None:
-    """The entry, with its name, of a tuned model that is asked by a name and was made of a base on a
-    backend."""
+    """Return the configuration entry of a tuned model, with its name. The model is requested by a name
+    and was tuned from a base on a backend."""
     found = models.get(asked) or _named(base, models) or models.get(DEFAULT)
     if found is None or (found.run is None and found.backend != backend):
         return None
@@ -177,7 +178,7 @@ def _named(asked: str, known: Mapping[str, Target]) -> Target | None:
 
 
 def parse_target(told: str) -> Target:
-    """`backend:model`. Raises `ConfigError`."""
+    """Parse `backend:model`. Raises `ConfigError`."""
     backend, colon, model = told.partition(":")
     if not colon or not backend or not model:
         raise ConfigError(
@@ -187,7 +188,7 @@ def parse_target(told: str) -> Target:
 
 
 def names(models: Mapping[str, Target], key: GatewayKey) -> list[str]:
-    """All that a client may ask to tune."""
+    """List all names that a client may request to tune."""
     every = dict.fromkeys([*key.map, *(name for name, target in models.items() if target.run is None)])
     return [name for name in every if name != DEFAULT and (not key.models or name in key.models)]
 

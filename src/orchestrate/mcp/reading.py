@@ -56,13 +56,13 @@ class Reading:
         sandbox: bool = False,
         limit: int = 20,
     ) -> list[dict[str, Any]]:
-        """Fine-tuning runs, newest first, as last seen."""
+        """List fine-tuning runs, newest first, as last seen."""
         found = self._ft.runs(provider=provider, status=status, limit=limit, sandbox=sandbox or None)
         return [run_line(run.record) for run in found]
 
     def show_run(self, run: str) -> dict[str, Any]:
-        """One run, by its id, a part of it, or `last`: settings, progress, cost, last events and metrics,
-        evaluations, deployment. The host is asked while it goes on."""
+        """Show one run by its id, a part of the id, or `last`: settings, progress, cost, last events and
+        metrics, evaluations, deployment. The host is asked while the run is in progress."""
         handle = self._ft.run(run)
         record = handle.record if handle.record.status.terminal else handle.refresh()
         deployment = handle.deployment()
@@ -82,7 +82,7 @@ class Reading:
         }
 
     def list_backends(self) -> list[dict[str, Any]]:
-        """Backends that can train, what each can do, and whether its key is available."""
+        """List the backends that can train, what each can do, and whether its key is available."""
         backends = [self._ft.provider(name) for name in self._ft.backends()]
         return [
             {
@@ -96,19 +96,20 @@ class Reading:
         ]
 
     def list_models(self, query: str = "", provider: str | None = None) -> list[dict[str, Any]]:
-        """Base models that can be tuned, by words of their names; offline."""
+        """List base models that can be tuned, by words in their names. Works offline."""
         return [{"name": model.name, "ids": model.ids} for model in self._ft.models(query, provider)]
 
     def check(self, spec: SpecGiven, provider: str = "all") -> dict[str, Any]:
-        """Every reason for which a backend would refuse the spec or the data; offline."""
+        """List every reason for which a backend would refuse the spec or the data. Works offline."""
         return problems(self._ft.check(spec.read(), provider))
 
     def plan(self, spec: SpecGiven, provider: str = "all") -> list[dict[str, Any]]:
-        """What each setting becomes on each backend: kept, mapped, defaulted or refused; offline."""
+        """Show what each setting becomes on each backend: kept, mapped, defaulted or refused. Works
+        offline."""
         return [plan.to_dict() for plan in self._ft.plan(spec.read(), provider)]
 
     def quote(self, spec: SpecGiven, provider: str = "all") -> list[dict[str, Any]]:
-        """What training would cost on each backend, cheapest first, with what was assumed; offline."""
+        """Quote training on each backend, cheapest first, with the assumptions made. Works offline."""
         return [quote_line(quote) for quote in self._ft.quote(spec.read(), provider)]
 
     def compare(self, runs: list[str]) -> str:
@@ -118,7 +119,8 @@ class Reading:
         return self._ft.compare(runs).render("md")
 
     def spending(self, month: str | None = None) -> dict[str, Any]:
-        """What was spent, is committed and still bills, by asking every account; `month` as 2026-11."""
+        """Show what was spent, is committed and still bills, by asking every account. `month` is given as
+        2026-11."""
         return self._ft.spending(month=month).to_dict()
 
 
@@ -152,7 +154,7 @@ def quote_line(quote: Quote) -> dict[str, Any]:
 
 
 def problems(found: list[Problem]) -> dict[str, Any]:
-    """The errors first; of many the first ones, and how many there are."""
+    """List the problems, errors first. A long list is cut to the first ones, with their total number."""
     ordered = sorted(found, key=lambda one: one.severity is not Severity.ERROR)
     return {
         "errors": sum(one.severity is Severity.ERROR for one in found),
@@ -162,8 +164,8 @@ def problems(found: list[Problem]) -> dict[str, Any]:
 
 
 def told(tool: Callable[..., Any]) -> Callable[..., Any]:
-    """The tool, whose errors say what failed and what to do. What others wrote is text in all that it gives:
-    nothing that a terminal or an eye would act on, and no secret."""
+    """Wrap a tool so that its errors say what failed and what to do. All text from others is made plain
+    in its results: no control characters or invisible text, and no secrets."""
 
     @functools.wraps(tool)
     def run(*args: Any, **given: Any) -> Any:

@@ -22,7 +22,7 @@ _ASKED = (
 
 
 def server(ft: Orchestrator, *, max_cost_usd: Decimal | None = None, read_only: bool = False) -> MCPServer:
-    """`max_cost_usd`: for all that is spent through this server together."""
+    """Build the MCP server. `max_cost_usd` limits everything that is spent through this server."""
     made = MCPServer("orchestrate", version=__version__, instructions=_ASKED)
     look = ToolAnnotations(read_only_hint=True)
     reading = Reading(ft)
@@ -46,5 +46,5 @@ def server(ft: Orchestrator, *, max_cost_usd: Decimal | None = None, read_only: 
 
 
 def skill() -> str:
-    """A skill file for agents, as Markdown."""
+    """Return a skill file for agents, as Markdown."""
     return files("orchestrate").joinpath("templates", "SKILL.md").read_text(encoding="utf-8")

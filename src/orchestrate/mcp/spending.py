@@ -52,8 +52,8 @@ Tool = Callable[..., Any]
 
 
 def tools(ft: Orchestrator, purse: Purse) -> list[Tool]:
-    """Each asks by a resolver of its own, which is run before the tool, and again when the answer comes: a
-    price that has changed since is another question."""
+    """Build the tools that spend. Each has its own resolver that asks the person. It runs before the tool
+    and again when the answer arrives: if the price has changed, the person is asked again."""
     makers = (_submitting, _evaluating, _deploying, _ending, _taking_down)
     return [make(ft, purse) for make in makers]
 
@@ -193,8 +193,8 @@ def _taking_down(ft: Orchestrator, _purse: Purse) -> Tool:
 
 
 def put(ctx: Context, question: str, command: str) -> Elicit[Agreement]:
-    """The question to the person, on one line: a name cannot add a sentence that looks like ours. Raises
-    `UsageError` for a client that cannot ask one."""
+    """Ask the person a question, on one line, so that a name cannot add a sentence that looks like ours.
+    Raises `UsageError` for a client that cannot ask."""
     question = " ".join(inert(question).split())
     capabilities = ctx.client_capabilities
     if capabilities is None or capabilities.elicitation is None:
@@ -212,5 +212,5 @@ def require(agreed: Agreement) -> None:
 
 
 def prepared_limit(high_usd: Decimal) -> Decimal | None:
-    """What was agreed to is the limit; a run without a price has none."""
+    """Return the agreed amount as the limit. A run without a price has none."""
     return high_usd or None

@@ -87,8 +87,8 @@ class PlannedMove(Record, frozen=True, kw_only=True):
 
 
 def write(path: Path, planned: Sequence[PlannedMove], margin: float, moved_usd: Decimal = Decimal(0)) -> None:
-    """With the reasons as comments. `moved_usd`: what moving these runs has cost before. Raises `UsageError`
-    where there is such a file: a person may have edited it."""
+    """Write the migration plan to a file, with the reasons as comments. `moved_usd` is what moving these
+    runs has cost so far. Raises `UsageError` if the file exists, because somebody may have edited it."""
     if path.exists():
         raise UsageError(
             f"{path} already exists and may have been edited",
@@ -214,9 +214,10 @@ class Carried(Record, frozen=True, kw_only=True):
 def proposed(
     ft: Workspace, order: MigrationOrder, tell: Tell, priced: Callable[[Prepared], object] = lambda _: None
 ) -> list[PlannedMove]:
-    """For every run that succeeded and whose model is shut down on an announced day, the soonest first; of
-    runs that were trained with the very same settings on the same data, the newest. `priced` gets what each
-    would be submitted as. Offline. Raises `ConfigError` for a backend that isn't set up here."""
+    """Propose a move for every run that succeeded and whose model is shut down on an announced day,
+    earliest first. Of runs trained with the same settings on the same data, only the newest is moved.
+    `priced` receives what each would be submitted as. Works offline. Raises `ConfigError` for a backend
+    that isn't set up here."""
     for name in ft.backends(list(order.to)):
         ft.provider(name)  # it would be the reason to skip every run
     found: list[PlannedMove] = []
@@ -439,7 +440,8 @@ def _moved_usd(ft: Workspace, planned: Sequence[PlannedMove]) -> Decimal:
 
 
 def cost_usd(run: Run) -> Decimal:
-    """The most that it has cost or will: in a sandbox what it would have, so that a rehearsal shows it."""
+    """Return the most that a run has cost or will cost. For a sandbox run it is what it would have cost,
+    so that a rehearsal shows it."""
     if run.phase is SubmitPhase.REFUSED:
         return Decimal(0)
     if run.bill is not None and run.status.terminal:

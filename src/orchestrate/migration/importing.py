@@ -102,8 +102,9 @@ class Importer:
     def run(
         self, *, since: datetime | None = None, every: bool = False, details: bool = True, files: bool = True
     ) -> ImportReport:
-        """`every`: also jobs that failed or were cancelled. Raises `ProviderError` where the list cannot be
-        read, and `UsageError` while another command imports from this host."""
+        """Import the host's jobs. `every` includes those that failed or were cancelled. Raises
+        `ProviderError` if the list cannot be read, and `UsageError` while another command imports from
+        this host."""
         name = hashlib.sha256(self._place.encode()).hexdigest()[:16]
         with locked(private_folder(self._folder) / f"{name}.lock", keep=False) as held:
             if not held:  # two would write into one draft of a file
@@ -251,7 +252,7 @@ class Importer:
     # -- files ---------------------------------------------------------------------------------------------
 
     def files(self) -> Iterator[HostFile]:
-        """Those of this host that were fetched, or found gone."""
+        """Yield the files of this host that were fetched or no longer exist there."""
         for record in self._store.history.records(FILES, [self._place]):
             yield decoding.convert(record.data, HostFile)
 
@@ -378,8 +379,8 @@ def take(
     tell: Callable[[str, int, int], object] | None = None,
     today: date | None = None,
 ) -> Taken:
-    """`today`: the day by which models are silent. Raises `MissingKey`, and `ProviderError` where the host's
-    list cannot be read."""
+    """Import a host's past jobs as runs. `today` is the day by which models count as shut down. Raises
+    `MissingKey`, and `ProviderError` if the host's list cannot be read."""
     provider = ft.ready(name)
     importer = Importer(ft.store, provider, ft.settings.home / "imported", ft.rates, tell)
     report: ImportReport = importer.run(since=since, every=every, details=details, files=files)

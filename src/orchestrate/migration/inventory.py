@@ -25,8 +25,8 @@ KEY = "migrate-"
 
 
 def successors(store: Store) -> dict[str, Run]:
-    """Old run's id -> the newest run that succeeded in its place, in the same kind of place: a rehearsal in
-    the sandbox takes the place of no real run."""
+    """Map each old run's id to the newest run that succeeded in its place, in the same kind of place: a
+    rehearsal in the sandbox does not replace a real run."""
     found: dict[str, Run] = {}
     new = [run for run in store.runs.keyed(KEY) if run.status is JobStatus.SUCCEEDED and TAG in run.tags]
     old = {run.id: run for run in store.runs.of_ids(run.tags[TAG] for run in new)}
@@ -38,7 +38,7 @@ def successors(store: Store) -> dict[str, Run]:
 
 
 def newest(run: Run, found: dict[str, Run]) -> Run:
-    """What answers in a run's place now: a new run may have been migrated again."""
+    """Return the run that now answers in a run's place. A new run may have been migrated again."""
     seen = {run.id}
     while (after := found.get(run.id)) is not None and after.id not in seen:
         seen.add(after.id)
@@ -87,8 +87,8 @@ def inventory(
     today: date,
     used: Mapping[str, datetime],
 ) -> Inventory:
-    """`lost`: run id -> why its training rows cannot be had; `used`: when its model was last asked from this
-    store."""
+    """List the runs with the day on which each model is shut down. `lost` maps a run id to why its
+    training rows are unavailable. `used` is when each model was last asked from this store."""
     rows = sorted(
         (_held(run, profile, lost.get(run.id), today, used.get(run.id)) for run in runs),
         key=lambda held: (held.silent_on or date.max, held.made_at),
@@ -142,7 +142,7 @@ def _train_files(train: Any) -> list[str]:
 
 
 def shutdown(model: str, profile: Profile) -> date | None:
-    """The last day on which a tune of this model answers; `None` where none is announced."""
+    """Return the last day on which tuned versions of this model answer, or `None` if no day is announced."""
     try:
         host = catalog.resolve(model, profile).host
     except SpecError:
@@ -162,7 +162,7 @@ def _rebuild(name: str, profile: Profile, today: date) -> str:
 
 
 def elsewhere(model: catalog.Model, kind: str, today: date) -> Sequence[tuple[str, date]]:
-    """Hosts that still tune the same closed base, with the day on which they stop."""
+    """List the hosts that still tune the same closed base, each with the day on which it stops."""
     if model.open:
         return []
     offers = [(other, model.on(other)) for other, _ in description.entries() if other != kind]

@@ -279,7 +279,8 @@ class PreparedMigration:
         return [target.provider for target in self.proposal.targets if target.refused is None]
 
     def earlier(self, name: str, *, again: bool = False) -> Earlier:
-        """What the store has of this migration to one backend. A run that failed stands, unless `again`."""
+        """Return what the store knows of this migration to one backend. A failed run counts, unless
+        `again`."""
         prepared = self._require()
         attempt = 0
         while True:
@@ -298,8 +299,8 @@ class PreparedMigration:
         progress: Progress | None = None,
         agree: Callable[[Quote], bool] | None = None,
     ) -> TrackedRun:
-        """As `Orchestrator.submit`; the same migration is the same run, in every process of this store and
-        after a kill at any moment."""
+        """Submit the migration, like `Orchestrator.submit`. The same migration is the same run, in every
+        process that uses this store and after a kill at any moment."""
         made = submit(
             self._ft,
             self._require(),

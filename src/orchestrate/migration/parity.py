@@ -86,8 +86,8 @@ class PreparedProof:
             self._evaluation.__exit__(None, None, None)
 
     def plan(self) -> EvaluationPlan | None:
-        """What would be asked and what it costs, without the probes of forgetting; `None` where there is
-        nothing to compare."""
+        """Return what would be asked and what it costs, without the probes for forgetting, or `None` if
+        there is nothing to compare."""
         return self._evaluation.plan() if self._evaluation is not None else None
 
     def run(self, progress: Progress | None = None) -> Migration:
@@ -166,13 +166,13 @@ def _slices(path: str, limit: int | None) -> list[str]:
 
 
 def results(ft: Workspace, run_id: str) -> list[Migration]:
-    """What came of moving a run, oldest first."""
+    """List the results of moving a run, oldest first."""
     found = ft.store.history.records(KIND, [run_id])
     return [decoding.convert(record.data, Migration, strict=False) for record in found]
 
 
 def report(migration: Migration) -> MigrationReport:
-    """To be shown or saved, with the items that changed."""
+    """Build the report of a migration, with the items that changed, to show or save."""
     from orchestrate.evaluation.pairing import flips
 
     changed = flips(migration.evaluation) if migration.evaluation is not None else []

@@ -49,8 +49,8 @@ class Change(Record, frozen=True, kw_only=True):
 def of_settings(
     before: Translation, after: Translation, refused: Mapping[str, str] | None = None
 ) -> list[Change]:
-    """From the translation to the old backend to that to the new one. `refused`: settings that
-    the new backend does not get, and why."""
+    """List the changes from the translation to the old backend to the translation to the new one.
+    `refused` are the settings that the new backend does not get, and why."""
     old, new = ({s.name: s for s in t.settings} for t in (before, after))
     found: list[Change] = []
     for name in [*old, *(name for name in new if name not in old)]:
@@ -86,7 +86,7 @@ def of_settings(
 def of_rows(
     content: Content, old: tuple[Profile, Model | None], new: tuple[Profile, Model | None]
 ) -> list[Change]:
-    """Template, tokens and roles: what the same rows are to the new model."""
+    """List how template, tokens and roles of the same rows change for the new model."""
     (host, base), (there, model) = old, new
     found = [
         _changed(
@@ -110,7 +110,7 @@ def of_rows(
 
 
 def of_problems(problems: Iterable[Problem], provider: str) -> list[Change]:
-    """What of the rows the new backend would refuse, leave out or train otherwise, each sort once."""
+    """List what the new backend would refuse, leave out or train differently in the rows, each kind once."""
     sorts: dict[str, list[Problem]] = {}
     for one in problems:
         if one.severity is not Severity.INFO and (not one.providers or provider in one.providers):
@@ -191,7 +191,8 @@ class Suited(Record, frozen=True, kw_only=True):
 
 
 def base_of(model: str, profile: Profile) -> catalog.Model | None:
-    """The catalog's entry of the base that a run trained, be it named by a tuned model of it."""
+    """Return the catalog's entry of the base that a run trained, even if the run names a tuned model of
+    that base."""
     base = profile.tuned_base(model) if profile.tuned_base else None
     return catalog.lookup(base or model)
 
@@ -204,8 +205,8 @@ def suited(
     today: date,
     asked: str | None = None,
 ) -> list[Suited]:
-    """At most `MOST` models, those against which nothing speaks first; only the one that was `asked` for,
-    where one was. None where nothing is known to be near."""
+    """List at most `MOST` models, those without objections first, or only the one that was `asked` for.
+    Returns an empty list if no similar model is known."""
     if asked is not None:
         found = [(asked, "chosen by you")]
     else:
@@ -291,7 +292,7 @@ def _judged(
 
 
 def told(needs: Needs) -> str:
-    """`1,000 rows, the longest of 812 tokens, with tools`."""
+    """Format the needs of the data, such as `1,000 rows, the longest of 812 tokens, with tools`."""
     extra = [word for word, there in (("tools", needs.tools), ("images", needs.images)) if there]
     with_ = f", with {' and '.join(extra)}" if extra else ""
     return f"{count(needs.rows, 'row')}, the longest of {needs.longest:,} tokens{with_}"

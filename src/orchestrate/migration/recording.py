@@ -246,17 +246,17 @@ def _silent_on(ft: Workspace, run: Run | None) -> date | None:
 
 
 def all_recordings(ft: Workspace) -> list[Recording]:
-    """Oldest first."""
+    """List all recordings, oldest first."""
     return recordings.all_of(ft.store)
 
 
 def named(ft: Workspace, name: str) -> Recording:
-    """By its id or the beginning of it. Raises `UsageError`."""
+    """Return a recording by its id or the beginning of it. Raises `UsageError`."""
     return recordings.find(ft.store, name)
 
 
 def calendar(ft: Workspace, today: date | None = None) -> list[Due]:
-    """Every tuned model of the store that is shut down on an announced day, the soonest first."""
+    """List every tuned model of the store that is shut down on an announced day, earliest first."""
     now = today or days.today()
     found: list[Due] = []
     for run in ft.store.runs.matching(status=JobStatus.SUCCEEDED):
@@ -287,7 +287,7 @@ def calendar(ft: Workspace, today: date | None = None) -> list[Due]:
 
 
 def terms(ft: Workspace, recording: Recording) -> tuple[str, ...]:
-    """What those who made and host the model say of training on its answers, as far as it is known."""
+    """Return what the model's maker and host say about training on its answers, as far as it is known."""
     found: list[str] = []
     who = recording.contender
     if who.run_id is not None and ft.store.runs.exists(who.run_id):
@@ -302,8 +302,8 @@ def terms(ft: Workspace, recording: Recording) -> tuple[str, ...]:
 
 
 def from_record(ft: Workspace, name: str, output: Path) -> FromRecord:
-    """The recorded answers as chat rows to train on. Answers that were cut at the most tokens, or are empty,
-    are left out: a model would learn to stop there."""
+    """Convert recorded answers to chat rows to train on. Answers that are empty or were truncated at the
+    token limit are left out, because a model would learn to stop there."""
     recording = recordings.find(ft.store, name)
     require_writable(output)
     rows: list[bytes] = []

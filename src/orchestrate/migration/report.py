@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 def parts(evaluation: Evaluation, old: str, new: str, margin: float) -> list[Part]:
-    """On all rows, then on each slice, by the first metric. `margin` is how much worse is still parity.
+    """Compare old and new on all rows, then on each slice, by the first metric. `margin` is how much
+    worse still counts as parity.
 
-    On all rows the evaluation's own verdict says it. The intervals of slices hold for all new models
-    together, as the verdict's do.
-    """
+    On all rows the evaluation's own verdict decides. The intervals of slices hold for all new models
+    together, as the verdict's do."""
     metric = evaluation.metrics[0]
     several = len(evaluation.verdicts)
     decision = next((v.decision for v in evaluation.verdicts if v.contender == new), None)
@@ -64,7 +64,7 @@ _DECIDED: dict[str, Word] = {
 
 
 def parity(metric: MetricUsed, difference: Score, margin: float) -> Word:
-    """By the interval: it lies above the margin, below it, or across."""
+    """Decide parity by the interval: it lies above the margin, below it, or across it."""
     low, high = difference.low, difference.high
     if metric.better == "lower":
         low, high = -high, -low
@@ -76,7 +76,7 @@ def parity(metric: MetricUsed, difference: Score, margin: float) -> Word:
 
 
 def same_answers(answered: Sequence[Answered], old: str, new: str) -> int:
-    """Items to which both gave the very same texts and calls."""
+    """Count the items for which both models gave exactly the same texts and calls."""
     return sum(_said(one, old) == _said(one, new) for one in answered)
 
 
@@ -97,11 +97,12 @@ class MigrationReport(Record, frozen=True, kw_only=True):
     flips: tuple[Flips, ...] = ()
 
     def table(self) -> RenderableType:
-        """For a terminal: the verdict last, where it is read."""
+        """Build a table for a terminal. The verdict comes last, where people read it."""
         return terminal(self.migration)
 
     def render(self, format: str) -> str:
-        """As text in which nothing acts on a terminal: table, md, html, json. Raises `UsageError`."""
+        """Render the report as table, md, html or json. No text in it acts on a terminal. Raises
+        `UsageError`."""
         if format == "json":
             return inert_json(json.dumps(self.migration.to_dict(), indent=2, ensure_ascii=False) + "\n")
         if format == "html":
@@ -115,7 +116,8 @@ class MigrationReport(Record, frozen=True, kw_only=True):
         raise UsageError(f"a migration is written as table, md, html, json; got {format!r}")
 
     def save(self, path: str | Path) -> Path:
-        """The file's ending decides: .html, .md, .json, .txt. Raises `UsageError`."""
+        """Save the report. The file's extension decides the format: .html, .md, .json, .txt. Raises
+        `UsageError`."""
         return save(path, _ENDINGS, self.render)
 
 
@@ -128,7 +130,7 @@ def headline(proposal: Proposal) -> str:
 
 
 def findings(migration: Migration) -> list[str]:
-    """Where parity holds, where it does not, and where too few prompts decide."""
+    """List where parity holds, where it does not, and where there are too few prompts to decide."""
     found: list[str] = []
     for moved in migration.moved:
         who = f"{moved.model} on {moved.provider}"
@@ -155,7 +157,7 @@ def _where(part: Part) -> str:
 
 
 def candidate_rows(proposal: Proposal) -> list[tuple[str, ...]]:
-    """Under `CANDIDATE_HEAD`."""
+    """Build the table rows under `CANDIDATE_HEAD`."""
     rows: list[tuple[str, ...]] = []
     for target in proposal.targets:
         for one in target.candidates:
@@ -181,12 +183,12 @@ def _candidate(target: Target, one: Priced) -> tuple[str, ...]:
 
 
 def change_rows(target: Target) -> list[tuple[str, ...]]:
-    """Under `CHANGE_HEAD`; what neither side was asked is left out."""
+    """Build the table rows under `CHANGE_HEAD`. Settings that neither side was asked for are left out."""
     return [(c.what, c.becomes, c.was, c.now, c.why) for c in target.changes if c.becomes != "new"]
 
 
 def parity_rows(migration: Migration) -> list[tuple[str, ...]]:
-    """Under `PARITY_HEAD`."""
+    """Build the table rows under `PARITY_HEAD`."""
     evaluation = migration.evaluation
     if evaluation is None:
         return []
@@ -221,7 +223,7 @@ def margin_told(proposal: Proposal) -> str:
 
 
 def proposal_table(proposal: Proposal) -> RenderableType:
-    """What is proposed, for a terminal."""
+    """Build a table of the proposal for a terminal."""
     from rich.console import Group
     from rich.text import Text
 
@@ -278,7 +280,8 @@ def markdown(migration: Migration) -> str:
 
 
 def page(migration: Migration, flips: Sequence[Flips]) -> str:
-    """One file: no network, no script. Everything that came from outside is escaped."""
+    """Render the report as one HTML file without network access or scripts. Everything that came from
+    outside is escaped."""
     proposal = migration.proposal
     sandbox = (
         any("sandbox" in c.served_by for c in migration.evaluation.contenders)

@@ -122,7 +122,7 @@ class Respondent:
         return sum((self.price(q.most_tokens, self.max_tokens) for q in questions), Decimal(0))
 
     def priced(self, question: Question, answer: Answer) -> Answer:
-        """With the price of the tokens that the host reports, or of the most where it does not."""
+        """Add the price of the tokens that the host reports, or of the maximum if it reports none."""
         usd, into, out = answer.usd, answer.prompt_tokens, answer.completion_tokens
         if self.price is not None and usd is None:
             known = into is not None and out is not None and into >= 0 and out >= 0
@@ -133,7 +133,7 @@ class Respondent:
 def one_at_a_time(
     ask: Callable[[Sequence[Message], Sequence[dict[str, Any]]], Reply],
 ) -> Callable[[Sequence[Question]], list[Answer]]:
-    """`Respondent.ask` of a model that takes one conversation, with its tools, and sends it once."""
+    """Build `Respondent.ask` for a model that takes one conversation, with its tools, and sends it once."""
 
     def answers(questions: Sequence[Question]) -> list[Answer]:
         [question] = questions
@@ -336,7 +336,7 @@ class Asking:
     _renewed: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
 
     def kept(self, respondent: Respondent, questions: Sequence[Question]) -> dict[str, Answer]:
-        """The answers that are there already, by the question's digest."""
+        """Return the answers that are already stored, by the question's digest."""
         path = self._path(respondent)
         if not path.exists():
             return {}
@@ -345,7 +345,8 @@ class Asking:
         return {digest: known[digest] for digest in wanted if digest in known and digest not in again}
 
     def lost_before(self, respondent: Respondent, question: Question) -> Decimal:
-        """The most that sends of this question may have been billed whose answers never arrived."""
+        """Return the most that earlier requests of this question may have been billed without an answer
+        arriving."""
         path = self._path(respondent)
         if not path.exists():
             return Decimal(0)
@@ -353,12 +354,12 @@ class Asking:
         return cost.lost.usd or Decimal(0)
 
     def ask(self, respondent: Respondent, questions: Sequence[Question]) -> list[Answer]:
-        """One answer for each question, in order; those that are known are not asked for.
+        """Return one answer for each question, in order. Questions with a stored answer are not asked
+        again.
 
-        A question that the host refuses has an answer with `error`; it is asked again another time. Raises
-        `OverBudget` when the next request could go over the limit, `UsageError` while another command asks
-        the same model, and what the respondent raises. All that was answered before is kept.
-        """
+        A question that the host refuses gets an answer with `error`, and is asked again another time.
+        Raises `OverBudget` if the next request could exceed the limit, `UsageError` while another command
+        asks the same model, and what the respondent raises. All earlier answers are kept."""
         require_price(respondent.name, self.purse.limit_usd, respondent.price)
         with self._opened(respondent) as log:
             wanted = {q.digest: q for q in questions}
@@ -398,13 +399,13 @@ class Asking:
         return [answers[q.digest] for q in questions]
 
     def lost(self, respondent: Respondent, questions: Sequence[Question]) -> Unaccounted:
-        """What requests for questions that were asked may have cost without an answer."""
+        """Return what requests for questions that were asked may have cost without an answer."""
         return self.purse.lost(respondent.key, [q.digest for q in questions])
 
     def ask_each(self, asked: Sequence[tuple[Respondent, Sequence[Question]]]) -> list[list[Answer]]:
-        """As `ask` for each, at all places at the same time and at each place one after the other. With a
-        limit all are asked in turn, so that each knows what the others cost. Where one fails, no other is
-        asked anything more."""
+        """Ask each respondent like `ask`, all places in parallel and one after the other within each
+        place. With a limit, all are asked in turn, so that each knows what the others cost. If one fails,
+        nothing more is asked."""
         places: dict[str, list[int]] = {}
         for number, (respondent, _) in enumerate(asked):
             places.setdefault(respondent.place, []).append(number)

@@ -131,7 +131,7 @@ class Cost:
 
 
 def lock_of(log: Path) -> Path:
-    """Whoever appends to a journal holds this lock file."""
+    """Return the lock file that whoever appends to a journal must hold."""
     return log.with_suffix(".lock")
 
 
@@ -175,7 +175,7 @@ class AnswerLog:
             self._add(entry)
 
     def lose(self, questions: Iterable[str]) -> None:
-        """What of these questions is under way counts as lost."""
+        """Count the requests for these questions that are in progress as lost."""
         for question in questions:
             if (worst := self._open.pop(question, None)) is not None:
                 requests, usd = self._lost.get(question, (0, Decimal(0)))
@@ -190,7 +190,7 @@ class AnswerLog:
         }
 
     def came_to(self, hold: str) -> Decimal | None:
-        """What the send of a hold came to, at most; `None` where none is written down."""
+        """Return the most that the request of a hold has cost, or `None` if no cost is recorded."""
         found = self._holds.get(hold)
         return None if found is None else sum(found.values(), Decimal(0))
 
@@ -313,7 +313,7 @@ class Purse:
                 self._costs[key, question] = cost
 
     def lost(self, key: str | None = None, questions: Iterable[str] = ()) -> Unaccounted:
-        """Of all that was counted, or of questions to one respondent."""
+        """Return the lost amount of everything counted, or of questions to one respondent."""
         with self._lock:
             wanted = self._costs if key is None else [(key, question) for question in set(questions)]
             found = [self._costs[one].lost for one in wanted if one in self._costs]

@@ -66,16 +66,16 @@ def require_price(
 
 
 def reworded(error: OverBudget, **words: str) -> OverBudget:
-    """The same refusal in the caller's words."""
+    """Return the same refusal in the caller's words."""
     words = {"what": error.what, **words}
     return OverBudget(error.provider, error.high_usd, error.limit_usd, **words)
 
 
 def exceeds(usd: Decimal | None, limit_usd: Decimal | None) -> bool:
-    """Whether a known amount is above a limit."""
+    """Return whether a known amount is above a limit."""
     return usd is not None and limit_usd is not None and usd > limit_usd
 
 
 def reached(usd: Decimal | None, limit_usd: Decimal | None) -> bool:
-    """Whether a known amount has come to a limit, so that nothing remains of it."""
+    """Return whether a known amount has reached a limit, so that nothing remains."""
     return usd is not None and limit_usd is not None and usd >= limit_usd

@@ -40,7 +40,7 @@ def require(licence: Licence | None, base: str, home: Path, accepted: Sequence[s
 
 
 def agreed(licence: Licence, home: Path) -> bool:
-    """Whether nothing is asked, or somebody agreed to it here before."""
+    """Return whether the license requires no agreement, or somebody has agreed to it here before."""
     return not licence.asks or licence.id in _read(home / "licences.json")
 
 

@@ -63,8 +63,8 @@ def vllm(
     port: int,
     python: Path | None,
 ) -> Command:
-    """`folders`: name -> the adapter's export, with its chat template. `python`: of the environment that has
-    vLLM."""
+    """Build the command that serves with vLLM. `folders` maps each name to the adapter's export with its
+    chat template. `python` is the interpreter of the environment that has vLLM."""
     ranks = [t.rank for t in tuned if t.adapter]
     adapters = [_module(name, folder) for name, folder in folders.items()]
     model = tuned[0].base if ranks else str(tuned[0].folder)
@@ -118,8 +118,9 @@ def load_into(url: str, name: str, folder: Path) -> float:
 def llama_server(
     tuned: Tuned, file: Path, *, host: str, port: int, parallel: int, python: Path | None = None
 ) -> Command:
-    """llama.cpp's server for a GGUF file, which brings its chat template: `llama-server`, else that of a
-    Python package, in the environment of `python` or in ours."""
+    """Build the command that serves a GGUF file, which includes its chat template, with llama.cpp's
+    server: `llama-server`, or else the one of a Python package, in the environment of `python` or in
+    ours."""
     tool = shutil.which("llama-server")
     if python is None and tool is None and packaged():
         python = Path(sys.executable)
@@ -131,7 +132,7 @@ def llama_server(
 
 
 def packaged() -> bool:
-    """Whether a Python package with llama.cpp's server is installed here."""
+    """Return whether a Python package with llama.cpp's server is installed here."""
     bindings = all(find_spec(name) is not None for name in ("llama_cpp", *_OF_ITS_SERVER))
     return find_spec("xllamacpp") is not None or bindings
 
@@ -147,15 +148,15 @@ class Here:
 
     @classmethod
     def seen(cls, vllm_python: Path | None, llama_python: Path | None) -> Here:
-        """The pythons are those that the user named."""
+        """Detect the engines on this machine. The interpreters are those that the user named."""
         llama = llama_python is not None or shutil.which("llama-server") is not None or packaged()
         vllm = vllm_python is not None or shutil.which("vllm") is not None
         return cls(torch=find_spec("torch") is not None, gpu=bool(gpus()), vllm=vllm, llama_cpp=llama)
 
 
 def choose(tuned: Sequence[Tuned], here: Here) -> tuple[str, str]:
-    """The engine that fits, and why. llama.cpp is taken only where nothing else is there: it answers from a
-    quantised file, so what is served would not be quite what was trained."""
+    """Choose the engine that fits, and return it with the reason. llama.cpp is chosen only if no other
+    engine is available: it serves a quantized file, which differs slightly from what was trained."""
     if not here.torch and here.llama_cpp and len(tuned) == 1:
         return "llama.cpp", "torch is not installed, but llama.cpp is"
     alone = [t.name for t in tuned if t.adapter and any(t.config.get(k) for k in NOT_IN_VLLM)]

@@ -34,7 +34,7 @@ def flags() -> argparse.ArgumentParser:
 
 
 def native(asked: argparse.Namespace) -> None:
-    """By xllamacpp; returns when the process is asked to end."""
+    """Serve with xllamacpp. Returns when the process is asked to stop."""
     llama: Any = import_module("xllamacpp")
     given: Any = llama.CommonParams()
     given.model.path, given.model_alias = asked.model, {asked.alias}
@@ -56,8 +56,9 @@ def native(asked: argparse.Namespace) -> None:
 
 
 def bindings(asked: argparse.Namespace) -> None:
-    """By llama-cpp-python's server, without its penalty of 1.1 on repeated tokens: no flag sets that, it
-    holds at temperature 0 too, and what answers would not be what was trained."""
+    """Serve with llama-cpp-python's server, without its penalty of 1.1 on repeated tokens. No flag turns
+    the penalty off, it applies even at temperature 0, and with it the answers would not be those of the
+    trained model."""
     caches = {asked.cache_type_k, asked.cache_type_v}
     if asked.lora or asked.chat_template_file or asked.flash_attn != "auto" or caches != {"f16"}:
         raise SystemExit("llama-cpp-python's server does not have these flags: pip install xllamacpp")

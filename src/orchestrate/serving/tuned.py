@@ -22,20 +22,20 @@ _LONGEST = 100
 
 
 def hub_name(base: str) -> str:
-    """As the hub calls a base model, where it has a name there."""
+    """Return a base model's name on the hub, if it has one."""
     known = lookup(base)
     return known.hub if known is not None and known.hub else base
 
 
 def served_base(base: str) -> str:
-    """The name by which a base model answers: as the hub calls it, or that of its folder."""
+    """Return the name under which a base model is served: its hub name, or the name of its folder."""
     name = hub_name(base)
     return Path(name).resolve().name if Path(name).is_dir() else name
 
 
 def table_of(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A field that holds a table; an empty one where it holds anything else: passports come with folders of
-    others."""
+    """Return a field that holds a table, or an empty table if it holds anything else, because provenance
+    files may come with other people's folders."""
     found = values.get(name)
     return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 

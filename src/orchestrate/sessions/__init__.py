@@ -76,11 +76,11 @@ def serve(ft: Workspace, base: str, terms: SessionTerms) -> Generator[SessionsUp
 
 
 def new_key(ft: Workspace, name: str) -> str:
-    """It is shown once. Raises `UsageError`."""
+    """Create a key. It is shown once. Raises `UsageError`."""
     ft.settings.make_home()
     return keys.make(ft.store, name, by=ft.settings.made_by, opens="sessions")
 
 
 def revoke_key(ft: Workspace, name: str) -> None:
-    """Servers that run refuse it from now on, too. Raises `UsageError`."""
+    """Revoke a key. Running servers refuse it from now on, too. Raises `UsageError`."""
     keys.revoke(ft.store, name, by=ft.settings.made_by, opens="sessions")

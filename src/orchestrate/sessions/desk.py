@@ -177,7 +177,7 @@ class SessionDesk:
             self._child.close()
 
     async def run(self) -> None:
-        """Until it is cancelled: fetches answers, and lets go of what nobody wants any more."""
+        """Fetch answers and release what nobody needs anymore, until cancelled."""
         self._loop = asyncio.get_running_loop()
         self._clear()
         self._listen()
@@ -267,7 +267,8 @@ class SessionDesk:
         fields: Mapping[str, Any],
         write: Callable[[dict[str, Any]], bytes | dict[str, Any]],
     ) -> None:
-        """`write` makes the result of what the process answers."""
+        """Send an operation to the training process and fulfill the promise with its answer. `write`
+        converts the answer to the result."""
 
         def take(answer: dict[str, Any]) -> None:
             if "error" in answer:
@@ -314,8 +315,8 @@ class SessionDesk:
         return made
 
     def once(self, of: str, number: int, owner: str) -> tuple[Promise, bool]:
-        """The promise of a numbered request, and whether the request is new: one that comes again is not
-        carried out again."""
+        """Return the promise of a numbered request, and whether the request is new. A repeated request is
+        not carried out again."""
         known = self._known.get((of, number))
         if known is not None:
             return known, False
@@ -323,8 +324,8 @@ class SessionDesk:
         return made, True
 
     def in_turn(self, model: SessionModel, number: int, promise: Promise, work: Work) -> None:
-        """Once all requests with a smaller number have come; clients send them in order, but one may be on
-        its way for the second time."""
+        """Run the work once all requests with a smaller number have arrived. Clients send them in order,
+        but one may be sent a second time."""
         if number < model.next:
             promise.fail(f"the request number {number} came after later ones were carried out")
             return
@@ -369,7 +370,7 @@ class SessionDesk:
         return self.home / what / ("".join(c if c.isalnum() else f"_{ord(c):x}_" for c in owner) or "-")
 
     def found(self, path: str, owner: str) -> tuple[Path, SavedWeights]:
-        """Saved weights of this owner. Raises `HostError` 404."""
+        """Return this owner's saved weights at a path. Raises `HostError` 404."""
         parts = PATH.fullmatch(path)
         if parts is not None:
             with suppress(HostError, OSError, msgspec.MsgspecError):
@@ -378,7 +379,7 @@ class SessionDesk:
         raise HostError(404, f"there are no saved weights {path[:300]}")
 
     def saved(self, owner: str) -> list[tuple[Path, SavedWeights]]:
-        """All of this owner, newest first."""
+        """List all saved weights of this owner, newest first."""
         found: list[tuple[Path, SavedWeights]] = []
         for file in self._own(owner, "weights").glob("*/*/*/saved.json"):
             with suppress(OSError, msgspec.MsgspecError):
@@ -419,7 +420,7 @@ class SessionDesk:
         self.ask(promise, "save", fields, lambda answer: done)
 
     def snapshot(self, model: SessionModel, promise: Promise, caller: Caller, number: int) -> None:
-        """The weights as they are, to draw answers from as long as the session lasts."""
+        """Keep the current weights to sample from for the rest of the session."""
         id = f"{caller.id}:sample:{number}"
         folder = self._snapshots / caller.id / str(number)
 
@@ -459,8 +460,8 @@ class SessionDesk:
     # -- letting go ----------------------------------------------------------------------------------------
 
     def end(self, caller: Caller, *, keeps: bool) -> None:
-        """With `keeps` the weights as they are now are saved first, for a caller that did not come to it;
-        where that fails they stay, and are saved when it can be done."""
+        """End a caller's session. With `keeps`, the current weights are saved first, for a caller that
+        could not do it. If saving fails, they stay loaded and are saved when possible."""
         for id, _ in caller.models.values():
             model = self.models.get(id)
             if model is not None and keeps:

@@ -223,7 +223,7 @@ class SampleBody(TinkerBody):
     prompt_logprobs_last_n: int | None = Field(None, ge=1)
 
     def unknown(self) -> str | None:
-        """What it asks for that is not computed here."""
+        """Return what the request asks for that is not computed here, or `None`."""
         wanted = {
             "target_prompt_logprobs": self.target_prompt_logprobs,
             "prompt_alt_tokens_k": self.prompt_alt_tokens_k,
@@ -232,8 +232,8 @@ class SampleBody(TinkerBody):
 
 
 def forward_of(data: bytes) -> tuple[str, int, dict[str, Any]]:
-    """(model, seq_id, what the process that trains is asked). Raises `HostError` 400 for a body that is no
-    such request; what is wrong with its rows is in the third part, as `refused`."""
+    """Decode a forward request into (model, seq_id, request to the training process). Raises `HostError`
+    400 for a body that is not such a request. Errors in its rows are in the third part, as `refused`."""
     asked = read("ForwardBackwardRequest", data)
     config: dict[str, Any] = {entry.key: entry.value for entry in asked.loss_fn_config}
     for entry in asked.loss_fn_config_v2:
@@ -313,7 +313,8 @@ def _tensor(name: str, tensor: Any) -> dict[str, Any]:
 
 
 def forward_output(log_p: Sequence[tuple[bytes, Sequence[int]]], metrics: Mapping[str, float]) -> bytes:
-    """`log_p`: of each row, its numbers in 32 bits and their shape."""
+    """Encode the result of a forward request. `log_p` has, for each row, its 32-bit numbers and their
+    shape."""
     ends = np.cumsum([0, *(len(data) for data, _ in log_p)]).astype("<i8")
     tensor = message(
         "BatchedTensor",
@@ -331,8 +332,8 @@ def forward_output(log_p: Sequence[tuple[bytes, Sequence[int]]], metrics: Mappin
 
 
 def sample_output(answers: Sequence[Mapping[str, Any]], prompt: Mapping[str, Any] | None) -> bytes:
-    """`answers` have `stop`, `tokens`, `logprobs` and perhaps `tops`; `prompt` has `logprobs` and perhaps
-    `tops`, from its second token on."""
+    """Encode the result of sampling. `answers` have `stop`, `tokens`, `logprobs` and perhaps `tops`.
+    `prompt` has `logprobs` and perhaps `tops`, from its second token on."""
     response = message("SampleResponse")
     for answer in answers:
         sequence = response.sequences.add(

@@ -65,7 +65,7 @@ class Secret:
 
 
 def hide(text: str) -> str:
-    """The text without the secrets that this process has met."""
+    """Return the text without the secrets that this process has used."""
     for value in tuple(_known):
         if value in text:
             text = text.replace(value, MASK)
@@ -73,8 +73,8 @@ def hide(text: str) -> str:
 
 
 def masked(value: Any, name: str = "") -> Any:
-    """A setting as it may be kept and shown: without texts under names such as `api_key`, and without the
-    user and the query of addresses."""
+    """Mask a setting so that it may be stored and shown: remove texts under names such as `api_key`, and
+    the user and query of URLs."""
     if isinstance(value, Mapping):
         return {k: masked(v, str(k)) for k, v in cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, list | tuple):
@@ -86,7 +86,7 @@ def masked(value: Any, name: str = "") -> Any:
 
 
 def masked_url(text: str) -> str:
-    """An address without its user, its password and the values of its query; any other text as it is."""
+    """Remove user, password and query values from a URL. Any other text is unchanged."""
     if not _ADDRESS.fullmatch(text):
         return text
     try:
@@ -103,7 +103,7 @@ def masked_url(text: str) -> str:
 
 
 def is_masked(value: Any) -> bool:
-    """Whether something was removed by `masked`."""
+    """Return whether `masked` has removed something."""
     if isinstance(value, Mapping):
         return any(is_masked(item) for item in cast("Mapping[Any, Any]", value).values())
     if isinstance(value, list | tuple):
@@ -124,7 +124,7 @@ def remember(url: str) -> None:
 
 
 def key_file(env: Mapping[str, str] | None = None) -> Path:
-    """The file that `orchestrate keys set` writes."""
+    """Return the path of the file that `orchestrate keys set` writes."""
     env = os.environ if env is None else env
     if given := env.get("ORCHESTRATE_KEYS"):
         return Path(given).expanduser()
@@ -134,7 +134,7 @@ def key_file(env: Mapping[str, str] | None = None) -> Path:
 
 
 def pin_file(env: Mapping[str, str] | None = None) -> Path:
-    """Beside the key file: which host each key may go to."""
+    """Return the path of the file next to the key file that lists which host each key may be sent to."""
     return key_file(env).with_name("pins.json")
 
 
@@ -151,7 +151,7 @@ def read_keys(path: Path) -> dict[str, str]:
 
 
 def secret(name: str, variable: str, env: Mapping[str, str] | None = None) -> Secret | None:
-    """A secret that is no backend's key, from the same places: environment, key file, keyring."""
+    """Return a secret that is not a backend's key, from the same places: environment, key file, keyring."""
     env = os.environ if env is None else env
     value = env.get(variable) or read_keys(key_file(env)).get(name) or from_keyring(name)
     return Secret(value) if value else None
@@ -198,7 +198,8 @@ def write_keyring(name: str, value: str) -> str:
 
 
 def forget_in_keyring(name: str) -> bool:
-    """Whether there was such a key. Raises `SetupError` when the keyring does not let it go."""
+    """Remove a key from the keyring, and return whether it was there. Raises `SetupError` if the keyring
+    refuses."""
     if from_keyring(name) is None:
         return False
     try:
@@ -229,7 +230,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def user_and_machine() -> str:
-    """Who is at work here: `ada@laptop`."""
+    """Return the current user and machine, such as `ada@laptop`."""
     import getpass
 
     try:
@@ -249,7 +250,8 @@ _URL = re.compile(r"https?://[^\s\"'<>]+")
 
 
 def redact_text(text: str) -> str:
-    """A text, as of an error or a log, without known secrets, key-like words and signed URLs' queries."""
+    """Redact known secrets, key-like words and the queries of signed URLs in a text, such as an error or
+    a log."""
     return _SECRET_TEXT.sub(
         lambda found: MASK if found["secret"] else found.group(), _URL.sub(_unsigned, hide(text))
     )
@@ -311,7 +313,7 @@ NF4_PRODUCTS = "ORCHESTRATE_NF4"
 
 
 def packed_nf4(env: Mapping[str, str] | None = None) -> bool:
-    """Whether small models answer by bitsandbytes' own products too. Raises `ConfigError`."""
+    """Return whether small models also use bitsandbytes' own matrix products. Raises `ConfigError`."""
     value = (os.environ if env is None else env).get(NF4_PRODUCTS) or "unpacked"
     if value not in ("unpacked", "bitsandbytes"):
         raise ConfigError(f"{NF4_PRODUCTS} must be unpacked or bitsandbytes, got {value!r}")
@@ -333,8 +335,8 @@ DESKTOP = re.compile(r"DISPLAY|WAYLAND_DISPLAY|XAUTHORITY|DBUS_SESSION_BUS_ADDRE
 
 
 def of_child(more: re.Pattern[str] | None = None, **given: str) -> dict[str, str]:
-    """The variables that a child gets. `more`: further names, for what the program is there to do. `given`:
-    variables to set on top."""
+    """Return the environment variables that a child process gets. `more` matches further names that the
+    program needs for its task. `given` are variables to set on top."""
     named = {name.strip() for name in os.environ.get(MORE_NAMES, "").split(",")}
     kept = {
         name: value

@@ -123,9 +123,9 @@ class Settings:
     """See `HostConfig`."""
 
     def make_home(self) -> Path:
-        """The home folder, made for its owner alone when it is new: copies of training data and what was
-        answered lie in it. The mode of one that is there is its owner's choice; the folders in it that hold
-        these are closed to others, also those that an earlier version made."""
+        """Return the home folder. A new one is created for its owner only, because it holds copies of
+        training data and answers. An existing folder keeps the mode that its owner chose, but the folders
+        in it that hold such data are closed to others, even if an earlier version created them."""
         with suppress(OSError):  # whoever needs a file in it will say so
             private_folder(self.home)
         for name in PRIVATE_FOLDERS:
@@ -219,24 +219,25 @@ def load(
 
 
 def named_file(given: Path | None = None, env: Mapping[str, str] | None = None) -> Path | None:
-    """The configuration file that the user names, which is the user's own."""
+    """Return the configuration file that the user names, which belongs to the user."""
     return given or _given((os.environ if env is None else env).get("ORCHESTRATE_CONFIG"))
 
 
 def project_file(cwd: Path | None = None) -> Path | None:
-    """The nearest `orchestrate.toml` from this folder upwards."""
+    """Find the nearest `orchestrate.toml` from this folder upwards."""
     cwd = cwd or Path.cwd()
     return next((p / CONFIG_NAME for p in (cwd, *cwd.parents) if (p / CONFIG_NAME).is_file()), None)
 
 
 def sqlite_url(path: Path) -> str:
-    """The store's URL of a file; a path may hold `?` and `%`, which mean something else in a URL."""
+    """Return the store URL of a file. A path may contain `?` and `%`, which have another meaning in a
+    URL."""
     return f"sqlite:///{quote(str(path))}"
 
 
 def sqlite_path(url: str) -> Path | None:
-    """The file of a store's URL, `None` when it is no SQLite. Raises `ConfigError` for what would put the
-    store somewhere else than it says."""
+    """Return the file of a store URL, or `None` if it is not SQLite. Raises `ConfigError` for a URL that
+    would put the store somewhere other than it says."""
     kind, _, place = url.partition("://")
     if kind.partition("+")[0] != "sqlite":
         return None

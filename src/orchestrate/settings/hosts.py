@@ -116,7 +116,7 @@ class HostConfig:
     """Its address, in the place of the described one; from the environment only."""
 
     def changed(self, **changes: Any) -> Self:
-        """As `dataclasses.replace`, which would look for the key."""
+        """Return a changed copy without looking up the key, as `dataclasses.replace` would."""
         return replace(self, **{"api_key": vars(self)["api_key"], **changes})
 
     @property
@@ -138,8 +138,8 @@ class HostConfig:
         return self.near and isinstance(known, Secret) and known.reveal().startswith(SANDBOX_KEY_PREFIX)
 
     def require_key(self) -> Secret:
-        """The key, to be sent to `base_url` and nowhere else. Raises `MissingKey` with the variable to set,
-        `KeyElsewhere` when it is tied to another host."""
+        """Return the key, to be sent only to `base_url`. Raises `MissingKey` with the variable to set,
+        and `KeyElsewhere` if the key is tied to another host."""
         if self.api_key is None:
             raise MissingKey(self.name, self.key_variable or f"{self.name.upper()}_API_KEY")
         if self.pins is not None and self.base_url is not None and not self.sandbox:
@@ -176,7 +176,7 @@ class Hosts(Mapping[str, HostConfig]):
             self._described(name)
 
     def under(self, env: Mapping[str, str]) -> Hosts:
-        """The same backends with this over the environment."""
+        """Return the same backends with these variables overriding the environment."""
         return Hosts(self._configured, {**self._env, **env}, self._path)
 
     @property
@@ -216,7 +216,7 @@ class Hosts(Mapping[str, HostConfig]):
         return [name for name in places() if name in self._tables]
 
     def address(self, name: str) -> str | None:
-        """The base URL of a host; its key is not looked for."""
+        """Return the base URL of a host without looking up its key."""
         return self._described(name).base_url
 
     def __iter__(self) -> Iterator[str]:
@@ -295,7 +295,8 @@ def _in_keyring(name: str) -> Secret | None:
 
 
 def known_profile(kind: str) -> Profile | None:
-    """`None` for a kind that there is not, or that is broken: it says so when it is used."""
+    """Return the profile of a kind, or `None` if the kind is unknown or broken. It reports the error when
+    it is used."""
     with suppress(OrchestrateError):
         return profile(kind)
     return None
@@ -342,7 +343,8 @@ def reject_unknown(
     prefix: str,
     elsewhere: Mapping[str, str] | None = None,
 ) -> None:
-    """`elsewhere`: what to do about fields that are known, and not where they stand."""
+    """Raise `ConfigError` for fields that are not allowed. `elsewhere` says what to do about known fields
+    in the wrong place."""
     names = sorted(allowed)
     if unknown := sorted(set(values).difference(names)):
         wrong = unknown[0]
@@ -353,8 +355,8 @@ def reject_unknown(
 
 
 def options(values: Any, known: Profile | None, path: Path | None, name: str) -> dict[str, Any]:
-    """The table of this name. Raises `ConfigError` for a key that this backend, which says what it takes,
-    does not know."""
+    """Return the table of this name. Raises `ConfigError` for a key that this backend does not know, if
+    the backend declares its options."""
     told = table(values, path, name)
     if known is not None and known.options is not None:
         reject_unknown(told, OPTIONS | known.options, str(path), f"{name}.", _ABOVE)
@@ -389,7 +391,7 @@ class Pins:
         self.path = path
 
     def hosts(self, key: str) -> tuple[str, ...]:
-        """Those to which the key may go; empty for one that was never used."""
+        """Return the hosts to which the key may be sent. The list is empty for a key that was never used."""
         kept = self._read()
         return tuple(kept.pins.get(_fingerprint(kept, key), ())) if kept else ()
 
@@ -455,7 +457,7 @@ class Pins:
 
 
 def origin(url: str) -> str:
-    """Scheme, host and port: `https://api.openai.com`."""
+    """Return scheme, host and port of a URL: `https://api.openai.com`."""
     parts = urlsplit(url)
     port = f":{parts.port}" if parts.port not in (None, 443 if parts.scheme == "https" else 80) else ""
     name = parts.hostname or ""

@@ -60,7 +60,7 @@ class Trusted:
         self.path = path
 
     def lacks(self, files: tuple[Path, ...]) -> list[Path]:
-        """Those that were never trusted, or have changed since."""
+        """List the files that were never trusted, or have changed since."""
         known = self._read().files
         return [path for path in files if known.get(_name(path)) != _digest(path)]
 
@@ -114,7 +114,7 @@ class Project:
 
 
 def trusted_in(pins: Path | None = None) -> Trusted:
-    """The user's list, beside the keys."""
+    """Return the user's list of trusted files, which is stored next to the keys."""
     return Trusted((pins or pin_file()).with_name("trusted.json"))
 
 

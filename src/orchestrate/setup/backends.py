@@ -42,7 +42,7 @@ class Looked:
 
 
 def all_names(settings: Settings) -> list[str]:
-    """All that `-p` takes."""
+    """List all names that `-p` accepts."""
     return registry.known(settings)
 
 
@@ -79,18 +79,18 @@ class Plugin(Record, frozen=True, kw_only=True):
 
 
 def described_only(settings: Settings) -> list[str]:
-    """Hosts that a YAML file describes and that nothing here uses yet."""
+    """List the hosts that a YAML file describes and that nothing here uses yet."""
     return [name for name in described() if name not in registry.names(settings)]
 
 
 def places_only(settings: Settings) -> list[str]:
-    """The same of places, those that cannot be loaded left out."""
+    """List the places that nothing here uses yet, without those that cannot be loaded."""
     there = registry.names(settings)
     return [name for name in places() if name not in there and known_profile(name) is not None]
 
 
 def plugins() -> list[Plugin]:
-    """Each is loaded, so that a broken one is known."""
+    """List the plugins. Each is loaded, so that a broken one is reported."""
     found: list[Plugin] = []
     for kind, point in {**place_plug_ins(), **plug_ins()}.items():
         error, options = None, None

@@ -60,7 +60,7 @@ class Check(Record, frozen=True, kw_only=True):
 
 
 def machine() -> Iterator[Check]:
-    """This version, Python, the hardware and the packages."""
+    """Check this version, Python, the hardware and the packages."""
     yield Check(check="orchestrate", ok=True, detail=__version__)
     yield Check(
         check="python",
@@ -87,9 +87,9 @@ def machine() -> Iterator[Check]:
 
 
 def settings(ft: Workspace, *, online: bool = False) -> Iterator[Check]:
-    """Keys, broken backends, home folder, disk, store, deployments. `online` asks each host that there is a
-    key for whether it takes it, by the first page of its jobs. Raises `StoreError` when the store cannot be
-    used."""
+    """Check keys, broken backends, home folder, disk, store and deployments. With `online`, each host
+    that has a key is asked for the first page of its jobs, to see whether it accepts the key. Raises
+    `StoreError` if the store cannot be used."""
     for name, host in registry.with_keys(ft.settings).items():
         where = f" for {host.base_url}" if host.base_url else ""
         yield Check(

@@ -19,7 +19,7 @@ def models() -> list[str]:
 
 
 def formats() -> list[str]:
-    """Of files of training data, as `data convert` writes and `data inspect` reads them."""
+    """List the formats of training data that `data convert` writes and `data inspect` reads."""
     from orchestrate.data.tools import FORMATS
 
     return [*registry.known(config.load()), *FORMATS]
@@ -32,7 +32,7 @@ def exports() -> list[str]:
 
 
 def settings() -> list[str]:
-    """Fields of a spec as `--set` takes them, with each value where there are few."""
+    """List the fields of a spec as `--set` takes them, with each value if there are few."""
     from orchestrate.spec.specfile import json_schema
 
     schema = json_schema()
@@ -48,7 +48,7 @@ def settings() -> list[str]:
 
 
 def runs(most: int = 50) -> list[Run]:
-    """The newest first."""
+    """List the newest runs first."""
     settings = config.load()
     if not settings.home.exists():
         return []

@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 def memory_plan(
     model: str, setup: Setup, *, device: str | None = None, available_bytes: int | None = None
 ) -> MemoryPlan:
-    """The memory that training a model needs. `model`: a catalog name, a model folder, or a size such as
-    `8B`; the precision of `setup` may be `auto`. `available_bytes`: of the device; `None` looks at this
-    machine. Offline. Raises `UsageError` for a model of unknown size."""
+    """Estimate the memory that training a model needs. `model` is a catalog name, a model folder, or a
+    size such as `8B`. The precision of `setup` may be `auto`. `available_bytes` is the device's memory,
+    and `None` uses that of this machine. Works offline. Raises `UsageError` for a model of unknown size."""
     device = engines.expected_device(device)
     products = engines.precision(setup.precision, device, full=setup.adapter == "full")
     shape, remark = _shape(model)
@@ -96,7 +96,7 @@ class Started(Record, frozen=True, kw_only=True):
 
 
 def holds_data(place: Path) -> bool:
-    """Whether it is a file, or a folder with rows of its own."""
+    """Return whether a path is a file, or a folder that contains rows."""
     return place.is_file() or (place.is_dir() and bool(splits_of(place)))
 
 

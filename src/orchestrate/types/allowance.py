@@ -14,8 +14,8 @@ ENDING_S = 600.0
 
 
 def ending_s(left_s: float) -> float:
-    """How long before its machine's end a worker ends itself: for a last checkpoint, and for the time before
-    its own clock began, in which the machine fetched its image and packages."""
+    """Return how many seconds before its machine's end a worker ends itself: time for a last checkpoint,
+    and for what passed before its own clock began, while the machine fetched its image and packages."""
     return min(ENDING_S, left_s / 3)
 
 
@@ -47,11 +47,11 @@ class Allowance(Record, frozen=True, kw_only=True):
         return not self.holds(self.used_s)
 
     def holds(self, seconds: float) -> bool:
-        """Whether so much work is below both limits."""
+        """Return whether this much work stays below both limits."""
         return not (self._below(seconds) or self._dear(seconds))
 
     def least(self) -> str:
-        """What `resume` has to be given for it to come to its end, as far as that can be told."""
+        """Return the limits that `resume` needs to finish the run, as far as they are known."""
         work = _START_S + (self.remaining_s or _START_S)
         seconds = self.used_s + min(work * 3 / 2, work + ENDING_S)
         hours, words = Decimal(str(seconds)) / 3600, list[str]()

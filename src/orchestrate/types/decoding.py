@@ -23,7 +23,7 @@ def convert(value: Any, type: type[T], *, strict: bool = True) -> T: ...
 @overload
 def convert(value: Any, type: Any, *, strict: bool = True) -> Any: ...
 def convert(value: Any, type: Any, *, strict: bool = True) -> Any:
-    """As `msgspec.convert`. Raises `msgspec.ValidationError`."""
+    """Convert a value like `msgspec.convert`. Raises `msgspec.ValidationError`."""
     _learn(type)
     return msgspec.convert(value, type, strict=strict)
 
@@ -33,13 +33,14 @@ def decode(data: bytes | str, *, type: type[T]) -> T: ...
 @overload
 def decode(data: bytes | str, *, type: Any) -> Any: ...
 def decode(data: bytes | str, *, type: Any) -> Any:
-    """As `msgspec.json.decode`. Raises `msgspec.DecodeError`, `msgspec.ValidationError`."""
+    """Decode JSON like `msgspec.json.decode`. Raises `msgspec.DecodeError`, `msgspec.ValidationError`."""
     _learn(type)
     return msgspec.json.decode(data, type=type)
 
 
 def decoder(type: type[T], *, float_hook: Callable[[str], Any] | None = None) -> msgspec.json.Decoder[T]:
-    """For many rows of one type. `float_hook` reads numbers where any value may be."""
+    """Build a decoder for many rows of one type. `float_hook` reads numbers in fields that take any
+    value."""
     _learn(type)
     return msgspec.json.Decoder(type, float_hook=float_hook)
 

@@ -196,7 +196,7 @@ class Difference(Record, frozen=True, kw_only=True):
         return p <= 0.05 if p is not None else self.score.low > 0 or self.score.high < 0
 
     def turned(self) -> Difference:
-        """`against` minus `contender`."""
+        """Return the opposite difference: `against` minus `contender`."""
         score = self.score
         return structs.replace(
             self,
@@ -281,8 +281,8 @@ class Evaluation(Record, frozen=True, kw_only=True):
         }
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A row for each contender, metric and slice, with its difference to what it is compared with.
-        Raises `MissingExtra`."""
+        """Return a row for each contender, metric and slice, with its difference to what it is compared
+        with. Raises `MissingExtra`."""
         from orchestrate import notebook
 
         return notebook.frame(notebook.scores(self))
@@ -295,11 +295,11 @@ class Evaluation(Record, frozen=True, kw_only=True):
         return next(c for c in self.contenders if c.name == name)
 
     def score(self, contender: str, metric: str | None = None, slice: str = "") -> Score | None:
-        """By default of the first metric."""
+        """Return a contender's score, by default of the first metric."""
         wanted = (contender, metric or self.metrics[0].name, slice)
         return next((m.score for m in self.measures if (m.contender, m.metric, m.slice) == wanted), None)
 
     def difference(self, contender: str, metric: str | None = None, slice: str = "") -> Difference | None:
-        """By default of the first metric."""
+        """Return a contender's difference, by default of the first metric."""
         wanted = (contender, metric or self.metrics[0].name, slice)
         return next((d for d in self.differences if (d.contender, d.metric, d.slice) == wanted), None)

@@ -23,12 +23,13 @@ class Listing(list[T]):
         return notebook.listing(self)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A row for each; money as numbers in US dollars, times in UTC. Raises `MissingExtra`."""
+        """Return a row for each entry, with money as numbers in US dollars and times in UTC. Raises
+        `MissingExtra`."""
         from orchestrate import notebook
 
         return notebook.frame([cells(one) for one in self])
 
 
 def cells(value: Any) -> dict[str, Any]:
-    """A record, or what has one as `record`, as a line of a table."""
+    """Return the table cells of a record, or of an object that has one as `record`."""
     return getattr(value, "record", value).cells()

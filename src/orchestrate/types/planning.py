@@ -149,7 +149,7 @@ class Translation(Record, frozen=True, kw_only=True):
         return {"provider": self.provider, "model": self.model, **of_outcomes}
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A row for each setting. Raises `MissingExtra`."""
+        """Return a row for each setting. Raises `MissingExtra`."""
         return Listing(self.settings).to_pandas()
 
     @property
@@ -301,7 +301,7 @@ class Quote(Record, frozen=True, kw_only=True):
         }
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A row for each line of the quote. Raises `MissingExtra`."""
+        """Return a row for each line of the quote. Raises `MissingExtra`."""
         return Listing(self.lines).to_pandas()
 
     @property

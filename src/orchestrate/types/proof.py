@@ -109,7 +109,7 @@ NOT_PROVED = "not proved"
 
 
 def newest(proofs: Sequence[Proof]) -> list[Proof]:
-    """The last one of each place and name, the newest first. `proofs` are oldest first."""
+    """Return the last proof of each place and name, newest first. `proofs` are sorted oldest first."""
     found: dict[tuple[str, str], Proof] = {}
     for proof in reversed(proofs):
         found.setdefault((proof.at, proof.model), proof)
@@ -117,5 +117,6 @@ def newest(proofs: Sequence[Proof]) -> list[Proof]:
 
 
 def badge(proofs: Sequence[Proof]) -> str:
-    """Where a tuned model was proved to be what was trained: `proved at URL; failed: stop at FOLDER`."""
+    """Summarize where a tuned model was proved to be what was trained: `proved at URL; failed: stop at
+    FOLDER`."""
     return "; ".join(f"{proof.badge} at {proof.at}" for proof in newest(proofs)) or NOT_PROVED

@@ -17,7 +17,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.json.encode(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-ready values: `Decimal` and times become strings."""
+        """Return plain JSON-ready values: `Decimal` and times become strings."""
         return msgspec.to_builtins(self)
 
     @classmethod
@@ -30,12 +30,13 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         return decoding.convert(data, type=cls, strict=False)
 
     def cells(self) -> dict[str, Any]:
-        """As a line of a table, by column; what lies deeper has the names on the way to it, `tags.team`."""
+        """Return the record as a table row, by column. Nested values are named by their path,
+        `tags.team`."""
         return dict(flat(msgspec.structs.asdict(self)))
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Mappings and records within become columns of their own."""
+    """Flatten nested mappings and records to columns of their own."""
     found: list[tuple[str, Any]] = []
     for name, value in values.items():
         inner = msgspec.structs.asdict(value) if isinstance(value, msgspec.Struct) else value

@@ -41,7 +41,7 @@ class Rubric(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
     """What single answers are rated by."""
 
     def score(self, scores: Mapping[str, float]) -> float:
-        """0 to 1: the mean of the criteria, each from its worst to its best point."""
+        """Return the mean of the criteria from 0 to 1, each scaled from its worst to its best score."""
         return fmean((scores[c.name] - 1) / (c.points - 1) for c in self.criteria)
 
 

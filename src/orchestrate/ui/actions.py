@@ -69,7 +69,7 @@ class Asked:
 
 
 def possible(site: Site, handle: RunHandle) -> list[Verb]:
-    """What can be done with a run as it stands."""
+    """List what can be done with a run in its current state."""
     run = handle.record
     try:
         features = handle.provider.features

@@ -48,8 +48,8 @@ def charts(
     most: int = PLACES,
     only: Collection[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """The charts of some runs, by their labels, as the page's script draws them; `only` some of their names.
-    One without points on the axis is left out."""
+    """Build the charts of some runs, by their labels, as the page's script draws them. `only` selects
+    some by name. A chart without points on the axis is left out."""
     found: list[dict[str, Any]] = []
     for name, metrics in _named(runs).items():
         if only is not None and name not in only:
@@ -75,7 +75,7 @@ def charts(
 
 
 def aligned(curves: Sequence[Curve], most: int) -> tuple[list[float], list[list[float | None]]]:
-    """The curves at common places: at their own, or, where those are too many, as means over `most` equal
+    """Align curves on common positions: their own or, if those are too many, means over `most` equal
     parts of the axis."""
     own = sorted({place for curve in curves for place in curve.places})
     if len(own) <= most:

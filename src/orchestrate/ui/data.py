@@ -37,7 +37,8 @@ _AT_ONCE = 3
 
 
 def token_routes(site: Site) -> list[Route]:
-    """None in pages for reading only: they read no file and ask no host."""
+    """Return the routes of the token pages. Read-only pages have none, because they read no file and ask
+    no host."""
 
     def shown(
         request: Request, read: Callable[[int], PreviewReport] | None, copy: Copy, **more: Any
@@ -107,7 +108,8 @@ def _of_run(site: Site, handle: RunHandle, row: int) -> PreviewReport:
 
 
 def review_routes(site: Site) -> list[Route]:
-    """None in pages for reading only: each of these writes down what is said."""
+    """Return the routes of the review pages. Read-only pages have none, because each of these stores what
+    people say."""
     return [] if site.read_only else [*_of_rows(site), *_of_answers(site)]
 
 

@@ -55,7 +55,7 @@ class Field:
 
 
 def fields() -> tuple[list[Field], list[Field]]:
-    """Those that most runs set, and the others."""
+    """Return the fields that most runs set, and the others."""
     schema = specfile.json_schema()
     found: dict[str, Field] = {}
     for name, part in cast("dict[str, Any]", schema["properties"]).items():
@@ -140,7 +140,7 @@ def _values(given: Mapping[str, str]) -> dict[str, Any]:
 
 
 def checked(site: Site, given: Mapping[str, str]) -> Checked:
-    """Never raises what a form may say wrongly: that is told beside it."""
+    """Check the form. Errors in it are returned to be shown next to it, never raised."""
     if not given.get("model") or not given.get("train"):
         return Checked()
     spec: JobSpec | None = None
@@ -152,7 +152,7 @@ def checked(site: Site, given: Mapping[str, str]) -> Checked:
 
 
 def continued(run: Run, origin: str) -> dict[str, str]:
-    """The form of a run that goes on from another one, or from a checkpoint of it."""
+    """Return the form of a run that continues from another run, or from one of its checkpoints."""
     given = {"provider": run.provider}
     for name, value in run.spec.items():
         inner = cast("dict[str, Any]", value) if name in ("method", "adapter") and value else None

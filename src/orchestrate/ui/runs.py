@@ -154,7 +154,7 @@ def _archive(site: Site) -> list[Route]:
 
 
 def since_of(request: Request) -> datetime:
-    """From when on a stream tells of changes. Raises `UsageError`."""
+    """Return the time since which a stream reports changes. Raises `UsageError`."""
     try:
         at = datetime.fromisoformat(request.query_params.get("since", ""))
     except ValueError as error:
@@ -185,7 +185,7 @@ async def _changes(request: Request, site: Site, wanted: Wanted, since: datetime
 
 
 async def repeated(request: Request, site: Site, look: Any) -> AsyncIterator[str]:
-    """What `look` finds, each time it finds something, until the page or the server has gone."""
+    """Yield what `look` finds, each time it finds something, until the page or the server is closed."""
     yield told()
     while not site.closing.is_set() and not await request.is_disconnected():
         if (event := await run_in_threadpool(look)) is not None:
@@ -198,8 +198,8 @@ def told(**values: Any) -> str:
 
 
 def spark(points: Sequence[MetricPoint]) -> tuple[str, str]:
-    """A curve for a row: the points of a line in a box of 80 by 16, and the last value. The training loss, or
-    the reward where there is one."""
+    """Draw a curve for a table row: the points of a line in a box of 80 by 16, and the last value. It
+    shows the training loss, or the reward if there is one."""
     for name in ("train_reward", "train_loss", "valid_loss"):
         values = [p.values[name] for p in points if name in p.values]
         finite = [v for v in values if v == v and abs(v) != float("inf")]

@@ -50,7 +50,7 @@ _LONGEST_BODY = 16 << 20
 
 
 def app(site: Site) -> Starlette:
-    """All pages, without the guard before them."""
+    """Build the app with all pages, without the guard."""
     return Starlette(
         routes=[static(), *(route for routes in _ROUTES for route in routes(site))],
         exception_handlers={OrchestrateError: site.error, HTTPException: site.error, Exception: site.error},

@@ -144,7 +144,7 @@ class Site:
     """Set when streams are to end."""
 
     def page(self, request: Request, name: str, *, status: int = 200, **values: Any) -> HTMLResponse:
-        """A template with its values, and with those that all of them know."""
+        """Render a template with its values and with those that all templates share."""
         shown = (
             _templates()
             .get_template(name)
@@ -159,12 +159,13 @@ class Site:
         return HTMLResponse(shown, status, headers=_HEADERS)
 
     def part(self, name: str, macro: str, *values: Any) -> str:
-        """What a macro of a template gives."""
+        """Render a macro of a template."""
         made: Any = getattr(_templates().get_template(name).module, macro)
         return str(made(*values))
 
     def action(self, path: str, act: Act) -> Route:
-        """A POST of a form. Without our word in it, and in a read-only app, nothing is done."""
+        """Build the route of a form's POST. Without our token in the form, or in a read-only app, it does
+        nothing."""
 
         async def answer(request: Request) -> Response:
             form = _form(await request.body())
@@ -182,7 +183,7 @@ class Site:
         return Route(path, answer, methods=["POST"])
 
     def error(self, request: Request, error: Exception) -> Response:
-        """What went wrong, whether trying again helps, and the way out."""
+        """Show what went wrong, whether retrying helps, and what to do."""
         if isinstance(error, HTTPException):
             told: dict[str, Any] = {"message": error.detail, "fix": None, "retryable": False}
             return self.page(request, "error.html", status=error.status_code, here="", **told)
@@ -198,7 +199,7 @@ class Site:
 
 
 def first(form: Form | Mapping[str, Any], name: str, default: str = "") -> str:
-    """A field of a form, the first where it was sent several times."""
+    """Return a field of a form, or its first value if it was sent several times."""
     values = form.get(name) or (default,)
     return str(values[0])
 
@@ -272,12 +273,12 @@ def _templates() -> jinja2.Environment:
 
 
 def name_of(run: Run) -> str:
-    """What its user calls it, where there is such a name."""
+    """Return the name that the user gave the run, if there is one."""
     return run.spec.get("suffix") or run.id
 
 
 def value_of(run: Run, name: str) -> Any:
-    """A setting, a tag or what runs are grouped by; `None` where the run has none."""
+    """Return a setting, a tag or the value that runs are grouped by, or `None` if the run has none."""
     kind, dot, inner = name.partition(".")
     if dot and kind == "tag":
         return run.tags.get(inner)
@@ -301,5 +302,5 @@ def _day(at: datetime | None) -> str:
 
 
 def compact(value: Any) -> str:
-    """A value of a spec on one line."""
+    """Format a value of a spec on one line."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

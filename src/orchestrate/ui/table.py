@@ -67,7 +67,7 @@ DEFAULT = ("status", "step", "left", "cost", "loss", "created")
 
 
 def column(name: str) -> Column:
-    """A built-in column, `spec.NAME` or `tag.NAME`. Raises `UsageError`."""
+    """Return a built-in column, `spec.NAME` or `tag.NAME`. Raises `UsageError`."""
     if name in BUILT_IN:
         return BUILT_IN[name]
     RunQuery(sort=name)
@@ -157,14 +157,14 @@ class Wanted:
         return bool(replace(self, sort="-created", group="", columns=DEFAULT, limit=MOST).query)
 
     def sorted_by(self, name: str) -> str:
-        """The query of the same table in another order: numbers, times and money from the largest first, and
-        the other way round where it has that order."""
+        """Return the query of the same table in another order. Numbers, times and money are sorted from
+        the largest, and the order is reversed if the table already has it."""
         falling = f"-{name}" if name in ("created", "updated", "cost") else name
         other = name if falling != name else f"-{name}"
         return replace(self, sort=other if self.sort == falling else falling, after="").query
 
     def order_of(self, name: str) -> str:
-        """As `aria-sort` says it."""
+        """Return the order of a column as a value of `aria-sort`."""
         if not name or self.sort.removeprefix("-") != name:
             return ""
         return "descending" if self.sort.startswith("-") else "ascending"
@@ -174,7 +174,7 @@ class Wanted:
         return replace(self, after="").query
 
     def behind(self, run_id: str) -> str:
-        """The query of what follows a run."""
+        """Return the query of the rows after a run."""
         return replace(self, after=run_id).query
 
     @property
@@ -199,7 +199,7 @@ class Wanted:
 def choices(
     runs: Sequence[Run], tags: Sequence[tuple[str, str]], wanted: Wanted
 ) -> list[tuple[str, list[Column]]]:
-    """What can be chosen as a column: what every run has, its settings, its tags."""
+    """List the columns to choose from: those that every run has, its settings, its tags."""
     settings = sorted({name for run in runs for name in settings_of(run)})[:_ODD]
     named = sorted({name for name, _ in tags})[:_ODD]
     chosen = [name for name in wanted.columns if name not in BUILT_IN]
@@ -226,7 +226,7 @@ def groups_of(columns: Sequence[tuple[str, list[Column]]]) -> list[str]:
 
 
 def flat(values: Mapping[str, Any], under: str = "") -> dict[str, Any]:
-    """Settings by their dotted names."""
+    """Flatten settings to dotted names."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict) and value:
@@ -255,7 +255,7 @@ class Group:
 def headings(
     runs: Sequence[Run], group: str, numbers: Sequence[tuple[str | None, int]], before: Run | None = None
 ) -> dict[str, Group]:
-    """The headings by the id of the run that each stands above."""
+    """Return the group headings by the id of the run that each is shown above."""
     if not group:
         return {}
     counted, found = dict(numbers), dict[str, Group]()
@@ -275,7 +275,7 @@ def headings(
 
 
 def as_json(runs: Iterator[Run]) -> Iterator[bytes]:
-    """The records, as `orchestrate runs --json` has them."""
+    """Yield the records in the format of `orchestrate runs --json`."""
     mark = b"["
     for run in runs:
         yield mark + run.to_json()
@@ -284,7 +284,8 @@ def as_json(runs: Iterator[Run]) -> Iterator[bytes]:
 
 
 def as_csv(site: Site, query: RunQuery) -> Iterator[str]:
-    """One line for each run, with every setting and tag that any of them has. Money is in US dollars."""
+    """Yield one line for each run, with every setting and tag that any of them has. Money is in US
+    dollars."""
     from orchestrate.reports.documents import safe_cell
 
     names: dict[str, None] = {}

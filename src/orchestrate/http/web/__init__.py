@@ -89,7 +89,7 @@ class Patient(H11Protocol):
         self._body_came()
 
     def send_400_response(self, msg: str) -> None:
-        """For what is no HTTP request."""
+        """Answer data that are not an HTTP request."""
         self._hang_up(400, msg, "not_http")
 
     def _hang_up(self, status: int, told: str, code: str) -> None:
@@ -167,13 +167,15 @@ def serving(
 
 
 def free_port(host: str = LOOPBACK) -> int:
-    """A port that nobody has now, for another program; it may be taken by the time that one asks for it."""
+    """Return a port that is free now, for another program. It may be taken by the time that program asks
+    for it."""
     with closing(listen(0, host)) as sock:
         return int(sock.getsockname()[1])
 
 
 def listen(port: int, host: str = LOOPBACK) -> socket.socket:
-    """A socket that takes connections. Raises `SetupError` when the port or the address cannot be had."""
+    """Return a socket that accepts connections. Raises `SetupError` if the port or the address is
+    unavailable."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         if port > 65535:
@@ -402,7 +404,7 @@ def _is_address(name: str) -> bool:
 
 
 def holder(scope: Mapping[str, Any]) -> str:
-    """Who sent a request, by the token in its path."""
+    """Return who sent a request, according to the token in its path."""
     return scope["holder"]
 
 
@@ -420,7 +422,7 @@ _log = logging.getLogger(__name__)
 
 
 def told(error: HostError) -> Response:
-    """In the form of OpenAI's API."""
+    """Convert an error to a response in the format of OpenAI's API."""
     return JSONResponse(error_body(error), error.status, headers=error.headers)
 
 
@@ -435,8 +437,9 @@ def edge(
     refusal: Callable[[OrchestrateError], HostError] | None = None,
     lifespan: Any = None,
 ) -> Guard:
-    """An app of these routes behind the guard. `door` stands between the two; `refusal` puts our own errors
-    into the API's terms where routes raise them; the rest as `Guard` and Starlette take it."""
+    """Build an app of these routes behind the guard. `door` wraps the app inside the guard. `refusal`
+    converts our own errors that routes raise to the API's errors. The other arguments are those of
+    `Guard` and Starlette."""
 
     def refused(request: Request, error: Exception) -> Response:
         del request
@@ -491,7 +494,7 @@ class Keyed:
 
 
 def bearer(scope: Mapping[str, Any]) -> str | None:
-    """The key that a request brings, as OpenAI's clients send it or as Tinker's does."""
+    """Return the key that a request carries, as OpenAI's or Tinker's clients send it."""
     headers = Headers(raw=scope["headers"])
     if "authorization" in headers:
         kind, _, key = headers["authorization"].partition(" ")
@@ -517,9 +520,9 @@ Asked = TypeVar("Asked")
 
 
 def page(path: str, package: str, name: str, *, back: Callable[[Request], str] | None = None) -> Route:
-    """The page of an HTML file in a package. In it `NONCE` is the word that its styles and scripts need,
-    `/*LOOK*/` stands for the shared style and `/*SHARED*/` for the shared script. `back` gives a path
-    for a link at its head."""
+    """Build the route of an HTML page in a package. In the page, `NONCE` is the word that its styles and
+    scripts need, `/*LOOK*/` is replaced by the shared style and `/*SHARED*/` by the shared script. `back`
+    returns a path for a link at the top."""
 
     def answer(request: Request) -> HTMLResponse:
         nonce = secrets.token_urlsafe(16)
@@ -538,8 +541,9 @@ def page(path: str, package: str, name: str, *, back: Callable[[Request], str] |
 
 
 def action(path: str, kind: type[Asked], act: Callable[[Asked, Request], Any]) -> Route:
-    """A POST of a JSON body of this kind; what `act` gives is the JSON that is answered. `act` runs in a
-    thread, beside others. A wrong body, or an error of ours, is 422 and `{"error": sentence}`."""
+    """Build the route of a POST with a JSON body of this kind. `act` runs in a thread, in parallel with
+    others, and returns the JSON to answer with. A wrong body, or one of our own errors, is answered with
+    422 and `{"error": sentence}`."""
 
     async def answer(request: Request) -> Response:
         body = await request.body()
@@ -559,7 +563,7 @@ def json_answer(value: Any, status: int = 200) -> Response:
 
 
 def event_stream(events: AsyncIterable[str]) -> StreamingResponse:
-    """Server-sent events: each text is the `data` of one, sent as soon as it is there."""
+    """Stream server-sent events. Each text is the `data` of one event, sent as soon as it is available."""
 
     async def framed() -> AsyncIterable[str]:
         async for event in events:

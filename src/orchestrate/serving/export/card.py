@@ -27,7 +27,7 @@ def card(tuned: Tuned, form: str, commands: Sequence[str], notes: Sequence[str])
 
 
 def title(tuned: Tuned) -> str:
-    """The licence may ask for a beginning."""
+    """Return the model's title. Some licenses require that it starts with a given name."""
     begins = tuned.licence.name_begins if tuned.licence else None
     name = _plain(tuned.name)
     return name if begins is None or name.lower().startswith(begins.lower()) else f"{begins} {name}"

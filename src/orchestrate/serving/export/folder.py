@@ -17,8 +17,8 @@ from orchestrate.local.run import started
 
 @contextmanager
 def new_folder_at(target: Path) -> Generator[Path]:
-    """A folder to fill, which becomes `target` at the end of the block. Raises `UsageError` where something
-    is there already or another process writes it, `OSError` where the disk is full."""
+    """Yield a folder to fill, which becomes `target` at the end of the block. Raises `UsageError` if
+    something exists there already or another process writes it, and `OSError` if the disk is full."""
     new_folder(target.parent)
     with locked(target.with_name(f".{target.name}.lock"), keep=False) as mine:
         if not mine:
@@ -37,7 +37,8 @@ def new_folder_at(target: Path) -> Generator[Path]:
 
 @contextmanager
 def scratch_beside(target: Path) -> Generator[Path]:
-    """A folder on the same disk, gone at the end of the block, or with the next try of the same `target`."""
+    """Yield a folder on the same disk. It is deleted at the end of the block, or by the next attempt for
+    the same `target`."""
     prefix = f".{target.name}.{os.getpid()}."
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as folder:
         yield Path(folder)

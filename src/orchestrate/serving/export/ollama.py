@@ -43,7 +43,8 @@ class Pieces:
         return text + self.end
 
     def template(self) -> str:
-        """For Go's text/template, over `.Messages` as Ollama gives them."""
+        """Write the pieces as a template for Go's text/template, over `.Messages` as Ollama provides
+        them."""
         cases = "".join(
             f"{{{{- {'else ' if n else ''}if and (eq $before {_go(before)}) (eq .Role {_go(role)}) }}}}"
             f"{_text(piece)}\n"
@@ -87,8 +88,9 @@ def _text(piece: str) -> str:
 
 
 def learn(shown: Mapping[str, str | None], bos: str | None) -> Pieces:
-    """`shown`: what the chat template makes of each of `SHAPES`, `None` where it refuses. `bos`: what the
-    engine puts before every prompt itself, so that the template must not. Raises `UsageError`."""
+    """Learn a template's pieces. `shown` is what the chat template renders for each of `SHAPES`, or
+    `None` if it refuses. `bos` is what the engine puts before every prompt itself, so that the template
+    must not. Raises `UsageError`."""
     one, more = _cut(shown["one"], [USER]), _cut(shown["more"], [USER, ANSWER, NEXT])
     if one is None or more is None or one[0] != more[0] or one[-1] != more[-1]:
         raise _refused("it does not render a conversation message by message")
@@ -111,8 +113,9 @@ def learn(shown: Mapping[str, str | None], bos: str | None) -> Pieces:
 def prove(
     pieces: Pieces, probes: Mapping[str, tuple[Sequence[Mapping[str, Any]], str | None]], bos: str | None
 ) -> list[str]:
-    """`probes`: kind -> conversation and what the chat template makes of it. Raises `UsageError` for a kind
-    of `LINEAR` that comes out otherwise; gives notes on the others."""
+    """Verify the pieces against the chat template. `probes` maps each kind to a conversation and to what
+    the chat template renders for it. Raises `UsageError` if a kind in `LINEAR` differs, and returns notes
+    on the others."""
     notes: list[str] = []
     for kind, (messages, wanted) in probes.items():
         if wanted is None:

@@ -51,19 +51,20 @@ class Place(Protocol):
     def prompts(self, probes: Sequence[Probe]) -> list[Asked]: ...
 
     def answers(self, canaries: Sequence[Canary], *, base: bool) -> list[Heard] | None:
-        """The likeliest answers; `None` where the base does not answer there."""
+        """Return the most likely answers, or `None` if the base model is not available there."""
         ...
 
     def scores(self, canaries: Sequence[Canary], *, base: bool) -> list[Sequence[float | None]] | None:
-        """Nats of the ids of each canary's known answer, of its beginning where not all are told, `None` for
-        an id whose number is not told; `None` where the place tells no numbers, and nothing has to be asked
-        that `answers` did not."""
+        """Return the log-probabilities, in nats, of the tokens of each canary's known answer. They cover
+        only its beginning if not all are reported, and are `None` for a token without a number. Returns
+        `None` if the place reports no log-probabilities, in which case nothing more than in `answers` has
+        to be requested."""
         ...
 
 
 def along(heard: Heard, known: Said) -> Sequence[float | None]:
-    """The log-probabilities of the known answer's tokens, up to where the answer leaves it; `None` for one
-    that is told together with the next."""
+    """Return the log-probabilities of the known answer's tokens up to where the answer diverges. A token
+    that is reported together with the next one has `None`."""
     if heard.logprobs is None:
         return ()
     if heard.ids is not None:

@@ -114,7 +114,7 @@ class UrlPlace:
         return str(given) if given in self._listed else None
 
     def answers_to_any_name(self) -> bool:
-        """Whether it answers for a model that nobody has."""
+        """Return whether the server answers for a model name that does not exist."""
         body = {"model": NOBODY, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
         return self._post("/v1/chat/completions", body).status_code == 200
 

@@ -54,7 +54,7 @@ class Api:
         self.answering = Answering(engine, load)
 
     def app(self, *, names: tuple[str, ...] = (), origins: tuple[str, ...] = ()) -> ASGIApp:
-        """With the guard of all local servers before it."""
+        """Build the app, behind the guard that all local servers use."""
         routes = [
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.model),

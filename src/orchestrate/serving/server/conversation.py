@@ -20,7 +20,7 @@ REFUSED = {
 
 
 def chat_wish(asked: ChatRequest) -> dict[str, Any]:
-    """For the engine. Raises `HostError` 400."""
+    """Convert a chat request to the engine's format. Raises `HostError` 400."""
     for name, why in REFUSED.items():
         value: Any = getattr(asked, name)
         if value not in (None, ["text"]) and value != {"type": "text"}:
@@ -91,7 +91,7 @@ def _required(
 
 
 def completion_wishes(asked: CompletionRequest) -> list[dict[str, Any]]:
-    """One for each prompt. Raises `HostError` 400."""
+    """Convert a completion request to the engine's format, one entry per prompt. Raises `HostError` 400."""
     for name in ("echo", "suffix", "best_of"):
         if getattr(asked, name) not in (None, False, 1):
             raise HostError(400, f"{name} is not supported", param=name, code="unsupported_parameter")
@@ -126,7 +126,8 @@ def _sampling(asked: Sampling) -> dict[str, Any]:
 
 
 def message(given: Message, place: int) -> dict[str, Any]:
-    """As rows of training data have it. Raises `HostError` 400 for what is no text."""
+    """Convert a message to the format of training rows. Raises `HostError` 400 for content that is not
+    text."""
     if given.function_call is not None:
         raise HostError(
             400, "function_call was replaced by tool_calls", param=f"messages.{place}.function_call"

@@ -129,13 +129,13 @@ class Engine:
     # -- asking --------------------------------------------------------------------------------------------
 
     async def ask(self, op: str, **fields: Any) -> dict[str, Any]:
-        """One message back. Raises `EngineRefused`, `EngineLost`."""
+        """Send a request and return its only message. Raises `EngineRefused`, `EngineLost`."""
         async with aclosing(self.messages(op, **fields)) as messages:
             return await anext(messages)
 
     async def messages(self, op: str, **fields: Any) -> AsyncGenerator[dict[str, Any]]:
-        """All messages about what is asked; who stops listening cancels it. Raises `EngineRefused`,
-        `EngineLost`."""
+        """Yield all messages that answer a request. Closing the generator cancels the request. Raises
+        `EngineRefused`, `EngineLost`."""
         key, loop = f"r{next(self._numbers)}", asyncio.get_running_loop()
         arrived: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
 

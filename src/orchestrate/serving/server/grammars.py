@@ -57,7 +57,8 @@ def _tried(text: str) -> str:
 
 
 def main() -> int:
-    """In the process."""
+    """Check in this process, within limits of memory and CPU time, that schemas can be used as grammars.
+    Returns the exit code."""
     send = child.answering()
     with suppress(ImportError):  # Windows
         import resource

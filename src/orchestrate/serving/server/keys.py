@@ -53,8 +53,8 @@ class Clients:
             )
 
     def admitted(self, scope: Mapping[str, Any]) -> GatewayKey | None:
-        """Whose key a request brings, by the store itself; `None` while there are no keys. Raises `HostError`
-        401."""
+        """Return the key that a request carries, according to the store, or `None` while no keys exist.
+        Raises `HostError` 401."""
         given = bearer(scope)
         keys = self._store.gateway_keys
         key = keys.of(given) if given else None
@@ -62,8 +62,9 @@ class Clients:
         return self._valid(key) if key and ours else self._stranger(given, self._read())
 
     async def lately(self, scope: Mapping[str, Any]) -> GatewayKey | None:
-        """As `admitted`, by what was known a second ago. For a store that does not answer it waits a moment,
-        and goes by what was known last: answers do not end with the store."""
+        """Return the same as `admitted` from data that are at most about a second old. If the store does
+        not answer, it waits briefly and then uses the last known keys, so that an unavailable store does
+        not stop the answers."""
         now = time.monotonic()
         if now - self._at >= _FRESH_S and (self._looking is None or self._looking.done()):
             self._at = now
@@ -97,7 +98,7 @@ class Clients:
 
 
 def make(store: Store, name: str, *, by: str, opens: Opens = "serve") -> str:
-    """A new key for servers of one kind, in the place of an older one of the same name. It cannot be shown
+    """Create a key for one kind of server, replacing an older key of the same name. It cannot be shown
     again. Raises `UsageError`."""
     return store.gateway_keys.add(
         GatewayKey(name=name, created_at=store.clock.now(), opens=opens), by=by, again=True
@@ -110,7 +111,7 @@ def revoke(store: Store, name: str, *, by: str, opens: Opens = "serve") -> None:
 
 
 def bring_in(home: Path, store: Store, *, by: str) -> None:
-    """Keys that an earlier version kept in a file of their own go into the store, once. Raises
+    """Move keys that an earlier version stored in a separate file to the store, once. Raises
     `ConfigError`."""
     path = home / "serve-keys.json"
     try:

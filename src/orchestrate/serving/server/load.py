@@ -81,7 +81,7 @@ class Load:
         return min(60, max(1, math.ceil(each * (self.waiting + 1))))
 
     def text(self, up: bool, restarts: int) -> str:
-        """In Prometheus' form."""
+        """Format the metrics for Prometheus."""
         name = "orchestrate_"
         lines = [
             *_head(f"{name}up", "whether the model answers", "gauge"),

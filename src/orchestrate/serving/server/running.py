@@ -109,8 +109,8 @@ def require_own_names(tuned: Sequence[Tuned]) -> None:
 
 
 def loading_of(tuned: Sequence[Tuned], terms: Terms, base: str | None) -> tuple[dict[str, Any], str]:
-    """What `Engine` takes, and the name of the base. Raises `UsageError` for models that do not go
-    together."""
+    """Return the arguments of `Engine` and the name of the base model. Raises `UsageError` for models
+    that cannot be served together."""
     require_own_names(tuned)
     bases = {t.base_name for t in tuned}
     if base is not None:
@@ -154,7 +154,7 @@ def _noted(home: Path, note: Note) -> Generator[None]:
 
 
 def notes(home: Path) -> list[Note]:
-    """The servers that were started from this home and run."""
+    """List the running servers that were started from this home."""
     found: list[Note] = []
     for path in sorted((home / "servers").glob("*.json")):
         with suppress(OSError, msgspec.MsgspecError):

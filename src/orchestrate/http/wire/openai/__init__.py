@@ -26,13 +26,13 @@ def page(data: Sequence[Any], *, more: bool) -> dict[str, Any]:
 
 
 def page_with_ends(data: Sequence[Mapping[str, Any]], *, more: bool) -> dict[str, Any]:
-    """As the newer lists are, which name their first and last entry."""
+    """Build a page of one of the newer lists, which name their first and last entry."""
     ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
     return {**page(data, more=more), **ends}
 
 
 def page_of(request: Request, entries: Sequence[dict[str, Any]], *, default: int) -> dict[str, Any]:
-    """The page that a request asks for by `limit` and `after`. Raises `HostError` 400, 404."""
+    """Return the page that a request asks for by `limit` and `after`. Raises `HostError` 400, 404."""
     limit = number(request, "limit", default, 1, 100)
     after = request.query_params.get("after")
     if after:
@@ -44,18 +44,19 @@ def page_of(request: Request, entries: Sequence[dict[str, Any]], *, default: int
 
 
 def no_place(after: str) -> HostError:
-    """An empty page would say that there is nothing more."""
+    """Build the error for an `after` that is not in the list. An empty page would mean that there are no
+    more entries."""
     return HostError(404, f"There is no {after!r} in this list", param="after", code="not_found")
 
 
 def metadata_filter(request: Request) -> dict[str, str]:
-    """Of a list of jobs: `metadata[name]=value`."""
+    """Return the metadata filters `metadata[name]=value` of a request for jobs."""
     found = request.query_params.items()
     return {n[9:-1]: value for n, value in found if n.startswith("metadata[") and n.endswith("]")}
 
 
 def number(request: Request, name: str, default: int, low: int, high: int) -> int:
-    """A query parameter. Raises `HostError` 400 outside its range."""
+    """Read a number from a query parameter. Raises `HostError` 400 outside its range."""
     raw = request.query_params.get(name)
     if raw is None or raw == "":
         return default
@@ -103,7 +104,7 @@ def file(id: str, filename: str, purpose: str, size: int, created_at: float, **m
 
 
 def upload(id: str, filename: str, purpose: str, size: int, created_at: float) -> dict[str, Any]:
-    """A new one, which waits for its parts."""
+    """Build a new upload, which waits for its parts."""
     return {
         "id": id,
         "object": "upload",
@@ -126,7 +127,7 @@ def deleted(id: str, object: str) -> dict[str, Any]:
 
 
 def model(id: str, created: float, owned_by: str, shutdown_date: str | None) -> dict[str, Any]:
-    """`shutdown_date` as 2027-01-14."""
+    """Build a model. `shutdown_date` is a date such as 2027-01-14."""
     return {
         "id": id,
         "object": "model",
@@ -150,15 +151,15 @@ def job(id: str, **fields: Any) -> dict[str, Any]:
 
 
 def error(code: str | None, message: str, param: str | None) -> dict[str, Any]:
-    """Of a job."""
+    """Build the error of a job."""
     return {"code": code, "message": message, "param": param}
 
 
 def event(
     job_id: str, at: float, level: str, message: str, *, type: str, data: Mapping[str, Any], key: str
 ) -> dict[str, Any]:
-    """`level`: info, warn or error; `type`: message or metrics. `key` tells it from the job's other events,
-    at each reading."""
+    """Build an event of a job. `level` is info, warn or error, and `type` is message or metrics. `key`
+    distinguishes it from the job's other events and stays the same each time it is read."""
     return {
         "object": "fine_tuning.job.event",
         "id": f"ftevent-{short_hash(job_id, type, key)}",
@@ -185,12 +186,12 @@ def checkpoint(
 
 
 def step_model(tuned: str, step: int) -> str:
-    """The name of a checkpoint of a tuned model."""
+    """Return the name of a tuned model's checkpoint."""
     return f"{tuned}:ckpt-step-{step}"
 
 
 def split_step(name: str) -> tuple[str, int | None]:
-    """A tuned model's name and its step, where the name is a checkpoint's."""
+    """Split the name of a checkpoint into the tuned model's name and the step. Other names have no step."""
     tuned, _, step = name.rpartition(":ckpt-step-")
     if tuned and step.isascii() and step.isdigit() and len(step) < _LONGEST_STEP:
         return tuned, int(step)
@@ -198,7 +199,7 @@ def split_step(name: str) -> tuple[str, int | None]:
 
 
 def metric_rows(points: Sequence[MetricPoint]) -> list[dict[str, Any]]:
-    """One object per step, under OpenAI's names; the other values keep theirs."""
+    """Build one object per step with OpenAI's metric names. Other values keep their names."""
     rows: dict[int, dict[str, Any]] = {}
     for point in points:
         row = rows.setdefault(point.step, {"step": point.step})
@@ -207,7 +208,7 @@ def metric_rows(points: Sequence[MetricPoint]) -> list[dict[str, Any]]:
 
 
 def metrics_csv(points: Sequence[Mapping[str, Any]]) -> bytes:
-    """The result file of `metric_rows`."""
+    """Write `metric_rows` as the CSV result file."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(_COLUMNS)

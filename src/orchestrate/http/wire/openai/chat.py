@@ -149,7 +149,7 @@ class Answer:
     pieces: AsyncGenerator[Piece] | None = None
 
     def written(self) -> Response:
-        """As chats and completions are."""
+        """Return the response for chats and completions."""
         if self.pieces is None:
             return JSONResponse(self.whole)
         return StreamingResponse(_events(self.pieces), media_type="text/event-stream", headers=dict(STREAMED))
@@ -165,7 +165,7 @@ async def _events(pieces: AsyncGenerator[Piece]) -> AsyncGenerator[str]:
 
 
 def event(body: dict[str, Any]) -> str:
-    """A piece as server-sent events have it."""
+    """Format a piece as a server-sent event."""
     return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
 
 
@@ -189,7 +189,8 @@ def chunk(
     choices: Sequence[dict[str, Any]],
     usage: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """`usage` is for the last piece, which has no choices, where it was asked for."""
+    """Build one piece of a streamed answer. `usage` belongs to the last piece, which has no choices, if
+    it was requested."""
     told = {} if usage is None else {"usage": usage}
     return {"id": id, "object": CHUNK, "created": created, "model": model, "choices": list(choices), **told}
 
@@ -211,11 +212,11 @@ def piece(
 
 
 def usage(prompt: int, completion: int) -> dict[str, Any]:
-    """In tokens."""
+    """Build the usage in tokens."""
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 def call(index: int | None, id: str, name: str, arguments: str) -> dict[str, Any]:
-    """A call of a tool; in pieces it has an index."""
+    """Build a tool call. In streamed pieces it has an index."""
     place = {} if index is None else {"index": index}
     return {**place, "id": id, "type": "function", "function": {"name": name, "arguments": arguments}}

@@ -85,7 +85,7 @@ REFUSED = {
 
 
 def chat_body(asked: ResponseRequest) -> dict[str, Any]:
-    """The same as a request for a chat. Raises `HostError` 400 for what a chat cannot say."""
+    """Convert the request to a chat request. Raises `HostError` 400 for what a chat cannot express."""
     _require_known(asked)
     messages: list[dict[str, Any]] = []
     if asked.instructions:
@@ -177,7 +177,7 @@ def _choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
 
 
 def written(asked: ResponseRequest, answer: chat.Answer) -> Response:
-    """An answer of a chat in this route's form."""
+    """Convert a chat's answer to the format of this route."""
     id = f"resp_{secrets.token_hex(16)}"
     if answer.pieces is None:
         return JSONResponse(of_chat(asked, answer.whole, id))
@@ -334,7 +334,7 @@ class Stream:
         yield self._event("response.incomplete" if self._cut else "response.completed", response=whole)
 
     def failed(self, message: str) -> str:
-        """The last event of a stream that broke."""
+        """Return the last event of a stream that broke off."""
         whole = _response(self._asked, self._id, self._created, [], status="failed")
         error = {"code": "server_error", "message": message}
         return self._event("response.failed", response={**whole, "error": error})

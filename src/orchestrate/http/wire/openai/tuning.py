@@ -33,7 +33,8 @@ _DETAILS = (
 def graded(
     grader: Mapping[str, Any], reward: float, errors: Mapping[str, Any], seconds: float
 ) -> dict[str, Any]:
-    """`errors`: those that happened, by the names of `ERRORS`, and further fields about them."""
+    """Build the result of a grader. `errors` are those that occurred, by the names in `ERRORS`, and
+    further fields about them."""
     return {
         "reward": reward,
         "sub_rewards": {},
@@ -129,7 +130,7 @@ class CreateJob(Body):
         ]
 
     def hyper(self) -> Supervised:
-        """The hyperparameters of whichever method was chosen."""
+        """Return the hyperparameters of the chosen method."""
         if self.method is None:
             return self.hyperparameters or Supervised()
         match self.method.type:
