@@ -45,7 +45,7 @@ MACHINE_OPTIONS = ("gpu", "gpu_memory_gib", "usd_per_hour")
 
 
 def configured_machine(name: str, options: Mapping[str, Any]) -> Machine:
-    """By `MACHINE_OPTIONS` of the options of the backend `name`; without a `gpu` a
+    """Read the machine from the options of the backend `name` (`MACHINE_OPTIONS`). Without a `gpu` a
     worker gets a CPU."""
     gpu, count = gpu_asked(str(options["gpu"])) if options.get("gpu") else (None, 0)
     return Machine(
@@ -58,7 +58,7 @@ def configured_machine(name: str, options: Mapping[str, Any]) -> Machine:
 
 
 def configured_price(name: str, options: Mapping[str, Any]) -> Hourly | None:
-    """`None` where nothing is said. Raises `ConfigError`."""
+    """Read the configured hourly price, or return `None` if there is none. Raises `ConfigError`."""
     if options.get("usd_per_hour") is None:
         return None
     price = _number(name, options, "usd_per_hour")
@@ -177,16 +177,16 @@ class AwayPlace(Place):
         needs. Called when none is there. Errors as `start`."""
 
     def paid(self, ref: str) -> Hourly | None:
-        """What an hour of the machine costs that the newest worker came to have; `None` where nothing is
-        known better than before it was started."""
+        """Return the actual hourly price of the newest worker's machine, or `None` where nothing better
+        is known than before its start."""
         del ref
         return None
 
     # -- what it costs ---------------------------------------------------------------------------------------
 
     def hourly(self, found: Iterable[Placed]) -> dict[str, Hourly]:
-        """What an hour of each of these workers costs, by its id, whoever started it; without those of
-        unknown workers."""
+        """Return the hourly price of each of these workers, by its id, whoever started it. Workers with
+        an unknown price are left out."""
         prices = {one.id: self._hour_of(one) for one in found}
         return {id: price for id, price in prices.items() if price is not None}
 
@@ -201,7 +201,8 @@ class AwayPlace(Place):
         return None
 
     def price_of(self, ref: str) -> Hourly | None:
-        """As it was read after the newest start, or before it. Raises `HostUnavailable`."""
+        """Return the price that was read after the newest start, otherwise before it. Raises
+        `HostUnavailable`."""
         if (found := self.price_read(ref)) is not None:
             return found
         stored = self.depot.run(ref)
@@ -223,7 +224,7 @@ class AwayPlace(Place):
         return f"{type(self).__name__}, {self.account()}"
 
     def stored(self) -> list[str]:
-        """Refs of the runs of this place that the depot holds, whether or not the place still lists them.
+        """List the refs of this place's runs in the storage, whether or not the place still lists them.
         Raises `HostUnavailable`."""
         mark, found = self.mark, list[str]()
         for ref in self.depot.names("runs"):
@@ -233,8 +234,8 @@ class AwayPlace(Place):
         return found
 
     def hard_end_s(self, limits: Limits) -> float | None:
-        """After so much work its machine has ended, whatever its worker does: the place is asked to end it
-        then. `None`: nothing ends it."""
+        """Return the seconds of work after which the machine has ended, whatever its worker does: the
+        place is asked to end it then. `None`: nothing ends it."""
         return limits.seconds
 
     # -- the contract ----------------------------------------------------------------------------------------
@@ -297,7 +298,8 @@ class AwayPlace(Place):
         return msgspec.structs.replace(resources, limits=limits)
 
     def allowance(self, run: RunDir) -> Allowance:
-        """At the price that was read after the newest start, or before it. Raises `HostUnavailable`."""
+        """Return the run's allowance at the price that was read after the newest start, otherwise before
+        it. Raises `HostUnavailable`."""
         limits, hourly = read_order(self.depot.run(run.ref)).limits, self.price_read(run.ref)
         if hourly is not None:
             limits = msgspec.structs.replace(limits, usd_per_hour=hourly.usd_per_hour)
@@ -315,7 +317,7 @@ class AwayPlace(Place):
         )
 
     def worked_s(self, ref: str) -> float:
-        """Of all its workers together, by their own clocks."""
+        """Return the seconds that all its workers together have worked, by their own clocks."""
         return claim.used_s(self.depot.run(ref))
 
     def _priced(self, resources: Resources) -> Resources:
@@ -335,7 +337,8 @@ class AwayPlace(Place):
         return msgspec.structs.replace(resources, limits=limits)
 
     def usage(self, ref: str) -> Usage | None:
-        """By the worker's own clock, where a place has none that is better, or has forgotten the run."""
+        """Return the usage by the worker's own clock, where a place has no better one, or no longer lists
+        the run."""
         seconds = self.worked_s(ref)
         # One that never reported may have been paid for all the same.
         return Usage.at(self.price_of(ref) if seconds else None, seconds, "the worker's own clock")
@@ -375,7 +378,7 @@ class AwayPlace(Place):
             write_whole(mark, worker)
 
     def price_read(self, ref: str) -> Hourly | None:
-        """As it was read after the newest start."""
+        """Return the price that was read after the newest start."""
         return self.depot.run(ref).record(PRICE, Hourly)
 
     def _tell_why(self, run: RunDir, placed: Placed) -> None:
@@ -421,8 +424,9 @@ class AwayPlace(Place):
         return None
 
     def tell(self, run: RunDir) -> None:
-        """A worker that reports is given time to pause on its own, with a checkpoint; any other is ended, as
-        it has nothing to save or heeds nothing."""
+        """Send the requested action to the worker. A worker that reports gets time to pause on its own,
+        with a checkpoint. Any other worker is stopped, because it has nothing to save or does not
+        respond."""
         word = run.asked()
         self.depot.run(run.ref).write("control", (word or "").encode())
         placed = self.state(run.ref) if word == "pause" else None
@@ -443,8 +447,8 @@ class AwayPlace(Place):
         depot.bring(run, self.depot.run(run.ref), folder)
 
     def lost(self, run: RunDir) -> bool:
-        """A worker of which its place knows nothing may still be at work. It ends itself when it cannot
-        report, and is waited for until it must have."""
+        """Return whether no worker can be at work anymore. A worker that its place does not know may
+        still be at work: it ends itself when it cannot report, so this waits until it must have ended."""
         placed = self._newest(run)
         if placed is not None and placed.state != "unknown":
             return placed.state == "ended"

@@ -46,8 +46,8 @@ class Limits(Record, frozen=True, kw_only=True):
         return min(found, default=None)
 
     def working_s(self, earlier_s: float = 0.0) -> float | None:
-        """After which a worker ends itself, of all attempts together. `earlier_s`: what those before it
-        used."""
+        """Return the seconds of all attempts together after which a worker ends itself. `earlier_s`: what
+        earlier attempts used."""
         if self.seconds is None:
             return None
         return self.seconds - ending_s(max(0.0, self.seconds - earlier_s))
@@ -146,7 +146,7 @@ class Place(ABC):
         return not self.away
 
     def account(self) -> str | None:
-        """Whose workers these are; `None` where there is one account only."""
+        """Return whose workers these are, or `None` where there is only one account."""
         return None
 
     def require(self) -> None:  # noqa: B027  most need nothing before the first call
@@ -162,11 +162,11 @@ class Place(ABC):
 
     @abstractmethod
     def find(self, ref: str | None = None) -> list[Placed]:
-        """Workers of this ref, or of any run, newest first; those that have ended too, as long as the place
-        knows them. Raises unless the answer was a list."""
+        """Find the workers of this ref, or of any run, newest first, including ended ones as long as the
+        place lists them. Raises unless the answer was a list."""
 
     def state(self, ref: str) -> Placed | None:
-        """The newest one; `None`: the place knows of none."""
+        """Return the newest worker, or `None` if the place knows of none."""
         return next(iter(self.find(ref)), None)
 
     @abstractmethod
@@ -174,17 +174,18 @@ class Place(ABC):
         """Ends all workers of the run at once; idempotent. What they have not reported is lost."""
 
     def machines(self) -> tuple[Machine, ...]:
-        """What can be chosen of; offline. None: whatever is asked for is passed on."""
+        """List the machines to choose from. Offline. If there are none, any requested machine is passed
+        on."""
         return ()
 
     @abstractmethod
     def price(self, resources: Resources) -> Hourly | None:
-        """What the place asks for such a machine now; `None` where nobody sends a bill. Raises `UsageError`
-        where it has none."""
+        """Return what the place charges for such a machine now, or `None` where nothing is billed. Raises
+        `UsageError` where it has no such machine."""
 
     @abstractmethod
     def usage(self, ref: str) -> Usage | None:
-        """As the place itself measured it; `None` where it does not."""
+        """Return the usage that the place itself measured, or `None` where it does not."""
 
     # -- the run directory --------------------------------------------------------------------------------
 
@@ -198,20 +199,20 @@ class Place(ABC):
         """Passes on how a run that has no worker was settled here."""
 
     def starts(self, run: RunDir) -> int:
-        """How often a worker was started, where it may end before it counts an attempt itself."""
+        """Return how often a worker was started, where it may end before it counts an attempt itself."""
         del run
         return 0
 
     def output(self, ref: str) -> str:
-        """The last lines that the newest worker printed; nothing where the place keeps none."""
+        """Return the last lines that the newest worker printed. Empty where the place keeps none."""
         del ref
         return ""
 
     def bring(self, run: RunDir, folder: Path) -> None:  # noqa: B027
-        """Has all files of a checkpoint or of the result here."""
+        """Fetch all files of a checkpoint or of the result to this machine."""
 
     def lost(self, run: RunDir) -> bool:
-        """Whether no worker can be at work on it any more, so that another may be started."""
+        """Return whether no worker can be at work on the run anymore, so that another may be started."""
         return not run.alive()
 
     def forget(self, run: RunDir) -> None:  # noqa: B027
@@ -222,7 +223,8 @@ class Place(ABC):
 
 
 def newest_first(found: Iterable[Placed]) -> list[Placed]:
-    """Of two that were made within one tick of the place's clock, the one with the later name or number."""
+    """Sort workers, newest first. Of two that were created within one tick of the place's clock, the one
+    with the later name or number comes first."""
 
     def age(one: Placed) -> tuple[float, int, str]:
         return one.created_at.timestamp() if one.created_at else 0.0, len(one.id), one.id
@@ -231,8 +233,8 @@ def newest_first(found: Iterable[Placed]) -> list[Placed]:
 
 
 def ran_s(found: Iterable[Placed]) -> float:
-    """Of all together, by the place's clock. Of one that goes on until now by the clock here, which may be
-    behind it."""
+    """Sum the running time of all workers in seconds, by the place's clock. A worker that still runs
+    counts until now by this machine's clock, which may be behind."""
     now = datetime.now(UTC)
     times = [(one.started_at, one.finished_at or now) for one in found]
     return sum(max(0.0, (end - begun).total_seconds()) for begun, end in times if begun is not None)

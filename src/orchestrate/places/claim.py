@@ -19,7 +19,7 @@ from orchestrate.types import Record
 
 
 def boot_time() -> float:
-    """Seconds that pass while a machine sleeps too, as they do on its bill."""
+    """Return a clock in seconds that also counts while a machine sleeps, as its bill does."""
     clock = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if clock is None else time.clock_gettime(clock)
 
@@ -43,15 +43,15 @@ class Switch:
         return self.clock() - self.begun
 
     def costs(self, usd_per_hour: Decimal) -> None:
-        """An hour of the machine, as it was found out after the start."""
+        """Set the hourly price of the machine that was found after the start."""
         self.limits = msgspec.structs.replace(self.limits, usd_per_hour=usd_per_hour)
 
     def reported(self) -> None:
-        """A report went through."""
+        """Note that a report went through."""
         self.reported_at = self.clock()
 
     def due(self) -> tuple[Literal["silence", "limit"], str] | None:
-        """Why the worker must end now; at a limit it can still say so."""
+        """Return why the worker must end now, or `None`. At a limit it can still report the reason."""
         silent = self.clock() - self.reported_at
         if silent >= self.limits.silence_s:
             return "silence", f"no report got through for {duration(silent)}"
@@ -102,7 +102,8 @@ class Claim:
         return self._mine.token
 
     def used(self, seconds: float) -> None:
-        """Counted once: what is in another's time is counted by that one."""
+        """Record the seconds used. Time that is part of another claim is counted there, so that it counts
+        only once."""
         self._mine = msgspec.structs.replace(self._mine, used_s=0.0 if self._mine.under else seconds)
         self.stored.write(f"attempts/{_name(self.number)}", self._mine.to_json())
 
@@ -154,12 +155,12 @@ def _within(attempts: list[Attempt], token: str) -> bool:
 
 
 def used_s(stored: StoredRun) -> float:
-    """By all attempts, as far as they could report."""
+    """Sum the seconds of all attempts, as far as they could report."""
     return sum(one.used_s for one in _attempts(stored))
 
 
 def attempts(stored: StoredRun) -> int:
-    """How many have had the run."""
+    """Count the attempts that have had the run."""
     return len(stored.depot.names(f"{stored.folder}/attempts"))
 
 

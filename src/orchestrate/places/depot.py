@@ -68,7 +68,7 @@ class Depot:
     # -- files ---------------------------------------------------------------------------------------------
 
     def write(self, name: str, data: bytes) -> None:
-        """In one step: a reader sees the old content or the new."""
+        """Write a file in one step: a reader sees the old content or the new."""
         with self._asked(f"write {name}"):
             if self._disk:
                 path = Path(self._at(name))
@@ -77,14 +77,14 @@ class Depot:
                 self._system.pipe_file(self._at(name), data)
 
     def read(self, name: str) -> bytes | None:
-        """`None` for a file that is not there."""
+        """Read a file, or return `None` if it does not exist."""
         with self._asked(f"read {name}"), suppress(FileNotFoundError):
             return self._system.cat_file(self._at(name))
         return None
 
     def names(self, folder: str) -> list[str]:
-        """What lies directly in it, sorted, without what is only being written; nothing for a folder that is
-        not there."""
+        """List the entries directly in a folder, sorted, without files that are still being written.
+        Empty for a folder that does not exist."""
         with self._asked(f"list {folder}"), suppress(FileNotFoundError):
             self._system.invalidate_cache()
             found: list[Any] = self._system.ls(self._at(folder), detail=False)
@@ -137,7 +137,7 @@ class Depot:
                 raise ArtifactRefused(f"the copy of {file.path} in {self.url} differs from the uploaded file")
 
     def keep_folder(self, folder: Path, under: str = "blobs") -> tuple[ArtifactFile, ...]:
-        """Every file below, by its path there."""
+        """Store every file below a folder, by its path there."""
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         return tuple(
             msgspec.structs.replace(self.keep(path, under), path=path.relative_to(folder).as_posix())
@@ -185,8 +185,9 @@ class StoredRun:
         return self.depot.read(f"{self.folder}/{name}")
 
     def record(self, name: str, kind: type[R]) -> R | None:
-        """`None` for a file that is not there, or empty. Raises `HostUnavailable` for one that does not read,
-        as of a full disk or another version."""
+        """Read a record, or return `None` for a file that does not exist or is empty. Raises
+        `HostUnavailable` for one that cannot be parsed, for example because of a full disk or another
+        version."""
         data = self.read(name)
         return self.decoded(name, data, kind) if data else None
 
@@ -203,8 +204,9 @@ class StoredRun:
     # -- files that grow -----------------------------------------------------------------------------------
 
     def parts(self, name: str, after: tuple[int, int] = (0, 0)) -> list[tuple[int, int]]:
-        """(edition, number) of the parts after the given one, of the newest edition that has its first. An
-        edition begins anew when lines were taken back, with all that is left as its first part."""
+        """List (edition, number) of the parts after the given one, of the newest edition whose first part
+        exists. A new edition starts when lines were withdrawn, with everything that remains as its first
+        part."""
         found = sorted(
             (int(edition), int(number))
             for edition, _, number in (
@@ -228,13 +230,13 @@ class StoredRun:
     # -- folders -------------------------------------------------------------------------------------------
 
     def keep_folder(self, name: str, folder: Path) -> None:
-        """Whole or not at all: the manifest comes last."""
+        """Store a folder completely or not at all: the manifest comes last."""
         place = f"{self.folder}/folders/{name}"
         files = self.depot.keep_folder(folder, place)
         self.depot.write(f"{place}/manifest", msgspec.json.encode(files))
 
     def manifest(self, name: str) -> tuple[ArtifactFile, ...] | None:
-        """`None` for a folder that is not whole."""
+        """Return the manifest of a folder, or `None` for an incomplete folder."""
         data = self.read(f"folders/{name}/manifest")
         return None if data is None else decoding.decode(data, type=tuple[ArtifactFile, ...])
 
@@ -243,7 +245,8 @@ class StoredRun:
         return self.depot.names(f"{self.folder}/folders")
 
     def fetch_folder(self, name: str, target: Path, only: Iterable[str] = ()) -> bool:
-        """`only`: paths of these files; False when the folder is not whole."""
+        """Fetch a folder, with `only` just the files with these paths. Returns False when the folder is
+        incomplete."""
         wanted = set(only)
         if (files := self.manifest(name)) is None:
             return False
@@ -385,7 +388,7 @@ class Reporter:
 
 
 def restore(run: RunDir, stored: StoredRun) -> None:
-    """At the worker: all that an earlier attempt reported, with its checkpoints."""
+    """Restore everything that an earlier attempt reported, with its checkpoints. Runs on the worker."""
     run.path.mkdir(parents=True, exist_ok=True)
     for name in GROWING:
         data = b"".join(stored.part(name, part) for part in stored.parts(name))
@@ -400,8 +403,9 @@ def restore(run: RunDir, stored: StoredRun) -> None:
 
 
 def look(run: RunDir, stored: StoredRun, earlier: int = 0) -> bool:
-    """At the reader: what was reported since the last time; whether the attempt after `earlier` ones has
-    reported. Of checkpoints only what says of them; `bring` fetches their weights."""
+    """Fetch what was reported since the last time, and return whether the attempt after `earlier` ones
+    has reported. Only the descriptions of checkpoints are fetched; `bring` fetches their weights. Runs on
+    the reader's machine."""
     with locked(run.path / ".look", wait_s=None):
         pulse = stored.read("pulse.json")
         status = stored.read("status.json")  # before what it tells of, so that it is never ahead
@@ -422,8 +426,9 @@ def look(run: RunDir, stored: StoredRun, earlier: int = 0) -> bool:
 
 
 def silent_s(run: RunDir, earlier: int = 0) -> float | None:
-    """At the reader: since the worker after `earlier` attempts last reported, as far as that was looked for;
-    `None` for one that never did, or has said its last."""
+    """Return the seconds since the worker after `earlier` attempts last reported, as far as reports were
+    looked for. `None` for a worker that never reported, or has sent its last report. Runs on the reader's
+    machine."""
     mark = run.path / ".pulse"
     try:
         pulse, at = Pulse.from_json(mark.read_bytes()), mark.stat().st_mtime
@@ -433,7 +438,7 @@ def silent_s(run: RunDir, earlier: int = 0) -> float | None:
 
 
 def newest_step(stored: StoredRun) -> int:
-    """Of the newest checkpoint to go on from; 0 where there is none."""
+    """Return the step of the newest checkpoint to resume from, or 0 where there is none."""
     there = [name for name in stored.folders() if name.startswith("step-") and stored.manifest(name)]
     return max((int(name.removeprefix("step-")) for name in there), default=0)
 
@@ -443,7 +448,7 @@ def state_of(stored: StoredRun) -> State:
 
 
 def say(stored: StoredRun, state: State, status: str, error: JobError | None) -> None:
-    """How the run stands from now on, by whoever knows it where no worker can say so."""
+    """Write the run's state from now on, by a process that knows it, where no worker can report it."""
     at = now()
     ended = None if status == "paused" else at
     state = msgspec.structs.replace(
@@ -453,7 +458,7 @@ def say(stored: StoredRun, state: State, status: str, error: JobError | None) ->
 
 
 def add_event(stored: StoredRun, message: str, *, level: str, type: str) -> None:
-    """By whoever starts workers, while none of them reports."""
+    """Add an event, by the process that starts workers, while none of them reports."""
     event = Event(id="", at=now(), level=level, message=message, type=type)
     parts = stored.parts("events.jsonl")
     edition, number = parts[-1] if parts else (1, 0)
@@ -461,7 +466,7 @@ def add_event(stored: StoredRun, message: str, *, level: str, type: str) -> None
 
 
 def bring(run: RunDir, stored: StoredRun, folder: Path) -> None:
-    """At the reader: all files of the result, or of the checkpoint, in which the folder lies."""
+    """Fetch all files of the result or checkpoint that contains the folder. Runs on the reader's machine."""
     parts = folder.relative_to(run.path).parts
     name = parts[1] if parts[0] == run.checkpoints.name else parts[0]
     target = run.path.joinpath(*parts[: 2 if parts[0] == run.checkpoints.name else 1])

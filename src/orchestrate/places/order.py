@@ -89,8 +89,8 @@ def read_order(stored: StoredRun) -> Order:
 
 
 def allow(stored: StoredRun, max_hours: float | None, max_usd: Decimal | None) -> None:
-    """Other limits for the workers that are started from now on. They stand in the order alone: `job.json` of
-    a run directory is a copy, and another machine has another. Raises `HostUnavailable`."""
+    """Set other limits for the workers that start from now on. Only the order has them: `job.json` in a
+    run directory is a copy, and another machine has a different copy. Raises `HostUnavailable`."""
     order = read_order(stored)
     given = decoding.convert(order.job.resources, Resources)
     own = msgspec.structs.replace(given.limits, max_hours=max_hours, max_usd=max_usd)
@@ -103,7 +103,7 @@ def allow(stored: StoredRun, max_hours: float | None, max_usd: Decimal | None) -
 
 
 def allowed(stored: StoredRun, resources: Resources) -> Resources:
-    """With the hours and the money that the run has by now, where it has an order."""
+    """Return the resources with the run's current limits in hours and money, where it has an order."""
     if stored.read("order.json") is None or not (given := read_order(stored).job.resources):
         return resources
     had = decoding.convert(given, Resources).limits
@@ -112,7 +112,7 @@ def allowed(stored: StoredRun, resources: Resources) -> Resources:
 
 
 def unpack(order: Order, depot: Depot, folder: Path) -> LocalJob:
-    """The job with the paths of what was fetched to the folder."""
+    """Fetch the job's files to the folder and return the job with their paths."""
     paths: dict[str, str] = {}
     for name, file in order.files.items():
         depot.fetch(file, folder / name / safe(file.path))
@@ -128,8 +128,8 @@ def unpack(order: Order, depot: Depot, folder: Path) -> LocalJob:
 
 @cache
 def code() -> bytes:
-    """This package as it runs here, in an archive that Python imports from once unpacked; the same code gives
-    the same bytes."""
+    """Pack this package as it runs here into an archive that Python can import from once it is unpacked.
+    The same code gives the same bytes."""
     root = Path(orchestrate.__file__).parent
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -146,8 +146,8 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
 
 
 def pins(*extras: str, more: Iterable[str] = ()) -> list[str]:
-    """`name==version` of every package that this installation's `extras` stand on, as they are here. `more`:
-    further packages. Raises `MissingExtra` for one that is not installed here."""
+    """List `name==version` of every installed package that this installation's `extras` depend on.
+    `more`: additional packages. Raises `MissingExtra` for one that is not installed here."""
     found: dict[str, str] = {}
     waiting = [(PACKAGE, frozenset(extras)), *((name, frozenset[str]()) for name in more)]
     looked: set[tuple[str, frozenset[str]]] = set()
@@ -208,7 +208,7 @@ RUN_BOOT = "import os;exec(os.environ['ORCHESTRATE_BOOT'])"
 
 
 def environment(depot: Depot, order: Order) -> dict[str, str]:
-    """Of the worker's process; nothing in it is secret."""
+    """Build the environment of the worker's process. It contains no secrets."""
     return {
         "ORCHESTRATE_BOOT": BOOT,
         "ORCHESTRATE_CODE": order.code,
@@ -218,8 +218,9 @@ def environment(depot: Depot, order: Order) -> dict[str, str]:
 
 
 def unexpanded(env: Mapping[str, str]) -> dict[str, str]:
-    """For Ray, which takes what is behind a `$` in a value, as in a password, for the name of a variable and
-    has no other way to write it: `FETCH` puts such values in their place."""
+    """Encode environment values for Ray, which reads text after a `$` in a value, for example in a
+    password, as the name of a variable and has no way to escape it. `FETCH` puts such values back in
+    their place."""
     odd = {name: value for name, value in env.items() if "$" in value}
     if not odd:
         return dict(env)
@@ -231,7 +232,7 @@ _GPU = re.compile(r"(?P<count>\d+)x(?P<left>.+)|(?P<gpu>[^:]+)(:(?P<many>\d+))?"
 
 
 def gpu_asked(text: str) -> tuple[str, int]:
-    """`H100`, `H100:2` or `2xH100`. Raises `UsageError`."""
+    """Parse `H100`, `H100:2` or `2xH100`. Raises `UsageError`."""
     found = _GPU.fullmatch(text.strip())
     count = int(found["count"] or found["many"] or 1) if found else 0
     if found is None or count < 1:

@@ -9,7 +9,8 @@ import threading
 
 
 def watch() -> None:
-    """Whoever started this process holds the other end of its standard input and writes nothing."""
+    """Exit this process when its parent has ended. The parent holds the other end of this process's
+    standard input and writes nothing."""
     sys.stdin.buffer.read()
     os._exit(1)
 

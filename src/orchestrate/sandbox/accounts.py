@@ -22,6 +22,6 @@ def here() -> str:
 
 
 def account_of(key: str, own_key: str) -> str:
-    """The name of a key's account; `own_key` is the sandbox's own."""
+    """Return the name of a key's account. `own_key` is the sandbox's own key."""
     name, own = (k.removeprefix(SANDBOX_KEY_PREFIX).partition(".")[0] for k in (key, own_key))
     return OWN if name == own else f"{hashlib.sha256(name.encode()).hexdigest()[:8]}-{OWN}"

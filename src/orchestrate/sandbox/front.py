@@ -99,7 +99,7 @@ class FaultBook:
             return [msgspec.to_builtins(fault) for fault in self._waiting]
 
     def take(self, method: str, path: str) -> Fault | None:
-        """The fault that befalls this request, counted; at most one."""
+        """Return the fault to inject into this request, at most one, and count it."""
         with self._lock:
             for fault in self._waiting:
                 if not fault.matches(method, path):
@@ -138,7 +138,7 @@ the most that one job may be estimated at</li>
 
 
 def control_routes(host: Host, front: Front, clock: Clock) -> list[BaseRoute]:
-    """`/` and `/_sandbox/...` of one host."""
+    """Build the routes `/` and `/_sandbox/...` of one host."""
 
     def index(request: Request) -> Response:
         page = _PAGE.format(

@@ -69,7 +69,7 @@ class Host(ABC):
 
     @abstractmethod
     def error(self, error: HostError) -> Response:
-        """The refusal in the host's own form."""
+        """Format an error in the host's own form."""
 
     @abstractmethod
     def create_many(self, bodies: list[dict[str, Any]]) -> list[str]:
@@ -77,19 +77,20 @@ class Host(ABC):
 
     @abstractmethod
     def env(self, key: str) -> dict[str, str]:
-        """What a client needs in its environment."""
+        """Return the environment variables that a client needs."""
 
     def headers(self) -> dict[str, str]:
-        """What every answer to the current request carries."""
+        """Return the headers of every answer to the current request."""
         return {}
 
     def denied(self, request: Request) -> HostError | None:
-        """Why the account of the request may not ask for this."""
+        """Return the error if the account of the request may not make it, or `None` if it may."""
         del request
         return None
 
     def signed(self, path: str) -> str:
-        """A URL of this host that needs no key, for what belongs to the account of the request."""
+        """Return a URL of this host that needs no key, for something that belongs to the account of the
+        request."""
         return f"{self.base_url}/_signed/{path}?account={here()}&signature={token()}"
 
     # -- jobs ----------------------------------------------------------------------------------------------
@@ -107,7 +108,7 @@ class Host(ABC):
     def jobs(
         self, *, kind: str | None = None, after: str | None = None, where: tuple[str, str] | None = None
     ) -> Iterator[Job]:
-        """Newest first; those younger than the list lag are left out."""
+        """Yield jobs, newest first. Those younger than the list lag are left out."""
         lag = LIST_LAG_S.get()
         newest = self.clock.now() - lag
         for values in self.state.all(self.name, "job", tag=kind, after=after, where=where):
@@ -141,7 +142,7 @@ class Host(ABC):
             self.trainer.take(job)
 
     def sandbox_fields(self, job: Job) -> dict[str, Any]:
-        """Extra fields of every job object: that this is a sandbox, and what was trained."""
+        """Return the extra fields of every job object: that this is a sandbox, and what was trained."""
         return {
             "sandbox": True,
             "sandbox_trained": job.trained,
@@ -153,7 +154,7 @@ class Host(ABC):
 
 
 def page_of(items: Iterator[Any], limit: int) -> tuple[list[Any], bool]:
-    """The first `limit` items, and whether there are more."""
+    """Return the first `limit` items, and whether there are more."""
     taken: list[Any] = []
     for item in items:
         if len(taken) == limit:

@@ -24,7 +24,7 @@ SLOTS = 3
 
 
 def brought_at(runs: Path, host: str, id: str) -> Path:
-    """Where the files of such an adapter lie."""
+    """Return the folder with the files of an uploaded adapter."""
     return runs / f"{host}-{id}" / "adapter"
 
 
@@ -150,7 +150,7 @@ class Job(msgspec.Struct, kw_only=True):
         return Phase.SUCCEEDED
 
     def fraction(self, now: float) -> float:
-        """How much of the training is done, 0 to 1."""
+        """Return how much of the training is done, 0 to 1."""
         held = self.cancel_at or self.paused_at
         if held is not None:  # what was planned for later does not come
             now = min(now, held)
@@ -167,7 +167,7 @@ class Job(msgspec.Struct, kw_only=True):
         return int(self.fraction(now) * self.total_steps)
 
     def ended_at(self, now: float) -> float | None:
-        """When it reached its last state, if it has."""
+        """Return when the job reached its final state, if it has."""
         phase = self.phase(now)
         if not phase.ended:
             return None
@@ -184,7 +184,7 @@ class Job(msgspec.Struct, kw_only=True):
         self.finished_at = self.trained_at + waits.finalizing / speed
 
     def cancel(self, now: float, takes_s: float) -> bool:
-        """False when it has already ended."""
+        """Cancel the job. Returns False when it has already ended."""
         if self.phase(now).ended:
             return False
         if self.cancel_at is None:
@@ -192,14 +192,15 @@ class Job(msgspec.Struct, kw_only=True):
         return True
 
     def pause(self, now: float) -> bool:
-        """False when it is not in a state that can be paused."""
+        """Pause the job. Returns False when it is not in a state that can be paused."""
         if self.phase(now) not in (Phase.QUEUED, Phase.RUNNING):
             return False
         self.paused_at = now
         return True
 
     def resume(self, now: float) -> bool:
-        """False when it was not paused. What was planned is moved by the length of the pause."""
+        """Resume the job, and move its schedule by the length of the pause. Returns False when it was not
+        paused."""
         if self.paused_at is None:
             return False
         shift, self.paused_at = now - self.paused_at, None

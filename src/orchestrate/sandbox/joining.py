@@ -15,20 +15,21 @@ if TYPE_CHECKING:
 
 
 def running(first_port: int = 0, **options: Any) -> AbstractContextManager[Sandbox]:
-    """As `orchestrate.sandbox.running`, on `first_port` and those after it, or on any free ones with 0."""
+    """Start a sandbox like `orchestrate.sandbox.running`, on `first_port` and the ports after it, or on
+    any free ones with 0."""
     ports = (first_port, first_port + 1, first_port + 2) if first_port else (0, 0, 0)
     return sandbox.running(ports=ports, **options)
 
 
 def home_of(settings: Settings) -> Path:
-    """Where the jobs of this home's sandbox are kept."""
+    """Return the folder where the jobs of this home's sandbox are stored."""
     return settings.make_home() / "sandbox"
 
 
 @contextmanager
 def joined(home: Path, first_port: int = 0, **options: Any) -> Generator[Mapping[str, str]]:
-    """The environment for clients of the sandbox of a home: of the one that runs, whoever started it, or of
-    one that runs as long as the block does."""
+    """Provide the environment for clients of a home's sandbox: of the one that already runs, whoever
+    started it, or of one that runs until the block ends."""
     from orchestrate.sandbox.starts import AlreadyUp
 
     with ExitStack() as stack:

@@ -36,14 +36,14 @@ _MOST_BODY = 8 << 30
 
 
 def dialect(kind: str) -> type[Host]:
-    """The stand-in of a host that a file describes, by the one module that speaks so. Raises `UsageError` for
-    another kind."""
+    """Load the simulation of a host that a file describes, from the only module that implements this API.
+    Raises `UsageError` for another kind."""
     [file] = Path(__file__).parent.glob("*/dialect.py")
     return import_module(f"orchestrate.sandbox.{file.parent.name}.dialect").dialect(kind)
 
 
 def stand_ins() -> list[type[Host]]:
-    """One for each folder with a `host` module, in the order of their ports."""
+    """List the simulated hosts, one for each folder with a `host` module, in the order of their ports."""
     here = Path(__file__).parent
     found = [import_module(f"orchestrate.sandbox.{file.parent.name}.host") for file in here.glob("*/host.py")]
     return sorted((module.HOST for module in found), key=lambda host: host.place)
@@ -90,16 +90,16 @@ class Sandbox:
     def requests(
         self, host: str | None = None, *, method: str | None = None, path: str | None = None
     ) -> list[dict[str, Any]]:
-        """The last requests (2,000 per host), oldest first: at, method, path, query, body without secrets.
+        """List the last requests (2,000 per host), oldest first: at, method, path, query, body without
+        secrets.
 
-        Only those of `method`, and with `path` in their path.
-        """
+        Only requests with `method`, and with `path` in their path."""
         fronts = [self.fronts[host]] if host else list(self.fronts.values())
         found = [entry for front in fronts for entry in front.log.report(method, path)["recent"]]
         return sorted(found, key=lambda entry: entry["at"])
 
     def count(self, host: str | None = None, *, method: str | None = None, path: str | None = None) -> int:
-        """How many requests came since the start or `clear_requests`."""
+        """Count the requests since the start or `clear_requests`."""
         fronts = [self.fronts[host]] if host else list(self.fronts.values())
         return sum(front.log.report(method, path)["total"] for front in fronts)
 
@@ -112,7 +112,8 @@ class Sandbox:
         return self.fronts[host].host.create_many([dict(body) for body in bodies])
 
     def set_credit(self, usd: float) -> None:
-        """The most that one job may be estimated at; Together's `allowed_to_proceed` says so."""
+        """Set the highest estimate for one job. Together's `allowed_to_proceed` reports whether a job is
+        within it."""
         for front in self.fronts.values():
             front.host.settings.credit_usd = usd
 

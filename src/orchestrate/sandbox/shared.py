@@ -39,8 +39,8 @@ MTOK = Decimal(1_000_000)
 
 
 def base_model(name: str, host: str, *, undated: bool = False) -> HostModel | None:
-    """A host's own id of a base model, from the catalog; `None` for names that the host does not know.
-    `undated`: it takes names without a date, too, and resolves them."""
+    """Return a host's own id of a base model, from the catalog, or `None` for names that the host does
+    not know. `undated`: the host also takes names without a date, and resolves them."""
     model = lookup(name)
     if model is None or (found := model.hosts.get(host)) is None:
         return None
@@ -49,18 +49,18 @@ def base_model(name: str, host: str, *, undated: bool = False) -> HostModel | No
 
 
 def context_of(name: str, host: str, kind: str) -> int | None:
-    """Most tokens of a training row."""
+    """Return the most tokens of a training row."""
     return resolve(name, host).context(kind)
 
 
 def tokenizer_of(base: str, host: str) -> str:
-    """The counter that quotes use for this model."""
+    """Return the tokenizer that quotes use for this model."""
     return costing.tokenizer_for(resolve(base, host))
 
 
 def training_usd(host: str, job: Job, *, full: bool = False, tokens: int | None = None) -> Decimal | None:
-    """The price of the whole job, its minimum included; `None` where no price is published. `tokens` are
-    those billed, where they are not simply the file's in each epoch."""
+    """Compute the price of the entire job, including its minimum, or return `None` where no price is
+    published. `tokens` are the billed tokens, where they are not simply the file's tokens in each epoch."""
     today = datetime.fromtimestamp(job.created_at, UTC).date()
     try:
         resolved = resolve(job.base, host, today)
@@ -80,12 +80,12 @@ def training_usd(host: str, job: Job, *, full: bool = False, tokens: int | None 
 
 
 def nano_usd(usd: Decimal | None) -> int:
-    """Together's unit of prices: 1e-9 dollars."""
+    """Convert dollars to Together's unit of prices: 1e-9 dollars."""
     return int((usd or Decimal(0)) * 1_000_000_000)
 
 
 def money(usd: Decimal) -> dict[str, object]:
-    """Fireworks' form: whole units as a string, and nanos."""
+    """Format an amount like Fireworks: whole units as a string, and nanos."""
     whole = int(usd)
     return {"currencyCode": "USD", "units": str(whole), "nanos": int((usd - whole) * 1_000_000_000)}
 
@@ -127,7 +127,8 @@ def parse_chat(values: dict[str, Any]) -> ChatRequest:
 
 
 def complete(host: Host, asked: ChatRequest, job: Job | None, step: int | None = None) -> Response:
-    """The answer of a job's tuned model, or without a job of the base model's stand-in."""
+    """Generate an answer of a job's tuned model, or without a job of the model that replaces the base
+    model here."""
     messages = [Message(role=m.role, content=m.text()) for m in asked.messages]
     most = asked.max_completion_tokens or asked.max_tokens or DEFAULT_MAX_TOKENS
     try:
@@ -174,7 +175,7 @@ _SHIPPED = {".safetensors", ".json", ".jinja", ".txt", ".model"}
 
 
 def weights(host: Host, job: Job, step: int | None = None) -> list[Path]:
-    """Files of the adapter, without what only the trainer needs. Raises `HostError` 404."""
+    """List the files of the adapter, without what only the trainer needs. Raises `HostError` 404."""
     try:
         folder = host.trainer.adapter(job, step)
     except FileNotFoundError as error:
@@ -183,7 +184,7 @@ def weights(host: Host, job: Job, step: int | None = None) -> list[Path]:
 
 
 def pack(host: Host, job: Job, *, merged: bool, step: int | None) -> Path:
-    """A .tar.zst of the adapter, or of the merged model; made once."""
+    """Pack the adapter, or the merged model, into a .tar.zst. The archive is created only once."""
     target = host.state.files / f"{job.id}-{'merged' if merged else 'adapter'}-{step or 'final'}.tar.zst"
     if target.exists():
         return target
@@ -206,12 +207,13 @@ FILES = {"adapter_config.json", "adapter_model.safetensors"}
 
 
 def folder_of(host: Host, id: str) -> Path:
-    """Where the files of an adapter lie; made."""
+    """Return the folder for an adapter's files, and create it if needed."""
     return new_folder(brought_at(host.state.runs, host.name, id))
 
 
 def add(host: Host, id: str, name: str, base: str) -> Job:
-    """Files that are there become an adapter that can be deployed. Raises `HostError` for what is none."""
+    """Register uploaded files as an adapter that can be deployed. Raises `HostError` for files that are
+    not an adapter."""
     job = made(host, id, name, base)
     keep(host, job)
     return job
@@ -232,7 +234,7 @@ def found(host: Host, id: str) -> Job | None:
 
 
 def made(host: Host, id: str, name: str, base: str) -> Job:
-    """As `add`, and not kept."""
+    """Build the adapter like `add`, without storing it."""
     config = _config(folder_of(host, id))
     now = host.clock.now()
     return Job(
@@ -337,7 +339,7 @@ class Files:
         return self.host.clock.now() >= file.checked_at
 
     def tokens(self, file: StoredFile, tokenizer: str) -> int:
-        """Tokens of all its rows, counted once for each tokenizer."""
+        """Count the tokens of all rows of a file, once for each tokenizer."""
         if file.report is None or file.report.error is not None:
             return 0
         if tokenizer not in file.report.tokens:
@@ -368,7 +370,7 @@ def trainer_tokenizer(host: Host) -> Any:
 
 
 def encoded(tokenizer: Any, example: Example, *, inputs: bool = False) -> tuple[list[int], list[bool]]:
-    """The ids of a row, and whether each carries loss; with `inputs` all do."""
+    """Return the token ids of a row, and whether each carries loss. With `inputs` all of them do."""
     ids: list[int] = []
     learnt: list[bool] = []
     for text, trained in _pieces(example, inputs):

@@ -39,7 +39,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def last_start(home: Path) -> Start:
-    """An empty one when there was none."""
+    """Return the record of the last start, or an empty one when there was none."""
     if not (home / DATABASE).exists():
         return Start()
     with closing(State(home)) as state:

@@ -40,7 +40,7 @@ _ALPHABET = string.ascii_letters + string.digits
 
 
 def token(length: int = 24) -> str:
-    """A fresh random id of letters and digits."""
+    """Generate a random id of letters and digits."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(length))
 
 
@@ -122,10 +122,9 @@ class State:
         after: str | None = None,
         where: tuple[str, str] | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """All objects of a kind, page by page; those that follow the id `after`.
+        """Yield all objects of a kind, page by page, starting after the id `after`.
 
-        `where` is a JSON path (`$.metadata.ref`) and the text that must stand there.
-        """
+        `where` is a JSON path (`$.metadata.ref`) and the text that its value must equal."""
         order, sign = ("DESC", "<") if newest_first else ("ASC", ">")
         seq = self._seq(host, kind, after) if after is not None else None
         while True:
@@ -190,7 +189,7 @@ class Clock:
         self._skipped = float(state.setting("skipped_s", "0"))
 
     def now(self) -> float:
-        """Seconds since 1970."""
+        """Return the seconds since 1970."""
         return time.time() + self._skipped
 
     def skip(self, seconds: float) -> None:
@@ -198,5 +197,5 @@ class Clock:
         self._state.set("skipped_s", str(self._skipped))
 
     def wait(self, seconds: float) -> float:
-        """How long a wait of `seconds` takes at this speed."""
+        """Return how long a wait of `seconds` takes at this speed."""
         return seconds / self.speed

@@ -51,7 +51,8 @@ class _Asked:
     reply: Future[Reply] = field(default_factory=Future[Reply])
 
     def beside(self, other: _Asked) -> bool:
-        """Whether both can be answered at once. What is drawn by chance would depend on the company."""
+        """Return whether both can be answered at once. Sampled answers would depend on the other requests
+        in the batch."""
         greedy = self.temperature == other.temperature == 0
         return greedy and (self.adapter, self.max_tokens) == (other.adapter, other.max_tokens)
 
@@ -75,7 +76,8 @@ class Generators:
     def reply(
         self, adapter: Path | None, messages: Sequence[Message], *, max_tokens: int, temperature: float
     ) -> Reply:
-        """Without an adapter the stand-in itself answers. Raises what `Generator` raises."""
+        """Generate a reply with the adapter, or without one with the sandbox's own model. Raises what
+        `Generator` raises."""
         asked = _Asked(adapter, messages, max_tokens, temperature)
         with self._queue:
             self._waiting.append(asked)
@@ -155,7 +157,7 @@ def merge(base: Path, adapter: Path, target: Path) -> Path:
 
 
 def read_tensors(path: Path) -> dict[str, Array]:
-    """All tensors as 32-bit floats; F32, F16 and BF16 are read."""
+    """Read all tensors as 32-bit floats, from F32, F16 and BF16."""
     import numpy as np
 
     data = memoryview(path.read_bytes())[8 + len(header_bytes(path)) :]
@@ -171,7 +173,7 @@ def read_tensors(path: Path) -> dict[str, Array]:
 
 
 def write_tensors(path: Path, weights: dict[str, Array], metadata: dict[str, str]) -> None:
-    """A safetensors file of 32-bit floats, written in one step."""
+    """Write a safetensors file of 32-bit floats, in one step."""
     header: dict[str, Any] = {"__metadata__": metadata}
     at = 0
     for name, values in weights.items():
@@ -195,7 +197,8 @@ _HIDDEN = 8
 
 
 def made_up_metrics(job: Job, now: float) -> list[MetricPoint]:
-    """A falling curve up to the step reached, at most 200 points; the same for the same job."""
+    """Generate a falling curve up to the current step, at most 200 points. The same job always gets the
+    same curve."""
     total, done = job.total_steps, job.step(now)
     start = job.started_at or now
     span = (job.trained_at or now) - start
@@ -223,7 +226,7 @@ def made_up_metrics(job: Job, now: float) -> list[MetricPoint]:
 
 
 def placeholder_adapter(folder: Path, job: Job) -> Path:
-    """A LoRA adapter in PEFT's layout whose weights are all zero; made once."""
+    """Write a LoRA adapter in PEFT's layout whose weights are all zero. It is created only once."""
     if (folder / "adapter_config.json").exists():
         return folder
     new_folder(folder)
@@ -492,7 +495,7 @@ class Trainer:
     # -- what came out -------------------------------------------------------------------------------------
 
     def describe(self, job: Job) -> str:
-        """What really happens to the job, for its events and its object."""
+        """Describe what really happens to the job, for its events and its object."""
         if job.trained:
             return (
                 f"{Path(self.model).name} replaces {job.model} here, trained on this machine at "
@@ -503,13 +506,13 @@ class Trainer:
         return "this job is not trained: states, metrics and weights are simulated"
 
     def metrics(self, job: Job, now: float) -> list[MetricPoint]:
-        """The engine's own values, or made-up ones for a job that is not trained."""
+        """Return the engine's own metrics, or simulated ones for a job that is not trained."""
         if job.trained:
             return self._run_of((job.host, job.id)).metrics()
         return made_up_metrics(job, now)
 
     def checkpoints(self, job: Job, now: float) -> list[CheckpointFiles]:
-        """Oldest first; the last one of a job that succeeded is its result."""
+        """List the checkpoints, oldest first. The last one of a job that succeeded is its result."""
         if not job.trained:
             total, wanted = job.total_steps, max(1, job.checkpoints)
             steps = sorted({max(1, round(total * n / wanted)) for n in range(1, wanted + 1)})
@@ -520,7 +523,8 @@ class Trainer:
         return list(_engine_checkpoints(self._run_of((job.host, job.id))))
 
     def adapter(self, job: Job, step: int | None = None) -> Path:
-        """Folder with adapter_model.safetensors and adapter_config.json. Raises `FileNotFoundError`."""
+        """Return the folder with adapter_model.safetensors and adapter_config.json. Raises
+        `FileNotFoundError`."""
         if job.kind == BROUGHT:
             return brought_at(self.state.runs, job.host, job.id)
         if not job.trained:
@@ -536,10 +540,10 @@ class Trainer:
         return folder
 
     def merged(self, job: Job, step: int | None) -> list[Path]:
-        """Files of the whole tuned model; those of the placeholder adapter for a job that is not trained.
+        """List the files of the full tuned model, or those of the placeholder adapter for a job that is
+        not trained.
 
-        Raises `FileNotFoundError`.
-        """
+        Raises `FileNotFoundError`."""
         adapter = self.adapter(job, step)
         folder = adapter
         if job.trained:
@@ -557,7 +561,8 @@ class Trainer:
         max_tokens: int,
         temperature: float,
     ) -> Reply:
-        """Of a job's tuned model, or without a job of the stand-in. Raises `FileNotFoundError`."""
+        """Generate a reply with a job's tuned model, or without a job with the sandbox's own model.
+        Raises `FileNotFoundError`."""
         if not self.settings.train or (job is not None and not job.trained):
             return Reply(
                 content=ANSWER, model="none", prompt_tokens=0, completion_tokens=0, finish_reason="stop"

@@ -84,7 +84,8 @@ def examine(path: Path, taken: Taken) -> Report:
 
 
 def read(path: Path, taken: Taken) -> Iterator[tuple[Example, dict[str, Any]]]:
-    """Each row as a canonical example, and as it was. Raises `RowError` at the first one refused."""
+    """Yield each row as a canonical example, and as it was uploaded. Raises `RowError` at the first
+    rejected row."""
     seen: str | None = None
     with path.open("rb") as file:
         for line, raw in enumerate(file, 1):
@@ -105,7 +106,8 @@ def read(path: Path, taken: Taken) -> Iterator[tuple[Example, dict[str, Any]]]:
 
 
 def write_canonical(path: Path, taken: Taken, target: Path, *, rl: bool = False) -> int:
-    """The rows as the local engine reads them, one canonical example per line; returns how many."""
+    """Write the rows in the form that the local engine reads, one canonical example per line, and return
+    their number."""
     count = 0
     with target.open("wb") as out:
         for example, row in read(path, taken):
@@ -118,7 +120,7 @@ def write_canonical(path: Path, taken: Taken, target: Path, *, rl: bool = False)
 
 
 def tokens(path: Path, taken: Taken, tokenizer: str) -> int:
-    """Tokens of all rows, template included, as the named counter counts them."""
+    """Count the tokens of all rows, template included, with the named tokenizer."""
     from orchestrate.data.tokens.counting import counter
 
     examples = [example for example, _ in read(path, taken)]

@@ -97,7 +97,8 @@ class AnyscaleJobs(AwayPlace):
         self._me: tuple[str, str] | None = None
 
     def account(self) -> str:
-        """With the user: what another one of the organization is not shown may be there all the same."""
+        """Return the account including the user: what is hidden from another user of the organization may
+        still exist."""
         return "organization {}, user {}".format(*self._user)
 
     @property
@@ -182,8 +183,8 @@ class AnyscaleJobs(AwayPlace):
             client.submit(asked)
 
     def job(self, ref: str, resources: Resources, env: Mapping[str, str]) -> dict[str, Any]:
-        """A `JobConfig`. The worker has the head of a cluster of one machine, and Ray starts nothing on it.
-        The client's own `requirements` would need the image's Python to be ours."""
+        """Build a `JobConfig`. The worker runs on the head node of a single-machine cluster, and Ray
+        starts nothing on it. The client's own `requirements` would need the image's Python to be ours."""
         models: Any = import_module("anyscale.compute_config.models")
         seconds = self.hard_end_s(resources.limits)
         words = ["uv", "run", "--python", ".".join(platform.python_version_tuple()[:2])]
@@ -213,12 +214,13 @@ class AnyscaleJobs(AwayPlace):
         return newest_first(_placed(job, me) for job in self._jobs(ref))
 
     def state(self, ref: str) -> Placed | None:
-        """Of two, the one that goes on."""
+        """Return the worker that is still running if there are two, otherwise the newest."""
         found = self.find(ref)
         return next((one for one in found if one.state != "ended"), next(iter(found), None))
 
     def stop(self, ref: str) -> None:
-        """Each on its own: one that may not be ended keeps no other."""
+        """Stop each job separately: one that cannot be stopped does not keep the others from being
+        stopped."""
         failed: ProviderError | None = None
         for one in self.find(ref):
             if one.state != "ended":
@@ -239,14 +241,15 @@ class AnyscaleJobs(AwayPlace):
                 raise
 
     def usage(self, ref: str) -> Usage | None:
-        """Of each job's run; the machine's own start and end are not in it."""
+        """Return the running time of each job. The start and end of the machine itself are not included."""
         if not (found := self.find(ref)):
             return super().usage(ref)
         told = "Anyscale's run times at the configured price"
         return Usage.at(self._hourly(), ran_s(found), told)
 
     def output(self, ref: str) -> str:
-        """From the bucket of the cloud, which may be closed to this machine: a run is not held up by that."""
+        """Read the log from the cloud's bucket. This machine may have no access to it, which does not
+        hold up a run."""
         runs = [job.last_job_run for job in self._jobs(ref) if job.last_job_run is not None]
         if not runs:
             return ""

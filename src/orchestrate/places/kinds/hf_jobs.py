@@ -178,7 +178,8 @@ class HfJobs(AwayPlace):
                     self.api.cancel_job(job_id=job.id, namespace=self.namespace)
 
     def usage(self, ref: str) -> Usage | None:
-        """Whole minutes of each job's running time as the host measured it, at the price of its machine."""
+        """Return whole minutes of each job's running time as the host measured it, at the price of its
+        machine."""
         if not (jobs := self._jobs(ref)):
             return super().usage(ref)
         prices = {machine.name: machine.hourly for machine in self.machines()}
@@ -194,14 +195,14 @@ class HfJobs(AwayPlace):
         return Usage(seconds=seconds, usd=usd if priced else None, source=told)
 
     def paid(self, ref: str) -> Hourly | None:
-        """By the flavor that the job came to have."""
+        """Return the price of the flavor that the job actually got."""
         jobs = sorted(self._jobs(ref), key=lambda job: job.created_at or datetime.min.replace(tzinfo=UTC))
         if not jobs:
             return None
         return self.price(Resources(machine=_flavor(jobs[-1])))
 
     def hourly(self, found: Iterable[Placed]) -> dict[str, Hourly]:
-        """By the list as it is now, read once for all of them."""
+        """Return the hourly prices from the current list, which is read once for all workers."""
         jobs = list(found)
         prices = {machine.name: machine.hourly for machine in self._read()} if jobs else {}
         told = {one.id: prices.get(one.machine or "") for one in jobs}

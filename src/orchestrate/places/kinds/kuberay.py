@@ -115,7 +115,7 @@ class KubeRay(AwayPlace):
     def manifest(
         self, name: str, order: Order, resources: Resources, env: Mapping[str, str]
     ) -> dict[str, Any]:
-        """The RayJob; nothing in it is secret."""
+        """Build the RayJob. It contains no secrets."""
         import yaml
 
         write: Any = yaml.safe_dump  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
@@ -175,7 +175,7 @@ class KubeRay(AwayPlace):
             return newest_first(_placed(one) for one in found["items"])
 
     def stop(self, ref: str) -> None:
-        """The operator removes the cluster of a job that is suspended."""
+        """Suspend the job, after which the operator removes its cluster."""
         for one in self.find(ref):
             if one.state != "ended":
                 body = {"spec": {"suspend": True}}

@@ -127,7 +127,8 @@ class RayJobs(AwayPlace):
     # -- jobs ----------------------------------------------------------------------------------------------
 
     def submit(self, order: Order, resources: Resources, env: dict[str, str]) -> None:
-        """The cluster refuses an id that it has had: of two submits of one attempt one is taken."""
+        """Submit the attempt. The cluster rejects an id that it has already had, so of two submits of one
+        attempt only one is accepted."""
         ref = order.job.ref
         earlier = self.find(ref)
         id = ref if not earlier else f"{ref}-{len(earlier) + 1}"
@@ -181,8 +182,9 @@ class RayJobs(AwayPlace):
                     self._jobs.stop_job(one.id)
 
     def usage(self, ref: str) -> Usage | None:
-        """By the cluster's clock of jobs that it has seen end: here it may be another time. Of one that runs,
-        or that a new head does not know, by what the workers have reported."""
+        """Return the usage by the cluster's clock for jobs that it has seen end, because the clock here
+        may differ. For a job that runs, or that a new head node does not know, return what the workers
+        have reported."""
         seen = sum(
             (one.finished_at - one.started_at).total_seconds()
             for one in self.find(ref)

@@ -51,7 +51,7 @@ class Listed(Record, frozen=True, kw_only=True):
 
 
 def cheapest(offers: list[dict[str, Any]], now: datetime) -> tuple[Machine, ...]:
-    """One machine for each GPU and number of it, at the least that any cloud asks."""
+    """Return one machine for each GPU type and count, at the lowest price of any cloud."""
     kinds: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for one in offers:
         if one["count"] >= 1 and one["count"] == int(one["count"]):
@@ -85,7 +85,7 @@ def _least(offers: list[dict[str, Any]], field: str, now: datetime) -> Hourly | 
 
 
 def known() -> tuple[Machine, ...]:
-    """Where nothing was ever read: what is rented most, without a price."""
+    """Return the most commonly rented machines, without a price, for when no catalog was ever read."""
     sizes = {"L4": 24, "L40S": 48, "A100-80GB": 80, "H100": 80, "H200": 141, "B200": 180}
     return tuple(
         Machine(name=f"{gpu}:1", gpu=gpu, count=1, memory_bytes=int(gigabytes * 1e9))
@@ -175,7 +175,8 @@ class Sky(AwayPlace):
     # -- machines ------------------------------------------------------------------------------------------
 
     def machines(self) -> tuple[Machine, ...]:
-        """Those of one's own, or what the clouds offer: read once a day, where SkyPilot is available."""
+        """List the user's own machines, or what the clouds offer, which is read once a day where SkyPilot
+        is available."""
         if self._owned:
             return (configured_machine(self.name, self.options),)
         kept = self._kept()
@@ -260,7 +261,7 @@ class Sky(AwayPlace):
             time.sleep(0.5)
 
     def task(self, name: str, ref: str, resources: Resources, env: Mapping[str, str]) -> dict[str, Any]:
-        """As SkyPilot's YAML has it. Keys are among the secrets, and nowhere else."""
+        """Build the task in SkyPilot's YAML form. Keys are in its secrets and nowhere else."""
         limits = resources.limits
         words = ["uv", "run", "--python", ".".join(platform.python_version_tuple()[:2])]
         for pin in pins("local", more=("fsspec", *self.depot.packages)):
@@ -304,7 +305,8 @@ class Sky(AwayPlace):
                 self._bridge.ask("cancel", ids=ids)
 
     def paid(self, ref: str) -> Hourly | None:
-        """By the cloud's own word where it gives one here; else of its catalog where the job came to lie."""
+        """Return the cloud's own price where it reports one here, otherwise the catalog's price for where
+        the job runs."""
         running = [
             one
             for one in self._jobs(ref)
@@ -328,7 +330,8 @@ class Sky(AwayPlace):
         return None
 
     def usage(self, ref: str) -> Usage | None:
-        """Between the first start and the end, as SkyPilot measured it, at the price that was read last."""
+        """Return the time between the first start and the end, as SkyPilot measured it, at the price that
+        was read last."""
         jobs = [one for one in self._jobs(ref) if _ref(one) == ref]
         if not jobs:
             return super().usage(ref)

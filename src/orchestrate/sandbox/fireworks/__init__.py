@@ -40,7 +40,7 @@ _CLAUSE = re.compile(r"""\s*([\w.]+)\s*(!?=)\s*(?:"([^"]*)"|'([^']*)'|([\w.\-/]+
 
 
 def short(name: str) -> str:
-    """The last part of a resource name."""
+    """Return the last part of a resource name."""
     return name.rsplit("/", 1)[-1]
 
 
@@ -56,7 +56,7 @@ def paged(
     *,
     key: Callable[[T], str],
 ) -> Response:
-    """One page of all items; the token is the id of the last item before it."""
+    """Return one page of all items. The page token is the id of the last item before it."""
     if after := page_token(request):
         items = islice(dropwhile(lambda item: key(item) != after, items), 1, None)
     return page(request, collection, items, render, key=key)
@@ -74,7 +74,7 @@ def page(
     *,
     key: Callable[[T], str],
 ) -> Response:
-    """The first of the items that follow the token."""
+    """Return the first page of the items that follow the token."""
     size = number(request, "pageSize", PAGE, 0, MOST) or PAGE
     first, more = page_of(items, size)
     body: dict[str, Any] = {collection: [render(item) for item in first]}
@@ -83,10 +83,10 @@ def page(
 
 
 def aip_filter(items: Iterator[T], request: Request, fields: Callable[[T], dict[str, str]]) -> Iterator[T]:
-    """The part of AIP-160 that people use: `field=value` and `field!=value` joined by AND; `*` at either end.
+    """Filter items by the part of AIP-160 that people use: `field=value` and `field!=value` joined by
+    AND, with `*` at either end.
 
-    Raises `HostError` 400 for anything else.
-    """
+    Raises `HostError` 400 for anything else."""
     text = request.query_params.get("filter")
     if not text:
         return items
@@ -236,7 +236,7 @@ class Resources:
     # -- secrets -------------------------------------------------------------------------------------------
 
     async def create_secret(self, request: Request) -> Response:
-        """The value is never given back."""
+        """Create a secret. Its value is never returned."""
         asked = parse(Secret, await json_body(request))
         return self._make("secrets", short(asked.name or f"secret-{token(8)}"), {"keyName": asked.keyName})
 

@@ -326,7 +326,7 @@ class Datasets:
         return json_answer({})
 
     async def upload_endpoint(self, request: Request) -> Response:
-        """Signed URLs for all files at once; each call replaces those of the one before."""
+        """Return signed URLs for all files at once. Each call replaces the URLs of the previous one."""
         dataset = self._found(request)
         if dataset["file"]:
             raise HostError(400, f"dataset {dataset['id']} is already uploaded")
@@ -386,7 +386,7 @@ class Datasets:
         self._save(dataset)
 
     async def upload(self, request: Request) -> Response:
-        """Small datasets in one request."""
+        """Upload a small dataset in one request."""
         dataset = self._found(request)
         if dataset["file"]:
             raise HostError(400, f"dataset {dataset['id']} is already uploaded")

@@ -33,7 +33,7 @@ MOST = 20
 
 
 def samples(host: Host, path: Path) -> str:
-    """JSON lines, one for each of the first rows."""
+    """Render the first rows as JSON lines, one per row."""
     tokenizer = trainer_tokenizer(host)
     rows = enumerate(example for example, _ in islice(read(path, host.taken), MOST))
     return "".join(json.dumps(_sample(tokenizer, n, example)) + "\n" for n, example in rows)
@@ -95,7 +95,7 @@ class FireworksHost(Host):
         }
 
     def error(self, error: HostError) -> Response:
-        """The gateway's form: a gRPC code, its message, no details."""
+        """Format an error like the gateway: a gRPC code, its message, no details."""
         body: dict[str, Any] = {"code": GRPC.get(error.status, 2), "message": error.message, "details": []}
         return json_answer(body, error.status, error.headers)
 
@@ -190,7 +190,8 @@ class FireworksHost(Host):
     # -- accounts ------------------------------------------------------------------------------------------
 
     def denied(self, request: Request) -> HostError | None:
-        """Resources are named by their account; `fireworks` has the models that all may use."""
+        """Return an error unless the account of the request owns the resource. Resources are named by
+        their account, and `fireworks` has the models that everyone may use."""
         parts = request.url.path.split("/")
         if parts[1:3] != ["v1", "accounts"] or len(parts) < 5 or parts[3] in (here(), "fireworks"):
             return None
@@ -219,8 +220,8 @@ class FireworksHost(Host):
     # -- creating ------------------------------------------------------------------------------------------
 
     def create_many(self, bodies: list[dict[str, Any]]) -> list[str]:
-        """Each body has its `collection` (default: supervised) and, if the caller chose one, its `id`, beside
-        the fields of the request."""
+        """Create several jobs at once. Each body has its `collection` (default: supervised) and, if the
+        caller chose one, its `id`, beside the fields of the request."""
         made: list[Job] = []
         with self.state.transaction():
             for given in bodies:
@@ -253,7 +254,7 @@ class FireworksHost(Host):
         return self.render(job)
 
     def word(self, job: Job) -> str:
-        """CREATING, then VALIDATING, share the first stretch."""
+        """Return Fireworks' name for the job's state. CREATING, then VALIDATING, share the first stretch."""
         now = self.clock.now()
         phase = job.phase(now)
         if phase is Phase.SUCCEEDED and job.early_stopped:
@@ -324,7 +325,7 @@ class FireworksHost(Host):
         return self.signed(f"metrics/{job.id}")
 
     def metrics_file(self, request: Request) -> Response:
-        """JSON lines, one for each step."""
+        """Return the metrics as JSON lines, one per step."""
         job = self.job(request.path_params["id"])
         if job is None:
             raise HostError(404, "the signed URL is not valid")
@@ -337,7 +338,8 @@ class FireworksHost(Host):
         return Response(lines, media_type="application/jsonl")
 
     def render_samples(self, request: Request) -> Response:
-        """Written when the job has ended; until then the URL finds nothing."""
+        """Return the rendered rows, which are written when the job has ended. Until then the URL gives
+        404."""
         job = self.job(request.path_params["id"])
         if job is None or job.ended_at(self.clock.now()) is None:
             raise HostError(404, "the signed URL is not valid, or the file has not been written yet")

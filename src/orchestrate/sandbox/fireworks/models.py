@@ -66,7 +66,7 @@ class Shapes:
         return paged(request, "deploymentShapes", chosen, dict, key=lambda s: s["name"])
 
     async def match(self, request: Request) -> Response:
-        """The validated shapes of a model, or of the base of a tuned one."""
+        """Return the validated shapes of a model, or of the base of a tuned one."""
         body = await json_body(request)
         asked = parse(_Match, body).createDeploymentRequest.deployment
         name = asked.baseModel
@@ -172,7 +172,7 @@ class Bringing:
         return json_answer(model)
 
     def begun(self, id: str) -> dict[str, Any] | None:
-        """A model that waits for its files."""
+        """Return a model that waits for its files."""
         return self.host.state.get("fireworks", "model", id)
 
     def _found(self, request: Request) -> dict[str, Any]:
@@ -262,7 +262,7 @@ class Models:
         yield from shared.every(self.host)
 
     def job_of(self, name: str) -> Job | None:
-        """The job that made a tuned model, by its full or short name."""
+        """Find the job that trained a tuned model, by its full or short name."""
         return next((job for job in self._finished() if name in (job.output, short(job.output))), None)
 
     def _job(self, name: str) -> Job:
@@ -495,10 +495,9 @@ class Models:
     # -- what answers --------------------------------------------------------------------------------------
 
     def serving(self, name: str) -> Job | None:
-        """The job whose weights answer to `model#deployment`; `None` for a base model.
+        """Find the job whose weights answer to `model#deployment`. Returns `None` for a base model.
 
-        Raises `HostError`: 404 for a tuned model that no deployment serves, 503 while one starts.
-        """
+        Raises `HostError`: 404 for a tuned model that no deployment serves, 503 while one starts."""
         model, _, deployment = name.partition("#")
         job = self.job_of(model)
         if job is None:

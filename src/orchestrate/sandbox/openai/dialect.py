@@ -35,8 +35,8 @@ _USUAL_RATE = 1e-4
 
 
 def dialect(kind: str) -> type[Host]:
-    """The stand-in of a host that a file describes. Raises `UsageError` for another kind, `ConfigError` for a
-    wrong description."""
+    """Build the simulation of a host that a file describes. Raises `UsageError` for another kind,
+    `ConfigError` for a wrong description."""
     entry = described().get(kind)
     if entry is None:
         known = ", ".join(described())
@@ -67,7 +67,7 @@ class DialectHost(OpenAIHost):
         return {}
 
     def routes(self) -> list[BaseRoute]:
-        """OpenAI's, below the host's own paths, and those of its deployments."""
+        """Build OpenAI's routes below the host's own paths, and the routes of its deployments."""
         plain = cast("list[Route]", super().routes())
         own: list[BaseRoute] = [
             Route(path + one.path.removeprefix("/v1"), one.endpoint, methods=sorted(one.methods or ()))
@@ -141,7 +141,8 @@ class DialectHost(OpenAIHost):
         return ".ft-" in name
 
     def asked_model(self, name: str) -> tuple[Job | None, int | None]:
-        """A deployment, where the host needs one, else a tuned model; or a base model."""
+        """Find the model that a request names: a deployment, where the host needs one, else a tuned
+        model, or a base model."""
         put_up = self.state.get(self.name, "deployment", name)
         if put_up is not None:
             return self._deployable(put_up), None

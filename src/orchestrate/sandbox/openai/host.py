@@ -43,7 +43,7 @@ from orchestrate.sandbox.uploads import Taken
 
 
 def events_of(job: Job, now: float, trainer: Trainer) -> list[dict[str, Any]]:
-    """Oldest first, up to `now`. The ids stay the same from one reading to the next."""
+    """List events, oldest first, up to `now`. The ids stay the same every time they are read."""
     found: list[tuple[float, str, str, str, dict[str, Any]]] = []
 
     def say(
@@ -200,7 +200,7 @@ def _graded(asked: RunGrader) -> dict[str, Any]:
 
 
 def organization() -> str:
-    """Of the account of the current request."""
+    """Return the organization of the account of the current request."""
     return f"org-{here()}"
 
 
@@ -480,7 +480,8 @@ class OpenAIHost(Host):
         return found.id
 
     def tuned(self, name: str) -> tuple[Job, int | None]:
-        """The job that made a tuned model, and the step when it is a checkpoint's. Raises `HostError` 404."""
+        """Find the job that trained a model, and the step if the name is a checkpoint's. Raises
+        `HostError` 404."""
         output, step = openai.split_step(name)
         for job in self.jobs(where=("$.output", output)):
             if job.phase(self.clock.now()) is Phase.SUCCEEDED and not job.body.get("sandbox_model_deleted"):
@@ -490,14 +491,15 @@ class OpenAIHost(Host):
         )
 
     def output_name(self, base: str, suffix: str, id: str) -> str:
-        """Of a tuned model."""
+        """Build the name of a tuned model."""
         return f"ft:{base}:sandbox:{suffix}:{id}"
 
     def is_tuned(self, name: str) -> bool:
         return name.startswith("ft:")
 
     def asked_model(self, name: str) -> tuple[Job | None, int | None]:
-        """Whose answer is asked for: a job and a step of it, or a base model. Raises `HostError` 404."""
+        """Find the model that a request names: a job and one of its steps, or a base model. Raises
+        `HostError` 404."""
         if self.is_tuned(name):
             return self.tuned(name)
         if base_model(name, self.name, undated=True) is None:

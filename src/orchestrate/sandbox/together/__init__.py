@@ -170,7 +170,8 @@ TAKEN = Taken(
 
 @cache
 def limits_of(model: str) -> dict[str, Any]:
-    """From the catalog where it knows, else what most models of the host have."""
+    """Return the limits of a model from the catalog where it has them, otherwise those of most models of
+    the host."""
     resolved = resolve(model, "together")
     host = resolved.host
     rank = (host.max_rank if host else None) or 64

@@ -452,10 +452,10 @@ class Endpoints:
         return json_answer({"id": deployment["id"], "deleted": True, "sandbox": True})
 
     def serving(self, model: str) -> Job | None:
-        """The job whose weights answer to an endpoint's name; `None` for a deployed base model.
+        """Find the job whose weights answer to an endpoint's name. Returns `None` for a deployed base
+        model.
 
-        Raises `HostError`: 400 for a tuned model without a dedicated endpoint, 503 while it starts.
-        """
+        Raises `HostError`: 400 for a tuned model without a dedicated endpoint, 503 while it starts."""
         for endpoint in self._all():
             if model not in (endpoint["name"], endpoint["name"].rsplit("/", 1)[-1], endpoint["id"]):
                 continue

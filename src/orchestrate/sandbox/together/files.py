@@ -82,7 +82,7 @@ class TogetherFiles:
         return body
 
     def status(self, file: StoredFile) -> str | None:
-        """The stage of the host's own check; `None` for files that it does not check."""
+        """Return the stage of the host's own check, or `None` for files that it does not check."""
         if file.report is None:
             return None
         now = self.host.clock.now()
@@ -94,7 +94,7 @@ class TogetherFiles:
     # -- one PUT -------------------------------------------------------------------------------------------
 
     async def ask(self, request: Request) -> Response:
-        """The SDK names the file; the answer is a redirect to where its bytes go."""
+        """Start an upload. The SDK names the file, and the answer redirects to where its bytes go."""
         async with request.form() as form:
             values = {k: str(v) for k, v in form.items()}
         self._check(values.get("purpose"), values.get("file_name"))
@@ -164,7 +164,7 @@ class TogetherFiles:
         return file
 
     async def direct(self, request: Request) -> Response:
-        """The multipart form of the published description, without a redirect."""
+        """Upload a file with the multipart form of the published description, without a redirect."""
         async with request.form(max_part_size=1 << 32) as form:
             upload = form.get("file")
             if upload is None or isinstance(upload, str):

@@ -38,7 +38,7 @@ FORMATS: dict[type[Any], str] = {
 
 
 def preview(host: Host, asked: Preview, path: Path) -> dict[str, Any]:
-    """The first `top_k` rows. Raises `HostError` 400 for rows that are not for SFT."""
+    """Show the first `top_k` rows. Raises `HostError` 400 for rows that are not for SFT."""
     tokenizer = trainer_tokenizer(host)
     limit = limits_of(asked.model)["max_seq_length_sft"]
     examples = [example for example, _ in islice(read(path, TAKEN), asked.top_k)]
@@ -57,7 +57,7 @@ def preview(host: Host, asked: Preview, path: Path) -> dict[str, Any]:
 
 
 def tokenized(host: Host, path: Path) -> bytes:
-    """All rows as JSON lines of ids and labels; the real archive's form is not published."""
+    """Render all rows as JSON lines of ids and labels. The format of the real archive is not published."""
     tokenizer = trainer_tokenizer(host)
     rows = (encoded(tokenizer, example) for example, _ in read(path, TAKEN))
     lines = (
@@ -223,7 +223,7 @@ class TogetherHost(Host):
         return self.render(job)
 
     def word(self, job: Job) -> str:
-        """Together's word for where the job stands; the last stretch is compressing, then uploading."""
+        """Return Together's name for the job's state. The last stretch is compressing, then uploading."""
         now = self.clock.now()
         phase = job.phase(now)
         if phase is Phase.FINALIZING:
@@ -241,7 +241,7 @@ class TogetherHost(Host):
         }[phase]
 
     def render(self, job: Job, *, whole: bool = True) -> dict[str, Any]:
-        """The job as `retrieve` gives it, or without its events as lists give it."""
+        """Render the job as `retrieve` returns it, or without its events as lists return it."""
         now = self.clock.now()
         phase = job.phase(now)
         body = job.body

@@ -108,7 +108,7 @@ class JobMaker:
         return job.base, job, int(step) if step.isdigit() else None
 
     def by_name(self, name: str) -> Job | None:
-        """A job by its id or by its output's name."""
+        """Find a job by its id or by its output's name."""
         if name.startswith("ft-"):
             return self.host.job(name)
         return next(self.host.jobs(where=("$.output", name)), None)
@@ -195,7 +195,7 @@ _NAMES = {
 
 
 def events_of(job: Job, now: float, trainer: Trainer) -> list[dict[str, Any]]:
-    """Oldest first, up to `now`."""
+    """List events, oldest first, up to `now`."""
     found: list[dict[str, Any]] = []
 
     def say(at: float | None, type: str, message: str, level: str = "info", **more: Any) -> None:
@@ -281,7 +281,7 @@ def _event(job: Job, at: float, type: str, message: str, level: str, **more: Any
 
 
 def metrics_of(job: Job, now: float, trainer: Trainer, query: Mapping[str, str]) -> list[dict[str, float]]:
-    """Rows with `train/...` values and rows with `eval/...` values, in order of time."""
+    """Build rows with `train/...` values and rows with `eval/...` values, in chronological order."""
     if job.phase(now) in (Phase.VALIDATING, Phase.QUEUED):
         return []
     rows: list[dict[str, float]] = []

@@ -68,7 +68,7 @@ class Registry:
         return listed(data)
 
     def weights(self) -> dict[str, tuple[str, Job]]:
-        """Registry id -> (name, job) of all finished weights."""
+        """Map registry ids to (name, job) of all finished weights."""
         found: dict[str, tuple[str, Job]] = {}
         for job in self.host.jobs():
             if job.phase(self.host.clock.now()) is Phase.SUCCEEDED:
@@ -103,7 +103,7 @@ class Registry:
         raise HostError(404, f"model {id} was not found", code="not_found")
 
     def base_of(self, id: str) -> str | None:
-        """The name of a base model by its id in the registry."""
+        """Return the name of a base model by its id in the registry."""
         from orchestrate.catalog import search
 
         names = (model.hosts["together"].id for model in search(provider="together"))
@@ -144,12 +144,12 @@ class Registry:
 
 
 def listed(data: list[dict[str, Any]]) -> Response:
-    """A list of the second API, whole."""
+    """Return a list of the second API in one page."""
     return json_answer({"object": "list", "data": data, "next_cursor": None, "sandbox": True})
 
 
 def registry_of(job: Job) -> dict[str, Any]:
-    """Where the finished weights are in Together's model registry."""
+    """Return where the finished weights are in Together's model registry."""
     adapter = f"{job.output}-adapter"
     return {
         "model_object_id": object_id("ml", job.output),

@@ -86,13 +86,13 @@ class Client:
         rest.request = request
 
     def user(self) -> tuple[str, str]:
-        """The ids of the organization and of the user whose token it is."""
+        """Return the ids of the organization and of the user who owns the token."""
         told = self._client.get_user_info()
         return str(told.organization_ids[0]), str(told.id)
 
     def jobs(self, tag: str, value: str) -> list[Any]:
-        """Of all users of the organization that may be seen, archived ones too. Raises `ValueError` for a
-        list without an end."""
+        """List the visible jobs of all users of the organization, including archived ones. Raises
+        `ValueError` for a list without an end."""
         found: dict[str, Any] = {}
         token: str | None = None
         seen: set[str] = set()
@@ -110,14 +110,15 @@ class Client:
             seen.add(token)
 
     def submit(self, asked: Mapping[str, Any]) -> str:
-        """`asked`: a `JobConfig` as its YAML has it; the id of the job."""
+        """Submit a job and return its id. `asked`: a `JobConfig` as in its YAML form."""
         return str(self._jobs.submit(import_module("anyscale.job.models").JobConfig.from_dict(dict(asked))))
 
     def terminate(self, job: str) -> None:
         self._client.terminate_job(job)
 
     def printed(self, job_run: str, lines: int) -> str:
-        """The last lines. Of the client's own ways to them one waits for the bucket without end."""
+        """Return the last lines of the job's log. One of the client's own ways to get them waits for the
+        bucket forever."""
         requests: Any = import_module("requests")
         decoded = import_module("anyscale.api_utils.logs_util").decode_log_bytes
         urls, bearer = self._client._fetch_log_chunks(job_run)
@@ -139,7 +140,7 @@ def _said(body: Any) -> str:
 
 
 def never_sent(error: Exception) -> bool:
-    """Whether no connection was made."""
+    """Return whether no connection was made."""
     reasons = (error, getattr(error, "reason", None))
     kinds = {kind.__name__ for one in reasons for kind in type(one).__mro__}
     return bool(kinds & {"NewConnectionError", "ConnectTimeoutError"})

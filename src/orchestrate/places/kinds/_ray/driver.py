@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 
 def work(given: dict[str, Any]) -> None:
-    """In each worker's process, which has none of our code yet: this function is sent as it is here."""
+    """Run one worker's process, which has none of our code yet: this function is sent as it is here."""
     exec(given["fetch"])  # noqa: S102  as `order.BOOT`
     from orchestrate.local.run import importing
 
@@ -200,7 +200,8 @@ class Driver:
 
 
 def fitting(stored: StoredRun, storage: str) -> Callable[[Claim], object]:
-    """What has the workers train. `storage`: a folder that Ray Train wants and has nothing to keep in."""
+    """Return the function that has the workers train. `storage`: a folder that Ray Train requires and
+    that stays empty."""
     import ray as installed
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -245,7 +246,8 @@ def fitting(stored: StoredRun, storage: str) -> Callable[[Claim], object]:
 
 
 def lacking(each: dict[str, float], workers: int, there: dict[str, float]) -> str:
-    """What of a cluster as it is now is too little for as many; empty where all is enough."""
+    """Describe which resources the cluster currently has too little of for this many workers. Empty if
+    there is enough."""
     short = [
         f"{there.get(name, 0):g} {name}s, but the run's {count(workers, 'worker')} need {amount * workers:g}"
         for name, amount in each.items()
@@ -255,7 +257,7 @@ def lacking(each: dict[str, float], workers: int, there: dict[str, float]) -> st
 
 
 def reason(error: Exception) -> str:
-    """Of each worker that failed, else of Ray itself; on one line."""
+    """Format the reason of each worker that failed, otherwise Ray's own, on one line."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", None) or {}
     if not failures:
         return _brief(getattr(error, "controller_failure", error))

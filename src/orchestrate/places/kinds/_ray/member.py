@@ -91,12 +91,13 @@ class First(Errand):
 
 
 def fitted(job: LocalJob, met: Met) -> LocalJob:
-    """For as many as have come; a step keeps its examples, each one has more or fewer of them."""
+    """Set the job's number of processes to the number of workers that have joined. A step keeps its
+    examples, and each worker gets more or fewer of them."""
     return msgspec.structs.replace(job, hyper=msgspec.structs.replace(job.hyper, processes=met.processes))
 
 
 def main(given: dict[str, Any]) -> None:
-    """`given`: `under`, the token of the attempt of the job."""
+    """Run the job in this worker. `given`: `under`, the token of the attempt of the job."""
     import ray.train
     import ray.train.torch
 
@@ -125,7 +126,8 @@ def main(given: dict[str, Any]) -> None:
 
 
 def differing(versions: list[dict[str, str]]) -> str:
-    """Packages that are not of one version at all workers: rows, or weights, would not be the same."""
+    """Describe packages whose versions differ between workers, because rows or weights would then differ
+    too."""
     first = versions[0]
     found = [
         f"worker {number} has {name} {there[name]}, the first {first[name]}"
@@ -137,9 +139,9 @@ def differing(versions: list[dict[str, str]]) -> str:
 
 
 def claimed(stored: StoredRun, under: str) -> Claim | None:
-    """`None` where nothing is left to do: an earlier start of the workers came to the run's end, or another
-    job has the run. What a start of an earlier job paused is gone on with, however often this one has to
-    start."""
+    """Claim the run. Returns `None` where nothing remains to be done: an earlier start of the workers
+    finished the run, or another job has it. A run that an earlier job paused is resumed, however often
+    this job has to start."""
     pulse = stored.read("pulse.json")
     try:
         claim = Claim(stored, under)

@@ -96,7 +96,8 @@ class Bridge:
 
 
 def python_of(command: str = "sky") -> str | None:
-    """The Python that runs an installed command, by the first line of it; `None` where there is none."""
+    """Return the Python that runs an installed command, according to the command's first line, or `None`
+    where there is none."""
     found = which(command)
     if found is None:
         return None

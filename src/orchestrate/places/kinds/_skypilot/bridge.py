@@ -28,8 +28,8 @@ def _jobs() -> Any:
 
 
 def once() -> None:
-    """The client sends a request again that was answered with 503, also one that makes something: a proxy may
-    answer so for a server that has taken it."""
+    """Stop the client from resending requests that were answered with 503, even those that create
+    something: a proxy may answer 503 although the server has accepted the request."""
     rest: Any = import_module("sky.server.rest")
     rest.request = rest.request_without_retry
 
@@ -42,7 +42,7 @@ def _asleep() -> bool:
 
 
 def enabled(clouds: list[str]) -> list[str]:
-    """Those that are set up, of some where they are given. Starts nothing."""
+    """List the clouds that are set up, out of `clouds` where given. Starts nothing."""
     sdk = _sdk()
     found = import_module("sky.core").enabled_clouds() if _asleep() else sdk.get(sdk.enabled_clouds())
     names = [str(name).lower() for name in found]
@@ -50,7 +50,7 @@ def enabled(clouds: list[str]) -> list[str]:
 
 
 def machines(clouds: list[str]) -> list[dict[str, Any]]:
-    """What the catalogs of the clouds that are set up here have; of some of them, where they are given.
+    """List the machines in the catalogs of the clouds that are set up here, out of `clouds` where given.
     Starts nothing."""
     wanted = enabled(clouds)
     if not wanted:
@@ -88,14 +88,14 @@ def _number(value: Any) -> float | None:
 
 
 def launch(task: dict[str, Any]) -> str:
-    """The id of the request; the job is made later, see `jobs`."""
+    """Request a job and return the id of the request. The job is created later, see `jobs`."""
     name = task["name"]  # its loader takes the fields out
     made = import_module("sky").Task.from_yaml_config(task)
     return str(_jobs().launch(made, name=name))
 
 
 def jobs(name: str) -> list[dict[str, Any]]:
-    """Those whose name has this in it, and requests to make one of which no job has come."""
+    """List the jobs whose name contains this, and requests for jobs that have not been created yet."""
     asked = _requests(name)
     sdk = _sdk()
     try:
@@ -177,7 +177,7 @@ def cancel(ids: list[int]) -> None:
 
 
 def withdraw(request: str) -> None:
-    """A request that has made no job yet."""
+    """Cancel a request that has not created a job yet."""
     sdk = _sdk()
     sdk.get(sdk.api_cancel(request))
 
@@ -189,8 +189,9 @@ def logs(id: int, lines: int) -> str:
 
 
 def paid(cloud: str, cluster: str) -> float | None:
-    """What the cloud itself charges for the machines of a cluster, where it tells: those with prices that
-    the catalog does not have. `None` where it does not, or is not set up here but at the server alone."""
+    """Return what the cloud itself charges for the machines of a cluster, where it reports that: clouds
+    with prices that the catalog does not have. Returns `None` where it does not, or where the cloud is
+    set up only at the server and not here."""
     try:
         if cloud.lower() == "vast":
             found = import_module("sky.adaptors.vast").vast().show_instances()
