@@ -62,7 +62,7 @@ NO_ANSWER = "(no answer)"
 
 
 def in_words(text: str, calls: Sequence[dict[str, Any]]) -> str:
-    """A turn as one text, its calls of tools too."""
+    """Return a turn as one text, including its tool calls."""
     written = [msgspec.json.encode(call.get("function")).decode() for call in calls]
     return "\n".join(filter(None, [text, *written]))
 
@@ -73,7 +73,7 @@ def item_id(prompt: Sequence[Message], tools: Sequence[dict[str, Any]], expected
 
 
 def digest_of(items: Iterable[Item]) -> str:
-    """Equal for the same items in any order."""
+    """Return a digest of the items. Their order does not matter."""
     return hashlib.sha256("\n".join(sorted(item.id for item in items)).encode()).hexdigest()
 
 
@@ -86,7 +86,8 @@ MOST_POINTS = 9
 
 
 def read(path: Path | None) -> Rubric:
-    """A rubric's file, or the plainest one without. Raises `UsageError` with what is wrong in it."""
+    """Read a rubric file, or return the default rubric without one. Raises `UsageError` that says what is
+    wrong in the file."""
     if path is None:
         return DEFAULT
     try:

@@ -54,7 +54,7 @@ class Candidate:
     """Where log-probabilities exist."""
 
     def questions(self, items: Sequence[Item], samples: int) -> list[Question]:
-        """All samples of the first item, then those of the second, and so on."""
+        """Return all samples of the first item, then those of the second, and so on."""
         return [
             Question(messages=self._prompt(item), tools=item.tools, sample=sample)
             for item in items
@@ -69,15 +69,16 @@ class Candidate:
 
 
 def examples_of(items: Sequence[Item], asked: Sequence[Item]) -> list[Item]:
-    """Those that can be shown as examples: none of them is asked about, and no two are the same."""
+    """Return the items that can be shown as examples: no question that is asked is among them, and no two
+    are the same."""
     questions = {_question(item) for item in asked}
     fit = {_question(item): item for item in reversed(items) if item.expected}
     return [item for question, item in fit.items() if question not in questions]
 
 
 def shots_of(items: Sequence[Item], wanted: int, asked: Sequence[Item], seed: int = 0) -> tuple[Message, ...]:
-    """`wanted` examples out of `items`, none of which is asked about, as messages; the same for the same
-    seed. What the team would write into its prompt by hand."""
+    """Pick `wanted` examples from `items` as messages, without any question that is asked. The same seed
+    gives the same examples. This is what the team would write into its prompt by hand."""
     free = examples_of(items, asked)
     order = sorted(free, key=lambda item: hashlib.sha256(f"{seed}:{item.id}".encode()).digest())
     found: list[Message] = []
@@ -92,7 +93,7 @@ def _question(item: Item) -> bytes:
 
 
 def with_shots(candidate: Candidate, shots: tuple[Message, ...], count: int) -> Candidate:
-    """The same model, shown the examples first."""
+    """Return the same model, which is shown the examples first."""
     name = f"{candidate.contender.name}, {count} {'shot' if count == 1 else 'shots'}"
     contender = replace(candidate.contender, name=name, shots=count)
     respondent = dataclasses.replace(candidate.respondent, name=name)
@@ -108,9 +109,9 @@ def by_chat(
     *,
     own: bool = False,
 ) -> Candidate:
-    """Asked through the chat completions API, as many questions at a time as the host takes. `first_seconds`
-    tells when the first token of this thread's last answer came, where answers are streamed. Raises
-    `UsageError` where they are to be answered in batches."""
+    """Build a candidate that is queried through the chat completions API, with as many concurrent
+    questions as the host allows. `first_seconds` returns when the first token of this thread's last
+    answer came, if answers are streamed. Raises `UsageError` when the answers are to be given in batches."""
     if sampling.batch is not None:
         raise UsageError(
             f"{contender.name} is queried one question at a time: batches are only for models on "
@@ -145,7 +146,8 @@ def by_chat(
 def by_generator(
     contender: Contender, generator: Generator, sampling: Sampling, weights: str, *, base: bool
 ) -> Candidate:
-    """Asked on this machine, in batches. `weights` tells the model's files from any others."""
+    """Build a candidate that runs on this machine, in batches. `weights` distinguishes the model's files
+    from any others."""
     contender = replace(contender, precision=generator.expected_precision)
 
     def ask(questions: Sequence[Question]) -> list[Answer]:
@@ -182,7 +184,8 @@ def by_generator(
 
 
 def expected_likelihoods(candidate: Candidate, items: Sequence[Item]) -> list[tuple[float, int]]:
-    """Nats and tokens of each item's expected answer; of an item without a question of its text."""
+    """Return the nats and tokens of each item's expected answer. For an item without a question, its text
+    is measured."""
     assert candidate.likelihood is not None  # noqa: S101  asked before
     rows: list[dict[str, Any]] = []
     for item in items:
@@ -221,7 +224,8 @@ def _json(value: Any) -> bytes:
 
 
 def at_traffic(candidate: Candidate, answers_per_hour: Decimal | None) -> Candidate:
-    """Where an hour is billed and no token, the candidate with the answers that are to be had for it."""
+    """Set the expected answers per hour of a candidate that is billed by the hour. Other candidates are
+    returned unchanged."""
     if candidate.contender.usd_per_hour is None or answers_per_hour is None:
         return candidate
     contender = replace(candidate.contender, answers_per_hour=answers_per_hour)
@@ -229,7 +233,7 @@ def at_traffic(candidate: Candidate, answers_per_hour: Decimal | None) -> Candid
 
 
 def in_precision(contender: Contender, answers: Sequence[Answer]) -> Contender:
-    """The contender with the precision in which its answers say that they were given."""
+    """Return the contender with the precision that its answers report."""
     found = sorted({answer.precision for answer in answers if answer.precision is not None})
     return replace(contender, precision=" and ".join(found)) if found else contender
 

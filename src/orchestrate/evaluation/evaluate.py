@@ -202,7 +202,8 @@ def evaluate(
 
 
 def judged(contenders: Sequence[Contender], rivals: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Who gets a verdict, and who is a reference: beside tuned models any other model is one."""
+    """Return the names of the models that get a verdict, and those that are references. If there are
+    tuned models, every other model is a reference."""
     models = [c for c in contenders if c.kind != "base" and c.name not in rivals.values()]
     tuned = [c.name for c in models if c.kind == "tuned"]
     others = [c.name for c in models if c.kind != "tuned"]
@@ -212,7 +213,7 @@ def judged(contenders: Sequence[Contender], rivals: Mapping[str, str]) -> tuple[
 def with_likelihood(
     items: Sequence[Item], answers: Sequence[tuple[Answer, ...]], candidate: Candidate
 ) -> list[tuple[Answer, ...]]:
-    """The answers, each with how likely the model takes the expected one to be."""
+    """Add to each answer how likely the model considers the expected one."""
     told = expected_likelihoods(candidate, items)
     return [
         tuple(replace(a, expected_nats=nats, expected_tokens=tokens) for a in own)
@@ -346,6 +347,6 @@ def write_items(path: Path, answered: Sequence[Answered]) -> None:
 
 
 def read_items(path: Path) -> list[Answered]:
-    """The items file of an evaluation. Raises `OSError` when it is not there."""
+    """Read the items file of an evaluation. Raises `OSError` when it does not exist."""
     decoder = decoding.decoder(Answered)
     return [decoder.decode(line) for line in path.read_bytes().splitlines()]

@@ -60,15 +60,14 @@ def held_out(
     slices: Sequence[str] = (),
     turns: bool = False,
 ) -> HeldOut:
-    """The rows that can be asked about, at most the first `limit` of them.
+    """Return the rows that can be asked, taken from at most the first `limit` rows.
 
-    With `turns` each earlier message of a row that calls tools is an item of its own, in one cluster with the
-    others of the row.
+    With `turns`, each earlier message of a row that calls tools is an item of its own, in one cluster
+    with the others of the row.
 
-    `cluster` is the column whose values group rows; `slices` are columns, `length` (of the question) or
-    `label` (the expected answer). Raises `DataError` when no row can be asked about, `UsageError` for a
-    column that no row has.
-    """
+    `cluster` is the column whose values group rows. `slices` are columns, `length` (of the question) or
+    `label` (the expected answer). Raises `DataError` when no row can be asked, and `UsageError` for a
+    column that no row has."""
     items: list[Item] = []
     left_out: Counter[str] = Counter()
     seen: Counter[str] = Counter()
@@ -122,7 +121,7 @@ def _calls_before(example: Example, unread: Mapping[str, Any]) -> list[Item]:
 
 
 def item_of(example: Example, unread: Mapping[str, Any]) -> Item | str:
-    """The item of a row, or why it is none."""
+    """Return the item of a row, or the reason why it has none."""
     tools: Sequence[dict[str, Any]] = getattr(example, "tools", None) or ()
     fields = dict(unread)
     if isinstance(example, CompletionExample):
@@ -226,8 +225,8 @@ def _shown(value: Any) -> str:
 
 
 def prompts(path: str) -> HeldOut:
-    """Each row by its own format: a log holds calls of many kinds, of which some have no answer. Raises
-    `DataError` when no row asks anything."""
+    """Read each row in its own format: a log contains requests of many kinds, some without an answer.
+    Raises `DataError` when no row contains a prompt."""
     items: list[Item] = []
     left_out: Counter[str] = Counter()
     columns: dict[str, Column] = {}

@@ -47,7 +47,7 @@ class Gain(Record, frozen=True, kw_only=True):
 
 
 def measured_gain(before: Measured, after: Measured) -> Gain:
-    """Between two models that were both evaluated."""
+    """Return the gain between two models that were both evaluated."""
     value, errors = before.lost - after.lost, (before.error, after.error)
     gain = Gain(rows_before=before.rows, rows_after=after.rows, value=value)
     if errors[0] is None or errors[1] is None:
@@ -59,8 +59,8 @@ def measured_gain(before: Measured, after: Measured) -> Gain:
 
 
 def speeds_up(points: Sequence[Measured]) -> bool:
-    """Whether the last step brought clearly more for each doubling of the rows than the one before it, which
-    no power law does."""
+    """Return whether the last step gained clearly more for each doubling of the rows than the one before
+    it, which contradicts any power law."""
     first, second, last = sorted(points)[-3:]
     earlier, later = (
         (a.lost - b.lost) / math.log2(b.rows / a.rows) for a, b in ((first, second), (second, last))
@@ -85,7 +85,7 @@ class Law:
         self._draws = _drawn(points, self.rows, random.Random(seed))  # noqa: S311  not for secrets
 
     def gain(self, before: int, after: int) -> Gain:
-        """From so many rows to so many."""
+        """Predict the gain from increasing the number of rows."""
         found = sorted(
             one.scale * ((before / self.rows) ** -one.power - (after / self.rows) ** -one.power)
             for one in self._draws

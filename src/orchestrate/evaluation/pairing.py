@@ -46,7 +46,8 @@ class Flips(Record, frozen=True, kw_only=True):
 
 
 def flips(evaluation: Evaluation) -> list[Flips]:
-    """One for each contender that has a rival; none when the items file is not on this machine any more."""
+    """Return the flips of each contender that has a rival, or an empty list when the items file is no
+    longer on this machine."""
     try:
         answered = read_items(Path(evaluation.items_file or ""))
     except (OSError, msgspec.MsgspecError):
@@ -129,7 +130,8 @@ class Pairing(Record, frozen=True, kw_only=True):
 
 
 def between(first: tuple[Evaluation, str], second: tuple[Evaluation, str]) -> Pairing | None:
-    """`None` where the answers of one of them are not on this machine any more, or no item is in both."""
+    """Compare two evaluated models item by item. Returns `None` when the answers of one of them are no
+    longer on this machine, or no item is in both."""
     sides = [(_read(evaluation), name) for evaluation, name in (first, second)]
     if any(not found for found, _ in sides):
         return None

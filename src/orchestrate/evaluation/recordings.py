@@ -47,8 +47,8 @@ class Covering:
 
 
 def covering(items: Sequence[Item], most: int | None) -> Covering:
-    """All different prompts, or `most` of them; the same for the same file. Raises `MissingExtra` where there
-    is a choice to be made and rensa is missing."""
+    """Select all different prompts, or `most` of them. The same file gives the same selection. Raises
+    `MissingExtra` when a selection is needed and rensa is missing."""
     first: dict[tuple[Any, ...], Item] = {}
     for item in items:
         first.setdefault((item.prompt, str(item.tools)), item)
@@ -144,13 +144,14 @@ class Recording(Record, frozen=True, kw_only=True):
 
 
 def id_of(respondent: Respondent, items: Iterable[Item]) -> str:
-    """The same for the same model, asked the same in the same way: a repeated command goes on with it."""
+    """Return the recording's id. It is the same for the same model and the same questions asked in the
+    same way, so that a repeated command continues the recording."""
     words = "\n".join([respondent.key, *sorted(item.id for item in items)])
     return f"rec-{hashlib.sha256(words.encode()).hexdigest()[:12]}"
 
 
 def write(folder: Path, name: str, pairs: Sequence[tuple[Item, tuple[Answer, ...]]]) -> None:
-    """Both files, each whole or not at all."""
+    """Write both files, each completely or not at all."""
     private_folder(folder)
     lines = [Answered(item=item, answers={name: answers}) for item, answers in pairs]
     write_whole(folder / "answers.jsonl", b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
@@ -159,7 +160,7 @@ def write(folder: Path, name: str, pairs: Sequence[tuple[Item, tuple[Answer, ...
 
 
 def written(folder: Path) -> dict[str, tuple[Answer, ...]]:
-    """The answers that the folder holds by the item's id: a model that is silent now will not give them
+    """Return the answers in the folder by the item's id. A model that was shut down can't give them
     again."""
     path = folder / "answers.jsonl"
     lines = read_items(path) if path.exists() else []
@@ -167,8 +168,8 @@ def written(folder: Path) -> dict[str, tuple[Answer, ...]]:
 
 
 def row_of(item: Item, answer: Answer, *, own: bool = False) -> dict[str, Any]:
-    """A chat row: the prompt, and the expected answer, or with `own` or where none is known the recorded
-    one."""
+    """Build a chat row from the prompt and the expected answer. The recorded answer is used with `own`,
+    or when no expected one is known."""
     recorded = own or not (item.expected or item.expected_calls)
     said: dict[str, Any] = {"role": "assistant", "content": answer.text if recorded else item.expected}
     if calls := list(answer.tool_calls if recorded else item.expected_calls):
@@ -190,8 +191,8 @@ def read(recording: Recording) -> list[tuple[Item, tuple[Answer, ...]]]:
 
 
 def candidate(recording: Recording) -> Candidate:
-    """The recorded model, as one that answers. What was not recorded has no answer: its marks would be those
-    of a wrong one, so ask the rows of `rows_file`."""
+    """Return the recorded model as a candidate that answers. A question that was not recorded has no
+    answer and would be marked as wrong, so ask only the rows of `rows_file`."""
     known: dict[str, Answer] = {}
     for item, answers in read(recording):
         for sample, answer in enumerate(answers):
@@ -218,13 +219,14 @@ def candidate(recording: Recording) -> Candidate:
 
 
 def all_of(store: Store, run_ids: Sequence[str] | None = None) -> list[Recording]:
-    """The last state of each, oldest first."""
+    """List the last state of each recording, oldest first."""
     found = [decoding.convert(r.data, Recording, strict=False) for r in store.history.records(KIND, run_ids)]
     return list({one.id: one for one in found}.values())
 
 
 def find(store: Store, written: str) -> Recording:
-    """By id or the beginning of it, with or without `record:`. Raises `UsageError`."""
+    """Find a recording by its id or the beginning of it, with or without `record:`. Raises `UsageError`
+    when none or several match."""
     name = written.removeprefix(WRITTEN)
     fit = [one for one in all_of(store) if one.id == name] or [
         one for one in all_of(store) if name and one.id.startswith(name)
@@ -238,7 +240,7 @@ def find(store: Store, written: str) -> Recording:
 
 
 def of_run(store: Store, run_id: str) -> Recording | None:
-    """The one with the most answers."""
+    """Return the recording of a run with the most answers, or `None`."""
     found = [one for one in all_of(store, [run_id]) if one.answered]
     return max(found, key=lambda one: one.answered, default=None)
 

@@ -208,7 +208,7 @@ def beside(
     rival: Sequence[tuple[Answer, ...]],
     metric: PairMetric,
 ) -> tuple[Column, Column]:
-    """Two sides side by side, sample by sample: how far each is preferred. An answer that failed loses."""
+    """Compare two sides sample by sample: how far each is preferred. An answer that failed loses."""
     pairs = [
         (i, item, a, b)
         for i, (item, own, other) in enumerate(zip(items, answers, rival, strict=True))
@@ -246,8 +246,8 @@ def paired(
     *,
     alone: bool,
 ) -> Difference:
-    """The mean difference of (the contender's value, the other's) over items. `alone`: each item is right or
-    wrong, and in no cluster."""
+    """Return the mean over items of the contender's value minus the other's. `alone`: each item is right
+    or wrong, and in no cluster."""
     gained = lost = 0
     if used.kind == "right-or-wrong":
         gained, lost = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)

@@ -29,18 +29,17 @@ UNKNOWN = 1e9
 def mean(
     values: Sequence[float], clusters: Sequence[Hashable] | None = None, within: Range | None = None
 ) -> Score:
-    """The mean with Student's interval, by as many degrees of freedom as there are clusters but one.
+    """Return the mean with Student's interval. It has one degree of freedom less than there are clusters.
 
-    Values of one cluster may hang together in any way: their deviations are added before they are squared
-    (Liang and Zeger 1986). `within` is where values can lie at all.
-    """
+    Values of one cluster may depend on one another in any way: their deviations are added before they are
+    squared (Liang and Zeger 1986). `within` is the range of possible values."""
     return mean_test(values, clusters, within)[0]
 
 
 def mean_test(
     values: Sequence[float], clusters: Sequence[Hashable] | None = None, within: Range | None = None
 ) -> tuple[Score, float]:
-    """As `mean`, with the two-sided p-value that the true mean is 0."""
+    """Return the same as `mean`, with the two-sided p-value that the true mean is 0."""
     n = len(values)
     low, high = within or (-math.inf, math.inf)
     if n == 0:
@@ -62,8 +61,9 @@ def mean_test(
 
 
 def unseen(value: float, count: int, within: Range | None) -> float:
-    """How far the mean may lie from `count` values that are all alike: what never happened in so many tries
-    can still have a chance, at most this one. Without ends, 0 where 5% can be shown by so many."""
+    """Return how far the mean may be from `count` identical values: an event that never happened in so
+    many tries can still have a probability, at most this one. Without a range, return 0 when so many
+    values can show significance at 5%."""
     if count < 2:
         return UNKNOWN
     if within is None:
@@ -82,12 +82,12 @@ def _deviations(values: Sequence[float], clusters: Sequence[Hashable] | None, va
 
 
 def student_p(t: float, degrees: int) -> float:
-    """Two-sided tail of Student's distribution."""
+    """Return the two-sided tail probability of Student's distribution."""
     return _beta(degrees / (degrees + t * t), degrees / 2, 0.5)
 
 
 def student_quantile(degrees: int) -> float:
-    """What Student's t is beyond with a chance of 5%, on both sides together."""
+    """Return the value that Student's t exceeds with a probability of 5%, on both sides together."""
     low, high = 1.9, 13.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -128,7 +128,8 @@ Z = 1.959963984540054
 
 
 def wilson(right: int, n: int, z: float = Z) -> Score:
-    """Wilson's interval of a proportion; keeps inside 0..1 and has a width even at 0 of n and n of n."""
+    """Return Wilson's interval of a proportion. It stays inside 0..1 and has a width even at 0 of n and n
+    of n."""
     if n == 0:
         return Score(value=0.0, low=0.0, high=1.0, n=0)
     p = right / n
@@ -138,8 +139,9 @@ def wilson(right: int, n: int, z: float = Z) -> Score:
 
 
 def paired_interval(gained: int, lost: int, n: int, z: float = Z) -> Score:
-    """Of the difference of two shares over the same `n` items: Tango's score interval (1998). It keeps its
-    level where a model only loses items, where Wald's, with or without added items, is too short."""
+    """Return the interval of the difference of two shares over the same `n` items: Tango's score interval
+    (1998). It keeps its level when a model only loses items, where Wald's interval, with or without added
+    items, is too short."""
     if n == 0:
         return Score(value=0.0, low=-1.0, high=1.0, n=0)
     value = (gained - lost) / n
@@ -168,11 +170,11 @@ def _tango(difference: float, gained: int, lost: int, n: int) -> float:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided mid-p value that gains and losses are equally likely.
+    """Return the two-sided mid-p value that gains and losses are equally likely.
 
-    The exact test counts the whole of what was seen among what is as rare, the mid-p test half of it: its
-    level comes near 5% where the exact one's stays far below (Fagerland, Lydersen and Laake 2013).
-    """
+    The exact test counts all of the observed outcome among the outcomes that are as rare, the mid-p test
+    half of it: its level comes near 5%, while the exact test's stays far below (Fagerland, Lydersen and
+    Laake 2013)."""
     flips = gained + lost
     if flips == 0:
         return 1.0
@@ -189,18 +191,18 @@ tuned model and its base were found to have (facts of the project, simulated wit
 
 
 def detectable(n: int, discordant: float = DISCORDANT) -> float:
-    """The smallest difference that `n` items show in four of five tries; for marks between 0 and 1
-    `discordant` is the mean squared difference of an item."""
+    """Return the smallest difference that `n` items show in four of five tries. For marks between 0 and
+    1, `discordant` is the mean squared difference of an item."""
     return min(1.0, REACH * math.sqrt(discordant / n)) if n else 1.0
 
 
 def rows_for(difference: float, discordant: float = DISCORDANT) -> int:
-    """The items that show this difference in four of five tries."""
+    """Return the number of items that show this difference in four of five tries."""
     return math.ceil(REACH**2 * discordant / difference**2)
 
 
 def standard_error(score: Score) -> float:
-    """By the width of its interval."""
+    """Return the standard error, computed from the width of the interval."""
     return (score.high - score.low) / (2 * Z)
 
 
@@ -215,8 +217,8 @@ _ALIKE = 1e-12
 def ratio(
     parts: Parts, total: Total, clusters: Sequence[Hashable] | None = None, within: Range | None = None
 ) -> Score:
-    """The number with its percentile interval, whole clusters drawn. `within` is where it can lie at all.
-    Raises `MissingExtra` without numpy."""
+    """Return the value with its percentile interval, resampling entire clusters. `within` is the range of
+    possible values. Raises `MissingExtra` without numpy."""
     sums, drawn = _resampled([parts], clusters)
     value = total(sums[0].sum(axis=0).tolist())
     low, high = _interval(value, sorted(total(row) for row in drawn[0]), len(sums[0]), within)
@@ -230,8 +232,8 @@ def ratio_difference(
     clusters: Sequence[Hashable] | None = None,
     within: Range | None = None,
 ) -> tuple[Score, float]:
-    """First minus second, the same items drawn for both, with the two-sided p-value that it is 0. `within`
-    is where the difference can lie at all."""
+    """Return the first value minus the second, resampling the same items for both, with the two-sided
+    p-value that it is 0. `within` is the range of possible differences."""
     sums, drawn = _resampled([parts, against], clusters)
     values = sorted(total(a) - total(b) for a, b in zip(*drawn, strict=True))
     value = total(sums[0].sum(axis=0).tolist()) - total(sums[1].sum(axis=0).tolist())
@@ -287,7 +289,8 @@ def _ends(values: Sequence[float], clusters: int) -> tuple[float, float]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Corrected so that the chance of any false one among them stays at the level (Holm 1979)."""
+    """Correct p-values so that the probability of any false positive among them stays at the level (Holm
+    1979)."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     corrected, worst = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(order):
@@ -297,7 +300,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def exact(right: int, n: int, tail: float) -> Score:
-    """Clopper and Pearson's interval of a proportion: it misses on each side in at most `tail` of cases."""
+    """Return Clopper and Pearson's interval of a proportion. It misses on each side in at most `tail` of
+    cases."""
     if n == 0:
         return Score(value=0.0, low=0.0, high=1.0, n=0)
     low = _quantile(tail, right, n - right + 1) if right else 0.0
@@ -315,8 +319,8 @@ def _quantile(p: float, a: float, b: float) -> float:
 
 
 def decisive(score: Score, intervals: int) -> Score:
-    """The interval to decide by: all of so many hold together with 95% (Bonferroni), and that of a
-    proportion is exact, as Wilson's misses more often than it says near 0 and 1."""
+    """Return the interval to decide by. All of so many intervals hold together with 95% (Bonferroni), and
+    that of a proportion is exact, as Wilson's misses more often than it says near 0 and 1."""
     right = round(score.value * score.n)
     if wilson(right, score.n) == score:
         return exact(right, score.n, 0.025 / max(1, intervals))
@@ -324,7 +328,7 @@ def decisive(score: Score, intervals: int) -> Score:
 
 
 def wider_difference(difference: Difference, intervals: int) -> Score:
-    """As `decisive`, for a difference of two contenders."""
+    """Return the same as `decisive` for a difference of two contenders."""
     score = difference.score
     if intervals <= 1:
         return score
@@ -356,12 +360,12 @@ T = TypeVar("T")
 
 
 def alpha(units: Sequence[Sequence[Value]], level: Level = "nominal") -> Score | None:
-    """Krippendorff's alpha with its bootstrap interval over units; 1 is agreement, 0 that of chance.
+    """Return Krippendorff's alpha with its bootstrap interval over units. 1 is perfect agreement, 0 that
+    of chance.
 
-    A unit has the values that its raters gave, as many as there were; those with fewer than two tell
-    nothing, and `n` counts the others. `None` where nothing can be told: no unit has two values, or all
-    values are the same. Krippendorff, Computing Krippendorff's Alpha-Reliability (2011).
-    """
+    A unit contains the values that its raters gave, of any number. Units with fewer than two values say
+    nothing, and `n` counts the others. Returns `None` when nothing can be said: no unit has two values,
+    or all values are the same. Krippendorff, Computing Krippendorff's Alpha-Reliability (2011)."""
     rated = [_coincidences(values) for values in units if len(values) > 1]
     found = _alpha(rated, level)
     return None if found is None else _resampled_units(rated, lambda drawn: _alpha(drawn, level), found)
@@ -408,9 +412,9 @@ def kappa(
     squared: bool = False,
     groups: Sequence[Hashable] | None = None,
 ) -> Score | None:
-    """Cohen's kappa of two raters with its bootstrap interval. `squared`: a disagreement about numbers
-    weighs by the square of its distance. `groups`: pairs that belong together are drawn together. `None`
-    where both always say the same one value, which tells nothing."""
+    """Return Cohen's kappa of two raters with its bootstrap interval. `squared`: a disagreement about
+    numbers weighs by the square of its distance. `groups`: pairs that belong together are resampled
+    together. Returns `None` when both raters always give the same one value, which says nothing."""
 
     def weight(a: Value, b: Value) -> float:
         return (float(a) - float(b)) ** 2 if squared else float(a != b)

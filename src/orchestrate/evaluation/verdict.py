@@ -212,20 +212,20 @@ def _more(rows: int | None) -> str:
 
 
 def round_up(rows: int) -> int:
-    """To two digits."""
+    """Round up to two digits."""
     size = 10 ** max(0, len(str(rows)) - 2)
     return -(-rows // size) * size
 
 
 def points(metric: MetricUsed, value: float) -> str:
-    """A difference: `+3.5 points`, or with the metric's own unit."""
+    """Format a difference: `+3.5 points`, or with the metric's own unit."""
     if metric.kind == "amount":
         return f"{value:+.3g} {metric.unit}".strip()
     return f"{100 * value:+.1f} points"
 
 
 def shown(metric: MetricUsed, value: float) -> str:
-    """A score: `87.5%`, or with the metric's own unit."""
+    """Format a score: `87.5%`, or with the metric's own unit."""
     if metric.kind == "amount":
         return f"{value:.3g} {metric.unit}".strip()
     return f"{100 * value:.1f}%"

@@ -98,7 +98,7 @@ def cost_of_answer(c: Contender) -> str:
         return text.money(c.usd_per_answer)
     if c.usd_per_answer is None:
         return f"unknown: {text.money(c.usd_per_hour)} per hour"
-    basis = "told traffic" if c.answers_per_hour else "this pace"
+    basis = "the given traffic" if c.answers_per_hour else "this pace"
     return f"{text.money(c.usd_per_answer)} at {basis}, {text.money(c.usd_per_hour)} per hour"
 
 

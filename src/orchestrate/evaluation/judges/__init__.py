@@ -32,12 +32,12 @@ SCORE, PAIR = "score-1", "pair-1"
 
 
 def text(name: str) -> str:
-    """The words of a prompt, which are kept with what was measured by it."""
+    """Return the text of a prompt, which is stored with the results measured by it."""
     return files("orchestrate.evaluation.judges").joinpath(f"{name}.txt").read_text(encoding="utf-8").strip()
 
 
 def to_score(rubric: Rubric, prompt: Sequence[Message], expected: str, answer: Answer) -> tuple[Message, ...]:
-    """The question about one answer."""
+    """Build the judge's question about one answer."""
     scores = ", ".join(f'"{c.name}": 1 to {c.points}' for c in rubric.criteria)
     body = [rubric.guide.strip(), *map(_criterion, rubric.criteria)]
     shown = [("conversation", _conversation(prompt)), ("answer to rate", said(answer))]
@@ -47,13 +47,13 @@ def to_score(rubric: Rubric, prompt: Sequence[Message], expected: str, answer: A
 def to_compare(
     rubric: Rubric, prompt: Sequence[Message], expected: str, first: Answer, second: Answer
 ) -> tuple[Message, ...]:
-    """The question about two answers, `first` as A."""
+    """Build the judge's question about two answers, with `first` as A."""
     shown = [("conversation", _conversation(prompt)), ("answer A", said(first)), ("answer B", said(second))]
     return _question(PAIR, [rubric.question, rubric.guide.strip()], shown, expected)
 
 
 def said(answer: Answer) -> str:
-    """An answer as text, its calls of tools too."""
+    """Return an answer as text, including its tool calls."""
     return in_words(answer.text, answer.tool_calls) or NO_ANSWER
 
 
@@ -108,7 +108,8 @@ class Judge:
 
     @classmethod
     def by(cls, respondent: Respondent, asking: Asking, rubric: Rubric) -> Judge:
-        """A model that is asked through `asking`, which keeps its answers and its price."""
+        """Build a judge from a model that is queried through `asking`, which stores its answers and its
+        price."""
         identity = respondent.identity
         return cls(
             model=str(identity.get("model", respondent.name)),
@@ -120,11 +121,11 @@ class Judge:
         )
 
     def digest(self, kind: Kind) -> str:
-        """Of all that its marks depend on."""
+        """Return a digest of everything that the judge's marks depend on."""
         return hashlib.sha256(msgspec.json.encode(self.detail(kind), order="deterministic")).hexdigest()
 
     def detail(self, kind: Kind) -> dict[str, Any]:
-        """What is kept with each of its marks."""
+        """Return what is stored with each of the judge's marks."""
         prompt = SCORE if kind == "score" else PAIR
         return {
             "model": self.model,
@@ -156,8 +157,9 @@ class _Held:
             self.calibration = self.held(self.judge, self.kind)
 
     def estimate(self, items: Sequence[Item], *, most: bool = False) -> Decimal | None:
-        """US dollars for one question about each item, before there are answers: as long as those that are
-        expected, or with `most` as long as they may be. `None` where no price is known."""
+        """Estimate the US dollars for one question about each item before there are answers. Answers are
+        assumed to be as long as the expected ones, or with `most` as long as they may be. Returns `None`
+        when the price is unknown."""
         if self.judge.price is None:
             return None
         answers = 1 if self.kind == "score" else 2
@@ -190,12 +192,13 @@ class ScoreJudge(_Held, MeanOfMarks):
         return [mark for mark, _ in self.scored(pairs)]
 
     def scored(self, pairs: Sequence[tuple[Item, Answer]]) -> list[tuple[Mark, dict[str, int]]]:
-        """With the points by criterion, none where the judge's answer could not be read."""
+        """Return the marks with the points by criterion, which are empty when the judge's answer could
+        not be parsed."""
         self._hold()
         return [_scored(answer, self.judge.rubric) for answer in self._asked(self.questions(pairs))]
 
     def questions(self, pairs: Sequence[tuple[Item, Answer]]) -> list[tuple[Message, ...]]:
-        """What the judge is asked, one question for each pair."""
+        """Build the questions for the judge, one for each pair."""
         rubric = self.judge.rubric
         return [to_score(rubric, item.prompt, item.expected, answer) for item, answer in pairs]
 

@@ -129,7 +129,7 @@ def _asked(line: _Line, place: str) -> tuple[tuple[Message, ...], tuple[str, ...
 
 
 def of_review(review: Review, tasks: Sequence[Task], held: Iterable[Rating]) -> list[RatedAnswer]:
-    """The rated tasks of a review, each once."""
+    """Return the rated tasks of a review, each once."""
     known = {task.id: task for task in tasks}
     by_task: dict[str, list[Rating]] = {}
     for rating in held:
@@ -305,7 +305,7 @@ def _scores(
 
 
 def asked(one: RatedAnswer) -> tuple[Item, Answer]:
-    """A single rated answer, as a judge is asked about it."""
+    """Return a single rated answer in the form in which a judge is asked about it."""
     return _item(one), _answer(one.answers[0])
 
 
@@ -375,8 +375,8 @@ class Row:
 
 
 def read_rows(path: str) -> list[Row]:
-    """All rows in order, as lines of JSON. Raises `DataError` for a file that is none or has other rows
-    than chats and completions."""
+    """Read all rows in order, as lines of JSON. Raises `DataError` for a file that can't be read or that
+    has other rows than chats and completions."""
     lines = source(path)
     shape = sniff(path, first_lines(lines.lines), ())
     if shape.kind not in KINDS:
@@ -450,7 +450,7 @@ def judged_rows(rows: Sequence[Row], metric: ScoreJudge, keep: float) -> list[Ju
 
 
 def outputs(path: str, output: Path) -> dict[str, Path]:
-    """The files beside the output. Raises `UsageError` where one cannot be written."""
+    """Return the paths of the files next to the output. Raises `UsageError` when one can't be written."""
     require_writable(output, path)
     return {name: log_beside(output, name, path) for name in ("rejected", "not-judged", "scores")}
 

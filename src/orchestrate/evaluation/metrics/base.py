@@ -58,16 +58,18 @@ class Metric(Protocol):
     def used(self) -> MetricUsed: ...
 
     def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
-        """One for each pair, in order; all pairs of one contender at once, so that what asks a model can ask
-        for several at a time. An answer that failed (`error`) is not handed in: it has 0."""
+        """Return a mark for each pair, in order. All pairs of one contender come in one call, so that a
+        metric that asks a model can ask about several at a time. Answers that failed (`error`) are not
+        passed in: their mark is 0."""
         ...
 
     def parts(self, item: Item, answer: Answer, mark: Mark) -> Totals | None:
-        """What adds up over items. `None` for the commonest case: the number is the mean of the marks."""
+        """Return the parts that add up over items. `None` is the most common case: the metric is the mean
+        of the marks."""
         ...
 
     def total(self, sums: Totals) -> float:
-        """The number that the added parts make: F1 of counts, BLEU of n-gram counts."""
+        """Compute the metric from the added parts: F1 from counts, BLEU from n-gram counts."""
         ...
 
 
@@ -78,7 +80,7 @@ class MeanOfMarks:
         return None
 
     def total(self, sums: Totals) -> float:
-        """Never asked, since there are no parts."""
+        """Raise `TypeError`: this is never called, since there are no parts."""
         raise TypeError(f"{type(self).__name__} is a mean")
 
 
@@ -101,5 +103,6 @@ class PairMetric(Protocol):
     def used(self) -> MetricUsed: ...
 
     def marks(self, pairs: Sequence[tuple[Item, Answer, Answer]]) -> list[Mark]:
-        """For each, 1 where the first answer is better, 0 where the second is, 0.5 for a tie."""
+        """Return for each pair 1 when the first answer is better, 0 when the second is, and 0.5 for a
+        tie."""
         ...

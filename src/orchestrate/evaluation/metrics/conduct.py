@@ -45,12 +45,12 @@ _HEAD = 300
 
 
 def refuses(text: str) -> bool:
-    """Whether an answer declines, in English, within its first sentences."""
+    """Return whether an answer declines, in English, within its first sentences."""
     return bool(_REFUSAL.search(text[:_HEAD].replace("’", "'")))
 
 
 def length_ratio(item: Item, answer: Answer) -> float | None:
-    """Characters of the answer over those of the expected one."""
+    """Return the characters of the answer divided by those of the expected one."""
     return len(answer.text) / len(item.expected) if item.expected else None
 
 

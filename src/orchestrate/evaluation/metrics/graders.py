@@ -138,13 +138,13 @@ def _text(content: Any) -> str:
 
 
 def row(item: Item) -> dict[str, Any]:
-    """What graders read as `item`: the row's columns, its `messages`, and the `expected` answer."""
+    """Return what graders read as `item`: the row's columns, its `messages`, and the `expected` answer."""
     messages = [m.to_dict() for m in item.prompt]
     return {"messages": messages, "expected": item.expected, **item.fields}
 
 
 def from_file(path: str, context: Context) -> Grading:
-    """A grader of a JSON or YAML file. Raises `UsageError` for one that cannot be used."""
+    """Read a grader from a JSON or YAML file. Raises `UsageError` for one that can't be used."""
     try:
         given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:

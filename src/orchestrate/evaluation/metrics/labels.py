@@ -66,7 +66,7 @@ class F1:
         return [Mark(right(self.labels, item, answer)) for item, answer in pairs]
 
     def parts(self, item: Item, answer: Answer, mark: Mark) -> Totals | None:
-        """For each label: right, expected, answered."""
+        """Count for each label how often it was right, expected and answered."""
         del mark
         count = len(self.labels.names)
         found = [0.0] * (3 * count)

@@ -51,7 +51,7 @@ def from_file(path: str, name: str) -> Metric:
 
 
 def installed() -> dict[str, Any]:
-    """The entry points of other packages, by their names; nothing is loaded."""
+    """Return the entry points of other packages by name, without loading them."""
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
@@ -223,13 +223,13 @@ ARGUMENTS: dict[str, tuple[str, Maker]] = {
 
 
 def names() -> list[str]:
-    """All that can be written, for help and errors."""
+    """List every metric name that can be given, for help and errors."""
     plain = [*METRICS, *installed()]
     return [*plain, *(f"{name}:{word}" for name, (word, _) in ARGUMENTS.items()), "FILE.py:FUNCTION"]
 
 
 def split(written: Sequence[str]) -> list[str]:
-    """`a,b` are two; what follows a colon is one argument, commas and all."""
+    """Split metrics at commas: `a,b` are two. What follows a colon is one argument, including its commas."""
     found: list[str] = []
     for one in written:
         head, colon, rest = one.partition(":")
@@ -239,7 +239,7 @@ def split(written: Sequence[str]) -> list[str]:
 
 
 def needs(written: Sequence[str], what: str) -> bool:
-    """Whether a metric needs something of the answers: `Known.needs`."""
+    """Return whether a metric needs something of the answers: `Known.needs`."""
     return any(METRICS[name].needs == what for name in split(written) if name in METRICS)
 
 
@@ -256,7 +256,7 @@ def check(written: Sequence[str]) -> None:
 
 
 def better(written: str) -> Literal["higher", "lower", "neither"]:
-    """Which end of a metric is the good one."""
+    """Return whether higher or lower values of a metric are better."""
     return METRICS[written].better if written in METRICS else "higher"
 
 
@@ -289,8 +289,8 @@ def _make(written: str, context: Context) -> Metric | PairMetric:
 
 
 def auto(context: Context) -> str:
-    """The metric that fits the expected answers: tool calls, JSON, short labels, or prose. Raises
-    `UsageError` where nothing is expected."""
+    """Choose the metric that fits the expected answers: tool calls, JSON, short labels, or prose. Raises
+    `UsageError` when the rows have no expected answer."""
     if not context.expects:
         raise UsageError(
             "these rows have no expected answer to compare with",
@@ -303,7 +303,7 @@ def auto(context: Context) -> str:
 
 
 def choose(expected: Sequence[str]) -> str:
-    """JSON objects, short labels, or prose."""
+    """Choose the metric for expected answers that are JSON objects, short labels, or prose."""
     if expected and all(structured.is_container(one) for one in expected):
         return "json_match"
     if expected and all(word_count(one) <= 5 for one in expected):

@@ -21,7 +21,7 @@ _NOT_JSON = (ValueError, RecursionError)
 
 
 def json_valid(expected: str, answer: str) -> float:
-    """The answer is JSON, in a Markdown fence or not."""
+    """Return 1 when the answer is JSON, with or without a Markdown fence, and 0 otherwise."""
     del expected
     try:
         _read(answer)
@@ -31,7 +31,8 @@ def json_valid(expected: str, answer: str) -> float:
 
 
 def json_match(expected: str, answer: str) -> float:
-    """The same JSON value: key order, white space and a Markdown fence around it do not matter."""
+    """Return 1 when both are the same JSON value, and 0 otherwise. Key order, white space and a Markdown
+    fence don't matter."""
     try:
         return float(same(exact_json(unfenced(expected)), exact_json(unfenced(answer))))
     except _NOT_JSON:
@@ -39,7 +40,7 @@ def json_match(expected: str, answer: str) -> float:
 
 
 def json_fields(expected: str, answer: str) -> float:
-    """The share of all fields, expected and answered, that both objects have with the same value."""
+    """Return the share of all fields, expected and answered, that both objects have with the same value."""
     try:
         want, got = exact_json(unfenced(expected)), exact_json(unfenced(answer))
     except _NOT_JSON:
@@ -52,8 +53,8 @@ def json_fields(expected: str, answer: str) -> float:
 
 
 def schema_match(path: str) -> Compare:
-    """Whether an answer is JSON that fits the schema in a file. References to other files or addresses are
-    not followed. Raises `UsageError`, and `MissingExtra` without jsonschema."""
+    """Build a comparison that checks whether an answer is JSON that fits the schema in a file. References
+    to other files or URLs are not followed. Raises `UsageError`, and `MissingExtra` without jsonschema."""
     with needed("eval", "json_schema", "jsonschema"):
         import jsonschema
         from jsonschema.validators import validator_for
@@ -134,13 +135,13 @@ def _refuse(word: str) -> None:
 
 
 def unfenced(text: str) -> str:
-    """The inside of a ```json fence, when the whole text is one."""
+    """Return the content of a ```json fence, when the fence contains the entire text."""
     match = re.fullmatch(r"```(?:json)?[^\S\n]*\n(.*)```", text.strip(), re.DOTALL)
     return match.group(1).rstrip() if match else text
 
 
 def is_container(text: str) -> bool:
-    """Whether a text is a JSON object or list."""
+    """Return whether a text is a JSON object or list."""
     try:
         return isinstance(_read(text), dict | list)
     except _NOT_JSON:
@@ -168,18 +169,21 @@ def canonical(value: Any) -> Hashable:
 
 
 def tool_calls(item: Item, answer: Answer) -> float:
-    """The same calls with the same arguments in the same order; no call where none is expected."""
+    """Return 1 when the answer makes the expected calls with the same arguments in the same order, and 0
+    otherwise. When no call is expected, the answer must not make any."""
     return float(_written(item.expected_calls) == _written(answer.tool_calls))
 
 
 def tool_names(item: Item, answer: Answer) -> float:
-    """The same tools in the same order, whatever the arguments."""
+    """Return 1 when the answer calls the expected tools in the same order, whatever the arguments, and 0
+    otherwise."""
     want, got = ([name for name, _ in _written(calls)] for calls in (item.expected_calls, answer.tool_calls))
     return float(want == got)
 
 
 def tool_arguments(item: Item, answer: Answer) -> float:
-    """The share of all calls, expected and made, that are in both with the same arguments, in any order."""
+    """Return the share of all calls, expected and made, that are in both with the same arguments, in any
+    order."""
     want, got = (Counter(_written(calls)) for calls in (item.expected_calls, answer.tool_calls))
     either = (want | got).total()
     return (want & got).total() / either if either else 1.0

@@ -165,7 +165,7 @@ class Overlap:
 
 
 def overlap(used: MetricUsed) -> Overlap:
-    """`bleu` or `chrf`. Raises `MissingExtra` without sacrebleu."""
+    """Build the `bleu` or `chrf` metric. Raises `MissingExtra` without sacrebleu."""
     with needed("eval", used.name, "sacrebleu"):
         from sacrebleu.metrics.bleu import BLEU
         from sacrebleu.metrics.chrf import CHRF
@@ -180,17 +180,18 @@ Compare = Callable[[str, str], float]
 
 
 def exact_match(expected: str, answer: str) -> float:
-    """The same text, white space at the ends aside."""
+    """Return 1 when both texts are the same, except for white space at the ends, and 0 otherwise."""
     return float(expected.strip() == answer.strip())
 
 
 def normalized_match(expected: str, answer: str) -> float:
-    """The same words and numbers in the same order: case, punctuation and white space aside."""
+    """Return 1 when both texts have the same words and numbers in the same order, and 0 otherwise. Case,
+    punctuation and white space don't matter."""
     return float(normalized(expected) == normalized(answer))
 
 
 def contains(expected: str, answer: str) -> float:
-    """The expected text occurs in the answer, case aside."""
+    """Return 1 when the expected text occurs in the answer, ignoring case, and 0 otherwise."""
     return float(expected.strip().casefold() in answer.casefold())
 
 
@@ -200,8 +201,9 @@ LONGEST_SEARCH = 2.0
 
 
 def matcher(pattern: str) -> Compare:
-    """Whether a pattern occurs in the answer. What it captures as `answer` must be the expected text, or the
-    same number. Raises `UsageError`, as the function does where the pattern takes too long."""
+    """Build a comparison that checks whether a pattern occurs in the answer. What the pattern captures as
+    `answer` must be the expected text, or the same number. Raises `UsageError`, and so does the
+    comparison when the pattern takes too long."""
     import regex  # pyright: ignore[reportMissingTypeStubs]
 
     try:
@@ -253,7 +255,8 @@ def token_f1(expected: str, answer: str) -> float:
 
 
 def rouge(n: int) -> Compare:
-    """F1 of the runs of `n` words that both texts have (ROUGE-1, ROUGE-2), without stemming."""
+    """Build a comparison that returns the F1 of the runs of `n` words that both texts have (ROUGE-1,
+    ROUGE-2), without stemming."""
 
     def score(expected: str, answer: str) -> float:
         want, got = (_runs(rouge_tokens(text), n) for text in (expected, answer))
@@ -263,13 +266,15 @@ def rouge(n: int) -> Compare:
 
 
 def rouge_l(expected: str, answer: str) -> float:
-    """F1 of the longest row of words that both texts have in the same order, others between them or not."""
+    """Return the F1 of the longest sequence of words that both texts have in the same order, with or
+    without others between them."""
     want, got = rouge_tokens(expected), rouge_tokens(answer)
     return _f1(common_subsequence(want, got), len(want), len(got))
 
 
 def common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest one, by the bits of long integers (Hyyrö 2004)."""
+    """Return the length of the longest common subsequence, computed with the bits of long integers (Hyyrö
+    2004)."""
     places: dict[str, int] = {}
     for i, word in enumerate(a):
         places[word] = places.get(word, 0) | 1 << i

@@ -255,9 +255,9 @@ Sample = tuple[str, dict[str, float]]
 def run(
     candidate: Candidate, tasks: Sequence[str], folder: Path | None, limit: int | None, asking: Asking
 ) -> dict[str, list[Sample]]:
-    """For each task the samples with their scores. `folder` has task files of the user. Raises `SetupError`
-    without lm-eval, and `UsageError` for a task that is not there, whose data cannot be read, or that this
-    contender cannot answer."""
+    """Run each task and return its samples with their scores. `folder` contains the user's own task
+    files. Raises `SetupError` without lm-eval, and `UsageError` for a task that does not exist, whose
+    data can't be read, or that this contender can't answer."""
     try:
         from lm_eval.evaluator import simple_evaluate
         from lm_eval.tasks import TaskManager
@@ -383,10 +383,10 @@ def judged(
     margin: float,
     chance: float = 0.0,
 ) -> ProbeResult:
-    """Non-inferiority: the whole interval above the margin is kept, the whole interval below it forgotten.
+    """Decide whether an ability was kept, by non-inferiority: it is kept when the entire interval is
+    above the margin, and forgotten when the entire interval is below it.
 
-    Where neither is shown to do better than `chance`, there is no ability to keep.
-    """
+    When neither model is shown to do better than `chance`, there is no ability to keep."""
     score = difference.score
     sign = -1 if metric.better == "lower" else 1
     low, high = sorted((sign * score.low, sign * score.high))
@@ -434,7 +434,7 @@ def _able(score: Score, chance: float) -> bool:
 
 
 def advice(spec: Mapping[str, Any]) -> list[str]:
-    """What to do about what was forgotten, by the run's own settings."""
+    """Suggest what to do about forgotten abilities, based on the run's own settings."""
     epochs, rate = spec.get("epochs"), spec.get("learning_rate")
     fewer = f" (this run: {epochs:g})" if isinstance(epochs, int | float) else ""
     smaller = f" (this run: {rate:g})" if isinstance(rate, int | float) else ""

@@ -39,7 +39,7 @@ class Tasks(msgspec.Struct, frozen=True):
 
 
 def read_answered(path: Path) -> list[Answered]:
-    """The items file of an evaluation. Raises `DataError`."""
+    """Read the items file of an evaluation. Raises `DataError` when it is missing or has another format."""
     try:
         with path.open("rb") as file:
             return [decoding.decode(line, type=Answered) for line in file if line.strip()]
@@ -61,9 +61,9 @@ def tasks_of(
     items: int | None = None,
     seed: int = 0,
 ) -> Tasks:
-    """Tasks over all items, or `items` of them by chance; pairs of all contenders, or of each with
-    `against`. Of several answers to an item the first one is shown. Raises `UsageError` when there is
-    nothing to rate."""
+    """Build review tasks over all items, or over a random sample of `items` of them: pairs of all
+    contenders, or of each with `against`. When an item has several answers, the first one is shown.
+    Raises `UsageError` when there is nothing to rate."""
     if kind == "pairs" and len(contenders) < 2:
         raise UsageError(
             "pairs need two contenders, but the evaluation has one",
@@ -117,7 +117,8 @@ def read(path: Path) -> list[Task]:
 
 
 def order(tasks: Sequence[Task], seed: int, rater: str) -> list[tuple[Task, bool]]:
-    """A rater's own order, and whether the second answer of each is shown first; always the same again."""
+    """Return the tasks in a rater's own order, each with whether its second answer is shown first. The
+    order is always the same for a seed and rater."""
     draw = random.Random(f"{seed}:{rater}")  # noqa: S311  not for secrets
     shuffled = draw.sample(list(tasks), len(tasks))
     return [(task, draw.random() < 0.5) for task in shuffled]
@@ -180,12 +181,13 @@ def _joined(one: Answered, other: Answered) -> Answered:
 
 
 def source_of(evaluations: Sequence[Evaluation], run_ids: Sequence[str], wanted: str | None) -> Source:
-    """Out of all evaluations of these runs, oldest first: the newest that holds every run, or the one whose
-    id begins with `wanted`; else the newest of each run. Raises `UsageError` for a run without one."""
+    """Choose the evaluations to review, from all evaluations of these runs, oldest first. The newest one
+    that contains every run is used, or the one whose id begins with `wanted`. Otherwise the newest of
+    each run is used. Raises `UsageError` for a run without one."""
     fitting = [e for e in evaluations if wanted is None or e.id.startswith(wanted)]
     if not run_ids and len(fitting) != 1:
         what = "several evaluations start with" if fitting else "there is no evaluation"
-        raise UsageError(f"{what} {wanted}", fix="orchestrate eval --json   tells its id")
+        raise UsageError(f"{what} {wanted}", fix="orchestrate eval --json   prints its id")
     whole = [e for e in fitting if set(run_ids) <= set(e.run_ids)]
     if whole:
         return Source((whole[-1],), tuple(run_ids))

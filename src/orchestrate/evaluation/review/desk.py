@@ -41,8 +41,8 @@ class Asked(msgspec.Struct, omit_defaults=True):
 
 
 def standing(ratings: Sequence[Rating]) -> list[Rating]:
-    """The ratings that hold, in the order in which they were given: the last one of each rater and task,
-    unless it was taken back."""
+    """Return the ratings that count, in the order in which they were given: the last one of each rater
+    and task, unless it was withdrawn."""
     last: dict[tuple[str, str], Rating] = {}
     for rating in ratings:
         last.pop((rating.rater, rating.task), None)
@@ -52,7 +52,8 @@ def standing(ratings: Sequence[Rating]) -> list[Rating]:
 
 
 def rater_named(name: str) -> str:
-    """As it is kept. Raises `UsageError` for none, or one that is too long."""
+    """Return a rater's name as it is stored. Raises `UsageError` for an empty name, or one that is too
+    long."""
     clean = " ".join(inert(name).split())
     if not clean or len(clean) > LONGEST_NAME:
         raise UsageError(f"a rater's name must have 1 to {LONGEST_NAME} characters")
@@ -73,7 +74,7 @@ class Desk:
         return [rating for rating in standing(self._kept.ratings(self.review.id)) if rating.rater == rater]
 
     def done(self) -> dict[str, int]:
-        """Tasks that each rater has rated."""
+        """Count the tasks that each rater has rated."""
         counts: dict[str, int] = {}
         for rating in standing(self._kept.ratings(self.review.id)):
             counts[rating.rater] = counts.get(rating.rater, 0) + 1
@@ -99,7 +100,8 @@ class Desk:
         self._kept.rate(self.rating(asked, rater, names))
 
     def rating(self, asked: Asked, rater: str, names: Sequence[str]) -> Rating:
-        """Of what was shown as `names`, left first. Raises `UsageError` where it is incomplete."""
+        """Build the rating of what was shown as `names`, left first. Raises `UsageError` when it is
+        incomplete."""
         criteria = self.review.rubric.criteria
         if self.review.kind == "pairs" and (asked.choice is None or asked.scores):
             raise UsageError("say which answer is better, or neither")
@@ -134,7 +136,7 @@ class Desk:
         return next(i for i, (task, _) in enumerate(self.order(rater)) if task.id == last.task)
 
     def shown(self, rater: str, at: int | None = None) -> dict[str, Any]:
-        """What the page draws. No contender is named in it."""
+        """Return what the page displays. It does not name the contenders."""
         order = self.order(rater)
         rated = {rating.task: rating for rating in self.of(rater)}
         if at is None:

@@ -33,8 +33,8 @@ class Vote(NamedTuple):
 
 
 def outcomes(votes: Iterable[Vote]) -> list[Vote]:
-    """One for each item and two models, the mean of its raters: three raters who agree on an item say little
-    more of other items than one does."""
+    """Average the votes of all raters for each item and two models: three raters who agree on an item say
+    little more about other items than one does."""
     points: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
     for vote in votes:
         points[vote.item, vote.first, vote.second].append(vote.points)
@@ -42,14 +42,14 @@ def outcomes(votes: Iterable[Vote]) -> list[Vote]:
 
 
 def rate(votes: Iterable[Vote]) -> Score:
-    """How often the first of two models is preferred, a tie counting half; `n` counts items."""
+    """Return how often the first of two models is preferred. A tie counts half, and `n` counts items."""
     found = outcomes(votes)
     return statistics.mean([o.points for o in found], [o.item for o in found], within=(0.0, 1.0))
 
 
 def likeness(votes: Sequence[Vote]) -> float | None:
-    """How far two raters of one item vote alike, beyond what chance gives: the correlation within items, 0
-    to 1. `None` until items have several votes. (One-way analysis of variance, Shrout and Fleiss 1979.)"""
+    """Return how far two raters of an item agree beyond chance: the intraclass correlation, 0 to 1.
+    Returns `None` until items have several votes. (One-way analysis of variance, Shrout and Fleiss 1979.)"""
     items: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
     for vote in votes:
         items[vote.item, vote.first, vote.second].append(vote.points)
@@ -66,9 +66,10 @@ def likeness(votes: Sequence[Vote]) -> float | None:
 
 
 def strengths(votes: Iterable[Vote]) -> dict[str, Score]:
-    """Bradley and Terry's model: for each model how often it would be preferred to another one of them, met
-    at random. Strongest first; the intervals by drawing items. One draw for each two, met or not, is added,
-    without which a model that never lost would be infinitely strong."""
+    """Fit the Bradley-Terry model: for each model, return how often it would be preferred to a randomly
+    chosen other one. Strongest first. The intervals come from resampling items. One draw is added for
+    every two models, whether or not they were compared, because otherwise a model that never lost would
+    be infinitely strong."""
     votes = outcomes(votes)
     by_item: defaultdict[str, list[Vote]] = defaultdict(list)
     for vote in votes:
@@ -111,8 +112,8 @@ def _bradley_terry(wins: Mapping[tuple[str, str], float], names: Sequence[str]) 
 def fitted(
     wins: Mapping[tuple[str, str], float], names: Sequence[str], *, draws: float = 1.0
 ) -> dict[str, float]:
-    """Strengths of which a's share in a + b is the chance that a is preferred to b; their sum is 1. `draws`
-    are added for each two. By Hunter's iteration (2004), to eight digits."""
+    """Fit strengths such that a's share in a + b is the probability that a is preferred to b. Their sum
+    is 1. `draws` are added for every two models. Uses Hunter's iteration (2004), to eight digits."""
     half = draws / 2
     won = {a: sum(wins.get((a, b), 0.0) + half for b in names if b != a) for a in names}
     met = {
@@ -149,18 +150,20 @@ class Planned(Record, frozen=True, kw_only=True):
 def planned(
     preference: float, *, likeness: float = LIKENESS, raters: tuple[int, ...] = (1, 2, 3, 4, 5)
 ) -> tuple[Planned, ...]:
-    """What shows that one model is preferred in this share of cases (0.6, say) and not in half of them.
+    """Return how many items each number of raters needs to show that one model is preferred in this share
+    of cases (such as 0.6) and not in half of them.
 
-    More raters of an item make its outcome surer, more items what is said of all: m votes on an item tell as
-    much as m / (1 + (m - 1) * likeness) items with one vote. Ties make the need smaller, never larger.
-    """
+    More raters of an item make its outcome more certain, more items make the overall result more certain:
+    m votes on an item tell as much as m / (1 + (m - 1) * likeness) items with one vote. Ties make the
+    need smaller, never larger."""
     away = abs(preference - 0.5)
     votes = ((_LEVEL * 0.5 + _POWER * math.sqrt(preference * (1 - preference))) / away) ** 2
     return tuple(Planned(raters=m, items=math.ceil(votes * (1 + (m - 1) * likeness) / m)) for m in raters)
 
 
 def detectable(items: int, raters: int, likeness: float = LIKENESS) -> float:
-    """The smallest preference above a half that so many items and raters show in four of five tries."""
+    """Return the smallest preference above a half that so many items and raters show in four of five
+    tries."""
     low, high = 0.5, 1.0
     for _ in range(40):
         middle = (low + high) / 2
@@ -223,7 +226,7 @@ class ReviewResult(Record, frozen=True, kw_only=True):
 
 
 def result(review: Review, tasks: Sequence[Task], ratings: Sequence[Rating]) -> ReviewResult:
-    """Of the ratings that hold; those of tasks that are not in the review are left out."""
+    """Summarize the ratings that count. Ratings of tasks that are not in the review are left out."""
     known = {task.id: task for task in tasks}
     held = [rating for rating in standing(ratings) if rating.task in known]
     found = ReviewResult(
@@ -236,7 +239,8 @@ def result(review: Review, tasks: Sequence[Task], ratings: Sequence[Rating]) -> 
 
 
 def told(found: ReviewResult) -> list[str]:
-    """What people said, a sentence for each two contenders; none while nobody said anything."""
+    """Describe what people said, in one sentence for each two contenders. The list is empty until there
+    are ratings."""
     review, raters = found.review, text.count(len(found.raters), "rater")
     by = f"{raters}, {review.id}, rubric {review.rubric.name}"
     for name, alpha in found.agreement.items():
@@ -258,12 +262,12 @@ def told(found: ReviewResult) -> list[str]:
 
 
 def points_of(rating: Rating) -> float:
-    """For the contender that was shown left."""
+    """Return the points for the contender that was shown on the left."""
     return {"left": 1.0, "right": 0.0}.get(rating.choice or "", 0.5)
 
 
 def votes_of(held: Iterable[Rating], tasks: Mapping[str, Task]) -> list[Vote]:
-    """In the order of each task's contenders, whatever the sides were."""
+    """Return the votes in the order of each task's contenders, whichever side they were shown on."""
     votes: list[Vote] = []
     for rating in held:
         task = tasks[rating.task]
@@ -274,7 +278,7 @@ def votes_of(held: Iterable[Rating], tasks: Mapping[str, Task]) -> list[Vote]:
 
 
 def overall(held: Iterable[Rating], tasks: Mapping[str, Task], review: Review) -> dict[str, dict[str, float]]:
-    """contender -> item -> the mean of its raters over all criteria, 0 to 1."""
+    """Return contender -> item -> the mean of its raters over all criteria, 0 to 1."""
     found: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for rating in held:
         task = tasks[rating.task]

@@ -79,8 +79,9 @@ def review_routes(
     rater_of: Callable[[Request], str],
     back: Callable[[Request], str] | None = None,
 ) -> list[Route]:
-    """The page of the review that a request is about, and what it asks for. `rater_of` gives `ANYONE` where
-    the page asks for a name; `back` gives where it came from."""
+    """Build the routes of the review page and its actions. `desk_of` returns the review that a request is
+    about. `rater_of` returns `ANYONE` when the page should ask for a name. `back` returns the page that
+    the review was opened from."""
 
     def answer(asked: Asked, request: Request) -> dict[str, Any]:
         return desk_of(request).act(asked, rater_of(request))

@@ -61,7 +61,7 @@ class RowToWrite(Record, frozen=True, kw_only=True, omit_defaults=True):
         return "" if self.is_open else self.example.messages[-1].text
 
     def written(self, question: str, answer: str) -> ChatExample:
-        """The row with this question and this answer."""
+        """Return the row with this question and this answer."""
         messages = list(self.example.messages)
         if question != self.question:
             messages[self.asked] = replace(messages[self.asked], content=question)
@@ -182,8 +182,8 @@ def assign(rows: Sequence[RowToWrite], writers: Sequence[str], overlap: float, s
 
 
 def reassign(assigned: Assigned, said: WrittenSoFar, writers: Sequence[str]) -> Assigned:
-    """Hands the unwritten rows of those who no longer write to the others, fewest open rows first. What was
-    written stays its writer's."""
+    """Assign the unwritten rows of people who no longer write to the other writers, those with the fewest
+    open rows first. Rows already written stay with their writer."""
     found: Assigned = {}
     load = dict.fromkeys(writers, 0)
     for task, names in assigned.items():
@@ -218,7 +218,7 @@ class WrittenSoFar:
     """By person, what can be undone, the oldest first."""
 
     def differing(self) -> list[str]:
-        """Rows whose two texts are not the same."""
+        """List the rows whose two texts differ."""
         return [
             task for task, texts in self.texts.items() if len({_words(one) for one in texts.values()}) > 1
         ]
@@ -292,12 +292,13 @@ class WritingDesk:
         return standing(self._kept.ratings(self.review.id))
 
     def done(self) -> dict[str, int]:
-        """Rows that each writer has written."""
+        """Count the rows that each writer has written."""
         said = self.said()
         return {who: sum(who in texts for texts in said.texts.values()) for who in self.writers}
 
     def order(self, who: str, said: WrittenSoFar) -> list[RowToWrite]:
-        """The rows of a writer in the order of the file; for who settles, those whose texts differ."""
+        """Return the rows of a writer in the order of the file. For the person who settles differences,
+        return the rows whose texts differ."""
         tasks = set(said.differing()) if who == self.settler else None
         return [
             row
@@ -369,7 +370,8 @@ class WritingDesk:
         return random.Random(f"{self.review.seed}:{task}").sample(texts, 2)  # noqa: S311  not for secrets
 
     def shown(self, who: str, at: int | None = None) -> dict[str, Any]:
-        """What the page draws. Writers see no text of one another, and who settles sees no name."""
+        """Return what the page displays. Writers don't see each other's texts, and the person who settles
+        differences sees no names."""
         said, settles = self.said(), who == self.settler
         order = self.order(who, said)
         done = [_before(said, who, row.id, settles=settles) is not None for row in order]
@@ -409,7 +411,7 @@ class WritingDesk:
         }
 
     def progress(self, said: WrittenSoFar) -> list[dict[str, Any]]:
-        """Of each writer: rows written, and rows assigned."""
+        """Return for each writer the number of rows written and assigned."""
         counts: dict[str, list[int]] = {who: [0, 0] for who in self.writers}
         for task, names in self.assigned.items():
             for who in names:
@@ -500,7 +502,8 @@ def _disagreement(desk: WritingDesk, said: WrittenSoFar, task: str, likeness: fl
 
 
 def written(desk: WritingDesk) -> tuple[list[ChatExample], dict[str, int]]:
-    """The rows as they were written or settled, in the order of the file, and why others are left out."""
+    """Return the rows as they were written or settled, in the order of the file, and the number of rows
+    left out for each reason."""
     said, left_out = desk.said(), Counter[str]()
     differing = set(said.differing())
     rows: list[ChatExample] = []
