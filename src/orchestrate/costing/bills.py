@@ -37,16 +37,16 @@ def bill(
     prices: Prices | None = None,
     now: datetime | None = None,
 ) -> Bill | None:
-    """The cost of a job from the best that is known of it, or `None` while nothing is. What a job that has
-    not ended has cost so far needs `now` where it is billed hourly, time paused included unless its
-    workers count what they work; it is not final.
+    """Compute the cost of a job from the best available source, or return `None` while nothing is known.
+    The cost so far of a job that has not ended needs `now` if it is billed hourly. It includes time
+    paused, unless the job's workers count the time they work, and it is not final.
 
-    The status goes first: a failure that the host's rule does not bill costs nothing, and a job that ended
-    early costs the share of it that its host bills. What a whole job costs is, in this order: measured hours
-    x `hourly`, the host's own figure (`job.cost_usd`), its GPU-seconds or `trained_tokens` x the rate of the
-    day on which the job was made, topped up to the host's minimum per job, and its quote. Only the host's
-    last word is `final`: where a host reports prices (`profile.reports_price`), a computed one is not.
-    """
+    The status comes first: a failure that the host's rule does not bill costs nothing, and a job that
+    ended early costs the share of it that its host bills. The cost of a complete job comes from, in this
+    order: measured hours x `hourly`, the host's own figure (`job.cost_usd`), its GPU-seconds or
+    `trained_tokens` x the rate of the day on which the job was created, topped up to the host's minimum
+    per job, and its quote. Only the host's last figure is `final`: where a host reports prices
+    (`profile.reports_price`), a computed one is not."""
     ended = job.status.terminal
     if hourly is not None:
         return _by_hours(job, hourly, ended, now) or _of_host(job, final=ended)
@@ -90,7 +90,8 @@ class _Rates(NamedTuple):
         return self.by_seconds(job) or self.by_tokens(job)
 
     def at_least_the_minimum(self, work: Bill | None) -> Bill | None:
-        """Top what the work cost up to the host's minimum per job; of a published range, to its high end."""
+        """Increase the cost of the work to the host's minimum per job. For a published range, its high
+        end is used."""
         minimum = self.prices.of("minimum", self.resolved)
         if work is None or minimum is None:
             return work
@@ -133,8 +134,8 @@ def bill_run(
     book: RateBook | None = None,
     now: datetime | None = None,
 ) -> Bill | None:
-    """`bill` for a tracked run, with its own quote: a machine billed hourly costs what its quote said per
-    hour."""
+    """Compute the `bill` of a tracked run, with its own quote: a machine billed hourly costs what its
+    quote said per hour."""
     from orchestrate import catalog
     from orchestrate.spec import JobSpec
 
@@ -177,7 +178,7 @@ def _agreed(run: Run, spec: JobSpec, prices: Prices) -> Prices:
 
 
 def quoted_hour(quote: Quote | None) -> HourlyRate | None:
-    """What an hour costs on the machine of a quote; `None` for a quote that is not by the hour."""
+    """Return the hourly rate of the machine in a quote, or `None` for a quote that is not hourly."""
     for entry in quote.lines if quote else ():
         if entry.unit == "usd_per_hour" and entry.component in ("electricity", "owned", "rental"):
             return HourlyRate(
@@ -257,8 +258,8 @@ class Reconciliation(Record, frozen=True, kw_only=True):
 
 
 def reconcile(run: Run) -> Reconciliation | None:
-    """The bill of a run against its quote; `None` until it has both, and where the quote was undecided.
-    Components only where the bill has lines."""
+    """Compare the bill of a run with its quote. Returns `None` until the run has both, and when the quote
+    was undecided. Components are compared only when the bill has lines."""
     quote, paid = run.quote, run.bill
     named = quote.price if quote is not None else None
     if quote is None or named is None or paid is None or quote.recalled or not paid.final:
@@ -311,8 +312,8 @@ class Accuracy(Record, frozen=True, kw_only=True):
 
 
 def accuracy(runs: Iterable[Run]) -> list[Accuracy]:
-    """One row for each backend; runs in a sandbox apart from real ones. Cancelled and failed runs are left
-    out: they did not do the work that was quoted."""
+    """Return one row for each backend. Runs in a sandbox are separate from real ones. Cancelled and
+    failed runs are left out: they did not do the work that was quoted."""
     groups: dict[tuple[str, bool], list[Reconciliation]] = {}
     for run in runs:
         if run.status is JobStatus.SUCCEEDED and not run.early_stopped and (found := reconcile(run)):

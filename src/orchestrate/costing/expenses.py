@@ -38,9 +38,9 @@ class Spending(Record, frozen=True, kw_only=True):
 
 
 def spending(run: Run) -> Spending:
-    """What one run takes out of a budget. A run in a sandbox costs nothing, and neither does one that has no
-    job, and one that was imported after its end. One that ended, however, is held at its quote until its bill
-    is known: where a host bills nothing for a failure, the bill says so."""
+    """Return what one run takes out of a budget. A run in a sandbox costs nothing, and neither does one
+    without a job, or one that was imported after its end. A run that ended, however, counts with its
+    quote until its bill is known: when a host bills nothing for a failure, the bill says so."""
     if run.sandbox or run.phase is SubmitPhase.REFUSED or (run.imported and run.status.terminal):
         return Spending()
     if run.released and run.phase in (SubmitPhase.INTENT, SubmitPhase.UPLOADED):
@@ -56,7 +56,8 @@ def spending(run: Run) -> Spending:
 
 
 def of_trial(run: Run | None, trial: Trial) -> Decimal:
-    """What a trial of a sweep has cost, or may yet; the play money of a sandbox counts as money does."""
+    """Return what a trial of a sweep has cost, or may still cost. The play money of a sandbox counts as
+    money does."""
     lost = run is None and trial.run_id is not None
     if run is None or run.phase is SubmitPhase.REFUSED:
         return trial.high_usd if lost or trial.state is TrialState.OPEN else Decimal(0)
@@ -71,9 +72,9 @@ def of_trial(run: Run | None, trial: Trial) -> Decimal:
 def caps(
     quotes: Sequence[Quote], *, max_cost_usd: Decimal | None = None, each_usd: Decimal | None = None
 ) -> list[Decimal | None]:
-    """The cap of the run behind each quote, so that all together stay within `max_cost_usd` and none is above
-    `each_usd`: what is to be spent is shared out as the quotes' high ends are. Raises `OverBudget` when they
-    do not fit, and `UnknownPrice`."""
+    """Return the cost limit of the run behind each quote, so that all together stay within `max_cost_usd`
+    and none is above `each_usd`. The total is divided in proportion to the quotes' high ends. Raises
+    `OverBudget` when they do not fit, and `UnknownPrice`."""
     for quote in quotes:
         check_budget(quote, max_cost_usd=max_cost_usd)
         check_budget(quote, max_cost_usd=each_usd, what="--max-cost-each")
@@ -110,14 +111,14 @@ def check_budget(
 
 
 def unpriced(quote: Quote) -> str | None:
-    """Why a quote is no upper bound of what its run costs; `None` where it is one."""
+    """Return why a quote is not an upper bound of what its run costs, or `None` when it is one."""
     if quote.why_none or not quote.open_end:
         return quote.why_none
     return f"the quote leaves out {quote.open_end}"
 
 
 def cap_of(run: Run) -> Decimal | None:
-    """At what a bill so far ends the run, or pauses it, while somebody watches."""
+    """Return the cost so far at which the run is ended or paused while it is watched."""
     return run.max_cost_usd if run.allowed_usd is None else run.allowed_usd
 
 
@@ -132,7 +133,8 @@ def hours_billed(deployment: Deployment, now: datetime) -> Decimal:
 
 
 def seconds_by_month(since: datetime, until: datetime) -> dict[str, float]:
-    """`{"2026-10": 3600.0}`: the months of `since`'s time zone; empty where `until` is not later."""
+    """Return `{"2026-10": 3600.0}` for the months in the time zone of `since`, or an empty dictionary
+    when `until` is not later."""
     found: dict[str, float] = {}
     while since < until:
         following = (since.replace(day=1) + timedelta(days=32)).replace(
@@ -144,7 +146,7 @@ def seconds_by_month(since: datetime, until: datetime) -> dict[str, float]:
 
 
 def billed_by_month(deployment: Deployment, since: datetime, until: datetime) -> dict[str, float]:
-    """Its seconds by month, with those from `since` to `until` added."""
+    """Return the deployment's billed seconds by month, including those from `since` to `until`."""
     found = dict(deployment.billed_by_month)
     for month, seconds in seconds_by_month(since, until).items():
         found[month] = found.get(month, 0.0) + seconds
@@ -152,14 +154,14 @@ def billed_by_month(deployment: Deployment, since: datetime, until: datetime) ->
 
 
 def spent_usd(deployment: Deployment, now: datetime) -> Decimal | None:
-    """So far; `None` when the price is not known."""
+    """Return the cost so far, or `None` when the price is unknown."""
     price = deployment.usd_per_hour
     return None if price is None else hours_billed(deployment, now) * price
 
 
 def deployment_spending(deployment: Deployment, now: datetime) -> Spending:
-    """What it takes out of a budget: what it has cost, and what its limits still allow; without a limit a day
-    more. In a sandbox nothing."""
+    """Return what a deployment takes out of a budget: its cost so far, and what its limits still allow.
+    Without a limit, one more day is counted. In a sandbox it takes nothing."""
     if deployment.sandbox:
         return Spending()
     spent = spent_usd(deployment, now) or Decimal(0)
@@ -177,7 +179,7 @@ def deployment_spending(deployment: Deployment, now: datetime) -> Spending:
 
 
 def limit_reached(deployment: Deployment, now: datetime) -> str | None:
-    """The limit that has come, in words."""
+    """Return a description of the limit that the deployment has reached, or `None`."""
     most = deployment.max_hours
     if most is not None and (now - deployment.created_at).total_seconds() >= most * 3600:
         return f"it has used up its {most.normalize():f} hours"
@@ -259,8 +261,8 @@ def of_run(run: Run, now: datetime) -> Expense:
 
 
 def of_deployment(deployment: Deployment, run: Run | None, now: datetime) -> list[Expense]:
-    """One for each month in which it was up, this month with what is still committed. Tags and project are
-    those of its run."""
+    """Return one expense for each month in which the deployment was up. That of the current month
+    includes what is still committed. Tags and project are those of its run."""
     money = deployment_spending(msgspec.structs.replace(deployment, sandbox=False), now)
     at = (deployment.ended_at or deployment.updated_at) if deployment.state.over else now
     last = f"{at:%Y-%m}"
@@ -319,22 +321,23 @@ def _wandb_project(run: Run) -> str | None:
 
 
 def exact(usd: Decimal) -> Decimal:
-    """To the billionth: so many digits can be summed in any order."""
+    """Round to the billionth: amounts with so many digits can be summed in any order."""
     whole = usd.quantize(CENT)
     return whole if whole == usd else usd.quantize(_NANO)
 
 
 def in_month(expenses: Iterable[Expense], month: str | None) -> list[Expense]:
-    """Those of a month as `2026-11`, by default all. Raises `UsageError`."""
+    """Return the expenses of a month such as `2026-11`, or all by default. Raises `UsageError` when
+    `month` is not a month."""
     if month is not None and not _MONTH.fullmatch(month):
         raise UsageError(f"{month!r} is not a month", fix="write it as 2026-11")
     return [e for e in expenses if month is None or e.month == month]
 
 
 def grouped(expenses: Sequence[Expense], by: str) -> list[Sum]:
-    """Each expense is in one group, so that the groups add up to the whole. `by` is one of `BY`, or
-    `tag:NAME` for the values of one tag (`tag` alone groups by all tags together). The dearest group comes
-    first, months in their order. Raises `UsageError`."""
+    """Group the expenses. Each one is in exactly one group, so that the groups add up to the total. `by`
+    is one of `BY`, or `tag:NAME` for the values of one tag (`tag` alone groups by all tags together). The
+    most expensive group comes first, months in their order. Raises `UsageError` for another `by`."""
     key = _key(by)
     groups: dict[str, list[Expense]] = {}
     for expense in expenses:
@@ -376,8 +379,8 @@ def _key(by: str) -> Callable[[Expense], str | None]:
 
 
 def cents(parts: Sequence[Decimal]) -> list[Decimal]:
-    """The parts in whole cents that add up to their sum rounded up to a cent: each is rounded down, and the
-    cents that are left go to those with the largest remainders. None is negative."""
+    """Round the parts to cents that add up to their sum, rounded up to a cent. Each part is rounded down,
+    and the remaining cents go to those with the largest remainders. None is negative."""
     whole = [part.quantize(CENT, ROUND_FLOOR) for part in parts]
     left = int((sum(parts, Decimal(0)).quantize(CENT, ROUND_CEILING) - sum(whole, Decimal(0))) / CENT)
     by_remainder = sorted(range(len(parts)), key=lambda i: (whole[i] - parts[i], i))

@@ -32,13 +32,15 @@ def table() -> Hardware:
 
 
 def gpu_memory_gb(gpu: str) -> float | None:
-    """By the maker's data sheet; `None` for a card that is not in the table."""
+    """Return the memory of a GPU according to the manufacturer's data sheet, or `None` for a card that is
+    not in the table."""
     name = closest(gpu, table().gpus)
     return table().gpus[name][0] if name else None
 
 
 def closest(device: str, names: Iterable[str]) -> str | None:
-    """Of the names whose words are all in the device's, the one with the most."""
+    """Return the name with the most words among those whose words all occur in the device's name, or
+    `None`."""
     words = set(device.upper().replace("NVIDIA", "").replace("-", " ").split())
     fits = [(len(name.split()), name) for name in names if set(name.upper().split()) <= words]
     return max(fits)[1] if fits else None

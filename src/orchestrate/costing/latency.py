@@ -62,7 +62,8 @@ class Latency(Record, frozen=True, kw_only=True):
         return self.first_token_ms + max(self.output_tokens - 1, 0) * self.token_ms
 
     def within(self, limit_ms: float) -> bool | None:
-        """Whether the whole answer comes in time; `None` where the band leaves it open."""
+        """Return whether the complete answer comes within the limit, or `None` when the error band leaves
+        it open."""
         if self.answer_ms * self.band <= limit_ms:
             return True
         return False if self.answer_ms / self.band > limit_ms else None
@@ -71,8 +72,8 @@ class Latency(Record, frozen=True, kw_only=True):
 def predict(
     device: Device, model: str, params_b: float, width: float, tokens: tuple[int, int], band: float = BAND
 ) -> Latency:
-    """`params_b`: billions of weights that a token goes through; `width`: bytes of each; `tokens`: in and
-    out."""
+    """Predict the latency of an answer. `params_b` is the number of parameters, in billions, that a token
+    passes through. `width` is the number of bytes of each. `tokens` is the number of tokens in and out."""
     weights = params_b * 1e9
     token_s = weights * width / device.bytes_per_s + device.token_overhead_s
     first_s = 2 * weights * tokens[0] / device.flops + token_s
@@ -90,7 +91,8 @@ def predict(
 
 
 def gpu(name: str, count: int, width: float = 2.0) -> Device | None:
-    """So many cards of a kind, at the shares that were measured; `None` for one that is not in the table."""
+    """Return a device of `count` cards of one kind, with the measured efficiency, or `None` for a card
+    that is not in the table."""
     known = hardware.table()
     found = hardware.closest(name, known.tflops)
     if found is None:
@@ -106,7 +108,8 @@ def gpu(name: str, count: int, width: float = 2.0) -> Device | None:
 
 
 def of_model(model: Model, tokens: tuple[int, int], devices: Iterable[str] = DEVICES) -> list[Latency]:
-    """On as few cards of each kind as hold it; empty where its size is not known."""
+    """Predict the latencies of a model on each kind of card, using as few cards as hold it. The list is
+    empty when the model's size is unknown."""
     if model.params_b is None:
         return []
     width, found = BYTES_PER_PARAM[model.precision], list[Latency]()
@@ -119,8 +122,8 @@ def of_model(model: Model, tokens: tuple[int, int], devices: Iterable[str] = DEV
 
 
 def faster_by(small: Sequence[Latency], large: Sequence[Latency]) -> tuple[float, float] | None:
-    """How many times as long the large model's answer takes as the small one's, least and most over the
-    devices."""
+    """Return how many times as long as the small model's answer the large model's answer takes: the least
+    and the most over the devices."""
     of = {one.device: one for one in large}
     ratios = [of[one.device].answer_ms / one.answer_ms for one in small if one.device in of]
     return (min(ratios), max(ratios)) if ratios else None

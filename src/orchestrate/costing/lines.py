@@ -11,10 +11,9 @@ from orchestrate.types import Confidence, Quote, QuoteLine
 
 
 def minimum_top_up(usd: Decimal, minimum: Decimal) -> Decimal:
-    """What is added so that a job costs its minimum: `max(0, minimum - usd)`.
+    """Return what is added so that a job costs the minimum: `max(0, minimum - usd)`.
 
-    together.ai/pricing, 2026-10-07: the larger of the total and the model's minimum.
-    """
+    together.ai/pricing, 2026-10-07: the larger of the total and the model's minimum."""
     return max(Decimal(0), minimum - usd)
 
 
@@ -28,7 +27,8 @@ _WORDS = {"owned": "the machine's hour", "rental": "the rented hour"}
 
 
 def rounded(usd: Decimal) -> Decimal:
-    """To a millionth of a dollar: finer than any host bills, so that sums of lines stay exact."""
+    """Round to a millionth of a dollar. This is finer than any host bills, so that sums of lines stay
+    exact."""
     return usd.quantize(_SIXTH)
 
 
@@ -42,8 +42,8 @@ def line(
     high: Decimal | None = None,
     note: str | None = None,
 ) -> QuoteLine:
-    """`quantity` in the rate's unit, with `band` its relative half-width, or `low` and `high` quantities of
-    their own."""
+    """Build a line of a quote. `quantity` is in the rate's unit, with `band` as its relative half-width,
+    or with quantities of their own for `low` and `high`."""
     spread = Decimal(str(band))
     low_price, price, high_price = rate.band()
     smallest = (quantity if low is None else low) * (1 - spread)
@@ -75,7 +75,7 @@ def summed(
     train_seconds: float | None = None,
     open_end: str | None = None,
 ) -> Quote:
-    """The quote whose totals are the sums of its lines."""
+    """Build the quote whose totals are the sums of its lines."""
     return Quote(
         provider=provider,
         model=model,
@@ -101,13 +101,13 @@ def _of_own_rates(lines: Sequence[QuoteLine]) -> list[str]:
 
 
 def age_days(quote: Quote, today: date) -> int | None:
-    """Age of the oldest price behind a quote."""
+    """Return the age, in days, of the oldest price behind a quote."""
     checked = [date.fromisoformat(e.as_of) for e in quote.lines if e.as_of and e.as_of[:1].isdigit()]
     return (today - min(checked)).days if checked else None
 
 
 def worst_confidence(quote: Quote) -> Confidence:
-    """The least certain of its rates that has a share in the price."""
+    """Return the lowest confidence among the rates that contribute to the price."""
     order = (Confidence.OLD, Confidence.INFERRED, Confidence.QUOTED)
     used = {e.confidence for e in quote.lines if e.usd_high > 0}
     return next((c for c in order if c in used), Confidence.QUOTED)

@@ -46,12 +46,11 @@ from orchestrate.types import Quote, QuoteLine, Record, decoding
 def break_even(
     training: Decimal, saved: Decimal, units: Sequence[Unit] = (), *, single: bool = False
 ) -> int | None:
-    """The least number of requests a day from which on, at every higher traffic too, the tuned model does not
-    cost more; `None` when there is none.
+    """Return the smallest number of requests a day from which on, at every higher traffic too, the tuned
+    model does not cost more, or `None` when there is none.
 
-    `training`: by month. `saved`: in a month, for one request a day. Each traffic has as many units as it
-    needs, of the kind that is cheapest for it; with `single` there is one.
-    """
+    `training` is the training cost by month. `saved` is what one request a day saves in a month. Each
+    traffic has as many units as it needs, of the cheapest kind for it. With `single`, there is one unit."""
     if saved <= 0:
         return None
     if not units:
@@ -88,9 +87,9 @@ def _ceiling(value: Decimal) -> int:
 
 
 def base_price(model: str, traffic: Traffic, *, saved_tokens: int = 0) -> BasePrice:
-    """The price of one request from the package `genai-prices`; `saved_tokens` are the examples and
-    instructions that only the base model needs in its prompt. Its end and successor are the catalog's. Raises
-    `UsageError` for a model that it does not know."""
+    """Return the price of one request according to the package `genai-prices`. `saved_tokens` are the
+    examples and instructions that only the base model needs in its prompt. The model's shutdown date and
+    successor come from the catalog. Raises `UsageError` for a model that the package does not know."""
     from importlib.metadata import version
 
     from genai_prices import Usage, calc_price
@@ -136,8 +135,8 @@ def _named(host: HostModel, traffic: Traffic, saved_tokens: int) -> BasePrice | 
 
 
 def default_base(traffic: Traffic, months: int, on: date, *, saved_tokens: int = 0) -> BasePrice:
-    """The catalog's model for comparison, or the successor that its host names once it ends within the
-    period."""
+    """Return the price of the catalog's model for comparison. When that model is shut down within the
+    period, return the price of the successor that its host names."""
     base = base_price(catalog.comparison().name, traffic, saved_tokens=saved_tokens)
     days = int(DAYS_PER_MONTH * months)
     while base.ends(on, days) and base.successor is not None:
@@ -172,8 +171,8 @@ def adapter_hosts() -> tuple[AdapterHost, ...]:
 
 
 def rented(resolved: ModelOnHost, use: Use, prices: Prices) -> Iterator[tuple[str, Serving]]:
-    """Each name that rents GPUs and does not train, with its cheapest kind for the load. `prices` gives book
-    and day."""
+    """Yield each provider that rents GPUs and does not train, with its cheapest kind of GPU for the load.
+    `prices` gives the rate book and the day."""
     names = {rate.provider for rate in prices.book if rents(rate)}
     for name in sorted(names):
         rates = gpu_rates(Prices(name, prices.book, prices.on), RENTAL)
@@ -184,7 +183,8 @@ def rented(resolved: ModelOnHost, use: Use, prices: Prices) -> Iterator[tuple[st
 def adapters(
     resolved: ModelOnHost, trainer: str, use: Use, prices: Prices
 ) -> Iterator[tuple[str, Serving | str]]:
-    """Each host that serves adapters of this base by the token; a text says why there is no price of it."""
+    """Yield each host that serves adapters of this base billed by the token. A text in place of the price
+    says why there is none."""
     for host in adapter_hosts():
         if resolved.model is None or resolved.model.name not in host.models:
             continue
@@ -203,7 +203,7 @@ def adapters(
 
 
 def rents(rate: Rate) -> bool:
-    """Whether a rate is the price of a GPU that is rented to serve on: not of one that trains here or at a
+    """Return whether a rate is the price of a GPU rented for serving, not of one that trains here or at a
     host."""
     return RENTAL in rate.methods and rate.provider not in profile.built_in()
 
@@ -312,9 +312,9 @@ def own(
     prices: Prices | None = None,
     portable: bool = False,
 ) -> Ownership:
-    """The whole cost of its use. `hourly` is the machine that serves, on a backend that bills hourly;
-    `prices`: today's of the profile's kind, when not given. `portable`: the adapter can be taken away, and so
-    be served elsewhere too."""
+    """Compute the total cost of ownership. `hourly` is the rate of the machine that serves, on a backend
+    that bills hourly. `prices` defaults to today's prices of the profile's kind. `portable`: the adapter
+    can be downloaded, and so be served elsewhere too."""
     prices = prices or Prices(profile.kind)
     period = _Period(training, use, resolved, prices.on)
     if training.why_none is not None:
@@ -341,7 +341,8 @@ def own(
 
 
 def served_as(profile: Profile, resolved: ModelOnHost, prices: Prices, *, portable: bool) -> str | None:
-    """How the backend serves what it tunes from this base, in a few words; `None` where it is not known."""
+    """Return in a few words how the backend serves models that it tunes from this base, or `None` when
+    that is unknown."""
     if resolved.host is not None and resolved.host.deployable == "no":
         return "only downloaded"
     if profile.near:
@@ -473,7 +474,7 @@ def _months_to_pay(training: Decimal, monthly: Decimal, base_monthly: Decimal | 
 def serving_terms(
     provider: str, model: str, *, book: RateBook | None = None, today: date | None = None
 ) -> str | None:
-    """How a tuned model is paid for on a backend, in a few words; `None` where no price is known."""
+    """Return in a few words how a backend bills a tuned model, or `None` when no price is known."""
     prices = Prices(provider, book or built_in(), today or days.today())
     try:
         near, resolved = profile_of(provider).near, catalog.resolve(model, provider, prices.on)
@@ -495,8 +496,8 @@ def serving_terms(
 
 
 def cheapest(totals: Sequence[Ownership]) -> Ownership | None:
-    """The least expected total, wherever served, of a job that would be taken and that serves the whole
-    period."""
+    """Return the lowest expected total, wherever the model is served. Only jobs that would be accepted
+    and that serve the entire period count."""
     whole = [
         way
         for total in totals

@@ -122,26 +122,27 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
         return f"up to {self.upto_b}B" if self.over_b is None else f"over {self.over_b}B to {self.upto_b}B"
 
     def offered(self, on: date) -> bool:
-        """Whether it is to be had on this day. A user's own price holds from the day that he gives; before it
-        the host's holds."""
+        """Return whether the price is available on this day. A user's own price applies from the day that
+        the user gives. Before that, the host's price applies."""
         begun = self.own is None or self.source == FLAG or self.start <= on
         return begun and (self.end is None or on <= self.end)
 
     def band(self) -> tuple[Decimal, Decimal, Decimal]:
-        """Low, expected and high price per unit; of a published range the expected one is only its middle."""
+        """Return the low, expected and high price per unit. For a published range, the expected price is
+        only its middle."""
         if self.usd_max is not None:
             return self.usd, (self.usd + self.usd_max) / 2, self.usd_max
         spread = SPREAD[self.confidence]
         return self.usd * (1 - spread), self.usd, self.usd * (1 + spread)
 
     def concerns(self, ids: Iterable[str], params_b: float | None) -> bool:
-        """Whether it may be the price of a model with these names and this size."""
+        """Return whether this may be the price of a model with these names and this size."""
         size = None if params_b is None else Decimal(str(params_b))
         return self.fit(frozenset(name.lower() for name in ids), size, None, None) > 0
 
     def fit(self, ids: frozenset[str], params_b: Decimal | None, gpu: str | None, tier: str | None) -> int:
-        """How closely it fits what is asked: 3 the model or GPU itself, 2 its band, 1 everything, 0 not at
-        all."""
+        """Return how closely the rate matches the request: 3 for the model or GPU itself, 2 for its size
+        band, 1 for a rate for everything, 0 for no match."""
         if self.models:
             return 3 if any(name.lower() in ids for name in self.models) else 0
         if self.gpu is not None:

@@ -84,8 +84,8 @@ class JobSize(Record, frozen=True, kw_only=True):
 
 
 def effective(translation: Translation, name: str, default: Any = None) -> Any:
-    """The value of a setting that the backend will use: sent, defaulted, or `default` when refused or not
-    told."""
+    """Return the value of a setting that the backend will use: the one sent, the backend's default, or
+    `default` when the setting was refused or is unknown."""
     for setting in translation.settings:
         if setting.name == name and setting.outcome is not Outcome.REFUSED:
             return setting.asked if setting.sent is None else setting.sent
@@ -93,13 +93,14 @@ def effective(translation: Translation, name: str, default: Any = None) -> Any:
 
 
 def epochs_of(translation: Translation, profile: Profile, rows: int) -> int:
-    """As asked for, or as the host is taken to choose."""
+    """Return the requested number of epochs, or the one that the host is assumed to choose."""
     told = _whole(effective(translation, "epochs"))
     return told or profile.default_epochs or profile.auto_epochs(rows)
 
 
 def batch_of(translation: Translation) -> int | None:
-    """Rows to a step; `None` where the host chooses. What a host is sent for it may be a part of them."""
+    """Return the number of rows in a step, or `None` when the host chooses it. The value sent to a host
+    may be a part of them."""
     for setting in translation.settings:
         if setting.name == "batch_size" and setting.outcome is Outcome.MAPPED and setting.exact:
             return _whole(setting.asked)
@@ -291,8 +292,8 @@ def _file(
 
 
 def chat_of(spec: JobSpec) -> dict[str, Any]:
-    """What of a spec changes how a model's own tokenizer reads a row. Raises `SpecError` for a template that
-    cannot be read."""
+    """Return the parts of a spec that change how a model's own tokenizer reads a row. Raises `SpecError`
+    for a template that can't be read."""
     chat: dict[str, Any] = {}
     if spec.chat_template is not None:
         chat["chat_template"] = template_text(spec.chat_template)
@@ -304,9 +305,9 @@ def chat_of(spec: JobSpec) -> dict[str, Any]:
 
 
 def tokenizer_for(resolved: ModelOnHost, spec: JobSpec | None = None) -> str:
-    """The name of the best counter on this machine, for `Dataset.tokens`; with the chat template of a
-    `spec`, and what else of it changes what a row is read as. Raises `SpecError` for a template that cannot
-    be read."""
+    """Return the name of the best counter on this machine, for `Dataset.tokens`. The chat template of
+    `spec`, and everything else in it that changes how a row is read, is taken into account. Raises
+    `SpecError` for a template that can't be read."""
     chat = {} if spec is None else chat_of(spec)
     if spec is not None and spec.method.type == "sft" and spec.method.earlier_thinking not in (None, "train"):
         chosen = spec.method.train_on

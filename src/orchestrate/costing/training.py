@@ -74,7 +74,8 @@ class HourlyRate(Record, frozen=True, kw_only=True):
         low: Decimal | None = None,
         high: Decimal | None = None,
     ) -> QuoteLine:
-        """`hours` of it, shown to `places`; `low` and `high` are the least and the most hours."""
+        """Build a quote line for `hours` at this rate, displayed to `places`. `low` and `high` are the
+        least and the most hours."""
         return QuoteLine(
             component=component or self.component,
             quantity=hours.quantize(Decimal(places)),
@@ -92,8 +93,8 @@ class HourlyRate(Record, frozen=True, kw_only=True):
 
 
 def watts(device: str, count: int = 1) -> int:
-    """Full-load draw of the machine with `count` devices of this name (`cpu`, `NVIDIA H100 80GB HBM3`
-    ...)."""
+    """Return the full-load power of the machine with `count` devices of this name (`cpu`, `NVIDIA H100
+    80GB HBM3` ...)."""
     table = hardware.table()
     if device.lower() == "cpu":
         return table.watts["cpu"]
@@ -109,9 +110,9 @@ def local_rate(
     book: RateBook | None = None,
     today: date | None = None,
 ) -> HourlyRate:
-    """The hour of a machine whose rates are listed under `prices`: `local:owned` (US dollars per hour of the
-    whole machine) or `local:gpu_rental` (per GPU-hour) where the user set one, else the electricity that the
-    devices draw at full load."""
+    """Return the hourly rate of a machine whose rates are listed under `prices`: `local:owned` (US
+    dollars per hour of the entire machine) or `local:gpu_rental` (per GPU-hour) if the user set one,
+    otherwise the electricity that the devices use at full load."""
     book, on = book or built_in(), today or days.today()
     if owned := book.find(prices, "owned", ids=[device], gpu=device, on=on):
         return _hourly("owned", owned, Decimal(1), "the machine's own hourly cost, as you set it")
@@ -137,8 +138,8 @@ def rental_rate(
     book: RateBook | None = None,
     today: date | None = None,
 ) -> HourlyRate:
-    """The hour of `count` rented GPUs at runpod, vast, lambda ... Raises `UsageError` when it has no such
-    price."""
+    """Return the hourly rate of `count` rented GPUs at runpod, vast, lambda ... Raises `UsageError` when
+    the provider has no such price."""
     book, on = book or built_in(), today or days.today()
     rate = book.find(provider, "gpu_rental", gpu=gpu, tier=tier, on=on)
     if rate is None:
@@ -209,8 +210,9 @@ def quote_hours_job(
     startup_seconds: float | tuple[float, float, float] = 30.0,
     answers: Answers | None = None,
 ) -> Quote:
-    """Hours x rate, the hours from the speed. `startup_seconds`: what comes besides training, or (least,
-    likely, most) of it; `answers` for reinforcement fine-tuning."""
+    """Quote a job billed hourly: the rate times the hours, which follow from the speed. `startup_seconds`
+    is the time needed besides training, or its (least, likely, most) estimates. `answers` is for
+    reinforcement fine-tuning."""
     size = measure(work)
     read_only = _read_only(work.spec, size)
     per_second = Decimal(str(speed.tokens_per_second))
@@ -295,8 +297,8 @@ STALE_DAYS = 60
 
 
 def training_rate(resolved: ModelOnHost, spec: JobSpec, profile: Profile, prices: Prices) -> Rate | None:
-    """The rate of a training token: of the method and adapter, of the method alone, or DPO by its factor over
-    SFT."""
+    """Return the rate of a training token: that of the method and adapter, that of the method alone, or
+    for DPO its factor times the SFT rate."""
     found = prices.of(training_methods(spec), resolved)
     derived = found is None and spec.method.type == "dpo"
     sft = prices.of(training_methods(spec, "sft"), resolved) if derived else None
@@ -342,12 +344,12 @@ def quote_tokens_job(
     gpu_hours: Decimal | None = None,
     sandbox: bool = False,
 ) -> Quote:
-    """A hosted job that is billed by tokens (RFT: by GPU-hours, which only `gpu_hours` can tell).
+    """Quote a hosted job that is billed by tokens (RFT: by GPU-hours, which must be given as
+    `gpu_hours`).
 
-    `prices`: today's of the profile's kind, when not given. A model that is gone or without a published
-    price gives a quote with `unavailable`, never a guess; a `sandbox` goes on taking jobs after its host has
-    closed.
-    """
+    `prices` defaults to today's prices of the profile's kind. A model that was shut down or has no
+    published price gives a quote with `unavailable`, never a guess. A `sandbox` still accepts jobs after
+    its host has closed."""
     priced = Priced(
         work.provider,
         work.profile,
@@ -374,7 +376,8 @@ class Priced:
 def quote_sized_job(
     job: Priced, size_of: Callable[[], JobSize], *, gpu_hours: Decimal | None = None
 ) -> Quote:
-    """As `quote_tokens_job`, by a size from anywhere; it is asked for only where there is a price."""
+    """Quote a job as `quote_tokens_job` does, with a size from any source. `size_of` is called only when
+    there is a price."""
     provider, profile, spec, resolved, prices = job.provider, job.profile, job.spec, job.resolved, job.prices
 
     def none(reason: str) -> Quote:
@@ -547,7 +550,7 @@ BAND = {"bytes": 1.0, "tokens": 0.2}
 
 
 def spec_of(model: str, told: Recalled | None) -> dict[str, Any]:
-    """As much of a spec as is known of such a job. Its data is called `unknown`."""
+    """Build as much of a spec as is known of such a job. Its data is named `unknown`."""
     spec: dict[str, Any] = {"model": model, "train": "unknown"}
     if told is not None and told.method != "sft":
         spec["method"] = {"type": told.method} | (
@@ -559,7 +562,7 @@ def spec_of(model: str, told: Recalled | None) -> dict[str, Any]:
 
 
 def quote_recalled(job: Priced, told: Recalled) -> Quote:
-    """`unavailable` says why there is none."""
+    """Quote a job from what its host reports about it. `unavailable` says why there is no price."""
     if told.usd_per_hour is not None or told.most_seconds is not None:
         return _by_the_hour(job, told)
     if told.train_tokens is None and told.train_bytes is None:
@@ -602,7 +605,8 @@ def _by_the_hour(job: Priced, told: Recalled) -> Quote:
 
 
 def quote_assumed(job: Priced, told: Recalled) -> Quote:
-    """As `quote_recalled`, of data that there is not yet: so many rows with so many tokens."""
+    """Quote a job as `quote_recalled` does, for data that does not exist yet, from its number of rows and
+    tokens."""
     rows, tokens = told.rows or 0, told.train_tokens or 0
     words = f"{rows:,} rows with {tokens:,} tokens in total, +/- {BAND['tokens']:.0%}"
     size = msgspec.structs.replace(size_of(job.profile, told), notes=(words,))

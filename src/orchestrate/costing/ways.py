@@ -35,7 +35,8 @@ class Traffic(Record, frozen=True, kw_only=True):
 
     @classmethod
     def parse(cls, words: str) -> Traffic:
-        """`20k req/day, 900 in, 150 out`. Raises `UsageError`."""
+        """Parse a description such as `20k req/day, 900 in, 150 out`. Raises `UsageError` for any other
+        form."""
         asked = " ".join(words.lower().replace("_", "").split())
         found = _TRAFFIC.match(asked) if len(asked) <= _LONGEST else None
         if found is None:
@@ -71,11 +72,12 @@ class BasePrice(Record, frozen=True, kw_only=True):
     note: str = ""
 
     def ends(self, on: date, days: int) -> bool:
-        """Whether it ends before so many days have passed."""
+        """Return whether the model is shut down before so many days have passed."""
         return self.until is not None and (self.until - on).days < days
 
     def mean_usd(self, on: date, days: int) -> Decimal:
-        """Of a request over so many days: the successor's price counts from the end on."""
+        """Return the mean price of a request over so many days. From the shutdown on, the successor's
+        price counts."""
         if self.until is None or self.successor is None or not self.ends(on, days) or days <= 0:
             return self.usd_per_request
         alive = max((self.until - on).days, 0)
@@ -83,7 +85,7 @@ class BasePrice(Record, frozen=True, kw_only=True):
         return (self.usd_per_request * alive + after * (days - alive)) / days
 
     def words(self, on: date, days: int) -> str:
-        """What is prompted over so many days."""
+        """Describe which models are prompted over so many days."""
         if not self.ends(on, days):
             return self.model
         if self.successor is None:
@@ -161,19 +163,20 @@ class Replica(Record, frozen=True, kw_only=True):
 
 
 def effective_b(params_b: float, active_b: float | None) -> float:
-    """The size that decides about speed, in billions of parameters; at least 1."""
+    """Return the model size that determines the speed, in billions of parameters, at least 1."""
     return max(math.sqrt(params_b * (active_b or params_b)), 1.0)
 
 
 def gpus_for(params_b: float, width: float, memory_gb: float) -> int:
-    """How many hold the weights, with room beside them. They come in powers of two, as tensor parallelism
-    wants them."""
+    """Return how many GPUs hold the weights, with some memory to spare. The number is a power of two, as
+    tensor parallelism needs."""
     share = params_b * width * HEADROOM / memory_gb
     return 1 if share <= 1 else 2 ** math.ceil(math.log2(share))
 
 
 def replica(resolved: ModelOnHost, gpu: str) -> Replica | None:
-    """`None` where the size of the model or the memory of the GPU is not known."""
+    """Return a replica of the model on this kind of GPU, or `None` when the size of the model or the
+    memory of the GPU is unknown."""
     name = hardware.closest(gpu, hardware.table().gpus)
     params_b = resolved.params_b
     if name is None or params_b is None:
@@ -201,13 +204,13 @@ def busiest_share(hours_per_day: float, utilisation: Decimal = UTILISATION) -> f
 def requests_per_day(
     traffic: Traffic, tokens_per_second: float, hours_per_day: float, utilisation: Decimal = UTILISATION
 ) -> int:
-    """What one replica carries, its busiest hour included."""
+    """Return how many requests a day one replica can serve, including its busiest hour."""
     seconds = seconds_per_request(traffic, tokens_per_second)
     return math.floor(3600 / (seconds * busiest_share(hours_per_day, utilisation))) if seconds else 2**53
 
 
 def replicas(traffic: Traffic, carried: int) -> int:
-    """That carry the traffic when each carries so many requests a day."""
+    """Return how many replicas serve the traffic when each can serve `carried` requests a day."""
     return max(1, math.ceil(traffic.requests_per_day / max(carried, 1)))
 
 
@@ -252,7 +255,7 @@ class Serving(Record, frozen=True, kw_only=True):
 def token_rates(
     prices: Prices, resolved: ModelOnHost, method: str = "inference_tuned"
 ) -> tuple[Rate, Rate] | None:
-    """Of a token in and of a token out, where tuned models are served by the token."""
+    """Return the rates of input and output tokens, if tuned models are billed by the token."""
     tokens_in, tokens_out = prices.of(f"{method}_input", resolved), prices.of(f"{method}_output", resolved)
     return (tokens_in, tokens_out) if tokens_in and tokens_out else None
 
@@ -272,7 +275,8 @@ def by_tokens(traffic: Traffic, tokens_in: Rate, tokens_out: Rate) -> Serving:
 
 
 def gpu_rates(prices: Prices, method: str) -> list[Rate]:
-    """The GPUs of a name, one rate for each kind: quoted ones where there are any, else old ones."""
+    """Return the rates of a provider's GPUs, one for each kind: the user's own rates if there are any,
+    then quoted ones, then all others."""
     found = [
         rate
         for rate in current(prices.book, prices.on)
@@ -285,8 +289,8 @@ def gpu_rates(prices: Prices, method: str) -> list[Rate]:
 def on_gpus(
     resolved: ModelOnHost, use: Use, rates: Iterable[Rate], *, what: str, note: str = ""
 ) -> Serving | None:
-    """The cheapest kind of GPU for the load. `what` they are: dedicated, rented. `None` where no kind is
-    known."""
+    """Return the serving cost on the cheapest kind of GPU for the load, or `None` when no kind is known.
+    `what` says how the GPUs are billed: dedicated or rented."""
     options = [found for rate in rates if (found := _on_gpu(resolved, use, rate, what, note))]
     if not options:
         return None
@@ -363,15 +367,15 @@ def _sized(resolved: ModelOnHost, use: Use, one: Replica, carried: tuple[int, in
 
 
 def base_monthly(prices: Prices, resolved: ModelOnHost, traffic: Traffic) -> Decimal | None:
-    """What the host's own serverless price of the base would come to in a month."""
+    """Return the monthly cost at the host's own serverless price of the base model."""
     both = prices.of("inference_base", resolved)
     pair = token_rates(prices, resolved, "inference_base") or ((both, both) if both else None)
     return by_tokens(traffic, *pair).monthly_usd if pair else None
 
 
 def dearer_by_token(serving: Serving, base_usd: Decimal | None, host: str, traffic: Traffic) -> str | None:
-    """Why GPUs of one's own cost more by the token than a host's serverless base; `None` where they do
-    not."""
+    """Return why dedicated GPUs cost more per token than a host's serverless base model, or `None` when
+    they don't."""
     tokens = traffic.requests_per_month * (traffic.input_tokens + traffic.output_tokens) / MTOK
     if base_usd is None or not serving.units or not tokens or serving.monthly_usd <= base_usd:
         return None
@@ -385,8 +389,8 @@ def dearer_by_token(serving: Serving, base_usd: Decimal | None, host: str, traff
 
 
 def own_machine(hourly: HourlyRate, use: Use, training: Quote) -> Serving | str:
-    """Refused where the machine that trains so fast cannot carry the traffic: a forward pass is taken to be
-    three times as fast as a training step."""
+    """Return the cost of serving on the machine that trains, or the reason why it can't carry the
+    traffic. A forward pass is assumed to be three times as fast as a training step."""
     carried, utilisation = UNLIMITED, None
     sized = "the speed of this machine is unknown; measure it before you rely on this"
     if training.billed_tokens and training.train_seconds:

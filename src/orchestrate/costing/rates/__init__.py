@@ -30,8 +30,9 @@ from orchestrate.types import decoding
 
 
 def completion_price(model: str, base_url: str | None = None) -> Callable[[int, int], Decimal] | None:
-    """US dollars for (prompt tokens, completion tokens) of a model as its host names it; `None` when the
-    price is not known. `base_url` tells the host where several offer the model."""
+    """Return a function from (prompt tokens, completion tokens) to US dollars for a model under its
+    host's name for it, or `None` when the price is unknown. `base_url` identifies the host when several
+    offer the model."""
     from genai_prices import Usage, calc_price
 
     def price(prompt: int, completion: int, *, url: str | None) -> Decimal:
@@ -57,7 +58,7 @@ class RateBook(msgspec.Struct, frozen=True):
             yield from layer
 
     def over(self, rates: Iterable[Rate]) -> RateBook:
-        """This book with `rates` laid over it."""
+        """Return this book overridden by `rates`."""
         extra = tuple(rates)
         return RateBook((*self.layers, extra)) if extra else self
 
@@ -106,7 +107,7 @@ def _in_force(rates: list[Rate], on: date) -> Rate:
 
 
 def built_in() -> RateBook:
-    """The rates that come with the package, and those of hosts that a file describes."""
+    """Return the rates that are part of the package, and those of hosts described by a file."""
     return _built_in(description.entries())
 
 
@@ -141,7 +142,7 @@ def load(path: Path) -> list[Rate]:
 
 
 def parse(text: str, name: str) -> list[Rate]:
-    """As `load`, from the file's text."""
+    """Parse the text of a rate file as `load` does."""
     import yaml
 
     from orchestrate.core.expansion import documents
@@ -200,13 +201,12 @@ _UNIT_OF = {
 
 
 def parse_flag(text: str, today: date) -> Rate:
-    """`--rate PROVIDER:METHOD[@MODEL-OR-GPU]=USD`, for example `together:sft_lora@qwen3.5-9b=0.30` or
-    `local:owned@A100=0.45`.
+    """Parse `--rate PROVIDER:METHOD[@MODEL-OR-GPU]=USD`, for example `together:sft_lora@qwen3.5-9b=0.30`
+    or `local:owned@A100=0.45`.
 
-    The unit is the method's usual one: US dollars per million tokens for training and inference, per GPU-hour
-    for deployment, gpu_rental and rft, per hour for owned and hosting, per kWh for electricity, per job for
-    minimum. Raises `UsageError`.
-    """
+    The unit is the usual one of the method: US dollars per million tokens for training and inference, per
+    GPU-hour for deployment, gpu_rental and rft, per hour for owned and hosting, per kWh for electricity,
+    per job for minimum. Raises `UsageError` for a flag that can't be parsed."""
     found = _FLAG.match(text.strip())
     try:
         usd = Decimal(found["usd"].strip()) if found else None
@@ -239,11 +239,10 @@ USER_FILE = "rates.yaml"
 
 
 def user_book(folders: Iterable[Path], flags: Iterable[str] = (), *, today: date | None = None) -> RateBook:
-    """The built-in rates under the `rates.yaml` of each folder that has one, under `--rate` flags; later
-    wins.
+    """Return the built-in rates, overridden by the `rates.yaml` of each folder that has one, and by
+    `--rate` flags. The last one wins.
 
-    Raises `ConfigError` for a bad file and `UsageError` for a bad flag.
-    """
+    Raises `ConfigError` for a bad file and `UsageError` for a bad flag."""
     book = built_in()
     for folder in dict.fromkeys(folders):
         if (path := folder / USER_FILE).is_file():
@@ -268,7 +267,7 @@ class Prices:
 
 
 def names(resolved: ModelOnHost) -> frozenset[str]:
-    """All names under which a rate file may list the model."""
+    """Return all names under which a rate file may list the model."""
     known = {resolved.id, resolved.name}
     if resolved.host is not None:
         known.add(resolved.host.id)
@@ -279,8 +278,8 @@ def names(resolved: ModelOnHost) -> frozenset[str]:
 
 
 def current(book: RateBook, on: date) -> list[Rate]:
-    """The rates that `RateBook.find` can return on a day: begun, not ended, not superseded; overrides
-    first."""
+    """Return the rates that `RateBook.find` can return on a day: started, not ended and not superseded.
+    Overrides come first."""
     chosen: dict[tuple[Any, ...], Rate] = {}
     for r in book:  # later layers come later and replace
         if not r.offered(on) or r.start > on:
@@ -294,7 +293,8 @@ def current(book: RateBook, on: date) -> list[Rate]:
 
 
 def clashes(rates: Iterable[Rate]) -> list[str]:
-    """Two prices of one thing that begin on one day: an edit where an addition was due, or a copy."""
+    """Report two prices for the same thing that start on the same day: someone edited a price instead of
+    adding one, or copied it."""
     seen: dict[tuple[Any, ...], Rate] = {}
     found: list[str] = []
     for r in rates:
@@ -310,8 +310,8 @@ def clashes(rates: Iterable[Rate]) -> list[str]:
 
 
 def prices_of(book: RateBook, model: str, on: date) -> tuple[Model, list[Rate]]:
-    """The model, and every rate of a day that concerns it on a backend that tunes it. Raises `UsageError` for
-    an unknown model."""
+    """Return the model, and every rate on a day that concerns it on a backend that tunes it. Raises
+    `UsageError` for an unknown model."""
     entry, found = find(model), list[Rate]()
     for r in current(book, on):
         host = entry.on(r.provider)
