@@ -81,7 +81,8 @@ class Facts(Record, frozen=True, kw_only=True):
         )
 
     def volume(self, goal: Goal | None = None) -> Volume:
-        """Where the rows stand for a goal; without one, for the goal that they show."""
+        """Compare the number of rows with the number recommended for a goal. By default, the goal is
+        inferred from the rows."""
         if goal is not None:
             return goals.volume(goal, self.rows, labels=self.labels)
         return goals.inferred(
@@ -95,7 +96,7 @@ class Facts(Record, frozen=True, kw_only=True):
 
 
 def measure(dataset: Dataset, tokenizer: str = "o200k") -> Facts:
-    """One pass over the rows, besides the count of tokens."""
+    """Measure the rows of a dataset in one pass, apart from the token count."""
     count = dataset.tokens(tokenizer)
     seen = _Seen()
     for example in dataset.examples():

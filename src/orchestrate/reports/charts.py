@@ -62,8 +62,8 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 of each power of ten, only 1 of many powers; of less than a power round values as on any
-    axis."""
+    """Return ticks at 1, 2 and 5 of each power of ten, or only at 1 for many powers. A range smaller than
+    a power of ten gets round values, as any axis does."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     digits = (1, 2, 5) if len(powers) <= 4 else (1,)
     found = [round(d * 10.0**p, 12) for p in powers for d in digits if low <= d * 10.0**p <= high]
@@ -71,14 +71,15 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def padded(values: Sequence[float], share: float) -> tuple[float, float]:
-    """The ends of an axis that leaves some air; one that begins at 0 or above does not go below."""
+    """Return the ends of an axis with some padding. An axis that begins at 0 or above does not go below
+    0."""
     low, high = min(values), max(values)
     pad = (high - low or abs(high) or 1.0) * share
     return (max(0.0, low - pad) if low >= 0 else low - pad), high + pad
 
 
 def short(value: float) -> str:
-    """`1.2M`, `350k`, `0.25`."""
+    """Format a number in short form: `1.2M`, `350k`, `0.25`."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{letter}"
@@ -86,7 +87,7 @@ def short(value: float) -> str:
 
 
 def both(title: str, draw: Callable[[Paper], tuple[float, list[str]]]) -> str:
-    """The chart on each paper. `draw` gives its height and its parts."""
+    """Draw the chart for a page and for a phone. `draw` returns its height and its parts."""
     return "".join(_figure(title, paper, *draw(paper)) for paper in PAPERS)
 
 
@@ -98,7 +99,7 @@ def _figure(title: str, paper: Paper, height: float, parts: Sequence[str]) -> st
 
 
 def upright(x: Scale, y: Scale, x_name: str, y_name: str) -> list[str]:
-    """The two axes of a plane, named."""
+    """Draw the two axes of a plane with their names."""
     parts = [
         f'<line class="grid" x1="{x.first:.1f}" y1="{y(t):.1f}" x2="{x.last:.1f}" y2="{y(t):.1f}"/>'
         + text(x.first - 8, y(t) + 4, short(t), "end")
@@ -112,7 +113,7 @@ def upright(x: Scale, y: Scale, x_name: str, y_name: str) -> list[str]:
 
 
 def along(x: Scale, bottom: float, x_name: str) -> list[str]:
-    """The one axis of a chart of rows, named."""
+    """Draw the axis of a chart of rows with its name."""
     parts = [
         f'<line class="grid" x1="{x(t):.1f}" y1="{TOP}" x2="{x(t):.1f}" y2="{bottom}"/>'
         + text(x(t), bottom + 18, short(t), "middle")
@@ -126,7 +127,7 @@ def axis(x1: float, y1: float, x2: float, y2: float) -> str:
 
 
 def leader(x1: float, y1: float, x2: float, y2: float) -> str:
-    """From what is named to its name."""
+    """Draw the line from a mark to its name."""
     return f'<line class="leader" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
@@ -140,7 +141,7 @@ def clip(words: str, length: int) -> str:
 
 
 def mark(style: int, x: float, y: float, *, hollow: bool = False) -> str:
-    """Circle, square, triangle, diamond, plus, cross."""
+    """Draw the mark of a style: circle, square, triangle, diamond, plus or cross."""
     name = f'class="mark s{style}{" hollow" if hollow else ""}"'
     r = 4.0
     shapes = (
@@ -163,7 +164,7 @@ def whisker(low: float, high: float, y: float) -> str:
 
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """The places moved apart, so that labels do not lie on each other; order and, where possible, ends are
+    """Move the places apart, so that labels do not overlap. Their order and, where possible, the ends are
     kept."""
     order = sorted(range(len(places)), key=lambda i: places[i])
     moved = list(places)
@@ -197,8 +198,8 @@ def lines(
     height: int = 320,
     log: bool = False,
 ) -> str:
-    """Each with its name at its end, or in a legend on a phone. `log` asks for a logarithmic upright axis,
-    which values of 0 and below do not have: then it is a plain one."""
+    """Draw a line chart. Each line has its name at its end, or in a legend on a phone. `log` asks for a
+    logarithmic vertical axis. With values of 0 or below, the axis is linear."""
     values = [v for s in series for _, v in s.points]
     log = log and min(values) > 0
     x_high = max(x for s in series for x, _ in s.points) or 1.0
@@ -275,8 +276,8 @@ Item = TypeVar("Item", Bar, Interval)
 
 
 def bars(items: Sequence[Bar], *, title: str, x_name: str) -> str:
-    """Horizontal bars from zero, with a whisker from `low` to `high` where there is one; hollow ones are
-    quotes."""
+    """Draw horizontal bars from zero, with a whisker from `low` to `high` if both are given. Hollow bars
+    are quotes."""
     top = max([b.high if b.high is not None else b.value for b in items], default=0.0) or 1.0
 
     def row(item: Bar, x: Scale, y: float) -> str:
@@ -293,7 +294,7 @@ def bars(items: Sequence[Bar], *, title: str, x_name: str) -> str:
 
 
 def intervals(items: Sequence[Interval], *, title: str, x_name: str) -> str:
-    """A mark with its interval on a line for each item; hollow marks are base models."""
+    """Draw a mark with its interval on a line for each item. Hollow marks are base models."""
     low, high = min(0.0, *(i.low for i in items)), max(1.0, *(i.high for i in items))
 
     def row(item: Interval, x: Scale, y: float) -> str:
@@ -343,7 +344,8 @@ class Place(msgspec.Struct, frozen=True):
 
 
 def places(items: Sequence[Place], *, title: str, x_name: str, y_name: str, height: int = 300) -> str:
-    """A mark for each item with its upright interval, and its name beside it or, on a phone, in a legend."""
+    """Draw a mark for each item with its vertical interval. Its name is beside it or, on a phone, in a
+    legend."""
     x_high = max(i.x for i in items) * 1.08 or 1.0
     low, high = padded([v for i in items for v in (i.low, i.high)], 0.08)
 

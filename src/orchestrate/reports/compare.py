@@ -49,12 +49,13 @@ class Comparison(ComparedRuns, frozen=True, kw_only=True):
     """What `compare` found, to be shown or saved."""
 
     def table(self, *, whole: bool = False) -> RenderableType:
-        """For a terminal: what a choice goes by, or the whole."""
+        """Return the comparison for a terminal. By default it shows what a choice depends on, with
+        `whole` everything."""
         return documents.comparison_table(self, whole=whole)
 
     def render(self, format: str) -> str:
-        """As text in which nothing acts on a terminal. Raises `UsageError` for a format that is not one of
-        table, md, html, csv, json."""
+        """Render the comparison as text without terminal control characters. Raises `UsageError` for a
+        format other than table, md, html, csv and json."""
         if format == "json":
             return inert_json(documents.json_text(self))
         return inert(self._document(format))
@@ -80,8 +81,8 @@ class Comparison(ComparedRuns, frozen=True, kw_only=True):
         return documents.framed(self.render("html"))
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A row for each run: what is known of it, its settings and its newest scores. Raises
-        `MissingExtra`."""
+        """Return a data frame with a row for each run: its properties, its settings and its newest
+        scores. Raises `MissingExtra` without pandas."""
         return frame([_cells(one) for one in self.runs])
 
     def save(self, path: str | Path) -> Path:
@@ -154,7 +155,7 @@ def compare(
 
 
 def with_proofs(comparison: Comparison, proofs: Mapping[str, Sequence[Proof]]) -> Comparison:
-    """With the badge of each run that has a model: `proofs` are by run id, oldest first."""
+    """Add the badge of each run that has a model. `proofs` are by run id, oldest first."""
     runs = [replace(c, proof=badge(proofs.get(c.run.id, ())) if ended(c) else None) for c in comparison.runs]
     return replace(comparison, runs=tuple(runs))
 

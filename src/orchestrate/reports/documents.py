@@ -47,9 +47,9 @@ _FINDINGS = 3
 
 
 def comparison_table(comparison: ComparedRuns, *, whole: bool = True) -> RenderableType:
-    """The answer, then facts by row and runs by column, settings that differ, what may be said of them.
-    Unless `whole`, what a choice goes by: what is the same for all is one line, and further findings are
-    counted."""
+    """Return the answer, then facts by row and runs by column, the settings that differ, and the
+    findings. Unless `whole`, only what a choice depends on is shown: values that are the same for all
+    runs are one line, and further findings are counted."""
     parts: list[RenderableType] = []
     if comparison.sandbox:
         parts.append(
@@ -95,7 +95,7 @@ _COLOURS = {"ship": "bold green", "do not ship": "bold red", "not enough evidenc
 
 
 def evaluation_table(one: Evaluation, flips: Sequence[Flips], shown: int = 3) -> RenderableType:
-    """The verdicts, then scores, slices, who answered, broken and fixed items."""
+    """Return the verdicts, then scores, slices, contenders, and broken and fixed items."""
     parts: list[RenderableType] = []
     for v in one.verdicts:
         parts.append(Text.assemble((v.decision.upper(), _COLOURS[v.decision]), f"  {inert(v.contender)}"))
@@ -134,7 +134,8 @@ _KEPT = ("contender", "score (95%)", "n")
 
 
 def listed(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Listing:
-    """Cells of any length under their names, without the columns that say nothing in any row."""
+    """List cells of any length under their column names. Columns that are empty in every row are left
+    out."""
     told = [at for at in range(len(head)) if not rows or any(row[at] != NOTHING for row in rows)]
     table = Listing(*(head[at] for at in told), fold=_FOLDED, keep=_KEPT)
     for row in rows:
@@ -153,20 +154,21 @@ def _grid(comparison: ComparedRuns, cells: list[tuple[str, list[str]]]) -> Table
 
 
 def plain_text(content: RenderableType, width: int = 140) -> str:
-    """Without colour or control codes."""
+    """Render content as text without color or control codes."""
     out = io.StringIO()
     Console(file=out, width=width, color_system=None, force_terminal=False).print(content)
     return out.getvalue()
 
 
 def framed(page: str) -> str:
-    """A page as a notebook shows it: in a frame of its own, so that its style keeps to itself."""
+    """Return a page for a notebook, in a frame of its own, so that its style does not affect the
+    notebook."""
     style = "width: 100%; height: 44rem; border: 0"
     return f'<iframe style="{style}" srcdoc="{escape(page, quote=True)}"></iframe>'
 
 
 def format_of(path: Path, endings: Mapping[str, str]) -> str:
-    """By the file's ending. Raises `UsageError`."""
+    """Return the format for the file's extension. Raises `UsageError` for an unknown extension."""
     format = endings.get(path.suffix.lower())
     if format is None:
         raise UsageError(
@@ -183,7 +185,7 @@ def save(path: str | Path, endings: Mapping[str, str], render: Callable[[str], s
 
 
 def markdown(comparison: ComparedRuns) -> str:
-    """A heading, the sandbox banner and the reasons before any number, then the tables."""
+    """Render a heading, the sandbox banner and the reasons before any number, then the tables."""
     parts = ["# Comparison of runs"]
     if comparison.sandbox:
         parts.append("> **SANDBOX**: trained by a local sandbox on a tiny model, not by the named hosts.")
@@ -209,8 +211,8 @@ def markdown(comparison: ComparedRuns) -> str:
 
 
 def csv_text(comparison: ComparedRuns) -> str:
-    """One row for each run; numbers bare, money in US dollars, times in seconds. Setting columns begin with
-    `setting.`, scores with the metric's name."""
+    """Render one row for each run. Numbers are plain, money is in US dollars, times are in seconds. The
+    names of setting columns begin with `setting.`, those of scores with the metric's name."""
     records = [_flat(c, comparison) for c in comparison.runs]
     names = list(dict.fromkeys(name for record in records for name in record))
     out = io.StringIO()
@@ -262,8 +264,7 @@ def _flat(c: Compared, comparison: ComparedRuns) -> dict[str, Any]:
 
 
 def safe_cell(value: Any) -> Any:
-    """A spreadsheet takes a text that begins with one of these for a formula; an apostrophe keeps it a
-    text."""
+    """Put an apostrophe before a text that a spreadsheet would read as a formula, so that it stays text."""
     if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
         return f"'{value}"
     return value

@@ -31,12 +31,12 @@ class EvaluationReport(Record, frozen=True, kw_only=True):
     flips: tuple[Flips, ...] = ()
 
     def table(self, shown: int = 3) -> RenderableType:
-        """For a terminal, with so many broken and fixed items."""
+        """Return the report for a terminal, with at most `shown` broken and fixed items."""
         return documents.evaluation_table(self.evaluation, self.flips, shown)
 
     def render(self, format: str) -> str:
-        """As text in which nothing acts on a terminal: table, md, html, junit or json. Raises
-        `UsageError`."""
+        """Render the report as text without terminal control characters: table, md, html, junit or json.
+        Raises `UsageError` for another format."""
         if format == "json":
             return inert_json(json.dumps(self.evaluation.to_dict(), indent=2, ensure_ascii=False) + "\n")
         if format == "md":
@@ -61,12 +61,12 @@ class EvaluationReport(Record, frozen=True, kw_only=True):
 
 
 def format_of(path: Path) -> str:
-    """By the file's ending. Raises `UsageError`."""
+    """Return the format for the file's extension. Raises `UsageError` for an unknown extension."""
     return documents.format_of(path, ENDINGS)
 
 
 def markdown(one: Evaluation, flips: Sequence[Flips]) -> str:
-    """Verdict first, then scores, broken items, who answered."""
+    """Render the verdict first, then scores, broken items and contenders."""
     parts = [f"# Evaluation {one.id}", markdown_text(rows.what_was_asked(one))]
     for v in one.verdicts:
         reasons = "\n".join(f"- {markdown_text(reason)}" for reason in v.reasons)
@@ -110,7 +110,7 @@ _JUNIT = {
 
 
 def junit(one: Evaluation) -> str:
-    """A test case for each verdict."""
+    """Render a test case for each verdict."""
     cases = [(v.contender, v.decision, "\n".join(v.reasons)) for v in one.verdicts]
     return junit_suite(f"orchestrate eval {one.id}", one.dataset, cases)
 

@@ -28,7 +28,8 @@ def title(report: ExperimentReport) -> str:
 
 
 def standing(report: ExperimentReport) -> str:
-    """`running at 10%: 200 users of the base model, 20 of the tuned one`."""
+    """Describe the state in a line such as `running at 10%: 200 users of the base model, 20 of the tuned
+    one`."""
     users = (
         f"{report.users.get('base', 0):,} users of the base model, {report.users.get('tuned', 0):,} of the"
     )
@@ -75,7 +76,7 @@ def phase_rows(report: ExperimentReport) -> list[list[str]]:
 
 
 def notes(report: ExperimentReport) -> list[str]:
-    """What must be known to read the table."""
+    """List what the reader must know to read the table."""
     found: list[str] = []
     if report.sample_ratio_p < _BROKEN:
         found.append(f"users are NOT split as planned: p = {report.sample_ratio_p:.1g}")
@@ -99,7 +100,7 @@ def notes(report: ExperimentReport) -> list[str]:
 
 
 def table(report: ExperimentReport) -> RenderableType:
-    """For a terminal, the decision last, where it is read."""
+    """Return the report for a terminal, with the decision last, where it is read."""
     from rich.console import Group
     from rich.text import Text
 
@@ -115,7 +116,8 @@ def table(report: ExperimentReport) -> RenderableType:
 
 
 def render(report: ExperimentReport, format: str) -> str:
-    """As text in which nothing acts on a terminal: table, html or json. Raises `UsageError`."""
+    """Render the report as text without terminal control characters: table, html or json. Raises
+    `UsageError` for another format."""
     if format == "json":
         return inert_json(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
     if format == "html":

@@ -64,7 +64,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def evaluation(one: Evaluation, flips: Sequence[Flips], *, charted: bool = True) -> str:
-    """All of one evaluation: verdicts, scores, broken items, plots, slices, confusions."""
+    """Render all of one evaluation: verdicts, scores, broken items, plots, slices and confusions."""
     drawn = [_intervals(one, metric) for metric in one.metrics] if charted else []
     parts = [
         f'<p class="when">{escape(what_was_asked(one))}</p>',
@@ -117,7 +117,7 @@ def _intervals(one: Evaluation, metric: MetricUsed) -> str:
 
 
 def quality(evaluations: Sequence[Evaluation]) -> str:
-    """Two plots of the contenders of evaluations that share their first metric and their items: the score
+    """Plot the contenders of evaluations that share their first metric and their items twice: the score
     against the cost of an answer, and against the time it takes."""
     first = evaluations[0]
     metric = first.metrics[0]
@@ -144,8 +144,8 @@ def quality(evaluations: Sequence[Evaluation]) -> str:
 
 
 def flipped(found: Flips) -> str:
-    """Broken items, then fixed ones folded away: what was asked and expected, and both answers side by side
-    with what differs marked."""
+    """Render broken items, then fixed ones folded away: the prompt, the expected answer, and both answers
+    side by side with their differences marked."""
     who, against = escape(found.contender), escape(found.against)
     if not found.broken and not found.fixed:
         return f"<p>No row changed between {against} and {who}.</p>"
@@ -177,7 +177,7 @@ def _flip(found: Flips, item: Flip) -> str:
 
 
 def marked(before: str, after: str) -> tuple[str, str]:
-    """Both as HTML, with the words marked that only one of them has."""
+    """Return both texts as HTML, with the words marked that only one of them has."""
     old, new = (re.findall(r"\s+|\w+|[^\w\s]", text)[:800] for text in (before, after))
     left: list[str] = []
     right: list[str] = []
@@ -204,7 +204,7 @@ def _confusion(one: Evaluation, number: int) -> str:
 
 
 def regression(found: Regression) -> str:
-    """What was kept and what was forgotten."""
+    """Render what the model kept and what it forgot."""
     rows: list[list[str]] = []
     for r in found.results:
         base, tuned = (value(r.metric, s.value) for s in (r.base, r.tuned))
@@ -220,7 +220,7 @@ def regression(found: Regression) -> str:
 
 
 def changed(pairs: Sequence[tuple[str, Pairing]]) -> str:
-    """The same model asked twice: whether its answers and scores moved."""
+    """Show whether the answers and scores of a model changed when it was asked twice."""
     rows: list[list[str]] = []
     for label, pairing in pairs:
         share = f"{pairing.same_answers:,} of {pairing.items:,} answers are the same"
@@ -307,7 +307,8 @@ def _verdict(c: Compared) -> str:
 
 
 def quality_and_cost(comparison: ComparedRuns) -> str:
-    """The scores of the metric that decides against what training cost, where there are two of one kind."""
+    """Plot the scores of the deciding metric against the training cost, if at least two runs have such
+    scores on the same rows."""
     found = [
         (i, c, s, p)
         for i, c in enumerate(comparison.runs)
@@ -336,7 +337,7 @@ _SHORT = 34
 
 
 def page(comparison: ComparedRuns, now: datetime | None = None) -> str:
-    """The whole document. Everything that came from outside is escaped."""
+    """Render the complete document. All external content is escaped."""
     title = "Comparison of " + text.joined([c.label for c in comparison.runs])
     mark = "SANDBOX: " if comparison.sandbox else ""
     body = [
@@ -361,7 +362,7 @@ def _headed(heading: str, body: str) -> str:
 
 
 def document(title: str, body: str) -> str:
-    """A page around a body whose parts are escaped already."""
+    """Build a page around a body whose parts are already escaped."""
     style = files("orchestrate.reports").joinpath("report.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 
 def reasons(runs: Sequence[Compared]) -> list[Reason]:
-    """Each reason for which some aspect of the runs must not be compared; none for a single run."""
+    """List each reason for which some aspect of the runs must not be compared. The list is empty for a
+    single run."""
     if len(runs) < 2:
         return []
     return [*_data(runs), *_worlds(runs), *_losses(runs), *_scores(runs), *_unfinished(runs)]
@@ -105,7 +106,7 @@ def _unfinished(runs: Sequence[Compared]) -> Iterable[Reason]:
 
 
 def findings(runs: Sequence[Compared], between: Sequence[RunDifference] = ()) -> list[str]:
-    """Sentences about cost and scores, drawn only where the runs may be compared in that respect."""
+    """List sentences about cost and scores, but only about aspects in which the runs may be compared."""
     done = [c for c in runs if ended(c)]
     return [*_cheapest(done), *_best(done, between), *_each(done), *_forgot(done), *_again(done)]
 
@@ -127,7 +128,7 @@ def _cheapest(runs: Sequence[Compared]) -> Iterable[str]:
 
 
 def mixed(runs: Sequence[Compared]) -> bool:
-    """Whether some ran in a sandbox and others did not."""
+    """Return whether some runs used a sandbox and others did not."""
     return len({c.run.sandbox for c in runs}) > 1
 
 
@@ -182,14 +183,14 @@ def _told(metric: str, labels: dict[str, str], d: RunDifference, apart: Differen
 
 
 def gap_words(d: Difference) -> str:
-    """`+0.040 (+0.010 to +0.070), p = 0.0030`."""
+    """Format a difference: `+0.040 (+0.010 to +0.070), p = 0.0030`."""
     said = f"{d.score.value:+.3f} ({d.score.low:+.3f} to {d.score.high:+.3f})"
     p = d.p_corrected if d.p_corrected is not None else d.p_value
     return said if p is None else f"{said}, p {'< 0.0001' if p < 0.0001 else f'= {p:.4f}'}"
 
 
 def shared(runs: Sequence[Compared]) -> dict[str, list[tuple[Compared, RunScore]]]:
-    """Metrics that all runs have on the same rows, for two runs or more."""
+    """Return the metrics that all runs have on the same rows, for two runs or more."""
     found: dict[tuple[str, tuple[str, int]], list[tuple[Compared, RunScore]]] = {}
     for c in runs:
         for e in c.scores:
@@ -236,7 +237,7 @@ def _again(runs: Sequence[Compared]) -> Iterable[str]:
 
 
 def asked_again(label: str, pairing: Pairing) -> str:
-    """Whether a model that was asked twice answers as before."""
+    """Describe whether a model that was asked twice answers as before."""
     moved = [d.metric for d in pairing.differences if d.shown]
     other = pairing.items - pairing.same_answers
     if moved:
@@ -253,7 +254,7 @@ def asked_again(label: str, pairing: Pairing) -> str:
 
 
 def notes(runs: Sequence[Compared]) -> list[str]:
-    """What a reader must know about the numbers."""
+    """List what a reader must know about the numbers."""
     found: list[str] = []
     if any(c.run.sandbox for c in runs):
         found.append(
@@ -301,8 +302,8 @@ Differences = Mapping[tuple[str, str, str], Difference]
 
 
 def answer(runs: Sequence[Compared], between: Sequence[RunDifference] = ()) -> Answer:
-    """Of runs that succeeded. A run that may not ship, or is not shown to be better than its rival, is no
-    choice; of those that no difference separates the cheapest is taken."""
+    """Recommend one of the runs that succeeded. A run that may not ship, or that is not shown to be
+    better than its rival, is never recommended. Among runs without a proven difference, the cheapest is."""
     done = [c for c in runs if ended(c)]
     if not done:
         return Answer(sentence="No run has succeeded yet, so there is no recommendation.")

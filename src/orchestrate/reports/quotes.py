@@ -92,7 +92,7 @@ def _usd(quote: Quote, price: PriceRange) -> str:
 
 
 def verdict(quotes: Sequence[Quote]) -> str:
-    """One sentence: the cheapest to train and why it wins, or why none can be named."""
+    """Say in one sentence which backend is the cheapest to train on and why, or why none can be named."""
     priced = [(q, q.price) for q in _sorted(quotes) if q.ranked and q.price is not None]
     if not priced:
         if any(q.unlisted and not q.why_none for q in quotes):
@@ -166,8 +166,9 @@ def quote_table(
     *,
     whole: bool = False,
 ) -> RenderableType:
-    """For a terminal: the numbers of each backend, cheapest first, with `totals` those over the months too;
-    then the verdict, then what is to be known of each of them. `whole`: also how serving was counted."""
+    """Return the quotes for a terminal: the numbers of each backend, cheapest first, and with `totals`
+    also those over the months. The verdict and notes about each backend follow. `whole` adds how serving
+    was counted."""
     from rich.console import Group
     from rich.text import Text
 
@@ -212,7 +213,7 @@ def _narrow(cell: str) -> str:
 
 
 def quote_markdown(quotes: Sequence[Quote], today: date | None = None) -> str:
-    """The same as a Markdown table and a sentence."""
+    """Return the same content as `quote_table` as a Markdown table and a sentence."""
     rows = [_row(quote, today or days.today()) for quote in _sorted(quotes)]
     return f"{markdown_table(_QUOTE_COLUMNS, rows)}\n\n{verdict(quotes)}\n"
 
@@ -267,7 +268,8 @@ def _by_total(totals: Sequence[Ownership]) -> list[Ownership]:
 
 
 def ownership_verdict(totals: Sequence[Ownership]) -> str:
-    """The cheapest that serves the whole period, and what the base model would cost instead."""
+    """Say which backend serves the entire period at the lowest cost, and what the base model would cost
+    instead."""
     best = cheapest(totals)
     paid = best.paid if best is not None else None
     if best is None or paid is None:
@@ -332,8 +334,8 @@ def _unpriced(totals: Sequence[Ownership]) -> list[str]:
 
 
 def ownership_table(totals: Sequence[Ownership]) -> RenderableType:
-    """For a terminal: training, month, total and break-even of each backend, then the verdict and
-    assumptions."""
+    """Return the totals for a terminal: training, monthly cost, total and break-even of each backend,
+    then the verdict and assumptions."""
     from rich.console import Group
     from rich.text import Text
 
@@ -368,7 +370,7 @@ def ownership_markdown(totals: Sequence[Ownership]) -> str:
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A pipe table; what would end a cell, or be HTML or a link in one, is escaped."""
+    """Render a pipe table. Characters that would end a cell, or form HTML or a link in one, are escaped."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(_cell(value) for value in row) + " |" for row in lines)
 
@@ -378,7 +380,7 @@ def _cell(value: str) -> str:
 
 
 def markdown_text(value: str) -> str:
-    """A text of others in a Markdown document: neither HTML, nor a link, nor a picture."""
+    """Escape external text for a Markdown document, so that it contains no HTML, links or images."""
     value = re.sub(r"[\\\[\]`]", r"\\\g<0>", value).replace("<", "&lt;")
     # Readers make links of bare addresses too.
     return value.replace("://", "&#58;//").replace("www.", "www&#46;")

@@ -143,20 +143,20 @@ def billed(compared: Compared) -> Decimal | None:
 
 
 def price(compared: Compared) -> Decimal | None:
-    """What its training cost, or would cost."""
+    """Return what the training cost, or would cost."""
     bill = billed(compared)
     return quoted(compared) if bill is None else bill
 
 
 def bill_word(compared: Compared) -> str:
-    """What `price` is: a sandbox bills nothing."""
+    """Return what `price` is: quoted, billed, or what a sandbox would bill."""
     if compared.run.bill is None:
         return "quoted"
     return "would bill" if compared.run.sandbox else "billed"
 
 
 def priced_as(compared: Compared) -> str:
-    """`$0.76 (billed)`."""
+    """Format the price: `$0.76 (billed)`."""
     return f"{text.money(price(compared))} ({bill_word(compared)})"
 
 

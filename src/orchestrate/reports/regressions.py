@@ -28,7 +28,7 @@ class RegressionReport(Record, frozen=True, kw_only=True):
     regression: Regression
 
     def table(self) -> RenderableType:
-        """For a terminal: what was forgotten first."""
+        """Return the report for a terminal. Forgotten abilities come first."""
         from rich.console import Group
         from rich.text import Text
 
@@ -49,8 +49,8 @@ class RegressionReport(Record, frozen=True, kw_only=True):
         return Group(*parts, *(Text(inert(line), style="dim") for line in (who, *found.notes)))
 
     def render(self, format: str) -> str:
-        """As text in which nothing acts on a terminal: table, md, html, junit or json. Raises
-        `UsageError`."""
+        """Render the report as text without terminal control characters: table, md, html, junit or json.
+        Raises `UsageError` for another format."""
         found = self.regression
         if format == "json":
             return inert_json(json.dumps(found.to_dict(), indent=2, ensure_ascii=False) + "\n")

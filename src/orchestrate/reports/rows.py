@@ -27,12 +27,12 @@ CONTENDER_HEAD = (
 
 
 def value(metric: MetricUsed, number: float) -> str:
-    """`0.875`, or an amount with its unit."""
+    """Format a score: `0.875`, or an amount with its unit."""
     return f"{number:.4g} {metric.unit}".strip() if metric.kind == "amount" else f"{number:.3f}"
 
 
 def interval(metric: MetricUsed, score: Score, *, signed: bool = False) -> str:
-    """`0.875 (0.801 to 0.927)`."""
+    """Format a score with its interval: `0.875 (0.801 to 0.927)`."""
     if metric.kind == "amount":
         low, middle, high = (
             f"{n:+.4g}" if signed else f"{n:.4g}" for n in (score.low, score.value, score.high)
@@ -43,13 +43,14 @@ def interval(metric: MetricUsed, score: Score, *, signed: bool = False) -> str:
 
 
 def probability(difference: Difference) -> str:
-    """The corrected p-value, where there is one."""
+    """Format the p-value. The corrected one is used if there is one."""
     p = difference.p_corrected if difference.p_corrected is not None else difference.p_value
     return text.NOTHING if p is None else "<0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
 def score_rows(evaluation: Evaluation, *, sliced: bool = False) -> list[tuple[str, ...]]:
-    """Under `SCORE_HEAD`: a row for each contender in each metric, of all items or of the slices."""
+    """Return the rows under `SCORE_HEAD`: one for each contender and metric, for all items or for the
+    slices."""
     used = {metric.name: metric for metric in evaluation.metrics}
     return [
         _score_row(evaluation, used[m.metric], m)
@@ -70,7 +71,7 @@ def _score_row(evaluation: Evaluation, metric: MetricUsed, m: Measure) -> tuple[
 
 
 def contender_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
-    """Under `CONTENDER_HEAD`."""
+    """Return the rows under `CONTENDER_HEAD`."""
     return [_contender_row(c) for c in evaluation.contenders]
 
 
@@ -93,7 +94,8 @@ def _contender_row(c: Contender) -> tuple[str, ...]:
 
 
 def cost_of_answer(c: Contender) -> str:
-    """`$0.0012`, with what it goes by where an hour is billed and no token."""
+    """Format the cost of an answer: `$0.0012`. If the model is billed by the hour and not by token, say
+    what the cost is based on."""
     if c.usd_per_hour is None:
         return text.money(c.usd_per_answer)
     if c.usd_per_answer is None:
@@ -103,7 +105,8 @@ def cost_of_answer(c: Contender) -> str:
 
 
 def what_was_asked(evaluation: Evaluation) -> str:
-    """`200 items of test.jsonl (3f9a12...), greedy`: what every number of an evaluation is over."""
+    """Describe what every number of an evaluation is based on: `200 items of test.jsonl (3f9a12...),
+    greedy`."""
     digest = (evaluation.items_digest or evaluation.dataset_digest)[:12]
     said = f"{text.count(evaluation.items, 'item')} of {evaluation.dataset} ({digest})"
     if evaluation.cluster:
@@ -126,8 +129,7 @@ def status(compared: Compared) -> str:
 
 
 def facts(comparison: ComparedRuns) -> list[tuple[str, list[str]]]:
-    """(name, one value for each run), in the order in which they are read; of what no run has there is no
-    row."""
+    """Return (name, one value for each run), in reading order. A fact that no run has is left out."""
     found = [*_identity(comparison), *_measured(comparison), *money(comparison), *_trained(comparison)]
     return _told([*found, (PROOF, [c.proof or text.NOTHING for c in comparison.runs])])
 
@@ -151,7 +153,7 @@ def _identity(comparison: ComparedRuns) -> Facts:
 
 
 def money(comparison: ComparedRuns) -> Facts:
-    """What training and answers cost. What a sandbox would bill is never called billed."""
+    """Return what training and answers cost. What a sandbox would bill is never called billed."""
     runs = comparison.runs
     newest = [newest_score(c) for c in runs]
     found: Facts = [("quoted", [text.money(quoted(c)) for c in runs])]
@@ -202,7 +204,7 @@ def _measured(comparison: ComparedRuns) -> Facts:
 
 
 def newest_score(compared: Compared) -> RunScore | None:
-    """In the metric that decides, where it was measured."""
+    """Return the newest score in the deciding metric, if it was measured."""
     newest = max(compared.scores, key=lambda s: s.evaluation.created_at, default=None)
     if newest is None:
         return None
@@ -214,7 +216,7 @@ def metrics(comparison: ComparedRuns) -> list[str]:
 
 
 def result(compared: Compared, metric: str) -> RunScore | None:
-    """The newest result of one metric."""
+    """Return the newest result of one metric."""
     found = [e for e in compared.scores if e.metric.name == metric]
     return max(found, key=lambda e: e.evaluation.created_at) if found else None
 
@@ -259,8 +261,9 @@ def verdict(found: RunScore | None) -> str:
 
 
 def settings(comparison: ComparedRuns) -> list[tuple[str, list[str], bool]]:
-    """(setting, one value for each run, whether they differ because somebody chose so); those come first.
-    What differs only as each host has a default of its own is nobody's choice."""
+    """Return (setting, one value for each run, whether they differ because somebody chose so). Settings
+    that differ by choice come first. A difference that is only due to different defaults of the hosts
+    doesn't count as a choice."""
     chosen = {name for c in comparison.runs for name in c.chosen}
     rows = [
         (name, [c.settings.get(name, text.NOTHING) for c in comparison.runs])
