@@ -98,7 +98,8 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
         return self.hub
 
     def on(self, provider: str) -> HostModel | None:
-        """The model on one backend. Those that train from weights (local, Ray ...) take any open model."""
+        """Return the model on one backend. Backends that train from weights (local, Ray ...) support any
+        open model."""
         if provider in self.hosts:
             return self.hosts[provider]
         catalog = _catalog()
@@ -200,12 +201,13 @@ def all_models() -> tuple[Model, ...]:
 
 
 def lookup(name: str) -> Model | None:
-    """As `find`, with `None` for a name that the catalog does not have."""
+    """Look up a model as `find` does, but return `None` for a name that is not in the catalog."""
     return _catalog().by_name.get(name.strip().lower())
 
 
 def find(name: str) -> Model:
-    """By canonical name, alias, hub id or host's id, in any case. Raises `UsageError` with suggestions."""
+    """Find a model by canonical name, alias, hub id or host's id, ignoring case. Raises `UsageError` with
+    suggestions."""
     if model := lookup(name):
         return model
     names = like(name)
@@ -214,8 +216,8 @@ def find(name: str) -> Model:
 
 
 def like(name: str, *, least: float = 0.5, provider: str | None = None) -> list[str]:
-    """Up to three names of models, with `provider` of those it offers, that a misspelt one may mean; `least`
-    says how alike they have to be, 0 to 1."""
+    """Suggest up to three model names for a misspelled one. With `provider`, only models that it offers
+    are suggested. `least` is the minimum similarity, 0 to 1."""
     by_name = _catalog().by_name
     offered = [key for key, model in by_name.items() if provider is None or model.on(provider) is not None]
     close = difflib.get_close_matches(name.lower(), offered, n=8, cutoff=least)
@@ -250,7 +252,8 @@ def _tunable(host: HostModel | None) -> bool:
 
 
 def shutdown_warning(model: Model, provider: str, today: date) -> str | None:
-    """The sentence to show when the model ends there within 90 days or has ended, else `None`."""
+    """Return the warning to show when the model is shut down there within 90 days, or already was, and
+    `None` otherwise."""
     host = model.on(provider)
     if host is None or host.shutdown is None:
         return None
@@ -271,14 +274,15 @@ def shutdown_warning(model: Model, provider: str, today: date) -> str | None:
 
 
 def trained_on(model: Model, methods: Sequence[str]) -> list[str]:
-    """Hosts that tune it by one of the methods; this machine, which has them all, is not among them."""
+    """List the hosts that tune the model with one of the methods. This machine, which supports all
+    methods, is not among them."""
     hosts = model.hosts.items()
     return [name for name, host in hosts if _tunable(host) and not set(methods).isdisjoint(host.methods)]
 
 
 def ended_method(provider: str, method: str, today: date) -> str | None:
-    """Why a method of a host's API is of no use any more: no model is left that it tunes so. `None` where one
-    is, or where the catalog does not list the host's models."""
+    """Return why a method of a host's API is no longer usable: no model is left that the host tunes with
+    it. Returns `None` if there is one, or if the catalog does not list the host's models."""
     hosts = ((model, model.hosts.get(provider)) for model in all_models())
     offered = [(model, host) for model, host in hosts if host and method in host.methods]
     open_now = (host for _, host in offered if host.tunable != "no")
@@ -289,18 +293,18 @@ def ended_method(provider: str, method: str, today: date) -> str | None:
 
 
 def starters() -> tuple[Model, ...]:
-    """What a new spec is proposed with, the likeliest first."""
+    """Return the models proposed for a new spec, the likeliest first."""
     return tuple(map(find, _catalog().starters))
 
 
 def comparison() -> Model:
-    """The model that prompting is compared with unless another is named."""
+    """Return the model that prompting is compared with unless another is named."""
     return find(_catalog().comparison)
 
 
 def closest_closed(model: Model, provider: str) -> Model | None:
-    """Of the models without open weights that can be tuned on a host, the one to which this is the nearest
-    open one; `None` where it is among the alternatives of none."""
+    """Return the model without open weights, among those that can be tuned on a host, to which this is
+    the closest open one. Returns `None` when it is not among the alternatives of any."""
     closed = [
         (other.alternatives.index(model.name), other)
         for other in all_models()
@@ -310,7 +314,8 @@ def closest_closed(model: Model, provider: str) -> Model | None:
 
 
 def known_hosts() -> frozenset[str]:
-    """Backends whose models the catalog lists; all others load weights from the hub or from disk."""
+    """Return the backends whose models the catalog lists. All others load weights from the hub or from
+    disk."""
     return _catalog().host_names
 
 
@@ -337,7 +342,7 @@ def _known() -> dict[str, dict[str, Any]]:
 
 
 def licence(id: str) -> Licence:
-    """By the hub's name for it; one that is not listed asks for nothing."""
+    """Return a license by the hub's name for it. A license that is not listed has an empty `asks`."""
     entry = dict(_known().get(id.lower(), {"title": id}))
     if entry.pop("unread", False):
         entry["asks"] = ["it is not reviewed in this catalog: read it before you continue"]
@@ -345,6 +350,7 @@ def licence(id: str) -> Licence:
 
 
 def licence_of(model: str) -> Licence | None:
-    """Of a base model by any of its names; `None` where the catalog does not know it."""
+    """Return the license of a base model by any of its names, or `None` when the catalog does not know
+    the model."""
     found = lookup(model)
     return licence(found.licence) if found is not None and found.licence is not None else None

@@ -36,8 +36,8 @@ class Change(Record, frozen=True, kw_only=True):
 
 
 def differences(provider: str, seen: Iterable[HostModel]) -> list[Change]:
-    """New models, missing ones and changed limits. A field that the host does not tell (`None`) is no
-    difference."""
+    """Compare a host's models with the catalog: new models, missing ones and changed limits. A field that
+    the host does not report (`None`) is not a difference."""
     theirs = {host.id: host for host in seen}
     ours = {m.hosts[provider].id: m.hosts[provider] for m in all_models() if provider in m.hosts}
     found: list[Change] = []
@@ -111,19 +111,19 @@ class ModelOnHost(Record, frozen=True, kw_only=True):
         return folder if folder.is_dir() else None
 
     def context(self, method: str = "sft") -> int | None:
-        """Most tokens of a training row here, `None` where it is not known."""
+        """Return the maximum number of tokens of a training row on this backend, or `None` when it is
+        unknown."""
         if self.host is not None and self.host.context is not None:
             return self.host.context[1 if method == "dpo" else 0]
         return self.model.context if self.model else None
 
 
 def resolve(name: str, backend: Profile | str, today: date | None = None) -> ModelOnHost:
-    """What `name` is on a backend, given by its profile or kind. `today` decides about shutdown warnings
-    (default: the local date).
+    """Resolve `name` to a model on a backend, given by its profile or kind. `today` determines shutdown
+    warnings (default: the local date).
 
     Raises `SpecError` when the model is not offered there, or is neither in the catalog nor like an id of
-    that backend.
-    """
+    that backend."""
     known = backend if isinstance(backend, Profile) else profile(backend)
     provider = known.models_of or known.kind
     base = known.tuned_base(name) if known.tuned_base else None

@@ -224,7 +224,7 @@ def _json(value: Any) -> bytes:
 
 
 def at_traffic(candidate: Candidate, answers_per_hour: Decimal | None) -> Candidate:
-    """Set the expected answers per hour of a candidate that is billed by the hour. Other candidates are
+    """Set the expected answers per hour of a candidate that is billed hourly. Other candidates are
     returned unchanged."""
     if candidate.contender.usd_per_hour is None or answers_per_hour is None:
         return candidate

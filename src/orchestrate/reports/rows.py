@@ -94,7 +94,7 @@ def _contender_row(c: Contender) -> tuple[str, ...]:
 
 
 def cost_of_answer(c: Contender) -> str:
-    """Format the cost of an answer: `$0.0012`. If the model is billed by the hour and not by token, say
+    """Format the cost of an answer: `$0.0012`. If the model is billed hourly and not by token, say
     what the cost is based on."""
     if c.usd_per_hour is None:
         return text.money(c.usd_per_answer)

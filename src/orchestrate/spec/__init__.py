@@ -60,7 +60,8 @@ SpecGiven: TypeAlias = "JobSpec | str | PathLike[str] | Mapping[str, Any]"
 
 
 def renaming_of(columns: Mapping[str, str | None] | None) -> dict[str, str]:
-    """As files are read by a spec's `columns`: a field of no column is not read."""
+    """Return the mapping with which files are read from a spec's `columns`. A field without a column is
+    not read."""
     return {field: column or "" for field, column in (columns or {}).items()}
 
 
@@ -245,8 +246,8 @@ class JobSpec(Part):
         return self
 
     def model_for(self, provider: str) -> str:
-        """The base model on one backend. Raises `SpecError` when `model` is a mapping that does not name
-        it."""
+        """Return the base model on one backend. Raises `SpecError` when `model` is a mapping that does
+        not name it."""
         if isinstance(self.model, str):
             return self.model
         if provider in self.model:
@@ -262,16 +263,15 @@ class JobSpec(Part):
         return isinstance(self.model, str) or bool({provider, "default"} & self.model.keys())
 
     def on(self, provider: str) -> JobSpec:
-        """The spec as one backend gets it: its own model, and its `overrides` over the rest.
+        """Return the spec for one backend: with its own model, and with its `overrides` applied.
 
-        Raises `SpecError` when there is no model for it or an override is wrong.
-        """
+        Raises `SpecError` when there is no model for it or an override is wrong."""
         values = self.asked() | {"model": self.model_for(provider)} | self.overrides.get(provider, {})
         return JobSpec.parse({name: value for name, value in values.items() if name != "overrides"})
 
     def asked(self) -> dict[str, Any]:
-        """The settings that the user gave, JSON-ready; defaults that were not asked for are left out. `parse`
-        makes the same spec of it again."""
+        """Return the settings that the user gave, ready for JSON. Defaults are left out. `parse` restores
+        the same spec from them."""
         given = self.model_dump(mode="json", exclude_unset=True)
         for name, value in given.items():
             # `early_stopping: {}` asks for the part with its own defaults, which is more than nothing.
@@ -289,8 +289,8 @@ class JobSpec(Part):
         return notebook.spec(self.asked())
 
     def canonical(self) -> dict[str, Any]:
-        """Every field, JSON-ready, but those of later versions that are not given: a spec of before them
-        stays what it was."""
+        """Return every field, ready for JSON, except unset fields of later versions: an older spec keeps
+        its canonical form."""
         values = self.model_dump(mode="json")
         tables = (values, values["method"], values["adapter"])
         for table, names in zip(tables, (_LATER, _LATER_METHOD, _LATER_ADAPTER), strict=True):
@@ -300,8 +300,8 @@ class JobSpec(Part):
         return values
 
     def hash(self) -> str:
-        """sha256 of the canonical JSON of the spec: equal specs have equal hashes, whatever the YAML looked
-        like."""
+        """Return the sha256 of the canonical JSON of the spec. Equal specs have equal hashes, whatever
+        their YAML looks like."""
         canonical = json.dumps(self.canonical(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -344,7 +344,8 @@ class JobSpec(Part):
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> JobSpec:
-        """As `model_validate`, with one readable line per mistake. Raises `SpecError`."""
+        """Validate values as `model_validate` does, with one readable line for each mistake. Raises
+        `SpecError` for invalid values."""
         from pydantic import ValidationError
 
         try:

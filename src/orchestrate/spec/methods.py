@@ -279,7 +279,8 @@ class WandB(Part):
 
 
 def method_word(method: SFT | DPO | RFT) -> str:
-    """`kto` where its rows are wanted, else the method's type."""
+    """Return `kto` for DPO with the KTO loss, which needs rows of its own, and otherwise the method's
+    type."""
     return "kto" if isinstance(method, DPO) and method.loss == "kto" else method.type
 
 
@@ -384,11 +385,10 @@ def spec_errors(
     lines: dict[tuple[str, ...], int] | None = None,
     under: tuple[str, ...] = (),
 ) -> list[str]:
-    """One line per mistake in what was to be a `spec`: place, reason, allowed values.
+    """Return one line for each mistake in what should be a `spec`: place, reason, allowed values.
 
-    `lines` maps a field's path to its 1-based line in the YAML file, when there is one; `under` is the path
-    of the part that was validated.
-    """
+    `lines` maps a field's path to its 1-based line in the YAML file, if there is one. `under` is the path
+    of the validated part."""
     found: dict[str, None] = {}
     for details in error.errors():
         item: dict[str, Any] = {**details}

@@ -82,8 +82,8 @@ def _override_errors(spec: JobSpec, name: str, own: dict[str, Any], lines: Lines
 
 
 def parse_settings(pairs: Iterable[str], example: str = "--set adapter.r=16") -> dict[str, Any]:
-    """`["adapter.r=16", "schedule=cosine"]` as values; the right side is read as YAML. Raises
-    `UsageError`."""
+    """Parse settings such as `["adapter.r=16", "schedule=cosine"]` into values. The right side is read as
+    YAML. Raises `UsageError` for a setting that is not `name=value`, or not valid YAML."""
     values: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -131,22 +131,24 @@ def require_backends(spec: JobSpec, known: Sequence[str]) -> None:
 
 
 def anchored(spec: JobSpec) -> JobSpec:
-    """The spec with its files by their full paths: a run is resumed and judged from other folders too."""
+    """Return the spec with the full paths of its files, because a run is resumed and judged from other
+    folders too."""
     named = {name: getattr(spec, name) for name in _DATA_FIELDS}
     full = {name: _files_from(given, Path.cwd()) for name, given in named.items() if given is not None}
     return with_template(spec.model_copy(update=full))
 
 
 def with_template(spec: JobSpec) -> JobSpec:
-    """The spec with the text of its chat template in the place of the file's path: the file may change.
-    Raises `SpecError` for one that cannot be read."""
+    """Return the spec with the text of its chat template in place of the file's path, because the file
+    may change. Raises `SpecError` when the template can't be read."""
     if spec.chat_template is None or _is_template(spec.chat_template):
         return spec
     return spec.model_copy(update={"chat_template": template_text(spec.chat_template)})
 
 
 def template_text(given: str) -> str:
-    """Of a chat template, or of the file with one. Raises `SpecError`."""
+    """Return the text of a chat template, which is given directly or as a file. Raises `SpecError` when
+    the file can't be read."""
     if _is_template(given):
         return given
     path = Path(given).expanduser()
@@ -178,15 +180,15 @@ def _is_template(text: str) -> bool:
 
 
 def overrides_block(provider: str, fields: Mapping[str, Any]) -> str:
-    """The lines of a spec by which one backend gets other fields than the rest."""
+    """Return the lines of a spec that override fields for one backend."""
     return "\n".join(["overrides:", f"  {provider}:", *(f"    {line}" for line in _lines(fields))])
 
 
 def with_overrides(path: Path, provider: str, fields: Mapping[str, Any]) -> str:
-    """The text of the file with `fields` under `overrides:` of one backend; all else stays as it was written.
+    """Return the text of the file with `fields` under `overrides:` of one backend. Everything else stays
+    as it was written.
 
-    Raises `SpecError` with the lines to write where the file's form does not allow that.
-    """
+    Raises `SpecError` with the lines to write when the form of the file does not allow that."""
     before = path.read_bytes().decode("utf-8")
     values, _ = parse(before, path)
     every = _as_table(values.get("overrides"))
@@ -237,7 +239,7 @@ def _indent(node: Any) -> str:
 
 
 def yaml_text(value: Any, **how: Any) -> str:
-    """`value` as YAML, no line of it folded."""
+    """Encode `value` as YAML without folding lines."""
     untyped: Any = yaml  # some releases of its type stubs leave arguments without a type
     return str(untyped.safe_dump(value, width=10_000, **how))
 
@@ -248,7 +250,7 @@ def _lines(fields: Mapping[str, Any]) -> list[str]:
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON schema of the YAML file, for editors."""
+    """Return the JSON schema of the YAML file, for editors."""
     schema = JobSpec.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "Orchestrate fine-tuning spec"
@@ -264,8 +266,8 @@ def json_schema() -> dict[str, Any]:
 
 
 def parse(text: str, path: Path) -> tuple[dict[str, Any], Lines]:
-    """The fields of a YAML file, and the line of each. Raises `SpecError` for what is no mapping, or gives a
-    field twice."""
+    """Parse a YAML file into its fields and the line of each. Raises `SpecError` for a file that is not a
+    mapping, or that gives a field twice."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         require_bounded(node)
@@ -337,5 +339,5 @@ def _local_model(value: Any, folder: Path) -> Any:
 
 
 def template(name: str = DEFAULT_NAME) -> str:
-    """A commented spec, or settings of a project, to begin with."""
+    """Return a commented spec, or project settings, to start from."""
     return files("orchestrate").joinpath("templates", name).read_text(encoding="utf-8")
