@@ -25,7 +25,7 @@ class Supervised(Record, frozen=True, kw_only=True, tag_field="type", tag="sft",
 
     @property
     def word(self) -> str:
-        """What decides about the work for each row."""
+        """The method's name, which determines the work per row."""
         return "sft"
 
 
@@ -61,7 +61,7 @@ class Reinforcement(Record, frozen=True, kw_only=True, tag_field="type", tag="rf
 
     @property
     def samples(self) -> int:
-        """Answers drawn to each prompt."""
+        """Answers sampled for each prompt."""
         return self.samples_per_prompt or DEFAULT_SAMPLES
 
 
@@ -96,7 +96,7 @@ class Adapter(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def changes_base(self) -> bool:
-        """Whether its start is taken out of the base's weights."""
+        """Whether its initial weights are subtracted from the base's weights."""
         return bool(self.init_lora_weights) and self.init_lora_weights.startswith(("pissa", "olora"))
 
     @property
@@ -242,6 +242,6 @@ class LocalJob(Record, frozen=True, kw_only=True):
 
     @property
     def asks_precision(self) -> bool:
-        """Whether the user named `precision`; where nobody did, it was settled by the machine."""
+        """Whether the user set `precision`. Otherwise the machine decided it."""
         options: dict[str, dict[str, Any]] = self.spec.get("provider_options") or {}
         return "precision" in options.get("local", {})

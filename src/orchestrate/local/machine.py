@@ -66,7 +66,8 @@ def gpus() -> tuple[Gpu, ...]:
 
 @cache
 def capability() -> float | None:
-    """Compute capability of the first GPU (8.0 for an A100); `None` where the driver does not tell it."""
+    """Return the compute capability of the first GPU (8.0 for an A100), or `None` where the driver does
+    not report it."""
     try:
         return float(_cards("compute_cap")[0][0][0])
     except (IndexError, ValueError):  # drivers of before 2022
@@ -134,7 +135,8 @@ def cores() -> int:
 
 
 def load() -> float:
-    """Processes that want a core, as the last minute was; 0 where the system does not tell."""
+    """Return the average number of processes that wanted a core in the last minute, or 0 where the system
+    does not report it."""
     try:
         return os.getloadavg()[0]
     except (AttributeError, OSError):

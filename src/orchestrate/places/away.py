@@ -133,7 +133,7 @@ class AwayPlace(Place):
 
     @property
     def depot_url(self) -> str:
-        """Raises `ConfigError` where it is not set."""
+        """The URL of the storage. Raises `ConfigError` where it is not set."""
         if url := self.options.get("depot"):
             return str(url)
         raise ConfigError(
@@ -144,7 +144,8 @@ class AwayPlace(Place):
 
     @property
     def depot_on_disk(self) -> bool:
-        """Of this machine, as far as it can be told; one that is not set holds nothing."""
+        """Whether the storage is on this machine's disk, as far as that is known. Storage that is not set
+        holds nothing."""
         return str(self.options.get("depot", "/")).startswith(("file://", "/"))
 
     @property
@@ -155,8 +156,8 @@ class AwayPlace(Place):
 
     @property
     def secrets(self) -> dict[str, str]:
-        """Of this machine's environment: what a worker needs to reach the depot and gated models. They go by
-        the place's own way for secrets and are in no order."""
+        """The variables of this machine's environment that a worker needs to reach the storage and gated
+        models. They are sent by the place's own mechanism for secrets and are in no order."""
         more: list[str] = self.options.get("pass_env", [])
         names = [*PASSED, *more]
         found = {name: os.environ[name] for name in names if os.environ.get(name)}
@@ -173,8 +174,8 @@ class AwayPlace(Place):
 
     @abstractmethod
     def submit(self, order: Order, resources: Resources, env: dict[str, str]) -> None:
-        """Starts one worker, tagged with the order's ref, whose environment has `env` and the secrets that it
-        needs. Called when none is there. Errors as `start`."""
+        """Start one worker, tagged with the order's ref, whose environment has `env` and the secrets that
+        it needs. Called when no worker exists. Raises the errors of `start`."""
 
     def paid(self, ref: str) -> Hourly | None:
         """Return the actual hourly price of the newest worker's machine, or `None` where nothing better
@@ -220,7 +221,7 @@ class AwayPlace(Place):
 
     @property
     def mark(self) -> str:
-        """In the order of each run, since several places may share a depot."""
+        """The id of this place in the order of each run, because several places may share one storage."""
         return f"{type(self).__name__}, {self.account()}"
 
     def stored(self) -> list[str]:
@@ -440,7 +441,7 @@ class AwayPlace(Place):
         return silent_s is not None and silent_s <= process.FOREIGN_HEARTBEAT_S and run.asked_s() < HEED_S
 
     def settle(self, run: RunDir) -> None:
-        """Says in the depot too how a run without a worker was settled here."""
+        """Write to the storage too how a run without a worker was settled here."""
         self.depot.run(run.ref).write("status.json", run.written_state().to_json())
 
     def bring(self, run: RunDir, folder: Path) -> None:

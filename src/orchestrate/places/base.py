@@ -39,7 +39,7 @@ class Limits(Record, frozen=True, kw_only=True):
 
     @property
     def seconds(self) -> float | None:
-        """The shorter of both, of all attempts together."""
+        """The shorter of both limits, for all attempts together."""
         found = [] if self.max_hours is None else [self.max_hours * 3600]
         if self.max_usd is not None and self.usd_per_hour:
             found.append(float(self.max_usd / self.usd_per_hour) * 3600)
@@ -150,15 +150,14 @@ class Place(ABC):
         return None
 
     def require(self) -> None:  # noqa: B027  most need nothing before the first call
-        """Raises a setup error where nothing can be started as things are."""
+        """Raise a setup error where nothing can be started with the current setup."""
 
     @abstractmethod
     def start(self, run: RunDir, resources: Resources, ref: str) -> None:
-        """Starts one worker on the run directory. With a ref that has a worker, nothing is started.
+        """Start one worker on the run directory. Nothing is started for a ref that already has a worker.
 
-        Raises `OutcomeUnknown` when whether one was started cannot be told; any other `ProviderError` means
-        that none was.
-        """
+        Raises `OutcomeUnknown` when it is unknown whether a worker was started. Any other `ProviderError`
+        means that none was."""
 
     @abstractmethod
     def find(self, ref: str | None = None) -> list[Placed]:
@@ -171,7 +170,7 @@ class Place(ABC):
 
     @abstractmethod
     def stop(self, ref: str) -> None:
-        """Ends all workers of the run at once; idempotent. What they have not reported is lost."""
+        """End all workers of the run at once. Idempotent. What they have not reported is lost."""
 
     def machines(self) -> tuple[Machine, ...]:
         """List the machines to choose from. Offline. If there are none, any requested machine is passed
@@ -190,13 +189,13 @@ class Place(ABC):
     # -- the run directory --------------------------------------------------------------------------------
 
     def look(self, run: RunDir) -> None:  # noqa: B027  it lies here already
-        """Brings what was reported since the last time."""
+        """Fetch what was reported since the last time."""
 
     def tell(self, run: RunDir) -> None:  # noqa: B027
-        """Passes on what the run directory here asks of the worker."""
+        """Pass the request in this run directory on to the worker."""
 
     def settle(self, run: RunDir) -> None:  # noqa: B027
-        """Passes on how a run that has no worker was settled here."""
+        """Pass on how a run that has no worker was settled here."""
 
     def starts(self, run: RunDir) -> int:
         """Return how often a worker was started, where it may end before it counts an attempt itself."""
@@ -216,10 +215,10 @@ class Place(ABC):
         return not run.alive()
 
     def forget(self, run: RunDir) -> None:  # noqa: B027
-        """Removes what the place keeps of an ended run."""
+        """Remove what the place stores of an ended run."""
 
     def close(self) -> None:  # noqa: B027
-        """Lets go of connections."""
+        """Close connections."""
 
 
 def newest_first(found: Iterable[Placed]) -> list[Placed]:

@@ -39,7 +39,7 @@ class Switch:
 
     @property
     def used_s(self) -> float:
-        """By this attempt."""
+        """Seconds used by this attempt."""
         return self.clock() - self.begun
 
     def costs(self, usd_per_hour: Decimal) -> None:
@@ -109,7 +109,7 @@ class Claim:
 
     @property
     def holds(self) -> bool:
-        """Whether the newest attempt is this one, or one that it started."""
+        """Whether the newest attempt is this one, or one that this one started."""
         names = self.stored.depot.names(f"{self.stored.folder}/attempts")
         data = self.stored.read(f"attempts/{_name(self.number)}")
         mine = data is not None and Attempt.from_json(data).token == self._mine.token
@@ -143,7 +143,7 @@ class Signs:
 
     @property
     def silent_s(self) -> float:
-        """Since it last said how long it has been at work."""
+        """Seconds since it last reported how long it has been at work."""
         said = self.stored.read(f"attempts/{self._name}")
         if said != self._said:
             self._said, self._at = said, self.clock()

@@ -61,7 +61,7 @@ class Depot:
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """That the file system needs beside fsspec, as distributions."""
+        """Distributions that the file system needs beside fsspec."""
         module = type(self._system).__module__.partition(".")[0]
         return () if module == "fsspec" else (module,)
 
@@ -106,7 +106,7 @@ class Depot:
     # -- by content ----------------------------------------------------------------------------------------
 
     def keep(self, path: Path, under: str = "blobs") -> ArtifactFile:
-        """Sends a file unless it is there; it is called by its hash."""
+        """Store a file under its hash, unless it is already there."""
         file = ArtifactFile(path=path.name, bytes=path.stat().st_size, sha256=sha256(path))
         name = f"{under}/{file.sha256}"
         if self.size(name) != file.bytes:
@@ -126,7 +126,7 @@ class Depot:
         return digest
 
     def fetch(self, file: ArtifactFile, target: Path, under: str = "blobs") -> None:
-        """Raises `ArtifactRefused` unless what arrives is what was sent."""
+        """Fetch a file. Raises `ArtifactRefused` unless what arrives is what was sent."""
         if target.is_file() and target.stat().st_size == file.bytes and sha256(target) == file.sha256:
             return
         new_folder(target.parent)
@@ -241,7 +241,7 @@ class StoredRun:
         return None if data is None else decoding.decode(data, type=tuple[ArtifactFile, ...])
 
     def folders(self) -> list[str]:
-        """Names of those that lie there, whole or not."""
+        """List the names of the stored folders, complete or not."""
         return self.depot.names(f"{self.folder}/folders")
 
     def fetch_folder(self, name: str, target: Path, only: Iterable[str] = ()) -> bool:
@@ -263,7 +263,7 @@ class StoredRun:
 
 
 def safe(path: str) -> str:
-    """Raises `ArtifactRefused` for a path that leads out of its folder."""
+    """Check a path and return it. Raises `ArtifactRefused` for a path that leads out of its folder."""
     if not path or path.startswith(("/", "\\")) or ".." in Path(path).parts or ":" in path:
         raise ArtifactRefused(f"a manifest names the file {path!r}, which is outside its folder")
     return path
@@ -314,7 +314,7 @@ class Reporter:
         self._folders = {name for name in stored.folders() if stored.manifest(name) is not None}
 
     def report(self) -> None:
-        """Raises `HostUnavailable`."""
+        """Report the run's current state to the storage. Raises `HostUnavailable`."""
         status = self._read("status.json")
         for name in GROWING:
             self._grow(name)

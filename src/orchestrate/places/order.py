@@ -45,9 +45,9 @@ class Order(Record, frozen=True, kw_only=True):
 
 
 def place_order(depot: Depot, job: LocalJob, limits: Limits, place: str = "") -> Order:
-    """Sends what is not there yet; the order is written last. One that is there keeps its job, since its
-    checkpoints are of it, and gets the new limits and the code as it is here. Raises `RunFailed` where a file
-    of the job is gone."""
+    """Send what is not stored yet, the order last. An existing order keeps its job, because its
+    checkpoints belong to it, and gets the new limits and the current code. Raises `RunFailed` where a
+    file of the job no longer exists."""
     stored = depot.run(job.ref)
     if stored.read("order.json") is not None:
         order = read_order(stored)
@@ -82,7 +82,8 @@ def _new_order(depot: Depot, job: LocalJob, limits: Limits) -> Order:
 
 
 def read_order(stored: StoredRun) -> Order:
-    """Raises `HostUnavailable` where there is none, or none that this version can read."""
+    """Read the order of a run. Raises `HostUnavailable` where there is none, or one that this version
+    cannot read."""
     if (order := stored.record("order.json", Order)) is None:
         raise HostUnavailable(stored.depot.url, f"{stored.depot.url} has no manifest for {stored.ref}")
     return order

@@ -25,7 +25,7 @@ class ProcessPlace(Place):
         self.home = home
 
     def require(self) -> None:
-        """Raises `MissingExtra`."""
+        """Check that training is installed. Raises `MissingExtra`."""
         launching.require_packages()
 
     def start(self, run: RunDir, resources: Resources, ref: str) -> None:

@@ -49,7 +49,7 @@ class Engine(Protocol):
     def running(self) -> bool: ...
 
     def kill(self) -> None:
-        """Waits for nothing."""
+        """Kill the engine without waiting for anything."""
 
     def close(self) -> None: ...
 

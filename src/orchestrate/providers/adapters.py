@@ -37,8 +37,8 @@ class Adapters(ABC):
 
     @abstractmethod
     def upload(self, adapter: Adapter, progress: Callable[[int, int], None] | None = None) -> None:
-        """Bills nothing. Goes on where an earlier call ended, and returns when the host can serve it. Raises
-        `ProviderError`."""
+        """Upload the adapter, which bills nothing. Continues where an earlier call ended, and returns
+        when the host can serve it. Raises `ProviderError`."""
 
 
 def handle(provider: str, adapter: Adapter) -> JobHandle:
@@ -76,7 +76,7 @@ class Replicas(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @classmethod
     def read(cls, provider: str, options: Mapping[str, Any] | None) -> Self:
-        """Raises `UsageError` for unknown options and impossible numbers."""
+        """Parse the options. Raises `UsageError` for unknown options and impossible numbers."""
         try:
             wanted = decoding.convert(dict(options or {}), cls, strict=False)
         except msgspec.ValidationError as error:
@@ -87,6 +87,6 @@ class Replicas(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return wanted
 
     def require(self, provider: str, per_hour: Decimal | None) -> None:
-        """Raises `OverBudget` for a price above `max_usd_per_hour`, and for one that is not known."""
+        """Raise `OverBudget` for a price above `max_usd_per_hour`, and for an unknown price."""
         limit, figure = self.max_usd_per_hour, "the hourly price"
         require_within(provider, per_hour, limit, what="max_usd_per_hour", figure=figure)

@@ -147,7 +147,8 @@ class Provider(ABC):
 
     @abstractmethod
     def translate(self, spec: JobSpec) -> Translation:
-        """Says what each setting becomes here. Offline; refuses in the result instead of raising."""
+        """Translate each setting for this backend. Offline. Rejected settings are in the result instead
+        of being raised."""
 
     def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
         """List every reason for which the host would reject the job, with row and field. The default
@@ -192,17 +193,16 @@ class Provider(ABC):
     def upload(
         self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
     ) -> RemoteDataset:
-        """Brings the data to the host in its own format and waits until it can be used; one remote file per
-        digest. Raises `DataError`, before anything is sent, for a file whose rows are no longer those of its
-        digest (`Dataset.write` does)."""
+        """Upload the data to the host in its own format and wait until it can be used. There is one
+        remote file per digest. Raises `DataError`, before anything is sent, for a file whose rows no
+        longer match its digest (`Dataset.write` does)."""
 
     @abstractmethod
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
-        """Sends the create request exactly once, tagged with `ref`.
+        """Send the create request exactly once, tagged with `ref`.
 
-        Raises `OutcomeUnknown` when the answer was lost or is not a job; any other `ProviderError` means
-        that the host certainly made no job.
-        """
+        Raises `OutcomeUnknown` when the answer was lost or is not a job. Any other `ProviderError` means
+        that the host certainly created no job."""
 
     @abstractmethod
     def find(self, ref: str) -> list[JobHandle]:
@@ -234,45 +234,47 @@ class Provider(ABC):
 
     @abstractmethod
     def cancel(self, job: JobHandle) -> None:
-        """Asks for an end; does nothing when the job has already ended."""
+        """Request cancellation of the job. Does nothing when the job has already ended."""
 
     def close(self) -> None:  # noqa: B027  most backends hold nothing
-        """Lets go of connections; the provider may be used again afterwards."""
+        """Close connections. The provider may be used again afterwards."""
 
     # -- told by profile and configuration -----------------------------------------------------------------
 
     @property
     def host(self) -> str:
-        """Where requests go, for people and for the record."""
+        """The address that requests go to, for people and for the record."""
         return self.config.base_url or self.name
 
     @property
     def own(self) -> bool:
-        """Whether what is sent stays on the user's own machines: this one, or those that he says are."""
+        """Whether what is sent stays on the user's own machines: this one, or those that the user names
+        as their own."""
         return self.config.own or self.config.near or self.profile.near
 
     @property
     def prices(self) -> str:
-        """Whose rates hold here."""
+        """The name under which this backend's rates are found."""
         return str(self.config.options.get("prices", self.kind))
 
     @property
     def target(self) -> Target:
-        """What rows are checked against and written for. Raises `UsageError` without data rules."""
+        """The rules that rows are checked against and the format that they are written in. Raises
+        `UsageError` without data rules."""
         from orchestrate.data.dialects import target
 
         return target(self.name, self.profile)
 
     @property
     def sandbox(self) -> bool:
-        """Whether this talks to a sandbox, never to the real host."""
+        """Whether this talks to a sandbox and never to the real host."""
         return self.config.sandbox
 
     def status(self, raw: str | None) -> JobStatus:
         return self.status_map.get(raw or "", JobStatus.UNKNOWN)
 
     def require(self, feature: Feature) -> None:
-        """Raises `Unsupported` with the reason when the backend lacks `feature`."""
+        """Raise `Unsupported` with the reason when the backend lacks `feature`."""
         if feature not in self.features:
             raise lacking(self, feature)
 
@@ -320,8 +322,8 @@ class Resumes(Provider):
 class Restarts(Provider):
     @abstractmethod
     def recover(self, job: JobHandle) -> bool:
-        """Restarts work that died without an end and that the host does not restart on its own; True when it
-        was restarted. A job that someone paused stays paused."""
+        """Restart work that died unfinished and that the host does not restart on its own. Returns True
+        when it was restarted. A job that someone paused stays paused."""
 
 
 class Deletes(Provider):
@@ -338,12 +340,12 @@ class DeletesData(Provider):
 class ListsStored(Provider):
     @abstractmethod
     def stored(self) -> Storage:
-        """List every file and tuned model that the account keeps, whoever made it. Raises `ProviderError`
-        when the host lists nothing at all."""
+        """List every file and tuned model that the account stores, whoever created it. Raises
+        `ProviderError` when the host lists nothing at all."""
 
     @abstractmethod
     def delete_stored(self, item: StoredItem) -> None:
-        """Delete it for good. An item that is already deleted is not an error."""
+        """Delete a stored item permanently. An item that is already deleted is not an error."""
 
 
 class Limited(Provider):
@@ -365,7 +367,7 @@ class Limited(Provider):
 
     @abstractmethod
     def stop_workers(self, ref: str) -> None:
-        """Ends the workers of a job of any store, by their label alone."""
+        """Stop the workers of a job from any store, by their label alone."""
 
 
 # -- what the account has ----------------------------------------------------------------------------------
@@ -404,7 +406,7 @@ class HoldsFiles(Provider):
 class HandsOutFiles(Provider):
     @abstractmethod
     def fetch_file(self, id: str, file: Path) -> None:
-        """Brings a data file of the account here, by the id that a job names. Raises `NotFound`."""
+        """Download a data file of the account, by the id that a job names. Raises `NotFound`."""
 
 
 class ListsModels(Provider):
@@ -483,8 +485,8 @@ class Deploys(Serves):
 
     @abstractmethod
     def undeploy(self, job: JobHandle) -> None:
-        """Asks for the end of what `deploy` started, and may be repeated. Needs no record of the job on the
-        host. Only `deployed` says whether it has ended."""
+        """Request the end of what `deploy` started. May be repeated, and needs no record of the job on
+        the host. Only `deployed` says whether the deployment has ended."""
 
     @abstractmethod
     def deployments(self) -> Iterator[Standing]:

@@ -96,7 +96,7 @@ class Timed:
 
     @property
     def first_seconds(self) -> float | None:
-        """Of this thread's last answer; `None` where it held no text."""
+        """Seconds until the first text of this thread's last answer, or `None` where it had no text."""
         return getattr(self._local, "first", None)
 
     def __call__(self, **options: Any) -> dict[str, Any]:

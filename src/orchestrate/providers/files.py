@@ -76,11 +76,11 @@ class Limits:
 
 
 def unpack(archive: Path, dest: Path, *, limits: Limits | None = None) -> tuple[ArtifactFile, ...]:
-    """Unpacks a `.tar`, `.tar.gz` or `.tar.zst` (told by its first bytes) into `dest` and returns its files.
+    """Unpack a `.tar`, `.tar.gz` or `.tar.zst` (recognized by its first bytes) into `dest` and return its
+    files.
 
-    Raises `ArtifactRefused` when the archive is hostile, damaged or has no safetensors weights (`dest` is not
-    made then), and `UsageError` when `dest` exists and is not empty.
-    """
+    Raises `ArtifactRefused` when the archive is hostile, damaged or has no safetensors weights (`dest` is
+    not created then), and `UsageError` when `dest` exists and is not empty."""
     with staged(dest) as folder:
         try:
             _extract(archive, folder, limits or Limits())
@@ -327,13 +327,13 @@ def fetch(
     progress: Progress | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Path:
-    """Downloads into `file`, whose folder is made for this user alone: others may write beside it, and what
-    lies in it is gone on with. What has come so far is in `file` + `.part`, and a later call goes on from
-    there when the host can (Range) and says that its file is still the same (ETag).
+    """Download into `file`, in a folder that only this user can write to: if others could, they might
+    replace the partial file that a download continues. Partial content is in `file` + `.part`. A later
+    call continues it when the host supports that (Range) and confirms that its file is still the same
+    (ETag).
 
-    Gives up after five tries in a row that brought nothing. Raises `ProviderError`, `ArtifactRefused` for
-    more than `limit_bytes` and `PermissionError` where the folder is another user's.
-    """
+    Gives up after five attempts in a row that brought nothing. Raises `ProviderError`, `ArtifactRefused`
+    for more than `limit_bytes` and `PermissionError` where the folder belongs to another user."""
     own_folder(file.parent)
     part = _Part(file, limit_bytes)
     stalls = 0
@@ -394,7 +394,7 @@ def safe_url(provider: str, url: object) -> str:
 
 
 def signed(http: httpx.Client, url: str) -> Opener:
-    """Opens a signed URL with a client that carries no key of ours."""
+    """Open a signed URL with a client that carries none of our keys."""
 
     @contextmanager
     def opened(headers: dict[str, str]) -> Generator[httpx.Response]:
@@ -425,7 +425,7 @@ class _Part:
 
     @property
     def whole(self) -> bool:
-        """Whether all of it came before and only the last rename is missing."""
+        """Whether all of it was downloaded before and only the last rename is missing."""
         return self.size > 0 and self.size == self._known().get("total")
 
     def start_over(self, etag: str | None = None, total: int | None = None) -> None:

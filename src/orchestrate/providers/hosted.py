@@ -259,8 +259,8 @@ def awaited(
     within_s: float,
     fix: str,
 ) -> _R:
-    """Looks until it is ready: `look` gives the record once it is, and the host's word for its state. Raises
-    what `look` does, and `HostUnavailable` after `within_s`."""
+    """Poll until it is ready. `look` returns the record once it is ready, and the host's name for its
+    state. Raises what `look` raises, and `HostUnavailable` after `within_s`."""
     waited, pause = 0.0, 0.5
     while True:
         found, state = look()

@@ -105,7 +105,7 @@ class Rows:
 
     @property
     def refused(self) -> frozenset[str]:
-        """Names of the rows that are refused so far."""
+        """Names of the rows that have been rejected so far."""
         return frozenset(n for n, row in self._rows.items() if row.outcome is Outcome.REFUSED)
 
     def given(self, name: str) -> Any:
@@ -143,7 +143,7 @@ class Rows:
             self.default(name, wire, default, rule)
 
     def plain_dpo(self, reasons: Mapping[str, str]) -> None:
-        """Keeps DPO's own loss where it was named, and refuses any other by its reason."""
+        """Keep DPO's own loss where it was named, and reject any other with its reason."""
         if (loss := self.given("method.loss")) is None:
             return
         if loss == "dpo":
@@ -154,7 +154,7 @@ class Rows:
                 self.refuse_if_asked({f"method.{name}": "part of KTO" for name in KTO_ONLY})
 
     def tell(self, name: str, rule: str) -> None:
-        """Adds to the rule of a setting that is kept or mapped."""
+        """Add to the rule of a setting that is kept or mapped."""
         row = self._rows[name]
         if row.outcome is not Outcome.REFUSED:
             self._rows[name] = replace(row, rule=f"{row.rule}; {rule}" if row.rule else rule)
@@ -168,7 +168,8 @@ class Rows:
         return rule if isinstance(self.spec.train, str) else f"mixed into one file by their weights; {rule}"
 
     def without_engine_settings(self, host: str) -> None:
-        """Refuses what engines have and no host's API; what asks for just what the host does is kept."""
+        """Reject settings that engines have but no host's API. A value that requests what the host does
+        anyway is kept."""
         for name, (reason, always) in _OF_ENGINES.items():
             asked = self._asked(name)
             if asked is None or name in self._rows:
@@ -179,7 +180,7 @@ class Rows:
                 self.refuse(name, f"{host} {reason}")
 
     def refuse_if_asked(self, reasons: Mapping[str, str]) -> None:
-        """Refuses each of these settings that the user gave."""
+        """Reject each of these settings that the user set."""
         for name, reason in reasons.items():
             if self._asked(name) is not None and name not in self._rows:
                 self.refuse(name, reason)
@@ -189,7 +190,7 @@ class Rows:
         return wire in _flat(self._own_options)
 
     def send(self, wire: str, value: Any) -> None:
-        """Puts a value into the body at a dotted path, without a row (what is not a setting)."""
+        """Put a value into the body at a dotted path, without a row (for what is not a setting)."""
         target = self.body
         *path, last = wire.split(".")
         for key in path:

@@ -41,18 +41,18 @@ def running(  # noqa: PLR0913  each is a setting of its own
     also: Sequence[str] = (),
     start: Callable[[RunDir], None] | None = None,
 ) -> AbstractContextManager[Sandbox]:
-    """Runs the three hosts for the length of a `with` block, on 127.0.0.1.
+    """Run the three hosts on 127.0.0.1 until the `with` block ends.
 
-    home             where state, uploads and runs are kept; a temporary folder when absent. A sandbox on the
-                     home of an earlier one goes on with its jobs.
-    speed            how many times shorter all waits are (states that are not training, file checks ...).
-    model            folder of the model that stands in for every base model; the tiny one when absent.
-    train            False: jobs walk through their states by the clock and are not trained, and say so.
-    slots, threads   trainings at once, and threads of each; further jobs stay queued.
-    ports            of OpenAI, Together, Fireworks; 0 takes any free one.
+    home             folder for state, uploads and runs; a temporary one by default. A sandbox on the
+                     home of an earlier one resumes its jobs.
+    speed            how many times shorter all waits are (states other than training, file checks ...).
+    model            folder of the model that replaces every base model; the tiny one by default.
+    train            False: jobs pass through their states by the clock without training, and say so.
+    slots, threads   trainings at once, and threads of each; other jobs stay queued.
+    ports            ports of OpenAI, Together, Fireworks; 0 takes any free port.
     waits            the length of each state at speed 1 (`orchestrate.sandbox.jobs.Durations`).
-    also             further hosts, of those that a YAML file describes, each on a free port.
-    start            of the worker of a training; a process of its own by default.
+    also             additional hosts that a YAML file describes, each on a free port.
+    start            how to start a training's worker; as a process of its own by default.
 
     Raises `MissingExtra` when the servers' packages, or with `train` the engine's, are not installed.
     """

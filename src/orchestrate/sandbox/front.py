@@ -261,7 +261,8 @@ class RequestLog:
         return entry
 
     def report(self, method: str | None, path: str | None) -> dict[str, Any]:
-        """Totals over all requests; `recent` has the last ones, of `method` and with `path` in their path."""
+        """Report totals over all requests. `recent` has the last ones, with `method` and with `path` in
+        their path."""
         with self._lock:
             counts, recent = dict(self._counts), list(self._recent)
         chosen = [

@@ -73,7 +73,7 @@ class Host(ABC):
 
     @abstractmethod
     def create_many(self, bodies: list[dict[str, Any]]) -> list[str]:
-        """Makes jobs from create bodies in one go and returns their ids."""
+        """Create jobs from create bodies in one transaction and return their ids."""
 
     @abstractmethod
     def env(self, key: str) -> dict[str, str]:
@@ -117,7 +117,7 @@ class Host(ABC):
                 yield job
 
     def change(self, id: str, act: Callable[[Job, float], bool]) -> tuple[Job, bool]:
-        """Applies `act` to the stored job in one transaction. Raises `KeyError` when there is none."""
+        """Apply `act` to the stored job in one transaction. Raises `KeyError` when it does not exist."""
         with self.state.transaction():
             job = self.job(id)
             if job is None:
@@ -130,7 +130,7 @@ class Host(ABC):
         return job, done
 
     def start(self, job: Job) -> None:
-        """Stores a new job; trained ones are left to the trainer, others get their times."""
+        """Store a new job. Trained jobs are left to the trainer, others get their schedule."""
         if STALLS.get():
             job.trained = False
         if job.trouble is not None:

@@ -127,7 +127,7 @@ class Job(msgspec.Struct, kw_only=True):
 
     @property
     def total_steps(self) -> int:
-        """Optimiser steps of the whole run."""
+        """Optimizer steps of the entire run."""
         if self.engine_steps is not None:
             return self.engine_steps
         return max(1, -(-self.examples // max(1, self.batch_size)) * self.epochs)
@@ -178,7 +178,7 @@ class Job(msgspec.Struct, kw_only=True):
         }[phase]
 
     def plan(self, waits: Durations, speed: float, *, stalls: bool = False) -> None:
-        """Gives a job that is not trained all its times; one that `stalls` takes decades."""
+        """Schedule all states of a job that is not trained. A job that `stalls` takes decades."""
         self.started_at = self.validated_at + waits.queued / speed
         self.trained_at = self.started_at + (1e9 if stalls else waits.training / speed)
         self.finished_at = self.trained_at + waits.finalizing / speed

@@ -80,7 +80,7 @@ class Sandbox:
     fronts: Mapping[str, Front]
 
     def fault(self, host: str, kind: str, **fields: Any) -> None:
-        """Asks for a fault on one host; fields as in `orchestrate.sandbox.front`."""
+        """Inject a fault on one host. Fields as in `orchestrate.sandbox.front`."""
         self.fronts[host].faults.add([decoding.convert({"kind": kind, **fields}, Fault)])
 
     def clear_faults(self) -> None:
@@ -108,7 +108,7 @@ class Sandbox:
             front.log.clear()
 
     def create_jobs(self, host: str, bodies: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Makes jobs from create bodies without HTTP; thousands a second when they are not trained."""
+        """Create jobs from create bodies without HTTP: thousands per second when they are not trained."""
         return self.fronts[host].host.create_many([dict(body) for body in bodies])
 
     def set_credit(self, usd: float) -> None:
@@ -118,7 +118,7 @@ class Sandbox:
             front.host.settings.credit_usd = usd
 
     def skip(self, seconds: float) -> None:
-        """Puts the sandbox's clock forward."""
+        """Move the sandbox's clock forward."""
         self.clock.skip(seconds)
 
 
@@ -136,7 +136,7 @@ def serve(  # noqa: PLR0913  each is a setting of its own
     also: Sequence[str] = (),
     start: Callable[[RunDir], None] | None = None,
 ) -> Generator[Sandbox]:
-    """See `orchestrate.sandbox.running`."""
+    """Serve the sandbox, see `orchestrate.sandbox.running`."""
     with ExitStack() as opened, _home(home) as folder, locked(folder / "lock") as held:
         if not held:
             raise AlreadyUp(folder)

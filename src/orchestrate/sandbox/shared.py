@@ -304,7 +304,7 @@ class Files:
         return self.host.state.files / id
 
     def add(self, id: str, name: str, purpose: str, size: int, **extra: Any) -> StoredFile:
-        """Records bytes that lie at `path(id)` and looks at their rows when they are for training."""
+        """Register the bytes at `path(id)`, and check their rows when they are for training."""
         now = self.host.clock.now()
         file = StoredFile(
             id=id,
@@ -349,7 +349,7 @@ class Files:
 
 
 async def store_stream(path: Path, chunks: AsyncIterator[bytes], most: int | None = None) -> int:
-    """Writes a request's body to `path` in one step. Raises `HostError` 413 above `most` bytes."""
+    """Write a request's body to `path` in one step. Raises `HostError` 413 above `most` bytes."""
     size = 0
     with whole(path) as draft, draft.open("wb") as out:
         async for chunk in chunks:

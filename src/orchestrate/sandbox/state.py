@@ -67,7 +67,8 @@ class State:
 
     @contextmanager
     def transaction(self) -> Generator[None]:
-        """Holds the only writer's lock; nests. All or nothing of what happens inside is kept."""
+        """Hold the lock of the only writer. Transactions can be nested. Either all changes inside are
+        kept or none."""
         with self._lock:
             if self._db.in_transaction:
                 yield
@@ -81,7 +82,7 @@ class State:
             self._db.execute("COMMIT")
 
     def put(self, host: str, kind: str, id: str, body: dict[str, Any], *, tag: str | None = None) -> None:
-        """Makes or replaces one object; a replaced one keeps its place in the order, and its account."""
+        """Create or replace one object. A replaced object keeps its place in the order, and its account."""
         text = json.dumps(body)
         with self._lock:
             clause, values = _chosen(host, kind, id)
@@ -168,7 +169,7 @@ class State:
             )
 
     def save_bytes(self, name: str, chunks: Iterable[bytes]) -> int:
-        """Writes an uploaded file in one step and returns its size."""
+        """Write an uploaded file in one step and return its size."""
         with whole(self.files / name) as draft, draft.open("wb") as out:
             return sum(out.write(chunk) for chunk in chunks)
 

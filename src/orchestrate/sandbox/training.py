@@ -131,10 +131,10 @@ _PREFIX = "base_model.model."
 
 
 def merge(base: Path, adapter: Path, target: Path) -> Path:
-    """Writes the merged model, in 32 bits, with the base's configuration and tokenizer, to `target`.
+    """Write the merged model, in 32 bits, with the base's configuration and tokenizer, to `target`.
 
-    `W + alpha / r * B @ A` for each adapted weight. Raises `KeyError` when the adapter does not fit the base.
-    """
+    Adds `alpha / r * B @ A` to each adapted weight `W`. Raises `KeyError` when the adapter does not fit
+    the base."""
     weights = read_tensors(base / "model.safetensors")
     delta = read_tensors(adapter / "adapter_model.safetensors")
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
@@ -318,7 +318,7 @@ class Trainer:
     # -- life ----------------------------------------------------------------------------------------------
 
     def start(self, hosts: Mapping[str, JobStore]) -> None:
-        """Takes up the jobs that an earlier sandbox on this home left, and watches from now on."""
+        """Resume the jobs that an earlier sandbox on this home left, and watch from now on."""
         self._hosts = hosts
         now = self.clock.now()
         for host in hosts.values():
@@ -330,7 +330,7 @@ class Trainer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Pauses what is running; the next sandbox on this home goes on with it."""
+        """Pause running jobs. The next sandbox on this home resumes them."""
         self._stop.set()
         self._wake.set()
         if self._thread is not None:
@@ -346,13 +346,13 @@ class Trainer:
         self._generators.close()
 
     def take(self, job: Job) -> None:
-        """Puts a new job that shall be trained into the queue."""
+        """Put a new job that is to be trained into the queue."""
         with self._lock:
             self._active[job.host, job.id] = None
         self._wake.set()
 
     def wake(self) -> None:
-        """Makes the watcher look at once."""
+        """Make the watcher check at once."""
         self._wake.set()
 
     def _watch(self) -> None:

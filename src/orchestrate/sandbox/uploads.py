@@ -70,7 +70,7 @@ class Report(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 def examine(path: Path, taken: Taken) -> Report:
-    """Reads a JSONL file whole; the first wrong row ends it, with `error` set."""
+    """Read an entire JSONL file. The first wrong row ends it, with `error` set."""
     report = Report()
     try:
         for example, row in read(path, taken):

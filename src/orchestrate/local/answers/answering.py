@@ -161,8 +161,9 @@ class Answerer:
         self._load()
 
     def turn(self, load: dict[str, Any]) -> bool:
-        """Puts another adapter on the base in place of the one that it has; False where the model is to be
-        loaded anew: it is another one, or what lies on the base changes more than an adapter's own layers."""
+        """Replace the adapter on the base with another one. Returns False where the model has to be
+        reloaded, because it is a different one, or because what is on the base changes more than an
+        adapter's own layers."""
         base = (files.fetch(load["model"]).path, pick_device(load.get("device")))
         if base != (self.folder.path, self.device) or not self._apart:
             return False

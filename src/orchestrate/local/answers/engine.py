@@ -131,7 +131,7 @@ class Engine:
     # -- models --------------------------------------------------------------------------------------------
 
     def load(self, name: str, folder: str) -> float:
-        """Puts one more adapter on the base; the seconds that it took. Raises `UsageError`."""
+        """Load another adapter onto the base and return the seconds that it took. Raises `UsageError`."""
         begun, path = time.perf_counter(), Path(folder)
         if name in self.models:
             raise UsageError(f"a model called {name!r} already exists")

@@ -185,7 +185,7 @@ class Forms:
 
     @cached_property
     def _call(self) -> Call:
-        """Raises `UsageError` where it is not known how the template writes calls."""
+        """Return how the template writes tool calls. Raises `UsageError` where that is unknown."""
         one = self._shown({_KEY: _VALUE})
         before, named, after = one.partition(_NAME)
         if not named or _NAME in after:

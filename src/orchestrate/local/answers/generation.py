@@ -96,7 +96,7 @@ class Generator:
         self.close()
 
     def start(self) -> None:
-        """Loads the model now instead of at the first question."""
+        """Load the model now instead of at the first question."""
         with self._worker.holding(self._load):
             pass
 

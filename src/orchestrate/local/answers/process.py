@@ -52,8 +52,9 @@ class Desk:
         """Requests in the lane of long ones; who leaves meanwhile is taken out."""
 
     def read(self, lines: Any) -> None:
-        """Turns each line into a piece of work; at the end of the lines what is under way still ends. Long
-        requests have a lane of their own: tokenizing one takes seconds, which others need not wait."""
+        """Turn each input line into a piece of work. At the end of the input, work in progress is still
+        completed. Long requests have a lane of their own: tokenizing one takes seconds, for which others
+        need not wait."""
         with ThreadPoolExecutor(1, thread_name_prefix="tokenizes") as lane:
             for line in lines:
                 asked = msgspec.json.decode(line, type=Asked)

@@ -78,7 +78,7 @@ class Worker:
         return answer
 
     def close(self) -> None:
-        """Ends the process, also amid an answer, which is lost to the thread that waits for it."""
+        """End the process, even during an answer, which is lost to the thread that waits for it."""
         running, self._running = self._running, None
         unwanted, self._owes, self._held = self._owes, False, None
         if running is not None:

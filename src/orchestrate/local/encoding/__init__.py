@@ -86,14 +86,14 @@ class Template:
 
     @cached_property
     def shape(self) -> Shape:
-        """How an answer looks."""
+        """The format of an answer."""
         return shape_of(self.chats)
 
     def skipped_thinking(
         self, shown: Rendered, offsets: Sequence[tuple[int, int]], weights: Sequence[float]
     ) -> frozenset[int]:
-        """Find the trained tokens of thinking blocks with nothing in them, before answers without thinking.
-        A block whose beginning the generation prompt writes is what is left of it."""
+        """Find the trained tokens of empty thinking blocks before answers without thinking. If the
+        generation prompt writes the start of a block, only the rest of the block counts."""
         found: set[int] = set()
         answers = (m for m in shown.messages if m.role == "assistant")
         for message, turn in zip(answers, shown.turns, strict=True):
@@ -171,7 +171,7 @@ class Rules:
 
     @property
     def roles(self) -> frozenset[str]:
-        """Whose messages are trained."""
+        """The roles whose messages are trained."""
         return ASSISTANT if isinstance(self.train_on, str) else frozenset(self.train_on)
 
 
@@ -388,9 +388,9 @@ class Looked:
 
 
 def look(dataset: Dataset, counter: str, chat: dict[str, Any], rules: Rules, long: Collection[int]) -> Looked:
-    """Reads rows until one has a token to train on, and all of `long`. `counter`: `hf:FOLDER`; `chat`:
-    `chat_template`, `chat_template_kwargs` and `added_tokens`. Raises `DataError` for a row that cannot be
-    encoded."""
+    """Read rows until one has a token to train on, and all of `long`. `counter`: `hf:FOLDER`; `chat`:
+    `chat_template`, `chat_template_kwargs` and `added_tokens`. Raises `DataError` for a row that cannot
+    be encoded."""
     tokenizer = opened(counting.folder_of(counter), chat.get("added_tokens") or ())
     own = chat.get("chat_template") or tokenizer.template or CHATML
     template = Template(replace(tokenizer, template=with_settings(own, chat.get("chat_template_kwargs"))))

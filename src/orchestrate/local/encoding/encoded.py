@@ -63,7 +63,7 @@ class Rows:
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens of each example; a pair counts with its longer side."""
+        """Tokens of each example. A pair counts by its longer side."""
         lengths = np.diff(self.offsets)
         return lengths.reshape(-1, 2).max(axis=1) if self.pairs else lengths
 
@@ -344,8 +344,8 @@ def epoch_batches(
 def micro_batches(
     batch: Sequence[int], lengths: npt.NDArray[np.int64], max_tokens: int, max_rows: int, line: int = 0
 ) -> Iterator[list[int]]:
-    """Splits one optimiser step's examples so that no part holds more than `max_tokens` with padding, or
-    `max_rows`; those of up to `line` tokens, which need no padding, stay among themselves."""
+    """Split one optimizer step's examples so that no part holds more than `max_tokens` with padding, or
+    `max_rows`. Examples of up to `line` tokens need no padding and are grouped separately."""
     numbers = np.asarray(batch, dtype=np.int64)
     part: list[int] = []
     for i in numbers[np.argsort(lengths[numbers], kind="stable")]:

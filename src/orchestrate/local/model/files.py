@@ -111,8 +111,8 @@ class Quantised:
         return f"{self.bits} bits by {self.method}" if self.bits else f"quantized weights ({self.method})"
 
     def require(self, find: Callable[[str], object | None] = find_spec) -> None:
-        """Raises `QuantisedUnreadable` where a package is missing; imports none. `find`: whether one is
-        here."""
+        """Raise `QuantisedUnreadable` where a package is missing, without importing any. `find`: returns
+        whether a package is installed."""
         missing = [name for name in PACKAGES.get(self.method, ()) if find(name) is None]
         if missing:
             raise QuantisedUnreadable(
@@ -150,7 +150,8 @@ class ModelFolder:
 
     @property
     def context(self) -> int | None:
-        """The most tokens of a row, prompt and answer together; `None` where nothing is said."""
+        """The most tokens of a row, prompt and answer together. `None` where the configuration does not
+        say."""
         config = self.config
         for given in (config, config.get("text_config") or {}):
             for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
@@ -164,12 +165,12 @@ class ModelFolder:
 
     @property
     def expanded_bytes(self) -> float:
-        """Bytes of the weights where those that the files hold in MXFP4 or FP8 are in 16 bits."""
+        """Bytes of the weights after those that the files hold in MXFP4 or FP8 are expanded to 16 bits."""
         return sum(p.stat().st_size for p in self.weights) * expansion(self.config)
 
     def modules(self) -> list[str]:
-        """Names of the modules that have a matrix, from the headers of the weights, as far as they can be
-        read."""
+        """List the names of the modules that have a matrix, from the headers of the weights, as far as
+        they can be read."""
         names: set[str] = set()
         for path in self.weights:
             try:
@@ -276,7 +277,7 @@ def _no_gguf(model: str) -> None:
 
 
 def open_folder(path: Path, hub_id: str | None = None) -> ModelFolder:
-    """Raises `UsageError` when the folder is not a model that can be trained."""
+    """Open a model folder. Raises `UsageError` when the folder is not a model that can be trained."""
     try:
         msgspec.json.decode((path / "config.json").read_bytes(), type=dict[str, Any])
     except OSError as error:

@@ -42,7 +42,7 @@ class Head:
 
     @classmethod
     def of(cls, model: Any) -> Head:
-        """Reads Gemma's soft cap, Granite's divisor and Cohere's factor from the model's configuration."""
+        """Read Gemma's soft cap, Granite's divisor and Cohere's factor from the model's configuration."""
         config = model.config.get_text_config()
         multiplier = float(getattr(config, "logit_scale", None) or 1.0)
         multiplier /= float(getattr(config, "logits_scaling", None) or 1.0)
@@ -155,12 +155,13 @@ class Loaded:
 
     @property
     def trainable(self) -> dict[str, torch.nn.Parameter]:
-        """By name, in a fixed order."""
+        """The trainable parameters by name, in a fixed order."""
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
     @property
     def parameters(self) -> int:
-        """Of the whole model; a weight that is packed in 4 bits counts as what it is expanded to."""
+        """The number of parameters of the entire model. A weight that is packed in 4 bits counts by its
+        expanded size."""
         packed = ((p, getattr(p, "quant_state", None)) for p in self.model.parameters())
         return sum(p.numel() if state is None else state.shape.numel() for p, state in packed)
 

@@ -250,7 +250,7 @@ def keep_four_bit_weights(model: Any) -> None:
 
 
 def dequantize(model: Any) -> None:
-    """Replaces 4-bit layers by plain ones with the values that the 4 bits stand for. For answering only."""
+    """Replace 4-bit layers with plain layers that hold the dequantized values. For inference only."""
     import bitsandbytes.functional as bnb
 
     for name, module in list(model.named_modules()):

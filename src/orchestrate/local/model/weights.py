@@ -55,7 +55,7 @@ class FourBits:
 
     @property
     def tensors(self) -> Iterator[Tensor]:
-        """All that is held."""
+        """All tensors that it holds."""
         for packed, state in self.held:
             yield packed
             while state is not None:
@@ -166,7 +166,8 @@ def experts_of(model: Any) -> list[Any]:
 
 
 def use(model: Any) -> bool:
-    """Lets the experts of a transformers model compute this way; whether it has such."""
+    """Switch the experts of a transformers model to this implementation. Returns whether the model has
+    experts."""
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
     if NAME not in ALL_EXPERTS_FUNCTIONS:
@@ -192,7 +193,8 @@ def give_back(model: Any) -> None:
 
 
 def adapt(model: Any) -> int:
-    """Lets `forward` compute the LoRA of a peft model's experts, in place of peft; of how many weights."""
+    """Let `forward` compute the LoRA of a peft model's experts in place of peft. Returns the number of
+    weights."""
     from peft.tuners.lora.layer import ParamWrapper
 
     count = 0
@@ -212,8 +214,8 @@ def beside(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def hold(module: Any, name: str, weight: Tensor) -> torch.nn.Parameter:
-    """Keeps the weight in 4 bits; what stands in its place has its shape and no content, so that peft sees
-    what it adapts and a use of it would show."""
+    """Keep the weight in 4 bits. Its placeholder has the weight's shape but no content, so that peft sees
+    what it adapts and any use of the placeholder would show."""
     vars(module).setdefault("four_bits", {})[name] = FourBits(weight)
     nothing = torch.full((), torch.nan, dtype=weight.dtype, device=weight.device)
     return torch.nn.Parameter(nothing.expand(weight.shape), requires_grad=False)
@@ -225,7 +227,7 @@ def held_of(model: Any) -> Iterator[FourBits]:
 
 
 def spread_out(model: Any, dtype: torch.dtype) -> None:
-    """Puts the values that the 4 bits stand for in their place, computed by transformers."""
+    """Replace 4-bit weights with their dequantized values, computed by transformers."""
     give_back(model)
     for module in experts_of(model):
         for name, held in vars(module).pop("four_bits", {}).items():

@@ -88,7 +88,7 @@ def token_losses(hidden: Tensor, targets: Tensor, head: Head) -> tuple[Tensor, T
 
 
 def weighted_loss(hidden: Tensor, targets: Tensor, weights: Tensor, head: Head) -> tuple[Tensor, Tensor]:
-    """Sum over tokens of weight x cross-entropy, and the number of tokens predicted right. `hidden` is [n,
+    """Sum weight x cross-entropy over the tokens, and count the tokens predicted right. `hidden` is [n,
     hidden]."""
     if head.frozen:
         return _FrozenHeadLoss.apply(hidden, head.layer.weight, targets, weights, head)  # type: ignore[no-any-return]
@@ -119,7 +119,8 @@ class Preference:
 
     @property
     def needs_reference(self) -> bool:
-        """SimPO and ORPO compare length-normalised likelihoods and have no reference model."""
+        """Whether a reference model is needed. SimPO and ORPO compare length-normalized likelihoods and
+        have none."""
         return self.simpo_gamma is None and not self.orpo
 
     def loss(
@@ -339,7 +340,7 @@ class Objective:
         self.packing = packing
 
     def close(self) -> None:
-        """Ends what runs beside the training."""
+        """End everything that runs beside the training."""
 
     def precision(self) -> AbstractContextManager[Any]:
         lower = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.loaded.precision.name)

@@ -110,7 +110,7 @@ def with_reference(
 
 
 def open_kept(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.float32]]:
-    """Numbers that are made part by part, not a number where there is none yet."""
+    """Open numbers that are computed part by part. Missing ones are NaN."""
     if path.exists():
         try:
             kept = np.lib.format.open_memmap(path, mode="r+")

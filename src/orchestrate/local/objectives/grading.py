@@ -459,7 +459,7 @@ class Formula:
 
     @classmethod
     def parse(cls, text: str) -> Formula:
-        """Raises `GradingError`."""
+        """Parse a formula. Raises `GradingError`."""
         try:
             tree = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -470,7 +470,8 @@ class Formula:
         return formula
 
     def value(self, values: Mapping[str, float], *, checking: bool = False) -> float:
-        """Raises `GradingError`; when `checking`, not for what these numbers cannot do."""
+        """Compute the formula's value. Raises `GradingError`. With `checking`, it does not raise for what
+        is impossible with these particular numbers."""
         try:
             return float(_value(self.tree, values))
         except RecursionError as error:

@@ -173,8 +173,8 @@ class PolicyObjective(Objective):
         return sums
 
     def policy_loss(self, batch: Batch, advantages: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Sums over the batch's answer tokens: the loss, the estimated divergence from the start (`None`
-        where it is not known), and the tokens that were the likeliest."""
+        """Sum over the batch's answer tokens: the loss, the estimated divergence from the initial model
+        (`None` where it is unknown), and the tokens that were the likeliest."""
         start = self._log_probabilities_at_start(batch)
         losses, correct = token_losses(self.trained_hidden(batch), batch.targets, self.loaded.head)
         log_p = -losses

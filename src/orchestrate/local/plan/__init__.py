@@ -112,7 +112,7 @@ class Shape(Record, frozen=True, kw_only=True):
 
     @property
     def remark(self) -> str | None:
-        """What makes a memory plan of it less exact; `None` when it is counted as it is."""
+        """What makes a memory plan of it less exact, or `None` when the shape is counted exactly."""
         if self.experts > 1:
             return "a mixture of experts: its activation memory is an estimate"
         if self.family not in LLAMA_LIKE:
@@ -129,7 +129,8 @@ class Shape(Record, frozen=True, kw_only=True):
 
     @property
     def linears(self) -> list[tuple[int, int, int]]:
-        """(in, out, how many) of one layer's linear layers; experts are none, they are one tensor."""
+        """(in, out, how many) of one layer's linear layers. Experts are not included because they are one
+        tensor."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         attention = [(self.hidden, q, 1), (self.hidden, kv, 2), (q, self.hidden, 1)]
         if self.experts > 1:
@@ -146,7 +147,7 @@ class Shape(Record, frozen=True, kw_only=True):
 
     @property
     def router_parameters(self) -> int:
-        """Of the layers that choose among experts."""
+        """Parameters of the layers that choose among experts."""
         return self.layers * self.experts * self.hidden if self.experts > 1 else 0
 
     @property
@@ -163,7 +164,7 @@ class Shape(Record, frozen=True, kw_only=True):
 
     @property
     def active_parameters(self) -> int:
-        """That one token goes through: of the experts only those that are used."""
+        """Parameters that one token passes through. Of the experts, only those that are used count."""
         idle = self.experts - self.experts_used
         return self.parameters - self.layers * idle * 3 * self.hidden * self.feed_forward
 

@@ -63,7 +63,8 @@ def state_bytes(optimizer: str, rank: int | None) -> float:
 
 
 def require(optimizer: str, find: Callable[[str], object | None] = find_spec) -> None:
-    """Raises `OptimizerMissing`; imports nothing. `find`: of a package, whether it is installed."""
+    """Raise `OptimizerMissing` if the optimizer's package is missing, without importing it. `find`:
+    returns whether a package is installed."""
     if optimizer.startswith("schedule_free") and find("schedulefree") is None:
         raise OptimizerMissing(
             f"optimizer {optimizer} needs the package schedulefree, which is not installed",
@@ -225,7 +226,7 @@ class Setup(Record, frozen=True, kw_only=True):
 
     @property
     def bytes(self) -> int:
-        """Of an activation, and of a weight that is not in four bits."""
+        """Bytes of an activation, and of a weight that is not in 4 bits."""
         return 4 if self.adapter == "full" or self.precision == "fp32" else 2
 
 

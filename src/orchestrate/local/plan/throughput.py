@@ -49,8 +49,8 @@ class Kind(Record, frozen=True, kw_only=True):
 
     @property
     def operations(self) -> float:
-        """For a trained token: 2 per weight forward and 2 for the gradient of what goes through; 2 for its
-        own where all weights are trained."""
+        """Operations per trained token: 2 per weight forward and 2 for the gradient that passes through,
+        plus 2 for the weight's own gradient where all weights are trained."""
         return (6 if self.adapter == "full" else 4) * self.parameters
 
 
@@ -96,7 +96,7 @@ def file_of(home: Path) -> Path:
 
 
 def add(path: Path, pace: Pace) -> None:
-    """Raises `OSError`."""
+    """Append a pace to the file. Raises `OSError`."""
     with open(path, "ab", opener=opener) as out:
         out.write(pace.to_json() + b"\n")
 

@@ -93,7 +93,8 @@ def probes(marks: Sequence[str]) -> list[Asked]:
 
 
 def of_data(path: Path, most: int) -> list[Asked]:
-    """Prompts of a file of canonical rows, each once, from its first lines; none where it cannot be read."""
+    """Return the distinct prompts in the first lines of a file of canonical rows. Empty where the file
+    cannot be read."""
     found: dict[bytes, Asked] = {}
     try:
         with path.open("rb") as lines:

@@ -101,9 +101,9 @@ def importing() -> Generator[None]:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends this process as its last act, after what Python itself does first: threads that are not daemons
-    end, then what is registered for the end is called. Python would take the libraries' million objects
-    apart one by one then, for more than a second."""
+    """End this process as its last act, after Python's own first steps: threads that are not daemons end,
+    then the registered exit functions run. Python would then free the libraries' million objects one by
+    one, which takes more than a second."""
     threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
     atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
     for stream in (sys.stdout, sys.stderr):
@@ -222,7 +222,7 @@ class RunDir:
         return run, True
 
     def job(self) -> LocalJob:
-        """Raises `RunFailed` when job.json is missing or is not a job."""
+        """Read the job. Raises `RunFailed` when job.json is missing or is not a job."""
         path = self.path / "job.json"
         try:
             return LocalJob.from_json(path.read_bytes())
@@ -280,7 +280,8 @@ class RunDir:
     # -- steering --------------------------------------------------------------------------------------------
 
     def ask(self, word: str | None) -> None:
-        """Asks the worker to `pause` or `cancel`; `None` takes it back. A pause never replaces a cancel."""
+        """Request the worker to `pause` or `cancel`; `None` withdraws the request. A pause never replaces
+        a cancel."""
         path = self.path / "control"
         if word is None:
             path.unlink(missing_ok=True)
@@ -307,7 +308,7 @@ class RunDir:
         return locked(self.path / "steering", wait_s=None)
 
     def lock(self, *, wait_s: float = 0.0) -> AbstractContextManager[bool]:
-        """Holds the job against other workers; gives False when another has it."""
+        """Lock the job against other workers. Yields False when another worker holds it."""
         return locked(self.path / "lock", wait_s=wait_s)
 
     # -- what happened ---------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ class Whole:
 
     @property
     def weights(self) -> Path:
-        """The folder that can be used as a model on its own; kept checkpoints have it."""
+        """The folder that can be used as a model on its own. Kept checkpoints have it."""
         return self.path / ("full" if (self.path / "full").is_dir() else "adapter")
 
 
@@ -67,8 +67,8 @@ def name(step: int) -> str:
 
 
 def save(folder: Path, progress: Progress, fill: Callable[[Path], None]) -> Path:
-    """Writes `folder/step-N`; `fill` puts the weights and the state into the draft. When that fails (a full
-    disk) nothing is left behind."""
+    """Write `folder/step-N`. `fill` puts the weights and the state into the draft. If that fails (a full
+    disk), nothing is left behind."""
     folder.mkdir(exist_ok=True)
     final = folder / name(progress.step)
     with whole_folder(final) as draft:
@@ -126,13 +126,14 @@ def listed(folder: Path) -> list[Whole]:
 
 
 def newest(folder: Path) -> str:
-    """Name of the newest one, judged by its manifest alone; empty where there is none."""
+    """Return the name of the newest checkpoint, judged by its manifest alone, or an empty string where
+    there is none."""
     return max((path.name for path in _named(folder) if (path / "manifest.json").is_file()), default="")
 
 
 def prune(folder: Path, limit: int | None = None) -> None:
-    """Removes drafts, recovery checkpoints older than the newest checkpoint, and of those to keep all but the
-    newest `limit`."""
+    """Remove drafts, recovery checkpoints older than the newest checkpoint, and all kept checkpoints
+    except the newest `limit`."""
     if not folder.is_dir():
         return
     for draft in folder.glob(".step-*"):

@@ -82,7 +82,8 @@ def assist(run: Silent, met: Met) -> None:
 
 
 def share(session: Session) -> None:
-    """Does what the first does, with this process's share of the weights, until that one ends it."""
+    """Repeat what the first process does, with this process's shard of the weights, until the first
+    process ends it."""
     from orchestrate.local.run import parallel
     from orchestrate.local.run.loop import Stopped
 

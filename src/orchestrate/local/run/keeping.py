@@ -51,8 +51,8 @@ class Kept:
     _saved_at: float
 
     def restore(self) -> None:
-        """Goes back to the newest whole checkpoint, if there is one; raises `RunFailed` when it is of another
-        run."""
+        """Restore the newest complete checkpoint, if there is one. Raises `RunFailed` when it belongs to
+        another run."""
         first = self.sharded is None or self.sharded.first
         whole = self._newest() if first else None
         if self.sharded is not None:

@@ -32,7 +32,7 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "jin
 
 
 def require_packages(what: str = "training on this machine", extra: str = "local") -> None:
-    """Raises `MissingExtra` naming the first package that is not installed; imports none of them."""
+    """Raise `MissingExtra` naming the first package that is not installed, without importing any."""
     for package in PACKAGES:
         if find_spec(package) is None:
             raise MissingExtra(extra, what, package)
@@ -40,11 +40,10 @@ def require_packages(what: str = "training on this machine", extra: str = "local
 
 
 def launch(job: LocalJob, home: Path, start: Callable[[RunDir], None] | None = None) -> RunDir:
-    """Makes the run directory `home/job.ref` and starts its worker; a second call with the ref changes
-    nothing. `start`: of a worker that is started in another way.
+    """Create the run directory `home/job.ref` and start its worker. A second call with the ref changes
+    nothing. `start`: starts a worker in another way.
 
-    Raises `MissingExtra`, or `OSError` when the folder cannot be made.
-    """
+    Raises `MissingExtra`, or `OSError` when the folder cannot be created."""
     require_packages()
     run, made = RunDir.make(home, job)
     if made or not run.had_worker():
@@ -57,10 +56,11 @@ def resume(
     start: Callable[[RunDir], None] | None = None,
     alive: Callable[[RunDir], bool] = RunDir.alive,
 ) -> bool:
-    """Starts a worker for a paused or interrupted job; False when one is at work or the job has ended. A
-    worker that has just paused is given time to end. `start` and `alive`: of a worker that runs elsewhere.
+    """Start a worker for a paused or interrupted job. Returns False when one is at work or the job has
+    ended. A worker that has just paused gets time to end. `start` and `alive`: for a worker that runs
+    elsewhere.
 
-    Raises `RunFailed` when it does not."""
+    Raises `RunFailed` when it does not end."""
     if start is None:
         require_packages()
     with run.steering():

@@ -258,7 +258,7 @@ class Loop(Kept):
 
     @property
     def result(self) -> tuple[int, dict[str, float]]:
-        """The step whose weights are the result, and the evaluation that they had; of a run that has
+        """The step whose weights are the result, and the evaluation that they had, for a run that has
         ended."""
         p = self.progress
         if self.best is not None and p.best_step is not None:

@@ -220,7 +220,7 @@ def _parts(optimizer: Any) -> list[Any]:
 
 
 def restore_state(optimizer: Any, parameters: Parameters, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Puts back what `state_tensors` gave; rate and decay belong to the job."""
+    """Restore the state that `state_tensors` returned. Learning rate and weight decay come from the job."""
     states: dict[str, dict[str, torch.Tensor]] = {name: {} for name in parameters}
     for key, value in tensors.items():
         if key.startswith("optimizer."):

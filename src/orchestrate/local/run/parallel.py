@@ -199,7 +199,8 @@ def join(meeting: Path, rank: int, processes: int) -> None:
 
 
 def split(batch: Sequence[int], lengths: Sequence[int], processes: int) -> tuple[tuple[int, ...], ...]:
-    """Shares of about as many tokens each: the longest first, to whoever has least."""
+    """Split the examples into shares with about equally many tokens: the longest first, to the process
+    with the fewest tokens."""
     shares, loads = [list[int]() for _ in range(processes)], [0] * processes
     for place in sorted(range(len(batch)), key=lambda i: -lengths[i]):
         least = loads.index(min(loads))

@@ -61,7 +61,8 @@ needed."""
 
 
 def keep_sheet(run: RunDir, job: LocalJob, loaded: Loaded, template: Template, folder: ModelFolder) -> bool:
-    """Writes `proof.json` while base and tuned model are both here; False where one of them is not."""
+    """Write `proof.json` while base and tuned model are both loaded. Returns False where one of them is
+    not."""
     if job.adapter.full or loaded.choice.name in PATCHED:
         return False
     files = [Path(file) for file in (job.validation, job.train) if file]
@@ -288,7 +289,7 @@ class Session:
 
     @property
     def limit(self) -> int | None:
-        """Tokens at which a row is cut: as asked, but never above the model's context."""
+        """Tokens at which a row is cut: as requested, but never above the model's context."""
         limits = [n for n in (self.job.hyper.max_seq_length, self.folder.context) if n is not None]
         return min(limits) if limits else None
 

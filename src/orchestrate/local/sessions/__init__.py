@@ -99,7 +99,8 @@ class Values(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
 
     def array(self) -> np.ndarray[Any, Any]:
-        """Raises `UsageError` for a tensor whose numbers are not finite or do not fill its shape."""
+        """Convert the tensor to an array. Raises `UsageError` for one whose numbers are not finite or do
+        not fill its shape."""
         found = np.frombuffer(self.data, dtype=self.kind)
         if min(self.shape, default=1) < 0 or found.size != math.prod(self.shape):
             raise UsageError(f"a tensor of {found.size} numbers has the shape {list(self.shape)}")
@@ -204,8 +205,8 @@ class SessionEngine:
 
     @property
     def tied(self) -> bool:
-        """Whether input and output have one table. The output layer then gets no adapter: few engines serve
-        one there, and none can merge it."""
+        """Whether input and output share one table. The output layer then gets no adapter: few engines
+        serve one there, and none can merge it."""
         return bool(getattr(self.inner.config.get_text_config(), "tie_word_embeddings", False))
 
     # -- models --------------------------------------------------------------------------------------------

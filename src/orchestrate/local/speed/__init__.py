@@ -24,10 +24,9 @@ def measure(
     device: str | None = None,
     seconds: float = 20.0,
 ) -> Bench:
-    """Trains for about `seconds` in a process of its own and remembers the result for later quotes.
+    """Train for about `seconds` in a process of its own and save the result for later quotes.
 
-    Raises `MissingExtra`, or `RunFailed` with what the process said; what was measured before stays.
-    """
+    Raises `MissingExtra`, or `RunFailed` with the process's message. Earlier measurements stay."""
     require_packages("measuring this machine")
     request = {
         "model": str(model) if model else None,

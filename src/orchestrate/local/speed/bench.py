@@ -194,7 +194,7 @@ def _objective(loaded: Loaded, setup: Setup) -> Objective:
 
 
 def random_model(config: Mapping[str, Any], folder: Path) -> Path:
-    """Writes a model with this configuration, a Llama unless `model_type` says otherwise, in 16 bits."""
+    """Write a model with this configuration, a Llama unless `model_type` says otherwise, in 16 bits."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

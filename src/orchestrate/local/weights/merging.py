@@ -26,8 +26,8 @@ COMBINED = "merged"
 
 
 def merge(base: ModelFolder, adapter: Path, target: Path, dtype: str) -> dict[str, Any]:
-    """Writes the whole model to `target`. Raises `UsageError` for an adapter that does not fit its base, and
-    for a base whose files hold it in few bits: rounded to them again it would lose what was trained."""
+    """Write the full merged model to `target`. Raises `UsageError` for an adapter that does not fit its
+    base, and for a base with quantized files: rounding to them again would lose what was trained."""
     held = Quantised.of(base.config)
     if held is not None and held.method in PACKAGES:  # others transformers reads into 16 bits
         raise UsageError(
@@ -89,8 +89,9 @@ def combine(
     rank: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Writes one adapter that does what `adapters` do together, `weights` times each, and tells how far it is
-    from their exact sum: `error`, relative, over all adapted matrices."""
+    """Write one adapter that has the effect of all `adapters` together, each times its value in
+    `weights`. Also returns how far it is from their exact sum: `error`, relative, over all adapted
+    matrices."""
     torch.manual_seed(seed)
     model = load_base(base.path, four_bit=False, device=torch.device("cpu"), dtype=torch.float32)
     peft = _fitted(model, adapters[0])

@@ -30,8 +30,8 @@ from orchestrate.types import decoding
 
 
 def dress(base: str, tuned: str | None, target: str) -> dict[str, Any]:
-    """Writes what a model needs beside its weights to `target`: tokenizer, the very chat template that it was
-    trained with, and a generation configuration that ends where a turn ends."""
+    """Write what a model needs beside its weights to `target`: the tokenizer, the exact chat template
+    that it was trained with, and a generation configuration that stops at the end of a turn."""
     folder, own = files.fetch(base), None if tuned is None else Path(tuned)
     tokenizer = load_tokenizer(own if own and (own / "tokenizer.json").is_file() else folder.path)
     template = Template(tokenizer)
@@ -132,12 +132,11 @@ def _using(base: Any, tuned: Any) -> Callable[[bool], Any]:
 
 
 def read(folder: str, rows: list[dict[str, Any]], *, base: str | None = None) -> dict[str, Any]:
-    """Loads a folder as anybody would, with transformers and peft alone, and asks it: its own tokenizer, chat
-    template and generation configuration, nothing of ours.
+    """Load a folder as any user would, with transformers and peft alone, and query it: with its own
+    tokenizer, chat template and generation configuration, and nothing of ours.
 
-    A row has `messages` and `tools`, or `text`, or neither and only `score`: pairs of prompt and answer ids.
-    `max_tokens` of a row are answered; without it only the ids of its prompt are reported.
-    """
+    A row has `messages` and `tools`, or `text`, or neither and only `score`: pairs of prompt and answer
+    ids. At most `max_tokens` of a row are generated. Without it, only the ids of its prompt are reported."""
     from transformers import GenerationConfig
 
     path = Path(folder)

@@ -51,7 +51,7 @@ class Kept(Generic[_C]):
             return self._made[0]
 
     def close(self) -> None:
-        """Lets go of it; the next call makes another."""
+        """Close the client. The next call creates another."""
         with self._lock:
             while self._made:
                 self._made.pop().close()

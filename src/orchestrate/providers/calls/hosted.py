@@ -57,8 +57,8 @@ _formatter = logging.Formatter()
 
 
 def guard() -> None:
-    """Masks all records of these libraries from now on; a second call does nothing. Other libraries' records
-    are left alone."""
+    """Mask all log records of these libraries from now on. A second call does nothing. Other libraries'
+    records are left alone."""
     with _lock:
         made = logging.getLogRecordFactory()
         if not isinstance(made, _Masked):
@@ -403,12 +403,11 @@ class Wire:
         self._sleep = sleep
 
     def read(self, call: Callable[[], T], *, expect: type | tuple[type, ...] | None = None) -> T:
-        """Runs a call that may be repeated (a read, an idempotent act) until it succeeds, is refused, or
-        the budget is spent. Raises `ProviderError`.
+        """Run a call that may be repeated (a read, an idempotent action) until it succeeds, is rejected,
+        or the retry budget is spent. Raises `ProviderError`.
 
-        A `str` where an object was expected is an `UnexpectedAnswer`: the SDKs hand back HTML so. `expect`
-        is the class that the answer must have, where that is not enough.
-        """
+        A `str` where an object was expected is an `UnexpectedAnswer`, because that is how the SDKs return
+        HTML. `expect` is the class that the answer must have, where that check is not enough."""
         return self.retry.calling(lambda: self.once(call, expect=expect), sleep=self._sleep)
 
     def once(self, call: Callable[[], T], *, expect: type | tuple[type, ...] | None = None) -> T:
@@ -427,14 +426,13 @@ class Wire:
         return answer
 
     def send_once(self, ref: str, call: Callable[[], T], identify: Callable[[T], str | None]) -> T:
-        """Sends a create request exactly once and returns its answer.
+        """Send a create request exactly once and return its answer.
 
-        `identify` gives the job's id from the answer, `None` (or any error) when there is none. Raises
-        `OutcomeUnknown` unless it is certain that the host made no job: it answered 4xx (then the mapped
-        `ProviderError`), or the connection was never made (then `HostUnavailable`). Errors of our own tree
-        that `call` raises before it sends (a missing key) pass through, so build the client inside `call`
-        or before.
-        """
+        `identify` returns the job's id from the answer, or `None` (or any error) when there is none.
+        Raises `OutcomeUnknown` unless it is certain that the host created no job: it answered 4xx (then
+        the mapped `ProviderError`), or the connection was never made (then `HostUnavailable`). Our own
+        errors that `call` raises before it sends (a missing key) pass through, so build the client inside
+        `call` or before."""
         try:
             answer = call()
         except OrchestrateError:

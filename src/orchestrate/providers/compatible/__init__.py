@@ -78,7 +78,7 @@ TRAITS: dict[str, tuple[Trait, Rule]] = {
 
 
 def profile_of(kind: str, file: Readable, name: str) -> Profile:
-    """Raises `ConfigError` that names file and field."""
+    """Read the profile of a described host. Raises `ConfigError` that names file and field."""
     told = description.read(file, name)
     try:
         tuned = re.compile(told.tuned_name) if told.tuned_name else None

@@ -117,8 +117,8 @@ class Deploying:
         return self._endpoint(job_id, there) if (there := self._find(job_id)) is not None else None
 
     def bring(self, id: str, base: str, archive: bytes) -> None:
-        """Uploads an adapter and puts it up under its name. An upload without a request that names it costs
-        nothing and is made again."""
+        """Upload an adapter and publish it under its name. An upload that no request names costs nothing
+        and is made again."""
         how = self._how.adapters
         if how is None:
             raise AssertionError("only where the description says how")

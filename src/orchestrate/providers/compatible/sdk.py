@@ -278,7 +278,7 @@ class SdkDeletes(SdkProvider, Deletes, DeletesData, ListsStored):
                 self._wire.read(lambda file=file: self.client.files.delete(file))
 
     def delete(self, job: JobHandle) -> None:
-        """Deletes the tuned model. The record of the job stays."""
+        """Delete the tuned model. The record of the job stays."""
         tuned = self.get(job).tuned_model
         if tuned is None:
             return
@@ -291,13 +291,13 @@ class SdkDeletes(SdkProvider, Deletes, DeletesData, ListsStored):
 class SdkChats(SdkProvider, HostedChats):
     @property
     def chat_limit(self) -> str:
-        """What the host calls the most tokens of an answer."""
+        """The host's parameter name for the most tokens of an answer."""
         return self.profile.chat_limit
 
     def chat(
         self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
     ) -> Chat:
-        """Raises `UsageError` while the job has no model yet."""
+        """Open a chat with the job's model. Raises `UsageError` while the job has no model yet."""
         from orchestrate.providers.chat import Chat
 
         known = self.get(job)

@@ -334,7 +334,8 @@ class Connection:
 
     @property
     def inference_url(self) -> str:
-        """The real host answers chats below `/inference`; any other server where the SDK asks for them."""
+        """The URL for chats. The real host answers them below `/inference`, any other server where the
+        SDK requests them."""
         base = self._config.base_url or PROFILE.url or ""
         return f"{base}/inference" if base == PROFILE.url else base
 

@@ -321,7 +321,7 @@ class FireworksProvider(
             self._wire.read(lambda: client.models.delete(id, account_id=account), expect=object)
 
     def delete(self, job: JobHandle) -> None:
-        """Deletes the tuned model, which outlives its job there, and then the job."""
+        """Delete the tuned model, which outlives its job at Fireworks, and then the job."""
         with suppress(NotFound):
             raw, kind = self._at.find(job)
             path, client = self._at.path(kind, job.job_id), self._at.client()

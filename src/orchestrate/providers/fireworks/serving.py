@@ -136,8 +136,8 @@ class Serving:
         return endpoint.model
 
     def remove(self, id: str) -> None:
-        """Unloads what is loaded and deletes the deployment, also when it was used a moment ago. Repeating
-        goes on."""
+        """Unload the model and delete the deployment, even if it was used a moment ago. A repeated call
+        continues."""
         there = self._get(id)
         if there is None or there.get("state") in GONE:
             return

@@ -84,7 +84,8 @@ def output_model(suffix: str, ref: str) -> str:
 
 
 def fill_steps(body: dict[str, Any], spec: JobSpec, examples: int) -> None:
-    """Puts what is counted in steps into the body: warm-up, and the distance between checkpoints."""
+    """Fill the settings that are counted in steps into the body: warm-up, and the distance between
+    checkpoints."""
     batch = spec.batch_size if isinstance(spec.batch_size, int) else DEFAULT_BATCH[spec.method.type]
     total = ceil(examples / (batch or 1)) * (spec.epochs or 1)
     place = body if spec.method.type == "sft" else body.setdefault("trainingConfig", {})

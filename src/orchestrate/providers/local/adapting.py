@@ -148,8 +148,8 @@ def named(asked: LoRA) -> list[str]:
 
 
 def looked_at(spec: JobSpec, model: str) -> tuple[list[Misnamed], str | None]:
-    """Names that fit nothing, and why they could not be looked at. `model`: as `models.config_of` finds
-    it."""
+    """Find names that match nothing, or the reason why they could not be checked. `model`: as
+    `models.config_of` finds it."""
     asked = spec.adapter
     adapter = Adapter.from_dict(asked.model_dump(mode="json"))
     if not isinstance(asked, LoRA) or not named(asked) or no_pattern(adapter):

@@ -302,7 +302,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
 
     @property
     def own(self) -> bool:
-        """With the depot, in which the rows lie."""
+        """Whether everything stays on the user's machines, including the storage that holds the rows."""
         return self.config.own or (self.place.own and self.place.depot_on_disk)
 
     # -- whose jobs ----------------------------------------------------------------------------------------

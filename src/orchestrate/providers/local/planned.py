@@ -94,7 +94,7 @@ class PlannedProvider(PlansTraining):
 
     @property
     def home(self) -> Path:
-        """Everything of this backend lives below."""
+        """The folder that holds everything of this backend."""
         given = self.config.options.get("home")
         if given is None:
             import platformdirs

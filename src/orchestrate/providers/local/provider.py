@@ -244,11 +244,10 @@ class LocalProvider(
         self._restart(self._run(job))
 
     def recover(self, job: JobHandle) -> bool:
-        """Restarts a worker that died without an end (killed, power cut); True when one was started.
+        """Restart a worker that died unfinished (killed, power cut). Returns True when one was started.
 
-        A job that someone paused stays paused, and one that someone cancelled is not begun again. After
-        `MOST_RESTARTS` deaths at one checkpoint the job is failed instead.
-        """
+        A job that someone paused stays paused, and one that someone cancelled is not started again. After
+        `MOST_RESTARTS` deaths at one checkpoint the job fails instead."""
         run = self._run(job)
         state = run.state()
         if state.status != "interrupted" or not self.place.lost(run):
@@ -279,7 +278,7 @@ class LocalProvider(
         return reading.job(run, self.name)
 
     def delete(self, job: JobHandle) -> None:
-        """Cancels first; the folder goes once its worker has ended."""
+        """Cancel the job first, then delete its folder once its worker has ended."""
         run = RunDir(self._runs / job.job_id)
         if not run.exists():
             return

@@ -52,7 +52,7 @@ class Fit(NamedTuple):
 
     @property
     def usd_per_work(self) -> Decimal:
-        """In which machines compare: by the hour over what is done in it."""
+        """The price by which machines are compared: dollars per hour divided by the work done in it."""
         hourly = self.machine.hourly
         return Decimal("Infinity") if hourly is None else hourly.usd_per_hour / Decimal(self.operations)
 
@@ -167,7 +167,7 @@ def _hourly(machine: Machine, *, spot: bool) -> Hourly | None:
 
 
 def resources(asked: Mapping[str, Any], machine: Machine | None, spec: JobSpec) -> Resources:
-    """Raises `UsageError` for a value that does not do."""
+    """Parse the requested resources. Raises `UsageError` for an invalid value."""
     hours = _amount(asked, "max_hours")
     minutes = _amount(asked, "silence_minutes")
     spot = asked.get("spot", False)

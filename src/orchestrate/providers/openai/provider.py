@@ -275,7 +275,7 @@ class OpenAIProvider(
 
     @property
     def prices(self) -> str:
-        """A compatible host is another company, with prices of its own."""
+        """The name under which rates are found. A compatible host is another company with its own prices."""
         return str(self.config.options.get("prices", self.name))
 
     # -- whose jobs ----------------------------------------------------------------------------------------
@@ -301,7 +301,8 @@ class OpenAIProvider(
     # -- submitting and reading: see the base class ----------------------------------------------------------
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
-        """Raises `TrainingClosed` with the dates and the way out when OpenAI takes no new jobs."""
+        """Create the job. Raises `TrainingClosed` with the dates and the alternative when OpenAI accepts
+        no new jobs."""
         try:
             return super().create(spec, remote, translation, ref)
         except TrainingClosed as error:
@@ -343,7 +344,7 @@ class OpenAIProvider(
 
     @property
     def chat_limit(self) -> str:
-        """Compatible servers know max_tokens."""
+        """The parameter name for the most tokens of an answer. Compatible servers know max_tokens."""
         return self.profile.chat_limit if self.name == self.kind else "max_tokens"
 
 

@@ -87,11 +87,11 @@ def unpacked_tokens(sequences: int, max_seq_length: int) -> int:
 
 
 def share_billed(steps_done: int, steps: int) -> Decimal:
-    """Share of the price that stays: the steps completed, for a cancelled or early-stopped job.
+    """Return the share of the price that remains due: the steps completed, for a cancelled or
+    early-stopped job.
 
     docs.together.ai fine-tuning pricing: cancelled jobs pay for completed steps; unused steps of an early
-    stop are refunded.
-    """
+    stop are refunded."""
     return Decimal(min(steps_done, steps)) / Decimal(steps) if steps > 0 else Decimal(0)
 
 

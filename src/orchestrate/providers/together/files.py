@@ -115,8 +115,8 @@ def fetch_weights(
     limit_bytes: int,
     progress: Progress | None,
 ) -> tuple[ArtifactFile, ...]:
-    """Unpacks into `dest` what the SDK's streaming `content` gives for a job and a `query`. An archive that
-    came in part lies beside `dest`, where a later call goes on with it."""
+    """Unpack the stream of the SDK's `content` for a job and a `query` into `dest`. A partial archive is
+    stored beside `dest`, and a later call continues it."""
 
     def opened(headers: dict[str, str]) -> AbstractContextManager[transfer.Stream]:
         stream = content(ft_id=job_id, extra_headers=headers, **query)

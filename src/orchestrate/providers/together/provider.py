@@ -140,7 +140,7 @@ class TogetherProvider(
     def upload(
         self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
     ) -> RemoteDataset:
-        """Asks for the model's limits first, so that nothing is sent for a job that would be refused."""
+        """Check the model's limits first, so that nothing is sent for a job that would be rejected."""
         body = settings.body(translation)
         require_limits(body, self._model_limits(body), data)
 
@@ -151,7 +151,7 @@ class TogetherProvider(
         return self._brought(data, self._files.bring, progress, details)
 
     def live_price(self, spec: JobSpec, remote: RemoteDataset, translation: Translation) -> Quote:
-        """Raises `QuotaExceeded` where the account may not go on."""
+        """Return the host's own estimate. Raises `QuotaExceeded` where the account may not proceed."""
         body = self._filled(translation, remote)
         asked = reading.estimated(body)
         answer = plain(self._wire.read(lambda: self._client().fine_tuning.estimate_price(**asked)))
@@ -294,7 +294,7 @@ class TogetherProvider(
                 self._wire.read(lambda: self._client().fine_tuning.delete(item.job_id or item.id))
 
     def delete(self, job: JobHandle) -> None:
-        """Deletes the job and its checkpoints on the host."""
+        """Delete the job and its checkpoints on the host."""
         with suppress(NotFound):
             self._wire.read(lambda: self._client().fine_tuning.delete(job.job_id))
 
@@ -361,7 +361,8 @@ class TogetherProvider(
 
     @property
     def _inference_url(self) -> str:
-        """The real host answers chats under another name; any other server under its own."""
+        """The URL for chats. The real host answers them under another name, any other server under its
+        own."""
         base = self.config.base_url or PROFILE.url or ""
         return PROFILE.chat_url or base if base == PROFILE.url else base
 

@@ -347,7 +347,7 @@ def estimated(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def estimate(provider: str, model: str, answer: Mapping[str, Any]) -> Quote:
-    """Raises `QuotaExceeded` where the account may not go on."""
+    """Parse the host's estimate. Raises `QuotaExceeded` where the account may not proceed."""
     total = money(answer.get("estimated_total_price"))
     if answer.get("estimation_available") is False or total is None:
         reason = text(answer.get("unavailable_reason")) or "Together returned no price"

@@ -92,8 +92,8 @@ class Serving:
         return self._configuration({"id": base_model_id, "name": id}, wanted)[0]
 
     def deploy(self, id: str, made: Mapping[str, Any], options: Mapping[str, Any] | None) -> Endpoint:
-        """Leaves out each step that an earlier call has done: the endpoint, its deployment, a deployment that
-        runs, the traffic to it."""
+        """Deploy the model, skipping each step that an earlier call has done: the endpoint, its
+        deployment, a deployment that runs, the traffic to it."""
         wanted = DeployOptions.of(options)
         there = self._find(id)
         deployment, endpoint = _ours(there), there or {}
@@ -124,8 +124,8 @@ class Serving:
         return endpoint.model
 
     def remove(self, id: str) -> None:
-        """Ends routing, stops and deletes the deployments, deletes the endpoint, as far as the host lets it:
-        what stands afterwards is to be asked for. Repeating goes on."""
+        """End routing, stop and delete the deployments, and delete the endpoint, as far as the host
+        allows: ask afterwards what remains. A repeated call continues."""
         there = self._find(id)
         if there is None:
             return

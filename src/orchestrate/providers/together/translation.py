@@ -339,7 +339,7 @@ def default_rank(limits: Mapping[str, Any]) -> int:
 
 
 def require_limits(body: Mapping[str, Any], limits: Mapping[str, Any], data: TrainingData) -> None:
-    """Raises `TranslationRefused` with every setting that is outside the model's limits."""
+    """Raise `TranslationRefused` with every setting that is outside the model's limits."""
     broken = [*_numbers(body, limits), *_adapter_limits(body, limits), *_content(limits, data)]
     if broken:
         raise TranslationRefused("together", broken)

@@ -611,7 +611,7 @@ class OpenAIHost(Host):
             yield {**shown, "sandbox": True}
 
     def result_file(self, id: str) -> tuple[str, bytes] | None:
-        """Name and content of a job's metrics file; `None` when `id` is no such file."""
+        """Return name and content of a job's metrics file, or `None` when `id` is not such a file."""
         if not id.startswith("file-result"):
             return None
         for job in self.jobs(where=("$.id", f"ftjob-{id.removeprefix('file-result')}")):

@@ -181,8 +181,8 @@ def _padded(rows: Sequence[tuple[Any, Any]], device: torch.device) -> dict[str, 
 
 
 def as_plain_lora(folder: Path, kept: Path) -> None:
-    """Rewrites the adapter in `folder`, which belongs on a base without its first weights, as one of twice
-    the rank for the base as it is: B A - B0 A0, as peft converts it."""
+    """Rewrite the adapter in `folder`, which belongs on a base without its initial weights, as one of
+    twice the rank for the unchanged base: B A - B0 A0, as peft converts it."""
     after, first = (load_file(f / "adapter_model.safetensors") for f in (folder, kept))
     for name, value in after.items():
         # Adapters on embeddings take nothing out of them.

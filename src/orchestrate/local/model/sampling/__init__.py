@@ -65,14 +65,14 @@ class Luck:
 
     @property
     def shared(self) -> bool:
-        """Whether the token is drawn together with those of other rows."""
+        """Whether the token is sampled together with those of other rows."""
         changed = self.presence or self.frequency or self.bias or self.top_k or self.top_p < 1
         own = self.generator is not None or self.tops is not None or self.held is not None
         return not own and not changed and bool(self.temperature)
 
     @property
     def plain(self) -> bool:
-        """Whether the likeliest token is all that is wanted."""
+        """Whether only the likeliest token is needed."""
         changed = self.temperature or self.presence or self.frequency or self.bias
         return not changed and self.tops is None and self.held is None
 

@@ -51,7 +51,7 @@ class Mixing:
             self._hooks.append(layer.register_forward_hook(_Adding(self, _matrices(layer))))
 
     def end(self) -> None:
-        """Gives the layers back as PEFT knows them."""
+        """Restore the layers as PEFT knows them."""
         for hook in self._hooks:
             hook.remove()
         for layer in self._layers:

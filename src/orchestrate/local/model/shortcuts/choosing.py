@@ -63,7 +63,7 @@ class _LoraLinear(torch.autograd.Function):
 
 
 def fuse(model: Any) -> int:
-    """Gives every plain LoRA layer of a peft model the fused forward; returns how many got it."""
+    """Give every plain LoRA layer of a peft model the fused forward pass. Returns how many layers got it."""
     from peft.tuners.lora import LoraLayer
 
     fused = 0

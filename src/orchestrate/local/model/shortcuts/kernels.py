@@ -410,7 +410,8 @@ class _Norm(torch.autograd.Function):
 
 
 def use_on_cpu(model: Any) -> list[str]:
-    """Puts both into a transformers model whose weights are frozen; returns what was replaced."""
+    """Put our attention and norms into a transformers model whose weights are frozen. Returns what was
+    replaced."""
     replaced: list[str] = []
     if model.config.get_text_config()._attn_implementation == "sdpa":
         if NAME not in ALL_ATTENTION_FUNCTIONS:

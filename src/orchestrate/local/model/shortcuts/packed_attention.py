@@ -25,8 +25,8 @@ CAUSAL = (-1, 0)
 
 
 def use(loaded: Loaded) -> str | None:
-    """Gives the model this attention for packed rows; else says why not. What it gives must have been looked
-    at with `probes.packs` before a step."""
+    """Switch the model to this attention for packed rows, or return why that is not possible. Check the
+    result with `probes.packs` before a step."""
     config = loaded.inner.config.get_text_config()
     if config._attn_implementation != "sdpa":
         return "the model keeps an attention of its own"

@@ -91,7 +91,7 @@ def draws(loaded: Loaded) -> bool:
 
 
 def trained_only(loaded: Loaded) -> str | None:
-    """Puts the last layer's MLP to work on the trained places alone; else says why not."""
+    """Limit the last layer's MLP to the trained positions, or return why that is not possible."""
     layers = getattr(decoder_of(loaded.inner), "layers", None)
     mlp = getattr(layers[-1], "mlp", None) if layers is not None else None
     if mlp is None:

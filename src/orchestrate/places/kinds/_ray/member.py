@@ -165,8 +165,8 @@ def _help(stored: StoredRun, folder: Path, met: Met) -> None:
 
 
 def tell(stored: StoredRun, met: Met, error: BaseException) -> None:
-    """Says of the run what would come again however often the workers are started, as the first does. Of all
-    else Ray tells the job."""
+    """Record errors that would come again however often the workers are started, as the first worker
+    does. Ray reports all other errors to the job."""
     code, status, fix = type(error).__name__, "failed", getattr(error, "fix", None)
     if disk_is_full(error):
         code, status = "disk_full", "paused"

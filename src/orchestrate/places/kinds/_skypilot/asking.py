@@ -49,7 +49,8 @@ class Bridge:
         self._lock = threading.Lock()
 
     def ask(self, question: str, **about: Any) -> Any:
-        """Raises `NoAnswer`, `Refused`, `SetupError`."""
+        """Send a question to the bridge and return its answer. Raises `NoAnswer`, `Refused`,
+        `SetupError`."""
         with self._lock:
             child = self._started()
             try:
