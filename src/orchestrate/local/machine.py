@@ -85,8 +85,8 @@ def gpu_load(index: int = 0) -> Load | None:
 
 
 def _cards(fields: str) -> list[tuple[list[str], int | None]]:
-    """The fields of each GPU that CUDA gives to this process, in its order, and the bytes of a slice of one
-    (MIG). The driver's tool lists them all, whatever CUDA_VISIBLE_DEVICES says."""
+    """Return the fields of each GPU that CUDA gives to this process, in its order, and the bytes of a
+    slice (MIG). The driver's tool lists all GPUs, whatever CUDA_VISIBLE_DEVICES says."""
     asked = _ask(f"--query-gpu=index,uuid,{fields}", "--format=csv,noheader,nounits")
     rows = [[cell.strip() for cell in line.split(",")] for line in asked if line.strip()]
     names = visible()
@@ -104,7 +104,7 @@ def _cards(fields: str) -> list[tuple[list[str], int | None]]:
 
 
 def _slices() -> dict[str, tuple[str, int]]:
-    """Of each slice (MIG) by its name: the card's own name and the slice's bytes."""
+    """Map each slice (MIG) by name to the card's own name and the slice's bytes."""
     found: dict[str, tuple[str, int]] = {}
     card = ""
     for line in _ask("-L"):
@@ -118,7 +118,7 @@ def _slices() -> dict[str, tuple[str, int]]:
 
 
 def _ask(*asked: str) -> list[str]:
-    """Lines of the driver's tool; none where it is absent or fails."""
+    """Return the output lines of the driver's tool. Empty where it is missing or fails."""
     try:
         env = settings.of_child()
         done = subprocess.run(
@@ -166,7 +166,7 @@ def cpu_multiplies_bf16() -> bool:
 
 
 def _cpuinfo(key: str) -> str:
-    """Of the first core; empty where Linux does not tell."""
+    """Read the fields of the first core. Empty where Linux does not report them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -67,7 +67,7 @@ def configured_price(name: str, options: Mapping[str, Any]) -> Hourly | None:
 
 
 def _memory(gpu: str, name: str, options: Mapping[str, Any]) -> int | None:
-    """As it is given, or as the maker's data sheet has it."""
+    """Return the memory as configured, or from the manufacturer's data sheet."""
     if options.get("gpu_memory_gib") is not None:
         return int(_number(name, options, "gpu_memory_gib") * 2**30)
     known = costing.gpu_memory_gb(gpu)
@@ -192,7 +192,8 @@ class AwayPlace(Place):
         return {id: price for id, price in prices.items() if price is not None}
 
     def _hour_of(self, one: Placed) -> Hourly | None:
-        """By the place's own word, else as it was read for this run, else as the place has it for any."""
+        """Return the hourly price as the place reports it, else as it was read for this run, else the
+        place's general price."""
         for ask in (self.paid, self.price_of):
             with suppress(OrchestrateError):
                 if (found := ask(one.ref)) is not None:
@@ -286,8 +287,8 @@ class AwayPlace(Place):
             self.settle(run)
 
     def _with_time_left(self, run: RunDir, resources: Resources) -> Resources:
-        """With the time that is left as the limit, for the platform's own end. Raises `InvalidRequest` where
-        it is used up: a machine that is only told to end is paid for."""
+        """Set the remaining time as the limit, for the platform's own end. Raises `InvalidRequest` where
+        it is used up: a machine that starts only to end is paid for."""
         most, found = resources.limits.seconds, self._allowance(run, resources.limits)
         if most is None or not found.used_s:
             return resources
@@ -307,7 +308,8 @@ class AwayPlace(Place):
         return self._allowance(run, limits)
 
     def _allowance(self, run: RunDir, limits: Limits) -> Allowance:
-        """What was used by the workers' clocks, or by the place's, which knows of time before they began."""
+        """Return the allowance, with the usage by the workers' clocks, or by the place's clock, which
+        also covers the time before they started."""
         used = self.usage(run.ref)
         return Allowance(
             max_hours=limits.max_hours,
@@ -322,7 +324,7 @@ class AwayPlace(Place):
         return claim.used_s(self.depot.run(ref))
 
     def _priced(self, resources: Resources) -> Resources:
-        """With the price as the place has it now. Raises `OverBudget`."""
+        """Add the place's current price. Raises `OverBudget`."""
         hourly, limits = self.price(resources), resources.limits
         if hourly is None:
             return resources
@@ -368,8 +370,8 @@ class AwayPlace(Place):
             self._await_it(run)
 
     def _read_price(self, run: RunDir) -> None:
-        """Once for each machine that came to have the run: a catalog may say less than what is charged. The
-        worker reads it in the depot, and pauses the run where it is above the cap."""
+        """Read the price once for each machine that got the run: a catalog may show less than what is
+        charged. The worker reads it in the storage, and pauses the run where it is above the cap."""
         mark, worker = run.path / ".priced", (run.path / "worker.json").read_bytes()
         if mark.is_file() and mark.read_bytes() == worker:
             return
@@ -383,7 +385,8 @@ class AwayPlace(Place):
         return self.depot.run(ref).record(PRICE, Hourly)
 
     def _tell_why(self, run: RunDir, placed: Placed) -> None:
-        """Once for each worker that ended before its first report: only its place has what it printed."""
+        """Report, once for each worker that ended before its first report, what it printed: only its
+        place has that."""
         mark = run.path / ".unreported"
         if mark.is_file() and mark.read_text() == placed.id:
             return
@@ -396,9 +399,9 @@ class AwayPlace(Place):
         write_whole(mark, placed.id.encode())
 
     def _left(self, run: RunDir, placed: Placed) -> bool:
-        """Whether an ended worker's run is paused, and left to its user. Who ended the worker in the place's
-        own console would not have another one started, and one that the place ended at its limit may not be
-        followed by another."""
+        """Return whether an ended worker's run is paused and left to its user. A user who ended the
+        worker in the place's own console does not want another one started, and a worker that the place
+        ended at its limit may not be followed by another."""
         found = self._at_limit(run)
         if found is not None:
             code, told = "limit", f"{self.name} stopped its worker: the run has used {found}, its limit"
@@ -417,7 +420,7 @@ class AwayPlace(Place):
         return True
 
     def _at_limit(self, run: RunDir) -> str | None:
-        """What was used, where nothing worth a start is left."""
+        """Return what was used, where too little is left for another start."""
         with suppress(ProviderError):
             found = self.allowance(run)
             if found.used_s and not found.holds(found.used_s + LEAST_S):
@@ -457,7 +460,7 @@ class AwayPlace(Place):
         return age is None or age > self.silence_s + MARGIN_S
 
     def _newest(self, run: RunDir) -> Placed | None:
-        """The worker of the last start; `None` too as long as the place's list is from before it."""
+        """Return the worker of the last start, or `None` while the place's list is older than that start."""
         placed = self.state(run.ref)
         return None if placed is not None and placed.id in _starts(run).known else placed
 

@@ -504,8 +504,8 @@ def _take_checkpoints(run: RunDir, stored: StoredRun) -> None:
 
 
 def _show_life(run: RunDir, pulse: Pulse, data: bytes) -> None:
-    """The age of a sign of life is counted from when it was first seen here: clocks differ. Its machine is
-    never taken for this one, whatever it is called: process ids of a container mean nothing here."""
+    """Note a heartbeat. Its age is counted from when it was first seen here, because clocks differ. Its
+    machine is never taken for this one, whatever its name: process ids of a container mean nothing here."""
     path, mark = run.path / "worker.json", run.path / ".pulse"
     if not _differs(mark, data):
         return

@@ -126,7 +126,7 @@ class Errand:
         return 0 if settled else 1
 
     def _train(self) -> bool:
-        """Whether the run is settled: it ended, or is paused."""
+        """Train, and return whether the run is settled: it ended, or is paused."""
         restore(self.run, self.stored)
         job = unpack(self.order, self.depot, self.run.path.parent / "given")
         job = msgspec.structs.replace(job, paces=str(throughput.file_of(self.run.path)))
@@ -159,8 +159,8 @@ class Errand:
         return Child([*self.engine, str(self.run.path)], self.run.log, self.order.job.threads)
 
     def _watch(self, worker: Engine) -> str | None:
-        """Until the worker has ended. Why it was asked to, if it was; empty for a machine that is taken
-        away."""
+        """Watch until the worker has ended. Returns why it was asked to end, an empty string for a
+        machine that is taken away, or `None` if it was not asked."""
         why, until = None, 0.0
         while worker.running() and not self._superseded.is_set():
             time.sleep(LOOK_S)
@@ -173,7 +173,8 @@ class Errand:
         return why
 
     def _guard(self) -> None:
-        """Talks to nobody and waits for nobody, so that nothing that hangs keeps it from its end."""
+        """Guard the limits without contacting or waiting for anyone, so that nothing that hangs can delay
+        its end."""
         over: float | None = None
         while not self._told.wait(LOOK_S) and not self._superseded.is_set():
             found = self.switch.due()
@@ -205,7 +206,7 @@ class Errand:
     # -- reporting -----------------------------------------------------------------------------------------
 
     def _keep_reporting(self) -> None:
-        """Once more after the end, until that went through."""
+        """Report regularly, and once more after the end, until that succeeded."""
         while True:
             last = self._ending.is_set()
             with suppress(
@@ -223,7 +224,7 @@ class Errand:
                 self._ending.wait(self.report_s)
 
     def _report(self, *, ended: bool) -> bool:
-        """False, with nothing sent, when another attempt has the run."""
+        """Report. Returns False, with nothing sent, when another attempt has the run."""
         if not self.claim.holds:
             return False
         word = (self.stored.read("control") or b"").decode("ascii", "replace").strip()

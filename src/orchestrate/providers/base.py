@@ -132,7 +132,7 @@ class Provider(ABC):
         """The profile's kind, or the own name of a configured host that is a further instance."""
 
     def __init_subclass__(cls, **more: object) -> None:
-        """Raises `TypeError` for a backend whose `features` are not those that it implements."""
+        """Raise `TypeError` for a backend whose `features` are not those that it implements."""
         super().__init_subclass__(**more)
         if "profile" in vars(cls):
             cls.kind, cls.title = cls.profile.kind, cls.profile.title

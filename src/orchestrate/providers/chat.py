@@ -100,8 +100,8 @@ class Timed:
         return getattr(self._local, "first", None)
 
     def __call__(self, **options: Any) -> dict[str, Any]:
-        """A host that does not know `stream_options` is asked without: its tokens are then not told. Nor do
-        all SDKs know it."""
+        """Send the request and time its answer. A host that does not know `stream_options` is asked
+        without, and then reports no tokens. Not all SDKs know it either."""
         more = {**options.get("extra_body", {}), "stream_options": {"include_usage": True}}
         try:
             answer = self._ask({**options, "stream": True, "extra_body": more})
@@ -261,7 +261,8 @@ class Chat:
     def _said(
         self, message: dict[str, Any], tools: Sequence[Mapping[str, Any]], *, cut: bool
     ) -> tuple[str, str | None, list[dict[str, Any]]]:
-        """Content, thinking and calls: the host's own fields where it fills them, else what its text says."""
+        """Return content, thinking and calls: from the host's own fields where it fills them, else from
+        its text."""
         from orchestrate.data.tokens.answers import Shape, read_answer
 
         content = text(message.get("content")) or ""
@@ -304,7 +305,8 @@ class Chat:
 
 
 def _logprobs(told: Mapping[str, Any]) -> tuple[float, ...] | None:
-    """Of the tokens, in OpenAI's form or in the older one with a list of numbers."""
+    """Return the log-probabilities of the tokens, in OpenAI's form or in the older one with a list of
+    numbers."""
     content = [part.get("logprob") for part in rows(told.get("content"))]
     numbers = content or cast("list[Any]", told.get("token_logprobs") or [])
     found = tuple(float(number) for number in numbers if isinstance(number, int | float))
@@ -376,8 +378,9 @@ def model_at(settings: Settings, written: str, key_variable: str | None = None) 
 
 
 def _require_there(host: HostConfig, name: str) -> None:
-    """Whoever names a model of this machine or of another host is not to be asked for the key of this one.
-    A server of one's own at this host's address may have any model."""
+    """Check that the first host has this model. Someone who names a model of this machine or of another
+    host must not be asked for this host's key. A user's own server at this host's address may have any
+    model."""
     from orchestrate.catalog import lookup
 
     known, here = lookup(name), this_machine().kind

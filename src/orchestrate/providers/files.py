@@ -250,7 +250,7 @@ def _write(source: IO[bytes], target: Path) -> None:
 
 @contextmanager
 def _decoded(archive: Path) -> Generator[IO[bytes]]:
-    """The tar inside, by the archive's first bytes, never by its name."""
+    """Open the tar inside, by the archive's first bytes, never by its name."""
     with archive.open("rb") as raw:
         head = raw.read(4)
         raw.seek(0)
@@ -507,7 +507,7 @@ def _resume_headers(part: _Part) -> dict[str, str]:
 
 
 def _place(answer: Stream) -> tuple[int, int | None]:
-    """(first byte, size of the whole file or None)."""
+    """Return (first byte, size of the entire file or None)."""
     if answer.status_code == 206:
         match = _RANGE.match(answer.headers.get("content-range", ""))
         if match:

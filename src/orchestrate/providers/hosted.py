@@ -76,14 +76,15 @@ class HostedProvider(Recalls, HoldsFiles, HandsOutFiles):
         return accounts.account_of(self._ask_account, self.config, self.host)
 
     def _ask_account(self) -> Account | None:
-        """As the host tells it; `None` where it does not, and the key stands for it."""
+        """Return the account as the host reports it, or `None` where it does not and the key identifies
+        it."""
         return None
 
     # -- files ---------------------------------------------------------------------------------------------
 
     @abstractmethod
     def _file(self, id: str) -> Mapping[str, Any]:
-        """The host's record of a file. Raises `NotFound`."""
+        """Return the host's record of a file. Raises `NotFound`."""
 
     def holds(self, remote: RemoteDataset) -> bool:
         try:
@@ -133,7 +134,7 @@ class HostedProvider(Recalls, HoldsFiles, HandsOutFiles):
     # -- the tuned model -----------------------------------------------------------------------------------
 
     def _most_bytes(self, base: str | None) -> int:
-        """Of a download, by the size of the base model where that is known."""
+        """Return the maximum size of a download, by the size of the base model where that is known."""
         params_b: float | None = None
         with suppress(SpecError):
             params_b = catalog.resolve(base, self.profile).params_b if base else None
@@ -147,8 +148,8 @@ class HostedProvider(Recalls, HoldsFiles, HandsOutFiles):
         base: str | None,
         fetch: Callable[[Path, int], None],
     ) -> Artifact:
-        """What `fetch` brings file by file into a folder beside `dest`, of at most so many bytes. A file that
-        came whole lies there for a later call."""
+        """Download what `fetch` brings file by file into a folder beside `dest`, with a limit on the
+        bytes. Complete files stay there for a later call."""
         waiting = new_folder(dest.parent) / f".{dest.name}.{name}.download"
         fetch(waiting, self._most_bytes(base))
         return self._artifact(job, dest, archives.settled(waiting, dest), base)
@@ -213,11 +214,12 @@ class DedicatedProvider(HostedChats, Deploys, Generic[_M]):
 
     @abstractmethod
     def _name_of(self, job: JobHandle, *, base: bool) -> str:
-        """By which the model answers. Raises `UsageError` for a tuned one that is not deployed."""
+        """Return the name by which the model answers. Raises `UsageError` for a tuned model that is not
+        deployed."""
 
     @abstractmethod
     def _inference(self) -> Any:
-        """The SDK's client of the address that answers chats."""
+        """Return the SDK's client for the address that answers chats."""
 
     def deployment_price(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Decimal | None:
         return self._deployments.price(job.job_id, self._to_deploy(job), options)

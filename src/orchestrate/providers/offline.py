@@ -128,7 +128,7 @@ def _of_file(
 
 
 def _rendered(provider: Provider, source: str, remarks: Sequence[Remark]) -> Iterator[Problem]:
-    """What the model's own chat template did with the rows, where it is available."""
+    """Report what the model's own chat template did with the rows, where it is available."""
     ours = provider.renders_rows
     for remark in remarks:
         rows = count(remark.count, "row")

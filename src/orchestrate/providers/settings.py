@@ -86,8 +86,8 @@ class Rows:
     def __init__(
         self, provider: str, spec: JobSpec, *, aliases: Iterable[str] = (), fields: Fields | None = None
     ) -> None:
-        """`aliases`: further names under which `provider_options` of this backend may be written; `fields`:
-        those that its host is known to have."""
+        """Start a translation. `aliases`: further names under which `provider_options` of this backend
+        may be written; `fields`: those that its host is known to have."""
         self.provider = provider
         self.fields = fields
         self.spec = spec
@@ -254,7 +254,7 @@ class Rows:
                 self._put(name, Outcome.KEPT, leaf, path, f"sent unchanged{unknown}", asked=leaf)
 
     def _setting_of(self, path: str) -> Setting | None:
-        """The setting of the spec that is this field of the request."""
+        """Return the setting of the spec that corresponds to this field of the request."""
         rows = (row for row in self._rows.values() if not row.name.startswith("provider_options."))
         return next((r for r in rows if r.wire == path and r.outcome is not Outcome.REFUSED), None)
 
@@ -294,7 +294,7 @@ class Rows:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted names; lists stay whole, `None` (not asked) is left out."""
+    """Flatten nested tables to dotted names. Lists stay as they are, and `None` (not set) is left out."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
@@ -376,7 +376,7 @@ def overrides(
 
 
 def _without(part: Any, below: list[str], row: Setting) -> Any:
-    """A table of the spec without one of its settings, or with the nearest value in its place."""
+    """Return a table of the spec without one of its settings, or with the nearest value in its place."""
     if not isinstance(part, dict):
         return None
     name, *rest = below

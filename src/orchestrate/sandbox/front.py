@@ -188,7 +188,7 @@ def control_routes(host: Host, front: Front, clock: Clock) -> list[BaseRoute]:
 
 
 def _jobs(host: Host) -> Callable[[Request], Awaitable[Response]]:
-    """Jobs in bulk."""
+    """Return the handler that creates jobs in bulk."""
 
     async def jobs(request: Request) -> Response:
         try:
@@ -210,7 +210,7 @@ class _ClockChange(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def _account(host: Host) -> Callable[[Request], Awaitable[Response]]:
-    """What the account may spend on one job."""
+    """Return the handler that reads or sets what the account may spend on one job."""
 
     async def account(request: Request) -> Response:
         if request.method == "POST":
@@ -346,7 +346,7 @@ class Front:
         )
 
     async def _logged(self, request: Request, receive: Receive) -> tuple[Receive, bytes | None]:
-        """Counts the request. A JSON body is read, logged without secrets, and played back to the host."""
+        """Count the request. A JSON body is read, logged without secrets, and replayed to the host."""
         body: bytes | None = None
         parsed: Any = None
         if request.headers.get("content-type", "").startswith("application/json"):
@@ -390,7 +390,7 @@ class Front:
     async def _after(
         self, fault: Fault, scope: Scope, receive: Receive, send: Send, body: bytes | None
     ) -> None:
-        """Faults that befall a request after it was done."""
+        """Inject faults after a request was carried out."""
         body = body if body is not None else await Request(scope, receive).body()
         answer = await self._do(scope, body)
         match fault.kind:
@@ -452,7 +452,7 @@ class Front:
         await self._do(scope, body)
 
     async def _do(self, scope: Scope, body: bytes) -> Response:
-        """Lets the host do the request and keeps its answer back."""
+        """Let the host carry out the request, and hold back its answer."""
         messages: list[Message] = []
 
         async def keep(message: Message) -> None:
@@ -480,7 +480,7 @@ def _replay(body: bytes) -> Receive:
 
 
 async def _hang_up(scope: Scope) -> None:
-    """Closes the connection under the request, as a network that fails does."""
+    """Close the connection during the request, like a failing network."""
     scope["state"]["transport"].abort()
     await asyncio.sleep(0.05)  # until the server has seen it, so that it does not answer in our place
 
@@ -493,7 +493,7 @@ async def _half(answer: Response, send: Send) -> None:
 
 
 def _with_word(answer: Response, field: str, word: str) -> Response:
-    """The answer with the status of each job in it replaced."""
+    """Replace the status of each job in the answer."""
 
     def replace(content: dict[str, Any]) -> None:
         items: list[Any] = [content]
@@ -507,7 +507,7 @@ def _with_word(answer: Response, field: str, word: str) -> Response:
 
 
 def _changed(answer: Response, change: Callable[[dict[str, Any]], None]) -> Response:
-    """The answer with a change to its JSON object; as it is when it has none."""
+    """Change the JSON object of the answer. An answer without one stays as it is."""
     try:
         content: Any = json.loads(bytes(answer.body))
     except ValueError:

@@ -50,7 +50,7 @@ def stand_ins() -> list[type[Host]]:
 
 
 def _listen(port: int, *, asked: int) -> socket.socket:
-    """On a port that was asked for, or on the one of the last start when it is still free."""
+    """Listen on the requested port, or on the port of the last start if it is still free."""
     try:
         return listen(port)
     except SetupError:
@@ -175,7 +175,8 @@ def serve(  # noqa: PLR0913  each is a setting of its own
 
 
 def _model(given: str | None, train: bool) -> str:
-    """Folder of the model that stands in for every base model. Raises `UsageError` when it is not there."""
+    """Return the folder of the model that replaces every base model. Raises `UsageError` when it does not
+    exist."""
     from orchestrate.catalog import find, resolve
     from orchestrate.profile import this_machine
 
@@ -189,7 +190,7 @@ def _model(given: str | None, train: bool) -> str:
 
 
 def _key(state: State) -> str:
-    """One key for a home, so that a client's environment outlives a restart."""
+    """Return one key per home, so that a client's environment survives a restart."""
     key = state.setting("key", "") or SANDBOX_KEY_PREFIX + secrets.token_hex(12)
     state.set("key", key)
     return key

@@ -156,7 +156,7 @@ def _body(host: Host, asked: ChatRequest, reply: Reply) -> dict[str, Any]:
 
 
 def _stream(body: dict[str, Any], reply: Reply) -> Iterator[str]:
-    """A chunk for each word, with the space before it, and one that ends it."""
+    """Yield a chunk for each word, with the space before it, and a final chunk."""
     base = {**body, "object": chat.CHUNK}
     del base["usage"]
     first, *more = re.findall(r"\s*\S+|\s+", reply.content) or [""]
@@ -381,7 +381,7 @@ def encoded(tokenizer: Any, example: Example, *, inputs: bool = False) -> tuple[
 
 
 def _pieces(example: Example, inputs: bool) -> Iterator[tuple[str, bool]]:
-    """The text of a row, and whether each piece carries loss."""
+    """Yield the text of a row in pieces, and whether each piece carries loss."""
     match example:
         case ChatExample():
             for message in example.messages:

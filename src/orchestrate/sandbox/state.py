@@ -175,7 +175,7 @@ class State:
 
 
 def _chosen(host: str, kind: str, id: str | None = None) -> tuple[str, list[str]]:
-    """The condition for what the current request may see."""
+    """Return the condition for what the current request may see."""
     wanted = {"host": host, "kind": kind, "id": id, "account": HERE.get()}
     found = {name: value for name, value in wanted.items() if value is not None}
     return " AND ".join(f"{name} = ?" for name in found), [*found.values()]

@@ -371,7 +371,7 @@ class Trainer:
     # -- one job -------------------------------------------------------------------------------------------
 
     def _advance(self, host: JobStore, id: str) -> bool:
-        """Brings one job on; True when there is nothing left to do for it."""
+        """Advance one job. Returns True when there is nothing left to do for it."""
         job = host.job(id)
         if job is None:
             return True
@@ -448,7 +448,7 @@ class Trainer:
         return RunDir(self.state.runs / f"{key[0]}-{key[1]}")
 
     def _local_job(self, job: Job, ref: str) -> LocalJob:
-        """The job in the engine's words, its rows written beside the uploads."""
+        """Build the engine's job, and write its rows beside the uploads."""
         train = self._rows(job, job.training_file)
         return LocalJob(
             ref=ref,
@@ -473,7 +473,8 @@ class Trainer:
         )
 
     def _tiny_rate(self, job: Job) -> float:
-        """The stand-in's learning rate: what was asked, relative to what is usual on the host, in bounds."""
+        """Return the tiny model's learning rate: the requested one relative to the host's usual one,
+        within bounds."""
         usual = TINY_DPO_RATE if job.kind == "dpo" else TINY_RATE
         return min(5e-3, max(5e-5, usual * job.learning_rate / self._hosts[job.host].usual_rate))
 
@@ -579,7 +580,7 @@ def _method(job: Job) -> Method:
 
 
 def _engine_checkpoints(run: RunDir) -> Iterable[CheckpointFiles]:
-    """Those that were asked for, oldest first; not those that only serve to go on from."""
+    """List the requested checkpoints, oldest first, without those that exist only for resuming."""
     for folder in sorted(run.checkpoints.glob("step-*")):
         try:
             progress = Progress.from_json((folder / "progress.json").read_bytes())

@@ -95,7 +95,7 @@ def _of_part(
 
 
 def _encoded(template: Template, row: dict[str, Any], most: int | None) -> tuple[list[int], list[bool]]:
-    """Ids, and which of them count."""
+    """Return the token ids, and which of them count."""
     if "text" in row:
         context = str(row.get("context", ""))
         ids: list[int] = template.tokenizer(context + row["text"])["input_ids"]
@@ -113,7 +113,7 @@ def _encoded(template: Template, row: dict[str, Any], most: int | None) -> tuple
 
 
 def _learnt(template: Template, example: Example, *, alone: bool) -> tuple[list[int], list[bool]]:
-    """What a row teaches: of a pair the preferred answer, of an unpaired one its answer."""
+    """Return what a row teaches: the preferred answer of a pair, the answer of an unpaired row."""
     match example:
         case PreferenceExample():
             encoded = encode_pair(example, template).preferred
@@ -139,7 +139,7 @@ Send = Callable[[dict[str, Any]], None]
 
 
 def _short(dtype: object) -> str:
-    """`bf16`, as `DTYPES` of the loader has it."""
+    """Return the precision as a short name such as `bf16`, from the loader's `DTYPES`."""
     name = str(dtype).removeprefix("torch.")
     return {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}.get(name, name)
 
@@ -277,7 +277,8 @@ class Answerer:
         send({"replies": replies})
 
     def _form(self, asked: dict[str, Any]) -> Callable[[Sequence[int]], Held]:
-        """What holds the answer to a prompt to a form. Raises `UsageError`, `MissingExtra`."""
+        """Return a function that creates the constraint for the answer to a prompt. Raises `UsageError`,
+        `MissingExtra`."""
         if self._forms is None:
             self._forms = Forms(self.template, self.sampler.stops)
         forms, form = self._forms, decoding.convert(asked, Form)
@@ -295,7 +296,7 @@ class Answerer:
     def _asked(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None
     ) -> list[int] | dict[str, Any]:
-        """The prompt, or why there can be no answer to it."""
+        """Return the prompt, or why it cannot be answered."""
         try:
             prompt = self._prompt(messages, tools)
         except DataError as error:
@@ -333,7 +334,7 @@ class Answerer:
         }
 
     def _watch(self, tools: Any, send: Send) -> Callable[[Sequence[Row]], None]:
-        """Sends what is certain to be the answer, as it is written."""
+        """Return a callback that streams the part of the answer that is certain, as it is written."""
         model = Model("", "", self.template, self.sampler)
         speeches: list[Speech] = []
 

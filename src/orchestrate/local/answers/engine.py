@@ -179,7 +179,7 @@ class Engine:
         return found
 
     def _token_s(self, model: str) -> float:
-        """Seconds of a token after the first."""
+        """Return the seconds per token after the first."""
         bias = {str(id): -100.0 for id in self._model(model).sampler.stops}
         wish = Wish(id="", model=model, text="1 2 3 4", temperature=0, max_tokens=3, logit_bias=bias)
         self.add(wish, self.prompt(wish), lambda _: None)

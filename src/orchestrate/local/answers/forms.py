@@ -72,7 +72,8 @@ class Forms:
     """The forms of one model's answers. Safe to keep: nothing of an answer is in it."""
 
     def __init__(self, template: Template, stops: Sequence[int]) -> None:
-        """`stops`: the tokens that end an answer. Raises `MissingExtra`, `UsageError`."""
+        """Prepare forms for a tokenizer. `stops`: the tokens that end an answer. Raises `MissingExtra`,
+        `UsageError`."""
         try:
             import llguidance
             import llguidance.hf
@@ -270,7 +271,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _words(schema: Mapping[str, Any], closes: str) -> list[str] | None:
-    """The texts among which one is to be chosen; `None` where it is free. Raises `UsageError`."""
+    """Return the texts to choose from, or `None` where the text is free. Raises `UsageError`."""
     if not {"enum", "const"} & schema.keys():
         return None
     if unknown := schema.keys() - _ANNOTATIONS - {"type", "enum", "const"}:
@@ -286,7 +287,7 @@ def _words(schema: Mapping[str, Any], closes: str) -> list[str] | None:
 
 
 def _text(schema: Mapping[str, Any]) -> str:
-    """The regular expression of a text that is not written as JSON. Raises `UsageError`."""
+    """Return the regular expression of a text that is not written as JSON. Raises `UsageError`."""
     if unknown := schema.keys() - _ANNOTATIONS - {"type", "pattern", "minLength", "maxLength"}:
         raise UsageError(
             f"this model writes each argument separately, so {', '.join(sorted(unknown))} cannot be enforced"
@@ -307,7 +308,7 @@ def _text(schema: Mapping[str, Any]) -> str:
 
 
 def _cut(text: str, key: str, value: str) -> tuple[str, str, str]:
-    """What stands before a key, between it and its value, and behind that. Raises `ValueError`."""
+    """Return the text before a key, between key and value, and after the value. Raises `ValueError`."""
     if text.count(key) != 1 or text.count(value) != 1:
         raise ValueError
     before, _, rest = text.partition(key)
@@ -318,7 +319,7 @@ def _cut(text: str, key: str, value: str) -> tuple[str, str, str]:
 
 
 def _reason(told: str) -> str:
-    """Without the place in a grammar that nobody wrote."""
+    """Strip the position in a grammar that nobody wrote."""
     first = re.split(r"\n\s*\d+ \|", told)[0]
     return re.sub(r"^at \d+\(\d+\): ", "", " ".join(first.split()))[:400]
 

@@ -44,9 +44,9 @@ class Generator:
         four_bit: bool | None = None,
         worker: Worker | None = None,
     ) -> None:
-        """`model`: catalog name, folder or hub id. `adapter`: folder of an adapter, or of a whole tuned
-        model. `four_bit`: `None` takes the precision that the adapter was trained on, as its passport
-        says."""
+        """Prepare a generator. `model`: catalog name, folder or hub id. `adapter`: folder of an adapter,
+        or of a full tuned model. `four_bit`: `None` uses the precision that the adapter was trained on,
+        according to its passport."""
         self.model = source(str(model))
         self.adapter = None if adapter is None else str(adapter.resolve())
         self._load: dict[str, Any] = {

@@ -82,7 +82,7 @@ class Desk:
         self._asked.put(lambda: self._guarded(asked, work))
 
     def _guarded(self, asked: Asked, work: Callable[[], None]) -> None:
-        """What goes wrong with one request is reported to the one who asked."""
+        """Report a request's error to the client that sent it."""
         try:
             work()
         except BrokenPipeError:

@@ -89,7 +89,8 @@ class Speech:
         )
 
     def _piece(self, said: Said) -> dict[str, Any] | None:
-        """As much as no later token can change: half a letter, or what may begin a stop word, waits."""
+        """Return the text that no later token can change. Half a character, or what may begin a stop
+        word, waits."""
         content = said.content.rstrip("\ufffd")
         for stop in self.stop:
             held = next((n for n in range(len(stop) - 1, 0, -1) if content.endswith(stop[:n])), 0)

@@ -198,7 +198,7 @@ def encode_row(example: Example, template: Template, rules: Rules = EVERYTHING) 
 
 
 def _chosen(messages: Sequence[ChatMessage], rules: Rules) -> list[ChatMessage]:
-    """The messages, with weight 0 for those of the assistant that are not to be trained."""
+    """Return the messages, with weight 0 for assistant messages that are not to be trained."""
     if rules.train_on == "last":
         last = max((k for k, m in enumerate(messages) if m.role == "assistant"), default=-1)
         return [untrained(m) if k != last else m for k, m in enumerate(messages)]
@@ -300,9 +300,9 @@ def _over(encoded: Encoded, rules: Rules) -> int:
 def _cut(
     encoded: Encoded, template: Template, rules: Rules, least: int = 0, *, whole: bool = False
 ) -> Encoded:
-    """The row within the limit. Cut at its beginning, where it loses `least` tokens or more, it keeps the
-    token that begins every text. An answer that lost its own beginning is no longer trained, unless the
-    `whole` row is."""
+    """Cut the row to the limit. If it is cut at its beginning and loses `least` tokens or more, it keeps
+    the token that begins every text. An answer that lost its own beginning is no longer trained, unless
+    the `whole` row is."""
     over = _over(encoded, rules)
     if rules.truncation == "left":
         over = max(over, least)
@@ -409,7 +409,7 @@ def look(dataset: Dataset, counter: str, chat: dict[str, Any], rules: Rules, lon
 
 
 def _trained(example: Any, template: Template, rules: Rules) -> bool:
-    """Of a pair both sides are needed."""
+    """Return whether a row has tokens to train. A pair needs them on both sides."""
     if isinstance(example, PreferenceExample):
         pair = encode_pair(example, template, rules)
         return bool(pair.preferred.trained and pair.rejected.trained)

@@ -56,7 +56,7 @@ def expansion(config: Mapping[str, Any]) -> float:
 
 
 def _named(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    """What a config.json says of how its files hold the weights, and the method's name."""
+    """Return what a config.json says about how its files store the weights, and the method's name."""
     held = _mapping(config.get("quantization_config"))
     held = held or _mapping(_mapping(config.get("text_config")).get("quantization_config"))
     return held, str(held.get("quant_method") or "bitsandbytes")
@@ -222,7 +222,8 @@ def _at(model: str) -> Path:
 
 
 def _is_dir(path: Path) -> bool:
-    """Not where the name is too long for one: what is asked may come from a file of others."""
+    """Return whether the path is a folder. A name that is too long is not: it may come from someone
+    else's file."""
     with suppress(OSError):
         return path.is_dir()
     return False
@@ -265,7 +266,8 @@ def source(name: str) -> str:
 
 
 def _no_gguf(model: str) -> None:
-    """Raises `UsageError` for a GGUF file, a folder of nothing else, or a hub's repository named for them."""
+    """Raise `UsageError` for a GGUF file, a folder that contains nothing else, or a hub repository named
+    for them."""
     path = _at(model)
     named = path.suffix.lower() == ".gguf" or (path.name.lower().endswith("-gguf") and not _is_dir(path))
     if named or (_is_dir(path) and any(path.glob("*.gguf")) and not any(path.glob("*.safetensors"))):
@@ -339,7 +341,7 @@ def offline() -> str:
 
 
 def _missing_shards(path: Path) -> list[str]:
-    """Files that the index names and that are not there."""
+    """List the files that the index names and that do not exist."""
     try:
         index = decoding.decode((path / "model.safetensors.index.json").read_bytes(), type=_Index)
     except OSError:
@@ -420,7 +422,7 @@ def _unreachable(model: str) -> ConfigError:
 
 
 def _status(error: BaseException | None) -> int | None:
-    """Of the answer behind the error, which may be some causes away."""
+    """Return the HTTP status of the answer behind the error, which may be several causes away."""
     while error is not None:
         response = getattr(error, "response", None)
         if (code := getattr(response, "status_code", None)) is not None:

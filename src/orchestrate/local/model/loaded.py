@@ -303,7 +303,8 @@ def fastest(most: int, seconds: Callable[[int], float]) -> int:
 
 
 def _seconds(count: int) -> float:
-    """For products as small models have them. The sum, not the least: what waits for a core counts."""
+    """Measure products of the size that small models have. The sum counts rather than the minimum,
+    because waiting for a core counts."""
     torch.set_num_threads(count)
     rows, weights = torch.ones(512, 512), torch.ones(512, 512)
     torch.mm(rows, weights)  # starts the threads

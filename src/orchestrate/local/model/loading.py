@@ -60,7 +60,8 @@ def nf4(dtype: torch.dtype, *, spread: bool = False) -> BitsAndBytesConfig:
 
 
 def _registered() -> type[BitsAndBytesConfig] | None:
-    """The configuration by which transformers finds our quantiser; `None` where it knows no such experts."""
+    """Return the configuration by which transformers finds our quantizer, or `None` where it does not
+    know such experts."""
     try:
         from transformers.integrations import moe
         from transformers.integrations.bitsandbytes import Bnb4bitQuantize
@@ -324,7 +325,7 @@ def load(
 
 
 def _products(job: LocalJob, device: torch.device) -> Choice:
-    """The precision of the job, which was settled as it was submitted, and why."""
+    """Return the precision of the job, which was decided when it was submitted, and why."""
     full = job.adapter.full
     settled = precision(job.precision, device.type, full=full)
     if job.precision is None or not job.spec or job.asks_precision:
@@ -334,7 +335,8 @@ def _products(job: LocalJob, device: torch.device) -> Choice:
 
 
 def _unfit_for_liger(inner: Any, job: LocalJob) -> str | None:
-    """Why the model must be loaded again and trained without Liger; `None` where Liger is in it."""
+    """Return why the model must be loaded again and trained without Liger, or `None` where Liger is in
+    it."""
     try:
         use_liger(inner)
     except Unfit as error:
@@ -364,7 +366,7 @@ def _all_weights(folder: ModelFolder, device: torch.device) -> Any:
 
 
 def _require_trainable(inner: Any, folder: ModelFolder) -> None:
-    """Of bases in few bits: raises `RunFailed` where nothing can be trained over them."""
+    """Raise `RunFailed` for quantized bases over which nothing can be trained."""
     held, quantiser = Quantised.of(folder.config), getattr(inner, "hf_quantizer", None)
     if held is not None and quantiser is not None and not quantiser.is_trainable:
         raise RunFailed(
@@ -435,7 +437,8 @@ def add_adapter(model: Any, folder: Path, name: str) -> None:
 
 
 def _require_fit(model: Any, folder: Path, name: str) -> None:
-    """peft passes over what the model has no place for, and leaves as chance made it what a file lacks."""
+    """Check that all weights fit: peft ignores weights for which the model has no place, and leaves
+    weights that a file lacks at their random values."""
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
@@ -460,7 +463,7 @@ def _require_fit(model: Any, folder: Path, name: str) -> None:
 def _adapted(
     inner: Any, job: LocalJob, beginning: Beginning | None, added: Sequence[int]
 ) -> tuple[Any, tuple[str, ...]]:
-    """The peft model, and what got no adapter, with the reason."""
+    """Return the peft model, and what got no adapter, with the reason."""
     from peft import EvaConfig, LoraConfig
 
     for parameter in inner.parameters():

@@ -112,7 +112,7 @@ class _Experts(torch.autograd.Function):
 
 
 def _parts(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
-    """(expert, its tokens), of those that have any."""
+    """Yield (expert, its tokens) for experts that have any."""
     for expert, (start, end) in enumerate(pairwise(accumulate(counts, initial=0))):
         if end > start:
             yield expert, slice(start, end)
@@ -149,7 +149,8 @@ def _linear(module: Any, name: str, x: Tensor, ids: Tensor, counts: Sequence[int
 
 
 def _factors(layer: Any, experts: int) -> tuple[Tensor | None, Tensor | None, float]:
-    """Of a peft layer: A [experts, rank, in], B [experts, out, rank] and what scales their product."""
+    """Return the factors of a peft layer: A [experts, rank, in], B [experts, out, rank] and the scale of
+    their product."""
     if layer is None or layer.disable_adapters or layer.merged or "default" not in layer.active_adapters:
         return None, None, 0.0
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight

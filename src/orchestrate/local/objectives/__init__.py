@@ -128,7 +128,7 @@ def works(found: Isolation) -> bool:
 
 
 def _python() -> Sequence[str]:
-    """The folders of this Python and of its packages."""
+    """Return the folders of this Python and of its packages."""
     found = {sys.base_prefix, sys.base_exec_prefix, sys.prefix, str(Path(sys.executable).resolve().parent)}
     return sorted(folder for folder in found if folder not in ("/", str(Path.home())))
 

@@ -97,7 +97,7 @@ def weighted_loss(hidden: Tensor, targets: Tensor, weights: Tensor, head: Head) 
 
 
 def _log_complement(log_p: Tensor) -> Tensor:
-    """log(1 - p); finite also where p rounds to 1."""
+    """Compute log(1 - p), finite also where p rounds to 1."""
     return torch.log(-torch.expm1(log_p.clamp(max=-1e-6)))
 
 
@@ -273,7 +273,7 @@ Collated = tuple[npt.NDArray[np.int64], list[int], dict[str, Any]]
 
 
 def _side_by_side(parts: Sequence[_Row], pad: int, packing: bool) -> Collated:
-    """[lines, tokens], the flat place of each row's first token, further inputs."""
+    """Return [lines, tokens], the flat position of each row's first token, and further inputs."""
     lengths = [len(p.ids) for p in parts]
     seats = pack(lengths, max(max(lengths), PACKED_LINE)) if packing else [(r, 0) for r in range(len(parts))]
     width = max(start + n for (_, start), n in zip(seats, lengths, strict=True))

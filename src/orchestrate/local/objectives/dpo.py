@@ -173,7 +173,7 @@ class Mismatch:
 
 
 def _answer(weights: npt.NDArray[np.float32]) -> int:
-    """Where the answer begins; the first token of a row is never predicted."""
+    """Return where the answer begins. The first token of a row is never predicted."""
     return int(np.flatnonzero(weights[1:])[0]) + 1
 
 
@@ -249,7 +249,8 @@ class UnpairedObjective(JudgedObjective):
         return values
 
     def _reference(self, rows: Rows, batch: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Of the epoch in which the batch came up. Raises `ValueError` when it was never made."""
+        """Return the reference of the epoch in which the batch occurred. Raises `ValueError` when it was
+        never computed."""
         if rows.before is not None and rows.mismatched is not None:
             wanted = self.mismatch.before(rows, batch)
             for before, values in zip(rows.before, rows.mismatched, strict=True):

@@ -98,7 +98,7 @@ class GraderCode:
 
 
 def _said(answer: bytes) -> dict[str, Any] | None:
-    """An answer as our part of the process writes it, `None` for all that the code wrote itself."""
+    """Parse an answer as our part of the process writes it. Returns `None` for output of the code itself."""
     try:
         said: Any = json.loads(answer)
     except (ValueError, RecursionError):
@@ -162,9 +162,9 @@ class Grader:
         isolation: Isolation | None = None,
         asks: Mapping[str, Callable[[Mapping[str, Any]], Score]] | None = None,
     ) -> None:
-        """`isolation` is how code is kept apart, by default the best way that this machine has; `seconds` is
-        the limit for one answer. `asks` gives kinds of `ELSEWHERE` for which the caller asks a model. Raises
-        `RunFailed` for a grader that `refusal` refuses."""
+        """Prepare a grader. `isolation` is how code is isolated, by default the best way that this
+        machine has; `seconds` is the limit for one answer. `asks` gives kinds of `ELSEWHERE` for which
+        the caller asks a model. Raises `RunFailed` for a grader that `refusal` rejects."""
         self._asks = asks or {}
         if reason := refusal(grader, allow_code=True, asks=tuple(self._asks)):
             raise RunFailed(f"grader: {reason}", fix="change method.grader in the spec")

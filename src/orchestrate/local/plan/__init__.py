@@ -187,7 +187,7 @@ class Shape(Record, frozen=True, kw_only=True):
         return self.layers * self.experts * rank * (pair + down) if self.experts > 1 else 0
 
     def _named(self, targets: str | Sequence[str] | None) -> list[tuple[int, int]]:
-        """(in, out) of the layers that the targets name."""
+        """Return (in, out) of the layers that the targets select."""
         if targets is None or targets == "all-linear":
             return []
         sizes = [(i, o) for i, o, n in self.linears for _ in range(n)]

@@ -49,7 +49,7 @@ def setup_of(
 
 
 def _is_particular(adapter: Adapter) -> bool:
-    """Whether more than its rank and its targets says how large it is."""
+    """Return whether the size of the adapter depends on more than its rank and targets."""
     more = (
         adapter.rank_pattern,
         adapter.layers_to_transform,
@@ -71,7 +71,7 @@ def rows_of(method: Method, hyper: Hyper, lengths: Mapping[int, int]) -> tuple[M
 
 
 def _samples(method: Method) -> int:
-    """Answers drawn to each prompt."""
+    """Return the number of answers sampled for each prompt."""
     return method.samples if isinstance(method, Reinforcement) else 0
 
 

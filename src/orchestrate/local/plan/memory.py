@@ -124,7 +124,7 @@ def _linears(shape: Shape) -> Iterator[tuple[str, tuple[int, int]]]:
 
 
 def _rank(adapter: Adapter, name: str) -> int:
-    """As peft reads `rank_pattern`: by the first key that fits the end of the name."""
+    """Return the rank as peft reads `rank_pattern`: the first key that matches the end of the name."""
     for key, rank in (adapter.rank_pattern or {}).items():
         with suppress(re.error):
             if re.match(rf"(.*\.)?({key})$", name):
@@ -141,7 +141,7 @@ def _matches(wanted: str | Sequence[str], name: str) -> bool:
 
 
 def _whole(shape: Shape, saved: Sequence[str]) -> int:
-    """Parameters of modules, each with all that is inside it."""
+    """Count the parameters of modules, each with everything inside it."""
     if not saved:
         return 0
     sizes = {name: i * o for name, (i, o) in _linears(shape)}
@@ -156,12 +156,12 @@ def _whole(shape: Shape, saved: Sequence[str]) -> int:
 
 
 def _is_saved(saved: Sequence[str], name: str) -> bool:
-    """As peft reads `modules_to_save`: `norm` means every norm."""
+    """Return whether peft saves the module by `modules_to_save`: `norm` means every norm."""
     return name.endswith(tuple(saved)) if saved else False
 
 
 def _above(name: str) -> Iterator[str]:
-    """The name and those of the modules around it."""
+    """Return the name and those of the modules around it."""
     while name:
         yield name
         name = name.rpartition(".")[0]
@@ -326,7 +326,7 @@ def _weights(shape: Shape, setup: Setup) -> float:
 
 
 def _few_bits(shape: Shape, setup: Setup) -> int:
-    """Parameters that are in so many."""
+    """Count the parameters that are stored in few bits."""
     held = setup.adapter == "qlora" or shape.held is not None
     return shape.linear_parameters + shape.expert_parameters if held else 0
 
@@ -456,7 +456,7 @@ def _moments(shape: Shape, setup: Setup, device: str) -> Iterator[_Moment]:
 
 
 def _head(shape: Shape, setup: Setup) -> tuple[float, float]:
-    """(bytes of the logits in work, of the output layer's gradient beside them)."""
+    """Return (bytes of the logits in work, of the output layer's gradient beside them)."""
     block = max(16, LOGITS // shape.vocabulary)
     size = min(round(setup.tokens * setup.trained), block) * shape.vocabulary
     if setup.adapter == "full":
@@ -468,7 +468,7 @@ def _head(shape: Shape, setup: Setup) -> tuple[float, float]:
 
 
 def _advice(shape: Shape, setup: Setup, device: str, available: int) -> Iterator[str]:
-    """Changes that help, cheapest first, each on top of those before, until it fits."""
+    """List changes that help, cheapest first, each in addition to the previous ones, until it fits."""
     total = sum(_parts(shape, setup, device)[0].values())
     for text, change in _changes(shape, setup):
         changed = msgspec.structs.replace(setup, **change)

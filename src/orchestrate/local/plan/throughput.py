@@ -345,7 +345,7 @@ def _benches(kind: Kind, measured: list[Bench]) -> list[Point]:
 
 
 def _expected(kind: Kind) -> Point:
-    """Of a machine of which nothing is known."""
+    """Estimate a machine of which nothing is known."""
     if kind.device == "cpu":
         operations = CPU_THREAD_OPERATIONS * kind.threads
         if kind.precision == "fp32":

@@ -244,7 +244,7 @@ class Loop(Kept):
                     parameter.copy_(self.best[name])
 
     def _measure(self) -> None:
-        """A look at the speed before the first step."""
+        """Measure the speed before the first step."""
         if self.sharded is not None or self.work.measured or self.progress.step >= self.progress.total_steps:
             return
         epoch, first = divmod(self.progress.step, self.per_epoch)
@@ -353,8 +353,8 @@ class Loop(Kept):
         return scale
 
     def _rescale(self, norm: float) -> bool:
-        """Whether the gradients were within fp16, with the scale of the next step set by that, as
-        torch.amp.GradScaler does. Raises `RunFailed` where no scale does."""
+        """Return whether the gradients were within fp16, and set the scale of the next step accordingly,
+        like torch.amp.GradScaler. Raises `RunFailed` where no scale works."""
         p, whole = self.progress, math.isfinite(norm)
         scale, steps = rescaled(p.loss_scale or 1.0, p.whole_steps, whole=whole)
         if scale < 1:
@@ -378,7 +378,7 @@ class Loop(Kept):
         return self.group.gradients(self.objective, self.train, batch, self.parameters, asked)
 
     def _halve(self, batch: list[int], said: str) -> None:
-        """Less at once, the same batch: the optimiser step keeps its examples."""
+        """Halve what is processed at once. The optimizer step keeps its examples."""
         self.optimizer.zero_grad()
         give_back(self.loaded.device)
         longest = self.objective.longest(self.train, batch)
@@ -404,7 +404,7 @@ class Loop(Kept):
         return values
 
     def _compare(self, step: int, values: dict[str, float]) -> None:
-        """With the best evaluation so far."""
+        """Compare with the best evaluation so far."""
         loss, best, patience = (
             self.objective.to_lower(values),
             self.progress.best_loss,

@@ -68,8 +68,9 @@ def make_optimizer(parameters: Parameters, hyper: Hyper, loraplus_lr_ratio: floa
 
 
 def _groups(parameters: Parameters, hyper: Hyper, ratio: float | None) -> list[Group]:
-    """Parameters by name, with their learning rate over that of the run. LoRA+ (Hayou et al. 2024) groups
-    them as peft does: B, and with it what is no matrix, learns `ratio` times as fast."""
+    """Group parameters by name, with their learning rate relative to that of the run. LoRA+ (Hayou et al.
+    2024) groups them like peft: B, and with it everything that is not a matrix, learns `ratio` times as
+    fast."""
     fast: dict[str, torch.nn.Parameter] = {}
     embedded: dict[str, torch.nn.Parameter] = {}
     plain: dict[str, torch.nn.Parameter] = {}
@@ -96,7 +97,8 @@ def _groups(parameters: Parameters, hyper: Hyper, ratio: float | None) -> list[G
 
 
 def _decayed(parameters: Parameters) -> tuple[dict[str, torch.nn.Parameter], dict[str, torch.nn.Parameter]]:
-    """(matrices, which weight decay shrinks; norms, biases and the like, which it leaves)."""
+    """Return (matrices, which weight decay shrinks; norms, biases and the like, which it leaves
+    unchanged)."""
     matrices = {name: parameter for name, parameter in parameters.items() if parameter.ndim > 1}
     return matrices, {name: p for name, p in parameters.items() if name not in matrices}
 
@@ -127,8 +129,9 @@ class Several:
 
 
 def _muon(groups: list[Group], hyper: Hyper, constants: dict[str, Any], moments: dict[str, Any]) -> Several:
-    """Muon for the matrices of hidden layers, AdamW for the others, as its author advises. Its steps are made
-    as long as AdamW's (Liu et al. 2025), so that one learning rate is right for both."""
+    """Create Muon for the matrices of hidden layers and AdamW for the others, as its author advises. Its
+    steps are scaled to the length of AdamW's (Liu et al. 2025), so that one learning rate is right for
+    both."""
     matrices, others = list[Group](), list[Group]()
     for group in groups:
         for kept, wanted in ((matrices, True), (others, False)):

@@ -144,12 +144,12 @@ class Group(Peers):
         return subprocess.Popen(command, stdin=subprocess.PIPE, env=env)
 
     def _watch(self) -> None:
-        """Whoever waits for one that is dead may wait without end."""
+        """Watch the other processes: waiting for a dead one might never end."""
         while not self._ended.wait(LOOK_S):
             self._look()
 
     def _look(self) -> None:
-        """Ends this process, as a kill would, when another has ended."""
+        """End this process, as a kill would, when another has ended."""
         for rank, other in enumerate(self.others, 1):
             code = other.poll()
             if code is None or self._ended.is_set():
@@ -258,6 +258,6 @@ def _wait(works: Any) -> None:
 
 
 def _visible(rank: int) -> str:
-    """The one GPU of a process, of those that this one may have."""
+    """Return the one GPU of a process, out of those that this one may use."""
     names = machine.visible() or []
     return names[rank] if rank < len(names) else str(rank)

@@ -92,7 +92,7 @@ def _using(loaded: Loaded) -> Any:
 
 
 def _set_torch(run: RunDir, job: LocalJob, device: torch.device) -> None:
-    """For the entire process."""
+    """Set torch's options for the entire process."""
     torch.set_num_threads(threads.of_run(run.path, job.threads, device))
     if job.hyper.deterministic:
         torch.use_deterministic_algorithms(True)
@@ -211,8 +211,8 @@ class Session:
         )
 
     def _words(self) -> Path:
-        """The folder of the tokenizer: that of the adapter that the run goes on from, where it has its
-        own."""
+        """Return the folder of the tokenizer: that of the adapter that the run continues from, where it
+        has its own."""
         earlier = Path(self.job.continue_from) if self.job.continue_from else None
         has_own = earlier is not None and (earlier / "tokenizer.json").is_file()
         return earlier if has_own and earlier else self.folder.path
@@ -241,8 +241,8 @@ class Session:
             self.run.add_event(told, level=level, type="left_out", shortcut=what)
 
     def _plan_memory(self, rows: Rows) -> None:
-        """Sets how many tokens go into one forward pass, by the device's whole memory: what is free now may
-        be another number when the run goes on, and its steps must not be."""
+        """Set how many tokens go into one forward pass, by the device's total memory. The free memory may
+        differ when the run resumes, but its steps must not."""
         found = fitting.shape_of(str(self.folder.path), None)
         if found is None:
             return

@@ -65,7 +65,7 @@ class Sharded:
         return found[0]
 
     def _spread(self, loaded: Loaded) -> None:
-        """Layer by layer. Raises `UsageError` for a model that is not made of layers."""
+        """Shard the model layer by layer. Raises `UsageError` for a model that is not made of layers."""
         if any(weights.held_of(loaded.inner)) or loaded.balancing or loaded.own_logits:
             told = "experts in 4 bits, routers with their own loss, or a custom output computation"
             raise UsageError(

@@ -109,7 +109,7 @@ def _work(run: RunDir, met: Met | None) -> int:
 
 
 def _wait_for_space(run: RunDir, message: str) -> None:
-    """All that was trained up to the newest checkpoint is there: the run is paused, not failed."""
+    """Pause the run rather than fail it: everything trained up to the newest checkpoint exists."""
     told = f"the disk is full: {message}; free some space, then  orchestrate resume {run.ref}"
     with suppress(OSError):
         run.add_event(told, level="error", type="paused")
@@ -182,7 +182,7 @@ def _close(session: Session, kind: object, *_: object) -> None:
 
 
 def _keep_pace(run: RunDir, job: LocalJob, session: Session) -> None:
-    """For the quotes of later runs; of a run that one worker took from its start to its end."""
+    """Save the speed for the quotes of later runs, if one worker ran this run from start to end."""
     state = run.written_state()
     if job.paces is None or state.attempt != 1 or state.started_at is None:
         return
@@ -194,7 +194,8 @@ def _keep_pace(run: RunDir, job: LocalJob, session: Session) -> None:
 
 
 def _pause(run: RunDir, asked: Callable[[], str | None], step: int) -> str | None:
-    """Says that the job is paused, unless that was taken back or a cancel came since; what is asked now."""
+    """Record that the job is paused, unless that was withdrawn or a cancel came since. Returns what is
+    requested now."""
     with run.steering():
         word = asked()
         if word == "pause":

@@ -291,7 +291,7 @@ class SessionEngine:
 
     @contextmanager
     def _changing(self) -> Generator[None]:
-        """Adapters come or go; answers under way go on afterwards."""
+        """Prepare for adapters to be added or removed. Answers in progress continue afterwards."""
         self.batching.changing()
         try:
             yield
@@ -302,7 +302,7 @@ class SessionEngine:
 
     @contextmanager
     def _active(self, name: str) -> Generator[Any]:
-        """With one adapter in the model, or none."""
+        """Activate one adapter in the model, or none."""
         self.batching.changing()
         try:
             if name != BASE:
@@ -379,7 +379,7 @@ class SessionEngine:
         }
 
     def _pass(self, rows: Sequence[tuple[Tensor, dict[str, Tensor]]], sums: _PassSums) -> list[Tensor]:
-        """Half as many rows at once where memory runs out."""
+        """Run a pass, with half as many rows at once where memory runs out."""
         done, found, at_once = 0, list[Tensor](), len(rows)
         while done < len(rows):
             (total, log_p, gradients), at_once = halving(
@@ -395,8 +395,8 @@ class SessionEngine:
     def _computed(
         self, rows: Sequence[tuple[Tensor, dict[str, Tensor]]], sums: _PassSums
     ) -> tuple[float, list[Tensor], Sequence[Tensor | None]]:
-        """Loss, log-probabilities and gradients; nothing of the model is changed, so that a pass for which
-        there was no memory can be taken again."""
+        """Compute loss, log-probabilities and gradients. The model is not changed, so that a pass that
+        ran out of memory can be repeated."""
         longest = max(len(ids) for ids, _ in rows)
         ids = torch.zeros(len(rows), longest, dtype=torch.long)
         for n, (tokens, _) in enumerate(rows):
@@ -543,7 +543,8 @@ class SessionEngine:
         return tuple(id for id in (*found, self.tokenizer.eos_token_id) if id is not None)
 
     def _snapshot(self, folder: str) -> str:
-        """The adapter of saved weights, on the base as long as there is room for it."""
+        """Load the adapter of saved weights onto the base, where it stays as long as there is room for
+        it."""
         if not folder:
             return BASE
         try:
@@ -565,7 +566,8 @@ class SessionEngine:
 
     @torch.no_grad()
     def _read(self, name: str, question: SampleRequest) -> dict[str, Any]:
-        """Log-probabilities of the prompt's own tokens from the second on, and the likeliest at each."""
+        """Compute log-probabilities of the prompt's own tokens from the second on, and the likeliest at
+        each position."""
         ids = torch.tensor([question.prompt], device=self.device)
         with self._active(name) as model:
             inner = model.get_base_model() if model is not self.inner else model
@@ -628,7 +630,7 @@ class SessionEngine:
             self._asked.pop(id(row), None)
 
     def _says(self, question: SampleRequest, ids: Sequence[int]) -> bool:
-        """Whether one of the texts that end the answer is at its end."""
+        """Return whether the answer ends with one of the texts that end it."""
         if not question.stop:
             return False
         last = self.tokenizer.decode(ids[-(8 + 4 * max(map(len, question.stop))) :])

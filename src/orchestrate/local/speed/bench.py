@@ -85,8 +85,8 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _train(loaded: Loaded, seconds: float, device: torch.device) -> tuple[dict[str, Any], Setup]:
-    """Speed over `seconds` of steps, then the memory of the largest forward pass among them, and what the
-    plan has to know about that pass."""
+    """Measure the speed over `seconds` of steps, then the memory of the largest forward pass among them,
+    and what the plan needs to know about that pass."""
     from orchestrate.local.encoding.encoded import epoch_batches, micro_batches
     from orchestrate.local.job import Hyper
     from orchestrate.local.objectives.base import Objective
@@ -130,8 +130,8 @@ def _train(loaded: Loaded, seconds: float, device: torch.device) -> tuple[dict[s
 
 
 def _planned(config: Mapping[str, Any], setup: Setup, device: torch.device) -> dict[str, int]:
-    """What the plan says of the same pass, without what the libraries take; nothing for a model that it does
-    not know."""
+    """Return what the plan predicts for the same pass, without what the libraries take. Empty for a model
+    that it does not know."""
     try:
         parts = plan(Shape.of(config), setup, device=device.type).parts
     except KeyError:
@@ -236,7 +236,8 @@ def load_random(path: Path, setup: Setup, device: torch.device, engine: str | No
 
 
 def _stored_parameters(folder: Path) -> int:
-    """From the headers of the weights: four bits in memory do not tell how many they are."""
+    """Count parameters from the headers of the weights: 4-bit weights in memory do not show how many they
+    are."""
     from safetensors import safe_open
 
     count = 0

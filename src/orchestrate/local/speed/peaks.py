@@ -40,7 +40,7 @@ def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
 
 
 def _allocations(events: Iterable[Any]) -> Iterator[tuple[int, int, int]]:
-    """(time, bytes in all, bytes of this one), in no order."""
+    """Return (time, bytes in total, bytes of this one), unordered."""
     for event in events:
         if event.tag.name == "Allocation":
             fields = event.extra_fields

@@ -44,7 +44,8 @@ def merge(base: ModelFolder, adapter: Path, target: Path, dtype: str) -> dict[st
 
 
 def _saved(save: Callable[[], object], target: Path) -> None:
-    """safetensors tells a full disk as an error of its own kind, without a number."""
+    """Save tensors. Raises `SetupError`: safetensors reports a full disk as an error of its own kind,
+    without a number."""
     try:
         save()
     except SafetensorError as error:
@@ -163,7 +164,8 @@ def combine_models(
 
 
 def _variant(method: str, ranks: Sequence[int]) -> str:
-    """Methods that add the factors themselves need equal ranks; their `_svd` forms do not."""
+    """Return the merging method. Methods that add the factors themselves need equal ranks; their `_svd`
+    forms do not."""
     return f"{method}_svd" if method in ("ties", "dare_ties") and len(set(ranks)) > 1 else method
 
 

@@ -164,8 +164,9 @@ class AnyscaleJobs(AwayPlace):
         self._keep_one(run)
 
     def _keep_one(self, run: RunDir) -> None:
-        """Two submits at once, as of two stores, find nothing and make a job each. Both end the younger one.
-        Looked for once after each start; a list that cannot be had now is asked for at the next look."""
+        """End the younger of two jobs. Two submits at once, from two stores, find nothing and create a
+        job each, and both of them end the younger one. Checked once after each start; if the list is
+        unavailable, it is checked again at the next look."""
         mark, starts = run.path / ".one", str(self.starts(run)).encode()
         if mark.is_file() and mark.read_bytes() == starts:
             return
@@ -232,7 +233,7 @@ class AnyscaleJobs(AwayPlace):
             raise failed
 
     def _end(self, one: Placed) -> None:
-        """One that somebody else ended meanwhile is as good."""
+        """End a job. One that was ended by someone else in the meantime is fine."""
         try:
             with self._asked(self._reading) as client:
                 client.terminate(one.id)
@@ -341,5 +342,5 @@ def _placed(job: Any, me: str | None = None) -> Placed:
 
 
 def _time(at: datetime | None) -> datetime | None:
-    """Without a zone it is UTC."""
+    """Parse a time. Without a zone it is UTC."""
     return None if at is None else at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)

@@ -134,7 +134,7 @@ class HfJobs(AwayPlace):
         )
 
     def _read(self) -> tuple[Machine, ...]:
-        """The list as it is now, which is kept."""
+        """Read and save the current list."""
         with self._asked():
             found = tuple(_machine(one, datetime.now(UTC)) for one in self.api.list_jobs_hardware())
         with suppress(OSError):
@@ -305,7 +305,7 @@ def _machine(one: Any, at: datetime) -> Machine:
 
 
 def _published() -> tuple[Machine, ...]:
-    """As its page says, until the list was read once."""
+    """Return the prices published on its page, until the list was read once."""
     found: list[Machine] = []
     for rate in costing.built_in():
         flavor, gpu, gigabytes = FLAVORS.get(rate.gpu or "", ("", "", 0))

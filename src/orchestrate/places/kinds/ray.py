@@ -223,7 +223,7 @@ class RayJobs(AwayPlace):
 
 
 def _no_http(scheme: str, head: str) -> tuple[str, str]:
-    """Why an address is not taken, and how to come to one that is."""
+    """Return why an address is not accepted, and how to get one that is."""
     if scheme == "ray" and is_loopback(head):
         return RAY_CLIENT, f'address = "{ADDRESS}", the dashboard of a cluster on this machine'
     if scheme == "ray":
@@ -247,7 +247,7 @@ class _Answered(Exception):
 
 
 def _client(address: str) -> Any:
-    """Ray's own, which keeps the status of an answer and does not wait for one without end."""
+    """Create Ray's own client, keeping the status of an answer and never waiting for one indefinitely."""
     from ray.job_submission import JobSubmissionClient
 
     base: Any = JobSubmissionClient

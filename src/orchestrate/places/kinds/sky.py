@@ -212,7 +212,7 @@ class Sky(AwayPlace):
         return self.options.get("usd_per_hour") is not None
 
     def _read(self) -> tuple[Machine, ...]:
-        """The catalogs as they are now, which is kept."""
+        """Read and save the current catalogs."""
         now = datetime.now(UTC)
         with self._asked():
             found = cheapest(self._bridge.ask("machines", clouds=self._clouds), now)

@@ -292,7 +292,7 @@ def words_of(error: BaseException) -> tuple[str | None, str]:
 
 
 def _param(error: BaseException) -> str | None:
-    """The field of the request that an error body names, as OpenAI's do."""
+    """Return the field of the request that an error body names, as OpenAI's do."""
     body = _told(error)
     inner = cast("Mapping[str, Any]", body).get("error", body) if isinstance(body, Mapping) else None
     param = cast("Mapping[str, Any]", inner).get("param") if isinstance(inner, Mapping) else None
@@ -347,7 +347,7 @@ def headers_of(error: BaseException) -> Mapping[str, str]:
 
 
 def _told(error: BaseException) -> object:
-    """The body of the host's error, as the SDK read it or as it lies in the response."""
+    """Return the body of the host's error, as the SDK read it or as it is in the response."""
     body = getattr(error, "body", None)
     return _body(error) if body is None else body
 

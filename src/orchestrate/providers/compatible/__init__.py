@@ -157,7 +157,7 @@ def bills(size: JobSize, rate: Rate) -> Lines:
 
 
 def _auto_epochs(rows: int) -> int:
-    """None of these hosts says what `auto` comes to; most jobs of few rows have three."""
+    """Return the epochs of `auto`, which none of these hosts documents. Most jobs of few rows have three."""
     return 3 if rows * 3 <= 25_000 else 1
 
 

@@ -162,8 +162,8 @@ class CompatibleProvider(SdkProvider, Serves):
     # -- whose jobs ----------------------------------------------------------------------------------------
 
     def _ask_account(self) -> Account | None:
-        """None of these hosts tells whose a key is; where each customer has an address of his own, that
-        does."""
+        """Return the account by the address, where each customer has their own. None of these hosts
+        reports whose a key is."""
         return Account(id=f"resource {self.host}", told=True) if self.told.account == "address" else None
 
     # -- submitting ----------------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ class CompatibleProvider(SdkProvider, Serves):
         return Job(handle=job, status=JobStatus.SUCCEEDED, raw_status=up.state, tuned_model=up.model)
 
     def _found(self, job: JobHandle) -> Endpoint:
-        """Of an uploaded adapter. Raises `UsageError` where it is not up."""
+        """Find an uploaded adapter. Raises `UsageError` where it is not published."""
         found = self._deploying.find(job.job_id) if self._deploying else None
         if found is None:
             raise UsageError(
@@ -232,7 +232,8 @@ class CompatibleProvider(SdkProvider, Serves):
         return found
 
     def _answering(self, job: Job) -> str | None:
-        """The configured deployment, else that of the job: by its name, or as the host's list calls it."""
+        """Return the configured deployment, else that of the job: by its name, or by its name in the
+        host's list."""
         configured = super()._answering(job)
         how = self.told.deployment
         deploying = self._deploying
@@ -244,7 +245,7 @@ class CompatibleProvider(SdkProvider, Serves):
         return found.model if found is not None else None
 
     def _base(self, job: Job) -> str | None:
-        """Where every model needs a deployment, its base does too."""
+        """Return the base's name, or its deployment where every model needs one."""
         how = self.told.deployment
         if how is None or how.answers_as != "name":
             return job.model
@@ -276,7 +277,7 @@ class DescribedDownloads(CompatibleProvider, Downloads):
         return self._downloaded(job, dest, name, base, bring)
 
     def _weights_of(self, job: JobHandle, checkpoint: str | None) -> tuple[str, list[str]]:
-        """A checkpoint's id and the ids of its files; the last one by default."""
+        """Return a checkpoint's id and the ids of its files, by default of the last checkpoint."""
         source = self.client.fine_tuning.jobs.checkpoints
         pages = self._wire.pages(lambda: source.list(job.job_id, limit=self.most_listed))
         found = sorted((plain(c) for page in pages for c in page.data), key=_step)
@@ -392,8 +393,8 @@ def statuses_of(told: Described, name: str) -> dict[str, JobStatus]:
 def _fetch(
     client: OpenAI, wire: Wire, ids: Sequence[str], folder: Path, most: int, progress: Progress | None
 ) -> None:
-    """The wanted ones of these files into `folder`, at most `most` bytes in all; those that came whole are
-    not fetched again."""
+    """Fetch the wanted ones of these files into `folder`, at most `most` bytes in all. Files that are
+    already complete are not fetched again."""
     own_folder(folder)
     for id in ids:
         found = plain(wire.read(partial(client.files.retrieve, id)))
@@ -420,7 +421,7 @@ def __getattr__(kind: str) -> type[CompatibleProvider]:
 
 @cache
 def _made(kind: str, file: Readable, name: str) -> type[CompatibleProvider]:
-    """Raises `ConfigError` that names file and field."""
+    """Build the host from its description. Raises `ConfigError` that names file and field."""
     told = description.read(file, name)
     features, missing = features_of(told, name)
     own = {

@@ -173,7 +173,7 @@ class Deploying:
         return wanted.tier or next(iter(self._how.tiers), None)
 
     def _hourly(self, tier: str | None) -> Decimal | None:
-        """By the description's rates."""
+        """Return the hourly price by the description's rates."""
         for rate in self._told.rates:
             if rate.get("method") == "hosting" and (
                 tier is None or str(rate.get("tier")).lower() == tier.lower()
@@ -241,7 +241,7 @@ class Deploying:
             }
 
     def _made_of(self, name: str, raw: Mapping[str, Any]) -> str | None:
-        """The job's id, or an uploaded adapter's: by the entry where it tells, and by its name."""
+        """Return the job's id, or an uploaded adapter's: by the entry where it has one, else by its name."""
         brought = _BROUGHT.search(name) if self._how.adapters is not None else None
         if brought is not None:
             return brought[0]
@@ -255,7 +255,7 @@ class Deploying:
         return self._how.name_pattern.replace("{job}", job_id).lower()
 
     def _job_id(self, name: str) -> str | None:
-        """Of a deployment that is named as we name them."""
+        """Return the job id of a deployment that is named by our scheme."""
         before, _, _ = self._how.name_pattern.lower().partition("{job}")
         return name.lower().removeprefix(before) if name.lower().startswith(before) else None
 
@@ -274,7 +274,7 @@ class Deploying:
 
 
 def _filled(value: Any, values: Mapping[str, str]) -> Any:
-    """Texts with `{name}` and the like replaced; a text that is nothing but a number then is one."""
+    """Replace `{name}` and the like in texts. A text that is only a number then becomes a number."""
     if isinstance(value, Mapping):
         return {key: _filled(inner, values) for key, inner in table(value).items()}
     if isinstance(value, list):

@@ -200,12 +200,12 @@ class SdkProvider(HostedProvider):
     # -- the tuned model -----------------------------------------------------------------------------------
 
     def _answering(self, job: Job) -> str | None:
-        """The name under which a tuned model is asked; `None` while nothing answers."""
+        """Return the name under which a tuned model can be called, or `None` while nothing answers."""
         deployment = self.config.options.get("deployment")
         return str(deployment) if deployment else job.tuned_model
 
     def _base(self, job: Job) -> str | None:
-        """The name under which its base model is asked."""
+        """Return the name under which its base model can be called."""
         return job.model
 
 
@@ -254,7 +254,7 @@ class SdkDeletes(SdkProvider, Deletes, DeletesData, ListsStored):
             yield from (standing.file_of(self.name, plain(file)) for file in page.data)
 
     def _stored_models(self) -> Iterator[StoredItem]:
-        """The tuned models of the account among all models that its key can use."""
+        """List the tuned models of the account among all models that its key can use."""
         jobs = {job.tuned_model: job.handle.job_id for job in self.list() if job.tuned_model}
         for page in self._wire.pages(lambda: self.client.models.list()):
             for model in page.data:
@@ -312,7 +312,8 @@ class SdkChats(SdkProvider, HostedChats):
 
 
 def _fields(body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the SDK's create call has a parameter for, and what goes into the body beside it."""
+    """Split fields into those for which the SDK's create call has a parameter and those that go into the
+    body beside them."""
     from openai.types.fine_tuning import JobCreateParams
 
     known = JobCreateParams.__annotations__
@@ -323,7 +324,7 @@ def _fields(body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _second(at: datetime) -> datetime:
-    """The host's times are whole seconds, so that `since` must be one too."""
+    """Truncate to whole seconds like the host's times, so that `since` compares correctly."""
     return at.astimezone(UTC).replace(microsecond=0)
 
 

@@ -149,7 +149,7 @@ def _sent(told: Described, rows: Rows, name: str, value: Any, rule: SettingRule,
 
 
 def _out_of_range(value: Any, rule: SettingRule) -> tuple[str, Any] | None:
-    """What is taken, and the nearest of it."""
+    """Return the accepted range, and the nearest value in it."""
     if isinstance(value, str) and rule.one_of and value not in rule.one_of:
         return ", ".join(map(str, rule.one_of)), None
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -204,7 +204,7 @@ def _wandb(told: Described, rows: Rows, spec: JobSpec) -> None:
 
 
 def _versioned(told: Described, name: str, spec: JobSpec, found: Translation) -> Translation:
-    """Without fields that only another version of the API has."""
+    """Reject fields that only another version of the API has."""
     options: Mapping[str, Any] = spec.provider_options.get(name, {})
     for needed, version in told.versions.items():
         field, equals, value = needed.partition("=")

@@ -311,7 +311,7 @@ class Connection:
         )
 
     def _connect_plain(self) -> httpx.Client:
-        """For signed URLs: it never carries the key."""
+        """Create a client for signed URLs, which never carries the key."""
         import httpx
 
         return httpx.Client(timeout=httpx.Timeout(600.0, connect=30.0), follow_redirects=True)

@@ -138,7 +138,7 @@ class FireworksProvider(
         return accounts.named_account(account=self._at.seen_account())
 
     def _file(self, id: str) -> dict[str, Any]:
-        """By its resource name, in this account alone."""
+        """Return a file by its resource name, in this account alone."""
         prefix, _, dataset_id = id.rpartition("/")
         mine = prefix == f"accounts/{self._at.account()}/datasets"
         return (self._datasets.get(dataset_id) if mine else None) or {}
@@ -383,7 +383,7 @@ class FireworksProvider(
     # -- own -----------------------------------------------------------------------------------------------
 
     def _filled(self, spec: JobSpec, remote: RemoteDataset, translation: Translation) -> dict[str, Any]:
-        """The body with the datasets and with what is counted in steps."""
+        """Return the body with the datasets and with the settings that are counted in steps."""
         body = settings.body(translation) | {"dataset": remote.train_id}
         if remote.validation_id is not None and spec.method.type != "dpo":
             body["evaluationDataset"] = remote.validation_id
@@ -410,5 +410,5 @@ class FireworksProvider(
         return reading.tuned_model(raw)
 
     def _made_by(self, job: JobHandle) -> dict[str, Any]:
-        """The job of a tuned model; an uploaded adapter in its form."""
+        """Return the job of a tuned model, or an uploaded adapter in the form of a job."""
         return self._adapters.as_job(job.job_id) if job.kind == ADAPTER_JOB else self._at.find(job)[0]

@@ -281,7 +281,8 @@ def models_of(rows: Iterable[Mapping[str, Any]]) -> list[HostModel]:
 
 
 def _day(value: Any) -> date | None:
-    """A date as text (with or without a time) or as `{year, month, day}`; `None` for anything else."""
+    """Parse a date from text (with or without a time) or from `{year, month, day}`. `None` for anything
+    else."""
     with suppress(ValueError, TypeError, KeyError):
         if isinstance(value, Mapping):
             day = cast("Mapping[str, int]", value)

@@ -259,7 +259,7 @@ class Serving:
     def _shape(
         self, served: str, addons: bool, wanted: DeployOptions
     ) -> tuple[dict[str, Any], Decimal | None]:
-        """The shape to use and what it costs per hour with all replicas up."""
+        """Return the shape to use and what it costs per hour with all replicas up."""
         if wanted.shape == "default":
             return {"name": "default"}, None
         api = self._client().deployment_shape_versions
@@ -301,7 +301,8 @@ class Serving:
 
 
 def _bills(raw: Mapping[str, Any]) -> bool | None:
-    """By the replicas: Fireworks bills GPUs while they are up, also on their way up or down."""
+    """Return whether a deployment bills, judging by its replicas: Fireworks bills GPUs while they are up,
+    and also while they start or stop."""
     counts = [whole(raw.get(name)) for name in ("replicaCount", "desiredReplicaCount")]
     if any(counts) or raw.get("state") in ("CREATING", "UPDATING", "DELETING"):
         return True
@@ -309,12 +310,12 @@ def _bills(raw: Mapping[str, Any]) -> bool | None:
 
 
 def _served(made: Tuned, wanted: DeployOptions) -> tuple[str, bool]:
-    """What is put on the GPUs, and whether it takes adapters."""
+    """Return the model that is loaded onto the GPUs, and whether it takes adapters."""
     return (made.base, True) if wanted.mode == "addons" else (made.model, False)
 
 
 def _per_hour(raw: Mapping[str, Any]) -> Decimal | None:
-    """US dollars with all replicas up."""
+    """Return the US dollars per hour with all replicas up."""
     price, placement = _hourly(raw), table(raw.get("placement"))
     if price is None:
         return None
@@ -323,7 +324,8 @@ def _per_hour(raw: Mapping[str, Any]) -> Decimal | None:
 
 
 def _hourly(raw: Mapping[str, Any]) -> Decimal | None:
-    """US dollars per hour of one replica, by the rates of its GPUs; `None` where they are not known."""
+    """Return the US dollars per hour of one replica, by the rates of its GPUs, or `None` where they are
+    unknown."""
     kind, count = text(raw.get("acceleratorType")), whole(raw.get("acceleratorCount"))
     if kind is None or not count:
         return None
@@ -404,7 +406,8 @@ class FireworksAdapters(adapters.Adapters):
     # -- steps ---------------------------------------------------------------------------------------------
 
     def _base(self, adapter: Adapter) -> str:
-        """Raises `UsageError` for a base that the host has, and serves no adapters on."""
+        """Return the base's name. Raises `UsageError` for a base that the host has but does not serve
+        adapters on."""
         base = adapters.base_at(PROFILE, adapter)
         least, most = RANKS
         if not least <= adapter.rank <= most:

@@ -165,7 +165,7 @@ def looked_at(spec: JobSpec, model: str) -> tuple[list[Misnamed], str | None]:
 
 @lru_cache(maxsize=32)
 def _tensor_names(config: bytes) -> ModuleNames | str:
-    """Or why they are not known."""
+    """Return the names of the tensors, or why they are unknown."""
     given: Mapping[str, Any] = msgspec.json.decode(config)
     try:
         return ModuleNames.from_dict(weights.ask("names", module="naming", config=given))
@@ -302,7 +302,7 @@ _RULES = {
 
 
 def _unfit(name: str, asked: LoRA, config: Mapping[str, Any], held: Quantised | None) -> str | None:
-    """Why the engine cannot do this with this model."""
+    """Return why the engine cannot do this with this model."""
     if name == "init_lora_weights":
         return _unfit_start(asked, held)
     if name == "target_parameters" and (asked.dropout or asked.dora):

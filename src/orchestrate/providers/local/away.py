@@ -131,7 +131,8 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         return msgspec.structs.replace(translate(engine, options), provider=self.name)
 
     def _asked(self, spec: JobSpec) -> dict[str, Any]:
-        """Of the machine: the spec's own, over what the configuration says for all runs."""
+        """Return the machine's options: the spec's own, which override those that the configuration sets
+        for all runs."""
         given = {**spec.provider_options.get(self.kind, {}), **spec.provider_options.get(self.name, {})}
         said = {name: self.config.options[name] for name in renting.OPTIONS if name in self.config.options}
         asked = {**said, **{name: value for name, value in given.items() if name in renting.ASKED}}
@@ -146,7 +147,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         return spec.model_copy(update={"model": spec.model_for(self.name), "provider_options": options})
 
     def _with_processes(self, engine: JobSpec, count: int) -> JobSpec:
-        """One for each GPU, unless the spec says otherwise itself."""
+        """Use one process for each GPU, unless the spec says otherwise."""
         own = {"processes": count, **engine.provider_options.get(LocalProvider.kind, {})}
         return engine.model_copy(update={"provider_options": {LocalProvider.kind: own}})
 
@@ -211,7 +212,8 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         return found + self._too_long(spec, data, translation)
 
     def _too_long(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
-        """A run that is expected to take longer than it may is paused in the middle."""
+        """Warn about a run that is expected to take longer than its limit, and would be paused in the
+        middle."""
         if translation.refused or data.train.tokens_from is TokensFrom.NONE:
             return []
         seconds = self.quote(spec, data, translation, costing.RateBook(())).train_seconds
@@ -260,8 +262,8 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         return msgspec.structs.replace(found, besides=paces.combined(began, least=throughput.UNPROVED))
 
     def _keep_pace(self, run: RunDir) -> None:
-        """What its worker measured, for the quotes of later runs; once. It is kept under the machine that was
-        asked for, as quotes know no other, with all the time that is paid for."""
+        """Save what its worker measured, for the quotes of later runs, once. It is saved under the
+        requested machine, because quotes know no other, with all the time that is paid for."""
         mark = run.path / ".paced"
         if run.written_state().status != "succeeded" or mark.is_file():
             return
@@ -367,7 +369,8 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         return []
 
     def _run(self, job: JobHandle) -> RunDir:
-        """One that was started from another machine, or whose copy here is gone, is in the depot."""
+        """Return the run directory. A run that was started from another machine, or whose copy here was
+        deleted, is in the storage."""
         run = RunDir(self._runs / job.job_id)
         if not run.exists():
             stored = self.place.depot.run(job.job_id)
@@ -378,7 +381,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         return super()._run(job)
 
     def _told(self, run: RunDir) -> Job:
-        """With what the place says that it cost, once it has ended."""
+        """Add the cost that the place reports, once the run has ended."""
         self._keep_pace(run)
         job = reading.job(run, self.name)
         with suppress(HostUnavailable):  # a depot that is gone since has nothing to tell of a run that ended
@@ -451,7 +454,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         )
 
     def _listed(self, ref: str, placed: Placed | None) -> Job:
-        """As its place's list and its depot tell of it; nothing of it is fetched."""
+        """Build the job from its place's list and its storage, without fetching anything of it."""
         made: LocalJob | None = None
         state, error = None, None
         try:

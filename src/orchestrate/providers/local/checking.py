@@ -128,7 +128,7 @@ def memory_of_rows(
 def _memory(
     spec: JobSpec, data: TrainingData, translation: Translation, options: Mapping[str, Any]
 ) -> list[Problem]:
-    """A warning when these rows do not fit: the plan may err, and the engine tries."""
+    """Warn when these rows do not fit: the plan may be wrong, and the engine tries anyway."""
     if translation.memory is None or data.train.tokens_from is TokensFrom.NONE:
         return []
     plan = memory_of_rows(spec, data, translation, options)

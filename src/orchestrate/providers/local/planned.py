@@ -76,7 +76,7 @@ def parameters(model: str) -> float | None:
 
 
 def _copy(source: Path, target: Path, file: ArtifactFile) -> None:
-    """Copies one file unless it is there already, whole; checks what arrived."""
+    """Copy one file unless it is already there completely, and check what arrived."""
     if target.is_file() and target.stat().st_size == file.bytes and sha256(target) == file.sha256:
         return
     new_folder(target.parent)
@@ -107,7 +107,7 @@ class PlannedProvider(PlansTraining):
         return msgspec.structs.replace(told, provider=self.name)
 
     def _as_local(self, spec: JobSpec) -> JobSpec:
-        """What the spec says for this instance under its own name, said for `local`."""
+        """Rename what the spec says under this instance's name to `local`."""
         kind = self.kind
         if self.name == kind:
             return spec
@@ -133,7 +133,7 @@ class PlannedProvider(PlansTraining):
         )
 
     def _plan_options(self, translation: Translation) -> Mapping[str, Any]:
-        """Of the machine for which memory is planned."""
+        """Return the options of the machine for which memory is planned."""
         del translation
         return self.config.options
 

@@ -295,7 +295,7 @@ class LocalProvider(
         shutil.rmtree(run.path, ignore_errors=True)
 
     def _settle(self, run: RunDir, status: str, **changes: Any) -> None:
-        """Writes the status itself when there is no worker to do it."""
+        """Write the status itself when there is no worker to do it."""
         with run.lock() as held:
             state = run.written_state()
             if not held or state.terminal or state.status == status:

@@ -100,5 +100,5 @@ def _finish(run: RunDir, state: State) -> datetime | None:
 
 
 def _seen_at(run: RunDir) -> float:
-    """When the newest state came here, by the clock here: a worker away may have another."""
+    """Return when the newest state arrived here, by the clock here: a remote worker's clock may differ."""
     return (run.path / "status.json").stat().st_mtime

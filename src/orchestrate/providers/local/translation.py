@@ -170,8 +170,8 @@ def problem(key: str, value: Any, method: str = "sft") -> str | None:
 
 
 def _chosen(name: str, asked: Any, choose: Callable[[Any], engines.Choice]) -> Setting:
-    """What the machine will use, and why; refused where it does not have what was asked for. The engine is
-    chosen again by the worker, which knows the number of tokens."""
+    """Return what the machine will use, and why. Rejected where it lacks what was requested. The worker,
+    which knows the number of tokens, chooses the engine again."""
     row = Setting(name=f"provider_options.{name}", asked=asked, outcome=Outcome.REFUSED, wire=name)
     try:
         found = choose(asked)
@@ -294,7 +294,7 @@ def chat_template(rows: Rows, spec: JobSpec, model: str) -> None:
 
 
 def _of(model: str) -> object:
-    """The model's own templates, where they are on this machine."""
+    """Return the model's own templates, where they are on this machine."""
     folder = model if Path(model).is_dir() else None
     name = counting.for_model(hub=None if folder else model, folder=folder)
     return tokenizer_files.chat_templates(counting.folder_of(name)) if name.startswith("hf:") else None

@@ -281,8 +281,9 @@ class OpenAIProvider(
     # -- whose jobs ----------------------------------------------------------------------------------------
 
     def _ask_account(self) -> Account | None:
-        """The organization and project, which OpenAI names in the headers of its answers; it has no call that
-        tells them, and a project's jobs are that project's alone. An Azure resource is its address."""
+        """Return the organization and project, which OpenAI names in the headers of its answers: it has
+        no call that returns them, and a project's jobs belong to that project alone. An Azure resource is
+        identified by its address."""
         if _is_azure(self.config):
             return Account(id=f"resource {self.host}", told=True)
         jobs = self.client.fine_tuning.jobs.with_raw_response

@@ -85,7 +85,7 @@ def _continue(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
 
 
 def _base(name: str) -> str | None:
-    """The base model in the name of a tuned one; `None` for any other name."""
+    """Return the base model in the name of a tuned one, or `None` for any other name."""
     parts = name.split(":")
     return parts[1] if parts[0] == "ft" and len(parts) > 2 else None
 

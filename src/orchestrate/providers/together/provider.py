@@ -367,7 +367,8 @@ class TogetherProvider(
         return PROFILE.chat_url or base if base == PROFILE.url else base
 
     def _filled(self, translation: Translation, remote: RemoteDataset) -> dict[str, Any]:
-        """The body with the files, and with the rank that the host wants beside any other LoRA setting."""
+        """Return the body with the files, and with the rank that the host requires beside any other LoRA
+        setting."""
         body = settings.body(translation) | {"training_file": remote.train_id}
         if remote.validation_id is not None:
             body["validation_file"] = remote.validation_id

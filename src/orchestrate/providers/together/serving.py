@@ -179,7 +179,8 @@ class Serving:
     # -- steps ---------------------------------------------------------------------------------------------
 
     def _make_endpoint(self, job_id: str) -> dict[str, Any]:
-        """Costs nothing on its own. One whose answer was lost, or that another process made, is found."""
+        """Create the endpoint, which costs nothing on its own. One whose answer was lost, or that another
+        process created, is found."""
         api, at = self._client().endpoints, self._at()
         try:
             return plain(self._wire.once(lambda: api.create(name=_name(job_id), **at)))
@@ -199,7 +200,8 @@ class Serving:
         *,
         fresh: bool,
     ) -> dict[str, Any]:
-        """From here on it bills. Raises `OutcomeUnknown` when the answer is lost."""
+        """Create the deployment, which bills from here on. Raises `OutcomeUnknown` when the answer is
+        lost."""
         api, at, endpoint_id = self._client().endpoints, self._at(), str(endpoint["id"])
         try:
             answer = self._wire.send_once(
@@ -250,7 +252,8 @@ class Serving:
         )
 
     def _attempt(self, act: Callable[[], object]) -> None:
-        """A step of an end: what is gone is gone, and what cannot go yet is asked again later."""
+        """Try one step of the removal: what is already deleted is fine, and what cannot be deleted yet is
+        tried again later."""
         with suppress(NotFound, InvalidRequest, Conflict):
             self._wire.read(act, expect=object)
 
@@ -268,7 +271,7 @@ class Serving:
         return next((e for e in self._all() if str(e.get("name")).rsplit("/", 1)[-1] == wanted), None)
 
     def _model(self, job_id: str, job: Mapping[str, Any]) -> dict[str, Any]:
-        """The registry's record of the tuned weights: merged where there are such, else the adapter."""
+        """Return the registry's record of the tuned weights: merged where they exist, else the adapter."""
         model_id = text(job.get("model_object_id")) or text(job.get("adapter_object_id"))
         if model_id is None:
             raise UsageError(
@@ -280,7 +283,7 @@ class Serving:
     def _configuration(
         self, model: Mapping[str, Any], wanted: DeployOptions
     ) -> tuple[Decimal | None, dict[str, Any]]:
-        """(US dollars per hour of all replicas, configuration), the cheapest first."""
+        """Return (US dollars per hour of all replicas, configuration), for the cheapest configuration."""
         reference = str(model.get("baseModelId") or model["id"])
         at = self._at()
         pages = self._wire.pages(
@@ -306,7 +309,7 @@ class Serving:
             return {}
 
     def _prices(self) -> dict[str, Decimal]:
-        """US dollars per hour of one replica, by hardware name and id."""
+        """Return the US dollars per hour of one replica, by hardware name and id."""
         listed = self._wire.entries(lambda: self._client().endpoints.hardware.list(), "data")
         prices: dict[str, Decimal] = {}
         for entry in listed:
@@ -363,13 +366,13 @@ def _name(job_id: str) -> str:
 
 
 def _job_id(name: str) -> str | None:
-    """Of an endpoint that is named as we name them."""
+    """Return the job id of an endpoint that is named by our scheme."""
     bare = name.rsplit("/", 1)[-1]
     return bare.removeprefix(_PREFIX) if bare.startswith(_PREFIX) else None
 
 
 def _ours(endpoint: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The deployment that we name, of those below an endpoint of ours."""
+    """Return the deployment with our name, out of those below one of our endpoints."""
     below = rows(endpoint.get("deployments")) if endpoint is not None else []
     return next((d for d in below if str(d.get("name")).rsplit("/", 1)[-1] == DEPLOYMENT), None)
 
@@ -389,13 +392,14 @@ def _state(deployment: Mapping[str, Any]) -> str:
 
 
 def _replicas(deployment: Mapping[str, Any]) -> int:
-    """As many as the host wants now; when it does not tell, or wants none now, as many as there can be."""
+    """Return how many replicas the host wants now. If it does not report that, or wants none now, return
+    the maximum."""
     most = whole(table(deployment.get("autoscaling")).get("maxReplicas"))
     return whole(deployment.get("desiredReplicas")) or (1 if most is None else most)
 
 
 def _hardware(config: Mapping[str, Any]) -> str | None:
-    """`1xnvidia-h100-80gb`, from the configuration's selectors, as the SDK's command line does."""
+    """Build `1xnvidia-h100-80gb` from the configuration's selectors, like the SDK's command line."""
     told = {str(s.get("key")): text(s.get("value")) for s in rows(config.get("selectors"))}
     count, kind = told.get("accelerator_count"), told.get("accelerator_type")
     return f"{count}x{kind}" if count and kind else None
@@ -484,12 +488,13 @@ class TogetherAdapters(adapters.Adapters):
     # -- steps ---------------------------------------------------------------------------------------------
 
     def _base_project(self, registered: Mapping[str, Any]) -> str:
-        """`projects/{baseProject}/models/{baseModelId}`, else our own."""
+        """Return the project in `projects/{baseProject}/models/{baseModelId}`, else our own."""
         parts = str(registered.get("baseModel") or "").split("/")
         return parts[1] if len(parts) == 4 else self._serving.project()
 
     def _base_id(self, adapter: Adapter) -> str:
-        """Of the host's own deployable base of this name, as the SDK's command line finds it."""
+        """Return the id of the host's own deployable base of this name, as the SDK's command line finds
+        it."""
         name = adapters.base_at(PROFILE, adapter)
         found: set[str] = set()
         for page in self._wire.pages(lambda: self._client().models.list_supported(search=name)):
@@ -508,7 +513,8 @@ class TogetherAdapters(adapters.Adapters):
         return found.pop()
 
     def _register(self, adapter: Adapter) -> dict[str, Any]:
-        """Costs nothing. One whose answer was lost, or that another process made, is found."""
+        """Register the adapter, which costs nothing. One whose answer was lost, or that another process
+        created, is found."""
         client, base = self._client(), self._base_id(adapter)
         project = self._serving.project()
         try:

@@ -229,9 +229,9 @@ def _schedule(rows: Rows) -> None:
 
 
 def _batch(rows: Rows) -> None:
-    """Rows to a step. In a spec `batch_size` is all of them, and accumulation splits them. Together's
-    `gradient_accumulation_steps` multiplies its `batch_size` instead ("increases effective batch size", the
-    help of its CLI)."""
+    """Return the rows per step. In a spec `batch_size` is all of them, and accumulation splits them.
+    Together's `gradient_accumulation_steps` multiplies its `batch_size` instead ("increases effective
+    batch size", the help of its CLI)."""
     size, steps = rows.given("batch_size"), rows.given("gradient_accumulation")
     wire = "gradient_accumulation_steps"
     if isinstance(size, int) and steps and steps > 1:

@@ -356,7 +356,7 @@ class FireworksHost(Host):
 
 
 def _restart(job: Job, now: float, takes_s: float) -> bool:
-    """A failed or cancelled job, or a paused one, goes back into the queue."""
+    """Requeue a failed, cancelled or paused job."""
     if job.paused_at is not None:
         return job.resume(now)
     if job.phase(now) not in (Phase.FAILED, Phase.CANCELLED):

@@ -79,7 +79,8 @@ class DialectHost(OpenAIHost):
     # -- creating ------------------------------------------------------------------------------------------
 
     def _new(self, body: dict[str, Any]) -> Job:
-        """Judges the request by the description, then makes the job that OpenAI's stand-in would make."""
+        """Check the request against the description, then create the job that OpenAI's simulation would
+        create."""
         asked = _flat(body)
         self._known(asked)
         kind = self._kind_of(asked)
@@ -204,7 +205,7 @@ class DialectHost(OpenAIHost):
         return own
 
     async def _bring(self, request: Request) -> Response:
-        """An archive of an adapter."""
+        """Upload the archive of an adapter."""
         how = self.told.deployment
         if how is None or how.adapters is None:
             raise HostError(404, "uploads are not supported here")
@@ -295,7 +296,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _judge(field: str, value: Any, rule: SettingRule) -> None:
-    """Raises `HostError` 400 for a value that the description does not allow."""
+    """Raise `HostError` 400 for a value that the description does not allow."""
     if value in rule.words.values() or value == rule.default or isinstance(value, bool):
         return
     if not isinstance(value, int | float):

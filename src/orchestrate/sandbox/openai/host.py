@@ -168,7 +168,7 @@ async def run(request: Request) -> Response:
 
 
 def _require(grader: dict[str, Any]) -> None:
-    """Raises `HostError` 400 for what is no grader."""
+    """Raise `HostError` 400 for an invalid grader."""
     if grader.get("type") in ELSEWHERE:
         return
     if reason := refusal(grader, allow_code=True):
@@ -406,8 +406,8 @@ class OpenAIHost(Host):
         return job
 
     def _settle(self, job: Job, asked: CreateJob) -> None:
-        """Turns `auto` into numbers: epochs by OpenAI's rule, the batch never so small that training the tiny
-        model takes long."""
+        """Replace `auto` with numbers: epochs by OpenAI's rule, and a batch size that is never so small
+        that training the tiny model takes long."""
         hyper = asked.hyper()
         n = max(1, job.examples)
         auto_batch = max(8, min(256, round(n * 0.002)))
@@ -422,7 +422,7 @@ class OpenAIHost(Host):
         job.price_usd = str(usd) if usd is not None else None
 
     def _objection(self, job: Job, train: StoredFile, valid: StoredFile | None) -> Trouble | None:
-        """Why the job will fail while its files are validated."""
+        """Return why the job will fail while its files are validated."""
         for param, file in (("training_file", train), ("validation_file", valid)):
             if file is None or file.report is None:
                 continue
@@ -597,7 +597,7 @@ class OpenAIHost(Host):
         return json_answer(asked_page(request, list(self._checkpoints(job))[::-1], default=10))
 
     def _checkpoints(self, job: Job) -> Iterator[dict[str, Any]]:
-        """Oldest first; listed once the job has succeeded."""
+        """List checkpoints, oldest first, once the job has succeeded."""
         now = self.clock.now()
         if job.phase(now) is not Phase.SUCCEEDED:
             return

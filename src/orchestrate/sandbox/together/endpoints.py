@@ -183,7 +183,7 @@ class Bringing:
 
 
 def _etag(data: bytes) -> str:
-    """As S3 has it for an object of several parts."""
+    """Compute the ETag as S3 does for an object of several parts."""
     sums = [
         hashlib.md5(data[at : at + PART_BYTES], usedforsecurity=False)
         for at in range(0, len(data), PART_BYTES)

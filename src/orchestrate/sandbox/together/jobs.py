@@ -98,7 +98,7 @@ class JobMaker:
         return file
 
     def _start_from(self, asked: CreateJob) -> tuple[str, Job | None, int | None]:
-        """The base model, and the job and step to go on from, if any."""
+        """Return the base model, and the job and step to continue from, if any."""
         if asked.from_checkpoint is None:
             return self.base(asked.model or ""), None, None
         name, _, step = asked.from_checkpoint.partition(":")
@@ -125,7 +125,7 @@ class JobMaker:
         return found.id
 
     def _check_ranges(self, asked: CreateJob, base: str, kind: str) -> None:
-        """The limits that `models/limits` tells."""
+        """Check the limits that `models/limits` reports."""
         limits = limits_of(base)
         lora = asked.training_type if isinstance(asked.training_type, LoraType) else None
         if isinstance(asked.training_type, FullType) and not limits["supports_full_training"]:
@@ -317,7 +317,7 @@ def _moment(text: str | None, default: float) -> float:
 
 
 def _sampled(rows: list[dict[str, float]], query: Mapping[str, str]) -> list[dict[str, float]]:
-    """At most `resolution` training rows, evenly chosen; evaluation rows all stay."""
+    """Choose at most `resolution` training rows, evenly spaced. All evaluation rows stay."""
     wanted = int(query.get("resolution") or 0)
     train = [n for n, row in enumerate(rows) if "train/global_step" in row]
     if not 0 < wanted < len(train):

@@ -166,7 +166,7 @@ def object_id(prefix: str, *parts: str) -> str:
 
 
 def _profile(id: str) -> dict[str, Any]:
-    """How a base model is deployed: on the first of the hardware."""
+    """Describe how a base model is deployed: on the first hardware."""
     hardware, gpu, count, _, _ = _HARDWARE[0]
     config = _config_id(hardware)
     return {

@@ -261,7 +261,7 @@ def changes_base(folder: Path) -> bool:
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], list[str]] | None:
-    """The settings and the names of the weights."""
+    """Read the settings and the names of the weights."""
     try:
         config = msgspec.json.decode((folder / "adapter_config.json").read_bytes(), type=dict[str, Any])
         return config, [*tensors(folder / "adapter_model.safetensors")]

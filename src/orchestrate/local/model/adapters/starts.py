@@ -84,7 +84,7 @@ def begun(inner: Any, config: Any, adapter: Adapter, beginning: Beginning | None
 
 
 def _layers(model: Any) -> Iterator[tuple[str, Any]]:
-    """LoRA's linear layers, each with its name in the base."""
+    """Yield LoRA's linear layers, each with its name in the base."""
     from peft.tuners.lora import LoraLayer
 
     for name, layer in model.get_base_model().named_modules():
@@ -120,8 +120,8 @@ def make_up_for_4_bits(model: Any, folder: ModelFolder) -> None:
 
 
 def _eva(inner: Any, config: Any, beginning: Beginning) -> dict[str, Tensor]:
-    """The directions in which the inputs of each layer vary most over the rows, under the names that they
-    have in the peft model."""
+    """Find the directions in which the inputs of each layer vary most over the rows, under the names that
+    they have in the peft model."""
     from peft.tuners.lora.eva import get_eva_state_dict
 
     ranks = [config.r, *config.rank_pattern.values()]
@@ -287,7 +287,8 @@ def names_of(inner: Any, told: list[str] | None = None) -> ModuleNames:
 
 
 def _is_linear(module: Any) -> bool:
-    """Also those whose weight is held by groups in few bits (GPTQ, AWQ), which are classes of their own."""
+    """Return whether the module is linear, including classes for quantized weights stored in groups
+    (GPTQ, AWQ)."""
     grouped = all(hasattr(module, name) for name in ("qweight", "scales", "in_features", "out_features"))
     return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D" or grouped
 
@@ -300,7 +301,8 @@ def expert_parameters(inner: Any) -> list[str]:
 
 
 def _prefix(inner: Any) -> str:
-    """Of the names of the language model's modules; empty when it is all there is."""
+    """Return the prefix of the names of the language model's modules. Empty when there are no other
+    modules."""
     if (
         getattr(inner.config, "vision_config", None) is None
         and getattr(inner.config, "audio_config", None) is None
@@ -311,7 +313,7 @@ def _prefix(inner: Any) -> str:
 
 
 def _mixers(inner: Any, names: Iterable[str]) -> set[str]:
-    """Output layers of Mamba's mixers, whose weights fused kernels take as an argument."""
+    """Return the output layers of Mamba's mixers, whose weights fused kernels take as an argument."""
     found: set[str] = set()
     for name in names:
         parent, _, leaf = name.rpartition(".")
@@ -322,7 +324,7 @@ def _mixers(inner: Any, names: Iterable[str]) -> set[str]:
 
 
 def _taken_for_experts(inner: Any, config: Any) -> set[str]:
-    """Modules whose names, by peft's table for checkpoints of older libraries, mean the experts: of shared
+    """Return modules whose names mean experts by peft's table for checkpoints of older libraries: shared
     experts and dense layers in a mixture of experts."""
     try:
         from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers

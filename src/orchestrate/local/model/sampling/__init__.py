@@ -119,7 +119,7 @@ def draw(logits: Tensor, rows: Sequence[tuple[Luck, Counter[int]]]) -> list[Draw
 
 
 def _one(logits: Tensor, luck: Luck, counts: Counter[int]) -> Drawn:
-    """`logits`: [vocabulary]."""
+    """Sample one token. `logits`: [vocabulary]."""
     told = None if luck.tops is None else torch.log_softmax(logits, dim=-1)
     changed = _changed(logits, luck, counts)
     if luck.held is not None:

@@ -319,7 +319,7 @@ class Batching:
                 yield from self._begin(rows)
 
     def _coming(self) -> int:
-        """How many of those that wait are read next, in one pass."""
+        """Return how many of the waiting rows are read next, in one pass."""
         if self._reader is None:
             return int(self.rows + 1 + len(self.waiting[0].copies) <= self._room())
         room = self.most_rows - self.rows
@@ -332,13 +332,13 @@ class Batching:
         return min(len(self.waiting), max(1, self.most_rows // 4))
 
     def _room(self) -> int:
-        """How many rows may be answered at once; one group of copies at least."""
+        """Return how many rows may be answered at once, at least one group of copies."""
         if self._lies is False:
             return 0 if self.rows else 1 + len(self.waiting[0].copies)
         return self.most_rows if self.rows else max(self.most_rows, 1 + len(self.waiting[0].copies))
 
     def _begin(self, asked: list[Row]) -> Iterator[tuple[Row, Drawn]]:
-        """One row with its copies, or several rows."""
+        """Begin one row with its copies, or several rows."""
         read = self._read(asked)
         if read is None:
             yield from self._put_off(asked, max(1, self.rows, (self.rows + len(asked)) // 2))
@@ -363,7 +363,7 @@ class Batching:
             yield from self._interrupted(batch, [row for row in joining if not row.ended])
 
     def _read(self, rows: Sequence[Row]) -> Read | None:
-        """`None` where memory has run out."""
+        """Read rows, or return `None` when memory has run out."""
         if self._reader is not None:
             reader, found = self._reader, list[Read]()
             return found[0] if _fits(lambda: found.append(reader.read(self.model, rows))) else None
@@ -374,7 +374,8 @@ class Batching:
         return None if logits is None else Read(logits, cache, torch.ones_like(ids))
 
     def _batch_of(self, row: Row) -> str:
-        """Rows of adapters that PEFT cannot mix are answered apart, each row alone that wants to be."""
+        """Return the batch for a row. Adapters that PEFT cannot mix are answered separately, and so is
+        each row that must be alone."""
         if row.alone:
             return f"alone {id(row)}"
         if row.adapter == AS_IT_IS:
@@ -395,7 +396,8 @@ class Batching:
         yield from self._interrupted(batch, [])
 
     def _logits(self, rows: Sequence[Row], cache: Any, inputs: dict[str, Any]) -> Tensor | None:
-        """[rows, vocabulary] of the next token; `None` where memory has run out."""
+        """Compute the logits [rows, vocabulary] of the next token, or return `None` when memory has run
+        out."""
         found: list[Tensor] = []
 
         def compute() -> None:
@@ -406,7 +408,8 @@ class Batching:
         return found[0] if _fits(compute) else None
 
     def _passed(self, **inputs: Any) -> Any:
-        """Raises `Torn` where PEFT mixed the adapters: what it hung on the model for that stays there."""
+        """Run a pass. Raises `Torn` where PEFT mixed the adapters, because the hooks that it put on the
+        model for that remain there."""
         try:
             return self.model(**inputs)
         except (RuntimeError, MemoryError) as error:
@@ -415,14 +418,15 @@ class Batching:
             raise
 
     def _interrupted(self, batch: Batch, coming: list[Row]) -> Iterator[tuple[Row, Drawn]]:
-        """Memory ran out amid a batch: some layers' caches have what others have not."""
+        """Handle running out of memory in the middle of a batch: some layers' caches have tokens that
+        others lack."""
         half = max(1, (self.rows + len(coming)) // 2)
         there = [row for row in batch.rows if not row.ended]
         rows, batch.rows, batch.cache, batch.mask = [*there, *coming], [], None, None
         yield from self._put_off(rows, half)
 
     def _put_off(self, rows: list[Row], most: int) -> Iterator[tuple[Row, Drawn]]:
-        """They wait until fewer rows are answered; one that was alone never will be."""
+        """Postpone rows until fewer rows are answered. A row that was alone never will fit."""
         give_back(self.model.device)
         if len(rows) > 1 or self.rows:
             self.most_rows = min(self.most_rows, most)
@@ -452,7 +456,7 @@ class Batching:
 
     @contextmanager
     def _as(self, rows: Sequence[Row]) -> Generator[dict[str, Any]]:
-        """What the forward pass has to be told of the rows' adapters."""
+        """Return the arguments by which the forward pass knows the rows' adapters."""
         names = [row.adapter for row in rows]
         if self._mixing is not None:
             self._mixing.rows(names, self.model.device)
@@ -471,7 +475,7 @@ class Batching:
 
 
 def _fits(compute: Callable[[], None]) -> bool:
-    """Whether memory did for it."""
+    """Run the computation and return whether memory sufficed."""
     try:
         compute()
     except (RuntimeError, MemoryError) as error:
@@ -486,7 +490,7 @@ def _begins_another(row: Row) -> bool:
 
 
 def _lies(layer: Any) -> bool:
-    """Whether caches of this kind can be laid side by side."""
+    """Return whether caches of this kind can be put side by side."""
     return type(layer).__name__ in KINDS
 
 

@@ -174,7 +174,7 @@ class Sampler:
         return begins if self._bears_sharing else 0
 
     def _same(self, model: Any, prompt: list[int], beside: Read) -> bool:
-        """Whether a prompt has the same next token alone as in the first row of what was read."""
+        """Return whether a prompt has the same next token alone as in the first row of what was read."""
         alone, other = self._rows(model, [prompt]).logits[0].float(), beside.logits[0].float()
         exact = not sampling.rounds(model, self.device)
         centred = alone - alone.mean()

@@ -159,7 +159,7 @@ def turn_on(loaded: Loaded, job: LocalJob) -> None:
 
 
 def _attend_packed(loaded: Loaded) -> None:
-    """On a GPU: packed rows without a mask of every token against every other."""
+    """Turn on attention over packed rows without a mask of every token against every other, on a GPU."""
     if loaded.device.type == "cpu":
         return
     if reason := packed_attention.use(loaded):
@@ -169,8 +169,8 @@ def _attend_packed(loaded: Loaded) -> None:
 
 
 def _balance(loaded: Loaded, job: LocalJob) -> None:
-    """The routers' own loss, as asked; where all weights are trained, by default as the model's configuration
-    has it."""
+    """Turn on the routers' own loss as requested. Where all weights are trained, the default is the
+    model's configuration."""
     config, asked = loaded.inner.config.get_text_config(), job.hyper.router_aux_loss
     if asked is None and job.adapter.full and getattr(config, "output_router_logits", False):
         asked = float(getattr(config, "router_aux_loss_coef", 0.0))
@@ -187,7 +187,7 @@ def _balance(loaded: Loaded, job: LocalJob) -> None:
 
 
 def _layers(loaded: Loaded, job: LocalJob) -> bool:
-    """Whether the model is known to get through a step with what is left on."""
+    """Return whether the model is known to complete a step with the optimizations that remain on."""
     proved = False
     if not job.adapter.full:
         layers = fuse(loaded.model)

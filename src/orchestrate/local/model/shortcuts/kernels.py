@@ -436,7 +436,7 @@ def undo(model: Any) -> None:
 
 @torch.no_grad()
 def _agrees(model: Any) -> bool:
-    """Switches the model over, unless its hidden states change by more than rounding, or it ends."""
+    """Switch the model over, unless its hidden states change by more than rounding, or it fails."""
     ids = torch.arange(3, 35)[None] % model.get_input_embeddings().weight.shape[0]
     decoder = decoder_of(model)
     training = model.training

@@ -134,7 +134,7 @@ class Client:
 
 
 def _said(body: Any) -> str:
-    """What a person reads of an error's body, which may hold what was sent, keys included."""
+    """Return the readable part of an error's body, which may contain what was sent, including keys."""
     told = import_module("anyscale.errors").server_error_text(body) or body or "no reason"
     return redact_text(str(told))[:500]
 

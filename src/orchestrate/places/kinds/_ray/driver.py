@@ -109,7 +109,7 @@ class Driver:
         depot.add_event(self.stored, told, level="error", type="interrupted")
 
     def _watch(self) -> int:
-        """Talks to nobody, so that nothing that hangs keeps it from its end."""
+        """Watch the run without contacting anyone, so that nothing that hangs can delay its end."""
         over = left = None
         while not self.fitted.wait(LOOK_S):
             clock, due = self.switch.clock(), self.switch.due()
@@ -140,7 +140,7 @@ class Driver:
         return 0 if self._settled() else 1
 
     def _say(self, status: str, error: JobError | None = None) -> int:
-        """How the run stands, where no worker can say so; in a thread that is not waited for without end."""
+        """Record the run's state where no worker can, in a thread that is not waited for indefinitely."""
         _log.error("%s", error.message if error else status)
         writing = threading.Thread(target=self._write_status, args=(status, error), daemon=True)
         writing.start()
@@ -148,8 +148,8 @@ class Driver:
         return 0 if status != "failed" and not writing.is_alive() else 1
 
     def _write_status(self, status: str, error: JobError | None) -> None:
-        """What has trained and has lost its place is paused: it goes on from its checkpoint when there is
-        room again, and one that has failed could not."""
+        """Write the status. A run that has trained and lost its place is paused: it resumes from its
+        checkpoint when there is room again, which a failed run could not."""
         state = depot.state_of(self.stored)
         if state.terminal:
             return
@@ -187,7 +187,8 @@ class Driver:
             self.word = word
 
     def _settled(self) -> bool:
-        """Whether the depot says how the run stands, by the newest of the workers of this job."""
+        """Return whether the storage records how the run ended or paused, by the newest worker of this
+        job."""
         try:
             pulse, status = self.stored.read("pulse.json"), self.stored.read("status.json")
         except (HostUnavailable, OSError):

@@ -190,7 +190,7 @@ def _assist(stored: StoredRun, folder: Path, met: Met) -> None:
 
 
 def _guard(stored: StoredRun, under: str, number: int, report_s: float, silence_s: float) -> None:
-    """Ends this worker when the job that started it is gone, or when others were started in its place,
+    """End this worker when the job that started it has ended, or when others were started in its place,
     whatever Ray knows of it."""
     signs, heard = None, boot_time()
     while True:

@@ -35,8 +35,8 @@ def once() -> None:
 
 
 def _asleep() -> bool:
-    """Whether the API server is this machine's own and is not running. The client would start it, and it
-    stays: what is only looked for is read as the server would read it."""
+    """Return whether the API server is this machine's own and is not running. The client would start it
+    permanently, so read-only queries read what the server would read."""
     common: Any = import_module("sky.server.common")
     return common.is_api_server_local() and common.get_api_server_status().status.value == "unhealthy"
 
@@ -142,7 +142,7 @@ def _told(record: Any, asked: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _requests(name: str) -> dict[str, dict[str, Any]]:
-    """Job name -> its newest request to be made."""
+    """Map each job name to its newest create request."""
     sdk = _sdk()
     listed = [*sdk.api_status(all_status=True, limit=RECENT), *sdk.api_status()]
     found: dict[str, dict[str, Any]] = {}
