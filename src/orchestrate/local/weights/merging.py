@@ -9,8 +9,9 @@ weights: rounding to NF4 again loses what was trained."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import torch
@@ -134,13 +135,13 @@ def combine_models(
     """Write the weighted mean of complete models of one architecture, tensor by tensor, with mergekit. TIES
     takes the differences from `base`. `slerp` takes two models."""
     with needed("merge", "merging complete models", "mergekit"):
-        from mergekit.common import ModelPath, ModelReference
-        from mergekit.config import MergeConfiguration
-        from mergekit.merge import run_merge
-        from mergekit.options import MergeOptions
+        common, config, kit, options = (
+            cast("Any", import_module(f"mergekit.{name}"))
+            for name in ("common", "config", "merge", "options")
+        )
 
     def named(path: Path) -> Any:  # as an object: in a text, mergekit reads "+" and "@" as its own signs
-        return ModelReference(model=ModelPath(path=str(path)))
+        return common.ModelReference(model=common.ModelPath(path=str(path)))
 
     shared: dict[str, Any] = {"density": 0.5 if density is None else density} if method == "ties" else {}
     parts: list[dict[str, Any]] = [{"model": named(path)} for path in models]
@@ -150,14 +151,14 @@ def combine_models(
         asked = {"base_model": named(base)} if method == "ties" else {}
         for part, weight in zip(parts, weights, strict=True):
             part["parameters"] = {"weight": weight, **shared}
-    config: dict[str, Any] = msgspec.json.decode((models[0] / "config.json").read_bytes())
-    dtype = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
-    given = MergeConfiguration.model_validate(
+    first: dict[str, Any] = msgspec.json.decode((models[0] / "config.json").read_bytes())
+    dtype = str(first.get("dtype") or first.get("torch_dtype") or "bfloat16")
+    given = config.MergeConfiguration.model_validate(
         {"merge_method": method, "dtype": dtype, "models": parts, **asked}
     )
-    options = MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True, random_seed=seed)
+    how = options.MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True, random_seed=seed)
     try:
-        _saved(lambda: run_merge(given, str(target), options), target)
+        _saved(lambda: kit.run_merge(given, str(target), how), target)
     except (RuntimeError, ValueError, KeyError) as error:
         raise UsageError(f"Can't merge these models by {method}: {error}") from error
     return {"dtype": dtype}
