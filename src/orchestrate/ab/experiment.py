@@ -113,7 +113,8 @@ def of_user(user: str | int) -> str:
 
 
 def checked(plan: ExperimentPlan, metric: str, value: float) -> float:
-    """Raises `UsageError` for a metric that is not in the plan, and for a value that it cannot have."""
+    """Return an outcome's value as a number. Raises `UsageError` for a metric that is not in the plan,
+    and for a value that the metric does not allow."""
     planned = plan.metric(metric)
     if planned is None:
         names = ", ".join(one.name for one in plan.metrics)
@@ -274,8 +275,8 @@ class Experiment:
         return done
 
     def stop(self, arm: Arm = "base", why: str = "asked to") -> bool:
-        """Ends it; everybody gets this model from now on, also where it had ended with the other one. `False`
-        where it had ended with this one, or another process was first."""
+        """End the experiment. Everybody gets this model from now on, even if it had ended with the other
+        one. Returns `False` if it had ended with this one, or another process was first."""
         last, share = self.phases()[-1], 1.0 if arm == "tuned" else 0.0
         if last.over and last.share == share:
             return False
@@ -415,7 +416,8 @@ class Experiment:
         )
 
     def step(self) -> ExperimentReport:
-        """Carries out what the rule says now, and tells how it then stands. Of several processes one does."""
+        """Carry out what the rule decides now, and return the new state. If several processes call it,
+        one of them acts."""
         seen = self.report()
         verb, share, why = seen.decision.verb, seen.decision.share, seen.decision.why
         if verb == "hold" or verb == "stop" or not self._enter(verb, share, why, seen=seen.phases[-1]):

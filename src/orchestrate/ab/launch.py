@@ -224,7 +224,8 @@ def standing(report: ExperimentReport) -> str:
 
 
 def stop(experiment: Experiment, keep: Literal["base", "tuned"]) -> ExperimentReport:
-    """Ends it with this model for everybody. Raises `UsageError` where it has ended with this one."""
+    """End the experiment with this model for everybody. Raises `UsageError` if it has ended with this
+    one."""
     if not experiment.stop(keep):
         raise UsageError(f"{experiment.plan.name} has already ended: {experiment.phases()[-1].why}")
     return experiment.report()

@@ -198,7 +198,7 @@ ALPHAS = (0.0001, 0.5)
 
 
 def read_plan(path: Path) -> ExperimentPlan:
-    """Raises `UsageError` with what is wrong in it."""
+    """Read a plan from a YAML file. Raises `UsageError` with what is wrong in it."""
     try:
         text = path.read_text(encoding="utf-8")
         require_bounded(yaml.compose(text, Loader=yaml.SafeLoader))

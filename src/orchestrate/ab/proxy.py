@@ -99,8 +99,8 @@ class Answer:
 
 
 async def ask(client: httpx.AsyncClient, at: Upstream, path: str, values: Mapping[str, Any]) -> Answer:
-    """Sends a request on under the model's own name. Returns when a whole answer is there, or the first piece
-    of a stream; raises nothing."""
+    """Forward a request under the model's own name. Returns when the complete answer or the first piece
+    of a stream has arrived. Raises nothing."""
     headers = {"content-type": "application/json"}
     if at.key is not None:
         headers["authorization"] = f"Bearer {at.key.reveal()}"

@@ -42,7 +42,7 @@ class _Threaded(Generic[_Sync]):
         self.threads = threads
 
     async def call(self, call: Callable[[], _T]) -> _T:
-        """Runs anything that blocks beside the loop."""
+        """Run anything that blocks in a thread outside of the event loop."""
         context = contextvars.copy_context()
         return await asyncio.get_running_loop().run_in_executor(self.threads, context.run, call)
 

@@ -67,8 +67,8 @@ class Orchestrator(Workspace):
         return Listing(catalog.search(query, None if provider is None else self.settings.host(provider).kind))
 
     def model_changes(self, provider: Backends = "all") -> ModelChanges:
-        """Asks the hosts which models they tune, with limits and end dates, and tells where they differ from
-        the catalog."""
+        """Ask the hosts which models they tune, with limits and end dates, and return the differences
+        from the catalog."""
         from orchestrate.setup import backends
 
         return backends.changes(self, provider)
@@ -171,22 +171,21 @@ class Orchestrator(Workspace):
         agree: Callable[[Quote], bool] | None = None,
         progress: Progress | None = None,
     ) -> RunHandle:
-        """Checks, quotes, uploads and creates exactly one job on one backend, and returns its run.
+        """Check, quote, upload and create exactly one job on one backend, and return its run.
 
-        What `prepare` gave is not checked and quoted again; a file that has changed since then is refused
-        with `DataError`. `strict` refuses every setting that would not be kept or exactly mapped.
+        What `prepare` returned is not checked and quoted again. A file that has changed since then is
+        refused with `DataError`. `strict` refuses every setting that would not be kept or exactly mapped.
 
-        `idempotency_key` is the caller's own: the same key is the same run for ever, in every process of this
-        store, and its run is returned however it stands. Where a run that is the same is open, or has
-        succeeded within a day, `AlreadySubmitted` names it, unless `again`. What a busy host did not take
-        stays unsent where it is `patient`, and the next call with its key goes on with it. `agree` is asked
-        when the host's own estimate is above the quote's high end and no limit allows it; without it that is
-        refused.
+        `idempotency_key` is chosen by the caller. The same key always means the same run, in every
+        process that uses this store, and its run is returned in whatever state it is. If an identical run
+        is open or has succeeded within a day, `AlreadySubmitted` names it, unless `again`. With
+        `patient`, a job that a busy host did not accept stays unsent, and the next call with its key
+        continues it. `agree` is called if the host's own estimate is above the quote's high end and no
+        limit allows it. Without `agree`, the job is refused then.
 
         Raises `TranslationRefused`, `DataError`, `OverBudget`, `KeyTaken` before anything is sent;
-        `OutcomeUnknown` when the answer to the create request was lost (the run stays in the store; `sync`
-        settles it); `ProviderError` when the host refused.
-        """
+        `OutcomeUnknown` if the answer to the create request was lost (the run stays in the store; `sync`
+        settles it); `ProviderError` if the host refused."""
         from orchestrate.runs import submit as submission
         from orchestrate.runs.preparing.prepared import Prepared
 
@@ -248,8 +247,8 @@ class Orchestrator(Workspace):
         max_cost_each_usd: Decimal | None = None,
     ) -> dict[str, Decimal | None]:
         """Run all checks of `submit` without sending anything, for backends that get the spec one after
-        the other: the budget and `max_cost_usd` (default: the spec's) must hold for all of them together.
-        Gives the limit of each, which together keep within it. Raises as `submit` does."""
+        the other: the budget and `max_cost_usd` (default: the spec's) must cover all of them together.
+        Returns the limit of each, which together stay within it. Raises the same errors as `submit`."""
         from orchestrate.runs import submit as submission
 
         return submission.preflight(
@@ -324,11 +323,11 @@ class Orchestrator(Workspace):
         ignore: Sequence[str] = (),
     ) -> SpendingReport:
         """Report what was spent, what is committed and what remains of the budget, and ask every
-        configured account what still bills, whether it was created from here or not. `by`: one or more of
-        `orchestrate.runs.spending.accounts.BY`, or `tag:NAME`; `month` as `2026-11`. `sandbox` reports
-        the sandboxes' play money instead. `offline` asks no host. `ignore` has the ids (or their last
-        parts) or names of deployments that are meant to stand and are not idle. What could not be asked
-        is reported in the report; raises `UsageError` for an unknown month or grouping."""
+        configured account what still bills, whether it was created from here or not. `by` is one or more
+        of `orchestrate.runs.spending.accounts.BY`, or `tag:NAME`. `month` is written as `2026-11`.
+        `sandbox` reports the sandboxes' play money instead. `offline` asks no host. `ignore` has the ids
+        (or their last parts) or names of deployments that are meant to stay up and do not count as idle.
+        The report lists what could not be asked. Raises `UsageError` for an unknown month or grouping."""
         from orchestrate.providers import registry
         from orchestrate.runs.spending.accounts import Spender
 
@@ -347,7 +346,7 @@ class Orchestrator(Workspace):
     def end_orphans(
         self, report: OrphanReport, tell: Callable[[Orphan], object] | None = None
     ) -> OrphanReport:
-        """Ends what `orphans` listed; `tell` is called for each."""
+        """End what `orphans` listed. `tell` is called for each."""
         from orchestrate.runs.spending.orphans import Orphans
 
         return Orphans(self.store, self.ready).end(report, tell)
@@ -360,7 +359,7 @@ class Orchestrator(Workspace):
         )
 
     def sync(self, *, cancel_stalled: bool = False) -> SyncReport:
-        """Brings all runs up to date by sweeping the hosts' lists, and settles lost answers."""
+        """Update all runs from the hosts' job lists, and settle lost answers."""
         from orchestrate.runs.syncing.sweep import sync
 
         with work("asking the hosts about the runs"):
@@ -376,8 +375,8 @@ class Orchestrator(Workspace):
     # -- what it is worth -----------------------------------------------------------------------------------
 
     def compare(self, runs: Iterable[RunHandle | Run | str]) -> Comparison:
-        """Runs side by side; `.save("report.html")` writes it, by the file's ending as html, md, csv or
-        json."""
+        """Compare runs side by side. `.save("report.html")` writes the comparison as html, md, csv or
+        json, by the file's extension."""
         from orchestrate.runs.evaluation.comparison import compare
 
         return compare(self, [run if isinstance(run, Run | str) else run.record for run in runs])
@@ -390,8 +389,8 @@ class Orchestrator(Workspace):
         metrics: Sequence[str] = ("auto",),
         **order: Any,
     ) -> Evaluation:
-        """Runs (`RUN`, `RUN@CHECKPOINT`), their bases and other models on held-out rows, scored and compared
-        with one another, and kept with the runs. `order`: the further fields of
+        """Evaluate runs (`RUN`, `RUN@CHECKPOINT`), their bases and other models on held-out rows, compare
+        them with one another, and store the result with the runs. `order` are the further fields of
         `orchestrate.runs.evaluation.held_out.EvaluationOrder`."""
         from orchestrate.runs.evaluation.held_out import EvaluationOrder, evaluate_runs
 
@@ -434,8 +433,8 @@ class Orchestrator(Workspace):
             return prepared.run()
 
     def calibrate(self, model: str, rated: str | Path, **terms: Any) -> Calibration:
-        """Holds a judge against what people said, in a file or in a review by its id, and remembers how far
-        they agree: `unfit` says why it may not decide. `terms`: as for `judge`."""
+        """Calibrate a judge against people's ratings, in a file or in a review by its id, and remember
+        how far they agree. `unfit` says why the judge may not decide. `terms` are those of `judge`."""
         from orchestrate.runs.evaluation import judging
 
         return judging.calibrated(self, judging.JudgeTerms(model=model, rated=str(rated), **terms))
@@ -451,8 +450,8 @@ class Orchestrator(Workspace):
         return reviewing.opened(self, names, reviewing.ReviewOrder(**order))
 
     def rate(self, review: str, ratings: Sequence[Rating]) -> int:
-        """Adds what people said of a review's tasks elsewhere, all of it or nothing, and gives how many that
-        were. Raises `UsageError`."""
+        """Add people's ratings of a review's tasks that were made elsewhere, all or none, and return how
+        many. Raises `UsageError`."""
         from orchestrate.runs.evaluation import reviewing
 
         return reviewing.record(self, reviewing.opened(self, [review]), ratings)

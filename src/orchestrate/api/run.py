@@ -56,18 +56,17 @@ class RunHandle(TrackedRun):
         progress: Progress | None = None,
         **options: Any,
     ) -> DeploymentHandle:
-        """Puts the tuned model on GPUs of its host, or its adapter, which is uploaded, `to` another one;
-        bills hourly until `undeploy`. A second call completes what an earlier one began.
+        """Deploy the tuned model on its host's GPUs, or upload its adapter and deploy it on another host
+        (`to`). Bills hourly until `undeploy`. A second call completes what an earlier one began.
 
         `max_cost_usd` and `max_hours` end it while a watcher runs (`orchestrate worker`, `watch`) or at a
-        `sync`; `options` are the backend's: `shape`, `min_replicas`, `max_replicas`, `idle_minutes` and so
-        on. A limit or an option that a second call does not name stays as it was. Limits count from when it
-        was made, and other options than those of what is up are refused.
+        `sync`. `options` are the backend's: `shape`, `min_replicas`, `max_replicas`, `idle_minutes` and
+        so on. A limit or an option that a second call does not name stays unchanged. Limits count from
+        the deployment's creation, and options that differ from those of a running deployment are refused.
 
         Raises `OverBudget`, `ProjectNotTrusted` and, without `accept_unknown_price`, `UsageError` before
-        anything is sent; `OutcomeUnknown` when the answer was lost: `sync`, or the same call again, finds
-        what came of it.
-        """
+        anything is sent; `OutcomeUnknown` if the answer was lost: `sync`, or the same call again, finds
+        out what became of it."""
         from orchestrate.runs.hosting import deploying
 
         terms = deploying.Terms(

@@ -45,8 +45,8 @@ def _header(package: str, field: str) -> list[str]:
 
 @cache
 def require_recent(package: str) -> None:
-    """Raises `SetupError` for an installed distribution that is older than Orchestrate asks for; where
-    Orchestrate itself is not installed, nothing is asked for."""
+    """Raise `SetupError` for an installed distribution that is older than Orchestrate requires. If
+    Orchestrate itself is not installed, nothing is required."""
     from importlib.metadata import PackageNotFoundError
 
     try:

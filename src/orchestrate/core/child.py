@@ -217,7 +217,7 @@ class Child:
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Kills a process that was started in a group of its own, and what it left running beside itself."""
+    """Kill a process that was started in a separate group, and everything that it left running there."""
     if sys.platform == "win32":
         process.kill()
     else:
@@ -243,8 +243,9 @@ def raised(answer: Mapping[str, Any]) -> OrchestrateError:
 
 
 def answering() -> Callable[[Mapping[str, Any]], None]:
-    """Takes standard output for the answers, so that what libraries print goes to standard error, and ends
-    this process when its parent is gone. Gives what sends one answer, from any thread."""
+    """Reserve standard output for the answers, so that what libraries print goes to standard error, and
+    end this process when its parent has exited. Returns a function that sends one answer, from any
+    thread."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     sys.stdout = sys.stderr

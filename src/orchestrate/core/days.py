@@ -11,8 +11,8 @@ VARIABLE = "ORCHESTRATE_TODAY"
 
 
 def pretended(day: date) -> str | None:
-    """Name the variable by which prices and closings are those of `day`; `None` where it is not set to
-    that, or it is today."""
+    """Return a note that names the variable that sets prices and closings to `day`, or `None` if it is
+    not set to that day, or that day is today."""
     if os.environ.get(VARIABLE) != day.isoformat() or day == datetime.now(UTC).date():
         return None
     return f"{VARIABLE} is set: prices and closing dates are as of {day}"

@@ -17,7 +17,8 @@ class Expands(yaml.MarkedYAMLError):
 
 
 def require_bounded(node: yaml.Node | None) -> None:
-    """Raises `Expands`, or `RecursionError` for a node that holds itself; takes time by the written size."""
+    """Raise `Expands` for a node that expands to too many values, or `RecursionError` for a node that
+    contains itself. Takes time in proportion to the written size."""
     if node is not None and _size(node, {}) > MOST_NODES:
         told = f"its aliases expand to more than {MOST_NODES:,} values"
         raise Expands(problem=told, problem_mark=node.start_mark)

@@ -39,8 +39,8 @@ PRIVATE_UMASK = 0o077
 
 
 def private_folder(path: Path) -> Path:
-    """Makes a folder, and what is missing above it, for its owner alone; what is there stays as it is. Raises
-    `OSError` when it cannot be made."""
+    """Create a folder, and missing parents, for its owner only. Existing folders stay unchanged. Raises
+    `OSError` if it cannot be created."""
     for folder in (*reversed(path.parents), path):
         folder.mkdir(mode=0o700, exist_ok=True)
     return path
@@ -84,7 +84,7 @@ def inside(path: Path) -> Path:
 
 
 def new_folder(path: Path) -> Path:
-    """Makes a folder and what is missing above it, private where the one that is there is private."""
+    """Create a folder and missing parents, private if the existing parent is private."""
     if not path.is_dir():
         parent = new_folder(path.parent)
         path.mkdir(mode=0o700 if is_private(parent) else 0o777, exist_ok=True)
@@ -115,13 +115,13 @@ def whole(path: Path, *, private: bool = False) -> Generator[Path]:
 
 
 def write_whole(path: Path, data: bytes, *, private: bool = False) -> None:
-    """Replaces the content of a file in one step."""
+    """Replace the content of a file in one step."""
     with whole(path, private=private) as draft:
         draft.write_bytes(data)
 
 
 def move_into_place(draft: Path, path: Path) -> None:
-    """Gives a finished file its name, in the place of what had it."""
+    """Rename a finished file to its final name, replacing an existing file."""
     sync(draft)
     draft.replace(path)
     sync(path.parent)
@@ -171,7 +171,7 @@ def _alive(pid: int) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk; some file systems know no such wait for
+    """Wait until a file, or the names in a folder, are on disk. Some file systems cannot wait for
     folders."""
     folder = path.is_dir()
     if folder and sys.platform == "win32":
@@ -186,12 +186,12 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, *, wait_s: float | None = 0.0, keep: bool = True) -> Generator[bool]:
-    """Holds the lock file at `path` against other processes; gives False when another has it after `wait_s`
-    (`None`: however long that takes). The kernel lets go of it when the process ends, however it ends.
+    """Hold the lock file at `path` against other processes. Yields `False` if another one still has it
+    after `wait_s` (`None`: waits as long as it takes). The kernel releases it when the process ends, in
+    whatever way.
 
-    The file is emptied, so it is never one that holds something. It stays, unless `keep` is false, where
-    nobody waits for it.
-    """
+    The file is emptied, so it must never be one with content. It stays, unless `keep` is false and nobody
+    waits for it."""
     from filelock import FileLock, Timeout  # 40 ms that most commands need not spend
 
     lock = FileLock(path, timeout=-1 if wait_s is None else wait_s, mode=0o600, poll_interval=0.02)
@@ -234,7 +234,8 @@ class Journal(Generic[E]):
                 ) from error
 
     def append(self, entry: E) -> None:
-        """Raises `OSError` when the entry cannot be kept; the next one cuts off what of it was written."""
+        """Append an entry. Raises `OSError` if it cannot be written completely. The next one then removes
+        what was written of it."""
         line = msgspec.json.encode(entry) + b"\n"
         with open(self.path, "ab", buffering=0, opener=opener) as file:
             if self._torn:

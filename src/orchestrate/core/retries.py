@@ -40,8 +40,8 @@ class Retry:
         sleep: Callable[[float], object] = time.sleep,
         ended: Callable[[], bool] = lambda: False,
     ) -> T:
-        """Calls until it succeeds, a `ProviderError` is not `retryable`, the budget is spent, or `ended` says
-        that no other try is wanted."""
+        """Call until it succeeds, a `ProviderError` is not `retryable`, the budget is spent, or `ended`
+        says that no further attempt is needed."""
         from tenacity import Retrying, retry_if_exception
 
         retrying = Retrying(

@@ -219,7 +219,7 @@ def streamed(path: str, method: str, act: Callable[[Call], Awaitable[Response]])
 
 
 async def read(request: Request) -> bytes:
-    """Raises `HostError` 413."""
+    """Read the body of a request. Raises `HostError` 413 if it is too large."""
     found = bytearray()
     async for part in request.stream():
         found += part
@@ -231,8 +231,8 @@ async def read(request: Request) -> bytes:
 
 
 def parsed(raw: bytes) -> dict[str, Any]:
-    """Raises `HostError` 422 when the body is not a JSON object; half of a character, NaN and numbers without
-    an end are none, and could not be answered back."""
+    """Parse a JSON object. Raises `HostError` 422 for any other body. Half of a surrogate pair, NaN and
+    infinite numbers are invalid, because they could not be sent back."""
     try:
         values: Any = msgspec.json.decode(raw or b"{}")
     except (ValueError, RecursionError) as error:

@@ -97,7 +97,7 @@ class Contents:
 
 @contextmanager
 def room() -> Generator[None]:
-    """Raises `HostError` 503 for a disk that takes nothing more."""
+    """Raise `HostError` 503 if the disk cannot store more."""
     try:
         yield
     except OSError as error:
@@ -140,7 +140,7 @@ def bytes_of(value: Any, param: str) -> IO[bytes]:
 
 
 def known_only(form: Any, names: tuple[str, ...]) -> None:
-    """Raises `HostError` 422: nothing that was asked for is left out without a word."""
+    """Raise `HostError` 422 for an unknown field, so that nothing requested is silently ignored."""
     for name in form:
         if name not in names:
             raise HostError(422, f"Unrecognized request argument supplied: {name}", param=name)
@@ -216,7 +216,7 @@ class Files:
         return shown if wanted else {**shown, "first_id": "", "last_id": ""}
 
     def found(self, project: str, id: str, param: str = "id") -> dict[str, Any]:
-        """Raises `HostError` 404."""
+        """Return a file. Raises `HostError` 404 if there is none or it has expired."""
         file = self._objects.get(FILE, project, id)
         if file is None or self._expired(file):
             raise no_file(id, param)

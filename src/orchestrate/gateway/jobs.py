@@ -399,7 +399,7 @@ class Jobs:
     # -- reading -------------------------------------------------------------------------------------------
 
     def found(self, call: Call) -> tuple[GatewayJob, Run | None]:
-        """Raises `HostError` 404."""
+        """Return the requested job and its run. Raises `HostError` 404."""
         id = call.path("id")
         job = self._jobs.get(id, call.project)
         if job is not None:

@@ -167,9 +167,9 @@ class Submitting:
         return job.ended_as is None or run.status is not JobStatus.CANCELLING
 
     def cancel(self, job: GatewayJob) -> tuple[GatewayJob, Run | None]:
-        """Ends a job whose cancel was requested, as far as that can be done now: what was not sent is not
-        sent any more. Tried again later where the host could not be reached; a job whose cancel was refused
-        goes on, and is shown so. Raises `OrchestrateError`."""
+        """End a job whose cancellation was requested, as far as possible now. What was not sent is not
+        sent anymore. If the host could not be reached, it is tried again later. A job whose cancellation
+        was refused continues, and is shown so. Raises `OrchestrateError`."""
         run = self.run_of(job)
         if run is not None and not run.status.terminal and run.status is not JobStatus.CANCELLING:
             try:

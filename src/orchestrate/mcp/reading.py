@@ -34,7 +34,7 @@ class SpecGiven(BaseModel):
     )
 
     def read(self) -> JobSpec:
-        """Raises `SpecError`."""
+        """Read the spec. Raises `SpecError`."""
         if self.file is not None:
             return specfile.load(Path(self.file), self.settings)
         values: dict[str, Any] = {}
@@ -113,7 +113,7 @@ class Reading:
         return [quote_line(quote) for quote in self._ft.quote(spec.read(), provider)]
 
     def compare(self, runs: list[str]) -> str:
-        """Runs side by side, as Markdown: settings, cost, loss, scores."""
+        """Compare runs side by side, as Markdown: settings, cost, loss, scores."""
         if not runs:
             raise UsageError("name at least one run")
         return self._ft.compare(runs).render("md")

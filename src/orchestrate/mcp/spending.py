@@ -38,7 +38,7 @@ class Purse:
         self._lock = threading.Lock()
 
     def require(self, provider: str, high_usd: Decimal) -> None:
-        """Raises `OverBudget` for what would go above the limit."""
+        """Raise `OverBudget` if the amount would exceed the limit."""
         what = "the rest of this server's --max-cost,"
         require_within(provider, high_usd, self.limit_usd, taken_usd=self.taken_usd, what=what)
 
@@ -206,7 +206,7 @@ def put(ctx: Context, question: str, command: str) -> Elicit[Agreement]:
 
 
 def require(agreed: Agreement) -> None:
-    """Raises `UsageError` unless the person said yes."""
+    """Raise `UsageError` unless the person said yes."""
     if agreed.answer != "yes":
         raise UsageError("nothing was done: the person said no")
 

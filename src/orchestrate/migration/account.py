@@ -102,7 +102,7 @@ def write(path: Path, planned: Sequence[PlannedMove], margin: float, moved_usd: 
 
 
 def read(path: Path) -> Plan:
-    """Raises `UsageError` for what is no plan, with the place."""
+    """Read a migration plan. Raises `UsageError` for an invalid plan, with the position of the error."""
     try:
         values, _ = parse(path.read_text(encoding="utf-8"), path)
         plan = decoding.convert(values, Plan, strict=False)
@@ -330,7 +330,8 @@ class PreparedPlan:
         return sum((_high_usd(step) for step in self.steps), sum(map(cost_usd, self.strays), Decimal(0)))
 
     def require_budget(self) -> None:
-        """Raises `OverBudget` before anything is sent, and `UsageError` for a quote without a price."""
+        """Raise `OverBudget` before anything is sent if the quotes exceed the budget, and `UsageError`
+        for a quote without a price."""
         for step in self.new:
             [target] = step.migration.proposal.targets
             why = target.quote.why_none or target.quote.open_end if target.quote else "it has no quote"
@@ -346,9 +347,8 @@ class PreparedPlan:
         )
 
     def run(self, folder: Path, tell: Tell) -> list[Carried]:
-        """Submits what is not submitted, waits, compares, and writes a report of each into `folder`. One
-        entry's failure does not keep the others from being done. On this machine one is trained after the
-        other."""
+        """Submit what is not submitted, wait, compare, and write a report of each into `folder`. If one
+        entry fails, the others are still done. On this machine, models are trained one after the other."""
         self.require_budget()
         self._note_moved()
         here = [step for step in self.steps if self._ft.provider(step.entry.to).profile.near]

@@ -91,8 +91,8 @@ class PreparedProof:
         return self._evaluation.plan() if self._evaluation is not None else None
 
     def run(self, progress: Progress | None = None) -> Migration:
-        """Asks, judges, and keeps what came of it beside the old run. Raises as an evaluation does; what was
-        answered is not asked again."""
+        """Ask and judge, and store the result with the old run. Raises the same errors as an evaluation.
+        Existing answers are not asked for again."""
         measured = self._evaluation.measure(progress) if self._evaluation is not None else None
         notes: list[str] = []
         forgotten = [] if measured is None else self._forgotten(notes, progress)

@@ -342,8 +342,8 @@ class Target(Record, frozen=True, kw_only=True):
         return tuple(change for change in self.changes if change.becomes == "left out")
 
     def rank(self, months: int) -> tuple[bool, Decimal, str]:
-        """Sorts backends by what training and so many months of serving cost at most; those whose serving has
-        no price last."""
+        """Sort backends by the maximum cost of training and this many months of serving. Those without a
+        serving price come last."""
         training = self.quote.held_usd if self.quote is not None else Decimal(0)
         return (self.monthly_usd is None, training + months * (self.monthly_usd or Decimal(0)), self.provider)
 

@@ -160,9 +160,9 @@ class PreparedRecording:
         )
 
     def run(self, progress: Progress | None = None) -> Recording:
-        """Asks what is missing, and keeps all that is there, however it ends: what was answered is not asked
-        again by the same command. Raises `OverBudget` before anything is sent when the expected price is
-        above the limit, and what asking raises."""
+        """Ask what is missing, and keep all answers, in whatever way it ends: the same command does not
+        ask for them again. Raises `OverBudget` before anything is sent if the expected price is above the
+        limit, and the errors of asking."""
         [asked] = [self.plan().asked]
         if asked.expected_usd is not None:
             require_within(

@@ -193,7 +193,7 @@ class Requests:
             log.begin()
 
     def count(self, questions: Iterable[str]) -> None:
-        """Counts what is known of these questions from before."""
+        """Count what earlier requests of these questions have cost."""
         self._settle(Decimal(0), questions)
 
     def run(
@@ -201,10 +201,11 @@ class Requests:
         supply: Callable[[], Batch | None],
         receive: Callable[[Batch, Outcome], BaseException | None],
     ) -> None:
-        """Asks what `supply` gives until it gives nothing and all that was sent is received. `receive` is
-        called in this thread with the answers or the error of each batch; what it returns ends the round, and
-        is raised once all that is under way is taken. Raises `OverBudget` or `NoMoreRequests` where the next
-        send could pass a limit, and nothing is under way that may cost less than it could."""
+        """Ask what `supply` returns until it returns nothing and everything that was sent is received.
+        `receive` is called in this thread with the answers or the error of each batch. What it returns
+        ends the round, and is raised once all requests in progress are received. Raises `OverBudget` or
+        `NoMoreRequests` if the next request could exceed a limit, and nothing is in progress that may
+        cost less than expected."""
         running: dict[Future[list[Answer]], Batch] = {}
         put_off: list[Batch] = []
         failed: BaseException | None = None
@@ -527,7 +528,8 @@ class _Round:
         return f"{self._done} of {self._total} answers are there and are kept"
 
     def require_answers(self) -> None:
-        """Raises when every question was refused: a wrong setting is no wrong answer."""
+        """Raise if every question was refused, because that means a wrong setting rather than wrong
+        answers."""
         if self.refused and not self._known:
             first = next(iter(self.refused.values()))
             raise UsageError(f"{self._respondent.name} rejected every question: {first.error}")
@@ -538,13 +540,13 @@ _UNFRESH = " without --fresh and"
 
 
 def require_price(name: str, limit_usd: Decimal | None, price: Price | None) -> None:
-    """Raises `UnknownPrice` where a limit is set that cannot hold."""
+    """Raise `UnknownPrice` if a limit is set that cannot be enforced."""
     unknown = "no per-token price is listed" if price is None else None
     require_within(name, Decimal(0), limit_usd, unknown=unknown, unknown_fix=_UNPRICED)
 
 
 def tell_lost(error: OrchestrateError, lost: Unaccounted) -> None:
-    """Adds what may have been billed to an error that ends a command."""
+    """Add what may have been billed to an error that ends a command."""
     if lost:
         error.message = f"{error.message}; {lost}"
         error.lost_requests, error.lost_usd = lost.requests, lost.usd

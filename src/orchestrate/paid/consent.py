@@ -18,9 +18,10 @@ def require_consent(
     limited: bool = False,
     fix: str = f"add --yes, or {COMMAND_LIMIT} USD to agree up to a limit",
 ) -> None:
-    """Raise `UsageError` unless somebody agrees to what may cost money. `agreed` is called only where it
-    may: the highest price is above 0, or `unpriced`, which no price means unless it is False. `limited`: a
-    limit was given, which agrees to all that it allows. `otherwise` names what did not happen."""
+    """Raise `UsageError` unless somebody agrees to a possible cost. `agreed` is called only if there is
+    one: the highest price is above 0, or the price is `unpriced`, which a missing price means unless it
+    is False. `limited` means that a limit was given, which agrees to everything it allows. `otherwise`
+    names what did not happen."""
     unpriced = usd is None if unpriced is None else unpriced
     costs = unpriced or (usd is not None and usd > 0)
     if costs and not limited and not agreed():

@@ -288,8 +288,8 @@ class Purse:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def reserve(self, name: str, usd: Decimal) -> None:
-        """Holds the worst price of one send. Raises `OverBudget` or `NoMoreRequests` where a limit could be
-        passed."""
+        """Reserve the highest price of one request. Raises `OverBudget` or `NoMoreRequests` if a limit
+        could be exceeded."""
         with self._lock:
             would = self.spent_usd + self.held_usd + usd
             require_within(name, would, self.limit_usd)
@@ -299,13 +299,13 @@ class Purse:
             self.requests += 1
 
     def withdraw(self, usd: Decimal) -> None:
-        """Undoes `reserve` for what was not sent."""
+        """Undo `reserve` for what was not sent."""
         with self._lock:
             self.held_usd -= usd
             self.requests -= 1
 
     def settle(self, held_usd: Decimal, key: str, costs: Mapping[str, Cost]) -> None:
-        """Lets go of what was held, and counts what questions to a respondent have cost so far."""
+        """Release what was reserved, and count what questions to a respondent have cost so far."""
         with self._lock:
             self.held_usd -= held_usd
             for question, cost in costs.items():

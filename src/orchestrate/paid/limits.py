@@ -60,7 +60,7 @@ def require_price(
     unknown: str | None = None,
     unknown_fix: str | None = None,
 ) -> None:
-    """Raise `UnknownPrice` for an unknown amount where there is a limit; a known one is not compared."""
+    """Raise `UnknownPrice` for an unknown amount if there is a limit. A known amount is not compared."""
     if usd is None:
         require_within(provider, usd, limit_usd, unknown=unknown, unknown_fix=unknown_fix)
 

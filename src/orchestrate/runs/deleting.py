@@ -68,14 +68,14 @@ class AccountStorage(Record, frozen=True, kw_only=True):
 
 
 def everything(ws: Workspace, *, sandbox: bool = False) -> list[Stored]:
-    """List what the store knows to be at hosts, newest run first. No host is asked."""
+    """List what the hosts store according to this store, newest run first. No host is contacted."""
     runs = ws.store.runs.matching(sandbox=sandbox)
     return [one for run in runs if not _own(ws, run) for one in _known(ws, run)]
 
 
 def stored(ws: Workspace, run: Run) -> list[Stored]:
-    """List what the store knows to be at a run's host. No host is asked. Raises `UsageError` for a run with
-    nothing there, or whose things are in use."""
+    """List what a run's host stores according to this store. No host is contacted. Raises `UsageError`
+    for a run that has nothing there, or whose files or models are in use."""
     if _own(ws, run):
         raise UsageError(
             f"nothing of run {run.id} was uploaded to a host: it is only on your own machines",
@@ -272,7 +272,8 @@ def delete_item(ws: Workspace, item: StoredItem) -> Stored:
 
 
 def require_item_unused(ws: Workspace, provider: Provider, item: StoredItem) -> None:
-    """Raises `UsageError` while a job that has not ended uses it, of this store or not, or it is deployed."""
+    """Raise `UsageError` if an unfinished job uses the item, whether or not this store has the job, or if
+    the item is deployed."""
     for run in ws.store.runs.matching(active=True, provider=provider.name, host=provider.host):
         remote = _uploaded(ws, run)
         if remote is not None and item.id in _files(remote):

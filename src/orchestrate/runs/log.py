@@ -17,8 +17,8 @@ opened = trackers.opened
 
 
 def log(ft: Workspace, runs: Sequence[TrackedRun], to: Exporter) -> list[Logged]:
-    """Log runs to a tracker, as last seen. Raises `UsageError` where a private run would be told to a
-    server of others."""
+    """Log runs to a tracker, as last seen. Raises `UsageError` if a private run would be sent to somebody
+    else's server."""
     for run in runs:
         if to.address is not None and privacy.is_private(run.record):
             privacy.require_near(ft.settings, run.id, "logging", to.address)

@@ -31,8 +31,8 @@ def _host(address: str) -> str:
 
 
 def require_near(settings: Settings, run: str, what: str, address: str, *names: str) -> None:
-    """Raises `UsageError` unless the address is on this machine, or the user calls it, or one of the `names`
-    of who answers there, his own."""
+    """Raise `UsageError` unless the address is on this machine, or the user has declared it, or one of
+    the `names` of who answers there, as their own."""
     if is_near(settings, address, *names):
         return
     host = _host(address)

@@ -44,9 +44,9 @@ def add(
     first: bool = False,
     again: bool = False,
 ) -> QueueEntry:
-    """Lets a run wait for `provider`. What it comes `after`, entries and runs, must have succeeded before.
-    Its quote is what was agreed to. Raises `UsageError` for what cannot be kept or would wait for ever, and,
-    unless `again`, for what waits there already."""
+    """Queue a run for `provider`. The entries and runs in `after` must have succeeded first. Its quote is
+    what was agreed to. Raises `UsageError` for what cannot be stored or would wait forever and, unless
+    `again`, for a duplicate of a waiting entry."""
     offer = prepared.offer(provider)
     spec = specfile.anchored(offer.spec).asked()
     if is_masked(masked(spec)):
@@ -108,7 +108,8 @@ def about(entry: QueueEntry) -> str:
 
 
 def elsewhere(ft: Workspace, entry: QueueEntry) -> str | None:
-    """Return why an entry cannot start from here, although it may start where its backend is configured."""
+    """Explain why an entry cannot start from here, although it may start on a machine where its backend
+    is configured."""
     try:
         here = ft.provider(entry.provider).host
     except OrchestrateError as error:
@@ -119,7 +120,7 @@ def elsewhere(ft: Workspace, entry: QueueEntry) -> str | None:
 
 
 def remove(ft: Workspace, name: str) -> QueueEntry:
-    """Raises `UsageError` for one that has its run already."""
+    """Remove an entry from the queue. Raises `UsageError` for one that already has its run."""
     entry = _changed(ft, name, lambda entry: replace(entry, state=QueueState.REMOVED, note=None))
     run = ft.store.runs.of_key(_key(entry))
     if run is not None and run.phase in UNSENT:
@@ -141,7 +142,7 @@ def hold(ft: Workspace, name: str, why: str = "paused") -> QueueEntry:
 
 
 def release(ft: Workspace, name: str) -> QueueEntry:
-    """Lets one that is held wait again, for the account of the current key."""
+    """Let a held entry wait again, for the account of the current key."""
 
     def freed(entry: QueueEntry) -> QueueEntry:
         account = account_of(ft.store, ft.provider(entry.provider))
@@ -229,7 +230,7 @@ class QueueServer:
         return [entry for entry in gone if entry.run_id in ours]
 
     def turn(self) -> list[Moved]:
-        """Looks at each entry that waits, once. Raises only `StoreError`."""
+        """Check each waiting entry once. Raises only `StoreError`."""
         self.problems, self.moved = [], []
         self._tell_elsewhere()
         if self.waiting():

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def spec_of(run: Run, providers: Sequence[str], changes: Mapping[str, Any] | None = None) -> JobSpec:
-    """Return the spec of a run, with `changes` by dotted name. Other backends than the run's get the
-    model by the name that all have for it. Raises `UsageError` where a part of the spec was a secret,
-    `SpecError` for wrong changes."""
+    """Return the spec of a run, with `changes` by dotted name. Backends other than the run's get the
+    model by its common name. Raises `UsageError` if a part of the spec was a secret, and `SpecError` for
+    invalid changes."""
     from orchestrate import catalog
     from orchestrate.runs.submitting.repeats import stored_spec
     from orchestrate.spec import specfile

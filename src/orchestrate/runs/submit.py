@@ -147,7 +147,7 @@ def send(
     agree: Callable[[Quote], bool] | None = None,
     progress: Progress | None = None,
 ) -> Run:
-    """Sends it, or goes on with the run of its key."""
+    """Submit the job, or continue the run of its key."""
     wish, to = earlier.wish(ws, prepared, name, asked.idempotency_key), submitter(ws, name, agree)
     if known := wish.known(ws.store):
         ws.settings.require_to_spend(ws.provider(name))

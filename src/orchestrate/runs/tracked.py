@@ -113,14 +113,13 @@ class TrackedRun:
         timeout_s: float | None = None,
         live: bool = True,
     ) -> Run:
-        """Returns when the run has ended, whatever the end, or is paused for good, as at its limit; `check()`
-        raises if it was not a success.
+        """Wait until the run has ended, in whatever way, or is paused for good, such as at its limit.
+        `check()` raises if it did not succeed.
 
-        Interrupting it leaves the run alone; a local worker that was killed is started again. `poll_s`
-        defaults to 1 s for this machine and the sandbox, and grows from 2 to 30 s for hosts. A host that does
-        not answer is asked again. In a notebook the run is drawn in the cell's output meanwhile, unless
-        `live` is false. Raises `TimeoutError` after `timeout_s`.
-        """
+        Interrupting the wait does not affect the run. A local worker that was killed is restarted.
+        `poll_s` defaults to 1 s for this machine and the sandbox, and grows from 2 to 30 s for hosts. A
+        host that does not answer is retried. In a notebook the run is drawn in the cell's output
+        meanwhile, unless `live` is false. Raises `TimeoutError` after `timeout_s`."""
         from orchestrate.notebook import Output
         from orchestrate.runs.submitting.settling import Settler
         from orchestrate.runs.watching.polling import Pace
@@ -188,7 +187,7 @@ class TrackedRun:
         return self.refresh()
 
     def pause(self) -> Run:
-        """Stops until `resume`. Raises `Unsupported` where the host cannot."""
+        """Pause the run until `resume`. Raises `Unsupported` if the host cannot pause."""
         from orchestrate.runs import resuming
 
         capability(self.provider, Pauses)
@@ -202,12 +201,12 @@ class TrackedRun:
         max_cost_usd: Decimal | float | str | None = None,
         max_hours: Decimal | float | str | None = None,
     ) -> Run:
-        """Goes on with a paused job, or with a submit that was interrupted before its job was made. A job
-        that has ended stays so: started again it would be billed again, outside the price agreed to.
+        """Resume a paused job, or a submission that was interrupted before its job was created. A job
+        that has ended is not restarted, because it would be billed again beyond the agreed price.
 
-        `max_cost_usd` and `max_hours` take the place of the run's own limits, for the whole of it, what was
-        used included; a budget has to hold them. Raises `UsageError` for a limit that is used up already,
-        `OverBudget` and `ProjectNotTrusted`."""
+        `max_cost_usd` and `max_hours` replace the run's own limits. They apply to the complete run,
+        including what was used so far, and a budget must cover them. Raises `UsageError` for a limit that
+        is already used up, `OverBudget` and `ProjectNotTrusted`."""
         from orchestrate.runs import resuming
 
         more = resuming.Limits(amount(max_cost_usd, "max_cost_usd"), amount(max_hours, "max_hours", "hours"))
@@ -215,11 +214,11 @@ class TrackedRun:
         return self.record
 
     def abandon(self, reason: str) -> Run:
-        """Gives the run and its deployments up, with the reason: their hosts are not asked about them any
-        more, and they take nothing of a budget but the last that is known of their bills. Nothing is ended on
-        a host, where it may go on and be billed. A run that has ended, and whose bill is known, stays as it
-        is where deployments are given up. Raises `UsageError` without a reason, and for a deployment whose
-        account can be asked: `undeploy` ends it."""
+        """Give up the run and its deployments, with the reason. Their hosts are not asked about them
+        anymore, and only the last known amounts of their bills count against a budget. Nothing is ended
+        on a host, where it may continue and be billed. A run that has ended and whose bill is known stays
+        unchanged if deployments are given up. Raises `UsageError` without a reason, and for a deployment
+        whose account can be reached: `undeploy` ends it."""
         from orchestrate.store import transitions
 
         if not reason.strip():
@@ -239,9 +238,9 @@ class TrackedRun:
         return self.record
 
     def annotate(self, *, note: str | None = None, archived: bool | None = None) -> Run:
-        """Writes a note about the run (an empty text removes it), or archives it: lists leave out archived
-        runs unless asked for them. Nothing is asked of its host, and what it bills counts as before. Raises
-        `UsageError` for a note of more than 2,000 characters."""
+        """Write a note about the run (an empty text removes it), or archive it. Lists leave out archived
+        runs unless you ask for them. The host is not contacted, and the run's cost counts as before.
+        Raises `UsageError` for a note of more than 2,000 characters."""
         if note is not None and len(note) > _NOTE:
             raise UsageError(f"a note must have at most {_NOTE:,} characters (got {len(note):,})")
 
@@ -310,10 +309,10 @@ class TrackedRun:
         return [DeploymentHandle(self._ws, one) for one in found if one.run_id == self.id]
 
     def undeploy(self, at: str | None = None, *, patience_s: float = 60.0) -> DeploymentHandle | None:
-        """Ends what `deploy` started (`at` one backend, or wherever it is up), and asks the host until it
-        shows that it is gone, for `patience_s`. The state tells whether it is: `ending` still bills, and is
-        asked again at each `sync`. `None`: the account has none. Raises `OtherAccount`, and `ProviderError`
-        when the host cannot be asked."""
+        """End what `deploy` started (`at` one backend, or wherever it is up), and ask the host for up to
+        `patience_s` seconds until it confirms that it has ended. The state says whether it has: `ending`
+        still bills, and is asked again at each `sync`. Returns `None` if the account has none. Raises
+        `OtherAccount`, and `ProviderError` if the host cannot be reached."""
         known = self.deployment(at)
         if known is None or known.record.state.over:
             if at is not None and at != self.record.provider:
@@ -362,8 +361,9 @@ class TrackedRun:
         return reply
 
     def log_to(self, tracker: str, at: str | None = None, *, project: str | None = None) -> Logged:
-        """Puts settings, metrics, outcome and cost, as last seen, into mlflow, wandb or tensorboard, `at` a
-        URL or folder; what it has already is not put there again. Raises `MissingExtra`, `ProviderError`."""
+        """Log settings, metrics, outcome and cost, as last seen, to mlflow, wandb or tensorboard, `at` a
+        URL or folder. What the tracker already has is not logged again. Raises `MissingExtra`,
+        `ProviderError`."""
         from orchestrate.runs import trackers as exporters
 
         with exporters.opened(tracker, at, project) as opened:

@@ -51,8 +51,8 @@ def channels_of(settings: Settings) -> list[Messenger]:
 
 @contextmanager
 def telling(ft: Workspace) -> Generator[list[str]]:
-    """Tells the channels about the runs that are found to have ended in the block, unless another process
-    did. After the block the list has what went wrong."""
+    """Notify the channels about runs that are found to have ended in the block, unless another process
+    has done so. After the block, the list has the notifications that failed."""
     found, problems = channels_of(ft.settings), list[str]()
     for channel in found:
         ft.store.notifications.since(channel.name)
@@ -64,7 +64,7 @@ def telling(ft: Workspace) -> Generator[list[str]]:
 
 
 def announce(settings: Settings, told: Mapping[str, Any]) -> list[str]:
-    """Tells the channels anything that has an `id`, a `type` and a `text`, once; returns what was not
+    """Send the channels anything that has an `id`, a `type` and a `text`, once. Returns what was not
     delivered."""
     from orchestrate.runs.watching.channels import announce
 
@@ -72,14 +72,14 @@ def announce(settings: Settings, told: Mapping[str, Any]) -> list[str]:
 
 
 def recover(ft: Workspace, provider: str = "all", choose: Choose | None = None) -> Recovery:
-    """Rebuilds a lost store from the hosts' lists: of all that carries a ref of ours, or what is chosen."""
+    """Rebuild a lost store from the hosts' lists, from every job with our ref or from the chosen ones."""
     from orchestrate.runs.syncing.recovery import recover
 
     return recover(ft.store, [ft.provider(name) for name in ft.backends(provider)], choose, ft.rates)
 
 
 def webhooks(ft: Workspace, port: int, woken: Callable[[str], None]) -> AbstractContextManager[list[str]]:
-    """Takes the hosts' webhooks on a port of this machine, `0` for a free one; gives the URLs. Raises
+    """Receive the hosts' webhooks on a port of this machine (`0`: a free one), and yield the URLs. Raises
     `MissingKey` without a secret that they are signed with."""
     from orchestrate.profile import built_in
     from orchestrate.runs.watching.webhooks import Sender, listening
@@ -101,22 +101,22 @@ def background(settings: Settings) -> Background:
 
 
 def stop_background(settings: Settings) -> int:
-    """Ends the background watchers of the home folder; the runs go on. Returns how many there were."""
+    """Stop the background watchers of the home folder and return how many there were. The runs continue."""
     from orchestrate.runs.watching.background import stop
 
     return stop(settings)
 
 
 def ask(run: TrackedRun) -> None:
-    """Brings a run up to date; a host that does not answer is left for later. Raises `ProviderError` where it
-    never will."""
+    """Update a run from its host. A host that does not answer is left for later. Raises `ProviderError`
+    if it never will."""
     from orchestrate.runs.watching.polling import Pace
 
     Pace().attempt(run.refresh)
 
 
 def tell_stalls(settings: Settings, report: SyncReport) -> list[str]:
-    """Tells the channels about the stalls that a sync found; returns what was not delivered."""
+    """Notify the channels about the stalls that a sync found. Returns what was not delivered."""
     from orchestrate.runs.syncing.stalls import message
 
     found = [stall for stall in report.stalled if stall.new]
@@ -124,7 +124,7 @@ def tell_stalls(settings: Settings, report: SyncReport) -> list[str]:
 
 
 def end_stalled(ft: Workspace, run: Run) -> str | None:
-    """Cancels a run that an earlier look found stalled and that still is. Returns why. Raises
+    """Cancel a run that an earlier check found stalled and that still is. Returns why. Raises
     `ProviderError`."""
     from orchestrate.runs.syncing.stalls import Stalls
     from orchestrate.runs.syncing.sweep import fetch_details

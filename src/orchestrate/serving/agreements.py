@@ -27,8 +27,8 @@ class LicenceAsks(UsageError):
 
 
 def require(licence: Licence | None, base: str, home: Path, accepted: Sequence[str], by: str) -> None:
-    """Goes on where the licence asks for nothing, is among `accepted`, or was accepted before: it is asked
-    about once in a home folder. Raises `LicenceAsks`."""
+    """Return if the license requires nothing, is among `accepted`, or was accepted before, because it is
+    asked about only once in a home folder. Raises `LicenceAsks` otherwise."""
     if licence is None or agreed(licence, home):
         return
     if licence.id not in accepted:

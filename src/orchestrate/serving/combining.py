@@ -48,8 +48,7 @@ def combine(
     rank: int | None,
     work: Work = ask_all,
 ) -> Merged:
-    """Writes `folder`, which is new or empty. By default adapters are merged by svd, whole models by linear.
-    Raises `UsageError`."""
+    """Merge adapters into `folder`, which is new or empty. Raises `UsageError`."""
     models = not any(p.adapter for p in parts)
     used = method or (MODEL_METHODS if models else METHODS)[0]
     given = _require(parts, used, weights, density, rank)

@@ -98,8 +98,9 @@ def _module(name: str, folder: Path) -> str:
 
 
 def load_into(url: str, name: str, folder: Path) -> float:
-    """Adds an adapter to a vLLM that runs; the seconds that it took. It must be able to read the folder, and
-    must have been started with VLLM_ALLOW_RUNTIME_LORA_UPDATING. Raises `HostUnavailable`, `SetupError`."""
+    """Add an adapter to a running vLLM, and return the seconds it took. The server must be able to read
+    the folder, and must have been started with VLLM_ALLOW_RUNTIME_LORA_UPDATING. Raises
+    `HostUnavailable`, `SetupError`."""
     begun = time.perf_counter()
     body = {"lora_name": name, "lora_path": str(folder)}
     try:
@@ -178,9 +179,9 @@ def found(command: Command) -> bool:
 
 @contextmanager
 def started(command: Command, *, patience_s: float = PATIENCE_S) -> Generator[str]:
-    """Runs the engine for as long as the block lasts; gives its URL once it answers. Raises `SetupError`
-    where it is not on this machine, with the command to run elsewhere, `RunFailed` when it ends or does not
-    answer."""
+    """Run the engine for the duration of the block, and yield its URL once it answers. Raises
+    `SetupError` if it is not on this machine, with the command to run elsewhere, and `RunFailed` if it
+    exits or does not answer."""
     if not found(command):
         raise SetupError(
             f"{Path(command.words[0]).name} is not installed here; on a machine that has it, run:\n "

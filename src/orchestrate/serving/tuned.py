@@ -55,7 +55,8 @@ class Tuned:
 
     @classmethod
     def of(cls, run: Run, artifact: Artifact, evaluations: Sequence[Evaluation]) -> Tuned:
-        """Raises `UsageError` when the files do not say which base they belong to."""
+        """Describe a run's tuned model from its files. Raises `UsageError` if the files do not name their
+        base."""
         folder = Path(artifact.folder)
         kind = "adapter" if (folder / "adapter_config.json").is_file() else artifact.kind
         base = artifact.base_model
@@ -104,7 +105,7 @@ class Tuned:
         return max(cast("list[int]", ranks))
 
     def require_readable(self) -> None:
-        """Raises `UsageError` for an adapter whose weights are cut short or are none."""
+        """Raise `UsageError` for an adapter whose weights are truncated or invalid."""
         try:
             tensors(self.folder / "adapter_model.safetensors")
         except (OSError, ValueError) as error:

@@ -45,9 +45,9 @@ class SessionsUp:
 
 @contextmanager
 def serve(ft: Workspace, base: str, terms: SessionTerms) -> Generator[SessionsUp]:
-    """Serves training sessions over one base until the block ends. Raises `UsageError` without keys for an
-    address that others can reach, `SetupError` for a port that is taken, `MissingExtra`, and what loading the
-    base raises."""
+    """Serve training sessions over one base until the block ends. Raises `UsageError` without keys for an
+    address that others can reach, `SetupError` for a port that is taken, `MissingExtra`, and the errors
+    of loading the base."""
     require_packages(_WHAT)
     if find_spec("google.protobuf") is None:
         raise MissingExtra("sessions", _WHAT, "protobuf")

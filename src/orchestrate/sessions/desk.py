@@ -150,7 +150,7 @@ class SessionDesk:
     # -- the process ---------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Returns when the base is loaded. Raises what loading raised."""
+        """Wait until the base is loaded. Raises the errors of loading."""
         threads = self._opening.get("threads")
         env = worker_environment(threads if isinstance(threads, int) else None)
         child = Child(python("orchestrate.local.sessions.process"), env=env, name=WORKER)
@@ -291,7 +291,7 @@ class SessionDesk:
     # -- who asks ------------------------------------------------------------------------------------------
 
     def caller(self, id: str, owner: str) -> Caller:
-        """Raises `HostError` 404."""
+        """Return this owner's session and mark it as active. Raises `HostError` 404."""
         found = self.callers.get(id)
         if found is None or found.owner != owner:
             raise HostError(404, f"there is no session {id}: it has ended, or the server was started again")
@@ -299,7 +299,7 @@ class SessionDesk:
         return found
 
     def model(self, id: str, owner: str) -> SessionModel:
-        """Raises `HostError` 404."""
+        """Return this owner's model. Raises `HostError` 404."""
         found = self.models.get(id)
         if found is None or found.owner != owner:
             raise HostError(
@@ -360,7 +360,8 @@ class SessionDesk:
     # -- weights -------------------------------------------------------------------------------------------
 
     def place(self, owner: str, model: str, kind: str, name: str) -> Path:
-        """Raises `HostError` 400 for a name that no folder may have."""
+        """Return the folder for weights of this name. Raises `HostError` 400 for a name that a folder
+        cannot have."""
         if not NAME.fullmatch(name):
             raise HostError(400, f"the name {name[:100]!r} has other characters than letters, digits, . _ -")
         return self._own(owner, "weights") / model.replace(":", "@") / kind / name
@@ -396,7 +397,7 @@ class SessionDesk:
         overwrite: bool,
         ttl_s: int | None = None,
     ) -> None:
-        """Writes the weights as they are when it is the model's turn."""
+        """Save the weights in their state when it is the model's turn."""
         kind = "weights" if training else "sampler_weights"
         folder, path = self.place(model.owner, model.id, kind, name), f"tinker://{model.id}/{kind}/{name}"
         now = time.time()
@@ -452,7 +453,7 @@ class SessionDesk:
         write_whole(file, sampler.to_json())
 
     def sampler(self, id: str, owner: str) -> SavedSampler:
-        """Raises `HostError` 404."""
+        """Return this owner's sampling session. Raises `HostError` 404."""
         with suppress(HostError, OSError, msgspec.MsgspecError):
             return SavedSampler.from_json(self._sampler_file(id, owner).read_bytes())
         raise HostError(404, f"there is no sampling session {id[:200]}")

@@ -95,7 +95,7 @@ def message(name: str, **fields: Any) -> Any:
 
 
 def read(name: str, data: bytes) -> Any:
-    """Raises `HostError` 400."""
+    """Decode a protobuf message. Raises `HostError` 400."""
     from google.protobuf.message import DecodeError
 
     try:

@@ -112,7 +112,7 @@ def is_masked(value: Any) -> bool:
 
 
 def remember(url: str) -> None:
-    """Lets `hide` find the password and the query's values of an address in any text."""
+    """Let `hide` find the password and the query values of a URL in any text."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -139,7 +139,8 @@ def pin_file(env: Mapping[str, str] | None = None) -> Path:
 
 
 def read_keys(path: Path) -> dict[str, str]:
-    """Raises `ConfigError` when the file is readable by others or is not a table of strings."""
+    """Read the key file. Raises `ConfigError` if the file is readable by others or is not a table of
+    strings."""
     if not path.is_file():
         return {}
     if os.name == "posix" and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
@@ -158,7 +159,7 @@ def secret(name: str, variable: str, env: Mapping[str, str] | None = None) -> Se
 
 
 def write_key(path: Path, name: str, value: str | None) -> None:
-    """Sets (or with `None` removes) one key; the file is created 0600 and replaced in one step."""
+    """Set one key, or with `None` remove it. The file is created with mode 0600 and replaced in one step."""
     keys = read_keys(path)
     if value is None:
         keys.pop(name, None)
@@ -178,8 +179,8 @@ def from_keyring(name: str) -> str | None:
 
 
 def write_keyring(name: str, value: str) -> str:
-    """Sets one key in the system's keyring. Returns which keyring it is. Raises `MissingExtra` without the
-    package, `SetupError` when the keyring does not take it, `UsageError` for the key of a sandbox."""
+    """Set one key in the system's keyring, and return the keyring's name. Raises `MissingExtra` without
+    the package, `SetupError` if the keyring refuses it, `UsageError` for the key of a sandbox."""
     if value.startswith(SANDBOX_KEY_PREFIX):
         raise UsageError(
             "the keyring is only for keys of real hosts, and this is a sandbox key",
@@ -297,7 +298,7 @@ VARIABLE = "ORCHESTRATE_MAX_DOWNLOAD_GB"
 
 
 def download_limit(env: Mapping[str, str] | None = None) -> int | None:
-    """Return the user's limit in bytes; `None` where none is set. Raises `ConfigError`."""
+    """Return the user's limit in bytes, or `None` if none is set. Raises `ConfigError`."""
     value = (os.environ if env is None else env).get(VARIABLE)
     try:
         size = float(value) if value else None

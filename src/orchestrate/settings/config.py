@@ -174,8 +174,8 @@ def load(
     made_by: str | None = None,
     allow_grader_code: bool = False,
 ) -> Settings:
-    """Reads all sources. Raises `ConfigError` that names file, field and what is allowed, and
-    `ProjectNotTrusted` for a project's file that sets what needs trust."""
+    """Load the settings from all sources. Raises `ConfigError` that names file, field and what is
+    allowed, and `ProjectNotTrusted` for a project's file with settings that require trust."""
     env = os.environ if env is None else env
     named = named_file(config_file, env)
     path = named or project_file(cwd)
@@ -275,7 +275,7 @@ def _stalled(minutes: str | None) -> float | None:
 
 
 def other_secrets() -> tuple[str, ...]:
-    """Names in the key file that are no backend's."""
+    """Return the names in the key file that do not belong to a backend."""
     return (
         NOTIFY_SECRET,
         GATEWAY_SECRET,

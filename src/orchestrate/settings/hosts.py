@@ -308,7 +308,7 @@ def _word(name: str) -> str:
 
 
 def require_safe_url(url: str, name: str) -> None:
-    """Raises `ConfigError` unless it is https, or http on this machine, and holds nothing secret."""
+    """Raise `ConfigError` unless the URL is https, or http on this machine, and contains no secret."""
     try:
         parts = urlsplit(url)
         bare = parts.username is None and not parts.query and not parts.fragment and parts.port != 0
@@ -398,9 +398,9 @@ class Pins:
     def require(
         self, key: str, provider: str, url: str, *, ask: bool = False, family: Set[str] = frozenset()
     ) -> bool:
-        """Lets the key go to the URL's host, or raises `KeyElsewhere`. True at its first use, which is
-        remembered. With `ask` a first use is refused as well: the URL came from a project's file. `family`
-        has the hosts of one owner, between which a key may move."""
+        """Allow the key to be sent to the URL's host, or raise `KeyElsewhere`. Returns `True` at its
+        first use, which is remembered. With `ask`, a first use is refused as well, because the URL came
+        from a project's file. `family` has the hosts of one owner, between which a key may move."""
         host, known = origin(url), self.hosts(key)
         if not known and not ask:
             known = self._tie(key, host)
@@ -411,7 +411,7 @@ class Pins:
         return False
 
     def allow(self, key: str, url: str) -> None:
-        """Adds the URL's host to those of the key. Raises `OSError` when the file cannot be written."""
+        """Add the URL's host to those of the key. Raises `OSError` if the file cannot be written."""
         with self._locked():
             kept = self._read() or _File(salt=secrets.token_hex(32))
             mark = _fingerprint(kept, key)

@@ -65,7 +65,7 @@ class Trusted:
         return [path for path in files if known.get(_name(path)) != _digest(path)]
 
     def add(self, files: tuple[Path, ...]) -> None:
-        """Raises `OSError` when the list cannot be written."""
+        """Add files to the list of trusted files. Raises `OSError` if the list cannot be written."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with locked(self.path.with_suffix(".lock"), wait_s=None):
             known = self._read()
@@ -102,12 +102,13 @@ class Project:
         return (*own, rates) if rates.is_file() else own
 
     def require(self, trusted: Trusted) -> None:
-        """Raises `ProjectNotTrusted` when the file sets what needs trust before anything, and has none."""
+        """Raise `ProjectNotTrusted` if the file has settings that always require trust, and is not
+        trusted."""
         if self.closed and trusted.lacks((self.path,)):
             raise ProjectNotTrusted([str(self.path)], sorted(self.closed))
 
     def require_to_spend(self, trusted: Trusted) -> None:
-        """Raises `ProjectNotTrusted` when one of the files has any say in what is spent, and no trust."""
+        """Raise `ProjectNotTrusted` if one of the files affects what is spent, and is not trusted."""
         if lacking := trusted.lacks(self.files):
             names = sorted(self.figures) if self.path in lacking else []
             raise ProjectNotTrusted([str(path) for path in lacking], names)

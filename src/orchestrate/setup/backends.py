@@ -47,7 +47,7 @@ def all_names(settings: Settings) -> list[str]:
 
 
 def look(ft: Workspace, name: str) -> Looked:
-    """Asks no host."""
+    """Check whether a backend is ready on this machine. No host is contacted."""
     made: Provider | None = None
     kind = ft.settings.hosts.types.get(name, name)
     title = name if (found := known_profile(kind)) is None else found.title
@@ -125,7 +125,8 @@ class ModelChanges(Record, frozen=True, kw_only=True):
 
 
 def changes(ft: Workspace, provider: Backends = "all") -> ModelChanges:
-    """Asks the hosts which models they tune; those of which the catalog knows nothing are not asked."""
+    """Ask the hosts which models they tune, and return the differences from the catalog. Hosts that the
+    catalog does not know are not asked."""
     found: list[Change] = []
     skipped: dict[str, str] = {}
     for name in ft.backends(provider):

@@ -109,10 +109,10 @@ def start(
     columns: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Started:
-    """Writes a spec, by default finetune.yaml beside the data, and, where the rows are not split, the splits
-    into a folder beside them. `columns` maps fields to the file's columns; where it is not given, the names
-    of the columns are guessed from. Raises `DataError` for files that cannot be read, or when no backend
-    takes them."""
+    """Write a spec, by default finetune.yaml next to the data and, if the rows are not split, the splits
+    into a folder next to them. `columns` maps fields to the file's columns. By default they are guessed
+    from the column names. Raises `DataError` for files that cannot be read, or if no backend accepts
+    them."""
     folder = place.parent if place.is_file() else place
     path = output or folder / specfile.DEFAULT_NAME
     given = _with_siblings(place) if place.is_file() else splits_of(place)

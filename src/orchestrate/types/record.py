@@ -22,7 +22,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_json(cls, data: bytes | str) -> Self:
-        """Raises `msgspec.ValidationError` or `msgspec.DecodeError` when the bytes are not such a record."""
+        """Decode a record from JSON. Raises `msgspec.ValidationError` or `msgspec.DecodeError` if it is
+        invalid."""
         return decoding.decode(data, type=cls)
 
     @classmethod

@@ -110,7 +110,8 @@ def _asked_to_deploy(handle: RunHandle, verb: Verb, given: Mapping[str, str]) ->
 
 
 def asked(handle: RunHandle, name: str, given: Mapping[str, str]) -> Asked:
-    """Raises `UsageError` for an act that there is not, and what a host says that is asked for its price."""
+    """Return what a person has to confirm before an action. Raises `UsageError` for an unknown action,
+    and the errors of the host that is asked for its price."""
     run = handle.record
     if name not in VERBS:
         raise UsageError(f"there is no action {name!r} on these pages", fix=f"orchestrate {name} --help")
@@ -206,7 +207,7 @@ def ticked(form: Form, name: str) -> bool:
 
 
 def number(form: Form | Mapping[str, str], name: str) -> Decimal | None:
-    """Raises `UsageError` for what is no number."""
+    """Read a number from a form. Raises `UsageError` if it is not a number."""
     unit = "hours" if name == "max_hours" else "US dollars"
     return amount(first(form, name).strip() or None, name.replace("_", " "), unit)
 

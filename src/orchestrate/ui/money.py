@@ -47,7 +47,8 @@ class Wanted:
 
     @classmethod
     def of(cls, request: Request) -> Self:
-        """Raises `UsageError` for what is no whole number, or less than nothing."""
+        """Read the sliders' values from a request. Raises `UsageError` unless they are whole numbers of
+        at least 0."""
         given, numbers = request.query_params, dict[str, int]()
         for slider in SLIDERS:
             written = given.get(slider.name) or str(slider.value)

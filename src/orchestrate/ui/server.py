@@ -76,11 +76,11 @@ def serving(
     names: Collection[str] = (),
     read_only: bool = False,
 ) -> Generator[str]:
-    """Serves the pages for the length of a `with` block and gives their link, which is the right to see them
-    and, unless `read_only`, to spend. With a `watcher` the hosts are asked for news all the while.
+    """Serve the pages during a `with` block and yield their link. Whoever has it can see them and, unless
+    `read_only`, spend money. With a `watcher`, the hosts are polled all the time.
 
-    `host`: an address of this machine that others reach, for pages that are read-only; `names`: what it is
-    called from there. Raises `SetupError` when the port cannot be had, `UsageError`."""
+    `host` is an address of this machine that others can reach, for read-only pages. `names` are the names
+    by which others reach it. Raises `SetupError` if the port is unavailable, `UsageError`."""
     if not is_loopback(host) and not read_only:
         raise UsageError(
             f"pages that can spend money are only served to this machine (not {host})",

@@ -64,8 +64,8 @@ class Work:
     _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_AT_ONCE, "ui-work"))
 
     def begin(self, run_id: str, verb: str, act: Callable[[], str]) -> None:
-        """Does it, and returns when it is done, or goes on. What goes wrong at once is raised; later it is
-        noted. Raises `UsageError` while the same is under way."""
+        """Start an action, and return when it is done or takes longer. An immediate error is raised, a
+        later one is noted. Raises `UsageError` while the same action is in progress."""
         key = (run_id, verb)
         with self._lock:
             if (known := self._notes.get(key)) and known.going:

@@ -92,7 +92,8 @@ class Wanted:
 
     @classmethod
     def of(cls, request: Request) -> Self:
-        """Raises `UsageError` for what cannot be filtered or sorted by."""
+        """Read filters, order and columns from a request. Raises `UsageError` for what cannot be filtered
+        or sorted by."""
         given = request.query_params
         limit = given.get("limit") or str(MOST)
         if not (limit.isascii() and limit.isdecimal() and int(limit[:9]) > 0):

@@ -49,8 +49,8 @@ def list_prices(
     all: Annotated[bool, typer.Option("--all", help="Include ended and superseded prices.")] = False,
     rate: RateOpt = None,
 ) -> Output[list[Rate]]:
-    """Prices in force today. Without a provider, method, model or GPU: how many of each kind there are, and
-    their range."""
+    """List current prices. Without a provider, method, model or GPU: show how many of each kind there
+    are, and their range."""
     book = book_of(context, rate)
     today = days.today()
     shown = book if all else current(book, today)
@@ -95,7 +95,8 @@ def check(
     older_than: Annotated[int, typer.Option(min=0, metavar="DAYS", help="Allowed age of a price.")] = 60,
     provider: ProviderFilter = None,
 ) -> Iterator[Output[list[Rate]]]:
-    """Prices in force that were last checked too long ago, oldest first. Exit code 1 when there are any."""
+    """List current prices that were last checked too long ago, oldest first. Exit code 1 if there are
+    any."""
     today = days.today()
     stale = [
         r

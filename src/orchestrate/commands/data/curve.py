@@ -60,11 +60,11 @@ def curve(
         typer.Option("--output", "-o", metavar="FILE.html", help="Write a page with the plot."),
     ] = None,
 ) -> Iterator[Output[Curve] | Output[BestRows]]:
-    """Train on shares of the rows, evaluate each on the same held-out rows, and say what more rows would be
-    worth. A sweep as any other: priced first, within one budget; the same command again goes on with it.
+    """Train on shares of the rows, evaluate each on the same held-out rows, and estimate what more rows
+    would gain. It is a sweep like any other: priced first, within one budget. Repeat the command to
+    continue it.
 
-    With --compare best,random the best half by a signal of `data score` is compared with a random half.
-    """
+    With --compare best,random the best half by a signal of `data score` is compared with a random half."""
     from orchestrate.commands.training.sweep import agree, carry_out
     from orchestrate.runs.preparing.prepared import training_data
     from orchestrate.runs.sweep import best_rows, searching, trials

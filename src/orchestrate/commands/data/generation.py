@@ -145,10 +145,9 @@ def review(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Default: any free one.")] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
 ) -> Iterator[Output[Reviewing] | Output[ExportReport]]:
-    """Accept, edit or reject rows on a local page, by keyboard. Ctrl-C ends it, and the next time goes on.
+    """Accept, edit or reject rows on a local page, by keyboard. Stop with Ctrl-C, and continue next time.
 
-    FILE is never changed: decisions lie in FILE.review, and --export OUT writes the accepted rows.
-    """
+    FILE is never changed: decisions are stored in FILE.review, and --export OUT writes the accepted rows."""
     from orchestrate.runs.data import files as data
 
     if export is not None:

@@ -80,12 +80,11 @@ def record(
     skip_failed: SkipFailedOpt = False,
     yes: PayOpt = False,
 ) -> Output[Recording] | Output[list[Recording]] | Output[list[Due]]:
-    """Record a model's answers before it is shut down, with log-probabilities where the host gives them. They
-    prove parity later.
+    """Record a model's answers before it is shut down, with log-probabilities if the host returns them.
+    They prove parity later.
 
-    The price is told first. The same command goes on where it was interrupted, and pays nothing twice. The
-    recording can be asked like a model: eval --model record:ID.
-    """
+    The price is shown first. Repeat the command after an interruption: it continues and pays for nothing
+    twice. You can evaluate the recording like a model: eval --model record:ID."""
     from orchestrate.migration import recording
 
     with orchestrator(context) as ft:

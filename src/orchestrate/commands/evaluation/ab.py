@@ -88,8 +88,8 @@ def serve(
     going: Going,
     accept_licence: AcceptOpt = None,
 ) -> Iterator[Output[ABServing]]:
-    """Begin an experiment or go on with it: a proxy before both models that speaks the chat completions API,
-    until interrupted. The experiment goes on when it is started again."""
+    """Start or continue an experiment: a proxy in front of both models that speaks the chat completions
+    API, until interrupted. The experiment continues when you start it again."""
     from orchestrate.ab import launch as experiments
 
     terms = experiments.ABTerms(

@@ -183,11 +183,12 @@ def evaluate(
     decision: Decision,
     list_metrics: Annotated[bool, typer.Option("--list", help="List the metrics.")] = False,
 ) -> Iterator[Output[Evaluation] | Output[list[str]]]:
-    """Runs, their base and other models on held-out rows: scores, what was broken, and whether to ship.
+    """Evaluate runs, their base and other models on held-out rows: scores, what was broken, and whether
+    to ship.
 
-    The price and what so many rows can show are told first. Answers are kept: the same command goes on where
-    it was interrupted, and asks nothing twice. Exit code 6 when --max-cost is reached.
-    """
+    The price and the differences that this many rows can detect are shown first. Answers are stored:
+    repeat the command to continue after an interruption, and nothing is asked twice. Exit code 6 if
+    --max-cost is reached."""
     from orchestrate.runs.evaluation.held_out import PreparedEvaluation, metric_names, require_reports
 
     if list_metrics:
@@ -336,7 +337,8 @@ def compare(
     ] = False,
     open_it: Annotated[bool, typer.Option("--open", help="Show the report in the browser.")] = False,
 ) -> Iterator[Output[Comparison] | Output[Written]]:
-    """Runs side by side: which to take, why and how sure; says when they are not comparable, and why."""
+    """Compare runs side by side: which to choose, why and how sure it is. Says when they are not
+    comparable, and why."""
     if format not in FORMATS:
         raise UsageError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
     with orchestrator(context) as ft:

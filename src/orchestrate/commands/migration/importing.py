@@ -35,9 +35,9 @@ def take(
     details: Annotated[bool, typer.Option(help="Fetch events, metrics and checkpoints.")] = True,
 ) -> Output[list[Taken]]:
     """Import an account's past jobs into the store, read-only on the host: settings, files by their
-    content, metrics, events, checkpoints, the tuned model and what it cost. It can be repeated, and goes on
-    where it was interrupted. Then print which models will be shut down when, and what can be made
-    again."""
+    content, metrics, events, checkpoints, the tuned model and its cost. You can repeat it, and it
+    continues after an interruption. Then print when each model will be shut down, and which ones you can
+    recreate."""
     from orchestrate.migration import importing
 
     at = since.replace(tzinfo=UTC) if since else None

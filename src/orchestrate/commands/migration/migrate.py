@@ -137,9 +137,8 @@ def migrate(
 ):
     """Move a tuned model to other backends, and prove that it does what it did.
 
-    Proposes models, tells what becomes of each setting, quotes, asks, trains, then compares old and new on
-    held-out prompts. The same command goes on where it was interrupted: nothing is submitted or asked twice.
-    """
+    Proposes models, shows what each setting becomes, quotes, asks, trains, then compares old and new on
+    held-out prompts. Repeat the command after an interruption: nothing is submitted or asked twice."""
     order = _order(where, serving, proof)
     if where.every or where.plan is not None:
         return _account(context, run, where, order, spending, steps)
@@ -243,7 +242,7 @@ def _submit(
 def finish(
     ft: Orchestrator, prepared: PreparedMigration, handles: list[tuple[str, RunHandle]], *, yes: bool
 ) -> Migration:
-    """Waits for the new models, tells what comparing costs, and compares."""
+    """Wait for the new models, show what comparing costs, and compare."""
     from orchestrate.migration.parity import PreparedProof
 
     for name, handle in handles:

@@ -38,10 +38,10 @@ def stored(
     provider: ProviderOpt = "all",
     sandbox: Annotated[bool, typer.Option("--sandbox", help="Use sandboxes instead.")] = False,
 ) -> Output[list[AccountStorage]]:
-    """Ask every configured account which files and tuned models it keeps, whoever made them.
+    """Ask every configured account which files and tuned models it keeps, whoever created them.
 
-    Lists id, size, age, storage price where the host bills for it, and the run each belongs to. Exit code 4
-    when an account could not be read in full."""
+    Lists id, size, age, storage price if the host bills for it, and the run each belongs to. Exit code 4
+    if an account could not be read completely."""
     from orchestrate.runs import deleting
 
     with orchestrator(context) as ft:

@@ -76,7 +76,8 @@ class StallOptions:
     ] = False
 
     def over(self, settings: Settings) -> Settings:
-        """Raises `UsageError` unless the minutes are above 0."""
+        """Return the settings with the given stall limit. Raises `UsageError` unless the minutes are
+        above 0."""
         if self.stalled_minutes is None:
             return settings
         if not 0 < self.stalled_minutes < float("inf"):
@@ -97,11 +98,11 @@ def watch(
     stalls: StallOptions,
     channels: NotifyOptions,
 ) -> Output[list[Run]] | Output[Stopped]:
-    """Follow runs live until they end. Interrupting it, or closing the terminal, leaves the runs alone.
+    """Follow runs live until they end. Interrupting it, or closing the terminal, does not affect the
+    runs.
 
-    On a terminal the watching is done by a process in the background, which goes on, and tells when a run
-    ends, until no run is on its way.
-    """
+    On a terminal, a background process does the watching. It keeps running and notifies you when a run
+    ends, until no run is in progress."""
     with orchestrator(context) as ft:
         if stop:
             return Output(Stopped(stopped=watching.stop_background(ft.settings)), _show_stopped)
@@ -132,8 +133,8 @@ def sync(context: typer.Context, *, stalls: StallOptions) -> Output[SyncReport]:
 def follow(
     ft: Orchestrator, handles: list[RunHandle], *, here: bool | None = None, cancel_stalled: bool = False
 ) -> None:
-    """Draws the runs from the store until all have ended; somebody else asks the hosts: the background
-    watcher, or with `here` a thread of this process. Raises the error of a backend that cannot be asked."""
+    """Draw the runs from the store until all have ended. The hosts are polled by the background watcher
+    or, with `here`, by a thread of this process. Raises the error of a backend that cannot be reached."""
     if here is None:
         here = not sys.stderr.isatty() or sys.platform == "win32"
     elif sys.platform == "win32" and not here:
@@ -185,8 +186,8 @@ class _Following:
         self._lost: OrchestrateError | None = None
 
     def begin(self) -> bool:
-        """Asks about a few runs at once, so that what cannot work is told here and now. Raises what waiting
-        does not mend. False when there is nothing to follow."""
+        """Check a few runs at once, so that errors show immediately. Raises errors that waiting cannot
+        fix. Returns whether there is anything to follow."""
         live = [h for h in self.handles.values() if h.id in self._at_work]
         for h in live:
             require_reachable(self.ft, h.record)
@@ -195,7 +196,7 @@ class _Following:
         return bool(self._at_work)
 
     def check(self) -> None:
-        """Raises the first error that ended the following of a run."""
+        """Raise the first error that stopped the following of a run."""
         if self._lost is not None:
             raise self._lost
 
@@ -366,8 +367,8 @@ def _reachable(ft: Orchestrator) -> list[RunHandle]:
 
 
 def require_reachable(ft: Orchestrator, run: Run) -> None:
-    """Raises `UsageError` when the configuration leads to another host than the run is on, `SetupError`
-    without its key."""
+    """Raise `UsageError` if the configuration leads to another host than the one the run is on, and
+    `SetupError` without its key."""
     backend = ft.ready(run.provider)
     if backend.host != run.host:
         raise UsageError(

@@ -98,7 +98,7 @@ class Fail:
     ] = False
 
     def require(self, what: What, settings: Settings) -> None:
-        """Raises `UsageError` for a condition that could never be true."""
+        """Raise `UsageError` for a condition that could never be true."""
         if self.fail_if_idle and what.offline:
             raise UsageError("--fail-if-idle needs the hosts, so it cannot be combined with --offline")
         if self.fail_if_over and what.sandbox:

@@ -238,7 +238,7 @@ YesOpt = Annotated[
 
 @command
 def cancel(context: typer.Context, run: RunArg, yes: YesOpt = False) -> Iterator[Output[Run]]:
-    """End a run. What was trained so far is billed by most hosts. Exit code 5: it is not known yet whether it
+    """End a run. Most hosts bill the training so far. Exit code 5: it is not known yet whether the run
     has a job, which is ended as soon as it is found."""
     from orchestrate.runs.tracked import ending_question
 
@@ -255,7 +255,7 @@ def cancel(context: typer.Context, run: RunArg, yes: YesOpt = False) -> Iterator
 
 @command
 def pause(context: typer.Context, run: RunArg) -> Output[Run]:
-    """Pause a run, where the backend can."""
+    """Pause a run, if the backend supports it."""
     with orchestrator(context) as ft:
         return Output(ft.run(run).pause(), _show_status)
 
@@ -300,9 +300,9 @@ def abandon(
     run: RunArg,
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Reason, stored with the run.")],
 ) -> Iterator[Output[Run]]:
-    """Give up on a run, and on its deployments in an account that can no longer be asked. Their hosts are no
-    longer asked about them, and they only count against the budget with what they are known to have cost.
-    Ends nothing on the host."""
+    """Give up on a run, and on its deployments in an account that can no longer be reached. Their hosts
+    are no longer asked about them, and they only count against the budget with what they are known to
+    have cost. Ends nothing on the host."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
         if handle.record.job_id is not None and not handle.status.terminal:

@@ -79,10 +79,11 @@ def sandbox(
     hosts: Hosts,
     port: PortOpt = FIRST_PORT,
 ) -> Iterator[Output[SandboxUp]]:
-    """Starts the three hosts, prints the environment that clients need, and serves until interrupted.
+    """Start the three sandbox hosts, print the environment that clients need, and serve until
+    interrupted.
 
-    Jobs outlive a restart: they are kept under the home folder, and one that was being trained goes on.
-    """
+    Jobs survive a restart: they are stored in the home folder, and training that was in progress
+    continues."""
     if context.invoked_subcommand is not None:
         return
     kept = hosts.home or _default_home(context)
@@ -109,11 +110,11 @@ def run(
     hosts: Hosts,
     port: PortOpt = 0,
 ) -> None:
-    """Runs a command with the sandbox's environment and stops the hosts when it ends; its exit code is kept.
+    """Run a command with the sandbox's environment and stop the hosts when it ends. Returns the command's
+    exit code.
 
-    Jobs are kept as those of `orchestrate sandbox` are, and whatever asks about one of them later starts the
-    hosts again; those of a sandbox that runs already are used.
-    """
+    Jobs are stored like those of `orchestrate sandbox`, and anything that asks about one of them later
+    starts the hosts again. If a sandbox is running already, its hosts are used."""
     from orchestrate.sandbox.joining import joined
 
     words = [*command, *context.args]

@@ -170,8 +170,8 @@ def serve(
     prove: Annotated[bool, typer.Option(help="Verify each model before serving it.")] = True,
     accept_licence: AcceptOpt = None,
 ) -> Iterator[Output[Serving] | Output[list[Added]]]:
-    """Serve tuned models and their base by name behind the chat completions API, until interrupted. Each is
-    proved first: where the proof fails, nothing is served and the exit code is 1."""
+    """Serve tuned models and their base by name through the chat completions API, until interrupted. Each
+    is proved first: if a proof fails, nothing is served and the exit code is 1."""
     from orchestrate.runs.serving import subjects as serving
 
     names = run or []

@@ -31,11 +31,10 @@ def ui(
         list[str] | None, typer.Option("--name", help="A host name of this machine from outside.")
     ] = None,
 ) -> Iterator[Output[UiShown]]:
-    """Runs, curves, money, quotes, data and new runs as pages in the browser, until Ctrl-C.
+    """Open runs, curves, costs, quotes, data and new runs as pages in the browser, until Ctrl-C.
 
-    The link is the right to see them, and without --read-only to spend. The hosts are asked for news while it
-    runs; with --read-only nobody is asked, and `orchestrate worker` does that.
-    """
+    Whoever has the link can see them and, without --read-only, spend money. The hosts are polled while it
+    runs. With --read-only nobody is asked, and `orchestrate worker` does that."""
     from orchestrate.runs import watch as watching
     from orchestrate.ui.server import serving
 

@@ -36,7 +36,7 @@ def bench(
     device: DeviceOpt = None,
     seconds: Annotated[float, typer.Option(min=1, help="Seconds to train.")] = 20.0,
 ) -> Output[Bench]:
-    """Measures this machine's training speed by training; quotes for `local` use it from then on."""
+    """Measure this machine's training speed by training. Quotes for `local` use it from then on."""
     from orchestrate.setup import starting
 
     with orchestrator(context) as ft:

@@ -64,8 +64,8 @@ def keys_set(
         bool, typer.Option("--keyring", help="Store it in the system keyring instead of a file.")
     ] = False,
 ) -> None:
-    """Keep a key in a file that only you can read, or in the keyring. The key is asked for, or read from a
-    pipe. The environment takes precedence over both."""
+    """Store a key in a file that only you can read, or in the keyring. You are asked for the key, or it
+    is read from a pipe. Environment variables take precedence over both."""
     from orchestrate.setup import backends
 
     if value or value_option is not None:

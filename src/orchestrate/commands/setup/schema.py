@@ -30,7 +30,8 @@ def names() -> list[str]:
 
 
 def of(command: str) -> dict[str, Any]:
-    """Raises `UsageError` for a command that has no `--json`."""
+    """Return the JSON schema of what a command prints. Raises `UsageError` for a command that has no
+    `--json`."""
     group, _, word = command.rpartition(" ")
     # What a group does when only its name is given, and the other words for the same.
     tried = (command, f"{command} list", *(f"{group} {other}".strip() for other in same_words(word)))

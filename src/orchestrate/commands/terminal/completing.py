@@ -26,7 +26,7 @@ def backend(incomplete: str) -> list[str]:
 
 
 def backends(incomplete: str) -> list[str]:
-    """Names joined by commas, of which the last is completed; or all."""
+    """Complete the last of several backend names joined by commas, or `all`."""
     before, comma, last = incomplete.rpartition(",")
     named = before.split(",") if comma else []
     names = [name for name in _backends() if name not in named]

@@ -105,7 +105,7 @@ STATUS_STYLE = {
 
 
 def of_flags(flags: list[str] | None) -> list[Rate]:
-    """Raises `UsageError`."""
+    """Parse the `--rate` flags. Raises `UsageError`."""
     from orchestrate.costing import parse_flag
 
     return [parse_flag(flag, days.today()) for flag in flags or ()]
@@ -286,7 +286,7 @@ class ErrorLine(Record, frozen=True, kw_only=True):
 
 
 def report(error: Exception, *, as_json: bool, verbose: bool = False) -> int:
-    """Tells any error that ended the command, and returns the exit code."""
+    """Report any error that ended the command, and return the exit code."""
     if isinstance(error, OrchestrateError):
         report_error(error, as_json=as_json)
         return error.exit_code
@@ -440,7 +440,7 @@ def require_unpriced(names: Sequence[str], *, yes: bool) -> None:
 
 
 def warn_lost(requests: int, usd: Decimal | None) -> None:
-    """Says what may have been billed for requests that got no answer."""
+    """Print what may have been billed for requests that got no answer."""
     from orchestrate.paid.journal import Unaccounted
 
     if lost := Unaccounted(requests, usd):
@@ -455,7 +455,7 @@ def require_go_ahead(question: str, *, yes: bool) -> None:
 
 
 def confirm(question: str, *, yes: bool) -> bool:
-    """Asks on a terminal; without one the answer is no, unless `--yes` was given."""
+    """Ask for confirmation on a terminal. Without one the answer is no, unless `--yes` was given."""
     if yes:
         return True
     if not sys.stdin.isatty():

@@ -161,7 +161,7 @@ _FIRST_TO_GO = ("loss", "left", "model", "backend")
 
 
 def many(rows: Sequence[tuple[str | Text, ...]], width: int) -> Listing:
-    """Runs as lines of a table, of whose columns as many are shown as have room whole."""
+    """Draw runs as lines of a table, with as many columns as fit completely."""
     columns = list(_COLUMNS)
     cells = {name: [row[i] for row in rows] for i, name in enumerate(_COLUMNS)}
     needs = {name: max([cell_len(name), *(_wide(cell) for cell in cells[name])]) + 2 for name in columns}
@@ -211,7 +211,7 @@ class LiveView:
         self.close()
 
     def close(self) -> None:
-        """Leaves the terminal as it was, with its cursor."""
+        """Restore the terminal and its cursor."""
         if self._live:
             self._live.stop()
             self._live = None
@@ -220,7 +220,7 @@ class LiveView:
         warn(text)
 
     def show(self, run: Run, hint: str | None = None) -> None:
-        """Takes the newest state of one run; it is drawn by `draw`."""
+        """Set the newest state of one run. `draw` shows it."""
         self._runs[run.id] = (run, hint)
 
     def draw(self) -> None:

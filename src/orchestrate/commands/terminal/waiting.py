@@ -89,7 +89,7 @@ class Bars:
                     self._hide()
 
     def look(self) -> None:
-        """Shows how things stand now."""
+        """Show the current progress."""
         with self._lock:
             now = self.clock()
             if self.console.is_terminal:

@@ -65,10 +65,10 @@ def add(
     spending: SpendingOptions,
     strict: Annotated[bool, typer.Option(help="Reject settings that are not kept exactly.")] = False,
 ) -> Output[list[QueueEntry]]:
-    """Check and quote as submit does, ask for agreement to the price, and let the run wait.
+    """Check and quote like submit, ask you to agree to the price, and queue the run.
 
-    What is submitted later is what was agreed to: other data or a dearer quote are held, and told.
-    """
+    What is submitted later is what you agreed to: if the data change or the quote becomes more expensive,
+    the run is held and you are notified."""
     if spending.key is not None:
         raise UsageError("a queue entry is submitted once, so it needs no --idempotency-key")
     spec = asked.read(provider, max_cost=spending.max_cost)
@@ -141,7 +141,7 @@ def pause(
     context: typer.Context,
     entries: Annotated[list[str] | None, typer.Argument(metavar="[ENTRY]...")] = None,
 ) -> Output[list[QueueEntry]]:
-    """Hold these entries, or the whole queue; runs go on."""
+    """Hold these entries, or the complete queue. Runs continue."""
     return _pause(context, entries, paused=True)
 
 
@@ -151,7 +151,7 @@ def resume(
     context: typer.Context,
     entries: Annotated[list[str] | None, typer.Argument(metavar="[ENTRY]...")] = None,
 ) -> Output[list[QueueEntry]]:
-    """Let entries that are held, or the whole queue, go again."""
+    """Release held entries, or the complete queue."""
     return _pause(context, entries, paused=False)
 
 

@@ -236,7 +236,7 @@ def submit_each(
     *,
     strict: bool,
 ) -> list[OrchestrateError]:
-    """Adds each run to `runs` as it is made. One backend's refusal does not keep the others from running; it
+    """Add each run to `runs` as it is created. If one backend refuses, the others still run. The refusal
     is reported and decides the exit code."""
     failures: list[OrchestrateError] = []
     for found in earlier:

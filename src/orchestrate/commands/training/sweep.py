@@ -106,12 +106,11 @@ def sweep(
         ),
     ] = None,
 ) -> Iterator[Output[list[Trial]] | Output[list[Search]]]:
-    """Try settings against one another: each trial is a run, made once, within one budget.
+    """Compare settings: each trial is a run, created once, within one budget.
 
-    Interrupted, its runs go on; the same command again goes on with the same sweep.
+    After an interruption its runs continue. Repeat the command to continue the same sweep.
 
-    Example: orchestrate sweep finetune.yaml -p local --grid learning_rate=1e-4,2e-4 --grid adapter.r=8,16
-    """
+    Example: orchestrate sweep finetune.yaml -p local --grid learning_rate=1e-4,2e-4 --grid adapter.r=8,16"""
     with orchestrator(context) as ft:
         if seen.listed:
             yield Output(ft.store.searches.all(), _list)

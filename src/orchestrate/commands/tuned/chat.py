@@ -60,9 +60,9 @@ def chat(
     *,
     asked: Asked,
 ) -> Output[list[Reply]]:
-    """Talk to a tuned model. Each message is asked in turn; without any, standard input is read line by
-    line, until /exit; /new begins a new conversation. After an answer that calls tools, the next message is
-    what the first of them gave, and so on."""
+    """Chat with a tuned model. Messages are sent one after the other. Without any, standard input is read
+    line by line, until /exit. /new starts a new conversation. After an answer that calls tools, the next
+    message is the result of the first call, and so on."""
     if message and not all(text.strip() for text in message):
         raise UsageError("the message is empty; nothing was sent")
     options: dict[str, Any] = {"tools": _tools(asked.tools)} if asked.tools else {}

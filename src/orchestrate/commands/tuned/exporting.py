@@ -77,8 +77,8 @@ def export(
     ] = True,
     accept_licence: AcceptOpt = None,
 ) -> Output[Export]:
-    """Write a tuned model out for another engine: weights, tokenizer, chat template, stop tokens, model card,
-    passport, and the commands that run it there. Exit code 1 when the proof fails."""
+    """Export a tuned model for another engine: weights, tokenizer, chat template, stop tokens, model
+    card, provenance file, and the commands that run it there. Exit code 1 if the proof fails."""
     from orchestrate.runs.serving import subjects as serving
 
     with orchestrator(context) as ft:

@@ -162,8 +162,8 @@ def undeploy(
         float, typer.Option(min=0, help="Seconds to wait until the host confirms the shutdown.")
     ] = 60.0,
 ) -> Output[TakenDown]:
-    """Take down a deployment and wait until the host confirms that nothing of it runs any more. Exit code
-    5: something still does, and is asked to end again at each `orchestrate sync`."""
+    """Take down a deployment and wait until the host confirms that nothing of it is running anymore. Exit
+    code 5: something still is, and each `orchestrate sync` asks the host again to end it."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
         ended = handle.undeploy(at, patience_s=wait)

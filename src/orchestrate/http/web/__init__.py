@@ -155,9 +155,9 @@ def serving(
     certificate: tuple[Path, Path] | None = None,
     lifespan: bool = False,
 ) -> Generator[str]:
-    """Serves one app; gives its address, as `http://127.0.0.1:8000`. Port 0 takes any free one; `host` is an
-    address of this machine, and without a guard nobody else's is safe. With a certificate and its key, as PEM
-    files, it speaks TLS. Raises `SetupError`."""
+    """Serve one app and yield its address, such as `http://127.0.0.1:8000`. Port 0 uses any free port.
+    `host` is an address of this machine; without a guard, only addresses that nobody else reaches are
+    safe. With a certificate and its key, as PEM files, it uses TLS. Raises `SetupError`."""
     with (
         closing(listen(port, host)) as sock,
         running([(app, sock)], grace_s=grace_s, certificate=certificate, lifespan=lifespan),
@@ -201,8 +201,8 @@ def running(
     certificate: tuple[Path, Path] | None = None,
     lifespan: bool = False,
 ) -> Generator[None]:
-    """Serves each app on its socket; all share one thread and its event loop. `protocol` speaks HTTP in the
-    place of `Patient`; with `lifespan` the apps are notified of the beginning and the end. Raises
+    """Serve each app on its socket. All share one thread and its event loop. `protocol` handles HTTP
+    instead of `Patient`. With `lifespan` the apps are notified of the start and the end. Raises
     `SetupError` for a certificate that cannot be used."""
     chain, key = certificate or (None, None)
     servers = [

@@ -43,7 +43,7 @@ class Body(BaseModel):
 
 
 def parse(kind: type[T], values: Any) -> T:
-    """Raises `HostError` 400 that names the first field that is wrong."""
+    """Validate values as this kind of model. Raises `HostError` 400 that names the first invalid field."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -60,7 +60,7 @@ def parse(kind: type[T], values: Any) -> T:
 
 
 async def json_body(request: Request) -> dict[str, Any]:
-    """Raises `HostError` 400 when the body is not a JSON object."""
+    """Read the JSON body of a request. Raises `HostError` 400 if it is not a JSON object."""
     import json
 
     try:

@@ -75,7 +75,7 @@ __getattr__ = late("orchestrate", _PUBLIC)
 
 def rows_of_run(ft: Workspace, run: str, first: int, count: int) -> PreviewReport:
     """Return the rows of a run as its host's trainer saw them. Raises `UsageError` for an unknown run,
-    `Unsupported` where the host shows none, `DataError` while there is none."""
+    `Unsupported` if the host does not show rows, and `DataError` while there are none."""
     from orchestrate.data.operations.preview import PreviewReport
 
     handle = tracked(ft, run)

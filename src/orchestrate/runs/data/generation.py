@@ -75,7 +75,8 @@ def reasoning_of(model: str | None, *, wanted: bool) -> tuple[generating.Reasoni
 
 
 def unpriced(settings: Settings, writer: Writer) -> bool:
-    """Return whether its answers may be billed at an unknown price. Raises as `Writer.place`."""
+    """Return whether the writer's answers may be billed at an unknown price. Raises the same errors as
+    `Writer.place`."""
     place = writer.place(settings)
     return not _near(settings, place) and completion_price(writer.model, place.base_url) is None
 

@@ -71,7 +71,7 @@ class PreparedScoring:
         return None if self._judged is None else self._judged.plan()
 
     def run(self, progress: Progress | None = None) -> ScoreReport:
-        """Scores the rows and writes the file. Scores of the same rows that are there already are kept."""
+        """Score the rows and write the file. Existing scores of the same rows are kept."""
         scores, order = self.scores, self._order
         missing = score.of_rows(self._read, scores, order.workers)
         if order.model is not None:
@@ -145,8 +145,8 @@ class PreparedScoring:
 def prepared(
     ft: Workspace, path: str, order: ScoreOrder, output: Path | None = None
 ) -> Generator[PreparedScoring]:
-    """Reads rows, rubric and rated answers. Raises `DataError`, `UsageError`, and what finding the judge
-    raises."""
+    """Read rows, rubric and rated answers. Raises `DataError`, `UsageError`, and the errors of finding
+    the judge."""
     if order.judge is None:
         yield PreparedScoring(ft, path, output, order, None)
         return

@@ -100,10 +100,10 @@ def _contender(evaluation: Evaluation, run_id: str) -> Contender | None:
 
 
 def sent(ft: Workspace, run: Run) -> Translation | None:
-    """Return what a run's settings became, as it was stored when the run was submitted.
+    """Return what a run's settings became, as stored when the run was submitted.
 
-    Of a run that was not submitted from here it is what they become today; `None` when its backend can no
-    longer be made or tell."""
+    For a run that was not submitted from here, return what they would become today, or `None` if its
+    backend is not available anymore or does not report it."""
     if (stored := ft.store.history.translation(run.id)) is not None:
         return stored
     try:

@@ -261,14 +261,15 @@ class PreparedEvaluation:
         return replace(found, asked=(*found.asked, *asked))
 
     def run(self, progress: Progress | None = None) -> Evaluation:
-        """Ask and score, and join the verdicts with what else is known of the runs. Raises as `measure`."""
+        """Ask and score, and combine the verdicts with what else is known about the runs. Raises the same
+        errors as `measure`."""
         [found] = verdicts.joined(self._ft, [self.measure(progress)])
         return found
 
     def measure(self, progress: Progress | None = None) -> Evaluation:
-        """Ask and score; go on where an earlier try ended. The verdicts go by this evaluation alone. Raises
-        `OverBudget` before anything is sent when the expected price is above the limit, and later when the
-        next answer could go over it."""
+        """Ask and score, continuing where an earlier attempt stopped. The verdicts use this evaluation
+        alone. Raises `OverBudget` before anything is sent if the expected price is above the limit, and
+        later if the next answer could exceed it."""
         limit, expected = self._order.max_cost_usd, self.plan().expected_usd
         if expected is not None:
             require_within("this evaluation", expected, limit, figure="the expected price", fix=_CHEAPER)
@@ -401,7 +402,7 @@ def metric_names() -> list[str]:
 
 
 def require_reports(output: Path | None, junit: Path | None) -> None:
-    """Raises `UsageError` for a report that cannot be written, to be asked before anything is paid for."""
+    """Raise `UsageError` if a report cannot be written. Call it before anything is paid for."""
     if output is not None:
         format_of(output)
     for path in (output, junit):

@@ -117,9 +117,9 @@ class PreparedJudging:
         )
 
     def run(self, progress: Progress | None = None) -> JudgeReport:
-        """Holds the judge against people, then rates the rows and writes the files. Goes on where an
-        earlier try ended. Raises `DataError` for a judge that agrees too little, before a row is asked
-        about, `OverBudget`."""
+        """Calibrate the judge against people, then rate the rows and write the files. Continues where an
+        earlier attempt stopped. Raises `DataError` for a judge that agrees too little, before it is asked
+        about any row, and `OverBudget`."""
         metric, found = self._metric(progress)
         report = rows.part(self._path, self._rows, metric, self._output, keep=self._keep, calibration=found)
         spent = self._asking.purse.spent_usd if self._respondent.price is not None else None
@@ -153,8 +153,8 @@ class PreparedJudging:
 def prepared(
     ft: Workspace, path: str, output: Path, terms: JudgeTerms, *, keep: float
 ) -> Generator[PreparedJudging]:
-    """Reads rows, rubric and rated answers. Raises `DataError`, `UsageError` where it is unknown whether the
-    judge may be trusted, and what finding the model raises."""
+    """Read rows, rubric and rated answers. Raises `DataError`, `UsageError` if it is unknown whether the
+    judge can be trusted, and the errors of finding the model."""
     contenders = Contenders(ft, Sampling(), "auto", terms.key_variable, limit_usd=terms.max_cost_usd)
     try:
         yield PreparedJudging(ft, path, output, terms, keep, contenders)
@@ -163,8 +163,8 @@ def prepared(
 
 
 def calibrated(ft: Workspace, terms: JudgeTerms) -> Calibration:
-    """Holds the judge against `terms.rated`: of single answers or of pairs, as they were rated. Raises
-    `UsageError`, `DataError` for rated answers that are none, `OverBudget`."""
+    """Calibrate the judge against `terms.rated`, which rates single answers or pairs. Raises
+    `UsageError`, `DataError` for rated answers that are invalid, `OverBudget`."""
     by = rubric.read(terms.rubric)
     answers = rated_answers(ft, terms.rated, by)
     if not answers:
@@ -218,7 +218,7 @@ def held_against(
 
 
 def measured(ft: Workspace, judge: Judge, answers: Sequence[RatedAnswer]) -> Calibration:
-    """Asks the judge about what people rated, and keeps how far they agree."""
+    """Ask the judge about what people rated, and store how far they agree."""
     found = calibration.calibrate(judge, answers)
     ft.store.reviews.calibrate(found.judge, found)
     return found

@@ -69,9 +69,9 @@ class Exported(Record, frozen=True, kw_only=True):
 
 
 def opened(ft: Workspace, names: Sequence[str], order: ReviewOrder | None = None) -> Desk:
-    """Open the review with an id, or of runs: the newest with the same kind, contenders and rubric, else
-    a new one. Raises `UsageError` where there is nothing to rate, `DataError` when what it shows is gone.
-    """
+    """Open a review by its id, or one of runs: the newest with the same kind, contenders and rubric, else
+    a new one. Raises `UsageError` if there is nothing to rate, and `DataError` if what it shows was
+    deleted."""
     order = order or ReviewOrder()
     return (None if order.new else existing(ft, names, order)) or _made(ft, names, order)
 
@@ -197,8 +197,8 @@ def result(ft: Workspace, desk: Desk) -> ReviewResult:
 
 
 def record(ft: Workspace, desk: Desk, ratings: Sequence[Rating]) -> int:
-    """Adds what was said elsewhere, all of it or nothing: how many. `left` and `right` are the contenders as
-    they were shown. Raises `UsageError` for a rating that is none of this review's."""
+    """Add ratings that were made elsewhere, all or none, and return how many. `left` and `right` are the
+    contenders as they were shown. Raises `UsageError` for a rating that does not belong to this review."""
     known = {task.id: task for task in desk.tasks}
     checked: list[Rating] = []
     for one in ratings:

@@ -135,7 +135,7 @@ def _guide(path: Path | None) -> Rubric:
 
 
 def export(ft: Workspace, review: Review, output: Path) -> FromReview:
-    """Write the finished rows as chat rows. Raises `DataError` where none is finished."""
+    """Write the finished rows as chat rows. Raises `DataError` if none is finished."""
     require_writable(output)
     rows, left_out = writing.written(reopened(ft, review))
     if not rows:

@@ -126,13 +126,12 @@ class Deployer:
     def deploy(
         self, run: Run, terms: Terms, *, budget_usd: Decimal | None = None, limits: Sequence[Limit] = ()
     ) -> Deployment:
-        """Makes it, or completes, starts or changes what an earlier call began: all that it may cost from
-        then on is taken from the budget, and from each limit, first.
+        """Create a deployment, or complete, start or change what an earlier call began. First, everything
+        that it may cost from then on is reserved in the budget and in each limit.
 
-        Raises `OverBudget` before anything is written or sent, `OutcomeUnknown` when the answer was lost
-        (`sync` finds out, and so does this call when it is repeated), `LeaseHeld` while another process is
-        at it, and `ProviderError`: whether something is up all the same the store then knows.
-        """
+        Raises `OverBudget` before anything is written or sent, `OutcomeUnknown` if the answer was lost
+        (`sync` or a repeated call resolves it), `LeaseHeld` while another process works on it, and
+        `ProviderError`. In the last case the store knows whether something is up nevertheless."""
         with self.store.leases.hold(lease_name(run.id), self.timing.lease_s):
             price = self._price(run, self._open(run), terms)
             deployment = self._begun(run)
@@ -265,11 +264,11 @@ class Deployer:
     # -- ending --------------------------------------------------------------------------------------------
 
     def undeploy(self, deployment: Deployment, cause: str, *, patience_s: float = 0.0) -> Deployment:
-        """Asks the host for its end until the host shows that it is gone, for `patience_s`; the state tells
-        whether it is. Works by the store's record, also without the job's.
+        """Ask the host to end the deployment for up to `patience_s` seconds, until the host confirms that
+        it has ended. The state says whether it has. Uses the store's record, so the job may be missing.
 
-        Raises `OtherAccount`, and `ProviderError` when the host cannot be asked; it stays to be ended.
-        """
+        Raises `OtherAccount`, and `ProviderError` if the host cannot be reached. The deployment then
+        stays to be ended."""
         self.require_account(deployment)
         if deployment.state is DeploymentState.INTENT:
             return self._apply(deployment, lambda d, at: deployments.never_made(d, cause, at))
@@ -323,8 +322,8 @@ class Deployer:
         return self.timing.settle_s(self.provider) - self.store.deployments.waited(deployment.id)
 
     def require_account(self, deployment: Deployment) -> None:
-        """Raises `OtherAccount` unless the key certainly works for the deployment's account: by the account's
-        id, or by seeing the run's job or file, or the deployment itself."""
+        """Raise `OtherAccount` unless the key certainly belongs to the deployment's account. The
+        account's id proves it, or the key seeing the run's job or file or the deployment itself."""
         self._require_host(deployment)
         here = self._is_here(deployment)
         if here:

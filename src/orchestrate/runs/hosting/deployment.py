@@ -102,9 +102,9 @@ class DeploymentHandle:
         return max(deployer_of(self._ws, self.record.provider).settles_in(self.record), 0.0)
 
     def abandon(self, reason: str) -> Deployment:
-        """Gives it up: its host is not asked about it any more, and what it has cost so far is all that it
-        takes of a budget. Nothing is ended on the host, where it may go on billing. Raises `UsageError` while
-        its account can be asked: `undeploy` ends it there."""
+        """Give up the deployment. Its host is not asked about it anymore, and only its cost so far counts
+        against a budget. Nothing is ended on the host, where it may continue to bill. Raises `UsageError`
+        while its account can be reached: `undeploy` ends it there."""
         from orchestrate.store import deployments
 
         try:
@@ -186,7 +186,8 @@ def hourly(found: Sequence[Deployment]) -> str:
 
 
 def used(ws: Workspace, run_id: str, at: str | None = None) -> None:
-    """Says that a run's deployment was asked, `at` a host other than its own: it is not idle."""
+    """Record that a run's deployment received a request, so it is not idle. `at` is a host other than the
+    run's own."""
     from orchestrate.store import deployments
 
     known = ws.store.deployments.of_run(run_id, at or ws.store.runs.get(run_id).provider)

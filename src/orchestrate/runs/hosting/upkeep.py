@@ -41,7 +41,8 @@ class Upkeep:
         self.failures: list[OrchestrateError] = []
 
     def run(self) -> None:
-        """Raises only `StoreError`."""
+        """Update the tracked deployments from the host, and end those that are due. Raises only
+        `StoreError`."""
         tracked = self._tracked()
         if not tracked or not isinstance(self._provider, Deploys):
             return
@@ -175,8 +176,8 @@ def by_job(provider: Deploys) -> dict[str, list[Standing]]:
 
 
 def adopt(store: Store, provider: Provider) -> list[Deployment]:
-    """Takes up what the host has under the names of this store's jobs, and the store does not know: after it
-    was rebuilt. Raises `ProviderError`."""
+    """Track deployments that the host lists under the names of this store's jobs and that the store does
+    not know, because it was rebuilt. Raises `ProviderError`."""
     if not isinstance(provider, Deploys):
         return []
     taken: list[Deployment] = []

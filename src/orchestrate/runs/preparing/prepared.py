@@ -65,8 +65,8 @@ class Offer:
     quote: Quote
 
     def require_fit(self, *, strict: bool = False) -> None:
-        """Raises `TranslationRefused` for a setting that is refused (`strict`: or not kept exactly) and
-        `DataError` for an error in the files."""
+        """Raise `TranslationRefused` for a setting that is refused (with `strict`, also for one that is
+        not kept exactly), and `DataError` for an error in the files."""
         refused = self.translation.inexact if strict else self.translation.refused
         if refused:
             from orchestrate.spec import specfile
@@ -111,16 +111,16 @@ class Prepared:
         return notebook.quotes_and_problems(self.quotes, self.problems)
 
     def offer(self, provider: str) -> Offer:
-        """Raises `UsageError` for a backend that was not prepared."""
+        """Return the offer of one backend. Raises `UsageError` for a backend that was not prepared."""
         for offer in self.offers:
             if offer.provider == provider:
                 return offer
         raise UsageError(f"the spec was not prepared for {provider}")
 
     def require_unchanged(self) -> None:
-        """Raises `DataError` when a file to be sent has other rows than those that were shown. Only a file
-        that somebody wrote to since is read for that; of a change from here on, the upload tells, by what it
-        reads to be sent (`Dataset.write`)."""
+        """Raise `DataError` if a file to be sent has other rows than those that were shown. Only files
+        that were written since are read again. Later changes are detected by the upload, which checks
+        what it reads (`Dataset.write`)."""
         from orchestrate.data import Dataset
 
         for shown in (self.data.train, self.data.validation):
@@ -176,7 +176,7 @@ def _counted_by(given: str) -> TokensFrom:
 
 
 def require_known(ws: Workspace, spec: JobSpec) -> None:
-    """Raises `SpecError` when a part of the spec is for an unknown backend."""
+    """Raise `SpecError` if a part of the spec is for an unknown backend."""
     from orchestrate.providers import registry
     from orchestrate.spec import specfile
 

@@ -50,7 +50,7 @@ class LivePrice(Record, frozen=True, kw_only=True):
 
 
 def live_prices(ft: Workspace, prepared: Prepared) -> list[LivePrice]:
-    """Asks each host that gives estimates. The data is uploaded for that (once per digest), nothing is
+    """Ask each host that gives estimates. The data is uploaded for that (once per digest), but nothing is
     created."""
     return [_live(ft, prepared.offer(quote.provider), prepared.data) for quote in prepared.quotes]
 

@@ -60,7 +60,7 @@ def asked(ft: Workspace, names: Iterable[str], accepted: Sequence[str]) -> list[
 
 
 def require_upload(ft: Workspace, what: TrackedRun | Path) -> None:
-    """Raises `UsageError` where a private run's weights would go to a hub that is not known to be its
+    """Raise `UsageError` if a private run's weights would go to a hub that is not known to be its
     owner's."""
     if isinstance(what, Path) or not privacy.is_private(what.record):
         return
@@ -70,9 +70,9 @@ def require_upload(ft: Workspace, what: TrackedRun | Path) -> None:
 
 
 def upload(made: Export, repo: str | None) -> str:
-    """Publishes an exported folder on the hub, as a private model, with the user's own login there; returns
-    its address. What is there already is not sent again. Raises `UsageError` without a name for it, and
-    what a host raises."""
+    """Publish an exported folder on the hub as a private model, with the user's own login there, and
+    return its address. Files that are already there are not sent again. Raises `UsageError` without a
+    name for it, and the host's errors."""
     if repo is None:
         raise UsageError("name the target: --repo OWNER/NAME")
     import huggingface_hub
@@ -136,9 +136,9 @@ def serve(
     called: Sequence[str] = (),
     accept_licence: Sequence[str] = (),
 ) -> Generator[Up]:
-    """Serves these runs and folders with adapters for as long as the block lasts, `called` by these names in
-    their order; the rest go by their own. Raises `LicenceAsks`,
-    `UsageError` for models that do not go together, `SetupError` for an engine that is not here."""
+    """Serve these runs and adapter folders while the block runs. They get the names in `called`, in their
+    order, and the rest keep their own names. Raises `LicenceAsks`, `UsageError` for models that cannot be
+    served together, `SetupError` for an engine that is not installed."""
     choice = choice or Choice()
     if choice.engine not in ENGINES:
         raise UsageError(f"--engine must be one of {', '.join(ENGINES)}; got {choice.engine!r}")
@@ -244,9 +244,9 @@ def prove(ft: Workspace, up: Up, names: Sequence[str]) -> list[Proof]:
 def prove_deployed(
     ft: Workspace, run: TrackedRun, deployment: DeploymentHandle, patience_s: float
 ) -> tuple[Proof | None, str | None]:
-    """Proves what was deployed, once it answers; else why it was not. The prompts of the proof are billed
-    as all others are. Nothing large is brought here for it: without the base on this machine the prompts by
-    which the tuned model is known cannot be found, unless they were found before."""
+    """Prove a deployed model once it answers, or return why it was not proved. The prompts of the proof
+    are billed like all others. Nothing large is downloaded for it: without the base on this machine, the
+    prompts that identify the tuned model cannot be found, unless they were found before."""
     at, fix = deployment.record.provider, f"orchestrate verify {run.id}"
     fix += "" if at == run.record.provider else f" --at {at}"
     try:
@@ -266,8 +266,8 @@ def add(
     accept_licence: Sequence[str],
     called: Sequence[str] = (),
 ) -> list[tuple[str, str, float]]:
-    """Adds adapters to a server that runs: one of this home's, or a vLLM. Name, URL and seconds of each.
-    Raises `UsageError`, `HostUnavailable`."""
+    """Add adapters to a running server: one of this home's, or a vLLM. Returns name, URL and seconds of
+    each. Raises `UsageError`, `HostUnavailable`."""
     root = url.rstrip("/").removesuffix("/v1")
     own = any(note.url == root for note in running.notes(ft.settings.home))
     found: list[tuple[str, str, float]] = []

@@ -145,7 +145,7 @@ def adapter_of(ws: Workspace, run: TrackedRun) -> Adapter:
 
 
 def agree(ws: Workspace, tuned: Tuned, accepted: Sequence[str]) -> None:
-    """Raises `LicenceAsks` where the base's licence asks for something that was not agreed to."""
+    """Raise `LicenceAsks` if the base's license requires an agreement that was not given."""
     agreements.require(
         tuned.licence,
         tuned.base_name,
@@ -166,12 +166,11 @@ def export(
     prove: bool = True,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Export:
-    """Writes the tuned model to `folder` in one of `forms.FORMS`, and then loads it from there and proves
-    that it is what was trained, where this machine can.
+    """Write the tuned model to `folder` in one of `forms.FORMS`. Then load it from there and prove that
+    it is what was trained, if this machine can.
 
-    Raises `LicenceAsks`, `UsageError` for a form that the model cannot take, `SetupError` where a tool is
-    missing.
-    """
+    Raises `LicenceAsks`, `UsageError` for a form that the model cannot be written in, `SetupError` if a
+    tool is missing."""
     tuned = of(ws, subject)
     agree(ws, tuned, accept_licence)
     with work(f"writing it as {form}"):
@@ -219,8 +218,7 @@ def verify(
     tuned: Tuned | None = None,
 ) -> Proof:
     """Prove whether the model at a URL, in a folder, or (`None`, or the backend's name) at the run's
-    backend is the trained one. Stores every result. Raises a `ProviderError` where nothing can be asked.
-    """
+    backend is the trained one. Stores every result. Raises a `ProviderError` if nothing can be asked."""
     asking = asking or Asking()
     name = subject.name if isinstance(subject, Path) else _name(subject)
     if at is not None and at.startswith(("http://", "https://")):
@@ -298,12 +296,10 @@ def merge(
     rank: int | None = None,
     accept_licence: Sequence[str] = (),
 ) -> Merged:
-    """Merge adapters of one base with PEFT's methods, or complete models of one architecture with mergekit's,
-    into a folder with a passport, then load and prove the result. Each weighs the same unless `weights` says
-    otherwise. `method`: svd for adapters and linear for models by default.
+    """Merge several adapters of one base into a folder, with PEFT's methods and a provenance file, then
+    load and prove the result. All have equal weight unless `weights` says otherwise.
 
-    Raises `UsageError` for parts that differ too much, or what PEFT or mergekit cannot merge.
-    """
+    Raises `UsageError` for different bases, fully fine-tuned models, or what PEFT cannot merge."""
     tuned = [of(ws, part) for part in parts]
     for one in tuned:
         agree(ws, one, accept_licence)

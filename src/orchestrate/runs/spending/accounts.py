@@ -200,7 +200,8 @@ class Spender:
         offline: bool = False,
         ignore: Collection[str] = (),
     ) -> SpendingReport:
-        """Raises `UsageError` for a month or a grouping that there is not."""
+        """Report what was spent, is committed and still bills. Raises `UsageError` for an unknown month
+        or grouping."""
         now = self.store.clock.now()
         books = _Books(
             [run for run in self.store.runs.matching() if run.sandbox is sandbox],

@@ -45,7 +45,7 @@ def alone(
     lease_s: float = 30.0,
     still_wanted: Callable[[], object] = lambda: None,
 ) -> Generator[None]:
-    """Waits until no other process uploads any of these files, and keeps others waiting for the block.
+    """Wait until no other process uploads any of these files, and keep others waiting during the block.
     `still_wanted` is called while it waits, and may raise."""
     with ExitStack() as leases, work(f"waiting for another upload of this data to {provider.name}"):
 
@@ -101,8 +101,8 @@ def shows(store: Store, provider: Provider, run: Run) -> bool | None:
 
 
 def require(store: Store, provider: Provider, run: Run) -> None:
-    """Raises `OtherAccount` unless the backend's key certainly works for the run's account, and
-    `ProviderError` when the host cannot be asked."""
+    """Raise `OtherAccount` unless the backend's key certainly belongs to the run's account, and
+    `ProviderError` if the host cannot be reached."""
     if not shows(store, provider, run):
         raise other(store, provider, run)
 
@@ -115,7 +115,8 @@ def other(store: Store, provider: Provider, run: Run) -> OtherAccount:
 
 
 def prove(store: Store, provider: Provider, run: Run) -> None:
-    """Writes down that the run's account is the one of the backend's key: what is only the run's was seen."""
+    """Record that the run's account is the one of the backend's key, because the key sees what only the
+    run has."""
     here = account_of(store, provider)
     if run.account is None:
         store.runs.apply(run.id, lambda run: placed(run, here))

@@ -38,12 +38,12 @@ class Settler:
         return self.provider.find(run.ref)
 
     def settle(self, run: Run) -> Run:
-        """Learns what became of a create whose answer was lost; changes nothing on the host.
+        """Find out what became of a create request whose answer was lost, without changing anything on
+        the host.
 
         The run then has its job, or is back in phase `UPLOADED` because there certainly is none, or stays
-        `OUTCOME_UNKNOWN` because it is too early to tell. Raises `ProviderError` when the host cannot be
-        asked, `OtherAccount` when the absence of a job would prove nothing.
-        """
+        `OUTCOME_UNKNOWN` because it is too early to tell. Raises `ProviderError` if the host cannot be
+        reached, and `OtherAccount` if the absence of a job would prove nothing."""
         self.require_host(run)
         try:
             with self.store.leases.hold(lease_name(run), self.timing.lease_s) as lease:
@@ -65,8 +65,8 @@ class Settler:
             return self.store.runs.get(run.id)  # its submit is under way
 
     def adopt(self, run: Run, handles: list[JobHandle]) -> Run:
-        """Writes down the job of a run. With more than one on the host the first stays or becomes the
-        run's, and an alarm is kept with the run."""
+        """Record the job of a run. If the host has more than one, the first stays or becomes the run's,
+        and an alarm is stored with the run."""
         known = self.store.runs.get(run.id)
         accounts.prove(self.store, self.provider, known)
         handle = next((h for h in handles if h.job_id == known.job_id), handles[0])
@@ -82,7 +82,7 @@ class Settler:
         return run
 
     def alarm(self, run: Run, others: set[str]) -> Event | None:
-        """Keeps an alarm about further jobs of one run, once. Returns it when it is new."""
+        """Store an alarm about additional jobs of one run, once. Returns it if it is new."""
         names = ", ".join(sorted(others))
         event = Event(
             id=f"orchestrate-doubled-{names}",
@@ -98,11 +98,10 @@ class Settler:
     # -- cancelling ----------------------------------------------------------------------------------------
 
     def cancel(self, run: Run) -> Run:
-        """Ends a run in whatever state it is; repeating does nothing.
+        """Cancel a run in any state. Repeating it does nothing.
 
-        Before the send it is withdrawn and nothing is sent any more. While a job may or may not exist, the
-        wish is kept, and whoever learns the job cancels it.
-        """
+        A run that was not sent is withdrawn, and nothing is sent anymore. While it is unknown whether a
+        job exists, the request is stored, and whoever finds the job cancels it."""
         self.require_host(run)
         run = self.store.runs.get(run.id)
         if run.phase is SubmitPhase.SUBMITTED and not run.status.terminal:

@@ -80,13 +80,12 @@ class Submitter(Settler):
     # -- sending -------------------------------------------------------------------------------------------
 
     def submit(self, asked: Submission, *, progress: Progress | None = None) -> Run:
-        """Makes one job and the run that tracks it, or goes on with the run of the idempotency key.
+        """Create one job and the run that tracks it, or continue the run of the idempotency key.
 
-        Raises `OverBudget` before anything is written or made, `AlreadySubmitted` for a run that is the same
-        and in the way, `OutcomeUnknown` when the answer was lost (the run is kept; `settle` or `sync` finds
-        the job), `DataError` when a file has changed since it was shown, any other `ProviderError` when the
-        host said no.
-        """
+        Raises `OverBudget` before anything is written or created, `AlreadySubmitted` for an identical run
+        that blocks this one, `OutcomeUnknown` if the answer was lost (the run is kept; `settle` or `sync`
+        finds the job), `DataError` if a file has changed since it was shown, and any other
+        `ProviderError` if the host refused."""
         wish = Wish(asked.spec, asked.data.digest, self.provider, asked.idempotency_key)
         there = None if wish.known(self.store) else repeats.look(self.provider, wish, asked.translation)
         intent = Intent(
@@ -141,10 +140,10 @@ class Submitter(Settler):
             return self.store.runs.get(run.id)
 
     def resume(self, run: Run, data: TrainingData | None = None, *, progress: Progress | None = None) -> Run:
-        """Goes on with a run that was interrupted before its job was made. `data` is needed when the upload
-        is not recorded yet. Another copy of the store may have made the job: then it becomes the run's, and
-        nothing is sent. Raises as `submit`, `OtherAccount`, and `LeaseHeld` while another process is at
-        it."""
+        """Continue a run that was interrupted before its job was created. `data` is needed if the upload
+        is not recorded yet. If another copy of the store has created the job, it becomes the run's, and
+        nothing is sent. Raises the same errors as `submit`, `OtherAccount`, and `LeaseHeld` while another
+        process works on it."""
         return self._go_on(run, None, data, progress, again=True)
 
     def _go_on(

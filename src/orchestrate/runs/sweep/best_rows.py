@@ -75,7 +75,8 @@ def selection(ft: Workspace, spec: JobSpec, keep: float, by: str) -> str:
 
 
 def space_of(kinds: Sequence[str], selected: str, keep: float, seeds: int) -> Space:
-    """Raises `UsageError`."""
+    """Build the space of a comparison of the best rows with random rows, all rows or both. Raises
+    `UsageError`."""
     if "best" not in kinds or len(set(kinds)) < 2 or set(kinds) - set(KINDS):
         raise UsageError("--compare takes best with random, all or both", fix="--compare best,random")
     value = {"best": selected, "random": keep, "all": 1.0}

@@ -61,7 +61,7 @@ class Curve(Record, frozen=True, kw_only=True):
 
 
 def space_of(shares: Sequence[float], seeds: int) -> Space:
-    """Raises `UsageError`."""
+    """Build the space of a learning curve over these shares of the rows. Raises `UsageError`."""
     kept = tuple(sorted(set(shares)))
     if len(kept) < 3 or kept[-1] != 1 or kept[0] <= 0:
         raise UsageError(
@@ -166,8 +166,9 @@ def _measured(trials: Sequence[Trial], rows: int, *, higher: bool) -> list[Measu
 
 
 def measured_points(groups: Sequence[tuple[int, Sequence[Trial]]], *, higher: bool) -> list[Measured]:
-    """Measure one point for each group of runs, by their rows. Its error has both parts: of the rows that
-    were asked, and of seeds, which is taken to be the same for all groups."""
+    """Measure one point for each group of runs, by their number of rows. Its error includes the sampling
+    of the rows that were asked and the variation between seeds, which is assumed to be the same for all
+    groups."""
     scores = [[trial.score or 0.0 for trial in same] for _, same in groups]
     spreads = [(len(found) - 1, variance(found)) for found in scores if len(found) > 1]
     freedom = sum(n for n, _ in spreads)

@@ -68,7 +68,7 @@ class Price(NamedTuple):
 
 
 def begin(ft: Workspace, spec: JobSpec, providers: Sequence[str], order: Order) -> Search:
-    """Writes a search down, or finds the one that is the same. Nothing is sent. Raises `UsageError`."""
+    """Store a search, or find the existing one that is identical. Nothing is sent. Raises `UsageError`."""
     _require(order)
     values = specfile.anchored(spec).asked()
     if is_masked(masked(values)):

@@ -99,7 +99,8 @@ class Searching:
         return self.trials
 
     def turn(self) -> None:
-        """Scores what has ended, gives up what falls behind, and makes trials while there is room."""
+        """Score trials that have ended, stop those that fall behind, and start new ones while there is
+        room."""
         for trial in self.trials:
             if trial.state is TrialState.OPEN and trial.run_id is not None:
                 self._look(trial)

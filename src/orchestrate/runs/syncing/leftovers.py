@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 
 def unsent(store: Store) -> list[Run]:
-    """Runs that hold a share of the budget, that nothing was sent of, and that nobody is at."""
+    """List runs that reserve a share of the budget although nothing was sent and no process works on
+    them."""
     return [
         run
         for run in store.runs.matching(active=True)

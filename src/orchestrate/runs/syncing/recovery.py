@@ -53,8 +53,8 @@ class Worth(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def valued(provider: Provider, job: Job, rates: RateBook | None = None) -> Worth:
-    """Asks the host for the size of the job's data where nothing better is known; never raises for what it
-    answers."""
+    """Ask the host for the size of the job's data if nothing better is known. Never raises because of the
+    host's answer."""
     told, problem = _recalled(provider, job)
     asked = told_by_host(provider, job)
     whole = _whole(asked)
@@ -184,14 +184,13 @@ def recover(
     choose: Choose | None = None,
     rates: RateBook | None = None,
 ) -> Recovery:
-    """Makes a run of each job with a ref of ours that the store does not know, or of those that are chosen;
-    changes nothing on a host. What the host does not say of its cost is taken at `rates`, by default the
-    built-in ones.
+    """Create a run for each job with our ref that the store does not know, or for the chosen ones.
+    Nothing is changed on a host. What the host does not report of its cost is computed at `rates`, by
+    default the built-in ones.
 
-    What only the lost store knew is gone and left empty: the quote, and where the host does not have them
-    the spec, the data's digest and the tags. Ids and refs are the old ones, since each can be told from the
-    other. A following `sync` fetches events, metrics and bills.
-    """
+    What only the lost store knew stays empty: the quote and, if the host does not have them, the spec,
+    the data's digest and the tags. Ids and refs are the old ones, because each can be derived from the
+    other. A following `sync` fetches events, metrics and bills."""
     report = Recovery()
     providers = list(providers)
     lost: list[tuple[Lost, Provider, list[Job]]] = []

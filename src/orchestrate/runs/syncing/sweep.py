@@ -214,12 +214,11 @@ def enforce(
     bill: BillHook | None,
     timing: Timing = DEFAULT_TIMING,
 ) -> Event | None:
-    """Cancels a job whose bill so far is above the run's cap, or pauses it. Returns the event that says so
-    when it is new.
+    """Cancel or pause a job whose bill so far is above the run's cap. Returns the event that says so if
+    it is new.
 
-    Where the backend cannot cancel, the event asks the user to. Raises `ProviderError` when the host cannot
-    be asked; the next call tries again.
-    """
+    If the backend cannot cancel, the event asks the user to. Raises `ProviderError` if the host cannot be
+    reached. The next call tries again."""
     cap = cap_of(run)
     if cap is None or bill is None or run.status.terminal or run.status in _LEFT_ALONE:
         return None
@@ -248,7 +247,7 @@ def enforce(
 
 
 def told_at_end(store: Store, run: Run) -> None:
-    """Says that an ended run cost more than its cap allowed."""
+    """Record that an ended run cost more than its cap allowed."""
     cap, bill = run.max_cost_usd, run.bill
     if cap is None or bill is None or not exceeds(bill.usd, cap):
         return
@@ -303,13 +302,13 @@ def sync(
     stalled_after_s: float | None = None,
     cancel_stalled: bool = False,
 ) -> SyncReport:
-    """Settles, adopts and sweeps all open runs, of `only` some backends when they are named; without
-    `sandboxes` no backend is asked for the sake of what is in one.
+    """Settle, adopt and update all open runs, or those of the backends in `only`. Without `sandboxes`, no
+    backend is contacted because of runs in a sandbox.
 
-    `provider` gives the backend of a name. A backend that fails or cannot be made does not stop the others;
-    it is in `failures`. Runs that have been silent for `stalled_after_s`, by default far longer than earlier
-    ones, are `stalled`; with `cancel_stalled` they are cancelled at the next look. Raises only `StoreError`.
-    """
+    `provider` returns the backend of a name. A backend that fails or cannot be created does not stop the
+    others and is listed in `failures`. Runs without news for `stalled_after_s`, by default far longer
+    than earlier ones took, are `stalled`. With `cancel_stalled` they are cancelled at the next check.
+    Raises only `StoreError`."""
     report = SyncReport()
     wanted = None if only is None else set(only)
     hosting = store.deployments.open_providers(store.clock.now() - LOOK_BACK, sandboxes=sandboxes)
@@ -357,12 +356,11 @@ def refresh(
     timing: Timing = DEFAULT_TIMING,
     on_event: Callable[[Event], None] | None = None,
 ) -> Run:
-    """Asks the host about one run and stores what is new: status, events, metrics, checkpoints, bill. A run
-    that passed its cap is cancelled.
+    """Ask the host about one run and store what is new: status, events, metrics, checkpoints, bill. A run
+    above its cap is cancelled.
 
-    Raises `OtherAccount`, and `ProviderError` when the host cannot be asked. A run that is not on the host
-    yet is settled or returned as it is.
-    """
+    Raises `OtherAccount`, and `ProviderError` if the host cannot be reached. A run that is not on the
+    host yet is settled or returned unchanged."""
     run = store.runs.get(run.id)
     if run.phase in UNSETTLED:
         run = Submitter(store, provider, timing).settle(run)
@@ -391,8 +389,8 @@ def refresh(
 def fetch_details(
     store: Store, provider: Provider, run: Run, *, on_event: Callable[[Event], None] | None = None
 ) -> None:
-    """Stores the events, metrics and checkpoints that are new. An ended run's events are read from the
-    beginning: hosts write some late, behind the newest one that was seen."""
+    """Store new events, metrics and checkpoints. The events of an ended run are read from the beginning,
+    because hosts write some late, with times before the newest one that was seen."""
     after, new = None if run.status.terminal else store.history.last_event_id(run.id), 0
     if Feature.EVENTS in provider.features:
         added = store.history.add_events(run.id, provider.events(run.handle, after=after))
@@ -409,7 +407,7 @@ def fetch_details(
 
 
 def conclude(store: Store, provider: Provider, run: Run, job: Job, bill: BillHook | None) -> Run:
-    """Writes an ended run's bill and, once nothing more is to come, closes the run."""
+    """Store an ended run's bill and, once nothing more is expected, close the run."""
     run = _bill(store, [(run, job)], bill)[run.id]
     ended = run.finished_at or run.updated_at
     # A host that only estimates, or a job that ended early, gets no better figure.

@@ -97,7 +97,8 @@ class Exporter(Protocol):
     """Of its server; `None`: files on this machine."""
 
     def write(self, story: Story) -> Logged:
-        """Raises `ProviderError` where the tracker refuses or is not to be reached."""
+        """Write a run's data to the tracker. Raises `ProviderError` if the tracker refuses or cannot be
+        reached."""
         ...
 
     def close(self) -> None: ...
@@ -111,7 +112,7 @@ class Closing:
     """An exporter as a context."""
 
     def close(self) -> None:
-        """Lets go of what it holds open."""
+        """Release open resources."""
 
     def __enter__(self) -> Self:
         return self

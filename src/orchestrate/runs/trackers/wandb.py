@@ -118,6 +118,6 @@ class WandB(Closing):
         self._open.pop(run_id).finish(exit_code=int(failed))
 
     def close(self) -> None:
-        """Ends what is open there; what still trains is gone on with when it is opened again."""
+        """Finish the open runs. Those still in training are continued when they are opened again."""
         for run_id in list(self._open):
             self._end(run_id)

@@ -75,8 +75,8 @@ class Background:
             return None
 
     def ensure(self) -> None:
-        """Starts it unless it runs. Raises `SetupError` with the end of its log when it does not come up, or
-        not stay up."""
+        """Start the background watcher unless it is running. Raises `SetupError` with the end of its log
+        if it does not start or does not keep running."""
         if self.running():
             return
         self._starts = [at for at in self._starts if time.monotonic() - at < _STARTS_S]
@@ -120,7 +120,7 @@ class Background:
 
 
 def stop(settings: Settings) -> int:
-    """Ends the background watchers of this home folder; the runs go on. Returns how many there were."""
+    """Stop the background watchers of this home folder and return how many there were. The runs continue."""
     ended = 0
     for file in sorted((settings.home / "watchers").glob("*.json")):
         if not process_alive(file):

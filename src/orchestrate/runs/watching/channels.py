@@ -59,7 +59,8 @@ class Channel(Protocol):
     """Whether a repeat is recognised and dropped by the receiver."""
 
     def send(self, run: Run) -> None:
-        """Tells of a run's end. Raises `NotDelivered`, and unless `repeatable` `PerhapsDelivered`."""
+        """Send the notification of a run's end. Raises `NotDelivered` and, unless `repeatable`,
+        `PerhapsDelivered`."""
         ...
 
 
@@ -67,7 +68,8 @@ class Messenger(Channel, Protocol):
     """A channel that also tells other things than ends."""
 
     def send_message(self, told: Mapping[str, Any]) -> None:
-        """Tells anything that has an `id`, a `type` and a `text` for people. Raises as `send` does."""
+        """Send anything that has an `id`, a `type` and a `text` for people. Raises the same errors as
+        `send`."""
         ...
 
 
@@ -245,8 +247,8 @@ def channels(notify: Notify, secret: Secret | None = None) -> list[Messenger]:
 
 
 def tell(store: Store, channels: Sequence[Channel]) -> list[str]:
-    """Tells each channel about the runs that have ended since it was first used. Returns what could not be
-    delivered, one line each: that is tried again at the next call, unless the line says otherwise."""
+    """Notify each channel about the runs that have ended since it was first used. Returns what could not
+    be delivered, one line each. It is tried again at the next call, unless the line says otherwise."""
     problems: list[str] = []
     for channel in channels:
         problems += _bury(store, channel)
@@ -275,7 +277,8 @@ def tell(store: Store, channels: Sequence[Channel]) -> list[str]:
 
 
 def announce(channels: Sequence[Messenger], told: Mapping[str, Any]) -> list[str]:
-    """Tells each channel once, now. Returns what was not, or perhaps not, delivered, one line each."""
+    """Send a message to each channel once, now. Returns what was not, or perhaps not, delivered, one line
+    each."""
     problems: list[str] = []
     for channel in channels:
         try:

@@ -120,7 +120,7 @@ class Watcher:
     _woken: threading.Event = field(default_factory=threading.Event)
 
     def turn(self) -> list[SyncReport]:
-        """Looks at every account that is due, once. Raises only `StoreError`."""
+        """Check every account that is due, once. Raises only `StoreError`."""
         self.problems = []
         reports: list[SyncReport] = []
         for channel in self.channels:  # before the sweep: the runs that it finds ended are told
@@ -180,8 +180,8 @@ class Watcher:
         until_idle: bool = False,
         on_turn: Callable[[list[SyncReport]], object] | None = None,
     ) -> None:
-        """Turns until `stop` is set, or with `until_idle` until no run is on its way. A store that does not
-        answer is waited for, as a Postgres that is being restarted."""
+        """Watch until `stop` is set, or with `until_idle` until no run is in progress. A store that does
+        not answer is waited for, such as a Postgres that is restarting."""
         while not stop.is_set():
             try:
                 reports = self.turn()

@@ -59,9 +59,9 @@ def listening(
     *,
     address: str = "127.0.0.1",
 ) -> Generator[list[str]]:
-    """Takes `POST /KIND` of each sender on a port (0: any free one) for the length of the block; gives the
-    URLs. `woken` is called with the id of each run that became due. A proxy in front of it brings TLS and the
-    public address."""
+    """Receive `POST /KIND` of each sender on a port (0: any free one) while the block runs, and yield the
+    URLs. `woken` is called with the id of each run that became due. A proxy in front of it provides TLS
+    and the public address."""
     paths = {f"/{sender.profile.kind}": sender for sender in senders}
 
     class Handler(BaseHTTPRequestHandler):

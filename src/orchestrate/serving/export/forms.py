@@ -116,9 +116,9 @@ class Draft:
 def export(
     tuned: Tuned, form: str, target: Path, options: Options | None = None, *, work: Work = ask_all
 ) -> Export:
-    """Writes `target`, a folder that is new or empty; `work` does what takes torch. Raises `UsageError` for a
-    form that this model cannot take, `SetupError` where a tool is missing, `OSError` where the disk is
-    full."""
+    """Write `target`, a folder that is new or empty. `work` does what requires torch. Raises `UsageError`
+    for a form that this model cannot be written in, `SetupError` if a tool is missing, `OSError` if the
+    disk is full."""
     options = options or Options()
     require(tuned, form, options)
     target = target.expanduser().resolve()

@@ -32,7 +32,7 @@ end."""
 
 
 def verify(sheet: Sheet, place: Place, *, run_id: str, weights: str | None = None) -> Proof:
-    """Asks `place` and judges. Raises what the place raises when it cannot be asked at all."""
+    """Ask `place` and judge its answers. Raises what the place raises if it cannot be asked at all."""
     with work(f"asking {place.at}"):
         return _judged(sheet, place, run_id, weights)
 

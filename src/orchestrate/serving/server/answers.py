@@ -33,7 +33,7 @@ class Answering:
         self._engine, self._load = engine, load
 
     async def chat(self, request: Request, asked: ChatRequest, wish: dict[str, Any]) -> Answer:
-        """Raises `HostError`."""
+        """Answer a chat request. Raises `HostError`."""
         if wish["form"] is not None:
             await run_in_threadpool(grammars.require, wish["form"])
         form = ChatForm(asked)
@@ -42,7 +42,7 @@ class Answering:
     async def completions(
         self, request: Request, asked: CompletionRequest, wishes: Sequence[dict[str, Any]]
     ) -> Answer:
-        """Raises `HostError`."""
+        """Answer a completion request. Raises `HostError`."""
         form = TextForm(asked)
         return await (self._stream(form, wishes) if asked.stream else self._whole(request, form, wishes))
 

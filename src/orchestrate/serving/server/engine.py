@@ -88,7 +88,8 @@ class Engine:
         return EngineLost(words, self.retry_s)
 
     def start(self) -> None:
-        """Returns when the model is loaded. Raises what loading raised, `RunFailed` when the process died."""
+        """Wait until the model is loaded. Raises the errors of loading, and `RunFailed` if the process
+        died."""
         require_packages("serving on this machine")
         begun = time.monotonic()
         threads = self._loading.get("threads")
@@ -119,7 +120,7 @@ class Engine:
                 )
 
     def close(self) -> None:
-        """Lets what is under way end for a moment."""
+        """Stop the engine after giving requests in progress a moment to finish."""
         self._ends.set()
         if self._worker is not None:
             self._worker.close()
@@ -163,7 +164,7 @@ class Engine:
                 self._write({"op": "cancel", "id": key})
 
     async def load(self, name: str, folder: str) -> float:
-        """Adds an adapter; the seconds that it took."""
+        """Add an adapter, and return the seconds it took."""
         message = await self.ask("load", name=name, folder=folder)
         self.models[name] = folder
         self._stamps[folder] = _stamp(folder)

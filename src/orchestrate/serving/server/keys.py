@@ -46,7 +46,7 @@ class Clients:
         return self._store.gateway_keys.by_hash(self._opens)
 
     def require(self, host: str, fix: str, *, behind_proxy: bool = False) -> None:
-        """Raise `UsageError` where others can reach the server and no key is asked for."""
+        """Raise `UsageError` if others can reach the server and no key is required."""
         if (behind_proxy or not is_loopback(host)) and not self._known:
             raise UsageError(
                 f"{host} is reachable from other machines, so a server there needs keys", fix=fix
@@ -106,7 +106,8 @@ def make(store: Store, name: str, *, by: str, opens: Opens = "serve") -> str:
 
 
 def revoke(store: Store, name: str, *, by: str, opens: Opens = "serve") -> None:
-    """Raises `UsageError` for a name without a key, or with one of another kind of server."""
+    """Revoke a key. Raises `UsageError` for a name without a key, or with a key for another kind of
+    server."""
     store.gateway_keys.revoke(name, store.clock.now(), by=by, opens=opens)
 
 

@@ -63,7 +63,7 @@ class Load:
 
     @contextmanager
     def taking(self) -> Generator[None]:
-        """Raises `Full`."""
+        """Count a request as accepted during the block. Raises `Full`."""
         if self.inside >= self.most_at_once + self.most_waiting:
             raise Full(self._retry_s())
         self.inside += 1

@@ -14,7 +14,7 @@ _STATUSES = {"model_not_found": 404, "no_numbers": 500, "no_memory": 500}
 
 @contextmanager
 def asking() -> Generator[None]:
-    """Turns what the engine says of a request into `HostError`."""
+    """Convert the engine's errors about a request to `HostError`."""
     try:
         yield
     except EngineRefused as error:

@@ -79,9 +79,9 @@ class Served:
 def serve(
     tuned: Sequence[Tuned], home: Path, store: Store, terms: Terms, *, base: str | None = None
 ) -> Generator[Served]:
-    """Serves adapters of one base under their names, and the base under its own; with no tuned model the base
-    alone. Raises `UsageError` for models that do not go together, and without keys for an address that others
-    can reach; `SetupError` for a port that is taken."""
+    """Serve adapters of one base under their names, and the base under its own. Without tuned models,
+    only the base is served. Raises `UsageError` for models that cannot be served together, and without
+    keys for an address that others can reach; `SetupError` for a port that is taken."""
     admin_key = secrets.token_urlsafe(32)
     clients = Clients(store, "serve", admin=admin_key)
     clients.require(terms.host, NEW_KEY)
@@ -163,8 +163,8 @@ def notes(home: Path) -> list[Note]:
 
 
 def add(home: Path, tuned: Tuned, url: str) -> float:
-    """Adds an adapter to a server of this home; the seconds that it took there. Raises `UsageError`,
-    `HostUnavailable`, and `SetupError` with what the server says."""
+    """Add an adapter to a server of this home, and return the seconds it took there. Raises `UsageError`,
+    `HostUnavailable`, and `SetupError` with the server's message."""
     note = next((n for n in notes(home) if n.url == url), None)
     if note is None:
         raise UsageError(f"no server of this home folder runs at {url}")
