@@ -165,6 +165,14 @@ TERMINALS = {
         "sandbox run --no-train --speed 1000 -- orchestrate submit -p together --yes --watch",
         "sandbox run --no-train --speed 1000 -- orchestrate stored -p together",
     ),
+    "advise": ("advise train.jsonl --goal format",),
+    "memory": ("local memory qwen3-8b --device cuda --available 24",),
+    "doctor": ("doctor",),
+    "keys": (
+        "gateway keys add ann --project search --backend together --budget 200 --per-minute 60",
+        "gateway keys add bob --map gpt-4o-mini=local:qwen3-4b --expires 2027-03-01",
+        "gateway keys list",
+    ),
     "queue": ("queue add -p local --set max_steps=2 --yes", "queue ls"),
 }
 """Picture -> the commands, in their order, of which it shows the last one's output."""

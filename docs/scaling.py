@@ -153,6 +153,8 @@ cost. For your own model and rows:
 orchestrate local memory qwen3-8b
 ```
 
+![The memory that tuning an 8B takes on a GPU of 24 GiB, by part](images/memory.svg)
+
 By `python docs/scaling.py`, from the memory plan, the speeds and the dated rates of which quotes are made.
 The GPU's speed in a training step is taken as 35 to 45% of its dense bf16 peak as its maker states it, 4
 operations for each weight and token where the base is frozen, 6 where all weights are trained. None of

@@ -45,15 +45,21 @@ def parsed(words: Sequence[str]) -> None:
         context = at.make_context(name, rest, parent=context)
 
 
+def visible() -> dict[tuple[str, ...], Any]:
+    """All commands and groups that `--help` shows, by their words."""
+    found: dict[tuple[str, ...], Any] = {}
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), _program())]
+    while waiting:
+        words, command = waiting.pop()
+        found[words] = command = _loaded(command)
+        waiting += [((*words, n), c) for n, c in getattr(command, "commands", {}).items() if not c.hidden]
+    return found
+
+
 def options() -> set[str]:
     """Those of all commands."""
-    found: set[str] = set()
-    waiting = [_program()]
-    while waiting:
-        command = _loaded(waiting.pop())
-        found |= {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
-        waiting += getattr(command, "commands", {}).values()
-    return found
+    shown = [one for command in visible().values() for one in command.params]
+    return {name for one in shown for name in (*one.opts, *one.secondary_opts)}
 
 
 def words_of(line: str) -> list[str]:

@@ -47,3 +47,9 @@ def test_every_provider_of_prices_is_listed() -> None:
 
     listed = {row for head, rows in tables(PAGE) if head.startswith("| provider |") for row in rows}
     assert listed == {rate.provider for rate in built_in()}
+
+
+def test_a_tokenizer_on_this_machine_is_not_named_by_its_path(cli: Cli) -> None:
+    done = cli("quote", "--provider", "local", cwd=BUNDLED / "orders")
+    said = " ".join((done.out + done.err).split())
+    assert "counted with the model's own tokenizer; 3 epochs" in said and "hf:" not in said

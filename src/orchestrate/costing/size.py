@@ -322,6 +322,8 @@ def tokenizer_for(resolved: ModelOnHost, spec: JobSpec | None = None) -> str:
 def _counted(count: TokenCount) -> str:
     family, stands_in, base = count.tokenizer.partition("~")
     by = f"{base} (the tokenizer of {family} is not available)" if stands_in else count.tokenizer
+    if by.startswith("hf:"):  # its folder, and what the spec changes of its template
+        by = "the model's own tokenizer"
     words = f"{count.tokens:,} tokens in {text.count(count.rows, 'row')}, counted with {by}"
     if count.tokens_from is TokensFrom.SAMPLED:
         words = f"about {words}, estimated from a sample ({COVERAGE}% interval)"
