@@ -2,7 +2,7 @@
 commands print.
 
 python docs/pictures.py              # needs Chromium on the PATH for the report's picture and the page's
-python docs/pictures.py spending     # that one alone; so does `ui`, and `terminal` for all of TERMINALS
+python docs/pictures.py spending     # that one alone; `terminal` is all of TERMINALS, or name some of them
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +179,8 @@ TERMINALS = {
 """Picture -> the commands, in their order, of which it shows the last one's output."""
 
 
-def terminal() -> Path:
-    """What commands print, in the folder of the demo's files."""
+def terminal(*names: str) -> Path:
+    """What commands print, in the folder of the demo's files: all of `TERMINALS`, or those named."""
     program = Path(sys.executable).with_name("orchestrate")
     path = IMAGES
     with tempfile.TemporaryDirectory() as folder:
@@ -189,7 +190,11 @@ def terminal() -> Path:
         env |= {"COLUMNS": "120", "FORCE_COLOR": "1", "HF_HUB_OFFLINE": "1", "ORCHESTRATE_BY": "ana@lab"}
         project = Path(folder, "orders")
         project.mkdir()
-        steps = [("", "demo --files-only ."), ("", "keys trust --project"), *_lines()]
+        steps = [
+            ("", "demo --files-only ."),
+            ("", "keys trust --project"),
+            *_lines(names or tuple(TERMINALS)),
+        ]
         for name, line in steps:
             words = [str(program), *line.split()]
             done = subprocess.run(words, cwd=project, env=env, capture_output=True, text=True)
@@ -203,9 +208,10 @@ def terminal() -> Path:
     return path
 
 
-def _lines() -> list[tuple[str, str]]:
+def _lines(names: Sequence[str]) -> list[tuple[str, str]]:
     """Each command, with the picture that it makes if it is the last of one."""
-    return [(name if line == lines[-1] else "", line) for name, lines in TERMINALS.items() for line in lines]
+    chosen = [(name, TERMINALS[name]) for name in names]
+    return [(name if line == lines[-1] else "", line) for name, lines in chosen for line in lines]
 
 
 def _shortened(printed: str, place: str) -> str:
@@ -236,5 +242,8 @@ def _turn(asked: str, answered: str) -> list[dict[str, str]]:
 if __name__ == "__main__":
     IMAGES.mkdir(parents=True, exist_ok=True)
     pictures = {"report": report, "spending": spending, "ui": ui, "writing": writing, "terminal": terminal}
-    for make in [pictures[name] for name in sys.argv[1:] or pictures]:
-        print(make().relative_to(ROOT))
+    asked = sys.argv[1:] or [*pictures]
+    for name in [one for one in asked if one in pictures]:
+        print(pictures[name]().relative_to(ROOT))
+    if drawn := [one for one in asked if one not in pictures]:
+        print(terminal(*drawn).relative_to(ROOT))
