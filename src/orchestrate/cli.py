@@ -73,7 +73,7 @@ class LazyGroup(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def get_params(self, ctx: Any) -> Any:
-        """With those of the shells' completion, which typer adds later."""
+        """Return the group's options, with those of shell completion, which typer adds later."""
         found = super().get_params(ctx)
         for parameter in found:
             reworded_one(parameter)
@@ -133,9 +133,9 @@ def common(
 
 @contextmanager
 def guarded_streams() -> Generator[None]:
-    """What is written past our consoles (warnings, traces, other libraries) cannot act on the terminal
-    either, and what a stream's encoding has not (a redirect on Windows, `LC_ALL=C`) does not end a command.
-    """
+    """Guard the standard streams: what is written past our consoles (warnings, traces, other libraries)
+    cannot act on the terminal, and a character that the stream's encoding lacks (a redirect on Windows,
+    `LC_ALL=C`) does not end a command."""
     streams = sys.stdout, sys.stderr
     codecs.register_error(_WRITABLE, escaped if "--json" in sys.argv else lookalike)
     for stream in streams:
@@ -188,7 +188,7 @@ def _collect_later() -> None:
 
 
 def main() -> None:
-    """Entry point of the command: runs it, and turns an error into a message and an exit code."""
+    """Run the command, and turn an error into a message and an exit code."""
     as_json = "--json" in sys.argv
     _collect_later()
     try:

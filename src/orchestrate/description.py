@@ -247,7 +247,7 @@ class Described(Table, frozen=True, kw_only=True):
 
 @cache
 def read(file: Readable, name: str) -> Described:
-    """The description in a file; `name` is how people know that file. Raises `ConfigError`."""
+    """Read the description in a file. `name` is the file's name as people know it. Raises `ConfigError`."""
     import yaml
 
     from orchestrate.core.expansion import document
@@ -270,12 +270,14 @@ Entry = tuple[str, tuple[Readable, str]]
 
 
 def entries() -> tuple[Entry, ...]:
-    """Of the hosts that a file describes; what is made of all of them is kept by this."""
+    """List the entries of the hosts that a file describes. Everything derived from them is cached by this
+    value."""
     return tuple(described().items())
 
 
 def readable(entries: Iterable[Entry]) -> dict[str, Described]:
-    """Kind -> description, of those that can be read: a wrong one says so when its host is used."""
+    """Map each kind to its description, for entries that can be read. A broken one is reported when its
+    host is used."""
     found: dict[str, Described] = {}
     for kind, (file, name) in entries:
         with suppress(ConfigError):

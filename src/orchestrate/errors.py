@@ -391,8 +391,8 @@ class ProviderError(OrchestrateError):
 
 
 def refuses(status: int | None) -> bool:
-    """Whether an HTTP status says that the host did not do it. A 5xx, a redirect or a time-out does not, and
-    408 and 499 are answers of a proxy that gave up waiting."""
+    """Return whether an HTTP status says that the host did nothing. A 5xx, a redirect or a timeout does
+    not say so, and 408 and 499 come from a proxy that stopped waiting."""
     return status is not None and 400 <= status < 500 and status not in (408, 499)
 
 

@@ -170,7 +170,7 @@ class Profile:
     """What a reader of the cost of a dedicated deployment should know."""
 
     def gated(self, today: date) -> str | None:
-        """Whom the host refuses today (UTC), where it refuses some accounts and not yet all."""
+        """Return which accounts the host refuses today (UTC), if it refuses some but not yet all."""
         shut = [gate for gate in self.gates if gate.since <= today]
         if not shut or self.closed(today):
             return None
@@ -182,8 +182,8 @@ class Profile:
         )
 
     def closed(self, today: date) -> str | None:
-        """Why no new jobs are taken from anyone today, a day in UTC as its own page names none; `None` while
-        they are from some account."""
+        """Return why the host accepts no new jobs from anyone today (in UTC, because its own page names
+        no time zone); `None` while it accepts them from some account."""
         if self.no_new_jobs_after is None or today < self.no_new_jobs_after:
             return None
         since = f"{self.no_new_jobs_after} ({self.closing_source})"
@@ -199,14 +199,14 @@ def file_refused(job: Job) -> bool:
 
 @cache
 def built_in_folders() -> tuple[str, ...]:
-    """Of the built-in backends; each has the name of its kind. Nothing of them is imported."""
+    """List the folders of the built-in backends, named by kind, without importing them."""
     entries = files(GROUP).iterdir()
     return tuple(sorted(entry.name for entry in entries if entry.joinpath("provider.py").is_file()))
 
 
 @cache
 def built_in() -> Mapping[str, Profile]:
-    """Kind -> profile, in the order of lists."""
+    """Map each built-in kind to its profile, in the order of lists."""
     found: list[Profile] = [import_module(f"{GROUP}.{name}").PROFILE for name in built_in_folders()]
     return {one.kind: one for one in sorted(found, key=lambda one: one.rank)}
 
@@ -219,20 +219,20 @@ def _entry_points() -> Any:
 
 @cache
 def plug_ins() -> Mapping[str, EntryPoint]:
-    """Kind -> entry point of the packages that add a backend; nothing of them is imported."""
+    """Map each kind to the entry point of a package that adds a backend, without importing it."""
     found = _entry_points().select(group=GROUP)
     return {point.name: point for point in sorted(found, key=lambda point: point.name)}
 
 
 @cache
 def place_plug_ins() -> Mapping[str, EntryPoint]:
-    """The same of the packages that add a place."""
+    """Map each kind to the entry point of a package that adds a place, without importing it."""
     return {point.name: point for point in sorted(_entry_points().select(group=PLACES))}
 
 
 @cache
 def places() -> Mapping[str, str | EntryPoint]:
-    """Kind -> module, or entry point, of the places away from here. Nothing of them is imported."""
+    """Map each kind of remote place to its module or entry point, without importing it."""
     entries = files(PLACES).joinpath("kinds").iterdir()
     modules = sorted(e.name.removesuffix(".py") for e in entries if e.name.endswith(".py"))
     ours = {name.replace("_", "-"): f"{PLACES}.kinds.{name}" for name in modules if not name.startswith("_")}
@@ -248,10 +248,10 @@ def away(
     url: str | None = None,
     key_variable: str | None = None,
 ) -> Profile:
-    """Of a place for the workers of our engine: the rows, models and settings are those of this machine.
-    `options`: those of its own, beside `AWAY`; `None` takes anything. With a `key_variable` it has a key as
-    hosts have, that goes to `url` or where the configuration says, and its class is given the `HostConfig`
-    as well."""
+    """Build the profile of a remote place where our engine's workers run: rows, models and settings are
+    those of this machine. `options` are its own options beside `AWAY`; `None` accepts any. With a
+    `key_variable` the place has a key as hosts do, sent to `url` or to the configured address, and its
+    class also gets the `HostConfig`."""
     return replace(
         this_machine(),
         kind=kind,
@@ -283,7 +283,7 @@ def _placed(kind: str) -> Profile:
 
 
 def this_machine() -> Profile:
-    """Of the backend that trains here, from weights."""
+    """Build the profile of the backend that trains on this machine, from weights."""
     return next(one for one in built_in().values() if one.near)
 
 
@@ -296,14 +296,15 @@ _described_in: dict[Path, None] = {}
 
 
 def describe_from(folder: Path) -> None:
-    """Has the hosts known that the YAML files of this folder describe; one of ours gives way to one of the
-    same name."""
+    """Register the hosts that the YAML files of this folder describe. A built-in host gives way to one
+    with the same name."""
     if folder.is_dir():
         _described_in[folder] = None
 
 
 def described() -> dict[str, tuple[Readable, str]]:
-    """Kind -> (file, how people know it) of the hosts that a YAML file describes; none is read."""
+    """Map each host that a YAML file describes to its file and the file's name as people know it. Reads
+    none of them."""
     found = dict(_ours())
     for folder in _described_in:
         for file in sorted(folder.glob("*.yaml")):
@@ -324,7 +325,7 @@ TEMPLATE = "template"
 
 
 def template() -> str:
-    """The commented description, to be copied."""
+    """Return the commented description, for copying."""
     return files(GROUP).joinpath("compatible", "profiles", f"{TEMPLATE}.yaml").read_text(encoding="utf-8")
 
 

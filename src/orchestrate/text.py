@@ -18,8 +18,8 @@ _ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202
 
 
 def inert(text: str) -> str:
-    """A text of others as it may go to a terminal: what would act there is replaced by a sign for it, one
-    for one, so that the length stays (`\\r\\n` becomes one line feed)."""
+    """Make foreign text safe for a terminal: each character that would act there is replaced by one visible
+    sign, so the length stays the same (`\\r\\n` becomes one line feed)."""
     return _ACTING.sub(_sign, text.replace("\r\n", "\n"))
 
 
@@ -31,7 +31,7 @@ def _sign(found: re.Match[str]) -> str:
 
 
 def inert_json(text: str) -> str:
-    """JSON text with the same characters in its escaped form, which means the same to whoever reads it."""
+    """Escape the same characters in JSON text, which keeps its meaning."""
     return _ACTING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
@@ -54,13 +54,13 @@ _LOOKALIKES = {
 
 
 def lookalike(error: UnicodeError) -> tuple[str, int]:
-    """A handler of `codecs`: what a terminal's encoding has not is written by its look, or else escaped as in
-    JSON, so that nothing is lost."""
+    """Handle `codecs` errors: write a character that the terminal's encoding lacks by its look, or else
+    escape it as in JSON, so that nothing is lost."""
     return _written(error, _LOOKALIKES)
 
 
 def escaped(error: UnicodeError) -> tuple[str, int]:
-    """A handler of `codecs` for JSON, which means the same afterwards."""
+    """Handle `codecs` errors for JSON: escape the character, which keeps the meaning."""
     return _written(error, {})
 
 
@@ -72,18 +72,18 @@ def _written(error: UnicodeError, looks: Mapping[str, str]) -> tuple[str, int]:
 
 
 def money(usd: Decimal | None) -> str:
-    """What something costs: `$1,234.50`, below a dollar with a tenth of a cent or two digits, `$0.0042`.
-    Rounded up, and a limit by `limit` down: what is above a limit is also shown above it."""
+    """Write an amount: `$1,234.50`; below a dollar with a tenth of a cent or two digits, `$0.0042`. It is
+    rounded up, and `limit` rounds down, so an amount above a limit is also shown above it."""
     return NOTHING if usd is None else _rounded(usd, ROUND_CEILING)
 
 
 def limit(usd: Decimal) -> str:
-    """What may be spent, or is left: as `money` says it, but rounded down."""
+    """Write an amount that may be spent or is left: like `money`, but rounded down."""
     return _rounded(usd, ROUND_FLOOR)
 
 
 def rate(usd: Decimal) -> str:
-    """A price for one unit, with every digit that it has: `$8.00`, `$0.0375`."""
+    """Write the price of one unit with all its digits: `$8.00`, `$0.0375`."""
     whole, _, part = f"{usd.copy_abs():,f}".partition(".")
     return f"{'-' if usd < 0 else ''}${whole}.{part.rstrip('0').ljust(2, '0')}"
 
@@ -97,13 +97,14 @@ def _rounded(usd: Decimal, rounding: str) -> str:
 
 
 def span(low: Decimal, high: Decimal) -> str:
-    """`$1.00 to $2.00`, or one sum when both are the same."""
+    """Write a range, `$1.00 to $2.00`, or one amount if both ends are equal."""
     first, last = money(low), money(high)
     return first if first == last else f"{first} to {last}"
 
 
 def quoted(quote: Quote) -> str:
-    """The price of a quote: `$3.00 expected, $2.90 to $3.10`, no more than its range, or why it has none."""
+    """Write the price of a quote: `$3.00 expected, $2.90 to $3.10`, no more than its range, or why it has
+    none."""
     price = quote.price
     if price is None:
         return f"no known price: {quote.why_none}"
@@ -116,7 +117,7 @@ def quoted(quote: Quote) -> str:
 
 
 def rates_apart(rates: Mapping[str, float | None]) -> str | None:
-    """What one learning-rate multiplier becomes on several backends, where they would train differently."""
+    """Say what one learning-rate multiplier becomes on several backends, if they would train differently."""
     known = {name: rate for name, rate in rates.items() if rate}
     low, high = (min(known.values()), max(known.values())) if known else (0.0, 0.0)
     if high <= low * 1.05:
@@ -129,7 +130,7 @@ def rates_apart(rates: Mapping[str, float | None]) -> str | None:
 
 
 def duration(seconds: float | None) -> str:
-    """`0.4s`, `42s`, `3m 05s`, `1h 02m`, `2.5 days`."""
+    """Write a duration: `0.4s`, `42s`, `3m 05s`, `1h 02m`, `2.5 days`."""
     if seconds is None:
         return NOTHING
     seconds = max(0.0, seconds)
@@ -145,7 +146,7 @@ def duration(seconds: float | None) -> str:
 
 
 def size(amount: int) -> str:
-    """Bytes: `512 bytes`, `20 MiB`, `3.4 GiB`."""
+    """Write a number of bytes: `512 bytes`, `20 MiB`, `3.4 GiB`."""
     if amount < 1 << 10:
         return count(amount, "byte")
     for unit, power in (("KiB", 10), ("MiB", 20)):
@@ -155,7 +156,7 @@ def size(amount: int) -> str:
 
 
 def count(value: float | None, one: str = "", many: str = "") -> str:
-    """`12,345`; with what is counted `1 epoch`, `3 epochs`; `many` is a plural that no s makes."""
+    """Write a number: `12,345`; with a noun `1 epoch`, `3 epochs`. `many` is an irregular plural."""
     if value is None:
         return NOTHING
     number = f"{value:,.0f}"
@@ -163,7 +164,7 @@ def count(value: float | None, one: str = "", many: str = "") -> str:
 
 
 def signed(share: float | None) -> str:
-    """A relative error: `+3.2%`."""
+    """Write a relative error: `+3.2%`."""
     if share is None:
         return NOTHING
     return "0.0%" if abs(share) < 0.0005 else f"{share:+.1%}"
@@ -178,7 +179,7 @@ def score(value: Score | None) -> str:
 
 
 def meant(word: str, known: Iterable[str]) -> str:
-    """A guess at what was mistyped: ` (did you mean openai?)`, or nothing."""
+    """Guess what was mistyped: ` (did you mean openai?)`, or nothing."""
     from difflib import get_close_matches
 
     close = get_close_matches(word.lower(), list(known), n=1)
@@ -186,11 +187,11 @@ def meant(word: str, known: Iterable[str]) -> str:
 
 
 def among(word: str, known: Iterable[str]) -> str:
-    """After a word that is unknown: the guess, and what is known."""
+    """Name the likely word after an unknown one, and the known words."""
     names = list(known)
     return f"{meant(word, names)}; known: {', '.join(names)}"
 
 
 def joined(names: list[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """Join names: `a`, `a and b`, `a, b and c`."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -169,7 +169,7 @@ class Workspace:
         return registry.chosen(self.settings, wanted)
 
     def provider(self, name: str) -> Provider:
-        """The backend, ready to use; nothing is sent yet."""
+        """Return the backend, ready to use. Nothing is sent yet."""
         return self._opened.provider(name)
 
     def ready(self, name: str) -> Provider:

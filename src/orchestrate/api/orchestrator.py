@@ -434,7 +434,7 @@ class Orchestrator(Workspace):
 
     def calibrate(self, model: str, rated: str | Path, **terms: Any) -> Calibration:
         """Calibrate a judge against people's ratings, in a file or in a review by its id, and remember
-        how far they agree. `unfit` says why the judge may not decide. `terms` are those of `judge`."""
+        how far they agree. `unfit` says why the judge must not decide. `terms` are those of `judge`."""
         from orchestrate.runs.evaluation import judging
 
         return judging.calibrated(self, judging.JudgeTerms(model=model, rated=str(rated), **terms))

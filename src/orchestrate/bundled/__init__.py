@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def bundled(name: str) -> Path:
-    """The folder of one of them, wherever the package is installed."""
+    """Return the folder of one of them, wherever the package is installed."""
     return Path(__file__).parent / name

@@ -147,7 +147,7 @@ def paired_interval(gained: int, lost: int, n: int, z: float = Z) -> Score:
     value = (gained - lost) / n
 
     def end(least: float, most: float, at: float) -> float:
-        """Where the statistic, which falls from `least` to `most`, is `at`."""
+        """Find where the statistic, which falls from `least` to `most`, equals `at`."""
         for _ in range(_HALVINGS):
             middle = (least + most) / 2
             least, most = (middle, most) if _tango(middle, gained, lost, n) > at else (least, middle)

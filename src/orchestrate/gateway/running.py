@@ -161,7 +161,7 @@ class _Door:
                 await run_in_threadpool(self._audit.write, scope, key, status, code)
 
         async def noting(message: Message) -> None:
-            """Before a client knows of what it did, it is in the log, whatever is killed then."""
+            """Log what a client did before the client hears of it: a kill in between loses nothing."""
             if message["type"] == "http.response.start":
                 await note(message["status"])
             await send(message)

@@ -108,8 +108,8 @@ def _evaluating(ft: Orchestrator, purse: Purse) -> Tool:
         test: str | None = None,
         metric: str = "auto",
     ) -> dict[str, Any]:
-        """Tuned models and their bases on held-out rows, with intervals. The answers cost money: the person
-        is asked, with the price."""
+        """Evaluate tuned models and their bases on held-out rows, with intervals. The answers cost money: the
+        person is asked, with the price."""
         require(agreed)
         order = EvaluationOrder(test=test, metrics=[metric])
         with PreparedEvaluation(ft, runs, order) as prepared:
@@ -137,7 +137,7 @@ def _answers_usd(purse: Purse, planned: EvaluationPlan) -> Decimal | None:
 
 def _deploying(ft: Orchestrator, purse: Purse) -> Tool:
     def offered(run: str, max_hours: float) -> tuple[DeploymentOffer, Decimal]:
-        """What is agreed to, and the most that it costs."""
+        """Return the offer to agree to, and the most that it costs."""
         if not 0 < max_hours <= 24 * 31:
             raise UsageError(f"max_hours must be above 0 and at most one month, got {max_hours:g}")
         offer = ft.run(run).deployment_offer(max_hours=max_hours)

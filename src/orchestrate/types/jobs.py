@@ -281,7 +281,7 @@ class RunRequest:
     made_by: str | None = None
 
     def kept(self) -> dict[str, Any]:
-        """These fields alone, by name."""
+        """Return these fields alone, by name."""
         return {name: getattr(self, name) for name in RunRequest.__dataclass_fields__}
 
 

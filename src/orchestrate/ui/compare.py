@@ -77,7 +77,7 @@ def routes(site: Site) -> list[Route]:
         return web.json_answer(charts(named, axis if axis in AXES else AXES[0], most, only))
 
     def colors(request: Request) -> Response:
-        """The value of one setting of each run, by the labels of the curves."""
+        """Map the label of each curve to the value of one setting of its run."""
         name, runs = request.query_params.get("by", ""), asked(request)
         values = [settings.get(name, "") for settings in _settings(runs)]
         labels = _labels(runs)

@@ -117,7 +117,7 @@ _BY = ("month", "backend", "tag")
 
 def routes(site: Site) -> list[Route]:
     def page(request: Request) -> Response:
-        """What the store knows. What the hosts say takes a while, so the page loads it afterwards; read-only
+        """Show what the store knows. What the hosts say takes a while, so the page loads it later; read-only
         pages ask no host, since whoever has their address would use the owner's keys."""
         sandbox = bool(request.query_params.get("sandbox")) or site.ft.settings.hosts.sandboxed
         asked = "sandbox=True, " if sandbox else ""

@@ -59,7 +59,7 @@ def routes(site: Site) -> list[Route]:
         )
 
     def rest(request: Request) -> Response:
-        """What follows the rows that the page came with."""
+        """Return the rows after those that the page came with."""
         wanted = Wanted.of(request)
         before = listing.page(wanted.of_site(site), limit=1, ids=[wanted.after])
         more = max(0, wanted.limit - _AT_ONCE)

@@ -65,7 +65,7 @@ def exports(incomplete: str) -> list[str]:
 
 
 def settings(incomplete: str) -> list[str]:
-    """NAME=VALUE of a spec: the names, and the values of those that have few."""
+    """Complete NAME=VALUE of a spec: names, and the values of those with few."""
     from orchestrate.setup import offering
 
     return _beginning(incomplete, offering.settings())

@@ -135,7 +135,7 @@ class Files:
         file_id, seen = str(file["id"]), [file]
 
         def look() -> tuple[dict[str, Any] | None, object]:
-            """The answer to the upload first: it may say that the file is ready."""
+            """Return the answer to the upload first: it may say that the file is ready."""
             retrieve = self._client().files.retrieve
             found = seen.pop() if seen else plain(self._wire.read(lambda: retrieve(file_id)))
             word = found.get("status")
