@@ -1,4 +1,4 @@
-"""A local job: what `job.json` holds, each setting resolved. No torch here."""
+"""A local job: the contents of `job.json`, with each setting resolved. No torch here."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class Supervised(Record, frozen=True, kw_only=True, tag_field="type", tag="sft",
 
 
 class Preferences(Record, frozen=True, kw_only=True, tag_field="type", tag="dpo", omit_defaults=True):
-    """DPO and ORPO over pairs, KTO over unpaired answers. What is not set has the default of its loss."""
+    """DPO and ORPO over pairs, KTO over unpaired answers. Settings that are not set have the default of
+    their loss."""
 
     loss: Literal["dpo", "ipo", "orpo", "kto"] | None = None
     beta: float | None = None
@@ -73,7 +74,7 @@ AdapterKind = Literal["lora", "qlora", "full"]
 
 
 class Adapter(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """What is trained: low-rank matrices, over a base in 4 bits for `qlora`, or with `full` all weights."""
+    """What is trained: low-rank matrices, over a base in 4 bits for `qlora`, or all weights with `full`."""
 
     type: AdapterKind
     r: int | None = None
@@ -118,7 +119,7 @@ class Adapter(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Hyper(Record, frozen=True, kw_only=True):
-    """Every setting of a training run, resolved; nothing is left to a default of another library."""
+    """Every setting of a training run, resolved. Nothing is left to a default of another library."""
 
     epochs: int | None = 3
     """`None` is as many as `max_steps` take."""
@@ -203,7 +204,7 @@ class Hyper(Record, frozen=True, kw_only=True):
 
 
 class LocalJob(Record, frozen=True, kw_only=True):
-    """What the worker is to do."""
+    """The job that the worker runs."""
 
     ref: str
     model: str

@@ -1,4 +1,4 @@
-"""What this machine has, asked without torch."""
+"""The hardware of this machine, queried without torch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def mark(folder: Path) -> str:
 
 
 class Load(Record, frozen=True, kw_only=True):
-    """Of the GPU in use, for the metrics."""
+    """The load of the GPU in use, for the metrics."""
 
     gpu_temperature_c: float
     gpu_use_percent: float

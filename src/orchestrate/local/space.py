@@ -1,4 +1,4 @@
-"""Room on the disk: looked at before the first step, and told from other errors afterwards. Torch-free."""
+"""Disk space: checked before the first step, and distinguished from other errors afterwards. Torch-free."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SPARE = 16 << 20
 
 
 class DiskFull(RunFailed):
-    """The run can go on when there is room again."""
+    """The disk is full. The run can resume when there is space again."""
 
 
 def require(free: int, *, result: int, checkpoint: int, kept: int) -> str | None:

@@ -1,4 +1,5 @@
-"""What all places away from here share: the run directory lies in a depot, and here is a copy of it."""
+"""What all remote places share: the run directory is in a storage folder, and this machine has a copy of
+it."""
 
 from __future__ import annotations
 
@@ -109,7 +110,7 @@ REFUSALS: Mapping[int, type[ProviderError]] = {
 
 
 class Starts(Record, frozen=True, kw_only=True):
-    """`.starts.json` of the copy here."""
+    """`.starts.json` of the copy on this machine."""
 
     count: int = 0
     attempts: int = 0

@@ -1,8 +1,7 @@
-"""The contract that every place keeps, built-in or from another package.
+"""The interface of every place, built-in or from another package.
 
-A place holds a client and never a run's state: that is in the run directory. Errors are those of providers
-(`orchestrate.errors.ProviderError`, or a setup error); `start` alone may raise `OutcomeUnknown`.
-"""
+A place holds a client and never a run's state: that is in the run directory. Errors are those of
+providers (`orchestrate.errors.ProviderError`, or a setup error). Only `start` may raise `OutcomeUnknown`."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ PRICE = "price.json"
 
 
 class Limits(Record, frozen=True, kw_only=True):
-    """When a worker away from here ends itself, whatever else happens. `None`: no limit."""
+    """When a remote worker ends itself, whatever else happens. `None`: no limit."""
 
     max_hours: float | None = None
     """Of all attempts of the run together."""
@@ -54,7 +53,7 @@ class Limits(Record, frozen=True, kw_only=True):
 
 
 class Resources(Record, frozen=True, kw_only=True):
-    """What a worker needs of a machine, and how long it may have it."""
+    """What a worker needs of a machine, and for how long it may have it."""
 
     gpu: str | None = None
     """By the name of its type, as `H100`; `None` is a machine without one."""
@@ -73,7 +72,7 @@ class Resources(Record, frozen=True, kw_only=True):
 
 
 class Hourly(Record, frozen=True, kw_only=True):
-    """What an hour of a machine costs."""
+    """The hourly price of a machine."""
 
     usd_per_hour: Decimal
     machine: str
@@ -83,7 +82,7 @@ class Hourly(Record, frozen=True, kw_only=True):
 
 
 class Machine(Record, frozen=True, kw_only=True):
-    """One that a place offers, as known without asking it."""
+    """A machine that a place offers, as known without contacting it."""
 
     name: str
     """The place's own word."""
@@ -118,7 +117,7 @@ class Placed(Record, frozen=True, kw_only=True):
 
 
 class Usage(Record, frozen=True, kw_only=True):
-    """What a run took, all of its attempts together."""
+    """What all attempts of a run used together."""
 
     seconds: float
     usd: Decimal | None

@@ -1,4 +1,4 @@
-"""Which worker has a run, of those that may have been started for it."""
+"""Decides which worker has a run, out of those that may have been started for it."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Switch:
 
 
 class Attempt(Record, frozen=True, kw_only=True):
-    """`attempts/00000001.json`, by the worker that has it."""
+    """`attempts/00000001.json`, written by the worker that has the attempt."""
 
     token: str
     used_s: float = 0.0
@@ -79,8 +79,8 @@ class Attempt(Record, frozen=True, kw_only=True):
 
 
 class Claim:
-    """The newest attempt has the run: a worker that finds another above its own ends itself. So a second one
-    that was started by mistake costs minutes, and never a run that is trained twice."""
+    """The newest attempt has the run: a worker that finds a newer one ends itself. So a second worker
+    that was started by mistake costs minutes, but a run is never trained twice."""
 
     def __init__(self, stored: StoredRun, under: str | None = None) -> None:
         """`under`: the token of the attempt that starts this one. Raises `Superseded` where another has the
@@ -124,7 +124,8 @@ class Superseded(Exception):
 
 
 class Signs:
-    """Of one who works under an attempt: that this one lives, and the run is still its own."""
+    """The signs of a process that works under an attempt: that it is alive, and that the run is still its
+    own."""
 
     def __init__(self, stored: StoredRun, under: str, number: int, clock: Callable[[], float]) -> None:
         """`number`: of the newest attempt, under it. Raises `Superseded` where this one is gone."""

@@ -39,8 +39,8 @@ NO_KEY = "export AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=...   or  aws confi
 
 
 class Depot:
-    """A folder of some file system; `url` as fsspec takes it. Raises `MissingExtra` for one whose package is
-    not installed, `HostUnavailable` when the store does not do what it is asked."""
+    """A folder of some file system. `url` as fsspec takes it. Raises `MissingExtra` for a file system
+    whose package is not installed, `HostUnavailable` when the storage fails."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -172,7 +172,7 @@ class Depot:
 
 
 class StoredRun:
-    """One run's part of a depot."""
+    """One run's part of the storage."""
 
     def __init__(self, depot: Depot, ref: str) -> None:
         self.depot, self.ref = depot, ref
@@ -285,7 +285,7 @@ SEEN = ".seen.json"
 
 
 class Pulse(Record, frozen=True, kw_only=True):
-    """Of the worker that reports. `ended`: it has said all that it had to say."""
+    """The heartbeat of the worker that reports. `ended`: this was its last report."""
 
     attempt: int
     number: int
@@ -296,7 +296,7 @@ class Pulse(Record, frozen=True, kw_only=True):
 
 
 class Cursor(Record, frozen=True, kw_only=True):
-    """How much of a growing file is in the depot."""
+    """How much of a growing file is in the storage."""
 
     part: tuple[int, int] = (0, 0)
     bytes: int = 0
@@ -305,7 +305,7 @@ class Cursor(Record, frozen=True, kw_only=True):
 
 
 class Reporter:
-    """At the worker: sends what is new with each `report`."""
+    """Sends what is new with each `report`. Runs on the worker."""
 
     def __init__(self, run: RunDir, stored: StoredRun) -> None:
         self.run, self.stored = run, stored

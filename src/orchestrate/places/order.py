@@ -1,4 +1,4 @@
-"""What a worker away from here is given: the job, its data and its model by content, our own code and the
+"""What a remote worker receives: the job, its data and its model by content, our own code and the
 versions of its packages, and when it must end."""
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ PACKAGE = "orchestrate-ft"
 
 
 class Order(Record, frozen=True, kw_only=True):
-    """`order.json`. Paths of the job are names of its files and folders; the worker puts its own there."""
+    """`order.json`. Paths of the job are names of its files and folders, which the worker replaces with
+    its own paths."""
 
     job: LocalJob
     files: dict[str, ArtifactFile]

@@ -1,10 +1,9 @@
-"""The worker away from here: `python -m orchestrate.places.remote`, with what `order.environment` names.
+"""The remote worker: `python -m orchestrate.places.remote`, with the variables of `order.environment`.
 
-It fetches the order, goes on from what an earlier attempt left, has the engine's own worker train in a run
-directory of this machine, and reports to the depot. It ends with 0 when the depot says how the run stands,
-with 75 when it could not report for too long, and with 1 for any other end: then the run goes on from its
-newest checkpoint, with another attempt.
-"""
+It fetches the order, continues from what an earlier attempt left, has the engine's own worker train in a
+run directory on its machine, and reports to the storage. It exits with 0 when the storage has the run's
+outcome, with 75 when it could not report for too long, and with 1 for any other end: then the run resumes
+from its newest checkpoint, with another attempt."""
 
 from __future__ import annotations
 
@@ -44,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
-    """What trains in a run directory."""
+    """The process that trains in a run directory."""
 
     def running(self) -> bool: ...
 
@@ -55,7 +54,7 @@ class Engine(Protocol):
 
 
 class Child:
-    """A process, on a line."""
+    """A child process."""
 
     def __init__(self, command: Sequence[str], log: Path, threads: int | None) -> None:
         with log.open("ab") as out:
@@ -79,8 +78,8 @@ class Child:
 
 
 class Errand:
-    """One attempt at one run. `engine`: the command that trains in the run directory that it is given; `end`:
-    what ends this process from any of its threads."""
+    """One attempt at one run. `engine`: the command that trains in the run directory that it is given;
+    `end`: ends this process from any of its threads."""
 
     def __init__(
         self,

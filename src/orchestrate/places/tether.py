@@ -1,5 +1,5 @@
-"""A worker on a line: `python -m orchestrate.places.tether RUN_DIR`. It ends at once when whoever started it
-is gone, however that came: a worker that nobody watches reports to nobody and bills on."""
+"""A worker tied to its parent: `python -m orchestrate.places.tether RUN_DIR`. It ends at once when its
+parent has ended, for whatever reason: a worker that nobody watches reports to nobody but still bills."""
 
 from __future__ import annotations
 

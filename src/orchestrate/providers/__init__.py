@@ -1,1 +1,2 @@
-"""Backends that can train. `base` is the contract, `registry` finds them; one module each."""
+"""Backends that can train. `base` defines their interface, `registry` finds them, and each has its own
+module."""

@@ -1,8 +1,8 @@
-"""Taking adapters that were trained elsewhere: what a backend has for it.
+"""Adapters that were trained elsewhere: the interface of backends that accept them.
 
-An uploaded adapter is asked for as a job's tuned model is, by a `JobHandle` of the kind `ADAPTER_JOB` whose
-id is the adapter's: `deploy`, `undeploy`, `deployed`, `endpoint` and `generate` take it as they take a
-job's."""
+An uploaded adapter is addressed like a job's tuned model, by a `JobHandle` of the kind `ADAPTER_JOB`
+whose id is the adapter's: `deploy`, `undeploy`, `deployed`, `endpoint` and `generate` take it as they
+take a job's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 class Adapters(ABC):
-    """Of one backend."""
+    """Adapters on one backend."""
 
     @abstractmethod
     def price(self, adapter: Adapter, options: Mapping[str, Any] | None) -> Decimal | None:

@@ -374,7 +374,7 @@ class Limited(Provider):
 
 
 class Recalls(Provider):
-    """Tells of jobs whose spec and data are gone here."""
+    """Reports jobs whose spec and data are missing here."""
 
     @abstractmethod
     def recall(self, job: Job) -> Recalled | None:

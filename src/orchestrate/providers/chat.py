@@ -1,4 +1,4 @@
-"""Asking a model through the chat completions API."""
+"""A client for models behind the chat completions API."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ FREE = "temperature"
 
 @dataclass
 class Wishes:
-    """Shared by all threads that ask one model: what is refused once is not sent again."""
+    """Options that a model rejects. Shared by all threads that use the model: what is rejected once is
+    not sent again."""
 
     _instead: dict[str, str | None] = field(default_factory=dict[str, "str | None"])
     """A field, and the one to send in its place, where there is one."""
@@ -85,9 +86,8 @@ _SAID = ("content", "reasoning", "reasoning_content")
 
 
 class Timed:
-    """In the place of an SDK client's `chat.completions.create`: asks for a stream, gives the answer in the
-    form that it has without one, and keeps when the first piece of it came. `tell` gets its text as it comes.
-    """
+    """Replaces an SDK client's `chat.completions.create`: requests a stream, returns the answer in the
+    form that it has without one, and records when its first piece came. `tell` gets its text as it comes."""
 
     def __init__(self, create: Callable[..., Any], tell: Callable[[str], object] | None = None) -> None:
         self._create = create
@@ -123,8 +123,8 @@ class Timed:
 
 
 class _Aloud:
-    """Tells the text of one answer, but none that begins with markup: that is thinking, or a call of a tool,
-    which is read when it is whole."""
+    """Passes on the text of one answer, unless it begins with markup: that is thinking, or a tool call,
+    which is parsed when it is complete."""
 
     def __init__(self, tell: Callable[[str], object]) -> None:
         self.tell = tell
@@ -187,7 +187,8 @@ def _add(calls: dict[int, dict[str, Any]], piece: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Chat:
-    """One model; `create` is an SDK client's `chat.completions.create`, `options` go with each request."""
+    """One model. `create` is an SDK client's `chat.completions.create`, and `options` go with each
+    request."""
 
     wire: Wire
     create: Callable[..., Any]
@@ -350,7 +351,7 @@ def at_chat(config: HostConfig) -> HostConfig:
 
 @dataclass(frozen=True)
 class ModelAt:
-    """A model and where it is asked."""
+    """A model and the host that serves it."""
 
     model: str
     host: HostConfig

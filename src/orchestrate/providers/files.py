@@ -1,4 +1,5 @@
-"""What a host sends: transferred so that it goes on where it stopped, unpacked so that it is safe to load."""
+"""Files that a host sends: downloads that resume, and archives that are unpacked so that they are safe to
+load."""
 
 from __future__ import annotations
 
@@ -65,7 +66,7 @@ _MAGIC = {b"\x28\xb5\x2f\xfd": "zst", b"\x1f\x8b": "gz"}
 
 @dataclass(frozen=True)
 class Limits:
-    """Above any real model; a bomb runs into one of them before it fills the disk."""
+    """Limits above any real model. An archive bomb runs into one of them before it fills the disk."""
 
     total_bytes: int = 2 << 40
     files: int = 5_000
@@ -212,7 +213,7 @@ def _extract(archive: Path, folder: Path, limits: Limits) -> None:
 
 
 class _Bounded:
-    """Reads up to `limit`: tarfile takes a long name or a pax header into memory whole, at any length."""
+    """Reads up to `limit`: tarfile reads a long name or a pax header into memory entirely, at any length."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream

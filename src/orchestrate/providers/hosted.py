@@ -1,8 +1,7 @@
-"""What every hosted backend does in the same way: its account, its files, a cancel that meets the end of its
-job, one remote dataset, a downloaded artifact, deployments and chats.
+"""What every hosted backend does in the same way: its account, its files, a cancel that coincides with
+the end of its job, one remote dataset, a downloaded artifact, deployments and chats.
 
-A host adds how its own API says it. What is sent goes through `calls.hosted.Wire`.
-"""
+A host adds the calls of its own API. Requests go through `calls.hosted.Wire`."""
 
 from __future__ import annotations
 
@@ -194,7 +193,8 @@ class HostedChats(HostedProvider, Chats):
 
 
 class Serving(Protocol[_Made]):
-    """Deployments of tuned models, each named by the id of its job. `_Made` is what one is made of."""
+    """Deployments of tuned models, each named by the id of its job. `_Made` is what a deployment is
+    created from."""
 
     def price(self, id: str, made: _Made, options: Mapping[str, Any] | None) -> Decimal | None: ...
     def deploy(self, id: str, made: _Made, options: Mapping[str, Any] | None) -> Endpoint: ...

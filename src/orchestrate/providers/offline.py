@@ -1,4 +1,4 @@
-"""What a hosted backend can say without asking its host: `check` and `quote`."""
+"""What a hosted backend can do without contacting its host: `check` and `quote`."""
 
 from __future__ import annotations
 

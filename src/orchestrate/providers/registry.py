@@ -1,4 +1,4 @@
-"""Which backends there are: the built-in ones, configured hosts, and those that other packages register."""
+"""Lists and loads backends: built-in ones, configured hosts, and those that other packages register."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Translation, row by row: `Rows` collects what each setting of a spec becomes and builds the request body.
+"""Translation, row by row: `Rows` collects what each setting of a spec becomes and builds the request
+body.
 
-A backend calls one of `keep`, `map`, `default`, `refuse` for each setting that it knows; `build` then
-refuses what the user asked for and no row answers, so that nothing can be dropped silently.
+A backend calls one of `keep`, `map`, `default`, `refuse` for each setting that it knows. `build` then
+rejects what the user requested and no row covers, so that nothing can be dropped silently.
 
 Names of settings are the spec's fields, dotted: `epochs`, `method.beta`, `adapter.r`, `wandb.project`.
-`method.type` and `adapter.type` are always to be answered.
-"""
+`method.type` and `adapter.type` must always be covered."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def body(translation: Translation) -> dict[str, Any]:
 
 
 class Rows:
-    """Rows and body of one translation. `asked` holds what the user gave, flat and dotted."""
+    """Rows and body of one translation. `asked` holds what the user set, flat and dotted."""
 
     def __init__(
         self, provider: str, spec: JobSpec, *, aliases: Iterable[str] = (), fields: Fields | None = None
@@ -317,7 +317,7 @@ def _at(body: Mapping[str, Any], path: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Fields:
-    """Names in the request, dotted and separated by blanks; below one of them anything may stand."""
+    """Names in the request, dotted and separated by blanks. Any name may follow below one of them."""
 
     sdk: str
     """Of the types of the host's SDK."""

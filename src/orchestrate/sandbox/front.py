@@ -1,4 +1,4 @@
-"""What every request passes, and the pages that are the sandbox's own."""
+"""What every request passes through, and the sandbox's own pages."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defau
 
 
 class FaultBook:
-    """The faults waiting on one host, in the order in which they were asked for."""
+    """The faults that wait on one host, in the order in which they were requested."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -242,7 +242,7 @@ _PROXY_PAGE = "<html><head><title>502 Bad Gateway</title></head><body><h1>502 Ba
 
 
 class RequestLog:
-    """Counters and the last requests of one host; headers are not kept, so no key is."""
+    """Counters and the last requests of one host. Headers are not stored, so no key is."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""What the three hosts share: answers, the job table, and the front that every request passes."""
+"""What the three hosts share: answers, the job table, and the front that every request passes through."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""One fine-tuning job as the sandbox holds it, and where it stands at a given time.
+"""One fine-tuning job in the sandbox, and its state at a given time.
 
-A job is a list of times. A job that the local engine trains gets them one by one, as they come; one that is
-not trained has them all from the start. In both cases its phase is a pure function of the job and the clock,
-so ten thousand jobs cost nothing until somebody looks at them.
-"""
+A job is a list of times. A job that the local engine trains gets them one by one, as they come. A job
+that is not trained has all of them from the start. In both cases its phase is a pure function of the job
+and the clock, so ten thousand jobs cost nothing until they are read."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ def brought_at(runs: Path, host: str, id: str) -> Path:
 
 
 class Phase(StrEnum):
-    """Where a job stands, before a host's own word for it."""
+    """The phase of a job, independent of each host's names."""
 
     VALIDATING = "validating"
     QUEUED = "queued"
@@ -61,7 +60,7 @@ class Durations(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Trouble(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Why a job failed, in the host's words."""
+    """Why a job failed, in the host's form."""
 
     message: str
     code: str | None = None

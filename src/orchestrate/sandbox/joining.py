@@ -1,4 +1,4 @@
-"""The sandbox of a home: joined where it runs, and started where it does not."""
+"""The sandbox of a home: joined if it runs, started if it does not."""
 
 from __future__ import annotations
 

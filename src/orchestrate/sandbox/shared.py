@@ -1,4 +1,4 @@
-"""What several stand-ins share."""
+"""What several simulated hosts share."""
 
 from __future__ import annotations
 
@@ -109,7 +109,8 @@ class ChatMessage(Body):
 
 
 class ChatRequest(Body):
-    """What is used of a request; the many other parameters of the hosts are taken and ignored."""
+    """The fields of a request that are used. The many other parameters of the hosts are accepted and
+    ignored."""
 
     model_config = ConfigDict(extra="ignore")
 

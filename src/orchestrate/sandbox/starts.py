@@ -1,4 +1,4 @@
-"""How the sandbox of a home was started the last time; without the servers' packages."""
+"""How the sandbox of a home was last started. Needs none of the servers' packages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ URLS_KEPT = 60
 
 
 class Ways(msgspec.Struct, frozen=True, kw_only=True):
-    """How a sandbox was started; as `orchestrate.sandbox.running` has them."""
+    """How a sandbox was started, with the options of `orchestrate.sandbox.running`."""
 
     speed: float = 1.0
     train: bool = True
@@ -27,8 +27,8 @@ class Ways(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
-    """The last start of a home's sandbox: the next takes the same ports where they are free, so that its jobs
-    stay where their clients know them."""
+    """The last start of a home's sandbox. The next one takes the same ports where they are free, so that
+    its jobs stay where their clients expect them."""
 
     env: dict[str, str] = {}
     ports: dict[str, int] = {}

@@ -1,8 +1,7 @@
-"""What a sandbox remembers: one SQLite file of JSON objects, and a folder of uploaded bytes.
+"""The state of a sandbox: one SQLite file of JSON objects, and a folder of uploaded bytes.
 
 Everything that a host answers is derived from here and from the clock, so a sandbox that was killed and
-started again on the same home goes on where it was.
-"""
+started again on the same home continues where it was."""
 
 from __future__ import annotations
 
@@ -45,7 +44,8 @@ def token(length: int = 24) -> str:
 
 
 class State:
-    """Objects by host, kind and id, in the order in which they were made. Safe to use from many threads."""
+    """Objects by host, kind and id, in the order in which they were created. Safe to use from many
+    threads."""
 
     def __init__(self, home: Path) -> None:
         self.home = home

@@ -1,4 +1,4 @@
-"""What happens behind a job."""
+"""The training behind a job."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class _Asked:
 
 
 class Generators:
-    """All from one process, which holds the stand-in and the adapter that was asked for last. Requests that
-    come while others are being answered are answered together, each as if it were alone."""
+    """Answers from one process, which holds the sandbox's model and the adapter that was requested last.
+    Requests that come while others are being answered are answered together, each as if it were alone."""
 
     def __init__(self, model: str, threads: int, start: Callable[..., Generator] = Generator) -> None:
         """`start`: of what answers for an adapter."""

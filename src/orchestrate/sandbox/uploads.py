@@ -1,8 +1,7 @@
 """What a host does with an uploaded training file: reads its rows as it would, or says why it will not.
 
-The rules are the hosts' own and are written here once more on purpose: a sandbox that refused by the same
-code with which the client checks could not show that the client checks rightly.
-"""
+The rules are the hosts' own and are deliberately written here a second time: a sandbox that rejected rows
+with the same code that the client checks with could not show that the client checks correctly."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ _MESSAGE_FIELDS = {"role", "content", "name", "tool_calls", "tool_call_id", "wei
 
 @dataclass(frozen=True, kw_only=True)
 class Taken:
-    """What a host takes beside the rows that all take."""
+    """What a host accepts beside the rows that all hosts accept."""
 
     roles: frozenset[str] = frozenset({"system", "user", "assistant", "tool"})
     message_fields: frozenset[str]
@@ -42,7 +41,7 @@ class Taken:
 
 
 class RowError(Exception):
-    """The first row that the host does not take; `line` is 1-based."""
+    """The first row that the host rejects. `line` is 1-based."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(f"Line {line}: {reason}")

@@ -1,1 +1,1 @@
-"""Answers of a base model and of adapters on it, from a process of its own."""
+"""Answers of a base model and of adapters on it, from a separate process."""

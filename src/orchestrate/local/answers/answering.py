@@ -1,4 +1,5 @@
-"""The model of chats and evaluations: a base and at most one adapter, asked many questions at once."""
+"""The model behind chats and evaluations: a base and at most one adapter, answering many questions at
+once."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -145,7 +146,7 @@ def _short(dtype: object) -> str:
 
 
 class Answerer:
-    """Holds the model; `answer` takes one request."""
+    """Holds the model. `answer` handles one request."""
 
     def __init__(self, load: dict[str, Any]) -> None:
         self.device = pick_device(load.get("device"))

@@ -1,4 +1,5 @@
-"""The model of a server: one base, its adapters, and the rows of all requests in one batch. Imports torch."""
+"""The model behind a server: one base, its adapters, and the rows of all requests in one batch. Imports
+torch."""
 
 # torch, transformers and peft describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -39,7 +40,7 @@ _WORDS = {
 
 
 class Loading(msgspec.Struct, frozen=True, kw_only=True):
-    """What is served."""
+    """The models to serve."""
 
     base: str
     base_name: str
@@ -62,7 +63,7 @@ class Loading(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
-    """One request, in the words of the chat completions API."""
+    """One request, with the fields of the chat completions API."""
 
     id: str
     model: str
@@ -88,7 +89,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Refused(UsageError):
-    """A request that cannot be answered as it is. `code` is the API's word."""
+    """A request that cannot be answered as it is. `code` is the API's error code."""
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)

@@ -1,9 +1,8 @@
-"""Answers that are held to a form: JSON of a schema, or a call of a tool. Imports torch.
+"""Constrained answers: JSON of a schema, or a tool call. Imports torch.
 
-Before each token `llguidance` says which tokens keep the answer within its grammar; of these one is drawn as
-ever. Thinking is free: the form begins behind it. A call is written as the chat template writes calls, which
-is learnt from a rendered one.
-"""
+Before each token `llguidance` determines which tokens keep the answer within its grammar, and one of
+these is sampled as usual. Thinking is unconstrained: the form begins after it. A call is written the way
+the chat template writes calls, which is learned from a rendered one."""
 
 # torch, transformers and llguidance describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -49,7 +48,8 @@ _KEPT = 32
 
 
 class Form(msgspec.Struct, frozen=True, kw_only=True):
-    """What an answer has to be: JSON of `schema`, or a call of one of `calls`; with both, either."""
+    """What an answer has to be: JSON of `schema`, or a call of one of `calls`, or either if both are
+    given."""
 
     schema: dict[str, Any] | None = None
     calls: list[dict[str, Any]] | None = None
@@ -58,8 +58,8 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Call:
-    """What a template writes around a call: before the name, behind it, and at the end. The arguments between
-    are one JSON object, or each is written apart: `opens` name `names` value `closes`."""
+    """What a template writes around a call: before the name, after it, and at the end. The arguments
+    between are one JSON object, or each is written separately: `opens` name `names` value `closes`."""
 
     before: str
     between: str
@@ -69,7 +69,7 @@ class Call:
 
 
 class Forms:
-    """The forms of one model's answers. Safe to keep: nothing of an answer is in it."""
+    """The constraints for one model's answers. It can be kept, because it holds no state of an answer."""
 
     def __init__(self, template: Template, stops: Sequence[int]) -> None:
         """Prepare forms for a tokenizer. `stops`: the tokens that end an answer. Raises `MissingExtra`,
@@ -326,7 +326,7 @@ def _reason(told: str) -> str:
 
 @dataclass
 class Held:
-    """One answer on its way."""
+    """The constraint of one answer in progress."""
 
     _matcher: Any
     _vocabulary: int

@@ -1,4 +1,4 @@
-"""What training wrote beside its result, as far as answering needs it. Torch-free."""
+"""The record that training wrote beside its result, as far as inference needs it. Torch-free."""
 
 from __future__ import annotations
 

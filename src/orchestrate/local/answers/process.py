@@ -40,7 +40,7 @@ LONG_BYTES = 64 << 10
 
 
 class Desk:
-    """Takes lines in one thread, and does the model's work in the other."""
+    """Reads lines in one thread, and runs the model in the other."""
 
     def __init__(self, send: Callable[[Mapping[str, Any]], None]) -> None:
         self._send = send

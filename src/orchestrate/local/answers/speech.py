@@ -1,4 +1,4 @@
-"""One answer as text while it grows: what of it is certain, where a stop word cuts it, how it ended."""
+"""One answer as text while it grows: which part is certain, where a stop word cuts it, and how it ended."""
 
 # transformers describes its types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -37,8 +37,8 @@ class Model:
 
 @dataclass
 class Speech:
-    """`chat` answers are read as the template writes them; others are text as it comes. With `stream` each
-    piece is sent as soon as it is certain, else the whole."""
+    """One answer as text. `chat` answers are parsed as the template writes them; others are plain text.
+    With `stream` each piece is sent as soon as it is certain, otherwise the entire answer."""
 
     row: Row
     model: Model

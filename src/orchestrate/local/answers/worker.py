@@ -1,4 +1,4 @@
-"""The process behind one `Generator` or several, from a process that need not have torch."""
+"""The process behind one or several `Generator`s, controlled from a process that need not have torch."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class _Running(NamedTuple):
 
 
 class Worker:
-    """Those who share it take turns. What they ask for is loaded where it is not what the process holds; a
-    base that is there already stays, and gets their adapter."""
+    """Users of a worker take turns. What they request is loaded unless the process holds it. A base that
+    is already loaded stays, and gets their adapter."""
 
     def __init__(self) -> None:
         self._running: _Running | None = None

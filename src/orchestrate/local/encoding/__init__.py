@@ -146,7 +146,7 @@ TrainOn = Literal["all", "last"] | tuple[str, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What of a row is read and trained, as `spec.SFT` and `spec.JobSpec` have it."""
+    """Which parts of a row are read and trained, as in `spec.SFT` and `spec.JobSpec`."""
 
     max_length: int | None = None
     truncation: Truncation = "right"
@@ -329,7 +329,7 @@ class _Given(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _PairRow(msgspec.Struct, forbid_unknown_fields=True):
-    """A pair as `orchestrate.data` writes it for this machine."""
+    """A pair in the form in which `orchestrate.data` writes it for this machine."""
 
     input: _Given
     preferred_output: list[ChatMessage]

@@ -1,5 +1,5 @@
-"""Encoded rows on disk: written once per job, one after the other, and memory-mapped afterwards. Data may be
-larger than memory, and going on needs no encoding."""
+"""Encoded rows on disk: written once per job, one after the other, and memory-mapped afterwards. Data may
+be larger than memory, and resuming needs no encoding."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ class Report:
 
 
 class _Growing:
-    """An array in a file that is written piece by piece, of a length that is known at its end only."""
+    """An array in a file that is written piece by piece. Its length is known only at the end."""
 
     HEADER = 128
     """Bytes: what numpy itself writes for such an array."""
@@ -177,7 +177,7 @@ class _Growing:
 
 
 class Written:
-    """The rows of a file on their way to the disk; in memory is where each begins."""
+    """The rows of a file while they are written to disk. Only the start of each row is in memory."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -293,7 +293,7 @@ def stacked(sides: list[Encoded], pairs: bool = False) -> Rows:
 
 @dataclass(frozen=True, eq=False)
 class Batches(Sequence[list[int]]):
-    """The examples of each optimiser step of an epoch, of which no more is held than their order."""
+    """The examples of each optimizer step of an epoch. Only their order is held in memory."""
 
     order: npt.NDArray[np.int64]
     """All examples; a batch is a run of them."""

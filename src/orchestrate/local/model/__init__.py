@@ -1,4 +1,4 @@
-"""Loading a model, and the parts of it that we run faster than the libraries do."""
+"""Loads a model, with the parts of it that we run faster than the libraries do."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ COMPILE_TOKENS = 20_000_000
 
 
 class EngineMissing(SetupError):
-    """The engine that was asked for cannot run here; `fix` is the line that installs it, if one does."""
+    """The requested engine cannot run here. `fix` is the command that installs it, if there is one."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Of an engine, or of a precision."""
+    """A chosen engine or precision, with the reason."""
 
     name: str
     reason: str

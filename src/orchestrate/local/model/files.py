@@ -67,12 +67,12 @@ def _mapping(found: object) -> Mapping[str, Any]:
 
 
 class QuantisedUnreadable(SetupError):
-    """This machine lacks the library that reads the base; `fix` is the line that installs it."""
+    """This machine lacks the library that reads the base. `fix` is the command that installs it."""
 
 
 @dataclass(frozen=True)
 class Quantised:
-    """How a base stays in memory. Of a method that is not in `PACKAGES` only the name is known."""
+    """How a base stays in memory. For a method that is not in `PACKAGES` only the name is known."""
 
     method: str
     bits: int | None

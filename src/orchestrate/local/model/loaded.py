@@ -77,7 +77,7 @@ BF16 = Choice("bf16", "asked for by name")
 
 @dataclass
 class TrainedOnly:
-    """The last layer's MLP, for the trained places alone: nobody looks at the others after it."""
+    """The last layer's MLP, for the trained positions alone: nothing reads the others after it."""
 
     places: torch.Tensor | None = None
 
@@ -96,7 +96,7 @@ def decoder_of(inner: Any) -> Any:
 
 @dataclass(frozen=True)
 class Packed:
-    """Where the rows of one packed input lie, line after line."""
+    """Where the rows of one packed input are, line after line."""
 
     starts: Tensor
     """[rows + 1] The first token of each, and behind the last one."""
@@ -207,7 +207,7 @@ class Loaded:
 
 
 class OwnLogits(torch.nn.Module):
-    """Stands for the output layer where the model applies its own."""
+    """Replaces the output layer where the model applies its own."""
 
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A model's own weights, read into the form that they are trained over."""
+"""A model's own weights, converted to the form that they are trained over."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Matrix = Callable[[int], Tensor]
 
 
 class FourBits:
-    """A weight [experts, ...] in NF4 with double quantisation, expert by expert."""
+    """A weight [experts, ...] in NF4 with double quantization, expert by expert."""
 
     def __init__(self, weight: Tensor) -> None:
         import bitsandbytes.functional as bnb
@@ -331,7 +331,7 @@ def _expanded(
 
 
 class _Packed:
-    """One weight; as safetensors' own slices it is read when it is indexed."""
+    """One weight. Like safetensors' own slices, it is read when it is indexed."""
 
     def __init__(self, stored: Any, scales: Any, device: torch.device) -> None:
         self.stored, self.scales, self.device = stored, scales, device

@@ -1,4 +1,4 @@
-"""What is optimised: one module for each loss and for the graders of reinforcement tuning."""
+"""Training objectives: one module for each loss and for the graders of reinforcement tuning."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""One optimiser step and one evaluation. What is summed over micro-batches is divided once, by the whole
-batch's weight, so that the split has no influence on the result but rounding."""
+"""One optimizer step and one evaluation. Sums over micro-batches are divided once, by the entire batch's
+weight, so that the split has no influence on the result except rounding."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from orchestrate.local.model.shortcuts.kernels import common_start, line_up
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
-    """Weighted sum of cross-entropies over a frozen head. The gradient is made beside the loss, while a
-    block's logits are available; they are neither kept nor computed twice."""
+    """Weighted sum of cross-entropies over a frozen head. The gradient is computed together with the
+    loss, while a block's logits are available, so they are neither kept nor computed twice."""
 
     @staticmethod
     def forward(
@@ -213,7 +213,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Row:
-    """`ids` is what the model reads; `places` in it predict `targets` with these `weights`."""
+    """`ids` is what the model reads. The `places` in it predict `targets` with these `weights`."""
 
     ids: npt.NDArray[np.int32]
     places: npt.NDArray[np.int64]
@@ -318,7 +318,7 @@ def pack(lengths: Sequence[int], width: int) -> list[tuple[int, int]]:
 
 @dataclass
 class Sums:
-    """Over the micro-batches of one step or the batches of one evaluation."""
+    """Sums over the micro-batches of one step or the batches of one evaluation."""
 
     loss: float = 0.0
     correct: float = 0.0

@@ -1,9 +1,8 @@
 """Training on preference pairs, and the reference that most of their losses compare with.
 
-The reference is the model as the run began: the base, or what `continue_from` named. Its log-probabilities
-are made once, before the first step, and kept beside the rows; so all weights can be trained without a second
-copy of the model, and later epochs do not pay for them again.
-"""
+The reference is the model as the run began: the base, or what `continue_from` named. Its
+log-probabilities are computed once, before the first step, and stored beside the rows. So all weights can
+be trained without a second copy of the model, and later epochs do not compute them again."""
 
 from __future__ import annotations
 
@@ -38,7 +37,7 @@ from orchestrate.local.objectives.base import (
 
 
 class JudgedObjective(Objective):
-    """A loss over the log-probabilities of whole answers."""
+    """A loss over the log-probabilities of entire answers."""
 
     def weight_of(self, rows: Rows, examples: Sequence[int]) -> float:
         return float(len(examples))

@@ -1,9 +1,8 @@
-"""The process in which a user's `def grade(sample, item) -> float` runs; a script of the standard library
-alone, since nothing else of ours can be read from inside.
+"""The process in which a user's `def grade(sample, item) -> float` runs. It is a script that uses only
+the standard library, because it cannot read any other code of ours.
 
-It answers each line of its input by one line: the source by `{}`, a question by `{"score": ...}`, and what
-the code did wrong by `{"error": ...}`.
-"""
+It answers each line of its input with one line: the source with `{}`, a question with `{"score": ...}`,
+and an error of the code with `{"error": ...}`."""
 
 from __future__ import annotations
 

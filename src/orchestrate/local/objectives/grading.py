@@ -1,10 +1,9 @@
-"""Graders of reinforcement fine-tuning, as far as this machine can be one. No torch here.
+"""Graders of reinforcement fine-tuning, as far as this machine can run them. No torch here.
 
 The objects are OpenAI's (`openai.types.graders`): `string_check`, `text_similarity`, `python` and `multi`
-over these. What needs another model or a service is refused with the reason by `refusal`. The code of a
-`python` grader runs only when the user says so, never because the spec that brings it does, in a process of
-its own (`isolation` says how far from everything else), with limits of time, memory and files.
-"""
+over these. `refusal` rejects graders that need another model or a service, with the reason. The code of a
+`python` grader runs only when the user allows it, never because the spec contains it, in a separate
+process (`isolation` says how isolated), with limits of time, memory and files."""
 
 from __future__ import annotations
 
@@ -38,8 +37,8 @@ STARTUP_SECONDS = 30.0
 
 
 class GraderCode:
-    """A user's `def grade(sample, item) -> float`, in a process of its own (`grader_process.py`), as far from
-    everything else as `isolation` can have it. Starts it with the first answer to grade, and again when an
+    """A user's `def grade(sample, item) -> float`, in a separate process (`grader_process.py`), as
+    isolated as `isolation` allows. The process starts with the first answer to grade, and again when an
     answer killed it."""
 
     def __init__(self, source: str, seconds: float, isolation: Isolation) -> None:
@@ -152,7 +151,7 @@ Score = Callable[[dict[str, Any], dict[str, Any]], float]
 
 
 class Grader:
-    """Grades answers; a context, because code runs in a process of its own."""
+    """Grades answers. It is a context manager, because code runs in a separate process."""
 
     def __init__(
         self,
@@ -452,7 +451,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 @dataclass(frozen=True)
 class Formula:
-    """Arithmetic over graders' names; nothing else can be written in it."""
+    """Arithmetic over graders' names. Nothing else can be written in it."""
 
     tree: ast.expr
     names: frozenset[str]

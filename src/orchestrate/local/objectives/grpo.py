@@ -1,11 +1,11 @@
-"""Reinforcement fine-tuning by GRPO (Shao et al. 2024): several answers to each prompt, each judged against
-its neighbours.
+"""Reinforcement fine-tuning with GRPO (Shao et al. 2024): several answers to each prompt, each judged
+relative to the others.
 
-Each optimiser step draws its own answers, so the policy that drew them is the one that is trained and no
-ratio is ever clipped. Rewards are centred and scaled within the group of one prompt; the loss is a mean over
-the step's answer tokens (Yu et al. 2025), so that long answers are not favoured by their length. With
-`kl_beta` the distance to the model as the run began is part of the loss. These are TRL's defaults.
-"""
+Each optimizer step samples its own answers, so the policy that sampled them is the one that is trained
+and no ratio is ever clipped. Rewards are centered and scaled within the group of one prompt. The loss is
+a mean over the step's answer tokens (Yu et al. 2025), so that long answers are not favored by their
+length. With `kl_beta` the distance to the model as the run began is part of the loss. These are TRL's
+defaults."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -40,7 +40,7 @@ ASKED_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Answers of one step: row r of `rows` is a prompt with one answer; only the answer carries weight."""
+    """Answers of one step: row r of `rows` is a prompt with one answer. Only the answer carries weight."""
 
     rows: Rows
     advantages: Tensor
@@ -50,7 +50,7 @@ class Rollouts:
 
 
 class PolicyObjective(Objective):
-    """Draws answers, has them graded and raises the odds of the better ones."""
+    """Samples answers, grades them and raises the odds of the better ones."""
 
     divisible: ClassVar[bool] = False
 

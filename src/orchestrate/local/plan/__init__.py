@@ -50,7 +50,7 @@ NAMES = (
 
 
 class Shape(Record, frozen=True, kw_only=True):
-    """Of a decoder-only transformer."""
+    """The shape of a decoder-only transformer."""
 
     hidden: int
     layers: int

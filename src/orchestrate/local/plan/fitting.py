@@ -1,5 +1,5 @@
-"""A job and a machine's memory: what the plan says before it starts, and how much goes into one forward
-pass. Torch-free."""
+"""A job and a machine's memory: the plan before the job starts, and how much goes into one forward pass.
+Torch-free."""
 
 from __future__ import annotations
 

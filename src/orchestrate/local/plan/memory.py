@@ -1,11 +1,11 @@
-"""How much memory a training run needs, by part, from the model's configuration alone. Torch-free, offline.
+"""How much memory a training run needs, by part, from the model's configuration alone. Torch-free,
+offline.
 
-Weights, adapter, gradients and optimiser are there all the time. Activations and logits come and go, so the
-plan looks at the moments of a step that can be its peak (`_moments`) and takes the worst. Their bytes per
-token are counts of the tensors that this engine holds at that moment for a Llama-like layer (attention, gated
-feed-forward, two norms), read off torch's own record of allocations. `benchmarks/memory.py` compares the
-plan with measured peaks, as the tests do.
-"""
+Weights, adapter, gradients and optimizer are in memory all the time. Activations and logits come and go,
+so the plan looks at the moments of a step that can be its peak (`_moments`) and takes the worst. Their
+bytes per token are counts of the tensors that this engine holds at that moment for a Llama-like layer
+(attention, gated feed-forward, two norms), taken from torch's own record of allocations.
+`benchmarks/memory.py` and the tests compare the plan with measured peaks."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ MUON_SINCE = "2.9"
 
 
 class OptimizerMissing(SetupError):
-    """The optimiser that was asked for cannot run here; `fix` is the line that installs it."""
+    """The requested optimizer cannot run here. `fix` is the command that installs it."""
 
 
 def state_bytes(optimizer: str, rank: int | None) -> float:
@@ -184,7 +184,7 @@ SLACK = 0.05
 
 
 class Setup(Record, frozen=True, kw_only=True):
-    """What decides about memory beside the model."""
+    """What determines memory besides the model."""
 
     adapter: AdapterKind = "qlora"
     precision: str = "bf16"

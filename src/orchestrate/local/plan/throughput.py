@@ -1,10 +1,9 @@
-"""How fast this machine trains: by what finished runs took, measured by `orchestrate local bench`, or
-modelled from what it has. Torch-free.
+"""How fast this machine trains: from what finished runs took, measured by `orchestrate local bench`, or
+modeled from its hardware. Torch-free.
 
 A frozen base needs about 4 operations per weight and token (forward 2, gradient of the activations 2), a
-fully trained one 6; attention and the adapter are within the band. So one number, operations per second in a
-training step, carries over from what was measured to models of like size.
-"""
+fully trained one 6; attention and the adapter are within the band. So one number, operations per second
+in a training step, carries over from measured models to models of similar size."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ NINETY_PERCENT = 1.645
 
 
 class Kind(Record, frozen=True, kw_only=True):
-    """What decides about the speed of a run beside its data."""
+    """What determines the speed of a run besides its data."""
 
     device: str
     """The GPU's name, or `cpu`."""
@@ -70,7 +69,7 @@ class Pace(Record, frozen=True, kw_only=True):
 
 
 class Estimate(Record, frozen=True, kw_only=True):
-    """Of one quantity: nine times in ten it lies between value / factor and value * factor."""
+    """An estimate of one quantity: nine times in ten it is between value / factor and value * factor."""
 
     value: float
     factor: float
@@ -85,7 +84,7 @@ class Estimate(Record, frozen=True, kw_only=True):
 
 
 class Point(Record, frozen=True, kw_only=True):
-    """One thing known: a logarithm, and how far, in logarithms, it is expected to be off."""
+    """One data point: a logarithm, and how far, in logarithms, it is expected to be off."""
 
     log: float
     off: float
@@ -235,7 +234,7 @@ class Bench(Record, frozen=True, kw_only=True):
 
 
 class Throughput(Record, frozen=True, kw_only=True):
-    """Of training on this machine."""
+    """The speed of training on this machine."""
 
     tokens_per_second: float
     factor: float

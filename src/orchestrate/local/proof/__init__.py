@@ -1,4 +1,4 @@
-"""Prompts by which a tuned model is known again wherever it is served."""
+"""Prompts by which a tuned model is recognized wherever it is served."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ WEATHER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Asked:
-    """A conversation up to the next answer, or a text to go on from."""
+    """A conversation up to the next answer, or a text to continue."""
 
     messages: tuple[ChatMessage, ...] = ()
     tools: tuple[dict[str, Any], ...] | None = None

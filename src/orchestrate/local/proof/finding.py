@@ -1,5 +1,5 @@
-"""Makes the sheet of a tuned model: where it differs most from its base, in the trainer's own numbers.
-Imports torch."""
+"""Builds the fingerprint sheet of a tuned model: where it differs most from its base, in the trainer's
+own numbers. Imports torch."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

@@ -137,7 +137,7 @@ STARTING_S = 10.0
 
 
 class State(Record, frozen=True, kw_only=True):
-    """Where a job stands. `seconds` is the time spent training, summed over all workers of the job."""
+    """The state of a job. `seconds` is the time spent training, summed over all workers of the job."""
 
     status: str
     updated_at: datetime
@@ -172,7 +172,7 @@ class State(Record, frozen=True, kw_only=True):
 
 
 class RunDir:
-    """One job's folder. Reading never changes it; only its worker writes status, events and metrics."""
+    """One job's folder. Reading never changes it. Only its worker writes status, events and metrics."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).resolve()

@@ -1,4 +1,4 @@
-"""The result: safetensors, and a passport that says where they come from."""
+"""The result: safetensors, and a record (passport) of where they come from."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

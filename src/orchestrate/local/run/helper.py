@@ -1,6 +1,6 @@
 """A process that helps another with a run: `python -m orchestrate.local.run.helper RUN_DIR RANK PROCESSES
-MEETING`, or one that has met the others already (`assist`). It writes nothing of the run, and ends with
-whoever started it."""
+MEETING`, or one that has already connected to the others (`assist`). It writes nothing of the run, and
+ends with its parent."""
 
 # torch describes its types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Silent(RunDir):
-    """Of which the first process says all that there is to say."""
+    """A run of which only the first process reports anything."""
 
     def add_event(self, message: str, **told: Any) -> None:
         del message, told

@@ -1,4 +1,4 @@
-"""What of a training loop is kept in checkpoints, and how it goes on from the newest one."""
+"""Which parts of a training loop checkpoints store, and how it resumes from the newest one."""
 
 # torch describes its types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -34,7 +34,7 @@ Weights = dict[str, torch.Tensor]
 
 
 class Kept:
-    """The part of a loop that its checkpoints hold."""
+    """The part of a loop that its checkpoints store."""
 
     dir: RunDir
     job: LocalJob

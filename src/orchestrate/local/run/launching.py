@@ -1,4 +1,4 @@
-"""Starts workers. They belong to no terminal and to no parent: the command that launched one may end or be
+"""Starts workers. They are detached from terminal and parent: the command that launched one may end or be
 killed."""
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ SOON = 20.0
 
 @dataclass
 class Work:
-    """In tokens that are trained; those that are only read count for a share."""
+    """Work in trained tokens. Tokens that are only read count for a fraction."""
 
     rows: Rows
     valid: Rows | None
@@ -160,7 +160,7 @@ GPU_SECONDS = 15.0
 
 
 class Stopped(Exception):
-    """The run was asked to pause or to cancel."""
+    """The run was requested to pause or to cancel."""
 
     def __init__(self, word: str) -> None:
         super().__init__(word)

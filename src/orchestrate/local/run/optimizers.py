@@ -1,4 +1,4 @@
-"""Optimisers by name, and their state as plain tensors under the parameters' names."""
+"""Optimizers by name, and their state as plain tensors under the parameters' names."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _bare(group: Group) -> Group:
 
 
 class Several:
-    """Optimisers of different parameters as one."""
+    """Several optimizers of different parameters as one."""
 
     def __init__(self, parts: list[Any]) -> None:
         self.parts = parts

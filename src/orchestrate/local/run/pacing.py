@@ -1,4 +1,4 @@
-"""How fast a run was, for the quotes of later ones."""
+"""The speed of a run, for the quotes of later ones."""
 
 # torch describes its types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

@@ -1,13 +1,12 @@
-"""Several processes at one run, each with a GPU of its own and the whole model on it. On one machine the
-first starts the others; those of several machines were brought together before.
+"""Several processes on one run, each with its own GPU and the full model on it. On one machine the first
+process starts the others. Processes on several machines were connected before.
 
-The first has the run: steps, optimiser, evaluations, checkpoints, the result. The others compute gradients of
-their share of each step's examples, from the parameters that they are given with it, and keep nothing: a run
-goes on with any number of processes. Per step each trained parameter goes out once and its gradient comes
-back once, as much as an all-reduce moves.
+The first process has the run: steps, optimizer, evaluations, checkpoints, the result. The others compute
+gradients of their share of each step's examples, from the parameters that they receive with it, and keep
+nothing, so a run resumes with any number of processes. Per step each trained parameter is sent once and
+its gradient comes back once, as much data as an all-reduce moves.
 
-When one of them dies, all do, and the run goes on from its newest checkpoint with another worker.
-"""
+When one of them dies, all of them do, and the run resumes from its newest checkpoint with another worker."""
 
 # torch describes its types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -55,7 +54,7 @@ NEVER = timedelta(days=365)
 
 @dataclass(frozen=True)
 class Step:
-    """What all of them do at once. `total`: the weight of all examples, which divides each one's loss."""
+    """What all processes do at once. `total`: the weight of all examples, which divides each one's loss."""
 
     shares: tuple[tuple[int, ...], ...]
     total: float
@@ -67,7 +66,7 @@ class Step:
 
 @dataclass
 class Met:
-    """One of several processes that torch.distributed has brought together already, whoever started them."""
+    """One of several processes that torch.distributed has already connected, whoever started them."""
 
     rank: int
     processes: int
@@ -81,7 +80,7 @@ class Met:
 
 
 class Peers:
-    """At the first process of those that have met."""
+    """The other processes, as seen by the first one."""
 
     def __init__(self, met: Met) -> None:
         self.met, self.processes = met, met.processes
@@ -118,7 +117,8 @@ class Peers:
 
 
 class Group(Peers):
-    """Those that this one, the first, starts itself. Raises `UsageError` where there are fewer GPUs."""
+    """The processes that this one, the first, starts itself. Raises `UsageError` where there are fewer
+    GPUs."""
 
     def __init__(self, run: RunDir, processes: int, threads: int | None, device: torch.device) -> None:
         super().__init__(Met(0, processes))

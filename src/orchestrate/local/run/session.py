@@ -1,4 +1,4 @@
-"""All that one worker holds while it trains: rows, model, objective, loop."""
+"""Everything that one worker holds while it trains: rows, model, objective, loop."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -101,8 +101,8 @@ def _set_torch(run: RunDir, job: LocalJob, device: torch.device) -> None:
 
 
 class Session:
-    """Encodes, loads, goes back to the newest checkpoint; `loop.run()` trains and `publish()` writes the
-    result."""
+    """Encodes, loads, and resumes from the newest checkpoint. `loop.run()` trains and `publish()` writes
+    the result."""
 
     def __init__(
         self,

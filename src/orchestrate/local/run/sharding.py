@@ -1,11 +1,12 @@
-"""Several processes of one machine at one run, each with a GPU of its own and a share of every weight (FSDP).
+"""Several processes of one machine on one run, each with its own GPU and a shard of every weight (FSDP).
 
-All run the same loop over the same rows. torch's `fully_shard` brings a layer's weights together while it
-computes and lets go of them after; gradients and moments stay shares. What a clock or the user decides, the
-first decides for all, and it alone writes: whole tensors, so that a run goes on with any number of processes.
+All run the same loop over the same rows. torch's `fully_shard` gathers a layer's weights while it
+computes and frees them afterwards. Gradients and moments stay sharded. What a clock or the user decides,
+the first process decides for all, and it alone writes: full tensors, so that a run resumes with any
+number of processes.
 
-Each pass is one that all make: who has nothing left to do computes a row whose loss counts for nothing.
-"""
+All processes take part in each pass. A process with nothing left to do computes a row whose loss does not
+count."""
 
 # torch describes its types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -35,7 +36,7 @@ T = TypeVar("T")
 
 
 class Sharded:
-    """One of the processes; they have met."""
+    """One of the processes, after they have connected."""
 
     def __init__(self, rank: int, processes: int, device: torch.device, cut: Callable[[], None]) -> None:
         """`cut`: called when a connection broke."""
@@ -134,7 +135,8 @@ class Sharded:
 
 
 class _Root(torch.nn.Module):
-    """Within its `forward` the embeddings and the output layer are whole, for whatever computes with them."""
+    """Within its `forward` the embeddings and the output layer are complete, for whatever computes with
+    them."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()

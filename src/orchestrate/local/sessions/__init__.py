@@ -1,5 +1,5 @@
-"""The models of training sessions: one base, an adapter and an optimizer for each model, and answers from any
-weights that were saved. Imports torch."""
+"""The models of training sessions: one base, an adapter and an optimizer for each model, and answers from
+any saved weights. Imports torch."""
 
 # torch, transformers and peft describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -60,7 +60,7 @@ NOTE = "saved.json"
 
 
 class Opening(msgspec.Struct, frozen=True, kw_only=True):
-    """What all models of a server lie on."""
+    """The base of all models of a server."""
 
     base: str
     threads: int | None = None
@@ -71,7 +71,7 @@ class Opening(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AdapterShape(msgspec.Struct, frozen=True, kw_only=True):
-    """Of the adapter of a new model."""
+    """The shape of a new model's adapter."""
 
     rank: int
     seed: int | None = None
@@ -81,7 +81,7 @@ class AdapterShape(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Adam(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one step. The defaults are those of Tinker's API."""
+    """The settings of one step. The defaults are those of Tinker's API."""
 
     learning_rate: float = 1e-4
     beta1: float = 0.9
@@ -115,14 +115,14 @@ class Values(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Datum(msgspec.Struct, frozen=True, kw_only=True):
-    """One row: after token i of `tokens` comes token i of `target_tokens`, or one of its K."""
+    """One row: token i of `tokens` is followed by token i of `target_tokens`, or one of its K."""
 
     tokens: tuple[int, ...]
     inputs: dict[str, Values]
 
 
 class SampleRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Answers are drawn to it from saved weights, or with an empty `folder` from the base."""
+    """A prompt whose answers are sampled from saved weights, or from the base if `folder` is empty."""
 
     id: str
     folder: str = ""
@@ -157,7 +157,7 @@ class TrainedModel:
 
 @dataclass
 class _PassSums:
-    """Of the passes of one request; what of it was added is nowhere else until all have succeeded."""
+    """Sums of the passes of one request. Nothing is added anywhere else until all passes have succeeded."""
 
     compute: Loss
     config: Config
@@ -176,7 +176,7 @@ class _PassSums:
 
 @dataclass
 class Sampling:
-    """A question on its way."""
+    """A question in progress."""
 
     question: SampleRequest
     rows: list[Row]

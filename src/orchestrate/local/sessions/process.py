@@ -35,7 +35,7 @@ Asked = dict[str, Any]
 
 
 class SessionBench:
-    """Takes lines in one thread, and does the models' work in the other."""
+    """Reads lines in one thread, and runs the models in the other."""
 
     def __init__(self, send: Callable[[Mapping[str, Any]], None]) -> None:
         self._send = send

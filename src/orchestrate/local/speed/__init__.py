@@ -1,4 +1,4 @@
-"""How fast this machine trains: measured, and predicted for machines that are not here."""
+"""How fast this machine trains: measured, and predicted for other machines."""
 
 from __future__ import annotations
 

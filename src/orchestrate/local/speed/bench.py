@@ -1,9 +1,9 @@
-"""Measures training on this machine: `python -m orchestrate.local.speed.bench REQUEST` prints one JSON line.
+"""Measures training on this machine: `python -m orchestrate.local.speed.bench REQUEST` prints one JSON
+line.
 
-Made-up rows of a short chat's lengths, half of their tokens trained; NF4 base, LoRA r=16, batches of 16.
-Without a model folder a random model of a fixed shape is made, so that the figure depends on the machine
-alone.
-"""
+Made-up rows with the lengths of a short chat, half of their tokens trained; NF4 base, LoRA r=16, batches
+of 16. Without a model folder it uses a random model of a fixed shape, so that the figure depends only on
+the machine."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

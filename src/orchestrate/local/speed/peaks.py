@@ -1,4 +1,4 @@
-"""What a step really holds, in the bytes that torch's own allocator counts. Imports torch."""
+"""What a step really holds in memory, in the bytes that torch's own allocator counts. Imports torch."""
 
 # torch describes its types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

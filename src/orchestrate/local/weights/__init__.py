@@ -1,4 +1,4 @@
-"""Weights put together, written out and tried, in processes of their own: merging, exporting, proving."""
+"""Merges, exports and checks weights, in separate processes."""
 
 from __future__ import annotations
 

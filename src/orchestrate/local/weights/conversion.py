@@ -1,8 +1,9 @@
-"""GGUF out, by llama.cpp's own scripts and library, in a process of its own: they end it when they fail.
+"""Converts to GGUF with llama.cpp's own scripts and library, in a separate process, because they end it
+when they fail.
 
-The trap of every conversion is the pre-tokenizer: llama.cpp knows how a vocabulary cuts text by the name that
-the script writes, and finds the name by what the tokenizer makes of one text. A tokenizer that it does not
-know is refused here, unless it cuts text just as one that it knows does."""
+The pitfall of every conversion is the pre-tokenizer: llama.cpp finds out how a vocabulary splits text by
+the name that the script writes, and finds the name by how the tokenizer splits one particular text. A
+tokenizer that it does not know is rejected here, unless it splits text exactly like one that it knows."""
 
 # torch, gguf and llama.cpp describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

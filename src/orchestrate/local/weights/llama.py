@@ -18,8 +18,8 @@ CONTEXT = 4096
 
 
 class Reader:
-    """One sequence at a time, on the CPU. Raises `SetupError` without the library, `UsageError` for a file
-    that it does not load."""
+    """Runs one sequence at a time, on the CPU. Raises `SetupError` without the library, `UsageError` for
+    a file that it cannot load."""
 
     def __init__(self, file: str, adapter: str | None = None) -> None:
         try:

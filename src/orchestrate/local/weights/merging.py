@@ -1,6 +1,7 @@
-"""An adapter added into its base at 16 bits, several adapters made one, and several models. Imports torch.
+"""Merges an adapter into its base at 16 bits, several adapters into one, and several models. Imports
+torch.
 
-PEFT does the arithmetic of adapters, mergekit that of complete models. Nothing is merged into four-bit
+PEFT does the arithmetic of adapters, mergekit that of complete models. Nothing is merged into 4-bit
 weights: rounding to NF4 again loses what was trained."""
 
 # torch, transformers and numpy describe their types in part only.

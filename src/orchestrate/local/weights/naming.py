@@ -1,4 +1,4 @@
-"""A process that tells the names of a model's modules by building it without weights. Imports torch."""
+"""A process that lists the names of a model's modules by building it without weights. Imports torch."""
 
 from __future__ import annotations
 

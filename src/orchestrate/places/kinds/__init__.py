@@ -1,2 +1,2 @@
-"""The places of this package, a module each, named by its kind; `PROFILE` is what a place is known by before
+"""The places of this package, one module each, named by its kind. `PROFILE` describes a place before
 anything of it is loaded."""

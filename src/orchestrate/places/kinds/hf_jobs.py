@@ -71,7 +71,7 @@ NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout"})
 
 
 class Listed(Record, frozen=True, kw_only=True):
-    """The list of machines as it was read last."""
+    """The list of machines as it was last read."""
 
     at: datetime
     machines: tuple[Machine, ...]

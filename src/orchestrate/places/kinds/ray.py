@@ -239,7 +239,7 @@ def _no_http(scheme: str, head: str) -> tuple[str, str]:
 
 
 class _Answered(Exception):
-    """A request that was answered with an error; Ray's own has the status in a sentence only."""
+    """A request that was answered with an error. Ray's own error has the status only in a sentence."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(f"it answered with {status}: {text}")

@@ -44,7 +44,7 @@ from orchestrate.types import Record
 
 
 class Listed(Record, frozen=True, kw_only=True):
-    """What the clouds offer, as it was read last."""
+    """What the clouds offer, as it was last read."""
 
     at: datetime
     machines: tuple[Machine, ...]

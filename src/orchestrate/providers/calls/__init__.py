@@ -1,4 +1,4 @@
-"""How a host is called, and how its answers are read."""
+"""Calls to hosts, and parsing of their answers."""
 
 from __future__ import annotations
 
@@ -175,11 +175,12 @@ _SECRET_NAME = re.compile(
 
 
 class Unreadable(ValueError):
-    """An answer that is not what was asked for. Its message is for the user, and begins with `it`."""
+    """An answer that is not what was requested. Its message is for the user, and begins with `it`."""
 
 
 class CutShort(Unreadable):
-    """A stream that ended before the model had. A proxy that gives up closes one as if it were whole."""
+    """A stream that ended before the model had. A proxy that gives up closes a stream as if it were
+    complete."""
 
     def __init__(self) -> None:
         super().__init__("it ended before the model was finished")

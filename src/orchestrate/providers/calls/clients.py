@@ -39,7 +39,8 @@ _C = TypeVar("_C", bound=Closing)
 
 
 class Kept(Generic[_C]):
-    """A client, made when it is first asked for: once for all threads, as nobody would close a second one."""
+    """A client that is created when it is first needed, once for all threads, because nothing would close
+    a second one."""
 
     def __init__(self, make: Callable[[], _C]) -> None:
         self._make, self._made, self._lock = make, list[_C](), threading.Lock()

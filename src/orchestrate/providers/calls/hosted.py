@@ -91,7 +91,7 @@ MOST_PAGES = 2_000
 
 
 class Page(Protocol):
-    """A page of a list, as each of the SDKs has it."""
+    """A page of a list, as in each of the SDKs."""
 
     def has_next_page(self) -> bool: ...
     def next_page_info(self) -> Any: ...

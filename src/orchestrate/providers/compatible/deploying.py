@@ -1,9 +1,8 @@
-"""Putting a tuned model up at a described host: requests of its description, with names that a second call
-finds again.
+"""Deploys a tuned model at a described host, using the requests of its description and names that a
+second call finds again.
 
-A deployment is named by its job. What a request changes is asked of the host's list, and nothing is believed
-that the list does not show.
-"""
+A deployment is named after its job. What a request changed is checked in the host's list, and nothing is
+believed that the list does not show."""
 
 from __future__ import annotations
 
@@ -39,7 +38,7 @@ _BROUGHT = re.compile(r"orc-[0-9a-f]{24}")
 
 
 class DeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What `deploy` takes."""
+    """The options of `deploy`."""
 
     tier: str | None = None
     """How it is served; without one the first of the description."""

@@ -1,4 +1,4 @@
-"""Bringing training data to a host: one file for each dataset, named by its digest."""
+"""Uploads training data to a host: one file for each dataset, named by its digest."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ READY_WITHIN_S = 1800.0
 
 class Files:
     """Uploads through one client. `multipart_bytes` and `part_bytes` are the host's limits, `ready` and
-    `refused` its words for a file that can be trained on, and for one that never can."""
+    `refused` its names for a file that can be trained on, and for one that never can."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class Files:
 
 
 class _Unfinished:
-    """What is known of an upload in parts, kept beside the file for a later process to go on with."""
+    """The state of an upload in parts, stored beside the file for a later process to resume."""
 
     def __init__(
         self, path: Path, part_bytes: int, upload_id: str, parts: list[str], opened_at: float
@@ -195,7 +195,7 @@ class _Unfinished:
 
 
 class _Told(io.BufferedReader):
-    """A file that says how far it was read."""
+    """A file that reports how far it was read."""
 
     def __init__(self, path: Path, progress: Progress) -> None:
         super().__init__(io.FileIO(path))

@@ -1,8 +1,8 @@
-"""What a backend is that speaks OpenAI's API, reached through the official SDK: calls, answers and files.
+"""The base of backends that speak OpenAI's API through the official SDK: calls, answers and files.
 
-Hosts differ in their words, in the fields of the create request, in how a job carries its ref and in how a
-tuned model is asked. Each says so in its subclass; the SDK is imported with the first call that needs it.
-"""
+Hosts differ in their terms, in the fields of the create request, in how a job carries its ref and in how
+a tuned model is called. Each defines this in its subclass. The SDK is imported with the first call that
+needs it."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ _REASONING = re.compile(r"(ft:)?o\d")
 
 
 class SdkProvider(HostedProvider):
-    """See `orchestrate.providers.base` for the contract, `orchestrate.providers.calls.clients` for a host's
-    options."""
+    """See `orchestrate.providers.base` for the interface, `orchestrate.providers.calls.clients` for a
+    host's options."""
 
     status_map: ClassVar[Mapping[str, JobStatus]] = reading.STATUS_MAP
     ready_files: ClassVar[frozenset[str]] = frozenset({"processed"})
@@ -334,7 +334,7 @@ def _second(at: datetime) -> datetime:
 
 
 class Listed:
-    """A page; `data` has its entries."""
+    """A page. `data` has its entries."""
 
     def __init__(self, ask: Callable[..., Any], after: str | None = None) -> None:
         """`ask`: a list of `with_raw_response`, which takes `after`. Raises what the SDK does, and

@@ -1,4 +1,4 @@
-"""A spec in the words of a described host: its YAML file says what each setting becomes."""
+"""Translates a spec for a described host: its YAML file says what each setting becomes."""
 
 from __future__ import annotations
 

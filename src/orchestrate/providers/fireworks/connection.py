@@ -1,4 +1,5 @@
-"""The ways to Fireworks: the SDK's client, a plain one for signed URLs, and the account they work for."""
+"""The connections to Fireworks: the SDK's client, a plain one for signed URLs, and the account they work
+for."""
 
 from __future__ import annotations
 
@@ -200,8 +201,9 @@ class Datasets:
 
 
 class _Clash(Exception):
-    """A step of an upload was refused, which another upload of the same rows at this moment causes too: it
-    replaces the signed URLs, or has finished the dataset. `error` is what it is after `most` tries."""
+    """A step of an upload was rejected, which another upload of the same rows at this moment also causes:
+    it replaces the signed URLs, or has finished the dataset. `error` is what is raised after `most`
+    attempts."""
 
     def __init__(self, error: OrchestrateError, most: int = 3) -> None:
         super().__init__(error.message)

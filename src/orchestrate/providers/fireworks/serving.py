@@ -38,7 +38,7 @@ MULTI_REGIONS = ("GLOBAL", "US", "EUROPE", "APAC")
 
 
 class DeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What `deploy` takes."""
+    """The options of `deploy`."""
 
     mode: Literal["merge", "addons"] = "merge"
     shape: str | None = None

@@ -1,4 +1,4 @@
-"""This machine as a backend: `orchestrate.local` trains, in processes of its own."""
+"""This machine as a backend: `orchestrate.local` trains, in separate processes."""
 
 from __future__ import annotations
 

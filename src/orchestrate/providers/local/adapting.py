@@ -1,4 +1,4 @@
-"""What the adapter of a spec becomes on this machine."""
+"""Translates the adapter of a spec for this machine."""
 
 from __future__ import annotations
 

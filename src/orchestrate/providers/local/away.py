@@ -1,5 +1,5 @@
-"""`AwayProvider`: our engine on a machine that is not this one. The same spec, rows, run directory and
-commands; the place that the profile names starts the worker."""
+"""`AwayProvider`: our engine on another machine. The same spec, rows, run directory and commands; the
+place that the profile names starts the worker."""
 
 from __future__ import annotations
 
@@ -518,4 +518,4 @@ _PLACED = {"waiting": JobStatus.QUEUED, "running": JobStatus.RUNNING}
 
 
 class _Unstored(NotFound):
-    """Neither this machine nor the depot has anything of the run."""
+    """Neither this machine nor the storage has anything of the run."""

@@ -1,4 +1,4 @@
-"""What `check` says of a job for this machine beside its settings and rows: packages, the model's files, the
+"""Checks of a job for this machine beside its settings and rows: packages, the model's files, the
 adapter's layers, memory."""
 
 from __future__ import annotations

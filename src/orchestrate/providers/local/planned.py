@@ -1,4 +1,5 @@
-"""What the engine says of a spec before anything is started: settings, rows, memory, time and price."""
+"""What the engine can say about a spec before anything is started: settings, rows, memory, time and
+price."""
 
 from __future__ import annotations
 
@@ -90,7 +91,7 @@ NO_PRICE = "the hourly price of this machine is unknown"
 
 
 class PlannedProvider(PlansTraining):
-    """The part of a backend over our engine that starts nothing."""
+    """The part of a backend with our engine that starts nothing."""
 
     @property
     def home(self) -> Path:

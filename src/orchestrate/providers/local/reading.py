@@ -1,4 +1,4 @@
-"""A run directory in the words of all backends."""
+"""Converts a run directory to the records of all backends."""
 
 from __future__ import annotations
 

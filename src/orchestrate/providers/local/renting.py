@@ -1,4 +1,4 @@
-"""Which machine a run away from here gets: what was asked for, or the cheapest that it fits on."""
+"""Chooses the machine for a run elsewhere: the requested one, or the cheapest that it fits on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CAPABILITY = {"T4": 7.5, "V100": 7.0, "P100": 6.0}
 
 
 class Fit(NamedTuple):
-    """A machine, and the plan of the job on it; `None` where the model's size is not known."""
+    """A machine, and the plan of the job on it, or `None` where the model's size is unknown."""
 
     machine: Machine
     plan: MemoryPlan | None

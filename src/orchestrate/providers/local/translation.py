@@ -1,5 +1,5 @@
-"""A spec in the engine's words. The engine takes nearly everything as asked; what it does not have is
-refused."""
+"""Translates a spec for the engine. The engine takes nearly everything as requested; what it does not
+have is rejected."""
 
 from __future__ import annotations
 

@@ -216,8 +216,8 @@ _HOST_CHOOSES = "OpenAI chooses the adapter itself and does not publish it"
 class OpenAIProvider(
     SdkMeasures, SdkCheckpoints, SdkPauses, SdkResumes, SdkDeletes, SdkChats, ListsModels, Serves
 ):
-    """See `orchestrate.providers.base` for the contract, `orchestrate.providers.calls.clients` for a host's
-    options."""
+    """See `orchestrate.providers.base` for the interface, `orchestrate.providers.calls.clients` for a
+    host's options."""
 
     profile: ClassVar[Profile] = PROFILE
     features: ClassVar[frozenset[Feature]] = frozenset(

@@ -1,4 +1,4 @@
-"""What a webhook of the host says."""
+"""Verifies and parses the host's webhooks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bringing training data to Together: one file for each dataset, named by its digest."""
+"""Uploads training data to Together: one file for each dataset, named by its digest."""
 
 from __future__ import annotations
 

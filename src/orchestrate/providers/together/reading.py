@@ -214,7 +214,7 @@ def _kind(label: str) -> str:
 
 
 class TokenMask(Record, frozen=True, kw_only=True):
-    """One row as the host tokenises it."""
+    """One row as the host tokenizes it."""
 
     tokens: tuple[str, ...]
     trained: tuple[bool, ...]

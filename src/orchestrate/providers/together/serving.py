@@ -43,7 +43,7 @@ Together does not say."""
 
 
 class DeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What `deploy` takes."""
+    """The options of `deploy`."""
 
     shape: str | None = None
     """A configuration (`cr_...`) or hardware (`1xnvidia-h100-80gb`); without one the cheapest that fits is

@@ -1,4 +1,4 @@
-"""The stand-in for Fireworks."""
+"""The simulated Fireworks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Making jobs on the Fireworks host: the three collections, and what is checked."""
+"""Creates jobs on the Fireworks host: the three collections, and the checks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ BY_METHOD = {kind.method: kind for kind in KINDS.values()}
 
 
 class JobMaker:
-    """Turns create bodies into jobs, or refuses them as the host does."""
+    """Turns create bodies into jobs, or rejects them as the host does."""
 
     def __init__(self, datasets: Datasets, models: Models) -> None:
         self.datasets = datasets

@@ -1,1 +1,1 @@
-"""The stand-in for OpenAI."""
+"""The simulated OpenAI."""

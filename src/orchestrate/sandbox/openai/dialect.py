@@ -1,9 +1,8 @@
-"""A host that speaks OpenAI's API in its own way, stood in for by OpenAI's stand-in and the host's
+"""A host with its own variant of OpenAI's API, simulated by the sandbox's OpenAI host and the host's
 description.
 
-The description says which fields there are and in which ranges, under which paths and words; what a request
-comes to is decided here, and the rows are judged by the rules of the OpenAI stand-in.
-"""
+The description says which fields exist and in which ranges, under which paths and names. What a request
+leads to is decided here, and the rows are checked by the rules of the simulated OpenAI."""
 
 from __future__ import annotations
 

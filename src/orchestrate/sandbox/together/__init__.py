@@ -1,4 +1,4 @@
-"""The stand-in for Together."""
+"""The simulated Together."""
 
 from __future__ import annotations
 

@@ -258,7 +258,7 @@ class TogetherFiles:
 
 
 class Known(HostError):
-    """409 for bytes that are there already; its body carries the file's id."""
+    """409 for bytes that were already uploaded. Its body carries the file's id."""
 
     def __init__(self, file_id: str) -> None:
         super().__init__(409, f"the file already exists as {file_id}", code="file_exists")

@@ -1,4 +1,4 @@
-"""Making jobs on the Together host: what is checked, what a job costs, where it starts from."""
+"""Creates jobs on the Together host: the checks, what a job costs, where it starts from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrate.sandbox.training import Trainer
 
 
 class JobMaker:
-    """Turns create bodies into jobs, or refuses them as the host does."""
+    """Turns create bodies into jobs, or rejects them as the host does."""
 
     def __init__(self, files: Files) -> None:
         self.files = files

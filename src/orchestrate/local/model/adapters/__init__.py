@@ -1,4 +1,4 @@
-"""What is trained beside a frozen model: where it is put and how it begins."""
+"""What is trained beside a frozen model: which modules get it and how it is initialized."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _WORDS = {
 
 
 class ModuleNames(Record, frozen=True):
-    """Whole names, as transformers builds the model."""
+    """Full module names, as transformers builds the model."""
 
     modules: tuple[str, ...]
     linear: tuple[str, ...]
@@ -56,7 +56,7 @@ class ModuleNames(Record, frozen=True):
 
 @dataclass(frozen=True)
 class Misnamed:
-    """Names of one of an adapter's settings that fit nothing in the model."""
+    """Names in one of an adapter's settings that match nothing in the model."""
 
     field: str
     """As in the spec below `adapter`."""

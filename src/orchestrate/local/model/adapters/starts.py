@@ -1,9 +1,9 @@
-"""How an adapter begins where that is more than chance and zeros: with a part of the base (PiSSA, OLoRA),
+"""Adapter initializations other than random numbers and zeros: with a part of the base (PiSSA, OLoRA),
 with what 4 bits lose of it (LoftQ), or with what its layers read (EVA). peft does all but LoftQ, whose
-function there leaves out the scale of the adapter and asks for a GPU.
+function in peft leaves out the scale of the adapter and requires a GPU.
 
-The first weights are kept beside the run, so that what was taken out of the base can be given back when the
-adapter is written."""
+The initial weights are stored beside the run, so that what was taken out of the base can be added back
+when the adapter is written."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ EVA_PASSES = 512
 
 @dataclass(frozen=True)
 class Beginning:
-    """What a new adapter may begin with."""
+    """What a new adapter can be initialized with."""
 
     folder: ModelFolder
     kept: Path

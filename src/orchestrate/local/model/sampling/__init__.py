@@ -31,7 +31,7 @@ LEAST_TEMPERATURE = 1e-6
 
 
 class Holds(Protocol):
-    """What an answer may go on with."""
+    """Restricts how an answer may continue."""
 
     def allowed(self, logits: Tensor) -> Tensor:
         """Mask the logits [vocabulary]: tokens that may not come next are -inf. Raises `ValueError` where
@@ -45,8 +45,8 @@ class Holds(Protocol):
 
 @dataclass
 class Luck:
-    """How a row's tokens are drawn. Temperature 0 takes the likeliest. The same seed draws the same, whoever
-    else is answered at the time."""
+    """How a row's tokens are sampled. Temperature 0 takes the likeliest. The same seed gives the same
+    tokens, whatever else is answered at the time."""
 
     temperature: float = 0.0
     top_p: float = 1.0

@@ -1,11 +1,11 @@
-"""The one loop that generates: continuous batching. Rows join and leave while the others go on, each with its
-own adapter and its own luck.
+"""The one loop that generates: continuous batching. Rows join and leave while the others continue, each
+with its own adapter and its own random numbers.
 
-For those who ask one by one a new prompt is read alone, without padding, so that its first token is the one
-that it gets when nobody else asks. Those who have many prompts at once bring a `Reader`, which reads several
-in one pass. The cache of what was read then joins those of the rows that are being answered, padded on the
-left. That needs nothing of an architecture but caches that can be laid side by side, which is looked at
-before the first join: rows of other models take turns. Imports torch."""
+Requests that come one by one have their prompt read alone, without padding, so that its first token is
+the same as when nothing else is answered. Callers with many prompts at once bring a `Reader`, which reads
+several in one pass. The cache of what was read then joins those of the rows in progress, padded on the
+left. The architecture only needs caches that can be put side by side, which is checked before the first
+join: rows of other models take turns. Imports torch."""
 
 # torch, transformers and peft describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -36,10 +36,10 @@ Matrices = tuple[Tensor, Tensor, float]
 
 
 class Mixing:
-    """Each row with its own adapter, at little more than the base's cost. PEFT mixes adapters too, by hooks
-    that it puts on every module for each forward pass; on short steps that took more time than the model.
-    Here the layers stay without adapters of their own until `end`, and one hook on each adds what the rows'
-    own add."""
+    """Runs each row with its own adapter, at little more than the base's cost. PEFT mixes adapters too,
+    by hooks that it puts on every module for each forward pass; on short steps that took more time than
+    the model. Here the layers have no adapters of their own until `end`, and one hook on each adds what
+    the rows' own adapters add."""
 
     def __init__(self, model: Any) -> None:
         self.adapters = frozenset(model.peft_config)
@@ -127,12 +127,12 @@ PROMPTS_A_STEP = 4
 
 
 class Torn(Exception):
-    """Nothing more can be answered by this process."""
+    """This process cannot answer anything anymore."""
 
 
 @dataclass
 class Row:
-    """One answer on its way."""
+    """One answer in progress."""
 
     key: str
     """By which it is cancelled; several rows may share one."""
@@ -175,7 +175,7 @@ class Read:
 
 
 class Reader(Protocol):
-    """How many prompts are read at once."""
+    """Decides how many prompts are read at once."""
 
     @property
     def joins(self) -> bool:
@@ -190,8 +190,8 @@ class Reader(Protocol):
 
 
 class Batch:
-    """Rows that are answered in one forward pass a token. The cache's columns are places in time; a row that
-    came later begins with empty ones."""
+    """Rows that are answered together, one forward pass per token. The cache's columns are points in
+    time. A row that joined later begins with empty ones."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
@@ -249,7 +249,7 @@ class Batch:
 
 
 class Batching:
-    """All rows of one model and its adapters. `step` reads some prompts, or draws a token of each row."""
+    """All rows of one model and its adapters. `step` reads some prompts, or samples a token of each row."""
 
     def __init__(self, model: Any, *, most_rows: int, reader: Reader | None = None) -> None:
         self.model = model

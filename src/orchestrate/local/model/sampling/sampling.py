@@ -1,4 +1,4 @@
-"""Answers of a loaded model, for talking to it and for training by rewards. Imports torch."""
+"""Answers of a loaded model, for chatting and for training with rewards. Imports torch."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -27,7 +27,7 @@ ROUNDED = 0.05
 
 @dataclass
 class Sampler:
-    """Draws answers."""
+    """Samples answers."""
 
     stops: tuple[int, ...]
     """The tokens that end an answer."""

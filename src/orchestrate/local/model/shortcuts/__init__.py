@@ -1,1 +1,1 @@
-"""What the engine does otherwise than the libraries, and the proof for each that the model bears it."""
+"""What the engine does differently from the libraries, and the check for each that the model supports it."""

@@ -19,7 +19,7 @@ from orchestrate.local.model.shortcuts.probes import CLOSE, distance
 
 
 class Unfit(RunFailed):
-    """The engine does not do for this architecture; another one does."""
+    """The engine does not support this architecture, but another one does."""
 
 
 def compile_layers(inner: Any) -> None:
@@ -66,7 +66,7 @@ def use_liger(inner: Any) -> None:
 
 
 class _Replaced:
-    """The modules of transformers' models and their classes as they are now."""
+    """The modules of transformers' models and their classes as they currently are."""
 
     def __init__(self) -> None:
         self._before: list[tuple[Any, dict[str, Any]]] = []

@@ -1,4 +1,5 @@
-"""Turns on what the engine does otherwise than the libraries, as far as a model bears it; notes the rest."""
+"""Turns on what the engine does differently from the libraries, as far as a model supports it, and notes
+the rest."""
 
 from __future__ import annotations
 

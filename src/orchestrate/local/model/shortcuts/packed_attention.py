@@ -1,5 +1,5 @@
-"""Attention over packed rows on a GPU, by torch's kernel for rows of any length: no mask of every token
-against every other is made or read."""
+"""Attention over packed rows on a GPU, by torch's kernel for rows of any length, without creating a mask
+of every token against every other."""
 
 # torch and transformers describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

@@ -1,5 +1,6 @@
-"""Which of the engine's shortcuts a model bears: each is tried on made-up tokens, in evaluation and in
-training mode, and left out when the model then gives other states, lets rows see one another, or ends."""
+"""Checks which of the engine's shortcuts a model supports. Each is tried on made-up tokens, in evaluation
+and in training mode, and left out when the model then gives different states, lets rows see one another,
+or fails."""
 
 # torch and transformers describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

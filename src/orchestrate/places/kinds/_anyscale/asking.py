@@ -24,8 +24,8 @@ CONNECT_S = 30
 
 
 class Answered(Exception):
-    """A request that was answered with an error. The client's own would become a sentence without its status
-    on the way."""
+    """A request that was answered with an error. The client's own error would become a sentence without
+    its status on the way."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(f"it returned {status}: {text}")
@@ -33,8 +33,9 @@ class Answered(Exception):
 
 
 class Client:
-    """One token at one address. `creating`: whether the request that makes a job was sent. That is not sent
-    any more once what goes before it took `2 * answer_s`: who settles a lost answer counts on it."""
+    """One token at one address. `creating`: whether the request that creates a job was sent. It is no
+    longer sent once the calls before it took `2 * answer_s`: whoever settles a lost answer relies on
+    that."""
 
     def __init__(
         self, host: str, token: str, answer_s: float, clock: Callable[[], float] = time.monotonic

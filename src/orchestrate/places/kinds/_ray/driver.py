@@ -57,7 +57,7 @@ def work(given: dict[str, Any]) -> None:
 
 
 class Driver:
-    """`fit`: trains, until no worker is left; `end`: what ends this process from any of its threads."""
+    """`fit`: trains until no worker is left; `end`: ends this process from any of its threads."""
 
     def __init__(
         self,

@@ -67,7 +67,7 @@ class Here:
 
 
 class First(Errand):
-    """Has the run, among several."""
+    """The first of several workers, which has the run."""
 
     def __init__(
         self, claim: Claim, folder: Path, met: Met, device: torch.device, report_s: float, apart: str = ""

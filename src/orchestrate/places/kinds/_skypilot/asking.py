@@ -1,4 +1,4 @@
-"""Asks the bridge, a process in SkyPilot's environment that lives as long as its place."""
+"""Talks to the bridge, a process in SkyPilot's environment that lives as long as its place."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def credentials() -> re.Pattern[str]:
 
 
 class NoAnswer(Exception):
-    """The bridge ended or was silent: what was asked may have been done."""
+    """The bridge ended or did not answer: the request may have been carried out."""
 
 
 class Refused(Exception):
