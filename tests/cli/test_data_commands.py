@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +31,13 @@ ORDERS = BUNDLED / "orders"
 GOOD = FIXTURES / "datasets" / "formats" / "good"
 BAD = FIXTURES / "datasets" / "formats" / "bad"
 TINY = BUNDLED / "tiny-chat"
+Way = Callable[..., command.Ended]
 
 
-def run(*arguments: object, cwd: Path, code: int = 0) -> Result:
-    done = command.run(
-        ["data", *map(str, arguments)],
-        cwd=cwd,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(cwd), "COLUMNS": "160", "NO_COLOR": "1"},
-    )
+def run(*arguments: object, cwd: Path, code: int = 0, way: Way = command.here) -> Result:
+    env = {name: value for name, value in os.environ.items() if command.READ_ONCE.match(name)}
+    env |= {"HOME": str(cwd), "COLUMNS": "160", "NO_COLOR": "1"}
+    done = way(["data", *map(str, arguments)], cwd=cwd, env=env)
     result = Result(done.code, done.out.decode(), done.err.decode())
     assert result.code == code, result.out + result.err
     assert "Traceback" not in result.err
@@ -148,7 +149,7 @@ def test_convert_refuses_loss(tmp_path: Path) -> None:
 
 def test_convert_into_a_pipe(tmp_path: Path) -> None:
     arguments = ("convert", GOOD / "sharegpt.jsonl", "--to", "fireworks", "-o", "-")
-    done = run(*arguments, cwd=tmp_path)
+    done = run(*arguments, cwd=tmp_path, way=command.run)  # it writes to the process's own file
     assert [list(json.loads(line)) for line in done.out.splitlines()] == [["messages"]] * 3
     assert "3 rows" in done.err and not list(tmp_path.glob("-*"))
     assert "standard output" in run(*arguments, "--json", cwd=tmp_path, code=2).err

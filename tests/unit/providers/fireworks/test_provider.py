@@ -67,11 +67,6 @@ def host() -> Iterator[Host]:
 
 
 @pytest.fixture
-def slept() -> list[float]:
-    return []
-
-
-@pytest.fixture
 def fireworks(host: Host, slept: list[float], tmp_path: Path) -> Iterator[FireworksProvider]:
     config = HostConfig(
         name="fireworks",
@@ -88,17 +83,6 @@ def fireworks(host: Host, slept: list[float], tmp_path: Path) -> Iterator[Firewo
 
 def spec(**changes: Any) -> JobSpec:
     return JobSpec.parse({"model": "qwen3-8b", "train": "train.jsonl", **changes})
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> TrainingData:
-    path = tmp_path / "train.jsonl"
-    rows = [
-        {"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"a{n}"}]}
-        for n in range(4)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return TrainingData.open(str(path))
 
 
 # -- create ------------------------------------------------------------------------------------------------

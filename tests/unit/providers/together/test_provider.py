@@ -93,11 +93,6 @@ def host() -> Iterator[Host]:
 
 
 @pytest.fixture
-def slept() -> list[float]:
-    return []
-
-
-@pytest.fixture
 def together(host: Host, slept: list[float], tmp_path: Path) -> Iterator[TogetherProvider]:
     config = HostConfig(
         name="together",
@@ -114,17 +109,6 @@ def together(host: Host, slept: list[float], tmp_path: Path) -> Iterator[Togethe
 
 def spec(**changes: Any) -> JobSpec:
     return JobSpec.parse({"model": "llama-3.1-8b", "train": "train.jsonl", **changes})
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> TrainingData:
-    path = tmp_path / "train.jsonl"
-    rows = [
-        {"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"a{n}"}]}
-        for n in range(4)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return TrainingData.open(str(path))
 
 
 # -- create ------------------------------------------------------------------------------------------------
