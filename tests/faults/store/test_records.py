@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -97,6 +98,20 @@ def test_a_run_comes_back_as_it_was_written_after_reopening(store_url: str) -> N
     assert JobSpec.parse(again.spec) == SPEC
     assert JobSpec.parse(again.spec).asked() == SPEC.asked()
     assert (again.phase, again.status) == (SubmitPhase.INTENT, JobStatus.SUBMITTING)
+
+
+def test_each_column_that_is_named_like_a_field_holds_it(store: Store) -> None:
+    run = make(store, account="acme", made_by="someone@here", idempotency_key="mine", max_cost_usd=Decimal(2))
+    with store.database.reading() as connection:
+        row = connection.execute(select(schema.runs)).mappings().one()
+    record = json.loads(row["record"])
+    names = {str(name) for name in row} & {*Run.__struct_fields__}
+    assert names >= {"ref", "account", "made_by", "phase", "created_at", "idempotency_key"}
+    for name in names - {"model"}:  # which a list may show shortened
+        kept, value = row[name], record.get(name, getattr(run, name))
+        if name.endswith("_at"):
+            kept, value = datetime.fromisoformat(kept), datetime.fromisoformat(value)
+        assert kept == value, name
 
 
 def test_refs_and_ids_are_fit_for_every_host(store: Store) -> None:

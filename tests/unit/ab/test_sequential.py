@@ -184,6 +184,7 @@ def people(rng: random.Random, number: int, share: float) -> list[Exposure]:
     return [exposed(Person(str(n), rng.random()), phase, AT + timedelta(seconds=n)) for n in range(number)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of_user", ["first", "mean"])
 def test_five_events_of_a_user_are_no_five_users(of_user: str) -> None:
     """As independent ones the same events claim a difference in most experiments."""

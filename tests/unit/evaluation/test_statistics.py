@@ -113,6 +113,7 @@ def test_false_alarms_of_mcnemar_stay_at_their_level(n: int, discordant: float) 
         assert alarms >= 0.04
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "margin"), [(60, 0.1), (60, 0.05), (120, 0.05), (200, 0.02), (1000, 0.02)])
 @pytest.mark.parametrize("gains", [0.0, 0.005, 0.05])
 def test_what_lies_at_the_margin_is_kept_at_its_level(n: int, margin: float, gains: float) -> None:
@@ -167,6 +168,7 @@ def test_the_exact_sums_behind_the_simulation() -> None:
         assert alarms == pytest.approx(expected, abs=0.001)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [100, 200, 1000])
 def test_power_is_what_was_told_beforehand(n: int) -> None:
     for discordant in (0.16, 0.3):

@@ -124,6 +124,7 @@ def test_a_status_file_that_is_garbage_reads_as_interrupted(tmp_path: Path) -> N
     assert run.state().status == "interrupted"
 
 
+@pytest.mark.slow
 def test_a_reader_never_sees_half_a_status(tmp_path: Path) -> None:
     path = tmp_path / "status.json"
     write_whole(path, State(status="running", updated_at=now()).to_json())
