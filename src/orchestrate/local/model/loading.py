@@ -60,8 +60,7 @@ def nf4(dtype: torch.dtype, *, spread: bool = False) -> BitsAndBytesConfig:
 
 
 def _registered() -> type[BitsAndBytesConfig] | None:
-    """Return the configuration by which transformers finds our quantizer, or `None` where it does not
-    know such experts."""
+    """Return the configuration of our quantizer, or `None` where transformers does not know such experts."""
     try:
         from transformers.integrations import moe
         from transformers.integrations.bitsandbytes import Bnb4bitQuantize
