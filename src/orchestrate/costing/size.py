@@ -212,7 +212,7 @@ def _by_steps(work: Work, most: int, epochs: int | None) -> _Run:
     evals = _whole(effective(work.translation, "evals", work.spec.evals))
     if every:
         evals = -(-steps // every)
-    note = f"{text.count(steps, 'optimiser step')} of {per_epoch:,} to an epoch"
+    note = f"{text.count(steps, 'optimizer step')} of {per_epoch:,} to an epoch"
     return _Run(begun, begun, begun, passes, begun if evals is None else evals, note)
 
 

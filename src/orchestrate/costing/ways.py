@@ -358,7 +358,7 @@ def _sized(resolved: ModelOnHost, use: Use, one: Replica, carried: tuple[int, in
         f"x {HEADROOM:g} for the cache"
     )
     yield (
-        f"a replica writes {likely} tokens a second, {slow} to {fast} (modelled; {SPEED_SOURCE}), "
+        f"a replica writes {likely} tokens a second, {slow} to {fast} (modeled; {SPEED_SOURCE}), "
         f"and reads {PREFILL_SPEEDUP} times as fast: up to {carried[1]:,} of these requests a day, "
         f"{carried[0]:,} to {carried[2]:,}"
     )
@@ -380,7 +380,9 @@ def dearer_by_token(serving: Serving, base_usd: Decimal | None, host: str, traff
     if base_usd is None or not serving.units or not tokens or serving.monthly_usd <= base_usd:
         return None
     mine, theirs = serving.monthly_usd / tokens, base_usd / tokens
-    idle = f", and used to {serving.utilisation:.0%} here" if serving.utilisation is not None else ""
+    idle = (
+        f", and they are {serving.utilisation:.0%} utilized here" if serving.utilisation is not None else ""
+    )
     return (
         f"more expensive per token than {host}'s own serverless price of the base, {text.money(mine)} "
         f"per million against {text.money(theirs)}: you pay for these GPUs while they are idle{idle}. "

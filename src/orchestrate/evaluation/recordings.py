@@ -233,7 +233,7 @@ def find(store: Store, written: str) -> Recording:
     ]
     if len(fit) != 1:
         raise UsageError(
-            f"{'several recordings begin with' if fit else 'no recording is called'} {name!r}",
+            f"{'several recordings begin with' if fit else 'unknown recording'} {name!r}",
             fix="orchestrate record --list",
         )
     return fit[0]

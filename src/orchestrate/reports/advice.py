@@ -292,7 +292,7 @@ class EightyPercent(Record, frozen=True, kw_only=True):
         said = {
             True: "reached: improve prompt and examples before you tune",
             False: "not reached: tuning is worth its price",
-            None: "open: the interval holds it, so measure more rows",
+            None: "open: the interval contains it, so measure more rows",
         }[self.applies]
         return (
             f"the 80% rule: the base model scores {self.best.value:.3f} {how}; 80% of the target of "

@@ -265,7 +265,7 @@ def notes(runs: Sequence[Compared]) -> list[str]:
     if guessed:
         found.append(
             f"The host does not report tokens per step for {text.joined(guessed)}: the tokens of the "
-            "whole run are spread evenly over its steps."
+            "entire run are spread evenly over its steps."
         )
     local = [
         c.label

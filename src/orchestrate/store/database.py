@@ -157,7 +157,7 @@ def _make_room(path: Path) -> None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(f"the folder of the run store cannot be made: {error}", fix=_ELSEWHERE) from error
+        raise StoreError(f"the folder of the run store cannot be created: {error}", fix=_ELSEWHERE) from error
 
 
 def _sqlite_engine(path: Path) -> Engine:
@@ -199,7 +199,7 @@ def _create_sqlite(path: Path) -> None:
             os.link(draft, path)
         sync(path.parent)
     except OSError as error:
-        raise StoreError(f"the run store {path} cannot be made: {error}", fix=_ELSEWHERE) from error
+        raise StoreError(f"the run store {path} cannot be created: {error}", fix=_ELSEWHERE) from error
     finally:
         for leftover in (draft, *(draft.with_name(draft.name + end) for end in ("-journal", "-wal", "-shm"))):
             leftover.unlink(missing_ok=True)
@@ -225,7 +225,7 @@ def _require_made(draft: Path, path: Path) -> None:
         [mode] = connection.execute("PRAGMA journal_mode").fetchone()
     if found != ["ok"] or mode != "wal":
         raise StoreError(
-            f"the run store {path} cannot be made: written data cannot be read back ({found[0]}, {mode})",
+            f"the run store {path} cannot be created: written data cannot be read back ({found[0]}, {mode})",
             fix=_ELSEWHERE,
         )
 

@@ -284,8 +284,8 @@ class Deployments:
         """Return the total cost limit of an entry of the gateway's model map, for the transaction that
         deploys. `but` is the deployment being changed."""
         words = {
-            "what": f"what is left of deploy.max_cost_usd of gateway.models.{model},",
-            "figure": "the most that this deployment may cost",
+            "what": f"the remaining deploy.max_cost_usd of gateway.models.{model},",
+            "figure": "the maximum cost of this deployment",
             "fix": "raise it in the configuration of the gateway",
         }
 
@@ -344,7 +344,7 @@ class Deployments:
     def get(self, deployment_id: str) -> Deployment:
         found = self._found(schema.deployments.c.id == deployment_id)
         if not found:
-            raise UsageError(f"no deployment is called {deployment_id}", fix="orchestrate deployments")
+            raise UsageError(f"unknown deployment {deployment_id}", fix="orchestrate deployments")
         return found[0]
 
     def of_run(self, run_id: str, provider: str | None = None) -> Deployment | None:

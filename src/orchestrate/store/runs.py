@@ -50,7 +50,7 @@ def one(db: Database, name: str, *, sandboxes: bool, near: str | None) -> Run:
                 fix=f"use {real[0].id}, or run the command without orchestrate sandbox run --",
             )
         if name in _NEWEST:
-            raise UsageError("there are no runs yet", fix="orchestrate submit  makes one")
+            raise UsageError("there are no runs yet", fix="orchestrate submit  creates one")
         raise UsageError(f"unknown run {name!r}", fix="orchestrate runs  lists them")
     some = ", ".join(f"{run.id} ({run.provider}, {run.status.value})" for run in found[:_SOME])
     more = " and more" if len(found) > _SOME else ""

@@ -267,7 +267,7 @@ def make(written: Sequence[str], context: Context) -> list[Metric | PairMetric]:
     made = [_make(name, context) for name in dict.fromkeys(wanted)]
     for name, times in Counter(metric.used.name for metric in made).items():
         if times > 1:
-            raise UsageError(f"two of the metrics are called {name}", fix="rename one of the files")
+            raise UsageError(f"two metrics are named {name}", fix="rename one of the files")
     return made
 
 

@@ -320,9 +320,9 @@ class GatewayJobs:
         if key.budget_usd is None:
             return None
         words = {
-            "what": f"what the key {key.name} has left,",
-            "figure": "the most that this deployment may cost",
-            "fix": "a key with a higher budget",
+            "what": f"the remaining budget of the key {key.name},",
+            "figure": "the maximum cost of this deployment",
+            "fix": "use a key with a higher budget",
         }
 
         def taken(connection: Connection) -> Decimal:
