@@ -262,7 +262,7 @@ def test_on_a_full_disk_nothing_half_is_kept_and_it_goes_on(
     client.fine_tuning.jobs.create(model="gpt-4o-mini-2024-07-18", training_file=file)
     sandbox.skip(3600)
     ended = command.run([str(4 << 20)], cwd=tmp_path, env=own_env, program=full_import)
-    assert ended.code == 1 and b"SetupError: no room for" in ended.err
+    assert ended.code == 1 and b"SetupError: no disk space for" in ended.err
     [run] = ft.store.runs.matching()
     assert run.spec["train"] == "unknown", "no half of a file passes for the whole"
     taken = importing.take(ft, "openai")

@@ -146,7 +146,7 @@ def test_it_goes_on_within_the_new_limit_and_counts_what_was_used(world: World, 
         assert (
             refused.value.fix == f"orchestrate resume {handle.record.ref} --max-hours 2.3 --max-cost {least}"
         )
-        with pytest.raises(UsageError, match="has used 2h 00m") as used:
+        with pytest.raises(UsageError, match="has already used 2h 00m") as used:
             handle.resume(max_cost_usd=2 * price)
         assert f"--max-hours 2.3 --max-cost {least}" in str(used.value.fix)
         with pytest.raises(UsageError, match="above 0"):

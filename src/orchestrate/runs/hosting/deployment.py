@@ -39,7 +39,7 @@ def uses_of_checkpoint(provider: Provider, run_id: str, id: str) -> list[tuple[s
     return uses
 
 
-NOT_DEPLOYED = "deploy  puts up the end of a run, none of its checkpoints"
+NOT_DEPLOYED = "deploy serves the final model of a run, not its checkpoints"
 
 
 class DeploymentHandle:

@@ -257,7 +257,8 @@ def test_training_is_that_of_a_plain_loop(
     assert loss < LOSS and apart**0.5 / went < WEIGHTS
     if chosen.packing:
         assert loaded.packs == (family in TOGETHER)
-        assert loaded.packs == any("packing up to" in e.message for e in session.run.events())
+        told = [e.message for e in session.run.events() if not e.message.startswith("engine ")]
+        assert any("packing" in message for message in told) == (not loaded.packs)
     if "experts" in adapter:
         assert any("experts" in name for name in start)
     if kind["type"] == "qlora":

@@ -58,9 +58,9 @@ LOOKED_FOR = ("unknown-target", "names-not-looked-at", "setting-refused")
         ({"exclude_modules": "(q|k)_proj"}, "exclude_modules", "no target is called (q|k)_proj"),
         ({"targets": ["q_proj"], "exclude_modules": ["v_proj"]}, "exclude_modules", "is called v_proj"),
         ({"targets": ["q_proj"], "exclude_modules": ["q_proj"]}, "exclude_modules", "leaves no target"),
-        ({"rank_pattern": {"q_prj": 4}}, "rank_pattern", "no target fits q_prj"),
-        ({"rank_pattern": {"q_proj": 4}, "exclude_modules": ["q_proj"]}, "rank_pattern", "fits q_proj"),
-        ({"alpha_pattern": {"layers.9.q_proj": 4.0}}, "alpha_pattern", "no target fits layers.9.q_proj"),
+        ({"rank_pattern": {"q_prj": 4}}, "rank_pattern", "no target matches q_prj"),
+        ({"rank_pattern": {"q_proj": 4}, "exclude_modules": ["q_proj"]}, "rank_pattern", "matches q_proj"),
+        ({"alpha_pattern": {"layers.9.q_proj": 4.0}}, "alpha_pattern", "no target matches layers.9.q_proj"),
         ({"target_parameters": ["experts.down_proj"]}, "target_parameters", "it has no experts"),
         ({"rank_pattern": {"q_proj(": 4}}, "rank_pattern", "is not a regular expression:"),
         ({"layers_to_transform": [0, 9]}, "layers_to_transform", "has layers 0 to 2, not 9"),
@@ -82,7 +82,7 @@ def test_a_setting_that_fits_nothing_is_refused(
     [
         ({"targets": ["q_proj", "nosuch"]}, "targets", "the model has no layer nosuch"),
         ({"exclude_modules": ["q_proj", "nosuch"]}, "exclude_modules", "no target is called nosuch"),
-        ({"rank_pattern": {"q_proj": 4, "nosuch": 2}}, "rank_pattern", "no target fits nosuch"),
+        ({"rank_pattern": {"q_proj": 4, "nosuch": 2}}, "rank_pattern", "no target matches nosuch"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -368,7 +368,7 @@ def test_layers_that_the_model_has_not_are_told_before(ready: Check) -> None:
     experts = {"type": "lora", "target_parameters": ["experts.down_proj"]}
     assert "no experts" in errors_of(ready, adapter=experts)["unknown-target"]
     refused = errors_of(ready, adapter={**experts, "dropout": 0.1})["setting-refused"]
-    assert "without dropout" in refused
+    assert "does not support dropout" in refused
 
 
 @pytest.mark.parametrize(
