@@ -423,16 +423,16 @@ class Front:
 
     def _refusal(self, fault: Fault) -> Response:
         status, code, message = {
-            "rate_limit": (429, "rate_limit_exceeded", "Rate limit reached (asked for by a sandbox fault)"),
-            "refused_after": (400, "", "Invalid request (asked for by a sandbox fault)"),
-            "timeout": (504, "timeout", "The gateway gave up waiting (asked for by a sandbox fault)"),
+            "rate_limit": (429, "rate_limit_exceeded", "Rate limit reached (injected by a sandbox fault)"),
+            "refused_after": (400, "", "Invalid request (injected by a sandbox fault)"),
+            "timeout": (504, "timeout", "The gateway gave up waiting (injected by a sandbox fault)"),
             "training_closed": (
                 403,
                 "training_not_available",
                 "The fine-tuning platform is being wound down and your organization is no longer able to "
                 "create new fine-tuning training jobs",
             ),
-        }.get(fault.kind, (500, "server_error", "The server had an error (asked for by a sandbox fault)"))
+        }.get(fault.kind, (500, "server_error", "The server had an error (injected by a sandbox fault)"))
         wait = fault.retry_after if fault.retry_after is not None else 1.0
         timed = fault.kind == "rate_limit" or fault.retry_after is not None
         status = fault.status or status

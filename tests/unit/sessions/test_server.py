@@ -200,7 +200,7 @@ def test_samplers_without_a_name_take_no_endless_room(raw: Raw, home: Path) -> N
             raw.post("asample", sampling_session_id=sampler["sampling_session_id"], seq_id=0, **asked)
         ).content
 
-    assert b"are gone" in sampled(samplers[0])
+    assert b"were deleted" in sampled(samplers[0])
     assert b"error" not in sampled(samplers[-1])
 
 

@@ -72,7 +72,7 @@ class Head:
 
 
 T = TypeVar("T")
-BF16 = Choice("bf16", "asked for by name")
+BF16 = Choice("bf16", "requested by name")
 
 
 @dataclass

@@ -116,7 +116,7 @@ OPERATIONS = ("eq", "ne", "like", "ilike")
 METRICS = ("fuzzy_match", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l")
 ELSEWHERE = {
     "score_model": "it calls a model API for every answer, which training on this machine does not do",
-    "label_model": "it asks a model behind an API for every answer; this machine calls nobody",
+    "label_model": "it asks a model behind an API for every answer; this machine calls no external services",
     "endpoint": "it calls a server for every answer, which training on this machine does not do",
 }
 _FIELDS = {

@@ -551,7 +551,7 @@ class SessionEngine:
             stat = (Path(folder) / ADAPTER).stat()
         except OSError as error:
             raise UsageError(
-                "the weights to sample from are gone: those without a name are kept for the newest few "
+                "the weights to sample from were deleted: unnamed weights are kept only for the newest few "
                 "samplers of a session",
                 fix="save_weights_for_sampler(NAME) keeps them",
             ) from error

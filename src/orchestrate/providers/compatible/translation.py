@@ -57,7 +57,7 @@ def _start(told: Described, rows: Rows, spec: JobSpec, model: ModelOnHost) -> No
     rule = told.rule("continue_from", spec.method.type)
     if rule is None or rule.field is None:
         reason = rule and (rule.refused or rule.rule)
-        rows.refuse("continue_from", reason or f"{told.title} is not known to go on from a tuned model")
+        rows.refuse("continue_from", reason or f"{told.title} is not known to continue from a tuned model")
         rows.send("model", model.id)
     else:
         rows.keep("continue_from", rule.field, rule="the tuned model replaces the base model")

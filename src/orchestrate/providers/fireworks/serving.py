@@ -413,7 +413,7 @@ class FireworksAdapters(adapters.Adapters):
         if not least <= adapter.rank <= most:
             raise UsageError(
                 f"Fireworks accepts adapters of rank {least} to {most}; this one has rank {adapter.rank}",
-                fix="orchestrate export RUN DIR --to merged   for a host that takes whole models",
+                fix="orchestrate export RUN DIR --to merged   for a host that takes full models",
             )
         _, account, _, id = base.split("/")
         api = self._at.client().models

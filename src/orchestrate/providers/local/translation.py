@@ -446,7 +446,7 @@ def _reinforcement(rows: Rows, spec: JobSpec, method: RFT, *, code: bool) -> Non
         rows.refuse("method.compute_multiplier", "here samples_per_prompt sets the amount of exploration")
     rows.refuse_if_asked({"method.reasoning_effort": "an open model has no such setting in training"})
     if spec.packing:
-        rows.refuse("packing", "answers are sampled anew at each step, so there is nothing to pack")
+        rows.refuse("packing", "new answers are sampled at each step, so there is nothing to pack")
 
 
 def _steps(rows: Rows, spec: JobSpec) -> None:
