@@ -13,12 +13,10 @@ import argparse
 import json
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
-
-from measured_on import Meter, about, write
 
 from orchestrate import Orchestrator
 from orchestrate.data.operations import score
@@ -145,49 +143,66 @@ def chosen_tune(lines: Sequence[str]) -> tuple[dict[str, Any], dict[str, float]]
     return json.loads(max(told, key=told.__getitem__)), told
 
 
+def reported(kind: str, lines_of: Callable[[Path], list[str]]) -> dict[str, Any]:
+    """What was chosen on one set, and the figures of the others."""
+    lines, tune = lines_of(CHOSEN_ON[kind]), None
+    if kind == "labels":
+        value, tried = chosen_strength(lines)
+        score.STRENGTH = value
+        chosen: dict[str, Any] = {"strength": value, "tried": tried}
+    else:
+        tune, tried = chosen_tune(lines)
+        chosen = {**tune, "tried": tried}
+    rows: list[dict[str, Any]] = []
+    for name, path in REPORTED_ON[kind].items():
+        for share in SHARES:
+            each = [measured(lines_of(path), share, seed, tune) for seed in SEEDS[kind]]
+            for signal, one in means(each).items():
+                rows.append({"data": name, "share": share, "signal": signal, **one._asdict()})
+                print(rows[-1], flush=True)
+    return {"chosen": chosen, "found": rows}
+
+
 def table(figures: dict[str, Any]) -> str:
     """For docs/figures.py."""
-    tune = figures["chosen"]["tune"]
     lines = [
-        "{machine}, load {load:.1f} as it began; {day}; tiny-chat; {rows} rows at most.".format(**figures),
-        f"Chosen on examples/classification: C = {figures['chosen']['strength']:g}. Chosen on the demo's "
-        f"orders: {tune['epochs']} epochs at a rate of {tune['learning_rate']:g}.",
+        "{machine}, load {load:.1f} as it began; {day}; tiny-chat; {rows} rows at most.".format(**figures)
+    ]
+    if labels := figures["kinds"].get("labels"):
+        lines.append(f"Chosen on examples/classification: C = {labels['chosen']['strength']:g}.")
+    if free := figures["kinds"].get("free"):
+        chosen = free["chosen"]
+        tune = f"{chosen['epochs']} epochs at a rate of {chosen['learning_rate']:g}"
+        lines.append(f"The short tune was chosen on the demo's orders: {tune}.")
+    lines += [
         "",
         "| data | moved answers | signal | precision | recall | rows left out |",
         "|---|---:|---|---:|---:|---:|",
     ]
-    for one in figures["found"]:
+    for one in [row for kind in figures["kinds"].values() for row in kind["found"]]:
         cells = (one["data"], f"{one['share']:.0%}", one["signal"], f"{one['precision']:.2f}")
         lines.append(f"| {' | '.join(cells)} | {one['recall']:.2f} | {one['out']} |")
     return "\n".join(lines)
 
 
 def main() -> None:
+    from measured_on import Meter, about, write
+
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=300)
+    parser.add_argument(
+        "--kind", action="append", choices=list(CHOSEN_ON), help="this alone; added to the JSON"
+    )
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     figures, meter = about("scikit-learn", "torch"), Meter.now()
-
-    def lines_of(path: Path) -> list[str]:
-        found: list[str] = path.read_text(encoding="utf-8").splitlines()[: given.rows]
-        return found
-
-    strength, strengths = chosen_strength(lines_of(CHOSEN_ON["labels"]))
-    tune, tunes = chosen_tune(lines_of(CHOSEN_ON["free"]))
-    score.STRENGTH = strength
-    rows: list[dict[str, Any]] = []
-    for kind, sets in REPORTED_ON.items():
-        for name, path in sets.items():
-            for share in SHARES:
-                own = tune if kind == "free" else None
-                each = [measured(lines_of(path), share, seed, own) for seed in SEEDS[kind]]
-                for signal, one in means(each).items():
-                    rows.append({"data": name, "share": share, "signal": signal, **one._asdict()})
-                    print(rows[-1], flush=True)
-    chosen = {"strength": strength, "strengths": strengths, "tune": tune, "tunes": tunes}
-    figures |= {"rows": given.rows, "chosen": chosen, "found": rows}
-    figures["others"] = meter.others()
+    kinds: dict[str, Any] = {}
+    if given.kind and given.json is not None and given.json.exists():
+        kinds = json.loads(given.json.read_text(encoding="utf-8"))["kinds"]
+    for kind in given.kind or CHOSEN_ON:
+        kinds[kind] = reported(kind, lambda path: path.read_text(encoding="utf-8").splitlines()[: given.rows])
+    figures |= {"rows": given.rows, "others": meter.others()}
+    figures["kinds"] = {kind: kinds[kind] for kind in CHOSEN_ON if kind in kinds}
     if given.json is not None:
         write(given.json, figures)
     print(table(figures))

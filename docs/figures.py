@@ -13,6 +13,8 @@ python benchmarks/memory.py --json docs/figures/memory.json
 python benchmarks/memory.py --published --json docs/figures/memory-published.json
 python benchmarks/ui.py --json docs/figures/ui.json
 python benchmarks/targets.py --json docs/figures/targets.json
+python benchmarks/suggestions.py --json docs/figures/suggestions.json
+python benchmarks/selection.py --json docs/figures/selection.json
 python docs/figures.py
 """
 
@@ -219,6 +221,8 @@ KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "memory": memory,
     "ui": ui,
     "targets": targets,
+    "suggestions": by_its_script("suggestions"),
+    "selection": by_its_script("selection"),
 }
 """By the first word of a file's name."""
 
