@@ -263,6 +263,7 @@ def _show_deduped(report: DedupeReport, file: str) -> None:
         note(f"{count(report.left_out, 'row')} with errors dropped: orchestrate data check {file}")
     if report.output:
         note(f"written: {report.output}; each removed row: {report.log}")
+        note(f"to train on these rows set train to {report.output} in the spec")
         note_rewritten(report)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -107,7 +108,8 @@ def show_check(report: CheckReport, fixed: FixReport | None) -> None:
             note(f"not repaired: {_counted(fixed.not_repaired)}")
         if fixed.dropped:
             note(f"unknown fields were dropped: {_counted(fixed.dropped)}")
-        note(f"each change: {fixed.log}; then: orchestrate data check {fixed.output}")
+        note(f"each change: {fixed.log}; to train on these rows set train to {fixed.output} in the spec")
+        note(f"then: orchestrate data check {shlex.quote(str(fixed.output))}")
 
 
 def note_rewritten(report: SplitReport | DedupeReport) -> None:
