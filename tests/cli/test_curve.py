@@ -107,7 +107,7 @@ def test_a_curve_whose_limit_comes_midway_says_so_and_goes_on_with_more(
                 made
             ) < 4
             taken = ft.store.searches.spent_usd(search.id)
-            assert taken <= price.expected_usd and f"taken so far: {money(taken)}" in done.err
+            assert taken <= price.expected_usd and f"spent so far: {money(taken)}" in done.err
             more = cli(*words, "--max-cost", str(2 * price.high_usd), **hosts.env)
             assert more.code == 0 and [size["share"] for size in more.json["sizes"]] == list(shares), more.err
             after = {run.id: run.record for run in ft.runs(sandbox=True)}

@@ -137,7 +137,7 @@ class Means:
 
     @property
     def skewness(self) -> float:
-        """Of the deviations within arms and strata."""
+        """Return the skewness of the deviations within arms and strata."""
         users = self.users(True) + self.users(False)
         squares = sum(cell.squares for cell in self.cells.values()) / users
         cubes = sum(cell.cubes for cell in self.cells.values()) / users

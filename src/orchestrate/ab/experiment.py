@@ -93,7 +93,7 @@ class Given(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class OutcomesTaken(Record, frozen=True, kw_only=True):
-    """What became of outcomes that were handed in."""
+    """The result of recording outcomes."""
 
     recorded: int = 0
     repeated: int = 0

@@ -42,8 +42,9 @@ ARMS: tuple[Arm, Arm] = ("base", "tuned")
 
 @dataclass(frozen=True, kw_only=True)
 class ABTerms:
-    """How a proxy runs. `names`: further host names by which it may be asked; `origins`: sites whose pages
-    may ask it; `every_s`: between two looks of the rule, where it is carried out on its own."""
+    """Options of a proxy. `names` are further host names that it accepts, `origins` are sites whose pages
+    may send requests, and `every_s` is the interval at which the rule is checked if it is applied
+    automatically."""
 
     host: str = web.LOOPBACK
     port: int = 8000

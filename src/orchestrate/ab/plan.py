@@ -206,7 +206,7 @@ def read_plan(path: Path) -> ExperimentPlan:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the plan {path} cannot be read: {error}") from error
     except (yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"{path} is no YAML: {error}") from error
+        raise UsageError(f"{path} is not valid YAML: {error}") from error
     if isinstance(given, dict):
         given = {"name": path.stem, **cast("dict[str, Any]", given)}
     try:

@@ -94,7 +94,7 @@ class Answer:
 
     @property
     def failed(self) -> bool:
-        """By a fault of the model's place."""
+        """Return whether the model's host failed."""
         return self.status is None or self.status >= 500 or self.status in ITS_OWN_FAULT
 
 

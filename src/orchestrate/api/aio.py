@@ -99,7 +99,7 @@ class AsyncRunHandle(_Threaded[RunHandle]):
 
     @property
     def provider(self) -> Coroutine[Any, Any, Provider]:
-        """To be awaited."""
+        """Return an awaitable of the backend."""
         return self.call(lambda: self.sync_api.provider)
 
     refresh = _in_thread(RunHandle.refresh)
@@ -187,12 +187,12 @@ class AsyncOrchestrator(_Threaded[Orchestrator]):
 
     @property
     def store(self) -> Coroutine[Any, Any, Store]:
-        """To be awaited."""
+        """Return an awaitable of the store."""
         return self.call(lambda: self.sync_api.store)
 
     @property
     def rates(self) -> Coroutine[Any, Any, RateBook]:
-        """To be awaited."""
+        """Return an awaitable of the rates."""
         return self.call(lambda: self.sync_api.rates)
 
     backends = _in_thread(Orchestrator.backends)

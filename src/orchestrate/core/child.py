@@ -39,7 +39,7 @@ _KNOWN = (errors.UsageError, errors.ConfigError, errors.DataError, errors.SetupE
 
 
 class Ended(RunFailed):
-    """The process is gone, or was closed, before its answer. `code`: as `subprocess` has it."""
+    """The process exited or was closed before its answer. `code` is the return code, as in `subprocess`."""
 
     def __init__(self, message: str, code: int | None) -> None:
         super().__init__(message, fix="orchestrate doctor")
@@ -56,9 +56,9 @@ def python(module: str) -> list[str]:
 
 
 class Child:
-    """Starts with the object, in a group of its own: Ctrl-C is for the parent, and what the child started
-    ends with it. One thread reads and one writes at a time. Raises `OSError` where there is no such
-    command."""
+    """A child process that starts with the object, in a process group of its own: Ctrl-C goes to the
+    parent, and what the child started ends with it. One thread reads and one writes at a time. Raises
+    `OSError` if the command does not exist."""
 
     def __init__(
         self,

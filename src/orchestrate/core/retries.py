@@ -19,9 +19,10 @@ class Configured(Protocol):
 
 @dataclass(frozen=True)
 class Retry:
-    """How long one call may try. Waits are exponential with full jitter, `first_s` to `longest_s`; a host's
-    `Retry-After` is kept when it fits into what is left of the budget, otherwise the error is raised at
-    once. A first try that took longer than the budget, as an upload may, is followed by one more."""
+    """Limits on retrying one call. Waits are exponential with full jitter, from `first_s` to `longest_s`.
+    A host's `Retry-After` is respected if it fits into the remaining budget, otherwise the error is
+    raised immediately. A first attempt that took longer than the budget, such as an upload, is followed
+    by one more."""
 
     attempts: int = 6
     budget_s: float = 60.0

@@ -107,8 +107,8 @@ def room() -> Generator[None]:
 
 
 class Form:
-    """The form of a request, for the length of an `async with` block. Raises `HostError` 422 for what is
-    none, 503 where there is no room for it."""
+    """The form of a request, parsed for an `async with` block. Raises `HostError` 422 if the body is not
+    a form, and 503 if there is no space for it."""
 
     def __init__(self, request: Request, most_text: int) -> None:
         """`most_text`: bytes of a field that is no file, and is held in memory."""

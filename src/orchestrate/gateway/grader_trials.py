@@ -20,7 +20,7 @@ MEMORY_BYTES = 1 << 30
 
 
 class TrialFailed(ValueError):
-    """There is no grade."""
+    """The grader returned no grade."""
 
 
 def tried(

@@ -350,7 +350,7 @@ class Submitting:
 
 
 class Patience:
-    """When what has failed is tried again: each time after twice as long."""
+    """The schedule for retrying what has failed: the wait doubles each time."""
 
     def __init__(self, ft: Workspace) -> None:
         self._clock = ft.store.clock

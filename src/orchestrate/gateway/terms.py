@@ -39,7 +39,7 @@ class DeployLimits(BaseModel):
 
 
 class Target(BaseModel):
-    """What stands behind a name."""
+    """The model that a name stands for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

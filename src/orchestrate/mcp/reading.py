@@ -23,7 +23,7 @@ _LAST = 10
 
 
 class SpecGiven(BaseModel):
-    """What to train: a spec file, fields, or fields over a file's."""
+    """The spec to train: a spec file, fields, or fields that override those of a file."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -24,13 +24,13 @@ from orchestrate.types import DeploymentOffer
 
 
 class Agreement(BaseModel):
-    """What the person in front of the client says."""
+    """The answer of the person at the client."""
 
     answer: Literal["yes", "no"] = Field(description="Do it?")
 
 
 class Purse:
-    """What this server may spend in all, by the high ends of what was agreed to."""
+    """The total that this server may spend, counted by the high ends of the agreed prices."""
 
     def __init__(self, limit_usd: Decimal | None) -> None:
         self.limit_usd = limit_usd

@@ -198,7 +198,7 @@ MOVED = "plan-moved"
 
 
 class Carried(Record, frozen=True, kw_only=True):
-    """What came of one entry of a plan."""
+    """The result of one entry of a plan."""
 
     run_id: str
     provider: str
@@ -320,7 +320,7 @@ class PreparedPlan:
 
     @property
     def new(self) -> list[_Step]:
-        """Those that are still to be submitted."""
+        """Return the steps that are still to be submitted."""
         return [step for step in self.steps if step.known is None]
 
     @property

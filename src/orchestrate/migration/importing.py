@@ -355,7 +355,7 @@ def _with_files(run: Run, files: dict[str, HostFile]) -> Run:
 
 
 class Taken(Record, frozen=True, kw_only=True):
-    """What came of an import."""
+    """The result of an import."""
 
     provider: str
     account: str

@@ -47,7 +47,7 @@ def newest(run: Run, found: dict[str, Run]) -> Run:
 
 
 class Held(Record, frozen=True, kw_only=True):
-    """One run, as it stands."""
+    """One run in its current state."""
 
     run_id: str
     provider: str

@@ -61,7 +61,7 @@ NOT_COMPARED = {"train", "validation", "test", "tags", "max_cost_usd"}
 
 @dataclass(frozen=True, kw_only=True)
 class MigrationOrder:
-    """Where to, and how parity is judged."""
+    """The target of a migration, and how parity is judged."""
 
     to: Sequence[str]
     models: Mapping[str, str] = field(default_factory=dict[str, str])

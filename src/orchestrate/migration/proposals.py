@@ -163,7 +163,7 @@ MOST = 3
 
 
 class Needs(Record, frozen=True, kw_only=True):
-    """What the data of the old model asks of a new one."""
+    """The requirements that the old model's data set for a new one."""
 
     method: str
     rows: int
@@ -314,7 +314,7 @@ class Priced(Record, frozen=True, kw_only=True):
 
     @property
     def against(self) -> tuple[str, ...]:
-        """What speaks against it, prices included."""
+        """Return the objections, including prices."""
         known = (self.quote.unavailable, self.quote.refused, self.quote.unlisted)
         return (*self.suited.against, *(reason for reason in known if reason))
 
@@ -411,7 +411,7 @@ class Moved(Record, frozen=True, kw_only=True):
 
 
 class Migration(Record, frozen=True, kw_only=True):
-    """What came of moving one run."""
+    """The result of moving one run."""
 
     at: datetime
     proposal: Proposal
@@ -425,5 +425,5 @@ class Migration(Record, frozen=True, kw_only=True):
 
     @property
     def parity(self) -> bool:
-        """Whether every new model was shown to be no worse than the margin."""
+        """Return whether every new model was shown to be no worse than the margin."""
         return bool(self.moved) and all(m.parts and m.parts[0].parity == "holds" for m in self.moved)

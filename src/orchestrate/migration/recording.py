@@ -39,7 +39,7 @@ HELD_OUT = ("test", "validation")
 
 @dataclass(frozen=True, kw_only=True)
 class RecordOrder:
-    """What is to be recorded, and how it is asked."""
+    """Options for what to record, and how it is asked."""
 
     prompts: str | Path | None = None
     """Rows or a log; default: the run's own held-out rows."""
@@ -54,7 +54,7 @@ class RecordOrder:
 
 
 class RecordPlan(Record, frozen=True, kw_only=True):
-    """What would be asked, and what it costs; nothing was sent yet."""
+    """The questions that would be asked, and their cost. Nothing was sent yet."""
 
     model: str
     source: str

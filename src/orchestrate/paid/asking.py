@@ -62,7 +62,7 @@ class Stopped(OrchestrateError):
 
 
 class Question(Record, frozen=True, kw_only=True):
-    """What is sent. `sample` tells several answers to the same question apart."""
+    """A question to send. `sample` distinguishes several answers to the same question."""
 
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()
@@ -113,7 +113,7 @@ class Respondent:
 
     @property
     def unpriced(self) -> bool:
-        """Whether its answers may be billed at an unknown price."""
+        """Return whether its answers may be billed at an unknown price."""
         return self.price is None and not self.own
 
     def worst_usd(self, questions: Sequence[Question]) -> Decimal:

@@ -80,7 +80,7 @@ class Lost(msgspec.Struct, tag="lost"):
 
 
 class Renewed(msgspec.Struct, tag="renewed"):
-    """What was answered before this line is asked again, and counts no more."""
+    """A mark that earlier answers are asked for again and no longer count."""
 
     questions: list[str]
 
@@ -89,7 +89,7 @@ Entry = Sent | Got | Unanswered | Lost | Renewed
 
 
 class Send(NamedTuple):
-    """What a send that the ledger reserved came to, at most."""
+    """The most that a request reserved in the ledger has cost."""
 
     usd: Decimal
     at: datetime | None
@@ -120,7 +120,7 @@ class Unaccounted:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one question has cost so far: its answer, and at most all sends without one."""
+    """The cost of one question so far: its answer, and at most all requests without an answer."""
 
     answer_usd: Decimal = Decimal(0)
     lost: Unaccounted = Unaccounted()
@@ -136,7 +136,7 @@ def lock_of(log: Path) -> Path:
 
 
 class AnswerLog:
-    """All that one respondent was ever asked. Whoever appends to it holds its lock."""
+    """All questions that one respondent was ever asked. Whoever appends to it holds its lock."""
 
     def __init__(self, path: Path, more: Any = None) -> None:
         """`more`: types of further entries, which are `entries` alone; `Any` takes all. Raises `DataError`
@@ -183,7 +183,8 @@ class AnswerLog:
 
     @property
     def sends(self) -> dict[str, Send]:
-        """All that the ledger reserved and this journal was told of, by the ids of their holds."""
+        """Return all requests that the ledger reserved and this journal recorded, by the ids of their
+        holds."""
         return {
             hold: Send(sum(each.values(), Decimal(0)), self._at.get(hold))
             for hold, each in self._holds.items()
@@ -262,7 +263,7 @@ class Touched(msgspec.Struct):
 
 
 class NoMoreRequests(OrchestrateError):
-    """As many requests were sent as are allowed; nothing more was sent."""
+    """The allowed number of requests has been sent, and nothing more was sent."""
 
     exit_code = 6
 

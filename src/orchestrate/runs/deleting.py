@@ -60,7 +60,7 @@ class AccountStorage(Record, frozen=True, kw_only=True):
 
     @property
     def gap(self) -> bool:
-        """Whether the account may keep something that is not listed here."""
+        """Return whether the account may store something that is not listed here."""
         return self.partial or not (self.listed or self.keyless)
 
 

@@ -185,7 +185,7 @@ def _named(ft: Workspace, name: str) -> str:
 
 
 class Moved(NamedTuple):
-    """What became of an entry in a turn."""
+    """The change of an entry in one turn."""
 
     entry: QueueEntry
     told: str

@@ -33,14 +33,14 @@ _LEASE_S, _LOOK_S = 10.0, 0.2
 
 
 class Limits(NamedTuple):
-    """Those that are asked for."""
+    """The limits that were requested."""
 
     usd: Decimal | None = None
     hours: Decimal | None = None
 
 
 class Resumed(Protocol):
-    """What is resumed: a `TrackedRun`."""
+    """The interface of what is resumed: a `TrackedRun`."""
 
     record: Run
 

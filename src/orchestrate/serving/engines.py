@@ -37,7 +37,7 @@ PATIENCE_S = 900.0
 
 @dataclass(frozen=True)
 class Command:
-    """What starts an engine, and where it then answers."""
+    """The command that starts an engine, and the address where it then answers."""
 
     words: tuple[str, ...]
     url: str
@@ -50,7 +50,7 @@ class Command:
 
     @property
     def line(self) -> str:
-        """As one would type it."""
+        """Return the command as you would type it."""
         return shlex.join([*(f"{k}={v}" for k, v in self.environment.items()), *self.words])
 
 
@@ -140,7 +140,7 @@ def packaged() -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Here:
-    """What this machine has to serve with."""
+    """The engines and hardware that this machine has for serving."""
 
     torch: bool
     gpu: bool

@@ -42,7 +42,8 @@ def table_of(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Tuned:
-    """`folder` holds an adapter, or a whole model; `base` is what `orchestrate.local` loads it on."""
+    """A tuned model. `folder` holds an adapter or a complete model. `base` is the base that
+    `orchestrate.local` loads it on."""
 
     name: str
     """By which it is served, and called in what is written."""
@@ -75,7 +76,7 @@ class Tuned:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Of the adapter. Raises `UsageError` for a whole model."""
+        """Return the adapter's configuration. Raises `UsageError` for a complete model."""
         try:
             return msgspec.json.decode(
                 (self.folder / "adapter_config.json").read_bytes(), type=dict[str, Any]
@@ -115,12 +116,12 @@ class Tuned:
 
     @property
     def four_bit(self) -> bool:
-        """Whether it was trained on the base in four bits."""
+        """Return whether it was trained on the base in four bits."""
         return bool(trained_in_four_bit(self.passport))
 
     @property
     def base_name(self) -> str:
-        """As the hub calls it, where it has a name there."""
+        """Return the base's name on the hub, if it has one."""
         return hub_name(self.base)
 
     @property
@@ -129,7 +130,7 @@ class Tuned:
 
     @property
     def passport(self) -> dict[str, Any]:
-        """What came with the weights, else what the run's record says."""
+        """Return the provenance that came with the weights, else the one in the run's record."""
         try:
             return msgspec.json.decode((self.folder / "passport.json").read_bytes(), type=dict[str, Any])
         except (OSError, msgspec.MsgspecError):

@@ -21,7 +21,7 @@ _WHAT = "serving training sessions"
 
 @dataclass(frozen=True, kw_only=True)
 class SessionTerms:
-    """How a server of sessions runs."""
+    """Options of a server of sessions."""
 
     host: str = LOOPBACK
     port: int = 8100

@@ -351,9 +351,7 @@ class SessionsApi:
         id = str((await json_body(request)).get("request_id"))
         promise = self.desk.promises.get(id)
         if promise is None or promise.owner != _owner(request):
-            raise HostError(
-                410, f"there is no result {id[:100]}: it is too old, or the server was started again"
-            )
+            raise HostError(410, f"there is no result {id[:100]}: it is too old, or the server was restarted")
         with suppress(TimeoutError):
             await asyncio.wait_for(promise.ready.wait(), POLL_S)
         if promise.result is None:  # the client asks again at once, and says nothing

@@ -294,7 +294,7 @@ class SessionDesk:
         """Return this owner's session and mark it as active. Raises `HostError` 404."""
         found = self.callers.get(id)
         if found is None or found.owner != owner:
-            raise HostError(404, f"there is no session {id}: it has ended, or the server was started again")
+            raise HostError(404, f"there is no session {id}: it has ended, or the server was restarted")
         found.seen = time.monotonic()
         return found
 
@@ -304,7 +304,7 @@ class SessionDesk:
         if found is None or found.owner != owner:
             raise HostError(
                 404,
-                f"there is no model {id}: its session has ended, or the server was started again; create it "
+                f"there is no model {id}: its session has ended, or the server was restarted; create it "
                 "from its last saved state (create_training_client_from_state_with_optimizer)",
             )
         return found

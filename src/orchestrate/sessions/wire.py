@@ -270,7 +270,7 @@ def _tokens(chunks: Sequence[Any]) -> list[int]:
 
 def _whole(data: bytes, size: int) -> bytes:
     if len(data) % size:
-        raise HostError(400, f"a tensor has {len(data)} bytes, which is no multiple of {size}")
+        raise HostError(400, f"a tensor has {len(data)} bytes, which is not a multiple of {size}")
     return data
 
 

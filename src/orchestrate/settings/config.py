@@ -61,8 +61,8 @@ TOP_LEVEL: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Notify:
-    """Where the end of each run is reported. From the environment and from flags, never from a project's
-    file, which could run a command that the user has not seen."""
+    """The channels that are notified when a run ends. They come from the environment and from flags,
+    never from a project's file, which could run a command that the user has not seen."""
 
     command: str | None = None
     url: Secret | None = None
@@ -78,7 +78,7 @@ class Notify:
 
 
 class Backend(Protocol):
-    """What says whether a backend may bill."""
+    """The properties that say whether a backend may bill."""
 
     profile: ClassVar[Profile]
 
@@ -135,8 +135,8 @@ class Settings:
         return self.home
 
     def require_to_spend(self, *backends: Backend) -> None:
-        """Requires trust in the project before something is sent that one of these backends may bill: not for
-        a sandbox, nor for this machine. Raises `ProjectNotTrusted`."""
+        """Require trust in the project before something is sent that one of these backends may bill.
+        Sandboxes and this machine need none. Raises `ProjectNotTrusted`."""
         path = self.config_file
         if path is None or self.config_named:
             return

@@ -84,7 +84,7 @@ class _KeyField:
 
 @dataclass(frozen=True)
 class HostConfig:
-    """How to reach one backend."""
+    """The configuration for reaching one backend."""
 
     name: str
     type: str | None = None
@@ -127,13 +127,14 @@ class HostConfig:
 
     @property
     def near(self) -> bool:
-        """Whether its address is one of this machine."""
+        """Return whether its address is on this machine."""
         return self.base_url is not None and is_loopback(urlsplit(self.base_url).hostname or "")
 
     @property
     def sandbox(self) -> bool:
-        """By its address, which is always one of this machine, and its key: what another host answers to such
-        a key may be billed. The keyring holds none of a sandbox, and is not asked."""
+        """Return whether this is a sandbox: its address is on this machine and it has a sandbox key. What
+        another host answers to such a key may be billed. The keyring holds no key of a sandbox, and is
+        not asked."""
         known = vars(self)["api_key"]
         return self.near and isinstance(known, Secret) and known.reveal().startswith(SANDBOX_KEY_PREFIX)
 
@@ -181,7 +182,7 @@ class Hosts(Mapping[str, HostConfig]):
 
     @property
     def sandboxed(self) -> bool:
-        """Whether the environment's keys are a sandbox's: then its runs are what is worked on."""
+        """Return whether the environment's keys are a sandbox's. Then commands work on its runs."""
         exported = any(key.startswith(SANDBOX_KEY_PREFIX) for key in self._env.values())
         return exported and any(
             (host := self[name]).sandbox and host.key_variable in self._env for name in self
@@ -189,7 +190,8 @@ class Hosts(Mapping[str, HostConfig]):
 
     @property
     def types(self) -> dict[str, str]:
-        """Of the configured hosts that are instances of another backend's class."""
+        """Return the backend class of each configured host that is an instance of another backend's
+        class."""
         types = {name: table.get("type") for name, table in self._tables.items()}
         kinds = {
             name: self._tables[name].get("profile") or name for name in types if types[name] == DESCRIBED
@@ -385,7 +387,7 @@ class _File(msgspec.Struct):
 
 
 class Pins:
-    """The pins in one file. Safe for many processes at once; a file that is gone starts anew."""
+    """The pins in one file. Safe for many processes at once. A deleted file starts empty."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -96,7 +96,7 @@ class Project:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Those to trust."""
+        """Return the files to trust."""
         rates = self.path.with_name(RATES)
         own = (self.path,) if self.figures or self.closed else ()
         return (*own, rates) if rates.is_file() else own

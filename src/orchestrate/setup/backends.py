@@ -117,7 +117,7 @@ def plugins() -> list[Plugin]:
 
 
 class ModelChanges(Record, frozen=True, kw_only=True):
-    """Where the hosts differ from the catalog."""
+    """The differences between the hosts' models and the catalog."""
 
     changes: tuple[Change, ...]
     skipped: dict[str, str]

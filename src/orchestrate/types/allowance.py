@@ -20,7 +20,8 @@ def ending_s(left_s: float) -> float:
 
 
 class Allowance(Record, frozen=True, kw_only=True):
-    """What a run may take and has taken, all of its workers together, where a worker ends itself at that."""
+    """The limits of a run and what all of its workers together have used, where a worker ends itself at a
+    limit."""
 
     max_hours: float | None = None
     max_usd: Decimal | None = None

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Likelihood(NamedTuple):
-    """How likely a text was to a model."""
+    """The likelihood of a text under a model."""
 
     nats: float
     """The sum over its tokens."""
@@ -69,7 +69,7 @@ class Score(Record, frozen=True, kw_only=True):
 
 
 class Sampling(Record, frozen=True, kw_only=True):
-    """How each item was answered."""
+    """The sampling settings of an evaluation's answers."""
 
     samples: int = 1
     """Answers to each item; more than one are one cluster."""
@@ -130,14 +130,14 @@ class Contender(Record, frozen=True, kw_only=True):
 
     @property
     def answered_by(self) -> str:
-        """What answered, in which precision, and whether that was proved."""
+        """Return what answered, in which precision, and whether that was proved."""
         said = self.served_by if self.precision is None else f"{self.served_by}, in {self.precision}"
         return f"{said} ({self.proof})" if self.proof is not None else said
 
     @property
     def usd_per_answer(self) -> Decimal | None:
-        """By the tokens; where an hour is billed hours x price / answers, at the traffic that was told, or
-        at the pace of this evaluation."""
+        """Return the price of an answer by its tokens. If the host bills hourly, it is hours x price /
+        answers, at the given traffic or at the pace of this evaluation."""
         came = self.answers - self.failed
         if self.usd is not None and came:
             return self.usd / came
@@ -163,7 +163,7 @@ class MetricUsed(Record, frozen=True, kw_only=True):
 
 
 class Measure(Record, frozen=True, kw_only=True):
-    """What one contender reached in one metric, on all items or on those of a slice."""
+    """A contender's score in one metric, on all items or on those of a slice."""
 
     contender: str
     metric: str
@@ -191,7 +191,7 @@ class Difference(Record, frozen=True, kw_only=True):
 
     @property
     def shown(self) -> bool:
-        """Whether a difference is shown, at 5% after the correction."""
+        """Return whether a difference is significant, at 5% after the correction."""
         p = self.p_corrected if self.p_corrected is not None else self.p_value
         return p <= 0.05 if p is not None else self.score.low > 0 or self.score.high < 0
 
@@ -209,7 +209,7 @@ class Difference(Record, frozen=True, kw_only=True):
 
 
 class Confusion(Record, frozen=True, kw_only=True):
-    """How often each expected label was answered by which one."""
+    """The counts of each expected label by the label that was answered."""
 
     contender: str
     labels: tuple[str, ...]
@@ -219,11 +219,10 @@ class Confusion(Record, frozen=True, kw_only=True):
 
 
 class Verdict(Record, frozen=True, kw_only=True):
-    """Whether a contender may go out.
+    """The verdict on whether a contender may ship.
 
-    As stored it goes by the evaluation alone. As shown it joins all that is known of the model: what it
-    forgot, parity with the model it replaces, what people said, and whether it was proved.
-    """
+    As stored, it is based on the evaluation alone. As shown, it includes all that is known of the model:
+    what it forgot, parity with the model it replaces, what people said, and whether it was proved."""
 
     contender: str
     decision: Literal["ship", "do not ship", "not enough evidence"]

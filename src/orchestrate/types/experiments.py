@@ -32,7 +32,7 @@ class PlannedMetric(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class DecisionRule(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What leads to the next share, written down before anything is seen."""
+    """The rule for moving to the next share, fixed before anything is observed."""
 
     stages: tuple[float, ...] = (10, 25, 50, 100)
     """Shares of users that the tuned model gets one after the other, in percent; the last is 100."""
@@ -50,7 +50,7 @@ class DecisionRule(Record, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class ExperimentPlan(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All that is written down before an experiment begins."""
+    """The plan that is fixed before an experiment begins."""
 
     name: str
     base: str
@@ -117,7 +117,7 @@ class EvidencePoint(Record, frozen=True, kw_only=True):
 
 
 class Evidence(Record, frozen=True, kw_only=True):
-    """What one metric shows, whenever one looks. A difference is tuned minus base, over all phases."""
+    """The evidence of one metric, valid anytime. A difference is tuned minus base, over all phases."""
 
     metric: str
     role: str
@@ -148,7 +148,7 @@ class Evidence(Record, frozen=True, kw_only=True):
 
 
 class ExperimentDecision(Record, frozen=True, kw_only=True):
-    """What the rule says now."""
+    """The rule's current decision."""
 
     verb: Verb
     share: float
@@ -157,7 +157,7 @@ class ExperimentDecision(Record, frozen=True, kw_only=True):
 
 
 class ExperimentReport(Record, frozen=True, kw_only=True):
-    """All of an experiment as it stands."""
+    """The current state of an experiment."""
 
     id: str
     created_at: datetime

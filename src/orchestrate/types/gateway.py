@@ -14,8 +14,8 @@ Opens = Literal["gateway", "serve", "sessions"]
 
 
 class GatewayKey(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """Of a client of the gateway, or of servers of models. Limits that are `None`, and empty lists, allow
-    all."""
+    """The key of a client of the gateway, or of model servers. Limits that are `None`, and empty lists,
+    allow everything."""
 
     name: str
     created_at: datetime
@@ -40,7 +40,7 @@ class GatewayKey(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """A job as a client asked for it; how it stands, its run says."""
+    """A job as a client requested it. Its run has the state."""
 
     id: str
     key: str
@@ -90,7 +90,7 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def outside(self) -> bool:
-        """Not made through the gateway; it is no record of the store."""
+        """Return whether the job was created outside of the gateway. Then the store has no record of it."""
         return not self.key
 
     @property

@@ -39,7 +39,7 @@ class Standing(Record, frozen=True, kw_only=True):
 
 
 class Billing(Record, frozen=True, kw_only=True):
-    """What of one account bills or could, and what of it could not be seen."""
+    """The resources of one account that bill or could, and the ones that could not be seen."""
 
     items: tuple[Standing, ...] = ()
     unseen: tuple[str, ...] = ()
@@ -75,7 +75,7 @@ class StoredItem(Record, frozen=True, kw_only=True):
 
 
 class Storage(Record, frozen=True, kw_only=True):
-    """What one account keeps, and what of it the host did not list."""
+    """The files and models that one account stores, and what the host did not list."""
 
     items: tuple[StoredItem, ...] = ()
     unseen: tuple[str, ...] = ()
@@ -123,12 +123,12 @@ class DeploymentState(StrEnum):
 
     @property
     def unproven(self) -> bool:
-        """The host has not shown yet whether it is there, or that it is gone."""
+        """Return whether the host has not confirmed yet that the deployment exists or has ended."""
         return self in (DeploymentState.CREATING, DeploymentState.OUTCOME_UNKNOWN, DeploymentState.ENDING)
 
 
 class Age(Record, frozen=True, kw_only=True):
-    """How old a deployment was at one reading of a machine's clocks."""
+    """The age of a deployment at one reading of a machine's clocks."""
 
     seconds: float
     """Since it was made. Measured by uptime, so that setting the wall clock changes nothing."""
@@ -140,8 +140,8 @@ class Age(Record, frozen=True, kw_only=True):
 
 
 class Deployment(Record, frozen=True, kw_only=True):
-    """A tuned model at a host that answers for it, tracked from the intent until the host has shown that it
-    is gone."""
+    """A tuned model at a host that serves it, tracked from the request until the host has confirmed its
+    end."""
 
     id: str
     run_id: str
@@ -204,8 +204,8 @@ class Deployment(Record, frozen=True, kw_only=True):
 
 
 class DeploymentOffer(Record, frozen=True, kw_only=True):
-    """What `deploy` would agree to: the price, and the limits that will hold, those of an earlier call
-    included."""
+    """The offer that `deploy` would agree to: the price, and the limits that will apply, including those
+    of an earlier call."""
 
     run_id: str
     provider: str

@@ -14,8 +14,7 @@ from orchestrate.types.record import Record
 
 
 class JobStatus(StrEnum):
-    """Where a job stands, in one vocabulary for all backends. `raw_status` keeps the host's own word beside
-    it."""
+    """The status of a job in one vocabulary for all backends. `raw_status` has the host's own word."""
 
     SUBMITTING = "submitting"
     VALIDATING = "validating"
@@ -35,7 +34,7 @@ class JobStatus(StrEnum):
 
 
 class SubmitPhase(StrEnum):
-    """How far the submit protocol got; see `orchestrate.runs.submitting.submit`."""
+    """The progress of the submit protocol; see `orchestrate.runs.submitting.submit`."""
 
     INTENT = "intent"
     UPLOADED = "uploaded"
@@ -46,8 +45,8 @@ class SubmitPhase(StrEnum):
 
 
 class Feature(StrEnum):
-    """What a backend may offer. A backend lists what it has; each absent one carries the reason shown to the
-    user."""
+    """A feature that a backend may offer. A backend lists the ones it has, and for each missing one the
+    reason shown to the user."""
 
     SFT = "sft"
     DPO = "dpo"
@@ -86,7 +85,7 @@ class RemoteDataset(Record, frozen=True, kw_only=True):
 
 
 class JobHandle(Record, frozen=True, kw_only=True):
-    """What is needed to ask a backend about one job again."""
+    """The data needed to ask a backend about one job again."""
 
     provider: str
     job_id: str
@@ -136,8 +135,8 @@ class Job(Record, frozen=True, kw_only=True):
 
 
 class Recalled(Record, frozen=True, kw_only=True):
-    """What a host tells of a job beside its state, by which it can be priced without its spec and its
-    data."""
+    """The data that a host reports of a job besides its state, by which it can be priced without its spec
+    and its data."""
 
     method: Literal["sft", "dpo", "rft"] = "sft"
     adapter: Literal["lora", "full"] = "lora"
@@ -160,7 +159,7 @@ class Recalled(Record, frozen=True, kw_only=True):
 
 
 class Told(Record, frozen=True, kw_only=True):
-    """What a host tells of a job that was made without this store."""
+    """The data that a host reports of a job that was created without this store."""
 
     spec: dict[str, Any] = {}
     """Settings under the spec's own names."""
@@ -261,7 +260,7 @@ class Endpoint(Record, frozen=True, kw_only=True):
 
 
 class Account(Record, frozen=True, kw_only=True):
-    """Whose jobs a backend's key shows."""
+    """The account whose jobs a backend's key shows."""
 
     id: str
     """`organization o, project p` as the host tells it, else `key 0123456789abcdef`, a fingerprint."""
@@ -271,7 +270,7 @@ class Account(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """What a submit gives a run to keep: each field is a field of `Run`, and gets there by its name."""
+    """The fields that a submission stores in a run. Each is a field of `Run` with the same name."""
 
     quote: Quote | None = None
     max_cost_usd: Decimal | None = None

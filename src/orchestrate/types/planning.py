@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class TokensFrom(StrEnum):
-    """How the tokens of a file are counted: all of them, in a sample of its rows, or not at all."""
+    """The way a file's tokens are counted: all of them, in a sample of its rows, or not at all."""
 
     EXACT = "exact"
     SAMPLED = "sampled"
@@ -77,7 +77,7 @@ class Authority(StrEnum):
 
 
 class Setting(Record, frozen=True, kw_only=True):
-    """What one setting of the spec becomes on one backend."""
+    """The translation of one setting of the spec for one backend."""
 
     name: str
     asked: Any = None
@@ -97,7 +97,7 @@ class Setting(Record, frozen=True, kw_only=True):
 
 
 class MemoryPlan(Record, frozen=True, kw_only=True):
-    """What training needs of a device's memory at its worst moment, by part, and what to do about it."""
+    """The device memory that training needs at its peak, by part, and what to do about it."""
 
     parts: dict[str, int]
     """Bytes."""
@@ -167,7 +167,7 @@ class Translation(Record, frozen=True, kw_only=True):
 
     @property
     def inexact(self) -> tuple[Setting, ...]:
-        """What `--strict` refuses."""
+        """Return the settings that `--strict` refuses."""
         return tuple(
             s
             for s in self.settings
@@ -176,8 +176,8 @@ class Translation(Record, frozen=True, kw_only=True):
 
 
 class Confidence(StrEnum):
-    """How a rate is known: quoted by the host, inferred by a stated rule, or quoted once and not seen
-    since."""
+    """The confidence in a rate: quoted by the host, inferred by a stated rule, or quoted once and not
+    seen since."""
 
     QUOTED = "quoted"
     INFERRED = "inferred"
@@ -215,7 +215,7 @@ class PriceRange(NamedTuple):
 
     @property
     def counted_usd(self) -> Decimal:
-        """Where one number is needed: the expected price, of an undecided one its high end."""
+        """Return the price as one number: the expected price, or the high end if it is undecided."""
         return self.high_usd if self.expected_usd is None else self.expected_usd
 
 
@@ -318,7 +318,8 @@ class Quote(Record, frozen=True, kw_only=True):
 
     @property
     def ranked(self) -> bool:
-        """Whether it can be the cheapest: it has a price, and the job can be had for all that is known."""
+        """Return whether the quote can be the cheapest: it has a price, and as far as is known the job
+        can run."""
         return self.why_none is None and self.unlisted is None
 
     @property
@@ -335,19 +336,18 @@ class Quote(Record, frozen=True, kw_only=True):
 
     @property
     def counted_usd(self) -> Decimal | None:
-        """Where one number is needed: the expected price, of an undecided one its high end."""
+        """Return the price as one number: the expected price, or the high end if it is undecided."""
         return self.price.counted_usd if self.price else None
 
     @property
     def held_usd(self) -> Decimal:
-        """What a budget holds for a run of it: its high end. Nothing where no price is known, since such a
-        run is made only where no limit is set."""
+        """Return the amount that a budget reserves for a run: the high end. It is 0 if no price is known,
+        because such a run is only created if no limit is set."""
         return self.high_usd or Decimal(0)
 
 
 class Bill(Record, frozen=True, kw_only=True):
-    """What a run cost, and from where that is known. `final` is false while the host may still change
-    it."""
+    """The cost of a run, and its source. `final` is false while the host may still change it."""
 
     usd: Decimal
     origin: str

@@ -49,8 +49,8 @@ class Canary(Record, frozen=True, kw_only=True):
 
 
 class Sheet(Record, frozen=True, kw_only=True):
-    """By what a served model is known again. It holds prompts of the training data: it is kept with the run
-    and is never exported."""
+    """The fingerprint that identifies a served model. It contains prompts of the training data, so it is
+    stored with the run and never exported."""
 
     base_model: str
     base_hash: str
@@ -80,7 +80,7 @@ class ProofStage(Record, frozen=True, kw_only=True):
 
 
 class Proof(Record, frozen=True, kw_only=True):
-    """Whether what answers at a place is what was trained."""
+    """The result of checking whether the model served at a place is the trained one."""
 
     run_id: str
     at: str

@@ -24,13 +24,12 @@ class Criterion(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, o
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Of 1, 2 ..."""
+        """Return the labels of 1, 2 ..."""
         return self.scale if isinstance(self.scale, tuple) else tuple(str(n + 1) for n in range(self.scale))
 
 
 class Rubric(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What answers are rated by, by people and by a judge alike; read with
-    `orchestrate.evaluation`."""
+    """The rubric by which people and a judge rate answers; read with `orchestrate.evaluation`."""
 
     name: str
     question: str = "Which answer is better?"
@@ -69,7 +68,7 @@ class Review(Record, frozen=True, kw_only=True):
 
 
 class Rating(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """What one rater said of one task; a later one for the same task takes its place."""
+    """One rater's rating of one task. A later one for the same task replaces it."""
 
     review: str
     task: str

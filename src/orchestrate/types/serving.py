@@ -25,7 +25,7 @@ class Export(Record, frozen=True, kw_only=True):
 
 
 class AdapterCost(Record, frozen=True, kw_only=True):
-    """What an adapter costs beside its base, measured when its server started."""
+    """The cost of an adapter in addition to its base, measured when its server started."""
 
     model: str
     load_s: float

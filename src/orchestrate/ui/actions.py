@@ -56,7 +56,7 @@ VERBS = {
 
 @dataclass(frozen=True)
 class Asked:
-    """What a person agrees to: the sum, if there is one, and what happens."""
+    """The question that a person agrees to: the amount, if there is one, and what happens."""
 
     verb: Verb
     what: str

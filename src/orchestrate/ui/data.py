@@ -170,7 +170,7 @@ _NEAR = ("near-duplicate", "duplicate")
 
 @dataclass(frozen=True)
 class Looked:
-    """All that was found in one file."""
+    """The findings in one file."""
 
     facts: InspectReport
     most: int

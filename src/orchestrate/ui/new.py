@@ -106,7 +106,7 @@ def _tagged(name: str, part: Mapping[str, Any], kinds: Mapping[str, Any]) -> dic
 
 @dataclass(frozen=True)
 class Checked:
-    """What the form says, as far as it can be read."""
+    """The contents of the form, as far as they can be read."""
 
     spec: JobSpec | None = None
     offer: Offer | None = None
@@ -124,7 +124,7 @@ class Checked:
 
     @property
     def agreed_usd(self) -> Decimal | None:
-        """What is agreed to: the spec's own limit, or the high end of the price."""
+        """Return the amount to agree to: the spec's own limit, or the high end of the price."""
         if self.spec is None or self.offer is None:
             return self.spec.max_cost_usd if self.spec else None
         return self.spec.max_cost_usd or self.offer.quote.high_usd or None

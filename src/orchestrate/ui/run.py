@@ -35,7 +35,7 @@ _EVENTS = 300
 
 @dataclass(frozen=True)
 class Head:
-    """What of a run changes while it is looked at."""
+    """The parts of a run that change while its page is open."""
 
     run: Run
     notes: list[Note]

@@ -57,7 +57,8 @@ class Note:
 
 @dataclass
 class Work:
-    """Of one server. Its acts end with it; what they began at a host goes on, as after any interruption."""
+    """The actions of one server. They end with it, but what they began at a host continues, as after any
+    interruption."""
 
     _notes: dict[tuple[str, str], Note] = field(default_factory=dict[tuple[str, str], Note])
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -125,7 +126,7 @@ Act = Callable[[Request, Form], Response | str]
 
 @dataclass(frozen=True, kw_only=True)
 class Copy:
-    """What a page shows, as a command and as Python."""
+    """The contents of a page as a command and as Python."""
 
     command: str
     python: str

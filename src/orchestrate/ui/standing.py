@@ -176,7 +176,7 @@ class Deployed:
 
     @property
     def model(self) -> str:
-        """What it serves, in the words of its user."""
+        """Return the served model, by the name that its user gave it."""
         name = self.run.spec.get("suffix") if self.run else None
         model = self.run.model if self.run else self.handle.record.model or self.handle.record.run_id
         return f"{name} ({model})" if name else str(model)

@@ -76,7 +76,7 @@ def column(name: str) -> Column:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which runs are shown and how; all of it stands in the address of the page."""
+    """The runs to show, and how. All of it is in the page's URL."""
 
     words: str = ""
     status: str = ""
@@ -136,7 +136,7 @@ class Wanted:
 
     @property
     def newest_first(self) -> bool:
-        """Whether a new run belongs at the top of the page."""
+        """Return whether a new run belongs at the top of the page."""
         return self.sort == "-created" and not self.group and not self.after
 
     @property

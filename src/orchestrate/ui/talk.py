@@ -54,7 +54,8 @@ class Talked:
 
     @property
     def agreed_usd(self) -> Decimal | None:
-        """What the next form agrees to: so one of before an answer was lost agrees to no second send."""
+        """Return the amount that the next form agrees to. A form from before a lost answer therefore
+        agrees to no second request."""
         return None if self.worst_usd is None else self.worst_usd + self.lost_usd
 
     @property

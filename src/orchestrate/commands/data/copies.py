@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Messages:
-    """How rows of one message each become conversations."""
+    """Options for turning rows of one message each into conversations."""
 
     thread: Annotated[
         str | None,
@@ -135,7 +135,7 @@ def _show_converted(report: ConvertReport, tell: Callable[[str], None]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Sides:
-    """How the rows are shared out."""
+    """Options for splitting the rows."""
 
     seed: Annotated[int, typer.Option(min=0)] = 0
     stratify: Annotated[

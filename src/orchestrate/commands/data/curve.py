@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """What is measured."""
+    """Options for the points to measure."""
 
     shares: Annotated[
         str,
@@ -95,7 +95,7 @@ def curve(
         carry_out(ft, carried)
         if carried.stopped:
             warn(carried.stopped)
-            note(f"taken so far: {money(carried.spent_usd())}; with more the same command goes on")
+            note(f"spent so far: {money(carried.spent_usd())}; raise the limit and repeat to continue")
         if selected:
             best = best_rows.best_rows(carried, rows, points.by, points.keep, selected)
             yield Output(best, _show_best, 0 if best.over and not carried.stopped else 1)

@@ -46,7 +46,7 @@ MaxCostOpt = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Writer:
-    """Where the model that writes is."""
+    """Options for the model that writes and its host."""
 
     host: Annotated[str | None, typer.Option(help="A configured host; default: openai.")] = None
     base_url: Annotated[str | None, typer.Option(help="Use any OpenAI-compatible API instead.")] = None
@@ -55,7 +55,7 @@ class Writer:
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """What is asked for, and within which limits."""
+    """Options for what to generate, and its limits."""
 
     max_requests: Annotated[int, typer.Option(min=1, help="Request limit over all runs on this output.")] = (
         100

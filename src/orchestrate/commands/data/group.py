@@ -77,7 +77,7 @@ class OtherFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What the data are checked for."""
+    """Options for what the data are checked for."""
 
     hosts: Annotated[str, typer.Option("--for", help="Backends, comma-separated.")] = "all"
     model: ModelOpt = None

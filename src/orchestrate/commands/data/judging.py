@@ -28,7 +28,7 @@ KeyVariableOpt = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class By:
-    """Who judges, and by what."""
+    """Options for the judge and its rubric."""
 
     model: Annotated[
         str,

@@ -29,7 +29,7 @@ OutputOpt = Annotated[Path | None, typer.Option("-o", "--output", help="Where to
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How the files are read."""
+    """Options for reading the files."""
 
     columns: MapOpt = None
     ignored: IgnoreOpt = None

@@ -58,7 +58,7 @@ class Prompts:
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """What is there, instead of recording."""
+    """Options to show existing recordings instead of recording."""
 
     calendar: Annotated[
         bool, typer.Option("--calendar", help="List when models are shut down, and what is recorded.")

@@ -59,7 +59,7 @@ class Sized(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Going:
-    """How it goes on."""
+    """Options for running the experiment."""
 
     auto: Annotated[
         bool, typer.Option("--auto/--no-auto", help="Apply the rule automatically: ramp, ship or roll back.")

@@ -38,7 +38,7 @@ FORMATS = ("table", "md", "html", "csv", "json")
 
 @dataclass(frozen=True, kw_only=True)
 class Rivals:
-    """Who is asked beside the runs."""
+    """Options for further models to evaluate besides the runs."""
 
     base: Annotated[
         bool, typer.Option("--base/--no-base", help="Also evaluate the base model of each run.")
@@ -122,7 +122,7 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What it must reach, and who is told."""
+    """Options for the required scores and for who is notified."""
 
     metrics: Annotated[
         list[str] | None,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Abilities:
-    """What is probed."""
+    """Options for the abilities to probe."""
 
     probes: Annotated[
         str,
@@ -54,7 +54,7 @@ class Abilities:
 
 @dataclass(frozen=True, kw_only=True)
 class Asking:
-    """How, and within which limits."""
+    """Options for asking the models, and its limits."""
 
     on: Annotated[str, typer.Option(help="host, here or auto, as for eval.")] = "auto"
     base_precision: Annotated[

@@ -40,7 +40,7 @@ _TENTATIVE, _FIRM = 0.667, 0.8
 
 @dataclass(frozen=True, kw_only=True)
 class What:
-    """What is rated."""
+    """Options for what is rated."""
 
     single: Annotated[
         bool, typer.Option("--single", help="Show answers one by one instead of side by side.")
@@ -68,7 +68,7 @@ class What:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Who rates, and where the page is."""
+    """Options for who rates and where the page is served."""
 
     raters: Annotated[
         str,

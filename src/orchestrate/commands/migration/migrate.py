@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """By what parity is judged."""
+    """Options for judging parity."""
 
     test: Annotated[
         str | None, typer.Option("--test", help="Held-out rows; default: the run's own, or its recording's.")
@@ -78,7 +78,7 @@ class Proof:
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """How far to go."""
+    """Options for how many steps to take."""
 
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Propose, translate and quote; send nothing.")
@@ -94,7 +94,7 @@ class Steps:
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
-    """Where to: one run, or by a plan a whole where."""
+    """Options for the target of one run, or of all runs in a plan."""
 
     to: Annotated[str, typer.Option("--to", metavar="BACKENDS", help="Backends, comma-separated.")] = ""
     model: Annotated[

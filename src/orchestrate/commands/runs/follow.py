@@ -57,7 +57,7 @@ HereOpt = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class StallOptions:
-    """What counts as a stall, and whether it is ended."""
+    """Options for what counts as a stall, and whether it is ended."""
 
     stalled_minutes: Annotated[
         float | None,

@@ -42,7 +42,7 @@ _CENT = Decimal("0.01")
 
 @dataclass(frozen=True, kw_only=True)
 class What:
-    """What is reported."""
+    """Options for what is reported."""
 
     by: Annotated[
         list[str] | None,
@@ -78,7 +78,7 @@ class What:
 
 @dataclass(frozen=True, kw_only=True)
 class Fail:
-    """When the exit code is not 0."""
+    """Options for when the exit code is not 0."""
 
     fail_if_over: Annotated[
         bool,
@@ -120,7 +120,7 @@ class Fail:
 
 @dataclass(frozen=True, kw_only=True)
 class Tell:
-    """Who else is told."""
+    """Options for who else is notified."""
 
     notify: Annotated[
         bool, typer.Option("--notify", help="Send this once to the notification channels in the environment.")
@@ -139,7 +139,7 @@ class Tell:
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """What is ended."""
+    """Options for what is ended."""
 
     end_orphans: Annotated[
         bool,

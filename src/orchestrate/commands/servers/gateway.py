@@ -64,7 +64,7 @@ class KeyShown(GatewayKey, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
-    """Where it answers."""
+    """Options for the address that the gateway listens on."""
 
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8000
     host: Annotated[
@@ -122,7 +122,7 @@ def _target(target: Target) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Scope:
-    """What the key may do."""
+    """Options for what the key may do."""
 
     project: Annotated[str, typer.Option(help="Keys of one project see the same files, jobs and models.")] = (
         "default"

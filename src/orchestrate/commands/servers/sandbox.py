@@ -53,7 +53,7 @@ PortOpt = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Hosts:
-    """How the hosts are started."""
+    """Options for starting the hosts."""
 
     home: HomeOpt = None
     speed: SpeedOpt = 1.0

@@ -53,7 +53,7 @@ PrecisionOpt = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
-    """Where it answers, and to whom."""
+    """Options for the address, and for who may connect."""
 
     port: PortOpt = 8000
     host: HostOpt = "127.0.0.1"
@@ -66,7 +66,7 @@ class Where:
 
 @dataclass(frozen=True, kw_only=True)
 class How:
-    """What answers, and how much at once."""
+    """Options for the engine and its concurrency."""
 
     called: Annotated[
         list[str] | None,

@@ -39,7 +39,7 @@ class SessionsServed(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
-    """Where it answers, and to whom."""
+    """Options for the address, and for who may connect."""
 
     port: PortOpt = 8100
     host: HostOpt = "127.0.0.1"
@@ -48,7 +48,7 @@ class Where:
 
 @dataclass(frozen=True, kw_only=True)
 class How:
-    """What trains and answers."""
+    """Options for training and sampling."""
 
     called: Annotated[
         list[str] | None,

@@ -136,7 +136,7 @@ class _Demo:
             runs = [*here, *self._hosted(train)]
         except BaseException:
             if here:
-                note(f"the run here goes on:  cd {self.folder}; orchestrate watch {here[0]}, or cancel it")
+                note(f"the run here continues:  cd {self.folder}; orchestrate watch {here[0]}, or cancel it")
             raise
         if here:
             self._run(f"watch {here[0]}")

@@ -61,7 +61,7 @@ def _show(found: Bench, kept: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What is trained, and how."""
+    """Options for what is trained, and how."""
 
     adapter: Annotated[str, typer.Option(help="qlora, lora or full.")] = "qlora"
     rank: Annotated[int, typer.Option("--rank", "-r", min=1, help="Rank of the adapter.")] = 16

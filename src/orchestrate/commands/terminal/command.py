@@ -23,7 +23,7 @@ JSON = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else
 
 @dataclasses.dataclass(frozen=True)
 class Output(Generic[Printed]):
-    """What a command prints: its record with `--json`, else the view of it. The exit code follows."""
+    """The output of a command: its record with `--json`, else a view of it. The exit code follows."""
 
     record: Printed
     view: Callable[[Printed], object]

@@ -231,7 +231,7 @@ def models_given(given: list[str] | None) -> str | dict[str, str] | None:
 
 @dataclass(frozen=True, kw_only=True)
 class ServingOptions:
-    """What serving is priced by."""
+    """Options for pricing the serving."""
 
     traffic: Annotated[
         str | None, typer.Option(metavar="TEXT", help='Price serving too: "20k req/day, 900 in, 150 out".')
@@ -292,7 +292,7 @@ def require_used(
 
 @dataclass(frozen=True, kw_only=True)
 class AimOptions:
-    """What the runs of a search are scored by, and their limits."""
+    """Options for the score of a search's runs, and their limits."""
 
     target: Annotated[
         str, typer.Option(metavar="NAME", help="validation_loss, or eval:METRIC on held-out rows.")

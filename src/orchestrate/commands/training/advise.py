@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class NeedOptions:
-    """What the answers must be."""
+    """Options for what the answers must be like."""
 
     private: Annotated[bool, typer.Option("--private", help="The data must not leave your machines.")] = False
     latency_ms: Annotated[int | None, typer.Option(min=1, help="Maximum time to an answer; predicts it.")] = (

@@ -175,7 +175,7 @@ def _fix(asked: SpecOptions, translations: Sequence[Translation]) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Priced:
-    """What prices are taken."""
+    """Options for the prices to use."""
 
     rate: RateOpt = None
     gpu_hours: GpuHoursOpt = None
@@ -184,7 +184,7 @@ class Priced:
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """How quotes are shown."""
+    """Options for showing quotes."""
 
     format: Annotated[str, typer.Option("--format", help="Output format: table or md.")] = "table"
     whole: Annotated[bool, typer.Option("--all", help="With --traffic: show how serving was calculated.")] = (

@@ -40,7 +40,7 @@ Names = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class PlaceInQueue:
-    """When it goes."""
+    """Options for the place in the queue."""
 
     after: Annotated[
         list[str] | None,
@@ -161,7 +161,7 @@ def _pause(context: typer.Context, entries: list[str] | None, *, paused: bool) -
     with orchestrator(context) as ft:
         ft.store.queue.pause(paused)
         waiting = queueing.entries(ft)
-    state = "is paused" if paused else "goes on"
+    state = "is paused" if paused else "is running again"
     return Output(waiting, lambda _: note(f"the queue {state}; {count(len(waiting), 'run')} in it"))
 
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SpendingOptions:
-    """What the user agrees to, and whose run it is."""
+    """Options for what the user agrees to spend, and for whose run it is."""
 
     max_cost: Annotated[
         str | None,
@@ -101,7 +101,7 @@ def submit(
 
 @dataclass(frozen=True)
 class Carrying:
-    """How a submit is carried out."""
+    """Options for carrying out a submission."""
 
     spending: SpendingOptions
     strict: bool

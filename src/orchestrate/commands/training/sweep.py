@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceOptions:
-    """What varies, and which trial comes next."""
+    """Options for what varies, and which trial comes next."""
 
     grid: Annotated[
         list[str] | None,
@@ -80,7 +80,7 @@ class SpaceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SeenOptions:
-    """What is shown and written."""
+    """Options for what is shown and written."""
 
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the best spec here.")

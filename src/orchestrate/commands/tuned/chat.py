@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """How the model is asked."""
+    """Options for asking the model."""
 
     system: Annotated[
         str | None, typer.Option(help='System message; default: from the training data; "" for none.')

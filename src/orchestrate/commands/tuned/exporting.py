@@ -39,7 +39,7 @@ STYLES = {"passed": "green", "failed": "red", "unknown": "yellow", "proved": "gr
 
 @dataclass(frozen=True, kw_only=True)
 class How:
-    """How weights are written."""
+    """Options for writing weights."""
 
     dtype: Annotated[str, typer.Option(help="Data type of merged weights: bf16, fp16, fp32.")] = "bf16"
     quantise: Annotated[
@@ -124,7 +124,7 @@ def _show_export(made: Export) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Merging:
-    """How adapters or models become one."""
+    """Options for merging adapters or models."""
 
     method: Annotated[
         str | None,
@@ -203,7 +203,7 @@ def _show_merged(made: Merged) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class At:
-    """Where it answers."""
+    """Options for where the model answers."""
 
     at: Annotated[
         str | None, typer.Option("--at", metavar="URL|DIR|BACKEND", help="Default: the run's own backend.")

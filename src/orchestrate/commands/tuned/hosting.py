@@ -35,7 +35,7 @@ PATIENCE_S = 900.0
 
 @dataclass(frozen=True)
 class Terms:
-    """What is to be deployed, and up to which limits."""
+    """Options for what to deploy, and its limits."""
 
     shape: Annotated[
         str | None, typer.Option(help="GPUs, in the backend's words; default: the cheapest that fits.")
@@ -63,7 +63,7 @@ class Terms:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Of the backend. Raises `UsageError`."""
+        """Return the backend's own options. Raises `UsageError`."""
         found: dict[str, Any] = {}
         for pair in self.settings or []:
             name, sign, value = pair.partition("=")

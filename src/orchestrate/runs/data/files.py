@@ -90,8 +90,8 @@ def rows_of_run(ft: Workspace, run: str, first: int, count: int) -> PreviewRepor
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What files are checked for. `near`: whether nearly equal rows are looked for; `None` does so in more
-    than one file, where the packages for it are there."""
+    """Options for checking files. `near` also looks for near-duplicates. `None` does so if there is more
+    than one file and the required packages are installed."""
 
     hosts: str = "all"
     model: str | None = None

@@ -35,8 +35,8 @@ _BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOrder:
-    """What is measured. `model` is a base on this machine, `after` a run that was tuned, `judge` a model that
-    rates the rows by a rubric."""
+    """Options for what is measured. `model` is a base on this machine, `after` a run that was tuned,
+    `judge` a model that rates the rows by a rubric."""
 
     model: str | None = None
     after: str | None = None

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOrder:
-    """What is to be evaluated, on what, and how."""
+    """Options for what is evaluated, on which rows, and how."""
 
     test: str | Path | None = None
     """Held-out rows; default: the first run's own."""

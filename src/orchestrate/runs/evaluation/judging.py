@@ -48,7 +48,7 @@ class JudgeTerms:
 
 
 class JudgePlan(Record, frozen=True, kw_only=True):
-    """What it would cost; nothing was sent yet."""
+    """The cost of judging. Nothing was sent yet."""
 
     rows: int
     rated: int

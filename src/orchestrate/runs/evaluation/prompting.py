@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Measuring:
-    """How `model` is measured: on the rows of `test`, with `shots` examples of other rows."""
+    """Options for measuring `model`: on the rows of `test`, with `shots` examples from other rows."""
 
     model: str
     test: str

@@ -43,8 +43,8 @@ KIND = "regression"
 
 @dataclass(frozen=True, kw_only=True)
 class RegressionOrder:
-    """What is probed. `sets` are files of held-out rows, each with the metric that fits it or one that is
-    named: `rows.jsonl` or `rows.jsonl=token_f1`."""
+    """Options for what is probed. `sets` are files of held-out rows, each with the metric that fits it or
+    one that is named: `rows.jsonl` or `rows.jsonl=token_f1`."""
 
     probes: Sequence[str] = ("all",)
     """Names of built-in ones, `all`, or none."""
@@ -70,7 +70,7 @@ def probe_names() -> list[str]:
 
 
 class PreparedRegression:
-    """As `PreparedEvaluation`: nothing was sent yet."""
+    """A prepared regression test, like `PreparedEvaluation`. Nothing was sent yet."""
 
     def __init__(
         self, ft: Workspace, run: TrackedRun | str, order: RegressionOrder, *, purse: Purse | None = None

@@ -42,13 +42,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ReviewOrder:
-    """What is to be rated.
+    """Options for what is rated.
 
-    `evaluation` is the id of one, which needs no run in it. By default it is the newest with all the runs,
-    and where none has all of them the newest of each, on the items that all have answered. `items` takes so
-    many of them by chance. `seed` decides items, orders and sides. By default it is drawn, so that no rater
-    can know them. `new` begins anew where there is such a review already.
-    """
+    `evaluation` is the id of an evaluation, which need not contain a run. By default it is the newest one
+    with all the runs. If none has all of them, it is the newest of each, on the items that all have
+    answered. `items` samples that many of them. `seed` determines items, orders and sides. By default it
+    is random, so that no rater can know them. `new` starts a new review even if the same one exists."""
 
     single: bool = False
     rubric: Path | None = None

@@ -61,7 +61,7 @@ _POLL_S = 2.0
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
-    """What the user agreed to."""
+    """The terms that the user agreed to."""
 
     options: dict[str, Any] = {}
     """Of the backend: shape, replicas, idle_minutes ..."""

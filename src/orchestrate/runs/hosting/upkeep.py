@@ -28,7 +28,7 @@ IDLE_HOURS = Decimal(1)
 
 
 class Upkeep:
-    """One backend's deployments, once. `told` are sentences for the user."""
+    """One check of one backend's deployments. `told` are sentences for the user."""
 
     def __init__(self, store: Store, provider: Provider, timing: Timing = DEFAULT_TIMING) -> None:
         self._store = store

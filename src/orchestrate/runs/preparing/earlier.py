@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Earlier(NamedTuple):
-    """What the store has already of a submit to one backend."""
+    """Earlier runs in the store of a submission to one backend."""
 
     provider: str
     known: Run | None

@@ -111,7 +111,7 @@ class Up:
 
 @dataclass(frozen=True)
 class Choice:
-    """Of the engine."""
+    """Options for choosing the engine."""
 
     engine: str = "auto"
     base: str | None = None

@@ -198,7 +198,8 @@ def _laid_on(tuned: Tuned, made: Export, options: Options) -> Generator[Path | N
 
 @dataclass(frozen=True, kw_only=True)
 class Asking:
-    """How a place is asked. `model`, `base`: the names under which they answer at a URL."""
+    """Options for asking a served model. `model` and `base` are the names under which they answer at a
+    URL."""
 
     model: str | None = None
     base: str | None = None

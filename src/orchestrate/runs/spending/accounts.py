@@ -71,7 +71,8 @@ class Found(Record, frozen=True, kw_only=True):
 
     @property
     def by_the_hour(self) -> bool:
-        """Whether it bills for standing there, or may. Jobs of runs here are among what is committed."""
+        """Return whether it bills, or may bill, for being up. Jobs of runs here are among what is
+        committed."""
         if self.item.bills is False:
             return False
         if self.item.kind in ("job", "worker"):
@@ -102,7 +103,7 @@ class Asked(Record, frozen=True, kw_only=True):
 
 
 class SpendingReport(Record, frozen=True, kw_only=True):
-    """Money is exact; what is not known is in no sum and told beside it."""
+    """A spending report. Amounts are exact. Unknown amounts are in no sum and are listed separately."""
 
     at: datetime
     sandbox: bool = False
@@ -131,7 +132,7 @@ class SpendingReport(Record, frozen=True, kw_only=True):
 
     @property
     def billing(self) -> list[Found]:
-        """What bills hourly, or may."""
+        """Return what bills hourly, or may."""
         return [found for found in self.standing if found.by_the_hour]
 
     @property
@@ -144,13 +145,13 @@ class SpendingReport(Record, frozen=True, kw_only=True):
 
     @property
     def gaps(self) -> list[Asked]:
-        """Where something may bill that was not seen: accounts that did not answer, or not all, and those of
-        runs that no current key shows."""
+        """Return where something may bill that was not seen: accounts that did not answer, or not
+        completely, and accounts of runs that no current key shows."""
         return [a for a in self.accounts if a.expected and (not a.asked or a.partial or a.elsewhere)]
 
     @property
     def at_least(self) -> bool:
-        """Whether more may bill than `usd_per_hour` says."""
+        """Return whether more may bill than `usd_per_hour` says."""
         return bool(self.unpriced or self.gaps)
 
 

@@ -168,7 +168,7 @@ class Known(Exception):
 
 @dataclass(frozen=True)
 class Wish:
-    """What one submit to one backend asks for."""
+    """One submission's request to one backend."""
 
     spec: JobSpec
     digest: str
@@ -188,10 +188,10 @@ class Wish:
 
     @property
     def ref(self) -> str | None:
-        """Of a key's run: the same in every store, and another one for other settings, other data and another
-        host, so that nobody's job is taken for it who uses the same key for something else. The account has
-        no part in it: a host shows the jobs of one account only, and a new API key of it may go by a new
-        name."""
+        """Return the ref of a key's run. It is the same in every store, and differs for other settings,
+        other data and another host, so that a job of somebody who uses the same key for something else is
+        never taken for it. It does not depend on the account, because a host shows the jobs of one
+        account only, and a new API key of that account may have a new name."""
         if self.key is None:
             return None
         settings = masked({n: v for n, v in self.spec.canonical().items() if n not in _NOT_COMPARED})

@@ -25,7 +25,7 @@ KINDS = ("best", "random", "all")
 
 
 class ChosenRows(Record, frozen=True, kw_only=True):
-    """What was measured with one choice of rows."""
+    """The measurements with one choice of rows."""
 
     which: str
     """best, random or all."""

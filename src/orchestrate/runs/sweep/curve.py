@@ -28,7 +28,7 @@ _Z = 1.96
 
 
 class Size(Record, frozen=True, kw_only=True):
-    """What was measured with so many rows."""
+    """The measurements with one number of rows."""
 
     rows: int
     share: float

@@ -41,7 +41,7 @@ _MOST_UNASKED = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What is searched for, and within which limits."""
+    """Options for what is searched for, and its limits."""
 
     space: Space
     sampler: str = "grid"
@@ -59,7 +59,8 @@ class Order:
 
 
 class Price(NamedTuple):
-    """Of a whole search before it begins, in US dollars; the high end holds whichever trials are made."""
+    """The price of a complete search before it begins, in US dollars. The high end holds for any choice
+    of trials."""
 
     expected_usd: Decimal
     high_usd: Decimal

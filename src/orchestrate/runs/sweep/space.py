@@ -26,7 +26,7 @@ _FIXED = ("train", "validation", "test", "columns", "tags", "max_cost_usd", "pri
 
 @dataclass(frozen=True)
 class Space:
-    """By dotted names. A range is low, high, and whether it is searched on a log scale."""
+    """A search space by dotted names. A range is low, high, and whether it is searched on a log scale."""
 
     choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict[str, tuple[Any, ...]])
     ranges: Mapping[str, Range] = field(default_factory=dict[str, Range])
@@ -37,7 +37,7 @@ class Space:
 
     @property
     def size(self) -> int:
-        """How many combinations there are."""
+        """Return the number of combinations."""
         return math.prod(map(len, self.choices.values()))
 
     def combinations(self) -> Iterator[dict[str, Any]]:

@@ -52,7 +52,7 @@ class Suggested(Record, frozen=True, kw_only=True):
 
 
 class Suggestion(Record, frozen=True, kw_only=True):
-    """What is proposed for one backend."""
+    """The suggestions for one backend."""
 
     provider: str
     model: str

@@ -152,7 +152,7 @@ class Lost(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Recovery(msgspec.Struct, kw_only=True):
-    """What `recover` found, by run id."""
+    """The results of `recover`, by run id."""
 
     recovered: list[str] = []
     adopted: list[str] = []

@@ -48,7 +48,7 @@ _ASLEEP_S = 60.0
 
 
 class Usual(msgspec.Struct, frozen=True, kw_only=True):
-    """What a phase took in the runs that succeeded on a backend."""
+    """The usual duration of a phase in the runs that succeeded on a backend."""
 
     runs: int
     phase_s: float | None = None

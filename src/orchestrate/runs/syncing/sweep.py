@@ -80,7 +80,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SyncReport(msgspec.Struct, kw_only=True):
-    """What a sync found. Runs are named by id."""
+    """The results of a sync. Runs are named by id."""
 
     checked: int = 0
     adopted: list[str] = []

@@ -79,7 +79,7 @@ class Story(Record, frozen=True, kw_only=True):
 
 
 class Logged(Record, frozen=True, kw_only=True):
-    """What a tracker was given of one run."""
+    """The values of one run that were logged to a tracker."""
 
     run_id: str
     to: str

@@ -47,7 +47,7 @@ _STARTS_S = 120.0
 
 
 class State(WorkerId, frozen=True, kw_only=True):
-    """What the background watcher tells of itself."""
+    """The state that the background watcher reports."""
 
     problems: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()

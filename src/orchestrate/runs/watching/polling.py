@@ -19,8 +19,8 @@ _JITTER = 0.2
 
 
 class Pace:
-    """Waits between polls: evenly for what is near, longer and longer for a host, and as long as a busy host
-    asks. A failure that can pass is waited out without end, since the run goes on meanwhile."""
+    """Waits between polls: constant for local runs, growing for a host, and as long as a busy host asks.
+    A temporary failure is waited out without a limit, because the run continues meanwhile."""
 
     def __init__(
         self,

@@ -53,7 +53,7 @@ _NEAR = (0.5, 2.0)
 
 
 class Feed(Protocol):
-    """What submits runs in its own time, as a queue."""
+    """A source that submits runs at its own pace, such as a queue."""
 
     problems: list[str]
 

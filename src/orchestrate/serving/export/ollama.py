@@ -29,7 +29,7 @@ templates cut it and Go's cannot; tools need a template of their own."""
 
 @dataclass(frozen=True)
 class Pieces:
-    """What the template writes before, between and after messages; (role before, role) -> text."""
+    """The texts that the template writes before, between and after messages; (role before, role) -> text."""
 
     between: Mapping[tuple[str, str], str]
     end: str

@@ -29,7 +29,7 @@ class Heard:
 
 @dataclass(frozen=True)
 class Asked:
-    """How a place sees a prompt: its ids, or only how many they are."""
+    """A place's view of a prompt: its token ids, or only their number."""
 
     ids: Sequence[int] | None = None
     count: int | None = None
@@ -38,7 +38,7 @@ class Asked:
 
 
 class Place(Protocol):
-    """Where a tuned model answers."""
+    """A place where a tuned model answers."""
 
     at: str
     model: str

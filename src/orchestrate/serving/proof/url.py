@@ -25,7 +25,7 @@ class Entry(msgspec.Struct):
 
 
 class Logprobs(msgspec.Struct):
-    """Of chats in `content`, of completions in the others."""
+    """Log-probabilities: `content` for chats, the other fields for completions."""
 
     content: list[Entry] | None = None
     tokens: list[str] | None = None
@@ -37,7 +37,7 @@ class Said(msgspec.Struct):
 
 
 class Choice(msgspec.Struct):
-    """What is read of an answer."""
+    """The parts of an answer that are read."""
 
     text: str | None = None
     message: Said | None = None

@@ -29,7 +29,7 @@ MOST_BODY = 4 << 20
 
 
 class NewAdapter(Body):
-    """As vLLM has it."""
+    """A request to load an adapter, in vLLM's format."""
 
     lora_name: Annotated[str, Field(min_length=1, max_length=256)]
     lora_path: str
@@ -83,7 +83,7 @@ class Api:
 
     @property
     def whole(self) -> bool:
-        """Whether all weights were tuned: then the base does not answer here."""
+        """Return whether all weights were tuned. Then the base does not answer here."""
         return self.base_name in self.engine.models
 
     def _shown(self, name: str) -> dict[str, Any]:

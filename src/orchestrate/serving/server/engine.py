@@ -29,7 +29,7 @@ LONGEST_REST_S = 60
 
 
 class EngineLost(Exception):
-    """The process is gone; another one is being started, which may take `retry_s`."""
+    """The process died, and another one is starting, which may take `retry_s`."""
 
     def __init__(self, message: str, retry_s: int) -> None:
         super().__init__(message)
@@ -37,7 +37,7 @@ class EngineLost(Exception):
 
 
 class EngineRefused(Exception):
-    """What was asked cannot be answered as it is. `code` is the API's word, or the error's name."""
+    """The request cannot be answered. `code` is the API's code, or the error's name."""
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
@@ -78,7 +78,7 @@ class Engine:
 
     @property
     def retry_s(self) -> int:
-        """How long it takes until another process is up, as the last one did."""
+        """Return how long it takes until another process is ready, based on the last start."""
         return min(LONGEST_REST_S, max(2, math.ceil(self.load_seconds)))
 
     def _lost(self) -> EngineLost:

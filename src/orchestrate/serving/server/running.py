@@ -31,7 +31,7 @@ from orchestrate.types import Record
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """How a server runs."""
+    """Options of a server."""
 
     host: str = LOOPBACK
     port: int = 8000

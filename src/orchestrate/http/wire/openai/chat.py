@@ -40,7 +40,8 @@ class Part(Body):
 
 
 class Message(Body):
-    """What an answer of the API has too is taken, so that it can be sent back as it came."""
+    """A message of a request. Fields of the API's answers are accepted too, so that an answer can be sent
+    back unchanged."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -61,7 +62,7 @@ class StreamOptions(Body):
 
 
 class Sampling(Body):
-    """What both APIs share. The fields of the last block change no answer."""
+    """The fields that both APIs share. Those in the last block do not affect answers."""
 
     model: str
     n: Annotated[int, Field(ge=1, le=16)] = 1
@@ -122,7 +123,7 @@ class CompletionRequest(Sampling):
 
 
 class TokenizeRequest(Body):
-    """As vLLM has it: `messages` by the chat template, or `prompt` as it is."""
+    """A request to tokenize in vLLM's format: `messages` with the chat template, or `prompt` unchanged."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -142,8 +143,8 @@ STREAMED: Mapping[str, str] = {"x-accel-buffering": "no", "cache-control": "no-s
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer that has begun, before it is written in the form of one route: whole, or in pieces as they
-    come."""
+    """An answer in progress, before it is written in the format of a route: complete, or in pieces as
+    they arrive."""
 
     whole: dict[str, Any]
     pieces: AsyncGenerator[Piece] | None = None

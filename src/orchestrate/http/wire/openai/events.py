@@ -48,7 +48,7 @@ class Spoken(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Form(ABC):
-    """How an answer is written. `tells_usage`: in the last piece of a stream."""
+    """The format of an answer. With `tells_usage`, the last piece of a stream has the usage."""
 
     def __init__(self, asked: ChatRequest | CompletionRequest, prefix: str) -> None:
         self.id, self.created, self.model = f"{prefix}-{secrets.token_hex(12)}", int(time.time()), asked.model

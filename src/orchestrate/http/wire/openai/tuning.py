@@ -147,7 +147,7 @@ class CreateJob(Body):
 
 
 class ExpiresAfter(Body):
-    """When a file is gone on its own."""
+    """The time after which a file is deleted automatically."""
 
     anchor: Literal["created_at"]
     seconds: Annotated[int, Field(ge=3600, le=2592000)]
@@ -209,7 +209,7 @@ class GraderInput(_Asked):
 
 
 class ScoreModelGrader(_Asked):
-    """What graders that ask a model must have."""
+    """The fields required of graders that ask a model."""
 
     type: Literal["score_model"]
     name: str
