@@ -212,6 +212,14 @@ def built_in() -> Mapping[str, Profile]:
 
 
 @cache
+def session_hosts() -> tuple[str, ...]:
+    """Name the hosts that have training sessions and no jobs. They can be requested by name, and are in no
+    list of backends. Imports nothing."""
+    entries = [entry for entry in files(GROUP).iterdir() if entry.name not in built_in_folders()]
+    return tuple(sorted(entry.name for entry in entries if entry.joinpath("sessions.py").is_file()))
+
+
+@cache
 def _entry_points() -> Any:
     """Of all packages: each reading opens a file of every one. `EntryPoints`, which Python 3.11 wraps."""
     return entry_points()
@@ -338,6 +346,8 @@ def profile(kind: str) -> Profile:
         return _described(kind, *entry)
     if kind in places():
         return _placed(kind)
+    if kind in session_hosts():
+        return import_module(f"{GROUP}.{kind}").PROFILE
     return _plugged(kind)
 
 

@@ -42,7 +42,8 @@ CHILDREN = {
     "runs/watching/channels.py": "ends the group of the user's own command",
     "serving/server/engine.py": "answers, for servers",
     "serving/server/grammars.py": "a schema, compiled within bounds",
-    "sessions/desk.py": "a training session",
+    "local/run/stepwise.py": "a training session",
+    "sessions/desk.py": "likewise: the error of its end",
 }
 """Who asks a child by the one protocol, or is one."""
 OPENS = re.compile(

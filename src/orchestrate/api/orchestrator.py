@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from orchestrate.runs.spending.orphans import Orphan, OrphanReport
     from orchestrate.runs.sweep.suggesting import Suggestion
     from orchestrate.runs.syncing.sweep import SyncReport
+    from orchestrate.sessions.session import TrainingSession
     from orchestrate.setup.backends import ModelChanges
     from orchestrate.spec import JobSpec, SpecGiven
     from orchestrate.types import Evaluation, Rating
@@ -202,6 +203,41 @@ class Orchestrator(Workspace):
             progress=progress,
         )
         return RunHandle(self, record)
+
+    def session(
+        self,
+        model: str | None = None,
+        *,
+        provider: str = "local",
+        lora: Mapping[str, Any] | int | None = None,
+        max_cost_usd: Decimal | float | str | None = None,
+        idle_minutes: Decimal | float | str | None = None,
+        resume: RunHandle | str | None = None,
+        tags: Mapping[str, str] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> TrainingSession:
+        """Open a training session: your own loop trains `model` step by step. Use it as a context manager.
+
+        `lora`: a rank, or a mapping with rank, seed, train_mlp, train_attn, train_unembed. The session ends
+        itself at `max_cost_usd`, and after `idle_minutes` without a request: it is saved, and `resume=RUN`
+        continues it with the state of its last save, as it does after a crash. `options`: the backend's own;
+        on this machine threads, device, precision, four_bit.
+
+        Raises `OverBudget` before anything is sent, and what loading the model raises.
+        """
+        from orchestrate.sessions.session import open_session
+
+        return open_session(
+            self,
+            model,
+            provider=provider,
+            lora=lora,
+            max_cost_usd=max_cost_usd,
+            idle_minutes=idle_minutes,
+            resume=resume.id if isinstance(resume, RunHandle) else resume,
+            tags=tags,
+            options=options,
+        )
 
     def rerun(
         self,

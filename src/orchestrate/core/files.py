@@ -17,6 +17,7 @@ import shutil
 import socket
 import stat
 import sys
+import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from glob import escape
@@ -129,9 +130,14 @@ def move_into_place(draft: Path, path: Path) -> None:
 
 @contextmanager
 def whole_folder(path: Path, *, replace: bool = True) -> Generator[Path]:
-    """Yield a new folder to fill, which becomes `path` at the end of the block. After an error, nothing
-    is left. Without `replace`, an existing folder with content stays: raises `OSError`."""
+    """Yield a new folder to fill, which becomes `path` at the end of the block. After an error nothing is
+    left. Without `replace`, a folder with content that is already there stays: raises `OSError`.
+
+    A folder that is replaced is renamed aside first and removed last. If the process is killed in between,
+    the next `whole_folder` on the same path, or `recover_folders` on its parent, puts it back."""
     draft = _draft(path)
+    recover_folders(path.parent, path.name)
+    aside = draft.with_name(draft.name + _ASIDE)
     try:
         private = is_private(new_folder(draft).parent)
         yield draft
@@ -139,12 +145,46 @@ def whole_folder(path: Path, *, replace: bool = True) -> Generator[Path]:
             if private and not entry.is_symlink():
                 entry.chmod(0o700 if entry.is_dir() else 0o600)
             sync(entry)
-        if replace:
-            shutil.rmtree(path, ignore_errors=True)
+        if replace and path.exists():
+            _replacing.add(aside.name)
+            path.rename(aside)
         draft.rename(path)
         sync(path.parent)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        if aside.exists() and not path.exists():
+            aside.rename(path)
+        for left in (draft, aside):
+            shutil.rmtree(left, ignore_errors=True)
+        _replacing.discard(aside.name)
+
+
+_ASIDE = ".before"
+_replacing: set[str] = set()
+"""What this process has renamed aside. After a restart in a container another process may have its id."""
+_LONG_S = 60.0
+"""Nobody takes as long to rename two folders: the process id in the name belongs to another process."""
+
+
+def recover_folders(parent: Path, name: str = "*") -> None:
+    """Put back the folders in `parent` that `whole_folder` had renamed aside when its process was killed, and
+    remove what it left of those that it had replaced already."""
+    pattern = f".{name if name == '*' else escape(name)}.*{_ASIDE}"
+    for aside in parent.glob(pattern):
+        named, pid, _ = aside.name.removesuffix(_ASIDE).rsplit(".", 2)
+        with suppress(OSError):  # another process was faster
+            if not pid.isdecimal() or _is_replacing(aside, int(pid)):
+                continue
+            path = parent / named.removeprefix(".")
+            if path.exists():
+                shutil.rmtree(aside)
+            else:
+                aside.rename(path)
+
+
+def _is_replacing(aside: Path, pid: int) -> bool:
+    if pid == os.getpid():
+        return aside.name in _replacing
+    return _alive(pid) and time.time() - aside.stat().st_ctime < _LONG_S
 
 
 def scratch_folder(prefix: str) -> TemporaryDirectory[str]:
@@ -194,7 +234,14 @@ def locked(path: Path, *, wait_s: float | None = 0.0, keep: bool = True) -> Gene
     waits for it."""
     from filelock import FileLock, Timeout  # 40 ms that most commands need not spend
 
-    lock = FileLock(path, timeout=-1 if wait_s is None else wait_s, mode=0o600, poll_interval=0.02)
+    # Not of one thread: what holds a lock may be ended by another thread than the one that began it.
+    lock = FileLock(
+        path,
+        timeout=-1 if wait_s is None else wait_s,
+        mode=0o600,
+        poll_interval=0.02,
+        thread_local=False,
+    )
     try:
         lock.acquire()
     except Timeout:

@@ -239,6 +239,9 @@ class LocalJob(Record, frozen=True, kw_only=True):
     """The file to which the worker adds how fast the run was (`speed.paces`)."""
     resources: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
     """Of the machine, for a worker that is not on this one (`places.base.Resources`)."""
+    session: dict[str, Any] | None = None
+    """Of a job that the caller's own loop trains, step by step: what was opened. No worker is ever started
+    for it."""
     created_at: datetime
 
     @property

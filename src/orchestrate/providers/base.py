@@ -64,9 +64,11 @@ if TYPE_CHECKING:
     from orchestrate.data.rules import Target
     from orchestrate.local.answers.generation import Generator
     from orchestrate.local.answers.worker import Worker
+    from orchestrate.local.run import RunDir
     from orchestrate.profile import Profile
     from orchestrate.providers.adapters import Adapters
     from orchestrate.providers.chat import Chat
+    from orchestrate.providers.sessions import SessionBackend, SessionOrder, SessionPrice
     from orchestrate.spec import JobSpec
 
 # Whose account a backend's key works for: what the host tells of it, else a fingerprint of the key.
@@ -537,6 +539,22 @@ class AnswersHere(Provider):
         own."""
 
 
+class Sessions(Provider):
+    """Trains a model step by step. The caller's process keeps the run directory for `get` and others."""
+
+    @abstractmethod
+    def session_dir(self, order: SessionOrder) -> RunDir:
+        """Make the run directory of a session, or find the one that an earlier call made."""
+
+    @abstractmethod
+    def session_price(self, order: SessionOrder, rates: RateBook) -> SessionPrice:
+        """Return what the session costs. Sends nothing."""
+
+    @abstractmethod
+    def open_session(self, order: SessionOrder) -> SessionBackend:
+        """Start the model. Raises `ProviderError`, or what loading the base raises."""
+
+
 # -- asking for one ----------------------------------------------------------------------------------------
 
 FEATURES: Mapping[Feature, type[Provider]] = {
@@ -557,6 +575,10 @@ _OTHERS: Mapping[type[Provider], tuple[str, str]] = {
     HandsOutFiles: ("data files", "it does not offer its jobs' files for download"),
     ListsStored: ("list of stored files", "its API does not list or delete stored files and models"),
     ListsModels: ("list of models", "its API does not list the models it can fine-tune"),
+    Sessions: (
+        "training sessions",
+        'no client of its sessions is built in; ft.session(provider="local") runs the same loop here',
+    ),
     TakesAdapters: ("place for others' adapters", "{title} serves only models it has trained itself"),
 }
 """What is no feature: what the user reads where it is absent."""

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 from orchestrate import description
 from orchestrate.errors import ConfigError, SetupError, UsageError
-from orchestrate.profile import built_in, described, not_loaded, places, plug_ins, profile
+from orchestrate.profile import (
+    built_in,
+    described,
+    not_loaded,
+    places,
+    plug_ins,
+    profile,
+    session_hosts,
+)
 from orchestrate.text import among, meant
 
 if TYPE_CHECKING:
@@ -24,8 +32,8 @@ def names(settings: Settings) -> list[str]:
 
 
 def known(settings: Settings) -> list[str]:
-    """List `names`, and the places and YAML-described hosts, which can also be requested by name."""
-    return list(dict.fromkeys([*names(settings), *described(), *places()]))
+    """List `names`, and the places, described hosts and session hosts, which can be requested by name."""
+    return list(dict.fromkeys([*names(settings), *described(), *places(), *session_hosts()]))
 
 
 def broken(settings: Settings) -> dict[str, SetupError]:
@@ -87,7 +95,7 @@ def provider_class(kind: str) -> type[Provider]:
     """Return the class behind a kind of backend. Raises `UsageError` for an unknown one, `SetupError` for
     a broken plug-in."""
     module, _, attribute = profile(kind).provider.partition(":")
-    if kind in built_in() or kind in described() or kind in places():
+    if kind in (*built_in(), *described(), *places(), *session_hosts()):
         return getattr(import_module(module), attribute)
     try:
         return getattr(import_module(module), attribute)

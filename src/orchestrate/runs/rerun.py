@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from orchestrate.errors import DataError
+from orchestrate.errors import DataError, UsageError
+from orchestrate.providers.sessions import SESSION
 from orchestrate.runs.preparing.prepared import prepare
 from orchestrate.runs.submit import submit
 
@@ -24,6 +25,8 @@ def spec_of(run: Run, providers: Sequence[str], changes: Mapping[str, Any] | Non
     from orchestrate.runs.submitting.repeats import stored_spec
     from orchestrate.spec import specfile
 
+    if run.job_kind == SESSION:
+        raise UsageError(f"run {run.id} is a training session: the loop that trained it is not stored")
     values = stored_spec(run).asked()
     elsewhere = set(providers) != {run.provider}
     if elsewhere and (known := catalog.lookup(str(values["model"]))) is not None:

@@ -24,12 +24,13 @@ import msgspec
 import numpy as np
 from filelock import FileLock, Timeout
 
-from orchestrate.core.child import Child, Ended, python
-from orchestrate.core.files import private_folder, write_whole
+from orchestrate.core.child import Ended
+from orchestrate.core.files import private_folder, recover_folders, write_whole
 from orchestrate.errors import OrchestrateError
 from orchestrate.http.wire import HostError
-from orchestrate.local.run.launching import worker_environment
+from orchestrate.local.run.stepwise import SessionWorker
 from orchestrate.sessions import wire
+from orchestrate.sessions.shapes import NAME
 from orchestrate.types import Record
 
 _log = logging.getLogger(__name__)
@@ -45,10 +46,8 @@ KEPT_SNAPSHOTS = 16
 """Weights of a session that were saved without a name, for sampling: a loop makes them anew at each step."""
 LEFT_BEHIND = "left-behind"
 """The name under which the weights of a caller that is gone are saved."""
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 SAMPLER = re.compile(r"[0-9a-f]{16}:sample:\d{1,18}")
 PATH = re.compile(r"tinker://([A-Za-z0-9:._-]{1,200})/(weights|sampler_weights)/([^/]{1,100})")
-WORKER = "the process that trains"
 
 
 @dataclass
@@ -136,7 +135,7 @@ class SessionDesk:
         self.promises: dict[str, Promise] = {}
         self._known: dict[tuple[str, int], Promise] = {}
         """The promise of a request that came before, by its model or sampler and its number."""
-        self._child: Child | None = None
+        self._child: SessionWorker | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._asked: dict[str, Take] = {}
         self._numbers = count(1)
@@ -151,20 +150,15 @@ class SessionDesk:
 
     def start(self) -> None:
         """Wait until the base is loaded. Raises the errors of loading."""
-        threads = self._opening.get("threads")
-        env = worker_environment(threads if isinstance(threads, int) else None)
-        child = Child(python("orchestrate.local.sessions.process"), env=env, name=WORKER)
-        try:
-            told = child.ask({"op": "open", "id": "", **self._opening})
-        except OrchestrateError:
-            child.close(0)
-            raise
+        self._child = SessionWorker(self._opening)
+        told = self._child.opened
         self.folder, self.context, self.tied = told["folder"], told["context"], told["tied"]
-        self._child = child
 
     def _clear(self) -> None:
         """Samplers without a name go with the server that made them, also with one that was killed."""
         self._lock.acquire()
+        for kind in self.home.glob("weights/*/*/*"):
+            recover_folders(kind)
         for lock in self._snapshots.parent.glob("*.lock"):
             with suppress(Timeout), FileLock(lock, timeout=0):
                 shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
@@ -186,26 +180,21 @@ class SessionDesk:
             self._sweep()
 
     def _listen(self) -> None:
-        threading.Thread(target=self._read, args=(self._child,), daemon=True, name="sessions").start()
+        loop, child = self._loop, self._child
+        assert loop is not None and child is not None  # noqa: S101  set before
 
-    def _read(self, child: Child) -> None:
-        loop = self._loop
-        assert loop is not None  # noqa: S101  set before
-        decode = msgspec.json.Decoder(dict[str, Any]).decode
-        with suppress(RuntimeError):  # the loop has ended before the process
-            try:
-                while True:
-                    loop.call_soon_threadsafe(self._deliver, decode(child.receive()))
-            except Ended as ended:
-                child.close(0)
-                loop.call_soon_threadsafe(self._lost, child, ended.message)
+        def in_loop(call: Callable[..., None], *given: Any) -> None:
+            with suppress(RuntimeError):  # the loop has ended before the process
+                loop.call_soon_threadsafe(call, *given)
+
+        child.follow(partial(in_loop, self._deliver), partial(in_loop, self._lost, child))
 
     def _deliver(self, message: dict[str, Any]) -> None:
         take = self._asked.pop(str(message.pop("id")), None)
         if take is not None:
             take(message)
 
-    def _lost(self, child: Child, told: str) -> None:
+    def _lost(self, child: SessionWorker, told: str) -> None:
         """With the process all weights are gone that were not saved; the next request starts another."""
         if child is not self._child:
             return

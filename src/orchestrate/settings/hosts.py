@@ -34,6 +34,7 @@ from orchestrate.profile import (
     places,
     plug_ins,
     profile,
+    session_hosts,
 )
 from orchestrate.settings import SANDBOX_KEY_PREFIX, Secret, from_keyring, key_file, pin_file, read_keys
 from orchestrate.text import meant
@@ -229,7 +230,7 @@ class Hosts(Mapping[str, HostConfig]):
 
     def __contains__(self, name: object) -> bool:
         known = name in self._tables or name in built_in_folders() or name in plug_ins()
-        return known or name in described() or name in places()
+        return known or name in described() or name in places() or name in session_hosts()
 
     def __getitem__(self, name: str) -> HostConfig:
         if name not in self._found:

@@ -35,7 +35,7 @@ from tests.workers import Nursery
 from orchestrate.local import LocalJob, RunDir, launch, resume
 from orchestrate.local.run.launching import start_worker, worker_environment
 from orchestrate.local.space import DiskFull, disk_is_full, require
-from orchestrate.providers.local import reading
+from orchestrate.providers import rundirs as reading
 
 MB = 1_000_000
 pytestmark = [

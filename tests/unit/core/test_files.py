@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrate.core.files import locked, sha256, whole, whole_folder, write_whole
+from orchestrate.core.files import locked, recover_folders, sha256, whole, whole_folder, write_whole
 from orchestrate.errors import UsageError
 
 
@@ -87,6 +87,45 @@ def test_a_folder_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
             (draft / "sub" / "weights").write_bytes(content)
     assert (folder / "sub" / "weights").read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [folder]
+
+
+KILLED_AT = """
+import os, pathlib, shutil, signal, sys
+from orchestrate.core import files
+folder, at = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+calls = 0
+def dying(real):
+    def call(*args, **more):
+        global calls
+        calls += 1
+        if calls == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **more)
+    return call
+with files.whole_folder(folder) as draft:
+    (draft / "weights").write_bytes(b"new")
+    (draft / "config").write_bytes(b"new")
+    pathlib.Path.rename = dying(pathlib.Path.rename)
+    files.shutil.rmtree = dying(shutil.rmtree)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", range(1, 6))
+def test_a_kill_while_a_folder_is_replaced_loses_neither(tmp_path: Path, at: int) -> None:
+    folder = tmp_path / "model"
+    with whole_folder(folder) as draft:
+        (draft / "weights").write_bytes(b"old")
+        (draft / "config").write_bytes(b"old")
+    done = subprocess.run([sys.executable, "-c", KILLED_AT, str(folder), str(at)], check=False)
+    assert done.returncode == (-signal.SIGKILL if at < 5 else 0), "two renames and two removals"
+    recover_folders(tmp_path)
+    found = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert found in ({"weights": b"old", "config": b"old"}, {"weights": b"new", "config": b"new"})
+    with whole_folder(folder) as draft:
+        (draft / "weights").write_bytes(b"third")
+    assert [path.name for path in folder.iterdir()] == ["weights"]
+    assert not list(tmp_path.glob("*.before"))
 
 
 def test_a_filled_folder_stays_unless_it_may_be_replaced(tmp_path: Path) -> None:

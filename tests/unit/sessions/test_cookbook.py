@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from tests.outside import program
 from tests.paths import TINY
-from tests.unit.sessions.test_server import NAME, workspace
+from tests.unit.sessions.homes import workspace
+from tests.unit.sessions.test_server import NAME
 
 from orchestrate import sessions
 

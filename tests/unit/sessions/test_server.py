@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,14 @@ import httpx
 import numpy as np
 import pytest
 from tests.paths import ROOT, TINY
+from tests.unit.sessions.homes import workspace
 from tests.waiting import until
 
-from orchestrate import Orchestrator, sessions
+from orchestrate import sessions
 from orchestrate.sessions.desk import KEPT_SNAPSHOTS
-from orchestrate.settings import config
 
 pytestmark = pytest.mark.slow
 NAME = "Qwen/Qwen3-8B"
-
-
-@contextmanager
-def workspace(home: Path) -> Iterator[Orchestrator]:
-    own = {"ORCHESTRATE_HOME": str(home), "ORCHESTRATE_KEYS": str(home / "keys.toml")}
-    with Orchestrator(config.load(env={**os.environ, **own}, cwd=home)) as ft:
-        yield ft
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +65,7 @@ def test_the_life_of_a_session_with_the_official_client(url: str) -> None:
 
 
 def test_the_documented_program_runs(url: str, tmp_path: Path) -> None:
-    [block] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sessions.md").read_text(), re.DOTALL)
+    _, block = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sessions.md").read_text(), re.DOTALL)
     (tmp_path / "loop.py").write_text(block)
     said = program(url, tmp_path / "loop.py", MODEL=NAME)
     losses = [float(line.split()[-1]) for line in said.splitlines() if line.startswith("step")]

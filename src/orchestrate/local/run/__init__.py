@@ -14,6 +14,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
+from decimal import Decimal
 from math import isfinite
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -132,6 +133,7 @@ STATUSES: dict[str, JobStatus] = {
 """The engine's words. `interrupted` is never written: it is what a reader sees when the worker is gone, or
 never came."""
 
+HEARTBEAT_S = 2.0
 STARTING_S = 10.0
 """From the making of a folder to the first sign of its worker; whoever made it has then died in between."""
 
@@ -157,6 +159,8 @@ class State(Record, frozen=True, kw_only=True):
     error: JobError | None = None
     result: str | None = None
     """Name of the folder with the tuned weights."""
+    cost_usd: Decimal | None = None
+    """Of a training session that is not billed hourly: what it has cost so far."""
 
     @property
     def terminal(self) -> bool:
@@ -274,8 +278,21 @@ class RunDir:
         except OSError:
             return None
 
-    def beat(self) -> None:
-        os.utime(self.path / "worker.json")
+    def claim(self) -> None:
+        """Make this process the worker."""
+        write_whole(self.path / "worker.json", me().to_json())
+
+    def keep_beating(self, stop: threading.Event) -> None:
+        """Show life until `stop` is set. For a thread of the worker's own."""
+        mine = me().to_json()
+        while not stop.wait(HEARTBEAT_S):
+            try:
+                if (self.path / "worker.json").read_bytes() == mine:
+                    os.utime(self.path / "worker.json")
+                else:
+                    self.claim()
+            except OSError:
+                continue
 
     # -- steering --------------------------------------------------------------------------------------------
 

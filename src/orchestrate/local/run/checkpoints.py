@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrate.core.files import sha256, whole_folder, write_whole
+from orchestrate.core.files import recover_folders, sha256, whole_folder, write_whole
 from orchestrate.types import ArtifactFile, Record, decoding
 
 
@@ -105,6 +105,7 @@ def verify(folder: Path) -> Whole | None:
 def newest_whole(folder: Path) -> tuple[Whole | None, list[str]]:
     """Return the newest checkpoint that is complete, and the names of newer ones that are not."""
     damaged: list[str] = []
+    recover_folders(folder)
     for path in sorted(_named(folder), reverse=True):
         if whole := verify(path):
             return whole, damaged

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from orchestrate.core.files import write_whole
 from orchestrate.errors import OrchestrateError
 from orchestrate.local import run as process
 from orchestrate.local.job import LocalJob
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
     from orchestrate.local.run.parallel import Met
     from orchestrate.local.run.session import Session
 
-HEARTBEAT_S = 2.0
-
 
 def main(path: str, met: Met | None = None) -> int:
     """Run the job in this worker process. `met`: given where this is the first of several processes that
@@ -49,30 +46,14 @@ def main(path: str, met: Met | None = None) -> int:
         if run.written_state().terminal:
             return 0
         stop = threading.Event()
-        beating = threading.Thread(target=_beat, args=(run, stop), daemon=True)
-        _claim(run)
+        beating = threading.Thread(target=run.keep_beating, args=(stop,), daemon=True)
+        run.claim()
         beating.start()
         try:
             return _work(run, met)
         finally:
             stop.set()
             beating.join()
-
-
-def _claim(run: RunDir) -> None:
-    write_whole(run.path / "worker.json", process.me().to_json())
-
-
-def _beat(run: RunDir, stop: threading.Event) -> None:
-    mine = process.me().to_json()
-    while not stop.wait(HEARTBEAT_S):
-        try:
-            if (run.path / "worker.json").read_bytes() == mine:
-                run.beat()
-            else:
-                _claim(run)
-        except OSError:
-            continue
 
 
 def _work(run: RunDir, met: Met | None) -> int:

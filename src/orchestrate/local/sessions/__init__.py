@@ -122,9 +122,11 @@ class Datum(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SampleRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A prompt whose answers are sampled from saved weights, or from the base if `folder` is empty."""
+    """A prompt to sample from: with the live weights of `model`, else with saved weights, or with an empty
+    `folder` with the base."""
 
     id: str
+    model: str = ""
     folder: str = ""
     prompt: tuple[int, ...]
     n: int = 1
@@ -524,7 +526,7 @@ class SessionEngine:
             if len(question.prompt) >= context:
                 raise UsageError(f"the prompt has {len(question.prompt)} tokens; the model takes {context}")
             room = min(room, context - len(question.prompt))
-        name = self._snapshot(question.folder)
+        name = self._of(question.model).adapter if question.model else self._snapshot(question.folder)
         prompt = self._read(name, question) if question.prompt_logprobs or question.prompt_tops else {}
         stops = frozenset(self._ends if question.stop_ids is None else question.stop_ids)
         rows = [
@@ -591,6 +593,11 @@ class SessionEngine:
     @property
     def idle(self) -> bool:
         return self.batching.idle
+
+    def samples_from(self, id: str) -> bool:
+        """Say whether answers are being drawn from the live weights of a model."""
+        found = self.models.get(id)
+        return found is not None and self.batching.uses(found.adapter)
 
     @torch.inference_mode()
     def step_answers(self, send: Callable[[dict[str, Any]], None]) -> None:

@@ -11,7 +11,7 @@ standard output answer, each with the `id` of what was asked.
     {"op": "sample", "id", ...}                           see `SampleRequest`
 
 What concerns one model happens in the order in which it was asked for; models take turns, and answers go on
-between them.
+between them. Answers from the live weights of a model are finished before these weights change.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from orchestrate.local.sessions import SessionEngine
 
 Asked = dict[str, Any]
+CHANGES = ("step", "load", "unload")
+"""What changes the weights of a model."""
 
 
 class SessionBench:
@@ -65,7 +67,8 @@ class SessionBench:
                     self._turns.setdefault(str(asked.get("model", "")), deque()).append(asked)
             if self._turns:
                 model, waiting = next(iter(self._turns.items()))
-                self._guarded(waiting.popleft())
+                if self._idle or waiting[0]["op"] not in CHANGES or not self.engine.samples_from(model):
+                    self._guarded(waiting.popleft())
                 del self._turns[model]
                 if waiting:
                     self._turns[model] = waiting

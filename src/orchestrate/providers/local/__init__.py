@@ -13,7 +13,7 @@ from orchestrate.profile import HUB_ID, Profile
 PROFILE = Profile(
     kind="local",
     title="This machine",
-    provider="orchestrate.providers.local.provider:LocalProvider",
+    provider="orchestrate.providers.local.sessions:StepwiseProvider",
     rank=3,
     keyless=True,
     near=True,

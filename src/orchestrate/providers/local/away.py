@@ -32,8 +32,9 @@ from orchestrate.local.run import STATUSES, RunDir, runs
 from orchestrate.places import depot, order
 from orchestrate.places.away import AwayPlace
 from orchestrate.places.base import Hourly, Machine, Placed, Resources
+from orchestrate.providers import rundirs as reading
 from orchestrate.providers.base import Limited, Recalls
-from orchestrate.providers.local import checking, reading, renting
+from orchestrate.providers.local import checking, renting
 from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.settings import redact_text
 from orchestrate.text import duration

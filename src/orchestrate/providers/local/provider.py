@@ -22,6 +22,7 @@ from orchestrate.places.base import Place, Resources
 from orchestrate.places.process import ProcessPlace
 from orchestrate.profile import Profile
 from orchestrate.providers import base as standing
+from orchestrate.providers import rundirs as reading
 from orchestrate.providers import settings
 from orchestrate.providers.base import (
     AnswersHere,
@@ -37,7 +38,7 @@ from orchestrate.providers.base import (
     Restarts,
     Resumes,
 )
-from orchestrate.providers.local import PROFILE, planned, reading
+from orchestrate.providers.local import PROFILE, planned
 from orchestrate.providers.local.planned import PlannedProvider
 from orchestrate.settings import masked
 from orchestrate.text import count
@@ -250,7 +251,7 @@ class LocalProvider(
         `MOST_RESTARTS` deaths at one checkpoint the job fails instead."""
         run = self._run(job)
         state = run.state()
-        if state.status != "interrupted" or not self.place.lost(run):
+        if run.job().session is not None or state.status != "interrupted" or not self.place.lost(run):
             return False
         died = deaths(run, max(state.attempt, self.place.starts(run)))
         if died >= MOST_RESTARTS:

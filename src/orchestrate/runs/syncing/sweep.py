@@ -31,6 +31,7 @@ from orchestrate.errors import (
 )
 from orchestrate.paid.limits import exceeds
 from orchestrate.providers.base import KeepsCheckpoints, Limited, Measures, Pauses, capability
+from orchestrate.providers.sessions import SESSION
 from orchestrate.runs.hosting.upkeep import LOOK_BACK, Upkeep
 from orchestrate.runs.submitting.accounts import account_of, is_here, placed, prove, require
 from orchestrate.runs.submitting.settling import lease_name
@@ -225,7 +226,8 @@ def enforce(
     so_far = bill(run, job)
     if so_far is None or not exceeds(so_far.usd, cap):
         return None
-    rented, able = isinstance(provider, Limited), Feature.CANCEL in provider.features
+    rented = isinstance(provider, Limited) or run.job_kind == SESSION
+    able = Feature.CANCEL in provider.features
     done = "it is being cancelled" if able else f"{provider.title} cannot cancel it, so end it there"
     event = Event(
         # A paused run may be given more, and come to that.

@@ -6,6 +6,7 @@ import time
 from datetime import UTC, datetime
 
 from orchestrate.local.run import STATUSES, RunDir, State, checkpoints
+from orchestrate.providers.sessions import SESSION
 from orchestrate.text import duration
 from orchestrate.types import Checkpoint, Job, JobError, JobHandle, JobStatus
 
@@ -17,8 +18,9 @@ STUCK_STEPS = 50.0
 and the drawing of answers come between steps."""
 
 
-def handle(run: RunDir, provider: str = "local") -> JobHandle:
-    return JobHandle(provider=provider, job_id=run.ref, ref=run.ref)
+def handle(run: RunDir, provider: str = "local", *, session: bool | None = None) -> JobHandle:
+    session = run.job().session is not None if session is None else session
+    return JobHandle(provider=provider, job_id=run.ref, ref=run.ref, kind=SESSION if session else None)
 
 
 def job(run: RunDir, provider: str = "local") -> Job:
@@ -28,7 +30,9 @@ def job(run: RunDir, provider: str = "local") -> Job:
     state = run.state()
     told = run.job()
     error = state.error
-    if state.status == "interrupted":
+    if state.status == "interrupted" and told.session is not None:
+        error = _caller_gone(state)
+    elif state.status == "interrupted":
         error = JobError(
             code="interrupted",
             message=f"the worker stopped (killed, or the machine went down) at step {state.step}; the "
@@ -39,8 +43,10 @@ def job(run: RunDir, provider: str = "local") -> Job:
         )
     elif not state.terminal and state.status != "paused" and error is None:
         error = _still(run, state)
+        if told.session is not None and error is not None and error.code == "no_progress":
+            error = None  # its loop may take as long as it likes
     return Job(
-        handle=handle(run, provider),
+        handle=handle(run, provider, session=told.session is not None),
         status=STATUSES.get(state.status, JobStatus.UNKNOWN),
         raw_status=state.status,
         model=told.model_name,
@@ -56,7 +62,17 @@ def job(run: RunDir, provider: str = "local") -> Job:
         percent=100 * state.step / state.total_steps if state.total_steps else None,
         early_stopped=state.early_stopped,
         error=error,
+        cost_usd=state.cost_usd,
+        cost_origin=None if state.cost_usd is None else "as the session counted it",
+        worked_seconds=state.seconds if told.session is not None else None,
         payload={**state.to_dict(), "folder": str(run.path), "eta_seconds": state.eta_seconds},
+    )
+
+
+def _caller_gone(state: State) -> JobError:
+    told = f"the program that trained it has ended (killed, or the machine stopped) at step {state.step}"
+    return JobError(
+        code="caller_gone", message=f"{told}; ft.session(resume=...) continues from its last save"
     )
 
 

@@ -1,0 +1,48 @@
+"""Blocking objects for asyncio: each call runs in a thread, so that the loop stays free."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+_Sync = TypeVar("_Sync")
+
+
+class Threaded(Generic[_Sync]):
+    """Calls an object that blocks in threads, so that the loop stays free."""
+
+    def __init__(self, sync_api: _Sync, threads: ThreadPoolExecutor) -> None:
+        self.sync_api = sync_api
+        """What does the work; everything of it blocks."""
+        self.threads = threads
+
+    async def call(self, call: Callable[[], _T]) -> _T:
+        """Runs anything that blocks beside the loop."""
+        context = contextvars.copy_context()
+        return await asyncio.get_running_loop().run_in_executor(self.threads, context.run, call)
+
+
+def in_thread(
+    method: Callable[Concatenate[_Sync, _P], _T],
+) -> Callable[Concatenate[Threaded[_Sync], _P], Coroutine[Any, Any, _T]]:
+    """Return the method for asyncio, with the same parameters, result and errors."""
+    return then(method, lambda _, result: result)
+
+
+def then(
+    method: Callable[Concatenate[_Sync, _P], _T], give: Callable[[Threaded[_Sync], _T], _R]
+) -> Callable[Concatenate[Threaded[_Sync], _P], Coroutine[Any, Any, _R]]:
+    """Return the method for asyncio, with what `give` makes of its result."""
+
+    @functools.wraps(method)
+    async def threaded(self: Threaded[_Sync], /, *args: _P.args, **options: _P.kwargs) -> _R:
+        return give(self, await self.call(lambda: method(self.sync_api, *args, **options)))
+
+    return threaded

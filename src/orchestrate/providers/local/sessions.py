@@ -1,0 +1,224 @@
+"""Training sessions on this machine: one process holds a base and the models of all sessions over it."""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from orchestrate import costing
+from orchestrate.core.child import Ended, raised
+from orchestrate.errors import OrchestrateError, ProviderError, UsageError
+from orchestrate.local import machine
+from orchestrate.local.job import Adapter, LocalJob, Supervised
+from orchestrate.local.model.files import source
+from orchestrate.local.run import RunDir, launching, now
+from orchestrate.local.run.stepwise import SessionWorker
+from orchestrate.providers.base import Sessions
+from orchestrate.providers.local.provider import LocalProvider
+from orchestrate.providers.sessions import Row, SessionBackend, SessionOrder, SessionPrice, then
+from orchestrate.settings import masked
+from orchestrate.types import JobHandle
+
+if TYPE_CHECKING:
+    from orchestrate.costing import RateBook
+    from orchestrate.settings.config import HostConfig
+
+_OPTIONS = frozenset({"threads", "device", "precision", "four_bit"})
+
+
+class SharedWorker:
+    """One process for all sessions of this program over one base."""
+
+    def __init__(self, opening: Mapping[str, Any]) -> None:
+        self._sending = threading.Lock()
+        self._asked: dict[str, Future[dict[str, Any]]] = {}
+        self._numbers = count(1)
+        self._lost = ""
+        self.sessions, self.models = 0, count(1)
+        self.worker = SessionWorker(opening)
+        self.worker.follow(self._deliver, self._end)
+
+    @property
+    def running(self) -> bool:
+        return not self._lost
+
+    def ask(self, op: str, **fields: Any) -> Future[dict[str, Any]]:
+        """Requests go out in the order of the calls."""
+        future: Future[dict[str, Any]] = Future()
+        future.set_running_or_notify_cancel()
+        with self._sending:
+            key = str(next(self._numbers))
+            self._asked[key] = future
+            try:
+                self.worker.send({"op": op, **fields, "id": key})
+            except OrchestrateError as error:
+                self._asked.pop(key, None)
+                future.set_exception(error)
+            except BaseException:
+                self._asked.pop(key, None)
+                raise
+            if self._lost and self._asked.pop(key, None) is not None:
+                future.set_exception(Ended(self._lost, None))
+        return future
+
+    def _deliver(self, answer: dict[str, Any]) -> None:
+        future = self._asked.pop(str(answer.pop("id")), None)
+        if future is None:
+            return
+        if "error" in answer and "kind" in answer:
+            future.set_exception(raised(answer))
+        else:
+            future.set_result(answer)
+
+    def _end(self, told: str) -> None:
+        self._lost = told
+        with self._sending:
+            asked, self._asked = self._asked, {}
+        for future in asked.values():
+            future.set_exception(Ended(told, None))
+
+
+class LocalSession(SessionBackend):
+    def __init__(self, shared: SharedWorker, id: str, release: Callable[[], None]) -> None:
+        self._shared, self._id, self._release = shared, id, release
+        self._open = True
+
+    weights_here = True
+
+    @property
+    def tokenizer(self) -> str:
+        return str(self._shared.worker.opened["folder"])
+
+    def forward(
+        self, rows: Sequence[Row], loss: str, config: Mapping[str, Any], *, backward: bool
+    ) -> Future[dict[str, Any]]:
+        fields = {"data": rows, "loss": loss, "config": config, "backward": backward}
+        return then(self._shared.ask("forward", model=self._id, **fields), _with_arrays)
+
+    def step(self, adam: Mapping[str, float]) -> Future[dict[str, Any]]:
+        return self._shared.ask("step", model=self._id, adam=adam)
+
+    def sample(self, request: Mapping[str, Any]) -> Future[dict[str, Any]]:
+        return then(self._shared.ask("sample", model=self._id, **request), _sampled)
+
+    def save(self, folder: Path, *, optimizer: bool) -> Future[str]:
+        fields = {"folder": str(folder), "optimizer": optimizer, "note": None, "overwrite": True}
+        return then(self._shared.ask("save", model=self._id, **fields), lambda _: str(folder))
+
+    def load(self, saved: str, *, optimizer: bool) -> Future[None]:
+        told = self._shared.ask("load", model=self._id, folder=saved, optimizer=optimizer)
+        return then(told, lambda _: None)
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self._shared.ask("unload", model=self._id)
+            self._release()
+
+
+def _array(value: Mapping[str, Any]) -> np.ndarray[Any, Any]:
+    return np.frombuffer(base64.b64decode(value["data"]), dtype=value["kind"]).reshape(value["shape"])
+
+
+def _with_arrays(answer: dict[str, Any]) -> dict[str, Any]:
+    return {**answer, "logprobs": [_array(value) for value in answer["logprobs"]]}
+
+
+def _sampled(answer: dict[str, Any]) -> dict[str, Any]:
+    answers = [{**one, "logprobs": _array(one["logprobs"]).tolist()} for one in answer["answers"]]
+    return {**answer, "answers": answers}
+
+
+class StepwiseProvider(LocalProvider, Sessions):
+    """This machine, with training sessions. Where its workers run elsewhere there are none."""
+
+    def __init__(self, config: HostConfig) -> None:
+        super().__init__(config)
+        self._shared: dict[str, SharedWorker] = {}
+        self._sharing = threading.Lock()
+
+    def session_dir(self, order: SessionOrder) -> RunDir:
+        asked, mine = dict(order.options), self.config.options
+        job = LocalJob(
+            ref=order.ref,
+            model=order.model,
+            model_name=order.model_name,
+            train="",
+            method=Supervised(),
+            adapter=Adapter(type="qlora" if asked.get("four_bit") else "lora", r=order.lora["rank"]),
+            seed=order.lora["seed"] or 0,
+            threads=asked.get("threads", mine.get("threads")),
+            device=asked.get("device", mine.get("device")),
+            precision=asked.get("precision"),
+            spec=masked(order.spec),
+            session=order.to_dict(),
+            created_at=now(),
+        )
+        try:
+            return RunDir.make(self._runs, job)[0]
+        except OSError as error:
+            raise ProviderError(self.name, f"the run directory cannot be made: {error}") from error
+
+    def session_price(self, order: SessionOrder, rates: RateBook) -> SessionPrice:
+        """Return what the user set as the hourly cost of this machine, otherwise nothing."""
+        gpus = machine.gpus() if order.options.get("device") != "cpu" else ()
+        device = gpus[0].name if gpus else "cpu"
+        hourly = costing.local_rate(self.prices, device, 1, book=rates)
+        return SessionPrice(hourly=hourly if hourly.own else None, source=hourly.source)
+
+    def open_session(self, order: SessionOrder) -> SessionBackend:
+        launching.require_packages("a training session on this machine")
+        if unknown := sorted(order.options.keys() - _OPTIONS):
+            known = ", ".join(sorted(_OPTIONS))
+            raise UsageError(f"a session on this machine has no option {unknown[0]!r}", fix=f"one of {known}")
+        given = {name: value for name, value in self.config.options.items() if name in _OPTIONS}
+        opening = {"base": source(order.model), **given, **order.options}
+        key = msgspec.json.encode(opening, order="sorted").decode()
+        with self._sharing:
+            shared = self._shared.get(key)
+            if shared is None or not shared.running:
+                shared = self._shared[key] = SharedWorker(opening)
+            shared.sessions += 1
+            model = f"{order.ref}/{next(shared.models)}"
+        release = partial(self._release, key, shared)
+        try:
+            shared.ask("create", model=model, shape=order.lora).result()
+        except BaseException:
+            release()
+            raise
+        return LocalSession(shared, model, release)
+
+    def _release(self, key: str, shared: SharedWorker) -> None:
+        """The process ends with its last session."""
+        with self._sharing:
+            shared.sessions -= 1
+            if shared.sessions:
+                return
+            if self._shared.get(key) is shared:
+                del self._shared[key]
+        shared.worker.close()
+
+    def close(self) -> None:
+        with self._sharing:
+            left, self._shared = list(self._shared.values()), {}
+        for shared in left:
+            shared.worker.close()
+        super().close()
+
+    def resume(self, job: JobHandle) -> None:
+        run = self._run(job)
+        if run.job().session is not None:
+            raise UsageError(
+                f"{run.ref} is a training session: your own loop continues it",
+                fix=f'with ft.session(resume="{run.ref}") as s: ...',
+            )
+        super().resume(job)

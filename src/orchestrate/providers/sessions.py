@@ -1,0 +1,131 @@
+"""What a backend gives for a training session: a model that takes requests, and a price."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from orchestrate.types import Record
+
+if TYPE_CHECKING:
+    from orchestrate.costing import HourlyRate
+
+SESSION = "session"
+"""The kind of a job that the caller's own loop trains."""
+MTOK = Decimal(1_000_000)
+Row = Mapping[str, Any]
+"""`{"tokens": [...], "inputs": {name: {"data", "shape", "kind"}}}`, as `local.sessions.process` reads it."""
+
+
+class SessionOrder(Record, frozen=True, kw_only=True):
+    """What a session trains."""
+
+    ref: str
+    model: str
+    """By the backend's own id."""
+    model_name: str
+    """As the user named it."""
+    lora: dict[str, Any]
+    """rank, seed, train_mlp, train_attn, train_unembed."""
+    options: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
+    """The backend's own."""
+    spec: dict[str, Any] = {}  # noqa: RUF012
+
+
+class TokenUse(Record, frozen=True, kw_only=True):
+    """Tokens of one request, or of several."""
+
+    train: int = 0
+    prefill: int = 0
+    """Read without a gradient: prompts, and rows of `forward`."""
+    sample: int = 0
+
+    def __add__(self, other: TokenUse) -> TokenUse:
+        return TokenUse(
+            train=self.train + other.train,
+            prefill=self.prefill + other.prefill,
+            sample=self.sample + other.sample,
+        )
+
+
+class SessionPrice(Record, frozen=True, kw_only=True):
+    """What a session costs: hourly, by the token, or nothing."""
+
+    hourly: HourlyRate | None = None
+    train_usd_per_mtok: Decimal = Decimal(0)
+    prefill_usd_per_mtok: Decimal = Decimal(0)
+    sample_usd_per_mtok: Decimal = Decimal(0)
+    source: str = ""
+
+    @property
+    def by_token(self) -> bool:
+        return bool(self.train_usd_per_mtok or self.prefill_usd_per_mtok or self.sample_usd_per_mtok)
+
+    def of(self, use: TokenUse, hours: Decimal = Decimal(0)) -> Decimal:
+        usd = (
+            use.train * self.train_usd_per_mtok
+            + use.prefill * self.prefill_usd_per_mtok
+            + use.sample * self.sample_usd_per_mtok
+        ) / MTOK
+        return usd + (hours * self.hourly.usd_per_hour if self.hourly is not None else Decimal(0))
+
+
+def then(
+    future: Future[Any],
+    make: Callable[[Any], Any],
+    error_of: Callable[[BaseException], BaseException] = lambda error: error,
+) -> Future[Any]:
+    """Return a future of what `make` makes of another one's result, and `error_of` of its error."""
+    made: Future[Any] = Future()
+    made.set_running_or_notify_cancel()
+
+    def take(done: Future[Any]) -> None:
+        try:
+            made.set_result(make(done.result()))
+        except BaseException as error:  # noqa: BLE001  whoever waits gets it
+            made.set_exception(error_of(error))
+
+    future.add_done_callback(take)
+    return made
+
+
+class SessionBackend(ABC):
+    """One model. Requests are carried out in the order in which they are made."""
+
+    weights_here: ClassVar[bool] = False
+    """Whether a save puts the weights into a folder of this machine."""
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> str:
+        """The folder or hub id that has the model's tokenizer."""
+
+    @abstractmethod
+    def forward(
+        self, rows: Sequence[Row], loss: str, config: Mapping[str, Any], *, backward: bool
+    ) -> Future[dict[str, Any]]:
+        """Return `{"logprobs": [array of each row], "metrics": {...}}`."""
+
+    @abstractmethod
+    def step(self, adam: Mapping[str, float]) -> Future[dict[str, Any]]:
+        """Return `{"metrics": {...}}`."""
+
+    @abstractmethod
+    def sample(self, request: Mapping[str, Any]) -> Future[dict[str, Any]]:
+        """Sample from the weights as they are: `{"answers": [{"stop", "tokens", "logprobs"}]}`."""
+
+    @abstractmethod
+    def save(self, folder: Path, *, optimizer: bool) -> Future[str]:
+        """Save the weights as they are, into `folder` where they can be had. Returns where they are."""
+
+    @abstractmethod
+    def load(self, saved: str, *, optimizer: bool) -> Future[None]:
+        """Replace the weights by saved ones."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the model. What was not saved is lost."""

@@ -1,0 +1,322 @@
+"""Training sessions at Tinker, or at a server that speaks its interface, through its official client."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from datetime import datetime
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import msgspec
+import numpy as np
+from msgspec.structs import replace
+
+from orchestrate.core import days
+from orchestrate.errors import (
+    HostUnavailable,
+    InvalidRequest,
+    MissingExtra,
+    NotFound,
+    ProviderError,
+    Unsupported,
+    UsageError,
+)
+from orchestrate.local.job import Adapter, LocalJob, Supervised
+from orchestrate.local.run import STATUSES, RunDir, now, runs
+from orchestrate.providers import rundirs
+from orchestrate.providers.base import KeepsCheckpoints, Measures, Pauses, Progress, Sessions
+from orchestrate.providers.sessions import Row, SessionBackend, SessionOrder, SessionPrice, then
+from orchestrate.providers.tinker import PROFILE
+from orchestrate.settings import masked
+from orchestrate.types import (
+    Checkpoint,
+    Event,
+    Feature,
+    Job,
+    JobHandle,
+    JobStatus,
+    MetricPoint,
+    RemoteDataset,
+    Translation,
+)
+
+if TYPE_CHECKING:
+    from orchestrate.costing import RateBook
+    from orchestrate.data import TrainingData
+    from orchestrate.profile import Profile
+    from orchestrate.spec import JobSpec
+
+_NO_JOBS = "Tinker has no jobs: your own loop trains there, through ft.session"
+_FEATURES = frozenset(
+    {Feature.LORA, Feature.CANCEL, Feature.PAUSE, Feature.EVENTS, Feature.METRICS, Feature.CHECKPOINTS}
+)
+RATES = ("session_train", "session_prefill", "session_sample")
+"""The methods under which `rates.yaml` names the price of a token."""
+
+
+class TinkerSession(SessionBackend):
+    """One model at the host. Its client numbers each request: one that is sent twice is carried out once."""
+
+    def __init__(self, order: SessionOrder, *, base_url: str | None, api_key: str) -> None:
+        self._tinker: Any = import_module("tinker")
+        self._types: Any = import_module("tinker.types")
+        service = self._tinker.ServiceClient(base_url=base_url, api_key=api_key)
+        self._service = service
+        try:
+            made = service.create_lora_training_client(base_model=order.model, **order.lora)
+            self._training: Any = made.result()
+        except BaseException as error:
+            self.close()
+            raise _told(error) from error
+        self._sampling: Any = None
+        """From the weights as they are; `None` once they have changed."""
+
+    @property
+    def tokenizer(self) -> str:
+        return str(self._training.get_info().model_data.tokenizer_id)
+
+    def forward(
+        self, rows: Sequence[Row], loss: str, config: Mapping[str, Any], *, backward: bool
+    ) -> Future[dict[str, Any]]:
+        data = [self._datum(row) for row in rows]
+        ask = self._training.forward_backward if backward else self._training.forward
+        return self._asked(lambda: ask(data, loss, dict(config) or None), _forward_answer)
+
+    def _datum(self, row: Row) -> Any:
+        given = self._types.ModelInput.from_ints(list(row["tokens"]))
+        inputs = {
+            name: self._types.TensorData.from_numpy(
+                np.frombuffer(value["data"], dtype=value["kind"]).reshape(value["shape"])
+            )
+            for name, value in row["inputs"].items()
+        }
+        return self._types.Datum(model_input=given, loss_fn_inputs=inputs)
+
+    def step(self, adam: Mapping[str, float]) -> Future[dict[str, Any]]:
+        self._sampling = None
+        params = self._types.AdamParams(**adam)
+        return self._asked(
+            lambda: self._training.optim_step(params), lambda told: {"metrics": dict(told.metrics or {})}
+        )
+
+    def sample(self, request: Mapping[str, Any]) -> Future[dict[str, Any]]:
+        """Sample from weights that are saved for it once after each change."""
+        if self._sampling is None:
+            self._sampling = self._done(self._training.save_weights_and_get_sampling_client())
+        stop = [*request["stop"], *(request["stop_ids"] or [])]
+        params = self._types.SamplingParams(
+            max_tokens=request["max_tokens"],
+            temperature=request["temperature"],
+            top_p=request["top_p"],
+            top_k=request["top_k"] or -1,
+            seed=request["seed"],
+            stop=None if request["stop_ids"] is None else stop,
+        )
+        prompt = self._types.ModelInput.from_ints(list(request["prompt"]))
+        sampling = self._sampling
+        return self._asked(
+            lambda: sampling.sample(prompt, num_samples=request["n"], sampling_params=params), _sample_answer
+        )
+
+    def save(self, folder: Path, *, optimizer: bool) -> Future[str]:
+        """Save at the host. Nothing is written into `folder`."""
+        name = f"{folder.parent.name.lstrip('.').partition('.')[0]}-{secrets.token_hex(4)}"
+        ask = self._training.save_state if optimizer else self._training.save_weights_for_sampler
+        return self._asked(lambda: ask(name), lambda told: str(told.path))
+
+    def load(self, saved: str, *, optimizer: bool) -> Future[None]:
+        """Create another model at the host, since its client can't load into an existing one."""
+        made = (
+            self._service.create_training_client_from_state_with_optimizer
+            if optimizer
+            else self._service.create_training_client_from_state
+        )
+        self._training, self._sampling = self._done(made(saved)), None
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    def close(self) -> None:
+        try:
+            self._service.close("success").result(60)
+        except Exception as error:
+            raise _told(error) from error
+
+    def _asked(self, ask: Callable[[], Any], read: Callable[[Any], Any]) -> Future[Any]:
+        try:
+            sent = ask().future()
+        except Exception as error:
+            raise _told(error) from error
+        return then(sent, read, _told)
+
+    def _done(self, future: Any) -> Any:
+        try:
+            return future.result()
+        except Exception as error:
+            raise _told(error) from error
+
+
+def _forward_answer(told: Any) -> dict[str, Any]:
+    outputs = [one["logprobs"].to_numpy() for one in told.loss_fn_outputs]
+    return {"logprobs": outputs, "metrics": dict(told.metrics)}
+
+
+def _sample_answer(told: Any) -> dict[str, Any]:
+    answers = [
+        {"stop": one.stop_reason, "tokens": list(one.tokens), "logprobs": list(one.logprobs or ())}
+        for one in told.sequences
+    ]
+    return {"answers": answers}
+
+
+def _told(error: BaseException) -> BaseException:
+    """The client's error as one of ours. Nothing that has been sent is sent again for it."""
+    name, message = type(error).__name__, str(error) or type(error).__name__
+    if not isinstance(error, Exception) or isinstance(error, ProviderError | UsageError):
+        return error
+    status = getattr(error, "status_code", None)
+    if str(getattr(error, "category", "")).endswith(("user", "User", "USER")) or status in (400, 422):
+        return InvalidRequest("tinker", message)
+    if status == 404:
+        return NotFound("tinker", message)
+    if name in ("APIConnectionError", "APITimeoutError", "InternalServerError"):
+        return HostUnavailable("tinker", message)
+    return ProviderError("tinker", message, fix="ft.session(resume=RUN) continues from the last save")
+
+
+class TinkerProvider(Measures, KeepsCheckpoints, Pauses, Sessions):
+    """Sessions at the host; their run directories are here."""
+
+    profile: ClassVar[Profile] = PROFILE
+    features: ClassVar[frozenset[Feature]] = _FEATURES
+    missing: ClassVar[Mapping[Feature, str]] = {f: _NO_JOBS for f in Feature if f not in _FEATURES}
+    status_map: ClassVar[Mapping[str, JobStatus]] = STATUSES
+
+    # -- sessions ------------------------------------------------------------------------------------------
+
+    @property
+    def _runs(self) -> Path:
+        return Path(str(self.config.options["home"])) / self.name / "runs"
+
+    def session_dir(self, order: SessionOrder) -> RunDir:
+        job = LocalJob(
+            ref=order.ref,
+            model=order.model,
+            model_name=order.model_name,
+            train="",
+            method=Supervised(),
+            adapter=Adapter(type="lora", r=order.lora["rank"]),
+            seed=order.lora["seed"] or 0,
+            spec=masked(order.spec),
+            session=order.to_dict(),
+            created_at=now(),
+        )
+        try:
+            return RunDir.make(self._runs, job)[0]
+        except OSError as error:
+            raise ProviderError(self.name, f"the run directory cannot be made: {error}") from error
+
+    def session_price(self, order: SessionOrder, rates: RateBook) -> SessionPrice:
+        """Return your own rates of `rates.yaml`. A server on this machine costs nothing without them."""
+        found = {
+            method: rates.find(self.prices, method, ids=[order.model, order.model_name], on=days.today())
+            for method in RATES
+        }
+        unknown = [method for method, rate in found.items() if rate is None]
+        if unknown and not (self.config.near and len(unknown) == len(RATES)):
+            raise UsageError(
+                f"the price of a token is unknown at {self.name}: {', '.join(unknown)}",
+                fix=f"--rate {self.name}:{unknown[0]}=USD_PER_MTOK, or a rate in rates.yaml",
+            )
+        usd = [rate.usd for rate in found.values() if rate is not None] or [0, 0, 0]
+        source = next((rate.source for rate in found.values() if rate is not None), "")
+        train, prefill, sample = usd
+        return SessionPrice(
+            train_usd_per_mtok=train,  # type: ignore[arg-type]
+            prefill_usd_per_mtok=prefill,  # type: ignore[arg-type]
+            sample_usd_per_mtok=sample,  # type: ignore[arg-type]
+            source=source,
+        )
+
+    def open_session(self, order: SessionOrder) -> SessionBackend:
+        if find_spec("tinker") is None:
+            raise MissingExtra("tinker", "a session at Tinker", "tinker")
+        if order.options:
+            raise UsageError(f"a session at {self.name} has no options (got {', '.join(order.options)})")
+        key = self.config.require_key().reveal()
+        return TinkerSession(order, base_url=self.config.base_url, api_key=key)
+
+    # -- jobs ----------------------------------------------------------------------------------------------
+
+    def translate(self, spec: JobSpec) -> Translation:
+        raise Unsupported(self.name, "jobs", _NO_JOBS)
+
+    def upload(
+        self, spec: JobSpec, data: TrainingData, translation: Translation, *, progress: Progress | None = None
+    ) -> RemoteDataset:
+        raise Unsupported(self.name, "jobs", _NO_JOBS)
+
+    def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
+        raise Unsupported(self.name, "jobs", _NO_JOBS)
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def _run(self, job: JobHandle) -> RunDir:
+        run = RunDir(self._runs / job.job_id)
+        if not run.exists():
+            raise NotFound(self.name, f"there is no run directory {run.path}")
+        return run
+
+    def _job(self, run: RunDir) -> Job:
+        state = run.state()
+        return replace(rundirs.job(run, self.name), tuned_model=state.result)
+
+    def find(self, ref: str) -> list[JobHandle]:
+        run = RunDir(self._runs / ref)
+        return [rundirs.handle(run, self.name)] if run.exists() else []
+
+    def get(self, job: JobHandle) -> Job:
+        return self._job(self._run(job))
+
+    def list(self, *, since: datetime | None = None) -> Iterator[Job]:
+        for job in map(self._job, runs(self._runs)):
+            if since is not None and job.created_at is not None and job.created_at < since:
+                return
+            yield job
+
+    def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
+        yield from self._run(job).events(after)
+
+    def metrics(self, job: JobHandle) -> list[MetricPoint]:
+        return self._run(job).metrics()
+
+    def checkpoints(self, job: JobHandle) -> list[Checkpoint]:
+        run = self._run(job)
+
+        def at(one: Checkpoint) -> str:
+            return str(msgspec.json.decode((run.checkpoints / one.id / "saved.json").read_bytes())["at"])
+
+        return [replace(one, model=at(one)) for one in rundirs.checkpoint_list(run)]
+
+    # -- acting --------------------------------------------------------------------------------------------
+
+    def cancel(self, job: JobHandle) -> None:
+        self._ask(job, "cancel", "cancelled")
+
+    def pause(self, job: JobHandle) -> None:
+        self._ask(job, "pause", "paused")
+
+    def _ask(self, job: JobHandle, word: str, status: str) -> None:
+        """The program that drives the session follows within seconds; without one it is settled here."""
+        run = self._run(job)
+        run.ask(word)
+        with run.lock() as held:
+            state = run.written_state()
+            if held and not state.terminal:
+                end = now() if STATUSES[status].terminal else None
+                run.write_state(replace(state, status=status, stage=None, updated_at=now(), finished_at=end))
+                run.add_event(f"{status}; no program was driving it", type=status, step=state.step)

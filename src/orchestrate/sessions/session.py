@@ -1,0 +1,533 @@
+"""TrainingSession: your own loop trains a model step by step, here or at a host."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from decimal import Decimal
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from orchestrate.core.amounts import amount
+from orchestrate.errors import InvalidRequest, OrchestrateError, OverBudget, RunFailed, UsageError
+from orchestrate.providers.sessions import SessionBackend, TokenUse
+from orchestrate.sessions import shapes
+from orchestrate.sessions.shapes import (
+    ADAM,
+    LORA,
+    ForwardOutput,
+    PackedRows,
+    SampleOutput,
+    SavedState,
+    StepOutput,
+)
+from orchestrate.sessions.tracking import LOOK_S, REFRESH_S, SessionRecord, SessionRequest, ended_already
+from orchestrate.types import JobError, Run
+
+if TYPE_CHECKING:
+    from orchestrate.workspace import Workspace
+
+CustomLoss = Callable[[Sequence[Any], list[Any]], tuple[Any, Mapping[str, Any]]]
+"""`loss(data, logprobs) -> (loss, metrics)`, with a torch tensor of log-probabilities for each row."""
+LAST = "last"
+"""The name under which a session saves when it ends before its loop does."""
+MOST_TOKENS = 2048
+"""Of a sample whose request names no length, as the engine takes it."""
+
+
+class _StepSums:
+    """What was counted since the last optimizer step."""
+
+    def __init__(self) -> None:
+        self.loss = self.weight = self.apart = 0.0
+        self.tokens = self.policy_tokens = 0
+        self.cross_entropy = True
+
+    def add(self, loss: str, rows: PackedRows, metrics: Mapping[str, float]) -> None:
+        self.loss += metrics["loss:sum"]
+        self.weight += rows.weight
+        self.tokens += rows.tokens
+        self.cross_entropy &= loss == "cross_entropy"
+        if "sampled_logprob_difference:sum" in metrics:
+            self.apart += metrics["sampled_logprob_difference:sum"]
+            self.policy_tokens += rows.tokens
+
+    def values(self) -> dict[str, float]:
+        found = {"loss_sum": self.loss, "step_tokens": float(self.tokens)}
+        if self.cross_entropy and self.weight > 0:
+            found["train_loss"] = self.loss / self.weight
+        if self.policy_tokens:
+            found["sampled_logprob_difference"] = self.apart / self.policy_tokens
+        return found
+
+
+class TrainingSession:
+    """A model that your own loop trains: use it as a context manager.
+
+    The session is a run: its metrics, saves and cost are in the store. At the end of the block the weights
+    become the run's tuned model. After an error, at the limit or after `idle_minutes` without a request, they
+    are saved and the run is paused: `ft.session(resume=RUN)` continues from there.
+    """
+
+    def __init__(self, record: SessionRecord, *, idle_minutes: Decimal | None = None) -> None:
+        self._record = record
+        self._idle_s = None if idle_minutes is None else float(idle_minutes) * 60
+        self._lock = threading.RLock()
+        """Held while a request is sent, so that requests go out in order."""
+        self._counting = threading.Lock()
+        self._sums = _StepSums()
+        self._known: dict[int, Future[Any]] = {}
+        self._ended: OrchestrateError | None = None
+        self._ended_well = False
+        self._under_way = 0
+        self._asked_at = time.monotonic()
+        self._step = self._trained = 0
+        self._usd = Decimal(0)
+        self.futures = SessionFutures(self)
+        """The same methods, each returning a `concurrent.futures.Future` at once."""
+        self._start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None = None, *_: object) -> None:
+        if error is None:
+            self.close()
+        else:
+            self._pause("loop_failed", f"your loop raised {type(error).__name__}: {error}")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id} {self._record.run.provider} step {self._step}>"
+
+    # -- what it is ----------------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        """The run's."""
+        return self._record.run.id
+
+    @property
+    def record(self) -> Run:
+        """The run as it was last seen."""
+        return self._record.run
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps so far."""
+        return self._step
+
+    @property
+    def cost_usd(self) -> Decimal:
+        """What it has cost so far, requests under way at their most."""
+        return self._record.meter.usd
+
+    @property
+    def saves(self) -> list[str]:
+        """The names that `load` takes."""
+        return list(self._record.saves())
+
+    def tokenizer(self) -> Any:
+        """Load the model's own tokenizer with transformers."""
+        return import_module("transformers").AutoTokenizer.from_pretrained(self._backend.tokenizer)
+
+    # -- training ------------------------------------------------------------------------------------------
+
+    def forward_backward(
+        self,
+        data: Iterable[Any],
+        loss: str = "cross_entropy",
+        config: Mapping[str, Any] | None = None,
+        *,
+        seq_id: int | None = None,
+    ) -> ForwardOutput:
+        """Add the gradient of a loss over rows to what earlier calls left. `data`: mappings or Tinker's
+        `Datum`. A request with a `seq_id` that was used before is not carried out again."""
+        return self.futures.forward_backward(data, loss, config, seq_id=seq_id).result()
+
+    def forward(
+        self, data: Iterable[Any], loss: str = "cross_entropy", config: Mapping[str, Any] | None = None
+    ) -> ForwardOutput:
+        """Compute the loss and the log-probabilities only."""
+        return self.futures.forward(data, loss, config).result()
+
+    def forward_backward_custom(self, data: Iterable[Any], loss: CustomLoss) -> ForwardOutput:
+        """Add the gradient of your own torch function of the log-probabilities."""
+        return self.futures.forward_backward_custom(data, loss).result()
+
+    def optim_step(self, adam: Any = None, *, seq_id: int | None = None) -> StepOutput:
+        """Update the weights by AdamW. `adam`: a mapping or Tinker's `AdamParams`."""
+        return self.futures.optim_step(adam, seq_id=seq_id).result()
+
+    # -- sampling ------------------------------------------------------------------------------------------
+
+    def sample(self, prompt: Any, num_samples: int = 1, params: Any = None) -> SampleOutput:
+        """Sample from the weights as they are. `prompt`: token ids or Tinker's `ModelInput`; `params`: a
+        mapping with max_tokens, temperature, top_p, top_k, seed, stop, or Tinker's `SamplingParams`."""
+        return self.futures.sample(prompt, num_samples, params).result()
+
+    def logprobs(self, prompt: Any) -> list[float | None]:
+        """Return the log-probability of each token of a prompt, `None` for the first."""
+        return self.futures.logprobs(prompt).result()
+
+    # -- saving --------------------------------------------------------------------------------------------
+
+    def save(self, name: str | None = None) -> SavedState:
+        """Save weights and optimizer, by default as `step-N`. The run can be resumed from there, and the save
+        is one of its checkpoints."""
+        name = name or f"step-{self._step}"
+        if not shapes.NAME.fullmatch(name):
+            raise UsageError(f"a save is called by letters, digits, . _ - (got {name!r})")
+        with self._lock:
+            self._require_going()
+            return self._save(name)
+
+    def _save(self, name: str) -> SavedState:
+        step = self._step_when_sent()
+        where = self._record.save(name, step, lambda to: self._backend.save(to, optimizer=True).result())
+        self._asked_at = time.monotonic()
+        self._record.visit_store()
+        return SavedState(name, step, where)
+
+    def _step_when_sent(self) -> int:
+        """The step at which everything that was sent will have been carried out."""
+        for future in [one for one in self._open_steps if not one.done()]:
+            with suppress(Exception):
+                future.result()
+        return self._step
+
+    def load(self, saved: SavedState | str, *, optimizer: bool = True) -> None:
+        """Replace weights and optimizer by those of a save: a `SavedState`, a name, or a path."""
+        if isinstance(saved, str):
+            there = saved.startswith("tinker://") or Path(saved).is_dir()
+            path = saved if there else self._record.saved_at(saved)
+        else:
+            path = saved.path
+        with self._lock:
+            self._require_going()
+            self._backend.load(path, optimizer=optimizer).result()
+            self._asked_at = time.monotonic()
+
+    # -- ending --------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End the session: the weights as they are become the run's tuned model."""
+        with self._lock:
+            if self._ended is not None:
+                if not self._ended_well:
+                    raise self._ended
+                return
+            step, result = self._step_when_sent(), None
+            if step:
+                result = self._publish(step)
+            self._end("succeeded", result=result)
+
+    def _publish(self, step: int) -> str:
+        if not self._backend.weights_here:
+            return self._backend.save(self._record.dir.path / "result", optimizer=False).result()
+        self._record.publish(lambda to: self._backend.save(to, optimizer=False).result(), step)
+        return "adapter"
+
+    def _pause(self, code: str, why: str, error: OrchestrateError | None = None) -> None:
+        """Save what there is, and end so that the session can be resumed."""
+        with self._lock:
+            if self._ended is not None:
+                return
+            told = f'{why}; ft.session(resume="{self.id}") continues'
+            try:
+                if self._step_when_sent():
+                    self._save(LAST)
+            except OrchestrateError as failed:
+                told += f" from its last save ({failed.message})"
+            except OSError as failed:
+                told += f" from its last save (no room for a new one: {failed})"
+            self._end("paused", error=JobError(code=code, message=told), raised=error)
+
+    def _end(
+        self,
+        status: str,
+        *,
+        error: JobError | None = None,
+        result: str | None = None,
+        raised: OrchestrateError | None = None,
+    ) -> None:
+        self._ended_well = status == "succeeded"
+        self._ended = raised or (RunFailed(error.message) if error else ended_already(self._record.run))
+        with suppress(OrchestrateError):
+            self._backend.close()
+        self._record.end(status, error=error, result=result)
+
+    def _require_going(self) -> None:
+        if self._ended is not None:
+            raise self._ended
+
+    # -- beginning, and what happens beside the loop -------------------------------------------------------
+
+    def _start(self) -> None:
+        record = self._record
+        self._open_steps: list[Future[Any]] = []
+        self._usd = record.meter.usd
+        try:
+            record.meter.require_left()
+        except OverBudget as error:
+            record.end("paused", error=JobError(code="limit", message=error.message))
+            raise
+        try:
+            self._backend: SessionBackend = record.provider.open_session(record.order)
+        except BaseException as error:
+            fatal = isinstance(error, Exception)
+            told = JobError(code=type(error).__name__, message=str(error) or type(error).__name__)
+            record.end("failed" if fatal and not record.saves() else "paused", error=told)
+            raise
+        last = record.last_save()
+        if last is not None:
+            whole, where = last
+            self._backend.load(where, optimizer=True).result()
+            self._step, self._trained = whole.progress.step, whole.progress.trained_tokens
+        record.dir.repair(self._step)
+        record.dir.add_event(
+            f"continues from step {self._step}" if last else "ready",
+            type="resumed" if last else "started",
+            step=self._step,
+        )
+        record.tell(status="running", stage=None, step=self._step, trained_tokens=self._trained)
+        record.visit_store()
+        threading.Thread(target=self._keep, daemon=True, name=f"session {self.id}").start()
+
+    def _keep(self) -> None:
+        """Look after what ends a session while its loop is elsewhere."""
+        visited = time.monotonic()
+        while self._ended is None:
+            time.sleep(LOOK_S)
+            try:
+                self._look()
+                if time.monotonic() - visited > REFRESH_S and self._ended is None:
+                    self._record.visit_store()
+                    visited = time.monotonic()
+            except (OrchestrateError, OSError):
+                continue  # the disk or the store may be back at the next look
+
+    def _look(self) -> None:
+        asked, quiet = self._record.dir.asked(), time.monotonic() - self._asked_at
+        if asked == "cancel":
+            with self._lock:
+                if self._ended is None:
+                    error = JobError(code="cancelled", message="it was cancelled")
+                    self._end("cancelled", error=error)
+        elif self._record.meter.reached(2 * LOOK_S):
+            self._pause("limit", f"its limit of ${self._record.meter.max_usd} is reached")
+        elif asked == "pause":
+            self._pause("paused", "it was paused")
+        elif self._idle_s is not None and not self._under_way and quiet > self._idle_s:
+            self._pause("idle", f"no request came for {self._idle_s / 60:g} minutes")
+
+    # -- sending -------------------------------------------------------------------------------------------
+
+    def _send(
+        self,
+        use: TokenUse,
+        send: Callable[[], Future[dict[str, Any]]],
+        read: Callable[[dict[str, Any]], tuple[Any, TokenUse]],
+        seq_id: int | None = None,
+    ) -> Future[Any]:
+        """`use`: the most that the request may take; `read` gives its result, and what it took."""
+        with self._lock:
+            if seq_id is not None and seq_id in self._known:
+                return self._known[seq_id]
+            self._require_going()
+            try:
+                self._record.meter.require_left()
+                number = self._record.meter.reserve(use)
+            except OverBudget as error:
+                self._pause("limit", error.message, error)
+                raise
+            self._under_way += 1
+            self._asked_at = time.monotonic()
+            made: Future[Any] = Future()
+            made.set_running_or_notify_cancel()
+            if seq_id is not None:
+                self._known[seq_id] = made
+            try:
+                sent = send()
+            except BaseException:
+                self._settle(number, None)
+                raise
+
+        def take(done: Future[dict[str, Any]]) -> None:
+            try:
+                result, took = read(done.result())
+            except BaseException as error:  # noqa: BLE001  whoever waits gets it
+                refused = isinstance(error, UsageError | InvalidRequest)  # it was not carried out
+                self._settle(number, TokenUse() if refused else None)
+                made.set_exception(error)
+            else:
+                self._settle(number, took)
+                made.set_result(result)
+
+        sent.add_done_callback(take)
+        return made
+
+    def _settle(self, number: int, use: TokenUse | None) -> None:
+        self._record.meter.settle(number, use)
+        with self._counting:
+            self._under_way -= 1
+            self._asked_at = time.monotonic()
+
+    def _forward(
+        self,
+        rows: PackedRows,
+        loss: str,
+        config: Mapping[str, Any],
+        seq_id: int | None,
+        *,
+        backward: bool,
+        own: dict[str, float] | None = None,
+    ) -> Future[ForwardOutput]:
+        """`own`: the metrics of a loss that was computed here, whose gradient the rows carry as weights."""
+        use = TokenUse(train=rows.tokens) if backward else TokenUse(prefill=rows.tokens)
+
+        def read(answer: dict[str, Any]) -> tuple[ForwardOutput, TokenUse]:
+            found = shapes.forward_output(answer)
+            if own is not None:
+                found = ForwardOutput(found.loss_fn_outputs, own)
+            if backward:
+                with self._counting:
+                    self._sums.add(loss if own is None else "custom", rows, found.metrics)
+                    self._trained += rows.tokens
+            return found, use
+
+        def send() -> Future[dict[str, Any]]:
+            return self._backend.forward(rows.rows, loss, config, backward=backward)
+
+        return self._send(use, send, read, seq_id)
+
+    def _optim_step(self, adam: Mapping[str, float], seq_id: int | None) -> Future[StepOutput]:
+        def read(answer: dict[str, Any]) -> tuple[StepOutput, TokenUse]:
+            return self._stepped(adam, dict(answer["metrics"])), TokenUse()
+
+        with self._lock:
+            self._open_steps = [one for one in self._open_steps if not one.done()]
+            made = self._send(TokenUse(), lambda: self._backend.step(adam), read, seq_id)
+            self._open_steps.append(made)
+        return made
+
+    def _stepped(self, adam: Mapping[str, float], metrics: dict[str, float]) -> StepOutput:
+        record = self._record
+        with self._counting:
+            self._step += 1
+            sums, self._sums = self._sums, _StepSums()
+            usd = record.meter.usd
+            values = {
+                **sums.values(),
+                "learning_rate": adam["learning_rate"],
+                "tokens": float(self._trained),
+                "sampled_tokens": float(record.meter.used.sample),
+                "cost_usd": float(usd),
+                "step_cost_usd": float(usd - self._usd),
+            }
+            self._usd = usd
+            if "grad_norm:mean" in metrics:
+                values["grad_norm"] = metrics["grad_norm:mean"]
+            with suppress(OSError):  # a full disk costs the record of a step, not the training
+                record.dir.add_metrics(self._step, values)
+                record.tell(step=self._step, trained_tokens=self._trained)
+            return StepOutput(self._step, metrics)
+
+
+class SessionFutures:
+    """The requests of a session, each as a future. They are carried out in the order of the calls."""
+
+    def __init__(self, session: TrainingSession) -> None:
+        self._session = session
+
+    def forward_backward(
+        self,
+        data: Iterable[Any],
+        loss: str = "cross_entropy",
+        config: Mapping[str, Any] | None = None,
+        *,
+        seq_id: int | None = None,
+    ) -> Future[ForwardOutput]:
+        return self._session._forward(shapes.packed(data), loss, config or {}, seq_id, backward=True)  # pyright: ignore[reportPrivateUsage]
+
+    def forward(
+        self, data: Iterable[Any], loss: str = "cross_entropy", config: Mapping[str, Any] | None = None
+    ) -> Future[ForwardOutput]:
+        return self._session._forward(shapes.packed(data), loss, config or {}, None, backward=False)  # pyright: ignore[reportPrivateUsage]
+
+    def forward_backward_custom(self, data: Iterable[Any], loss: CustomLoss) -> Future[ForwardOutput]:
+        """Waits for the log-probabilities, applies `loss`, and sends its gradient back."""
+        rows = list(data)
+        there = self.forward(rows).result()
+        weighted, metrics = shapes.custom_weights(rows, there, loss)
+        packed = shapes.packed(weighted)
+        return self._session._forward(packed, "cross_entropy", {}, None, backward=True, own=metrics)  # pyright: ignore[reportPrivateUsage]
+
+    def optim_step(self, adam: Any = None, *, seq_id: int | None = None) -> Future[StepOutput]:
+        given = shapes.options_of(adam, ADAM, "an optimizer step")
+        return self._session._optim_step({name: float(value) for name, value in given.items()}, seq_id)  # pyright: ignore[reportPrivateUsage]
+
+    def sample(self, prompt: Any, num_samples: int = 1, params: Any = None) -> Future[SampleOutput]:
+        request = shapes.sample_request(prompt, num_samples, params)
+        most = num_samples * int(request["max_tokens"] or MOST_TOKENS)
+
+        def read(answer: dict[str, Any]) -> tuple[SampleOutput, TokenUse]:
+            found = shapes.sample_output(answer)
+            drawn = sum(len(one.tokens) for one in found.sequences)
+            return found, TokenUse(prefill=len(request["prompt"]), sample=drawn)
+
+        session = self._session
+        use = TokenUse(prefill=len(request["prompt"]), sample=most)
+        return session._send(use, lambda: session._backend.sample(request), read)  # pyright: ignore[reportPrivateUsage]
+
+    def logprobs(self, prompt: Any) -> Future[list[float | None]]:
+        ids = shapes.tokens_of(prompt)
+        if len(ids) < 2:
+            raise UsageError("the log-probabilities of a prompt need at least two tokens")
+        made: Future[list[float | None]] = Future()
+        made.set_running_or_notify_cancel()
+
+        def take(done: Future[ForwardOutput]) -> None:
+            if (error := done.exception()) is not None:
+                made.set_exception(error)
+            else:
+                made.set_result([None, *done.result().loss_fn_outputs[0]["logprobs"].tolist()])
+
+        row = {"model_input": ids[:-1], "loss_fn_inputs": {"target_tokens": ids[1:]}}
+        self.forward([row]).add_done_callback(take)
+        return made
+
+
+def open_session(  # noqa: PLR0913  as the public one
+    ws: Workspace,
+    model: str | None,
+    *,
+    provider: str = "local",
+    lora: Mapping[str, Any] | int | None = None,
+    max_cost_usd: Decimal | float | str | None = None,
+    idle_minutes: Decimal | float | str | None = None,
+    resume: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> TrainingSession:
+    """See `Orchestrator.session`."""
+    limit = amount(max_cost_usd, "max_cost_usd")
+    idle = amount(idle_minutes, "idle_minutes", "minutes", above_zero=True)
+    if (model is None) == (resume is None):
+        raise UsageError("a session needs a model, or a run to resume: give one of them")
+    if model is None:
+        record = SessionRecord.again(ws, ws.record(str(resume)), limit)
+        return TrainingSession(record, idle_minutes=idle)
+    given = {"rank": lora} if isinstance(lora, int) else lora
+    request = SessionRequest(
+        model=model,
+        provider=provider,
+        lora=shapes.options_of(given, LORA, "lora"),
+        max_cost_usd=limit,
+        options=options or {},
+        tags=tags or {},
+    )
+    return TrainingSession(SessionRecord.begin(ws, request), idle_minutes=idle)

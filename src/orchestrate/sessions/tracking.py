@@ -1,0 +1,450 @@
+"""A training session as a run: its row in the store, its run directory, and what it has cost so far."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec.structs import replace
+
+from orchestrate.core.files import Journal, whole_folder, write_whole
+from orchestrate.errors import NotFound, OrchestrateError, RunFailed, UsageError
+from orchestrate.local.run import RunDir, State, checkpoints, now
+from orchestrate.local.run.checkpoints import Progress, Whole
+from orchestrate.paid.limits import reached, require_within
+from orchestrate.providers.base import Sessions, capability
+from orchestrate.providers.sessions import SESSION, SessionOrder, SessionPrice, TokenUse
+from orchestrate.runs.submitting import accounts
+from orchestrate.runs.submitting.settling import lease_name
+from orchestrate.runs.syncing.sweep import refresh
+from orchestrate.spec import JobSpec, LoRA
+from orchestrate.store import ref_of, transitions
+from orchestrate.store.runs import Intent
+from orchestrate.types import (
+    Allowance,
+    JobError,
+    JobHandle,
+    JobStatus,
+    Quote,
+    QuoteLine,
+    Record,
+    Run,
+    Translation,
+    decoding,
+)
+
+if TYPE_CHECKING:
+    from orchestrate.workspace import Workspace
+
+OWN_LOOP = "(your own loop)"
+"""In the place of training data in the spec of a session."""
+LEASE_S = 30.0
+ENDING_S = 60.0
+"""For a program whose session has just ended to let go of it."""
+LOOK_S, REFRESH_S = 1.0, 10.0
+"""Between two looks of a session after its limits, and between two visits of the store."""
+JOURNAL = "requests.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionRequest:
+    """What `Orchestrator.session` is asked for."""
+
+    model: str
+    provider: str
+    lora: Mapping[str, Any]
+    max_cost_usd: Decimal | None
+    options: Mapping[str, Any]
+    tags: Mapping[str, str]
+
+
+class PaidRequest(Record, frozen=True, kw_only=True):
+    """A line of the journal of a session that is billed by the token: what a request may cost at most, before
+    it is sent, then what it did cost. One without a second line counts in full."""
+
+    number: int
+    settled: bool = False
+    use: TokenUse = TokenUse()
+
+
+class Meter:
+    """What a session has cost so far, and whether a further request fits into its limit."""
+
+    def __init__(
+        self, provider: str, price: SessionPrice, max_usd: Decimal | None, hours: Callable[[], Decimal]
+    ) -> None:
+        self._provider, self.price, self.max_usd, self._hours = provider, price, max_usd, hours
+        self.used = TokenUse()
+        self._open: dict[int, TokenUse] = {}
+        self._journal: Journal[PaidRequest] | None = None
+        self._number = 0
+        self._lock = threading.Lock()
+
+    def keep_in(self, folder: Path) -> None:
+        """Go on with what an earlier program wrote there: its requests without an answer count in full."""
+        if not self.price.by_token:
+            return
+        self._journal = Journal(folder / JOURNAL, PaidRequest)
+        by_number: dict[int, TokenUse] = {}
+        for entry in self._journal.entries:
+            by_number[entry.number] = entry.use
+            self._number = max(self._number, entry.number)
+        for use in by_number.values():
+            self.used += use
+
+    def reserve(self, most: TokenUse) -> int:
+        """Raises `OverBudget` when the most that a request may cost is above what is left of the limit."""
+        with self._lock:
+            require_within(
+                self._provider,
+                self.price.of(most),
+                self.max_usd,
+                taken_usd=self.price.of(sum(self._open.values(), self.used), self._hours()),
+                what="what is left of the session's limit,",
+                figure="the most that this request may cost",
+                fix="ft.session(resume=RUN, max_cost_usd=...) continues with a higher limit",
+            )
+            self._number += 1
+            if self._journal is not None:
+                self._journal.append(PaidRequest(number=self._number, use=most))
+            self._open[self._number] = most
+            return self._number
+
+    def settle(self, number: int, use: TokenUse | None) -> None:
+        """Write what a request cost. `None`: that is unknown, and it counts as the most that it may."""
+        with self._lock:
+            most = self._open.pop(number)
+            self.used += most if use is None else use
+            if self._journal is not None:
+                self._journal.append(PaidRequest(number=number, settled=True, use=use or most))
+
+    @property
+    def usd(self) -> Decimal:
+        with self._lock:
+            return self.price.of(sum(self._open.values(), self.used), self._hours())
+
+    def reached(self, margin_s: float) -> bool:
+        """Say whether the limit of a session that is billed hourly will be reached so soon."""
+        if self.price.hourly is None:
+            return False
+        return reached(self.usd + self.price.of(TokenUse(), Decimal(str(margin_s)) / 3600), self.max_usd)
+
+    def require_left(self) -> None:
+        """Raises `OverBudget` when nothing is left of the limit of a session that is billed hourly."""
+        if self.reached(0):
+            figure, fix = "what it has cost so far and a cent", "ft.session(resume=RUN, max_cost_usd=...)"
+            cent = Decimal("0.01")
+            require_within(
+                self._provider, self.usd + cent, self.max_usd, what="its limit", figure=figure, fix=fix
+            )
+
+
+def quote_of(provider: str, model: str, price: SessionPrice, max_usd: Decimal | None) -> Quote:
+    """Quote a session. It has no end of its own: its limit is what a budget holds for it."""
+    nothing = Decimal(0)
+    if price.hourly is not None and price.hourly.usd_per_hour:
+        hours = Decimal(1) if max_usd is None else max_usd / price.hourly.usd_per_hour
+        lines, high = (price.hourly.line(hours, "0.01", low=nothing),), max_usd or price.hourly.usd_per_hour
+    elif price.by_token:
+        named = {"train": price.train_usd_per_mtok, "prefill": price.prefill_usd_per_mtok}
+        named["sample"] = price.sample_usd_per_mtok
+        lines, high = tuple(_token_line(n, usd, price.source) for n, usd in named.items()), max_usd
+    else:
+        free = ("this machine is yours and no hourly rate is set for it: nothing is billed",)
+        return Quote(
+            provider=provider, model=model, low_usd=nothing, expected_usd=nothing, high_usd=nothing,
+            assumptions=free,
+        )  # fmt: skip
+    return Quote(
+        provider=provider,
+        model=model,
+        lines=lines,
+        low_usd=nothing,
+        high_usd=high,
+        undecided="a session costs what its requests take, up to its limit",
+        open_end=None if max_usd is not None else "what comes after the first hour: your loop ends it",
+    )
+
+
+def _token_line(component: str, usd: Decimal, source: str) -> QuoteLine:
+    none = Decimal(0)
+    return QuoteLine(
+        component=component, quantity=none, unit="usd_per_mtok", usd_per_unit=usd,
+        usd_low=none, usd=none, usd_high=none, source=source,
+    )  # fmt: skip
+
+
+@dataclass
+class SessionRecord:
+    """The run, and the run directory that this process holds against all others."""
+
+    ws: Workspace
+    provider: Sessions
+    run: Run
+    order: SessionOrder
+    dir: RunDir
+    meter: Meter
+    _held: ExitStack = field(default_factory=ExitStack)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _began: float = 0.0
+    _earlier_s: float = 0.0
+    _state: State | None = None
+
+    # -- beginning -----------------------------------------------------------------------------------------
+
+    @classmethod
+    def begin(cls, ws: Workspace, request: SessionRequest) -> SessionRecord:
+        """Write the intent, then make the run directory. Raises `OverBudget` before anything is written."""
+        [name] = ws.backends(request.provider)
+        provider = capability(ws.provider(name), Sessions)
+        ws.ready(name)
+        ws.settings.require_to_spend(provider)
+        spec = JobSpec.parse(
+            {
+                "model": request.model,
+                "train": OWN_LOOP,
+                "adapter": LoRA(r=request.lora["rank"]).model_dump(exclude_unset=True) | {"type": "lora"},
+                "seed": request.lora["seed"],
+                "max_cost_usd": request.max_cost_usd,
+                "tags": dict(request.tags),
+            }
+        )
+        model = provider.resolve(spec).id
+        order = SessionOrder(
+            ref="",
+            model=model,
+            model_name=request.model,
+            lora=dict(request.lora),
+            options=dict(request.options),
+            spec=spec.canonical(),
+        )
+        price = provider.session_price(order, ws.rates)
+        limited = request.max_cost_usd is not None
+        if price.by_token and not limited:
+            raise UsageError(
+                f"a session on {name} costs what your loop asks for: it needs a limit", fix="max_cost_usd=5"
+            )
+        quote = quote_of(name, model, price, request.max_cost_usd)
+        intent = Intent(
+            spec=spec,
+            provider=name,
+            dataset_digest="",
+            host=provider.host,
+            account=accounts.account_of(ws.store, provider),
+            sandbox=provider.sandbox,
+            quote=quote,
+            translation=Translation(provider=name, model=model, settings=(), body={}),
+            max_cost_usd=request.max_cost_usd,
+            made_by=ws.settings.made_by,
+        )
+        run = ws.store.runs.create(intent, budget_usd=ws.settings.budget_usd)
+        order = replace(order, ref=ref_of(run.id))
+        with ws.store.leases.hold(lease_name(run), LEASE_S) as lease:
+            at = ws.store.clock.now
+            ws.store.runs.apply(run.id, lambda one: transitions.uploaded(one, at()), lease=lease)
+            ws.store.runs.begin(run.id, lease)
+            try:
+                dir = provider.session_dir(order)
+            except OrchestrateError as error:
+                told = JobError(message=error.message, code=type(error).__name__)
+                ws.store.runs.apply(run.id, lambda one: transitions.refused(one, told, at()), lease=lease)
+                raise
+            handle = JobHandle(provider=name, job_id=dir.ref, ref=dir.ref, kind=SESSION)
+            run = ws.store.runs.apply(run.id, lambda one: transitions.submitted(one, handle, at()))
+        return cls._held_by_us(ws, provider, run, order, price)
+
+    @classmethod
+    def again(cls, ws: Workspace, run: Run, max_cost_usd: Decimal | None) -> SessionRecord:
+        """Continue a session that ended before its end, with the state of its last save. Raises
+        `UsageError` for one that has ended for good, or that another program drives."""
+        if run.job_kind != SESSION:
+            raise UsageError(f"run {run.id} is not a training session", fix=f"orchestrate resume {run.id}")
+        ws = ws.home_of(run)
+        provider = capability(ws.ready(run.provider), Sessions)
+        ws.settings.require_to_spend(provider)
+        run = refresh(ws.store, provider, run, bill=ws.bill)
+        if run.status is not JobStatus.PAUSED:
+            why = "has ended" if run.status.terminal else "is driven by another program"
+            raise UsageError(
+                f"run {run.id} is {run.status.value}: it {why}", fix=f"orchestrate show {run.id}"
+            )
+        if max_cost_usd is not None and max_cost_usd != run.max_cost_usd:
+            at, limits = ws.store.clock.now(), Allowance(max_usd=max_cost_usd, max_hours=run.max_hours)
+            run = ws.store.runs.commit(
+                run.id,
+                max_cost_usd,
+                lambda one: transitions.given(one, at, limits, max_cost_usd),
+                ws.settings.budget_usd,
+                figure="what it may cost with the new limit",
+            )
+        dir = RunDir(Path(str(provider.get(run.handle).payload["folder"])))
+        order = decoding.convert(dir.job().session, SessionOrder)
+        return cls._held_by_us(ws, provider, run, order, provider.session_price(order, ws.rates))
+
+    @classmethod
+    def _held_by_us(
+        cls, ws: Workspace, provider: Sessions, run: Run, order: SessionOrder, price: SessionPrice
+    ) -> SessionRecord:
+        dir = provider.session_dir(order)
+        made = cls(
+            ws=ws,
+            provider=provider,
+            run=run,
+            order=order,
+            dir=dir,
+            meter=Meter(run.provider, price, run.max_cost_usd, lambda: made.hours),
+        )
+        if not made._held.enter_context(dir.lock(wait_s=ENDING_S)):
+            made._held.close()
+            raise UsageError(f"run {run.id} is driven by another program", fix=f"orchestrate watch {run.id}")
+        try:
+            if dir.asked() == "pause":
+                dir.ask(None)
+            state = dir.written_state()
+            made._earlier_s, made._began = state.seconds, time.monotonic()
+            made.meter.keep_in(dir.path)
+            dir.claim()
+            made.tell(
+                status="preparing",
+                stage="loading",
+                started_at=state.started_at or now(),
+                attempt=state.attempt + 1,
+                error=None,
+            )
+        except BaseException:
+            made._held.close()
+            raise
+        beating = threading.Thread(target=dir.keep_beating, args=(made._stop,), daemon=True, name="heartbeat")
+        beating.start()
+        made._held.callback(beating.join)
+        made._held.callback(made._stop.set)
+        return made
+
+    # -- going on ------------------------------------------------------------------------------------------
+
+    @property
+    def seconds(self) -> float:
+        """The time for which it has been open, over all programs that drove it."""
+        return self._earlier_s + time.monotonic() - self._began
+
+    @property
+    def hours(self) -> Decimal:
+        return Decimal(str(self.seconds)) / 3600
+
+    @property
+    def _cost(self) -> Decimal | None:
+        return None if self.meter.price.hourly is not None else self.meter.usd
+
+    def tell(self, **changes: Any) -> None:
+        """Write where it stands."""
+        state = replace(
+            self._state or self.dir.written_state(),
+            updated_at=now(),
+            seconds=self.seconds,
+            cost_usd=self._cost,
+            **changes,
+        )
+        self._state = state
+        self.dir.write_state(state)
+
+    def visit_store(self) -> None:
+        """Bring the store up to date; a store that cannot be reached now is for the next visit."""
+        with suppress(OrchestrateError):
+            self.run = refresh(self.ws.store, self.provider, self.run, bill=self.ws.bill)
+
+    # -- saving --------------------------------------------------------------------------------------------
+
+    def save(self, name: str, step: int, fill: Callable[[Path], str]) -> str:
+        """Keep a checkpoint under a name. `fill` puts the weights into a folder."""
+        state = self._state or self.dir.written_state()
+        progress = Progress(
+            step=step, total_steps=step, trained_tokens=state.trained_tokens, seconds=self.seconds
+        )
+        kept: list[str] = []
+
+        def saved(draft: Path) -> None:
+            where = fill(draft / "adapter")
+            write_whole(draft / "saved.json", msgspec.json.encode({"name": name, "at": where}))
+            kept.append(where)
+
+        path = checkpoints.save(self.dir.checkpoints, progress, saved)
+        at = path / "adapter" if (path / "adapter").is_dir() else None
+        where = str(at) if at is not None else kept[0]
+        names = {**self.saves(), name: path.name}
+        write_whole(self.dir.path / "saves.json", msgspec.json.encode(names))
+        self.dir.add_event(f"saved {name} at step {step}", type="checkpoint", step=step, name=name)
+        return where
+
+    def saves(self) -> dict[str, str]:
+        """Name -> folder of the checkpoint."""
+        try:
+            return msgspec.json.decode((self.dir.path / "saves.json").read_bytes(), type=dict[str, str])
+        except (OSError, msgspec.MsgspecError):
+            return {}
+
+    def saved_at(self, name: str) -> str:
+        """Return where the weights of a save lie. Raises `NotFound`."""
+        folder = self.dir.checkpoints / self.saves().get(name, name)
+        if (folder / "manifest.json").is_file():
+            return self._place(folder)
+        known = ", ".join(self.saves()) or "none"
+        raise NotFound(self.run.provider, f"run {self.run.id} has no save {name!r} (it has {known})")
+
+    @staticmethod
+    def _place(folder: Path) -> str:
+        own = folder / "adapter"
+        if own.is_dir():
+            return str(own)
+        return str(msgspec.json.decode((folder / "saved.json").read_bytes())["at"])
+
+    def last_save(self) -> tuple[Whole, str] | None:
+        """Return the newest save that is whole, and where its weights lie."""
+        whole, damaged = checkpoints.newest_whole(self.dir.checkpoints)
+        for name in damaged:
+            self.dir.add_event(f"checkpoint {name} is damaged", level="warning", type="checkpoint")
+        return None if whole is None else (whole, self._place(whole.path))
+
+    def publish(self, fill: Callable[[Path], str], step: int) -> None:
+        """Put the result in its place: the tuned model of the run."""
+        with whole_folder(self.dir.path / "adapter") as draft:
+            fill(draft)
+            order, state = self.order, self._state or self.dir.written_state()
+            passport = {
+                "ref": order.ref,
+                "kind": "adapter",
+                "base_model": order.model,
+                "base_model_name": order.model_name,
+                "method": {"type": SESSION},
+                "adapter": self.dir.job().adapter,
+                "seed": order.lora["seed"],
+                "spec": order.spec,
+                "trained": {"step": step, "tokens": state.trained_tokens, "seconds": self.seconds},
+                "finished_at": now(),
+            }
+            write_whole(draft / "passport.json", msgspec.json.format(msgspec.json.encode(passport)))
+
+    # -- ending --------------------------------------------------------------------------------------------
+
+    def end(self, status: str, *, error: JobError | None = None, result: str | None = None) -> None:
+        """Write how it ended; another program may then resume it where it is paused."""
+        terminal = status not in ("paused", "interrupted")
+        more: dict[str, Any] = {"finished_at": now()} if terminal else {}
+        self.dir.add_event(
+            f"{status}: {error.message}" if error else status,
+            level="info" if error is None else "warning",
+            type=status,
+        )
+        self.tell(status=status, stage=None, error=error, result=result, **more)
+        self._held.close()
+        self.visit_store()
+
+
+def ended_already(run: Run) -> RunFailed:
+    return RunFailed(f"the session {run.id} has ended", fix=f'ft.session(resume="{run.id}")')
