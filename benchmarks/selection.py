@@ -165,15 +165,14 @@ def reported(kind: str, lines_of: Callable[[Path], list[str]]) -> dict[str, Any]
 
 def table(figures: dict[str, Any]) -> str:
     """For docs/figures.py."""
-    lines = [
-        "{machine}, load {load:.1f} as it began; {day}; tiny-chat; {rows} rows at most.".format(**figures)
-    ]
+    lines = ["{machine}, load {load:.1f} as it began; {day}; tiny-chat.".format(**figures)]
     if labels := figures["kinds"].get("labels"):
-        lines.append(f"Chosen on examples/classification: C = {labels['chosen']['strength']:g}.")
+        chosen = f"chosen on examples/classification: C = {labels['chosen']['strength']:g}"
+        lines.append(f"Labels: {labels['rows']} rows at most; {chosen}.")
     if free := figures["kinds"].get("free"):
         chosen = free["chosen"]
         tune = f"{chosen['epochs']} epochs at a rate of {chosen['learning_rate']:g}"
-        lines.append(f"The short tune was chosen on the demo's orders: {tune}.")
+        lines.append(f"Free answers: {free['rows']} rows; chosen on the demo's orders: {tune}.")
     lines += [
         "",
         "| data | moved answers | signal | precision | recall | rows left out |",
@@ -201,7 +200,8 @@ def main() -> None:
         kinds = json.loads(given.json.read_text(encoding="utf-8"))["kinds"]
     for kind in given.kind or CHOSEN_ON:
         kinds[kind] = reported(kind, lambda path: path.read_text(encoding="utf-8").splitlines()[: given.rows])
-    figures |= {"rows": given.rows, "others": meter.others()}
+        kinds[kind]["rows"] = given.rows
+    figures["others"] = meter.others()
     figures["kinds"] = {kind: kinds[kind] for kind in CHOSEN_ON if kind in kinds}
     if given.json is not None:
         write(given.json, figures)
