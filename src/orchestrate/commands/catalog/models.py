@@ -24,7 +24,9 @@ from orchestrate.setup.backends import HostModel, Model
 if TYPE_CHECKING:
     from orchestrate.setup.backends import ModelChanges
 
-app = typer.Typer(cls=by_default("search", words=True), help="Base models and their names on each backend.")
+app = typer.Typer(
+    cls=by_default("search", words=True), help="List base models and their names on each backend."
+)
 
 ProviderFilter = Annotated[
     str | None,
@@ -47,10 +49,10 @@ def _shown(model: Model) -> ModelShown:
 @command
 def search(
     context: typer.Context,
-    query: Annotated[list[str] | None, typer.Argument(help="Words of the name or id.")] = None,
+    query: Annotated[list[str] | None, typer.Argument(help="Words in the name or id.")] = None,
     provider: ProviderFilter = None,
 ) -> Output[list[ModelShown]]:
-    """Search the catalog for models whose names contain all the words. Without words, list all models."""
+    """Search the catalog by words in a model's name. Without words, list all models."""
     if provider is not None:
         backends.chosen(settings_of(context), provider)
     words = " ".join(query or [])
@@ -79,7 +81,7 @@ def _show_list(found: Sequence[ModelShown]) -> None:
 def show(
     name: Annotated[str, typer.Argument(help="Canonical name, hub id or a host's id.")],
 ) -> Output[ModelShown]:
-    """Show one model: its ids, methods, limits and end dates, with the source of each."""
+    """Show a model's ids, methods, limits, end dates and their sources."""
     return Output(_shown(models.find(name)), _show)
 
 
@@ -115,8 +117,8 @@ def refresh(
         ),
     ] = "all",
 ) -> Output[ModelChanges]:
-    """Ask the hosts which models they tune, with limits and end dates, and show what differs from the
-    catalog. Changes nothing."""
+    """Compare the catalog with the models that the hosts list. Includes limits and end dates. Changes
+    nothing."""
     with orchestrator(context) as ft:
         found = ft.model_changes(provider)
     return Output(found, _show_changes, 4 if found.skipped and not found.changes else 0)

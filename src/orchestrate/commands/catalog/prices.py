@@ -21,7 +21,7 @@ from orchestrate.text import count, money
 
 _NONE_YET = "no run has both a quote and a final bill yet"
 
-app = typer.Typer(cls=by_default("list"), help="Prices, their sources and their age.")
+app = typer.Typer(cls=by_default("list"), help="Show prices, their sources and their age.")
 
 ProviderFilter = Annotated[
     str | None,
@@ -44,13 +44,14 @@ def list_prices(
     method: Annotated[str | None, typer.Option(help="sft_lora, dpo_lora, deployment, gpu_rental ...")] = None,
     model: Annotated[str | None, typer.Option(help="Show only prices for this model.")] = None,
     gpu: Annotated[
-        str | None, typer.Option(help="Show only hours of GPUs whose name contains this: H100.")
+        str | None,
+        typer.Option(help="Show only hourly prices of GPUs whose name contains this text, such as H100."),
     ] = None,
     all: Annotated[bool, typer.Option("--all", help="Include ended and superseded prices.")] = False,
     rate: RateOpt = None,
 ) -> Output[list[Rate]]:
-    """List current prices. Without a provider, method, model or GPU: show how many of each kind there
-    are, and their range."""
+    """List the prices that apply today. Without a filter, show the number and range of prices of each
+    kind."""
     book = book_of(context, rate)
     today = days.today()
     shown = book if all else current(book, today)
@@ -95,8 +96,7 @@ def check(
     older_than: Annotated[int, typer.Option(min=0, metavar="DAYS", help="Allowed age of a price.")] = 60,
     provider: ProviderFilter = None,
 ) -> Iterator[Output[list[Rate]]]:
-    """List current prices that were last checked too long ago, oldest first. Exit code 1 if there are
-    any."""
+    """List current prices that were checked too long ago, oldest first. Exit code 1 if there are any."""
     today = days.today()
     stale = [
         r
@@ -115,7 +115,7 @@ def check(
 def validate(
     file: Annotated[list[Path] | None, typer.Argument(help="Default: the package's own.")] = None,
 ) -> None:
-    """Validate rate files (for contributors): each must be well-formed and name its sources, use one unit
+    """Validate rate files (for contributors). Each must be well-formed, name its sources, use one unit
     per rate, and only append entries."""
     problems: list[str] = []
     for path in file or []:
@@ -140,7 +140,7 @@ def accuracy(
         bool, typer.Option("--runs", help="Show each run's quote and bill by component instead.")
     ] = False,
 ) -> Output[list[Accuracy]] | Output[list[Reconciliation]]:
-    """Show how far quotes were from bills, over all runs of this store that succeeded."""
+    """Compare quotes with bills over all runs that succeeded."""
     from orchestrate.costing import accuracy as measured
 
     with orchestrator(context) as ft:

@@ -99,8 +99,8 @@ def convert(
     messages: Messages,
     reading: Reading,
 ) -> Output[ConvertReport]:
-    """Convert rows to another format: without loss, or not at all unless you pass --allow-loss. Tickets
-    and emails with one message per row become conversations with --thread, --role and --assistant."""
+    """Convert rows to another format. Fails if something would be lost, unless you pass --allow-loss.
+    --thread, --role and --assistant turn tickets and emails with one message per row into conversations."""
     from orchestrate.runs.data import files as data
 
     format = data.format_of(settings_of(context), to)
@@ -137,7 +137,7 @@ def _show_converted(report: ConvertReport, tell: Callable[[str], None]) -> None:
 class Sides:
     """Options for splitting the rows."""
 
-    seed: Annotated[int, typer.Option(min=0)] = 0
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the split; another one splits differently.")] = 0
     stratify: Annotated[
         bool, typer.Option("--stratify", help="Keep the same mix of answers in each split.")
     ] = False
@@ -172,7 +172,7 @@ def split(
     sides: Sides,
     reading: Reading,
 ) -> Output[SplitReport]:
-    """Split a file by content: a row always falls on the same side, even if you add rows to the file and
+    """Split a file by content. A row always falls on the same side, even if you add rows to the file and
     split it into the same folder again. Conversations are never split."""
     from orchestrate.runs.data import files as data
 
@@ -240,7 +240,7 @@ def dedupe(
     *,
     reading: Reading,
 ) -> Output[DedupeReport]:
-    """Keep the first of each set of equal rows, and log the others."""
+    """Keep the first of each set of equal rows, and log the rest."""
     from orchestrate.runs.data import files as data
 
     with engine(reading.engine, reading.workers), work("comparing", BYTES) as progress:

@@ -41,8 +41,8 @@ class Points:
         str | None,
         typer.Option(metavar="best,random,all", help="Compare the best rows with random ones, or with all."),
     ] = None
-    by: Annotated[str, typer.Option(metavar="SIGNAL", help="With --compare: as data select.")] = "loss"
-    keep: Annotated[float, typer.Option(metavar="SHARE", help="With --compare: as data select.")] = 0.5
+    by: Annotated[str, typer.Option(metavar="SIGNAL", help="With --compare: as in data select.")] = "loss"
+    keep: Annotated[float, typer.Option(metavar="SHARE", help="With --compare: as in data select.")] = 0.5
 
 
 @command
@@ -51,7 +51,7 @@ def curve(
     *,
     asked: SpecOptions,
     provider: Annotated[
-        str, typer.Option("--provider", "-p", help="The backend.", autocompletion=completing.backend)
+        str, typer.Option("--provider", "-p", help="Backend to train on.", autocompletion=completing.backend)
     ],
     points: Points,
     aim: AimOptions,
@@ -60,11 +60,12 @@ def curve(
         typer.Option("--output", "-o", metavar="FILE.html", help="Write a page with the plot."),
     ] = None,
 ) -> Iterator[Output[Curve] | Output[BestRows]]:
-    """Train on shares of the rows, evaluate each on the same held-out rows, and estimate what more rows
-    would gain. It is a sweep like any other: priced first, within one budget. Repeat the command to
-    continue it.
+    """Train on shares of the rows and estimate what more rows bring. Evaluates each share on the same
+    held-out rows. Runs as a sweep: shows the price first and stays within one budget. Repeat the command
+    to resume.
 
-    With --compare best,random the best half by a signal of `data score` is compared with a random half."""
+    --compare best,random compares the best half of the rows (by a `data score` signal) with a random
+    half."""
     from orchestrate.commands.training.sweep import agree, carry_out
     from orchestrate.runs.preparing.prepared import training_data
     from orchestrate.runs.sweep import best_rows, searching, trials

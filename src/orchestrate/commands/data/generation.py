@@ -21,7 +21,7 @@ from orchestrate.commands.terminal.console import (
     require_unpriced,
     warn_lost,
 )
-from orchestrate.commands.terminal.options import PayOpt
+from orchestrate.commands.terminal.options import MaxTokensOpt, PayOpt
 from orchestrate.core.amounts import amount
 from orchestrate.core.underway import work
 from orchestrate.errors import UsageError
@@ -36,7 +36,7 @@ _EXIT = {"rows": 0, "repeating": 1, "max-requests": 6, "max-cost": 6, "budget": 
 OutputOpt = Annotated[Path | None, typer.Option("-o", "--output", help="Output file.", show_default=False)]
 KeyVariableOpt = Annotated[
     str | None,
-    typer.Option(help="Environment variable with the key for --base-url; no key is sent without it."),
+    typer.Option(help="Environment variable with the API key for --base-url. Without it, no key is sent."),
 ]
 MaxCostOpt = Annotated[
     str | None,
@@ -65,10 +65,13 @@ class Wish:
     per_request: Annotated[int, typer.Option(min=1, max=100, help="Rows per request.")] = 10
     examples: Annotated[int, typer.Option(min=1, max=100, help="Seed rows shown per request.")] = 5
     parallel: Annotated[int, typer.Option(min=1, max=64, help="Concurrent requests.")] = 4
-    max_tokens: Annotated[int, typer.Option(min=1, help="Token limit of one answer.")] = 4096
-    temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None
+    max_tokens: MaxTokensOpt = 4096
+    temperature: Annotated[
+        float | None, typer.Option(min=0, max=2, help="Sampling temperature; default: the host's.")
+    ] = None
     threshold: Annotated[
-        float, typer.Option(min=0.5, max=1.0, help="Similarity from which rows count as too alike.")
+        float,
+        typer.Option(min=0.5, max=1.0, help="Rows at or above this similarity count as near-duplicates."),
     ] = 0.8
     hosts: Annotated[str, typer.Option("--for", help="Backends to generate rows for.")] = "all"
     yes: PayOpt = False
@@ -86,14 +89,16 @@ class Wish:
 def generate(
     context: typer.Context,
     seeds: Annotated[str, typer.Argument(metavar="SEEDS", help="Example rows to imitate.")],
-    model: Annotated[str, typer.Option("--model", help="Generating model, by its host's name.")],
+    model: Annotated[
+        str, typer.Option("--model", help="Model that generates the rows, as the host names it.")
+    ],
     output: OutputOpt = None,
     rows: Annotated[int, typer.Option(min=1, help="Target number of rows in the file.")] = 100,
     *,
     writer: Writer,
     wish: Wish,
 ) -> Output[GenerateReport]:
-    """Generate new rows in the format of SEEDS with a chat model. They are checked, deduplicated and
+    """Generate new rows in the format of SEEDS with a chat model. The rows are checked, deduplicated and
     marked for review.
 
     Repeat the command to continue where the last one stopped. Exit code 6 if a limit stopped it, 1 if the
@@ -142,12 +147,13 @@ def review(
     export: Annotated[
         Path | None, typer.Option(metavar="OUT", help="Only export the rows accepted so far.")
     ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Default: any free one.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; default: any free one.")] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
 ) -> Iterator[Output[Reviewing] | Output[ExportReport]]:
-    """Accept, edit or reject rows on a local page, by keyboard. Stop with Ctrl-C, and continue next time.
+    """Accept, edit or reject rows on a local page, by keyboard. Press Ctrl-C to stop. Run it again to
+    continue.
 
-    FILE is never changed: decisions are stored in FILE.review, and --export OUT writes the accepted rows."""
+    FILE is never changed. Decisions are saved to FILE.review. --export OUT writes the accepted rows."""
     from orchestrate.runs.data import files as data
 
     if export is not None:

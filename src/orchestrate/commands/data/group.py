@@ -1,5 +1,5 @@
-"""data: inspect, check, convert, split, dedupe, score, select, preview, generate, review and judge training
-data. All but generate and judge are offline."""
+"""Inspect, check, convert, split, score and generate training data. All commands work offline, except those
+that query or train a model on a host: generate, judge, score --judge, curve and the preview of a run."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def inspect(
     *,
     reading: Reading,
 ) -> Output[InspectReport]:
-    """Show what is in a file: format, tokens, roles, tools, languages, duplicates, and whether there is
-    enough data."""
+    """Show a file's format, tokens, roles, tools and duplicates. Also shows its languages and whether
+    there is enough data."""
     from orchestrate.runs.data import files as data
 
     name = tokenizer or data.counter(model)
@@ -83,7 +83,7 @@ class Wanted:
     model: ModelOpt = None
     tokenizer: TokenizerOpt = None
     method: Annotated[str | None, typer.Option(help="sft, dpo, kto or rft.")] = None
-    epochs: Annotated[int | None, typer.Option(min=1)] = None
+    epochs: Annotated[int | None, typer.Option(min=1, help="Number of epochs to count tokens for.")] = None
     near: Annotated[
         bool | None,
         typer.Option(
@@ -115,8 +115,7 @@ def check(
     output: OutputOpt = None,
     reading: Reading,
 ) -> Output[DataChecked]:
-    """Check the data for every backend and list all problems in one pass. Exit code 1 if there are
-    errors."""
+    """Check the data for every backend and list all problems. Exit code 1 if there are errors."""
     from orchestrate.runs.data import files as data
 
     named = {"train": file, "validation": others.validation, "test": others.test}
@@ -153,16 +152,22 @@ class Shown:
     """Which rows, and how training takes them."""
 
     row: Annotated[int, typer.Option(min=1, help="First row to show.")] = 1
-    rows: Annotated[int, typer.Option(min=1, help="How many.")] = 1
-    max_length: Annotated[int | None, typer.Option(min=8, help="Truncate as training would.")] = None
+    rows: Annotated[int, typer.Option(min=1, help="Number of rows to show.")] = 1
+    max_length: Annotated[
+        int | None, typer.Option(min=8, help="Truncate rows to this many tokens, as training would.")
+    ] = None
     truncation: Annotated[
         str, typer.Option(help="How to truncate longer rows: right (end), left (start), or drop the row.")
     ] = "right"
-    train_on_inputs: Annotated[bool, typer.Option("--train-on-inputs")] = False
+    train_on_inputs: Annotated[bool, typer.Option("--train-on-inputs", help="Also train on the prompt.")] = (
+        False
+    )
     train_on: Annotated[
         str, typer.Option(metavar="all|last|ROLES", help="Like method.train_on; for example assistant,tool.")
     ] = "all"
-    ignore_empty_think: Annotated[bool, typer.Option("--ignore-empty-think")] = False
+    ignore_empty_think: Annotated[
+        bool, typer.Option("--ignore-empty-think", help="Put no loss on empty thinking blocks.")
+    ] = False
     chat_template: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Chat template to use instead of the model's own, as in a spec."),
@@ -191,8 +196,8 @@ def preview(
     columns: MapOpt = None,
     ignored: IgnoreOpt = None,
 ) -> Output[PreviewReport]:
-    """Show the tokens of rows as the model sees them, with the trained ones marked. Rows of a file are
-    tokenized by the local engine. For a run, the tokens are the ones that its host reports."""
+    """Show rows as the model sees them, with trained tokens marked. Rows of a file are tokenized by the
+    local engine. For a run, the tokens are the ones that its host reports."""
     from orchestrate.runs.data import files as data
     from orchestrate.spec.specfile import parse_settings
 

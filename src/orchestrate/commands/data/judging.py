@@ -12,7 +12,7 @@ from orchestrate.commands.data.options import FileArg, OutputOpt
 from orchestrate.commands.evaluation.judge import asking_bar
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, require_agreed, warn, warn_lost
-from orchestrate.commands.terminal.options import PayOpt, SkipFailedOpt
+from orchestrate.commands.terminal.options import KeyVariableOpt, PayOpt, SkipFailedOpt
 from orchestrate.core.amounts import amount
 from orchestrate.text import count, money, score, span
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from orchestrate.runs.evaluation.reviewing import FromReview
 
 RubricOpt = Annotated[Path | None, typer.Option(help="YAML with question, guide and criteria.")]
-KeyVariableOpt = Annotated[
-    str | None, typer.Option(help="Environment variable with the key for a URL; no key is sent without it.")
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +43,7 @@ class By:
     uncalibrated: Annotated[
         bool,
         typer.Option(
-            "--uncalibrated", help="Use a judge without (sufficient) comparison with human ratings."
+            "--uncalibrated", help="Use a judge that was not (sufficiently) calibrated against human ratings."
         ),
     ] = False
     key_variable: KeyVariableOpt = None
@@ -68,7 +65,7 @@ def judge(
     output: OutputOpt = None,
     yes: PayOpt = False,
 ) -> Output[JudgeReport]:
-    """Rate rows with a model by a rubric. Good rows go to one file, rejected ones to another, with
+    """Rate rows with a model by a rubric. Accepted rows go to one file, rejected ones to another, with
     reasons.
 
     The judge is first calibrated against answers that people rated, and must agree with them. The price
@@ -124,7 +121,7 @@ def _show(report: JudgeReport) -> None:
 def from_review(
     context: typer.Context,
     review: Annotated[str, typer.Argument(metavar="REVIEW", help="The id of a review, or of its run.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Output file.", show_default=False)],
     format: Annotated[
         Literal["dpo", "kto", "sft"] | None,
         typer.Option(
@@ -138,8 +135,7 @@ def from_review(
         float, typer.Option(min=0.5, max=1, help="Share of an item's raters that must agree.")
     ] = 0.6,
 ) -> Output[FromReview]:
-    """Convert people's verdicts on answers to training rows for preference tuning. Verdicts that don't
-    make a row are counted."""
+    """Convert human verdicts to rows for preference tuning. Verdicts that don't make a row are counted."""
     from orchestrate.runs.evaluation import reviewing
 
     with orchestrator(context) as ft:

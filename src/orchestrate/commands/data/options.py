@@ -22,9 +22,12 @@ TokenizerOpt = Annotated[
     str | None, typer.Option(help="o200k, cl100k, harmony, qwen3.5, hf:FOLDER, FAMILY~COUNTER.")
 ]
 EngineOpt = Annotated[
-    str, typer.Option("--on", "--engine", help="local, or ray: a running cluster, else one on this machine.")
+    str,
+    typer.Option(
+        "--on", "--engine", help="local or ray. ray uses a running cluster, or starts one on this machine."
+    ),
 ]
-OutputOpt = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write.", show_default=False)]
+OutputOpt = Annotated[Path | None, typer.Option("-o", "--output", help="Output file.", show_default=False)]
 
 
 @dataclass(frozen=True, kw_only=True)

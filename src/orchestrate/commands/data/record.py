@@ -24,7 +24,13 @@ from orchestrate.commands.terminal.console import (
     warn,
     warn_lost,
 )
-from orchestrate.commands.terminal.options import PayOpt, SkipFailedOpt
+from orchestrate.commands.terminal.options import (
+    KeyVariableOpt,
+    MaxTokensOpt,
+    PayOpt,
+    SkipFailedOpt,
+    TemperatureOpt,
+)
 from orchestrate.core.amounts import amount
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money, span
@@ -45,15 +51,11 @@ class Prompts:
     n: Annotated[
         int | None, typer.Option("--n", min=1, help="Number of prompts, chosen to cover all kinds.")
     ] = None
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512
+    max_tokens: MaxTokensOpt = 512
     samples: Annotated[int, typer.Option(min=1, max=64, help="Answers per prompt.")] = 1
-    temperature: Annotated[
-        float, typer.Option(min=0, max=2, help="Sampling temperature; 0 always takes the most likely token.")
-    ] = 0.0
-    on: Annotated[str, typer.Option(help="Where the model runs: host, here or auto, as for eval.")] = "auto"
-    key_variable: Annotated[
-        str | None, typer.Option(help="The variable with the key for an address; none is sent without it.")
-    ] = None
+    temperature: TemperatureOpt = 0.0
+    on: Annotated[str, typer.Option(help="Where the model runs: host, here or auto, as in eval.")] = "auto"
+    key_variable: KeyVariableOpt = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +82,11 @@ def record(
     skip_failed: SkipFailedOpt = False,
     yes: PayOpt = False,
 ) -> Output[Recording] | Output[list[Recording]] | Output[list[Due]]:
-    """Record a model's answers before it is shut down, with log-probabilities if the host returns them.
+    """Record a model's answers before it is shut down, with log-probabilities where the host gives them.
     They prove parity later.
 
-    The price is shown first. Repeat the command after an interruption: it continues and pays for nothing
-    twice. You can evaluate the recording like a model: eval --model record:ID."""
+    Shows the price first. Repeat the command to continue after an interruption: nothing is paid twice.
+    Use the recording like a model: eval --model record:ID."""
     from orchestrate.migration import recording
 
     with orchestrator(context) as ft:
@@ -210,12 +212,13 @@ def from_record(
     accept_terms: Annotated[
         bool,
         typer.Option(
-            "--accept-terms", help="Confirm that you have read the terms above and are allowed to record."
+            "--accept-terms",
+            help="Confirm that you have read the host's terms and are allowed to train on these answers.",
         ),
     ] = False,
 ) -> Output[FromRecord]:
-    """Write a recording as rows to train on. The terms of the model's host are shown, and you have to
-    accept them."""
+    """Write a recording as rows to train on. Shows the terms of the model's host, and you have to accept
+    them."""
     from orchestrate.migration import recording
 
     with orchestrator(context) as ft:

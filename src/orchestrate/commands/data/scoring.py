@@ -39,13 +39,22 @@ class JudgeOptions:
     rubric: RubricOpt = None
     rated: Annotated[
         str | None,
-        typer.Option("--calibrate", metavar="RATED", help="Answers that people rated, to check the judge."),
+        typer.Option(
+            "--calibrate",
+            metavar="RATED",
+            help="Human ratings to compare the judge with: a .jsonl file, or a review's id.",
+        ),
     ] = None
     uncalibrated: Annotated[
-        bool, typer.Option("--uncalibrated", help="Use a judge that was not compared with people.")
+        bool,
+        typer.Option(
+            "--uncalibrated", help="Use a judge that was not (sufficiently) calibrated against human ratings."
+        ),
     ] = False
     key_variable: KeyVariableOpt = None
-    max_cost: Annotated[str | None, typer.Option(metavar="USD", help="For all answers of the judge.")] = None
+    max_cost: Annotated[
+        str | None, typer.Option(metavar="USD", help="Cost limit for all answers of the judge.")
+    ] = None
     skip_failed: SkipFailedOpt = False
 
 
@@ -66,12 +75,11 @@ def score(
     reading: Reading,
     yes: PayOpt = False,
 ) -> Output[ScoreReport]:
-    """Score each row: near duplicates, lengths, contradictions, wrong labels, and on request losses or a
-    judge's points.
+    """Score each row for duplicates, length and label problems. Also finds contradictions and, on
+    request, adds losses or a judge's points.
 
-    Only --judge costs money, and its price is shown first. Scores are written to FILE.scores.jsonl; the same
-    command with other options adds to them.
-    """
+    Only --judge costs money, and its price is shown first. Scores are written to FILE.scores.jsonl. The
+    same command with other options adds to them."""
     from orchestrate.runs.data import scoring
     from orchestrate.runs.evaluation.judging import JudgeTerms
 
@@ -160,8 +168,8 @@ def select(
     columns: MapOpt = None,
     ignored: IgnoreOpt = None,
 ) -> Output[SelectReport]:
-    """Keep the best rows by one signal of `data score`, and write the others to a second file with the reason
-    for each. Neither file may exist."""
+    """Keep the best rows by one signal of `data score`. Writes the others to a second file with the
+    reason for each. Neither output file may already exist."""
     from orchestrate.data.operations import score
     from orchestrate.runs.data import files as data
 

@@ -88,8 +88,8 @@ def serve(
     going: Going,
     accept_licence: AcceptOpt = None,
 ) -> Iterator[Output[ABServing]]:
-    """Start or continue an experiment: a proxy in front of both models that speaks the chat completions
-    API, until interrupted. The experiment continues when you start it again."""
+    """Start or resume an A/B experiment. Runs a chat completions proxy in front of both models until
+    interrupted. You can stop and restart it at any time."""
     from orchestrate.ab import launch as experiments
 
     terms = experiments.ABTerms(
@@ -155,7 +155,7 @@ def status(
     ] = None,
     apply: Annotated[bool, typer.Option("--apply", help="Apply the decision of the rule.")] = False,
 ) -> Output[ExperimentReport] | Output[list[ABListed]]:
-    """Show what the evidence says now, and what the rule decides. You can look as often as you like."""
+    """Show the results so far and what the rule decides. You can look as often as you like."""
     from orchestrate.ab import launch as experiments
 
     with orchestrator(context) as ft:
@@ -181,8 +181,8 @@ def record(
         list[Path], typer.Argument(metavar="FILE.jsonl...", help="JSON Lines file with one outcome per line.")
     ],
 ) -> Output[OutcomesTaken]:
-    """Record outcomes from files of JSON lines: {"user": "u1", "metric": "resolved", "value": true}. A file
-    can be given again, also when it has grown: nothing counts twice."""
+    """Record outcomes from JSON Lines files. One outcome per line: {"user": "u1", "metric": "resolved",
+    "value": true}. You can pass a file again after it has grown. Nothing is counted twice."""
     from orchestrate.ab import launch as experiments
 
     with orchestrator(context) as ft:
@@ -208,8 +208,8 @@ def stop(
         "base"
     ),
 ) -> Output[ExperimentReport]:
-    """End an experiment, whatever it shows: everybody gets one model from then on. After the end it changes
-    that model, as back to the base once the tuned one has shipped."""
+    """End an experiment and send all users to one model. Run it again to switch that model, for example
+    back to base after tuned has shipped."""
     from orchestrate.ab import launch as experiments
 
     with orchestrator(context) as ft:
@@ -231,9 +231,10 @@ def size(
     share: Annotated[
         float, typer.Option(min=0.1, max=99.9, help="Traffic share of the tuned model, in percent.")
     ] = 10.0,
-    alpha: Annotated[float, typer.Option(min=0.0001, max=0.5)] = 0.05,
+    alpha: Annotated[float, typer.Option(min=0.0001, max=0.5, help="Significance level.")] = 0.05,
 ) -> Output[Sized]:
-    """Estimate how many users it takes to detect a difference in four of five experiments. Works offline."""
+    """Estimate how many users an experiment needs. With so many, four of five experiments detect the
+    difference. Works offline."""
     from orchestrate.ab import launch as experiments
 
     if (rate is None) == (deviation is None):

@@ -15,7 +15,16 @@ import typer
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, print_text, require_unpriced, warn
-from orchestrate.commands.terminal.options import IgnoreOpt, MapOpt, PayOpt, SkipFailedOpt, columns_read
+from orchestrate.commands.terminal.options import (
+    IgnoreOpt,
+    KeyVariableOpt,
+    MapOpt,
+    MaxTokensOpt,
+    PayOpt,
+    SkipFailedOpt,
+    TemperatureOpt,
+    columns_read,
+)
 from orchestrate.core.amounts import amount
 from orchestrate.core.files import inside
 from orchestrate.core.underway import work
@@ -45,7 +54,9 @@ class Rivals:
     ] = True
     base_precision: Annotated[
         Literal["16-bit", "nf4", "both"],
-        typer.Option(help="Precision of the base on this machine; both measures the loss by 4 bits."),
+        typer.Option(
+            help="Precision of the base on this machine; both also measures what 4-bit quantization costs."
+        ),
     ] = "16-bit"
     shots: Annotated[
         int,
@@ -61,10 +72,7 @@ class Rivals:
             help="Additional model: MODEL, HOST=MODEL, https://ADDRESS/v1=MODEL, record:ID.",
         ),
     ] = None
-    key_variable: Annotated[
-        str | None,
-        typer.Option(help="Environment variable with the key for URLs; no key is sent without it."),
-    ] = None
+    key_variable: KeyVariableOpt = None
     against: Annotated[
         str | None,
         typer.Option(
@@ -96,10 +104,10 @@ class Rows:
         str,
         typer.Option(metavar="NAMES", help="Also score slices by columns, length or label; comma-separated."),
     ] = ""
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512
+    max_tokens: MaxTokensOpt = 512
     samples: Annotated[int, typer.Option(min=1, max=64, help="Answers per row.")] = 1
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 takes the likeliest token.")] = 0.0
-    seed: Annotated[int, typer.Option(min=0)] = 0
+    temperature: TemperatureOpt = 0.0
+    seed: Annotated[int, typer.Option(min=0, help="Seed for the sampling of answers.")] = 0
     batch: Annotated[
         int | None,
         typer.Option(min=1, help="On this machine: rows per batch; 1 gives the same answers as chat."),
@@ -147,7 +155,9 @@ class Decision:
     target: Annotated[float | None, typer.Option(help="Score to reach, such as 0.9.")] = None
     margin: Annotated[
         float,
-        typer.Option(help="Required lead over the rival; -0.02 allows 2 points worse."),
+        typer.Option(
+            help="Required lead over the model it is compared with; -0.02 accepts up to 2 points worse."
+        ),
     ] = 0.0
     gate: Annotated[bool, typer.Option("--gate", help="Exit 1 unless every verdict is: ship. For CI.")] = (
         False
@@ -183,12 +193,12 @@ def evaluate(
     decision: Decision,
     list_metrics: Annotated[bool, typer.Option("--list", help="List the metrics.")] = False,
 ) -> Iterator[Output[Evaluation] | Output[list[str]]]:
-    """Evaluate runs, their base and other models on held-out rows: scores, what was broken, and whether
-    to ship.
+    """Evaluate runs, their base and other models on held-out rows. Prints scores, regressed rows and
+    whether to ship.
 
-    The price and the differences that this many rows can detect are shown first. Answers are stored:
-    repeat the command to continue after an interruption, and nothing is asked twice. Exit code 6 if
-    --max-cost is reached."""
+    Shows the price and the smallest difference that this many rows can detect before it starts. Answers
+    are saved: repeat the command after an interruption and it continues without asking anything twice.
+    Exit code 6 if --max-cost is reached."""
     from orchestrate.runs.evaluation.held_out import PreparedEvaluation, metric_names, require_reports
 
     if list_metrics:
@@ -327,7 +337,10 @@ class Written(TypedDict):
 @command
 def compare(
     context: typer.Context,
-    run: Annotated[list[str], typer.Argument(metavar="RUN...", autocompletion=completing.runs)],
+    run: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="Runs to compare.", autocompletion=completing.runs),
+    ],
     format: Annotated[str, typer.Option("--format", help=", ".join(FORMATS))] = "table",
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Output file; its extension sets the format.")
@@ -337,8 +350,8 @@ def compare(
     ] = False,
     open_it: Annotated[bool, typer.Option("--open", help="Show the report in the browser.")] = False,
 ) -> Iterator[Output[Comparison] | Output[Written]]:
-    """Compare runs side by side: which to choose, why and how sure it is. Says when they are not
-    comparable, and why."""
+    """Compare runs side by side: which one to use, why, and how certain that is. Says when runs can't be
+    compared, and why."""
     if format not in FORMATS:
         raise UsageError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
     with orchestrator(context) as ft:

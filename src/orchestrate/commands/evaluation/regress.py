@@ -12,7 +12,7 @@ from orchestrate.commands.evaluation.judge import JunitOpt, ReportOpt, asking_ba
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, print_text, require_unpriced
-from orchestrate.commands.terminal.options import PayOpt, SkipFailedOpt
+from orchestrate.commands.terminal.options import MaxTokensOpt, PayOpt, SkipFailedOpt
 from orchestrate.core.amounts import amount
 from orchestrate.errors import UsageError
 from orchestrate.text import count, span
@@ -33,7 +33,9 @@ class Abilities:
     ] = "all"
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FILE[=METRIC]", help="Held-out rows of an ability to keep."),
+        typer.Option(
+            "--set", metavar="FILE[=METRIC]", help="Your own test set for an ability that must not regress."
+        ),
     ] = None
     tasks: Annotated[str, typer.Option(metavar="NAMES", help="lm-eval tasks, comma-separated.")] = ""
     tasks_folder: Annotated[
@@ -56,12 +58,12 @@ class Abilities:
 class Asking:
     """Options for asking the models, and its limits."""
 
-    on: Annotated[str, typer.Option(help="host, here or auto, as for eval.")] = "auto"
+    on: Annotated[str, typer.Option(help="host, here or auto, as in eval.")] = "auto"
     base_precision: Annotated[
         Literal["16-bit", "nf4"], typer.Option(help="Precision of the base on this machine.")
     ] = "16-bit"
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 200
-    max_cost: Annotated[str | None, typer.Option(metavar="USD", help="For all answers.")] = None
+    max_tokens: MaxTokensOpt = 200
+    max_cost: Annotated[str | None, typer.Option(metavar="USD", help="Cost limit for all answers.")] = None
     fresh: Annotated[bool, typer.Option("--fresh", help="Ask all questions again.")] = False
     skip_failed: SkipFailedOpt = False
     yes: PayOpt = False

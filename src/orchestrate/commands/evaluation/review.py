@@ -83,7 +83,7 @@ class Place:
     name: Annotated[list[str] | None, typer.Option("--name", help="External host name of this machine.")] = (
         None
     )
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Default: any free one.")] = 0
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; default: any free one.")] = 0
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True
 
 

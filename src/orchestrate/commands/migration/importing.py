@@ -26,18 +26,17 @@ def take(
         list[str], typer.Argument(metavar="PROVIDER...", help="Backends, such as together.")
     ],
     since: Annotated[
-        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Only jobs made since this day (UTC).")
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Only jobs created since this day (UTC).")
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="Include failed and cancelled jobs.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Include failed and canceled jobs.")] = False,
     files: Annotated[
         bool, typer.Option(help="Download training and validation files if the host allows it.")
     ] = True,
     details: Annotated[bool, typer.Option(help="Fetch events, metrics and checkpoints.")] = True,
 ) -> Output[list[Taken]]:
     """Import an account's past jobs into the store, read-only on the host: settings, files by their
-    content, metrics, events, checkpoints, the tuned model and its cost. You can repeat it, and it
-    continues after an interruption. Then print when each model will be shut down, and which ones you can
-    recreate."""
+    content, metrics, events, checkpoints, the tuned model and what it cost. Repeat it to continue after
+    an interruption. At the end, list each model's shutdown date and whether it can be retrained."""
     from orchestrate.migration import importing
 
     at = since.replace(tzinfo=UTC) if since else None

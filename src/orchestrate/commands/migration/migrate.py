@@ -25,7 +25,13 @@ from orchestrate.commands.terminal.console import (
     table,
     warn,
 )
-from orchestrate.commands.terminal.options import RateOpt, ServingOptions, models_given, require_used
+from orchestrate.commands.terminal.options import (
+    MaxTokensOpt,
+    RateOpt,
+    ServingOptions,
+    models_given,
+    require_used,
+)
 from orchestrate.commands.training.submit import Carrying, SpendingOptions, require_agreement, submit_each
 from orchestrate.core.amounts import amount
 from orchestrate.errors import UsageError
@@ -60,13 +66,13 @@ class Proof:
     margin: Annotated[float, typer.Option(help="Accepted drop for parity: 0.05 is 5 percentage points.")] = (
         0.05
     )
-    limit: Annotated[int | None, typer.Option(min=1, help="Only this many rows, from the first.")] = None
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512
-    on: Annotated[str, typer.Option(help="host, here or auto, as for eval.")] = "auto"
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows.")] = None
+    max_tokens: MaxTokensOpt = 512
+    on: Annotated[str, typer.Option(help="host, here or auto, as in eval.")] = "auto"
     probes: Annotated[
         str,
         typer.Option(
-            metavar="NAMES", help="Forgetting probes, as for regress: all, none, or comma-separated."
+            metavar="NAMES", help="Forgetting probes, as in regress: all, none, or comma-separated."
         ),
     ] = "all"
     proof: Annotated[bool, typer.Option("--proof/--no-proof", help="Compare with the old model.")] = True
@@ -135,10 +141,11 @@ def migrate(
     | Output[list[Carried]]
     | None
 ):
-    """Move a tuned model to other backends, and prove that it does what it did.
+    """Move a tuned model to other backends and prove that the new model is as good.
 
-    Proposes models, shows what each setting becomes, quotes, asks, trains, then compares old and new on
-    held-out prompts. Repeat the command after an interruption: nothing is submitted or asked twice."""
+    Proposes base models, shows how each setting translates, quotes, confirms, trains, then compares old
+    and new on held-out prompts. Repeat the command to continue after an interruption: nothing is
+    submitted or asked twice."""
     order = _order(where, serving, proof)
     if where.every or where.plan is not None:
         return _account(context, run, where, order, spending, steps)

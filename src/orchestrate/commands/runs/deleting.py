@@ -38,10 +38,10 @@ def stored(
     provider: ProviderOpt = "all",
     sandbox: Annotated[bool, typer.Option("--sandbox", help="Use sandboxes instead.")] = False,
 ) -> Output[list[AccountStorage]]:
-    """Ask every configured account which files and tuned models it keeps, whoever created them.
+    """List the files and tuned models in every configured account, whoever created them.
 
-    Lists id, size, age, storage price if the host bills for it, and the run each belongs to. Exit code 4
-    if an account could not be read completely."""
+    Shows id, size, age, storage price if the host bills for it, and the run each belongs to. Exit code 4
+    if an account could not be read in full."""
     from orchestrate.runs import deleting
 
     with orchestrator(context) as ft:
@@ -70,7 +70,7 @@ def delete(
 ) -> Output[list[Stored]]:
     """Delete a run's tuned model and uploaded rows at its host, or one file or model by its id, for good.
 
-    Refuses what is deployed or still used by a job. The run stays in the store."""
+    Doesn't delete models that are deployed or files that a job still uses. The run stays in the store."""
     from orchestrate.runs import deleting
 
     with orchestrator(context) as ft:

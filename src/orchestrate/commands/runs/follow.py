@@ -62,16 +62,16 @@ class StallOptions:
     stalled_minutes: Annotated[
         float | None,
         typer.Option(
-            help="Minutes without a new step, event or metric after which a run under way is stalled "
-            "(default: 5 times the longest silence of earlier runs there, at least 15; an hour while fewer "
-            "than 3 are known). Also ORCHESTRATE_STALLED_MINUTES.",
+            help="Report a run as stalled after this many minutes without a new step, event or metric. "
+            "Default: 5 times the usual longest gap of your earlier runs on that backend, at "
+            "least 15 (60 until 3 runs are known). Also ORCHESTRATE_STALLED_MINUTES.",
         ),
     ] = None
     cancel_stalled: Annotated[
         bool,
         typer.Option(
             "--cancel-stalled",
-            help="Cancel a run that is still stalled at a later look. What it trained may be lost.",
+            help="Cancel a run that is still stalled at the next check. What it trained may be lost.",
         ),
     ] = False
 
@@ -98,11 +98,10 @@ def watch(
     stalls: StallOptions,
     channels: NotifyOptions,
 ) -> Output[list[Run]] | Output[Stopped]:
-    """Follow runs live until they end. Interrupting it, or closing the terminal, does not affect the
-    runs.
+    """Follow runs live until they end. Interrupting it or closing the terminal doesn't affect the runs.
 
-    On a terminal, a background process does the watching. It keeps running and notifies you when a run
-    ends, until no run is in progress."""
+    On a terminal, a background process keeps watching and notifies you when a run ends. It stops when no
+    run is active."""
     with orchestrator(context) as ft:
         if stop:
             return Output(Stopped(stopped=watching.stop_background(ft.settings)), _show_stopped)

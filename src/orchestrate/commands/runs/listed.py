@@ -28,7 +28,7 @@ StatusOpt = Annotated[
     str | None,
     typer.Option(
         metavar="WORD",
-        help="Show only this status, as displayed: running, failed, 'not sent' ...",
+        help="Show only runs with this status, for example running or 'not sent'.",
         autocompletion=completing.statuses,
     ),
 ]

@@ -38,7 +38,7 @@ def log(
     watch: Annotated[bool, typer.Option("--watch", help="Continue until the runs have ended.")] = False,
 ) -> Output[list[Logged]]:
     """Log runs, running or ended, to an experiment tracker: settings, metrics, outcome, cost, scores.
-    What it has already is not put there again."""
+    Data that the tracker already has is not logged twice."""
     from orchestrate.runs import log as logging
 
     if bool(run) == every:

@@ -61,7 +61,7 @@ class What:
         list[str] | None,
         typer.Option(
             metavar="ID_OR_NAME",
-            help="Accept this deployment, or this item of unknown cost. Repeatable.",
+            help="Accept this deployment, or this item of unknown cost; repeatable.",
         ),
     ] = None
 
@@ -123,7 +123,7 @@ class Tell:
     """Options for who else is notified."""
 
     notify: Annotated[
-        bool, typer.Option("--notify", help="Send this once to the notification channels in the environment.")
+        bool, typer.Option("--notify", help="Send this report once to the configured notification channels.")
     ] = False
 
     def settings(self, given: Settings, channels: NotifyOptions) -> Settings | None:
@@ -158,8 +158,9 @@ class End:
 def spending(
     context: typer.Context, *, what: What, fail: Fail, tell: Tell, channels: NotifyOptions, end: End
 ) -> Iterator[Output[SpendingReport] | Output[OrphanReport]]:
-    """Show what was spent, committed and is left. Then ask every configured account for everything that
-    still bills or could, whether you started it from here or not, and list what could not be asked."""
+    """Show what was spent, what is committed and what remains. Then query every configured account for
+    everything that still bills or could bill, whoever started it. Lists accounts that could not be
+    reached."""
     with orchestrator(context) as ft:
         if end.end_orphans:
             if what.offline:

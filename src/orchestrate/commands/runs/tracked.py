@@ -232,14 +232,14 @@ def _show_checkpoints(found: list[Checkpoint]) -> None:
 
 
 YesOpt = Annotated[
-    bool, typer.Option("--yes", "-y", help="Skip the confirmation. Without a terminal there is none.")
+    bool, typer.Option("--yes", "-y", help="Skip the confirmation (never asked without a terminal).")
 ]
 
 
 @command
 def cancel(context: typer.Context, run: RunArg, yes: YesOpt = False) -> Iterator[Output[Run]]:
-    """End a run. Most hosts bill the training so far. Exit code 5: it is not known yet whether the run
-    has a job, which is ended as soon as it is found."""
+    """Cancel a run. Most hosts bill what was trained so far. Exit code 5: it's unknown whether the host
+    created the job. It is canceled as soon as it is found."""
     from orchestrate.runs.tracked import ending_question
 
     with orchestrator(context) as ft:
@@ -275,12 +275,12 @@ def resume(
     max_hours: Annotated[
         float | None,
         typer.Option(
-            min=0, help="At a place: new hour limit of the entire run, including hours used so far."
+            min=0, help="On rented machines: new hour limit of the entire run, including hours used so far."
         ),
     ] = None,
     yes: YesOpt = False,
 ) -> Iterator[Output[Run]]:
-    """Go on with a paused or interrupted run, within its limits or with others."""
+    """Resume a paused or interrupted run, with its own limits or new ones."""
     from orchestrate.runs.queue import crowded
     from orchestrate.runs.tracked import resuming_question
 
@@ -300,9 +300,9 @@ def abandon(
     run: RunArg,
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Reason, stored with the run.")],
 ) -> Iterator[Output[Run]]:
-    """Give up on a run, and on its deployments in an account that can no longer be reached. Their hosts
-    are no longer asked about them, and they only count against the budget with what they are known to
-    have cost. Ends nothing on the host."""
+    """Give up on a run and its deployments when you've lost access to the account. Orchestrate stops
+    polling them, and only their known cost counts against the budget. Nothing is stopped on the host, and
+    it may keep billing."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
         if handle.record.job_id is not None and not handle.status.terminal:
@@ -329,7 +329,7 @@ def annotate(
         bool | None, typer.Option("--archive/--unarchive", help="Hide it from lists, or show it again.")
     ] = None,
 ) -> Output[Run]:
-    """Write a note about a run, or archive it. Asks no host; what the run bills counts as before."""
+    """Write a note about a run, or archive it. Contacts no host. The run's cost still counts."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
         if text is not None or archive is not None:

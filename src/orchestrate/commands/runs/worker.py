@@ -35,7 +35,7 @@ def worker(
     context: typer.Context,
     *,
     provider: Annotated[
-        str, typer.Option("--provider", "-p", help="Backends to watch, joined by commas.", metavar="NAMES")
+        str, typer.Option("--provider", "-p", help="Backends to watch, comma-separated.", metavar="NAMES")
     ] = "all",
     channels: NotifyOptions,
     webhooks: Annotated[
@@ -81,7 +81,7 @@ def worker(
 def recover(
     context: typer.Context,
     provider: Annotated[
-        str, typer.Option("--provider", "-p", help="Backends to search, joined by commas.", metavar="NAMES")
+        str, typer.Option("--provider", "-p", help="Backends to search, comma-separated.", metavar="NAMES")
     ] = "all",
     run: Annotated[
         list[str] | None,
@@ -91,9 +91,9 @@ def recover(
         bool, typer.Option("--all", help="Recover all without asking, including jobs of colleagues.")
     ] = False,
 ) -> Iterator[Output[Recovered]]:
-    """Rebuild a lost store: jobs on the hosts that carry one of our refs become runs again. In a shared
-    account they may be a colleague's, so they are listed and asked for. Exit code 4: a backend that was
-    named, or that has a key, could not be searched."""
+    """Rebuild a lost store from jobs on the hosts that Orchestrate created. In a shared account some may
+    be a colleague's, so you confirm them first. Exit code 4: a backend that you named or have a key for
+    could not be searched."""
     with orchestrator(context) as ft:
         report = watching.recover(ft, provider, None if all_of_them else _choice(run))
         synced = ft.sync()

@@ -140,7 +140,9 @@ class Scope:
     budget: Annotated[
         str | None, typer.Option("--budget", metavar="USD", help="Cost limit over all jobs of the key.")
     ] = None
-    per_minute: Annotated[int | None, typer.Option(min=1, help="Requests.")] = None
+    per_minute: Annotated[int | None, typer.Option(min=1, help="Maximum number of requests per minute.")] = (
+        None
+    )
     concurrent: Annotated[int | None, typer.Option(min=1, help="Maximum number of open jobs.")] = None
     expires: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Expiry date (UTC).")] = None
 
@@ -153,8 +155,8 @@ def add(
     *,
     scope: Scope,
 ) -> Output[KeyMade]:
-    """Make a client's key and print it, once: it is kept as a hash. From the first one on, keys are asked
-    for."""
+    """Create a client key and print it once (only its hash is stored). As soon as one key exists, every
+    request needs a key."""
     from orchestrate.gateway import launch as service
 
     with orchestrator(context) as ft:
@@ -181,7 +183,7 @@ def _show_key(made: KeyMade) -> None:
 @keys.command("list")
 @command
 def ls(context: typer.Context) -> Output[list[KeyShown]]:
-    """List all keys with the models that they open, what their jobs cost and what they may spend."""
+    """List all keys with their models, costs and budgets."""
     from orchestrate.gateway import launch as service
 
     with orchestrator(context) as ft:
@@ -210,7 +212,7 @@ def _show_keys(found: list[KeyShown]) -> None:
 
 @keys.command("revoke")
 def revoke(context: typer.Context, name: Annotated[str, typer.Argument(help="Name of the key.")]) -> None:
-    """Take a key no more, from its next request on. Jobs of a key of the gateway go on."""
+    """Revoke a key. Its next request is rejected. Jobs it started continue."""
     from orchestrate.gateway import launch as service
 
     with orchestrator(context) as ft:
@@ -226,7 +228,7 @@ def log(
     key: Annotated[str | None, typer.Option(help="Show only this key.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Number of latest entries.")] = 50,
 ) -> Output[list[AuditEntry]]:
-    """Show who changed what, who created and revoked keys, and what was refused, oldest first."""
+    """Show changes, keys and rejected requests, oldest first."""
     from orchestrate.gateway import launch as service
 
     with orchestrator(context) as ft:

@@ -44,7 +44,7 @@ SlotsOpt = Annotated[
 ThreadsOpt = Annotated[int, typer.Option("--threads", min=1, help="Threads per training.")]
 AlsoOpt = Annotated[
     list[str] | None,
-    typer.Option("--also", help="A host described by a file, such as azure, on a free port. Repeatable."),
+    typer.Option("--also", help="A host described by a file, such as azure, on a free port; repeatable."),
 ]
 PortOpt = Annotated[
     int, typer.Option("--port", min=0, max=65533, help="First of three ports; 0 picks free ones.")
@@ -79,11 +79,9 @@ def sandbox(
     hosts: Hosts,
     port: PortOpt = FIRST_PORT,
 ) -> Iterator[Output[SandboxUp]]:
-    """Start the three sandbox hosts, print the environment that clients need, and serve until
-    interrupted.
+    """Start the three hosts, print the environment that clients need, and serve until interrupted.
 
-    Jobs survive a restart: they are stored in the home folder, and training that was in progress
-    continues."""
+    Jobs are saved in the home folder. After a restart, a job that was training continues."""
     if context.invoked_subcommand is not None:
         return
     kept = hosts.home or _default_home(context)
@@ -110,11 +108,10 @@ def run(
     hosts: Hosts,
     port: PortOpt = 0,
 ) -> None:
-    """Run a command with the sandbox's environment and stop the hosts when it ends. Returns the command's
-    exit code.
+    """Run a command against the sandbox, then stop the sandbox. Returns the command's exit code.
 
-    Jobs are stored like those of `orchestrate sandbox`, and anything that asks about one of them later
-    starts the hosts again. If a sandbox is running already, its hosts are used."""
+    Jobs are saved. Commands that query them later restart the sandbox. If a sandbox is already running,
+    it is used."""
     from orchestrate.sandbox.joining import joined
 
     words = [*command, *context.args]

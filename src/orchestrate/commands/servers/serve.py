@@ -38,11 +38,9 @@ class Added(TypedDict):
     seconds: float
 
 
-PortOpt = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")]
+PortOpt = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")]
 HostOpt = Annotated[str, typer.Option(help="Address to serve on; anything but loopback needs keys.")]
-NamesOpt = Annotated[
-    list[str] | None, typer.Option("--name", help="A further host name by which it may be asked.")
-]
+NamesOpt = Annotated[list[str] | None, typer.Option("--name", help="Additional accepted host name.")]
 CpuThreadsOpt = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
 DeviceOpt = Annotated[str | None, typer.Option(help="cpu or cuda; default: a GPU if there is one.")]
 PrecisionOpt = Annotated[
@@ -91,7 +89,8 @@ class How:
     four_bit: Annotated[
         bool | None,
         typer.Option(
-            "--four-bit/--no-four-bit", help="Precision of the base. Default: as in training, else by size."
+            "--four-bit/--no-four-bit",
+            help="Load the base in 4 bits. Default: as in training, otherwise by size.",
         ),
     ] = None
     precision: PrecisionOpt = None
@@ -170,8 +169,8 @@ def serve(
     prove: Annotated[bool, typer.Option(help="Verify each model before serving it.")] = True,
     accept_licence: AcceptOpt = None,
 ) -> Iterator[Output[Serving] | Output[list[Added]]]:
-    """Serve tuned models and their base by name through the chat completions API, until interrupted. Each
-    is proved first: if a proof fails, nothing is served and the exit code is 1."""
+    """Serve tuned models and their base through the chat completions API, until interrupted. Each model
+    is verified first. If verification fails, nothing is served (exit code 1)."""
     from orchestrate.runs.serving import subjects as serving
 
     names = run or []

@@ -53,14 +53,17 @@ class How:
     called: Annotated[
         list[str] | None,
         typer.Option(
-            "--as", metavar="NAME", help="A further name for MODEL, such as Qwen/Qwen3-8B. Repeatable."
+            "--as", metavar="NAME", help="Additional name for MODEL, such as Qwen/Qwen3-8B; repeatable."
         ),
     ] = None
-    most_at_once: Annotated[int, typer.Option("--concurrency", min=1, help="Answers drawn at once.")] = 32
+    most_at_once: Annotated[
+        int, typer.Option("--concurrency", min=1, help="Concurrent sampling requests.")
+    ] = 32
     threads: CpuThreadsOpt = None
     device: DeviceOpt = None
     four_bit: Annotated[
-        bool | None, typer.Option("--four-bit/--no-four-bit", help="Of the base. Default: by its size.")
+        bool | None,
+        typer.Option("--four-bit/--no-four-bit", help="Load the base in 4 bits. Default: by size."),
     ] = None
     precision: PrecisionOpt = None
 
@@ -77,7 +80,8 @@ def serve(
     how: How,
     keys: KeysInstead,
 ) -> Iterator[Output[SessionsServed]]:
-    """Serve training sessions over one base model until interrupted. Tinker's client trains against it."""
+    """Serve training sessions over one base model until interrupted. Train against it with Tinker's
+    client."""
     from orchestrate import sessions
 
     with orchestrator(context) as ft:

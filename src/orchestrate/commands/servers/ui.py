@@ -19,7 +19,7 @@ class UiShown(TypedDict):
 @command
 def ui(
     context: typer.Context,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Default: any free one.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; default: any free one.")] = 0,
     read_only: Annotated[
         bool, typer.Option("--read-only", help="Serve read-only pages, for a dashboard or a colleague.")
     ] = False,
@@ -28,13 +28,14 @@ def ui(
         str, typer.Option(help="Address to serve on; anything but loopback needs --read-only.")
     ] = "127.0.0.1",
     name: Annotated[
-        list[str] | None, typer.Option("--name", help="A host name of this machine from outside.")
+        list[str] | None, typer.Option("--name", help="External host name of this machine.")
     ] = None,
 ) -> Iterator[Output[UiShown]]:
-    """Open runs, curves, costs, quotes, data and new runs as pages in the browser, until Ctrl-C.
+    """Show runs, spending, quotes and data in your browser, and submit new runs from there. Stop with
+    Ctrl-C.
 
-    Whoever has the link can see them and, without --read-only, spend money. The hosts are polled while it
-    runs. With --read-only nobody is asked, and `orchestrate worker` does that."""
+    Anyone with the link can see your runs and, without --read-only, spend money. While it runs, it polls
+    the hosts for updates. With --read-only it doesn't: run `orchestrate worker` for that."""
     from orchestrate.runs import watch as watching
     from orchestrate.ui.server import serving
 

@@ -1,4 +1,4 @@
-"""local: this machine as a backend. How fast it trains, and what fits into its memory."""
+"""Measure this machine as a backend: how fast it trains and what fits in its memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def bench(
     device: DeviceOpt = None,
     seconds: Annotated[float, typer.Option(min=1, help="Seconds to train.")] = 20.0,
 ) -> Output[Bench]:
-    """Measure this machine's training speed by training. Quotes for `local` use it from then on."""
+    """Measure training speed by running a short training. Quotes for `local` use the result from then on."""
     from orchestrate.setup import starting
 
     with orchestrator(context) as ft:
@@ -82,9 +82,11 @@ def memory(
     *,
     how: Trained,
     device: DeviceOpt = None,
-    available: Annotated[float | None, typer.Option(help="GiB; default: what this machine has.")] = None,
+    available: Annotated[
+        float | None, typer.Option(help="Plan for this much memory, in GiB; default: what this machine has.")
+    ] = None,
 ) -> Output[MemoryPlan]:
-    """Estimate the memory that training a model needs, by part, and whether it fits. Works offline."""
+    """Estimate the memory for training a model, and whether it fits. Shows each part. Works offline."""
     from orchestrate.setup import starting
 
     if how.adapter not in ("qlora", "lora", "full"):

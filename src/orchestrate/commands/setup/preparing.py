@@ -64,8 +64,8 @@ def keys_set(
         bool, typer.Option("--keyring", help="Store it in the system keyring instead of a file.")
     ] = False,
 ) -> None:
-    """Store a key in a file that only you can read, or in the keyring. You are asked for the key, or it
-    is read from a pipe. Environment variables take precedence over both."""
+    """Store an API key in a file that only you can read. With --keyring, store it in the system keyring.
+    Prompts for the key, or reads it from a pipe. The environment takes precedence over both."""
     from orchestrate.setup import backends
 
     if value or value_option is not None:
@@ -137,7 +137,7 @@ class Key(TypedDict):
 @keys.command("list")
 @command
 def keys_list(context: typer.Context) -> Output[list[Key]]:
-    """List your keys, where each comes from and which host it is tied to. The keys themselves are masked."""
+    """List your keys, their sources and the hosts they are tied to. The keys themselves are masked."""
     from orchestrate.setup import backends
 
     settings = settings_of(context)
@@ -188,8 +188,8 @@ def keys_trust(
     ] = False,
 ) -> None:
     """Let a key be sent to another host. Each key is tied to the host that it was first used with. With
-    --project: let the files of a project set programs, addresses, the store, prices and the budget, as
-    written now. What they set is listed."""
+    --project, trust this project's config files to set programs, addresses, the store, prices and the
+    budget. Lists what they set. After a change they need trust again."""
     if project:
         given: dict[str, Any] = context.find_root().obj or {}
         _trust_project(given.get("config"))
@@ -244,7 +244,7 @@ def _tie(key: str, url: str) -> None:
 
 @keys.command("remove")
 def keys_remove(name: Annotated[str, typer.Argument(help="Backend.")]) -> None:
-    """Forget a key of the key file and of the keyring."""
+    """Remove a key from the key file and the keyring."""
     path = key_file()
     stored = name in read_keys(path)
     if stored:
@@ -262,7 +262,7 @@ def doctor(
         bool, typer.Option("--online", help="Check the keys with the hosts; costs nothing.")
     ] = False,
 ) -> Output[list[Check]]:
-    """Check this machine, the keys and the store. Exit code 3 when something is wrong."""
+    """Check this machine, the keys and the store. Exit code 3 if something is wrong."""
     from orchestrate.setup import doctor as surgery
 
     checks = list(surgery.machine())
@@ -308,8 +308,8 @@ def list_providers(
         bool, typer.Option("--template", help="Print a host description template to fill in.")
     ] = False,
 ) -> Output[list[Backend]] | None:
-    """List every backend that -p accepts: what it can do, why something is missing, and what it needs
-    here."""
+    """List every backend that -p accepts and what it can do. Also shows why something is missing, and
+    what it needs here."""
     from orchestrate.setup import backends as known
 
     if template:

@@ -38,11 +38,10 @@ def init(
     columns: MapOpt = None,
     ignored: IgnoreOpt = None,
 ) -> Output[list[str]] | Output[Started]:
-    """Write a spec. With FILE, or a FOLDER that holds data: one that fits it, with columns, splits and models
-    proposed, which passes its first check. With another folder: a commented one. Sends nothing.
+    """Write a spec. Given a data file, or a folder that contains one, propose columns, splits and models
+    that pass the first check. Otherwise write a commented template. Works offline.
 
-    Example: orchestrate init tickets.csv --for openai,local
-    """
+    Example: orchestrate init tickets.csv --for openai,local"""
     from orchestrate.setup import starting
     from orchestrate.spec import specfile
 

@@ -18,7 +18,7 @@ from orchestrate.text import inert_json
 Printed = TypeVar("Printed")
 Shown = TypeVar("Shown")
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
-JSON = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
+JSON = Annotated[bool, typer.Option("--json", help="Print only JSON to stdout.")]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -87,7 +87,9 @@ under_way = Bars(err)
 
 RunArg = Annotated[
     str,
-    typer.Argument(metavar="RUN", help="A run's id, its start, or 'last'.", autocompletion=completing.runs),
+    typer.Argument(
+        metavar="RUN", help="A run's id, a unique prefix of it, or 'last'.", autocompletion=completing.runs
+    ),
 ]
 
 SANDBOX = Text(" SANDBOX ", style="reverse")

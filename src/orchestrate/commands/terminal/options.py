@@ -83,7 +83,7 @@ class SpecOptions:
     model: Annotated[
         list[str] | None,
         typer.Option(
-            "--model", help="A model, or BACKEND=MODEL; may be repeated.", autocompletion=completing.models
+            "--model", help="A model, or BACKEND=MODEL; repeatable.", autocompletion=completing.models
         ),
     ] = None
     train: Annotated[str | None, typer.Option("--train", help="Training data.")] = None
@@ -100,18 +100,18 @@ class SpecOptions:
         ),
     ] = None
     gpu: Annotated[
-        str | None, typer.Option("--gpu", help="At a place: GPU type, auto or none.", metavar="TYPE")
+        str | None, typer.Option("--gpu", help="On rented machines: GPU type, auto or none.", metavar="TYPE")
     ] = None
     max_usd_per_hour: Annotated[
-        float | None, typer.Option(min=0, help="At a place: maximum hourly price of the machine.")
+        float | None, typer.Option(min=0, help="On rented machines: maximum hourly price.")
     ] = None
     max_hours: Annotated[
-        float | None, typer.Option(min=0, help="At a place: stop the run after this many hours.")
+        float | None, typer.Option(min=0, help="On rented machines: stop the run after this many hours.")
     ] = None
     spot: Annotated[
         bool | None,
         typer.Option(
-            "--spot/--no-spot", help="At a place: use a cheaper spot machine that may be reclaimed."
+            "--spot/--no-spot", help="On rented machines: use a cheaper spot machine that may be reclaimed."
         ),
     ] = None
 
@@ -192,12 +192,12 @@ def backends_of(ft: Orchestrator, spec: JobSpec, provider: str) -> list[str]:
 MapOpt = Annotated[
     list[str] | None,
     typer.Option(
-        "--map", metavar="FIELD=COLUMN", help="Read COLUMN as FIELD; may be repeated or comma-separated."
+        "--map", metavar="FIELD=COLUMN", help="Read COLUMN as FIELD; repeatable or comma-separated."
     ),
 ]
 IgnoreOpt = Annotated[
     list[str] | None,
-    typer.Option("--ignore", metavar="COLUMN", help="Ignore COLUMN; may be repeated or comma-separated."),
+    typer.Option("--ignore", metavar="COLUMN", help="Ignore COLUMN; repeatable or comma-separated."),
 ]
 
 
@@ -211,11 +211,18 @@ def columns_read(given: Sequence[str] | None, ignored: Sequence[str] | None = No
 
 
 PayOpt = Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation before spending money.")]
+StrictOpt = Annotated[bool, typer.Option(help="Reject settings that the backend can't keep exactly.")]
+KeyVariableOpt = Annotated[
+    str | None,
+    typer.Option(help="Environment variable with the API key for URLs. Without it, no key is sent."),
+]
+MaxTokensOpt = Annotated[int, typer.Option(min=1, help="Maximum tokens per answer.")]
+TemperatureOpt = Annotated[
+    float, typer.Option(min=0, max=2, help="Sampling temperature; 0 always takes the most likely token.")
+]
 SkipFailedOpt = Annotated[
     bool,
-    typer.Option(
-        "--skip-failed", help="Count a question that its host never answers as failed, and continue."
-    ),
+    typer.Option("--skip-failed", help="Count a row that the host never answers as failed, and continue."),
 ]
 
 
@@ -243,18 +250,27 @@ class ServingOptions:
     utilisation: Annotated[
         float | None,
         typer.Option(
-            min=0.01, max=1, help="Maximum mean load of a GPU. Default: 0.33, to leave room for peaks."
+            "--utilization",
+            "--utilisation",
+            min=0.01,
+            max=1,
+            help="Maximum average load of a GPU. Default: 0.33, to leave room for peaks.",
         ),
     ] = None
     compare_with: Annotated[
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Break-even against prompting this model. Default: one that stays available for the period.",
+            help="Show the break-even point against prompting this model. Default: a model that stays "
+            "available for the entire period.",
         ),
     ] = None
     saved_tokens: Annotated[
-        int, typer.Option(min=0, help="Prompt tokens the tuned model does not need, such as examples.")
+        int,
+        typer.Option(
+            min=0,
+            help="Prompt tokens per request that the tuned model no longer needs, such as few-shot examples.",
+        ),
     ] = 0
 
     def use(self) -> Use | None:
@@ -305,4 +321,4 @@ class AimOptions:
             metavar="USD", help="Cost limit for all runs; no trial is started that could exceed it."
         ),
     ] = None
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
+    yes: PayOpt = False

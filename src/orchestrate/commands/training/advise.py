@@ -41,7 +41,8 @@ class NeedOptions:
     )
     own_gpu: Annotated[bool, typer.Option("--own-gpu", help="You have a GPU to train on.")] = False
     evaluated: Annotated[
-        str | None, typer.Option("--eval", metavar="RUN", help="Take the base model's score from this run.")
+        str | None,
+        typer.Option("--eval", metavar="RUN", help="Take the base model's score from this run's evaluation."),
     ] = None
     base_score: Annotated[
         float | None,
@@ -53,16 +54,22 @@ class NeedOptions:
     measure: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL", help="Measure this model, without and with examples: HOST=MODEL, local=MODEL."
+            metavar="MODEL", help="Measure this model with and without examples: HOST=MODEL, local=MODEL."
         ),
     ] = None
     test: Annotated[
         str | None, typer.Option(metavar="FILE", help="With --measure: held-out rows for the task.")
     ] = None
-    metric: Annotated[str, typer.Option(help="With --measure: as for eval.")] = "auto"
-    shots: Annotated[int, typer.Option(min=0, metavar="K", help="With --measure: examples.")] = 5
-    limit: Annotated[int | None, typer.Option(min=1, help="With --measure: only so many rows.")] = None
-    max_cost: Annotated[str | None, typer.Option(metavar="USD", help="For all answers of --measure.")] = None
+    metric: Annotated[str, typer.Option(help="With --measure: metric, as in eval.")] = "auto"
+    shots: Annotated[
+        int, typer.Option(min=0, metavar="K", help="With --measure: number of examples in the prompt.")
+    ] = 5
+    limit: Annotated[int | None, typer.Option(min=1, help="With --measure: use only the first N rows.")] = (
+        None
+    )
+    max_cost: Annotated[
+        str | None, typer.Option(metavar="USD", help="Cost limit for all answers of --measure.")
+    ] = None
     goal: Annotated[Goal | None, typer.Option(help="What to teach. Default: inferred from the rows.")] = None
 
 
@@ -80,10 +87,10 @@ def advise(
     ignored: IgnoreOpt = None,
     yes: PayOpt = False,
 ) -> Output[Advice]:
-    """Prompt, few-shot, retrieval, or tuning? From the data and your needs, with reasons and thresholds.
+    """Recommend prompting, few-shot, retrieval or tuning for your data and requirements. Gives reasons
+    and thresholds.
 
-    Offline, unless --measure asks a model: its price is shown first, and answers are kept.
-    """
+    Works offline unless --measure queries a model: its price is shown first, and answers are saved."""
     from orchestrate.runs.preparing import advice
 
     given = [needed.evaluated, needed.base_score, needed.measure]

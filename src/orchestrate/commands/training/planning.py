@@ -20,6 +20,7 @@ from orchestrate.commands.terminal.options import (
     RateOpt,
     ServingOptions,
     SpecOptions,
+    StrictOpt,
     TokensOpt,
     backends_of,
     require_used,
@@ -64,8 +65,8 @@ def check(
     provider: ProviderOpt = "all",
     asked: SpecOptions,
 ) -> Output[Checked]:
-    """List all reasons for which a backend would refuse the data or the spec. Works offline. Exit code 1
-    if there are errors."""
+    """List everything in the data or the spec that a backend would reject. Works offline. Exit code 1 if
+    there are errors."""
     with orchestrator(context) as ft:
         spec = asked.read(provider)
         prepared = ft.prepare(spec, backends_of(ft, spec, provider))
@@ -92,9 +93,7 @@ def plan(
     *,
     provider: ProviderOpt = "all",
     asked: SpecOptions,
-    strict: Annotated[
-        bool, typer.Option(help="Reject every setting that is not kept or mapped exactly.")
-    ] = False,
+    strict: StrictOpt = False,
     gpu_memory: Annotated[
         str | None,
         typer.Option(
@@ -113,7 +112,7 @@ def plan(
     ] = False,
 ) -> Output[list[Translation]] | Output[list[Suggestion]]:
     """Show what each setting of the spec becomes on each backend, and how much memory training takes on
-    your own hardware. Works offline. Exit code 2 if a setting is refused."""
+    your own hardware. Works offline. Exit code 2 if a setting is rejected."""
     if suggest:
         if strict or gpu_memory is not None or fix or all:
             raise UsageError(

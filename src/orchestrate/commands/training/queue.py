@@ -12,7 +12,7 @@ import typer
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command, shown_already
 from orchestrate.commands.terminal.console import ended_by_signal, filled, note, orchestrator, out, warn
-from orchestrate.commands.terminal.options import SpecOptions, by_default
+from orchestrate.commands.terminal.options import SpecOptions, StrictOpt, by_default
 from orchestrate.commands.training.submit import Carrying, SpendingOptions, require_agreement
 from orchestrate.errors import UsageError
 from orchestrate.runs import queue as queueing
@@ -32,9 +32,14 @@ app = typer.Typer(
     help="Queue runs. Each starts when its backend has a free slot and the runs it depends on have "
     "succeeded. `worker`, `watch` and `queue run` submit them.",
 )
+OptionalNames = Annotated[
+    list[str] | None, typer.Argument(metavar="[ENTRY]...", help="Entries; default: the entire queue.")
+]
 Names = Annotated[
     list[str],
-    typer.Argument(metavar="ENTRY...", help="Entries, by id or the last four characters of an id."),
+    typer.Argument(
+        metavar="ENTRY...", help="Entries, by id or by four or more characters of its start or end."
+    ),
 ]
 
 
@@ -63,12 +68,12 @@ def add(
     asked: SpecOptions,
     place: PlaceInQueue,
     spending: SpendingOptions,
-    strict: Annotated[bool, typer.Option(help="Reject settings that are not kept exactly.")] = False,
+    strict: StrictOpt = False,
 ) -> Output[list[QueueEntry]]:
-    """Check and quote like submit, ask you to agree to the price, and queue the run.
+    """Check and quote a run, confirm its price, and queue it.
 
-    What is submitted later is what you agreed to: if the data change or the quote becomes more expensive,
-    the run is held and you are notified."""
+    If the data has changed or the price has risen by the time it could start, the entry is held and you
+    are notified."""
     if spending.key is not None:
         raise UsageError("a queue entry is submitted once, so it needs no --idempotency-key")
     spec = asked.read(provider, max_cost=spending.max_cost)
@@ -105,7 +110,7 @@ def list_entries(
     context: typer.Context,
     ended: Annotated[bool, typer.Option("--all", help="Include submitted and removed entries.")] = False,
 ) -> Output[list[QueueEntry]]:
-    """List what waits, in the order in which it will start."""
+    """List waiting entries in the order in which they will start."""
     with orchestrator(context) as ft:
         entries, paused = queueing.entries(ft, ended=ended), ft.store.queue.paused
     return Output(entries, partial(_show, paused=paused))
@@ -131,7 +136,7 @@ def _show(entries: list[QueueEntry], paused: bool) -> None:
 @app.command()
 @command
 def remove(context: typer.Context, entries: Names) -> Output[list[QueueEntry]]:
-    """Take entries out; what has its run already is ended by `cancel`."""
+    """Remove entries from the queue. If an entry's run has already started, use `cancel`."""
     return _each(context, entries, queueing.remove)
 
 
@@ -139,9 +144,9 @@ def remove(context: typer.Context, entries: Names) -> Output[list[QueueEntry]]:
 @command
 def pause(
     context: typer.Context,
-    entries: Annotated[list[str] | None, typer.Argument(metavar="[ENTRY]...")] = None,
+    entries: OptionalNames = None,
 ) -> Output[list[QueueEntry]]:
-    """Hold these entries, or the complete queue. Runs continue."""
+    """Pause entries, or the entire queue. Runs that have started continue."""
     return _pause(context, entries, paused=True)
 
 
@@ -149,9 +154,9 @@ def pause(
 @command
 def resume(
     context: typer.Context,
-    entries: Annotated[list[str] | None, typer.Argument(metavar="[ENTRY]...")] = None,
+    entries: OptionalNames = None,
 ) -> Output[list[QueueEntry]]:
-    """Release held entries, or the complete queue."""
+    """Resume held entries, or the entire queue."""
     return _pause(context, entries, paused=False)
 
 
@@ -174,7 +179,7 @@ def run(
     ] = "all",
     until_empty: Annotated[bool, typer.Option("--until-empty", help="Exit when the queue is empty.")] = False,
 ) -> Output[list[QueueEntry]]:
-    """Submit what waits as room is made, until interrupted; the runs live on without it."""
+    """Submit waiting entries as slots become free, until interrupted. Runs continue after it stops."""
     told: list[Moved] = []
     with ended_by_signal() as stop, orchestrator(context) as ft:
         only = None if provider == "all" else ft.backends(provider)

@@ -10,6 +10,7 @@ import typer
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import RunArg, note, orchestrator, warn
+from orchestrate.commands.terminal.options import StrictOpt
 from orchestrate.commands.training.submit import Carrying, SpendingOptions, carry_out
 
 if TYPE_CHECKING:
@@ -41,14 +42,13 @@ def rerun(
         ),
     ] = None,
     spending: SpendingOptions,
-    strict: Annotated[bool, typer.Option(help="Refuse settings that are not kept exactly.")] = False,
-    watch: Annotated[bool, typer.Option(help="Follow until the end.")] = False,
+    strict: StrictOpt = False,
+    watch: Annotated[bool, typer.Option(help="Follow the run until it ends.")] = False,
 ) -> Output[list[Run]]:
-    """Make a run once more from the spec that was kept of it, on its backend or on another one.
+    """Repeat a run from its saved spec, on the same backend or another one.
 
-    Says whether the data are still those of the run, by their digest, and then checks, quotes and asks as any
-    submit does. A run of a sandbox is made again in the sandbox.
-    """
+    Compares the data's hash with the original run, then checks, quotes and asks like submit. A sandbox
+    run is repeated in the sandbox."""
     from orchestrate.runs.rerun import spec_of
     from orchestrate.spec import specfile
 

@@ -26,7 +26,7 @@ from orchestrate.commands.terminal.console import (
     report_error,
     warn,
 )
-from orchestrate.commands.terminal.options import RateOpt, SpecOptions, require_used
+from orchestrate.commands.terminal.options import PayOpt, RateOpt, SpecOptions, StrictOpt, require_used
 from orchestrate.commands.training.planning import show_problems
 from orchestrate.core import days
 from orchestrate.core.amounts import amount
@@ -51,18 +51,22 @@ class SpendingOptions:
 
     max_cost: Annotated[
         str | None,
-        typer.Option(metavar="USD", help="Refuse if the high ends of all quotes add up to more than this."),
+        typer.Option(metavar="USD", help="Reject if the high ends of all quotes add up to more than this."),
     ] = None
     max_cost_each: Annotated[
-        str | None, typer.Option(metavar="USD", help="Refuse if the high end of one quote is above this.")
+        str | None, typer.Option(metavar="USD", help="Reject if the high end of one quote is above this.")
     ] = None
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
+    yes: PayOpt = False
     again: Annotated[bool, typer.Option("--again", help="Submit even if the same run exists already.")] = (
         False
     )
     key: Annotated[
         str | None,
-        typer.Option("--idempotency-key", metavar="NAME", help="The same name always gives the same run."),
+        typer.Option(
+            "--idempotency-key",
+            metavar="NAME",
+            help="Idempotency key: submitting again with the same key returns the same run.",
+        ),
     ] = None
     by: Annotated[
         str | None, typer.Option("--by", metavar="NAME", help="Creator of the run; default: user@machine.")
@@ -82,14 +86,13 @@ def submit(
     asked: SpecOptions,
     spending: SpendingOptions,
     rate: RateOpt = None,
-    strict: Annotated[bool, typer.Option(help="Refuse settings that are not kept exactly.")] = False,
-    watch: Annotated[bool, typer.Option(help="Follow until the end.")] = False,
+    strict: StrictOpt = False,
+    watch: Annotated[bool, typer.Option(help="Follow the run until it ends.")] = False,
 ) -> Output[list[Run]]:
     """Check, quote, upload and create exactly one job on each backend named.
 
-    Asks before it spends, when there is a terminal; without one it needs --yes or --max-cost. The same run
-    again, while it is open or a day after, needs --again.
-    """
+    Asks for confirmation before spending. Without a terminal, pass --yes or --max-cost. To submit the
+    same run again while it is open or within a day after it ends, pass --again."""
     if watch and err.is_terminal:  # who looks on sees at once that it has begun
         note(f"submitting to {provider}: reading the spec and its files")
     spec = asked.read(provider, max_cost=spending.max_cost)

@@ -106,9 +106,9 @@ def sweep(
         ),
     ] = None,
 ) -> Iterator[Output[list[Trial]] | Output[list[Search]]]:
-    """Compare settings: each trial is a run, created once, within one budget.
+    """Try several settings within one budget and rank them. Each trial is a run.
 
-    After an interruption its runs continue. Repeat the command to continue the same sweep.
+    If you interrupt the command, its runs continue. Repeat it to resume the sweep.
 
     Example: orchestrate sweep finetune.yaml -p local --grid learning_rate=1e-4,2e-4 --grid adapter.r=8,16"""
     with orchestrator(context) as ft:

@@ -17,6 +17,7 @@ import typer
 
 from orchestrate.commands.terminal.command import Output, command, for_people, shown_already
 from orchestrate.commands.terminal.console import RunArg, note, orchestrator, out, print_text, warn
+from orchestrate.commands.terminal.options import MaxTokensOpt, TemperatureOpt
 from orchestrate.core.underway import work
 from orchestrate.errors import UsageError
 from orchestrate.text import count, inert
@@ -36,14 +37,14 @@ class Asked:
         str | None, typer.Option(help='System message; default: from the training data; "" for none.')
     ] = None
     base: Annotated[bool, typer.Option(help="Chat with its base model instead.")] = False
-    max_tokens: Annotated[int, typer.Option(min=1)] = 512
-    temperature: Annotated[float, typer.Option(min=0.0)] = 0.0
+    max_tokens: MaxTokensOpt = 512
+    temperature: TemperatureOpt = 0.0
     tools: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="JSON list of tools it may call, as in a data row."),
     ] = None
     at: Annotated[
-        str | None, typer.Option("--at", metavar="HOST", help="Another host it was deployed to.")
+        str | None, typer.Option("--at", metavar="HOST", help="Use the deployment on this host.")
     ] = None
     on: Annotated[
         str, typer.Option(help="Where it runs: host (its endpoint), here (the downloaded adapter), or auto.")
@@ -60,9 +61,8 @@ def chat(
     *,
     asked: Asked,
 ) -> Output[list[Reply]]:
-    """Chat with a tuned model. Messages are sent one after the other. Without any, standard input is read
-    line by line, until /exit. /new starts a new conversation. After an answer that calls tools, the next
-    message is the result of the first call, and so on."""
+    """Chat with a tuned model. Messages are sent in turn. Without a message, start an interactive chat:
+    /new starts over, /exit quits. After a tool call, type the tool's result (one message per call)."""
     if message and not all(text.strip() for text in message):
         raise UsageError("the message is empty; nothing was sent")
     options: dict[str, Any] = {"tools": _tools(asked.tools)} if asked.tools else {}
@@ -205,7 +205,8 @@ def download(
     ] = None,
     checkpoint: Annotated[str | None, typer.Option(help="A checkpoint instead of the final model.")] = None,
 ) -> Output[Artifact]:
-    """Fetch a tuned model's files: hashed, safely unpacked, safetensors only. Can be repeated to go on."""
+    """Download a tuned model's files and verify their hashes (safetensors only). Repeat the command to
+    resume."""
     with orchestrator(context) as ft:
         artifact = ft.run(run).download(to, checkpoint=checkpoint)
     return Output(artifact, _show_files)

@@ -21,6 +21,7 @@ from orchestrate.commands.terminal.console import (
     table,
     warn,
 )
+from orchestrate.commands.terminal.options import KeyVariableOpt
 from orchestrate.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,11 +29,19 @@ if TYPE_CHECKING:
     from orchestrate.types import Export, Merged, Proof
 
 ModelArg = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run's id, its start, 'last', or a folder with an adapter.")
+    str,
+    typer.Argument(
+        metavar="RUN", help="A run's id, a unique prefix of it, 'last', or a folder with an adapter."
+    ),
 ]
 AcceptOpt = Annotated[
     list[str] | None,
-    typer.Option("--accept-licence", metavar="LICENCE", help="Accept the terms of the base's license."),
+    typer.Option(
+        "--accept-license",
+        "--accept-licence",
+        metavar="LICENSE",
+        help="License of the base whose terms you accept.",
+    ),
 ]
 STYLES = {"passed": "green", "failed": "red", "unknown": "yellow", "proved": "green", "in part": "yellow"}
 
@@ -46,14 +55,16 @@ class How:
         str, typer.Option("--quantize", help="Quantization of a GGUF: Q4_K_M, Q8_0 ... or F16, BF16, F32.")
     ] = "Q4_K_M"
     llama_cpp: Annotated[
-        Path | None, typer.Option(help="A checkout of llama.cpp; default: what is installed.")
+        Path | None, typer.Option(help="llama.cpp checkout; default: the installed one.")
     ] = None
-    repo: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="On the hub; for --to hub.")] = None
+    repo: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="For --to hub: repository to upload to.")
+    ] = None
     whole: Annotated[bool, typer.Option(help="For --to hub: the merged model instead of the adapter.")] = (
         False
     )
     upload: Annotated[
-        bool, typer.Option("--upload", help="For --to hub: upload it too, as a private model.")
+        bool, typer.Option("--upload", help="For --to hub: also upload it, as a private model.")
     ] = False
 
 
@@ -62,7 +73,7 @@ def export(
     context: typer.Context,
     *,
     run: ModelArg,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New, or empty.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Output folder, new or empty.")],
     to: Annotated[
         str,
         typer.Option(
@@ -73,12 +84,12 @@ def export(
     ],
     how: How,
     prove: Annotated[
-        bool, typer.Option(help="Load the result and prove that it is what was trained.")
+        bool, typer.Option(help="Load the export and verify that it matches the trained model.")
     ] = True,
     accept_licence: AcceptOpt = None,
 ) -> Output[Export]:
     """Export a tuned model for another engine: weights, tokenizer, chat template, stop tokens, model
-    card, provenance file, and the commands that run it there. Exit code 1 if the proof fails."""
+    card, provenance, and the commands that run it there. Exit code 1 if verification fails."""
     from orchestrate.runs.serving import subjects as serving
 
     with orchestrator(context) as ft:
@@ -135,12 +146,15 @@ class Merging:
         ),
     ] = None
     weights: Annotated[
-        str | None, typer.Option(metavar="W,W", help="One for each run; default: all the same, together 1.")
+        str | None, typer.Option(metavar="W,W", help="One weight per run; default: equal, summing to 1.")
     ] = None
     density: Annotated[
-        float | None, typer.Option(help="ties, dare_ties: the share of values that are kept; default 0.5.")
+        float | None, typer.Option(help="For ties and dare_ties: share of values to keep (default 0.5).")
     ] = None
-    rank: Annotated[int | None, typer.Option(min=1, help="svd: of the result; default: the greatest.")] = None
+    rank: Annotated[
+        int | None,
+        typer.Option(min=1, help="For svd: rank of the result; default: the highest rank of the inputs."),
+    ] = None
 
     @property
     def numbers(self) -> list[float] | None:
@@ -169,8 +183,8 @@ def merge(
     accept_licence: AcceptOpt = None,
 ) -> Output[Merged]:
     """Merge several adapters of the same base model into one, or several complete models of the same
-    architecture, and verify the result. Prints an adapter's distance from the exact sum. Exit code 1 if the
-    check fails. Evaluate the result and each of its parts."""
+    architecture, and verify the result. Prints an adapter's distance from the exact sum. Exit code 1 if
+    the check fails. Then evaluate the merged model and each of its parts with `eval`."""
     from orchestrate.runs.serving import subjects as serving
 
     with orchestrator(context) as ft:
@@ -209,12 +223,12 @@ class At:
         str | None, typer.Option("--at", metavar="URL|DIR|BACKEND", help="Default: the run's own backend.")
     ] = None
     model: Annotated[
-        str | None, typer.Option(help="Its name at the URL; default: the run's suffix or id.")
+        str | None, typer.Option(help="Model's name at the URL; default: the run's suffix or id.")
     ] = None
     base: Annotated[
-        str | None, typer.Option(help="The base's name at the URL; default: as the server tells.")
+        str | None, typer.Option(help="Base model's name at the URL; default: as listed by the server.")
     ] = None
-    key_variable: Annotated[str | None, typer.Option(help="The variable with the key for the URL.")] = None
+    key_variable: KeyVariableOpt = None
     base_gguf: Annotated[Path | None, typer.Option(help="For a GGUF adapter: its base as a GGUF file.")] = (
         None
     )
@@ -222,8 +236,8 @@ class At:
 
 @command
 def verify(context: typer.Context, *, run: ModelArg, at: At) -> Output[Proof]:
-    """Prove that what answers somewhere is what was trained: token ids, canaries, log-probabilities, stop.
-    Exit code 1 when it is not. The result is kept with the run."""
+    """Prove that the served model is the one you trained. Compares token ids, canary answers,
+    log-probabilities and stop tokens. Exit code 1 if it isn't. Stores the result with the run."""
     from orchestrate.runs.serving import subjects as serving
 
     with orchestrator(context) as ft:

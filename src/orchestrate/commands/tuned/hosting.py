@@ -15,6 +15,7 @@ from msgspec import structs
 
 from orchestrate.commands.terminal.command import Output, command, for_people
 from orchestrate.commands.terminal.console import RunArg, confirm, err, note, orchestrator, out, table, warn
+from orchestrate.commands.terminal.options import PayOpt
 from orchestrate.commands.tuned.exporting import show_proof
 from orchestrate.core.amounts import amount
 from orchestrate.errors import UsageError
@@ -38,10 +39,12 @@ class Terms:
     """Options for what to deploy, and its limits."""
 
     shape: Annotated[
-        str | None, typer.Option(help="GPUs, in the backend's words; default: the cheapest that fits.")
+        str | None,
+        typer.Option(help="Hardware type as the backend names it; default: the cheapest that fits."),
     ] = None
     max_usd_per_hour: Annotated[
-        str | None, typer.Option(metavar="USD", help="Refuse if an hour with all replicas costs more.")
+        str | None,
+        typer.Option(metavar="USD", help="Reject if an hour with all replicas costs more than this."),
     ] = None
     max_cost: Annotated[
         str | None, typer.Option(metavar="USD", help="Take it down at this cost, based on uptime.")
@@ -52,13 +55,18 @@ class Terms:
     ] = None
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="min_replicas, max_replicas, the backend's own."),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Deployment option: min_replicas, max_replicas, or one of the backend's own.",
+        ),
     ] = None
     accept_unknown_price: Annotated[
         bool, typer.Option("--accept-unknown-price", help="Continue even if the price is unknown.")
     ] = False
     by: Annotated[
-        str | None, typer.Option("--by", metavar="NAME", help="Whose it is; default: user@machine.")
+        str | None,
+        typer.Option("--by", metavar="NAME", help="Owner of the deployment; default: user@machine."),
     ] = None
 
     @property
@@ -110,11 +118,11 @@ def deploy(
     wait: Annotated[
         float, typer.Option(min=0, help="Seconds to wait for the first answer, for the proof.")
     ] = PATIENCE_S,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: PayOpt = False,
 ) -> Output[DeploymentMade]:
-    """Put a tuned model on GPUs of its host, or its adapter on those of another. Bills by the hour until
-    `orchestrate undeploy`; a second call completes what an earlier one began. It is then proved (exit code 1
-    when the proof fails: it stays up)."""
+    """Deploy a tuned model on its host's GPUs, or its adapter on another host's. Billed hourly until
+    `orchestrate undeploy`. Verifies the deployed model. If verification fails, the exit code is 1 and the
+    deployment keeps running (and billing). Run it again to finish an interrupted deploy."""
     from orchestrate.runs.serving import subjects as serving
 
     options, limits = terms.options, terms.limits
@@ -156,14 +164,14 @@ def undeploy(
     context: typer.Context,
     run: RunArg,
     at: Annotated[
-        str | None, typer.Option("--at", metavar="HOST", help="Host; default: wherever it is up.")
+        str | None, typer.Option("--at", metavar="HOST", help="Host; default: wherever it is deployed.")
     ] = None,
     wait: Annotated[
         float, typer.Option(min=0, help="Seconds to wait until the host confirms the shutdown.")
     ] = 60.0,
 ) -> Output[TakenDown]:
-    """Take down a deployment and wait until the host confirms that nothing of it is running anymore. Exit
-    code 5: something still is, and each `orchestrate sync` asks the host again to end it."""
+    """Take down a deployment and wait until the host confirms that nothing is running. Exit code 5:
+    something still is. Each `orchestrate sync` retries."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
         ended = handle.undeploy(at, patience_s=wait)
