@@ -89,7 +89,7 @@ def serve(
     accept_licence: AcceptOpt = None,
 ) -> Iterator[Output[ABServing]]:
     """Start or resume an A/B experiment. Runs a chat completions proxy in front of both models until
-    interrupted. You can stop and restart it at any time."""
+    interrupted. You can stop and restart it anytime."""
     from orchestrate.ab import launch as experiments
 
     terms = experiments.ABTerms(
