@@ -134,7 +134,9 @@ def packed(data: Iterable[Any]) -> PackedRows:
 
 
 def _part(datum: Any, name: str) -> Any:
-    return datum[name] if isinstance(datum, Mapping) else getattr(datum, name)
+    if isinstance(datum, Mapping):
+        return cast("Mapping[str, Any]", datum)[name]
+    return getattr(datum, name)
 
 
 def tokens_of(given: Any) -> list[int]:
@@ -143,7 +145,7 @@ def tokens_of(given: Any) -> list[int]:
     if hasattr(given, "to_ints"):
         return [int(id) for id in given.to_ints()]
     if isinstance(given, Mapping):
-        chunks = cast("Sequence[Mapping[str, Any]]", given["chunks"])
+        chunks: Sequence[Mapping[str, Any]] = cast("Mapping[str, Any]", given)["chunks"]
         return [int(id) for chunk in chunks for id in chunk["tokens"]]
     if isinstance(given, str):
         raise UsageError("a prompt must be token ids, not text", fix="tokenizer.encode(text)")

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import datetime
+from decimal import Decimal
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -232,13 +233,13 @@ class TinkerProvider(Measures, KeepsCheckpoints, Pauses, Sessions):
                 f"the price of a token is unknown at {self.name}: {', '.join(unknown)}",
                 fix=f"--rate {self.name}:{unknown[0]}=USD_PER_MTOK, or a rate in rates.yaml",
             )
-        usd = [rate.usd for rate in found.values() if rate is not None] or [0, 0, 0]
+        usd = [rate.usd for rate in found.values() if rate is not None] or [Decimal(0)] * 3
         source = next((rate.source for rate in found.values() if rate is not None), "")
         train, prefill, sample = usd
         return SessionPrice(
-            train_usd_per_mtok=train,  # type: ignore[arg-type]
-            prefill_usd_per_mtok=prefill,  # type: ignore[arg-type]
-            sample_usd_per_mtok=sample,  # type: ignore[arg-type]
+            train_usd_per_mtok=train,
+            prefill_usd_per_mtok=prefill,
+            sample_usd_per_mtok=sample,
             source=source,
         )
 
