@@ -332,7 +332,7 @@ class OutcomeUnknown(OrchestrateError):
 
     def __init__(self, provider: str, ref: str, detail: str) -> None:
         super().__init__(
-            f"{provider}: the answer to the create request was lost ({detail}); "
+            f"{provider}: the response to the create request was lost ({detail}); "
             f"the job may exist under ref {ref}",
             fix="orchestrate sync   (it looks the job up by its ref; nothing is sent twice)",
         )

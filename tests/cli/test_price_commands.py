@@ -308,7 +308,7 @@ def test_advise_measures_the_base_with_a_prompt_and_with_examples(cli: Cli, proj
         unasked = cli(*asked)
         assert unasked.code == 2 and not host.bodies and "about $" in unasked.err  # the price first
         private = cli(*asked, "--private", "--yes")
-        assert private.code == 2 and "may not leave your machines" in private.err and not host.bodies
+        assert private.code == 2 and "must stay on your machines" in private.err and not host.bodies
         found = cli(*asked, "--target", "0.9", "--yes", "--json")
         assert found.code == 0 and len(host.bodies) == 40, found.err
         rule = found.json["rule"]

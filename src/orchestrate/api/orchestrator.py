@@ -185,7 +185,7 @@ class Orchestrator(Workspace):
         limit allows it. Without `agree`, the job is refused then.
 
         Raises `TranslationRefused`, `DataError`, `OverBudget`, `KeyTaken` before anything is sent;
-        `OutcomeUnknown` if the answer to the create request was lost (the run stays in the store; `sync`
+        `OutcomeUnknown` if the response to the create request was lost (the run stays in the store; `sync`
         settles it); `ProviderError` if the host refused."""
         from orchestrate.runs import submit as submission
         from orchestrate.runs.preparing.prepared import Prepared

@@ -51,7 +51,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         _RUNS,
         "spending",
         "runs.spending:spending",
-        "Show what was spent, what is reserved and what still bills.",
+        "Show what was spent, is reserved and is still being billed.",
     ),
     (
         _RUNS,

@@ -185,7 +185,7 @@ def limit_reached(deployment: Deployment, now: datetime) -> str | None:
         return f"it has used up its {most.normalize():f} hours"
     cap, spent = deployment.max_cost_usd, spent_usd(deployment, now)
     if cap is not None and reached(spent, cap):
-        return f"it has reached its cost limit of {limit(cap)}, by its hours of uptime"
+        return f"it has reached its cost limit of {limit(cap)}, based on its uptime"
     return None
 
 

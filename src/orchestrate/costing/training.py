@@ -600,7 +600,7 @@ def _by_the_hour(job: Priced, told: Recalled) -> Quote:
         expected_usd=None,
         high_usd=line.usd_high,
         recalled=True,
-        undecided="it was recovered without its quote: only the end of its machine is known",
+        undecided="it was recovered without its quote, and only the time its machine stopped is known",
     )
 
 

@@ -344,7 +344,7 @@ def _moved(old: Run, names: Sequence[str], train: str | None) -> JobSpec:
         if path == "unknown" or is_masked(path or ""):
             raise UsageError(
                 f"the training rows of run {old.id} are not on this machine",
-                fix=f"orchestrate import {old.provider}; or --train FILE, your own copy of them",
+                fix=f"orchestrate import {old.provider}, or pass your own copy with --train FILE",
             )
     kept = {name: value for name, value in asked.items() if name not in ("overrides", "max_cost_usd")}
     options = {name: value for name, value in kept.pop("provider_options", {}).items() if name in names}
@@ -394,11 +394,7 @@ def _rows(path: str | Path) -> int:
 
 def _recorded(recording: recordings.Recording) -> HeldOutRows:
     known = recording.expected
-    by = (
-        "of which the expected answer is known"
-        if known == recording.answered
-        else "compared with its answers"
-    )
+    by = "with a known expected answer" if known == recording.answered else "compared with its answers"
     return HeldOutRows(
         path=str(recording.rows_file),
         rows=recording.answered,

@@ -64,7 +64,7 @@ _OF_ENGINES: Mapping[str, tuple[str, Any]] = {
     "adapter.alpha_pattern": ("uses one scale for all modules", None),
     "adapter.layers_to_transform": ("adapts all layers", None),
     "adapter.exclude_modules": ("has no setting to exclude modules", None),
-    "adapter.target_parameters": ("cannot adapt single expert weights", None),
+    "adapter.target_parameters": ("cannot adapt individual expert weights", None),
     "adapter.modules_to_save": ("cannot fully train modules next to the adapter", None),
     "adapter.loraplus_lr_ratio": ("uses one learning rate for the entire adapter", 1),
 }

@@ -446,7 +446,7 @@ def _by_score(needs: Needs) -> Iterable[Vote]:
             ways=(Way.PROMPT,),
             points=4,
             reason=f"{at}, at least {target:g}: there is little left to gain",
-            turns=f"a harder test on which the base model is below {target:g}",
+            turns=f"a harder test set, on which the base model scores below {target:g}",
         )
         yield Vote(ways=_TUNING, points=-2, reason=at, turns="")
     elif score.low >= near:
@@ -513,8 +513,8 @@ def _by_prompt(facts: Facts) -> Iterable[Vote]:
         yield Vote(
             ways=_TUNING,
             points=1,
-            reason=f"about {facts.shared_tokens:,.0f} tokens of the same instructions in every prompt, "
-            f"{LONG_INSTRUCTIONS} or more",
+            reason=f"every prompt repeats about {facts.shared_tokens:,.0f} tokens of instructions "
+            f"(long means at least {LONG_INSTRUCTIONS})",
             turns=f"instructions below {LONG_INSTRUCTIONS} tokens, or a cheap prompt cache",
         )
         yield Vote(ways=(Way.FEW_SHOT,), points=-1, reason="prompts are already long", turns="")

@@ -158,7 +158,7 @@ def _require_unused(ws: Workspace, run: Run) -> None:
         if run.dataset_digest and (other.provider, other.host, other.dataset_digest) == mine:
             raise UsageError(
                 f"run {other.id} is {other.status.value} and trains on the same uploaded data",
-                fix=f"wait for it, or orchestrate cancel {other.id}",
+                fix=f"wait for it to finish, or cancel it: orchestrate cancel {other.id}",
             )
 
 

@@ -288,7 +288,7 @@ VARIABLES: Mapping[str, str] = {
     "ORCHESTRATE_NOTIFY_SECRET": "Secret that signs those webhooks.",
     "ORCHESTRATE_NOTIFY_COMMAND": "Command to run when a run ends.",
     "ORCHESTRATE_NOTIFY_DESKTOP": "`1` shows a desktop notification when a run ends.",
-    "ORCHESTRATE_STALLED_MINUTES": "Minutes without anything new after which a run counts as stalled.",
+    "ORCHESTRATE_STALLED_MINUTES": "Minutes without progress after which a run counts as stalled.",
     "ORCHESTRATE_GATEWAY_WEBHOOK_SECRET": "Secret that signs the gateway's webhooks.",
     "ORCHESTRATE_TODAY": "Date to assume (such as `2027-01-07`) for prices, closing dates and models.",
 }

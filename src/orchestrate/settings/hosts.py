@@ -151,7 +151,7 @@ class HostConfig:
             family = mine.origins if (mine := known_profile(self.kind)) else frozenset[str]()
             if Pins(self.pins).require(key, self.name, self.base_url, ask=ask, family=family):
                 _log.info(
-                    "first use of the API key %s of %s: it goes to %s, and to no other host from now on",
+                    "first use of API key %s (%s): from now on it is only sent to %s",
                     self.api_key,
                     self.name,
                     self.base_url,

@@ -119,7 +119,7 @@ def observed(
     if not deployment.answered and not settled:
         if deployment.state is not State.CREATING:
             return deployment
-        return outcome_unknown(deployment, "the answer to the request was lost", at)
+        return outcome_unknown(deployment, "the response to the request was lost", at)
     if deployment.state in UNSETTLED:
         return never_made(deployment, deployment.problem or "the host created none", at)
     if deployment.state is State.ENDING:

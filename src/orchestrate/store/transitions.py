@@ -94,7 +94,7 @@ def submitted(run: Run, handle: JobHandle, at: datetime) -> Run:
 
 
 def outcome_unknown(run: Run, at: datetime) -> Run:
-    """Record that the answer to the create request was lost."""
+    """Record that the response to the create request was lost."""
     if run.phase is SubmitPhase.OUTCOME_UNKNOWN:
         return run
     _require(run, SubmitPhase.OUTCOME_UNKNOWN, SubmitPhase.SUBMITTING)

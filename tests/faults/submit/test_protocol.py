@@ -586,7 +586,7 @@ def test_interrupted_before_the_upload_needs_the_same_data_to_go_on(store: Store
     run = store.runs.get("last")
     assert sync(store, lambda _: host).unsent == [run.id]
     with pytest.raises(
-        UsageError, match="has not uploaded its data yet, and they are unavailable or have changed"
+        UsageError, match="has not uploaded its data yet, and the data is missing or has changed"
     ):
         Submitter(store, host).resume(run)
     other: Any = Paper()

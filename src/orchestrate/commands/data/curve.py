@@ -30,7 +30,8 @@ class Points:
     shares: Annotated[
         str,
         typer.Option(
-            metavar="S1,S2", help="Shares of the training rows, up to 1; each contains the smaller ones."
+            metavar="S1,S2",
+            help="Fractions of the training rows (up to 1). Each subset contains the smaller ones.",
         ),
     ] = "0.125,0.25,0.5,1"
     seeds: Annotated[

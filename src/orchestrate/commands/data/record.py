@@ -63,7 +63,7 @@ class Shown:
     """Options to show existing recordings instead of recording."""
 
     calendar: Annotated[
-        bool, typer.Option("--calendar", help="List when models are shut down, and what is recorded.")
+        bool, typer.Option("--calendar", help="List each model's shutdown date and what has been recorded.")
     ] = False
     listed: Annotated[bool, typer.Option("--list", help="List the recordings.")] = False
 
@@ -126,10 +126,7 @@ def _tell(plan: RecordPlan) -> None:
     more = ", ".join(f"{n:,} {why}" for n, why in dropped if n)
     note(f"{plan.source}: {count(plan.prompts, 'prompt')}" + (f"; left out: {more}" if more else ""))
     for column in plan.unread:
-        warn(
-            f"the column {column} is not used, although most rows have their own text in it and no "
-            "prompt contains it"
-        )
+        warn(f"column {column} is not used, but its text differs in most rows and appears in no prompt")
     if plan.taken < plan.prompts - plan.equal - plan.near:
         kinds = f", over {count(plan.clusters, 'kind')} of them" if plan.clusters else ""
         note(f"{plan.taken:,} were selected to cover the others{kinds}")

@@ -65,10 +65,12 @@ def score(
     *,
     model: Annotated[
         str | None,
-        typer.Option("--model", help="Base model on this machine: adds loss, spread, prompt."),
+        typer.Option(
+            "--model", help="Also score with this base model, on this machine: loss, spread, prompt."
+        ),
     ] = None,
     after: Annotated[
-        str | None, typer.Option(metavar="RUN", help="A run tuned on these rows: adds its loss.")
+        str | None, typer.Option(metavar="RUN", help="Also score the loss of this run, tuned on these rows.")
     ] = None,
     judged: JudgeOptions,
     output: OutputOpt = None,

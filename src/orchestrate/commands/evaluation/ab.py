@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Split live traffic between a tuned model and its base. Each user keeps one of the two, results "
-    "stay valid however often you look, and a rule set in advance decides.",
+    help="Split live traffic between a tuned model and its base, and decide by a rule set in advance. Each "
+    "user always gets the same model. Results stay valid however often you check them.",
 )
 Name = Annotated[str, typer.Argument(metavar="NAME", help="An experiment's name or id.")]
 

@@ -61,7 +61,7 @@ class Rivals:
     shots: Annotated[
         int,
         typer.Option(
-            min=0, metavar="K", help="Also evaluate the base with K examples from the training data."
+            min=0, metavar="K", help="Also evaluate the base with K few-shot examples from the training data."
         ),
     ] = 0
     model: Annotated[
@@ -82,7 +82,8 @@ class Rivals:
     on: Annotated[
         str,
         typer.Option(
-            help="host: its endpoint; here: the adapter on this machine; auto; HOST: deployed there."
+            help="Where to run the model: host (its endpoint), here (its adapter), auto, or the name of "
+            "the host it is deployed on."
         ),
     ] = "auto"
 

@@ -58,7 +58,7 @@ class Abilities:
 class Asking:
     """Options for asking the models, and its limits."""
 
-    on: Annotated[str, typer.Option(help="host, here or auto, as in eval.")] = "auto"
+    on: Annotated[str, typer.Option(help="Where to run the model: host, here or auto (as in eval).")] = "auto"
     base_precision: Annotated[
         Literal["16-bit", "nf4"], typer.Option(help="Precision of the base on this machine.")
     ] = "16-bit"

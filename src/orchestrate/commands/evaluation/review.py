@@ -254,7 +254,7 @@ def _show_writing(found: WritingResult) -> None:
     if found.same is not None and found.likeness is not None:
         note(f"{count(found.doubly, 'row')} written by two: the same text in {_share(found.same)}")
         low, high = found.likeness.low, found.likeness.high
-        note(f"agreement of their answers: ROUGE-L {found.likeness.value:.2f} ({low:.2f} to {high:.2f})")
+        note(f"agreement between their answers: ROUGE-L {found.likeness.value:.2f} ({low:.2f} to {high:.2f})")
     if found.alpha is not None:
         note(f"agreement on labels: {_alpha(found.alpha)}")
     for one in found.disagreements[:_PAIRS_SHOWN]:

@@ -68,7 +68,7 @@ class Proof:
     )
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows.")] = None
     max_tokens: MaxTokensOpt = 512
-    on: Annotated[str, typer.Option(help="host, here or auto, as in eval.")] = "auto"
+    on: Annotated[str, typer.Option(help="Where to run the model: host, here or auto (as in eval).")] = "auto"
     probes: Annotated[
         str,
         typer.Option(

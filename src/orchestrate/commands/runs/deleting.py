@@ -160,7 +160,7 @@ def _show_kept(found: Sequence[AccountStorage]) -> None:
         note(f"{count(files, 'file')} and {count(len(items) - files, 'model')}{some}")
         note("orchestrate delete ID  deletes one for good")
     else:
-        note("no account that answered stores a file or a tuned model")
+        note("no files or tuned models found in the accounts that could be read")
     for one in found:
         if one.gap and not one.listed:
             warn(f"{one.provider} could not be read: {one.reason}")

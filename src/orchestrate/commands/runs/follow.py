@@ -257,7 +257,7 @@ class _Following:
         if left is None:
             return None
         return (
-            "the answer to the create request was lost; checking the host for the job. If it has none "
+            "the response to the create request was lost; checking the host for the job. If it has none "
             f"after {left:.0f} s, none was created"
         )
 

@@ -45,7 +45,7 @@ CpuThreadsOpt = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
 DeviceOpt = Annotated[str | None, typer.Option(help="cpu or cuda; default: a GPU if there is one.")]
 PrecisionOpt = Annotated[
     Literal["bf16", "fp16", "fp32"] | None,
-    typer.Option(help="Precision of computation and of unquantized weights. Default: what suits the device."),
+    typer.Option(help="Precision for compute and unquantized weights. Default: chosen for the device."),
 ]
 
 
@@ -82,7 +82,8 @@ class How:
         int, typer.Option("--queue", min=0, help="Length of the waiting queue; beyond it requests get 429.")
     ] = 128
     most_tokens: Annotated[
-        int, typer.Option("--max-tokens", min=1, help="Token limit of an answer if the request sets none.")
+        int,
+        typer.Option("--max-tokens", min=1, help="Maximum tokens per answer if the request sets no limit."),
     ] = 2048
     threads: CpuThreadsOpt = None
     device: DeviceOpt = None

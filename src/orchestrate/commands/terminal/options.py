@@ -214,7 +214,7 @@ PayOpt = Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation
 StrictOpt = Annotated[bool, typer.Option(help="Reject settings that the backend can't keep exactly.")]
 KeyVariableOpt = Annotated[
     str | None,
-    typer.Option(help="Environment variable with the API key for URLs. Without it, no key is sent."),
+    typer.Option(help="Environment variable with the API key for model URLs. By default, no key is sent."),
 ]
 MaxTokensOpt = Annotated[int, typer.Option(min=1, help="Maximum tokens per answer.")]
 TemperatureOpt = Annotated[

@@ -51,10 +51,10 @@ class SpendingOptions:
 
     max_cost: Annotated[
         str | None,
-        typer.Option(metavar="USD", help="Reject if the high ends of all quotes add up to more than this."),
+        typer.Option(metavar="USD", help="Reject if the high ends of all quotes together exceed this."),
     ] = None
     max_cost_each: Annotated[
-        str | None, typer.Option(metavar="USD", help="Reject if the high end of one quote is above this.")
+        str | None, typer.Option(metavar="USD", help="Reject if the high end of any quote exceeds this.")
     ] = None
     yes: PayOpt = False
     again: Annotated[bool, typer.Option("--again", help="Submit even if the same run exists already.")] = (

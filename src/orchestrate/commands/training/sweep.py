@@ -66,9 +66,11 @@ class SpaceOptions:
     prune: Annotated[
         bool, typer.Option("--prune", help="Stop runs early if their loss is not in the better half.")
     ] = False
-    seed: Annotated[int, typer.Option(min=0, help="Seed for random and tpe, and for shares of the data.")] = 0
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed for the random and tpe samplers and for data subsets.")
+    ] = 0
     first_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the training rows for a first, cheaper round.")
+        float, typer.Option(min=0, max=1, help="Fraction of the training rows for a first, cheaper round.")
     ] = 1.0
     survivors: Annotated[
         int,

@@ -199,7 +199,9 @@ def _show_taken(taken: TakenDown, where: str, cost: Decimal | None, left_s: floa
     else:
         at_price = f" at {rate(record.usd_per_hour)} per hour" if record.usd_per_hour is not None else ""
         bills = (
-            f"it is still billed{at_price}" if record.billing_since is not None else "it is not billed now"
+            f"it is still billed{at_price}"
+            if record.billing_since is not None
+            else "it is not currently billed"
         )
         warn(
             f"{record.provider} still has {record.host_id} ({record.raw_state}), shutdown requested: "

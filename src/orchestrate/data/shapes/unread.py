@@ -289,8 +289,8 @@ def told(columns: dict[str, Column], rows: int) -> Iterator[Problem]:
     own = with_own_text(columns, rows)
     for name, column in own.items():
         message = (
-            f"the column {name} is not used: it has its own text in {column.own:,} of {rows:,} rows, "
-            "which the model would never see"
+            f"column {name} is not used, but in {column.own:,} of {rows:,} rows it has text that no used "
+            "column contains, and the model would never see it"
         )
         fix = (
             f"decide: --map {quote(f'FIELD={name}')} uses it (as system, context, input ...), --ignore "

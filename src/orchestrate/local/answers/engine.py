@@ -35,7 +35,7 @@ Send = Callable[[dict[str, Any]], None]
 _WORDS = {
     NO_FORM: "the schema is too complex to constrain {}: simplify it",
     NO_NUMBERS: "{} produces non-finite numbers: its weights are broken or overflow on this machine",
-    NO_MEMORY: "this machine has too little memory for {} to answer this prompt, even alone: shorten it",
+    NO_MEMORY: "not enough memory for {} to answer this prompt, even without other requests: shorten it",
 }
 
 

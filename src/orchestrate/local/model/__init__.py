@@ -83,20 +83,20 @@ def precision(
     if full and device == "cpu":
         if asked in ("bf16", "fp16"):
             raise EngineMissing("all weights are trained in fp32 on a CPU", fix="precision: auto")
-        return Choice("fp32", "all weights are trained, on a CPU")
+        return Choice("fp32", "full fine-tuning on a CPU")
     if asked not in (None, "auto"):
         return Choice(asked, "requested by name")
     if device != "cpu":
         found = capability or machine.capability()
         if found is None or found >= BF16_CAPABILITY:
             return Choice("bf16", "the GPU supports it")
-        without = f"this GPU (compute capability {found}) has no instructions for bf16"
+        without = f"this GPU (compute capability {found}) does not support bf16"
         if found >= FP16_CAPABILITY or found == 6.0:
             return Choice("fp16", f"{without}; the loss is scaled so that small gradients are not lost")
         return Choice("fp32", f"{without}, and its fp16 is slower than 32 bits")
     if machine.cpu_multiplies_bf16():
         return Choice("bf16", "the CPU supports it")
-    return Choice("fp32", "this CPU has no instructions for bf16, which makes bf16 many times slower")
+    return Choice("fp32", "this CPU does not support bf16, which makes it many times slower")
 
 
 def expected_device(wanted: str | None) -> str:

@@ -409,7 +409,7 @@ def _download(model: str) -> str:
         if "TransportError" not in {kind.__name__ for kind in type(error).__mro__}:
             raise
         raise ConfigError(
-            f"the connection broke while {model} was downloaded: {error}",
+            f"lost the connection while downloading {model}: {error}",
             fix="try again: complete files are kept, and the model is used only after all files have arrived",
         ) from error
 

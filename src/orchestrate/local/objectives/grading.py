@@ -116,7 +116,7 @@ OPERATIONS = ("eq", "ne", "like", "ilike")
 METRICS = ("fuzzy_match", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l")
 ELSEWHERE = {
     "score_model": "it calls a model API for every answer, which training on this machine does not do",
-    "label_model": "it asks a model behind an API for every answer; this machine calls no external services",
+    "label_model": "it calls a model API for every answer, which training on this machine does not do",
     "endpoint": "it calls a server for every answer, which training on this machine does not do",
 }
 _FIELDS = {
@@ -232,7 +232,7 @@ def refusal(grader: Mapping[str, Any], *, allow_code: bool, asks: Sequence[str] 
     `ELSEWHERE` for which the caller has a model."""
     kind = str(grader.get("type"))
     if "evaluator" in grader and "type" not in grader:
-        return f"evaluators exist only on a host; here the grader needs a type: {', '.join(KINDS)}"
+        return f"evaluators only exist on hosted backends: set the grader's type to {', '.join(KINDS)}"
     if kind in asks:
         return _model_refusal(grader)
     if kind in ELSEWHERE:

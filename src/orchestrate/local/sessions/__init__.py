@@ -103,7 +103,9 @@ class Values(msgspec.Struct, frozen=True, kw_only=True):
         not fill its shape."""
         found = np.frombuffer(self.data, dtype=self.kind)
         if min(self.shape, default=1) < 0 or found.size != math.prod(self.shape):
-            raise UsageError(f"a tensor of {found.size} numbers has the shape {list(self.shape)}")
+            raise UsageError(
+                f"a tensor has {found.size} values, which do not fit its shape {list(self.shape)}"
+            )
         if found.dtype.kind == "f" and not np.isfinite(found).all():
             raise UsageError("a tensor has numbers that are not finite (NaN or infinity)")
         return found.reshape(self.shape)

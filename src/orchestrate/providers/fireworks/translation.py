@@ -131,7 +131,7 @@ def _method(rows: Rows, spec: JobSpec) -> None:
             rows.keep("method.train_on_inputs", None, rule="only assistant messages are trained")
     elif kind == "dpo":
         _preference(rows)
-        reason = "Fireworks has plain DPO and ORPO"
+        reason = "Fireworks supports only standard DPO and ORPO"
         rows.refuse_if_asked(
             {f"method.{n}": reason for n in ("normalize_by_length", "rpo_alpha", "simpo_gamma")}
         )

@@ -333,7 +333,8 @@ def _unfit_start(asked: LoRA, held: Quantised | None) -> str | None:
     rank = asked.r or 16
     if start == "orthogonal" and (four_bit or held):
         return (
-            "peft computes it in the base's own precision, and a few bits are not enough: use adapter: lora"
+            "peft computes it in the base model's precision, and quantized weights are not precise enough: "
+            "use adapter: lora"
         )
     if start == "orthogonal" and (rank % 2 or any(n % 2 for n in (asked.rank_pattern or {}).values())):
         return "it needs even ranks"

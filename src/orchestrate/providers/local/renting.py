@@ -99,7 +99,7 @@ def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine |
     spot = asked.get("spot") is True
     there = [fit for fit in fitting_ones if fit.machine.spot is not None] if spot else fitting_ones
     if not there:
-        raise UsageError("this place offers no spot machines", fix="spot: false")
+        raise UsageError("this place has no spot instances", fix="spot: false")
     affordable = [fit for fit in there if most is None or _price(fit, spot=spot) <= most]
     cheap = [fit for fit in affordable if fit.machine.count <= 1]
     several = [fit for fit in affordable if fit.fits_in_shares]

@@ -105,7 +105,7 @@ def _said_otherwise(key: str, value: Any, spec: JobSpec) -> str | None:
     if key == "micro_batch" and spec.gradient_accumulation is not None:
         return f"the spec says  gradient_accumulation: {spec.gradient_accumulation}; leave one of them out"
     if key == "processes" and value > 1 and (method_word(spec.method) in ("kto", "rft")):
-        return "it compares the answers of a batch with each other, so it needs one process"
+        return "it compares answers within a batch, so it only works in a single process"
     if key != "optimizer":
         return None
     if spec.optimizer is not None and spec.optimizer.type != value:
@@ -624,10 +624,14 @@ def _length(rows: Rows, spec: JobSpec) -> None:
         return
     if spec.truncation == "drop":
         rows.keep(
-            "truncation", None, rule="always the case here: prompts without room for an answer are dropped"
+            "truncation",
+            None,
+            rule="always on for local runs: prompts that leave no room for an answer are dropped",
         )
     elif spec.truncation is not None:
-        rows.refuse("truncation", "prompts without room for an answer are dropped: set drop", instead="drop")
+        rows.refuse(
+            "truncation", "prompts that leave no room for an answer are dropped: set drop", instead="drop"
+        )
     answer = max_new_tokens(spec)
     if spec.max_seq_length is not None and spec.max_seq_length <= answer:
         room = "set provider_options.local.max_new_tokens"

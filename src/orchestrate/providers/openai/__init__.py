@@ -37,8 +37,8 @@ RULES = HostRules(
         "preference": None,
         "unpaired": f"OpenAI {NO_KTO}",
         "rl": None,
-        "completion": "prompt/completion rows are for models that are shut down; "
-        "orchestrate data convert FILE --to openai  makes chat rows of them",
+        "completion": "prompt/completion rows only work with models that OpenAI has shut down. "
+        "Convert them to chat rows: orchestrate data convert FILE --to openai",
         "text": "OpenAI trains only on conversations",
     },
     traits={

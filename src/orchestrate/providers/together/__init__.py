@@ -50,7 +50,7 @@ RULES = HostRules(
         Trait.NOT_ALTERNATING: refused(
             "not-alternating",
             "user and assistant must alternate",
-            "merge adjacent messages of one role (--fix does)",
+            "merge consecutive messages with the same role (--fix does this)",
         ),
         Trait.REMOTE_IMAGES: INLINE_IMAGES,
         Trait.IMAGES_NOT_FROM_USER: refused(

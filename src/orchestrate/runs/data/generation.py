@@ -114,7 +114,10 @@ def generate(
     chat = chat_with(place, writer.model, max_tokens=order.max_tokens, temperature=writer.temperature)
     with locked(lock_of(generating.log_of(output)), keep=False) as held:
         if not held:
-            raise UsageError(f"another command is writing {output}", fix="wait for it, or set another -o")
+            raise UsageError(
+                f"another command is writing {output}",
+                fix="wait for it to finish, or choose another file with -o",
+            )
         return generating.generate(
             seeds, output, chat.ask_once, order, progress=progress, retry=Retry.of(place)
         )

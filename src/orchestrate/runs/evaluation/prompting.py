@@ -36,7 +36,7 @@ def prepared(ft: Workspace, file: str, wanted: Measuring, *, private: bool = Fal
     own = f"{this_machine().kind}="
     if private and not wanted.model.startswith(own):
         raise UsageError(
-            f"the data may not leave your machines, and {wanted.model} may be on another",
+            f"the data must stay on your machines, and {wanted.model} might not be one of them",
             fix=f"--measure {own}MODEL",
         )
     order = EvaluationOrder(

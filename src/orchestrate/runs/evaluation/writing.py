@@ -97,7 +97,7 @@ def _made(ft: Workspace, order: WritingOrder, digest: str) -> OpenedWriting:
     if not writers:
         raise UsageError("Name the people who write the rows.", fix="--raters ann,bo")
     if not 0 <= order.overlap <= 1:
-        raise UsageError(f"--overlap is a share from 0 to 1, got {order.overlap:g}.")
+        raise UsageError(f"--overlap must be between 0 and 1, got {order.overlap:g}.")
     review_id, folder = ft.store.reviews.new_id(), ft.settings.home / "reviews"
     found = writing.rows_of(order.file, review_id)
     seed = secrets.randbelow(2**31) if order.seed is None else order.seed

@@ -159,7 +159,7 @@ def ending(offer: DeploymentOffer) -> str:
     ends = limits(offer.max_cost_usd, offer.max_hours)
     if not ends:
         day = "" if offer.usd_per_hour is None else f", {money(offer.usd_per_hour * 24)} a day"
-        return f"It has no limit: it bills until you take it down{day}."
+        return f"It has no time or cost limit: you are billed until you take it down{day}."
     left = ""
     if offer.deployment is not None:
         left = ", counted from its creation"

@@ -320,7 +320,7 @@ def _continued(ws: Workspace, spec: JobSpec, provider: str) -> JobSpec:
             fix=f"submit to {earlier.provider}, or use a model that {provider} has",
         )
     if earlier.status is not JobStatus.SUCCEEDED:
-        raise UsageError(f"run {earlier.id} is {earlier.status}; training continues from a finished run only")
+        raise UsageError(f"run {earlier.id} is {earlier.status}; only a finished run can be continued")
     return spec.model_copy(update={"continue_from": earlier.tuned_model or earlier.job_id})
 
 

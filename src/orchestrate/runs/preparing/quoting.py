@@ -93,7 +93,7 @@ def assumed(ft: Workspace, spec: JobSpec, rows: int, tokens_a_row: int) -> list[
             found.append(Quote(provider=name, model="", unavailable=error.message))
             continue
         if backend.profile.near:
-            need = "its price depends on the training time, which depends on your data: orchestrate quote"
+            need = "its price depends on the training time, and so on your data: run orchestrate quote"
             found.append(Quote(provider=name, model=resolved.name, unavailable=need))
             continue
         prices = costing.Prices(backend.prices, ft.rates)

@@ -252,7 +252,7 @@ class Spender:
             of.setdefault(one.provider, []).append(one)
         with ThreadPoolExecutor(_AT_ONCE, "spending") as threads:
             asked = [threads.submit(self._ask, name, of[name], sandbox) for name in of]
-            with work("asking the backends what bills") as told:
+            with work("asking the backends what is still being billed") as told:
                 for done, _ in enumerate(as_completed(asked), 1):
                     told(done, len(asked))
             return [answer.result() for answer in asked]
@@ -317,8 +317,8 @@ class Spender:
 
 
 _LEFT_OUT = {
-    False: "a sandbox, which costs nothing; use --sandbox to ask it",
-    True: "not a sandbox; leave out --sandbox to ask it",
+    False: "a sandbox, which costs nothing (use --sandbox to include it)",
+    True: "not a sandbox (leave out --sandbox to include it)",
 }
 """By whether sandboxes were asked for."""
 

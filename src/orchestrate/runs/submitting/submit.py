@@ -217,7 +217,7 @@ class Submitter(Settler):
         if remote is None:
             if data is None or data.digest != run.dataset_digest:
                 raise UsageError(
-                    f"run {run.id} has not uploaded its data yet, and they are unavailable or have changed",
+                    f"run {run.id} has not uploaded its data yet, and the data is missing or has changed",
                     fix=f"orchestrate cancel {run.id}, then submit again",
                 )
             with accounts.alone(

@@ -170,7 +170,7 @@ def test_products_have_what_the_machine_is_made_for(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(machine, "cpu_multiplies_bf16", lambda: False)
     unasked = setting("precision")
     assert (unasked.outcome, unasked.sent) == (Outcome.DEFAULTED, "fp32")
-    assert "no instructions for bf16" in str(unasked.rule)
+    assert "does not support bf16" in str(unasked.rule)
     assert setting("precision", precision="bf16").sent == "bf16"
     assert model.precision(None, "cuda").name == "bf16"
     monkeypatch.setattr(machine, "cpu_multiplies_bf16", lambda: True)
@@ -207,7 +207,7 @@ def test_a_gpu_without_bf16_multiplies_in_what_it_has(
     finally:
         machine.capability.cache_clear()
     assert found.name == name
-    assert ("no instructions for bf16" in found.reason) is (name != "bf16")
+    assert ("does not support bf16" in found.reason) is (name != "bf16")
     assert name == "bf16" or told[0][0] in found.reason
 
 

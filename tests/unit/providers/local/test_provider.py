@@ -131,7 +131,7 @@ def test_reinforcement_by_default() -> None:
             "method.grader",
             rft(grader={"evaluator": "accounts/a/evaluators/b"}),
             {},
-            "evaluators exist only on a host; here the grader needs a type:",
+            "evaluators only exist on hosted backends: set the grader's type to",
         ),
         ("method.grader", rft(grader={"type": "score_model", "model": "o3"}), {}, "on this machine does not"),
         ("method.grader", rft(grader=CODE), {}, "--allow-grader-code"),

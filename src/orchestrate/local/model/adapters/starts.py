@@ -273,7 +273,9 @@ def names_of(inner: Any, told: list[str] | None = None) -> ModuleNames:
     experts = expert_parameters(inner)
     routers = {name for name in linear if experts and ROUTERS.fullmatch(name)}
     linear = _without(told, linear, routers, "the router is not adapted")
-    linear = _without(told, linear, _mixers(inner, linear), "a state-space kernel reads them itself")
+    linear = _without(
+        told, linear, _mixers(inner, linear), "the state-space kernel reads their weights directly"
+    )
     return ModuleNames(
         modules=tuple(name for name, _ in every),
         linear=tuple(linear),

@@ -15,7 +15,9 @@ from orchestrate import settings
 from orchestrate.core.child import Child, Ended, TooLate
 from orchestrate.errors import SetupError
 
-INSTALL = "uv tool install --python 3.11 'skypilot[runpod,vast]'   (or python -m venv, pip install there)"
+INSTALL = (
+    "uv tool install --python 3.11 'skypilot[runpod,vast]'   (or use pip in a separate virtual environment)"
+)
 ANSWER_S = 600.0
 """The server may have to start first, and its controller too."""
 
