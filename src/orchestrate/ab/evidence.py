@@ -166,7 +166,8 @@ class Means:
 
 
 def gate_of_share(means: Means) -> str | None:
-    """Explain why the interval of a right-or-wrong metric cannot be trusted yet, or return `None`."""
+    """Explain why the confidence interval of a right-or-wrong metric can't be trusted yet, or return
+    `None`."""
     least = min(min(total := means.total(arm), means.users(arm) - total) for arm in (True, False))
     if least >= LEAST_OF_EACH - 1e-6:
         return None

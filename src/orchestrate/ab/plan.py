@@ -43,8 +43,8 @@ BROKEN_SPLIT = 0.001
 
 
 def alphas(plan: ExperimentPlan) -> dict[str, float]:
-    """Return the alpha of each metric: all of it for the primary metric, and the same amount split among
-    all guardrails. Each `told` metric is treated on its own."""
+    """Return the alpha of each metric. The primary metric gets the full alpha, and the guardrails share
+    another full alpha. Each `told` metric is tested separately."""
     guards = sum(metric.role == "guardrail" for metric in plan.metrics)
     alpha = plan.rule.alpha
     return {m.name: alpha / guards if m.role == "guardrail" else alpha for m in plan.metrics}
@@ -287,8 +287,8 @@ def _wrong_metric(metric: PlannedMetric) -> Iterable[str]:
 
 
 def recorded_sometimes(plan: ExperimentPlan) -> list[str]:
-    """Name the metrics that decide, are right or wrong, and count only users with an outcome. If such an
-    outcome is recorded only when it happens, the users without it are missing from the evidence."""
+    """List the right-or-wrong decision metrics that count only users with a recorded outcome. If an outcome
+    is recorded only when it happens, all other users are missing from the evidence."""
     return [
         metric.name
         for metric in plan.metrics

@@ -174,15 +174,15 @@ class Orchestrator(Workspace):
     ) -> RunHandle:
         """Check, quote, upload and create exactly one job on one backend, and return its run.
 
-        What `prepare` returned is not checked and quoted again. A file that has changed since then is
-        refused with `DataError`. `strict` refuses every setting that would not be kept or exactly mapped.
+        A result of `prepare` is not checked and quoted again. If a file has changed since then, the call
+        raises `DataError`. `strict` rejects every setting that would not be kept or exactly mapped.
 
-        `idempotency_key` is chosen by the caller. The same key always means the same run, in every
-        process that uses this store, and its run is returned in whatever state it is. If an identical run
-        is open or has succeeded within a day, `AlreadySubmitted` names it, unless `again`. With
-        `patient`, a job that a busy host did not accept stays unsent, and the next call with its key
-        continues it. `agree` is called if the host's own estimate is above the quote's high end and no
-        limit allows it. Without `agree`, the job is refused then.
+        `idempotency_key` is chosen by the caller. The same key always means the same run, in every process
+        that uses this store, and its run is returned in whatever state it is. If an identical run is open or
+        succeeded within the last day, the call raises `AlreadySubmitted`, unless `again` is set. With
+        `patient`, a job that a busy host did not accept stays pending, and the next call with the same key
+        retries it. `agree` is called if the host's own estimate is above the quote's high end and no limit
+        allows it. Without `agree`, the job is rejected in that case.
 
         Raises `TranslationRefused`, `DataError`, `OverBudget`, `KeyTaken` before anything is sent;
         `OutcomeUnknown` if the response to the create request was lost (the run stays in the store; `sync`
@@ -469,8 +469,8 @@ class Orchestrator(Workspace):
             return prepared.run()
 
     def calibrate(self, model: str, rated: str | Path, **terms: Any) -> Calibration:
-        """Calibrate a judge against people's ratings, in a file or in a review by its id, and remember
-        how far they agree. `unfit` says why the judge must not decide. `terms` are those of `judge`."""
+        """Calibrate a judge against human ratings, from a file or a review id, and store their agreement.
+        `unfit` explains why the judge can't be used. `terms` are the same as for `judge`."""
         from orchestrate.runs.evaluation import judging
 
         return judging.calibrated(self, judging.JudgeTerms(model=model, rated=str(rated), **terms))

@@ -145,7 +145,7 @@ class Child:
         return decoded(self.receive())
 
     def words(self) -> str:
-        """Return the end of what the process wrote to standard error."""
+        """Return the end of the process's stderr."""
         if self._words is None or self._words.closed:
             return ""
         size = self._words.seek(0, os.SEEK_END)

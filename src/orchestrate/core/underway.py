@@ -39,7 +39,7 @@ def heard_by(listener: Listener) -> Generator[None]:
 @contextmanager
 def work(what: str, unit: str = "") -> Generator[Told]:
     """Report work as in progress while the block runs. `what` begins with a verb, as in `reading
-    train.jsonl`. Without a `unit`, things are counted."""
+    train.jsonl`. Without a `unit`, the numbers count items."""
     listener = _listener.get()
     if listener is None:
         yield _unheard

@@ -133,8 +133,8 @@ def hours_billed(deployment: Deployment, now: datetime) -> Decimal:
 
 
 def seconds_by_month(since: datetime, until: datetime) -> dict[str, float]:
-    """Return `{"2026-10": 3600.0}` for the months in the time zone of `since`, or an empty dictionary
-    when `until` is not later."""
+    """Return the seconds in each month between `since` and `until`, such as `{"2026-10": 3600.0}`. Months are
+    in the time zone of `since`. Returns an empty dictionary if `until` is not after `since`."""
     found: dict[str, float] = {}
     while since < until:
         following = (since.replace(day=1) + timedelta(days=32)).replace(

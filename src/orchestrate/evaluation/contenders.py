@@ -69,8 +69,8 @@ class Candidate:
 
 
 def examples_of(items: Sequence[Item], asked: Sequence[Item]) -> list[Item]:
-    """Return the items that can be shown as examples: no question that is asked is among them, and no two
-    are the same."""
+    """Return the items that can serve as few-shot examples, without the evaluated questions and without
+    duplicates."""
     questions = {_question(item) for item in asked}
     fit = {_question(item): item for item in reversed(items) if item.expected}
     return [item for question, item in fit.items() if question not in questions]
@@ -146,8 +146,7 @@ def by_chat(
 def by_generator(
     contender: Contender, generator: Generator, sampling: Sampling, weights: str, *, base: bool
 ) -> Candidate:
-    """Build a candidate that runs on this machine, in batches. `weights` distinguishes the model's files
-    from any others."""
+    """Build a candidate that runs on this machine, in batches. `weights` identifies the model's files."""
     contender = replace(contender, precision=generator.expected_precision)
 
     def ask(questions: Sequence[Question]) -> list[Answer]:
@@ -255,7 +254,7 @@ def aliased(written: str) -> tuple[str, str | None]:
 
 
 def called(written: str, names: Sequence[str]) -> list[str]:
-    """Find contenders by name, by its beginning, or by the model at the end of an address."""
+    """Find contenders by name, by a prefix of the name, or by the model at the end of a URL."""
     return (
         [name for name in names if name == written]
         or [name for name in names if name.startswith(written)]

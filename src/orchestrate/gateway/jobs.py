@@ -90,7 +90,7 @@ class Outside:
     def jobs(
         self, project: str, before: tuple[datetime, str] | None, limit: int, metadata: Mapping[str, str]
     ) -> list[GatewayJob]:
-        """List jobs, newest first, that were created `before` a time and an id."""
+        """List the jobs created before the cursor `before` (a time and an id), newest first."""
         found: list[Run] = []
         for id, run in self._fresh().jobs.items() if project == PROJECT else ():
             if before is not None and (run.created_at, id) >= before:

@@ -296,8 +296,8 @@ def _metric_events(
 def checkpoints(
     job: GatewayJob, run: Run, told: Sequence[Checkpoint], points: Sequence[MetricPoint]
 ) -> list[dict[str, Any]]:
-    """List a job's checkpoints, newest first, one for each step, even if a host keeps it as an adapter
-    and as a merged model. The last one is the model itself."""
+    """List a job's checkpoints, newest first, with one entry per step even if a host keeps both an adapter
+    and a merged model for it. The checkpoint of the last step is the tuned model itself."""
     rows = {row["step"]: row for row in openai.metric_rows(points)}
     known = {point.step: point for point in told if point.step is not None}
     last = max(known, default=None)

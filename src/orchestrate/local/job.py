@@ -195,7 +195,7 @@ class Hyper(Record, frozen=True, kw_only=True):
         return min(n for n in (whole, self.max_steps) if n is not None)
 
     def passes(self, per_epoch: int) -> int:
-        """Return the number of epochs that are started."""
+        """Return the number of epochs, counting a partial last one."""
         return -(-self.steps(per_epoch) // per_epoch)
 
     @property

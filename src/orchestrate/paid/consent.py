@@ -18,10 +18,10 @@ def require_consent(
     limited: bool = False,
     fix: str = f"add --yes, or {COMMAND_LIMIT} USD to agree up to a limit",
 ) -> None:
-    """Raise `UsageError` unless somebody agrees to a possible cost. `agreed` is called only if there is
-    one: the highest price is above 0, or the price is `unpriced`, which a missing price means unless it
-    is False. `limited` means that a limit was given, which agrees to everything it allows. `otherwise`
-    names what did not happen."""
+    """Raise `UsageError` unless the user agrees to a possible cost. Calls `agreed` only if the highest price
+    is above 0 or the price is `unpriced`. A missing price counts as unpriced unless `unpriced` is False.
+    `limited` means that the user set a limit, which counts as agreement up to that limit. `otherwise` is the
+    part of the error that says what was not done."""
     unpriced = usd is None if unpriced is None else unpriced
     costs = unpriced or (usd is not None and usd > 0)
     if costs and not limited and not agreed():

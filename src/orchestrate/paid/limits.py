@@ -60,7 +60,8 @@ def require_price(
     unknown: str | None = None,
     unknown_fix: str | None = None,
 ) -> None:
-    """Raise `UnknownPrice` for an unknown amount if there is a limit. A known amount is not compared."""
+    """Raise `UnknownPrice` for an unknown amount if there is a limit. A known amount is not checked against
+    the limit."""
     if usd is None:
         require_within(provider, usd, limit_usd, unknown=unknown, unknown_fix=unknown_fix)
 

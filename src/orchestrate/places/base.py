@@ -221,8 +221,8 @@ class Place(ABC):
 
 
 def newest_first(found: Iterable[Placed]) -> list[Placed]:
-    """Sort workers, newest first. Of two that were created within one tick of the place's clock, the one
-    with the later name or number comes first."""
+    """Sort workers, newest first. If two have the same creation time, the one with the later name or number
+    comes first."""
 
     def age(one: Placed) -> tuple[float, int, str]:
         return one.created_at.timestamp() if one.created_at else 0.0, len(one.id), one.id

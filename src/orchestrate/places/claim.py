@@ -43,7 +43,7 @@ class Switch:
         return self.clock() - self.begun
 
     def costs(self, usd_per_hour: Decimal) -> None:
-        """Set the hourly price of the machine that was found after the start."""
+        """Set the machine's hourly price, which is known only after the start."""
         self.limits = msgspec.structs.replace(self.limits, usd_per_hour=usd_per_hour)
 
     def reported(self) -> None:

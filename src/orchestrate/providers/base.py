@@ -94,9 +94,9 @@ def key_account(config: HostConfig, host: str) -> Account:
 
 
 def account_of(ask: Callable[[], Account | None], config: HostConfig, host: str) -> Account:
-    """Return the account that `ask` gets from the host, or the key's fingerprint where the host does not
-    report it, or not to this key. Other errors are raised: if the host can't be asked now, the account is
-    unknown."""
+    """Return the account that `ask` gets from the host, or the key's fingerprint if the host does not report
+    it or this key may not read it. Raises all other errors, because the account is unknown while the host
+    can't be reached."""
     try:
         found = ask()
     except (NotFound, InvalidRequest, PermissionRefused):
@@ -380,8 +380,8 @@ class Recalls(Provider):
 
     @abstractmethod
     def recall(self, job: Job) -> Recalled | None:
-        """Return the facts that the host reports about a job and from which it can be priced, or `None`
-        where it reports none. The size of the data is not requested where the job reports its tokens."""
+        """Return what the host reports about a job that helps to price it, or `None` if it reports nothing.
+        Requests the size of the data only if the job doesn't report its tokens."""
 
     @abstractmethod
     def asked_for(self, job: Job) -> Told:
@@ -465,7 +465,7 @@ class KeepsFingerprint(Provider):
 class Serves(Provider):
     @abstractmethod
     def endpoint(self, job: JobHandle) -> Endpoint | None:
-        """Return the endpoint at which the tuned model answers now, if any."""
+        """Return the endpoint that currently serves the tuned model, if any."""
 
 
 class Deploys(Serves):
@@ -667,7 +667,7 @@ def joined(
 def stored(
     provider: Provider, parts: Mapping[str, Callable[[], Iterable[StoredItem]]], *unseen: str
 ) -> Storage:
-    """Join the lists of what an account keeps, as `joined` does for what bills."""
+    """Merge the lists of what an account stores, as `joined` does for what is billed."""
     items, failed = _read_lists(parts)
     untold = [f"{provider.title} offers no list of: {what}" for what in unseen]
     return Storage(items=items, partial=bool(failed), unseen=(*failed, *untold))

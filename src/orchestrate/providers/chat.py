@@ -398,7 +398,7 @@ def _require_there(host: HostConfig, name: str) -> None:
 
 
 def configured(settings: Settings, name: str) -> HostConfig:
-    """Return a host of the configuration. Raises `UsageError` for an unknown one."""
+    """Return a host from the configuration. Raises `UsageError` if it is unknown."""
     host = settings.host(name)
     if host.base_url is None:
         raise UsageError(f"no host {name!r} is configured", fix="orchestrate providers, or an https address")

@@ -355,9 +355,9 @@ _TURNS = 8
 def overrides(
     spec: JobSpec, translation: Translation, translate: Callable[[JobSpec], Translation]
 ) -> dict[str, Any] | None:
-    """Find fields for `overrides:` with which this backend rejects nothing of `spec`, the spec as this
-    backend gets it. Each is left out (`None`) or set to the nearest accepted value. Returns `None` where
-    nothing is rejected, or where the run would not be the same without the rejected settings."""
+    """Find `overrides:` that make this backend accept `spec`, the spec as this backend gets it. Each rejected
+    field is left out (`None`) or set to the nearest accepted value. Returns `None` if nothing is rejected, or
+    if the run would not be the same without the rejected settings."""
     found: dict[str, Any] = {}
     values = spec.asked()
     for _ in range(_TURNS):

@@ -99,7 +99,7 @@ def _figure(title: str, paper: Paper, height: float, parts: Sequence[str]) -> st
 
 
 def upright(x: Scale, y: Scale, x_name: str, y_name: str) -> list[str]:
-    """Draw the two axes of a plane with their names."""
+    """Draw labeled x and y axes."""
     parts = [
         f'<line class="grid" x1="{x.first:.1f}" y1="{y(t):.1f}" x2="{x.last:.1f}" y2="{y(t):.1f}"/>'
         + text(x.first - 8, y(t) + 4, short(t), "end")

@@ -55,8 +55,8 @@ class EvaluationReport(Record, frozen=True, kw_only=True):
         return documents.framed(self.render("html"))
 
     def save(self, path: str | Path) -> Path:
-        """Writes it; the file's ending decides: .html, .md, .json, .txt, .xml (JUnit). Raises
-        `UsageError`."""
+        """Write the report in the format that the file extension names: .html, .md, .json, .txt or .xml
+        (JUnit). Raises `UsageError` for any other."""
         return documents.save(path, ENDINGS, self.render)
 
 

@@ -237,7 +237,7 @@ def _again(runs: Sequence[Compared]) -> Iterable[str]:
 
 
 def asked_again(label: str, pairing: Pairing) -> str:
-    """Describe whether a model that was asked twice answers as before."""
+    """Describe whether a model gives the same answers when asked twice."""
     moved = [d.metric for d in pairing.differences if d.shown]
     other = pairing.items - pairing.same_answers
     if moved:

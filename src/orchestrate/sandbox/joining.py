@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def running(first_port: int = 0, **options: Any) -> AbstractContextManager[Sandbox]:
-    """Start a sandbox like `orchestrate.sandbox.running`, on `first_port` and the ports after it, or on
-    any free ones with 0."""
+    """Start a sandbox like `orchestrate.sandbox.running`, on `first_port` and the ports after it. If
+    `first_port` is 0, use any free ports."""
     ports = (first_port, first_port + 1, first_port + 2) if first_port else (0, 0, 0)
     return sandbox.running(ports=ports, **options)
 

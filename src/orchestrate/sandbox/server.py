@@ -36,8 +36,8 @@ _MOST_BODY = 8 << 30
 
 
 def dialect(kind: str) -> type[Host]:
-    """Load the simulation of a host that a file describes, from the only module that implements this API.
-    Raises `UsageError` for another kind."""
+    """Load the simulation of a host that a profile file describes. Raises `UsageError` if no API of that kind
+    is simulated."""
     [file] = Path(__file__).parent.glob("*/dialect.py")
     return import_module(f"orchestrate.sandbox.{file.parent.name}.dialect").dialect(kind)
 

@@ -149,7 +149,7 @@ class SessionDesk:
     # -- the process ---------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Wait until the base is loaded. Raises the errors of loading."""
+        """Wait until the base model is loaded. Raises any error that occurs while loading it."""
         self._child = SessionWorker(self._opening)
         told = self._child.opened
         self.folder, self.context, self.tied = told["folder"], told["context"], told["tied"]

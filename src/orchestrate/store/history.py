@@ -326,7 +326,8 @@ class History:
             ]
 
     def add_reconciliations(self, found: Iterable[Reconciliation]) -> None:
-        """Quote against bill of each ended run. A host that corrects its bill leads to another one."""
+        """Record how the quote of each ended run compares with its bill. If a host corrects its bill, a
+        further record follows."""
         rows = [beside(self._db.clock, one.run_id, "reconciliation", one) for one in found]
         if rows:
             with self._db.writing() as connection:

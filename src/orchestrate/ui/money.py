@@ -117,8 +117,8 @@ _BY = ("month", "backend", "tag")
 
 def routes(site: Site) -> list[Route]:
     def page(request: Request) -> Response:
-        """Show what the store knows. What the hosts say takes a while, so the page loads it later; read-only
-        pages ask no host, since whoever has their address would use the owner's keys."""
+        """Show costs from the store. The page loads the hosts' data later, because querying hosts is slow.
+        Read-only pages don't query hosts: anyone with the link would be using the owner's keys."""
         sandbox = bool(request.query_params.get("sandbox")) or site.ft.settings.hosts.sandboxed
         asked = "sandbox=True, " if sandbox else ""
         report = site.ft.spending(_BY, offline=True, sandbox=sandbox)

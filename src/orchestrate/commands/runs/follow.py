@@ -366,8 +366,8 @@ def _reachable(ft: Orchestrator) -> list[RunHandle]:
 
 
 def require_reachable(ft: Orchestrator, run: Run) -> None:
-    """Raise `UsageError` if the configuration leads to another host than the one the run is on, and
-    `SetupError` without its key."""
+    """Raise `UsageError` if the configuration points to another host than the run's, and `SetupError` if the
+    host's key is missing."""
     backend = ft.ready(run.provider)
     if backend.host != run.host:
         raise UsageError(

@@ -450,8 +450,8 @@ def warn_lost(requests: int, usd: Decimal | None) -> None:
 
 
 def require_go_ahead(question: str, *, yes: bool) -> None:
-    """Ask before something that a script may do without a word: only on a terminal. Raises `UsageError` for a
-    no."""
+    """Ask for confirmation on a terminal. Scripts proceed without being asked. Raises `UsageError` if the
+    user declines."""
     if sys.stdin.isatty() and not confirm(question, yes=yes):
         raise UsageError("nothing was done")
 

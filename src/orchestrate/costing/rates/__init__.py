@@ -130,10 +130,10 @@ def _built_in(entries: tuple[description.Entry, ...]) -> RateBook:
 
 
 def load(path: Path) -> list[Rate]:
-    """Rates of a user's file, in the form of the built-in ones; several providers as several YAML documents.
+    """Load rates from a user's file, in the format of the built-in ones. Each provider is a YAML document of
+    its own.
 
-    Raises `ConfigError` that names the file, the rate and what is wrong with it.
-    """
+    Raises `ConfigError` that names the file, the rate and what is wrong with it."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

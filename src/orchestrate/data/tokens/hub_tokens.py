@@ -30,8 +30,8 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def load(folder: Path, added_tokens: Sequence[str] = ()) -> Any:
-    """Load the transformers tokenizer of a folder, with further texts that it doesn't split. Raises
-    `SetupError` when the folder has no tokenizer, and `MissingExtra` without transformers."""
+    """Load the transformers tokenizer from a folder, and add tokens that it must not split. Raises
+    `SetupError` if the folder has no tokenizer, and `MissingExtra` if transformers is not installed."""
     if not has_tokenizer(folder):
         raise SetupError(f"no tokenizer in {folder}", fix="use the folder that contains tokenizer.json")
     with needed("local", "reading a Hugging Face tokenizer", "transformers"):
@@ -53,8 +53,8 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
 
 
 def opened(folder: Path, added_tokens: Sequence[str] = ()) -> HubTokenizer:
-    """Open the tokenizer of a folder. Transformers is used only when the folder's files don't say
-    everything. Raises the same errors as `load`."""
+    """Load the tokenizer from a folder. Falls back to transformers if the folder's files are not sufficient.
+    Raises the same errors as `load`."""
     return read(folder, added_tokens) or of_transformers(load(folder, added_tokens))
 
 

@@ -100,8 +100,8 @@ class HubTokenizer:
 
 
 def read(folder: Path, added_tokens: Sequence[str] = ()) -> HubTokenizer | None:
-    """Read the tokenizer of a folder, with further texts that it doesn't split. Returns `None` when
-    transformers is needed to load it."""
+    """Read the tokenizer from a folder, and add tokens that it must not split. Returns `None` if transformers
+    is needed to load it."""
     try:
         config = _json(folder / "tokenizer_config.json")
         file = _json(folder / "tokenizer.json")

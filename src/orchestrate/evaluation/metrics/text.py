@@ -88,7 +88,7 @@ def numbers(text: str) -> Iterator[Decimal]:
 
 
 def number(text: str) -> Decimal | None:
-    """Return the number that a text is; `None` for any other text. A closing point is allowed."""
+    """Parse the text as a number. Returns `None` for any other text. A trailing period is allowed."""
     plain = folded(text.strip()).removesuffix(".")
     return _decimal(plain) if _NUMBER.fullmatch(plain) else None
 
@@ -266,8 +266,7 @@ def rouge(n: int) -> Compare:
 
 
 def rouge_l(expected: str, answer: str) -> float:
-    """Return the F1 of the longest sequence of words that both texts have in the same order, with or
-    without others between them."""
+    """Return ROUGE-L: the F1 score of the longest common subsequence of words."""
     want, got = rouge_tokens(expected), rouge_tokens(answer)
     return _f1(common_subsequence(want, got), len(want), len(got))
 

@@ -162,8 +162,8 @@ def planned(
 
 
 def detectable(items: int, raters: int, likeness: float = LIKENESS) -> float:
-    """Return the smallest preference above a half that so many items and raters show in four of five
-    tries."""
+    """Return the smallest preference rate above 50% that this number of items and raters detects with a power
+    of 80%."""
     low, high = 0.5, 1.0
     for _ in range(40):
         middle = (low + high) / 2

@@ -47,9 +47,10 @@ def serving(
     port: int = 0,
     names: Collection[str] = (),
 ) -> Generator[Page]:
-    """Serves the review for the length of a `with` block. `raters` have links of their own; without any
-    there is one, and who opens it gives a name. `host` is an address of this machine (0.0.0.0: all of
-    them), `names` what it is called from outside. Raises `SetupError` when the port cannot be had."""
+    """Serve the review for the duration of a `with` block. Each of the `raters` gets a link. Without raters
+    there is one shared link, and whoever opens it enters a name. `host` is the address to bind to (0.0.0.0
+    for all interfaces), `names` are the host names that clients use. Raises `SetupError` if the port is
+    unavailable."""
     tokens = _tokens(Path(desk.review.folder) / "links.json", [*map(rater_named, raters)] or [ANYONE])
 
     made = Starlette(routes=_routes_of(desk))

@@ -157,8 +157,8 @@ class Rules:
 
     @classmethod
     def of(cls, method: Mapping[str, Any], max_length: int | None, truncation: Truncation | None) -> Rules:
-        """Read the rules from the settings of a method, as a spec or a job has them. Missing settings and
-        `None` take the default."""
+        """Read the encoding rules from the method settings of a spec or job. Missing settings and `None` take
+        the default."""
         train_on = method.get("train_on") or "all"
         return cls(
             max_length=max_length,

@@ -73,11 +73,11 @@ def choose(asked: str | None, device: str, tokens: int | None = None) -> Choice:
 def precision(
     asked: str | None, device: str, *, full: bool = False, capability: float | None = None
 ) -> Choice:
-    """Choose between `bf16`, `fp16` and `fp32` for activations, matrix products, and frozen weights that
-    are not in 4 bits. `full`: all weights are trained, and they are kept in 32 bits whatever the
-    precision of the products. `capability`: that of a GPU on another machine; by default this machine's
-    GPU is queried. Raises `UsageError` for an unknown precision, `EngineMissing` for one that the device
-    does not support."""
+    """Choose `bf16`, `fp16` or `fp32` for activations, matmuls and frozen weights that are not in 4 bits.
+    `full` means full fine-tuning, which keeps the weights in fp32 whatever the precision of the matmuls.
+    `capability` is the compute capability of a GPU on another machine. By default, this machine's GPU is
+    queried. Raises `UsageError` for an unknown precision, and `EngineMissing` for one that the device does
+    not support."""
     if asked not in (None, *PRECISIONS):
         raise UsageError(f"unknown precision {asked!r}", fix=f"one of {', '.join(PRECISIONS)}")
     if full and device == "cpu":

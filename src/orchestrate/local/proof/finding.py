@@ -53,8 +53,8 @@ def find(
     context: int | None = None,
 ) -> Sheet:
     """Build the fingerprint sheet of a tuned model, with prompts on which it differs from its base
-    (canaries). `data`: prompts that are searched for canaries before the built-in ones. `context`: the
-    most tokens that the model reads."""
+    (canaries). `data`: prompts to search for canaries before the built-in ones. `context`: the model's
+    maximum context length in tokens."""
     template = models.template
     asked = probes(sorted(str(t) for t in template.tokenizer.all_special_tokens))
     shown, refused = _rendered(template, asked)

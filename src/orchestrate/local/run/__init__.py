@@ -297,8 +297,8 @@ class RunDir:
     # -- steering --------------------------------------------------------------------------------------------
 
     def ask(self, word: str | None) -> None:
-        """Request the worker to `pause` or `cancel`; `None` withdraws the request. A pause never replaces
-        a cancel."""
+        """Ask the worker to `pause` or `cancel`. `None` withdraws the request. A pause never replaces a
+        cancel."""
         path = self.path / "control"
         if word is None:
             path.unlink(missing_ok=True)

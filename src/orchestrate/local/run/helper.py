@@ -82,8 +82,8 @@ def assist(run: Silent, met: Met) -> None:
 
 
 def share(session: Session) -> None:
-    """Repeat what the first process does, with this process's shard of the weights, until the first
-    process ends it."""
+    """Mirror the first process's steps on this process's shard of the weights until the first process ends
+    the run."""
     from orchestrate.local.run import parallel
     from orchestrate.local.run.loop import Stopped
 

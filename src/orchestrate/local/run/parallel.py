@@ -174,7 +174,7 @@ class Group(Peers):
         os._exit(1)
 
     def cut(self) -> None:
-        """Wait until the process behind the connection error is seen to have ended."""
+        """Wait for the process that caused the connection error to exit."""
         for _ in range(int(CUT_S / LOOK_S)):
             self._look()
             time.sleep(LOOK_S)

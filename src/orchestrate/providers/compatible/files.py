@@ -167,7 +167,7 @@ class _Unfinished:
 
     @classmethod
     def of(cls, path: Path, part_bytes: int) -> _Unfinished | None:
-        """Return the earlier upload of this file, while the host still has it."""
+        """Return the earlier upload of this file if the host still has it."""
         try:
             known = json.loads(cls._beside(path).read_bytes())
             if time.time() - known["opened_at"] > UPLOAD_LIFE_S or known["part_bytes"] != part_bytes:

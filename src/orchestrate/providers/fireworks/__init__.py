@@ -91,8 +91,8 @@ REGION_FACTOR = Decimal("1.5")
 
 
 def region_factor(region: str | None) -> Decimal:
-    """Return the factor on the price of a GPU-hour: fireworks.ai/pricing, 2026-10-08, "region-restricted
-    deployments x1.5"."""
+    """Return the price multiplier for a GPU-hour in a region. Source: fireworks.ai/pricing, 2026-10-08,
+    "region-restricted deployments x1.5"."""
     anywhere = region is None or region == "GLOBAL" or region.endswith("UNSPECIFIED")
     return Decimal(1) if anywhere else REGION_FACTOR
 

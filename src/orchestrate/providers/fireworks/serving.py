@@ -126,7 +126,7 @@ class Serving:
         return self._endpoint(there, tuned)
 
     def model_of(self, deployment_id: str, tuned: str) -> str:
-        """Return the name by which the model answers. Raises `UsageError` where it is not deployed."""
+        """Return the model name to use in requests. Raises `UsageError` if the model is not deployed."""
         endpoint = self.find(deployment_id, tuned)
         if endpoint is None:
             raise UsageError(
@@ -136,8 +136,8 @@ class Serving:
         return endpoint.model
 
     def remove(self, id: str) -> None:
-        """Unload the model and delete the deployment, even if it was used a moment ago. A repeated call
-        continues."""
+        """Unload the model and delete the deployment, even if it was used a moment ago. After an
+        interruption, call it again to finish."""
         there = self._get(id)
         if there is None or there.get("state") in GONE:
             return

@@ -66,8 +66,8 @@ _SIZES = ((512, 512), (1024, 1024), (_LONGEST, _SHORTEST))
 
 
 def tokens(model: str, picture: Picture) -> tuple[int, int, int] | None:
-    """Return the least, likely and most tokens of an image on a model, or `None` for a model without a
-    published rule. The three differ where the image's size is unknown, or the host chooses the detail
+    """Return the minimum, likely and maximum tokens of an image for a model, or `None` for a model without a
+    published rule. The three differ if the image's size is unknown or the host chooses the detail
     (`auto`)."""
     rule = next((found for name, found in _RULES.items() if model.startswith(name)), None)
     if rule is None:

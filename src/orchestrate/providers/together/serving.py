@@ -468,8 +468,8 @@ class TogetherAdapters(adapters.Adapters):
         return None
 
     def as_job(self, id: str) -> dict[str, Any]:
-        """Return an adapter in the form of the job that would have trained it. Raises `UsageError` where
-        it does not exist."""
+        """Return an adapter in the form of a training job. Raises `UsageError` if the adapter doesn't
+        exist."""
         found = self.find(id)
         if found is None:
             raise UsageError(f"{self._provider} has no adapter {id}", fix="orchestrate deploy RUN --to ...")

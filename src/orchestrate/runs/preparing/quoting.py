@@ -129,10 +129,10 @@ def use(
     compare_with: str | None = None,
     saved_tokens: int = 0,
 ) -> Use:
-    """Describe the expected use of the model. `traffic` is in words ("20k req/day, 900 in, 150 out"). The
-    comparison is with prompting `compare_with`, or by default a model that stays available for all those
-    months, with `saved_tokens` more in each prompt. Raises `UsageError` for traffic that cannot be parsed
-    and for a base model without a known price."""
+    """Describe the expected use of the model. `traffic` is text such as "20k req/day, 900 in, 150 out". The
+    alternative is to prompt `compare_with`, with `saved_tokens` extra tokens in each prompt. By default,
+    `compare_with` is a model that stays available for the entire period. Raises `UsageError` if the traffic
+    can't be parsed or the price of the base model is unknown."""
     asked = Traffic.parse(traffic)
     if compare_with:
         base = costing.base_price(compare_with, asked, saved_tokens=saved_tokens)

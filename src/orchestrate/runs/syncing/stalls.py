@@ -104,7 +104,7 @@ class Stalls:
             yield self._told(run, silence.seconds, limit, usual, silence.told_s)
 
     def limit_s(self, run: Run, usual: Usual) -> float:
-        """Return the seconds without news after which this run counts as stalled."""
+        """Return how many seconds without progress make this run count as stalled."""
         if self.after_s is not None:
             return self.after_s
         least = UNKNOWN_S if usual.runs < ENOUGH or usual.silent_s is None else LEAST_S

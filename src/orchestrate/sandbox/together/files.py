@@ -94,7 +94,7 @@ class TogetherFiles:
     # -- one PUT -------------------------------------------------------------------------------------------
 
     async def ask(self, request: Request) -> Response:
-        """Start an upload. The SDK names the file, and the answer redirects to where its bytes go."""
+        """Start an upload. The SDK sends the file name, and the response redirects to the upload URL."""
         async with request.form() as form:
             values = {k: str(v) for k, v in form.items()}
         self._check(values.get("purpose"), values.get("file_name"))

@@ -392,8 +392,7 @@ def trained_rows(model: Any, ids: Sequence[int], adapter: Adapter) -> dict[str, 
 
 
 def rows_of(adapter: Path) -> int:
-    """Return how many token rows the base model needs so that the adapter in this folder can be loaded
-    onto it."""
+    """Return how many embedding rows the base model needs to load the adapter in this folder."""
     config = msgspec.json.decode((adapter / "adapter_config.json").read_bytes(), type=dict[str, Any])
     indices = config.get("trainable_token_indices") or {}
     most = [1 + max(ids) for ids in (indices.values() if isinstance(indices, dict) else [indices])]
