@@ -248,10 +248,10 @@ class Orchestrator(Workspace):
         other_data: bool = False,
         **terms: Any,
     ) -> RunHandle:
-        """Repeat a finished run from its stored spec, on its backend or another one. `settings`, by
-        dotted name, replace its own. One of a sandbox stays in it. Data that are not proven by their
-        digest to be those of the run are refused with `DataError`, unless `other_data`. `terms`, and what
-        is raised, are those of `submit`."""
+        """Repeat a finished run from its stored spec, on its backend or another one. `settings` override the
+        spec's, by dotted name. A sandbox run stays in its sandbox. If the data's digest doesn't match the
+        run's, the call raises `DataError`, unless `other_data` is set. `terms` and all other errors are the
+        same as for `submit`."""
         from orchestrate.runs import rerun
 
         record = self.record(run) if isinstance(run, str) else run.record
@@ -282,9 +282,9 @@ class Orchestrator(Workspace):
         max_cost_usd: Decimal | None = None,
         max_cost_each_usd: Decimal | None = None,
     ) -> dict[str, Decimal | None]:
-        """Run all checks of `submit` without sending anything, for backends that get the spec one after
-        the other: the budget and `max_cost_usd` (default: the spec's) must cover all of them together.
-        Returns the limit of each, which together stay within it. Raises the same errors as `submit`."""
+        """Run all checks of `submit` without sending anything, for backends that get the spec one after the
+        other. The budget and `max_cost_usd` (default: the spec's) must cover all of them together. Returns a
+        limit for each backend; their sum stays within it. Raises the same errors as `submit`."""
         from orchestrate.runs import submit as submission
 
         return submission.preflight(
@@ -388,8 +388,8 @@ class Orchestrator(Workspace):
         return Orphans(self.store, self.ready).end(report, tell)
 
     def deployments(self, *, over: bool | None = False) -> Listing[DeploymentHandle]:
-        """List deployments as last seen, newest first: by default those that have not ended, with `None`
-        all of them. `sync` updates them."""
+        """List deployments as last seen, newest first. By default, lists only deployments that have not
+        ended; `None` lists all. `sync` updates them."""
         return Listing(
             DeploymentHandle(self, record) for record in self.store.deployments.matching(over=over)
         )

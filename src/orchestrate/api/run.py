@@ -33,7 +33,7 @@ class RunHandle(TrackedRun):
         **options: Any,
     ) -> DeploymentOffer:
         """Return what `deploy` with the same arguments would agree to: the price and the limits that will
-        apply, including those of an earlier call. Sends nothing. Raises what `deploy` does."""
+        apply, including limits of an earlier call. Sends nothing. Raises the same errors as `deploy`."""
         from orchestrate.runs.hosting import deploying
 
         terms = deploying.Terms(

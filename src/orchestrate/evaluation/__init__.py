@@ -86,8 +86,8 @@ MOST_POINTS = 9
 
 
 def read(path: Path | None) -> Rubric:
-    """Read a rubric file, or return the default rubric without one. Raises `UsageError` that says what is
-    wrong in the file."""
+    """Read a rubric file, or return the default rubric if no file is given. Raises `UsageError` that says
+    what is wrong in the file."""
     if path is None:
         return DEFAULT
     try:

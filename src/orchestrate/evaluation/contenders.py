@@ -77,8 +77,8 @@ def examples_of(items: Sequence[Item], asked: Sequence[Item]) -> list[Item]:
 
 
 def shots_of(items: Sequence[Item], wanted: int, asked: Sequence[Item], seed: int = 0) -> tuple[Message, ...]:
-    """Pick `wanted` examples from `items` as messages, without any question that is asked. The same seed
-    gives the same examples. This is what the team would write into its prompt by hand."""
+    """Pick `wanted` few-shot examples from `items` as messages, excluding the evaluated questions. The same
+    seed gives the same examples. This is what the team would write into its prompt by hand."""
     free = examples_of(items, asked)
     order = sorted(free, key=lambda item: hashlib.sha256(f"{seed}:{item.id}".encode()).digest())
     found: list[Message] = []

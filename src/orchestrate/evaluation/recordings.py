@@ -240,7 +240,7 @@ def find(store: Store, written: str) -> Recording:
 
 
 def of_run(store: Store, run_id: str) -> Recording | None:
-    """Return the recording of a run with the most answers, or `None`."""
+    """Return the recording of a run that has the most answers, or `None`."""
     found = [one for one in all_of(store, [run_id]) if one.answered]
     return max(found, key=lambda one: one.answered, default=None)
 

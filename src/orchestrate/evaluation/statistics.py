@@ -61,9 +61,9 @@ def mean_test(
 
 
 def unseen(value: float, count: int, within: Range | None) -> float:
-    """Return how far the mean may be from `count` identical values: an event that never happened in so
-    many tries can still have a probability, at most this one. Without a range, return 0 when so many
-    values can show significance at 5%."""
+    """Return how far the mean may be from `count` identical values: an event that never happened in this many
+    tries can still have a probability, at most this one. Without a range, returns 0 if this many values can
+    show significance at 5%."""
     if count < 2:
         return UNKNOWN
     if within is None:
@@ -319,8 +319,9 @@ def _quantile(p: float, a: float, b: float) -> float:
 
 
 def decisive(score: Score, intervals: int) -> Score:
-    """Return the interval to decide by. All of so many intervals hold together with 95% (Bonferroni), and
-    that of a proportion is exact, as Wilson's misses more often than it says near 0 and 1."""
+    """Return the interval to decide by. With `intervals` of them, all hold together with 95% confidence
+    (Bonferroni). The interval of a proportion is exact, because Wilson's misses more often than it says near
+    0 and 1."""
     right = round(score.value * score.n)
     if wilson(right, score.n) == score:
         return exact(right, score.n, 0.025 / max(1, intervals))
@@ -360,12 +361,10 @@ T = TypeVar("T")
 
 
 def alpha(units: Sequence[Sequence[Value]], level: Level = "nominal") -> Score | None:
-    """Return Krippendorff's alpha with its bootstrap interval over units. 1 is perfect agreement, 0 that
-    of chance.
-
-    A unit contains the values that its raters gave, of any number. Units with fewer than two values say
-    nothing, and `n` counts the others. Returns `None` when nothing can be said: no unit has two values,
-    or all values are the same. Krippendorff, Computing Krippendorff's Alpha-Reliability (2011)."""
+    """Return Krippendorff's alpha with its bootstrap interval over units. 1 is perfect agreement, 0 is
+    agreement by chance. A unit contains any number of ratings. Units with fewer than two are ignored, and `n`
+    counts the others. Returns `None` if alpha is undefined: no unit has two values, or all values are the
+    same. Krippendorff, Computing Krippendorff's Alpha-Reliability (2011)."""
     rated = [_coincidences(values) for values in units if len(values) > 1]
     found = _alpha(rated, level)
     return None if found is None else _resampled_units(rated, lambda drawn: _alpha(drawn, level), found)
@@ -435,8 +434,8 @@ def kappa(
 
 
 def spearman(pairs: Sequence[tuple[float, float]]) -> Score | None:
-    """Rank correlation with the interval of Bonett and Wright (2000). `None` with fewer than four pairs, or
-    where one side is always the same."""
+    """Compute the rank correlation with the interval of Bonett and Wright (2000). Returns `None` if there are
+    fewer than four pairs or one side is constant."""
     if len(pairs) < 4:
         return None
     first, second = (_ranks([pair[side] for pair in pairs]) for side in (0, 1))

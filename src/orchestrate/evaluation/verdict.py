@@ -30,7 +30,7 @@ class Demand:
 
 
 def require_decidable(metric: MetricUsed, demand: Demand) -> None:
-    """Raises `UsageError` for a metric of which neither high nor low is good, or for what none reaches."""
+    """Raise `UsageError` if the metric has no better direction, or the target or margin is impossible."""
     target, margin = demand.target, demand.margin
     if metric.better == "neither" and (target is not None or margin):
         raise UsageError(
@@ -56,11 +56,9 @@ def verdicts(
     contenders: Sequence[str],
     answered: Mapping[str, Difference] | None = None,
 ) -> list[Verdict]:
-    """Decide for each contender that has a rival or a target to reach.
-
-    `answered` has the difference of a contender on the questions that its rival answered, where the rival
-    was refused some: nobody may ship for those alone.
-    """
+    """Decide for each contender that has a rival or a target to reach. `answered` has the difference of a
+    contender on the questions that its rival answered, if the rival was refused some: these alone never
+    justify shipping."""
     if metric.better == "neither":
         return []
     asked: dict[str, tuple[list[Measure], list[Difference]]] = {}

@@ -218,7 +218,7 @@ class Provider(ABC):
 
     @abstractmethod
     def list(self, *, since: datetime | None = None) -> Iterator[Job]:
-        """List all jobs of the account page by page, newest first where the host sorts them. Stops at
+        """List all jobs of the account page by page, newest first if the host sorts them. Stops at
         `since`."""
 
     @abstractmethod
@@ -226,9 +226,9 @@ class Provider(ABC):
         """Yield events, oldest first, only those after the event id `after`."""
 
     def billing(self) -> Billing:
-        """Report everything in the account that bills or could bill, whoever created it: jobs that have
-        not ended, deployments and endpoints, and stored files where the host charges for storage. The
-        result states what cannot be seen. Raises only when nothing can be queried."""
+        """Report everything in the account that is billed or could be, whoever created it: jobs that have not
+        ended, deployments and endpoints, and stored files if the host charges for storage. The result states
+        what cannot be seen. Raises only if nothing can be queried."""
 
         return of_jobs(self, "anything else that this backend bills")
 
@@ -355,8 +355,8 @@ class Limited(Provider):
 
     @abstractmethod
     def ends_usd(self, spec: JobSpec, translation: Translation, quote: Quote) -> Decimal | None:
-        """Return the most that the run can cost: by the limits of the spec, otherwise the high end of the
-        quote. `None` if the hourly price is unknown, or nothing is billed."""
+        """Return the maximum that the run can cost: by the limits of the spec, otherwise the high end of the
+        quote. Returns `None` if the hourly price is unknown, or nothing is billed."""
 
     @abstractmethod
     def allowance(self, job: JobHandle) -> Allowance:
@@ -414,9 +414,9 @@ class HandsOutFiles(Provider):
 class ListsModels(Provider):
     @abstractmethod
     def base_models(self) -> Sequence[HostModel]:
-        """List the models that the host currently tunes, with limits and end dates where it reports them.
-        A field that it does not report is `None`, empty or `unconfirmed`. `orchestrate models refresh`
-        compares the list with the catalog."""
+        """List the models that the host currently tunes, with limits and shutdown dates if it reports them. A
+        field that it does not report is `None`, empty or `unconfirmed`. `orchestrate models refresh` compares
+        the list with the catalog."""
 
 
 # -- before a job ------------------------------------------------------------------------------------------
@@ -429,8 +429,8 @@ class PlansTraining(Provider):
 
     @abstractmethod
     def memory(self, spec: JobSpec, data: TrainingData, translation: Translation) -> MemoryPlan | None:
-        """Estimate the memory that training these rows takes on the user's own hardware, or return `None`
-        where the hardware is not the user's."""
+        """Estimate the memory that training on these rows takes on the user's own hardware. Returns `None` if
+        the hardware is not the user's."""
 
     @abstractmethod
     def device(self) -> str:
@@ -458,8 +458,8 @@ class Downloads(Provider):
 class KeepsFingerprint(Provider):
     @abstractmethod
     def sheet(self, job: JobHandle) -> Sheet | None:
-        """Return the fingerprint by which the tuned model is recognized where it is served, if its
-        trainer kept one."""
+        """Return the fingerprint that identifies the tuned model wherever it is served, if its trainer kept
+        one."""
 
 
 class Serves(Provider):
@@ -480,10 +480,8 @@ class Deploys(Serves):
     def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
         """Deploy the tuned model. This may bill hourly and is never implied by another command. The
         deployment is named after the job, so it is never created twice: a second call completes what an
-        earlier one started, and restarts what had stopped.
-
-        Raises `OverBudget` when an hour costs more than the option `max_usd_per_hour`, and
-        `OutcomeUnknown` when the answer to the request that bills was lost."""
+        earlier one started, and restarts what had stopped. Raises `OverBudget` if an hour costs more than the
+        option `max_usd_per_hour`, and `OutcomeUnknown` if the response to the request that bills was lost."""
 
     @abstractmethod
     def undeploy(self, job: JobHandle) -> None:
@@ -525,8 +523,8 @@ class Chats(Provider):
     def chat(
         self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
     ) -> Chat | None:
-        """Return a chat that answers one question at a time, like `generate`, and can be called from
-        several threads. `None` where the backend does not support this."""
+        """Return a chat that answers one question at a time, like `generate`, and can be called from several
+        threads. Returns `None` if the backend does not support this."""
         return None
 
 
@@ -544,7 +542,7 @@ class Sessions(Provider):
 
     @abstractmethod
     def session_dir(self, order: SessionOrder) -> RunDir:
-        """Make the run directory of a session, or find the one that an earlier call made."""
+        """Make the run directory of a session, or find the directory that an earlier call made."""
 
     @abstractmethod
     def session_price(self, order: SessionOrder, rates: RateBook) -> SessionPrice:
@@ -587,8 +585,8 @@ P = TypeVar("P", bound=Provider)
 
 
 def capability(provider: Provider, wanted: type[P]) -> P:
-    """Return the backend typed as one with this capability. Raises `Unsupported` with the backend's
-    reason where it lacks it."""
+    """Return the backend typed as one with this capability. Raises `Unsupported` with the backend's reason if
+    it lacks the capability."""
     if isinstance(provider, wanted):
         return provider
     for feature, part in FEATURES.items():

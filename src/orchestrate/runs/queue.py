@@ -108,8 +108,8 @@ def about(entry: QueueEntry) -> str:
 
 
 def elsewhere(ft: Workspace, entry: QueueEntry) -> str | None:
-    """Explain why an entry cannot start from here, although it may start on a machine where its backend
-    is configured."""
+    """Explain why an entry cannot start from here, although it may start on another machine that has its
+    backend configured."""
     try:
         here = ft.provider(entry.provider).host
     except OrchestrateError as error:

@@ -298,7 +298,8 @@ class TrackedRun:
         return files.described(self._ws.settings.home / "models" / self.id)
 
     def deployment(self, at: str | None = None) -> DeploymentHandle | None:
-        """Return the newest deployment as last seen: on the backend `at`, or on any. `None` without one."""
+        """Return the newest deployment as last seen, on the backend `at` or on any. Returns `None` if there
+        is none."""
         record = self._ws.store.deployments.of_run(self.id, at)
         return None if record is None else DeploymentHandle(self._ws, record)
 
@@ -370,7 +371,7 @@ class TrackedRun:
             return opened.write(exporters.story(self._ws.store, self.record))
 
     def proofs(self) -> list[Proof]:
-        """List the checks that a served model is the one that was trained, oldest first."""
+        """List the checks that compared a served model with the trained one, oldest first."""
         return self._ws.store.history.proofs(self.id)
 
 

@@ -163,7 +163,10 @@ class Sides:
 def split(
     file: FileArg,
     shares: Annotated[
-        str, typer.Argument(metavar="[SHARES]", help="Shares of train, validation and, optionally, test.")
+        str,
+        typer.Argument(
+            metavar="[SHARES]", help="Sizes of train, validation and, optionally, test, such as 80/10/10."
+        ),
     ] = "80/10/10",
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder; default: FILE's name.")
@@ -260,7 +263,10 @@ def _show_deduped(report: DedupeReport, file: str) -> None:
     counts = f"{report.exact:,} identical, {report.near:,} near-duplicates"
     out.print(f"{count(report.rows, 'row')}, {report.kept:,} kept: {counts}")
     if report.left_out:
-        note(f"{count(report.left_out, 'row')} with errors dropped: orchestrate data check {file}")
+        note(
+            f"{count(report.left_out, 'row')} with errors dropped; see them with: "
+            f"orchestrate data check {file}"
+        )
     if report.output:
         note(f"written: {report.output}; each removed row: {report.log}")
         note(f"to train on these rows set train to {report.output} in the spec")

@@ -35,15 +35,19 @@ class Points:
         ),
     ] = "0.125,0.25,0.5,1"
     seeds: Annotated[
-        int, typer.Option(min=1, max=20, help="Runs per share; their spread is included in the intervals.")
+        int, typer.Option(min=1, max=20, help="Runs per fraction; their spread is included in the intervals.")
     ] = 1
     more: Annotated[int, typer.Option(min=1, help="Number of additional rows to project.")] = 1000
     compare: Annotated[
         str | None,
         typer.Option(metavar="best,random,all", help="Compare the best rows with random ones, or with all."),
     ] = None
-    by: Annotated[str, typer.Option(metavar="SIGNAL", help="With --compare: as in data select.")] = "loss"
-    keep: Annotated[float, typer.Option(metavar="SHARE", help="With --compare: as in data select.")] = 0.5
+    by: Annotated[str, typer.Option(metavar="SIGNAL", help="With --compare: signal that ranks the rows.")] = (
+        "loss"
+    )
+    keep: Annotated[
+        float, typer.Option(metavar="FRACTION", help="With --compare: fraction of the rows to keep.")
+    ] = 0.5
 
 
 @command

@@ -36,7 +36,7 @@ _EXIT = {"rows": 0, "repeating": 1, "max-requests": 6, "max-cost": 6, "budget": 
 OutputOpt = Annotated[Path | None, typer.Option("-o", "--output", help="Output file.", show_default=False)]
 KeyVariableOpt = Annotated[
     str | None,
-    typer.Option(help="Environment variable with the API key for --base-url. Without it, no key is sent."),
+    typer.Option(help="Environment variable with the API key for --base-url. By default, no key is sent."),
 ]
 MaxCostOpt = Annotated[
     str | None,
@@ -101,8 +101,8 @@ def generate(
     """Generate new rows in the format of SEEDS with a chat model. The rows are checked, deduplicated and
     marked for review.
 
-    Repeat the command to continue where the last one stopped. Exit code 6 if a limit stopped it, 1 if the
-    model only repeats itself."""
+    Repeat the command to continue after an interruption. Exit code 6 if a limit stopped it, 1 if the model
+    only repeats itself."""
     from orchestrate.runs.data import files as data
     from orchestrate.runs.data import generation
 
@@ -210,7 +210,7 @@ def _show(report: GenerateReport) -> None:
         }
         note(f"stopped early: {why.get(report.stopped, f'--{report.stopped} was reached')}")
     if report.rows:
-        note(f"review them: orchestrate data review {report.output}")
+        note(f"review them with: orchestrate data review {report.output}")
 
 
 @contextmanager

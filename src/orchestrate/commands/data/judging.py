@@ -132,7 +132,7 @@ def from_review(
         ),
     ] = None,
     agreement: Annotated[
-        float, typer.Option(min=0.5, max=1, help="Share of an item's raters that must agree.")
+        float, typer.Option(min=0.5, max=1, help="Fraction of an item's raters that must agree.")
     ] = 0.6,
 ) -> Output[FromReview]:
     """Convert human verdicts to rows for preference tuning. Verdicts that don't make a row are counted."""

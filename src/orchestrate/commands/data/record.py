@@ -54,7 +54,7 @@ class Prompts:
     max_tokens: MaxTokensOpt = 512
     samples: Annotated[int, typer.Option(min=1, max=64, help="Answers per prompt.")] = 1
     temperature: TemperatureOpt = 0.0
-    on: Annotated[str, typer.Option(help="Where the model runs: host, here or auto, as in eval.")] = "auto"
+    on: Annotated[str, typer.Option(help="Where to run the model: host, here or auto (as in eval).")] = "auto"
     key_variable: KeyVariableOpt = None
 
 

@@ -145,7 +145,10 @@ def _show(report: ScoreReport) -> None:
     for line in report.missing:
         note(line)
     if report.left_out:
-        note(f"{count(report.left_out, 'row')} with errors not scored: orchestrate data check {report.path}")
+        note(
+            f"{count(report.left_out, 'row')} with errors not scored; see them with: "
+            f"orchestrate data check {report.path}"
+        )
     cost = "" if report.usd is None else f"; {money(report.usd)}"
     note(f"written: {report.output}{cost}")
     note(f"orchestrate data select {quote(report.path)} --keep 0.5 --by {next(reversed(report.signals))}")
@@ -162,10 +165,8 @@ def select(
             help="duplicate, length, contradiction, label, loss, spread, prompt, loss-after or judge.",
         ),
     ],
-    keep: Annotated[float, typer.Option(metavar="SHARE", help="The share of the rows to keep.")] = 0.5,
-    scores: Annotated[
-        Path | None, typer.Option(help="The file of scores; default: FILE.scores.jsonl.")
-    ] = None,
+    keep: Annotated[float, typer.Option(metavar="FRACTION", help="Fraction of the rows to keep.")] = 0.5,
+    scores: Annotated[Path | None, typer.Option(help="Score file; default: FILE.scores.jsonl.")] = None,
     output: OutputOpt = None,
     columns: MapOpt = None,
     ignored: IgnoreOpt = None,

@@ -233,8 +233,8 @@ def size(
     ] = 10.0,
     alpha: Annotated[float, typer.Option(min=0.0001, max=0.5, help="Significance level.")] = 0.05,
 ) -> Output[Sized]:
-    """Estimate how many users an experiment needs. With so many, four of five experiments detect the
-    difference. Works offline."""
+    """Estimate how many users an experiment needs to detect the difference with a power of 80%. Works
+    offline."""
     from orchestrate.ab import launch as experiments
 
     if (rate is None) == (deviation is None):
@@ -267,4 +267,4 @@ def _show_list(listed: Sequence[ExperimentReport]) -> None:
     for one in listed:
         out.print(experiments.standing(one), soft_wrap=True)
     if not listed:
-        note("no experiment was started yet: orchestrate ab serve PLAN.yaml")
+        note("no experiment was started yet; start one with: orchestrate ab serve PLAN.yaml")

@@ -100,9 +100,7 @@ class Else:
     ] = None
     rater: Annotated[str | None, typer.Option(metavar="NAME", help="Rater of the sheet.")] = None
     plan: Annotated[bool, typer.Option("--plan", help="Show how many people and items are needed.")] = False
-    detect: Annotated[
-        float, typer.Option(help="For --plan: the expected share of cases in which one is preferred.")
-    ] = 0.6
+    detect: Annotated[float, typer.Option(help="For --plan: the expected preference rate of one side.")] = 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +115,7 @@ class WriteOptions:
     ] = None
     overlap: Annotated[
         float,
-        typer.Option(min=0, max=1, help="For --write: share of rows that two people write independently."),
+        typer.Option(min=0, max=1, help="For --write: fraction of rows that two people write independently."),
     ] = 0.2
     settler: Annotated[
         str,
@@ -340,7 +338,7 @@ def _show_plan(plans: tuple[Planned, ...], share: float, likeness: float | None 
 def _show(found: ReviewResult) -> None:
     review = found.review
     if not found.ratings:
-        note(f"{review.id} has no ratings yet: orchestrate review {review.id}")
+        note(f"{review.id} has no ratings yet; collect some with: orchestrate review {review.id}")
         return
     if review.kind == "pairs":
         _show_pairs(found)

@@ -108,14 +108,16 @@ class Where:
     ] = None
     train: Annotated[
         str | None,
-        typer.Option("--train", metavar="FILE", help="Training rows, if those of the run are lost."),
+        typer.Option("--train", metavar="FILE", help="Training rows, if the run's own are lost."),
     ] = None
     every: Annotated[
-        bool, typer.Option("--all", help="Every run whose model will be shut down; with --plan.")
+        bool, typer.Option("--all", help="With --plan: every run whose model will be shut down.")
     ] = False
     plan: Annotated[
         Path | None,
-        typer.Option("--plan", metavar="FILE", help="Plan file: written with --all, run without it."),
+        typer.Option(
+            "--plan", metavar="FILE", help="Plan file. With --all it is written, otherwise it is run."
+        ),
     ] = None
     rate: RateOpt = None
 

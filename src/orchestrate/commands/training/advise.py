@@ -46,10 +46,10 @@ class NeedOptions:
     ] = None
     base_score: Annotated[
         float | None,
-        typer.Option(metavar="SHARE", help="Score of the base model with your prompt, such as 0.86."),
+        typer.Option(metavar="SCORE", help="Score of the base model with your prompt, such as 0.86."),
     ] = None
     target: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Score that is good enough, such as 0.9.")
+        float | None, typer.Option(metavar="SCORE", help="Score that is good enough, such as 0.9.")
     ] = None
     measure: Annotated[
         str | None,
@@ -178,7 +178,7 @@ def _show(found: Advice, name: str) -> None:
         out.print(str(found.rule))
     else:
         note(
-            "the 80% rule is open: don't tune where prompting reaches 80% of the target. Measure that: "
+            "the 80% rule was not checked: don't tune if prompting reaches 80% of the target. Measure it: "
             f"orchestrate advise {quote(name)} --measure MODEL --test FILE --target 0.9"
         )
     for text in found.warnings:

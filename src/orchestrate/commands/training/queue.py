@@ -101,7 +101,7 @@ def add(
 def _show_added(made: list[QueueEntry]) -> None:
     for entry in made:
         out.print(entry.id)
-    note("it starts while one of these is running: orchestrate queue run, worker, watch")
+    note("it starts only while orchestrate queue run, worker or watch is running")
 
 
 @app.command("list")
@@ -118,9 +118,9 @@ def list_entries(
 
 def _show(entries: list[QueueEntry], paused: bool) -> None:
     if paused:
-        warn("the queue is paused: orchestrate queue resume")
+        warn("the queue is paused; resume it with: orchestrate queue resume")
     if not entries:
-        note("the queue is empty: orchestrate queue add SPEC -p BACKEND")
+        note("the queue is empty; add a run with: orchestrate queue add SPEC -p BACKEND")
         return
     columns: dict[str, list[str]] = {
         "entry": [entry.id for entry in entries],

@@ -208,7 +208,10 @@ def _warn_of_rows(prepared: Prepared, names: list[str], spec: str) -> None:
         place = f"{file}: row {first.row}: " if first.row else f"{file}: "
         warn(f"{place}{first.message}{f', and {len(more):,} more such' if more else ''}")
     if sorts:
-        note(f"{count(sum(map(len, sorts.values())), 'warning')} in the data: orchestrate check{spec}")
+        note(
+            f"{count(sum(map(len, sorts.values())), 'warning')} in the data; see them with: "
+            f"orchestrate check{spec}"
+        )
 
 
 def _announce(

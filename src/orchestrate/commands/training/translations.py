@@ -20,10 +20,9 @@ _LENGTHS = range(40, _LEAST - 1, -2)
 
 
 def show_translations(translations: Sequence[Translation], *, all: bool = False) -> None:
-    """Print one line per setting and one column per backend, then explanations of what differs from the
-    spec, and last what is refused.
-
-    Without `all`, only the requested settings are shown, and the backends' own values where they differ."""
+    """Print one line per setting and one column per backend, then explanations of what differs from the spec,
+    and last what is refused. Without `all`, prints only the requested settings, and the backends' own values
+    if they differ."""
     every = {t.provider: {s.name: s for s in t.settings} for t in translations}
     # Of a backend without the model nothing else can be said.
     without = [name for name, found in every.items() if _refused(found.get("model"))]

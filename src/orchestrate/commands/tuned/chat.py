@@ -47,7 +47,7 @@ class Asked:
         str | None, typer.Option("--at", metavar="HOST", help="Use the deployment on this host.")
     ] = None
     on: Annotated[
-        str, typer.Option(help="Where it runs: host (its endpoint), here (the downloaded adapter), or auto.")
+        str, typer.Option(help="Where to run the model: host (its endpoint), here (its adapter), or auto.")
     ] = "auto"
 
 

@@ -149,7 +149,7 @@ class Merging:
         str | None, typer.Option(metavar="W,W", help="One weight per run; default: equal, summing to 1.")
     ] = None
     density: Annotated[
-        float | None, typer.Option(help="For ties and dare_ties: share of values to keep (default 0.5).")
+        float | None, typer.Option(help="For ties and dare_ties: fraction of values to keep (default 0.5).")
     ] = None
     rank: Annotated[
         int | None,

@@ -50,7 +50,7 @@ def refuses(text: str) -> bool:
 
 
 def length_ratio(item: Item, answer: Answer) -> float | None:
-    """Return the characters of the answer divided by those of the expected one."""
+    """Return the length of the answer divided by the length of the expected one, in characters."""
     return len(answer.text) / len(item.expected) if item.expected else None
 
 

@@ -40,7 +40,7 @@ def json_match(expected: str, answer: str) -> float:
 
 
 def json_fields(expected: str, answer: str) -> float:
-    """Return the share of all fields, expected and answered, that both objects have with the same value."""
+    """Return the fraction of all fields, expected and answered, that have the same value in both objects."""
     try:
         want, got = exact_json(unfenced(expected)), exact_json(unfenced(answer))
     except _NOT_JSON:
@@ -182,7 +182,7 @@ def tool_names(item: Item, answer: Answer) -> float:
 
 
 def tool_arguments(item: Item, answer: Answer) -> float:
-    """Return the share of all calls, expected and made, that are in both with the same arguments, in any
+    """Return the fraction of all calls, expected and made, that are in both with the same arguments, in any
     order."""
     want, got = (Counter(_written(calls)) for calls in (item.expected_calls, answer.tool_calls))
     either = (want | got).total()

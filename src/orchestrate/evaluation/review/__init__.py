@@ -181,9 +181,9 @@ def _joined(one: Answered, other: Answered) -> Answered:
 
 
 def source_of(evaluations: Sequence[Evaluation], run_ids: Sequence[str], wanted: str | None) -> Source:
-    """Choose the evaluations to review, from all evaluations of these runs, oldest first. The newest one
-    that contains every run is used, or the one whose id begins with `wanted`. Otherwise the newest of
-    each run is used. Raises `UsageError` for a run without one."""
+    """Choose the evaluations to review, from all evaluations of these runs, oldest first. The newest one that
+    contains every run is used, or the one whose id begins with `wanted`. Otherwise the newest of each run is
+    used. Raises `UsageError` if a run has no evaluation."""
     fitting = [e for e in evaluations if wanted is None or e.id.startswith(wanted)]
     if not run_ids and len(fitting) != 1:
         what = "several evaluations start with" if fitting else "there is no evaluation"

@@ -150,12 +150,12 @@ class Planned(Record, frozen=True, kw_only=True):
 def planned(
     preference: float, *, likeness: float = LIKENESS, raters: tuple[int, ...] = (1, 2, 3, 4, 5)
 ) -> tuple[Planned, ...]:
-    """Return how many items each number of raters needs to show that one model is preferred in this share
-    of cases (such as 0.6) and not in half of them.
+    """Return how many items each number of raters needs to show that one model is preferred at this rate
+    (such as 0.6) rather than in half of the cases.
 
-    More raters of an item make its outcome more certain, more items make the overall result more certain:
-    m votes on an item tell as much as m / (1 + (m - 1) * likeness) items with one vote. Ties make the
-    need smaller, never larger."""
+    More raters per item make its outcome more certain, more items make the overall result more certain: m
+    votes on an item tell as much as m / (1 + (m - 1) * likeness) items with one vote. Ties make the need
+    smaller, never larger."""
     away = abs(preference - 0.5)
     votes = ((_LEVEL * 0.5 + _POWER * math.sqrt(preference * (1 - preference))) / away) ** 2
     return tuple(Planned(raters=m, items=math.ceil(votes * (1 + (m - 1) * likeness) / m)) for m in raters)

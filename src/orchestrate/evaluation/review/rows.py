@@ -48,8 +48,8 @@ def from_review(
     format: Literal["dpo", "kto"],
     agreement: float = 0.6,
 ) -> FromReview:
-    """Writes the rows. `agreement` is the share of an item's raters that must say the same, ties counting
-    half. Raises `DataError` where no rating makes a row."""
+    """Write the rows. `agreement` is the fraction of an item's raters that must agree. A tie counts as half.
+    Raises `DataError` if no rating makes a row."""
     known = {task.id: task for task in tasks}
     held = [rating for rating in standing(ratings) if rating.task in known]
     left_out: Counter[str] = Counter()

@@ -168,8 +168,8 @@ Assigned = dict[str, list[str]]
 
 
 def assign(rows: Sequence[RowToWrite], writers: Sequence[str], overlap: float, seed: int) -> Assigned:
-    """Gives each row to one writer, and this share of the rows to two; everybody gets as many, give or take
-    one. Rows of two are drawn at random."""
+    """Give each row to one writer, and this fraction of the rows to two, so that all writers get about the
+    same number. Rows of two are drawn at random."""
     draw = random.Random(seed)  # noqa: S311  not for secrets
     twice = set(draw.sample(range(len(rows)), round(overlap * len(rows)) if len(writers) > 1 else 0))
     load = dict.fromkeys(draw.sample(list(writers), len(writers)), 0)

@@ -82,7 +82,7 @@ def assist(run: Silent, met: Met) -> None:
 
 
 def share(session: Session) -> None:
-    """Mirror the first process's steps on this process's shard of the weights until the first process ends
+    """Repeat the first process's steps on this process's shard of the weights until the first process ends
     the run."""
     from orchestrate.local.run import parallel
     from orchestrate.local.run.loop import Stopped

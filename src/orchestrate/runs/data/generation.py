@@ -96,9 +96,8 @@ def generate(
     progress: Callable[[int, int, Decimal], None] | None = None,
 ) -> GenerateReport:
     """Generate rows in the format of `seeds`. Each row is valid for those `hosts` (backends, separated by
-    commas) that accept all seeds. Costs are counted at the price of the writer's model where it is known.
-    Continues where an earlier run with this output stopped. Raises `UsageError` while another process
-    writes it."""
+    commas) that accept all seeds. Counts costs at the price of the writer's model if it is known. Continues
+    an interrupted run with the same output. Raises `UsageError` while another process writes it."""
     settings = ws.settings
     place = writer.place(settings)
     require_writable(output, seeds)

@@ -145,8 +145,8 @@ class PreparedScoring:
 def prepared(
     ft: Workspace, path: str, order: ScoreOrder, output: Path | None = None
 ) -> Generator[PreparedScoring]:
-    """Read rows, rubric and rated answers. Raises `DataError`, `UsageError`, and the errors of finding
-    the judge."""
+    """Read rows, rubric and rated answers. Raises `DataError`, `UsageError`, and any error that occurs while
+    finding the judge."""
     if order.judge is None:
         yield PreparedScoring(ft, path, output, order, None)
         return

@@ -267,9 +267,9 @@ class PreparedEvaluation:
         return found
 
     def measure(self, progress: Progress | None = None) -> Evaluation:
-        """Ask and score, continuing where an earlier attempt stopped. The verdicts use this evaluation
-        alone. Raises `OverBudget` before anything is sent if the expected price is above the limit, and
-        later if the next answer could exceed it."""
+        """Ask and score, continuing after an interruption. The verdicts use this evaluation alone. Raises
+        `OverBudget` before anything is sent if the expected price is above the limit, and later if the next
+        answer could exceed it."""
         limit, expected = self._order.max_cost_usd, self.plan().expected_usd
         if expected is not None:
             require_within("this evaluation", expected, limit, figure="the expected price", fix=_CHEAPER)

@@ -117,9 +117,9 @@ class PreparedJudging:
         )
 
     def run(self, progress: Progress | None = None) -> JudgeReport:
-        """Calibrate the judge against people, then rate the rows and write the files. Continues where an
-        earlier attempt stopped. Raises `DataError` for a judge that agrees too little, before it is asked
-        about any row, and `OverBudget`."""
+        """Calibrate the judge against human ratings, then rate the rows and write the files. Continues after
+        an interruption. Raises `DataError` before any row is rated if the judge agrees too little, and
+        `OverBudget`."""
         metric, found = self._metric(progress)
         report = rows.part(self._path, self._rows, metric, self._output, keep=self._keep, calibration=found)
         spent = self._asking.purse.spent_usd if self._respondent.price is not None else None
@@ -154,7 +154,7 @@ def prepared(
     ft: Workspace, path: str, output: Path, terms: JudgeTerms, *, keep: float
 ) -> Generator[PreparedJudging]:
     """Read rows, rubric and rated answers. Raises `DataError`, `UsageError` if it is unknown whether the
-    judge can be trusted, and the errors of finding the model."""
+    judge can be trusted, and any error that occurs while finding the model."""
     contenders = Contenders(ft, Sampling(), "auto", terms.key_variable, limit_usd=terms.max_cost_usd)
     try:
         yield PreparedJudging(ft, path, output, terms, keep, contenders)

@@ -102,9 +102,9 @@ class DeploymentHandle:
         return max(deployer_of(self._ws, self.record.provider).settles_in(self.record), 0.0)
 
     def abandon(self, reason: str) -> Deployment:
-        """Give up the deployment. Its host is not asked about it anymore, and only its cost so far counts
-        against a budget. Nothing is ended on the host, where it may continue to bill. Raises `UsageError`
-        while its account can be reached: `undeploy` ends it there."""
+        """Give up the deployment. Its host is no longer asked about it, and only its cost so far counts
+        against a budget. Nothing is ended on the host, so it may continue to bill. Raises `UsageError` if its
+        account can be reached: `undeploy` ends it there."""
         from orchestrate.store import deployments
 
         try:

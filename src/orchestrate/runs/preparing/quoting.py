@@ -106,8 +106,8 @@ def assumed(ft: Workspace, spec: JobSpec, rows: int, tokens_a_row: int) -> list[
 def require_used(
     ft: Workspace, prepared: Sequence[Prepared], rates: Sequence[Rate], *, serving: bool = False
 ) -> None:
-    """Raise `UsageError` for one of the user's `rates`, already in the book, that changes no price in these
-    quotes; with `serving` those of serving have a use too."""
+    """Raise `UsageError` if one of the user's `rates`, already in the book, changes no price in these quotes.
+    With `serving`, rates for serving count as used too."""
     lookups: list[Lookup] = []
     for offer in (offer for one in prepared for offer in one.offers):
         with suppress(SpecError):

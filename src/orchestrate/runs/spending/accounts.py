@@ -132,7 +132,7 @@ class SpendingReport(Record, frozen=True, kw_only=True):
 
     @property
     def billing(self) -> list[Found]:
-        """Return what bills hourly, or may."""
+        """Return what is billed hourly, or may be."""
         return [found for found in self.standing if found.by_the_hour]
 
     @property

@@ -72,8 +72,7 @@ def account_of(store: Store, provider: Provider) -> str:
 
 
 def is_here(store: Store, provider: Provider, account: str | None) -> bool | None:
-    """Return whether this account is the one that the backend's key belongs to, or `None` if the ids
-    don't tell."""
+    """Return whether the backend's key belongs to this account, or `None` if the ids don't tell."""
     with store.database.reading() as connection:
         return is_here_in(connection, provider, account)
 

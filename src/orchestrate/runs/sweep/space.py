@@ -110,8 +110,8 @@ def _range(pair: str) -> tuple[str, Range]:
 
 
 def applied(spec: Mapping[str, Any], settings: Settings, share: float = 1.0, seed: int = 0) -> dict[str, Any]:
-    """Return the spec's plain values with a trial's settings, on a seeded sample of this share of its
-    training rows. Raises `UsageError` for an invalid share."""
+    """Return the spec's plain values with a trial's settings, on a seeded sample of this fraction of its
+    training rows. Raises `UsageError` for an invalid fraction."""
     import copy
 
     values = copy.deepcopy(dict(spec))

@@ -61,7 +61,7 @@ class Searching:
         return self.ft.store.searches.trials(self.search.id)
 
     def ranked(self) -> list[Trial]:
-        """List the trials that have a score, best first. Those on all rows come before those on a share
+        """List the trials that have a score, best first. Trials on all rows come before trials on a fraction
         of them."""
         scored = [trial for trial in self.trials if trial.state is TrialState.SCORED]
         sign = -1 if self.maximise else 1

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 
 def unsent(store: Store) -> list[Run]:
-    """List runs that reserve a share of the budget although nothing was sent and no process works on
-    them."""
+    """List runs that reserve part of the budget although nothing was sent and no process works on them."""
     return [
         run
         for run in store.runs.matching(active=True)
