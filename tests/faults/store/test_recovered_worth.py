@@ -72,7 +72,7 @@ FAILED = {"code": "invalid_training_file", "message": "no", "param": "training_f
     ("job", "usd", "words"),
     [
         # 400,000 bytes are at most 200,000 tokens: x 3 epochs x $5.
-        (openai_job("running"), "3", "up to $3.00, the high end of the quote for its data, 400,000 bytes"),
+        (openai_job("running"), "3", "up to $3.00: the high end of the quote for its data, 400,000 bytes"),
         # "auto" comes to at most 10 epochs, of the 10 rows that a file must have.
         (openai_job("queued", **AUTO), "10", "up to $10.00: the high end"),
         (openai_job("cancelled", finished_at=1_795_000_900), "3", "up to $3.00: the high end"),

@@ -437,7 +437,7 @@ def test_recorded_answers_become_rows_with_the_terms_told(
     assert found.rows == rows.rows == 30 and rows.format == "openai-chat"
     assert {example.messages[-1].text for example in rows.examples()} == {ANSWER}  # type: ignore[union-attr]
     assert any("compete" in line for line in found.terms)
-    with pytest.raises(UsageError, match="no recording"):
+    with pytest.raises(UsageError, match="unknown recording"):
         recording.from_record(ft, "rec-nothing", tmp_path / "x.jsonl")
 
 

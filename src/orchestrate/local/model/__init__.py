@@ -55,7 +55,7 @@ def choose(asked: str | None, device: str, tokens: int | None = None) -> Choice:
             fix="set engine: auto to use what this machine has",
         )
     if asked not in (None, "auto"):
-        return Choice(asked, "requested by name")
+        return Choice(asked, "set in the spec")
     if device != "cuda":
         return Choice("fused", "own CPU kernels; Liger and Unsloth need a GPU")
     if _installed("liger"):
@@ -85,7 +85,7 @@ def precision(
             raise EngineMissing("all weights are trained in fp32 on a CPU", fix="precision: auto")
         return Choice("fp32", "full fine-tuning on a CPU")
     if asked not in (None, "auto"):
-        return Choice(asked, "requested by name")
+        return Choice(asked, "set in the spec")
     if device != "cpu":
         found = capability or machine.capability()
         if found is None or found >= BF16_CAPABILITY:

@@ -115,7 +115,7 @@ def _words(job: Job, bill: Bill | None, quote: Quote | None) -> str | None:
         if costing.quoted_hour(quote) is not None:
             return f"up to {limit(quote.high_usd)}: {quote.assumptions[0]}"
         [*_, size] = quote.assumptions[:1]
-        return f"up to {limit(quote.high_usd)}, the high end of the quote for its data, {size}"
+        return f"up to {limit(quote.high_usd)}: the high end of the quote for its data, {size}"
     return f"{money(bill.usd)} so far: {bill.origin}" if bill is not None else None
 
 
