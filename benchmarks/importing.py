@@ -37,7 +37,7 @@ def fill(running: Any, jobs: int) -> None:
     running.skip(1e6)
 
 
-def timed(ft: Orchestrator, details: bool) -> tuple[dict[str, float], importing.Taken]:
+def timed(ft: Orchestrator, details: bool) -> tuple[dict[str, float], importing.AccountImport]:
     begun = Meter.now()
     found = importing.take(ft, "openai", every=True, details=details)
     return begun.took(), found

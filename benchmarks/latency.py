@@ -29,7 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from orchestrate.costing.latency import Device, predict
 from orchestrate.data.rows import ChatMessage
-from orchestrate.local.answers.engine import Engine, Loading, Wish
+from orchestrate.local.answers.engine import Engine, GenerationRequest, Loading
 
 SIZES = {
     "12M": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4},
@@ -70,7 +70,9 @@ def machine(tokens: int) -> dict[str, float]:
 def asked(engine: Engine, model: str) -> tuple[float, float, int]:
     """Seconds to the first token and of each further one, and the tokens of the prompt."""
     messages = [ChatMessage(role="user", content=PROMPT)]
-    wish = Wish(id="0", model=model, messages=messages, temperature=0, max_tokens=OUT, logit_bias={"2": -100})
+    wish = GenerationRequest(
+        id="0", model=model, messages=messages, temperature=0, max_tokens=OUT, logit_bias={"2": -100}
+    )
     begun, at = time.process_time(), list[float]()
     prompt = engine.prompt(wish)
     engine.add(wish, prompt, lambda _: None)

@@ -22,7 +22,7 @@ from measured_on import about, write
 from msgspec.structs import replace
 
 from orchestrate.local import model
-from orchestrate.local.plan import Shape
+from orchestrate.local.plan import ModelShape
 from orchestrate.local.plan.memory import Setup, kv_cache_bytes, plan
 
 
@@ -255,7 +255,7 @@ TRAINING = (
 def planned(case: Case, device: str) -> dict[str, int]:
     """By the names that the measurement has."""
     device = device if case.own_kernels else "cuda"
-    parts = dict(plan(Shape.of(case.config), case.setup, device=device, available_bytes=1).parts)
+    parts = dict(plan(ModelShape.of(case.config), case.setup, device=device, available_bytes=1).parts)
     parts["in_work"] = parts.pop("activations") + parts.pop("logits")
     del parts["overhead"]
     return parts
@@ -297,12 +297,12 @@ def published() -> dict[str, list[dict[str, Any]]]:
     for title, rows, names in sections:
         told[title] = []
         for row in rows:
-            parts = plan(Shape.of(row.config), row.setup, device="cuda", available_bytes=1).parts
+            parts = plan(ModelShape.of(row.config), row.setup, device="cuda", available_bytes=1).parts
             gb = sum(parts[n] for n in names or parts) / 1e9
             told[title].append(_line(row.what, row.gb, gb, row.source, row.remark))
     told["Keys and values of an answer"] = [
         # The page counts in GiB and writes GB.
-        _line(what, gb, kv_cache_bytes(Shape.of(config), 1, tokens) / 2**30, HF_BLOG, "GiB")
+        _line(what, gb, kv_cache_bytes(ModelShape.of(config), 1, tokens) / 2**30, HF_BLOG, "GiB")
         for what, gb, config, tokens in CACHES
     ]
     return told

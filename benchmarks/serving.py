@@ -39,9 +39,9 @@ from transformers import (
 
 from orchestrate.http.web import free_port
 from orchestrate.serving import engines
-from orchestrate.serving.export.forms import Options, export
-from orchestrate.serving.server.running import Terms, serve
-from orchestrate.serving.tuned import Tuned
+from orchestrate.serving.export.forms import WeightOptions, export
+from orchestrate.serving.server.running import ServerSettings, serve
+from orchestrate.serving.tuned import TunedModel
 from orchestrate.store.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +51,7 @@ BATCH = 16
 NAME = "tuned"
 
 
-def made(folder: Path, **size: int) -> Tuned:
+def made(folder: Path, **size: int) -> TunedModel:
     """`size`: in place of that of about 10M parameters."""
     own = Tokenizer(models.BPE())
     own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -79,7 +79,7 @@ def made(folder: Path, **size: int) -> Tuned:
     model.save_pretrained(folder / "base")
     lora = LoraConfig(task_type="CAUSAL_LM", r=8, target_modules="all-linear", init_lora_weights=False)
     get_peft_model(model, lora).save_pretrained(folder / NAME)
-    return Tuned(NAME, folder / NAME, str(folder / "base"), "adapter")
+    return TunedModel(NAME, folder / NAME, str(folder / "base"), "adapter")
 
 
 def asked(requests: int) -> list[tuple[list[dict[str, str]], int]]:
@@ -126,7 +126,7 @@ def over_http(url: str, requests: int, clients: int, more: dict[str, Any]) -> in
     return asyncio.run(run())
 
 
-def by_generate(tuned: Tuned) -> Callable[[int, int], int]:
+def by_generate(tuned: TunedModel) -> Callable[[int, int], int]:
     tokenizer = AutoTokenizer.from_pretrained(tuned.base, padding_side="left")
     base = AutoModelForCausalLM.from_pretrained(tuned.base)
     model = PeftModel.from_pretrained(base, tuned.folder).eval()
@@ -150,10 +150,10 @@ def by_generate(tuned: Tuned) -> Callable[[int, int], int]:
 
 @contextmanager
 def llama_cpp(
-    tuned: Tuned, home: Path, python: Path | None, threads: int
+    tuned: TunedModel, home: Path, python: Path | None, threads: int
 ) -> Iterator[tuple[str, str] | None]:
     """Its URL and whose server it is; `None` where it is not here."""
-    made = export(tuned, "gguf", home / "gguf", Options(dtype="fp32", quantise="F32"))
+    made = export(tuned, "gguf", home / "gguf", WeightOptions(dtype="fp32", quantise="F32"))
     [file] = Path(made.folder).glob("*.gguf")
     port = free_port("127.0.0.1")
     command = engines.llama_server(tuned, file, host="127.0.0.1", port=port, parallel=BATCH, python=python)
@@ -193,7 +193,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
         tuned = made(home)
-        terms = Terms(port=0, threads=options.threads, four_bit=False)
+        terms = ServerSettings(port=0, threads=options.threads, four_bit=False)
         with (
             Store.open(f"sqlite:///{home}/runs.sqlite3") as store,
             serve([tuned], home / "home", store, terms) as up,

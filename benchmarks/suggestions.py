@@ -49,7 +49,7 @@ def trained(
     """Trials of each combination, once for every seed."""
     asked = JobSpec.parse(space.applied(spec, fixed))
     search = searching.begin(
-        ft, asked, [MACHINE], searching.Order(space=seeded(varied, seeds), max_parallel=6)
+        ft, asked, [MACHINE], searching.SweepOrder(space=seeded(varied, seeds), max_parallel=6)
     )
     carried = Searching(ft, search)
     carried.run(watch.watcher(ft).turn, threading.Event())

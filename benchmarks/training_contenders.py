@@ -118,7 +118,7 @@ Contender = Callable[[Work], dict[str, Any]]
 
 
 def engine(work: Work) -> dict[str, Any]:
-    from orchestrate.local.job import Adapter, Hyper, LocalJob, Preferences, Supervised
+    from orchestrate.local.job import AdapterSettings, Hyper, LocalJob, Preferences, Supervised
     from orchestrate.local.run import RunDir, importing, now
 
     with importing():
@@ -135,7 +135,7 @@ def engine(work: Work) -> dict[str, Any]:
         model_name="random",
         train=str(data),
         method=Preferences(beta=BETA) if work.load.pairs else Supervised(),
-        adapter=Adapter(type="qlora", r=16, alpha=32.0),
+        adapter=AdapterSettings(type="qlora", r=16, alpha=32.0),
         hyper=hyper,
         threads=work.threads,
         device=work.device,
@@ -160,9 +160,9 @@ def engine(work: Work) -> dict[str, Any]:
 
 def sorted_by_length(work: Work) -> dict[str, Any]:
     """As the engine does where rows are padded: like lengths meet in a step."""
-    from orchestrate.local.encoding.encoded import NEAR, Rows
+    from orchestrate.local.encoding.encoded import NEAR, EncodedRows
 
-    Rows.window = lambda _self, _line: NEAR  # type: ignore[method-assign]
+    EncodedRows.window = lambda _self, _line: NEAR  # type: ignore[method-assign]
     return engine(work)
 
 
@@ -434,9 +434,9 @@ def judge(work: Work, adapters: list[str]) -> list[float]:
     from peft import PeftModel
 
     from orchestrate.local.encoding import Template
-    from orchestrate.local.encoding.encoded import Rows, encode_file
+    from orchestrate.local.encoding.encoded import EncodedRows, encode_file
     from orchestrate.local.job import Preferences
-    from orchestrate.local.model.loaded import Head, Loaded
+    from orchestrate.local.model.loaded import Loaded, OutputHead
     from orchestrate.local.model.loading import load_base, load_tokenizer
     from orchestrate.local.objectives.base import Objective
     from orchestrate.local.objectives.dpo import PairObjective, preference_of, with_reference
@@ -449,7 +449,7 @@ def judge(work: Work, adapters: list[str]) -> list[float]:
     rows, _ = encode_file(path, template, place / "held-out", pairs=pairs)
 
     def objective(model: Any, inner: Any) -> Objective:
-        loaded = Loaded(model, inner, Head.of(inner), torch.device("cpu"))
+        loaded = Loaded(model, inner, OutputHead.of(inner), torch.device("cpu"))
         return (
             PairObjective(loaded, 0, preference_of(Preferences(beta=BETA))) if pairs else Objective(loaded, 0)
         )
@@ -457,7 +457,7 @@ def judge(work: Work, adapters: list[str]) -> list[float]:
     def loaded_base() -> Any:
         return load_base(Path(work.model), four_bit=True, device=torch.device("cpu"))
 
-    def judged_by_base(rows: Rows) -> Rows:
+    def judged_by_base(rows: EncodedRows) -> EncodedRows:
         base = loaded_base()
         asked = objective(base, base)
         assert isinstance(asked, PairObjective)

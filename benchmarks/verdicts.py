@@ -12,8 +12,8 @@ import math
 import numpy as np
 
 from orchestrate.evaluation import Answer, Item
-from orchestrate.evaluation.metrics.labels import F1, Labels
-from orchestrate.evaluation.scoring import Column, paired
+from orchestrate.evaluation.metrics.labels import F1, LabelSet
+from orchestrate.evaluation.scoring import MetricColumn, paired
 from orchestrate.evaluation.statistics import mcnemar, paired_interval, wilson
 from orchestrate.evaluation.verdict import Demand, rows_to_decide, verdicts
 from orchestrate.types import Measure, Message, MetricUsed
@@ -100,13 +100,13 @@ def f1_alarms(n: int, draws: int) -> float:
             Item(id=str(i), prompt=(Message(role="user", content=str(i)),), expected=LABELS[label])
             for i, label in enumerate(expected)
         ]
-        labels = Labels.of(rows)
+        labels = LabelSet.of(rows)
         metric = F1(MetricUsed(name="f1_macro", kind="graded"), labels, "macro")
         columns = []
         for _ in range(2):
             right = rng.random(n) < 0.8
             said = np.where(right, expected, rng.integers(0, 3, n))
-            columns.append(Column.of(rows, [(Answer(text=LABELS[label]),) for label in said], metric))
+            columns.append(MetricColumn.of(rows, [(Answer(text=LABELS[label]),) for label in said], metric))
         alarms += columns[0].difference(columns[1], range(n), "one", "other").shown
     return alarms / draws
 

@@ -458,7 +458,7 @@ def options_of(known: Profile) -> list[str]:
 
 def configuration() -> str:
     from orchestrate import settings as environment
-    from orchestrate.gateway.terms import DeployLimits, Target, _Table
+    from orchestrate.gateway.terms import DeployLimits, MappedModel, _Table
     from orchestrate.settings import hosts
 
     kinds = [*profile.built_in(), *profile.places(), *profile.described()]
@@ -499,7 +499,7 @@ def configuration() -> str:
         "## [gateway]",
         _keys(_Table),
         "Each `[gateway.models.NAME]` takes:",
-        _keys(Target),
+        _keys(MappedModel),
         "Its `deploy` takes:",
         _keys(DeployLimits),
         "## Environment variables",

@@ -150,8 +150,12 @@ cost. For your own model and rows:
 
 <!-- parsed, not run: another page runs it -->
 ```sh
-orchestrate local memory qwen3-8b
+orchestrate local memory qwen3-8b --device cuda --available 24 --gradient-checkpointing
 ```
+
+The table assumes gradient checkpointing. Without that option the command keeps all activations and
+prints about twice as much. For a model that isn't in the table, pass its size (`4B`, `14B`, `32B`).
+`orchestrate plan -p local --gpu-memory 24GiB` does the same for your spec.
 
 ![The memory that tuning an 8B takes on a GPU of 24 GiB, by part](images/memory.svg)
 

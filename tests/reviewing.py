@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from orchestrate.core.files import private_folder
-from orchestrate.evaluation import Answer, Answered, Item, item_id
+from orchestrate.evaluation import Answer, Item, ScoredItem, item_id
 from orchestrate.evaluation import review as tasks
-from orchestrate.evaluation.review.desk import Desk
+from orchestrate.evaluation.review.desk import ReviewSession
 from orchestrate.store.store import Store
 from orchestrate.types import Message, Review, Rubric
 
@@ -20,28 +20,28 @@ HUGE = "word " * 200_000
 NAMES = ("tuned", "base", "few-shot")
 
 
-def answered(*rows: tuple[str, ...], names: Sequence[str] = NAMES) -> list[Answered]:
+def answered(*rows: tuple[str, ...], names: Sequence[str] = NAMES) -> list[ScoredItem]:
     """Rows of a question and one answer for each contender."""
-    found: list[Answered] = []
+    found: list[ScoredItem] = []
     for question, *texts in rows:
         prompt = (Message(role="system", content="Be brief."), Message(role="user", content=question))
         item = Item(id=item_id(prompt, [], "", []), prompt=prompt)
         answers = {name: (Answer(text=text),) for name, text in zip(names, texts, strict=False)}
-        found.append(Answered(item=item, answers=answers))
+        found.append(ScoredItem(item=item, answers=answers))
     return found
 
 
 def desk_of(
     store: Store,
     folder: Path,
-    rows: Sequence[Answered],
+    rows: Sequence[ScoredItem],
     *,
     kind: Literal["pairs", "single"] = "pairs",
     names: Sequence[str] = NAMES[:2],
     rubric: Rubric | None = None,
     seed: int = 0,
     run_ids: tuple[str, ...] = ("run-1",),
-) -> Desk:
+) -> ReviewSession:
     """A new review in the store, with its tasks on the disk."""
     review_id = store.reviews.new_id()
     made = tasks.tasks_of(rows, names, kind=kind, review=review_id, seed=seed)
@@ -64,4 +64,4 @@ def desk_of(
         folder=str(place),
     )
     store.reviews.add(review)
-    return Desk(review, tasks.read(place / "tasks.jsonl"), store.reviews)
+    return ReviewSession(review, tasks.read(place / "tasks.jsonl"), store.reviews)

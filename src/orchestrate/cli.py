@@ -22,7 +22,7 @@ from typer.main import get_command, get_group
 
 from orchestrate.commands import COMMANDS, MEANT, load
 from orchestrate.commands.terminal.pages import reworded, reworded_one, worded
-from orchestrate.core.underway import Told, heard_by
+from orchestrate.core.underway import ProgressCallback, heard_by
 from orchestrate.text import escaped, inert, lookalike
 
 _WRITABLE = "orchestrate"
@@ -166,7 +166,7 @@ class _Guarded:
         return getattr(self.rich_proxied_file, name)
 
 
-def _show(what: str, unit: str) -> AbstractContextManager[Told]:
+def _show(what: str, unit: str) -> AbstractContextManager[ProgressCallback]:
     from orchestrate.commands.terminal.console import under_way
 
     return under_way(what, unit)

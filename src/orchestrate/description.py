@@ -55,7 +55,7 @@ class SettingRule(Table, frozen=True, kw_only=True):
             raise ValueError("always needs a rule, the text that the plan shows")
 
 
-class Rows(Table, frozen=True, kw_only=True):
+class RowRules(Table, frozen=True, kw_only=True):
     """What the host says of the rows of a file."""
 
     kinds: tuple[str, ...] = ("chat",)
@@ -69,7 +69,7 @@ class Rows(Table, frozen=True, kw_only=True):
     names: bool = True
 
 
-class Files(Table, frozen=True, kw_only=True):
+class FileStates(Table, frozen=True, kw_only=True):
     ready: tuple[str, ...] = ("processed",)
     refused: tuple[str, ...] = ("error", "deleted")
     waiting: tuple[str, ...] = ("uploaded",)
@@ -82,7 +82,7 @@ class Suffix(Table, frozen=True, kw_only=True):
     most: int = 64
 
 
-class Model(Table, frozen=True, kw_only=True):
+class OfferedModel(Table, frozen=True, kw_only=True):
     """A base model as the host offers it, under the catalog's name."""
 
     id: str
@@ -96,20 +96,20 @@ class Model(Table, frozen=True, kw_only=True):
     sources: tuple[str, ...] = ()
 
 
-class Closing(Table, frozen=True, kw_only=True):
+class ClosingDates(Table, frozen=True, kw_only=True):
     no_new_jobs_after: date | None = None
     source: str = ""
     gates: tuple[tuple[date, str], ...] = ()
 
 
-class Request(Table, frozen=True, kw_only=True):
+class HostRequest(Table, frozen=True, kw_only=True):
     method: str
     path: str
     body: dict[str, Any] | None = None
     query: dict[str, str] = {}
 
 
-class Listed(Table, frozen=True, kw_only=True):
+class DeploymentListing(Table, frozen=True, kw_only=True):
     """A list of deployments, and where its entries say what."""
 
     path: str
@@ -139,7 +139,7 @@ class AdapterUpload(Table, frozen=True, kw_only=True):
     max_rank: int | None = None
 
 
-class Deployment(Table, frozen=True, kw_only=True):
+class DeploymentDescription(Table, frozen=True, kw_only=True):
     """How a tuned model is put up, where it does not answer on its own. Paths and bodies hold `{name}`,
     `{model}`, `{base}`, `{job}`, `{checkpoint}`, `{tier}`, `{capacity}` and the host's own options."""
 
@@ -155,9 +155,9 @@ class Deployment(Table, frozen=True, kw_only=True):
     tiers: tuple[str, ...] = ()
     """What `deploy --set tier=...` takes, the usual one first; each has a rate `hosting` of that tier."""
     name_pattern: str = "orc-{job}"
-    make: Request
-    list: Listed
-    remove: Request
+    make: HostRequest
+    list: DeploymentListing
+    remove: HostRequest
     bills: dict[str, bool | None] = {}
     """Whether a deployment in this state bills hourly."""
     up: tuple[str, ...] = ()
@@ -190,8 +190,8 @@ class Described(Table, frozen=True, kw_only=True):
     ref: str = "suffix"
     """Where a job carries the tag by which it is found again: `suffix` or `metadata`."""
     suffix: Suffix = Suffix()
-    rows: Rows = Rows()
-    files: Files = Files()
+    rows: RowRules = RowRules()
+    files: FileStates = FileStates()
     statuses: dict[str, str] = {}
     """The host's further words for a job -> ours."""
     page: int = 100
@@ -216,14 +216,14 @@ class Described(Table, frozen=True, kw_only=True):
     tuned_name: str | None = None
     """A regular expression of a tuned model's name, with the base model as its group `base`."""
     default_epochs: int | None = None
-    models: dict[str, Model] = {}
+    models: dict[str, OfferedModel] = {}
     hub: bool = True
     """Whether other models are named by their ids on the hub."""
-    closing: Closing = Closing()
+    closing: ClosingDates = ClosingDates()
     rates: tuple[dict[str, Any], ...] = ()
     undated: tuple[str, ...] = ()
     """Keys of sources without a date."""
-    deployment: Deployment | None = None
+    deployment: DeploymentDescription | None = None
     chat_limit: str = "max_tokens"
     serving_note: str = ""
     cap_gap: str = ""

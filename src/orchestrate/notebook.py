@@ -353,13 +353,13 @@ def _plain(value: Any) -> Any:
 # The output of the cell that runs, drawn again in place while something is waited for.
 
 
-class Drawn(Protocol):
+class NotebookView(Protocol):
     """What a notebook shows: as HTML, and as a line where it cannot."""
 
     def _repr_html_(self) -> str: ...
 
 
-class Output:
+class NotebookOutput:
     """Shows one thing after the other in the same place; nothing where no notebook runs."""
 
     def __init__(self) -> None:
@@ -367,7 +367,7 @@ class Output:
         self._handle: Any = None
         self._last = ""
 
-    def show(self, what: Drawn) -> None:
+    def show(self, what: NotebookView) -> None:
         if self._display is None:
             return
         html = what._repr_html_()  # pyright: ignore[reportPrivateUsage]

@@ -32,7 +32,7 @@ def scope_of(settings: Settings) -> bool | None:
     return None if settings.hosts.sandboxed else False
 
 
-class Opened:
+class OpenedParts:
     """The store and the backends that a workspace has opened; nothing until it is asked for."""
 
     def __init__(self, settings: Settings) -> None:
@@ -70,12 +70,12 @@ class Opened:
             self._store = None
 
 
-class Inside(Opened):
+class Inside(OpenedParts):
     """The backends as the runs at one host of a sandbox see them, over the store of another: that one's,
     where its keys are the sandbox's; else those of this home's sandbox, which is started for as long as this
     is open, as it was the last time, unless it runs."""
 
-    def __init__(self, outside: Opened, host: str) -> None:
+    def __init__(self, outside: OpenedParts, host: str) -> None:
         super().__init__(outside.settings)
         self._outside, self._host, self._up = outside, host, ExitStack()
         self._entered = False
@@ -118,13 +118,13 @@ class Workspace:
     """Opens nothing until it is asked for. Makes the home folder when there is none; use as a context
     manager."""
 
-    def __init__(self, settings: Settings | Opened | None = None) -> None:
+    def __init__(self, settings: Settings | OpenedParts | None = None) -> None:
         """`settings` default to `orchestrate.settings.config.load()`. Raises `ConfigError`."""
         if settings is None:
             from orchestrate.settings import config
 
             settings = config.load()
-        self._opened = settings if isinstance(settings, Opened) else Opened(settings)
+        self._opened = settings if isinstance(settings, OpenedParts) else OpenedParts(settings)
         self._inside: dict[str, Self] = {}
 
     def __enter__(self) -> Self:

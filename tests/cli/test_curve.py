@@ -96,7 +96,7 @@ def test_a_curve_whose_limit_comes_midway_says_so_and_goes_on_with_more(
     with running(home=tmp_path / "hosts", train=False, speed=100, waits=Durations(file=0)) as hosts:
         env = cli_env | hosts.env
         with Orchestrator(config.load(env=env, cwd=tmp_path)) as ft:
-            order = searching.Order(space=curves.space_of(shares, 1))
+            order = searching.SweepOrder(space=curves.space_of(shares, 1))
             search = searching.begin(ft, JobSpec.load(spec), ["fireworks"], order)
             price = searching.price(ft, search)
             assert price.expected_usd < price.high_usd

@@ -20,7 +20,7 @@ from tests.scripted_host import scripted_host
 
 from orchestrate.commands.runs.spending import headline
 from orchestrate.commands.setup.schema import of
-from orchestrate.runs.spending.accounts import Asked, Found, SpendingReport, Sum
+from orchestrate.runs.spending.accounts import AccountStatus, Found, SpendingReport, Sum
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
@@ -161,7 +161,7 @@ def test_jobs_under_way_are_told_beside_what_stands_there() -> None:
     report = SpendingReport(
         at=datetime(2026, 11, 26, tzinfo=UTC),
         total=Sum(key="total"),
-        accounts=(Asked(backend="sky", title="SkyPilot", asked=True),),
+        accounts=(AccountStatus(backend="sky", title="SkyPilot", asked=True),),
         standing=tuple(Found(item=one, foreign=False, idle=False) for one in (job, ended)),
         usd_per_hour=Decimal(0),
     )

@@ -18,7 +18,7 @@ from tests.chat_host import chat_host
 from tests.e2e.test_evaluation import TASK
 from tests.e2e.test_pages import Machine, blocks, hosts, machine  # noqa: F401  the fixtures too
 
-from orchestrate.sandbox.jobs import Job
+from orchestrate.sandbox.jobs import SandboxJob
 from orchestrate.sandbox.training import Trainer
 from orchestrate.types import Message, Reply
 
@@ -31,7 +31,7 @@ Writes = Callable[[str, bool], str]
 def saying(monkeypatch: pytest.MonkeyPatch) -> Callable[[Writes], None]:
     def begin(writes: Writes) -> None:
         def reply(
-            self: Trainer, job: Job | None, step: int | None, messages: Sequence[Message], **how: Any
+            self: Trainer, job: SandboxJob | None, step: int | None, messages: Sequence[Message], **how: Any
         ) -> Reply:
             said = writes(messages[-1].content or "", job is not None)
             return Reply(content=said, model="none", prompt_tokens=20, completion_tokens=9)

@@ -23,7 +23,7 @@ from tests.unit.local.sessions import EXACT, make_session
 from orchestrate.local.job import LocalJob
 from orchestrate.local.model import PACKAGES
 from orchestrate.local.model.shortcuts.probes import distance
-from orchestrate.local.plan import Shape
+from orchestrate.local.plan import ModelShape
 from orchestrate.local.plan.memory import Setup, plan
 from orchestrate.local.run.launching import launch, resume
 from orchestrate.local.run.session import Session
@@ -264,7 +264,7 @@ def test_how_fast_a_step_is(tmp_path: Path, engine: str, packing: bool) -> None:
         tokens += objective.run(rows, some, 1.0, backward=True).tokens
     speed = tokens / (_now() - begun)
     # Two operations a weight forward; of a frozen one as many again for its input's gradient.
-    shape = Shape.of(SHAPE)
+    shape = ModelShape.of(SHAPE)
     share = speed * 4 * (shape.parameters - shape.embedding_parameters / 2) / peak_operations()
     what = f"step of 64 chats, {engine}{', packed' if packing else ''}"
     ROWS.append((what, f"{speed:,.0f} tokens/s, {share:.0%} of the products' peak"))
@@ -286,7 +286,7 @@ def test_how_fast_a_step_is(tmp_path: Path, engine: str, packing: bool) -> None:
     ],
 )
 def test_the_plan_is_within_a_tenth_of_the_peak(setup: Setup) -> None:
-    parts = plan(Shape.of(SHAPE), setup, device=DEVICE, available_bytes=1).parts
+    parts = plan(ModelShape.of(SHAPE), setup, device=DEVICE, available_bytes=1).parts
     planned = sum(size for name, size in parts.items() if name != "overhead")
     peak = sum(bench.memory(SHAPE, setup, torch.device(DEVICE)).values())
     how = f"{setup.adapter}, {setup.rows} x {setup.longest}" + (", packed" if setup.packing else "")

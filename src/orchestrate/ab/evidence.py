@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from orchestrate.store.experiments import Recorded
+from orchestrate.store.experiments import StoredOutcome
 from orchestrate.types import Evidence, EvidencePoint, Exposure, PlannedMetric
 
 # Evidence that may be looked at as often as one likes.
 #
-# `Labels` is exact: whether the arms' labels say anything about right and wrong, by betting on each user's
-# arm after Turner, Ly and Grünwald (arXiv 2106.02693) where the share is known; its evidence exceeds 1 /
-# alpha ever with a chance of at most alpha, however rare an outcome is. `Means` is the normal mixture for
+# `LabelEvidence` is exact: whether the arms' labels say anything about right and wrong, by betting on each
+# user's arm after Turner, Ly and Grünwald (arXiv 2106.02693) where the share is known; its evidence exceeds
+# 1 / alpha ever with a chance of at most alpha, however rare an outcome is. `Means` is the normal mixture for
 # means (Robbins 1970; Waudby-Smith et al., arXiv 2103.06476), which is right for many users only: it has a
 # gate.
 #
@@ -39,7 +39,7 @@ Jones 2000)."""
 POWER_80 = 0.8416
 
 
-class Labels:
+class LabelEvidence:
     """An e-process of no difference, user by user."""
 
     def __init__(self) -> None:
@@ -191,7 +191,7 @@ _LOOKS, _POINTS = 1000, 200
 """At means, and points of a curve."""
 
 
-class Unit(NamedTuple):
+class EvidenceUnit(NamedTuple):
     phase: int
     chance: float
     tuned: bool
@@ -199,8 +199,8 @@ class Unit(NamedTuple):
 
 
 def units(
-    metric: PlannedMetric, exposures: Sequence[Exposure], outcomes: Iterable[Recorded], now: datetime
-) -> list[Unit]:
+    metric: PlannedMetric, exposures: Sequence[Exposure], outcomes: Iterable[StoredOutcome], now: datetime
+) -> list[EvidenceUnit]:
     """List the units of a metric in the order in which they are counted. `exposures` are sorted by time,
     `outcomes` by when they were recorded. Users who had no chance of being in the other arm are left out,
     because they carry no information about it."""
@@ -210,11 +210,11 @@ def units(
         for one in outcomes:
             first.setdefault((one.person, one.phase), one.value)
         return [_unit(there[key], value) for key, value in first.items() if key in there]
-    of_user: dict[tuple[str, int], list[Recorded]] = defaultdict(list)
+    of_user: dict[tuple[str, int], list[StoredOutcome]] = defaultdict(list)
     for one in outcomes:
         of_user[one.person, one.phase].append(one)
     ends = _ends(exposures, timedelta(hours=metric.window_h))
-    counted: list[tuple[datetime, Unit]] = []
+    counted: list[tuple[datetime, EvidenceUnit]] = []
     for key, exposure in there.items():
         if (end := ends[key]) > now:
             continue
@@ -225,8 +225,8 @@ def units(
     return [unit for _, unit in sorted(counted, key=lambda pair: pair[0])]
 
 
-def _unit(exposure: Exposure, value: float) -> Unit:
-    return Unit(exposure.phase, exposure.chance, exposure.arm == "tuned", value)
+def _unit(exposure: Exposure, value: float) -> EvidenceUnit:
+    return EvidenceUnit(exposure.phase, exposure.chance, exposure.arm == "tuned", value)
 
 
 def _ends(exposures: Sequence[Exposure], window: timedelta) -> Mapping[tuple[str, int], datetime]:
@@ -252,14 +252,14 @@ def _folded(how: str, values: Sequence[float]) -> float:
 
 def ratio_p(exposures: Iterable[Exposure]) -> float:
     """Return the anytime-valid p-value of the planned split of users."""
-    labels = Labels()
+    labels = LabelEvidence()
     for one in exposures:
         if 0 < one.chance < 1:
             labels.add((one.phase, one.chance), one.chance, one.arm == "tuned")
     return math.exp(-labels.highest)
 
 
-def evidence(metric: PlannedMetric, found: Sequence[Unit], alpha: float) -> Evidence:
+def evidence(metric: PlannedMetric, found: Sequence[EvidenceUnit], alpha: float) -> Evidence:
     """Compute everything that a metric shows for these units."""
     walk = _Walk(metric, alpha)
     every, drawn = max(1, len(found) // _LOOKS), max(1, len(found) // _POINTS)
@@ -279,13 +279,13 @@ class _Walk:
     def __init__(self, metric: PlannedMetric, alpha: float) -> None:
         self.metric, self.alpha = metric, alpha
         self.exact = metric.kind == "right-or-wrong"
-        self.labels, self.ratio, self.means = Labels(), Labels(), Means()
+        self.labels, self.ratio, self.means = LabelEvidence(), LabelEvidence(), Means()
         self.log_e = self.highest = 0.0
         self.shown: bool | None = None
         """Whether the tuned model was higher when a difference was last shown."""
         self.curve: list[EvidencePoint] = []
 
-    def add(self, unit: Unit) -> None:
+    def add(self, unit: EvidenceUnit) -> None:
         stratum = (unit.phase, unit.chance)
         self.ratio.add(stratum, unit.chance, unit.tuned)
         self.means.add(stratum, unit.tuned, unit.value)

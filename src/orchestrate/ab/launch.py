@@ -167,7 +167,7 @@ def _arms(
     places: dict[Arm, Upstream] = {}
     if here:
         names = list(dict.fromkeys(here.values()))
-        terms = serving.Terms(port=0)
+        terms = serving.ServerSettings(port=0)
         up = ending.enter_context(serving.serve(ft, names, terms, accept_licence=accept_licence))
         for arm, name in here.items():
             model = up.tuned[names.index(name)]

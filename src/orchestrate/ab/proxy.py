@@ -78,7 +78,7 @@ class Upstream:
 
 
 @dataclass
-class Answer:
+class ProxiedAnswer:
     """An answer that has begun. `status` is `None` where there is none at all."""
 
     status: int | None
@@ -98,7 +98,7 @@ class Answer:
         return self.status is None or self.status >= 500 or self.status in ITS_OWN_FAULT
 
 
-async def ask(client: httpx.AsyncClient, at: Upstream, path: str, values: Mapping[str, Any]) -> Answer:
+async def ask(client: httpx.AsyncClient, at: Upstream, path: str, values: Mapping[str, Any]) -> ProxiedAnswer:
     """Forward a request under the model's own name. Returns when the complete answer or the first piece
     of a stream has arrived. Raises nothing."""
     headers = {"content-type": "application/json"}
@@ -110,7 +110,7 @@ async def ask(client: httpx.AsyncClient, at: Upstream, path: str, values: Mappin
         response = await client.send(request, stream=True)
         answer = await _begun(response, streamed=bool(values.get("stream")))
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        answer = Answer(None, error=type(error).__name__)
+        answer = ProxiedAnswer(None, error=type(error).__name__)
     if answer.failed:
         at.heard(failed=True)
     elif answer.good:
@@ -118,7 +118,7 @@ async def ask(client: httpx.AsyncClient, at: Upstream, path: str, values: Mappin
     return answer
 
 
-async def _begun(response: httpx.Response, *, streamed: bool) -> Answer:
+async def _begun(response: httpx.Response, *, streamed: bool) -> ProxiedAnswer:
     headers = {name: response.headers[name] for name in _KEPT if name in response.headers}
     if response.status_code >= 400 or not streamed:
         try:
@@ -126,17 +126,17 @@ async def _begun(response: httpx.Response, *, streamed: bool) -> Answer:
         finally:
             await response.aclose()
         if response.status_code < 400 and not _answers(body):
-            return Answer(None, error=f"HTTP {response.status_code} without an answer")
-        return Answer(response.status_code, headers, body)
+            return ProxiedAnswer(None, error=f"HTTP {response.status_code} without an answer")
+        return ProxiedAnswer(response.status_code, headers, body)
     rest = _pieces(response)
     try:
         first = await anext(rest)
     except StopAsyncIteration:
-        return Answer(None, error="an empty stream")
+        return ProxiedAnswer(None, error="an empty stream")
     if "text/event-stream" not in headers.get("content-type", "") or says_error(first):
         await rest.aclose()
-        return Answer(None, error=f"HTTP {response.status_code} with no answer in it")
-    return Answer(response.status_code, headers, first, rest)
+        return ProxiedAnswer(None, error=f"HTTP {response.status_code} with no answer in it")
+    return ProxiedAnswer(response.status_code, headers, first, rest)
 
 
 def _answers(body: bytes) -> bool:
@@ -173,7 +173,7 @@ async def _pieces(response: httpx.Response) -> AsyncGenerator[bytes]:
             await response.aclose()
 
 
-async def watched(answer: Answer, tail: bytearray) -> AsyncGenerator[bytes]:
+async def watched(answer: ProxiedAnswer, tail: bytearray) -> AsyncGenerator[bytes]:
     """Yield all pieces of a stream, and keep its last bytes in `tail`. Raises `httpx.HTTPError` if the
     stream breaks off."""
     tail += answer.body
@@ -220,7 +220,7 @@ _CONNECT_S = 5.0
 
 
 @dataclass(frozen=True)
-class Turn:
+class ProxiedRequest:
     """A request on its way."""
 
     path: str
@@ -237,10 +237,10 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Heard:
+class ArmAnswer:
     """An answer, whose it is, and whether the user's own model failed to give it."""
 
-    answer: Answer
+    answer: ProxiedAnswer
     arm: Arm
     failed: bool
 
@@ -303,7 +303,7 @@ class Proxy:
         user = self._user(request, values)
         path = request.url.path.removeprefix("/v1")
         given = Assignment("base", 0, False) if user is None else await self._given(user)
-        turn = Turn(path, values, user, given, time.monotonic())
+        turn = ProxiedRequest(path, values, user, given, time.monotonic())
         if user is None:
             turn.counts.append(NOBODY)
         return self._told(turn, await self._heard(turn))
@@ -328,24 +328,24 @@ class Proxy:
         found: list[Any] = [request.headers.get(self._user_header), *(values.get(f) for f in _USER_FIELDS)]
         return next((one for one in found if isinstance(one, str) and one), None)
 
-    async def _heard(self, turn: Turn) -> Heard:
+    async def _heard(self, turn: ProxiedRequest) -> ArmAnswer:
         assert self._client is not None  # noqa: S101  of the lifespan
-        tried: Answer | None = None
+        tried: ProxiedAnswer | None = None
         tuned, base = self._at["tuned"], self._at["base"]
         wanted = turn.given.arm == "tuned"
         if wanted and not tuned.resting:
             tried = await ask(self._client, tuned, turn.path, turn.values)
             if tried.good:
-                return Heard(tried, "tuned", False)
+                return ArmAnswer(tried, "tuned", False)
         answer = await ask(self._client, base, turn.path, turn.values)
         if not wanted:
-            return Heard(answer, "base", answer.failed)
+            return ArmAnswer(answer, "base", answer.failed)
         if answer.good:
             turn.counts.append(FAILOVERS)
         # What both refuse is the request's fault.
-        return Heard(answer, "base", answer.good or tried is None or tried.failed)
+        return ArmAnswer(answer, "base", answer.good or tried is None or tried.failed)
 
-    def _told(self, turn: Turn, heard: Heard) -> Response:
+    def _told(self, turn: ProxiedRequest, heard: ArmAnswer) -> Response:
         answer = heard.answer
         headers = {"x-orchestrate-arm": turn.given.arm, "x-orchestrate-answered-by": heard.arm}
         if answer.status is None:
@@ -360,11 +360,11 @@ class Proxy:
         headers |= {"x-accel-buffering": "no", "cache-control": "no-store"}
         return StreamingResponse(self._stream(turn, heard), answer.status, headers=headers)
 
-    def _done(self, turn: Turn, heard: Heard, body: bytes) -> BackgroundTask:
+    def _done(self, turn: ProxiedRequest, heard: ArmAnswer, body: bytes) -> BackgroundTask:
         """After the answer was sent: nobody waits for the store."""
         return BackgroundTask(self._observe, turn, heard, body, time.monotonic() - turn.begun)
 
-    async def _stream(self, turn: Turn, heard: Heard) -> AsyncGenerator[bytes]:
+    async def _stream(self, turn: ProxiedRequest, heard: ArmAnswer) -> AsyncGenerator[bytes]:
         """A stream that breaks off cannot be taken back: its end says so, and it counts as a failure."""
         tail = bytearray()
         cut = ""
@@ -375,7 +375,7 @@ class Proxy:
             except httpx.HTTPError as error:
                 cut = f"the model's answer was cut off ({type(error).__name__})"
         if cut or says_error(bytes(tail)):
-            heard = Heard(heard.answer, heard.arm, True)
+            heard = ArmAnswer(heard.answer, heard.arm, True)
             self._at[heard.arm].heard(failed=True)
             turn.counts.append(BROKEN)
         if cut:
@@ -385,7 +385,7 @@ class Proxy:
         with anyio.CancelScope(shield=True):
             await run_in_threadpool(self._observe, turn, heard, bytes(tail), seconds)
 
-    def _observe(self, turn: Turn, heard: Heard, body: bytes, seconds: float) -> None:
+    def _observe(self, turn: ProxiedRequest, heard: ArmAnswer, body: bytes, seconds: float) -> None:
         if time.monotonic() < self._silent_until:
             return
         try:
@@ -393,7 +393,7 @@ class Proxy:
         except OrchestrateError as error:
             _log.warning("an outcome of %s was lost: %s", self._experiment.plan.name, error)
 
-    def _record(self, turn: Turn, heard: Heard, body: bytes, seconds: float) -> None:
+    def _record(self, turn: ProxiedRequest, heard: ArmAnswer, body: bytes, seconds: float) -> None:
         if heard.answer.good:
             self._at[heard.arm].used()
         for what in turn.counts:

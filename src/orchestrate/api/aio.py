@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from orchestrate.api.session import AsyncTrainingSession
     from orchestrate.costing import RateBook
     from orchestrate.evaluation.regression import Regression
-    from orchestrate.evaluation.review.desk import Desk
+    from orchestrate.evaluation.review.desk import ReviewSession
     from orchestrate.providers.base import Provider
     from orchestrate.reports import Comparison
     from orchestrate.sessions.session import TrainingSession
@@ -230,7 +230,9 @@ class AsyncOrchestrator(Threaded[Orchestrator]):
         """Test whether a run forgot abilities of its base. See `Orchestrator.regress`."""
         return await self.call(lambda: self.sync_api.regress(_blocking(run), **order))
 
-    async def review(self, runs: Sequence[AsyncRunHandle | RunHandle | str] | str = (), **order: Any) -> Desk:
+    async def review(
+        self, runs: Sequence[AsyncRunHandle | RunHandle | str] | str = (), **order: Any
+    ) -> ReviewSession:
         """Open a review of the runs' answers. See `Orchestrator.review`."""
         given = runs if isinstance(runs, str) else [_blocking(run) for run in runs]
         return await self.call(lambda: self.sync_api.review(given, **order))

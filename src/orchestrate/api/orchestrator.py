@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from orchestrate.data import TrainingData
     from orchestrate.evaluation.judges.calibration import Calibration, JudgeReport
     from orchestrate.evaluation.regression import Regression
-    from orchestrate.evaluation.review.desk import Desk
+    from orchestrate.evaluation.review.desk import ReviewSession
     from orchestrate.evaluation.review.results import ReviewResult
     from orchestrate.providers.base import Progress
     from orchestrate.reports import Comparison
@@ -475,7 +475,7 @@ class Orchestrator(Workspace):
 
         return judging.calibrated(self, judging.JudgeTerms(model=model, rated=str(rated), **terms))
 
-    def review(self, runs: Sequence[RunHandle | str] | str = (), **order: Any) -> Desk:
+    def review(self, runs: Sequence[RunHandle | str] | str = (), **order: Any) -> ReviewSession:
         """Open a review for people to rate: of the answers of runs, of an `evaluation` by its id, or an
         existing review by its id. Creates one if there is none yet.
         `orchestrate.runs.evaluation.reviewing.serving` puts it on a page. `order`: the fields of

@@ -36,7 +36,7 @@ class RunHandle(TrackedRun):
         apply, including limits of an earlier call. Sends nothing. Raises the same errors as `deploy`."""
         from orchestrate.runs.hosting import deploying
 
-        terms = deploying.Terms(
+        terms = deploying.DeployTerms(
             options=options,
             max_cost_usd=amount(max_cost_usd, "max_cost_usd"),
             max_hours=amount(max_hours, "max_hours", "hours"),
@@ -69,7 +69,7 @@ class RunHandle(TrackedRun):
         out what became of it."""
         from orchestrate.runs.hosting import deploying
 
-        terms = deploying.Terms(
+        terms = deploying.DeployTerms(
             options=options,
             max_usd_per_hour=amount(max_usd_per_hour, "max_usd_per_hour"),
             max_cost_usd=amount(max_cost_usd, "max_cost_usd"),
@@ -100,4 +100,4 @@ class RunHandle(TrackedRun):
         """See `orchestrate.runs.serving.tuned.verify`; `asking`: the fields of its `Asking`."""
         from orchestrate.runs.serving import tuned
 
-        return tuned.verify(self._ws, self, at, tuned.Asking(**asking))
+        return tuned.verify(self._ws, self, at, tuned.EndpointNames(**asking))

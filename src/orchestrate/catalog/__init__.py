@@ -17,10 +17,10 @@ from orchestrate.catalog.models import (
     starters,
     trained_on,
 )
-from orchestrate.catalog.resolve import Change, ModelOnHost, differences, resolve
+from orchestrate.catalog.resolve import CatalogChange, ModelOnHost, differences, resolve
 
 __all__ = [
-    "Change",
+    "CatalogChange",
     "differences",
     "known_hosts",
     "HostModel",

@@ -174,7 +174,7 @@ def _host(defaults: dict[str, Any], host: dict[str, Any], sources: dict[str, str
     return merged
 
 
-def _described_host(told: Described, model: description.Model) -> HostModel:
+def _described_host(told: Described, model: description.OfferedModel) -> HostModel:
     given = {name: value for name, value in msgspec.structs.asdict(model).items() if value not in (None, ())}
     own: dict[str, Any] = {"methods": tuple(told.methods), "adapters": tuple(told.adapters) or ("lora",)}
     sources = tuple(told.sources.get(key, key) for key in model.sources)

@@ -25,7 +25,7 @@ from orchestrate.types import Record
 _COMPARED = ("tunable", "context", "max_rank", "shutdown")
 
 
-class Change(Record, frozen=True, kw_only=True):
+class CatalogChange(Record, frozen=True, kw_only=True):
     provider: str
     model: str
     """The host's id."""
@@ -35,26 +35,28 @@ class Change(Record, frozen=True, kw_only=True):
     theirs: str | None = None
 
 
-def differences(provider: str, seen: Iterable[HostModel]) -> list[Change]:
+def differences(provider: str, seen: Iterable[HostModel]) -> list[CatalogChange]:
     """Compare a host's models with the catalog: new models, missing ones and changed limits. A field that
     the host does not report (`None`) is not a difference."""
     theirs = {host.id: host for host in seen}
     ours = {m.hosts[provider].id: m.hosts[provider] for m in all_models() if provider in m.hosts}
-    found: list[Change] = []
+    found: list[CatalogChange] = []
     for id, host in theirs.items():
         if id not in ours:
             if host.tunable == "yes":
-                found.append(Change(provider=provider, model=id, field="model", theirs="tunable"))
+                found.append(CatalogChange(provider=provider, model=id, field="model", theirs="tunable"))
             continue
         for field in _COMPARED:
             known, said = getattr(ours[id], field), getattr(host, field)
             if said is not None and said != "unconfirmed" and said != known:
                 found.append(
-                    Change(provider=provider, model=id, field=field, ours=_text(known), theirs=_text(said))
+                    CatalogChange(
+                        provider=provider, model=id, field=field, ours=_text(known), theirs=_text(said)
+                    )
                 )
     for id, host in ours.items():
         if id not in theirs and host.tunable == "yes":
-            found.append(Change(provider=provider, model=id, field="model", ours="tunable"))
+            found.append(CatalogChange(provider=provider, model=id, field="model", ours="tunable"))
     return found
 
 

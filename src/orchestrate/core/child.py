@@ -266,7 +266,7 @@ def questions() -> Iterator[dict[str, Any]]:
     return (decode(line) for line in sys.stdin.buffer)
 
 
-class Desk(Protocol):
+class LineWorker(Protocol):
     """Takes lines in one thread, and works in the process's own."""
 
     def read(self, lines: Any) -> None: ...
@@ -276,7 +276,7 @@ class Desk(Protocol):
         ...
 
 
-def at_desk(made: Callable[[Callable[[Mapping[str, Any]], None]], Desk]) -> int:
+def at_desk(made: Callable[[Callable[[Mapping[str, Any]], None]], LineWorker]) -> int:
     """Run a process that answers many questions at once, and return its exit code. `made` receives a
     function that sends an answer."""
     send = answering()

@@ -16,7 +16,7 @@ _PROSE, _LEGIBLE = 40, 30
 """Cells that are wider than the first are sentences, and are not read in less than the second."""
 
 
-class Listing:
+class TextTable:
     """Rows of cells under the names of their columns. Numbers are set to the `right`; only the columns of
     `fold` (by default all) are wrapped, and only between words. Columns to `keep` go below their row last."""
 

@@ -14,13 +14,13 @@ from typing import Protocol
 BYTES = "bytes"
 
 
-class Told(Protocol):
+class ProgressCallback(Protocol):
     """Called with how much is done, of how much in all where that is known, and what else is to be said."""
 
     def __call__(self, done: float, total: float | None = None, detail: str = "", /) -> None: ...
 
 
-Listener = Callable[[str, str], AbstractContextManager[Told]]
+Listener = Callable[[str, str], AbstractContextManager[ProgressCallback]]
 """Is given what is done, and in which unit it is counted; listens for as long as its block lasts."""
 
 _listener: ContextVar[Listener | None] = ContextVar("_listener", default=None)
@@ -37,7 +37,7 @@ def heard_by(listener: Listener) -> Generator[None]:
 
 
 @contextmanager
-def work(what: str, unit: str = "") -> Generator[Told]:
+def work(what: str, unit: str = "") -> Generator[ProgressCallback]:
     """Report work as in progress while the block runs. `what` begins with a verb, as in `reading
     train.jsonl`. Without a `unit`, the numbers count items."""
     listener = _listener.get()

@@ -1,9 +1,9 @@
 """Quotes, bills and what a tuned model costs to run: arithmetic over rates that are data. Money is `Decimal`.
 
-A job is `Work`, by tokens (`quote_tokens_job`) or by hours (`quote_hours_job`); `Prices(name, book, on)` says
-under which name, in which book and for which day a rate is looked up. A quote without a known price has
-`unavailable` set. Settings are read from the translation's rows named `epochs`, `evals`, `packing` and
-`max_seq_length`; "auto" epochs mean that the host decides.
+A job is `PlannedJob`, by tokens (`quote_tokens_job`) or by hours (`quote_hours_job`);
+`Prices(name, book, on)` says under which name, in which book and for which day a rate is looked up. A quote
+without a known price has `unavailable` set. Settings are read from the translation's rows named `epochs`,
+`evals`, `packing` and `max_seq_length`; "auto" epochs mean that the host decides.
 """
 
 from orchestrate.costing.bills import (
@@ -23,8 +23,8 @@ from orchestrate.costing.ownership import (
     BasePrice,
     Ownership,
     Paid,
-    Served,
-    Use,
+    ServingTotal,
+    ServingUse,
     base_price,
     cheapest,
     default_base,
@@ -42,11 +42,11 @@ from orchestrate.costing.rates import (
     parse_flag,
     user_book,
 )
-from orchestrate.costing.size import Work, tokenizer_for
+from orchestrate.costing.size import PlannedJob, tokenizer_for
 from orchestrate.costing.training import (
-    Answers,
     HourlyRate,
-    Priced,
+    PricedJob,
+    SampledAnswers,
     Speed,
     local_rate,
     lookup,
@@ -64,17 +64,17 @@ from orchestrate.paid.limits import UnknownPrice
 
 __all__ = [
     "Accuracy",
-    "Answers",
+    "SampledAnswers",
     "BasePrice",
     "Ownership",
     "Paid",
-    "Priced",
-    "Served",
+    "PricedJob",
+    "ServingTotal",
     "Prices",
     "Speed",
     "Traffic",
-    "Use",
-    "Work",
+    "ServingUse",
+    "PlannedJob",
     "age_days",
     "base_price",
     "default_base",

@@ -25,10 +25,10 @@ from orchestrate.costing.ways import (
     DAYS_PER_MONTH,
     UNLIMITED,
     BasePrice,
-    Serving,
+    ServingUnit,
+    ServingUse,
+    ServingWay,
     Traffic,
-    Unit,
-    Use,
     base_monthly,
     by_tokens,
     dearer_by_token,
@@ -44,7 +44,7 @@ from orchestrate.types import Quote, QuoteLine, Record, decoding
 
 
 def break_even(
-    training: Decimal, saved: Decimal, units: Sequence[Unit] = (), *, single: bool = False
+    training: Decimal, saved: Decimal, units: Sequence[ServingUnit] = (), *, single: bool = False
 ) -> int | None:
     """Return the smallest number of requests a day from which on, at every higher traffic too, the tuned
     model does not cost more, or `None` when there is none.
@@ -72,7 +72,7 @@ def break_even(
     return 1
 
 
-def _alone(training: Decimal, saved: Decimal, unit: Unit) -> int | None:
+def _alone(training: Decimal, saved: Decimal, unit: ServingUnit) -> int | None:
     """With one kind of unit. The worst traffic is where one has just been added: n full ones and a request
     more must pay for n + 1 of them; with the least such n they do at every traffic above."""
     gain = saved * unit.carried - unit.usd
@@ -170,7 +170,7 @@ def adapter_hosts() -> tuple[AdapterHost, ...]:
     return decoding.convert(yaml.safe_load(text)["hosts"], tuple[AdapterHost, ...])
 
 
-def rented(resolved: ModelOnHost, use: Use, prices: Prices) -> Iterator[tuple[str, Serving]]:
+def rented(resolved: ModelOnHost, use: ServingUse, prices: Prices) -> Iterator[tuple[str, ServingWay]]:
     """Yield each provider that rents GPUs and does not train, with its cheapest kind of GPU for the load.
     `prices` gives the rate book and the day."""
     names = {rate.provider for rate in prices.book if rents(rate)}
@@ -181,8 +181,8 @@ def rented(resolved: ModelOnHost, use: Use, prices: Prices) -> Iterator[tuple[st
 
 
 def adapters(
-    resolved: ModelOnHost, trainer: str, use: Use, prices: Prices
-) -> Iterator[tuple[str, Serving | str]]:
+    resolved: ModelOnHost, trainer: str, use: ServingUse, prices: Prices
+) -> Iterator[tuple[str, ServingWay | str]]:
     """Yield each host that serves adapters of this base billed by the token. A text in place of the price
     says why there is none."""
     for host in adapter_hosts():
@@ -208,7 +208,7 @@ def rents(rate: Rate) -> bool:
     return RENTAL in rate.methods and rate.provider not in profile.built_in()
 
 
-class Served(Record, frozen=True, kw_only=True):
+class ServingTotal(Record, frozen=True, kw_only=True):
     """One way to serve, over the period. `unavailable` says why there is no total."""
 
     server: str = ""
@@ -251,7 +251,7 @@ class Paid(NamedTuple):
     high_usd: Decimal
 
 
-class Ownership(Served, frozen=True, kw_only=True):
+class Ownership(ServingTotal, frozen=True, kw_only=True):
     """Training once, then hosting and serving every month."""
 
     provider: str
@@ -267,13 +267,13 @@ class Ownership(Served, frozen=True, kw_only=True):
     base: BasePrice | None = None
     base_words: str = ""
     """What is prompted instead over that time."""
-    elsewhere: tuple[Served, ...] = ()
+    elsewhere: tuple[ServingTotal, ...] = ()
     """The same adapter served by others, cheapest first."""
 
     @property
     def options(self) -> tuple[Ownership, ...]:
         """This and each of `elsewhere`, as totals of their own."""
-        names = Served.__struct_fields__
+        names = ServingTotal.__struct_fields__
         others = (
             msgspec.structs.replace(self, elsewhere=(), **{name: getattr(way, name) for name in names})
             for way in self.elsewhere
@@ -304,7 +304,7 @@ class Ownership(Served, frozen=True, kw_only=True):
 
 def own(
     training: Quote,
-    use: Use,
+    use: ServingUse,
     *,
     resolved: ModelOnHost,
     profile: Profile,
@@ -325,12 +325,12 @@ def own(
         serving = own_machine(hourly, use, training)
     else:
         serving = _hosted(profile, resolved, use, prices)
-    others: list[tuple[str, Serving | str]] = []
+    others: list[tuple[str, ServingWay | str]] = []
     if portable:
         others = [*rented(resolved, use, prices), *adapters(resolved, profile.kind, use, prices)]
     base_usd = base_monthly(prices, resolved, use.traffic)
 
-    def told(way: Serving | str) -> Serving | str:
+    def told(way: ServingWay | str) -> ServingWay | str:
         if isinstance(way, str) or not (why := dearer_by_token(way, base_usd, profile.title, use.traffic)):
             return way
         return msgspec.structs.replace(way, assumptions=(*way.assumptions, why))
@@ -354,7 +354,7 @@ def served_as(profile: Profile, resolved: ModelOnHost, prices: Prices, *, portab
     return "only downloaded" if portable else None
 
 
-def _hosted(profile: Profile, resolved: ModelOnHost, use: Use, prices: Prices) -> Serving | str:
+def _hosted(profile: Profile, resolved: ModelOnHost, use: ServingUse, prices: Prices) -> ServingWay | str:
     if resolved.host is not None and resolved.host.deployable == "no":
         return (
             f"{profile.title} does not serve what is tuned from {resolved.name}: {resolved.host.deploy_note}"
@@ -374,7 +374,7 @@ def _hosted(profile: Profile, resolved: ModelOnHost, use: Use, prices: Prices) -
 class _Period:
     """The time over which a model is served and compared."""
 
-    def __init__(self, training: Quote, use: Use, resolved: ModelOnHost, on: date) -> None:
+    def __init__(self, training: Quote, use: ServingUse, resolved: ModelOnHost, on: date) -> None:
         self.training, self.use, self.on = training, use, on
         days = int(DAYS_PER_MONTH * use.months)
         end = resolved.host.shutdown if resolved.host else None
@@ -383,7 +383,7 @@ class _Period:
         self.days = left
         self.months = Decimal(left) / DAYS_PER_MONTH if left < days else Decimal(use.months)
 
-    def total(self, serving: Serving | str) -> Ownership:
+    def total(self, serving: ServingWay | str) -> Ownership:
         served, base = self.served(serving), self.use.base
         return Ownership(
             provider=self.training.provider,
@@ -395,13 +395,13 @@ class _Period:
             serves_until=self.until,
             base=base,
             base_words=base.words(self.on, self.days) if base else "",
-            **{name: getattr(served, name) for name in Served.__struct_fields__},
+            **{name: getattr(served, name) for name in ServingTotal.__struct_fields__},
         )
 
-    def served(self, serving: Serving | str, server: str = "") -> Served:
+    def served(self, serving: ServingWay | str, server: str = "") -> ServingTotal:
         price = self.training.price
         if isinstance(serving, str) or price is None:
-            return Served(server=server, unavailable=serving if isinstance(serving, str) else None)
+            return ServingTotal(server=server, unavailable=serving if isinstance(serving, str) else None)
         months, traffic, base = self.months, self.use.traffic, self.use.base
         low, month, high = (
             sum((getattr(entry, end) for entry in serving.lines), Decimal(0))
@@ -421,7 +421,7 @@ class _Period:
         most = Decimal(limit) if limit < UNLIMITED else None
         paid = _months_to_pay(price.counted_usd, month, base_month)
         once = price.expected_usd
-        return Served(
+        return ServingTotal(
             server=server,
             monthly=serving.lines,
             monthly_usd=month,

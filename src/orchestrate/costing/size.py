@@ -37,7 +37,7 @@ Bills = Callable[["JobSize", "Rate"], Lines]
 
 
 @dataclass(frozen=True)
-class Work:
+class PlannedJob:
     """A job before its upload, as one backend would do it."""
 
     provider: str
@@ -107,7 +107,7 @@ def batch_of(translation: Translation) -> int | None:
     return _whole(effective(translation, "batch_size"))
 
 
-def measure(work: Work) -> JobSize:
+def measure(work: PlannedJob) -> JobSize:
     """Counts with the model's tokenizer where it is here, else with the stand-in that the catalog names."""
     spec, data, translation, resolved = work.spec, work.data, work.translation, work.resolved
     name = tokenizer_for(resolved, spec)
@@ -165,13 +165,13 @@ def measure(work: Work) -> JobSize:
     )
 
 
-def _limit(work: Work) -> int | None:
+def _limit(work: PlannedJob) -> int | None:
     """Tokens over which a row is cut or left out."""
     asked = _whole(effective(work.translation, "max_seq_length", work.spec.max_seq_length))
     return asked or work.resolved.context(work.spec.method.type)
 
 
-class _Run(NamedTuple):
+class _TrainingLength(NamedTuple):
     """How long a job trains."""
 
     epochs: int
@@ -182,7 +182,7 @@ class _Run(NamedTuple):
     note: str | None = None
 
 
-def _run(work: Work) -> _Run:
+def _run(work: PlannedJob) -> _TrainingLength:
     spec, translation, rows = work.spec, work.translation, work.data.train.rows
     epochs, note = _whole(effective(translation, "epochs", spec.epochs)), None
     evals = _whole(effective(translation, "evals", spec.evals)) or 0
@@ -197,12 +197,12 @@ def _run(work: Work) -> _Run:
             note = f"epochs left to the host (auto): assumed {epochs}, at most {epochs + 1}"
     if every := _whole(effective(translation, "eval_steps")):
         evals = -(-epochs * _steps_per_epoch(work) // every)
-    return _Run(
+    return _TrainingLength(
         epochs, epochs if low is None else low, epochs if high is None else high, Decimal(epochs), evals, note
     )
 
 
-def _by_steps(work: Work, most: int, epochs: int | None) -> _Run:
+def _by_steps(work: PlannedJob, most: int, epochs: int | None) -> _TrainingLength:
     """Where a number of optimiser steps may end the run."""
     per_epoch = _steps_per_epoch(work)
     steps = most if epochs is None else min(most, epochs * per_epoch)
@@ -213,10 +213,10 @@ def _by_steps(work: Work, most: int, epochs: int | None) -> _Run:
     if every:
         evals = -(-steps // every)
     note = f"{text.count(steps, 'optimizer step')} of {per_epoch:,} to an epoch"
-    return _Run(begun, begun, begun, passes, begun if evals is None else evals, note)
+    return _TrainingLength(begun, begun, begun, passes, begun if evals is None else evals, note)
 
 
-def _steps_per_epoch(work: Work) -> int:
+def _steps_per_epoch(work: PlannedJob) -> int:
     """Rows that are split are several examples."""
     batch = _whole(effective(work.translation, "batch_size", work.spec.batch_size)) or 1
     train = work.data.train
@@ -228,7 +228,7 @@ def _steps_per_epoch(work: Work) -> int:
 
 
 @dataclass(frozen=True)
-class _File:
+class _FileSize:
     count: TokenCount | None = None
     tokens: int = 0
     least: Decimal = Decimal(0)
@@ -247,7 +247,7 @@ class _File:
     """Images."""
 
 
-_NONE = _File()
+_NONE = _FileSize()
 
 
 def _file(
@@ -257,7 +257,7 @@ def _file(
     model: str,
     rule: Callable[[str, Picture], tuple[int, int, int] | None] | None,
     drop: int | None,
-) -> _File:
+) -> _FileSize:
     """`drop`: rows of more tokens are left out."""
     count, left_out = dataset.tokens(tokenizer), 0
     if drop is not None and count.longest > drop:
@@ -276,7 +276,7 @@ def _file(
             uncounted += number
             continue
         least, likely, most = least + found[0] * number, likely + found[1] * number, most + found[2] * number
-    return _File(
+    return _FileSize(
         count=count,
         tokens=words + likely,
         least=(words - shared) * max(Decimal(0), 1 - spread) + least,

@@ -18,7 +18,7 @@ from orchestrate.costing import hardware, lines
 from orchestrate.costing.lines import MTOK, line, minimum_top_up, rounded, summed
 from orchestrate.costing.rate import Lookup, Rate
 from orchestrate.costing.rates import Prices, RateBook, built_in, names
-from orchestrate.costing.size import JobSize, Work, measure
+from orchestrate.costing.size import JobSize, PlannedJob, measure
 from orchestrate.errors import UsageError
 from orchestrate.spec import DPO, method_word
 from orchestrate.text import duration, rate
@@ -42,7 +42,7 @@ ANSWER_SHARE = (Decimal("0.1"), Decimal("0.5"), Decimal(1))
 """Tokens of an answer over the most that it may have; nothing tells beforehand when the model ends one."""
 
 
-class Answers(Record, frozen=True, kw_only=True):
+class SampledAnswers(Record, frozen=True, kw_only=True):
     """What reinforcement fine-tuning draws in each epoch."""
 
     samples: int
@@ -203,12 +203,12 @@ class Speed(Record, frozen=True, kw_only=True):
 
 
 def quote_hours_job(
-    work: Work,
+    work: PlannedJob,
     *,
     speed: Speed,
     hourly: HourlyRate,
     startup_seconds: float | tuple[float, float, float] = 30.0,
-    answers: Answers | None = None,
+    answers: SampledAnswers | None = None,
 ) -> Quote:
     """Quote a job billed hourly: the rate times the hours, which follow from the speed. `startup_seconds`
     is the time needed besides training, or its (least, likely, most) estimates. `answers` is for
@@ -244,7 +244,7 @@ def quote_hours_job(
     )
 
 
-def _work(size: JobSize, answers: Answers | None, likely: int, read_only: int = 0) -> Decimal:
+def _work(size: JobSize, answers: SampledAnswers | None, likely: int, read_only: int = 0) -> Decimal:
     """Tokens to go through in the time of a trained one; `likely` is 0 for the low estimate, 1, or 2 for the
     high one. `read_only`: tokens that are read beside training and evaluation."""
     trained, evaluated = size.train_tokens * size.passes, size.validation_tokens * size.evals
@@ -278,7 +278,7 @@ def _judged(spec: JobSpec, read_only: int) -> list[str]:
     return [f"{read_only:,} tokens are only read {why}, which takes a third of the time of training them"]
 
 
-def _drawn(answers: Answers | None) -> list[str]:
+def _drawn(answers: SampledAnswers | None) -> list[str]:
     if answers is None:
         return []
     return [
@@ -338,7 +338,7 @@ def lookup(spec: JobSpec, resolved: ModelOnHost, prices: str, *, gpu: str | None
 
 
 def quote_tokens_job(
-    work: Work,
+    work: PlannedJob,
     *,
     prices: Prices | None = None,
     gpu_hours: Decimal | None = None,
@@ -350,7 +350,7 @@ def quote_tokens_job(
     `prices` defaults to today's prices of the profile's kind. A model that was shut down or has no
     published price gives a quote with `unavailable`, never a guess. A `sandbox` still accepts jobs after
     its host has closed."""
-    priced = Priced(
+    priced = PricedJob(
         work.provider,
         work.profile,
         work.spec,
@@ -362,7 +362,7 @@ def quote_tokens_job(
 
 
 @dataclass(frozen=True)
-class Priced:
+class PricedJob:
     """A job of which only the size is missing for a quote."""
 
     provider: str
@@ -374,7 +374,7 @@ class Priced:
 
 
 def quote_sized_job(
-    job: Priced, size_of: Callable[[], JobSize], *, gpu_hours: Decimal | None = None
+    job: PricedJob, size_of: Callable[[], JobSize], *, gpu_hours: Decimal | None = None
 ) -> Quote:
     """Quote a job as `quote_tokens_job` does, with a size from any source. `size_of` is called only when
     there is a price."""
@@ -561,7 +561,7 @@ def spec_of(model: str, told: Recalled | None) -> dict[str, Any]:
     return spec
 
 
-def quote_recalled(job: Priced, told: Recalled) -> Quote:
+def quote_recalled(job: PricedJob, told: Recalled) -> Quote:
     """Quote a job from what its host reports about it. `unavailable` says why there is no price."""
     if told.usd_per_hour is not None or told.most_seconds is not None:
         return _by_the_hour(job, told)
@@ -572,7 +572,7 @@ def quote_recalled(job: Priced, told: Recalled) -> Quote:
     return msgspec.structs.replace(quote_sized_job(job, lambda: size_of(job.profile, told)), recalled=True)
 
 
-def _by_the_hour(job: Priced, told: Recalled) -> Quote:
+def _by_the_hour(job: PricedJob, told: Recalled) -> Quote:
     """Up to the end of its machine: how long the work takes nobody can tell any more."""
     if told.usd_per_hour is None:
         return _none(job, "the hourly price of its machine is unknown")
@@ -604,7 +604,7 @@ def _by_the_hour(job: Priced, told: Recalled) -> Quote:
     )
 
 
-def quote_assumed(job: Priced, told: Recalled) -> Quote:
+def quote_assumed(job: PricedJob, told: Recalled) -> Quote:
     """Quote a job as `quote_recalled` does, for data that does not exist yet, from its number of rows and
     tokens."""
     rows, tokens = told.rows or 0, told.train_tokens or 0
@@ -656,5 +656,5 @@ def _tokens(size: int | None) -> int:
     return -(-(size or 0) // BYTES_PER_TOKEN)
 
 
-def _none(job: Priced, reason: str) -> Quote:
+def _none(job: PricedJob, reason: str) -> Quote:
     return Quote(provider=job.provider, model=job.resolved.name, unavailable=reason, recalled=True)

@@ -100,7 +100,7 @@ class BasePrice(Record, frozen=True, kw_only=True):
         )
 
 
-class Use(Record, frozen=True, kw_only=True):
+class ServingUse(Record, frozen=True, kw_only=True):
     """What the tuned model is for."""
 
     traffic: Traffic
@@ -220,7 +220,7 @@ FORWARD_SPEEDUP = 3
 """A training step is a forward pass and a backward one of twice its length."""
 
 
-class Unit(Record, frozen=True, kw_only=True):
+class ServingUnit(Record, frozen=True, kw_only=True):
     """A replica, or the least machine with one that can be rented."""
 
     usd: Decimal
@@ -229,14 +229,14 @@ class Unit(Record, frozen=True, kw_only=True):
     """Requests a day."""
 
 
-class Serving(Record, frozen=True, kw_only=True):
+class ServingWay(Record, frozen=True, kw_only=True):
     """One way to serve."""
 
     lines: tuple[QuoteLine, ...]
     """Of one month."""
     words: str
     assumptions: tuple[str, ...]
-    units: tuple[Unit, ...] = ()
+    units: tuple[ServingUnit, ...] = ()
     """What can be added to carry more, for each kind of GPU that is to be had here; none where the token is
     paid for."""
     single: bool = False
@@ -260,9 +260,9 @@ def token_rates(
     return (tokens_in, tokens_out) if tokens_in and tokens_out else None
 
 
-def by_tokens(traffic: Traffic, tokens_in: Rate, tokens_out: Rate) -> Serving:
+def by_tokens(traffic: Traffic, tokens_in: Rate, tokens_out: Rate) -> ServingWay:
     month = traffic.requests_per_month
-    return Serving(
+    return ServingWay(
         lines=(
             line("serving input", month * traffic.input_tokens / MTOK, tokens_in),
             line("serving output", month * traffic.output_tokens / MTOK, tokens_out),
@@ -287,8 +287,8 @@ def gpu_rates(prices: Prices, method: str) -> list[Rate]:
 
 
 def on_gpus(
-    resolved: ModelOnHost, use: Use, rates: Iterable[Rate], *, what: str, note: str = ""
-) -> Serving | None:
+    resolved: ModelOnHost, use: ServingUse, rates: Iterable[Rate], *, what: str, note: str = ""
+) -> ServingWay | None:
     """Return the serving cost on the cheapest kind of GPU for the load, or `None` when no kind is known.
     `what` says how the GPUs are billed: dedicated or rented."""
     options = [found for rate in rates if (found := _on_gpu(resolved, use, rate, what, note))]
@@ -298,7 +298,7 @@ def on_gpus(
     return replace(best, units=tuple(unit for option in options for unit in option.units))
 
 
-def _on_gpu(resolved: ModelOnHost, use: Use, rate: Rate, what: str, note: str) -> Serving | None:
+def _on_gpu(resolved: ModelOnHost, use: ServingUse, rate: Rate, what: str, note: str) -> ServingWay | None:
     one = replica(resolved, rate.gpu or "")
     if one is None:
         return None
@@ -325,12 +325,12 @@ def _on_gpu(resolved: ModelOnHost, use: Use, rate: Rate, what: str, note: str) -
     )
     mean = float(use.traffic.requests_per_day) * seconds_per_request(use.traffic, one.tokens_per_second[1])
     utilisation = mean / (units * in_unit * use.hours_per_day * 3600)
-    return Serving(
+    return ServingWay(
         lines=(entry,),
         words=f"{gpus} {what} {_kind(rate)} at {text.rate(rate.usd)} per GPU-hour, {per_day}, "
         f"{utilisation:.0%} used",
         assumptions=(*_sized(resolved, use, one, (slow, likely, fast)), *([note] if note else [])),
-        units=(Unit(usd=rounded(hours * rate.usd), carried=likely),),
+        units=(ServingUnit(usd=rounded(hours * rate.usd), carried=likely),),
         utilisation=utilisation,
     )
 
@@ -349,7 +349,9 @@ def _kind(rate: Rate) -> str:
     return rate.applies_to if _machine(rate) is None else str(rate.gpu)
 
 
-def _sized(resolved: ModelOnHost, use: Use, one: Replica, carried: tuple[int, int, int]) -> Iterable[str]:
+def _sized(
+    resolved: ModelOnHost, use: ServingUse, one: Replica, carried: tuple[int, int, int]
+) -> Iterable[str]:
     slow, likely, fast = (f"{speed:,.0f}" for speed in one.tokens_per_second)
     bits = f"{one.bytes_per_param * 8:g} bits"
     busiest = busiest_share(use.hours_per_day, use.utilisation)
@@ -373,7 +375,7 @@ def base_monthly(prices: Prices, resolved: ModelOnHost, traffic: Traffic) -> Dec
     return by_tokens(traffic, *pair).monthly_usd if pair else None
 
 
-def dearer_by_token(serving: Serving, base_usd: Decimal | None, host: str, traffic: Traffic) -> str | None:
+def dearer_by_token(serving: ServingWay, base_usd: Decimal | None, host: str, traffic: Traffic) -> str | None:
     """Return why dedicated GPUs cost more per token than a host's serverless base model, or `None` when
     they don't."""
     tokens = traffic.requests_per_month * (traffic.input_tokens + traffic.output_tokens) / MTOK
@@ -390,7 +392,7 @@ def dearer_by_token(serving: Serving, base_usd: Decimal | None, host: str, traff
     )
 
 
-def own_machine(hourly: HourlyRate, use: Use, training: Quote) -> Serving | str:
+def own_machine(hourly: HourlyRate, use: ServingUse, training: Quote) -> ServingWay | str:
     """Return the cost of serving on the machine that trains, or the reason why it can't carry the
     traffic. A forward pass is assumed to be three times as fast as a training step."""
     carried, utilisation = UNLIMITED, None
@@ -412,11 +414,11 @@ def own_machine(hourly: HourlyRate, use: Use, training: Quote) -> Serving | str:
         )
     hours = Decimal(str(use.hours_per_day)) * DAYS_PER_MONTH
     entry = hourly.line(hours, "0.01", component="hosting")
-    return Serving(
+    return ServingWay(
         lines=(entry,),
         words=f"this machine, {use.hours_per_day:g} h a day: {hourly.label}",
         assumptions=(sized,),
-        units=(Unit(usd=entry.usd, carried=carried),),
+        units=(ServingUnit(usd=entry.usd, carried=carried),),
         single=True,
         utilisation=utilisation,
     )

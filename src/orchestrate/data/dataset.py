@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestrate.data import opening
 from orchestrate.data.facts import Facts, TokenCount, data_digest
-from orchestrate.data.rules import Target
+from orchestrate.data.rules import RowTarget
 
 
 class Dataset(Facts):
@@ -32,7 +32,7 @@ class Dataset(Facts):
         return cls.of(opening.open_counted(str(path), columns=columns, tokenizers=tokenizers, memory=memory))
 
     @classmethod
-    def of(cls, opened: opening.Opened) -> Dataset:
+    def of(cls, opened: opening.OpenedFile) -> Dataset:
         """Build a dataset from a file that has already been read."""
         return cls(**vars(opened.facts))
 
@@ -40,7 +40,7 @@ class Dataset(Facts):
         """Counts with the named tokenizer (see `data.tokens.counting`); once, then remembered by digest."""
         return opening.count_tokens(self, tokenizer)
 
-    def write(self, target: Target, folder: Path, *, allow_loss: bool = False) -> Path:
+    def write(self, target: RowTarget, folder: Path, *, allow_loss: bool = False) -> Path:
         """Writes the rows in the format of a backend and returns the file.
 
         The file's name carries the digest and the target; an existing whole file is used again. Otherwise the

@@ -21,7 +21,7 @@ from orchestrate.data.rows import (
     UnpairedExample,
     encode,
 )
-from orchestrate.data.rules import Target
+from orchestrate.data.rules import RowTarget
 from orchestrate.errors import UsageError
 
 if TYPE_CHECKING:
@@ -120,11 +120,11 @@ def _message(m: ChatMessage, dialect: Dialect) -> dict[str, Any]:
     return item
 
 
-def target(name: str, profile: Profile) -> Target:
+def target(name: str, profile: Profile) -> RowTarget:
     """Return the target for the backend with this name. Raises `UsageError` when its profile has no data
     rules."""
     if profile.rules is None:
         raise UsageError(
             f"{name} does not say which rows it takes, so they cannot be checked or written for it"
         )
-    return Target(name, profile.rules, partial(fields, dialect=profile.dialect or CANONICAL))
+    return RowTarget(name, profile.rules, partial(fields, dialect=profile.dialect or CANONICAL))

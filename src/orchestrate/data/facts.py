@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrate.data.files.sources import source
-from orchestrate.data.passes.scan import Task, ranges, read_rows
+from orchestrate.data.passes.scan import ScanTask, ranges, read_rows
 from orchestrate.data.rows import Example, Kind
 from orchestrate.data.rows.traits import Picture
-from orchestrate.data.shapes.reading import Row
+from orchestrate.data.shapes.reading import ReadRow
 from orchestrate.data.tokens import Remark
 from orchestrate.errors import DataError
 from orchestrate.types import Problem, TokensFrom
@@ -161,13 +161,13 @@ class Facts:
             number += 1
         return number
 
-    def read(self) -> Iterator[tuple[int, Row]]:
+    def read(self) -> Iterator[tuple[int, ReadRow]]:
         """Yield the row number and the row of each line of the file, including rows with errors."""
         lines = source(self.path)
         before = 0
         for start, end in ranges(lines.lines, lines.line_bytes):
             number = 0
-            for number, row in read_rows(Task(lines.lines, start, end, self.format, self.columns)):
+            for number, row in read_rows(ScanTask(lines.lines, start, end, self.format, self.columns)):
                 yield before + number, row
             before += number
 

@@ -17,12 +17,12 @@ from orchestrate.core.underway import BYTES, work
 from orchestrate.data.dialects import canonical_line
 from orchestrate.data.facts import Content, Facts, TokenCount, changed, require_same
 from orchestrate.data.files.records import PYTHON_CELLS
-from orchestrate.data.files.sources import Source, name_of, source
+from orchestrate.data.files.sources import RowSource, name_of, source
 from orchestrate.data.passes import ordered
 from orchestrate.data.passes.scan import (
     LEAST_BYTES,
-    Part,
-    Task,
+    ScannedRange,
+    ScanTask,
     Total,
     ranges,
     ready,
@@ -52,13 +52,13 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedFile:
     facts: Facts
     total: Total
-    source: Source
+    source: RowSource
     begins: tuple[tuple[int, str], ...] = ()
     """Of several files that are read as one: each with the number of lines before it."""
-    mix: Opened | None = None
+    mix: OpenedFile | None = None
     """Of the same, what is trained on: the rows by the weights of their files."""
     mixed: str | None = None
     """How that was made, in words."""
@@ -75,7 +75,7 @@ class Opened:
 
 
 @dataclass
-class Joined:
+class JoinedFiles:
     """Several files as one, each read once: all that their rows have to tell, and each good row as a
     canonical line."""
 
@@ -93,15 +93,15 @@ def open_dataset(  # noqa: PLR0913  each is a use of its own
     content: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
-    join: Joined | None = None,
-) -> Opened:
-    """See `Dataset.open`; counts with `tokenizers`, and looks at what `Task` names, in the same pass, for
+    join: JoinedFiles | None = None,
+) -> OpenedFile:
+    """See `Dataset.open`; counts with `tokenizers`, and looks at what `ScanTask` names, in the same pass, for
     which `join` may give a further use."""
     lines = source(path)
     renaming = tuple(sorted((columns or {}).items()))
     shape = sniff(path, first_lines(lines.lines), renaming)
     kept_in = None if memory is None else str(memory)
-    task = Task(lines.lines, 0, 0, shape.name, renaming, tuple(tokenizers), compare, content, kept_in)
+    task = ScanTask(lines.lines, 0, 0, shape.name, renaming, tuple(tokenizers), compare, content, kept_in)
     with nullcontext(progress) if progress else work(f"reading {name_of(path)}", BYTES) as told:
         total = run(task, lines.line_bytes, workers, told, join)
     told = (*total.reported(path), *_whole_file(lines, renaming, total))
@@ -124,7 +124,7 @@ def open_dataset(  # noqa: PLR0913  each is a use of its own
     )
     for name, lengths in total.lengths.items():
         cache.keep(facts.digest, counting.base(name), lengths, None)
-    return Opened(facts, total, lines)
+    return OpenedFile(facts, total, lines)
 
 
 def open_counted(
@@ -137,9 +137,9 @@ def open_counted(
     content: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
-) -> Opened:
-    """See `Dataset.open`; looks at what `Task` names in the same pass. What is kept for the file as it was
-    is not counted in it; should the file have changed, `count_tokens` finds nothing under its digest and
+) -> OpenedFile:
+    """See `Dataset.open`; looks at what `ScanTask` names in the same pass. What is kept for the file as it
+    was is not counted in it; should the file have changed, `count_tokens` finds nothing under its digest and
     counts."""
     before = cache.seen(path, columns, memory)
     due = [
@@ -187,11 +187,11 @@ def _loads(tokenizer: str) -> bool:
 
 
 def run(
-    task: Task,
+    task: ScanTask,
     size: int,
     workers: int | None = None,
     progress: Progress | None = None,
-    join: Joined | None = None,
+    join: JoinedFiles | None = None,
 ) -> Total:
     """Read the entire file in tasks like `task`, with as many workers as are worth starting."""
     tasks = [replace(task, start=start, end=end) for start, end in ranges(task.path, size)]
@@ -209,11 +209,11 @@ def run(
     return total
 
 
-def _scanned(task: Task) -> tuple[Part, bytes]:
+def _scanned(task: ScanTask) -> tuple[ScannedRange, bytes]:
     return scan(task), b""
 
 
-def _scanned_with_lines(task: Task) -> tuple[Part, bytes]:
+def _scanned_with_lines(task: ScanTask) -> tuple[ScannedRange, bytes]:
     lines: list[bytes] = []
     part = scan(task, lambda examples: lines.extend(canonical_line(example) + b"\n" for example in examples))
     return part, b"".join(lines)
@@ -251,7 +251,7 @@ def first_lines(path: str) -> Iterator[bytes]:
         )
 
 
-def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) -> known.Shape:
+def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) -> known.RowFormat:
     """Return the format that most of the first rows have. Raises `DataError` when no row matches a known
     format, and `UsageError` when no row has a mapped column."""
     votes: Counter[str] = Counter()
@@ -334,7 +334,7 @@ def _listed(names: Counter[str]) -> str:
     return ", ".join(name for name, _ in names.most_common(12))
 
 
-def _whole_file(lines: Source, columns: tuple[tuple[str, str], ...], total: Total) -> Iterator[Problem]:
+def _whole_file(lines: RowSource, columns: tuple[tuple[str, str], ...], total: Total) -> Iterator[Problem]:
     yield from _python_cells(lines, total)
     yield from _hidden(lines, columns, total)
     yield from _held_out(lines, total)
@@ -343,7 +343,7 @@ def _whole_file(lines: Source, columns: tuple[tuple[str, str], ...], total: Tota
         yield msgspec.structs.replace(found, source=lines.path)
 
 
-def _hidden(lines: Source, columns: tuple[tuple[str, str], ...], total: Total) -> Iterator[Problem]:
+def _hidden(lines: RowSource, columns: tuple[tuple[str, str], ...], total: Total) -> Iterator[Problem]:
     """A mapping is obeyed, also where the file has a column of the wanted name."""
     if not columns:
         return
@@ -357,7 +357,7 @@ def _hidden(lines: Source, columns: tuple[tuple[str, str], ...], total: Total) -
             yield msgspec.structs.replace(problem("hidden-column", text), source=lines.path)
 
 
-def _held_out(lines: Source, total: Total) -> Iterator[Problem]:
+def _held_out(lines: RowSource, total: Total) -> Iterator[Problem]:
     """Rows for test or validation among others; a file that holds nothing else may be just that."""
     column, counts = unread.held_out_rows(total.unread) or ("", Counter[str]())
     if 0 < counts.total() < total.written:
@@ -370,7 +370,7 @@ def _held_out(lines: Source, total: Total) -> Iterator[Problem]:
         yield msgspec.structs.replace(problem("held-out", text, field=column), source=lines.path)
 
 
-def _python_cells(lines: Source, total: Total) -> Iterator[Problem]:
+def _python_cells(lines: RowSource, total: Total) -> Iterator[Problem]:
     if lines.python_cells:
         total.counts[PYTHON_CELLS] = lines.python_cells
         text = f"{lines.python_cells:,} cells contain Python list literals and were parsed as lists"
@@ -403,7 +403,7 @@ def count_tokens(facts: Facts, tokenizer: str) -> TokenCount:
         return _sampled(facts, tokenizer)
     if kept is None:
         lines = source(facts.path)
-        task = Task(lines.lines, 0, 0, facts.format, facts.columns, (name,))
+        task = ScanTask(lines.lines, 0, 0, facts.format, facts.columns, (name,))
         total = run(task, lines.line_bytes)
         require_same(total.sha256.hexdigest(), facts)  # else other rows would be counted under its digest
         kept = cache.keep(facts.digest, name, total.lengths.get(name, Lengths()), facts.memory)
@@ -437,7 +437,7 @@ def _sampled(facts: Facts, tokenizer: str) -> TokenCount:
     lines = source(facts.path)
     if lines.bytes != facts.bytes:
         raise changed(facts)
-    task = Task(lines.lines, 0, lines.line_bytes, facts.format, facts.columns)
+    task = ScanTask(lines.lines, 0, lines.line_bytes, facts.format, facts.columns)
     sample = sampled_once(task, counting.base(tokenizer), facts.digest)
     band = _band(facts, tokenizer, sum(sample.weights), sample.tokens)
     doubt = sample.half_width / sample.tokens if sample.tokens else 0.0

@@ -132,7 +132,7 @@ METHOD_KINDS: dict[str, tuple[Kind, ...]] = {
 
 
 @dataclass(frozen=True)
-class Target:
+class RowTarget:
     """Who takes rows: a backend under its own name, or a format of another tool."""
 
     name: str
@@ -144,7 +144,7 @@ class Target:
 
 def check(
     data: Facts,
-    host: Target,
+    host: RowTarget,
     *,
     method: str | None = None,
     tokens: TokenCount | None = None,
@@ -169,7 +169,7 @@ def check(
     return found
 
 
-def accepted(data: Facts, host: Target) -> int:
+def accepted(data: Facts, host: RowTarget) -> int:
     """Count the rows that the host would accept unchanged."""
     if host.rules.kinds[data.kind] is not None:
         return 0
@@ -177,7 +177,7 @@ def accepted(data: Facts, host: Target) -> int:
     return sum(n for mask, n in data.masks.items() if not mask & wrong)
 
 
-def losses(data: Facts, host: Target) -> list[Problem]:
+def losses(data: Facts, host: RowTarget) -> list[Problem]:
     """Return what the target's format can't represent of these rows, and the rows that it rejects."""
     found = [_problem(host, data, rule, rows) for rule, rows in _judged(data, host.rules)]
     return found + _kinds(data, host, None)
@@ -191,7 +191,7 @@ def _judged(data: Facts, rules: HostRules) -> list[tuple[Rule, Trait]]:
     return [(rule, trait) for rule, trait in judged if rule is not None]
 
 
-def _problem(host: Target, data: Facts, rule: Rule, trait: Trait) -> Problem:
+def _problem(host: RowTarget, data: Facts, rule: Rule, trait: Trait) -> Problem:
     number = sum(n for mask, n in data.masks.items() if mask & trait)
     first = data.first_rows.get(trait, ())
     shown = ", ".join(f"{row}" for row in first[:5])
@@ -208,14 +208,14 @@ def _problem(host: Target, data: Facts, rule: Rule, trait: Trait) -> Problem:
 
 
 def _file_problem(
-    host: Target, data: Facts, code: str, message: str, fix: str, severity: Severity = Severity.ERROR
+    host: RowTarget, data: Facts, code: str, message: str, fix: str, severity: Severity = Severity.ERROR
 ) -> Problem:
     return Problem(
         code=code, severity=severity, message=message, providers=(host.name,), fix=fix, source=data.path
     )
 
 
-def _kinds(data: Facts, host: Target, method: str | None) -> list[Problem]:
+def _kinds(data: Facts, host: RowTarget, method: str | None) -> list[Problem]:
     reason = host.rules.kinds[data.kind]
     if reason is not None:
         fix = f"pick a backend that accepts {data.kind} rows: orchestrate data check {data.path}"
@@ -248,7 +248,7 @@ def _other(method: str, data: Facts) -> str:
     return "change the method or the data"
 
 
-def _sizes(data: Facts, host: Target, epochs: int | None, validation: bool) -> list[Problem]:
+def _sizes(data: Facts, host: RowTarget, epochs: int | None, validation: bool) -> list[Problem]:
     rules = host.rules
     found: list[Problem] = []
     if data.rows < rules.least_rows and not validation:
@@ -270,7 +270,9 @@ def _sizes(data: Facts, host: Target, epochs: int | None, validation: bool) -> l
 _LOSE = {"left": "cut at the start", "drop": "left out"}
 
 
-def _lengths(data: Facts, host: Target, tokens: TokenCount, context: int | None, lose: str) -> list[Problem]:
+def _lengths(
+    data: Facts, host: RowTarget, tokens: TokenCount, context: int | None, lose: str
+) -> list[Problem]:
     limits = [limit for limit in (host.rules.most_tokens, context) if limit is not None]
     if not limits or tokens.longest <= min(limits):
         return []

@@ -28,7 +28,7 @@ from orchestrate.data.rows import (
     messages_of,
 )
 from orchestrate.data.rows.traits import Trait
-from orchestrate.data.rules import EVERY_KIND, HostRules, Rule, Target
+from orchestrate.data.rules import EVERY_KIND, HostRules, RowTarget, Rule
 from orchestrate.data.shapes.chat import calls_in
 from orchestrate.types import Severity
 
@@ -312,9 +312,9 @@ FORMATS: dict[str, HostRules] = {
 }
 
 
-def tool(name: str) -> Target:
+def tool(name: str) -> RowTarget:
     """Return the target for a format in `FORMATS`."""
-    return Target(name, FORMATS[name], encoder(name), backend=False)
+    return RowTarget(name, FORMATS[name], encoder(name), backend=False)
 
 
 def encoder(name: str) -> Encode:

@@ -19,10 +19,10 @@ from orchestrate.data.files import whole, writing
 from orchestrate.data.files.sources import source
 from orchestrate.data.opening import paying
 from orchestrate.data.passes import ordered
-from orchestrate.data.passes.scan import Task, ranges, read_rows
+from orchestrate.data.passes.scan import ScanTask, ranges, read_rows
 from orchestrate.data.rows import ChatExample, CompletionExample, Example, PreferenceExample
 from orchestrate.data.rows.traits import Trait
-from orchestrate.data.rules import Target
+from orchestrate.data.rules import RowTarget
 from orchestrate.data.shapes.known import message
 from orchestrate.data.shapes.preferences import of_pair
 from orchestrate.data.shapes.reading import canonical
@@ -32,14 +32,14 @@ from orchestrate.profile import built_in
 from orchestrate.types import Problem, Severity
 
 
-def refuse(data: Facts, target: Target, errors: list[Problem]) -> None:
+def refuse(data: Facts, target: RowTarget, errors: list[Problem]) -> None:
     """Raises `DataError` with the problems, when there are any."""
     if errors:
         shown = "; ".join(p.message for p in errors[:3])
         raise DataError(f"{target.name} cannot hold {data.path}: {shown}", problems=errors, fix=errors[0].fix)
 
 
-def target_for(data: Facts, target: Target) -> Target:
+def target_for(data: Facts, target: RowTarget) -> RowTarget:
     """Return the target to write the rows for. In the TRL format, conversations of which only the last
     answer is trained become prompts with completions. Such a file can't contain other conversations."""
     if target.name != "trl" or not _has(data, Trait.LAST_TRAINED):
@@ -58,7 +58,7 @@ def _has(data: Facts, trait: Trait) -> bool:
 
 def write_rows(
     data: Facts,
-    target: Target,
+    target: RowTarget,
     path: Path,
     *,
     allow_loss: bool = False,
@@ -80,7 +80,7 @@ def write_rows(
         refuse(data, target, errors)
     lines = source(data.path)
     tasks = [
-        _Piece(Task(lines.lines, start, end, data.format, data.columns), target, refused, chat)
+        _Piece(ScanTask(lines.lines, start, end, data.format, data.columns), target, refused, chat)
         for start, end in ranges(lines.lines, lines.line_bytes)
     ]
     written = unheld = 0
@@ -108,7 +108,7 @@ def write_rows(
     return written, losses
 
 
-def _require_some(written: int, data: Facts, target: Target) -> None:
+def _require_some(written: int, data: Facts, target: RowTarget) -> None:
     if not written:
         raise DataError(
             f"no row of {data.path} can be written for {target.name}",
@@ -126,7 +126,7 @@ def _elsewhere(loss: Problem, data: Facts) -> Problem:
     return replace(loss, fix=f"convert {data.kind} rows to one of: {', '.join(fit)}")
 
 
-def _unheld(data: Facts, target: Target, count: int) -> Problem:
+def _unheld(data: Facts, target: RowTarget, count: int) -> Problem:
     return Problem(
         code="not-held",
         severity=Severity.ERROR,
@@ -142,8 +142,8 @@ def _unheld(data: Facts, target: Target, count: int) -> Problem:
 class _Piece:
     """A range of lines to write for `target`, without the rows that have one of the `refused` traits."""
 
-    task: Task
-    target: Target
+    task: ScanTask
+    target: RowTarget
     refused: int
     as_chat: bool
 

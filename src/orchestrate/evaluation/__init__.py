@@ -46,7 +46,7 @@ class Mark(msgspec.Struct, frozen=True):
     """Why: a judge's reason, a grader's error."""
 
 
-class Answered(Record, frozen=True, kw_only=True, omit_defaults=True):
+class ScoredItem(Record, frozen=True, kw_only=True, omit_defaults=True):
     """A line of the items file: an item with what each contender answered."""
 
     item: Item

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from orchestrate.core.files import whole
 from orchestrate.data.tokens.counting import batch_counter
-from orchestrate.evaluation import Answer, Answered, Item, digest_of, scoring, statistics
+from orchestrate.evaluation import Answer, Item, ScoredItem, digest_of, scoring, statistics
 from orchestrate.evaluation.contenders import Candidate, expected_likelihoods, in_precision
 from orchestrate.evaluation.metrics import Metric, PairMetric
 from orchestrate.evaluation.metrics.registry import needs
@@ -31,7 +31,7 @@ _NOTED = (0.01, 0.02, 0.03, 0.05, 0.1)
 """Differences for which the plan says how many items show them."""
 
 
-class Asked(Record, frozen=True, kw_only=True):
+class ContenderPlan(Record, frozen=True, kw_only=True):
     """What one contender is to be asked."""
 
     contender: str
@@ -50,7 +50,7 @@ class EvaluationPlan(Record, frozen=True, kw_only=True):
     """What an evaluation costs at most, and what it can show at best; nothing was sent yet."""
 
     items: int
-    asked: tuple[Asked, ...]
+    asked: tuple[ContenderPlan, ...]
     detectable: float
     """The smallest difference in right and wrong that so many items show in four of five tries."""
     rows_for: tuple[tuple[float, int], ...]
@@ -88,7 +88,7 @@ def plan(
     )
 
 
-def _asked(items: Sequence[Item], candidate: Candidate, samples: int, asking: Asking) -> Asked:
+def _asked(items: Sequence[Item], candidate: Candidate, samples: int, asking: Asking) -> ContenderPlan:
     questions = candidate.questions(items, samples)
     kept = asking.kept(candidate.respondent, questions)
     price, expected, high = candidate.respondent.price, Decimal(0), Decimal(0)
@@ -101,7 +101,7 @@ def _asked(items: Sequence[Item], candidate: Candidate, samples: int, asking: As
             expected += price(prompt, min(answer, candidate.respondent.max_tokens))
             high += price(prompt, candidate.respondent.max_tokens)
     known = price is not None
-    return Asked(
+    return ContenderPlan(
         contender=candidate.contender.name,
         questions=len(questions),
         kept=len(kept),
@@ -123,7 +123,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Terms:
+class EvaluationTerms:
     """How. `rivals` tells for each contender the one that it is compared with."""
 
     metrics: Sequence[Metric | PairMetric]
@@ -134,7 +134,7 @@ class Terms:
     """Whether the rival is the model that is to be replaced."""
 
 
-def require_terms(terms: Terms) -> None:
+def require_terms(terms: EvaluationTerms) -> None:
     """Raises `UsageError` for what no answer could mend; before anything is asked."""
     require_decidable(terms.metrics[0].used, terms.demand)
 
@@ -143,7 +143,7 @@ def evaluate(
     id: str,
     subject: Subject,
     candidates: Sequence[Candidate],
-    terms: Terms,
+    terms: EvaluationTerms,
     asking: Asking,
     items_file: Path,
 ) -> Evaluation:
@@ -339,14 +339,14 @@ def _judges(metrics: Sequence[MetricUsed]) -> Iterator[str]:
             yield f"{one.name}: {note}"
 
 
-def write_items(path: Path, answered: Sequence[Answered]) -> None:
+def write_items(path: Path, answered: Sequence[ScoredItem]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as draft, draft.open("wb") as out:
         for one in answered:
             out.write(msgspec.json.encode(one) + b"\n")
 
 
-def read_items(path: Path) -> list[Answered]:
+def read_items(path: Path) -> list[ScoredItem]:
     """Read the items file of an evaluation. Raises `OSError` when it does not exist."""
-    decoder = decoding.decoder(Answered)
+    decoder = decoding.decoder(ScoredItem)
     return [decoder.decode(line) for line in path.read_bytes().splitlines()]

@@ -24,7 +24,7 @@ from orchestrate.data.rows import (
 from orchestrate.data.shapes import known
 from orchestrate.data.shapes.preferences import prompt_of
 from orchestrate.data.shapes.reading import parse, row_of, visible
-from orchestrate.data.shapes.unread import Column, note, with_own_text
+from orchestrate.data.shapes.unread import UnreadColumn, note, with_own_text
 from orchestrate.data.tokens.answers import read_answer
 from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation import Item, item_id
@@ -229,7 +229,7 @@ def prompts(path: str) -> HeldOut:
     Raises `DataError` when no row contains a prompt."""
     items: list[Item] = []
     left_out: Counter[str] = Counter()
-    columns: dict[str, Column] = {}
+    columns: dict[str, UnreadColumn] = {}
     for line in _lines(path):
         value, _ = parse(line)
         found = "rows that are not objects"
@@ -248,7 +248,7 @@ def prompts(path: str) -> HeldOut:
     return HeldOut(tuple(items), dict(left_out), unread=tuple(with_own_text(columns, len(items))))
 
 
-def _item(row: dict[str, Any], columns: dict[str, Column]) -> Item | str:
+def _item(row: dict[str, Any], columns: dict[str, UnreadColumn]) -> Item | str:
     """The item of a row, or why it is none; adds what the row has and no question holds to `columns`."""
     shape = known.recognise(row)
     read = row_of(row, shape) if shape is not None else None

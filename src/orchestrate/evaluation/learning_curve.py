@@ -125,7 +125,7 @@ def _drawn(points: Sequence[Measured], most: int, chance: random.Random) -> list
     ]
 
 
-class _Line(NamedTuple):
+class _FittedLine(NamedTuple):
     """Through weighted points: level + scale (x - center), whose two errors are independent."""
 
     level: float
@@ -136,11 +136,11 @@ class _Line(NamedTuple):
     missed: float
 
 
-def _line(xs: Sequence[float], ys: Sequence[float], weights: Sequence[float]) -> _Line:
+def _line(xs: Sequence[float], ys: Sequence[float], weights: Sequence[float]) -> _FittedLine:
     whole = sum(weights)
     center = sum(w * x for w, x in zip(weights, xs, strict=True)) / whole
     level = sum(w * y for w, y in zip(weights, ys, strict=True)) / whole
     across = sum(w * (x - center) ** 2 for w, x in zip(weights, xs, strict=True))
     scale = sum(w * (x - center) * (y - level) for w, x, y in zip(weights, xs, ys, strict=True)) / across
     missed = sum(w * (y - level - scale * (x - center)) ** 2 for w, x, y in zip(weights, xs, ys, strict=True))
-    return _Line(level, whole**-0.5, scale, across**-0.5, center, missed)
+    return _FittedLine(level, whole**-0.5, scale, across**-0.5, center, missed)

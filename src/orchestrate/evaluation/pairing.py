@@ -8,7 +8,7 @@ from statistics import fmean
 
 import msgspec
 
-from orchestrate.evaluation import Answer, Answered, Mark
+from orchestrate.evaluation import Answer, Mark, ScoredItem
 from orchestrate.evaluation.evaluate import read_items
 from orchestrate.evaluation.scoring import paired
 from orchestrate.types import Difference, Evaluation, MetricUsed, Record
@@ -60,7 +60,7 @@ def flips(evaluation: Evaluation) -> list[Flips]:
     return [_of(answered, contender, against, metric.name, sign) for contender, against in pairs]
 
 
-def _of(answered: Sequence[Answered], contender: str, against: str, metric: str, sign: int) -> Flips:
+def _of(answered: Sequence[ScoredItem], contender: str, against: str, metric: str, sign: int) -> Flips:
     found: list[Flip] = []
     for one in answered:
         mine, theirs = (one.marks.get(name, {}).get(metric, ()) for name in (contender, against))
@@ -91,7 +91,7 @@ def _of(answered: Sequence[Answered], contender: str, against: str, metric: str,
     )
 
 
-def _question(one: Answered) -> str:
+def _question(one: ScoredItem) -> str:
     said = [m.content for m in one.item.prompt if m.role not in ("system", "developer")]
     return said[-1] if said else ""
 
@@ -165,7 +165,7 @@ _ADD_UP = ("f1_", "bleu", "chrf", "perplexity")
 
 
 def _difference(
-    metric: MetricUsed, pairs: Sequence[tuple[Answered, Answered]], new: str, old: str
+    metric: MetricUsed, pairs: Sequence[tuple[ScoredItem, ScoredItem]], new: str, old: str
 ) -> Difference | None:
     values: list[tuple[float, float]] = []
     clusters: list[str] = []
@@ -183,14 +183,14 @@ def _difference(
     return paired(metric, values, clusters, new, old, alone=alone)
 
 
-def _read(evaluation: Evaluation) -> list[Answered]:
+def _read(evaluation: Evaluation) -> list[ScoredItem]:
     try:
         return read_items(Path(evaluation.items_file or ""))
     except (OSError, msgspec.MsgspecError):
         return []  # gone, or of the time before several contenders
 
 
-def _said(answered: Answered, name: str) -> list[str]:
+def _said(answered: ScoredItem, name: str) -> list[str]:
     return [a.text for a in answered.answers.get(name, ())]
 
 

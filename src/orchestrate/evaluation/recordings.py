@@ -16,7 +16,7 @@ from orchestrate.core.files import private_folder, write_whole
 from orchestrate.data.passes import compare
 from orchestrate.data.passes.compare import numpy
 from orchestrate.errors import DataError, UsageError
-from orchestrate.evaluation import Answer, Answered, Item
+from orchestrate.evaluation import Answer, Item, ScoredItem
 from orchestrate.evaluation.contenders import Candidate
 from orchestrate.evaluation.evaluate import read_items
 from orchestrate.paid.asking import Question, Respondent
@@ -56,7 +56,7 @@ def covering(items: Sequence[Item], most: int | None) -> Covering:
     equal = len(items) - len(distinct)
     if most is None or len(distinct) <= most:
         return Covering(tuple(distinct), equal, 0, 0)
-    fresh = compare.Seen().add([_asked(item) for item in distinct])
+    fresh = compare.SeenTexts().add([_asked(item) for item in distinct])
     apart = [item for item, seen in zip(distinct, fresh, strict=True) if not seen]
     if len(apart) <= most:  # nearly equal ones fill the places that are left
         fill = [item for item, seen in zip(distinct, fresh, strict=True) if seen][: most - len(apart)]
@@ -153,7 +153,7 @@ def id_of(respondent: Respondent, items: Iterable[Item]) -> str:
 def write(folder: Path, name: str, pairs: Sequence[tuple[Item, tuple[Answer, ...]]]) -> None:
     """Write both files, each completely or not at all."""
     private_folder(folder)
-    lines = [Answered(item=item, answers={name: answers}) for item, answers in pairs]
+    lines = [ScoredItem(item=item, answers={name: answers}) for item, answers in pairs]
     write_whole(folder / "answers.jsonl", b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
     rows = [msgspec.json.encode(row_of(item, answers[0])) + b"\n" for item, answers in pairs]
     write_whole(folder / "rows.jsonl", b"".join(rows))

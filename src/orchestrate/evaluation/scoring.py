@@ -8,9 +8,9 @@ from statistics import fmean
 
 from msgspec.structs import replace
 
-from orchestrate.evaluation import Answer, Answered, Item, Mark, statistics
+from orchestrate.evaluation import Answer, Item, Mark, ScoredItem, statistics
 from orchestrate.evaluation.metrics.base import Metric, PairMetric, PerAnswer, Totals
-from orchestrate.evaluation.metrics.labels import F1, Labels, confusion
+from orchestrate.evaluation.metrics.labels import F1, LabelSet, confusion
 from orchestrate.types import Confusion, Difference, Measure, MetricUsed, Score
 
 
@@ -27,7 +27,7 @@ class Scored:
     measures: tuple[Measure, ...]
     differences: tuple[Difference, ...]
     confusions: tuple[Confusion, ...]
-    answered: tuple[Answered, ...]
+    answered: tuple[ScoredItem, ...]
     both_answered: Mapping[str, Difference] = field(default_factory=dict[str, Difference])
     """By contender: the first metric's difference on the items that its rival answered, where the rival got
     no answer to some."""
@@ -44,13 +44,13 @@ def score(
     """Scores of every side in every metric, and the difference of each to its rival, where it has one. The
     first metric is the one that counts: see `_corrected`. `references` names two sides each whose
     difference in it is given too."""
-    columns: dict[tuple[str, str], Column] = {}
-    theirs: dict[tuple[str, str], Column] = {}
+    columns: dict[tuple[str, str], MetricColumn] = {}
+    theirs: dict[tuple[str, str], MetricColumn] = {}
     for metric in metrics:
         for side in sides:
             rival = next((one for one in sides if one.name == rivals.get(side.name)), None)
             if isinstance(metric, Metric):
-                columns[side.name, metric.used.name] = Column.of(items, side.answers, metric)
+                columns[side.name, metric.used.name] = MetricColumn.of(items, side.answers, metric)
             elif rival is not None:
                 key = side.name, metric.used.name
                 columns[key], theirs[key] = beside(items, side.answers, rival.answers, metric)
@@ -100,8 +100,8 @@ class _Measured:
     """The columns of the first metric."""
 
     name: str
-    own: Mapping[str, Column]
-    theirs: Mapping[str, Column]
+    own: Mapping[str, MetricColumn]
+    theirs: Mapping[str, MetricColumn]
 
 
 def _both_answered(
@@ -125,7 +125,7 @@ def _both_answered(
 
 
 @dataclass(frozen=True)
-class Column:
+class MetricColumn:
     """One side's marks in one metric."""
 
     metric: Metric
@@ -137,7 +137,7 @@ class Column:
     """For each item what its samples add, where the metric adds up."""
 
     @classmethod
-    def of(cls, items: Sequence[Item], answers: Sequence[tuple[Answer, ...]], metric: Metric) -> Column:
+    def of(cls, items: Sequence[Item], answers: Sequence[tuple[Answer, ...]], metric: Metric) -> MetricColumn:
         pairs = [(i, item, a) for i, (item, own) in enumerate(zip(items, answers, strict=True)) for a in own]
         asked = [(item, a) for _, item, a in pairs if a.error is None]
         given = iter(metric.marks(asked))
@@ -184,7 +184,7 @@ class Column:
             return statistics.wilson(round(sum(values)), len(values))
         return statistics.mean(values, self._clusters(here), _within(self.used))
 
-    def difference(self, rival: Column, places: Sequence[int], name: str, against: str) -> Difference:
+    def difference(self, rival: MetricColumn, places: Sequence[int], name: str, against: str) -> Difference:
         here = [i for i in places if self.values[i] is not None and rival.values[i] is not None]
         pairs = [(self.values[i] or 0.0, rival.values[i] or 0.0) for i in here]
         found = paired(
@@ -207,7 +207,7 @@ def beside(
     answers: Sequence[tuple[Answer, ...]],
     rival: Sequence[tuple[Answer, ...]],
     metric: PairMetric,
-) -> tuple[Column, Column]:
+) -> tuple[MetricColumn, MetricColumn]:
     """Compare two sides sample by sample: how far each is preferred. An answer that failed loses."""
     pairs = [
         (i, item, a, b)
@@ -225,7 +225,7 @@ def beside(
     turned = [[Mark(None if m.value is None else 1 - m.value, m.note) for m in own] for own in marks]
     alone = PerAnswer(metric.used, lambda item, answer: None)
     first, second = (
-        Column(
+        MetricColumn(
             alone,
             items,
             [*map(tuple, side)],
@@ -302,7 +302,7 @@ def _confusions(
 ) -> list[Confusion]:
     if not any(isinstance(m, F1) or m.used.name == "accuracy" for m in metrics):
         return []
-    labels = Labels.of(items)
+    labels = LabelSet.of(items)
     return [
         confusion(
             side.name, labels, [(i, a) for i, own in zip(items, side.answers, strict=True) for a in own]
@@ -315,10 +315,10 @@ def _answered(
     items: Sequence[Item],
     sides: Sequence[Side],
     metrics: Sequence[Metric | PairMetric],
-    columns: dict[tuple[str, str], Column],
-) -> list[Answered]:
+    columns: dict[tuple[str, str], MetricColumn],
+) -> list[ScoredItem]:
     return [
-        Answered(
+        ScoredItem(
             item=item,
             answers={side.name: side.answers[i] for side in sides},
             marks={

@@ -84,7 +84,7 @@ def verdicts(
 
 
 @dataclass(frozen=True)
-class Part:
+class VerdictReason:
     """One thing that a verdict goes by."""
 
     decision: Decision
@@ -95,7 +95,7 @@ class Part:
 _WORST_FIRST: tuple[Decision, ...] = ("do not ship", "not enough evidence", "ship")
 
 
-def with_parts(verdict: Verdict, parts: Sequence[Part]) -> Verdict:
+def with_parts(verdict: Verdict, parts: Sequence[VerdictReason]) -> Verdict:
     """Join a verdict with what else is known of the same model. The worst decision holds."""
     new = [part for part in parts if part.reason not in verdict.reasons]
     given = {verdict.decision, *(part.decision for part in new)}
@@ -109,16 +109,18 @@ def with_parts(verdict: Verdict, parts: Sequence[Part]) -> Verdict:
     )
 
 
-def _without_refused(part: Part, whole: Difference, answered: Part) -> Part:
+def _without_refused(part: VerdictReason, whole: Difference, answered: VerdictReason) -> VerdictReason:
     """The part, unless it ships only by what the rival did not answer."""
     missing = f"{whole.against} got no answer to some of these questions"
     if answered.decision == "ship":
-        return Part("ship", f"{part.reason}; {missing}, and the same holds without them: {answered.reason}")
+        return VerdictReason(
+            "ship", f"{part.reason}; {missing}, and the same holds without them: {answered.reason}"
+        )
     why = f"{part.reason}, but {missing}, and without them it does not hold: {answered.reason}"
-    return Part("not enough evidence", why, answered.rows)
+    return VerdictReason("not enough evidence", why, answered.rows)
 
 
-def _joined(metric: MetricUsed, name: str, parts: Sequence[Part]) -> Verdict:
+def _joined(metric: MetricUsed, name: str, parts: Sequence[VerdictReason]) -> Verdict:
     reasons = tuple(part.reason for part in parts)
     if metric.unfit is not None:
         why = f"{metric.name} cannot decide a verdict: {metric.unfit}"
@@ -131,25 +133,27 @@ def _joined(metric: MetricUsed, name: str, parts: Sequence[Part]) -> Verdict:
     return Verdict(contender=name, decision=decision, reasons=reasons, rows_needed=rows)
 
 
-def _of_target(metric: MetricUsed, score: Score, target: float | None, contenders: int) -> Part:
+def _of_target(metric: MetricUsed, score: Score, target: float | None, contenders: int) -> VerdictReason:
     wanted = target or 0.0
     rows_read = f"{count(score.n, 'row')}{_corrected_for(contenders)}"
     said = f"{metric.name} {shown(metric, score.value)} ({_span(metric, score)}, {rows_read})"
     goal = f"the target {shown(metric, wanted)}"
     low, high = _good_side(metric, score, wanted)
     if low >= 0:
-        return Part("ship", f"{said} reaches {goal}")
+        return VerdictReason("ship", f"{said} reaches {goal}")
     if high < 0:
-        return Part("do not ship", f"{said} does not reach {goal}")
+        return VerdictReason("do not ship", f"{said} does not reach {goal}")
     rows = rows_to_decide(score, wanted)
-    return Part("not enough evidence", f"{said} is not clearly on one side of {goal}{_more(rows)}", rows)
+    return VerdictReason(
+        "not enough evidence", f"{said} is not clearly on one side of {goal}{_more(rows)}", rows
+    )
 
 
 def _corrected_for(contenders: int) -> str:
     return f", corrected for {contenders} contenders" if contenders > 1 else ""
 
 
-def _of_rival(metric: MetricUsed, difference: Difference, margin: float, contenders: int) -> Part:
+def _of_rival(metric: MetricUsed, difference: Difference, margin: float, contenders: int) -> VerdictReason:
     # Without a margin the test decides, which is corrected for the number of contenders.
     held = wider_difference(difference, contenders)
     score = difference.score if margin == 0 else held
@@ -165,11 +169,11 @@ def _of_rival(metric: MetricUsed, difference: Difference, margin: float, contend
     better = difference.shown and score.value * sign > 0 if margin == 0 else low > 0
     worse = difference.shown and score.value * sign < 0 if margin == 0 else high < 0
     if better:
-        return Part("ship", f"{said}: it {_wish(metric, margin, 'is')}")
+        return VerdictReason("ship", f"{said}: it {_wish(metric, margin, 'is')}")
     if worse:
-        return Part("do not ship", f"{said}: it {_wish(metric, margin, 'is not')}")
+        return VerdictReason("do not ship", f"{said}: it {_wish(metric, margin, 'is not')}")
     rows = rows_to_decide(held, sign * margin)
-    return Part(
+    return VerdictReason(
         "not enough evidence",
         f"{said}: not shown that it {_wish(metric, margin, 'is')}{_more(rows)}",
         rows,

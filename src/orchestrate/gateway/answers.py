@@ -15,8 +15,8 @@ from starlette.routing import BaseRoute
 
 from orchestrate.costing.expenses import limit_reached
 from orchestrate.errors import OrchestrateError, OutcomeUnknown, ProviderError, UsageError
-from orchestrate.gateway.calls import Call, endpoint, parsed, read, refusal_of, streamed
-from orchestrate.gateway.models import Models
+from orchestrate.gateway.calls import GatewayRequest, endpoint, parsed, read, refusal_of, streamed
+from orchestrate.gateway.models import ModelRoutes
 from orchestrate.http.wire import HostError, parse
 from orchestrate.http.wire.openai import chat, error_body, responses
 from orchestrate.http.wire.openai.chat import ChatRequest, CompletionRequest
@@ -28,11 +28,11 @@ from orchestrate.runs.serving import tuned as models
 from orchestrate.runs.tracked import TrackedRun
 from orchestrate.serving.server.answers import Answering
 from orchestrate.serving.server.conversation import chat_wish, completion_wishes
-from orchestrate.serving.server.engine import Engine
-from orchestrate.serving.server.load import Load
+from orchestrate.serving.server.engine import EngineClient
+from orchestrate.serving.server.load import ServerLoad
 from orchestrate.serving.server.refusals import asking
-from orchestrate.serving.server.running import Terms, loading_of
-from orchestrate.serving.tuned import Tuned
+from orchestrate.serving.server.running import ServerSettings, loading_of
+from orchestrate.serving.tuned import TunedModel
 from orchestrate.store.database import LeaseHeld
 from orchestrate.types import Deployment, DeploymentState, GatewayJob, GatewayKey, Run
 
@@ -49,18 +49,18 @@ MOST_BASES = 4
 
 
 @dataclass
-class _Held:
-    engine: Engine
-    load: Load
+class _LoadedEngine:
+    engine: EngineClient
+    load: ServerLoad
     loading: asyncio.Lock
 
 
 class Engines:
     """Safe to use from several requests of one event loop; ends with `close`."""
 
-    def __init__(self, ft: Workspace, terms: Terms | None = None) -> None:
-        self._ft, self._terms = ft, terms or Terms()
-        self._held: dict[tuple[object, ...], _Held] = {}
+    def __init__(self, ft: Workspace, terms: ServerSettings | None = None) -> None:
+        self._ft, self._terms = ft, terms or ServerSettings()
+        self._held: dict[tuple[object, ...], _LoadedEngine] = {}
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -81,7 +81,7 @@ class Engines:
                     await held.engine.load(name, str(tuned.folder))
         return Answering(held.engine, held.load)
 
-    def _tuned(self, name: str, run: Run, step: int | None) -> Tuned:
+    def _tuned(self, name: str, run: Run, step: int | None) -> TunedModel:
         handle = TrackedRun(self._ft, run)
         if step is None:
             return replace(models.of(self._ft, handle), name=name)
@@ -89,9 +89,9 @@ class Engines:
         if not known:
             raise HostError(404, f"there is no checkpoint for step {step}", code="model_not_found")
         artifact = handle.download(checkpoint=known[0].id)
-        return replace(Tuned.of(run, artifact, ()), name=name)
+        return replace(TunedModel.of(run, artifact, ()), name=name)
 
-    def _ready(self, tuned: Tuned) -> _Held:
+    def _ready(self, tuned: TunedModel) -> _LoadedEngine:
         loading, _ = loading_of([tuned], self._terms, None)
         key = (loading["base"], loading["four_bit"]) if tuned.adapter else (tuned.name,)
         with self._lock:
@@ -99,10 +99,10 @@ class Engines:
                 self._held[key] = held = self._held.pop(key)  # the last one used is the last to go
                 return held
             self._make_room()
-            engine = Engine(loading)
+            engine = EngineClient(loading)
             engine.start()
-            load = Load(self._terms.most_at_once, self._terms.most_waiting)
-            self._held[key] = _Held(engine, load, asyncio.Lock())
+            load = ServerLoad(self._terms.most_at_once, self._terms.most_waiting)
+            self._held[key] = _LoadedEngine(engine, load, asyncio.Lock())
             return self._held[key]
 
     def _make_room(self) -> None:
@@ -134,7 +134,7 @@ class OnDemand:
     """Tuned models at hosts that answer for what is deployed only. Where the model map allows it, a request
     deploys what it asks for, within the limits that stand there: the operator's consent to the price."""
 
-    def __init__(self, ft: Workspace, models: Models) -> None:
+    def __init__(self, ft: Workspace, models: ModelRoutes) -> None:
         self._ft, self._models = ft, models
         self._up: set[str] = set()
         """Runs whose deployment has been seen to take requests."""
@@ -202,7 +202,7 @@ class OnDemand:
         name, limits = allowed
         if going is not None and going.gateway_model != name:
             return _coming_up(asked)  # somebody else's, with limits of their own
-        wanted = hosting.Terms(
+        wanted = hosting.DeployTerms(
             options=(going or limits).options,  # what goes on keeps what was agreed to
             max_hours=(going or limits).max_hours,
             max_cost_usd=(going or limits).max_cost_usd,
@@ -230,8 +230,8 @@ def _coming_up(asked: str, how: str = "is being deployed") -> HostError:
     return HostError(503, told, type="server_error", code="model_coming_up", headers=headers)
 
 
-class Answers:
-    def __init__(self, ft: Workspace, models: Models, engines: Engines) -> None:
+class InferenceRoutes:
+    def __init__(self, ft: Workspace, models: ModelRoutes, engines: Engines) -> None:
         self._ft, self._models, self._engines = ft, models, engines
         self._on_demand = OnDemand(ft, models)
 
@@ -243,11 +243,13 @@ class Answers:
             endpoint("/v1/embeddings", "POST", _no_embeddings),
         ]
 
-    async def chat(self, call: Call) -> Response:
+    async def chat(self, call: GatewayRequest) -> Response:
         call.body = parsed(await read(call.request))
         return (await self._chat(call, parse(ChatRequest, call.body), call.body)).written()
 
-    async def _chat(self, call: Call, asked: ChatRequest, body: Mapping[str, Any]) -> chat.Answer:
+    async def _chat(
+        self, call: GatewayRequest, asked: ChatRequest, body: Mapping[str, Any]
+    ) -> chat.ApiAnswer:
         call.about(asked.model)
         job, run, step = await run_in_threadpool(self._models.made, call.key, asked.model)
         if self._models.answers_here(asked.model, job, run):
@@ -259,7 +261,7 @@ class Answers:
             raise HostError(422, told, code="unsupported", param="model")
         return await self._hosted(call.key, job, run, asked, body)
 
-    async def complete(self, call: Call) -> Response:
+    async def complete(self, call: GatewayRequest) -> Response:
         asked = parse(CompletionRequest, parsed(await read(call.request)))
         call.about(asked.model)
         job, run, step = await run_in_threadpool(self._models.made, call.key, asked.model)
@@ -274,14 +276,14 @@ class Answers:
 
     async def _hosted(
         self, key: GatewayKey, job: GatewayJob, run: Run, asked: ChatRequest, body: Mapping[str, Any]
-    ) -> chat.Answer:
+    ) -> chat.ApiAnswer:
         host = await run_in_threadpool(self._on_demand.chat, key, job, run, asked.model)
         answer = await run_in_threadpool(self._ask, host, run, asked, body)
         if not asked.stream:
-            return chat.Answer({**plain(answer), "model": asked.model})
+            return chat.ApiAnswer({**plain(answer), "model": asked.model})
         stream = iter(answer)
         first = await run_in_threadpool(_first, stream)
-        return chat.Answer({}, _aside(_pieces(chain(first, stream), asked.model)))
+        return chat.ApiAnswer({}, _aside(_pieces(chain(first, stream), asked.model)))
 
     def _ask(self, host: Chat, run: Run, asked: ChatRequest, body: Mapping[str, Any]) -> Any:
         """The SDK's answer, or its stream. Raises `OrchestrateError`."""
@@ -303,7 +305,7 @@ class Answers:
 
     # -- responses -----------------------------------------------------------------------------------------
 
-    async def respond(self, call: Call) -> Response:
+    async def respond(self, call: GatewayRequest) -> Response:
         asked = parse(responses.ResponseRequest, parsed(await read(call.request)))
         body = responses.chat_body(asked)
         if asked.stream:
@@ -311,7 +313,7 @@ class Answers:
         return responses.written(asked, await self._chat(call, parse(ChatRequest, body), body))
 
 
-def _no_embeddings(call: Call) -> Any:
+def _no_embeddings(call: GatewayRequest) -> Any:
     del call
     told = "The gateway does not serve embeddings: use a separate client with the base URL of their host"
     raise HostError(404, told, code="not_served")

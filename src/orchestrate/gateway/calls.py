@@ -148,7 +148,7 @@ MAX_JSON = 8 << 20
 
 
 @dataclass
-class Call:
+class GatewayRequest:
     """`subject`, the id of what is made or changed, is for the log."""
 
     request: Request
@@ -171,7 +171,7 @@ class Call:
         self.request.state.subject = id
 
 
-Act = Callable[[Call], Any]
+Act = Callable[[GatewayRequest], Any]
 
 
 @contextmanager
@@ -199,7 +199,7 @@ def endpoint(path: str, method: str, act: Act) -> Route:
     sent as JSON, unless it is a `Response`."""
 
     async def answer(request: Request) -> Response:
-        call = Call(request, key_of(request))
+        call = GatewayRequest(request, key_of(request))
         if method == "POST":
             call.raw = await read(request)
             call.body = parsed(call.raw)
@@ -209,11 +209,11 @@ def endpoint(path: str, method: str, act: Act) -> Route:
     return Route(path, answer, methods=[method])
 
 
-def streamed(path: str, method: str, act: Callable[[Call], Awaitable[Response]]) -> Route:
+def streamed(path: str, method: str, act: Callable[[GatewayRequest], Awaitable[Response]]) -> Route:
     """Build the route of an endpoint whose `act` reads the body itself or streams its response."""
 
     async def answer(request: Request) -> Response:
-        return await act(Call(request, key_of(request)))
+        return await act(GatewayRequest(request, key_of(request)))
 
     return Route(path, answer, methods=[method])
 

@@ -21,7 +21,7 @@ from starlette.routing import BaseRoute
 
 from orchestrate.core.files import opener, private_folder, sync
 from orchestrate.gateway import showing
-from orchestrate.gateway.calls import Call, endpoint, no_file, placed, retries, streamed
+from orchestrate.gateway.calls import GatewayRequest, endpoint, no_file, placed, retries, streamed
 from orchestrate.http.wire import HostError, openai, parse
 from orchestrate.http.wire.openai import MAX_FILE, MAX_PART, PURPOSES, number, page_with_ends
 from orchestrate.http.wire.openai.tuning import CompleteUpload, CreateUpload, ExpiresAfter
@@ -36,7 +36,7 @@ _UNKNOWN_LIFE_S = 7 * 86_400
 _ENDING = ".jsonl"
 
 
-class Draft:
+class UploadedContent:
     """A content that has come in, and is kept with its record only."""
 
     def __init__(self, path: Path, target: Path, sha256: str, bytes: int) -> None:
@@ -57,7 +57,7 @@ class Contents:
         return self.folder / f"{sha256}{_ENDING}"
 
     @contextmanager
-    def draft(self, sources: Sequence[IO[bytes]], most: int) -> Generator[Draft]:
+    def draft(self, sources: Sequence[IO[bytes]], most: int) -> Generator[UploadedContent]:
         """Write the sources one after the other to a draft. A draft that is not kept by the end of the
         block is deleted. Raises `HostError` 413, 503."""
         path = private_folder(self.folder) / f".{secrets.token_hex(8)}"
@@ -74,7 +74,7 @@ class Contents:
                             out.write(block)
                 sync(path)
             sha256 = digest.hexdigest()
-            yield Draft(path, self.path(sha256), sha256, size)
+            yield UploadedContent(path, self.path(sha256), sha256, size)
         finally:
             path.unlink(missing_ok=True)
 
@@ -106,7 +106,7 @@ def room() -> Generator[None]:
         raise HostError(503, told, code="no_room", type="server_error", headers=headers) from error
 
 
-class Form:
+class MultipartForm:
     """The form of a request, parsed for an `async with` block. Raises `HostError` 422 if the body is not
     a form, and 503 if there is no space for it."""
 
@@ -152,7 +152,7 @@ _MOST_TEXT = 1 << 16
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 
 
-class Files:
+class FileRoutes:
     def __init__(self, store: Store, contents: Contents) -> None:
         self._store, self.contents = store, contents
         self._objects = store.gateway_objects
@@ -169,8 +169,8 @@ class Files:
     def now(self) -> float:
         return self._store.clock.now().timestamp()
 
-    async def create(self, call: Call) -> Response:
-        async with Form(call.request, _MOST_TEXT) as form:
+    async def create(self, call: GatewayRequest) -> Response:
+        async with MultipartForm(call.request, _MOST_TEXT) as form:
             upload, purpose = form.get("file"), form.get("purpose")
             if not isinstance(upload, UploadFile):
                 raise HostError(422, "'file' is a required property", param="file")
@@ -192,7 +192,7 @@ class Files:
         return JSONResponse(made)
 
     def new(
-        self, name: str, purpose: str, draft: Draft, expires: ExpiresAfter | None
+        self, name: str, purpose: str, draft: UploadedContent, expires: ExpiresAfter | None
     ) -> tuple[dict[str, Any], Addition]:
         """Return a new file as the API shows it, and as it is stored."""
         id, now = f"file-{secrets.token_hex(12)}", self.now()
@@ -200,7 +200,7 @@ class Files:
         made = openai.file(id, name, purpose, draft.bytes, now, **until)
         return made, Addition(FILE, {**made, "sha256": draft.sha256}, draft.keep)
 
-    def listed(self, call: Call) -> Any:
+    def listed(self, call: GatewayRequest) -> Any:
         limit = number(call.request, "limit", 10000, 1, 10000)
         order, purpose = call.query("order") or "desc", call.query("purpose")
         if order not in ("asc", "desc"):
@@ -225,7 +225,7 @@ class Files:
     def _expired(self, file: dict[str, Any]) -> bool:
         return self.now() > file.get("expires_at", float("inf"))
 
-    def retrieve(self, call: Call) -> Any:
+    def retrieve(self, call: GatewayRequest) -> Any:
         id = call.path("id")
         if result := self._result(call, id):
             job, content = result
@@ -233,7 +233,7 @@ class Files:
             return openai.file(id, "step_metrics.csv", openai.RESULTS, len(content), at)
         return _shown(self.found(call.project, id))
 
-    def content(self, call: Call) -> Response:
+    def content(self, call: GatewayRequest) -> Response:
         id = call.path("id")
         if result := self._result(call, id):
             return Response(result[1], media_type="application/octet-stream")
@@ -251,7 +251,7 @@ class Files:
         }
         return StreamingResponse(_blocks(content), media_type="application/octet-stream", headers=headers)
 
-    def delete(self, call: Call) -> Any:
+    def delete(self, call: GatewayRequest) -> Any:
         id = call.path("id")
         gone = self._objects.remove(FILE, call.project, id)
         if gone is None:
@@ -266,7 +266,7 @@ class Files:
             if self._expired(file) and self._objects.remove(FILE, project, file["id"]) is not None:
                 self.contents.release(file["sha256"])
 
-    def _result(self, call: Call, id: str) -> tuple[GatewayJob, bytes] | None:
+    def _result(self, call: GatewayRequest, id: str) -> tuple[GatewayJob, bytes] | None:
         """The file of a job's metrics, where `id` is one's."""
         job_id = showing.job_of_result(id)
         job = self._store.gateway_jobs.get(job_id, call.project) if job_id else None
@@ -297,7 +297,7 @@ MAX_UPLOAD = 8 << 30
 
 
 class Uploads:
-    def __init__(self, store: Store, files: Files) -> None:
+    def __init__(self, store: Store, files: FileRoutes) -> None:
         self._files, self._contents = files, files.contents
         self._objects = store.gateway_objects
 
@@ -309,7 +309,7 @@ class Uploads:
             endpoint("/v1/uploads/{id}/cancel", "POST", self.cancel),
         ]
 
-    def begin(self, call: Call) -> Any:
+    def begin(self, call: GatewayRequest) -> Any:
         asked = parse(CreateUpload, call.body)
         if asked.purpose not in TAKEN:
             raise HostError(422, f"'{asked.purpose}' is not one of {list(TAKEN)}", param="purpose")
@@ -329,23 +329,23 @@ class Uploads:
             raise HostError(422, told, code="invalid_upload_status")
         return upload
 
-    def _upload(self, call: Call) -> dict[str, Any]:
+    def _upload(self, call: GatewayRequest) -> dict[str, Any]:
         id = call.path("id")
         upload = self._objects.get(UPLOAD, call.project, id)
         if upload is None:
             raise HostError(404, f"No such Upload object: {id}", param="upload_id")
         return self._pending(upload)
 
-    def _repeated(self, call: Call, status: str) -> dict[str, Any] | None:
+    def _repeated(self, call: GatewayRequest, status: str) -> dict[str, Any] | None:
         """The upload as it is already, when a client whose answer did not come asks again."""
         upload = self._objects.get(UPLOAD, call.project, call.path("id"))
         again = retries(call.request) > 0
         return _upload_shown(upload) if again and upload is not None and upload["status"] == status else None
 
-    async def add_part(self, call: Call) -> Response:
+    async def add_part(self, call: GatewayRequest) -> Response:
         upload = await run_in_threadpool(self._upload, call)
         part = openai.part(f"part_{secrets.token_hex(12)}", upload["id"], self._files.now())
-        async with Form(call.request, MAX_PART) as form:
+        async with MultipartForm(call.request, MAX_PART) as form:
             data = bytes_of(form.get("data"), "data")
             known_only(form, ("data",))
 
@@ -359,7 +359,7 @@ class Uploads:
         call.about(part["id"])
         return JSONResponse(part)
 
-    def complete(self, call: Call) -> Any:
+    def complete(self, call: GatewayRequest) -> Any:
         asked = parse(CompleteUpload, call.body)
         if done := self._repeated(call, "completed"):
             return done
@@ -399,7 +399,7 @@ class Uploads:
             self._objects.remove(PART, project, part["id"])
             self._contents.release(part["sha256"])
 
-    def cancel(self, call: Call) -> Any:
+    def cancel(self, call: GatewayRequest) -> Any:
         if done := self._repeated(call, "cancelled"):
             return done
         upload = self._upload(call)

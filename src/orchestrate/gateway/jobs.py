@@ -20,7 +20,7 @@ from orchestrate import text
 from orchestrate.errors import DataError, OrchestrateError, OverBudget
 from orchestrate.gateway import showing, terms
 from orchestrate.gateway.calls import (
-    Call,
+    GatewayRequest,
     endpoint,
     no_file,
     no_job,
@@ -30,9 +30,9 @@ from orchestrate.gateway.calls import (
     with_file_names,
     wrong_state,
 )
-from orchestrate.gateway.files import Files
+from orchestrate.gateway.files import FileRoutes
 from orchestrate.gateway.submitting import Reached, Submitting
-from orchestrate.gateway.terms import Target
+from orchestrate.gateway.terms import MappedModel
 from orchestrate.http.wire import HostError, openai, parse
 from orchestrate.http.wire.openai import metadata_filter, no_place, number, page, page_of
 from orchestrate.http.wire.openai.tuning import CreateJob
@@ -43,7 +43,7 @@ from orchestrate.runs.preparing.prepared import prepare, require
 from orchestrate.runs.submit import preflight
 from orchestrate.runs.tracked import TrackedRun
 from orchestrate.store import Clock
-from orchestrate.store.gateway import Request, Use
+from orchestrate.store.gateway import CreateKey, KeyUse
 from orchestrate.text import count, limit, money
 from orchestrate.types import Feature, GatewayJob, GatewayKey, JobStatus, Run
 
@@ -65,7 +65,7 @@ Found = tuple[GatewayJob, Run]
 
 
 @dataclass(frozen=True)
-class _Known:
+class _JobCache:
     """What the store has."""
 
     until_s: float = 0.0
@@ -82,10 +82,10 @@ def until(clock: Clock, begun_s: float) -> float:
 
 
 class Outside:
-    def __init__(self, ft: Workspace, targets: Mapping[str, Target]) -> None:
+    def __init__(self, ft: Workspace, targets: Mapping[str, MappedModel]) -> None:
         self._ft = ft
         self._runs = {name: target.run for name, target in targets.items() if target.run is not None}
-        self._known, self._lock = _Known(), threading.Lock()
+        self._known, self._lock = _JobCache(), threading.Lock()
 
     def jobs(
         self, project: str, before: tuple[datetime, str] | None, limit: int, metadata: Mapping[str, str]
@@ -136,12 +136,12 @@ class Outside:
 
     # -- the store -----------------------------------------------------------------------------------------
 
-    def _fresh(self) -> _Known:
+    def _fresh(self) -> _JobCache:
         with self._lock:
             clock = self._ft.store.clock
             if (begun := clock.uptime().seconds) >= self._known.until_s:
                 jobs, models = self._read()
-                self._known = _Known(until(clock, begun), jobs, models)
+                self._known = _JobCache(until(clock, begun), jobs, models)
             return self._known
 
     def _read(self) -> tuple[dict[str, Run], dict[str, Run]]:
@@ -223,8 +223,8 @@ class Jobs:
     def __init__(
         self,
         ft: Workspace,
-        told: terms.Terms,
-        files: Files,
+        told: terms.GatewaySettings,
+        files: FileRoutes,
         outside: Outside,
         submitting: Submitting,
         reached: Reached = lambda place: None,
@@ -247,7 +247,7 @@ class Jobs:
 
     # -- creating ------------------------------------------------------------------------------------------
 
-    def create(self, call: Call) -> Any:
+    def create(self, call: GatewayRequest) -> Any:
         """Create a job. All errors are reported before the job is stored. From then on this process or
         the next one submits it."""
         request = _request(call)
@@ -307,8 +307,8 @@ class Jobs:
         ]
 
     def _wish(
-        self, call: Call, asked: CreateJob
-    ) -> tuple[showing.Wish, str, tuple[dict[str, Any], ...], str]:
+        self, call: GatewayRequest, asked: CreateJob
+    ) -> tuple[showing.JobForm, str, tuple[dict[str, Any], ...], str]:
         """What is to be trained, on which backend, on which files, and the model's own name."""
         earlier = self._earlier(call, asked.model)
         name = earlier.base if earlier else asked.model
@@ -319,7 +319,7 @@ class Jobs:
                 raise HostError(422, f"Invalid value for '{param}': it has {wanted}", param=param)
         target = terms.target_of(name, self._terms.models, call.key)
         if earlier is not None and earlier.outside:  # what it was tuned from may have no name here
-            target = terms.Target(backend=earlier.backend, model=earlier.base)
+            target = terms.MappedModel(backend=earlier.backend, model=earlier.base)
         if target is None or (call.key.models and name not in call.key.models):
             raise no_model(asked.model, known)
         if call.key.backends and target.backend not in call.key.backends:
@@ -341,7 +341,7 @@ class Jobs:
         )
         return wish, target.backend, files, name
 
-    def _earlier(self, call: Call, name: str) -> GatewayJob | None:
+    def _earlier(self, call: GatewayRequest, name: str) -> GatewayJob | None:
         """The job whose model is trained on; `None` for a name of no tuned model."""
         tuned, step = openai.split_step(name)
         found = self._outside.model(tuned, call.project)
@@ -369,7 +369,7 @@ class Jobs:
             raise refusal_of(error) from error
         return prepared
 
-    def _allow(self, call: Call, asked: CreateJob, use: Use, job: GatewayJob) -> None:
+    def _allow(self, call: GatewayRequest, asked: CreateJob, use: KeyUse, job: GatewayJob) -> None:
         """Raises `HostError` above a limit of the key, and when a file was deleted just now."""
         self._require_contents(asked, job.files)
         key = call.key
@@ -398,7 +398,7 @@ class Jobs:
 
     # -- reading -------------------------------------------------------------------------------------------
 
-    def found(self, call: Call) -> tuple[GatewayJob, Run | None]:
+    def found(self, call: GatewayRequest) -> tuple[GatewayJob, Run | None]:
         """Return the requested job and its run. Raises `HostError` 404."""
         id = call.path("id")
         job = self._jobs.get(id, call.project)
@@ -411,15 +411,15 @@ class Jobs:
         self._submitting.viewed(run)
         return job, run
 
-    def _answer(self, call: Call, job: GatewayJob, run: Run | None = None) -> dict[str, Any]:
+    def _answer(self, call: GatewayRequest, job: GatewayJob, run: Run | None = None) -> dict[str, Any]:
         call.about(job.id)
         run = run or self._submitting.run_of(job)
         return showing.job_body(job, run, self._terms.organization)
 
-    def retrieve(self, call: Call) -> Any:
+    def retrieve(self, call: GatewayRequest) -> Any:
         return self._answer(call, *self.found(call))
 
-    def listed(self, call: Call) -> Any:
+    def listed(self, call: GatewayRequest) -> Any:
         limit = number(call.request, "limit", 20, 1, 100)
         metadata = metadata_filter(call.request)
         before, after = None, call.query("after")
@@ -441,14 +441,14 @@ class Jobs:
         ]
         return page(shown, more=len(found) > limit)
 
-    def events(self, call: Call) -> Any:
+    def events(self, call: GatewayRequest) -> Any:
         job, run = self.found(call)
         history = self._ft.store.history
         told = history.events(run.id) if run else []
         points = history.metrics(run.id) if run else []
         return page_of(call.request, showing.events(job, run, told, points), default=20)
 
-    def checkpoints(self, call: Call) -> Any:
+    def checkpoints(self, call: GatewayRequest) -> Any:
         job, run = self.found(call)
         found: list[dict[str, Any]] = []
         if run is not None:
@@ -458,7 +458,7 @@ class Jobs:
 
     # -- acting --------------------------------------------------------------------------------------------
 
-    def cancel(self, call: Call) -> Any:
+    def cancel(self, call: GatewayRequest) -> Any:
         job, run = self.found(call)
         status = showing.status_of(job, run)
         if status in ("succeeded", "failed") or (status == "cancelled" and not job.cancel_asked):
@@ -477,13 +477,13 @@ class Jobs:
             job, run = self._submitting.cancel(job)
         return self._answer(call, job, run)
 
-    def pause(self, call: Call) -> Any:
+    def pause(self, call: GatewayRequest) -> Any:
         return self._act(call, "paused", TrackedRun.pause)
 
-    def resume(self, call: Call) -> Any:
+    def resume(self, call: GatewayRequest) -> Any:
         return self._act(call, "resumed", TrackedRun.resume)
 
-    def _act(self, call: Call, word: str, act: Callable[[TrackedRun], Run]) -> Any:
+    def _act(self, call: GatewayRequest, word: str, act: Callable[[TrackedRun], Run]) -> Any:
         job, run = self.found(call)
         status = showing.status_of(job, run)
         if run is None or run.job_id is None or status in showing.TERMINAL:
@@ -491,17 +491,17 @@ class Jobs:
         return self._answer(call, job, act(TrackedRun(self._ft, run)))
 
 
-def _request(call: Call) -> Request:
+def _request(call: GatewayRequest) -> CreateKey:
     """What tells it from others. Raises `HostError` 422 for a key that is none."""
     headers = call.request.headers
     key = headers.get("idempotency-key") or None
     if key is not None and (len(key) > _LONGEST_KEY or not key.isprintable()):
         raise HostError(422, f"Idempotency-Key must have at most {_LONGEST_KEY} printable characters")
     digest = hashlib.sha256(call.raw).hexdigest()
-    return Request(call.key.name, digest, retries(call.request), key)
+    return CreateKey(call.key.name, digest, retries(call.request), key)
 
 
-def _id_of(request: Request, body: Mapping[str, Any], contents: Sequence[str]) -> str:
+def _id_of(request: CreateKey, body: Mapping[str, Any], contents: Sequence[str]) -> str:
     """With an idempotency key the same for the same request, whatever the store knows and whatever its files
     are called: by the id its job is found at the backend after an older copy of the store was restored."""
     if request.idempotency_key is None:

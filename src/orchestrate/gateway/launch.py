@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrate.errors import UsageError
 from orchestrate.gateway import running, terms
-from orchestrate.gateway.running import Up
-from orchestrate.gateway.terms import Terms as Terms
+from orchestrate.gateway.running import RunningGateway
+from orchestrate.gateway.terms import GatewaySettings as GatewaySettings
 from orchestrate.settings import config
 from orchestrate.types import AuditEntry, GatewayKey
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
 
 
-def read(ft: Workspace, **more: Any) -> Terms:
-    """Read the gateway's options from the configuration. `more` are fields of `Terms` that flags set.
-    Raises `ConfigError`."""
+def read(ft: Workspace, **more: Any) -> GatewaySettings:
+    """Read the gateway's options from the configuration. `more` are fields of `GatewaySettings` that
+    flags set. Raises `ConfigError`."""
     told = ft.settings
     secret = config.secret(config.GATEWAY_SECRET, "ORCHESTRATE_GATEWAY_WEBHOOK_SECRET")
     where = str(told.config_file or config.CONFIG_NAME)
     return terms.read(told.gateway, told.home, where, webhook_secret=secret, **more)
 
 
-def serve(ft: Workspace, told: Terms, watcher: Watcher) -> AbstractContextManager[Up]:
+def serve(ft: Workspace, told: GatewaySettings, watcher: Watcher) -> AbstractContextManager[RunningGateway]:
     """Serve the gateway. See `orchestrate.gateway.running.serve`."""
     return running.serve(ft, told, watcher)
 

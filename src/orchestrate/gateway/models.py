@@ -18,7 +18,7 @@ from starlette.routing import BaseRoute
 from orchestrate import catalog
 from orchestrate.errors import OrchestrateError
 from orchestrate.gateway import showing, terms
-from orchestrate.gateway.calls import Call, endpoint, no_model, not_tuned
+from orchestrate.gateway.calls import GatewayRequest, endpoint, no_model, not_tuned
 from orchestrate.gateway.grader_trials import SECONDS, tried
 from orchestrate.gateway.jobs import PROJECT, Outside, until
 from orchestrate.http.wire import HostError, openai, parse
@@ -65,8 +65,8 @@ class _List:
     """Other gateways of the store may have changed something by then."""
 
 
-class Models:
-    def __init__(self, ft: Workspace, told: terms.Terms, outside: Outside) -> None:
+class ModelRoutes:
+    def __init__(self, ft: Workspace, told: terms.GatewaySettings, outside: Outside) -> None:
         self._ft, self._terms, self._outside = ft, told, outside
         self._jobs, self._objects = ft.store.gateway_jobs, ft.store.gateway_objects
         self._trials = threading.BoundedSemaphore(TRIALS)
@@ -89,7 +89,7 @@ class Models:
 
     # -- models --------------------------------------------------------------------------------------------
 
-    def listed(self, call: Call) -> Any:
+    def listed(self, call: GatewayRequest) -> Any:
         """Answer the list of models. It is encoded once and reused until something changes, because it
         has no pages and a thousand models take time."""
         key, changes = call.key, self._jobs.changes
@@ -132,14 +132,14 @@ class Models:
         found = (self._ended.get(id, (0, None))[1] for id, _ in records)
         return [made for made in found if made is not None]
 
-    def retrieve(self, call: Call) -> Any:
+    def retrieve(self, call: GatewayRequest) -> Any:
         id = call.path("id")
         if id in terms.names(self._terms.models, call.key):
             return self._base(id, call.key)
         job, run, _ = self.made(call.key, id)
         return {**self._tuned(job, run), "id": id}
 
-    def delete(self, call: Call) -> Any:
+    def delete(self, call: GatewayRequest) -> Any:
         """Delete a model: the gateway no longer answers for it. What its backend stores stays there."""
         id = call.path("id")
         if not id.startswith("ft:"):
@@ -229,7 +229,7 @@ class Models:
 
     # -- permissions ---------------------------------------------------------------------------------------
 
-    def permit(self, call: Call) -> Any:
+    def permit(self, call: GatewayRequest) -> Any:
         checkpoint = self._own(call)
         at = self._ft.store.clock.now().timestamp()
         made = [
@@ -240,7 +240,7 @@ class Models:
         call.about(checkpoint)
         return page_with_ends(made, more=False)
 
-    def permissions(self, call: Call) -> Any:
+    def permissions(self, call: GatewayRequest) -> Any:
         checkpoint, project = self._own(call), call.query("project_id")
         order = call.query("order") or "descending"
         if order not in ("ascending", "descending"):
@@ -251,7 +251,7 @@ class Models:
         wanted = [one for one in found if project in (None, one["project_id"])]
         return page_of(call.request, wanted, default=10)
 
-    def forbid(self, call: Call) -> Any:
+    def forbid(self, call: GatewayRequest) -> Any:
         checkpoint, id = self._own(call), call.path("id")
         known = [one["id"] for one in self._objects.listed(PERMISSION, call.project, parent=checkpoint)]
         if id not in known or self._objects.remove(PERMISSION, call.project, id) is None:
@@ -259,7 +259,7 @@ class Models:
         call.about(id)
         return openai.deleted(id, "checkpoint.permission")
 
-    def _own(self, call: Call) -> str:
+    def _own(self, call: GatewayRequest) -> str:
         checkpoint = call.path("checkpoint")
         job, _, _ = self.made(call.key, checkpoint)
         if job.project != call.project:
@@ -268,7 +268,7 @@ class Models:
 
     # -- graders -------------------------------------------------------------------------------------------
 
-    def run_grader(self, call: Call) -> Any:
+    def run_grader(self, call: GatewayRequest) -> Any:
         """Run a grader on this machine. Graders that run elsewhere (models behind an API), and code
         unless it is allowed here, are answered as failed: a reward of 0 and the name of the error."""
         asked, begun = parse(RunGrader, call.body), time.monotonic()
@@ -296,7 +296,7 @@ class Models:
         return graded(asked.grader, reward, errors, time.monotonic() - begun)
 
 
-def validate_grader(call: Call) -> Any:
+def validate_grader(call: GatewayRequest) -> Any:
     asked = parse(ValidateGrader, call.body)
     _require_grader(asked.grader)
     return {"grader": asked.grader}

@@ -19,19 +19,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from orchestrate.core.files import private_folder
 from orchestrate.errors import MissingExtra, OrchestrateError, UsageError
 from orchestrate.gateway import calls
-from orchestrate.gateway.answers import Answers, Engines
+from orchestrate.gateway.answers import Engines, InferenceRoutes
 from orchestrate.gateway.calls import anonymous
-from orchestrate.gateway.files import Contents, Files, Uploads
+from orchestrate.gateway.files import Contents, FileRoutes, Uploads
 from orchestrate.gateway.jobs import Jobs, Outside
-from orchestrate.gateway.models import Models
+from orchestrate.gateway.models import ModelRoutes
 from orchestrate.gateway.submitting import Reached, Submitting
-from orchestrate.gateway.terms import Terms
+from orchestrate.gateway.terms import GatewaySettings
 from orchestrate.http.web import edge, serving
 from orchestrate.http.wire import HostError
 from orchestrate.http.wire.openai import MAX_FILE
 from orchestrate.providers.base import Deploys, Downloads, capability
 from orchestrate.serving.server.keys import Clients
-from orchestrate.serving.server.load import Full, Load
+from orchestrate.serving.server.load import ServerBusy, ServerLoad
 from orchestrate.serving.server.refusals import full
 from orchestrate.settings.hosts import is_loopback
 from orchestrate.store.store import Store
@@ -126,7 +126,7 @@ def app(
     Beyond `most_requests` at once, further requests are told to retry later."""
     return edge(
         routes,
-        door=lambda inner: _Door(ft, inner, clients, Load(most_requests, 0)),
+        door=lambda inner: _Door(ft, inner, clients, ServerLoad(most_requests, 0)),
         names=names,
         max_body=MAX_FILE + (1 << 20),
         tell=calls.answer,
@@ -137,7 +137,7 @@ def app(
 class _Door:
     """Finds out whose key a request brings, counts it, and writes down what was changed or refused."""
 
-    def __init__(self, ft: Workspace, inner: ASGIApp, clients: Clients, load: Load) -> None:
+    def __init__(self, ft: Workspace, inner: ASGIApp, clients: Clients, load: ServerLoad) -> None:
         self._ft, self._inner, self._clients, self._load = ft, inner, clients, load
         self._audit = Audit(ft.store)
 
@@ -148,7 +148,7 @@ class _Door:
         try:
             with self._load.taking():
                 await self._take(scope, receive, send)
-        except Full as error:
+        except ServerBusy as error:
             await calls.answer(full(error))(scope, receive, send)
 
     async def _take(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -197,7 +197,7 @@ class _Door:
 
 
 @dataclass(frozen=True)
-class Up:
+class RunningGateway:
     """A gateway that answers."""
 
     url: str
@@ -206,8 +206,8 @@ class Up:
 
 @contextmanager
 def serve(
-    ft: Workspace, terms: Terms, watcher: Watcher, reached: Reached = lambda place: None
-) -> Generator[Up]:
+    ft: Workspace, terms: GatewaySettings, watcher: Watcher, reached: Reached = lambda place: None
+) -> Generator[RunningGateway]:
     """Serve the gateway while the block runs. Jobs of an earlier gateway continue. `watcher` follows the
     runs. Raises `UsageError` if others could listen or connect without a key, and `SetupError` if the
     port is taken."""
@@ -226,13 +226,13 @@ def serve(
             capability(ft.provider(backend), Deploys)
     contents = Contents(private_folder(terms.files), ft.store)
     outside = Outside(ft, terms.models)
-    files, models = Files(ft.store, contents), Models(ft, terms, outside)
+    files, models = FileRoutes(ft.store, contents), ModelRoutes(ft, terms, outside)
     uploads = Uploads(ft.store, files)
     sweeps = (files.sweep, uploads.sweep, contents.sweep, ft.store.gateway_keys.sweep)
     submitting = Submitting(ft, terms, contents, watcher, reached, sweeps)
     jobs = Jobs(ft, terms, files, outside, submitting, reached)
     engines = Engines(ft)
-    answers = Answers(ft, models, engines)
+    answers = InferenceRoutes(ft, models, engines)
     routes = [*files.routes(), *uploads.routes(), *jobs.routes(), *answers.routes(), *models.routes()]
     try:
         with serving(
@@ -243,13 +243,13 @@ def serve(
             certificate=terms.certificate,
         ) as url:
             submitting.start()
-            yield Up(f"{url}/v1")
+            yield RunningGateway(f"{url}/v1")
     finally:
         submitting.close()
         engines.close()
 
 
-def _require_safe(ft: Workspace, terms: Terms) -> Clients:
+def _require_safe(ft: Workspace, terms: GatewaySettings) -> Clients:
     if not is_loopback(terms.host) and terms.certificate is None and not terms.behind_proxy:
         raise UsageError(
             f"{terms.host} is reachable from other machines, and keys would be sent unencrypted",

@@ -12,9 +12,14 @@ from typing import Any
 
 from orchestrate.errors import SpecError
 from orchestrate.gateway.calls import with_file_names
-from orchestrate.gateway.terms import Target
+from orchestrate.gateway.terms import MappedModel
 from orchestrate.http.wire import HostError, openai
-from orchestrate.http.wire.openai.tuning import CreateJob, Dpo, Reinforcement, Supervised
+from orchestrate.http.wire.openai.tuning import (
+    CreateJob,
+    Dpo,
+    ReinforcementHyperparameters,
+    SupervisedHyperparameters,
+)
 from orchestrate.spec import JobSpec
 from orchestrate.types import Checkpoint, Event, GatewayJob, JobStatus, MetricPoint, Run, SubmitPhase
 
@@ -23,7 +28,7 @@ _LONGEST_SUFFIX = 40
 
 
 @dataclass(frozen=True)
-class Wish:
+class JobForm:
     """The spec, and what was decided on the way, for people."""
 
     spec: JobSpec
@@ -31,8 +36,8 @@ class Wish:
 
 
 def wish_of(
-    asked: CreateJob, target: Target, train: str, validation: str | None, continued: str | None = None
-) -> Wish:
+    asked: CreateJob, target: MappedModel, train: str, validation: str | None, continued: str | None = None
+) -> JobForm:
     """Build the spec values of a job request. `train` and `validation` are paths. `continued` is the run
     whose model is trained further. Raises `HostError` 422 for what a spec cannot express."""
     hyper, notes = hyperparameters(asked), list[str]()
@@ -51,17 +56,20 @@ def wish_of(
         **_rate(_number(hyper.learning_rate_multiplier), target, notes),
         **target.settings,
     }
-    if isinstance(hyper, Reinforcement) and (steps := _number(hyper.eval_interval)) is not None:
+    if (
+        isinstance(hyper, ReinforcementHyperparameters)
+        and (steps := _number(hyper.eval_interval)) is not None
+    ):
         fields["eval_steps"] = steps
     notes.insert(0, f"{asked.model} maps to {target.model} on {target.backend} here")
     try:
         spec = JobSpec.parse({name: value for name, value in fields.items() if value is not None})
     except SpecError as error:
         raise HostError(422, error.message, code="invalid_request") from error
-    return Wish(spec, tuple(notes))
+    return JobForm(spec, tuple(notes))
 
 
-def hyperparameters(asked: CreateJob) -> Supervised:
+def hyperparameters(asked: CreateJob) -> SupervisedHyperparameters:
     """Return the hyperparameters of the method, completed from the older field."""
     hyper = asked.hyper()
     if asked.method is None or asked.hyperparameters is None:
@@ -84,7 +92,7 @@ def shown(asked: CreateJob) -> tuple[dict[str, Any], dict[str, Any]]:
     return three, {"type": kind, kind: inner}
 
 
-def _method(asked: CreateJob, hyper: Supervised) -> dict[str, Any]:
+def _method(asked: CreateJob, hyper: SupervisedHyperparameters) -> dict[str, Any]:
     kind = asked.kind()
     found: dict[str, Any] = {"type": kind}
     if isinstance(hyper, Dpo):
@@ -101,7 +109,7 @@ def _method(asked: CreateJob, hyper: Supervised) -> dict[str, Any]:
                 code="unsupported_parameter",
             )
         found["grader"] = told.grader
-    if isinstance(hyper, Reinforcement):
+    if isinstance(hyper, ReinforcementHyperparameters):
         if _number(hyper.eval_samples) is not None:
             raise HostError(
                 422,
@@ -114,7 +122,7 @@ def _method(asked: CreateJob, hyper: Supervised) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _rate(multiplier: float | None, target: Target, notes: list[str]) -> Mapping[str, float]:
+def _rate(multiplier: float | None, target: MappedModel, notes: list[str]) -> Mapping[str, float]:
     if multiplier is None:
         return {}
     base = target.base_learning_rate

@@ -17,7 +17,7 @@ from orchestrate.errors import DataError, OrchestrateError, OutcomeUnknown, Prov
 from orchestrate.gateway import showing
 from orchestrate.gateway.calls import sentence
 from orchestrate.gateway.files import Contents
-from orchestrate.gateway.terms import Terms
+from orchestrate.gateway.terms import GatewaySettings
 from orchestrate.runs.preparing.prepared import prepare
 from orchestrate.runs.submit import submit
 from orchestrate.runs.submitting.settling import lease_name
@@ -55,7 +55,7 @@ class Submitting:
     def __init__(
         self,
         ft: Workspace,
-        terms: Terms,
+        terms: GatewaySettings,
         contents: Contents,
         watcher: Watcher,
         reached: Reached = lambda place: None,

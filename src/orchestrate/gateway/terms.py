@@ -38,7 +38,7 @@ class DeployLimits(BaseModel):
     """The backend's own, as `--set` of a deploy takes them: `{idle_minutes: 30}`."""
 
 
-class Target(BaseModel):
+class MappedModel(BaseModel):
     """The model that a name stands for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,7 +62,7 @@ class Target(BaseModel):
     """Further fields of the spec: `{adapter: qlora}`."""
 
     @model_validator(mode="after")
-    def _names_one(self) -> Target:
+    def _names_one(self) -> MappedModel:
         if self.run is None and not (self.backend and self.model):
             raise ValueError("needs backend and model, or run")
         if self.run is not None and (self.backend or self.model or self.settings or self.base_learning_rate):
@@ -81,12 +81,12 @@ class _Table(BaseModel):
     """Folder of uploaded files. Default: `gateway/` of the home folder."""
     webhook_url: str | None = None
     """Address to notify when a job ends."""
-    models: dict[str, Target] = {}
+    models: dict[str, MappedModel] = {}
     """A table for each name that clients ask for; `default` stands for all other names."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Terms:
+class GatewaySettings:
     """Build with `read`."""
 
     host: str = LOOPBACK
@@ -98,7 +98,7 @@ class Terms:
     certificate: tuple[Path, Path] | None = None
     """Certificate and key, as PEM files: it speaks TLS itself."""
     organization: str = "orchestrate"
-    models: Mapping[str, Target] = field(default_factory=dict[str, Target])
+    models: Mapping[str, MappedModel] = field(default_factory=dict[str, MappedModel])
     files: Path
     """The folder of uploaded files; workers of one store share it."""
     webhook_url: str | None = None
@@ -110,7 +110,7 @@ class Terms:
     grace_s: float = 10.0
 
 
-def read(values: Mapping[str, Any], home: Path, where: str, **more: Any) -> Terms:
+def read(values: Mapping[str, Any], home: Path, where: str, **more: Any) -> GatewaySettings:
     """Read the table `gateway` of an `orchestrate.toml`. Raises `ConfigError`."""
     try:
         told = _Table.model_validate(dict(values))
@@ -121,7 +121,7 @@ def read(values: Mapping[str, Any], home: Path, where: str, **more: Any) -> Term
     if DEFAULT in told.models and told.models[DEFAULT].run is not None:
         raise ConfigError(f"{where}: gateway.models.{DEFAULT}: run needs a model name for clients")
     files = Path(told.files).expanduser() if told.files else home / "gateway"
-    return Terms(
+    return GatewaySettings(
         organization=told.organization,
         models=_with_aliases(told.models, where),
         files=files,
@@ -130,7 +130,7 @@ def read(values: Mapping[str, Any], home: Path, where: str, **more: Any) -> Term
     )
 
 
-def _with_aliases(models: Mapping[str, Target], where: str) -> dict[str, Target]:
+def _with_aliases(models: Mapping[str, MappedModel], where: str) -> dict[str, MappedModel]:
     """Each name, aliases too. Raises `ConfigError` for a name that stands for two things."""
     found = dict(models)
     for name, target in models.items():
@@ -141,7 +141,7 @@ def _with_aliases(models: Mapping[str, Target], where: str) -> dict[str, Target]
     return found
 
 
-def target_of(asked: str, models: Mapping[str, Target], key: GatewayKey) -> Target | None:
+def target_of(asked: str, models: Mapping[str, MappedModel], key: GatewayKey) -> MappedModel | None:
     """Return what a requested model maps to, or `None` if there is nothing to tune. The key's own names
     come first, then those of the configuration, then the name without its date, then the default. What
     the configuration keeps private stays private for a key that sends it elsewhere."""
@@ -155,13 +155,15 @@ def target_of(asked: str, models: Mapping[str, Target], key: GatewayKey) -> Targ
     return found.model_copy(update={"settings": {**found.settings, "private": True}})
 
 
-def answers_here(asked: str, base: str, backend: str, models: Mapping[str, Target]) -> bool:
+def answers_here(asked: str, base: str, backend: str, models: Mapping[str, MappedModel]) -> bool:
     """Return whether the configuration says that this machine answers for a tuned model."""
     found = of_tuned(asked, base, backend, models)
     return found is not None and found[1].on == "here"
 
 
-def of_tuned(asked: str, base: str, backend: str, models: Mapping[str, Target]) -> tuple[str, Target] | None:
+def of_tuned(
+    asked: str, base: str, backend: str, models: Mapping[str, MappedModel]
+) -> tuple[str, MappedModel] | None:
     """Return the configuration entry of a tuned model, with its name. The model is requested by a name
     and was tuned from a base on a backend."""
     found = models.get(asked) or _named(base, models) or models.get(DEFAULT)
@@ -170,24 +172,24 @@ def of_tuned(asked: str, base: str, backend: str, models: Mapping[str, Target]) 
     return next(name for name, target in models.items() if target is found), found  # aliases come later
 
 
-def _named(asked: str, known: Mapping[str, Target]) -> Target | None:
+def _named(asked: str, known: Mapping[str, MappedModel]) -> MappedModel | None:
     for name in (asked, _DATE.sub("", asked)):
         if name in known:
             return known[name]
     return next((target for name, target in known.items() if _DATE.sub("", name) == asked), None)
 
 
-def parse_target(told: str) -> Target:
+def parse_target(told: str) -> MappedModel:
     """Parse `backend:model`. Raises `ConfigError`."""
     backend, colon, model = told.partition(":")
     if not colon or not backend or not model:
         raise ConfigError(
             f"{told!r} is not of the form BACKEND:MODEL", fix="orchestrate models search  lists them"
         )
-    return Target(backend=backend, model=model)
+    return MappedModel(backend=backend, model=model)
 
 
-def names(models: Mapping[str, Target], key: GatewayKey) -> list[str]:
+def names(models: Mapping[str, MappedModel], key: GatewayKey) -> list[str]:
     """List all names that a client may request to tune."""
     every = dict.fromkeys([*key.map, *(name for name, target in models.items() if target.run is None)])
     return [name for name in every if name != DEFAULT and (not key.models or name in key.models)]

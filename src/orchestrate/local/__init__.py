@@ -37,21 +37,21 @@ from orchestrate.core import late
 
 if TYPE_CHECKING:
     from orchestrate.local.answers.generation import Generator
-    from orchestrate.local.job import Adapter, Hyper, LocalJob
-    from orchestrate.local.run import RunDir, State
+    from orchestrate.local.job import AdapterSettings, Hyper, LocalJob
+    from orchestrate.local.run import JobState, RunDir
     from orchestrate.local.run.launching import launch, resume
 
-__all__ = ["Adapter", "Generator", "Hyper", "LocalJob", "RunDir", "State", "launch", "resume"]
+__all__ = ["AdapterSettings", "Generator", "Hyper", "LocalJob", "RunDir", "JobState", "launch", "resume"]
 
 _HOMES = {
     "Generator": "answers.generation",
     "launch": "run.launching",
     "resume": "run.launching",
-    "Adapter": "job",
+    "AdapterSettings": "job",
     "Hyper": "job",
     "LocalJob": "job",
     "RunDir": "run",
-    "State": "run",
+    "JobState": "run",
 }
 
 

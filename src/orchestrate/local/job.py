@@ -73,7 +73,7 @@ Method = Supervised | Preferences | Reinforcement
 AdapterKind = Literal["lora", "qlora", "full"]
 
 
-class Adapter(Record, frozen=True, kw_only=True, omit_defaults=True):
+class AdapterSettings(Record, frozen=True, kw_only=True, omit_defaults=True):
     """What is trained: low-rank matrices, over a base in 4 bits for `qlora`, or all weights with `full`."""
 
     type: AdapterKind
@@ -216,7 +216,7 @@ class LocalJob(Record, frozen=True, kw_only=True):
     validation: str | None = None
     dataset_digest: str = ""
     method: Method
-    adapter: Adapter
+    adapter: AdapterSettings
     hyper: Hyper = Hyper()
     added_tokens: tuple[str, ...] = ()
     """Texts that the tokenizer gets as tokens, and the model a row of its embeddings for each."""

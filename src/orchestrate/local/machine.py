@@ -38,7 +38,7 @@ def mark(folder: Path) -> str:
         return str(folder)
 
 
-class Load(Record, frozen=True, kw_only=True):
+class GpuLoad(Record, frozen=True, kw_only=True):
     """The load of the GPU in use, for the metrics."""
 
     gpu_temperature_c: float
@@ -74,14 +74,14 @@ def capability() -> float | None:
         return None
 
 
-def gpu_load(index: int = 0) -> Load | None:
+def gpu_load(index: int = 0) -> GpuLoad | None:
     """Measure the load of the GPU that has this index in this process."""
     rows = [cells for cells, _ in _cards("temperature.gpu,utilization.gpu,memory.used")]
     try:
         temperature, use, mib = (float(v) for v in rows[index])
     except (IndexError, ValueError):
         return None
-    return Load(gpu_temperature_c=temperature, gpu_use_percent=use, gpu_memory_bytes=mib * (1 << 20))
+    return GpuLoad(gpu_temperature_c=temperature, gpu_use_percent=use, gpu_memory_bytes=mib * (1 << 20))
 
 
 def _cards(fields: str) -> list[tuple[list[str], int | None]]:

@@ -43,7 +43,7 @@ class SpecGiven(BaseModel):
         return specfile.build(values)
 
 
-class Reading:
+class ReadTools:
     """The tools; each method is one, and its docstring is what the agent reads."""
 
     def __init__(self, ft: Orchestrator) -> None:

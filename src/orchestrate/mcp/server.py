@@ -11,7 +11,7 @@ from mcp.types import ToolAnnotations
 from orchestrate import __version__
 from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.mcp import spending
-from orchestrate.mcp.reading import Reading, told
+from orchestrate.mcp.reading import ReadTools, told
 
 _ASKED = (
     "Fine-tuning on several backends. Check and quote before anything is submitted. Every tool that "
@@ -25,7 +25,7 @@ def server(ft: Orchestrator, *, max_cost_usd: Decimal | None = None, read_only: 
     """Build the MCP server. `max_cost_usd` limits everything that is spent through this server."""
     made = MCPServer("orchestrate", version=__version__, instructions=_ASKED)
     look = ToolAnnotations(read_only_hint=True)
-    reading = Reading(ft)
+    reading = ReadTools(ft)
     for tool in (
         reading.list_runs,
         reading.show_run,
@@ -40,7 +40,7 @@ def server(ft: Orchestrator, *, max_cost_usd: Decimal | None = None, read_only: 
         made.tool(annotations=look)(told(tool))
     if not read_only:
         act = ToolAnnotations(read_only_hint=False, destructive_hint=True)
-        for tool in spending.tools(ft, spending.Purse(max_cost_usd)):
+        for tool in spending.tools(ft, spending.AgentBudget(max_cost_usd)):
             made.tool(annotations=act)(told(tool))
     return made
 

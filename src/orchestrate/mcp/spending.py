@@ -29,7 +29,7 @@ class Agreement(BaseModel):
     answer: Literal["yes", "no"] = Field(description="Do it?")
 
 
-class Purse:
+class AgentBudget:
     """The total that this server may spend, counted by the high ends of the agreed prices."""
 
     def __init__(self, limit_usd: Decimal | None) -> None:
@@ -51,14 +51,14 @@ class Purse:
 Tool = Callable[..., Any]
 
 
-def tools(ft: Orchestrator, purse: Purse) -> list[Tool]:
+def tools(ft: Orchestrator, purse: AgentBudget) -> list[Tool]:
     """Build the tools that spend. Each has its own resolver that asks the person. It runs before the tool
     and again when the answer arrives: if the price has changed, the person is asked again."""
     makers = (_submitting, _evaluating, _deploying, _ending, _taking_down)
     return [make(ft, purse) for make in makers]
 
 
-def _submitting(ft: Orchestrator, purse: Purse) -> Tool:
+def _submitting(ft: Orchestrator, purse: AgentBudget) -> Tool:
     def ask_submit(spec: SpecGiven, provider: str, ctx: Context) -> Elicit[Agreement]:
         [name] = ft.backends(provider)
         asked = spec.read()
@@ -87,7 +87,7 @@ def _submitting(ft: Orchestrator, purse: Purse) -> Tool:
     return submit
 
 
-def _evaluating(ft: Orchestrator, purse: Purse) -> Tool:
+def _evaluating(ft: Orchestrator, purse: AgentBudget) -> Tool:
     def ask_evaluate(runs: list[str], test: str | None, metric: str, ctx: Context) -> Elicit[Agreement]:
         order = EvaluationOrder(test=test, metrics=[metric])
         with PreparedEvaluation(ft, runs, order) as prepared:
@@ -128,14 +128,14 @@ def _evaluating(ft: Orchestrator, purse: Purse) -> Tool:
     return evaluate
 
 
-def _answers_usd(purse: Purse, planned: EvaluationPlan) -> Decimal | None:
+def _answers_usd(purse: AgentBudget, planned: EvaluationPlan) -> Decimal | None:
     """The most that the answers cost. Raises `UsageError` if it is unknown and there is a limit."""
     unknown, fix = "these answers have no known per-token price", "orchestrate eval RUN   in a terminal"
     require_price("evaluate", planned.high_usd, purse.limit_usd, unknown, fix)
     return planned.high_usd
 
 
-def _deploying(ft: Orchestrator, purse: Purse) -> Tool:
+def _deploying(ft: Orchestrator, purse: AgentBudget) -> Tool:
     def offered(run: str, max_hours: float) -> tuple[DeploymentOffer, Decimal]:
         """Return the offer to agree to, and the most that it costs."""
         if not 0 < max_hours <= 24 * 31:
@@ -164,7 +164,7 @@ def _deploying(ft: Orchestrator, purse: Purse) -> Tool:
     return deploy
 
 
-def _ending(ft: Orchestrator, _purse: Purse) -> Tool:
+def _ending(ft: Orchestrator, _purse: AgentBudget) -> Tool:
     def ask_end(run: str, ctx: Context) -> Elicit[Agreement]:
         handle = ft.run(run)
         return put(ctx, ending_question(handle.record), f"orchestrate cancel {handle.id}")
@@ -177,7 +177,7 @@ def _ending(ft: Orchestrator, _purse: Purse) -> Tool:
     return cancel
 
 
-def _taking_down(ft: Orchestrator, _purse: Purse) -> Tool:
+def _taking_down(ft: Orchestrator, _purse: AgentBudget) -> Tool:
     def ask_undeploy(run: str, ctx: Context) -> Elicit[Agreement]:
         handle = ft.run(run)
         question = f"Take down {handle.id}? Clients that call it will get no more answers."

@@ -19,7 +19,7 @@ from orchestrate.errors import OrchestrateError, SpecError, UsageError
 from orchestrate.migration import parity
 from orchestrate.migration.inventory import shutdown
 from orchestrate.migration.migrating import NOT_COMPARED, TAG, MigrationOrder, PreparedMigration
-from orchestrate.migration.proposals import Proposal, Target
+from orchestrate.migration.proposals import MigrationTarget, Proposal
 from orchestrate.paid.limits import require_price, require_within
 from orchestrate.runs.tracked import TrackedRun, tracked
 from orchestrate.spec import JobSpec
@@ -50,7 +50,7 @@ _HEAD = """\
 """
 
 
-class Entry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class MovePlanEntry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """One run."""
 
     run: str
@@ -69,7 +69,7 @@ class Entry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class Plan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     budget_usd: Decimal
     margin: float = 0.05
-    runs: list[Entry]
+    runs: list[MovePlanEntry]
 
 
 class PlannedMove(Record, frozen=True, kw_only=True):
@@ -150,7 +150,7 @@ def _entry(one: PlannedMove) -> list[str]:
     return [*head, *_fields(fields)]
 
 
-def _told(target: Target) -> list[str]:
+def _told(target: MigrationTarget) -> list[str]:
     """What a backend would take for training and serving, and the settings that it goes without."""
     named = target.quote.price if target.quote is not None else None
     price = "no price" if named is None else f"{text.span(named.low_usd, named.high_usd)} to train"
@@ -165,7 +165,7 @@ def _told(target: Target) -> list[str]:
     return lines
 
 
-def _cheapest(proposal: Proposal) -> Target | None:
+def _cheapest(proposal: Proposal) -> MigrationTarget | None:
     """Return the backend that is cheapest to train and serve on, of those that take it. The budget of a plan
     can hold none without a price of training."""
     able = [
@@ -269,7 +269,7 @@ def _leaving(ft: Workspace) -> list[Run]:
 
 @dataclass(frozen=True)
 class _Step:
-    entry: Entry
+    entry: MovePlanEntry
     migration: PreparedMigration
     known: TrackedRun | None
     """The new run, where it was made before."""
@@ -295,7 +295,7 @@ class PreparedPlan:
         """Runs that moving the plan's runs has made and that are no step of it now: on a backend that it
         named before it was edited, tried again since, or of an entry that is skipped or was deleted."""
 
-    def _step(self, entry: Entry, order: MigrationOrder) -> _Step:
+    def _step(self, entry: MovePlanEntry, order: MigrationOrder) -> _Step:
         wanted = replace(
             order,
             to=[entry.to],

@@ -29,8 +29,8 @@ from orchestrate.errors import (
     Unsupported,
     UsageError,
 )
-from orchestrate.migration.inventory import Held as Held
 from orchestrate.migration.inventory import Inventory, inventory
+from orchestrate.migration.inventory import InventoryRun as InventoryRun
 from orchestrate.providers.base import HandsOutFiles, Recalls, capability
 from orchestrate.runs.submitting import accounts
 from orchestrate.runs.syncing.recovery import run_of, told_by_host, valued
@@ -354,7 +354,7 @@ def _with_files(run: Run, files: dict[str, HostFile]) -> Run:
 # Past jobs of an account as runs, and what is at stake there.
 
 
-class Taken(Record, frozen=True, kw_only=True):
+class AccountImport(Record, frozen=True, kw_only=True):
     """The result of an import."""
 
     provider: str
@@ -378,7 +378,7 @@ def take(
     files: bool = True,
     tell: Callable[[str, int, int], object] | None = None,
     today: date | None = None,
-) -> Taken:
+) -> AccountImport:
     """Import a host's past jobs as runs. `today` is the day by which models count as shut down. Raises
     `MissingKey`, and `ProviderError` if the host's list cannot be read."""
     provider = ft.ready(name)
@@ -388,7 +388,7 @@ def take(
     # Of this account: another key may see another one, and a new key of the same account has its jobs.
     runs = [run for run in there if run.account == report.account or run.job_id in report.jobs]
     found = inventory(runs, provider.profile, importer.lost(), today or days.today(), _used(ft, runs))
-    return Taken(
+    return AccountImport(
         provider=name,
         account=report.account,
         imported=len(report.imported),

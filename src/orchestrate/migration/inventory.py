@@ -46,7 +46,7 @@ def newest(run: Run, found: dict[str, Run]) -> Run:
     return run
 
 
-class Held(Record, frozen=True, kw_only=True):
+class InventoryRun(Record, frozen=True, kw_only=True):
     """One run in its current state."""
 
     run_id: str
@@ -70,7 +70,7 @@ class Held(Record, frozen=True, kw_only=True):
 
 
 class Inventory(Record, frozen=True, kw_only=True):
-    rows: tuple[Held, ...]
+    rows: tuple[InventoryRun, ...]
     cost_usd: Decimal
     """Of the runs whose cost is known."""
     uncosted: int
@@ -106,7 +106,7 @@ def inventory(
     )
 
 
-def _held(run: Run, profile: Profile, lost: str | None, today: date, used: datetime | None) -> Held:
+def _held(run: Run, profile: Profile, lost: str | None, today: date, used: datetime | None) -> InventoryRun:
     silent_on = shutdown(run.model, profile)
     named = [path for path in _train_files(run.spec.get("train")) if path != "unknown"]
     away = [path for path in named if "://" not in path and not Path(path).is_file()]
@@ -114,7 +114,7 @@ def _held(run: Run, profile: Profile, lost: str | None, today: date, used: datet
     if away and lost is None:
         lost = f"{away[0]} no longer exists"
     data = "here" if here else f"gone: {lost}" if lost else "unknown"
-    return Held(
+    return InventoryRun(
         run_id=run.id,
         provider=run.provider,
         model=run.model,

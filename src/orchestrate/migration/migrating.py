@@ -24,12 +24,12 @@ from orchestrate.migration.inventory import TAG as TAG
 from orchestrate.migration.proposals import (
     MOST,
     HeldOutRows,
-    Needs,
+    MigrationTarget,
+    ModelNeeds,
     Old,
-    Priced,
+    PricedModel,
     Proposal,
     Suited,
-    Target,
     base_of,
     suited,
 )
@@ -45,7 +45,7 @@ from orchestrate.text import rates_apart
 from orchestrate.types import JobStatus, Quote, Run, Sampling
 
 if TYPE_CHECKING:
-    from orchestrate.costing import Ownership, Use
+    from orchestrate.costing import Ownership, ServingUse
     from orchestrate.data import TrainingData
     from orchestrate.providers.base import Progress
     from orchestrate.runs.preparing.earlier import Earlier
@@ -68,7 +68,7 @@ class MigrationOrder:
     """Backend -> model, in place of what is proposed; `default` for all others."""
     train: str | None = None
     """Rows in place of the old run's, as where those are gone."""
-    use: Use | None = None
+    use: ServingUse | None = None
     """By which serving is priced; default: `REQUESTS` a day of the data's own lengths."""
     test: str | Path | None = None
     """Held-out rows; default: the run's own, or its recording's."""
@@ -115,7 +115,7 @@ class PreparedMigration:
     def _choose(self) -> None:
         """The candidates with their prices, and what would be submitted to each backend."""
         suits = {name: self._suited(name) for name in self._names}
-        self._priced: dict[str, list[Priced]] = {name: [] for name in self._names}
+        self._priced: dict[str, list[PricedModel]] = {name: [] for name in self._names}
         for place in range(MOST):
             models = {name: found[place].model for name, found in suits.items() if place < len(found)}
             if models:
@@ -139,10 +139,10 @@ class PreparedMigration:
 
     def _price(
         self, models: Mapping[str, str], suits: Mapping[str, Sequence[Suited]], place: int
-    ) -> dict[str, Priced]:
+    ) -> dict[str, PricedModel]:
         names, (spec, _) = list(models), self._to(models)
         quotes = {q.provider: q for q in prepare(self._ft, spec, names, checked=False).quotes}
-        found: dict[str, Priced] = {}
+        found: dict[str, PricedModel] = {}
         for name in names:
             [total] = quoting.ownership(self._ft, spec.on(name), [quotes[name]], self._use)
             found[name] = _with_serving(suits[name][place], quotes[name], total)
@@ -187,19 +187,19 @@ class PreparedMigration:
         offers = self.prepared.offers if self.prepared is not None else ()
         return rates_apart({offer.provider: offer.translation.multiplied_rate for offer in offers})
 
-    def _target(self, name: str, data: TrainingData) -> Target:
+    def _target(self, name: str, data: TrainingData) -> MigrationTarget:
         candidates = tuple(self._priced[name])
         offer = self._offer(name)
         if offer is None:
             known = "; ".join(f"{c.suited.model}: {', '.join(c.against)}" for c in candidates)
             why = known or f"no similar model to {self.old.model} is known there"
-            return Target(
+            return MigrationTarget(
                 provider=name, candidates=candidates, refused=f"{why}; --model {name}=MODEL names one"
             )
         refused = [f"{s.name}: {s.rule}" for s in offer.translation.refused]
         model = offer.spec.model_for(name)
         chosen = next((one for one in candidates if one.suited.model == model), None)
-        return Target(
+        return MigrationTarget(
             provider=name,
             candidates=candidates,
             model=model,
@@ -210,7 +210,7 @@ class PreparedMigration:
             refused=offer.quote.refused or ("; ".join(refused) or None),
         )
 
-    def _changes(self, name: str, offer: Offer, data: TrainingData) -> list[proposals.Change]:
+    def _changes(self, name: str, offer: Offer, data: TrainingData) -> list[proposals.SettingChange]:
         host, there = self._ft.provider(self.old.provider), self._ft.provider(name)
         before = (
             sent(self._ft, self.old) or plan(self._ft, JobSpec.parse(self.old.spec), self.old.provider)[0]
@@ -352,9 +352,9 @@ def _moved(old: Run, names: Sequence[str], train: str | None) -> JobSpec:
     return JobSpec.parse(kept | ({"provider_options": options} if options else {}))
 
 
-def _needs(spec: JobSpec, data: TrainingData) -> Needs:
+def _needs(spec: JobSpec, data: TrainingData) -> ModelNeeds:
     content = data.train.content
-    return Needs(
+    return ModelNeeds(
         method=spec.method.type,
         rows=data.train.rows,
         longest=data.train.tokens("o200k").longest,
@@ -363,27 +363,29 @@ def _needs(spec: JobSpec, data: TrainingData) -> Needs:
     )
 
 
-def _use(data: TrainingData) -> Use:
+def _use(data: TrainingData) -> ServingUse:
     measured = advice.measure(data.train)
     into, out = max(1, round(measured.prompt_tokens)), max(1, round(measured.answer_tokens))
     return quoting.use(f"{REQUESTS} req/day, {into} in, {out} out")
 
 
-def _best(found: Sequence[Priced]) -> Priced | None:
+def _best(found: Sequence[PricedModel]) -> PricedModel | None:
     """Return the nearest against which nothing speaks, else the nearest against which only its unknown price
     does: who migrates is asked to agree to that, as at `submit`."""
     unpriced = (one for one in found if one.against == (one.quote.unavailable,))
     return next((one for one in found if not one.against), None) or next(unpriced, None)
 
 
-def _with_serving(one: Suited, quote: Quote, total: Ownership) -> Priced:
+def _with_serving(one: Suited, quote: Quote, total: Ownership) -> PricedModel:
     ways = [(way, way.monthly_usd) for way in total.options]
     priced = [(way, usd) for way, usd in ways if usd is not None]
     if not priced:
-        return Priced(suited=one, quote=quote, unserved=total.unavailable)
+        return PricedModel(suited=one, quote=quote, unserved=total.unavailable)
     best, _ = min(priced, key=lambda pair: pair[1])
     where = f"at {best.server}: " if best.server else ""
-    return Priced(suited=one, quote=quote, serving=f"{where}{best.serving}", monthly_usd=best.monthly_usd)
+    return PricedModel(
+        suited=one, quote=quote, serving=f"{where}{best.serving}", monthly_usd=best.monthly_usd
+    )
 
 
 def _rows(path: str | Path) -> int:

@@ -14,12 +14,12 @@ from orchestrate.evaluation import recordings
 from orchestrate.evaluation.evaluate import EvaluationPlan, read_items
 from orchestrate.evaluation.held_out import MOST_LABELS, held_out
 from orchestrate.migration.proposals import Migration as Migration
-from orchestrate.migration.proposals import Moved
+from orchestrate.migration.proposals import MovedModel
 from orchestrate.migration.report import MigrationReport as MigrationReport
 from orchestrate.migration.report import parts, same_answers
 from orchestrate.migration.report import proposal_table as proposal_table
 from orchestrate.paid.asking import Progress
-from orchestrate.paid.journal import Purse
+from orchestrate.paid.journal import RequestBudget
 from orchestrate.runs.evaluation import verdicts
 from orchestrate.runs.evaluation.held_out import EvaluationOrder, PreparedEvaluation
 from orchestrate.runs.evaluation.regression import PreparedRegression, RegressionOrder
@@ -49,7 +49,7 @@ class PreparedProof:
         held = migration.proposal.held_out
         self.old = ""
         names = [migration.old.id, *(handle.id for _, handle in runs)]
-        self._purse = Purse(
+        self._purse = RequestBudget(
             migration.order.max_cost_usd,
             scope=f"parity of {names}",
             account=ft.store.ledger.account("parity", ft.settings),
@@ -127,10 +127,10 @@ class PreparedProof:
 
     def _moved(
         self, name: str, handle: TrackedRun, measured: Evaluation | None, evaluation: Evaluation | None
-    ) -> Moved:
+    ) -> MovedModel:
         """`evaluation` is `measured` with its verdicts joined."""
         run = handle.record
-        moved = Moved(
+        moved = MovedModel(
             provider=name,
             model=run.model,
             run_id=run.id,

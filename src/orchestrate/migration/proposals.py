@@ -36,7 +36,7 @@ _QUIET = ("model", "train", "validation", "test", "tags", "max_cost_usd")
 Becomes = Literal["kept", "changed", "left out", "new"]
 
 
-class Change(Record, frozen=True, kw_only=True):
+class SettingChange(Record, frozen=True, kw_only=True):
     """One setting, or one property of the rows. `was` and `now` are in words, with the host's own field."""
 
     what: str
@@ -48,11 +48,11 @@ class Change(Record, frozen=True, kw_only=True):
 
 def of_settings(
     before: Translation, after: Translation, refused: Mapping[str, str] | None = None
-) -> list[Change]:
+) -> list[SettingChange]:
     """List the changes from the translation to the old backend to the translation to the new one.
     `refused` are the settings that the new backend does not get, and why."""
     old, new = ({s.name: s for s in t.settings} for t in (before, after))
-    found: list[Change] = []
+    found: list[SettingChange] = []
     for name in [*old, *(name for name in new if name not in old)]:
         if name.split(".")[0] in _QUIET:
             continue
@@ -61,17 +61,19 @@ def of_settings(
             if was is not None and was.asked is not None:
                 why = (refused or {}).get(name) or (now.rule if now is not None else None)
                 why = why or "no such setting there"
-                found.append(Change(what=name, was=_value(was), now="-", becomes="left out", why=why))
+                found.append(SettingChange(what=name, was=_value(was), now="-", becomes="left out", why=why))
         elif now.asked is None and (was is None or was.asked is None):
             if was is None or _value(was) != _value(now):
                 said = _value(was) if was is not None else "-"
                 found.append(
-                    Change(what=name, was=said, now=_value(now), becomes="new", why=now.rule or "not asked")
+                    SettingChange(
+                        what=name, was=said, now=_value(now), becomes="new", why=now.rule or "not asked"
+                    )
                 )
         else:
             same = was is not None and _sent(was) == _sent(now) and now.exact
             found.append(
-                Change(
+                SettingChange(
                     what=name,
                     was=_value(was) if was is not None else "-",
                     now=_value(now),
@@ -85,7 +87,7 @@ def of_settings(
 
 def of_rows(
     content: Content, old: tuple[Profile, Model | None], new: tuple[Profile, Model | None]
-) -> list[Change]:
+) -> list[SettingChange]:
     """List how template, tokens and roles of the same rows change for the new model."""
     (host, base), (there, model) = old, new
     found = [
@@ -105,18 +107,18 @@ def of_rows(
     if content.tools:
         shape = "as the chat completions API has them"
         rule = "the new model writes calls in its own format; the host parses them"
-        found.append(Change(what="tools", was=shape, now=shape, becomes="kept", why=rule))
+        found.append(SettingChange(what="tools", was=shape, now=shape, becomes="kept", why=rule))
     return found
 
 
-def of_problems(problems: Iterable[Problem], provider: str) -> list[Change]:
+def of_problems(problems: Iterable[Problem], provider: str) -> list[SettingChange]:
     """List what the new backend would refuse, leave out or train differently in the rows, each kind once."""
     sorts: dict[str, list[Problem]] = {}
     for one in problems:
         if one.severity is not Severity.INFO and (not one.providers or provider in one.providers):
             sorts.setdefault(one.code, []).append(one)
     return [
-        Change(
+        SettingChange(
             what=f"rows: {code}",
             was=f"row {first.row}" if first.row else "the file",
             now="refused" if first.severity is Severity.ERROR else "as told",
@@ -142,9 +144,11 @@ def _sent(setting: Setting) -> object:
     return setting.sent if setting.sent is not None else setting.asked
 
 
-def _changed(what: str, was: str, now: str, why: str) -> Change:
+def _changed(what: str, was: str, now: str, why: str) -> SettingChange:
     same = was == now
-    return Change(what=what, was=was, now=now, becomes="kept" if same else "changed", why="" if same else why)
+    return SettingChange(
+        what=what, was=was, now=now, becomes="kept" if same else "changed", why="" if same else why
+    )
 
 
 def _template(model: Model | None) -> str:
@@ -162,7 +166,7 @@ MOST = 3
 """Models that are proposed on a backend."""
 
 
-class Needs(Record, frozen=True, kw_only=True):
+class ModelNeeds(Record, frozen=True, kw_only=True):
     """The requirements that the old model's data set for a new one."""
 
     method: str
@@ -201,7 +205,7 @@ def suited(
     source: catalog.Model | None,
     profile: Profile,
     features: Iterable[Feature],
-    needs: Needs,
+    needs: ModelNeeds,
     today: date,
     asked: str | None = None,
 ) -> list[Suited]:
@@ -245,7 +249,7 @@ def _ended(host: catalog.HostModel, today: date) -> bool:
 
 
 def _judged(
-    name: str, why: str, profile: Profile, features: set[Feature], needs: Needs, today: date
+    name: str, why: str, profile: Profile, features: set[Feature], needs: ModelNeeds, today: date
 ) -> Suited:
     model = catalog.lookup(name)
     host = model.on(profile.kind) if model is not None else None
@@ -291,7 +295,7 @@ def _judged(
     )
 
 
-def told(needs: Needs) -> str:
+def told(needs: ModelNeeds) -> str:
     """Format the needs of the data, such as `1,000 rows, the longest of 812 tokens, with tools`."""
     extra = [word for word, there in (("tools", needs.tools), ("images", needs.images)) if there]
     with_ = f", with {' and '.join(extra)}" if extra else ""
@@ -301,7 +305,7 @@ def told(needs: Needs) -> str:
 Old = Literal["live", "recorded"]
 
 
-class Priced(Record, frozen=True, kw_only=True):
+class PricedModel(Record, frozen=True, kw_only=True):
     """A model on a backend, with its prices at the user's traffic."""
 
     suited: Suited
@@ -319,11 +323,11 @@ class Priced(Record, frozen=True, kw_only=True):
         return (*self.suited.against, *(reason for reason in known if reason))
 
 
-class Target(Record, frozen=True, kw_only=True):
+class MigrationTarget(Record, frozen=True, kw_only=True):
     """One backend."""
 
     provider: str
-    candidates: tuple[Priced, ...]
+    candidates: tuple[PricedModel, ...]
     model: str | None = None
     """The one that would be trained; `None`: nothing that is known to do."""
     quote: Quote | None = None
@@ -332,12 +336,12 @@ class Target(Record, frozen=True, kw_only=True):
     """Of serving the model at the traffic; `None` where no price of it is known."""
     serving: str = ""
     """How it would be served, or why that has no price."""
-    changes: tuple[Change, ...] = ()
+    changes: tuple[SettingChange, ...] = ()
     refused: str | None = None
     """Why it cannot be done there."""
 
     @property
-    def left_out(self) -> tuple[Change, ...]:
+    def left_out(self) -> tuple[SettingChange, ...]:
         """Settings of the old run that this one goes without."""
         return tuple(change for change in self.changes if change.becomes == "left out")
 
@@ -366,7 +370,7 @@ class Proposal(Record, frozen=True, kw_only=True):
     tuned_model: str | None
     silent_on: date | None
     days_left: int | None
-    needs: Needs
+    needs: ModelNeeds
     traffic: str
     """By which serving is priced, in words."""
     months: int
@@ -374,11 +378,11 @@ class Proposal(Record, frozen=True, kw_only=True):
     held_out: HeldOutRows | None
     old: Old
     margin: float
-    targets: tuple[Target, ...]
+    targets: tuple[MigrationTarget, ...]
     notes: tuple[str, ...] = ()
 
 
-class Part(Record, frozen=True, kw_only=True):
+class ParitySlice(Record, frozen=True, kw_only=True):
     """Parity on all rows, or on a slice of them."""
 
     slice: str
@@ -389,7 +393,7 @@ class Part(Record, frozen=True, kw_only=True):
     parity: Literal["holds", "does not hold", "not shown"]
 
 
-class Moved(Record, frozen=True, kw_only=True):
+class MovedModel(Record, frozen=True, kw_only=True):
     """The new model on one backend."""
 
     provider: str
@@ -400,7 +404,7 @@ class Moved(Record, frozen=True, kw_only=True):
     problem: str | None = None
     """Why there is nothing to compare."""
     metric: str = ""
-    parts: tuple[Part, ...] = ()
+    parts: tuple[ParitySlice, ...] = ()
     """On all rows first."""
     decision: str = ""
     """`ship`, `do not ship` or `not enough evidence`, as the evaluation has it."""
@@ -415,7 +419,7 @@ class Migration(Record, frozen=True, kw_only=True):
 
     at: datetime
     proposal: Proposal
-    moved: tuple[Moved, ...] = ()
+    moved: tuple[MovedModel, ...] = ()
     old: str = ""
     """The name under which the old model stands in the evaluation."""
     evaluation: Evaluation | None = None

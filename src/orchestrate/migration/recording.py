@@ -16,13 +16,13 @@ from orchestrate.core import days, files
 from orchestrate.data.files import require_writable
 from orchestrate.errors import UsageError
 from orchestrate.evaluation import Answer, Item, recordings
-from orchestrate.evaluation.evaluate import Asked, plan
+from orchestrate.evaluation.evaluate import ContenderPlan, plan
 from orchestrate.evaluation.held_out import prompts
 from orchestrate.evaluation.recordings import Recording as Recording
 from orchestrate.evaluation.recordings import covering
 from orchestrate.migration.inventory import shutdown
 from orchestrate.paid.asking import Asking, Progress
-from orchestrate.paid.journal import Purse
+from orchestrate.paid.journal import RequestBudget
 from orchestrate.paid.limits import require_within
 from orchestrate.runs.evaluation.contenders import Contenders
 from orchestrate.runs.tracked import tracked
@@ -68,7 +68,7 @@ class RecordPlan(Record, frozen=True, kw_only=True):
     left_out: dict[str, int]
     unread: tuple[str, ...]
     """Columns with text of their own in most rows that no prompt holds."""
-    asked: Asked
+    asked: ContenderPlan
     silent_on: date | None = None
 
 
@@ -114,7 +114,7 @@ class PreparedRecording:
         self._covering = covering(found.items, order.most)
         self._source, self._found = masked_url(path), found
         self._silent_on = _silent_on(ft, run)
-        purse = Purse(order.max_cost_usd, account=ft.store.ledger.account("recording", ft.settings))
+        purse = RequestBudget(order.max_cost_usd, account=ft.store.ledger.account("recording", ft.settings))
         self._asking = Asking(
             ft.settings.home / "evaluations" / "answers", purse, skip_failed=order.skip_failed
         )

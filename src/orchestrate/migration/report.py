@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING, Literal
 
 from orchestrate import text
 from orchestrate.errors import UsageError
-from orchestrate.evaluation import Answered
+from orchestrate.evaluation import ScoredItem
 from orchestrate.evaluation.pairing import Flips
 from orchestrate.evaluation.statistics import wider_difference
-from orchestrate.migration.proposals import Migration, Moved, Part, Priced, Proposal, Target
+from orchestrate.migration.proposals import (
+    Migration,
+    MigrationTarget,
+    MovedModel,
+    ParitySlice,
+    PricedModel,
+    Proposal,
+)
 from orchestrate.reports import html
 from orchestrate.reports.documents import save
 from orchestrate.reports.quotes import markdown_table, markdown_text
@@ -25,7 +32,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-def parts(evaluation: Evaluation, old: str, new: str, margin: float) -> list[Part]:
+def parts(evaluation: Evaluation, old: str, new: str, margin: float) -> list[ParitySlice]:
     """Compare old and new on all rows, then on each slice, by the first metric. `margin` is how much
     worse still counts as parity.
 
@@ -34,7 +41,7 @@ def parts(evaluation: Evaluation, old: str, new: str, margin: float) -> list[Par
     metric = evaluation.metrics[0]
     several = len(evaluation.verdicts)
     decision = next((v.decision for v in evaluation.verdicts if v.contender == new), None)
-    found: list[Part] = []
+    found: list[ParitySlice] = []
     for difference in evaluation.differences:
         if (difference.contender, difference.against, difference.metric) != (new, old, metric.name):
             continue
@@ -42,7 +49,7 @@ def parts(evaluation: Evaluation, old: str, new: str, margin: float) -> list[Par
         if mine is not None and theirs is not None:
             apart = wider_difference(difference, several)
             found.append(
-                Part(
+                ParitySlice(
                     slice=difference.slice,
                     old=theirs,
                     new=mine,
@@ -75,12 +82,12 @@ def parity(metric: MetricUsed, difference: Score, margin: float) -> Word:
     return "does not hold" if high < -margin else "not shown"
 
 
-def same_answers(answered: Sequence[Answered], old: str, new: str) -> int:
+def same_answers(answered: Sequence[ScoredItem], old: str, new: str) -> int:
     """Count the items for which both models gave exactly the same texts and calls."""
     return sum(_said(one, old) == _said(one, new) for one in answered)
 
 
-def _said(one: Answered, name: str) -> list[tuple[str, str]]:
+def _said(one: ScoredItem, name: str) -> list[tuple[str, str]]:
     return [(a.text.strip(), str(a.tool_calls)) for a in one.answers.get(name, ())]
 
 
@@ -152,7 +159,7 @@ def findings(migration: Migration) -> list[str]:
     return found
 
 
-def _where(part: Part) -> str:
+def _where(part: ParitySlice) -> str:
     return f"on {part.slice}" if part.slice else "on all prompts"
 
 
@@ -167,7 +174,7 @@ def candidate_rows(proposal: Proposal) -> list[tuple[str, ...]]:
     return rows
 
 
-def _candidate(target: Target, one: Priced) -> tuple[str, ...]:
+def _candidate(target: MigrationTarget, one: PricedModel) -> tuple[str, ...]:
     named = one.quote.price
     price = "no price"
     if named is not None:
@@ -182,7 +189,7 @@ def _candidate(target: Target, one: Priced) -> tuple[str, ...]:
     return (target.provider, one.suited.model + chosen, price, monthly, served, why)
 
 
-def change_rows(target: Target) -> list[tuple[str, ...]]:
+def change_rows(target: MigrationTarget) -> list[tuple[str, ...]]:
     """Build the table rows under `CHANGE_HEAD`. Settings that neither side was asked for are left out."""
     return [(c.what, c.becomes, c.was, c.now, c.why) for c in target.changes if c.becomes != "new"]
 
@@ -196,7 +203,7 @@ def parity_rows(migration: Migration) -> list[tuple[str, ...]]:
     return [_parity(moved, part, metric) for moved in migration.moved for part in moved.parts]
 
 
-def _parity(moved: Moved, part: Part, metric: MetricUsed) -> tuple[str, ...]:
+def _parity(moved: MovedModel, part: ParitySlice, metric: MetricUsed) -> tuple[str, ...]:
     return (
         _MARKS[part.parity],
         part.slice or "all",

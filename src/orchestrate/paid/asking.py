@@ -36,10 +36,10 @@ from orchestrate.paid.journal import (
     Answer,
     AnswerLog,
     Got,
-    Lost,
+    LostRequest,
     NoMoreRequests,
-    Purse,
     Renewed,
+    RequestBudget,
     Sent,
     Touched,
     Unaccounted,
@@ -57,7 +57,7 @@ TOOLS_TOKENS = 512
 """What a host may say to the model about the tools that it is given."""
 
 
-class Stopped(OrchestrateError):
+class AskingStopped(OrchestrateError):
     """Others failed meanwhile."""
 
 
@@ -175,7 +175,7 @@ class Requests:
         self,
         respondent: Respondent,
         log: AnswerLog,
-        purse: Purse,
+        purse: RequestBudget,
         stopped: threading.Event | None = None,
     ) -> None:
         """`stopped`: nothing more is sent once it is set; what is under way is still taken."""
@@ -216,7 +216,7 @@ class Requests:
                     if (batch := put_off.pop() if put_off else supply()) is None:
                         break
                     if self._stopped.is_set():
-                        failed = Stopped(f"{self._respondent.name} did not answer all questions")
+                        failed = AskingStopped(f"{self._respondent.name} did not answer all questions")
                         break
                     try:
                         self._reserve(batch)
@@ -286,7 +286,7 @@ class Requests:
             try:
                 answers = self._respondent.ask(batch)
             except OrchestrateError as error:
-                self._log.append((Unanswered if _did_nothing(error) else Lost)(digests, str(error)))
+                self._log.append((Unanswered if _did_nothing(error) else LostRequest)(digests, str(error)))
                 raise
             found: list[Answer] = []
             for question, answer in zip(batch, answers, strict=True):
@@ -325,7 +325,7 @@ class Asking:
     """One evaluation's questions. `folder` holds the logs, one for each respondent."""
 
     folder: Path
-    purse: Purse = field(default_factory=Purse)
+    purse: RequestBudget = field(default_factory=RequestBudget)
     progress: Progress | None = None
     fresh: bool = False
     """Ask again, once, what was answered before."""
@@ -417,7 +417,7 @@ class Asking:
         def at(numbers: list[int]) -> None:
             for number in numbers:
                 if self.stopped.is_set():
-                    raise Stopped(f"{asked[number][0].name} was not asked")
+                    raise AskingStopped(f"{asked[number][0].name} was not asked")
                 answers[number] = self.ask(*asked[number])
 
         with ThreadPoolExecutor(len(places), thread_name_prefix="place") as pool:
@@ -428,7 +428,7 @@ class Asking:
                 self.stopped.set()
         self.stopped.clear()
         errors = [error for future in running if (error := future.exception()) is not None]
-        for error in sorted(errors, key=lambda error: isinstance(error, Stopped)):
+        for error in sorted(errors, key=lambda error: isinstance(error, AskingStopped)):
             raise error
         return answers
 

@@ -72,7 +72,7 @@ class Unanswered(msgspec.Struct, tag="unanswered"):
     error: str = ""
 
 
-class Lost(msgspec.Struct, tag="lost"):
+class LostRequest(msgspec.Struct, tag="lost"):
     """No answer arrived, and the host may have billed it."""
 
     questions: list[str]
@@ -85,7 +85,7 @@ class Renewed(msgspec.Struct, tag="renewed"):
     questions: list[str]
 
 
-Entry = Sent | Got | Unanswered | Lost | Renewed
+Entry = Sent | Got | Unanswered | LostRequest | Renewed
 
 
 class Send(NamedTuple):
@@ -220,7 +220,7 @@ class AnswerLog:
                 for question in questions:
                     self._open.pop(question, None)
                     self._held(question, Decimal(0))
-            case Lost(questions):
+            case LostRequest(questions):
                 self.lose(questions)
             case Renewed(questions):
                 for question in questions:
@@ -238,7 +238,7 @@ class AnswerLog:
                 self._at[hold] = at
 
 
-class Account(Protocol):
+class RequestLedger(Protocol):
     """The ledger of the store, for the requests of one command."""
 
     def require_price(self, backend: str) -> None: ...
@@ -269,14 +269,14 @@ class NoMoreRequests(OrchestrateError):
 
 
 @dataclass
-class Purse:
+class RequestBudget:
     """The limit of a command, for all its requests and those of earlier tries. Threads may share it."""
 
     limit_usd: Decimal | None = None
     most_requests: int | None = None
     scope: str | None = None
     """What makes a command the same as an earlier one, its limit apart: what either asked counts for both."""
-    account: Account | None = None
+    account: RequestLedger | None = None
     """Where each request is reserved against the budget too."""
     recalled: bool = False
     """Whether what the earlier ones asked is counted."""

@@ -31,12 +31,22 @@ from orchestrate.errors import (
     RateLimited,
 )
 from orchestrate.local import run as process
-from orchestrate.local.run import RunDir, State, launching, now
+from orchestrate.local.run import JobState, RunDir, launching, now
 from orchestrate.paid.limits import require_within
 from orchestrate.places import claim, depot
-from orchestrate.places.base import PRICE, SILENCE_S, Hourly, Limits, Machine, Place, Placed, Resources, Usage
+from orchestrate.places.base import (
+    PRICE,
+    SILENCE_S,
+    Hourly,
+    Machine,
+    Place,
+    Placed,
+    Resources,
+    Usage,
+    WorkerLimits,
+)
 from orchestrate.places.depot import Depot
-from orchestrate.places.order import Order, allowed, environment, gpu_asked, place_order, read_order
+from orchestrate.places.order import WorkerOrder, allowed, environment, gpu_asked, place_order, read_order
 from orchestrate.settings import Secret, redact_text
 from orchestrate.text import duration
 from orchestrate.types import Allowance, JobError, Record, decoding
@@ -174,7 +184,7 @@ class AwayPlace(Place):
     # -- for each place --------------------------------------------------------------------------------------
 
     @abstractmethod
-    def submit(self, order: Order, resources: Resources, env: dict[str, str]) -> None:
+    def submit(self, order: WorkerOrder, resources: Resources, env: dict[str, str]) -> None:
         """Start one worker, tagged with the order's ref, whose environment has `env` and the secrets that
         it needs. Called when no worker exists. Raises the errors of `start`."""
 
@@ -236,7 +246,7 @@ class AwayPlace(Place):
                     found.append(ref)
         return found
 
-    def hard_end_s(self, limits: Limits) -> float | None:
+    def hard_end_s(self, limits: WorkerLimits) -> float | None:
         """Return the seconds of work after which the machine has ended, whatever its worker does: the
         place is asked to end it then. `None`: nothing ends it."""
         return limits.seconds
@@ -282,7 +292,7 @@ class AwayPlace(Place):
             if stored.read("control"):  # asked meanwhile, by one who found no worker to end
                 self.stop(ref)
 
-    def _say(self, run: RunDir, state: State) -> None:
+    def _say(self, run: RunDir, state: JobState) -> None:
         if state != run.written_state():
             run.write_state(state)
             self.settle(run)
@@ -308,7 +318,7 @@ class AwayPlace(Place):
             limits = msgspec.structs.replace(limits, usd_per_hour=hourly.usd_per_hour)
         return self._allowance(run, limits)
 
-    def _allowance(self, run: RunDir, limits: Limits) -> Allowance:
+    def _allowance(self, run: RunDir, limits: WorkerLimits) -> Allowance:
         """Return the allowance, with the usage by the workers' clocks, or by the place's clock, which
         also covers the time before they started."""
         used = self.usage(run.ref)

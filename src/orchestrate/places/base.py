@@ -24,7 +24,7 @@ PRICE = "price.json"
 """In a run's depot: an `Hourly`, what its machine costs as it was read after the start."""
 
 
-class Limits(Record, frozen=True, kw_only=True):
+class WorkerLimits(Record, frozen=True, kw_only=True):
     """When a remote worker ends itself, whatever else happens. `None`: no limit."""
 
     max_hours: float | None = None
@@ -64,7 +64,7 @@ class Resources(Record, frozen=True, kw_only=True):
     """Cheaper, and taken away when another pays more."""
     min_processes: int | None = None
     """With which the run goes on where not all of them can be had; `None`: it takes all."""
-    limits: Limits = Limits()
+    limits: WorkerLimits = WorkerLimits()
 
     @property
     def told(self) -> str:

@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 
 from orchestrate.paid.limits import exceeds
-from orchestrate.places.base import Limits
+from orchestrate.places.base import WorkerLimits
 from orchestrate.places.depot import StoredRun
 from orchestrate.text import duration, money
 from orchestrate.types import Record
@@ -28,7 +28,7 @@ def boot_time() -> float:
 class Switch:
     """`earlier_s`: what other attempts of the run have used."""
 
-    limits: Limits
+    limits: WorkerLimits
     earlier_s: float = 0.0
     clock: Callable[[], float] = boot_time
     begun: float = field(init=False)

@@ -29,7 +29,7 @@ import msgspec
 
 from orchestrate.core.files import locked, new_folder, opener, sha256, whole, write_whole
 from orchestrate.errors import ArtifactRefused, HostUnavailable, MissingExtra, OrchestrateError
-from orchestrate.local.run import RunDir, State, checkpoints, now
+from orchestrate.local.run import JobState, RunDir, checkpoints, now
 from orchestrate.types import ArtifactFile, Event, JobError, Record, decoding
 
 R = TypeVar("R", bound=Record)
@@ -354,7 +354,7 @@ class Reporter:
 
     def _send_folders(self, status: bytes) -> None:
         here = {path.name: path for path in self.run.checkpoints.glob("step-*")}
-        result = State.from_json(status).result if status else None
+        result = JobState.from_json(status).result if status else None
         if result:
             here[result] = self.run.path / result
         for name, path in here.items():
@@ -413,7 +413,7 @@ def look(run: RunDir, stored: StoredRun, earlier: int = 0) -> bool:
             _take_parts(run, stored, name)
         _take_checkpoints(run, stored)
         whole = {"proof.json": stored.read("proof.json")}
-        if status and stored.decoded("status.json", status, State).terminal:
+        if status and stored.decoded("status.json", status, JobState).terminal:
             whole["paces.jsonl"] = stored.read("paces.jsonl")
         for name, data in {**whole, "status.json": status}.items():
             if data and _differs(run.path / name, data):
@@ -443,11 +443,11 @@ def newest_step(stored: StoredRun) -> int:
     return max((int(name.removeprefix("step-")) for name in there), default=0)
 
 
-def state_of(stored: StoredRun) -> State:
-    return stored.record("status.json", State) or State(status="queued", updated_at=now())
+def state_of(stored: StoredRun) -> JobState:
+    return stored.record("status.json", JobState) or JobState(status="queued", updated_at=now())
 
 
-def say(stored: StoredRun, state: State, status: str, error: JobError | None) -> None:
+def say(stored: StoredRun, state: JobState, status: str, error: JobError | None) -> None:
     """Write the run's state from now on, by a process that knows it, where no worker can report it."""
     at = now()
     ended = None if status == "paused" else at

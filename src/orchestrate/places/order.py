@@ -22,14 +22,14 @@ import orchestrate
 from orchestrate.core.files import scratch_folder
 from orchestrate.errors import HostUnavailable, MissingExtra, RunFailed, UsageError
 from orchestrate.local.job import LocalJob
-from orchestrate.places.base import Limits, Resources
+from orchestrate.places.base import Resources, WorkerLimits
 from orchestrate.places.depot import Depot, StoredRun, safe
 from orchestrate.types import ArtifactFile, Record, decoding
 
 PACKAGE = "orchestrate-ft"
 
 
-class Order(Record, frozen=True, kw_only=True):
+class WorkerOrder(Record, frozen=True, kw_only=True):
     """`order.json`. Paths of the job are names of its files and folders, which the worker replaces with
     its own paths."""
 
@@ -40,12 +40,12 @@ class Order(Record, frozen=True, kw_only=True):
     """`model` and `continue_from`, where they are folders; another model is fetched from its hub."""
     code: str
     """Hash of the blob with this very version of Orchestrate."""
-    limits: Limits
+    limits: WorkerLimits
     place: str = ""
     """`AwayPlace.mark` of the place that it was made for: several may share a depot."""
 
 
-def place_order(depot: Depot, job: LocalJob, limits: Limits, place: str = "") -> Order:
+def place_order(depot: Depot, job: LocalJob, limits: WorkerLimits, place: str = "") -> WorkerOrder:
     """Send what is not stored yet, the order last. An existing order keeps its job, because its
     checkpoints belong to it, and gets the new limits and the current code. Raises `RunFailed` where a
     file of the job no longer exists."""
@@ -64,7 +64,7 @@ def place_order(depot: Depot, job: LocalJob, limits: Limits, place: str = "") ->
     return order
 
 
-def _new_order(depot: Depot, job: LocalJob, limits: Limits) -> Order:
+def _new_order(depot: Depot, job: LocalJob, limits: WorkerLimits) -> WorkerOrder:
     files = {"train": depot.keep(Path(job.train))}
     if job.validation is not None:
         files["validation"] = depot.keep(Path(job.validation))
@@ -73,7 +73,7 @@ def _new_order(depot: Depot, job: LocalJob, limits: Limits) -> Order:
         path = None if given is None else Path(given).expanduser()
         if path is not None and path.is_dir():
             folders[name] = depot.keep_folder(path)
-    return Order(
+    return WorkerOrder(
         job=msgspec.structs.replace(job, paces=None),
         files=files,
         folders=folders,
@@ -82,10 +82,10 @@ def _new_order(depot: Depot, job: LocalJob, limits: Limits) -> Order:
     )
 
 
-def read_order(stored: StoredRun) -> Order:
+def read_order(stored: StoredRun) -> WorkerOrder:
     """Read the order of a run. Raises `HostUnavailable` where there is none, or one that this version
     cannot read."""
-    if (order := stored.record("order.json", Order)) is None:
+    if (order := stored.record("order.json", WorkerOrder)) is None:
         raise HostUnavailable(stored.depot.url, f"{stored.depot.url} has no manifest for {stored.ref}")
     return order
 
@@ -113,7 +113,7 @@ def allowed(stored: StoredRun, resources: Resources) -> Resources:
     return msgspec.structs.replace(resources, limits=limits)
 
 
-def unpack(order: Order, depot: Depot, folder: Path) -> LocalJob:
+def unpack(order: WorkerOrder, depot: Depot, folder: Path) -> LocalJob:
     """Fetch the job's files to the folder and return the job with their paths."""
     paths: dict[str, str] = {}
     for name, file in order.files.items():
@@ -209,7 +209,7 @@ runpy.run_module(os.environ.get("{MODULE}", "orchestrate.places.remote"), run_na
 RUN_BOOT = "import os;exec(os.environ['ORCHESTRATE_BOOT'])"
 
 
-def environment(depot: Depot, order: Order) -> dict[str, str]:
+def environment(depot: Depot, order: WorkerOrder) -> dict[str, str]:
     """Build the environment of the worker's process. It contains no secrets."""
     return {
         "ORCHESTRATE_BOOT": BOOT,

@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 
 from orchestrate.local import run as process
-from orchestrate.local.run import RunDir, State, launching, runs
+from orchestrate.local.run import JobState, RunDir, launching, runs
 from orchestrate.places.base import Hourly, Place, Placed, Resources, Usage
 
 
@@ -72,7 +72,7 @@ def _placed(run: RunDir) -> Placed:
     )
 
 
-def _word(run: RunDir, state: State) -> Literal["waiting", "running", "ended"]:
+def _word(run: RunDir, state: JobState) -> Literal["waiting", "running", "ended"]:
     if run.alive():
         return "running"
     return "waiting" if state.status == "queued" else "ended"

@@ -26,11 +26,11 @@ from orchestrate.errors import HostUnavailable, OrchestrateError
 from orchestrate.local import run
 from orchestrate.local.job import LocalJob
 from orchestrate.local.plan import throughput
-from orchestrate.local.run import RunDir, State, launching, now
+from orchestrate.local.run import JobState, RunDir, launching, now
 from orchestrate.places.base import PRICE, Hourly
 from orchestrate.places.claim import Claim, Switch, boot_time
 from orchestrate.places.depot import Depot, Pulse, Reporter, restore
-from orchestrate.places.order import Order, read_order, room, unpack
+from orchestrate.places.order import WorkerOrder, read_order, room, unpack
 from orchestrate.types import JobError
 
 REPORT_S = 10.0
@@ -42,7 +42,7 @@ ENGINE = (sys.executable, "-P", "-m", "orchestrate.places.tether")
 _log = logging.getLogger(__name__)
 
 
-class Engine(Protocol):
+class TrainingProcess(Protocol):
     """The process that trains in a run directory."""
 
     def running(self) -> bool: ...
@@ -53,7 +53,7 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-class Child:
+class RemoteProcess:
     """A child process."""
 
     def __init__(self, command: Sequence[str], log: Path, threads: int | None) -> None:
@@ -96,7 +96,7 @@ class Errand:
         self.depot, self.stored = depot, depot.run(ref)
         self.run = RunDir(folder / ref)
         self.engine, self.report_s, self.grace_s, self.end = engine, report_s, grace_s, end
-        self.order: Order = read_order(self.stored)
+        self.order: WorkerOrder = read_order(self.stored)
         self.claim = self._claimed()
         self.switch = Switch(self.order.limits, self.claim.earlier_s, clock)
         self.preempted = threading.Event()
@@ -104,7 +104,7 @@ class Errand:
         self._superseded, self._ending, self._told = threading.Event(), threading.Event(), threading.Event()
         self._number = 0
         self._reporter: Reporter | None = None
-        self._worker: Engine | None = None
+        self._worker: TrainingProcess | None = None
 
     def work(self) -> int:
         for task in (self._guard, self._keep_reporting):
@@ -131,7 +131,7 @@ class Errand:
         job = msgspec.structs.replace(job, paces=str(throughput.file_of(self.run.path)))
         write_whole(self.run.path / "job.json", msgspec.json.format(self._fitted(job).to_json()))
         if not (self.run.path / "status.json").exists():
-            self.run.write_state(State(status="queued", updated_at=now()))
+            self.run.write_state(JobState(status="queued", updated_at=now()))
         self._reporter = Reporter(self.run, self.stored)
         if self.run.written_state().terminal:
             return True
@@ -154,10 +154,10 @@ class Errand:
         """The job as it is done here."""
         return job
 
-    def _begun(self) -> Engine:
-        return Child([*self.engine, str(self.run.path)], self.run.log, self.order.job.threads)
+    def _begun(self) -> TrainingProcess:
+        return RemoteProcess([*self.engine, str(self.run.path)], self.run.log, self.order.job.threads)
 
-    def _watch(self, worker: Engine) -> str | None:
+    def _watch(self, worker: TrainingProcess) -> str | None:
         """Watch until the worker has ended. Returns why it was asked to end, an empty string for a
         machine that is taken away, or `None` if it was not asked."""
         why, until = None, 0.0

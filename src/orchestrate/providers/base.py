@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from orchestrate.costing import Lookup, RateBook
     from orchestrate.data import TrainingData
     from orchestrate.data.operations.preview import RowTokens
-    from orchestrate.data.rules import Target
+    from orchestrate.data.rules import RowTarget
     from orchestrate.local.answers.generation import Generator
     from orchestrate.local.answers.worker import Worker
     from orchestrate.local.run import RunDir
@@ -260,7 +260,7 @@ class Provider(ABC):
         return str(self.config.options.get("prices", self.kind))
 
     @property
-    def target(self) -> Target:
+    def target(self) -> RowTarget:
         """The rules that rows are checked against and the format that they are written in. Raises
         `UsageError` without data rules."""
         from orchestrate.data.dialects import target

@@ -264,12 +264,12 @@ class Chat:
     ) -> tuple[str, str | None, list[dict[str, Any]]]:
         """Return content, thinking and calls: from the host's own fields where it fills them, else from
         its text."""
-        from orchestrate.data.tokens.answers import Shape, read_answer
+        from orchestrate.data.tokens.answers import AnswerShape, read_answer
 
         content = text(message.get("content")) or ""
         reasoning = text(message.get("reasoning")) or text(message.get("reasoning_content")) or None
         calls = rows(message.get("tool_calls"))
-        shape = Shape(thinking=()) if reasoning else Shape()
+        shape = AnswerShape(thinking=()) if reasoning else AnswerShape()
         look = not calls and (self.calls or bool(tools))
         said = read_answer(content, shape=shape, tools=tools, cut=cut, calls=look)
         calls = calls or [msgspec.to_builtins(call) for call in said.tool_calls]

@@ -65,7 +65,7 @@ _MAGIC = {b"\x28\xb5\x2f\xfd": "zst", b"\x1f\x8b": "gz"}
 
 
 @dataclass(frozen=True)
-class Limits:
+class DownloadLimits:
     """Limits above any real model. An archive bomb runs into one of them before it fills the disk."""
 
     total_bytes: int = 2 << 40
@@ -76,7 +76,7 @@ class Limits:
     depth: int = 6
 
 
-def unpack(archive: Path, dest: Path, *, limits: Limits | None = None) -> tuple[ArtifactFile, ...]:
+def unpack(archive: Path, dest: Path, *, limits: DownloadLimits | None = None) -> tuple[ArtifactFile, ...]:
     """Unpack a `.tar`, `.tar.gz` or `.tar.zst` (recognized by its first bytes) into `dest` and return its
     files.
 
@@ -84,7 +84,7 @@ def unpack(archive: Path, dest: Path, *, limits: Limits | None = None) -> tuple[
     not created then), and `UsageError` when `dest` exists and is not empty."""
     with staged(dest) as folder:
         try:
-            _extract(archive, folder, limits or Limits())
+            _extract(archive, folder, limits or DownloadLimits())
         except (tarfile.TarError, EOFError, OSError, *_decoder_errors()) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # a full disk says nothing about the archive
@@ -123,7 +123,7 @@ def require_empty(dest: Path) -> None:
 def wanted(name: str) -> bool:
     """Return whether a file of this name belongs to a model. Raises `ArtifactRefused` when the name is
     not a safe relative path."""
-    path = _safe(name, Limits().depth)
+    path = _safe(name, DownloadLimits().depth)
     return any(fnmatch(path.name.lower(), pattern) for pattern in WANTED)
 
 
@@ -182,7 +182,7 @@ def base_of(folder: Path) -> str | None:
 # -- reading the archive -----------------------------------------------------------------------------------
 
 
-def _extract(archive: Path, folder: Path, limits: Limits) -> None:
+def _extract(archive: Path, folder: Path, limits: DownloadLimits) -> None:
     compressed = max(archive.stat().st_size, 1)
     written = 0
     seen: set[str] = set()
@@ -304,7 +304,7 @@ _STALLS = 5
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
-class Stream(Protocol):
+class DownloadStream(Protocol):
     """An answer whose body is read piece by piece: httpx's, or an SDK's streaming answer. Errors (status >=
     400) are raised by whatever opens it."""
 
@@ -315,7 +315,7 @@ class Stream(Protocol):
     def iter_bytes(self) -> Iterator[bytes]: ...
 
 
-Opener = Callable[[dict[str, str]], AbstractContextManager[Stream]]
+Opener = Callable[[dict[str, str]], AbstractContextManager[DownloadStream]]
 """Sends the GET with these further headers."""
 
 
@@ -336,12 +336,12 @@ def fetch(
     Gives up after five attempts in a row that brought nothing. Raises `ProviderError`, `ArtifactRefused`
     for more than `limit_bytes` and `PermissionError` where the folder belongs to another user."""
     own_folder(file.parent)
-    part = _Part(file, limit_bytes)
+    part = _PartialFile(file, limit_bytes)
     stalls = 0
     while not part.whole:
         before = part.size
         try:
-            wire.once(lambda: _receive(wire.provider, open_stream, part, progress), expect=_Part)
+            wire.once(lambda: _receive(wire.provider, open_stream, part, progress), expect=_PartialFile)
         except ProviderError as error:
             stalls = 0 if part.size > before else stalls + 1
             if not error.retryable or stalls >= _STALLS:
@@ -408,7 +408,7 @@ def signed(http: httpx.Client, url: str) -> Opener:
     return opened
 
 
-class _Part:
+class _PartialFile:
     """The unfinished file and, beside it, which version of the host's file it is a part of."""
 
     def __init__(self, file: Path, limit: int) -> None:
@@ -449,7 +449,9 @@ class _Part:
         self._about.unlink(missing_ok=True)
 
 
-def _receive(provider: str, open_stream: Opener, part: _Part, progress: Progress | None) -> _Part:
+def _receive(
+    provider: str, open_stream: Opener, part: _PartialFile, progress: Progress | None
+) -> _PartialFile:
     with open_stream(_resume_headers(part)) as answer:
         # Unpacked on the way, a few bytes fill the memory, or none come for ever, before one can be counted.
         if (packing := answer.headers.get("content-encoding", "identity")) != "identity":
@@ -498,7 +500,7 @@ def _room(file: Path) -> Generator[None]:
         ) from error
 
 
-def _resume_headers(part: _Part) -> dict[str, str]:
+def _resume_headers(part: _PartialFile) -> dict[str, str]:
     # Without an ETag nothing proves that the rest belongs to the same file, so it is fetched anew. Packing
     # on the way would make the lengths and places mean something else.
     headers = {"Accept-Encoding": "identity"}
@@ -507,7 +509,7 @@ def _resume_headers(part: _Part) -> dict[str, str]:
     return headers
 
 
-def _place(answer: Stream) -> tuple[int, int | None]:
+def _place(answer: DownloadStream) -> tuple[int, int | None]:
     """Return (first byte, size of the entire file or None)."""
     if answer.status_code == 206:
         match = _RANGE.match(answer.headers.get("content-range", ""))

@@ -192,7 +192,7 @@ class HostedChats(HostedProvider, Chats):
     ) -> Chat: ...
 
 
-class Serving(Protocol[_Made]):
+class HostedDeployments(Protocol[_Made]):
     """Deployments of tuned models, each named by the id of its job. `_Made` is what a deployment is
     created from."""
 
@@ -207,7 +207,7 @@ class DedicatedProvider(HostedChats, Deploys, Generic[_M]):
 
     @property
     @abstractmethod
-    def _deployments(self) -> Serving[_M]: ...
+    def _deployments(self) -> HostedDeployments[_M]: ...
 
     @abstractmethod
     def _to_deploy(self, job: JobHandle) -> _M: ...
@@ -225,7 +225,7 @@ class DedicatedProvider(HostedChats, Deploys, Generic[_M]):
         return self._deployments.price(job.job_id, self._to_deploy(job), options)
 
     def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
-        """Deploy the tuned model. `options`: see `DeployOptions` beside the host's `Serving`."""
+        """Deploy the tuned model. `options`: see `DeployOptions` beside the host's `HostedDeployments`."""
         return self._deployments.deploy(job.job_id, self._to_deploy(job), options)
 
     def undeploy(self, job: JobHandle) -> None:

@@ -84,7 +84,7 @@ def quote(
         if setting.name in NO_QUOTE:
             return Quote(provider=provider.name, model=translation.model, unavailable=setting.rule)
     return costing.quote_tokens_job(
-        costing.Work(provider.name, provider.profile, spec, data, translation, provider.resolve(spec)),
+        costing.PlannedJob(provider.name, provider.profile, spec, data, translation, provider.resolve(spec)),
         prices=costing.Prices(provider.prices, rates),
         sandbox=provider.sandbox,
         gpu_hours=gpu_hours,

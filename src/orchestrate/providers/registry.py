@@ -20,7 +20,7 @@ from orchestrate.profile import (
 from orchestrate.text import among, meant
 
 if TYPE_CHECKING:
-    from orchestrate.data.rules import Target
+    from orchestrate.data.rules import RowTarget
     from orchestrate.providers.base import Provider
     from orchestrate.settings.config import HostConfig, Settings
 
@@ -109,7 +109,7 @@ def make(name: str, settings: Settings) -> Provider:
     return provider_class(host.kind)(host)
 
 
-def targets(settings: Settings, wanted: str = "all") -> tuple[Target, ...]:
+def targets(settings: Settings, wanted: str = "all") -> tuple[RowTarget, ...]:
     """Return the row rules of the named backends, separated by commas, or with `all` of those that have
     rules and are not broken. Raises `UsageError`."""
     from orchestrate.data.dialects import target
@@ -121,7 +121,7 @@ def targets(settings: Settings, wanted: str = "all") -> tuple[Target, ...]:
     return tuple(target(name, profile(settings.host(name).kind)) for name in given)
 
 
-def format_of(settings: Settings, name: str) -> Target:
+def format_of(settings: Settings, name: str) -> RowTarget:
     """Return the format that rows are converted to: another tool's, or a backend's. Raises `UsageError`."""
     from orchestrate.data.shapes.known import BY_NAME
     from orchestrate.data.tools import FORMATS, tool

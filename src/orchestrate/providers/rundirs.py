@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 
-from orchestrate.local.run import STATUSES, RunDir, State, checkpoints
+from orchestrate.local.run import STATUSES, JobState, RunDir, checkpoints
 from orchestrate.providers.sessions import SESSION
 from orchestrate.text import duration
 from orchestrate.types import Checkpoint, Job, JobError, JobHandle, JobStatus
@@ -19,7 +19,9 @@ and the drawing of answers come between steps."""
 
 
 def handle(run: RunDir, provider: str = "local", *, session: bool | None = None) -> JobHandle:
-    session = run.job().session is not None if session is None else session
+    """Build the handle of a run directory. A directory that is not here is no session."""
+    if session is None:
+        session = run.exists() and run.job().session is not None
     return JobHandle(provider=provider, job_id=run.ref, ref=run.ref, kind=SESSION if session else None)
 
 
@@ -69,14 +71,14 @@ def job(run: RunDir, provider: str = "local") -> Job:
     )
 
 
-def _caller_gone(state: State) -> JobError:
+def _caller_gone(state: JobState) -> JobError:
     told = f"the program that trained it has ended (killed, or the machine stopped) at step {state.step}"
     return JobError(
         code="caller_gone", message=f"{told}; ft.session(resume=...) continues from its last save"
     )
 
 
-def _still(run: RunDir, state: State) -> JobError | None:
+def _still(run: RunDir, state: JobState) -> JobError | None:
     """What a living worker's silence comes to; `None` when it shows life."""
     end_it = f"see {run.log}; if killed, the run continues from its newest checkpoint"
     beat = run.heartbeat_age()
@@ -109,7 +111,7 @@ def checkpoint_list(run: RunDir) -> list[Checkpoint]:
     ]
 
 
-def _finish(run: RunDir, state: State) -> datetime | None:
+def _finish(run: RunDir, state: JobState) -> datetime | None:
     if state.status != "running" or state.eta_seconds is None:
         return None
     return datetime.fromtimestamp(_seen_at(run) + state.eta_seconds, UTC)

@@ -38,7 +38,7 @@ _SAMPLE = 20_000
 _WORD = re.compile(r"\w+")
 
 
-class Facts(Record, frozen=True, kw_only=True):
+class DataTraits(Record, frozen=True, kw_only=True):
     """Shares are between 0 and 1 and are taken over the rows that have an answer."""
 
     rows: int
@@ -95,7 +95,7 @@ class Facts(Record, frozen=True, kw_only=True):
         )
 
 
-def measure(dataset: Dataset, tokenizer: str = "o200k") -> Facts:
+def measure(dataset: Dataset, tokenizer: str = "o200k") -> DataTraits:
     """Measure the rows of a dataset in one pass, apart from the token count."""
     count = dataset.tokens(tokenizer)
     seen = _Seen()
@@ -108,7 +108,7 @@ def measure(dataset: Dataset, tokenizer: str = "o200k") -> Facts:
     system, times = seen.systems.most_common(1)[0] if seen.systems else ("", 0)
     everywhere = times >= 0.9 * seen.rows
     keys = seen.keys.most_common(1)[0][1] if seen.keys else 0
-    return Facts(
+    return DataTraits(
         rows=dataset.rows,
         kind=dataset.kind,
         prompt_tokens=(count.tokens - count.trained_tokens) / rows,
@@ -246,7 +246,7 @@ class Needs(Record, frozen=True, kw_only=True):
     """Of a request, in and out; `None`: the means of the rows."""
 
 
-class Vote(Record, frozen=True, kw_only=True):
+class AdviceVote(Record, frozen=True, kw_only=True):
     ways: tuple[Way, ...]
     points: int
     reason: str
@@ -254,7 +254,7 @@ class Vote(Record, frozen=True, kw_only=True):
     """What would change it."""
 
 
-class Choice(Record, frozen=True, kw_only=True):
+class AdvisedWay(Record, frozen=True, kw_only=True):
     way: Way
     points: int
     reasons: tuple[str, ...]
@@ -301,11 +301,11 @@ class EightyPercent(Record, frozen=True, kw_only=True):
 
 
 class Advice(Record, frozen=True, kw_only=True):
-    choices: tuple[Choice, ...]
+    choices: tuple[AdvisedWay, ...]
     """Best first; excluded ones last."""
     warnings: tuple[str, ...]
     would_change: tuple[str, ...]
-    facts: Facts
+    facts: DataTraits
     volume: Volume
     """How many rows the goal takes, and where the file stands."""
     latency: tuple[Latency, ...] = ()
@@ -316,7 +316,7 @@ class Advice(Record, frozen=True, kw_only=True):
     """What the 80% rule says; `None` where no score of the base model is known."""
 
     @property
-    def best(self) -> Choice:
+    def best(self) -> AdvisedWay:
         return self.choices[0]
 
     @property
@@ -327,7 +327,7 @@ class Advice(Record, frozen=True, kw_only=True):
 
 
 def advise(
-    facts: Facts,
+    facts: DataTraits,
     needs: Needs,
     totals: Sequence[Ownership] = (),
     latency: tuple[Sequence[Latency], Sequence[Latency]] = ((), ()),
@@ -348,7 +348,7 @@ def advise(
     ]
     out, limits = _excluded(facts, needs), _limited(needs)
     choices = [
-        Choice(
+        AdvisedWay(
             way=way,
             points=sum(v.points for v in votes if way in v.ways),
             reasons=tuple(f"{v.points:+d} {v.reason}" for v in votes if way in v.ways),
@@ -378,7 +378,7 @@ def _limited(needs: Needs) -> dict[Way, str]:
     return dict.fromkeys(_PROMPTING, "only with an open model on your own machines")
 
 
-def _excluded(facts: Facts, needs: Needs) -> dict[Way, str]:
+def _excluded(facts: DataTraits, needs: Needs) -> dict[Way, str]:
     out: dict[Way, str] = {}
     if facts.rows < MIN_ROWS:
         out |= dict.fromkeys(
@@ -389,10 +389,10 @@ def _excluded(facts: Facts, needs: Needs) -> dict[Way, str]:
     return out
 
 
-def _by_rows(volume: Volume) -> Iterable[Vote]:
+def _by_rows(volume: Volume) -> Iterable[AdviceVote]:
     rows, goal = volume.rows, volume.goal.value
     if volume.enough:
-        yield Vote(
+        yield AdviceVote(
             ways=_TUNING,
             points=2,
             reason=f"{rows:,} rows, enough for the goal {goal} ({volume.least:,} or more)",
@@ -407,8 +407,10 @@ def _by_rows(volume: Volume) -> Iterable[Vote]:
         else f"so few rows teach the goal {goal} only weakly"
     )
     reason = f"{rows:,} rows, fewer than {mark:,}: {words}"
-    yield Vote(ways=(Way.FEW_SHOT,), points=2 if few else 1, reason=reason, turns=f"{mark:,} rows or more")
-    yield Vote(ways=_TUNING, points=-2 if few else -1, reason=reason, turns="")
+    yield AdviceVote(
+        ways=(Way.FEW_SHOT,), points=2 if few else 1, reason=reason, turns=f"{mark:,} rows or more"
+    )
+    yield AdviceVote(ways=_TUNING, points=-2 if few else -1, reason=reason, turns="")
 
 
 def _rule(needs: Needs) -> EightyPercent | None:
@@ -420,21 +422,23 @@ def _rule(needs: Needs) -> EightyPercent | None:
     return EightyPercent(base=needs.base_score, few_shot=few_shot, target=target, assumed=assumed)
 
 
-def _by_few_shot(needs: Needs) -> Iterable[Vote]:
+def _by_few_shot(needs: Needs) -> Iterable[AdviceVote]:
     rule = _rule(needs)
     if rule is None or rule.few_shot is None:
         return
     at = f"with examples in the prompt the base model scores {text.score(rule.few_shot)}"
     if rule.few_shot.low >= rule.mark:
         reason = f"{at}, {rule.mark:.3g} or more: {NEAR_TARGET:.0%} of the target of {rule.target:g}"
-        yield Vote(ways=(Way.FEW_SHOT,), points=3, reason=reason, turns="examples that fail on harder rows")
+        yield AdviceVote(
+            ways=(Way.FEW_SHOT,), points=3, reason=reason, turns="examples that fail on harder rows"
+        )
         if rule.base.low < rule.mark:  # else the prompt alone has said so
-            yield Vote(ways=_TUNING, points=-2, reason=at, turns="")
+            yield AdviceVote(ways=_TUNING, points=-2, reason=at, turns="")
     elif rule.few_shot.high < rule.mark:
-        yield Vote(ways=(Way.FEW_SHOT,), points=-2, reason=f"{at}, below {rule.mark:.3g}", turns="")
+        yield AdviceVote(ways=(Way.FEW_SHOT,), points=-2, reason=f"{at}, below {rule.mark:.3g}", turns="")
 
 
-def _by_score(needs: Needs) -> Iterable[Vote]:
+def _by_score(needs: Needs) -> Iterable[AdviceVote]:
     score, rule = needs.base_score, _rule(needs)
     if score is None or rule is None:
         return
@@ -442,30 +446,32 @@ def _by_score(needs: Needs) -> Iterable[Vote]:
     within = f" ({score.low:.3f} to {score.high:.3f})" if score.n else ""
     at = f"the base model scores {score.value:.3f}{within}"
     if score.low >= target:
-        yield Vote(
+        yield AdviceVote(
             ways=(Way.PROMPT,),
             points=4,
             reason=f"{at}, at least {target:g}: there is little left to gain",
             turns=f"a harder test set, on which the base model scores below {target:g}",
         )
-        yield Vote(ways=_TUNING, points=-2, reason=at, turns="")
+        yield AdviceVote(ways=_TUNING, points=-2, reason=at, turns="")
     elif score.low >= near:
         of = f"{score.value / target:.0%} of the target of {target:g}{assumed}"
         share = f"{at}, {of}, {NEAR_TARGET:.0%} or more"
         left = f"{max(0.0, target - score.value):.3f} left to gain"
-        yield Vote(
+        yield AdviceVote(
             ways=(Way.PROMPT, Way.FEW_SHOT),
             points=3,
             reason=f"{share}: better prompts and examples first, {left}",
             turns=f"prompts and examples that do not reach {target:g}",
         )
-        yield Vote(ways=_TUNING, points=-2, reason=f"{share}: {left}", turns="")
+        yield AdviceVote(ways=_TUNING, points=-2, reason=f"{share}: {left}", turns="")
     elif score.high < near:
         below = f"{at}, below {near:.3g}, {NEAR_TARGET:.0%} of the target{assumed}"
-        yield Vote(ways=_TUNING, points=2, reason=below, turns=f"a prompt or model that reaches {near:.3g}")
-        yield Vote(ways=(Way.PROMPT,), points=-2, reason=below, turns="")
+        yield AdviceVote(
+            ways=_TUNING, points=2, reason=below, turns=f"a prompt or model that reaches {near:.3g}"
+        )
+        yield AdviceVote(ways=(Way.PROMPT,), points=-2, reason=below, turns="")
     else:
-        yield Vote(
+        yield AdviceVote(
             ways=(Way.FEW_SHOT, *_TUNING),
             points=1,
             reason=f"{at}: examples may close the gap",
@@ -473,22 +479,22 @@ def _by_score(needs: Needs) -> Iterable[Vote]:
         )
 
 
-def _by_answers(facts: Facts) -> Iterable[Vote]:
+def _by_answers(facts: DataTraits) -> Iterable[AdviceVote]:
     if facts.keyed:
-        yield Vote(
+        yield AdviceVote(
             ways=_TUNING,
             points=1,
             reason=f"{facts.json_share:.0%} of the answers are JSON with the same keys",
             turns="answers without a common format",
         )
-        yield Vote(
+        yield AdviceVote(
             ways=(Way.PROMPT,),
             points=1,
             reason="structured outputs can enforce that format without tuning",
             turns="a format that a JSON Schema cannot express",
         )
     if facts.labels:
-        yield Vote(
+        yield AdviceVote(
             ways=_TUNING,
             points=2,
             reason=f"{facts.distinct_answers} distinct answers, {LABELS} or fewer: a classification",
@@ -499,67 +505,67 @@ def _by_answers(facts: Facts) -> Iterable[Vote]:
             f"{facts.copied_share:.0%} of the answers' words are in their prompts, and they rarely "
             "repeat: they carry knowledge, which fine-tuning does not teach well"
         )
-        yield Vote(
+        yield AdviceVote(
             ways=(Way.RETRIEVAL,),
             points=3,
             reason=reason,
             turns="prompts that contain the facts of the answers",
         )
-        yield Vote(ways=_TUNING, points=-1, reason="answers carry knowledge", turns="")
+        yield AdviceVote(ways=_TUNING, points=-1, reason="answers carry knowledge", turns="")
 
 
-def _by_prompt(facts: Facts) -> Iterable[Vote]:
+def _by_prompt(facts: DataTraits) -> Iterable[AdviceVote]:
     if facts.shared_tokens >= LONG_INSTRUCTIONS:
-        yield Vote(
+        yield AdviceVote(
             ways=_TUNING,
             points=1,
             reason=f"every prompt repeats about {facts.shared_tokens:,.0f} tokens of instructions "
             f"(long means at least {LONG_INSTRUCTIONS})",
             turns=f"instructions below {LONG_INSTRUCTIONS} tokens, or a cheap prompt cache",
         )
-        yield Vote(ways=(Way.FEW_SHOT,), points=-1, reason="prompts are already long", turns="")
+        yield AdviceVote(ways=(Way.FEW_SHOT,), points=-1, reason="prompts are already long", turns="")
 
 
-def _by_needs(needs: Needs) -> Iterable[Vote]:
+def _by_needs(needs: Needs) -> Iterable[AdviceVote]:
     if needs.private:
-        yield Vote(
+        yield AdviceVote(
             ways=_PROMPTING,
             points=-1,
             reason="only an open model on your own machines can be prompted, and it is weaker than hosted "
             "ones",
             turns="",
         )
-        yield Vote(
+        yield AdviceVote(
             ways=(Way.TUNE_OWN,),
             points=1,
             reason="the data may not leave your machines",
             turns="a contract that allows a host to store it",
         )
     if needs.changing:
-        yield Vote(
+        yield AdviceVote(
             ways=(Way.RETRIEVAL,),
             points=3,
             reason="the facts change often: look them up (RAG) instead of training them in",
             turns="stable facts",
         )
-        yield Vote(ways=_TUNING, points=-1, reason="the facts change often", turns="")
+        yield AdviceVote(ways=_TUNING, points=-1, reason="the facts change often", turns="")
     if needs.latency_ms is not None and needs.latency_ms <= FAST_MS:
-        yield Vote(
+        yield AdviceVote(
             ways=_TUNING,
             points=1,
             reason=f"{needs.latency_ms} ms, {FAST_MS} or less: small models with short prompts are fast",
             turns=f"more than {FAST_MS} ms allowed",
         )
-        yield Vote(
+        yield AdviceVote(
             ways=(Way.FEW_SHOT, Way.RETRIEVAL), points=-1, reason="longer prompts take longer", turns=""
         )
     own = 1 if needs.own_gpu else 0 if needs.private else -1
     if own:
         reason = "you have a GPU" if needs.own_gpu else "you named no GPU of your own"
-        yield Vote(ways=(Way.TUNE_OWN,), points=own, reason=reason, turns="no free GPU")
+        yield AdviceVote(ways=(Way.TUNE_OWN,), points=own, reason=reason, turns="no free GPU")
 
 
-def _by_latency(needs: Needs, small: Sequence[Latency], large: Sequence[Latency]) -> Iterable[Vote]:
+def _by_latency(needs: Needs, small: Sequence[Latency], large: Sequence[Latency]) -> Iterable[AdviceVote]:
     times = faster_by(small, large)
     if needs.latency_ms is None or times is None:
         return
@@ -570,7 +576,9 @@ def _by_latency(needs: Needs, small: Sequence[Latency], large: Sequence[Latency]
     reason = f"{name} answers {times[0]:.1f} to {times[1]:.1f} times as fast as {than}, {fewer}"
     if only:
         reason += f"; only it is within {needs.latency_ms} ms, on {in_time[0].device}"
-    yield Vote(ways=_TUNING, points=int(only), reason=reason, turns="a larger model that is fast enough")
+    yield AdviceVote(
+        ways=_TUNING, points=int(only), reason=reason, turns="a larger model that is fast enough"
+    )
 
 
 def _too_slow(needs: Needs, small: Sequence[Latency]) -> Iterable[str]:
@@ -587,7 +595,7 @@ def _too_slow(needs: Needs, small: Sequence[Latency]) -> Iterable[str]:
     )
 
 
-def _by_money(totals: Sequence[Ownership]) -> Iterable[Vote]:
+def _by_money(totals: Sequence[Ownership]) -> Iterable[AdviceVote]:
     best = cheapest(totals)
     paid = best.paid if best is not None else None
     if best is None or paid is None or best.base is None or best.base_usd is None:
@@ -605,13 +613,15 @@ def _by_money(totals: Sequence[Ownership]) -> Iterable[Vote]:
         turns = (
             f"fewer than {since:,} requests a day" if always else "different traffic, or a cheaper base model"
         )
-        yield Vote(ways=(way,), points=2, reason=f"{words}: {gap} less", turns=turns)
+        yield AdviceVote(ways=(way,), points=2, reason=f"{words}: {gap} less", turns=turns)
     elif paid.low_usd > best.base_usd:
         turns = f"more than {since:,} requests a day" if since else "a more expensive base model"
-        yield Vote(ways=(Way.PROMPT, Way.FEW_SHOT), points=2, reason=f"{words}: {gap} more", turns=turns)
+        yield AdviceVote(
+            ways=(Way.PROMPT, Way.FEW_SHOT), points=2, reason=f"{words}: {gap} more", turns=turns
+        )
 
 
-def _by_own_money(totals: Sequence[Ownership]) -> Iterable[Vote]:
+def _by_own_money(totals: Sequence[Ownership]) -> Iterable[AdviceVote]:
     """Where nothing may leave: the machine serves the untuned model at the same price."""
     best = cheapest(totals)
     price = best.training.price if best is not None else None
@@ -620,20 +630,20 @@ def _by_own_money(totals: Sequence[Ownership]) -> Iterable[Vote]:
     month = text.money(best.monthly_usd)
     once = text.span(price.low_usd if price.expected_usd is None else price.expected_usd, price.counted_usd)
     reason = f"serving costs {month} per month on {best.place}, tuned or not; tuning adds {once} once"
-    yield Vote(ways=(Way.TUNE_OWN,), points=0, reason=reason, turns="")
+    yield AdviceVote(ways=(Way.TUNE_OWN,), points=0, reason=reason, turns="")
 
 
-def _by_end(totals: Sequence[Ownership]) -> Iterable[Vote]:
+def _by_end(totals: Sequence[Ownership]) -> Iterable[AdviceVote]:
     """Tuned models that end within the period are no choice for it; what they cost until then is stated."""
     for total in totals:
         paid, end = total.paid, total.serves_until
         if end and paid is not None:
             cost = text.span(paid.least_usd, paid.counted_usd)
             reason = f"{total.model} tuned on {total.provider} would cost {cost} until its shutdown on {end}"
-            yield Vote(ways=(Way.TUNE_HOSTED,), points=0, reason=reason, turns="")
+            yield AdviceVote(ways=(Way.TUNE_HOSTED,), points=0, reason=reason, turns="")
 
 
-def _warnings(facts: Facts) -> Iterable[str]:
+def _warnings(facts: DataTraits) -> Iterable[str]:
     if facts.duplicate_share > DUPLICATES:
         yield (
             f"{facts.duplicate_share:.0%} of the rows repeat an earlier one: "

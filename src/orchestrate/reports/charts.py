@@ -331,7 +331,7 @@ def _rows(
     return both(title, draw)
 
 
-class Place(msgspec.Struct, frozen=True):
+class ChartMark(msgspec.Struct, frozen=True):
     """A mark with an interval on the upright axis."""
 
     label: str
@@ -343,7 +343,7 @@ class Place(msgspec.Struct, frozen=True):
     hollow: bool = False
 
 
-def places(items: Sequence[Place], *, title: str, x_name: str, y_name: str, height: int = 300) -> str:
+def places(items: Sequence[ChartMark], *, title: str, x_name: str, y_name: str, height: int = 300) -> str:
     """Draw a mark for each item with its vertical interval. Its name is beside it or, on a phone, in a
     legend."""
     x_high = max(i.x for i in items) * 1.08 or 1.0

@@ -21,7 +21,7 @@ from orchestrate.reports.records import (
     MARK,
     Compared,
     ComparedRuns,
-    Point,
+    CurvePoint,
     RunDifference,
     RunScore,
     ended,
@@ -261,27 +261,28 @@ def _axis(points: Sequence[MetricPoint], tokens: int | None, steps: int | None) 
     return {p.step: told.get(p.step, p.step * per_step) for p in points}
 
 
-def _curve(points: Sequence[MetricPoint], name: str, axis: dict[int, float]) -> list[Point]:
+def _curve(points: Sequence[MetricPoint], name: str, axis: dict[int, float]) -> list[CurvePoint]:
     return [
-        Point(tokens=axis[p.step], value=p.values[name])
+        CurvePoint(tokens=axis[p.step], value=p.values[name])
         for p in points
         if name in p.values and abs(p.values[name]) != float("inf") and p.values[name] == p.values[name]
     ]
 
 
-def _result(points: Sequence[MetricPoint], name: str, curve: Sequence[Point]) -> float | None:
+def _result(points: Sequence[MetricPoint], name: str, curve: Sequence[CurvePoint]) -> float | None:
     """Of the weights that the run left: those of its best evaluation where it says so, else the last ones."""
     told = [p.values[f"result_{name}"] for p in points if f"result_{name}" in p.values]
     return told[-1] if told else curve[-1].value if curve else None
 
 
-def _thinned(points: Sequence[Point]) -> tuple[Point, ...]:
+def _thinned(points: Sequence[CurvePoint]) -> tuple[CurvePoint, ...]:
     size = -(-len(points) // _POINTS)
     if size <= 1:
         return tuple(points)
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return tuple(
-        Point(tokens=fmean(p.tokens for p in group), value=fmean(p.value for p in group)) for group in groups
+        CurvePoint(tokens=fmean(p.tokens for p in group), value=fmean(p.value for p in group))
+        for group in groups
     )
 
 

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from orchestrate import text
 from orchestrate.core.files import inside
-from orchestrate.core.tables import Listing
+from orchestrate.core.tables import TextTable
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.pairing import Flip, Flips
 from orchestrate.reports import rows
@@ -133,11 +133,11 @@ _FOLDED = frozenset({"contender", "against", "answered by"})
 _KEPT = ("contender", "score (95%)", "n")
 
 
-def listed(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Listing:
+def listed(head: Sequence[str], rows: Sequence[Sequence[str]]) -> TextTable:
     """List cells of any length under their column names. Columns that are empty in every row are left
     out."""
     told = [at for at in range(len(head)) if not rows or any(row[at] != NOTHING for row in rows)]
-    table = Listing(*(head[at] for at in told), fold=_FOLDED, keep=_KEPT)
+    table = TextTable(*(head[at] for at in told), fold=_FOLDED, keep=_KEPT)
     for row in rows:
         table.add_row(*(inert(row[at]) for at in told))
     return table

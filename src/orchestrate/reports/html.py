@@ -19,7 +19,7 @@ from orchestrate.reports import charts, rows
 from orchestrate.reports.records import (
     Compared,
     ComparedRuns,
-    Point,
+    CurvePoint,
     RunScore,
     bill_word,
     billed,
@@ -127,11 +127,11 @@ def quality(evaluations: Sequence[Evaluation]) -> str:
     asked = {c.name: (c, s) for e in alike for c in e.contenders if (s := e.score(c.name)) is not None}
     found: list[str] = []
     for what, unit in (("cost", "US dollars per answer"), ("latency", "seconds per answer, median")):
-        items: list[charts.Place] = []
+        items: list[charts.ChartMark] = []
         for i, (name, (c, s)) in enumerate(asked.items()):
             x = c.seconds if what == "latency" else c.usd_per_answer
             if x is not None:
-                items.append(charts.Place(name, float(x), s.value, s.low, s.high, i, c.kind != "tuned"))
+                items.append(charts.ChartMark(name, float(x), s.value, s.low, s.high, i, c.kind != "tuned"))
         if len(items) > 1 and any(item.x for item in items):
             title = f"{metric.name} against {what}"
             chart = charts.places(items, title=title, x_name=unit, y_name=metric.name)
@@ -321,7 +321,8 @@ def quality_and_cost(comparison: ComparedRuns) -> str:
     if len(alike) < 2:
         return ""
     items = [
-        charts.Place(c.label, float(p), s.score.value, s.score.low, s.score.high, i) for i, c, s, p in alike
+        charts.ChartMark(c.label, float(p), s.score.value, s.score.low, s.score.high, i)
+        for i, c, s, p in alike
     ]
     title = f"{metric} against cost of training"
     chart = charts.places(items, title=title, x_name="US dollars to train", y_name=metric)
@@ -420,7 +421,7 @@ def _curves(comparison: ComparedRuns) -> str:
     axis = "tokens trained" if known else "steps"
     warned = [f"Not on one scale: {r.text}." for r in comparison.reasons if r.aspect == "loss"]
     found: list[str] = []
-    kinds: tuple[tuple[str, Callable[[Compared], Sequence[Point]]], ...] = (
+    kinds: tuple[tuple[str, Callable[[Compared], Sequence[CurvePoint]]], ...] = (
         ("Validation", lambda c: c.valid_curve if len(c.valid_curve) > 1 else ()),
         ("Training", lambda c: c.train_curve),
     )

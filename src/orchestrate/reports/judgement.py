@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from orchestrate import text
 from orchestrate.evaluation.statistics import holm
 from orchestrate.reports.records import (
-    Answer,
     Compared,
+    ComparisonSummary,
     Reason,
     RunDifference,
     RunScore,
@@ -301,15 +301,15 @@ Differences = Mapping[tuple[str, str, str], Difference]
 """By two runs and a metric: the first minus the second."""
 
 
-def answer(runs: Sequence[Compared], between: Sequence[RunDifference] = ()) -> Answer:
+def answer(runs: Sequence[Compared], between: Sequence[RunDifference] = ()) -> ComparisonSummary:
     """Recommend one of the runs that succeeded. A run that may not ship, or that is not shown to be
     better than its rival, is never recommended. Among runs without a proven difference, the cheapest is."""
     done = [c for c in runs if ended(c)]
     if not done:
-        return Answer(sentence="No run has succeeded yet, so there is no recommendation.")
+        return ComparisonSummary(sentence="No run has succeeded yet, so there is no recommendation.")
     if mixed(done):
         tried = text.joined([c.name for c in done if c.run.sandbox])
-        return Answer(
+        return ComparisonSummary(
             sentence=f"No recommendation: {tried} ran in a sandbox, which says nothing about the others."
         )
     if len(done) == 1:
@@ -335,12 +335,12 @@ def _paired(between: Sequence[RunDifference]) -> Differences:
     return found
 
 
-def _alone(c: Compared) -> Answer:
+def _alone(c: Compared) -> ComparisonSummary:
     cost = f", for {priced_as(c)}" if price(c) is not None else ""
     score = next((s for name in _deciding(c) for s in c.scores if s.metric.name == name), None)
     if score is None:
         told = f"{c.label} has succeeded{cost}; its quality was not measured: orchestrate eval {c.run.id}"
-        return Answer(sentence=told)
+        return ComparisonSummary(sentence=told)
     opening = {True: "Ship", False: "Do not ship", None: "Not enough evidence to ship"}[_passes(c, score)]
     why = f"{text.score(score.score)} on {score.metric.name}"
     if score.difference is not None:
@@ -351,7 +351,7 @@ def _alone(c: Compared) -> Answer:
     # The first reason is that of the evaluation, which stands in the sentence.
     more = given[0].reasons[1:] if given and given[0].decision != "ship" else ()
     told = "".join(f"; {reason}" for reason in more) or _forgotten(c)
-    return Answer(run=chosen, sentence=f"{opening} {c.label}: {why}, {sure}{cost}{told}.")
+    return ComparisonSummary(run=chosen, sentence=f"{opening} {c.label}: {why}, {sure}{cost}{told}.")
 
 
 def _passes(c: Compared, score: RunScore) -> bool | None:
@@ -370,7 +370,7 @@ def _passes(c: Compared, score: RunScore) -> bool | None:
     return (d.score.value < 0) == (score.metric.better == "lower")
 
 
-def _among(metric: str, scored: Sequence[tuple[Compared, RunScore]], pairs: Differences) -> Answer:
+def _among(metric: str, scored: Sequence[tuple[Compared, RunScore]], pairs: Differences) -> ComparisonSummary:
     ranked = sorted(scored, key=lambda pair: rank(pair[1]))
     fit = [pair for pair in ranked if _passes(*pair)]
     if not fit:
@@ -378,7 +378,9 @@ def _among(metric: str, scored: Sequence[tuple[Compared, RunScore]], pairs: Diff
         why = (
             f"none is shown to be good enough; {best.label} has the best {metric}, {text.score(score.score)}"
         )
-        return Answer(sentence=f"No recommendation yet: {why}, {text.count(score.score.n, 'row')}.")
+        return ComparisonSummary(
+            sentence=f"No recommendation yet: {why}, {text.count(score.score.n, 'row')}."
+        )
     best = fit[0]
     level = [best, *_level(metric, best, fit[1:], pairs)]
     priced = all(price(c) is not None for c, _ in level)
@@ -390,7 +392,9 @@ def _among(metric: str, scored: Sequence[tuple[Compared, RunScore]], pairs: Diff
         others = [pair for pair in level if pair is not choice]
         cheap = f"the cheapest of the good ones, {priced_as(choice[0])}; " if alone else ""
         why = f"{cheap}on {metric} no difference is shown to {_versus(metric, choice, others, pairs)}"
-    return Answer(run=choice[0].run.id, sentence=f"Take {choice[0].label}: {why}{_forgotten(choice[0])}.")
+    return ComparisonSummary(
+        run=choice[0].run.id, sentence=f"Take {choice[0].label}: {why}{_forgotten(choice[0])}."
+    )
 
 
 def _level(
@@ -444,15 +448,15 @@ def _versus(
     return f"{other.label} ({sure})" + (f", nor to {text.joined(more)}" if more else "")
 
 
-def _unmeasured(done: Sequence[Compared]) -> Answer:
+def _unmeasured(done: Sequence[Compared]) -> ComparisonSummary:
     asked = "orchestrate eval " + " ".join(c.run.id for c in done)
     why = f"they were not scored on the same rows: {asked}"
     prices = [(cost, c) for c in done if (cost := price(c)) is not None]
     if len(prices) < len(done):
-        return Answer(sentence=f"Quality cannot decide, because {why}")
+        return ComparisonSummary(sentence=f"Quality cannot decide, because {why}")
     cheapest = min(prices, key=lambda pair: pair[0])[1]
     told = f"{cheapest.label} is the cheapest to train, {priced_as(cheapest)}"
-    return Answer(sentence=f"{told}; quality cannot decide, because {why}")
+    return ComparisonSummary(sentence=f"{told}; quality cannot decide, because {why}")
 
 
 def _forgotten(c: Compared) -> str:

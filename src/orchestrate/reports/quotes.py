@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from orchestrate import text
 from orchestrate.core import days
-from orchestrate.core.tables import Listing
+from orchestrate.core.tables import TextTable
 from orchestrate.costing import Ownership, Paid, age_days, cheapest, worst_confidence
 from orchestrate.types import Confidence, PriceRange, Quote
 
@@ -174,10 +174,10 @@ def quote_table(
 
     on = today or days.today()
     *numbers, _ = _QUOTE_COLUMNS
-    table = Listing(
+    table = TextTable(
         *(_SHORT.get(name, name) for name in numbers), right=("expected", "tokens"), fold=("model",)
     )
-    notes = Listing("", "")
+    notes = TextTable("", "")
     for quote in _sorted(quotes):
         style = "dim" if quote.price is None else None
         *cells, _ = _row(quote, on)
@@ -192,7 +192,7 @@ def quote_table(
     return Group(*parts, Text("assumptions and other options for serving: --all", style="dim"))
 
 
-def _note(notes: Listing, quote: Quote) -> None:
+def _note(notes: TextTable, quote: Quote) -> None:
     """What is to be known of a backend, under its name."""
     told = _remarks(quote)
     known = worst_confidence(quote)
@@ -343,10 +343,10 @@ def ownership_table(totals: Sequence[Ownership]) -> RenderableType:
     return Group(_own_numbers(totals), Text(), said, *_own_notes(totals))
 
 
-def _own_numbers(totals: Sequence[Ownership]) -> Listing:
+def _own_numbers(totals: Sequence[Ownership]) -> TextTable:
     """Without the models, which the quotes name, and without what has no price to be trained."""
     names = [name for name in _OWN_COLUMNS if name != "model"]
-    table = Listing(*names, right=("training", "per month", "total"))
+    table = TextTable(*names, right=("training", "per month", "total"))
     for total in _by_total(totals):
         if not total.training.unavailable:
             cells = [c for name, c in zip(_OWN_COLUMNS, _owned(total), strict=True) if name != "model"]
@@ -357,7 +357,7 @@ def _own_numbers(totals: Sequence[Ownership]) -> Listing:
 def _own_notes(totals: Sequence[Ownership]) -> list[RenderableType]:
     from rich.text import Text
 
-    notes = Listing("", "")
+    notes = TextTable("", "")
     for place, remarks in _remarks_of(totals):
         for number, remark in enumerate(remarks):
             notes.add_row("" if number else place, remark, style="dim")

@@ -12,7 +12,7 @@ from orchestrate.evaluation.regression import Regression
 from orchestrate.types import Contender, Difference, Evaluation, JobStatus, MetricUsed, Record, Run, Score
 
 
-class Point(Record, frozen=True, kw_only=True):
+class CurvePoint(Record, frozen=True, kw_only=True):
     tokens: float
     """Trained so far; steps where `Compared.tokens_known` is false for all runs."""
     value: float
@@ -74,8 +74,8 @@ class Compared(Record, frozen=True, kw_only=True):
     """The last one."""
     reward: float | None = None
     """The last one of reinforcement fine-tuning: on the validation prompts where there are some."""
-    train_curve: tuple[Point, ...] = ()
-    valid_curve: tuple[Point, ...] = ()
+    train_curve: tuple[CurvePoint, ...] = ()
+    valid_curve: tuple[CurvePoint, ...] = ()
     tokens_known: bool = True
     """False when the token axis is the run's steps spread over its tokens."""
     settings: dict[str, str] = msgspec.field(default_factory=dict[str, str])
@@ -100,7 +100,7 @@ class Compared(Record, frozen=True, kw_only=True):
         return self.label.removesuffix(MARK)
 
 
-class Answer(Record, frozen=True, kw_only=True):
+class ComparisonSummary(Record, frozen=True, kw_only=True):
     """What a comparison comes to."""
 
     sentence: str
@@ -112,7 +112,7 @@ class ComparedRuns(Record, frozen=True, kw_only=True):
     """Runs side by side. `reasons` is empty when they may be compared in every respect."""
 
     runs: tuple[Compared, ...]
-    answer: Answer = Answer(sentence="")
+    answer: ComparisonSummary = ComparisonSummary(sentence="")
     reasons: tuple[Reason, ...] = ()
     findings: tuple[str, ...] = ()
     """What the numbers say, in sentences."""

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrate.core.tables import Listing
+from orchestrate.core.tables import TextTable
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.regression import ProbeResult, Regression
 from orchestrate.reports import documents, html
@@ -37,7 +37,7 @@ class RegressionReport(Record, frozen=True, kw_only=True):
         for r in found.forgotten:
             kind = "CATASTROPHIC FORGETTING" if r.catastrophic else "FORGOTTEN"
             parts.append(Text.assemble((kind, "bold red"), f"  {inert(r.probe)}: {inert(r.reason)}"))
-        listing = Listing(*HEAD)
+        listing = TextTable(*HEAD)
         for r in found.results:
             name, decision, *cells = map(inert, _row(r))
             listing.add_row(name, Text(decision, style=_STYLES[r.decision]), *cells)

@@ -36,9 +36,9 @@ def follow(
     """Log each run until it has ended, and call `tell` whenever there are new values. A host that does
     not answer is retried. A tracker that does not answer raises an error. Returns the last record of each
     run with the total number of values logged."""
-    from orchestrate.runs.watching.polling import Pace
+    from orchestrate.runs.watching.polling import PollingPace
 
-    pace = Pace(poll_s)
+    pace = PollingPace(poll_s)
     given: dict[str, Logged] = {}
     going = list(runs)
     while going:

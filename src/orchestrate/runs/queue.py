@@ -184,7 +184,7 @@ def _named(ft: Workspace, name: str) -> str:
     return run.id
 
 
-class Moved(NamedTuple):
+class QueueStep(NamedTuple):
     """The change of an entry in one turn."""
 
     entry: QueueEntry
@@ -202,7 +202,7 @@ class QueueServer:
     only: Sequence[str] | None = None
     problems: list[str] = field(default_factory=list[str])
     """What went wrong in the last turn, one line each; it is tried again."""
-    moved: list[Moved] = field(default_factory=list[Moved])
+    moved: list[QueueStep] = field(default_factory=list[QueueStep])
     """What became of entries in the last turn."""
     _again: dict[str, float] = field(default_factory=dict[str, float])
     _tries: dict[str, int] = field(default_factory=dict[str, int])
@@ -229,7 +229,7 @@ class QueueServer:
         gone = self.ft.store.queue.matching({QueueState.SUBMITTED}) if ours else []
         return [entry for entry in gone if entry.run_id in ours]
 
-    def turn(self) -> list[Moved]:
+    def turn(self) -> list[QueueStep]:
         """Check each waiting entry once. Raises only `StoreError`."""
         self.problems, self.moved = [], []
         self._tell_elsewhere()
@@ -250,7 +250,7 @@ class QueueServer:
         self.problems += [f"{id}: {why}" for id, why in found.items() if self._told.get(id) != why]
         self._told = found
 
-    def _look(self, entry: QueueEntry) -> Moved | None:
+    def _look(self, entry: QueueEntry) -> QueueStep | None:
         if known := _sent(self.ft, entry):
             return self._moved(entry, QueueState.SUBMITTED, run_id=known.id)
         now = self.ft.store.clock.uptime().seconds
@@ -267,7 +267,7 @@ class QueueServer:
             return self._failed(entry, error)
         return self._moved(entry, QueueState.SUBMITTED, run_id=run.id)
 
-    def _failed(self, entry: QueueEntry, error: OrchestrateError) -> Moved | None:
+    def _failed(self, entry: QueueEntry, error: OrchestrateError) -> QueueStep | None:
         made = self.ft.store.runs.of_key(_key(entry))
         if error.retryable or isinstance(error, StoreError):  # a full disk is no fault of the entry's
             tries = self._tries[entry.id] = self._tries.get(entry.id, 0) + 1
@@ -323,13 +323,13 @@ class QueueServer:
 
     def _moved(
         self, entry: QueueEntry, state: QueueState, *, run_id: str | None = None, note: str | None = None
-    ) -> Moved:
+    ) -> QueueStep:
         told = f"run {run_id}" if run_id else f"{state.value}: {note}"
 
         def change(now: QueueEntry) -> QueueEntry:
             return replace(now, state=state, run_id=run_id, note=note)
 
-        return Moved(self.ft.store.queue.change(entry.id, change), told)
+        return QueueStep(self.ft.store.queue.change(entry.id, change), told)
 
 
 def _at_work(ft: Workspace, provider: str, host: str) -> list[Run]:

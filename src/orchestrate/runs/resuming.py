@@ -32,7 +32,7 @@ _LEASE_S, _LOOK_S = 10.0, 0.2
 """After which the lease of a process that was killed is free; between two looks at that of another."""
 
 
-class Limits(NamedTuple):
+class RaisedLimits(NamedTuple):
     """The limits that were requested."""
 
     usd: Decimal | None = None
@@ -51,7 +51,7 @@ class Resumed(Protocol):
     def refresh(self) -> Run: ...
 
 
-def resume(ws: Workspace, handle: Resumed, asked: Limits) -> Run:
+def resume(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> Run:
     """See `TrackedRun.resume`."""
     ws.settings.require_to_spend(handle.provider)
     for name, value in (("--max-cost", asked.usd), ("--max-hours", asked.hours)):
@@ -67,8 +67,8 @@ def resume(ws: Workspace, handle: Resumed, asked: Limits) -> Run:
     return handle.refresh()
 
 
-def _resumed(ws: Workspace, handle: Resumed, asked: Limits) -> None:
-    provider, given = handle.provider, asked != Limits()
+def _resumed(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> None:
+    provider, given = handle.provider, asked != RaisedLimits()
     require_going(handle.refresh(), "resume")
     if given:
         _give(ws, handle, asked)
@@ -90,13 +90,13 @@ def require_going(run: Run, verb: str) -> None:
         raise UsageError(f"run {run.id} is being cancelled", fix=f"orchestrate show {run.id}")
 
 
-def _sent(ws: Workspace, handle: Resumed, asked: Limits) -> Run:
+def _sent(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> Run:
     from orchestrate.runs.preparing.prepared import training_data
     from orchestrate.runs.submitting.repeats import stored_spec
     from orchestrate.runs.submitting.submit import Submitter
 
     run = handle.record
-    if asked != Limits():
+    if asked != RaisedLimits():
         raise UsageError(
             f"run {run.id} has no job yet, so its limits cannot be changed",
             fix=f"orchestrate cancel {run.id}, then submit again with other limits",
@@ -106,7 +106,7 @@ def _sent(ws: Workspace, handle: Resumed, asked: Limits) -> Run:
     return submitter.resume(run, training_data(ws, stored_spec(run)) if intent else None)
 
 
-def _give(ws: Workspace, handle: Resumed, asked: Limits) -> None:
+def _give(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> None:
     """Raises `UsageError` and `OverBudget`; nothing has changed then."""
     run, provider = handle.record, handle.provider
     if not isinstance(provider, Limited):
@@ -143,7 +143,7 @@ def _own_usd(run: Run, had: Allowance) -> Decimal | None:
     return had.max_usd if run.allowed_usd is None else run.max_cost_usd
 
 
-def _at_host(ws: Workspace, handle: Resumed, asked: Limits) -> Allowance:
+def _at_host(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> Allowance:
     """Where a run has a limit of money alone, that whoever watches it keeps."""
     run, provider = handle.record, handle.provider
     if asked.hours is not None:

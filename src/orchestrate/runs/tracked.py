@@ -120,13 +120,13 @@ class TrackedRun:
         `poll_s` defaults to 1 s for this machine and the sandbox, and grows from 2 to 30 s for hosts. A
         host that does not answer is retried. In a notebook the run is drawn in the cell's output
         meanwhile, unless `live` is false. Raises `TimeoutError` after `timeout_s`."""
-        from orchestrate.notebook import Output
+        from orchestrate.notebook import NotebookOutput
         from orchestrate.runs.submitting.settling import Settler
-        from orchestrate.runs.watching.polling import Pace
+        from orchestrate.runs.watching.polling import PollingPace
         from orchestrate.store.transitions import left
 
-        pace = Pace(poll_s, near=self.record.sandbox or self.provider.config.base_url is None)
-        output = Output() if live else None
+        pace = PollingPace(poll_s, near=self.record.sandbox or self.provider.config.base_url is None)
+        output = NotebookOutput() if live else None
         started, seen = time.monotonic(), 0
         while True:
             record = pace.attempt(self.refresh) or self.record
@@ -209,7 +209,9 @@ class TrackedRun:
         is already used up, `OverBudget` and `ProjectNotTrusted`."""
         from orchestrate.runs import resuming
 
-        more = resuming.Limits(amount(max_cost_usd, "max_cost_usd"), amount(max_hours, "max_hours", "hours"))
+        more = resuming.RaisedLimits(
+            amount(max_cost_usd, "max_cost_usd"), amount(max_hours, "max_hours", "hours")
+        )
         self.record = resuming.resume(self._ws, self, more)
         return self.record
 

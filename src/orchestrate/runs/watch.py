@@ -110,9 +110,9 @@ def stop_background(settings: Settings) -> int:
 def ask(run: TrackedRun) -> None:
     """Update a run from its host. A host that does not answer is left for later. Raises `ProviderError`
     if it never will."""
-    from orchestrate.runs.watching.polling import Pace
+    from orchestrate.runs.watching.polling import PollingPace
 
-    Pace().attempt(run.refresh)
+    PollingPace().attempt(run.refresh)
 
 
 def tell_stalls(settings: Settings, report: SyncReport) -> list[str]:

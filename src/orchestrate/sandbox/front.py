@@ -25,7 +25,7 @@ from orchestrate.settings.config import SANDBOX_KEY_PREFIX
 from orchestrate.types import decoding
 
 if TYPE_CHECKING:
-    from orchestrate.sandbox.state import Clock
+    from orchestrate.sandbox.state import SandboxClock
 
 # Faults on request: what goes wrong between a client and a host, made to happen.
 
@@ -137,7 +137,7 @@ the most that one job may be estimated at</li>
 </ul></body></html>"""
 
 
-def control_routes(host: Host, front: Front, clock: Clock) -> list[BaseRoute]:
+def control_routes(host: Host, front: Front, clock: SandboxClock) -> list[BaseRoute]:
     """Build the routes `/` and `/_sandbox/...` of one host."""
 
     def index(request: Request) -> Response:

@@ -19,9 +19,9 @@ from orchestrate.http.wire import json_body as json_body
 from orchestrate.http.wire import parse as parse
 from orchestrate.http.wire.openai import number as number
 from orchestrate.sandbox.accounts import here
-from orchestrate.sandbox.jobs import Job, Phase, Settings, Trouble
-from orchestrate.sandbox.state import Clock, State, token
-from orchestrate.sandbox.uploads import Taken
+from orchestrate.sandbox.jobs import Phase, SandboxJob, SandboxSettings, Trouble
+from orchestrate.sandbox.state import SandboxClock, SandboxState, token
+from orchestrate.sandbox.uploads import AcceptedRows
 
 if TYPE_CHECKING:
     from orchestrate.sandbox.training import Trainer
@@ -47,7 +47,7 @@ class Host(ABC):
     status_field: ClassVar[str] = "status"
     place: ClassVar[int]
     """In lists, and of its port."""
-    taken: ClassVar[Taken]
+    taken: ClassVar[AcceptedRows]
     usual_rate: ClassVar[float]
     """The learning rate, or its multiplier, with which most jobs run."""
     endless: ClassVar[dict[str, Any]]
@@ -56,7 +56,9 @@ class Host(ABC):
     thinking_field: ClassVar[str | None] = None
     """Of an answer's message, where the host shows the thinking."""
 
-    def __init__(self, state: State, clock: Clock, trainer: Trainer, settings: Settings) -> None:
+    def __init__(
+        self, state: SandboxState, clock: SandboxClock, trainer: Trainer, settings: SandboxSettings
+    ) -> None:
         self.state = state
         self.clock = clock
         self.trainer = trainer
@@ -98,25 +100,25 @@ class Host(ABC):
     def wait(self, name: str) -> float:
         return self.clock.wait(getattr(self.settings.waits, name))
 
-    def save(self, job: Job) -> None:
+    def save(self, job: SandboxJob) -> None:
         self.state.put(self.name, "job", job.id, job.to_dict(), tag=job.kind)
 
-    def job(self, id: str) -> Job | None:
+    def job(self, id: str) -> SandboxJob | None:
         values = self.state.get(self.name, "job", id)
-        return Job.from_dict(values) if values else None
+        return SandboxJob.from_dict(values) if values else None
 
     def jobs(
         self, *, kind: str | None = None, after: str | None = None, where: tuple[str, str] | None = None
-    ) -> Iterator[Job]:
+    ) -> Iterator[SandboxJob]:
         """Yield jobs, newest first. Those younger than the list lag are left out."""
         lag = LIST_LAG_S.get()
         newest = self.clock.now() - lag
         for values in self.state.all(self.name, "job", tag=kind, after=after, where=where):
-            job = Job.from_dict(values)
+            job = SandboxJob.from_dict(values)
             if lag <= 0 or job.created_at <= newest:
                 yield job
 
-    def change(self, id: str, act: Callable[[Job, float], bool]) -> tuple[Job, bool]:
+    def change(self, id: str, act: Callable[[SandboxJob, float], bool]) -> tuple[SandboxJob, bool]:
         """Apply `act` to the stored job in one transaction. Raises `KeyError` when it does not exist."""
         with self.state.transaction():
             job = self.job(id)
@@ -129,7 +131,7 @@ class Host(ABC):
             self.trainer.wake()
         return job, done
 
-    def start(self, job: Job) -> None:
+    def start(self, job: SandboxJob) -> None:
         """Store a new job. Trained jobs are left to the trainer, others get their schedule."""
         if STALLS.get():
             job.trained = False
@@ -141,7 +143,7 @@ class Host(ABC):
         if job.trained and job.trouble is None:
             self.trainer.take(job)
 
-    def sandbox_fields(self, job: Job) -> dict[str, Any]:
+    def sandbox_fields(self, job: SandboxJob) -> dict[str, Any]:
         """Return the extra fields of every job object: that this is a sandbox, and what was trained."""
         return {
             "sandbox": True,
@@ -149,7 +151,7 @@ class Host(ABC):
             "sandbox_note": f"{NOTE}; {self.trainer.describe(job)}",
         }
 
-    def trouble(self, job: Job, now: float) -> Trouble | None:
+    def trouble(self, job: SandboxJob, now: float) -> Trouble | None:
         return job.trouble if job.phase(now) is Phase.FAILED else None
 
 

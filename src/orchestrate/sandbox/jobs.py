@@ -71,7 +71,7 @@ DEFAULT_BETA = 0.1
 """Of the loss over pairs, on all three hosts."""
 
 
-class Job(msgspec.Struct, kw_only=True):
+class SandboxJob(msgspec.Struct, kw_only=True):
     """Times are seconds since 1970 on the sandbox's clock; `None` is not yet."""
 
     id: str
@@ -215,12 +215,12 @@ class Job(msgspec.Struct, kw_only=True):
         return msgspec.to_builtins(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Job:
+    def from_dict(cls, values: dict[str, Any]) -> SandboxJob:
         return decoding.convert(values, cls)
 
 
 @dataclass
-class Settings:
+class SandboxSettings:
     """How a sandbox behaves; see `orchestrate.sandbox.running`."""
 
     train: bool = True

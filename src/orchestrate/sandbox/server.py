@@ -20,9 +20,9 @@ from orchestrate.errors import SetupError, UsageError
 from orchestrate.http.web import Patient, edge, listen, running
 from orchestrate.sandbox.front import Fault, Front, control_routes
 from orchestrate.sandbox.host import Host
-from orchestrate.sandbox.jobs import SLOTS, Durations, Settings
+from orchestrate.sandbox.jobs import SLOTS, Durations, SandboxSettings
 from orchestrate.sandbox.starts import URLS_KEPT, AlreadyUp, Start, Ways, last_start
-from orchestrate.sandbox.state import Clock, State
+from orchestrate.sandbox.state import SandboxClock, SandboxState
 from orchestrate.sandbox.training import Trainer
 from orchestrate.settings.config import SANDBOX_KEY_PREFIX
 from orchestrate.types import decoding
@@ -76,7 +76,7 @@ class Sandbox:
     urls: dict[str, str]
     """Root of each host, by name."""
     home: Path
-    clock: Clock
+    clock: SandboxClock
     fronts: Mapping[str, Front]
 
     def fault(self, host: str, kind: str, **fields: Any) -> None:
@@ -146,9 +146,9 @@ def serve(  # noqa: PLR0913  each is a setting of its own
             opened.enter_context(closing(_listen(port or before.ports.get(kind.name, 0), asked=port)))
             for port, kind in zip([*ports, *(0 for _ in also)], kinds, strict=True)
         ]
-        state = State(folder)
-        clock = Clock(state, speed)
-        settings = Settings(train=train, waits=waits or Durations())
+        state = SandboxState(folder)
+        clock = SandboxClock(state, speed)
+        settings = SandboxSettings(train=train, waits=waits or Durations())
         trainer = Trainer(state, clock, settings, model=base, slots=slots, threads=threads, start=start)
         hosts = {kind.name: kind(state, clock, trainer, settings) for kind in kinds}
         fronts: dict[str, Front] = {}
@@ -189,7 +189,7 @@ def _model(given: str | None, train: bool) -> str:
     return resolve("tiny-chat", here).id if train else find("tiny-chat").ids[here]
 
 
-def _key(state: State) -> str:
+def _key(state: SandboxState) -> str:
     """Return one key per home, so that a client's environment survives a restart."""
     key = state.setting("key", "") or SANDBOX_KEY_PREFIX + secrets.token_hex(12)
     state.set("key", key)

@@ -27,7 +27,7 @@ from orchestrate.http.wire.openai import chat
 from orchestrate.profile import profile
 from orchestrate.sandbox import uploads
 from orchestrate.sandbox.host import Body, Host, HostError, json_answer, parse
-from orchestrate.sandbox.jobs import BROUGHT, Job, brought_at
+from orchestrate.sandbox.jobs import BROUGHT, SandboxJob, brought_at
 from orchestrate.sandbox.state import token
 from orchestrate.spec import DPO, RFT, SFT, Full, JobSpec, LoRA
 from orchestrate.types import Message, Reply, decoding
@@ -58,7 +58,9 @@ def tokenizer_of(base: str, host: str) -> str:
     return costing.tokenizer_for(resolve(base, host))
 
 
-def training_usd(host: str, job: Job, *, full: bool = False, tokens: int | None = None) -> Decimal | None:
+def training_usd(
+    host: str, job: SandboxJob, *, full: bool = False, tokens: int | None = None
+) -> Decimal | None:
     """Compute the price of the entire job, including its minimum, or return `None` where no price is
     published. `tokens` are the billed tokens, where they are not simply the file's tokens in each epoch."""
     today = datetime.fromtimestamp(job.created_at, UTC).date()
@@ -96,7 +98,7 @@ def money(usd: Decimal) -> dict[str, object]:
 DEFAULT_MAX_TOKENS = 256
 
 
-class ChatMessage(Body):
+class SandboxChatMessage(Body):
     model_config = ConfigDict(extra="ignore")
 
     role: str
@@ -108,14 +110,14 @@ class ChatMessage(Body):
         return self.content or ""
 
 
-class ChatRequest(Body):
+class SandboxChatRequest(Body):
     """The fields of a request that are used. The many other parameters of the hosts are accepted and
     ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
     model: str
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[SandboxChatMessage], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -123,11 +125,13 @@ class ChatRequest(Body):
     stream: bool | None = None
 
 
-def parse_chat(values: dict[str, Any]) -> ChatRequest:
-    return parse(ChatRequest, values)
+def parse_chat(values: dict[str, Any]) -> SandboxChatRequest:
+    return parse(SandboxChatRequest, values)
 
 
-def complete(host: Host, asked: ChatRequest, job: Job | None, step: int | None = None) -> Response:
+def complete(
+    host: Host, asked: SandboxChatRequest, job: SandboxJob | None, step: int | None = None
+) -> Response:
     """Generate an answer of a job's tuned model, or without a job of the model that replaces the base
     model here."""
     messages = [Message(role=m.role, content=m.text()) for m in asked.messages]
@@ -144,7 +148,7 @@ def complete(host: Host, asked: ChatRequest, job: Job | None, step: int | None =
     return json_answer(body)
 
 
-def _body(host: Host, asked: ChatRequest, reply: Reply) -> dict[str, Any]:
+def _body(host: Host, asked: SandboxChatRequest, reply: Reply) -> dict[str, Any]:
     message = chat.message(reply.content, refusal=None)
     body = chat.completion(
         f"chatcmpl-{token()}",
@@ -175,7 +179,7 @@ def _stream(body: dict[str, Any], reply: Reply) -> Iterator[str]:
 _SHIPPED = {".safetensors", ".json", ".jinja", ".txt", ".model"}
 
 
-def weights(host: Host, job: Job, step: int | None = None) -> list[Path]:
+def weights(host: Host, job: SandboxJob, step: int | None = None) -> list[Path]:
     """List the files of the adapter, without what only the trainer needs. Raises `HostError` 404."""
     try:
         folder = host.trainer.adapter(job, step)
@@ -184,7 +188,7 @@ def weights(host: Host, job: Job, step: int | None = None) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in _SHIPPED)
 
 
-def pack(host: Host, job: Job, *, merged: bool, step: int | None) -> Path:
+def pack(host: Host, job: SandboxJob, *, merged: bool, step: int | None) -> Path:
     """Pack the adapter, or the merged model, into a .tar.zst. The archive is created only once."""
     target = host.state.files / f"{job.id}-{'merged' if merged else 'adapter'}-{step or 'final'}.tar.zst"
     if target.exists():
@@ -212,7 +216,7 @@ def folder_of(host: Host, id: str) -> Path:
     return new_folder(brought_at(host.state.runs, host.name, id))
 
 
-def add(host: Host, id: str, name: str, base: str) -> Job:
+def add(host: Host, id: str, name: str, base: str) -> SandboxJob:
     """Register uploaded files as an adapter that can be deployed. Raises `HostError` for files that are
     not an adapter."""
     job = made(host, id, name, base)
@@ -220,25 +224,25 @@ def add(host: Host, id: str, name: str, base: str) -> Job:
     return job
 
 
-def keep(host: Host, job: Job) -> None:
+def keep(host: Host, job: SandboxJob) -> None:
     host.state.put(host.name, KIND, job.id, job.to_dict())
 
 
-def every(host: Host) -> Iterator[Job]:
+def every(host: Host) -> Iterator[SandboxJob]:
     for values in host.state.all(host.name, KIND):
-        yield Job.from_dict(values)
+        yield SandboxJob.from_dict(values)
 
 
-def found(host: Host, id: str) -> Job | None:
+def found(host: Host, id: str) -> SandboxJob | None:
     values = host.state.get(host.name, KIND, id)
-    return Job.from_dict(values) if values else None
+    return SandboxJob.from_dict(values) if values else None
 
 
-def made(host: Host, id: str, name: str, base: str) -> Job:
+def made(host: Host, id: str, name: str, base: str) -> SandboxJob:
     """Build the adapter like `add`, without storing it."""
     config = _config(folder_of(host, id))
     now = host.clock.now()
-    return Job(
+    return SandboxJob(
         id=id,
         host=host.name,
         kind=KIND,
@@ -291,11 +295,11 @@ class StoredFile(msgspec.Struct, kw_only=True):
     bytes: int
     created_at: float
     checked_at: float
-    report: uploads.Report | None = None
+    report: uploads.UploadReport | None = None
     extra: dict[str, Any] = {}
 
 
-class Files:
+class SandboxFiles:
     """The files of one host."""
 
     def __init__(self, host: Host) -> None:

@@ -9,7 +9,7 @@ import msgspec
 
 from orchestrate.errors import SetupError
 from orchestrate.sandbox.jobs import SLOTS
-from orchestrate.sandbox.state import DATABASE, State
+from orchestrate.sandbox.state import DATABASE, SandboxState
 from orchestrate.types import decoding
 
 URLS_KEPT = 60
@@ -42,7 +42,7 @@ def last_start(home: Path) -> Start:
     """Return the record of the last start, or an empty one when there was none."""
     if not (home / DATABASE).exists():
         return Start()
-    with closing(State(home)) as state:
+    with closing(SandboxState(home)) as state:
         return decoding.decode(state.setting("start", "{}"), type=Start)
 
 

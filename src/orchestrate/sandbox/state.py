@@ -43,7 +43,7 @@ def token(length: int = 24) -> str:
     return "".join(secrets.choice(_ALPHABET) for _ in range(length))
 
 
-class State:
+class SandboxState:
     """Objects by host, kind and id, in the order in which they were created. Safe to use from many
     threads."""
 
@@ -181,10 +181,10 @@ def _chosen(host: str, kind: str, id: str | None = None) -> tuple[str, list[str]
     return " AND ".join(f"{name} = ?" for name in found), [*found.values()]
 
 
-class Clock:
+class SandboxClock:
     """The sandbox's time: the wall clock plus what was skipped, and the factor by which waits are shorter."""
 
-    def __init__(self, state: State, speed: float) -> None:
+    def __init__(self, state: SandboxState, speed: float) -> None:
         self._state = state
         self.speed = speed
         self._skipped = float(state.setting("skipped_s", "0"))

@@ -19,19 +19,27 @@ import msgspec
 from orchestrate.core.files import new_folder, whole, write_whole
 from orchestrate.core.tensors import header_bytes, tensors
 from orchestrate.errors import DataError, RunFailed
-from orchestrate.local import Adapter, Generator, Hyper, LocalJob, RunDir, launch, resume
+from orchestrate.local import AdapterSettings, Generator, Hyper, LocalJob, RunDir, launch, resume
 from orchestrate.local.answers.worker import Worker
 from orchestrate.local.job import Method, Preferences, Supervised
 from orchestrate.local.run.checkpoints import Progress
-from orchestrate.sandbox.jobs import BROUGHT, DEFAULT_BETA, Job, Phase, Settings, Trouble, brought_at
-from orchestrate.sandbox.uploads import Taken, write_canonical
+from orchestrate.sandbox.jobs import (
+    BROUGHT,
+    DEFAULT_BETA,
+    Phase,
+    SandboxJob,
+    SandboxSettings,
+    Trouble,
+    brought_at,
+)
+from orchestrate.sandbox.uploads import AcceptedRows, write_canonical
 from orchestrate.types import Message, MetricPoint, Reply
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from orchestrate.sandbox.state import Clock, State
+    from orchestrate.sandbox.state import SandboxClock, SandboxState
 
     Array = npt.NDArray[np.float32]
 
@@ -43,14 +51,14 @@ GATHERING_S = 0.01
 
 
 @dataclass(frozen=True, eq=False)
-class _Asked:
+class _PendingChat:
     adapter: Path | None
     messages: Sequence[Message]
     max_tokens: int
     temperature: float
     reply: Future[Reply] = field(default_factory=Future[Reply])
 
-    def beside(self, other: _Asked) -> bool:
+    def beside(self, other: _PendingChat) -> bool:
         """Return whether both can be answered at once. Sampled answers would depend on the other requests
         in the batch."""
         greedy = self.temperature == other.temperature == 0
@@ -68,7 +76,7 @@ class Generators:
         self._start = start
         self._answering = threading.Lock()
         self._queue = threading.Lock()
-        self._waiting: list[_Asked] = []
+        self._waiting: list[_PendingChat] = []
         self._worker = Worker()
         self._known: dict[Path | None, Generator] = {}
         self._closed = False
@@ -78,7 +86,7 @@ class Generators:
     ) -> Reply:
         """Generate a reply with the adapter, or without one with the sandbox's own model. Raises what
         `Generator` raises."""
-        asked = _Asked(adapter, messages, max_tokens, temperature)
+        asked = _PendingChat(adapter, messages, max_tokens, temperature)
         with self._queue:
             self._waiting.append(asked)
         with self._answering:
@@ -88,7 +96,7 @@ class Generators:
                 self._answer(asked)
         return asked.reply.result()
 
-    def _answer(self, first: _Asked) -> None:
+    def _answer(self, first: _PendingChat) -> None:
         with self._queue:
             together = [one for one in self._waiting if one is first or one.beside(first)]
             self._waiting = [one for one in self._waiting if one not in together]
@@ -196,7 +204,7 @@ _MOST_POINTS = 200
 _HIDDEN = 8
 
 
-def made_up_metrics(job: Job, now: float) -> list[MetricPoint]:
+def made_up_metrics(job: SandboxJob, now: float) -> list[MetricPoint]:
     """Generate a falling curve up to the current step, at most 200 points. The same job always gets the
     same curve."""
     total, done = job.total_steps, job.step(now)
@@ -225,7 +233,7 @@ def made_up_metrics(job: Job, now: float) -> list[MetricPoint]:
     return points
 
 
-def placeholder_adapter(folder: Path, job: Job) -> Path:
+def placeholder_adapter(folder: Path, job: SandboxJob) -> Path:
     """Write a LoRA adapter in PEFT's layout whose weights are all zero. It is created only once."""
     if (folder / "adapter_config.json").exists():
         return folder
@@ -278,12 +286,12 @@ class JobStore(Protocol):
     """The jobs of one host, as the trainer sees them."""
 
     name: ClassVar[str]
-    taken: ClassVar[Taken]
+    taken: ClassVar[AcceptedRows]
     usual_rate: ClassVar[float]
 
-    def job(self, id: str) -> Job | None: ...
+    def job(self, id: str) -> SandboxJob | None: ...
     def wait(self, name: str) -> float: ...
-    def change(self, id: str, act: Callable[[Job, float], bool]) -> tuple[Job, bool]: ...
+    def change(self, id: str, act: Callable[[SandboxJob, float], bool]) -> tuple[SandboxJob, bool]: ...
 
 
 class Trainer:
@@ -291,9 +299,9 @@ class Trainer:
 
     def __init__(
         self,
-        state: State,
-        clock: Clock,
-        settings: Settings,
+        state: SandboxState,
+        clock: SandboxClock,
+        settings: SandboxSettings,
         *,
         model: str,
         slots: int,
@@ -323,7 +331,7 @@ class Trainer:
         now = self.clock.now()
         for host in hosts.values():
             for values in self.state.all(host.name, "job", where=("$.trained", "1"), newest_first=False):
-                job = Job.from_dict(values)
+                job = SandboxJob.from_dict(values)
                 if not job.phase(now).ended:
                     self._active[host.name, job.id] = None
         self._thread = threading.Thread(target=self._watch, daemon=True, name="sandbox-trainer")
@@ -345,7 +353,7 @@ class Trainer:
             deadline.wait(0.1)
         self._generators.close()
 
-    def take(self, job: Job) -> None:
+    def take(self, job: SandboxJob) -> None:
         """Put a new job that is to be trained into the queue."""
         with self._lock:
             self._active[job.host, job.id] = None
@@ -402,7 +410,7 @@ class Trainer:
         jobs = (self._hosts[host].job(id) for host, id in list(self._active))
         return sum(1 for job in jobs if job is not None and job.phase(now) is Phase.RUNNING)
 
-    def _begin(self, host: JobStore, job: Job, run: RunDir) -> None:
+    def _begin(self, host: JobStore, job: SandboxJob, run: RunDir) -> None:
         try:
             local = self._local_job(job, run.ref)
             launch(local, self.state.runs, self._start_worker)
@@ -411,7 +419,7 @@ class Trainer:
             return
         _set(host, job.id, started_at=self.clock.now())
 
-    def _follow(self, host: JobStore, job: Job, run: RunDir) -> None:
+    def _follow(self, host: JobStore, job: SandboxJob, run: RunDir) -> None:
         state = run.state()
         now = self.clock.now()
         if state.status in ("paused", "interrupted"):
@@ -439,7 +447,7 @@ class Trainer:
                 engine_epoch=state.epoch,
             )
 
-    def _fail(self, host: JobStore, job: Job, message: str) -> None:
+    def _fail(self, host: JobStore, job: SandboxJob, message: str) -> None:
         _set(
             host, job.id, failed_at=self.clock.now(), trouble=Trouble(message=message, code="training_failed")
         )
@@ -447,7 +455,7 @@ class Trainer:
     def _run_of(self, key: tuple[str, str]) -> RunDir:
         return RunDir(self.state.runs / f"{key[0]}-{key[1]}")
 
-    def _local_job(self, job: Job, ref: str) -> LocalJob:
+    def _local_job(self, job: SandboxJob, ref: str) -> LocalJob:
         """Build the engine's job, and write its rows beside the uploads."""
         train = self._rows(job, job.training_file)
         return LocalJob(
@@ -457,7 +465,7 @@ class Trainer:
             train=str(train),
             validation=str(self._rows(job, job.validation_file)) if job.validation_file else None,
             method=_method(job),
-            adapter=Adapter(type="lora", r=job.lora_rank, alpha=2.0 * job.lora_rank, dropout=0.0),
+            adapter=AdapterSettings(type="lora", r=job.lora_rank, alpha=2.0 * job.lora_rank, dropout=0.0),
             hyper=Hyper(
                 epochs=job.epochs,
                 learning_rate=self._tiny_rate(job),
@@ -472,13 +480,13 @@ class Trainer:
             created_at=datetime.fromtimestamp(job.created_at, UTC),
         )
 
-    def _tiny_rate(self, job: Job) -> float:
+    def _tiny_rate(self, job: SandboxJob) -> float:
         """Return the tiny model's learning rate: the requested one relative to the host's usual one,
         within bounds."""
         usual = TINY_DPO_RATE if job.kind == "dpo" else TINY_RATE
         return min(5e-3, max(5e-5, usual * job.learning_rate / self._hosts[job.host].usual_rate))
 
-    def _rows(self, job: Job, file: str) -> Path:
+    def _rows(self, job: SandboxJob, file: str) -> Path:
         target = self.state.files / f"{file}.canonical.jsonl"
         if not target.exists():
             with whole(target) as draft:
@@ -487,7 +495,7 @@ class Trainer:
                 )
         return target
 
-    def _continued(self, job: Job) -> Path | None:
+    def _continued(self, job: SandboxJob) -> Path | None:
         if job.continues is None:
             return None
         earlier = self._hosts[job.host].job(job.continues)
@@ -495,7 +503,7 @@ class Trainer:
 
     # -- what came out -------------------------------------------------------------------------------------
 
-    def describe(self, job: Job) -> str:
+    def describe(self, job: SandboxJob) -> str:
         """Describe what really happens to the job, for its events and its object."""
         if job.trained:
             return (
@@ -506,13 +514,13 @@ class Trainer:
             return "reinforcement jobs are not trained here: states, metrics and weights are simulated"
         return "this job is not trained: states, metrics and weights are simulated"
 
-    def metrics(self, job: Job, now: float) -> list[MetricPoint]:
+    def metrics(self, job: SandboxJob, now: float) -> list[MetricPoint]:
         """Return the engine's own metrics, or simulated ones for a job that is not trained."""
         if job.trained:
             return self._run_of((job.host, job.id)).metrics()
         return made_up_metrics(job, now)
 
-    def checkpoints(self, job: Job, now: float) -> list[CheckpointFiles]:
+    def checkpoints(self, job: SandboxJob, now: float) -> list[CheckpointFiles]:
         """List the checkpoints, oldest first. The last one of a job that succeeded is its result."""
         if not job.trained:
             total, wanted = job.total_steps, max(1, job.checkpoints)
@@ -523,7 +531,7 @@ class Trainer:
             return [CheckpointFiles(s, start + span * s / total, None) for s in steps if s <= done]
         return list(_engine_checkpoints(self._run_of((job.host, job.id))))
 
-    def adapter(self, job: Job, step: int | None = None) -> Path:
+    def adapter(self, job: SandboxJob, step: int | None = None) -> Path:
         """Return the folder with adapter_model.safetensors and adapter_config.json. Raises
         `FileNotFoundError`."""
         if job.kind == BROUGHT:
@@ -540,7 +548,7 @@ class Trainer:
             raise FileNotFoundError(folder)
         return folder
 
-    def merged(self, job: Job, step: int | None) -> list[Path]:
+    def merged(self, job: SandboxJob, step: int | None) -> list[Path]:
         """List the files of the full tuned model, or those of the placeholder adapter for a job that is
         not trained.
 
@@ -555,7 +563,7 @@ class Trainer:
 
     def reply(
         self,
-        job: Job | None,
+        job: SandboxJob | None,
         step: int | None,
         messages: Sequence[Message],
         *,
@@ -572,7 +580,7 @@ class Trainer:
         return self._generators.reply(adapter, messages, max_tokens=max_tokens, temperature=temperature)
 
 
-def _method(job: Job) -> Method:
+def _method(job: SandboxJob) -> Method:
     if job.kind == "dpo":
         asked: dict[str, Any] = {"beta": DEFAULT_BETA, **job.preference}
         return Preferences(**asked)
@@ -591,7 +599,7 @@ def _engine_checkpoints(run: RunDir) -> Iterable[CheckpointFiles]:
 
 
 def _set(host: JobStore, id: str, **values: Any) -> None:
-    def act(job: Job, now: float) -> bool:
+    def act(job: SandboxJob, now: float) -> bool:
         for name, value in values.items():
             setattr(job, name, value)
         return True

@@ -28,7 +28,7 @@ _MESSAGE_FIELDS = {"role", "content", "name", "tool_calls", "tool_call_id", "wei
 
 
 @dataclass(frozen=True, kw_only=True)
-class Taken:
+class AcceptedRows:
     """What a host accepts beside the rows that all hosts accept."""
 
     roles: frozenset[str] = frozenset({"system", "user", "assistant", "tool"})
@@ -49,7 +49,7 @@ class RowError(Exception):
         self.reason = reason
 
 
-class Report(msgspec.Struct, kw_only=True, omit_defaults=True):
+class UploadReport(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What the host found in a file."""
 
     format: str | None = None
@@ -68,9 +68,9 @@ class Report(msgspec.Struct, kw_only=True, omit_defaults=True):
     """By tokenizer, counted when first asked for."""
 
 
-def examine(path: Path, taken: Taken) -> Report:
+def examine(path: Path, taken: AcceptedRows) -> UploadReport:
     """Read an entire JSONL file. The first wrong row ends it, with `error` set."""
-    report = Report()
+    report = UploadReport()
     try:
         for example, row in read(path, taken):
             _note(report, example, row)
@@ -82,7 +82,7 @@ def examine(path: Path, taken: Taken) -> Report:
     return report
 
 
-def read(path: Path, taken: Taken) -> Iterator[tuple[Example, dict[str, Any]]]:
+def read(path: Path, taken: AcceptedRows) -> Iterator[tuple[Example, dict[str, Any]]]:
     """Yield each row as a canonical example, and as it was uploaded. Raises `RowError` at the first
     rejected row."""
     seen: str | None = None
@@ -104,7 +104,7 @@ def read(path: Path, taken: Taken) -> Iterator[tuple[Example, dict[str, Any]]]:
             yield example, cast("dict[str, Any]", row)
 
 
-def write_canonical(path: Path, taken: Taken, target: Path, *, rl: bool = False) -> int:
+def write_canonical(path: Path, taken: AcceptedRows, target: Path, *, rl: bool = False) -> int:
     """Write the rows in the form that the local engine reads, one canonical example per line, and return
     their number."""
     count = 0
@@ -118,7 +118,7 @@ def write_canonical(path: Path, taken: Taken, target: Path, *, rl: bool = False)
     return count
 
 
-def tokens(path: Path, taken: Taken, tokenizer: str) -> int:
+def tokens(path: Path, taken: AcceptedRows, tokenizer: str) -> int:
     """Count the tokens of all rows, template included, with the named tokenizer."""
     from orchestrate.data.tokens.counting import counter
 
@@ -126,7 +126,7 @@ def tokens(path: Path, taken: Taken, tokenizer: str) -> int:
     return sum(counter(tokenizer).count(examples).tokens)
 
 
-def _example(line: int, row: dict[str, Any], taken: Taken) -> Example:
+def _example(line: int, row: dict[str, Any], taken: AcceptedRows) -> Example:
     shapes = [
         name
         for name, keys in (
@@ -157,7 +157,7 @@ def _example(line: int, row: dict[str, Any], taken: Taken) -> Example:
             return TextExample(text=row["text"])
 
 
-def _preference(line: int, row: dict[str, Any], taken: Taken) -> PreferenceExample:
+def _preference(line: int, row: dict[str, Any], taken: AcceptedRows) -> PreferenceExample:
     given = row["input"]
     if not isinstance(given, dict) or "messages" not in given:
         raise RowError(line, "input must be an object with messages")
@@ -174,7 +174,7 @@ def _preference(line: int, row: dict[str, Any], taken: Taken) -> PreferenceExamp
     )
 
 
-def _messages(line: int, values: Any, taken: Taken, where: str) -> list[ChatMessage]:
+def _messages(line: int, values: Any, taken: AcceptedRows, where: str) -> list[ChatMessage]:
     if not isinstance(values, list) or not values:
         raise RowError(line, f"{where} must be a non-empty list")
     found: list[ChatMessage] = []
@@ -214,7 +214,7 @@ def _weight(line: int, row: dict[str, Any]) -> float | None:
     return float(weight)
 
 
-def _note(report: Report, example: Example, row: dict[str, Any]) -> None:
+def _note(report: UploadReport, example: Example, row: dict[str, Any]) -> None:
     report.examples += 1
     messages: list[ChatMessage] = []
     match example:

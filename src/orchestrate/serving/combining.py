@@ -19,7 +19,7 @@ from orchestrate.local.weights import ask_all
 from orchestrate.serving.export.card import card
 from orchestrate.serving.export.folder import new_folder_at
 from orchestrate.serving.export.forms import Work, files_of, weights_hash
-from orchestrate.serving.tuned import Tuned
+from orchestrate.serving.tuned import TunedModel
 from orchestrate.text import among
 from orchestrate.types import Merged
 
@@ -38,7 +38,7 @@ ADVICE = (
 
 
 def combine(
-    parts: Sequence[Tuned],
+    parts: Sequence[TunedModel],
     names: Sequence[str],
     folder: Path,
     *,
@@ -89,14 +89,16 @@ def combine(
         merging = {"method": made.method, "density": density, "error": made.error, "parts": made_of}
         kind = "full" if models else "adapter"
         _write_passport(draft, kind, base, dress["base_hash"], merging)
-        merged = Tuned(folder.name, draft, base.base, kind)
+        merged = TunedModel(folder.name, draft, base.base, kind)
         told_how = [f"orchestrate serve {shlex.quote(str(folder))}"]
         form = "merged" if models else "peft"
         write_whole(draft / "README.md", card(merged, form, told_how, notes).encode())
     return replace(made, files=files_of(folder))
 
 
-def _write_passport(draft: Path, kind: str, base: Tuned, base_hash: str, merging: dict[str, Any]) -> None:
+def _write_passport(
+    draft: Path, kind: str, base: TunedModel, base_hash: str, merging: dict[str, Any]
+) -> None:
     passport = {
         "kind": kind,
         "base_model": base.base,
@@ -107,13 +109,13 @@ def _write_passport(draft: Path, kind: str, base: Tuned, base_hash: str, merging
     write_whole(draft / "passport.json", msgspec.json.format(msgspec.json.encode(passport), indent=2))
 
 
-def _part(name: str, weight: float, tuned: Tuned) -> dict[str, Any]:
+def _part(name: str, weight: float, tuned: TunedModel) -> dict[str, Any]:
     weights = weights_hash(tuned.folder)
     return {"of": name, "weight": weight, "weights": weights, "passport": tuned.passport}
 
 
 def _require(
-    parts: Sequence[Tuned],
+    parts: Sequence[TunedModel],
     method: str,
     weights: Sequence[float] | None,
     density: float | None,
@@ -156,7 +158,7 @@ def _require(
     return list(weights) if weights is not None else [1 / len(parts)] * len(parts)
 
 
-def _require_alike(models: Sequence[Tuned], method: str, weights: Sequence[float] | None) -> None:
+def _require_alike(models: Sequence[TunedModel], method: str, weights: Sequence[float] | None) -> None:
     """Raises `UsageError` for models whose tensors or tokens differ: their mean would mean nothing."""
     if method == "slerp" and len(models) != 2:
         raise UsageError(f"slerp merges two models, got {len(models)}", fix="--method linear")
@@ -175,7 +177,7 @@ def _require_alike(models: Sequence[Tuned], method: str, weights: Sequence[float
             raise UsageError(f"{first.name} and {other.name} have different tokens")
 
 
-def _shapes(model: Tuned) -> dict[str, list[int]]:
+def _shapes(model: TunedModel) -> dict[str, list[int]]:
     try:
         each = [tensors(file) for file in sorted(model.folder.glob("*.safetensors"))]
     except (OSError, ValueError) as error:
@@ -185,7 +187,7 @@ def _shapes(model: Tuned) -> dict[str, list[int]]:
     return {name: tensor.shape for part in each for name, tensor in part.items()}
 
 
-def _words(model: Tuned) -> Any:
+def _words(model: TunedModel) -> Any:
     """The tokens by their ids, as far as the folder has them."""
     try:
         told: Any = msgspec.json.decode((model.folder / "tokenizer.json").read_bytes())

@@ -24,7 +24,7 @@ from orchestrate.http.wire.openai import VLLM
 from orchestrate.local.machine import gpus
 from orchestrate.local.run.launching import worker_environment
 from orchestrate.serving.export.forms import VLLM_RANKS
-from orchestrate.serving.tuned import Tuned
+from orchestrate.serving.tuned import TunedModel
 
 SCRIPT = Path(__file__).with_name("llama_server.py")
 """Run by a python that has one of llama.cpp's packages."""
@@ -36,7 +36,7 @@ PATIENCE_S = 900.0
 
 
 @dataclass(frozen=True)
-class Command:
+class EngineCommand:
     """The command that starts an engine, and the address where it then answers."""
 
     words: tuple[str, ...]
@@ -45,7 +45,7 @@ class Command:
     alive: str = "/health"
     """The path that answers 200 once it can be asked."""
 
-    def with_more(self, flags: Sequence[str]) -> Command:
+    def with_more(self, flags: Sequence[str]) -> EngineCommand:
         return replace(self, words=(*self.words, *flags))
 
     @property
@@ -55,14 +55,14 @@ class Command:
 
 
 def vllm(
-    tuned: Sequence[Tuned],
+    tuned: Sequence[TunedModel],
     folders: Mapping[str, Path],
     base_name: str,
     *,
     host: str,
     port: int,
     python: Path | None,
-) -> Command:
+) -> EngineCommand:
     """Build the command that serves with vLLM. `folders` maps each name to the adapter's export with its
     chat template. `python` is the interpreter of the environment that has vLLM."""
     ranks = [t.rank for t in tuned if t.adapter]
@@ -87,7 +87,7 @@ def vllm(
         words = [str(python), "-m", VLLM, "--model", model, *more]
     else:
         words = [shutil.which("vllm") or "vllm", "serve", model, *more]
-    return Command(tuple(words), _url(host, port), {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"})
+    return EngineCommand(tuple(words), _url(host, port), {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"})
 
 
 def _module(name: str, folder: Path) -> str:
@@ -117,8 +117,8 @@ def load_into(url: str, name: str, folder: Path) -> float:
 
 
 def llama_server(
-    tuned: Tuned, file: Path, *, host: str, port: int, parallel: int, python: Path | None = None
-) -> Command:
+    tuned: TunedModel, file: Path, *, host: str, port: int, parallel: int, python: Path | None = None
+) -> EngineCommand:
     """Build the command that serves a GGUF file, which includes its chat template, with llama.cpp's
     server: `llama-server`, or else the one of a Python package, in the environment of `python` or in
     ours."""
@@ -129,7 +129,7 @@ def llama_server(
     flags = ("-m", str(file), "--alias", tuned.name, "--jinja", "--host", host, "--port", str(port))
     # The package's server answers nothing before it is loaded, and llama-cpp-python has no /health.
     alive = "/health" if python is None else "/v1/models"
-    return Command((*words, *flags, "--parallel", str(parallel)), _url(host, port), alive=alive)
+    return EngineCommand((*words, *flags, "--parallel", str(parallel)), _url(host, port), alive=alive)
 
 
 def packaged() -> bool:
@@ -139,7 +139,7 @@ def packaged() -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Here:
+class LocalCapabilities:
     """The engines and hardware that this machine has for serving."""
 
     torch: bool
@@ -148,14 +148,14 @@ class Here:
     llama_cpp: bool
 
     @classmethod
-    def seen(cls, vllm_python: Path | None, llama_python: Path | None) -> Here:
+    def seen(cls, vllm_python: Path | None, llama_python: Path | None) -> LocalCapabilities:
         """Detect the engines on this machine. The interpreters are those that the user named."""
         llama = llama_python is not None or shutil.which("llama-server") is not None or packaged()
         vllm = vllm_python is not None or shutil.which("vllm") is not None
         return cls(torch=find_spec("torch") is not None, gpu=bool(gpus()), vllm=vllm, llama_cpp=llama)
 
 
-def choose(tuned: Sequence[Tuned], here: Here) -> tuple[str, str]:
+def choose(tuned: Sequence[TunedModel], here: LocalCapabilities) -> tuple[str, str]:
     """Choose the engine that fits, and return it with the reason. llama.cpp is chosen only if no other
     engine is available: it serves a quantized file, which differs slightly from what was trained."""
     if not here.torch and here.llama_cpp and len(tuned) == 1:
@@ -173,12 +173,12 @@ def choose(tuned: Sequence[Tuned], here: Here) -> tuple[str, str]:
     return "transformers", f"{why}; it keeps the trained precision and serves several adapters at once"
 
 
-def found(command: Command) -> bool:
+def found(command: EngineCommand) -> bool:
     return shutil.which(command.words[0]) is not None
 
 
 @contextmanager
-def started(command: Command, *, patience_s: float = PATIENCE_S) -> Generator[str]:
+def started(command: EngineCommand, *, patience_s: float = PATIENCE_S) -> Generator[str]:
     """Run the engine for the duration of the block, and yield its URL once it answers. Raises
     `SetupError` if it is not on this machine, with the command to run elsewhere, and `RunFailed` if it
     exits or does not answer."""
@@ -210,7 +210,7 @@ def started(command: Command, *, patience_s: float = PATIENCE_S) -> Generator[st
                 child.wait()
 
 
-def _wait(child: subprocess.Popen[bytes], command: Command, patience_s: float, log: IO[bytes]) -> None:
+def _wait(child: subprocess.Popen[bytes], command: EngineCommand, patience_s: float, log: IO[bytes]) -> None:
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
         if child.poll() is not None:

@@ -41,7 +41,7 @@ def table_of(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Tuned:
+class TunedModel:
     """A tuned model. `folder` holds an adapter or a complete model. `base` is the base that
     `orchestrate.local` loads it on."""
 
@@ -55,7 +55,7 @@ class Tuned:
     evaluations: Sequence[Evaluation] = ()
 
     @classmethod
-    def of(cls, run: Run, artifact: Artifact, evaluations: Sequence[Evaluation]) -> Tuned:
+    def of(cls, run: Run, artifact: Artifact, evaluations: Sequence[Evaluation]) -> TunedModel:
         """Describe a run's tuned model from its files. Raises `UsageError` if the files do not name their
         base."""
         folder = Path(artifact.folder)

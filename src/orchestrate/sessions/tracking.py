@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from orchestrate.core.files import Journal, whole_folder, write_whole
 from orchestrate.errors import NotFound, OrchestrateError, RunFailed, UsageError
-from orchestrate.local.run import RunDir, State, checkpoints, now
+from orchestrate.local.run import JobState, RunDir, checkpoints, now
 from orchestrate.local.run.checkpoints import Progress, Whole
 from orchestrate.paid.limits import reached, require_within
 from orchestrate.providers.base import Sessions, capability
@@ -195,7 +195,7 @@ class SessionRecord:
     _stop: threading.Event = field(default_factory=threading.Event)
     _began: float = 0.0
     _earlier_s: float = 0.0
-    _state: State | None = None
+    _state: JobState | None = None
 
     # -- beginning -----------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from orchestrate.settings import read_keys as read_keys
 from orchestrate.settings import secret as secret
 from orchestrate.settings import write_key as write_key
 from orchestrate.settings.hosts import HostConfig as HostConfig
-from orchestrate.settings.hosts import Hosts, options, reject_unknown, table
+from orchestrate.settings.hosts import HostRegistry, options, reject_unknown, table
 from orchestrate.settings.hosts import is_loopback as is_loopback
 from orchestrate.settings.hosts import require_safe_url as require_safe_url
 
@@ -77,7 +77,7 @@ class Notify:
         return f"by {' and '.join(used)}" if used else "here alone"
 
 
-class Backend(Protocol):
+class BillingBackend(Protocol):
     """The properties that say whether a backend may bill."""
 
     profile: ClassVar[Profile]
@@ -93,7 +93,7 @@ class Settings:
     home: Path
     """Where the store, local runs, written data files and downloads live."""
     store_url: str
-    hosts: Hosts
+    hosts: HostRegistry
     pins: Path
     """The file that ties keys to hosts; beside it lies what the user trusts."""
     budget_usd: Decimal | None = None
@@ -134,7 +134,7 @@ class Settings:
                     folder.chmod(0o700)
         return self.home
 
-    def require_to_spend(self, *backends: Backend) -> None:
+    def require_to_spend(self, *backends: BillingBackend) -> None:
         """Require trust in the project before something is sent that one of these backends may bill.
         Sandboxes and this machine need none. Raises `ProjectNotTrusted`."""
         path = self.config_file
@@ -199,7 +199,7 @@ def load(
         log_level=_level(env.get("ORCHESTRATE_LOG_LEVEL") or values.get("log_level") or "WARNING"),
         config_file=path,
         config_named=named is not None,
-        hosts=Hosts(values.get("hosts", {}), env, path),
+        hosts=HostRegistry(values.get("hosts", {}), env, path),
         pins=pin_file(env),
         local=options(values.get("local", {}), this_machine(), path, "local"),
         gateway=table(values.get("gateway", {}), path, "gateway"),

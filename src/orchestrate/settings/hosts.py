@@ -159,7 +159,7 @@ class HostConfig:
         return self.api_key
 
 
-class Hosts(Mapping[str, HostConfig]):
+class HostRegistry(Mapping[str, HostConfig]):
     """Name -> how it is reached, of all backends that there are. A backend's profile is loaded when it is
     looked up, the keyring asked when its key is; what a project's file says is checked at once."""
 
@@ -177,9 +177,9 @@ class Hosts(Mapping[str, HostConfig]):
         for name in (*self._tables, *given):
             self._described(name)
 
-    def under(self, env: Mapping[str, str]) -> Hosts:
+    def under(self, env: Mapping[str, str]) -> HostRegistry:
         """Return the same backends with these variables overriding the environment."""
-        return Hosts(self._configured, {**self._env, **env}, self._path)
+        return HostRegistry(self._configured, {**self._env, **env}, self._path)
 
     @property
     def sandboxed(self) -> bool:
@@ -381,7 +381,7 @@ def seconds(value: Any, path: Path | None, name: str) -> float:
 # Which hosts each API key may go to: a key is tied to the host that it was first used with.
 
 
-class _File(msgspec.Struct):
+class _PinFile(msgspec.Struct):
     salt: str
     pins: dict[str, list[str]] = {}
     """Hosts by the key's fingerprint."""
@@ -416,7 +416,7 @@ class Pins:
     def allow(self, key: str, url: str) -> None:
         """Add the URL's host to those of the key. Raises `OSError` if the file cannot be written."""
         with self._locked():
-            kept = self._read() or _File(salt=secrets.token_hex(32))
+            kept = self._read() or _PinFile(salt=secrets.token_hex(32))
             mark = _fingerprint(kept, key)
             kept.pins[mark] = sorted({*kept.pins.get(mark, ()), origin(url)})
             self._write(kept)
@@ -426,7 +426,7 @@ class Pins:
         be written, as in a container that is thrown away, every use is the first."""
         try:
             with self._locked():
-                kept = self._read() or _File(salt=secrets.token_hex(32))
+                kept = self._read() or _PinFile(salt=secrets.token_hex(32))
                 mark = _fingerprint(kept, key)
                 if known := kept.pins.get(mark):
                     return tuple(known)
@@ -436,9 +436,9 @@ class Pins:
             pass
         return ()
 
-    def _read(self) -> _File | None:
+    def _read(self) -> _PinFile | None:
         try:
-            kept = decoding.decode(self.path.read_bytes(), type=_File)
+            kept = decoding.decode(self.path.read_bytes(), type=_PinFile)
             bytes.fromhex(kept.salt)
             return kept
         except FileNotFoundError:
@@ -449,7 +449,7 @@ class Pins:
                 fix=f"rm {self.path}   (each key is tied again at its next use)",
             ) from error
 
-    def _write(self, kept: _File) -> None:
+    def _write(self, kept: _PinFile) -> None:
         write_whole(self.path, msgspec.json.format(msgspec.json.encode(kept)), private=True)
 
     @contextmanager
@@ -467,5 +467,5 @@ def origin(url: str) -> str:
     return f"{parts.scheme}://{f'[{name}]' if ':' in name else name}{port}"
 
 
-def _fingerprint(kept: _File, key: str) -> str:
+def _fingerprint(kept: _PinFile, key: str) -> str:
     return hmac.new(bytes.fromhex(kept.salt), key.encode(), hashlib.sha256).hexdigest()[:32]

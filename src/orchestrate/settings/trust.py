@@ -48,7 +48,7 @@ RATES = "rates.yaml"
 """The project's own prices, beside its file."""
 
 
-class _File(msgspec.Struct):
+class _TrustFile(msgspec.Struct):
     files: dict[str, str] = {}
     """sha256 by full path."""
 
@@ -72,11 +72,11 @@ class Trusted:
             known.files |= {_name(path): _digest(path) for path in files}
             write_whole(self.path, msgspec.json.format(msgspec.json.encode(known)), private=True)
 
-    def _read(self) -> _File:
+    def _read(self) -> _TrustFile:
         try:
-            return decoding.decode(self.path.read_bytes(), type=_File)
+            return decoding.decode(self.path.read_bytes(), type=_TrustFile)
         except FileNotFoundError:
-            return _File()
+            return _TrustFile()
         except (OSError, ValueError) as error:
             raise ConfigError(f"{self.path} cannot be read: {error}", fix=f"rm {self.path}") from error
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
 from orchestrate import catalog
-from orchestrate.catalog import Change as Change
+from orchestrate.catalog import CatalogChange as CatalogChange
 from orchestrate.catalog import HostModel as HostModel
 from orchestrate.catalog import Model as Model
 from orchestrate.catalog import find as find
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Looked:
+class BackendReadiness:
     """A backend as it can be used here."""
 
     name: str
@@ -46,7 +46,7 @@ def all_names(settings: Settings) -> list[str]:
     return registry.known(settings)
 
 
-def look(ft: Workspace, name: str) -> Looked:
+def look(ft: Workspace, name: str) -> BackendReadiness:
     """Check whether a backend is ready on this machine. No host is contacted."""
     made: Provider | None = None
     kind = ft.settings.hosts.types.get(name, name)
@@ -60,8 +60,8 @@ def look(ft: Workspace, name: str) -> Looked:
             raise MissingExtra("local", "training on this machine", "torch")
     except (SetupError, UsageError) as error:
         fix = f": {error.fix}" if error.fix else ""
-        return Looked(name, title, made, f"{error.message}{fix}")
-    return Looked(name, made.title, made, None)
+        return BackendReadiness(name, title, made, f"{error.message}{fix}")
+    return BackendReadiness(name, made.title, made, None)
 
 
 class Plugin(Record, frozen=True, kw_only=True):
@@ -119,7 +119,7 @@ def plugins() -> list[Plugin]:
 class ModelChanges(Record, frozen=True, kw_only=True):
     """The differences between the hosts' models and the catalog."""
 
-    changes: tuple[Change, ...]
+    changes: tuple[CatalogChange, ...]
     skipped: dict[str, str]
     """Backend -> why it could not be asked."""
 
@@ -127,7 +127,7 @@ class ModelChanges(Record, frozen=True, kw_only=True):
 def changes(ft: Workspace, provider: Backends = "all") -> ModelChanges:
     """Ask the hosts which models they tune, and return the differences from the catalog. Hosts that the
     catalog does not know are not asked."""
-    found: list[Change] = []
+    found: list[CatalogChange] = []
     skipped: dict[str, str] = {}
     for name in ft.backends(provider):
         if name not in catalog.known_hosts():

@@ -23,7 +23,7 @@ from orchestrate.data.rows import CODES, rows_of
 from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.local import machine
 from orchestrate.local import model as engines
-from orchestrate.local.plan import Shape, fitting, memory
+from orchestrate.local.plan import ModelShape, fitting, memory
 from orchestrate.local.plan.memory import Setup as Setup
 from orchestrate.local.plan.throughput import bench_file as bench_file
 from orchestrate.local.speed import measure as measure
@@ -54,10 +54,10 @@ def memory_plan(
     return replace(plan, notes=(*plan.notes, remark)) if remark else plan
 
 
-def _shape(model: str) -> tuple[Shape, str | None]:
+def _shape(model: str) -> tuple[ModelShape, str | None]:
     """The model's shape, and a remark when it is a usual one of its size."""
     if size := re.fullmatch(r"(\d+(?:\.\d+)?)[bB]", model):
-        return Shape.like(float(size.group(1)) * 1e9), "a typical architecture of this size"
+        return ModelShape.like(float(size.group(1)) * 1e9), "a typical architecture of this size"
     resolved = catalog.resolve(model, this_machine().kind)
     found = fitting.shape_of(resolved.id, resolved.params_b)
     if found is None:
@@ -79,7 +79,7 @@ _CPU_BILLIONS = 1.0
 Progress = Callable[[int, int], None]
 
 
-class Started(Record, frozen=True, kw_only=True):
+class NewSpec(Record, frozen=True, kw_only=True):
     """The answer of `init` for data. `left_out` says of each backend that the spec does not name why."""
 
     spec: str
@@ -108,7 +108,7 @@ def start(
     output: Path | None = None,
     columns: Mapping[str, str] | None = None,
     progress: Progress | None = None,
-) -> Started:
+) -> NewSpec:
     """Write a spec, by default finetune.yaml next to the data and, if the rows are not split, the splits
     into a folder next to them. `columns` maps fields to the file's columns. By default they are guessed
     from the column names. Raises `DataError` for files that cannot be read, or if no backend accepts
@@ -145,7 +145,7 @@ def start(
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
         raise DataError(f"no backend can train {place}: {reasons}", fix=shown)
     write_whole(path, _text(models, spec).encode())
-    return Started(
+    return NewSpec(
         spec=str(path),
         files=files,
         rows=facts.rows,

@@ -25,7 +25,7 @@ from orchestrate.spec.methods import (
     Int,
     Method,
     OptimizerChoice,
-    Part,
+    SpecPart,
     TemplateSettings,
     Train,
     Usd,
@@ -65,7 +65,7 @@ def renaming_of(columns: Mapping[str, str | None] | None) -> dict[str, str]:
     return {field: column or "" for field, column in (columns or {}).items()}
 
 
-class JobSpec(Part):
+class JobSpec(SpecPart):
     """What to train. Raises `SpecError` when built wrongly."""
 
     model: str | dict[str, str] = Field(
@@ -275,7 +275,7 @@ class JobSpec(Part):
         given = self.model_dump(mode="json", exclude_unset=True)
         for name, value in given.items():
             # `early_stopping: {}` asks for the part with its own defaults, which is more than nothing.
-            if value == {} and isinstance(part := getattr(self, name), Part):
+            if value == {} and isinstance(part := getattr(self, name), SpecPart):
                 given[name] = part.model_dump(mode="json")
         for name in ("method", "adapter", "optimizer"):
             # LoRA(r=8) leaves its tag unset, and without it the part could not be read back

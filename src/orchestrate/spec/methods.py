@@ -46,7 +46,7 @@ else:
         pass
 
 
-class Part(_Part):
+class SpecPart(_Part):
     """Frozen, and without unknown fields."""
 
     model_config = ConfigDict(
@@ -66,7 +66,7 @@ class Part(_Part):
         return repr(self)
 
 
-class SFT(Part):
+class SFT(SpecPart):
     """Supervised fine-tuning. The loss falls on assistant tokens only, unless `train_on_inputs`."""
 
     type: Literal["sft"] = "sft"
@@ -90,7 +90,7 @@ class SFT(Part):
         return self
 
 
-class DPO(Part):
+class DPO(SpecPart):
     """Direct preference optimisation over preference pairs, also with IPO's loss; ORPO, which needs no
     reference model; and KTO, over unpaired answers with a label."""
 
@@ -121,7 +121,7 @@ class DPO(Part):
         return self
 
 
-class RFT(Part):
+class RFT(SpecPart):
     """Reinforcement fine-tuning: answers are sampled and a grader scores them."""
 
     type: Literal["rft"] = "rft"
@@ -135,7 +135,7 @@ class RFT(Part):
     """Weight of the divergence from the model as the run began."""
 
 
-class LoRA(Part):
+class LoRA(SpecPart):
     """Low-rank adapters on a frozen base. `alpha` scales by alpha/r; hosts default to 2r."""
 
     type: Literal["lora"] = "lora"
@@ -184,7 +184,7 @@ class QLoRA(LoRA):
     type: Literal["qlora"] = "qlora"  # type: ignore[assignment]  # narrows the tag of the union
 
 
-class Full(Part):
+class Full(SpecPart):
     """All weights are trained."""
 
     type: Literal["full"] = "full"
@@ -208,7 +208,7 @@ OPTIMIZERS: Mapping[str, tuple[Constants, ...]] = {
 which takes what is no matrix."""
 
 
-class Optimizer(Part):
+class Optimizer(SpecPart):
     """The optimiser and its constants; one that is not given is the optimiser's own."""
 
     type: Literal[
@@ -240,7 +240,7 @@ class Optimizer(Part):
         return self
 
 
-class TrainFile(Part):
+class TrainFile(SpecPart):
     """One file of a mix. A whole number of times each row is in it `weight` times; of a fraction a seeded
     sample of the rows is in it once more."""
 
@@ -261,14 +261,14 @@ class TrainFile(Part):
         return {"path": value} if isinstance(value, str) else value
 
 
-class EarlyStopping(Part):
+class EarlyStopping(SpecPart):
     """Stop when the validation loss has not improved by `min_delta` for `patience` evaluations."""
 
     patience: Int = Field(default=2, ge=1)
     min_delta: Float = Field(default=0.0, ge=0)
 
 
-class WandB(Part):
+class WandB(SpecPart):
     """Weights & Biases settings that are passed on to the host. The key comes from the environment, never
     from here."""
 

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from orchestrate.errors import UsageError
 from orchestrate.store import RUN_PREFIX, new_run_id, schema, stamp, time_of
 from orchestrate.store.database import Database
-from orchestrate.store.ledger import Limit, Taken, asked_for, count, reserve_deployment
+from orchestrate.store.ledger import LedgerShare, Limit, asked_for, count, reserve_deployment
 from orchestrate.store.transitions import ImpossibleTransition
 from orchestrate.types import Age, Deployment, DeploymentState, Endpoint, Record, Standing
 
@@ -233,7 +233,7 @@ class Deployments:
                     f"run {deployment.run_id} is already being deployed", fix="orchestrate deployments"
                 ) from error
             self._append(connection, deployment, 0, note)
-            count(connection, [], [Taken.by_deployment(deployment)])
+            count(connection, [], [LedgerShare.by_deployment(deployment)])
 
     def apply(
         self,
@@ -277,7 +277,7 @@ class Deployments:
             )
             if note or (before.state, before.raw_state) != (after.state, after.raw_state):
                 self._append(connection, after, attempt, note)
-            count(connection, [Taken.by_deployment(before)], [Taken.by_deployment(after)])
+            count(connection, [LedgerShare.by_deployment(before)], [LedgerShare.by_deployment(after)])
             return after
 
     def limit_of_entry(self, model: str, usd: Decimal, but: str | None) -> Limit:

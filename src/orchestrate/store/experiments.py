@@ -17,7 +17,7 @@ from orchestrate.types import ExperimentPhase, ExperimentRecord, Exposure
 PREFIX = "exp-"
 
 
-class Recorded(NamedTuple):
+class StoredOutcome(NamedTuple):
     """An outcome as it is kept."""
 
     person: str
@@ -145,14 +145,14 @@ class Experiments:
         with self._db.writing() as connection:
             return len(connection.execute(insert, rows).all())
 
-    def outcomes(self, id: str, metric: str) -> list[Recorded]:
+    def outcomes(self, id: str, metric: str) -> list[StoredOutcome]:
         """List the outcomes of one metric, in the order in which they were recorded."""
         table = tables.outcomes
         query = select(table.c.person, table.c.phase, table.c.value, table.c.at)
         query = query.where(table.c.experiment == id, table.c.metric == metric).order_by(table.c.seq)
         with self._db.reading() as connection:
             rows = connection.execute(query).all()
-        return [Recorded(row[0], row[1], row[2], datetime.fromisoformat(row[3])) for row in rows]
+        return [StoredOutcome(row[0], row[1], row[2], datetime.fromisoformat(row[3])) for row in rows]
 
     # -- counts --------------------------------------------------------------------------------------------
 

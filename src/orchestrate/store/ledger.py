@@ -221,21 +221,21 @@ def _deployed(records: Iterable[str | None], clock: Clock) -> list[Spending]:
 # -- sums that are kept: to add up all runs for each answer takes longer the more of them there are ----------
 
 
-class Taken(NamedTuple):
+class LedgerShare(NamedTuple):
     """What one thing takes of the sums."""
 
     spent_usd: Decimal = Decimal(0)
     committed_usd: Decimal = Decimal(0)
 
     @classmethod
-    def by_run(cls, row: Mapping[Any, Any]) -> Taken:
+    def by_run(cls, row: Mapping[Any, Any]) -> LedgerShare:
         """Read the amounts from the columns of a run's row."""
         if row["sandbox"]:
             return cls()
         return cls(Decimal(row["bill_usd"] or 0), Decimal(row["committed_usd"] or 0))
 
     @classmethod
-    def by_deployment(cls, deployment: Deployment | None) -> Taken:
+    def by_deployment(cls, deployment: Deployment | None) -> LedgerShare:
         """Return what a deployment cost, once it is over. Until then it takes more all the time, and
         nothing is returned."""
         from orchestrate.costing.expenses import deployment_spending
@@ -255,11 +255,11 @@ _KEPT_AND_GOING = _KEPT_SUMS.add_columns(schema.deployments.c.record).select_fro
 _FIRST = text("INSERT INTO kept_sums VALUES (:name, '0', '0') ON CONFLICT DO NOTHING")
 
 
-def count(connection: Connection, before: Iterable[Taken], after: Iterable[Taken]) -> None:
+def count(connection: Connection, before: Iterable[LedgerShare], after: Iterable[LedgerShare]) -> None:
     """Keep the sums, in the transaction that changes what they are the sums of. The last lock that it takes:
     so nobody waits for one another."""
     change = _sum(after, less=before)
-    if change == Taken():
+    if change == LedgerShare():
         return
     if connection.execute(_FIRST, {"name": _SUMS}).rowcount:
         recount(connection)  # with what has changed
@@ -268,7 +268,7 @@ def count(connection: Connection, before: Iterable[Taken], after: Iterable[Taken
     _keep(connection, _sum([known, change]))
 
 
-def _sum(some: Iterable[Taken], *, less: Iterable[Taken] = ()) -> Taken:
+def _sum(some: Iterable[LedgerShare], *, less: Iterable[LedgerShare] = ()) -> LedgerShare:
     """Exact: an amount may have 28 digits, as hours of seconds do, and a rounded sum depends on its order."""
     with localcontext(prec=200):
         spent = committed = Decimal(0)
@@ -276,16 +276,16 @@ def _sum(some: Iterable[Taken], *, less: Iterable[Taken] = ()) -> Taken:
             for taken in each:
                 spent += sign * taken.spent_usd
                 committed += sign * taken.committed_usd
-    return Taken(spent, committed)
+    return LedgerShare(spent, committed)
 
 
-def _keep(connection: Connection, sums: Taken) -> None:
+def _keep(connection: Connection, sums: LedgerShare) -> None:
     values = {"spent_usd": f"{sums.spent_usd:f}", "committed_usd": f"{sums.committed_usd:f}"}
     connection.execute(schema.kept_sums.update().values(values))
 
 
-def _taken(row: Any) -> Taken:
-    return Taken(Decimal(row.spent_usd), Decimal(row.committed_usd))
+def _taken(row: Any) -> LedgerShare:
+    return LedgerShare(Decimal(row.spent_usd), Decimal(row.committed_usd))
 
 
 def recount(connection: Connection) -> bool:
@@ -297,15 +297,16 @@ def recount(connection: Connection) -> bool:
     return not new and sums != known
 
 
-def _added_up(connection: Connection) -> Taken:
+def _added_up(connection: Connection) -> LedgerShare:
     runs, deployments = schema.runs, schema.deployments
     query = select(runs.c.sandbox, runs.c.bill_usd, runs.c.committed_usd).where(
         ~runs.c.sandbox, or_(runs.c.bill_usd.is_not(None), runs.c.committed_usd.is_not(None))
     )
-    each = [Taken.by_run(row) for row in connection.execute(query).mappings()]
+    each = [LedgerShare.by_run(row) for row in connection.execute(query).mappings()]
     ended = select(deployments.c.record).where(~deployments.c.sandbox, deployments.c.over)
     each += [
-        Taken.by_deployment(Deployment.from_json(record)) for record in connection.execute(ended).scalars()
+        LedgerShare.by_deployment(Deployment.from_json(record))
+        for record in connection.execute(ended).scalars()
     ]
     return _sum(each)
 

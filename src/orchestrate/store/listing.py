@@ -69,7 +69,7 @@ class RunQuery:
         return self.sort.startswith("-")
 
 
-class Listing:
+class RunLists:
     """Reads lists of runs."""
 
     def __init__(self, db: Database) -> None:

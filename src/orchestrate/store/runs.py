@@ -107,11 +107,11 @@ Guard = Callable[[Connection, Run], None]
 WITHDRAWN = "cancelled before anything was sent"
 
 
-class _Row(NamedTuple):
+class _StoredRun(NamedTuple):
     run: Run
     attempt: int
     cancel_requested: bool
-    taken: ledger.Taken
+    taken: ledger.LedgerShare
     """Of the sums, by its row."""
 
 
@@ -226,7 +226,7 @@ class Runs:
             raise _SameId from error
         if run.tags:
             schema.write_tags(connection, [run])
-        ledger.count(connection, [], [ledger.Taken.by_run(row)])
+        ledger.count(connection, [], [ledger.LedgerShare.by_run(row)])
 
     def apply(
         self,
@@ -269,17 +269,17 @@ class Runs:
             steps = self._apply(connection, changes)
         return [after for before, after in steps if after is not before]
 
-    def _locked(self, connection: Connection, run_ids: Iterable[str]) -> dict[str, _Row]:
+    def _locked(self, connection: Connection, run_ids: Iterable[str]) -> dict[str, _StoredRun]:
         """By id; locked in one order whoever asks, so that nobody waits for one another."""
-        wanted, found = sorted(set(run_ids)), dict[str, _Row]()
+        wanted, found = sorted(set(run_ids)), dict[str, _StoredRun]()
         for start in range(0, len(wanted), _AT_ONCE):
             rows = connection.execute(_LOCKED, {"ids": wanted[start : start + _AT_ONCE]})
             found |= {
-                row["id"]: _Row(
+                row["id"]: _StoredRun(
                     Run.from_json(row["record"]),
                     row["attempt"],
                     row["cancel_requested"],
-                    ledger.Taken.by_run(row),
+                    ledger.LedgerShare.by_run(row),
                 )
                 for row in rows.mappings()
             }
@@ -312,7 +312,7 @@ class Runs:
                 up = self._db.clock.uptime()
                 stamped = {"run_id": run_id, "attempt": attempt, "boot": up.boot, "uptime": up.seconds}
                 connection.execute(_STAMP, stamped)
-            held[run_id] = _Row(after, attempt, requested, taken)
+            held[run_id] = _StoredRun(after, attempt, requested, taken)
             row = rows.setdefault(run_id, {"changed": run_id})
             row |= {"attempt": attempt, **columns(after, self._db.clock)}
             if after.tags != before.tags:
@@ -329,7 +329,9 @@ class Runs:
         if said:
             connection.execute(_APPEND, said)
         ledger.count(
-            connection, (held[id].taken for id in rows), (ledger.Taken.by_run(row) for row in rows.values())
+            connection,
+            (held[id].taken for id in rows),
+            (ledger.LedgerShare.by_run(row) for row in rows.values()),
         )
         return steps
 

@@ -17,7 +17,7 @@ from orchestrate.store.experiments import Experiments
 from orchestrate.store.gateway import GatewayJobs, GatewayKeys, GatewayObjects
 from orchestrate.store.history import History
 from orchestrate.store.ledger import Ledger
-from orchestrate.store.listing import Listing
+from orchestrate.store.listing import RunLists
 from orchestrate.store.queue import Queue
 from orchestrate.store.reviews import Reviews
 from orchestrate.store.runs import Runs
@@ -39,7 +39,7 @@ class Store:
         self.leases = Leases(self.database)
         self.ledger = Ledger(self.database)
         self.runs = Runs(self.database, self.leases)
-        self.listing = Listing(self.database)
+        self.listing = RunLists(self.database)
         self.deployments = Deployments(self.database)
         self.history = History(self.database)
         self.watching = Agenda(self.database, self.leases)

@@ -257,7 +257,7 @@ class Evaluation(Record, frozen=True, kw_only=True):
     parity: bool = False
     """Whether it holds models against the one that they are to replace."""
     items_file: str | None = None
-    """JSONL, a line for each item: see `orchestrate.evaluation.Answered`."""
+    """JSONL, a line for each item: see `orchestrate.evaluation.ScoredItem`."""
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:

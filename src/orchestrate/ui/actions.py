@@ -55,7 +55,7 @@ VERBS = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class ActionQuestion:
     """The question that a person agrees to: the amount, if there is one, and what happens."""
 
     verb: Verb
@@ -94,22 +94,22 @@ _FLAGS = (("max_cost_usd", "max-cost"), ("max_hours", "max-hours"))
 _LIMITS = [name for name, _ in _FLAGS]
 
 
-def _asked_to_deploy(handle: RunHandle, verb: Verb, given: Mapping[str, str]) -> Asked:
+def _asked_to_deploy(handle: RunHandle, verb: Verb, given: Mapping[str, str]) -> ActionQuestion:
     """With the limits of the form, whose fields are filled with them."""
     offer = handle.deployment_offer(
         max_cost_usd=number(given, "max_cost_usd"), max_hours=number(given, "max_hours")
     )
     shown = {name: first(given, name).strip() for name in _LIMITS}
     if offer.usd_per_hour is None:
-        return Asked(verb, question(offer), "an unknown price", unknown=True, shown=shown)
+        return ActionQuestion(verb, question(offer), "an unknown price", unknown=True, shown=shown)
     total = f"{money(offer.usd_per_hour * 24)} a day"
     if offer.most_usd is not None:
         total = f"at most {money(offer.most_usd)} from now on"
     cost = f"{rate(offer.usd_per_hour)} per hour, {total}"
-    return Asked(verb, question(offer), cost, offer.usd_per_hour, shown=shown)
+    return ActionQuestion(verb, question(offer), cost, offer.usd_per_hour, shown=shown)
 
 
-def asked(handle: RunHandle, name: str, given: Mapping[str, str]) -> Asked:
+def asked(handle: RunHandle, name: str, given: Mapping[str, str]) -> ActionQuestion:
     """Return what a person has to confirm before an action. Raises `UsageError` for an unknown action,
     and the errors of the host that is asked for its price."""
     run = handle.record
@@ -118,13 +118,13 @@ def asked(handle: RunHandle, name: str, given: Mapping[str, str]) -> Asked:
     verb = VERBS[name]
     if name == "cancel":
         what = "The job ends. Most hosts bill the training so far; work not saved in a checkpoint is lost."
-        return Asked(verb, what, None if run.bill is None else f"{money(run.bill.usd)} so far")
+        return ActionQuestion(verb, what, None if run.bill is None else f"{money(run.bill.usd)} so far")
     if name == "resume":
         quote = run.quote if run.phase in _UNSENT else None
         what = "The run continues where it stopped, within its current limits or new ones."
         if quote is not None:
             what = "The run continues where it stopped, within the price you confirmed at submit."
-        return Asked(
+        return ActionQuestion(
             verb, what, None if quote is None or quote.high_usd is None else f"up to {money(quote.high_usd)}"
         )
     if name == "deploy":
@@ -134,7 +134,7 @@ def asked(handle: RunHandle, name: str, given: Mapping[str, str]) -> Asked:
         "download": "Downloads its files into the home folder and checks their hashes.",
         "undeploy": "Clients get no more answers, and billing stops once the host confirms the shutdown.",
     }
-    return Asked(verb, whats[name])
+    return ActionQuestion(verb, whats[name])
 
 
 def routes(site: Site) -> list[Route]:

@@ -32,7 +32,7 @@ _NOT_SETTINGS = {"suffix", "tags", "max_cost_usd", "provider_options"}
 
 
 @dataclass(frozen=True)
-class Line:
+class ComparedRun:
     """One run of the table."""
 
     run: Run
@@ -118,7 +118,7 @@ def _ordered(values: Sequence[str]) -> list[str]:
     return sorted(set(values), key=place)
 
 
-def _table(site: Site, runs: Sequence[Run]) -> tuple[list[str], list[Line]]:
+def _table(site: Site, runs: Sequence[Run]) -> tuple[list[str], list[ComparedRun]]:
     """The names of what differs, and a line for each run."""
     settings = _settings(runs)
     names = list(dict.fromkeys(name for found in settings for name in found))
@@ -126,7 +126,7 @@ def _table(site: Site, runs: Sequence[Run]) -> tuple[list[str], list[Line]]:
     last = site.ft.store.history.last_points([run.id for run in runs])
     newest = {id: one for one in site.ft.store.history.evaluations() for id in one.run_ids}
     return differ, [
-        Line(
+        ComparedRun(
             run,
             [found.get(name, "") for name in differ],
             _loss(last.get(run.id)),

@@ -34,7 +34,7 @@ READ = 20_000
 
 
 @dataclass(frozen=True)
-class Curve:
+class PlottedCurve:
     label: str
     run: str
     """The label of its run, which its curves in all charts share."""
@@ -74,7 +74,7 @@ def charts(
     return found
 
 
-def aligned(curves: Sequence[Curve], most: int) -> tuple[list[float], list[list[float | None]]]:
+def aligned(curves: Sequence[PlottedCurve], most: int) -> tuple[list[float], list[list[float | None]]]:
     """Align curves on common positions: their own or, if those are too many, means over `most` equal
     parts of the axis."""
     own = sorted({place for curve in curves for place in curve.places})
@@ -105,7 +105,9 @@ def _label(label: str, metric: str, metrics: Sequence[str], *, alone: bool) -> s
     return kind if alone else f"{label}, {kind}" if len(metrics) > 1 else label
 
 
-def _curve(points: Sequence[MetricPoint], metric: str, axis: str, label: str, run: str) -> Curve | None:
+def _curve(
+    points: Sequence[MetricPoint], metric: str, axis: str, label: str, run: str
+) -> PlottedCurve | None:
     begun = next((p.at for p in points if p.at), None)
     unit = _UNITS.get(metric, 1.0)
     places: list[float] = []
@@ -120,7 +122,7 @@ def _curve(points: Sequence[MetricPoint], metric: str, axis: str, label: str, ru
         if value is not None and place is not None and isfinite(value) and isfinite(place):
             places.append(place)
             values.append(value / unit)
-    return Curve(label, run, places, values) if places else None
+    return PlottedCurve(label, run, places, values) if places else None
 
 
 def _rounded(value: float | None) -> float | None:

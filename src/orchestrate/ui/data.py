@@ -142,13 +142,13 @@ def _of_rows(site: Site) -> list[Route]:
 
 
 def _of_answers(site: Site) -> list[Route]:
-    desks: dict[str, reviewing.Desk] = {}
+    desks: dict[str, reviewing.ReviewSession] = {}
 
     def begin(request: Request, _: Form) -> str:
         desk = reviewing.opened(site.ft, [site.ft.run(request.path_params["run"]).id])
         return f"/reviews/{desk.review.id}/"
 
-    def desk_of(request: Request) -> reviewing.Desk:
+    def desk_of(request: Request) -> reviewing.ReviewSession:
         name = request.path_params["review"]
         if name not in desks:
             if not name.startswith("rev-"):
@@ -169,7 +169,7 @@ _NEAR = ("near-duplicate", "duplicate")
 
 
 @dataclass(frozen=True)
-class Looked:
+class FileReport:
     """The findings in one file."""
 
     facts: InspectReport
@@ -206,20 +206,20 @@ def routes(site: Site) -> list[Route]:
     return [] if site.read_only else [Route("/data", page, methods=["GET"])]
 
 
-def _look(site: Site, path: str) -> Looked:
+def _look(site: Site, path: str) -> FileReport:
     """Raises `DataError` for what cannot be read."""
     from orchestrate.runs.data import files
 
     facts = files.inspect(path)
     near = all(find_spec(package) for package in ("numpy", "rensa"))
-    options, unlooked = files.check_options(site.ft.settings, {"train": path}, files.Wanted(near=near))
+    options, unlooked = files.check_options(site.ft.settings, {"train": path}, files.FileCheck(near=near))
     if not near:
         unlooked.append("near-duplicates are not checked: pip install 'orchestrate-ft[data]'")
     report = files.check({"train": path}, options)
     order = list(Severity)
     problems = sorted(report.problems, key=lambda p: (order.index(p.severity), p.row or 0))
     changes = _changes(path)
-    return Looked(
+    return FileReport(
         facts,
         max((part.count for part in facts.histogram), default=1),
         [p for p in problems if p.code not in _NEAR][:_SHOWN],

@@ -41,7 +41,7 @@ _MODEL = "qwen3-8b"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class CalculatorQuery:
     model: str
     numbers: dict[str, int]
 
@@ -69,7 +69,7 @@ class Wanted:
 
 def quote_routes(site: Site) -> list[Route]:
     def page(request: Request) -> Response:
-        wanted = Wanted.of(request)
+        wanted = CalculatorQuery.of(request)
         n = wanted.numbers
         quotes = quoting.assumed(site.ft, wanted.spec, n["rows"], n["row_tokens"])
         totals: list[quoting.Ownership] = []
@@ -98,7 +98,7 @@ def quote_routes(site: Site) -> list[Route]:
     return [Route("/quote", page, methods=["GET"])]
 
 
-def _copy(wanted: Wanted) -> Copy:
+def _copy(wanted: CalculatorQuery) -> Copy:
     n = wanted.numbers
     serving = f' --traffic "{wanted.traffic}" --months {n["months"]}' if n["requests"] else ""
     return Copy(

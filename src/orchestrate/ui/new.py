@@ -105,7 +105,7 @@ def _tagged(name: str, part: Mapping[str, Any], kinds: Mapping[str, Any]) -> dic
 
 
 @dataclass(frozen=True)
-class Checked:
+class FormCheck:
     """The contents of the form, as far as they can be read."""
 
     spec: JobSpec | None = None
@@ -139,16 +139,16 @@ def _values(given: Mapping[str, str]) -> dict[str, Any]:
     return values
 
 
-def checked(site: Site, given: Mapping[str, str]) -> Checked:
+def checked(site: Site, given: Mapping[str, str]) -> FormCheck:
     """Check the form. Errors in it are returned to be shown next to it, never raised."""
     if not given.get("model") or not given.get("train"):
-        return Checked()
+        return FormCheck()
     spec: JobSpec | None = None
     try:
         spec = specfile.build(_values(given), place="the form")
-        return Checked(spec, site.ft.prepare(spec, given.get("provider", "")).offers[0])
+        return FormCheck(spec, site.ft.prepare(spec, given.get("provider", "")).offers[0])
     except (UsageError, DataError, SetupError) as error:
-        return Checked(spec, None, error.message.splitlines(), error.fix)
+        return FormCheck(spec, None, error.message.splitlines(), error.fix)
 
 
 def continued(run: Run, origin: str) -> dict[str, str]:

@@ -27,18 +27,18 @@ from orchestrate.types.serving import Merged
 from orchestrate.ui import actions, new
 from orchestrate.ui.curves import AXES, READ, charts
 from orchestrate.ui.runs import repeated, told
-from orchestrate.ui.site import Copy, Note, Site
+from orchestrate.ui.site import ActionNote, Copy, Site
 
 _EVENTS = 300
 """The last ones are shown."""
 
 
 @dataclass(frozen=True)
-class Head:
+class RunHeader:
     """The parts of a run that change while its page is open."""
 
     run: Run
-    notes: list[Note]
+    notes: list[ActionNote]
     verbs: list[actions.Verb]
     deployments: list[DeploymentHandle]
     events: list[Event]
@@ -88,10 +88,10 @@ def routes(site: Site) -> list[Route]:
     ]
 
 
-def head_of(site: Site, handle: RunHandle) -> Head:
+def head_of(site: Site, handle: RunHandle) -> RunHeader:
     run, events = handle.record, site.ft.store.history.events(handle.id, limit=_EVENTS)
     stalls = [one.message for one in events if one.type == STALLED and one.id.startswith("orchestrate-")]
-    return Head(
+    return RunHeader(
         run,
         site.work.notes(run.id),
         [] if site.read_only else actions.possible(site, handle),

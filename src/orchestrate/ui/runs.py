@@ -19,7 +19,7 @@ from orchestrate.http import web
 from orchestrate.store.listing import STATUSES, RunQuery
 from orchestrate.types import MetricPoint, Run
 from orchestrate.ui.site import Form, Site, first
-from orchestrate.ui.table import DEFAULT, Wanted, as_csv, as_json, choices, groups_of, headings
+from orchestrate.ui.table import DEFAULT, RunTableQuery, as_csv, as_json, choices, groups_of, headings
 
 _AT_ONCE = 100
 """Runs that the page comes with; it asks for the others once these are shown."""
@@ -34,7 +34,7 @@ def routes(site: Site) -> list[Route]:
     listing = site.ft.store.listing
 
     def page(request: Request) -> Response:
-        wanted = Wanted.of(request)
+        wanted = RunTableQuery.of(request)
         shown = _part(site, wanted, min(_AT_ONCE, wanted.limit))
         found, tags = shown["runs"], listing.tags()
         offered = choices(found, tags, wanted)
@@ -60,7 +60,7 @@ def routes(site: Site) -> list[Route]:
 
     def rest(request: Request) -> Response:
         """Return the rows after those that the page came with."""
-        wanted = Wanted.of(request)
+        wanted = RunTableQuery.of(request)
         before = listing.page(wanted.of_site(site), limit=1, ids=[wanted.after])
         more = max(0, wanted.limit - _AT_ONCE)
         return site.page(request, "rest.html", **_part(site, wanted, more, before[0] if before else None))
@@ -71,7 +71,7 @@ def routes(site: Site) -> list[Route]:
         return web.json_answer({run_id: spark(points[run_id]) for run_id in ids})
 
     def stream(request: Request) -> Response:
-        wanted, since = Wanted.of(request), since_of(request)
+        wanted, since = RunTableQuery.of(request), since_of(request)
         return web.event_stream(_changes(request, site, wanted, since))
 
     return [
@@ -84,7 +84,7 @@ def routes(site: Site) -> list[Route]:
     ]
 
 
-def _part(site: Site, wanted: Wanted, limit: int, before: Run | None = None) -> dict[str, Any]:
+def _part(site: Site, wanted: RunTableQuery, limit: int, before: Run | None = None) -> dict[str, Any]:
     """Rows of the table, and the headings among them; `before` is the run in the row above."""
     query, listing = wanted.of_site(site), site.ft.store.listing
     found = listing.page(query, limit=limit, after=wanted.after)
@@ -101,7 +101,7 @@ def _files(site: Site) -> list[Route]:
     """The table as CSV and JSON, in the order and with the filters of its address."""
 
     def as_file(request: Request, kind: str) -> Response:
-        query = Wanted.of(request).of_site(site)
+        query = RunTableQuery.of(request).of_site(site)
         content = as_csv(site, query) if kind == "csv" else as_json(site.ft.store.listing.each(query))
         return StreamingResponse(
             content,
@@ -162,7 +162,9 @@ def since_of(request: Request) -> datetime:
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
-async def _changes(request: Request, site: Site, wanted: Wanted, since: datetime) -> AsyncIterator[str]:
+async def _changes(
+    request: Request, site: Site, wanted: RunTableQuery, since: datetime
+) -> AsyncIterator[str]:
     """The rows that changed, each time some did."""
     query, columns = wanted.of_site(site), wanted.shown()
 

@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, Response
 
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.http import web
-from orchestrate.http.web import Guard
+from orchestrate.http.web import RequestGuard
 from orchestrate.settings.hosts import is_loopback
 from orchestrate.ui import actions, compare, data, money, new, run, runs, standing, talk
 from orchestrate.ui.site import Site, static
@@ -87,7 +87,7 @@ def serving(
             fix="add --read-only, or reach this machine through a tunnel: ssh -L 8080:localhost:8080 ...",
         )
     site, token = Site(ft, read_only), secrets.token_urlsafe(24)
-    guard = Guard(
+    guard = RequestGuard(
         app(site),
         refuse=_refused,
         tokens={token: "reader" if read_only else "owner"},

@@ -45,7 +45,7 @@ _AT_ONCE = 4
 
 
 @dataclass(frozen=True)
-class Note:
+class ActionNote:
     """One act on one run, and what came of it."""
 
     verb: str
@@ -56,11 +56,11 @@ class Note:
 
 
 @dataclass
-class Work:
+class SiteWork:
     """The actions of one server. They end with it, but what they began at a host continues, as after any
     interruption."""
 
-    _notes: dict[tuple[str, str], Note] = field(default_factory=dict[tuple[str, str], Note])
+    _notes: dict[tuple[str, str], ActionNote] = field(default_factory=dict[tuple[str, str], ActionNote])
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_AT_ONCE, "ui-work"))
 
@@ -71,7 +71,7 @@ class Work:
         with self._lock:
             if (known := self._notes.get(key)) and known.going:
                 raise UsageError(f"{verb} of {run_id} is already in progress")
-            self._notes[key] = Note(verb)
+            self._notes[key] = ActionNote(verb)
         done: Future[str] = self._threads.submit(act)
         done.add_done_callback(lambda future: self._ended(key, future))
         try:
@@ -79,7 +79,7 @@ class Work:
         except TimeoutError:
             return
 
-    def notes(self, run_id: str) -> list[Note]:
+    def notes(self, run_id: str) -> list[ActionNote]:
         with self._lock:
             return [note for (of, _), note in self._notes.items() if of == run_id]
 
@@ -140,7 +140,7 @@ class Site:
     read_only: bool = False
     word: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
     """In each form."""
-    work: Work = field(default_factory=Work, repr=False)
+    work: SiteWork = field(default_factory=SiteWork, repr=False)
     closing: threading.Event = field(default_factory=threading.Event, repr=False)
     """Set when streams are to end."""
 

@@ -31,7 +31,7 @@ _MOST_COLUMNS = 24
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """One column; `sort` is what the database sorts it by."""
 
     name: str
@@ -45,37 +45,37 @@ class Column:
 BUILT_IN = {
     column.name: column
     for column in (
-        Column("status", "Status", "status", wide=False),
-        Column("step", "Step", number=True),
-        Column("left", "Left", number=True),
-        Column("cost", "Cost", "cost", number=True, wide=False),
-        Column("loss", "Loss", "loss"),
-        Column("created", "Created, UTC", "created", number=True),
-        Column("backend", "Backend", "backend"),
-        Column("model", "Model", "model"),
-        Column("note", "Note"),
-        Column("quote", "Quote", number=True),
-        Column("took", "Took", number=True),
-        Column("updated", "Updated, UTC", "updated", number=True),
-        Column("finished", "Finished, UTC", number=True),
-        Column("person", "Made by"),
-        Column("job", "Job"),
+        TableColumn("status", "Status", "status", wide=False),
+        TableColumn("step", "Step", number=True),
+        TableColumn("left", "Left", number=True),
+        TableColumn("cost", "Cost", "cost", number=True, wide=False),
+        TableColumn("loss", "Loss", "loss"),
+        TableColumn("created", "Created, UTC", "created", number=True),
+        TableColumn("backend", "Backend", "backend"),
+        TableColumn("model", "Model", "model"),
+        TableColumn("note", "Note"),
+        TableColumn("quote", "Quote", number=True),
+        TableColumn("took", "Took", number=True),
+        TableColumn("updated", "Updated, UTC", "updated", number=True),
+        TableColumn("finished", "Finished, UTC", number=True),
+        TableColumn("person", "Made by"),
+        TableColumn("job", "Job"),
     )
 }
 DEFAULT = ("status", "step", "left", "cost", "loss", "created")
 """The columns when none were chosen."""
 
 
-def column(name: str) -> Column:
+def column(name: str) -> TableColumn:
     """Return a built-in column, `spec.NAME` or `tag.NAME`. Raises `UsageError`."""
     if name in BUILT_IN:
         return BUILT_IN[name]
     RunQuery(sort=name)
-    return Column(name, name.partition(".")[2] or name, name)
+    return TableColumn(name, name.partition(".")[2] or name, name)
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RunTableQuery:
     """The runs to show, and how. All of it is in the page's URL."""
 
     words: str = ""
@@ -131,7 +131,7 @@ class Wanted:
     def of_site(self, site: Site) -> RunQuery:
         return self.asked(scope_of(site.ft.settings))
 
-    def shown(self) -> list[Column]:
+    def shown(self) -> list[TableColumn]:
         return [column(name) for name in self.columns]
 
     @property
@@ -198,8 +198,8 @@ class Wanted:
 
 
 def choices(
-    runs: Sequence[Run], tags: Sequence[tuple[str, str]], wanted: Wanted
-) -> list[tuple[str, list[Column]]]:
+    runs: Sequence[Run], tags: Sequence[tuple[str, str]], wanted: RunTableQuery
+) -> list[tuple[str, list[TableColumn]]]:
     """List the columns to choose from: those that every run has, its settings, its tags."""
     settings = sorted({name for run in runs for name in settings_of(run)})[:_ODD]
     named = sorted({name for name, _ in tags})[:_ODD]
@@ -212,8 +212,8 @@ def choices(
     return [(title, some) for title, some in found if some]
 
 
-def _known(names: Sequence[str], chosen: Sequence[str], kind: str) -> list[Column]:
-    found: list[Column] = []
+def _known(names: Sequence[str], chosen: Sequence[str], kind: str) -> list[TableColumn]:
+    found: list[TableColumn] = []
     for name in dict.fromkeys([*names, *(one for one in chosen if one.startswith(kind))]):
         try:
             found.append(column(name))
@@ -222,7 +222,7 @@ def _known(names: Sequence[str], chosen: Sequence[str], kind: str) -> list[Colum
     return found
 
 
-def groups_of(columns: Sequence[tuple[str, list[Column]]]) -> list[str]:
+def groups_of(columns: Sequence[tuple[str, list[TableColumn]]]) -> list[str]:
     return [*GROUPS, *(one.name for title, some in columns if title != "Run" for one in some)]
 
 
@@ -246,7 +246,7 @@ def settings_of(run: Run) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Group:
+class RowGroup:
     """A heading between rows, with the number of runs below it where that is known."""
 
     title: str
@@ -255,11 +255,11 @@ class Group:
 
 def headings(
     runs: Sequence[Run], group: str, numbers: Sequence[tuple[str | None, int]], before: Run | None = None
-) -> dict[str, Group]:
+) -> dict[str, RowGroup]:
     """Return the group headings by the id of the run that each is shown above."""
     if not group:
         return {}
-    counted, found = dict(numbers), dict[str, Group]()
+    counted, found = dict(numbers), dict[str, RowGroup]()
     last: Any = object() if before is None else value_of(before, group)
     for run in runs:
         value = value_of(run, group)
@@ -267,7 +267,9 @@ def headings(
             known = None if value is None else str(value)
             number = counted.get(known, counted.get(str(int(value))) if isinstance(value, bool) else None)
             title = "none" if value is None else compact(value)
-            found[run.id] = Group(": ".join(filter(None, (group.partition(".")[2] or group, title))), number)
+            found[run.id] = RowGroup(
+                ": ".join(filter(None, (group.partition(".")[2] or group, title))), number
+            )
         last = value
     return found
 

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from orchestrate.errors import OrchestrateError, OverBudget, ProviderError, UsageError
 from orchestrate.paid.asking import Asking, Question, Respondent
-from orchestrate.paid.journal import Purse
+from orchestrate.paid.journal import RequestBudget
 from orchestrate.paid.limits import COMMAND_LIMIT
 from orchestrate.text import count
 from orchestrate.types import JobStatus, Message, Sampling
@@ -138,7 +138,7 @@ def _answered(site: Site, handle: RunHandle, talked: Talked, form: Form) -> Talk
     with closing(Contenders(site.ft, Sampling(max_tokens=_MAX_TOKENS), talked.on)) as asked:
         respondent = asked.of_run(handle, None, base=False)[0].respondent
         account = site.ft.store.ledger.account("chat", site.ft.settings)
-        asking = Asking(site.ft.settings.home / "chat" / handle.id, Purse(account=account))
+        asking = Asking(site.ft.settings.home / "chat" / handle.id, RequestBudget(account=account))
         if not asking.kept(respondent, [question]):  # what was answered before is not sent
             worst, lost = respondent.worst_usd([question]), asking.lost_before(respondent, question)
             billed, play = respondent.price is not None, respondent.sandbox

@@ -8,15 +8,15 @@ from typing import Any
 
 from tests.faults.world import World
 
-from orchestrate.runs.hosting.deployer import Deployer, Terms
+from orchestrate.runs.hosting.deployer import Deployer, DeployTerms
 from orchestrate.store import Clock
 from orchestrate.store.store import CrashPoint, pass_by
 from orchestrate.types import Deployment, JobStatus, Run
 
 HOURLY = ("together", "fireworks")
 CREATE = {"together": "endpoints/[^/]+/deployments$", "fireworks": "/deployments$"}
-WITH_ADAPTER = Terms(options={"mode": "addons"})
-TERMS = {"together": Terms(), "fireworks": WITH_ADAPTER}
+WITH_ADAPTER = DeployTerms(options={"mode": "addons"})
+TERMS = {"together": DeployTerms(), "fireworks": WITH_ADAPTER}
 """With all steps that a backend has."""
 
 
@@ -71,7 +71,7 @@ class Deployed:
         return Deployer(self.store, self.world.provider(name), self.world.timing, reached)
 
     def deploy(
-        self, name: str, terms: Terms | None = None, *, point: str = "none", **more: Any
+        self, name: str, terms: DeployTerms | None = None, *, point: str = "none", **more: Any
     ) -> Deployment:
         return self.deployer(name, dies_at(point)).deploy(self.runs[name], terms or TERMS[name], **more)
 

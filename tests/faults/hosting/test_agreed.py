@@ -19,7 +19,7 @@ from tests.faults.hosting.test_deployment_machine import TIMING, Books, HourlyHo
 from orchestrate.api.run import RunHandle
 from orchestrate.costing import Spending
 from orchestrate.errors import OrchestrateError, OtherAccount, OverBudget, UsageError
-from orchestrate.runs.hosting.deployer import Deployer, Terms
+from orchestrate.runs.hosting.deployer import Deployer, DeployTerms
 from orchestrate.runs.hosting.upkeep import adopt
 from orchestrate.runs.syncing.sweep import sync
 from orchestrate.settings import config
@@ -372,7 +372,7 @@ def test_one_that_was_never_made_costs_nothing_once_that_is_certain(place: Place
             raise Killed
 
     with pytest.raises(Killed):
-        Deployer(place.store, place.host, TIMING, dies).deploy(place.runs[0], Terms())
+        Deployer(place.store, place.host, TIMING, dies).deploy(place.runs[0], DeployTerms())
     place.pass_hours(0.001)
     ended = place.handle().undeploy(patience_s=0)
     assert ended is not None and ended.state is DeploymentState.ENDING

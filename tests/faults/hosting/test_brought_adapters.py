@@ -19,7 +19,7 @@ from tests.faults.shop import Shop
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.api.run import RunHandle
 from orchestrate.errors import OrchestrateError, OtherAccount, Unsupported, UsageError
-from orchestrate.runs.hosting.deployer import Deployer, Terms
+from orchestrate.runs.hosting.deployer import Deployer, DeployTerms
 from orchestrate.runs.serving.tuned import adapter_of
 from orchestrate.settings import config
 from orchestrate.types import ADAPTER_JOB, Deployment, DeploymentState
@@ -135,12 +135,12 @@ def test_one_killed_on_its_way_is_gone_on_with_and_uploads_nothing_twice(
 ) -> None:
     run, to = bringer.runs[own], OTHER[own]
     with pytest.raises(Killed):
-        bringer.deployer(run, to, point).deploy(run.record, Terms())
+        bringer.deployer(run, to, point).deploy(run.record, DeployTerms())
     bringer.hosts.clear_requests()
     for _ in range(6):
         bringer.ft.sync()
         bringer.clock.ahead += timedelta(minutes=1)
-    assert bringer.deployer(run, to, "none").deploy(run.record, Terms()).complete
+    assert bringer.deployer(run, to, "none").deploy(run.record, DeployTerms()).complete
     puts = len(bringer.hosts.requests(to, method="PUT"))
     assert puts == (2 if point == "after-intent" else 0)
     assert len(bringer.up(to)) == 1
@@ -155,7 +155,7 @@ def test_another_key_neither_completes_nor_doubles_nor_ends_it(
 ) -> None:
     run, to = bringer.runs[own], OTHER[own]
     with pytest.raises(Killed):
-        bringer.deployer(run, to, point).deploy(run.record, Terms())
+        bringer.deployer(run, to, point).deploy(run.record, DeployTerms())
     up = len(bringer.up(to))
     with bringer.another_key(to) as other:
         for _ in range(4):
@@ -163,7 +163,7 @@ def test_another_key_neither_completes_nor_doubles_nor_ends_it(
             bringer.clock.ahead += timedelta(minutes=1)
         bringer.hosts.clear_requests()
         with pytest.raises(OtherAccount):
-            bringer.deployer(run, to, "none", other).deploy(run.record, Terms())
+            bringer.deployer(run, to, "none", other).deploy(run.record, DeployTerms())
         with pytest.raises(OtherAccount):
             other.run(run.id).undeploy(to)
         assert [e for e in bringer.hosts.requests(to) if e["method"] in ("POST", "PUT", "DELETE")] == []
@@ -171,7 +171,7 @@ def test_another_key_neither_completes_nor_doubles_nor_ends_it(
     for _ in range(4):
         bringer.ft.sync()
         bringer.clock.ahead += timedelta(minutes=1)
-    assert bringer.deployer(run, to, "none").deploy(run.record, Terms()).complete
+    assert bringer.deployer(run, to, "none").deploy(run.record, DeployTerms()).complete
     assert len(bringer.up(to)) == 1
     ended = run.undeploy(to)
     assert ended is not None and ended.state is DeploymentState.ENDED and bringer.up(to) == []
@@ -181,10 +181,10 @@ def test_another_key_neither_completes_nor_doubles_nor_ends_it(
 def test_what_was_begun_with_another_key_and_never_sent_is_begun_anew(bringer: Bringer, own: str) -> None:
     run, to = bringer.runs[own], OTHER[own]
     with pytest.raises(Killed):
-        bringer.deployer(run, to, "after-intent").deploy(run.record, Terms())
+        bringer.deployer(run, to, "after-intent").deploy(run.record, DeployTerms())
     first = bringer.record(run, to)
     with bringer.another_key(to) as other:
-        made = bringer.deployer(run, to, "none", other).deploy(run.record, Terms())
+        made = bringer.deployer(run, to, "none", other).deploy(run.record, DeployTerms())
         assert made.complete and made.id != first.id and made.account != first.account
         ended = other.run(run.id).undeploy(to)
         assert ended is not None and ended.state is DeploymentState.ENDED

@@ -31,7 +31,7 @@ from orchestrate.errors import (
     RateLimited,
 )
 from orchestrate.providers.base import Deploys
-from orchestrate.runs.hosting.deployer import DEPLOY_POINTS, END_POINTS, Deployer, Terms
+from orchestrate.runs.hosting.deployer import DEPLOY_POINTS, END_POINTS, Deployer, DeployTerms
 from orchestrate.runs.syncing.recovery import recover
 from orchestrate.runs.syncing.sweep import sync
 from orchestrate.store import Clock, Uptime
@@ -255,7 +255,7 @@ class Deployments(RuleBasedStateMachine):
     ) -> None:
         self.books.fault = fault
         owner = who or OWNERS[which]
-        terms = Terms(max_hours=None if hours is None else Decimal(hours))
+        terms = DeployTerms(max_hours=None if hours is None else Decimal(hours))
         with contextlib.suppress(OrchestrateError, Killed):
             up = self._deployer(self.pick(copy), self.host(owner, key), point).deploy(self.runs[which], terms)
             assert up.complete and self.books.up[up.job_id]

@@ -17,7 +17,7 @@ from tests.faults.hosting.deployed import CREATE, HOURLY, TERMS, Deployed, Kille
 from tests.faults.world import SETTLED, World
 
 from orchestrate.errors import OrchestrateError, OtherAccount, OutcomeUnknown, OverBudget, UsageError
-from orchestrate.runs.hosting.deployer import DEPLOY_POINTS, END_POINTS, Terms
+from orchestrate.runs.hosting.deployer import DEPLOY_POINTS, END_POINTS, DeployTerms
 from orchestrate.types import Deployment, DeploymentState
 
 
@@ -215,7 +215,7 @@ def test_one_that_the_store_does_not_know_is_taken_up_and_ended(deployed: Deploy
 def test_a_limit_that_has_come_ends_it_and_is_retried(
     deployed: Deployed, hosts: Any, name: str, limit: dict[str, Decimal], words: str
 ) -> None:
-    up = deployed.deploy(name, Terms(**limit))
+    up = deployed.deploy(name, DeployTerms(**limit))
     deployed.clock.ahead += timedelta(hours=1.1)
     report = deployed.world.sync()
     assert any("up for 1h 06m" in line for line in report.hosting), report
@@ -236,7 +236,7 @@ def test_deployments_take_their_part_of_the_budget(deployed: Deployed) -> None:
     from orchestrate.costing.expenses import deployment_spending
     from orchestrate.store.ledger import reserve
 
-    up = deployed.deploy("fireworks", Terms(max_hours=Decimal(3)))
+    up = deployed.deploy("fireworks", DeployTerms(max_hours=Decimal(3)))
     own = {"sandbox": False, "id": "dep-1", "job_id": "another", "host": "https://host"}
     real = Deployment.from_dict(up.to_dict() | own)
     deployed.store.deployments.add(real)
@@ -262,13 +262,15 @@ def _without_limits(deployment: Deployment) -> Deployment:
 def test_terms_that_do_not_hold_make_nothing(deployed: Deployed, hosts: Any, name: str) -> None:
     hosts.requests()
     with pytest.raises(OverBudget):
-        deployed.deploy(name, Terms(max_usd_per_hour=Decimal(1)))
+        deployed.deploy(name, DeployTerms(max_usd_per_hour=Decimal(1)))
     if name == "fireworks":
         unpriced = {"shape": "default"}
         with pytest.raises(UsageError, match="no rate is known"):
-            deployed.deploy(name, Terms(options=unpriced))
+            deployed.deploy(name, DeployTerms(options=unpriced))
         with pytest.raises(UsageError, match="cannot be enforced"):
-            deployed.deploy(name, Terms(options=unpriced, accept_unknown_price=True, max_cost_usd=Decimal(5)))
+            deployed.deploy(
+                name, DeployTerms(options=unpriced, accept_unknown_price=True, max_cost_usd=Decimal(5))
+            )
     assert deployed.record(name) is None and deployed.up(name) == []
 
 

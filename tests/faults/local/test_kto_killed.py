@@ -12,7 +12,7 @@ from tests.unit.local.sessions import TINY, answers
 from tests.workers import Nursery
 
 from orchestrate.local import Hyper, LocalJob, launch, resume
-from orchestrate.local.job import Adapter, Preferences
+from orchestrate.local.job import AdapterSettings, Preferences
 from orchestrate.local.run import now
 
 pytestmark = pytest.mark.slow
@@ -28,7 +28,7 @@ def test_killed_in_the_reference_and_in_a_step_it_ends_as_if_it_had_not_been(
         train=str(answers(tmp_path / "rows.jsonl", 40)),
         validation=str(answers(tmp_path / "valid.jsonl", 10)),
         method=Preferences(loss="kto", desirable_weight=1.5),
-        adapter=Adapter(type="qlora", r=8, alpha=16.0, dropout=0.1),
+        adapter=AdapterSettings(type="qlora", r=8, alpha=16.0, dropout=0.1),
         hyper=Hyper(epochs=4, batch_size=8, learning_rate=2e-3, evals=7, recovery_seconds=0.0),
         seed=3,
         threads=1,

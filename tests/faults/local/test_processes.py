@@ -26,8 +26,8 @@ from tests.workers import Nursery
 
 from orchestrate.local import LocalJob, RunDir, launch, resume
 from orchestrate.local.run.parallel import split
-from orchestrate.serving.export.forms import Options, export
-from orchestrate.serving.tuned import Tuned
+from orchestrate.serving.export.forms import WeightOptions, export
+from orchestrate.serving.tuned import TunedModel
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
@@ -100,9 +100,9 @@ def merged_and_exported(one: Path, two: Path, folder: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    tuned = Tuned("two", two, str(TINY), "adapter")
+    tuned = TunedModel("two", two, str(TINY), "adapter")
     adapter = export(tuned, "peft", folder / "peft").folder
-    merged = export(tuned, "merged", folder / "merged", Options(dtype="fp32")).folder
+    merged = export(tuned, "merged", folder / "merged", WeightOptions(dtype="fp32")).folder
     words = torch.arange(5, 69).reshape(2, 32)
 
     def said(path: str | Path, laid_on: str | Path | None = None) -> torch.Tensor:

@@ -25,7 +25,7 @@ from tests.workers import Nursery
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.local import Hyper, LocalJob, RunDir, launch, resume
-from orchestrate.local.job import Adapter, Supervised
+from orchestrate.local.job import AdapterSettings, Supervised
 from orchestrate.local.plan import throughput
 from orchestrate.local.run import STARTING_S, now, worker
 from orchestrate.providers.local.provider import LocalProvider
@@ -67,7 +67,7 @@ def job(files: tuple[Path, Path]) -> LocalJob:
         train=str(files[0]),
         validation=str(files[1]),
         method=Supervised(),
-        adapter=Adapter(type="qlora", r=8, alpha=16.0, dropout=0.1),
+        adapter=AdapterSettings(type="qlora", r=8, alpha=16.0, dropout=0.1),
         hyper=Hyper(epochs=4, batch_size=8, learning_rate=2e-3, evals=7, recovery_seconds=0.0),
         seed=3,
         threads=1,

@@ -30,17 +30,17 @@ from orchestrate import JobSpec, Orchestrator
 from orchestrate.errors import HostUnavailable, InvalidRequest, OrchestrateError, OutcomeUnknown
 from orchestrate.gateway.submitting import Submitting
 from orchestrate.mcp.reading import SpecGiven
-from orchestrate.mcp.spending import Agreement, Purse, _deploying, _submitting
+from orchestrate.mcp.spending import AgentBudget, Agreement, _deploying, _submitting
 from orchestrate.migration.migrating import MigrationOrder, PreparedMigration
 from orchestrate.paid.limits import require_within
 from orchestrate.providers.base import Deploys, Limited, Pauses, Resumes
 from orchestrate.runs import queue as queueing
 from orchestrate.runs.queue import QueueServer
 from orchestrate.runs.sweep import searching, space
-from orchestrate.runs.sweep.searching import Order
+from orchestrate.runs.sweep.searching import SweepOrder
 from orchestrate.runs.sweep.trials import Searching
 from orchestrate.settings import config
-from orchestrate.store.gateway import Request, Use
+from orchestrate.store.gateway import CreateKey, KeyUse
 from orchestrate.store.store import Store
 from orchestrate.store.transitions import UNSENT
 from orchestrate.types import (
@@ -237,10 +237,10 @@ class Features(RuleBasedStateMachine):
         )
         self.url = self.database() or f"sqlite:///{self.folder}/runs.sqlite3"
         self.shops = [self.open() for _ in range(2)]
-        order = Order(space=space.parse(["epochs=1,2,3"], []), max_parallel=3, max_cost_usd=SWEEP)
+        order = SweepOrder(space=space.parse(["epochs=1,2,3"], []), max_parallel=3, max_cost_usd=SWEEP)
         spec = self.spec(1).model_copy(update={"validation": str(self.folder / "valid.jsonl")})
         self.search = searching.begin(self.shops[0], spec, ["paper"], order)
-        self.purses = [Purse(AGENT), Purse(AGENT)]
+        self.purses = [AgentBudget(AGENT), AgentBudget(AGENT)]
 
     @staticmethod
     def database() -> str | None:
@@ -413,9 +413,9 @@ class Features(RuleBasedStateMachine):
             spec=self.spec(epochs).asked(),
             quote_usd=HIGH.get(epochs),
         )
-        request = Request("team", f"{number}", 0, f"{number}")
+        request = CreateKey("team", f"{number}", 0, f"{number}")
 
-        def allow(use: Use) -> None:
+        def allow(use: KeyUse) -> None:
             require_within("paper", job.quote_usd, KEY, taken_usd=use.usd)
 
         def act(ft: Orchestrator) -> None:

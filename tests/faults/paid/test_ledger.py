@@ -25,7 +25,7 @@ from sqlalchemy import event
 from orchestrate.costing import Spending
 from orchestrate.errors import HostUnavailable, InvalidRequest, OrchestrateError, OverBudget
 from orchestrate.paid.asking import Asking, Question, Respondent
-from orchestrate.paid.journal import Answer, AnswerLog, Purse
+from orchestrate.paid.journal import Answer, AnswerLog, RequestBudget
 from orchestrate.paid.limits import UnknownPrice
 from orchestrate.spec import JobSpec
 from orchestrate.store import Clock, Uptime, deployments, schema, transitions
@@ -353,7 +353,7 @@ class Money(RuleBasedStateMachine):
             backend="paper",
         )
         asking = Asking(
-            self.folder / "answers", Purse(limit, scope=purpose, account=account), skip_failed=True
+            self.folder / "answers", RequestBudget(limit, scope=purpose, account=account), skip_failed=True
         )
         questions = [
             Question(messages=(Message(role="user", content=f"row {self.number} {i} and so on"),))
@@ -446,7 +446,7 @@ def ask(store: Store, folder: Path, **values: Any) -> list[Answer]:
         **values,
     )
     question = Question(messages=(Message(role="user", content="?"),))
-    return Asking(folder / "answers", Purse(account=account)).ask(respondent, [question])
+    return Asking(folder / "answers", RequestBudget(account=account)).ask(respondent, [question])
 
 
 def test_a_budget_lets_in_what_is_free_and_nothing_whose_price_is_unknown(
@@ -546,7 +546,7 @@ def test_what_a_restored_store_forgot_is_counted_before_more_is_reserved(tmp_pat
             backend="paper",
         )
         question = Question(messages=(Message(role="user", content="another"),))
-        asking = Asking(path.parent, Purse(account=account))
+        asking = Asking(path.parent, RequestBudget(account=account))
         with pytest.raises(OverBudget):
             asking.ask(respondent, [question])
         [found] = store.ledger.answers()

@@ -26,7 +26,7 @@ from orchestrate.local.run import started
 from orchestrate.providers.calls.hosted import retry_after
 from orchestrate.runs.syncing.recovery import recover
 from orchestrate.runs.watching.channels import (
-    Command,
+    CommandChannel,
     Desktop,
     NotDelivered,
     PerhapsDelivered,
@@ -199,8 +199,8 @@ def test_a_watcher_gives_up_on_a_deaf_channel_after_an_hour(
 
 def test_channels_are_what_is_configured() -> None:
     found = channels(Notify(command="tell 'a b' c", url=Secret("https://hooks.example/told"), desktop=True))
-    assert [type(c) for c in found] == [Command, Webhook, Desktop]
-    assert isinstance(found[0], Command) and found[0].argv == ["tell", "a b", "c"], "no shell reads it"
+    assert [type(c) for c in found] == [CommandChannel, Webhook, Desktop]
+    assert isinstance(found[0], CommandChannel) and found[0].argv == ["tell", "a b", "c"], "no shell reads it"
     assert channels(Notify()) == []
 
 
@@ -319,7 +319,7 @@ ENDS = {"hangs": HANGS, "dies": "kill -9 $$"}
 def test_a_command_that_may_have_told_is_not_repeated(
     store: Store, host: PaperHost, tmp_path: Path, end: str
 ) -> None:
-    command = Command(_keeping(tmp_path, ENDS[end]), timeout_s=TOO_LONG_S)
+    command = CommandChannel(_keeping(tmp_path, ENDS[end]), timeout_s=TOO_LONG_S)
     tell(store, [command])
     first, second = ended(store, host), ended(store, host)
     problems = tell(store, [command]) + tell(store, [command])
@@ -336,7 +336,7 @@ def test_a_command_that_may_have_told_is_not_repeated(
 def test_a_command_that_says_that_it_failed_is_repeated_under_the_same_id(
     store: Store, host: PaperHost, tmp_path: Path
 ) -> None:
-    command = Command(_keeping(tmp_path, f"test -e '{tmp_path}/up'"))
+    command = CommandChannel(_keeping(tmp_path, f"test -e '{tmp_path}/up'"))
     tell(store, [command])
     run = ended(store, host)
     assert "exit code 1" in tell(store, [command])[0]
@@ -356,13 +356,13 @@ def test_what_a_hanging_command_started_ends_with_it_and_what_a_done_one_started
     run = ended(store, host)
     start = f"sleep 600 & echo $! > '{tmp_path}/child'; "
     with pytest.raises(PerhapsDelivered):
-        Command(_keeping(tmp_path, start + HANGS), timeout_s=TOO_LONG_S).send(run)
+        CommandChannel(_keeping(tmp_path, start + HANGS), timeout_s=TOO_LONG_S).send(run)
     child = int((tmp_path / "child").read_text())
     deadline = time.monotonic() + 240
     while started(child) is not None:
         assert time.monotonic() < deadline, "its child lives on"
         time.sleep(0.05)
-    Command(_keeping(tmp_path, start)).send(run)  # it holds the pipes of a command that has ended
+    CommandChannel(_keeping(tmp_path, start)).send(run)  # it holds the pipes of a command that has ended
     child = int((tmp_path / "child").read_text())
     assert started(child) is not None
     os.kill(child, 9)
@@ -372,7 +372,7 @@ def test_a_failing_command_is_told_without_its_arguments(store: Store, host: Pap
     run = ended(store, host)
     code = f"import sys; sys.stderr.write('no route\\n'); sys.exit(len({TOKEN!r}) and 7)"
     with pytest.raises(NotDelivered) as caught:
-        Command([sys.executable, "-c", code]).send(run)
+        CommandChannel([sys.executable, "-c", code]).send(run)
     assert "exit code 7: no route" in caught.value.message and TOKEN not in caught.value.message
 
 

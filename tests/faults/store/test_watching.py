@@ -26,7 +26,7 @@ from tests.faults.submitting import submit
 
 from orchestrate.errors import HostUnavailable, MissingKey, RateLimited, UsageError
 from orchestrate.profile import profile
-from orchestrate.runs.watching.channels import Command, NotDelivered, Webhook, tell
+from orchestrate.runs.watching.channels import CommandChannel, NotDelivered, Webhook, tell
 from orchestrate.runs.watching.watcher import Watcher
 from orchestrate.runs.watching.webhooks import Sender, Untrusted, listening, take_hint
 from orchestrate.settings.config import Secret
@@ -309,7 +309,7 @@ def test_a_teller_that_died_is_repeated_only_where_repeats_are_dropped(
 def test_a_command_reads_the_message_from_its_stdin(store: Store, host: PaperHost, tmp_path: Path) -> None:
     told = tmp_path / "told"
     code = f"import sys; open({str(told)!r}, 'a').write(sys.stdin.read() + chr(10))"
-    command = Command([sys.executable, "-c", code])
+    command = CommandChannel([sys.executable, "-c", code])
     tell(store, [command])
     run = submit(store, host, SPEC, DATA)
     host.set(str(run.job_id), state="broken")
@@ -318,11 +318,11 @@ def test_a_command_reads_the_message_from_its_stdin(store: Store, host: PaperHos
     [line] = told.read_text().splitlines()
     assert (json.loads(line)["run"], json.loads(line)["type"]) == (run.id, "run.failed")
     with pytest.raises(NotDelivered):
-        Command([sys.executable, "-c", "raise SystemExit(1)"]).send(run)
+        CommandChannel([sys.executable, "-c", "raise SystemExit(1)"]).send(run)
     with pytest.raises(NotDelivered):
-        Command(["/no/such/program"]).send(run)
+        CommandChannel(["/no/such/program"]).send(run)
     with pytest.raises(UsageError):
-        Command([])
+        CommandChannel([])
 
 
 @contextmanager

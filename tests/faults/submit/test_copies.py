@@ -18,7 +18,7 @@ from tests.faults.paper_host import Paper, PaperHost
 from tests.faults.submitting import submit
 
 from orchestrate.errors import InvalidRequest, OrchestrateError, OutcomeUnknown, RateLimited
-from orchestrate.runs.submitting.repeats import Submission, Wish
+from orchestrate.runs.submitting.repeats import Submission, SubmitRequest
 from orchestrate.runs.submitting.submit import Submitter, cancel
 from orchestrate.runs.syncing.recovery import recover
 from orchestrate.runs.syncing.sweep import sync
@@ -100,7 +100,7 @@ class Copies(RuleBasedStateMachine):
 
         store, host, key = self.pick(copy), self.host(who, **FATES[fate]), f"nightly-of-{who}"
         asked = Submission(spec=SPEC, translation=host.translate(SPEC), data=DATA, idempotency_key=key)
-        self.sent_from[str(Wish(SPEC, DATA.digest, host, key).ref)] = who
+        self.sent_from[str(SubmitRequest(SPEC, DATA.digest, host, key).ref)] = who
         with contextlib.suppress(OrchestrateError, Killed):
             Submitter(store, host, AT_ONCE, reached).submit(asked)
 

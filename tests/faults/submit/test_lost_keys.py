@@ -17,7 +17,7 @@ from tests.faults.world import HOSTED
 
 from orchestrate import Orchestrator
 from orchestrate.errors import AlreadySubmitted, HostUnavailable, KeyTaken, OutcomeUnknown
-from orchestrate.runs.submitting.repeats import Submission, Wish
+from orchestrate.runs.submitting.repeats import Submission, SubmitRequest
 from orchestrate.runs.submitting.submit import Submitter
 from orchestrate.spec import JobSpec
 from orchestrate.store.store import Store
@@ -121,7 +121,7 @@ def test_the_same_without_a_key_is_refused_once_its_job_was_recovered(shop: Shop
 def test_what_only_carries_the_mark_is_not_taken(shop: Shop) -> None:
     """Whoever can make jobs can write any metadata: a job that was copied by hand, with another model."""
     prepared, provider = shop.ft.prepare(shop.spec, "openai"), shop.ft.provider("openai")
-    ref = Wish(prepared.offer("openai").spec, prepared.data.digest, provider, "nightly-9").ref
+    ref = SubmitRequest(prepared.offer("openai").spec, prepared.data.digest, provider, "nightly-9").ref
     env = shop.hosts.env
     with OpenAI(base_url=env["OPENAI_BASE_URL"], api_key=env["OPENAI_API_KEY"], max_retries=0) as client:
         file = client.files.create(file=("t.jsonl", shop.rows.read_bytes()), purpose="fine-tune")

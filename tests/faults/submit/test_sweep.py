@@ -16,7 +16,7 @@ from tests.faults.world import CREATE
 from orchestrate.costing import RateBook
 from orchestrate.errors import UsageError
 from orchestrate.runs.sweep import searching, space
-from orchestrate.runs.sweep.searching import Order
+from orchestrate.runs.sweep.searching import SweepOrder
 from orchestrate.runs.sweep.trials import Searching
 from orchestrate.store.database import LeaseHeld
 from orchestrate.types import JobStatus, MetricPoint, Search, SubmitPhase, Trial, TrialState
@@ -30,9 +30,9 @@ def validation(shop: Shop) -> str:
     return str(file)
 
 
-def begun(shop: Shop, order: Order | None = None, **fields: Any) -> Search:
+def begun(shop: Shop, order: SweepOrder | None = None, **fields: Any) -> Search:
     spec = shop.spec.model_copy(update={"validation": validation(shop)})
-    return searching.begin(shop.ft, spec, ["openai"], order or Order(space=GRID, **fields))
+    return searching.begin(shop.ft, spec, ["openai"], order or SweepOrder(space=GRID, **fields))
 
 
 def ended(shop: Shop, run_id: str, loss: float | None) -> None:
@@ -75,7 +75,7 @@ def test_the_same_search_again_goes_on_and_makes_nothing_twice(shop: Shop) -> No
     assert again.id == one.id
     Searching(shop.ft, again).turn()
     assert shop.sent() == 3
-    assert begun(shop, Order(space=space.parse(["epochs=1,2"], []))).id != one.id
+    assert begun(shop, SweepOrder(space=space.parse(["epochs=1,2"], []))).id != one.id
 
 
 def test_a_kill_between_trial_and_run_sends_it_once(shop: Shop) -> None:
@@ -96,13 +96,13 @@ def test_no_trial_is_made_that_could_go_above_the_limit(shop: Shop) -> None:
     carried = Searching(shop.ft, search)
     carried.turn()
     assert 0 < (sent := shop.sent()) < 3
-    assert "the rest of the sweep's limit," in (carried.waits or "") and carried.stopped is None
+    assert "what is left of the sweep's limit," in (carried.waits or "") and carried.stopped is None
     assert carried.spent_usd() <= price.high_usd / 2
     for trial in carried.trials:
         ended(shop, trial.run_id or "", 1.0)
     carried._later = 0.0
     carried.turn()
-    assert "the rest of the sweep's limit," in (carried.stopped or ""), "nobody is under way any more"
+    assert "what is left of the sweep's limit," in (carried.stopped or ""), "nobody is under way any more"
     assert shop.sent() == sent
 
 
@@ -173,19 +173,19 @@ def test_two_at_once_do_not_carry_out_one_search(shop: Shop) -> None:
 @pytest.mark.parametrize(
     ("order", "told"),
     [
-        (Order(space=GRID, sampler="best"), "--sampler must be"),
-        (Order(space=space.parse([], ["epochs=1:3"])), "a grid cannot contain ranges"),
-        (Order(space=GRID, share=0.0), "above 0"),
+        (SweepOrder(space=GRID, sampler="best"), "--sampler must be"),
+        (SweepOrder(space=space.parse([], ["epochs=1:3"])), "a grid cannot contain ranges"),
+        (SweepOrder(space=GRID, share=0.0), "above 0"),
         (
-            Order(space=GRID, survivors=2),
+            SweepOrder(space=GRID, survivors=2),
             "--survivors trains the best trials again on all rows, so it needs --first-share",
         ),
-        (Order(space=GRID, target="loss"), "--target must be"),
-        (Order(space=GRID, target="eval:nothing"), "unknown metric"),
-        (Order(space=GRID, target="eval:length"), "has no better direction, so it cannot be a target"),
+        (SweepOrder(space=GRID, target="loss"), "--target must be"),
+        (SweepOrder(space=GRID, target="eval:nothing"), "unknown metric"),
+        (SweepOrder(space=GRID, target="eval:length"), "has no better direction, so it cannot be a target"),
     ],
 )
-def test_what_cannot_be_searched_is_refused(shop: Shop, order: Order, told: str) -> None:
+def test_what_cannot_be_searched_is_refused(shop: Shop, order: SweepOrder, told: str) -> None:
     with pytest.raises(UsageError) as caught:
         begun(shop, order)
     assert told in str(caught.value)
@@ -194,7 +194,7 @@ def test_what_cannot_be_searched_is_refused(shop: Shop, order: Order, told: str)
 
 def test_a_loss_needs_validation_data(shop: Shop) -> None:
     with pytest.raises(UsageError, match="needs validation data"):
-        searching.begin(shop.ft, shop.spec, ["openai"], Order(space=GRID))
+        searching.begin(shop.ft, shop.spec, ["openai"], SweepOrder(space=GRID))
 
 
 def test_the_command_asks_for_agreement_and_shows_what_there_is(shop: Shop) -> None:
@@ -261,7 +261,7 @@ def test_a_trial_that_fails_while_it_waits_for_its_host_leaves_no_run_behind(sho
     """Else what it might cost is taken from the budget for ever."""
     write_rows(shop.rows, 25)
     hosts.fault("openai", "rate_limit", method="POST", path=CREATE["openai"], retry_after=500.0, count=0)
-    carried = Searching(shop.ft, begun(shop, Order(space=space.parse(["epochs=1"], []))))
+    carried = Searching(shop.ft, begun(shop, SweepOrder(space=space.parse(["epochs=1"], []))))
     turned(carried)
     assert carried.waits
     hosts.clear_faults()
@@ -308,7 +308,7 @@ def test_a_search_that_was_stopped_ends_with_what_was_only_written_down(shop: Sh
     shop.ft.store.searches.propose(search.id, Trial(number=0, settings={"epochs": 1}))
     poor = Searching(shop.ft, msgspec.structs.replace(search, max_cost_usd=quote.high_usd / 2))
     [trial] = poor.run(lambda: None, threading.Event(), pause_s=0)
-    assert "the rest of the sweep's limit," in (poor.stopped or "")
+    assert "what is left of the sweep's limit," in (poor.stopped or "")
     assert (trial.state, trial.run_id, shop.sent()) == (TrialState.OPEN, None, 0)
     rich = Searching(shop.ft, msgspec.structs.replace(search, max_cost_usd=quote.high_usd))
     [trial] = turned(rich)
@@ -337,7 +337,7 @@ def test_a_grid_of_a_million_is_not_begun_unasked_and_costs_no_memory(shop: Shop
     huge = space.Space({f"n{n}": tuple(range(100)) for n in range(20)}, {})
     assert huge.size == 100**20 and next(huge.combinations())["n19"] == 0
     with pytest.raises(UsageError, match="10,000 combinations, each of them a run"):
-        begun(shop, Order(space=wide))
-    assert begun(shop, Order(space=wide, trials=2)).trials == 2
+        begun(shop, SweepOrder(space=wide))
+    assert begun(shop, SweepOrder(space=wide, trials=2)).trials == 2
     with pytest.raises(UsageError, match="combinations"):
-        begun(shop, Order(space=huge))
+        begun(shop, SweepOrder(space=huge))

@@ -15,9 +15,18 @@ from hypothesis import strategies as st
 from scipy.special import betaln
 from scipy.stats import binom
 
-from orchestrate.ab.evidence import PRIOR, Labels, Means, Unit, evidence, ratio_p, units, users_for
+from orchestrate.ab.evidence import (
+    PRIOR,
+    EvidenceUnit,
+    LabelEvidence,
+    Means,
+    evidence,
+    ratio_p,
+    units,
+    users_for,
+)
 from orchestrate.ab.experiment import Person, exposed
-from orchestrate.store.experiments import Recorded
+from orchestrate.store.experiments import StoredOutcome
 from orchestrate.types import ExperimentPhase, Exposure, PlannedMetric
 
 AT = datetime(2026, 11, 1, tzinfo=UTC)
@@ -42,7 +51,7 @@ def closed_form(tuned: np.ndarray, users: np.ndarray, share: float) -> np.ndarra
 def test_bets_user_by_user_come_to_the_closed_form(
     share: float, people: list[tuple[bool, bool, str]]
 ) -> None:
-    labels = Labels()
+    labels = LabelEvidence()
     for tuned, outcome, stratum in people:
         labels.add(stratum, share, tuned, outcome)
     expected = 0.0
@@ -129,7 +138,7 @@ def test_users_that_a_difference_takes_are_enough_in_four_of_five() -> None:
 
 def test_what_is_computed_user_by_user_is_what_was_simulated() -> None:
     rng = random.Random(2)
-    there = [Unit(1, SHARE, rng.random() < SHARE, float(rng.random() < 0.3)) for _ in range(400)]
+    there = [EvidenceUnit(1, SHARE, rng.random() < SHARE, float(rng.random() < 0.3)) for _ in range(400)]
     there = [u._replace(value=1.0) if u.tuned and rng.random() < 0.6 else u for u in there]
     shown = evidence(RIGHT, there, 0.05)
     best = 0.0
@@ -154,9 +163,9 @@ def many(sims: int, seed: int, walk: object) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("skewed", [False, True])
 def test_means_of_skewed_values_wait_for_their_gate(skewed: bool) -> None:
-    def walk(rng: random.Random) -> tuple[PlannedMetric, list[Unit]]:
+    def walk(rng: random.Random) -> tuple[PlannedMetric, list[EvidenceUnit]]:
         draw = (lambda: rng.expovariate(1)) if skewed else (lambda: rng.gauss(3, 1))
-        return NUMBER, [Unit(1, SHARE, rng.random() < SHARE, draw()) for _ in range(2500)]
+        return NUMBER, [EvidenceUnit(1, SHARE, rng.random() < SHARE, draw()) for _ in range(2500)]
 
     assert many(80, 7, walk) <= binom.ppf(0.999, 80, 0.05) / 80
 
@@ -169,7 +178,7 @@ def test_a_difference_of_means_is_seen_with_its_direction() -> None:
         ("lower", -0.5, "better"),
     ):
         people = [rng.random() < 0.5 for _ in range(600)]
-        found = [Unit(1, 0.5, tuned, rng.gauss(gain * tuned, 1)) for tuned in people]
+        found = [EvidenceUnit(1, 0.5, tuned, rng.gauss(gain * tuned, 1)) for tuned in people]
         metric = PlannedMetric(name="m", kind="number", better=better)  # type: ignore[arg-type]
         shown = evidence(metric, found, 0.05)
         assert shown.decision == decision and shown.low < gain < shown.high  # type: ignore[operator]
@@ -196,7 +205,7 @@ def test_five_events_of_a_user_are_no_five_users(of_user: str) -> None:
     for _ in range(40):
         there = people(rng, 300, 0.5)
         said = [(e, rng.gauss(0, 1)) for e in there]
-        outcomes = [Recorded(e.user, 1, value, e.at) for e, value in said for _ in range(5)]
+        outcomes = [StoredOutcome(e.user, 1, value, e.at) for e, value in said for _ in range(5)]
         counted = units(metric, there, outcomes, AT + timedelta(days=1))
         assert len(counted) == len(there)
         as_users.append(evidence(metric, counted, 0.05).decision != "open")
@@ -210,13 +219,13 @@ def test_five_events_of_a_user_are_no_five_users(of_user: str) -> None:
 SHARES, RATES = (0.1, 0.25, 0.5), (0.2, 0.35, 0.5)
 
 
-def ramped(rng: random.Random, gain: float = 0.0) -> tuple[list[Exposure], list[Recorded]]:
+def ramped(rng: random.Random, gain: float = 0.0) -> tuple[list[Exposure], list[StoredOutcome]]:
     """Half of the users come back in each phase; what succeeds drifts while the share grows."""
     shares = dict(enumerate(SHARES, 1))
     places = {n: rng.random() for n in range(1200)}
     last: dict[int, Exposure] = {}
     seen: list[Exposure] = []
-    outcomes: list[Recorded] = []
+    outcomes: list[StoredOutcome] = []
     for number, (share, rate) in enumerate(zip(SHARES, RATES, strict=True), 1):
         at = AT + timedelta(days=number)
         phase = ExperimentPhase(number=number, share=share, at=at, verb="ramp", why="", actor="")
@@ -227,7 +236,7 @@ def ramped(rng: random.Random, gain: float = 0.0) -> tuple[list[Exposure], list[
             last[n] = one
             seen.append(one)
             right = rng.random() < rate + gain * (one.arm == "tuned")
-            outcomes.append(Recorded(str(n), number, float(right), at))
+            outcomes.append(StoredOutcome(str(n), number, float(right), at))
     return seen, outcomes
 
 
@@ -248,7 +257,7 @@ def test_a_user_keeps_the_tuned_model_and_chances_add_up() -> None:
 
 @pytest.mark.slow
 def test_drift_while_ramping_is_no_difference() -> None:
-    def walk(rng: random.Random) -> tuple[PlannedMetric, list[Unit]]:
+    def walk(rng: random.Random) -> tuple[PlannedMetric, list[EvidenceUnit]]:
         seen, outcomes = ramped(rng)
         assert ratio_p(seen) > 1e-5
         return RIGHT, units(RIGHT, seen, outcomes, AT + timedelta(days=9))
@@ -275,10 +284,10 @@ def test_a_window_settles_what_a_user_counts_as() -> None:
     late, back = AT + timedelta(hours=2), AT + timedelta(minutes=30)
     again = Exposure(user="3", phase=2, arm="tuned", chance=1.0, at=back)
     outcomes = [
-        Recorded("0", 1, 0.0, AT + timedelta(minutes=1)),
-        Recorded("0", 1, 1.0, AT + timedelta(minutes=50)),
-        Recorded("1", 1, 1.0, late),
-        Recorded("3", 1, 1.0, AT + timedelta(minutes=40)),
+        StoredOutcome("0", 1, 0.0, AT + timedelta(minutes=1)),
+        StoredOutcome("0", 1, 1.0, AT + timedelta(minutes=50)),
+        StoredOutcome("1", 1, 1.0, late),
+        StoredOutcome("3", 1, 1.0, AT + timedelta(minutes=40)),
     ]
     found = units(metric, [*there, again], outcomes, AT + timedelta(hours=3))
     assert [unit.value for unit in found] == [0.0, 1.0, 0.0, 0.0], "3 first: the next phase cut its window"
@@ -293,7 +302,7 @@ def test_outcomes_of_one_arm_that_come_later_are_no_difference() -> None:
     there = people(rng, 2000, 0.2)
     said = {e.user: float(rng.random() < 0.3) for e in there}
     order = sorted(range(2000), key=lambda n: n + 500 * (there[n].arm == "tuned"))
-    outcomes = [Recorded(there[n].user, 1, said[there[n].user], AT) for n in order]
+    outcomes = [StoredOutcome(there[n].user, 1, said[there[n].user], AT) for n in order]
     early = evidence(RIGHT, units(RIGHT, there, outcomes[:400], AT), 0.05)
     late = evidence(RIGHT, units(RIGHT, there, outcomes, AT), 0.05)
     assert (early.decision, late.decision) == ("open", "open")
@@ -306,6 +315,6 @@ def test_a_broken_split_is_found_and_a_right_one_is_not() -> None:
     assert ratio_p(there) > 0.05
     lost = [e for e in there if e.arm == "base" or rng.random() < 0.5]
     assert ratio_p(lost) < 0.001
-    outcomes = [Recorded(e.user, 1, float(rng.random() < 0.3), e.at) for e in lost]
+    outcomes = [StoredOutcome(e.user, 1, float(rng.random() < 0.3), e.at) for e in lost]
     shown = evidence(RIGHT, units(RIGHT, there, outcomes, AT), 0.05)
     assert shown.counted_ratio_p < 0.001, "users are split well, but one arm's outcomes are lost"

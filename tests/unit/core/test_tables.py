@@ -8,7 +8,7 @@ import random
 import pytest
 from rich.console import Console
 
-from orchestrate.core.tables import Listing
+from orchestrate.core.tables import TextTable
 
 WORDS = [
     "$1,752.01",
@@ -22,7 +22,7 @@ WORDS = [
 ]
 
 
-def shown(table: Listing, width: int) -> str:
+def shown(table: TextTable, width: int) -> str:
     out = io.StringIO()
     Console(file=out, width=width, color_system=None).print(table)
     return out.getvalue()
@@ -33,7 +33,7 @@ def test_no_word_is_broken_and_no_line_is_too_long(seed: int) -> None:
     chance = random.Random(seed)
     names = [f"name{n}" for n in range(chance.randint(1, 9))]
     fold = chance.choice([None, (), names[1:3]])
-    table = Listing(*names, right=names[:1], fold=fold)
+    table = TextTable(*names, right=names[:1], fold=fold)
     rows = [
         [
             " ".join(chance.choices(WORDS, k=chance.choice([0, 1, 1, 2, 30 if fold is None else 2])))
@@ -57,7 +57,7 @@ def test_no_word_is_broken_and_no_line_is_too_long(seed: int) -> None:
 
 
 def test_what_has_no_room_goes_below_under_its_name() -> None:
-    table = Listing("id", "cost", "model", "source", right=("cost",))
+    table = TextTable("id", "cost", "model", "source", right=("cost",))
     table.add_row("run-1", "$0.10", "accounts/fireworks/models/qwen3p5-9b", "read on 2026-10-08 in its docs")
     said = "run-1  $0.10  accounts/fireworks/models/qwen3p5-9b"
     for width, expected in (
@@ -71,7 +71,7 @@ def test_what_has_no_room_goes_below_under_its_name() -> None:
 
 
 def test_facts_stay_beside_their_names() -> None:
-    facts = Listing("", "")
+    facts = TextTable("", "")
     facts.add_row("digest", "f" * 64)
     facts.add_row("rows", "12 good")
     lines = [line.rstrip() for line in shown(facts, 50).splitlines()]

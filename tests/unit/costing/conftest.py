@@ -86,7 +86,7 @@ def quote(data: TrainingData) -> Callable[..., Quote]:
         resolved = catalog.resolve(model, provider, today)
         job = JobSpec.parse({"model": model, "train": "t", "validation": "v", **(spec or {})})
         return costing.quote_tokens_job(
-            costing.Work(
+            costing.PlannedJob(
                 provider,
                 profile(provider),
                 job,

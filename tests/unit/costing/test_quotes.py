@@ -335,7 +335,7 @@ def test_a_second_host_with_rates_of_its_own(
 
     def price(prices: str | None) -> Quote:
         return costing.quote_tokens_job(
-            costing.Work("attic", profile("openai"), spec, data, told, resolved),
+            costing.PlannedJob("attic", profile("openai"), spec, data, told, resolved),
             prices=costing.Prices(prices or "attic", on=TODAY),
         )
 

@@ -20,10 +20,10 @@ from msgspec.structs import replace
 from orchestrate import catalog
 from orchestrate.costing import (
     HourlyRate,
-    Priced,
+    PlannedJob,
+    PricedJob,
     Prices,
     Speed,
-    Work,
     built_in,
     local_rate,
     parse_flag,
@@ -93,7 +93,7 @@ def quoted(row: Row, *, on: date = TODAY, hours: D | None = None, sandbox: bool 
     values["method"] = {"type": row.method} | (
         {"grader": {"type": "string_check"}} if row.method == "rft" else {}
     )
-    job = Priced(
+    job = PricedJob(
         row.provider,
         profile(row.provider),
         JobSpec.parse(values),
@@ -112,7 +112,7 @@ def test_lines_that_say_nothing_are_as_sure_as_their_tokens() -> None:
 
     on = "2026-11-25"
     told = replaced(profile("openai"), bills=bills)
-    job = Priced(
+    job = PricedJob(
         "openai",
         told,
         JobSpec.parse({"model": "gpt-4o-mini", "train": "t"}),
@@ -430,7 +430,7 @@ def test_hours_of_this_machine(tmp_path: Path, epochs: int, evals: int, speed: f
     )
     translation = Translation(provider="local", model="m", settings=told, body={})
     resolved = catalog.resolve("qwen3.5-9b", "local", TODAY)
-    work = Work("local", profile("local"), spec, data, translation, resolved)
+    work = PlannedJob("local", profile("local"), spec, data, translation, resolved)
     hourly = hour_of("NVIDIA H100 80GB HBM3", 1, "local:owned=3.60")  # a tenth of a cent a second
     found = quote_hours_job(
         work, speed=Speed(tokens_per_second=speed, source="measured", band=0.25), hourly=hourly

@@ -14,7 +14,7 @@ import yaml
 from tests.paths import ROOT
 
 from orchestrate import catalog
-from orchestrate.costing import BasePrice, Ownership, Prices, Traffic, Use, own
+from orchestrate.costing import BasePrice, Ownership, Prices, ServingUse, Traffic, own
 from orchestrate.profile import profile
 from orchestrate.types import Quote
 
@@ -88,7 +88,7 @@ def totals(case: tuple[str, str, int, int, int, int, float], base: str) -> Owner
     ten = Decimal(10)
     return own(
         Quote(provider=host, model=name, low_usd=ten, expected_usd=ten, high_usd=ten),
-        Use(traffic=traffic, months=months, hours_per_day=hours, base=price),
+        ServingUse(traffic=traffic, months=months, hours_per_day=hours, base=price),
         resolved=catalog.resolve(name, host, TODAY),
         profile=profile(host),
         prices=Prices(host, on=TODAY),

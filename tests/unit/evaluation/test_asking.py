@@ -28,7 +28,7 @@ from orchestrate.errors import (
 )
 from orchestrate.evaluation import Answer
 from orchestrate.paid.asking import AnswerLog, Asking, Question, Respondent, Sent
-from orchestrate.paid.journal import Purse
+from orchestrate.paid.journal import RequestBudget
 from orchestrate.types import Message
 
 
@@ -74,7 +74,7 @@ def test_a_kill_in_another_evaluation_is_not_charged_to_this_one(tmp_path: Path)
     model = answering(shout, price=cents)
     mine, other = questions(2)
     AnswerLog(tmp_path / f"{model.key}.jsonl").append(Sent([other.digest], Decimal("0.90")))
-    purse = Purse()
+    purse = RequestBudget()
     Asking(tmp_path, purse).ask(model, [mine])
     assert purse.spent_usd == Decimal("0.03")
 
@@ -95,21 +95,21 @@ def test_batches_hold_questions_of_like_length(tmp_path: Path) -> None:
 def test_the_limit_holds_over_all_tries(tmp_path: Path) -> None:
     """A question costs 3 cents, and 1.02 dollars at worst."""
     model = answering(shout, price=cents)
-    purse = Purse(Decimal("1.10"))
+    purse = RequestBudget(Decimal("1.10"))
     with pytest.raises(OverBudget, match="3 of 20 answers are there") as refused:
         Asking(tmp_path, purse).ask(model, questions(20))
     assert purse.spent_usd == Decimal("0.09") and refused.value.exit_code == 6
-    more = Purse(Decimal("1.13"))
+    more = RequestBudget(Decimal("1.13"))
     with pytest.raises(OverBudget, match="4 of 20"):
         Asking(tmp_path, more).ask(model, questions(20))
     assert more.spent_usd == Decimal("0.12"), "what was paid for before counts, once"
     with pytest.raises(UsageError, match="price is unknown"):
-        Asking(tmp_path, Purse(Decimal(1))).ask(answering(shout), questions(1))
+        Asking(tmp_path, RequestBudget(Decimal(1))).ask(answering(shout), questions(1))
 
 
 def test_what_answers_under_way_may_cost_only_delays_the_next_one(tmp_path: Path) -> None:
     model = answering(shout, price=cents, parallel=4)
-    purse = Purse(Decimal("1.50"))
+    purse = RequestBudget(Decimal("1.50"))
     assert len(Asking(tmp_path, purse).ask(model, questions(10))) == 10
     assert purse.spent_usd == Decimal("0.30")
 
@@ -119,10 +119,10 @@ def test_what_was_under_way_in_a_kill_counts_at_its_worst(tmp_path: Path) -> Non
     [question] = questions(1)
     log = AnswerLog(tmp_path / f"{model.key}.jsonl")
     log.append(Sent([question.digest], Decimal("0.90")))
-    purse = Purse()
+    purse = RequestBudget()
     Asking(tmp_path, purse).ask(model, [question])
     assert purse.spent_usd == Decimal("0.93")
-    again = Purse()
+    again = RequestBudget()
     Asking(tmp_path, again).ask(model, [question])
     assert again.spent_usd == Decimal("0.93"), "and does so in every command"
     assert (again.lost().requests, again.lost().usd) == (1, Decimal("0.90"))
@@ -252,7 +252,7 @@ def test_places_are_asked_at_the_same_time(tmp_path: Path) -> None:
 def test_with_a_limit_each_knows_what_the_others_cost(tmp_path: Path) -> None:
     seen: list[Question] = []
     asked = [(model, questions(2)) for model in two_places(seen)]
-    asking = Asking(tmp_path, Purse(Decimal("1.12")))
+    asking = Asking(tmp_path, RequestBudget(Decimal("1.12")))
     with pytest.raises(OverBudget, match="three at b"):
         asking.ask_each(asked)
     assert asking.purse.spent_usd == Decimal("0.12") and len(seen) == 4
@@ -316,7 +316,7 @@ def test_every_send_that_may_be_billed_counts_in_this_command_and_in_all_later_o
     model = losing(1_000, status, seen)
     limit, worst = Decimal("5.10"), Decimal("1.018")
     for _ in range(3):
-        purse = Purse(limit)
+        purse = RequestBudget(limit)
         with pytest.raises((OverBudget, HostUnavailable)) as failed:
             Asking(tmp_path, purse).ask(model, questions(8))
         assert purse.spent_usd == len(seen) * worst <= limit
@@ -326,10 +326,10 @@ def test_every_send_that_may_be_billed_counts_in_this_command_and_in_all_later_o
 
 
 def test_what_was_lost_before_its_answer_stays_counted(tmp_path: Path) -> None:
-    model, purse = losing(2, 504), Purse()
+    model, purse = losing(2, 504), RequestBudget()
     assert len(Asking(tmp_path, purse).ask(model, questions(3))) == 3
     assert purse.spent_usd == 3 * (2 * Decimal("1.018") + Decimal("0.03"))
-    again = Purse()
+    again = RequestBudget()
     Asking(tmp_path, again).ask(model, questions(3))
     assert (again.spent_usd, again.lost().requests) == (purse.spent_usd, 6)
 
@@ -349,7 +349,7 @@ def test_what_the_host_certainly_did_not_do_costs_nothing(tmp_path: Path, error:
         return [Answer(text="ok", prompt_tokens=10, completion_tokens=2)]
 
     model = Respondent(name="m", identity={}, ask=ask, retry=OFTEN, price=cents, max_tokens=100)
-    purse = Purse(Decimal("1.05"))
+    purse = RequestBudget(Decimal("1.05"))
     assert Asking(tmp_path, purse).ask(model, questions(1))[0].text == "ok"
     assert (purse.spent_usd, purse.lost().requests, len(tries)) == (Decimal("0.03"), 0, 6)
 
@@ -390,7 +390,7 @@ def test_a_journal_of_an_earlier_version_is_read(tmp_path: Path) -> None:
         {"type": "unanswered", "questions": [refused]},
     ]
     (tmp_path / f"{model.key}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    purse = Purse()
+    purse = RequestBudget()
     answers = Asking(tmp_path, purse).ask(model, questions(3))
     assert [a.text for a in answers] == ["kept", "Q1", "Q2"]
     assert purse.spent_usd == Decimal("0.02") + Decimal("1.018") + 2 * Decimal("0.03")
@@ -404,7 +404,7 @@ def test_a_full_disk_leaves_a_journal_that_can_be_read(tmp_path: Path) -> None:
     path = tmp_path / f"{model.key}.jsonl"
     Asking(tmp_path).ask(model, questions(2))
     size = path.stat().st_size
-    purse = Purse()
+    purse = RequestBudget()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
@@ -433,15 +433,15 @@ def test_the_limit_of_a_repeated_command_knows_what_all_its_models_cost_before(t
     first = Respondent(name="first", identity={"m": 1}, ask=refuses, price=cents, max_tokens=100)
     second = dataclasses.replace(losing(1, 504), identity={"m": 2}, parallel=1)
     limit = Decimal("2.20")
-    asking = Asking(tmp_path, Purse(limit, scope="both"))
+    asking = Asking(tmp_path, RequestBudget(limit, scope="both"))
     asking.ask(first, questions(2))
     asking.ask(second, questions(1))
     spent = Decimal("0.03") + Decimal("1.018") + Decimal("0.03")
     assert asking.purse.spent_usd == spent and len(sent) == 2
-    again = Asking(tmp_path, Purse(Decimal(2), scope="both"))
+    again = Asking(tmp_path, RequestBudget(Decimal(2), scope="both"))
     with pytest.raises(OverBudget):
         again.ask(first, questions(2))
     assert again.purse.spent_usd == spent and len(sent) == 2
-    other = Asking(tmp_path, Purse(Decimal(2), scope="another"))
+    other = Asking(tmp_path, RequestBudget(Decimal(2), scope="another"))
     other.ask(first, questions(2))
     assert other.purse.spent_usd == Decimal("0.03") and len(sent) == 3

@@ -13,7 +13,7 @@ from tests.unit.evaluation.conftest import answering, cents, make_items
 
 from orchestrate.evaluation import Answer
 from orchestrate.evaluation.contenders import Candidate, at_traffic
-from orchestrate.evaluation.evaluate import Subject, Terms, evaluate
+from orchestrate.evaluation.evaluate import EvaluationTerms, Subject, evaluate
 from orchestrate.evaluation.metrics import Context, registry
 from orchestrate.evaluation.verdict import Demand
 from orchestrate.paid.asking import Asking, Question
@@ -27,7 +27,7 @@ def evaluated(folder: Path, candidate: Candidate) -> Evaluation:
     nobody: Any = None
     asking = Asking(folder / "answers")
     metrics = registry.make(["exact_match"], Context(ITEMS, asking, nobody, nobody))
-    terms = Terms(metrics, Sampling(), {}, Demand())
+    terms = EvaluationTerms(metrics, Sampling(), {}, Demand())
     return evaluate("e", Subject(ITEMS, "t", "d"), [candidate], terms, asking, folder / "items.jsonl")
 
 

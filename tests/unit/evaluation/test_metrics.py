@@ -19,7 +19,7 @@ from tests.unit.evaluation.conftest import answering, make_item, make_items
 from orchestrate.errors import UsageError
 from orchestrate.evaluation import Answer
 from orchestrate.evaluation.metrics import Context, registry, text
-from orchestrate.evaluation.metrics.labels import Labels
+from orchestrate.evaluation.metrics.labels import LabelSet
 from orchestrate.evaluation.scoring import Side, score
 
 Make = Callable[..., Context]
@@ -264,9 +264,9 @@ def test_labels_that_differ_in_punctuation_are_those_of_scikit_learn(context: Ma
 
 
 def test_case_matters_where_two_labels_differ_by_it_alone() -> None:
-    folds = Labels.of(make_items(["Yes", "no", "caf\u00e9"]))
+    folds = LabelSet.of(make_items(["Yes", "no", "caf\u00e9"]))
     assert [folds.index(t) for t in ("yes", " NO\n", "CAFE\u0301", "yes.")] == [2, 1, 0, 3]
-    kept = Labels.of(make_items(["a", "A", "b"]))
+    kept = LabelSet.of(make_items(["a", "A", "b"]))
     assert [kept.names[kept.index(t)] for t in ("a", "A", "b")] == ["a", "A", "b"]
     assert kept.index("B") == 3
 

@@ -12,7 +12,7 @@ from tests.unit.evaluation.conftest import answering, make_items
 from orchestrate.errors import UsageError
 from orchestrate.evaluation import Item
 from orchestrate.evaluation.contenders import Candidate
-from orchestrate.evaluation.evaluate import Subject, Terms, evaluate
+from orchestrate.evaluation.evaluate import EvaluationTerms, Subject, evaluate
 from orchestrate.evaluation.metrics import Context, registry
 from orchestrate.evaluation.pairing import between, flips
 from orchestrate.evaluation.verdict import Demand
@@ -45,7 +45,7 @@ def evaluated(tmp_path: Path, context: Callable[..., Context]) -> Callable[..., 
             for i, answer in enumerate(answers)
         ]
         last = candidates[-1].contender.name
-        terms = Terms(
+        terms = EvaluationTerms(
             metrics=registry.make(metrics, context(items)),
             sampling=Sampling(),
             rivals={c.contender.name: last for c in candidates[:-1]},

@@ -87,9 +87,9 @@ def tuned_here(gateway: Gateway, folder: Path) -> str:
         ended_at=run.created_at,
         told=True,
     )
-    from orchestrate.store.gateway import Request
+    from orchestrate.store.gateway import CreateKey
 
-    ft.store.gateway_jobs.take(job, Request("local", id), lambda use: None)
+    ft.store.gateway_jobs.take(job, CreateKey("local", id), lambda use: None)
     return name
 
 
@@ -282,7 +282,7 @@ def test_tools_of_a_response_are_those_of_a_chat() -> None:
     chat = {"created": 1, "choices": [choice], "usage": usage}
     whole = TypeAdapter(Response).validate_python(responses.of_chat(asked, chat, "resp_1"), strict=False)
     assert whole.output[0].type == "function_call" and whole.output[0].arguments == '{"a": 1}'
-    stream = responses.Stream(asked, "resp_1", 1)
+    stream = responses.ResponseStream(asked, "resp_1", 1)
     deltas = [{**call, "index": 0, "function": {"name": "find", "arguments": ""}}]
     deltas += [{"index": 0, "function": {"arguments": part}} for part in ('{"a"', ": 1}")]
     events = [*stream.begin()]

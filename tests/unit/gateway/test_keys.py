@@ -18,7 +18,7 @@ from orchestrate.gateway import running, terms
 from orchestrate.runs.watching.watcher import Watcher
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.store import new_run_id, ref_of
-from orchestrate.store.gateway import Request
+from orchestrate.store.gateway import CreateKey
 from orchestrate.types import JobStatus, SubmitPhase
 
 OTHER = "gpt-4.1-mini-2025-04-14"
@@ -109,7 +109,7 @@ def test_a_job_that_was_refused_for_now_still_takes_its_quote(keyed: Gateway) ->
     more = {"id": f"{job.id}2", "run_id": id, "again_at": at, "ended_at": None, "told": False}
     waiting = replace(done, quote_usd=Decimal(8), **more)  # type: ignore[arg-type]
     before = jobs.use("again")
-    jobs.take(waiting, Request("again", "another"), lambda use: None)
+    jobs.take(waiting, CreateKey("again", "another"), lambda use: None)
     assert (jobs.use("again").usd - before.usd, jobs.use("again").open - before.open) == (Decimal(8), 1)
 
 

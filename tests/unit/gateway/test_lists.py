@@ -13,7 +13,7 @@ from tests.unit.gateway.conftest import ASKED, Gateway, ended, gateway_of, rows
 from tests.waiting import until
 
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.store.gateway import Request, hashed
+from orchestrate.store.gateway import CreateKey, hashed
 from orchestrate.types import GatewayJob, GatewayKey
 
 JOBS = 300
@@ -38,7 +38,7 @@ def many(gateway: Gateway) -> GatewayJob:
     assert isinstance(first, GatewayJob)
     for n in range(JOBS):
         one = replace(first, id=f"ftjob-{n:024}", tuned=f"{first.tuned}-{n}")
-        jobs.take(one, Request(first.key, hashed(str(n)), 0, None), lambda use: None)
+        jobs.take(one, CreateKey(first.key, hashed(str(n)), 0, None), lambda use: None)
     jobs.change(first.id, lambda job: replace(job, tries=job.tries + 1))
     return first
 
@@ -67,7 +67,7 @@ def test_jobs_are_found_by_their_metadata_whatever_it_holds(
     made = replace(
         many, id=id, tuned=f"{many.tuned}-{id}", asked={**many.asked, "metadata": {**given, "other": "a"}}
     )
-    jobs.take(made, Request(many.key, hashed(id), 0, None), lambda use: None)
+    jobs.take(made, CreateKey(many.key, hashed(id), 0, None), lambda use: None)
     with gateway.client() as openai:
         assert [job.id for job in openai.fine_tuning.jobs.list(metadata=given)] == [id]
         [key, value] = next(iter(given.items()))
@@ -123,7 +123,7 @@ def test_a_read_takes_as_much_of_the_database_however_many_jobs_there_are(
             made = many.created_at + timedelta(seconds=n)
             one = replace(many, id=f"ftjob-x{n:023}", tuned=f"{many.tuned}-x{n}", created_at=made)
             gateway.ft.store.gateway_jobs.take(
-                one, Request(many.key, hashed(f"x{n}"), 0, None), lambda use: None
+                one, CreateKey(many.key, hashed(f"x{n}"), 0, None), lambda use: None
             )
 
     add(range(1, 40))

@@ -200,7 +200,7 @@ def test_a_key_that_sends_a_private_model_elsewhere_keeps_it_private() -> None:
     table = {"backend": "local", "model": "qwen3-4b"}
     marked = {**table, "settings": {"private": True}}
     models = {
-        name: terms.Target.model_validate(told)
+        name: terms.MappedModel.model_validate(told)
         for name, told in {"secret-2026-01-01": marked, "open": table, "default": marked}.items()
     }
     away = "together:qwen3-8b"

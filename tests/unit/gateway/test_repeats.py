@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrate.store import Clock, Uptime
-from orchestrate.store.gateway import Request
+from orchestrate.store.gateway import CreateKey
 from orchestrate.store.store import Store
 from orchestrate.types import GatewayJob
 
@@ -46,7 +46,7 @@ def take(store: Store, id: str, retries: int = 0) -> str:
         boot=up.boot,
         uptime_s=up.seconds,
     )
-    return store.gateway_jobs.take(job, Request("ann", "digest", retries), lambda use: None)[0].id
+    return store.gateway_jobs.take(job, CreateKey("ann", "digest", retries), lambda use: None)[0].id
 
 
 @pytest.mark.parametrize("hours", [-5, 5])

@@ -23,9 +23,9 @@ from orchestrate.ab.proxy import Proxy, Upstream
 from orchestrate.gateway import running as gateway
 from orchestrate.http.web import edge, serving
 from orchestrate.serving.server.app import Api
-from orchestrate.serving.server.engine import Engine
+from orchestrate.serving.server.engine import EngineClient
 from orchestrate.serving.server.keys import Clients
-from orchestrate.serving.server.load import Load
+from orchestrate.serving.server.load import ServerLoad
 from orchestrate.settings import config
 from orchestrate.types import GatewayKey
 
@@ -64,7 +64,10 @@ def fronts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Front
                 gateway.app(ft, [Route("/v1/models", models)], Clients(ft.store, "gateway"), ()),
                 one,
             ),
-            "serve": (Api(Engine({}), base_name="base", load=Load(1, 1), clients=serve_keys).app(), two),
+            "serve": (
+                Api(EngineClient({}), base_name="base", load=ServerLoad(1, 1), clients=serve_keys).app(),
+                two,
+            ),
             "ab serve": (Proxy(Experiment.begin(PLAN, ft.store), *nowhere, clients=serve_keys).app(), two),
         }
         made: dict[str, Front] = {}

@@ -25,7 +25,7 @@ from tests import loopback
 
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.http import web
-from orchestrate.http.web import Guard, holder
+from orchestrate.http.web import RequestGuard, holder
 
 MOST = 1000
 
@@ -82,7 +82,7 @@ def desk() -> Desk:
 @pytest.fixture
 def url(desk: Desk) -> Iterator[str]:
     tokens = {"a" * 32: "ann", "b" * 32: "bo"}
-    guard = Guard(
+    guard = RequestGuard(
         desk.app, tokens=tokens, names=["Box.example"], origins=["https://app.example"], max_body=MOST
     )
     with web.serving(guard) as root:
@@ -164,7 +164,7 @@ POST = b"POST /raw HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000\r\n"
 def test_a_body_that_stalls_or_drips_is_given_up(desk: Desk) -> None:
     with (
         closing(web.listen(0)) as taking,
-        web.running([(Guard(desk.app, max_body=1 << 20), taking)], protocol=Impatient),
+        web.running([(RequestGuard(desk.app, max_body=1 << 20), taking)], protocol=Impatient),
     ):
         place = taking.getsockname()
         slow = [socket.create_connection(place, timeout=240) for _ in range(20)]

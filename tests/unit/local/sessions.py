@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from tests.paths import TINY
 
-from orchestrate.local.job import Adapter, Hyper, LocalJob, Method
+from orchestrate.local.job import AdapterSettings, Hyper, LocalJob, Method
 from orchestrate.local.run import RunDir, now
 from orchestrate.local.run.session import Session
 
@@ -86,7 +86,7 @@ def make_session(
         model_name="tiny-chat",
         train=str(train),
         method=msgspec.convert(method, Method),
-        adapter=Adapter.from_dict({"type": "qlora", "r": 8, "alpha": 16.0, **(adapter or {})}),
+        adapter=AdapterSettings.from_dict({"type": "qlora", "r": 8, "alpha": 16.0, **(adapter or {})}),
         hyper=Hyper(**hyper),
         threads=1,
         created_at=now(),

@@ -27,7 +27,7 @@ from orchestrate.migration import account as plans
 from orchestrate.migration.account import PreparedPlan
 from orchestrate.migration.migrating import TAG, MigrationOrder, PreparedMigration
 from orchestrate.migration.parity import PreparedProof, report, results
-from orchestrate.migration.proposals import Needs
+from orchestrate.migration.proposals import ModelNeeds
 from orchestrate.migration.recording import PreparedRecording, RecordOrder
 from orchestrate.migration.report import parity
 from orchestrate.profile import profile
@@ -37,11 +37,11 @@ from orchestrate.settings import config
 from orchestrate.types import Feature, JobStatus, MetricUsed, Sampling, Score
 
 AUTUMN, WINTER = date(2026, 11, 26), date(2027, 2, 1)
-PLAIN = Needs(method="sft", rows=1000, longest=800)
+PLAIN = ModelNeeds(method="sft", rows=1000, longest=800)
 ALL = frozenset(Feature)
 
 
-def suited(source: str, kind: str, needs: Needs = PLAIN, today: date = AUTUMN) -> list[proposals.Suited]:
+def suited(source: str, kind: str, needs: ModelNeeds = PLAIN, today: date = AUTUMN) -> list[proposals.Suited]:
     return proposals.suited(catalog.find(source), profile(kind), ALL, needs, today)
 
 
@@ -97,7 +97,7 @@ def test_an_open_model_stays_itself_on_another_backend() -> None:
         (msgspec.structs.replace(PLAIN, method="rft"), "fine-tunes it with sft"),
     ],
 )
-def test_what_speaks_against_a_model_is_said(needs: Needs, word: str) -> None:
+def test_what_speaks_against_a_model_is_said(needs: ModelNeeds, word: str) -> None:
     found = [one for one in suited("gpt-4o-mini", "together", needs) if not one.vision or not needs.images]
     assert found and all(any(word in why for why in one.against) for one in found)
 

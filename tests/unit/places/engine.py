@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from orchestrate.local.plan import throughput
-from orchestrate.local.plan.throughput import Kind, Pace
+from orchestrate.local.plan.throughput import MeasuredPace, ThroughputKey
 from orchestrate.local.run import RunDir, checkpoints, now
 from orchestrate.local.run.checkpoints import Progress
 
@@ -55,8 +55,8 @@ def main(path: str, die_at: int, hold_at: int) -> None:
         if step == die_at and attempt == 1:
             raise SystemExit(9)
     if attempt == 1:
-        kind = Kind(device="NVIDIA of some make", threads=1, parameters=8.2e9, precision="bf16")
-        pace = Pace(kind=kind, at=now(), tokens=60 * SPEED, seconds=60, besides_seconds=5)
+        kind = ThroughputKey(device="NVIDIA of some make", threads=1, parameters=8.2e9, precision="bf16")
+        pace = MeasuredPace(kind=kind, at=now(), tokens=60 * SPEED, seconds=60, besides_seconds=5)
         throughput.add(Path(run.job().paces or ""), pace)
     (run.path / "adapter").mkdir()
     (run.path / "adapter" / "adapter_model.safetensors").write_bytes(b"the weights of the end")

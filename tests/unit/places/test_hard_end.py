@@ -20,7 +20,7 @@ from orchestrate.places.claim import Claim
 from orchestrate.places.order import read_order
 from orchestrate.runs import queue as queueing
 from orchestrate.runs.sweep import searching, space
-from orchestrate.runs.sweep.searching import Order
+from orchestrate.runs.sweep.searching import SweepOrder
 from orchestrate.runs.sweep.trials import Searching
 from orchestrate.runs.syncing.sweep import refresh
 from orchestrate.text import limit
@@ -134,7 +134,7 @@ def queued(ft: Orchestrator, world: World, folder: Path) -> None:
 
 def swept(ft: Orchestrator, world: World, folder: Path) -> None:
     spec = spec_of(world, folder).model_copy(update={"validation": str(folder / "blue.jsonl")})
-    order = Order(space=space.parse(["learning_rate=1e-4"], []), max_parallel=1)
+    order = SweepOrder(space=space.parse(["learning_rate=1e-4"], []), max_parallel=1)
     Searching(ft, searching.begin(ft, spec, [world.kind], order)).turn()
 
 

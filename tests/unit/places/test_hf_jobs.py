@@ -26,8 +26,8 @@ from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.errors import AuthenticationFailed, InvalidRequest, OutcomeUnknown, OverBudget, UsageError
 from orchestrate.local.plan import throughput
-from orchestrate.local.plan.throughput import Kind, Pace
-from orchestrate.local.run import RunDir, State, now
+from orchestrate.local.plan.throughput import MeasuredPace, ThroughputKey
+from orchestrate.local.run import JobState, RunDir, now
 from orchestrate.places.base import Resources
 from orchestrate.places.kinds.hf_jobs import FLAVORS, LABEL, STAGES, HfJobs
 from orchestrate.places.order import pins
@@ -180,10 +180,10 @@ def test_what_runs_measured_decides_which_gpu_is_the_cheapest(hub: Hub, rows: Pa
         return str(row.sent)
 
     assert chosen() == "H200"
-    kind = Kind(device="H200", threads=1, parameters=8.2e9, precision="bf16")
+    kind = ThroughputKey(device="H200", threads=1, parameters=8.2e9, precision="bf16")
     found.home.mkdir(parents=True)
     for _ in range(3):
-        pace = Pace(kind=kind, at=now(), tokens=2e6, seconds=1000.0, besides_seconds=60.0)
+        pace = MeasuredPace(kind=kind, at=now(), tokens=2e6, seconds=1000.0, besides_seconds=60.0)
         throughput.add(throughput.file_of(found.home), pace)
     assert chosen() == "L40S"
 
@@ -215,7 +215,7 @@ def test_a_command_asks_for_a_machine_at_places_alone(rows: Path, tmp_path: Path
 def test_a_copy_that_is_gone_is_made_again_from_the_depot(hub: Hub, rows: Path, tmp_path: Path) -> None:
     found = provider(hub, tmp_path)
     handle = submit(found, spec(rows))
-    state = State(status="running", step=3, total_steps=9, updated_at=now(), attempt=1)
+    state = JobState(status="running", step=3, total_steps=9, updated_at=now(), attempt=1)
     found.place.depot.run(REF).write("status.json", state.to_json())
     run = RunDir(found.home / "runs" / REF)
     for path in sorted(run.path.rglob("*"), reverse=True):

@@ -24,7 +24,7 @@ from orchestrate.places.depot import Depot
 from orchestrate.places.order import read_order
 from orchestrate.providers.local.away import AwayProvider
 from orchestrate.runs.spending.accounts import Spender, SpendingReport
-from orchestrate.runs.submitting.repeats import Wish
+from orchestrate.runs.submitting.repeats import SubmitRequest
 from orchestrate.runs.syncing.recovery import recover
 from orchestrate.runs.syncing.sweep import refresh
 from orchestrate.spec import JobSpec
@@ -63,7 +63,7 @@ def test_a_job_under_way_is_a_run_again_and_held_at_its_worst(
     )
     data = TrainingData.open(asked.train)  # type: ignore[arg-type]
     assert (run.dataset_digest, run.spec["provider_options"]) == (data.digest, asked.provider_options)
-    same = Wish(asked, data.digest, found).same(store)
+    same = SubmitRequest(asked, data.digest, found).same(store)
     assert same is not None and same.id == run.id
     assert recover(store, [found]).recovered == []
     assert found.get(run.handle).status is JobStatus.RUNNING or found.get(run.handle).model == "qwen3-8b"

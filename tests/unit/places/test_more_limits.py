@@ -30,14 +30,14 @@ from orchestrate.errors import (
     ProjectNotTrusted,
     UsageError,
 )
-from orchestrate.local.run import State, now
+from orchestrate.local.run import JobState, now
 from orchestrate.places.claim import Claim
 from orchestrate.places.depot import StoredRun
 from orchestrate.places.order import read_order
 from orchestrate.places.remote import Errand
 from orchestrate.providers.local.away import AwayProvider
 from orchestrate.runs.sweep import searching, space
-from orchestrate.runs.sweep.searching import Order
+from orchestrate.runs.sweep.searching import SweepOrder
 from orchestrate.runs.sweep.trials import Searching
 from orchestrate.settings import config
 from orchestrate.types import Allowance, JobError, JobStatus, TrialState
@@ -85,7 +85,7 @@ def at_its_limit(ft: Orchestrator, world: World, handle: RunHandle, seconds: flo
     world.run()
     stored = depot(ft, handle)
     Claim(stored).used(seconds)
-    stored.write("status.json", State(status="paused", error=OVER, updated_at=now()).to_json())
+    stored.write("status.json", JobState(status="paused", error=OVER, updated_at=now()).to_json())
     world.end("it has ended")
     assert handle.refresh().status is JobStatus.PAUSED
 
@@ -245,7 +245,7 @@ def test_a_trial_gets_no_more_than_its_sweep_has_and_is_scored_again(ray: World,
     with opened(ray, tmp_path) as ft:
         spec = spec_of(ray, tmp_path).model_copy(update={"validation": str(tmp_path / "blue.jsonl")})
         rates = space.parse(["learning_rate=1e-4,2e-4"], [])
-        order = Order(space=rates, max_parallel=2, max_cost_usd=Decimal(20))
+        order = SweepOrder(space=rates, max_parallel=2, max_cost_usd=Decimal(20))
         carried = Searching(ft, searching.begin(ft, spec, ["ray"], order))
         carried.turn()
         runs = [ft.run(trial.run_id or "") for trial in carried.trials]

@@ -18,7 +18,7 @@ from tests.unit.places.worlds import ray_cluster
 
 from orchestrate.data import TrainingData
 from orchestrate.errors import ConfigError
-from orchestrate.local.run import RunDir, State, now
+from orchestrate.local.run import JobState, RunDir, now
 from orchestrate.places.claim import Claim
 from orchestrate.places.depot import Pulse
 from orchestrate.places.kinds.ray import STATUSES, RayJobs
@@ -149,13 +149,15 @@ def test_deaths_count_from_the_newest_checkpoint(tmp_path: Path) -> None:
         found, handle = submitted(world.provider(tmp_path), tmp_path)
         stored = found.place.depot.run(REF)
         for attempt in range(1, 9):
-            state = State(status="running", updated_at=now(), step=attempt, attempt=attempt)
+            state = JobState(status="running", updated_at=now(), step=attempt, attempt=attempt)
             stored.write("status.json", state.to_json())
             keep_checkpoint(stored, tmp_path, attempt)
             world.end("its node is gone")
             assert found.get(handle).status is JobStatus.PAUSED and found.recover(handle), attempt
         for attempt in range(9, 13):
-            stored.write("status.json", State(status="running", updated_at=now(), attempt=attempt).to_json())
+            stored.write(
+                "status.json", JobState(status="running", updated_at=now(), attempt=attempt).to_json()
+            )
             world.end("its node is gone")
             found.get(handle)
             assert found.recover(handle) is (attempt < 12), attempt
@@ -175,7 +177,7 @@ def test_neither_cost_nor_progress_hang_on_the_clock_here(tmp_path: Path) -> Non
         Claim(stored).used(90)
         ahead = int((time.time() + 3600) * 1000)
         head.newest("RUNNING", start_time=ahead)
-        told = State(
+        told = JobState(
             status="running", updated_at=now() - timedelta(hours=1), step=3, seconds=3, total_steps=9
         )
         stored.write("status.json", told.to_json())

@@ -25,9 +25,9 @@ from tests.unit.places.test_remote import job_at
 
 from orchestrate.data import TrainingData
 from orchestrate.errors import HostUnavailable, RunFailed
-from orchestrate.local.run import State, now
+from orchestrate.local.run import JobState, now
 from orchestrate.places import claim
-from orchestrate.places.base import Limits
+from orchestrate.places.base import WorkerLimits
 from orchestrate.places.claim import Claim, Signs, Superseded
 from orchestrate.places.depot import Depot, Pulse, StoredRun
 from orchestrate.places.order import ROOM, environment, place_order, read_order, room, unexpanded
@@ -43,10 +43,10 @@ Fit = Callable[[Claim], object]
 
 @pytest.fixture
 def stored(tmp_path: Path) -> StoredRun:
-    return placed(tmp_path, Limits())
+    return placed(tmp_path, WorkerLimits())
 
 
-def placed(folder: Path, limits: Limits) -> StoredRun:
+def placed(folder: Path, limits: WorkerLimits) -> StoredRun:
     depot = Depot(f"file://{folder}/depot")
     place_order(depot, job_at(folder), limits)
     return depot.run("orc-a")
@@ -58,7 +58,7 @@ def driver(stored: StoredRun, fit: Fit, **more: Any) -> Driver:
 
 def report(stored: StoredRun, first: Claim, status: str) -> None:
     """What the first worker leaves when it has ended."""
-    stored.write("status.json", State(status=status, updated_at=now()).to_json())
+    stored.write("status.json", JobState(status=status, updated_at=now()).to_json())
     pulse = Pulse(attempt=first.number, number=1, pid=1, started="1", machine="node", ended=True)
     stored.write("pulse.json", pulse.to_json())
 
@@ -165,7 +165,7 @@ def test_a_worker_sees_that_its_job_is_gone(stored: StoredRun) -> None:
 def test_no_workers_come(stored: StoredRun) -> None:
     """As where a cluster has no room: said in the depot, so that nobody starts it again and again."""
     assert driver(stored, hang, start_s=0.3).work() == 1
-    state = State.from_json(stored.read("status.json") or b"")
+    state = JobState.from_json(stored.read("status.json") or b"")
     assert state.status == "failed" and state.error is not None
     assert ": the cluster has no free resources for them" in state.error.message
 
@@ -174,18 +174,18 @@ def test_what_has_trained_waits_for_room_in_a_pause(stored: StoredRun, tmp_path:
     """Nothing of it is lost, as it would be of a run that has failed; what has ended stays so."""
     keep_checkpoint(stored, tmp_path, 12)
     assert driver(stored, hang, start_s=0.3).work() == 1
-    state = State.from_json(stored.read("status.json") or b"")
+    state = JobState.from_json(stored.read("status.json") or b"")
     assert state.status == "paused" and state.error is not None and state.finished_at is None
-    stored.write("status.json", State(status="succeeded", updated_at=now()).to_json())
+    stored.write("status.json", JobState(status="succeeded", updated_at=now()).to_json())
     driver(stored, hang, start_s=0.3).work()
-    assert State.from_json(stored.read("status.json") or b"").status == "succeeded"
+    assert JobState.from_json(stored.read("status.json") or b"").status == "succeeded"
 
 
 @pytest.mark.parametrize(("word", "status"), [("pause", "paused"), ("cancel", "cancelled")])
 def test_what_is_asked_of_a_run_that_has_no_workers_yet(stored: StoredRun, word: str, status: str) -> None:
     stored.write("control", word.encode())
     assert driver(stored, hang).work() == 0
-    state = State.from_json(stored.read("status.json") or b"")
+    state = JobState.from_json(stored.read("status.json") or b"")
     assert state.status == status and state.error is None
     assert (state.finished_at is not None) is (word == "cancel")
 
@@ -235,10 +235,10 @@ def test_what_would_fail_again_at_a_worker_fails_the_run(stored: StoredRun) -> N
         (HostUnavailable("s3", "no answer"), "running", ""),
         (ValueError("a bug, or another machine's"), "running", ""),
     ):
-        stored.write("status.json", State(status="running", updated_at=now()).to_json())
+        stored.write("status.json", JobState(status="running", updated_at=now()).to_json())
         assert claimed(stored, mine.token) is not None
         tell(stored, Met(1, 2), error)
-        state = State.from_json(stored.read("status.json") or b"")
+        state = JobState.from_json(stored.read("status.json") or b"")
         assert state.status == status and told in (state.error.message if state.error else "")
         assert (claimed(stored, mine.token) is None) is (status == "failed")
 
@@ -256,20 +256,20 @@ def test_workers_of_other_versions_do_not_train_together(stored: StoredRun, tmp_
 
     first = First(Claim(stored), tmp_path / "here", Met(0, 3), torch.device("cpu"), 0.05, apart)
     assert first.work() == 0
-    state = State.from_json(stored.read("status.json") or b"")
+    state = JobState.from_json(stored.read("status.json") or b"")
     assert state.status == "failed" and state.error is not None and apart in state.error.message
 
 
 def test_its_limits_hold_while_there_is_no_worker(tmp_path: Path) -> None:
-    limits = Limits(max_usd=Decimal("0.00001"), usd_per_hour=Decimal(1))
+    limits = WorkerLimits(max_usd=Decimal("0.00001"), usd_per_hour=Decimal(1))
     stored = placed(tmp_path, limits)
     assert driver(stored, hang).work() == 0
-    state = State.from_json(stored.read("status.json") or b"")
+    state = JobState.from_json(stored.read("status.json") or b"")
     assert state.status == "paused" and state.error is not None and state.error.code == "limit"
 
 
 def test_it_ends_when_the_depot_cannot_be_reached(tmp_path: Path) -> None:
-    stored = placed(tmp_path, Limits(silence_s=0.5))
+    stored = placed(tmp_path, WorkerLimits(silence_s=0.5))
     away = driver(stored, hang)
     (tmp_path / "depot").rename(tmp_path / "gone")
     (tmp_path / "depot").write_text("no folder")

@@ -21,12 +21,12 @@ from tests.unit.places.depots import S3
 
 from orchestrate.core.files import write_whole
 from orchestrate.local import Hyper, LocalJob, RunDir
-from orchestrate.local.job import Adapter, Supervised
+from orchestrate.local.job import AdapterSettings, Supervised
 from orchestrate.local.run import checkpoints, now
 from orchestrate.local.run.checkpoints import Progress
 from orchestrate.places import claim
 from orchestrate.places import depot as mirror
-from orchestrate.places.base import Limits
+from orchestrate.places.base import WorkerLimits
 from orchestrate.places.claim import Switch
 from orchestrate.places.depot import Depot
 from orchestrate.places.order import environment, place_order
@@ -53,7 +53,7 @@ def job_at(folder: Path) -> LocalJob:
         model_name="some-model",
         train=str(folder / "train.jsonl"),
         method=Supervised(),
-        adapter=Adapter(type="lora", r=8),
+        adapter=AdapterSettings(type="lora", r=8),
         hyper=Hyper(epochs=1),
         created_at=now(),
     )
@@ -80,7 +80,7 @@ def meanwhile(away: Errand, happens: Callable[[], object]) -> None:
 @pytest.mark.slow
 def test_a_reader_sees_what_the_worker_wrote(url: str, job: LocalJob, tmp_path: Path) -> None:
     depot = Depot(url)
-    order = place_order(depot, job, Limits())
+    order = place_order(depot, job, WorkerLimits())
     away = errand(url, tmp_path / "there")
     assert away.order == order and away.work() == 0
 
@@ -107,7 +107,7 @@ def test_killed_it_goes_on_from_its_newest_checkpoint_in_another_attempt(
     url: str, job: LocalJob, tmp_path: Path
 ) -> None:
     """And the reader gets each step once, though the second attempt trains one again."""
-    place_order(Depot(url), job, Limits())
+    place_order(Depot(url), job, WorkerLimits())
     here, stored = RunDir(tmp_path / "here"), Depot(url).run("orc-a")
     here.path.mkdir()
     assert errand(url, tmp_path / "first", engine=engine(die_at=5)).work() == 1
@@ -125,7 +125,7 @@ def test_killed_it_goes_on_from_its_newest_checkpoint_in_another_attempt(
 @pytest.mark.parametrize(("word", "end"), [("pause", "paused"), ("cancel", "cancelled")])
 def test_it_heeds_what_it_is_asked(word: str, end: str, job: LocalJob, tmp_path: Path) -> None:
     url = f"file://{tmp_path}/depot"
-    place_order(Depot(url), job, Limits())
+    place_order(Depot(url), job, WorkerLimits())
     stored = Depot(url).run("orc-a")
     away = errand(url, tmp_path / "there", engine=engine(hold_at=5))
     meanwhile(away, lambda: stored.write("control", word.encode()))
@@ -135,7 +135,7 @@ def test_it_heeds_what_it_is_asked(word: str, end: str, job: LocalJob, tmp_path:
 
 def test_of_two_workers_the_older_ends_itself(job: LocalJob, tmp_path: Path) -> None:
     url = f"file://{tmp_path}/depot"
-    place_order(Depot(url), job, Limits())
+    place_order(Depot(url), job, WorkerLimits())
     first, codes = errand(url, tmp_path / "first", engine=engine(hold_at=1)), list[int]()
     thread = threading.Thread(target=lambda: codes.append(first.work()))
     thread.start()
@@ -153,7 +153,7 @@ def test_of_two_workers_the_older_ends_itself(job: LocalJob, tmp_path: Path) -> 
 def test_at_its_limit_it_pauses_the_run_and_says_why(job: LocalJob, tmp_path: Path) -> None:
     """A dollar at 3600 dollars per hour is one second, of all attempts together."""
     url, clock = f"file://{tmp_path}/depot", Clock()
-    limits = Limits(max_usd=Decimal(1), usd_per_hour=Decimal(3600))
+    limits = WorkerLimits(max_usd=Decimal(1), usd_per_hour=Decimal(3600))
     place_order(Depot(url), job, limits)
     away = errand(url, tmp_path / "there", engine=engine(hold_at=5), clock=clock)
     meanwhile(away, lambda: clock.pass_(1.0))
@@ -164,7 +164,7 @@ def test_at_its_limit_it_pauses_the_run_and_says_why(job: LocalJob, tmp_path: Pa
     again = errand(url, tmp_path / "again", engine=engine(hold_at=5))
     assert again.claim.earlier_s >= 1.0
     assert again.work() == 0 and again.run.metrics()[-1].step == state.step, "no time was left"
-    place_order(Depot(url), job, Limits())
+    place_order(Depot(url), job, WorkerLimits())
     assert errand(url, tmp_path / "more").work() == 0
 
 
@@ -172,7 +172,7 @@ def test_a_machine_that_is_taken_away_leaves_a_checkpoint_and_a_run_that_goes_on
     job: LocalJob, tmp_path: Path
 ) -> None:
     url = f"file://{tmp_path}/depot"
-    place_order(Depot(url), job, Limits())
+    place_order(Depot(url), job, WorkerLimits())
     away = errand(url, tmp_path / "there", engine=engine(hold_at=5))
     meanwhile(away, away.preempted.set)
     assert away.work() == 1
@@ -196,7 +196,7 @@ class Clock:
 def test_when_the_switch_is_thrown() -> None:
     """By hand: $30 at $2.50 per hour are 12 hours, of which earlier attempts used 5."""
     clock = Clock()
-    limits = Limits(max_hours=20, max_usd=Decimal(30), usd_per_hour=Decimal("2.5"), silence_s=600)
+    limits = WorkerLimits(max_hours=20, max_usd=Decimal(30), usd_per_hour=Decimal("2.5"), silence_s=600)
     assert limits.seconds == 12 * 3600
     switch = Switch(limits, earlier_s=5 * 3600, clock=clock)
     clock.at += 599
@@ -211,7 +211,7 @@ def test_when_the_switch_is_thrown() -> None:
     clock.at += 1
     found = switch.due()
     assert found is not None and found[0] == "limit" and "$30.00" in found[1]
-    assert Switch(Limits(), clock=clock).due() is None
+    assert Switch(WorkerLimits(), clock=clock).due() is None
 
 
 @pytest.mark.slow
@@ -226,7 +226,7 @@ def test_cut_off_from_its_store_it_ends_itself_and_its_engine(
             for name, value in store.env.items():
                 patch.setenv(name, value)
             depot = Depot("s3://runs/cut")
-            order = place_order(depot, job, Limits(silence_s=60))
+            order = place_order(depot, job, WorkerLimits(silence_s=60))
             worker = subprocess.Popen(
                 [sys.executable, "-c", CUT, str(tmp_path), *engine(hold_at=5)],
                 env={**os.environ, **environment(depot, order), "PYTHONPATH": str(ROOT / "src")},
@@ -409,7 +409,7 @@ def test_the_order_has_what_was_sent_by_content(job: LocalJob, tmp_path: Path) -
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     job = msgspec.structs.replace(job, model=str(tmp_path / "model"))
-    first = place_order(depot, job, Limits())
+    first = place_order(depot, job, WorkerLimits())
     blobs = depot.names("blobs")
-    assert place_order(depot, job, Limits(max_hours=1)).code == first.code
+    assert place_order(depot, job, WorkerLimits(max_hours=1)).code == first.code
     assert depot.names("blobs") == blobs and len(blobs) == 3

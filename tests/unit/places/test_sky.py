@@ -16,16 +16,16 @@ from tests.unit.places.worlds import RUNPOD, SkyState
 
 from orchestrate.errors import HostUnavailable, InvalidRequest, OutcomeUnknown, SetupError, UsageError
 from orchestrate.local import Hyper, LocalJob
-from orchestrate.local.job import Adapter, Supervised
+from orchestrate.local.job import AdapterSettings, Supervised
 from orchestrate.local.run import now
-from orchestrate.places.base import Limits, Resources
+from orchestrate.places.base import Resources, WorkerLimits
 from orchestrate.places.depot import Depot
 from orchestrate.places.kinds._skypilot.asking import Bridge, python_of
 from orchestrate.places.kinds.sky import Sky
 from orchestrate.places.order import environment, place_order
 
 REF = "orc-0123456789ab"
-H100 = Resources(gpu="H100", machine="H100:1", limits=Limits(max_hours=2, most_usd_per_hour=Decimal(3)))
+H100 = Resources(gpu="H100", machine="H100:1", limits=WorkerLimits(max_hours=2, most_usd_per_hour=Decimal(3)))
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def submit(found: Sky, tmp_path: Path, resources: Resources = H100, ref: str = R
         model_name="some-model",
         train=str(tmp_path / "train.jsonl"),
         method=Supervised(),
-        adapter=Adapter(type="lora", r=8),
+        adapter=AdapterSettings(type="lora", r=8),
         hyper=Hyper(epochs=1),
         created_at=now(),
     )

@@ -25,7 +25,7 @@ from tests.ports import own_port
 from tests.unit.places.test_sky import H100, REF, submit
 
 from orchestrate.errors import OutcomeUnknown
-from orchestrate.places.base import Limits, Resources
+from orchestrate.places.base import Resources, WorkerLimits
 from orchestrate.places.kinds._skypilot.asking import Bridge
 from orchestrate.places.kinds.sky import STATES, Sky
 
@@ -124,7 +124,7 @@ def test_its_loader_reads_our_task_and_its_optimiser_takes_the_machine(tmp_path:
     asked = [
         Resources(gpu="H100", spot=True, limits=H100.limits),
         H100,
-        Resources(gpu="H100", limits=Limits(most_usd_per_hour=Decimal("2.5"))),
+        Resources(gpu="H100", limits=WorkerLimits(most_usd_per_hour=Decimal("2.5"))),
     ]
     tasks = [place.task(REF, REF, one, {"ORCHESTRATE_REF": REF}) for one in asked]
     spot, plain, none = python(env, OPTIMISE, tasks)

@@ -12,11 +12,11 @@ from tests.unit.places.worlds import hugging_face
 
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.commands.runs.follow import follow
-from orchestrate.local.run import State, now
+from orchestrate.local.run import JobState, now
 from orchestrate.places.order import read_order
 from orchestrate.providers.local.away import AwayProvider
 from orchestrate.runs.sweep import searching, space
-from orchestrate.runs.sweep.searching import Order
+from orchestrate.runs.sweep.searching import SweepOrder
 from orchestrate.runs.sweep.trials import Searching
 from orchestrate.settings import config
 from orchestrate.types import JobError, JobStatus, TrialState
@@ -38,7 +38,7 @@ def test_the_limit_is_kept_by_trials_that_take_longer_than_was_thought(tmp_path:
         settings = config.load(env={}, home=tmp_path / "home", config_file=chosen)
         with Orchestrator(replace(settings, config_named=False)) as ft:  # its trust is gone since
             ft.provider("hf-jobs").place = world.place(ft.provider("hf-jobs"))  # type: ignore[attr-defined, arg-type]
-            carried = Searching(ft, searching.begin(ft, spec, ["hf-jobs"], Order(space=rates)))
+            carried = Searching(ft, searching.begin(ft, spec, ["hf-jobs"], SweepOrder(space=rates)))
             carried.turn()
             assert "needs your trust" in (carried.stopped or "")
             assert [trial.state for trial in carried.trials] == [TrialState.OPEN], "it goes first once it may"
@@ -46,7 +46,7 @@ def test_the_limit_is_kept_by_trials_that_take_longer_than_was_thought(tmp_path:
             found = ft.provider("hf-jobs")
             assert isinstance(found, AwayProvider)
             found.place = world.place(found)
-            order = Order(space=rates, max_parallel=2, max_cost_usd=Decimal(10))
+            order = SweepOrder(space=rates, max_parallel=2, max_cost_usd=Decimal(10))
             carried = Searching(ft, searching.begin(ft, spec, ["hf-jobs"], order))
             carried.turn()
             depot = found.place.depot
@@ -54,14 +54,14 @@ def test_the_limit_is_kept_by_trials_that_take_longer_than_was_thought(tmp_path:
             assert caps == [5, 5] and carried.spent_usd() == 10
             first, second = (trial.run_id or "" for trial in carried.trials)
             over = JobError(code="limit", message="the worker ended itself")
-            paused = State(status="paused", error=over, updated_at=now())
+            paused = JobState(status="paused", error=over, updated_at=now())
             depot.run(ft.run(first).record.ref).write("status.json", paused.to_json())
             assert ft.run(first).wait(timeout_s=240).status is JobStatus.PAUSED, "it goes on by nobody"
             follow(ft, [ft.run(first)], here=True)  # comes back, too
             carried.turn()
             assert [trial.state for trial in carried.trials] == [TrialState.FAILED, TrialState.OPEN]
             assert carried.trials[0].note == over.message
-            assert "the rest of" in (carried.waits or "") and carried.stopped is None
+            assert "what is left of" in (carried.waits or "") and carried.stopped is None
             ft.store.runs.apply(second, lambda run: msgspec.structs.replace(run, status=JobStatus.FAILED))
             carried._later = 0.0
             carried.turn()

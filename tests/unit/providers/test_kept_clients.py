@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 import httpx
 
-from orchestrate.providers.calls.clients import Kept
+from orchestrate.providers.calls.clients import CachedClient
 
 
 def test_threads_that_ask_at_once_get_one_client_and_a_closed_one_is_made_again() -> None:
@@ -20,7 +20,7 @@ def test_threads_that_ask_at_once_get_one_client_and_a_closed_one_is_made_again(
                 assert not done, "it made its own"
             return httpx.Client()
 
-        kept = Kept(made)
+        kept = CachedClient(made)
         client = kept()
         assert others[0].result(120) is client and kept() is client
         kept.close()

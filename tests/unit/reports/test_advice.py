@@ -13,11 +13,11 @@ import pytest
 from msgspec.structs import replace
 
 from orchestrate import catalog
-from orchestrate.costing import BasePrice, Ownership, Served
+from orchestrate.costing import BasePrice, Ownership, ServingTotal
 from orchestrate.costing.latency import of_model
 from orchestrate.data import Dataset
 from orchestrate.data.goals import Goal
-from orchestrate.reports.advice import Advice, Facts, Needs, Way, advise, measure
+from orchestrate.reports.advice import Advice, DataTraits, Needs, Way, advise, measure
 from orchestrate.types import Quote, QuoteLine, Score
 
 
@@ -74,7 +74,7 @@ def test_facts_of_knowledge(tmp_path: Path) -> None:
     assert found.json_share == found.shared_tokens == 0
 
 
-def facts(**changes: Any) -> Facts:
+def facts(**changes: Any) -> DataTraits:
     values: dict[str, Any] = {
         "rows": 1000,
         "kind": "chat",
@@ -88,7 +88,7 @@ def facts(**changes: Any) -> Facts:
         "copied_share": 0.6,
         "duplicate_share": 0.0,
     }
-    return Facts(**(values | changes))
+    return DataTraits(**(values | changes))
 
 
 def points(found: Advice, way: Way) -> int:
@@ -337,7 +337,7 @@ def test_a_tuned_model_that_ends_is_told_with_its_cost() -> None:
 
 def test_the_cheapest_place_may_be_elsewhere() -> None:
     dear = total("100", "90")
-    rented = Served(
+    rented = ServingTotal(
         server="runpod",
         monthly=dear.monthly,
         monthly_usd=Decimal(20),

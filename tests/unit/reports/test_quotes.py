@@ -9,7 +9,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from orchestrate import catalog
-from orchestrate.costing import BasePrice, Ownership, Prices, Traffic, Use, own
+from orchestrate.costing import BasePrice, Ownership, Prices, ServingUse, Traffic, own
 from orchestrate.profile import profile
 from orchestrate.reports import ownership_markdown, quote_markdown, quote_table, verdict
 from orchestrate.reports.documents import plain_text
@@ -166,7 +166,7 @@ def totals(base_usd: str = "0.002") -> list[Ownership]:
     return [
         own(
             quote(provider, line("1")),
-            Use(traffic=traffic, months=6, base=base),
+            ServingUse(traffic=traffic, months=6, base=base),
             profile=profile(provider),
             resolved=catalog.resolve(model, provider, TODAY),
             prices=Prices(provider, on=TODAY),

@@ -12,7 +12,7 @@ from orchestrate import JobSpec, Orchestrator
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.reports.advice import Needs
 from orchestrate.runs.data import files as data
-from orchestrate.runs.data.generation import Writer
+from orchestrate.runs.data.generation import TeacherModel
 from orchestrate.runs.preparing.advice import base_score
 from orchestrate.sandbox import running
 from orchestrate.sandbox.joining import running as running_at
@@ -91,12 +91,12 @@ def test_a_run_that_is_not_there_has_no_score(ft: Orchestrator) -> None:
 
 
 def test_what_is_not_checked_is_said(ft: Orchestrator, rows: Path) -> None:
-    wanted = data.Wanted(hosts="openai,together", model="gpt-4.1-mini", near=False)
+    wanted = data.FileCheck(hosts="openai,together", model="gpt-4.1-mini", near=False)
     options, unchecked = data.check_options(ft.settings, {"train": str(rows)}, wanted)
     assert options.tokenizer == "o200k" and options.contexts.keys() == {"openai"}
     assert unchecked == ["together does not offer gpt-4.1-mini, so its length limit is not checked"]
     with pytest.raises(UsageError, match="unknown method 'sftt'"):
-        data.check_options(ft.settings, {"train": str(rows)}, data.Wanted(method="sftt"))
+        data.check_options(ft.settings, {"train": str(rows)}, data.FileCheck(method="sftt"))
 
 
 def test_memory_is_that_of_the_size_named() -> None:
@@ -109,10 +109,10 @@ def test_memory_is_that_of_the_size_named() -> None:
 
 
 def test_an_address_never_gets_the_key_of_a_host(ft: Orchestrator) -> None:
-    place = Writer(model="m", base_url="https://llm.example/v1/").place(ft.settings)
+    place = TeacherModel(model="m", base_url="https://llm.example/v1/").place(ft.settings)
     assert place.base_url == "https://llm.example/v1" and place.api_key is not None
     assert place.api_key.reveal() == "none"
-    for wrong in (Writer(model="m", key_variable="X"), Writer(model="m", base_url="ftp://x")):
+    for wrong in (TeacherModel(model="m", key_variable="X"), TeacherModel(model="m", base_url="ftp://x")):
         with pytest.raises(UsageError):
             wrong.place(ft.settings)
 

@@ -14,8 +14,8 @@ from tests.reviewing import answered
 
 from orchestrate import AsyncOrchestrator, JobSpec, Orchestrator
 from orchestrate.errors import DataError, UsageError
-from orchestrate.evaluation import Answered
-from orchestrate.evaluation.review.desk import Desk
+from orchestrate.evaluation import ScoredItem
+from orchestrate.evaluation.review.desk import ReviewSession
 from orchestrate.settings import config
 from orchestrate.store.runs import Intent
 from orchestrate.types import Contender, Evaluation, MetricUsed, Rating
@@ -29,7 +29,7 @@ def ft(tmp_path: Path) -> Iterator[Orchestrator]:
         yield found
 
 
-def evaluated(ft: Orchestrator, folder: Path, name: str, rows: Sequence[Answered], age: int = 0) -> str:
+def evaluated(ft: Orchestrator, folder: Path, name: str, rows: Sequence[ScoredItem], age: int = 0) -> str:
     """A run with an evaluation of its own, against the base of all."""
     items = folder / f"{name}.jsonl"
     items.write_bytes(b"".join(row.to_json() + b"\n" for row in rows))
@@ -61,12 +61,12 @@ def evaluated(ft: Orchestrator, folder: Path, name: str, rows: Sequence[Answered
     return run.id
 
 
-def rows(name: str, questions: Sequence[str], base: str = "base") -> list[Answered]:
+def rows(name: str, questions: Sequence[str], base: str = "base") -> list[ScoredItem]:
     own = [(q, f"{name} {q}", f"{base} {q}") for q in questions]
     return answered(*own, names=(name, "base tiny"))
 
 
-def rating(desk: Desk, number: int, rater: str, better: str) -> Rating:
+def rating(desk: ReviewSession, number: int, rater: str, better: str) -> Rating:
     task = desk.tasks[number]
     left, right = task.contenders
     choice = "left" if left == better else "right"

@@ -14,13 +14,13 @@ from tests.sending import upload
 
 from orchestrate import AsyncOrchestrator, Orchestrator
 from orchestrate.providers.base import Provider
-from orchestrate.runs.spending.accounts import Asked, SpendingReport
+from orchestrate.runs.spending.accounts import AccountStatus, SpendingReport
 from orchestrate.runs.spending.orphans import OrphanReport
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.settings import config
-from orchestrate.workspace import Opened
+from orchestrate.workspace import OpenedParts
 
 THEIRS = "sandbox-another-team"
 
@@ -94,7 +94,7 @@ def forget(provider: Provider, name: str) -> None:
     )
 
 
-def of(report: SpendingReport, backend: str) -> Asked:
+def of(report: SpendingReport, backend: str) -> AccountStatus:
     [one] = [one for one in report.accounts if one.backend == backend]
     return one
 
@@ -284,7 +284,7 @@ def test_a_defect_of_one_backend_hides_no_other(open_at: Open) -> None:
 
     broken: Any = Broken()
 
-    class Half(Opened):
+    class Half(OpenedParts):
         def provider(self, name: str) -> Any:
             return broken if name == "openai" else super().provider(name)
 

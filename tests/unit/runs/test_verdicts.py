@@ -18,7 +18,7 @@ from orchestrate.cli import app
 from orchestrate.evaluation.regression import Regression, judged
 from orchestrate.evaluation.scoring import paired
 from orchestrate.evaluation.verdict import Demand, verdicts
-from orchestrate.reports.records import Answer
+from orchestrate.reports.records import ComparisonSummary
 from orchestrate.runs.evaluation.regression import KIND
 from orchestrate.settings import config
 from orchestrate.store.runs import Intent
@@ -113,7 +113,7 @@ def chosen(ft: Orchestrator, run_id: str) -> str | None:
     return answer(ft, run_id).run
 
 
-def answer(ft: Orchestrator, run_id: str) -> Answer:
+def answer(ft: Orchestrator, run_id: str) -> ComparisonSummary:
     return ft.compare([replace(ft.store.runs.get(run_id), status=JobStatus.SUCCEEDED)]).answer
 
 

@@ -13,8 +13,8 @@ import pytest
 from tests.paths import BUNDLED, TINY
 
 from orchestrate.serving.server import running
-from orchestrate.serving.server.running import Served, Terms
-from orchestrate.serving.tuned import Tuned
+from orchestrate.serving.server.running import ServerSettings, ServingApp
+from orchestrate.serving.tuned import TunedModel
 from orchestrate.store.store import Store
 from orchestrate.types import Sheet
 
@@ -30,7 +30,9 @@ def forked(quick_python: None) -> None:
 
 
 @contextmanager
-def serve(tuned: Sequence[Tuned], home: Path, terms: Terms, *, base: str | None = None) -> Generator[Served]:
+def serve(
+    tuned: Sequence[TunedModel], home: Path, terms: ServerSettings, *, base: str | None = None
+) -> Generator[ServingApp]:
     """With a store in this home."""
     with (
         Store.open(f"sqlite:///{home}/runs.sqlite3") as store,

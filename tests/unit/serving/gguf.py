@@ -11,8 +11,8 @@ from tests.paths import TINY
 from tests.unit.serving.conftest import random_adapter
 
 from orchestrate.local.weights import ask_all
-from orchestrate.serving.export.forms import Options, base_gguf, export
-from orchestrate.serving.tuned import Tuned
+from orchestrate.serving.export.forms import WeightOptions, base_gguf, export
+from orchestrate.serving.tuned import TunedModel
 from orchestrate.types import Export, Sheet
 
 QUESTION = (
@@ -74,7 +74,7 @@ def own_base(folder: Path) -> Path:
 @dataclass(frozen=True)
 class Made:
     base: Path
-    tuned: Tuned
+    tuned: TunedModel
     sheet: Sheet
     whole: Export
     adapter: Export
@@ -84,15 +84,15 @@ class Made:
 def make(home: Path) -> Made:
     """The GGUF adapter by the command, as its users make it; the rest by what is below it."""
     base = own_base(home / "base")
-    tuned = Tuned("tuned", random_adapter(home / "adapter", 1, base), str(base), "adapter")
+    tuned = TunedModel("tuned", random_adapter(home / "adapter", 1, base), str(base), "adapter")
     given = {"base": str(base), "tuned": str(tuned.folder)}
     [sheet] = ask_all([{"task": "sheet", "precision": "fp32", **given}])
-    plain = base_gguf(tuned, home / "base.gguf", Options(dtype="fp32"))
+    plain = base_gguf(tuned, home / "base.gguf", WeightOptions(dtype="fp32"))
     return Made(
         base,
         tuned,
         Sheet.from_dict(sheet),
-        export(tuned, "gguf", home / "whole", Options(dtype="fp32", quantise="F32")),
+        export(tuned, "gguf", home / "whole", WeightOptions(dtype="fp32", quantise="F32")),
         exported(tuned.folder, home),
         plain,
     )
@@ -118,5 +118,5 @@ def peft_of(made: Made) -> Path:
 
 
 def ollama_of(made: Made) -> Export:
-    options = Options(dtype="fp32", quantise="F32")
+    options = WeightOptions(dtype="fp32", quantise="F32")
     return export(made.tuned, "ollama", Path(made.whole.folder).parent / "ollama", options)

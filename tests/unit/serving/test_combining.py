@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrate.errors import UsageError
 from orchestrate.serving.combining import combine
-from orchestrate.serving.tuned import Tuned
+from orchestrate.serving.tuned import TunedModel
 from orchestrate.types import Merged
 
 pytestmark = [
@@ -27,18 +27,18 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> list[Tuned]:
+def parts(tmp_path_factory: pytest.TempPathFactory) -> list[TunedModel]:
     """Of other ranks and other targets."""
     home = tmp_path_factory.mktemp("parts")
     folders = [
         random_adapter(home / "a", 1),
         random_adapter(home / "b", 2, r=4, target_modules=["q_proj", "v_proj"]),
     ]
-    return [Tuned(f.name, f, str(TINY), "adapter") for f in folders]
+    return [TunedModel(f.name, f, str(TINY), "adapter") for f in folders]
 
 
 def combined(
-    parts: list[Tuned], folder: Path, method: str, weights: list[float] | None = None, **how: float
+    parts: list[TunedModel], folder: Path, method: str, weights: list[float] | None = None, **how: float
 ) -> Merged:
     given = {"density": None, "rank": None, **how}
     return combine(
@@ -61,7 +61,7 @@ def deltas(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("method", "how"), [("cat", {}), ("svd", {"rank": 12})])
 def test_the_precise_methods_give_the_weighted_sum(
-    method: str, how: dict[str, float], parts: list[Tuned], tmp_path: Path
+    method: str, how: dict[str, float], parts: list[TunedModel], tmp_path: Path
 ) -> None:
     made = combined(parts, tmp_path / "x", method, [0.7, 0.3], **how)
     one, other = (deltas(p.folder) for p in parts)
@@ -73,7 +73,7 @@ def test_the_precise_methods_give_the_weighted_sum(
     assert made.error < 1e-5 and made.rank == 12 and made.ranks == (8, 4)
 
 
-def test_the_error_that_is_told_is_that_of_the_matrices(parts: list[Tuned], tmp_path: Path) -> None:
+def test_the_error_that_is_told_is_that_of_the_matrices(parts: list[TunedModel], tmp_path: Path) -> None:
     made = combined(parts, tmp_path / "x", "svd", [1.0, 1.0])
     one, other, there = (deltas(f) for f in (parts[0].folder, parts[1].folder, tmp_path / "x"))
     wanted = {k: d + other.get(k, torch.zeros_like(d)) for k, d in one.items()}
@@ -84,7 +84,9 @@ def test_the_error_that_is_told_is_that_of_the_matrices(parts: list[Tuned], tmp_
     )
 
 
-def test_the_folder_is_an_adapter_with_the_passports_of_its_parts(parts: list[Tuned], tmp_path: Path) -> None:
+def test_the_folder_is_an_adapter_with_the_passports_of_its_parts(
+    parts: list[TunedModel], tmp_path: Path
+) -> None:
     made = combined(parts, tmp_path / "x", "ties", density=0.5)
     assert made.method == "ties_svd"  # the ranks differ
     names = {f.path for f in made.files}
@@ -95,9 +97,9 @@ def test_the_folder_is_an_adapter_with_the_passports_of_its_parts(parts: list[Tu
     assert any("evaluate the result and each of its parts" in note for note in made.notes)
 
 
-def test_what_cannot_be_merged_is_refused(parts: list[Tuned], tmp_path: Path) -> None:
-    other = Tuned("c", parts[0].folder, "another/base", "adapter")
-    whole = Tuned("d", TINY, str(TINY), "full")
+def test_what_cannot_be_merged_is_refused(parts: list[TunedModel], tmp_path: Path) -> None:
+    other = TunedModel("c", parts[0].folder, "another/base", "adapter")
+    whole = TunedModel("d", TINY, str(TINY), "full")
     for given, method, how, said in (
         ([parts[0], other], "svd", {}, "different bases"),
         ([parts[0], whole], "svd", {}, "can't be merged with adapters"),
@@ -118,7 +120,7 @@ def test_what_cannot_be_merged_is_refused(parts: list[Tuned], tmp_path: Path) ->
             combined(parts, tmp_path / "x", "svd", weights)
 
 
-def test_linear_warns_as_its_authors_do(parts: list[Tuned], tmp_path: Path) -> None:
+def test_linear_warns_as_its_authors_do(parts: list[TunedModel], tmp_path: Path) -> None:
     made = combined([parts[0], parts[0]], tmp_path / "x", "linear")
     assert "very rough" in made.notes[0]
 
@@ -126,7 +128,7 @@ def test_linear_warns_as_its_authors_do(parts: list[Tuned], tmp_path: Path) -> N
 # -- complete models -------------------------------------------------------------------------------------
 
 
-def model_of(folder: Path, seed: int) -> Tuned:
+def model_of(folder: Path, seed: int) -> TunedModel:
     """The tiny model in 32 bits with every tensor moved a little, as a complete model."""
     shutil.copytree(TINY, folder)
     draw = torch.Generator().manual_seed(seed)
@@ -137,11 +139,11 @@ def model_of(folder: Path, seed: int) -> Tuned:
     save_file(moved, folder / "model.safetensors", {"format": "pt"})
     config = json.loads((TINY / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "dtype": "float32"}))
-    return Tuned(folder.name, folder, str(TINY), "full")
+    return TunedModel(folder.name, folder, str(TINY), "full")
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> list[Tuned]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[TunedModel]:
     pytest.importorskip("mergekit")
     home = tmp_path_factory.mktemp("models")
     return [model_of(home / name, seed) for name, seed in (("a+x@1", 1), ("b", 2))]
@@ -177,7 +179,7 @@ def ties(base: torch.Tensor, parts: list[torch.Tensor], weights: list[float], de
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [None, "slerp", "ties"])
 def test_complete_models_are_merged_as_the_papers_say(
-    method: str | None, models: list[Tuned], tmp_path: Path
+    method: str | None, models: list[TunedModel], tmp_path: Path
 ) -> None:
     made = combined(models, tmp_path / "x", method, [0.75, 0.25])  # type: ignore[arg-type]
     assert (made.method, made.rank, made.error, made.ranks) == (method or "linear", None, None, ())
@@ -199,7 +201,7 @@ def test_complete_models_are_merged_as_the_papers_say(
 
 
 def test_models_that_do_not_fit_are_refused_before_anything_is_written(
-    parts: list[Tuned], tmp_path: Path
+    parts: list[TunedModel], tmp_path: Path
 ) -> None:
     one = model_of(tmp_path / "one", 1)
     short = model_of(tmp_path / "short", 2)

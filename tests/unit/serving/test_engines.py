@@ -24,7 +24,7 @@ from orchestrate.runs.serving import subjects as serving
 from orchestrate.serving import engines
 from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import verify
-from orchestrate.serving.tuned import Tuned
+from orchestrate.serving.tuned import TunedModel
 from orchestrate.settings import config
 
 pytestmark = [
@@ -42,13 +42,13 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])
 """
 
 
-def tuned(known: Known) -> Tuned:
-    return Tuned("one", known.adapter, str(TINY), "adapter")
+def tuned(known: Known) -> TunedModel:
+    return TunedModel("one", known.adapter, str(TINY), "adapter")
 
 
 def test_the_command_for_vllm_has_every_adapter_under_its_name(known: Known, tmp_path: Path) -> None:
     folders = {"one": tmp_path / "a", "other": tmp_path / "b"}
-    both = [tuned(known), Tuned("other", known.other, str(TINY), "adapter")]
+    both = [tuned(known), TunedModel("other", known.other, str(TINY), "adapter")]
     command = engines.vllm(
         both, folders, "the/base", host="127.0.0.1", port=9, python=Path("/env/bin/python")
     )
@@ -63,7 +63,7 @@ def test_the_command_for_vllm_has_every_adapter_under_its_name(known: Known, tmp
 def test_names_and_folders_that_would_be_read_otherwise_are_given_as_objects(tmp_path: Path) -> None:
     """vLLM cuts NAME=PATH at every =."""
     folders = {"a=b": tmp_path / "x", "{}": tmp_path / "y", "plain": tmp_path / "k=v"}
-    tuned = [Tuned(name, tmp_path, str(TINY), "adapter") for name in folders]
+    tuned = [TunedModel(name, tmp_path, str(TINY), "adapter") for name in folders]
     (tmp_path / "adapter_config.json").write_text('{"r": 8}')
     words = engines.vllm(tuned, folders, "b", host="127.0.0.1", port=9, python=None).words
     given = [json.loads(word) for word in words[words.index("--lora-modules") + 1 :]]
@@ -85,7 +85,7 @@ def test_an_engine_takes_no_module_of_the_working_folder(
     monkeypatch.chdir(tmp_path)
     port = own_port()
     words = (sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1")
-    with engines.started(engines.Command(words, f"http://127.0.0.1:{port}", alive="/")) as url:
+    with engines.started(engines.EngineCommand(words, f"http://127.0.0.1:{port}", alive="/")) as url:
         assert "argparse.py" in loopback.get(url).text
 
 
@@ -129,8 +129,8 @@ def test_the_engine_that_nobody_named_is_chosen_by_what_is_here(
     config = json.loads((known.adapter / "adapter_config.json").read_bytes())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **more}))
     words = here.split()
-    there = engines.Here(**{n: n in words for n in ("torch", "gpu", "vllm", "llama_cpp")})
-    both = [Tuned(name, tmp_path, str(TINY), "adapter") for name in ("one", "other")]
+    there = engines.LocalCapabilities(**{n: n in words for n in ("torch", "gpu", "vllm", "llama_cpp")})
+    both = [TunedModel(name, tmp_path, str(TINY), "adapter") for name in ("one", "other")]
     chosen, why = engines.choose(both[:count], there)
     assert chosen == engine and said in why
 
@@ -159,12 +159,12 @@ def test_a_real_vllm_serves_what_was_trained_and_a_swapped_name_is_caught(
         monkeypatch.setenv(f"VLLM_CPU_{name}", value)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     flags = ("--enforce-eager", "--max-model-len", "512", "--dtype", "float32", "--max-loras", "2")
-    choice = serving.Choice(engine="vllm", python=python, more=flags)
+    choice = serving.EngineOptions(engine="vllm", python=python, more=flags)
     base = in_32_bits(tmp_path / "base")
     first, second = (random_adapter(tmp_path / n, seed, base) for n, seed in (("a=b", 1), ("other", 2)))
     with (
         Orchestrator(config.load(home=tmp_path / "home", env={}, cwd=tmp_path)) as ft,
-        serving.serve(ft, [str(first)], serving.Terms(port=0), choice) as up,
+        serving.serve(ft, [str(first)], serving.ServerSettings(port=0), choice) as up,
     ):
         assert [proof.state for proof in serving.prove(ft, up, [str(first)])] == ["proved"]
         [(added, _, seconds)] = serving.add(ft, [str(second)], up.url, [])

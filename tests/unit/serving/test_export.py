@@ -25,8 +25,8 @@ from tests.unit.serving.gguf import QUESTION
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrate.errors import UsageError
-from orchestrate.serving.export.forms import FORMS, Options, export
-from orchestrate.serving.tuned import Tuned
+from orchestrate.serving.export.forms import FORMS, WeightOptions, export
+from orchestrate.serving.tuned import TunedModel
 from orchestrate.types import Export
 
 pytestmark = [
@@ -37,8 +37,8 @@ IDS = torch.tensor([[1, 300, 301, 302, 17, 2, 40]])
 
 
 def written(adapter: Path, form: str, folder: Path, **options: Any) -> Export:
-    tuned = Tuned("my tune", adapter, str(TINY), "adapter")
-    return export(tuned, form, folder, Options(**options), work=in_process)
+    tuned = TunedModel("my tune", adapter, str(TINY), "adapter")
+    return export(tuned, form, folder, WeightOptions(**options), work=in_process)
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -108,9 +108,9 @@ def test_fifty_prompts_get_the_adapters_greedy_ids_from_the_merged_folder(
         for n in range(50)
     ]
     base = in_32_bits(tmp_path / "base")
-    tuned = Tuned("one", known.adapter, str(base), "adapter")
+    tuned = TunedModel("one", known.adapter, str(base), "adapter")
     laid, merged = (
-        export(tuned, form, tmp_path / form, Options(dtype="fp32"), work=in_process)
+        export(tuned, form, tmp_path / form, WeightOptions(dtype="fp32"), work=in_process)
         for form in ("peft", "merged")
     )
     wanted, there = in_process(

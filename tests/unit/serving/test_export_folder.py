@@ -17,8 +17,8 @@ from tests.paths import TINY
 from orchestrate.errors import UsageError
 from orchestrate.serving.combining import combine
 from orchestrate.serving.export.folder import new_folder_at, scratch_beside
-from orchestrate.serving.export.forms import Options, export
-from orchestrate.serving.tuned import Tuned
+from orchestrate.serving.export.forms import WeightOptions, export
+from orchestrate.serving.tuned import TunedModel
 
 CONFIG = '{"r": 8, "base_model_name_or_path": "x", "target_modules": ["q_proj"]}'
 WEIGHTS = save({"base_model.model.q_proj.lora_A.weight": np.zeros((8, 4), np.float32)})
@@ -63,12 +63,12 @@ def work_until(point: str) -> Any:
 
 def written(form: str, source: Path, target: Path, point: str) -> None:
     evaluations = Killing() if point == "card" else []
-    one = Tuned("one", source, str(TINY), "adapter", evaluations=evaluations)
+    one = TunedModel("one", source, str(TINY), "adapter", evaluations=evaluations)
     if form == "merge":
         how: dict[str, Any] = {"method": "svd", "weights": None, "density": None, "rank": None}
         combine([one, one], ["one", "one"], target, work=work_until(point), **how)
     else:
-        export(one, form, target, Options(), work=work_until(point))
+        export(one, form, target, WeightOptions(), work=work_until(point))
 
 
 def write(arguments: list[str]) -> None:

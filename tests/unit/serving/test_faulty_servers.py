@@ -14,8 +14,8 @@ from tests.unit.serving.conftest import Known, serve
 
 from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import verify
-from orchestrate.serving.server.running import Served, Terms
-from orchestrate.serving.tuned import Tuned
+from orchestrate.serving.server.running import ServerSettings, ServingApp
+from orchestrate.serving.tuned import TunedModel
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
@@ -25,10 +25,13 @@ BASE = str(TINY)
 
 
 @pytest.fixture(scope="module")
-def served(known: Known, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    tuned = [Tuned("one", known.adapter, BASE, "adapter"), Tuned("other", known.other, BASE, "adapter")]
+def served(known: Known, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServingApp]:
+    tuned = [
+        TunedModel("one", known.adapter, BASE, "adapter"),
+        TunedModel("other", known.other, BASE, "adapter"),
+    ]
     home: Path = tmp_path_factory.mktemp("faulty")
-    with serve(tuned, home, Terms(port=0, threads=1, four_bit=False)) as up:
+    with serve(tuned, home, ServerSettings(port=0, threads=1, four_bit=False)) as up:
         yield up
 
 
@@ -59,7 +62,7 @@ def swapped(path: str, body: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 def test_each_fault_of_a_server_is_caught_in_its_stage(
-    fault: Callable[[str, dict[str, Any]], dict[str, Any]], stage: str, served: Served, known: Known
+    fault: Callable[[str, dict[str, Any]], dict[str, Any]], stage: str, served: ServingApp, known: Known
 ) -> None:
     """Something between the client and the weights does it."""
     wire = httpx.Client(timeout=240)

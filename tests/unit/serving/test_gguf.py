@@ -17,7 +17,7 @@ from orchestrate.local.weights import ask_all
 from orchestrate.serving.export.forms import export, quantise, scripts_in
 from orchestrate.serving.proof.folder import FolderPlace
 from orchestrate.serving.proof.verify import verify
-from orchestrate.serving.tuned import Tuned
+from orchestrate.serving.tuned import TunedModel
 from orchestrate.types import Export
 
 pytestmark = [
@@ -82,7 +82,7 @@ def test_a_quantised_file_is_judged_by_agreement_with_an_interval(made: Made, tm
 
 def test_a_vocabulary_that_llama_cpp_cuts_otherwise_is_refused(tmp_path: Path) -> None:
     adapter = random_adapter(tmp_path / "a", 1)
-    tuned = Tuned("t", adapter, str(TINY), "adapter")
+    tuned = TunedModel("t", adapter, str(TINY), "adapter")
     with pytest.raises(
         UsageError,
         match="does not know this model's pre-tokenizer",

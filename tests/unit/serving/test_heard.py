@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from orchestrate.serving.proof.heard import Heard, along
+from orchestrate.serving.proof.heard import ObservedAnswer, along
 from orchestrate.types import Said
 
 ANSWER = [b"Is", b" ", b"\xe6", b"\x9d\xb1", b"\xe4\xba", b"\xac", b" \xf0\x9f", b"\x8e", b"\x89!", b"", b""]
@@ -20,7 +20,7 @@ KNOWN = Said(
 )
 
 
-def joined(*counts: int) -> Heard:
+def joined(*counts: int) -> ObservedAnswer:
     """As a server tells it that joins so many tokens in each entry, with the number of the last."""
     pieces: list[bytes] = []
     numbers: list[float] = []
@@ -29,7 +29,7 @@ def joined(*counts: int) -> Heard:
         at += count
         pieces.append(b"".join(ANSWER[at - count : at]))
         numbers.append(KNOWN.logprobs[at - 1])
-    return Heard(text=KNOWN.text, pieces=pieces, logprobs=numbers)
+    return ObservedAnswer(text=KNOWN.text, pieces=pieces, logprobs=numbers)
 
 
 @pytest.mark.parametrize(
@@ -50,9 +50,11 @@ def test_a_number_is_compared_with_the_last_of_the_tokens_that_its_bytes_are_mad
 def test_an_answer_counts_up_to_where_it_leaves_the_known_one() -> None:
     other = joined(1, 1, 2, 2)
     pieces = [*list(other.pieces or ())[:3], b"\xe5\xba\xac"]
-    left = Heard(text="", pieces=pieces, logprobs=other.logprobs)
+    left = ObservedAnswer(text="", pieces=pieces, logprobs=other.logprobs)
     assert along(left, KNOWN) == [KNOWN.logprobs[0], KNOWN.logprobs[1], None, KNOWN.logprobs[3]]
-    cut_elsewhere = Heard(text="", pieces=[b"Is", b" \xe6\x9d", b"\xb1"], logprobs=[-0.0, -9.0, -9.0])
+    cut_elsewhere = ObservedAnswer(
+        text="", pieces=[b"Is", b" \xe6\x9d", b"\xb1"], logprobs=[-0.0, -9.0, -9.0]
+    )
     assert along(cut_elsewhere, KNOWN) == [KNOWN.logprobs[0]], (
         "the same text by other tokens is another answer"
     )

@@ -17,7 +17,7 @@ import trl.chat_template_utils
 from orchestrate.data.tokens.chat_templates import render
 from orchestrate.errors import DataError, UsageError
 from orchestrate.local.proof import probes
-from orchestrate.serving.export.ollama import SHAPES, Pieces, learn, modelfile, prove
+from orchestrate.serving.export.ollama import SHAPES, TemplatePieces, learn, modelfile, prove
 
 TEMPLATES = Path(trl.chat_template_utils.__file__).parent / "chat_templates"
 COMPILED = Path(tempfile.gettempdir()) / f"orchestrate-go-{os.getuid()}"
@@ -59,7 +59,7 @@ def shower(template: str) -> Callable[[Sequence[Any]], str | None]:
     return shown
 
 
-def learnt(template: str) -> tuple[Pieces, dict[str, tuple[Any, str | None]]]:
+def learnt(template: str) -> tuple[TemplatePieces, dict[str, tuple[Any, str | None]]]:
     """Raises `UsageError` where it is refused."""
     shown = shower(template)
     pieces = learn({k: shown([{"role": r, "content": c} for r, c in v]) for k, v in SHAPES.items()}, None)
@@ -68,7 +68,7 @@ def learnt(template: str) -> tuple[Pieces, dict[str, tuple[Any, str | None]]]:
     return pieces, probed
 
 
-def split() -> tuple[dict[str, tuple[Pieces, dict[str, tuple[Any, str | None]]]], list[str]]:
+def split() -> tuple[dict[str, tuple[TemplatePieces, dict[str, tuple[Any, str | None]]]], list[str]]:
     taken, refused = {}, []
     for path in sorted(TEMPLATES.glob("*.jinja")):
         try:

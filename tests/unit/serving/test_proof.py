@@ -17,7 +17,7 @@ from tests.unit.serving.conftest import Known, in_process
 
 from orchestrate.errors import UnexpectedAnswer
 from orchestrate.serving.proof.folder import FolderPlace
-from orchestrate.serving.proof.heard import Asked, Heard
+from orchestrate.serving.proof.heard import ObservedAnswer, PromptView
 from orchestrate.serving.proof.host import HostPlace
 from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import verify
@@ -199,11 +199,11 @@ class Text:
         self.notes: list[str] = []
         self._told = told
 
-    def prompts(self, probes: Sequence[Probe]) -> list[Asked]:
-        return [Asked(ids=p.ids) for p in probes]
+    def prompts(self, probes: Sequence[Probe]) -> list[PromptView]:
+        return [PromptView(ids=p.ids) for p in probes]
 
-    def answers(self, canaries: Sequence[Canary], *, base: bool) -> list[Heard] | None:
-        return [Heard(text=self._told(c.tuned.text), ended=c.tuned.ended) for c in canaries]
+    def answers(self, canaries: Sequence[Canary], *, base: bool) -> list[ObservedAnswer] | None:
+        return [ObservedAnswer(text=self._told(c.tuned.text), ended=c.tuned.ended) for c in canaries]
 
     def scores(self, canaries: Sequence[Canary], *, base: bool) -> list[Sequence[float]] | None:
         return None

@@ -28,8 +28,8 @@ from orchestrate.errors import SetupError, UsageError
 from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import verify
 from orchestrate.serving.server import keys as client_keys
-from orchestrate.serving.server.running import Served, Terms, add, notes
-from orchestrate.serving.tuned import Tuned
+from orchestrate.serving.server.running import ServerSettings, ServingApp, add, notes
+from orchestrate.serving.tuned import TunedModel
 from orchestrate.store.gateway import hashed
 from orchestrate.store.store import Store
 from orchestrate.types import GatewayKey
@@ -51,14 +51,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(known: Known, home: Path) -> Iterator[Served]:
-    tuned = [Tuned("one", known.adapter, BASE, "adapter"), Tuned("other", known.other, BASE, "adapter")]
-    with serve(tuned, home, Terms(port=0, threads=1, most_at_once=16, most_waiting=4, four_bit=False)) as up:
+def served(known: Known, home: Path) -> Iterator[ServingApp]:
+    tuned = [
+        TunedModel("one", known.adapter, BASE, "adapter"),
+        TunedModel("other", known.other, BASE, "adapter"),
+    ]
+    with serve(
+        tuned, home, ServerSettings(port=0, threads=1, most_at_once=16, most_waiting=4, four_bit=False)
+    ) as up:
         yield up
 
 
 @pytest.fixture(scope="module")
-def client(served: Served) -> Iterator[OpenAI]:
+def client(served: ServingApp) -> Iterator[OpenAI]:
     with OpenAI(base_url=f"{served.url}/v1", api_key="a-key-of-tests", max_retries=0) as made:
         yield made
 
@@ -74,7 +79,7 @@ def test_the_models_are_the_adapters_and_their_base(client: OpenAI) -> None:
     assert client.models.retrieve("one").model_dump()["parent"] == NAMED
 
 
-def test_what_an_adapter_costs_is_measured_when_it_starts(served: Served) -> None:
+def test_what_an_adapter_costs_is_measured_when_it_starts(served: ServingApp) -> None:
     costs = served.engine.costs
     assert [one.model for one in costs] == ["one", "other"]
     assert all(one.load_s > 0 and one.token_s > 0 and one.base_token_s > 0 for one in costs)
@@ -104,7 +109,7 @@ def test_a_stream_says_the_same_as_the_whole(client: OpenAI) -> None:
     assert sum(bool(c.choices and c.choices[0].delta.content) for c in chunks) > 1
 
 
-def test_the_clients_own_stream_helper_and_the_async_client(served: Served) -> None:
+def test_the_clients_own_stream_helper_and_the_async_client(served: ServingApp) -> None:
     async def both() -> tuple[str, str]:
         async with AsyncOpenAI(base_url=f"{served.url}/v1", api_key="a-key-of-tests") as client:
             given: dict[str, Any] = {"model": "one", "messages": QUESTION, "temperature": 0, "max_tokens": 24}
@@ -157,7 +162,7 @@ def test_log_probabilities_belong_to_the_tokens_of_the_answer(client: OpenAI) ->
     assert [e.token for e in streamed] == [e.token for e in entries]
 
 
-def test_completions_of_text_and_of_ids(client: OpenAI, served: Served) -> None:
+def test_completions_of_text_and_of_ids(client: OpenAI, served: ServingApp) -> None:
     given: dict[str, Any] = {"model": "one", "max_tokens": 8, "temperature": 0}
     text = client.completions.create(prompt="Paris is", logprobs=2, **given)
     asked = {"model": "one", "prompt": "Paris is"}
@@ -177,7 +182,7 @@ def test_calls_of_tools_come_as_calls(tmp_path: Path, home: Path) -> None:
     said = '<tool_call>{"name": "get_weather", "arguments": {"city": "Lima"}}</tool_call>'
     base = parrot(tmp_path / "parrot", said)
     with (
-        serve([], home / "parrot", Terms(port=0, threads=1), base=str(base)) as up,
+        serve([], home / "parrot", ServerSettings(port=0, threads=1), base=str(base)) as up,
         OpenAI(base_url=f"{up.url}/v1", api_key="a-key-of-tests") as client,
     ):
         given: dict[str, Any] = {"model": base.name, "messages": QUESTION, "temperature": 0, "tools": tools}
@@ -211,7 +216,7 @@ def test_one_call_at_a_time_is_kept_where_it_is_asked_for(
     calls = (f'<tool_call>{{"name": "get_weather", "arguments": {{"n": {n}}}}}</tool_call>' for n in (1, 2))
     base = parrot(tmp_path / "parrot", "\n".join(calls))
     with (
-        serve([], home / f"parrot-{parallel}", Terms(port=0, threads=1), base=str(base)) as up,
+        serve([], home / f"parrot-{parallel}", ServerSettings(port=0, threads=1), base=str(base)) as up,
         OpenAI(base_url=f"{up.url}/v1", api_key="a-key-of-tests") as client,
     ):
         given: dict[str, Any] = {"model": base.name, "messages": QUESTION, "temperature": 0, "tools": tools}
@@ -287,7 +292,9 @@ def test_what_cannot_be_kept_is_refused_with_the_field(
         {"stop": ["\0", "\ud83d".encode("utf-16", "surrogatepass").decode("utf-16", "replace")]},
     ],
 )
-def test_settings_at_their_edges_are_answered(more: dict[str, Any], client: OpenAI, served: Served) -> None:
+def test_settings_at_their_edges_are_answered(
+    more: dict[str, Any], client: OpenAI, served: ServingApp
+) -> None:
     assert ask(client, **more, max_tokens=4).choices and served.engine.restarts == 0
 
 
@@ -303,7 +310,7 @@ def test_settings_at_their_edges_are_answered(more: dict[str, Any], client: Open
     ],
 )
 def test_what_no_model_can_do_is_refused_and_harms_nobody(
-    more: dict[str, Any], client: OpenAI, served: Served
+    more: dict[str, Any], client: OpenAI, served: ServingApp
 ) -> None:
     with pytest.raises(openai.BadRequestError):
         ask(client, **{"temperature": 1, "max_tokens": 4, **more})
@@ -315,7 +322,7 @@ def test_what_no_model_can_do_is_refused_and_harms_nobody(
     "content", ['"\\ud800"', '[{"type": "text", "text": "\\udfff"}]'], ids=["text", "part"]
 )
 def test_half_a_character_is_refused_at_once_and_keeps_no_place(
-    content: str, streamed: bool, served: Served, client: OpenAI
+    content: str, streamed: bool, served: ServingApp, client: OpenAI
 ) -> None:
     """JSON can write what UTF-8 cannot, and no process can be told."""
     message = f'{{"role": "user", "content": {content}}}'
@@ -336,7 +343,7 @@ def test_half_a_character_is_refused_at_once_and_keeps_no_place(
 
 
 def test_a_model_without_numbers_is_told_and_the_others_answer(
-    served: Served, client: OpenAI, home: Path, tmp_path: Path
+    served: ServingApp, client: OpenAI, home: Path, tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -344,7 +351,7 @@ def test_a_model_without_numbers_is_told_and_the_others_answer(
     weights = broken / "adapter_model.safetensors"
     save_file({name: tensor * float("nan") for name, tensor in load_file(weights).items()}, weights)
     [note] = notes(home)
-    add(home, Tuned("broken", broken, BASE, "adapter"), note.url)
+    add(home, TunedModel("broken", broken, BASE, "adapter"), note.url)
     wanted = ask(client, max_tokens=200).choices[0].message.content
     with ThreadPoolExecutor(4) as pool:
         beside = [pool.submit(ask, client, "one", max_tokens=200) for _ in range(3)]
@@ -359,14 +366,14 @@ def test_a_model_without_numbers_is_told_and_the_others_answer(
     loopback.post(f"{served.url}/v1/unload_lora_adapter", json={"lora_name": "broken"}, headers=admin)
 
 
-def test_tokenize_gives_the_trainers_ids(served: Served, known: Known) -> None:
+def test_tokenize_gives_the_trainers_ids(served: ServingApp, known: Known) -> None:
     for probe in known.sheet.probes:
         body = {"model": "one", "messages": probe.messages, "tools": probe.tools}
         done = loopback.post(f"{served.url}/tokenize", json=body)
         assert tuple(done.json()["tokens"]) == probe.ids, probe.kind
 
 
-def test_the_server_is_proved_and_a_swapped_name_is_caught(served: Served, known: Known) -> None:
+def test_the_server_is_proved_and_a_swapped_name_is_caught(served: ServingApp, known: Known) -> None:
     for model, state in (("one", "proved"), ("other", "failed"), (NAMED, "failed")):
         place = UrlPlace(served.url, model=model)
         proof = verify(known.sheet, place, run_id="r")
@@ -376,9 +383,9 @@ def test_the_server_is_proved_and_a_swapped_name_is_caught(served: Served, known
 
 
 def test_an_adapter_is_added_while_others_are_answered(
-    served: Served, client: OpenAI, home: Path, tmp_path: Path
+    served: ServingApp, client: OpenAI, home: Path, tmp_path: Path
 ) -> None:
-    third = Tuned("third", random_adapter(tmp_path / "t", 5, use_dora=True), BASE, "adapter")
+    third = TunedModel("third", random_adapter(tmp_path / "t", 5, use_dora=True), BASE, "adapter")
     with ThreadPoolExecutor(4) as pool:
         before = [pool.submit(ask, client, "one", max_tokens=200) for _ in range(4)]
         [note] = notes(home)
@@ -400,12 +407,12 @@ def test_an_adapter_is_added_while_others_are_answered(
     assert gone.status_code == 200
     with pytest.raises(openai.NotFoundError):
         ask(client, "third")
-    wrong = Tuned("wrong", third.folder, "another/base", "adapter")
+    wrong = TunedModel("wrong", third.folder, "another/base", "adapter")
     with pytest.raises(UsageError):
         add(home, wrong, note.url)
 
 
-def test_more_than_can_wait_is_told_to_come_back(served: Served) -> None:
+def test_more_than_can_wait_is_told_to_come_back(served: ServingApp) -> None:
     async def all_at_once() -> list[httpx.Response]:
         async with httpx.AsyncClient(timeout=240) as http:
             body = {"model": "one", "messages": QUESTION, "max_tokens": 60, "temperature": 1.9, "seed": 1}
@@ -420,7 +427,7 @@ def test_more_than_can_wait_is_told_to_come_back(served: Served) -> None:
     assert len({d.json()["choices"][0]["message"]["content"] for d in done if d.status_code == 200}) == 1
 
 
-def test_metrics_and_health(served: Served, client: OpenAI) -> None:
+def test_metrics_and_health(served: ServingApp, client: OpenAI) -> None:
     ask(client)
     text = loopback.get(f"{served.url}/metrics").text
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
@@ -434,7 +441,7 @@ def test_metrics_and_health(served: Served, client: OpenAI) -> None:
     assert loopback.get(f"{served.url}/v1/nothing").status_code == 404
 
 
-def test_pages_of_other_sites_cannot_ask(served: Served) -> None:
+def test_pages_of_other_sites_cannot_ask(served: ServingApp) -> None:
     body = {"model": "one", "messages": QUESTION}
     for headers in ({"origin": "https://evil.example"}, {"host": "evil.example"}):
         done = loopback.post(f"{served.url}/v1/chat/completions", json=body, headers=headers)
@@ -442,7 +449,7 @@ def test_pages_of_other_sites_cannot_ask(served: Served) -> None:
 
 
 @pytest.mark.slow
-def test_a_long_prompt_holds_nobody_up(served: Served, client: OpenAI) -> None:
+def test_a_long_prompt_holds_nobody_up(served: ServingApp, client: OpenAI) -> None:
     """It takes seconds to be tokenized and refused; others are answered meanwhile."""
     body = {"model": "one", "messages": [{"role": "user", "content": "where is order 17? " * 50_000}]}
     answers = list[Any]()
@@ -461,7 +468,7 @@ def test_a_long_prompt_holds_nobody_up(served: Served, client: OpenAI) -> None:
     assert meanwhile >= 3, "one was under way when it came, and one waited"
 
 
-def test_a_client_that_leaves_frees_its_place(served: Served) -> None:
+def test_a_client_that_leaves_frees_its_place(served: ServingApp) -> None:
     body = {"model": "one", "messages": QUESTION, "max_tokens": 900, "temperature": 2, "stream": True}
     with loopback.stream("POST", f"{served.url}/v1/chat/completions", json=body) as stream:
         next(stream.iter_lines())
@@ -471,7 +478,7 @@ def test_a_client_that_leaves_frees_its_place(served: Served) -> None:
     assert served.api.load.inside == 0
 
 
-def test_sixteen_clients_are_answered_side_by_side(served: Served) -> None:
+def test_sixteen_clients_are_answered_side_by_side(served: ServingApp) -> None:
     """Each has tokens of its answer before anyone has a whole one; `test_batching` counts the steps."""
     begun, ended, clients = set[int](), set[int](), 16
 
@@ -503,7 +510,7 @@ def test_sixteen_clients_are_answered_side_by_side(served: Served) -> None:
 def test_keys_are_asked_for_once_there_are_some_and_kept_as_hashes(known: Known, tmp_path: Path) -> None:
     with (
         pytest.raises(UsageError, match="needs keys"),
-        serve([], tmp_path, Terms(host="0.0.0.0", port=0), base=BASE),
+        serve([], tmp_path, ServerSettings(host="0.0.0.0", port=0), base=BASE),
     ):
         pass
     moved = "orc-made-by-an-earlier-version"
@@ -521,7 +528,7 @@ def test_keys_are_asked_for_once_there_are_some_and_kept_as_hashes(known: Known,
         with pytest.raises(UsageError, match="already exists"):
             client_keys.make(store, "ci", by="me")
         assert key.encode() not in b"".join(file.read_bytes() for file in tmp_path.glob("runs.sqlite3*"))
-        with serve([], tmp_path, Terms(port=0, threads=1), base=BASE) as up:
+        with serve([], tmp_path, ServerSettings(port=0, threads=1), base=BASE) as up:
 
             def status(given: str | None) -> int:
                 headers = {"authorization": f"Bearer {given}"} if given else {}
@@ -598,15 +605,15 @@ def test_answers_come_in_the_form_that_was_asked_for(client: OpenAI) -> None:
 
 
 def test_models_that_do_not_go_together_are_refused_before_loading(known: Known, tmp_path: Path) -> None:
-    one = Tuned("one", known.adapter, BASE, "adapter")
+    one = TunedModel("one", known.adapter, BASE, "adapter")
     for tuned, said in (
-        ([one, Tuned("one", known.other, BASE, "adapter")], "two models are called 'one'"),
-        ([one, Tuned("b", known.other, "another/base", "adapter")], "one base"),
-        ([one, Tuned("w", TINY, BASE, "full")], "served alone"),
-        ([Tuned(NAMED, known.adapter, BASE, "adapter")], "as its base is"),
+        ([one, TunedModel("one", known.other, BASE, "adapter")], "two models are called 'one'"),
+        ([one, TunedModel("b", known.other, "another/base", "adapter")], "one base"),
+        ([one, TunedModel("w", TINY, BASE, "full")], "served alone"),
+        ([TunedModel(NAMED, known.adapter, BASE, "adapter")], "as its base is"),
         ([], "one base"),
     ):
-        with pytest.raises(UsageError, match=said), serve(tuned, tmp_path, Terms(port=0)):
+        with pytest.raises(UsageError, match=said), serve(tuned, tmp_path, ServerSettings(port=0)):
             pass
 
 
@@ -616,9 +623,12 @@ def test_what_changed_on_disk_is_not_served_by_the_next_process(known: Known, tm
     base, other = tmp_path / "base", tmp_path / "other"
     shutil.copytree(TINY, base)
     shutil.copytree(known.other, other)
-    tuned = [Tuned("one", known.adapter, str(base), "adapter"), Tuned("other", other, str(base), "adapter")]
+    tuned = [
+        TunedModel("one", known.adapter, str(base), "adapter"),
+        TunedModel("other", other, str(base), "adapter"),
+    ]
     with (
-        serve(tuned, tmp_path, Terms(port=0, threads=1, four_bit=False)) as up,
+        serve(tuned, tmp_path, ServerSettings(port=0, threads=1, four_bit=False)) as up,
         OpenAI(base_url=f"{up.url}/v1", api_key="a-key-of-tests", max_retries=20, timeout=240) as client,
     ):
         before = ask(client).choices[0].message.content
@@ -647,7 +657,7 @@ def test_what_changed_on_disk_is_not_served_by_the_next_process(known: Known, tm
         }
 
 
-def kill(up: Served) -> None:
+def kill(up: ServingApp) -> None:
     """Returns when the server has seen that its process is gone."""
     assert up.engine.pid is not None
     os.kill(up.engine.pid, signal.SIGKILL)
@@ -660,9 +670,12 @@ def test_sixteen_clients_lose_and_mix_nothing_while_processes_die_and_readers_da
     known: Known, tmp_path: Path
 ) -> None:
     """Each client knows the answers of its adapter; the process that answers is killed after some of them."""
-    tuned = [Tuned("one", known.adapter, BASE, "adapter"), Tuned("other", known.other, BASE, "adapter")]
+    tuned = [
+        TunedModel("one", known.adapter, BASE, "adapter"),
+        TunedModel("other", known.other, BASE, "adapter"),
+    ]
     with (
-        serve(tuned, tmp_path, Terms(port=0, threads=1, most_at_once=16, four_bit=False)) as up,
+        serve(tuned, tmp_path, ServerSettings(port=0, threads=1, most_at_once=16, four_bit=False)) as up,
         OpenAI(base_url=f"{up.url}/v1", api_key="a-key-of-tests", max_retries=20, timeout=240) as client,
     ):
         asked = [

@@ -19,8 +19,8 @@ from tests.unit.serving.conftest import Known, in_process
 from orchestrate.errors import DataError, SpecError, UsageError
 from orchestrate.serving.combining import combine
 from orchestrate.serving.export.card import card
-from orchestrate.serving.export.forms import Options, export
-from orchestrate.serving.tuned import Tuned
+from orchestrate.serving.export.forms import WeightOptions, export
+from orchestrate.serving.tuned import TunedModel
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
@@ -82,10 +82,10 @@ def test_what_cannot_be_an_adapter_is_refused_and_nothing_is_left(
 ) -> None:
     bad = Path(shutil.copytree(known.adapter, tmp_path / "bad"))
     change(bad)
-    one, two = (Tuned(p.name, p, str(TINY), "adapter") for p in (bad, known.adapter))
+    one, two = (TunedModel(p.name, p, str(TINY), "adapter") for p in (bad, known.adapter))
     how: dict[str, Any] = {"method": "svd", "weights": None, "density": None, "rank": None}
     with pytest.raises((UsageError, DataError)):
-        export(one, "merged", tmp_path / "x", Options(), work=in_process)
+        export(one, "merged", tmp_path / "x", WeightOptions(), work=in_process)
     for parts in ([one, two], [two, one]):
         if parts[0] is two and "tokenizer.json" in {p.name for p in bad.iterdir()}:
             continue  # the first one's tokenizer is taken
@@ -99,13 +99,13 @@ def test_what_cannot_be_an_adapter_is_refused_and_nothing_is_left(
 )
 def test_a_base_that_is_none_is_told_as_one(base: str, known: Known, tmp_path: Path) -> None:
     with pytest.raises((UsageError, SpecError)):
-        export(Tuned("t", known.adapter, base, "adapter"), "peft", tmp_path / "x", work=in_process)
+        export(TunedModel("t", known.adapter, base, "adapter"), "peft", tmp_path / "x", work=in_process)
 
 
 def test_no_module_is_named_that_others_would_import(known: Known, tmp_path: Path) -> None:
     bad = Path(shutil.copytree(known.adapter, tmp_path / "bad"))
     config(auto_mapping={"base_model_class": "system", "parent_library": "evil"})(bad)
-    made = export(Tuned("t", bad, str(TINY), "adapter"), "peft", tmp_path / "x", work=in_process)
+    made = export(TunedModel("t", bad, str(TINY), "adapter"), "peft", tmp_path / "x", work=in_process)
     assert json.loads((Path(made.folder) / "adapter_config.json").read_bytes())["auto_mapping"] is None
 
 
@@ -118,7 +118,7 @@ def test_what_others_wrote_is_text_in_a_model_card(known: Known, tmp_path: Path)
     folder = Path(shutil.copytree(known.adapter, tmp_path / "a"))
     spec = {"method": {"type": EVIL}, "seed": EVIL, "adapter": {EVIL: EVIL}}
     (folder / "passport.json").write_text(json.dumps({"spec": spec, "dataset_digest": EVIL}))
-    shown = card(Tuned(EVIL, folder, EVIL, "adapter"), "peft", ["run ```\n# Pwned ````"], [EVIL])
+    shown = card(TunedModel(EVIL, folder, EVIL, "adapter"), "peft", ["run ```\n# Pwned ````"], [EVIL])
     front, _, body = shown.removeprefix("---\n").partition("\n---\n")
     assert yaml.safe_load(front)["base_model"] == EVIL
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", body)
@@ -137,7 +137,7 @@ def test_what_others_wrote_is_text_in_a_model_card(known: Known, tmp_path: Path)
 def test_a_passport_of_other_shapes_says_nothing(passport: Any, known: Known, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(known.adapter, tmp_path / "a"))
     (folder / "passport.json").write_text(json.dumps(passport))
-    tuned = Tuned("t", folder, str(TINY), "adapter")
+    tuned = TunedModel("t", folder, str(TINY), "adapter")
     assert not tuned.four_bit
     assert "# t" in card(tuned, "peft", [], [])
 
@@ -147,4 +147,4 @@ def test_a_passport_of_other_shapes_says_nothing(passport: Any, known: Known, tm
     [("ünï côde", "n--c-de"), ("../../x", "x"), ("a\nb", "a-b"), ("", "tuned"), ("a" * 300, "a" * 100)],
 )
 def test_a_slug_is_a_name_to_every_engine(name: str, slug: str) -> None:
-    assert Tuned(name, Path(), "b", "adapter").slug == slug
+    assert TunedModel(name, Path(), "b", "adapter").slug == slug

@@ -12,7 +12,7 @@ from tests import sources
 
 from orchestrate.errors import ProjectNotTrusted
 from orchestrate.places.kinds._skypilot.asking import credentials
-from orchestrate.runs.watching.channels import Command
+from orchestrate.runs.watching.channels import CommandChannel
 from orchestrate.settings import MORE_NAMES, of_child
 
 WHOLE = {
@@ -50,7 +50,7 @@ def test_a_notification_command_gets_no_key_unless_it_is_named(
     monkeypatch.setenv("CHAT_TOKEN", "of-a-chat-0123456789")
     for named, expected in (("", set[str]()), ("CHAT_TOKEN", {"CHAT_TOKEN"})):
         monkeypatch.setenv(MORE_NAMES, named)
-        Command([sys.executable, "-c", program]).send_message({"text": "over"})
+        CommandChannel([sys.executable, "-c", program]).send_message({"text": "over"})
         given = json.loads(told.read_text())
         assert {"OPENAI_API_KEY", "CHAT_TOKEN"} & given.keys() == expected and "PATH" in given
 

@@ -31,7 +31,7 @@ from orchestrate.types import (
     Translation,
     Verdict,
 )
-from orchestrate.ui.curves import Curve, aligned, charts
+from orchestrate.ui.curves import PlottedCurve, aligned, charts
 
 
 def shown(web: TestClient, run_id: str) -> Parsed:
@@ -190,7 +190,7 @@ def test_long_curves_become_means_over_equal_parts() -> None:
     places = list(range(1, 10_001))
     values = [float(n % 7) for n in places]
     at, [line, sparse] = aligned(
-        [Curve("a", "a", places, values), Curve("b", "b", [1, 10_000], [5.0, 6.0])], 100
+        [PlottedCurve("a", "a", places, values), PlottedCurve("b", "b", [1, 10_000], [5.0, 6.0])], 100
     )
     hand = numpy.array(values).reshape(100, 100).mean(axis=1)
     assert len(at) == 100 and numpy.allclose([v for v in line if v is not None], hand, atol=0.07)

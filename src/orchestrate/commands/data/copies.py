@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from msgspec.structs import replace
 
-from orchestrate.commands.data.options import FileArg, OutputOpt, Reading, engine
+from orchestrate.commands.data.options import FileArg, OutputOpt, ReadOptions, engine
 from orchestrate.commands.data.views import note_rewritten
 from orchestrate.commands.terminal import completing
 from orchestrate.commands.terminal.command import Output, command
@@ -97,7 +97,7 @@ def convert(
         typer.Option("--requests", metavar="FILE", help="The batch's input file; FILE has its results."),
     ] = None,
     messages: Messages,
-    reading: Reading,
+    reading: ReadOptions,
 ) -> Output[ConvertReport]:
     """Convert rows to another format. Fails if something would be lost, unless you pass --allow-loss.
     --thread, --role and --assistant turn tickets and emails with one message per row into conversations."""
@@ -173,7 +173,7 @@ def split(
     ] = None,
     *,
     sides: Sides,
-    reading: Reading,
+    reading: ReadOptions,
 ) -> Output[SplitReport]:
     """Split a file by content. A row always falls on the same side, even if you add rows to the file and
     split it into the same folder again. Conversations are never split."""
@@ -241,7 +241,7 @@ def dedupe(
     ] = 0.8,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
     *,
-    reading: Reading,
+    reading: ReadOptions,
 ) -> Output[DedupeReport]:
     """Keep the first of each set of equal rows, and log the rest."""
     from orchestrate.runs.data import files as data

@@ -20,7 +20,7 @@ from orchestrate.text import money
 
 if TYPE_CHECKING:
     from orchestrate.runs.sweep.best_rows import BestRows
-    from orchestrate.runs.sweep.curve import Curve
+    from orchestrate.runs.sweep.curve import LearningCurve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def curve(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE.html", help="Write a page with the plot."),
     ] = None,
-) -> Iterator[Output[Curve] | Output[BestRows]]:
+) -> Iterator[Output[LearningCurve] | Output[BestRows]]:
     """Train on shares of the rows and estimate what more rows bring. Evaluates each share on the same
     held-out rows. Runs as a sweep: shows the price first and stays within one budget. Repeat the command
     to resume.
@@ -88,7 +88,7 @@ def curve(
             selected = best_rows.selection(ft, spec, points.keep, points.by)
             space = best_rows.space_of(points.compare.split(","), selected, points.keep, points.seeds)
         rows = training_data(ft, spec).train.rows
-        order = searching.Order(
+        order = searching.SweepOrder(
             space=space,
             target=aim.target,
             test=aim.test,
@@ -120,7 +120,7 @@ def _shares(given: str) -> list[float]:
         raise UsageError(f"--shares must be comma-separated numbers, got {given!r}") from None
 
 
-def _show(found: Curve) -> None:
+def _show(found: LearningCurve) -> None:
     from orchestrate.runs.sweep import curve as curves
 
     shown = table(*curves.HEAD, right=curves.HEAD[:5])

@@ -45,7 +45,7 @@ MaxCostOpt = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Writer:
+class TeacherOptions:
     """Options for the model that writes and its host."""
 
     host: Annotated[str | None, typer.Option(help="A configured host; default: openai.")] = None
@@ -54,7 +54,7 @@ class Writer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class GenerateOptions:
     """Options for what to generate, and its limits."""
 
     max_requests: Annotated[int, typer.Option(min=1, help="Request limit over all runs on this output.")] = (
@@ -95,8 +95,8 @@ def generate(
     output: OutputOpt = None,
     rows: Annotated[int, typer.Option(min=1, help="Target number of rows in the file.")] = 100,
     *,
-    writer: Writer,
-    wish: Wish,
+    writer: TeacherOptions,
+    wish: GenerateOptions,
 ) -> Output[GenerateReport]:
     """Generate new rows in the format of SEEDS with a chat model. The rows are checked, deduplicated and
     marked for review.
@@ -111,7 +111,7 @@ def generate(
         raise UsageError("--for-model goes with --reasoning")
     if why:
         note(why)
-    order = generation.Order(
+    order = generation.GenerateOrder(
         rows=rows,
         max_requests=wish.max_requests,
         max_cost_usd=amount(wish.max_cost, "--max-cost", above_zero=True),
@@ -124,7 +124,7 @@ def generate(
         seed=wish.seed,
         reasoning=kept,
     )
-    author = generation.Writer(model=model, temperature=wish.temperature, **vars(writer))
+    author = generation.TeacherModel(model=model, temperature=wish.temperature, **vars(writer))
     target = output or data.beside(seeds, "generated.jsonl")
     with orchestrator(context) as ft:
         if generation.unpriced(ft.settings, author):

@@ -18,7 +18,7 @@ from orchestrate.commands.data.options import (
     FileArg,
     ModelOpt,
     OutputOpt,
-    Reading,
+    ReadOptions,
     TokenizerOpt,
     engine,
 )
@@ -49,7 +49,7 @@ def inspect(
     model: ModelOpt = None,
     tokenizer: TokenizerOpt = None,
     *,
-    reading: Reading,
+    reading: ReadOptions,
 ) -> Output[InspectReport]:
     """Show a file's format, tokens, roles, tools and duplicates. Also shows its languages and whether
     there is enough data."""
@@ -76,7 +76,7 @@ class OtherFiles:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class CheckTarget:
     """Options for what the data are checked for."""
 
     hosts: Annotated[str, typer.Option("--for", help="Backends, comma-separated.")] = "all"
@@ -108,12 +108,12 @@ def check(
     file: FileArg,
     *,
     others: OtherFiles,
-    wanted: Wanted,
+    wanted: CheckTarget,
     fix: Annotated[
         bool, typer.Option("--fix", help="Write a repaired copy and a log of each change.")
     ] = False,
     output: OutputOpt = None,
-    reading: Reading,
+    reading: ReadOptions,
 ) -> Output[DataChecked]:
     """Check the data for every backend and list all problems. Exit code 1 if there are errors."""
     from orchestrate.runs.data import files as data
@@ -122,7 +122,7 @@ def check(
     paths = {split: path for split, path in named.items() if path}
     columns = columns_read(reading.columns, reading.ignored)
     options, unchecked = data.check_options(
-        settings_of(context), paths, data.Wanted(**vars(wanted)), columns=columns, workers=reading.workers
+        settings_of(context), paths, data.FileCheck(**vars(wanted)), columns=columns, workers=reading.workers
     )
     repaired = (output or data.beside(file, "fixed.jsonl")) if fix else None
     if repaired is not None:
@@ -148,7 +148,7 @@ app.command()(dedupe)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class PreviewOptions:
     """Which rows, and how training takes them."""
 
     row: Annotated[int, typer.Option(min=1, help="First row to show.")] = 1
@@ -191,7 +191,7 @@ def preview(
     model: Annotated[
         str | None, typer.Option("--model", help="A model folder, or a model whose tokenizer is cached.")
     ] = None,
-    shown: Shown,
+    shown: PreviewOptions,
     html: Annotated[Path | None, typer.Option(help="Write a page instead.")] = None,
     columns: MapOpt = None,
     ignored: IgnoreOpt = None,
@@ -224,7 +224,7 @@ def preview(
     return Output(report, show_preview if html is None else shown_already)
 
 
-def _masking(shown: Shown) -> dict[str, object]:
+def _masking(shown: PreviewOptions) -> dict[str, object]:
     """Raises `SpecError` for what a spec would not take."""
     from orchestrate.spec import JobSpec
 

@@ -31,7 +31,7 @@ OutputOpt = Annotated[Path | None, typer.Option("-o", "--output", help="Output f
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class ReadOptions:
     """Options for reading the files."""
 
     columns: MapOpt = None

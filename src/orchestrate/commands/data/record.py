@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompts:
+class RecordOptions:
     """Which prompts, and how each is asked."""
 
     prompts: Annotated[
@@ -59,7 +59,7 @@ class Prompts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class RecordView:
     """Options to show existing recordings instead of recording."""
 
     calendar: Annotated[
@@ -76,8 +76,8 @@ def record(
         typer.Argument(metavar="RUN|MODEL", help="A run, or a model: HOST=MODEL, https://ADDRESS/v1=MODEL."),
     ] = None,
     *,
-    asked: Prompts,
-    shown: Shown,
+    asked: RecordOptions,
+    shown: RecordView,
     max_cost: Annotated[str | None, typer.Option(metavar="USD", help="Cost limit for all answers.")] = None,
     skip_failed: SkipFailedOpt = False,
     yes: PayOpt = False,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrate.commands.data.judging import KeyVariableOpt, RubricOpt, tell_plan
-from orchestrate.commands.data.options import FileArg, OutputOpt, Reading, engine
+from orchestrate.commands.data.options import FileArg, OutputOpt, ReadOptions, engine
 from orchestrate.commands.evaluation.judge import asking_bar
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, require_agreed, table
@@ -74,7 +74,7 @@ def score(
     ] = None,
     judged: JudgeOptions,
     output: OutputOpt = None,
-    reading: Reading,
+    reading: ReadOptions,
     yes: PayOpt = False,
 ) -> Output[ScoreReport]:
     """Score each row for duplicates, length and label problems. Also finds contradictions and, on

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import typer
 
-from orchestrate.commands.servers.serve import Where
+from orchestrate.commands.servers.serve import ServeAddress
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
     confirm,
@@ -84,7 +84,7 @@ def serve(
     plan: Annotated[
         str, typer.Argument(metavar="PLAN.yaml|NAME", help="A plan file, or a started experiment.")
     ],
-    where: Where,
+    where: ServeAddress,
     going: Going,
     accept_licence: AcceptOpt = None,
 ) -> Iterator[Output[ABServing]]:

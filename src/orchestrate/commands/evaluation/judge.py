@@ -89,7 +89,7 @@ class Rivals:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
+class TestRowOptions:
     """Which rows, and how each is asked."""
 
     test: Annotated[
@@ -190,7 +190,7 @@ def evaluate(
     ] = None,
     *,
     rivals: Rivals,
-    rows: Rows,
+    rows: TestRowOptions,
     decision: Decision,
     list_metrics: Annotated[bool, typer.Option("--list", help="List the metrics.")] = False,
 ) -> Iterator[Output[Evaluation] | Output[list[str]]]:
@@ -223,7 +223,7 @@ def evaluate(
         warn("--gate needs a verdict, but there is nothing to compare with and no --target")
 
 
-def _order(rivals: Rivals, rows: Rows, decision: Decision) -> EvaluationOrder:
+def _order(rivals: Rivals, rows: TestRowOptions, decision: Decision) -> EvaluationOrder:
     from orchestrate.runs.evaluation.held_out import EvaluationOrder
 
     return EvaluationOrder(
@@ -331,7 +331,7 @@ def asking_bar(questions: int) -> Generator[Callable[[str, int, int, Decimal], N
         yield tell
 
 
-class Written(TypedDict):
+class ReportFile(TypedDict):
     output: str
 
 
@@ -350,7 +350,7 @@ def compare(
         bool, typer.Option("--all", help="Show every number and finding, not only the deciding ones.")
     ] = False,
     open_it: Annotated[bool, typer.Option("--open", help="Show the report in the browser.")] = False,
-) -> Iterator[Output[Comparison] | Output[Written]]:
+) -> Iterator[Output[Comparison] | Output[ReportFile]]:
     """Compare runs side by side: which one to use, why, and how certain that is. Says when runs can't be
     compared, and why."""
     if format not in FORMATS:
@@ -361,7 +361,7 @@ def compare(
             output = page_of(ft.settings.home, "comparison")
     if output is not None:
         comparison.save(output)
-        yield Output(Written(output=str(output)), lambda written: print_text(written["output"]))
+        yield Output(ReportFile(output=str(output)), lambda written: print_text(written["output"]))
         if open_it:
             opened(output)
     elif format == "table":

@@ -55,7 +55,7 @@ class Abilities:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asking:
+class RegressionLimits:
     """Options for asking the models, and its limits."""
 
     on: Annotated[str, typer.Option(help="Where to run the model: host, here or auto (as in eval).")] = "auto"
@@ -85,7 +85,7 @@ def regress(
     ] = None,
     *,
     abilities: Abilities,
-    asking: Asking,
+    asking: RegressionLimits,
     list_probes: Annotated[bool, typer.Option("--list", help="List the built-in probes.")] = False,
 ) -> Output[Regression] | Output[list[str]]:
     """Test whether a tuned model forgot anything: compare it with its base on small probes, your own test

@@ -39,7 +39,7 @@ _TENTATIVE, _FIRM = 0.667, 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
-class What:
+class ReviewSelection:
     """Options for what is rated."""
 
     single: Annotated[
@@ -67,7 +67,7 @@ class What:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class ReviewAddress:
     """Options for who rates and where the page is served."""
 
     raters: Annotated[
@@ -142,8 +142,8 @@ def review(
         ),
     ] = None,
     *,
-    what: What,
-    place: Place,
+    what: ReviewSelection,
+    place: ReviewAddress,
     rows: WriteOptions,
     instead: Else,
 ) -> Iterator[
@@ -203,7 +203,7 @@ def _so_far(
 
 
 def _write(
-    ft: Any, run: list[str], what: What, place: Place, rows: WriteOptions, instead: Else
+    ft: Any, run: list[str], what: ReviewSelection, place: ReviewAddress, rows: WriteOptions, instead: Else
 ) -> Iterator[Output[AnswersReviewing] | Output[WritingResult]]:
     from orchestrate.runs.evaluation import writing
 
@@ -266,7 +266,7 @@ def _show_writing(found: WritingResult) -> None:
     note(f"next: orchestrate data from-review {review} -o train.jsonl")
 
 
-def _order(what: What) -> ReviewOrder:
+def _order(what: ReviewSelection) -> ReviewOrder:
     from orchestrate.runs.evaluation.reviewing import ReviewOrder
 
     fields: dict[str, Any] = vars(what) | {"contenders": what.contenders or ()}
@@ -286,7 +286,7 @@ def _show_import(taken: Imported) -> None:
     out.print(f"{told}, {taken.empty:,} empty", soft_wrap=True)
 
 
-def _serve(desk: Any, place: Place, names: Sequence[str]) -> Iterator[Output[AnswersReviewing]]:
+def _serve(desk: Any, place: ReviewAddress, names: Sequence[str]) -> Iterator[Output[AnswersReviewing]]:
     from orchestrate.runs.evaluation import reviewing
 
     review = desk.review

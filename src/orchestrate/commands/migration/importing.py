@@ -11,10 +11,10 @@ import typer
 from orchestrate import text
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import goes_on, note, orchestrator, out, table, warn
-from orchestrate.core.underway import Told, work
+from orchestrate.core.underway import ProgressCallback, work
 
 if TYPE_CHECKING:
-    from orchestrate.migration.importing import Held, Inventory, Taken
+    from orchestrate.migration.importing import AccountImport, Inventory, InventoryRun
 
 SHOWN = 20
 
@@ -33,7 +33,7 @@ def take(
         bool, typer.Option(help="Download training and validation files if the host allows it.")
     ] = True,
     details: Annotated[bool, typer.Option(help="Fetch events, metrics and checkpoints.")] = True,
-) -> Output[list[Taken]]:
+) -> Output[list[AccountImport]]:
     """Import an account's past jobs into the store, read-only on the host: settings, files by their
     content, metrics, events, checkpoints, the tuned model and what it cost. Repeat it to continue after
     an interruption. At the end, list each model's shutdown date and whether it can be retrained."""
@@ -42,11 +42,11 @@ def take(
     at = since.replace(tzinfo=UTC) if since else None
     kept = "imported jobs are kept; the same command continues with the rest"
     with orchestrator(context) as ft, goes_on(kept):
-        taken: list[Taken] = []
+        taken: list[AccountImport] = []
         for name in ft.backends(providers):
             with work(f"importing from {name}") as told:
 
-                def tell(what: str, done: int, of: int, told: Told = told) -> None:
+                def tell(what: str, done: int, of: int, told: ProgressCallback = told) -> None:
                     told(done, of, what)
 
                 taken.append(
@@ -55,12 +55,12 @@ def take(
     return Output(taken, _show_all, 4 if any(one.problems for one in taken) else 0)
 
 
-def _show_all(taken: list[Taken]) -> None:
+def _show_all(taken: list[AccountImport]) -> None:
     for one in taken:
         _show(one)
 
 
-def _show(taken: Taken) -> None:
+def _show(taken: AccountImport) -> None:
     found = taken.inventory
     for day, rows in groupby(found.rows[:SHOWN], key=lambda row: row.silent_on):
         _show_day(day, list(rows))
@@ -88,7 +88,7 @@ def _show(taken: Taken) -> None:
         note("orchestrate record --calendar   shows what to record before the shutdown")
 
 
-def _show_day(day: date | None, rows: list[Held]) -> None:
+def _show_day(day: date | None, rows: list[InventoryRun]) -> None:
     left = rows[0].days_left
     if day is None:
         title = "no shutdown date announced"

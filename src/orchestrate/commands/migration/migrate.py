@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Proof:
+class ParityOptions:
     """Options for judging parity."""
 
     test: Annotated[
@@ -99,7 +99,7 @@ class Steps:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Where:
+class MigrationOptions:
     """Options for the target of one run, or of all runs in a plan."""
 
     to: Annotated[str, typer.Option("--to", metavar="BACKENDS", help="Backends, comma-separated.")] = ""
@@ -130,10 +130,10 @@ def migrate(
         typer.Argument(metavar="RUN", help="A succeeded run.", autocompletion=completing.runs),
     ] = None,
     *,
-    where: Where,
+    where: MigrationOptions,
     serving: ServingOptions,
     spending: SpendingOptions,
-    proof: Proof,
+    proof: ParityOptions,
     steps: Steps,
 ) -> (
     Output[Migration]
@@ -179,7 +179,7 @@ def migrate(
 def _account(
     context: typer.Context,
     run: str | None,
-    where: Where,
+    where: MigrationOptions,
     order: MigrationOrder,
     spending: SpendingOptions,
     steps: Steps,
@@ -195,7 +195,7 @@ def _account(
         return _carry_out_plan(ft, where.plan, order, spending, rates=where.rate, dry=steps.dry_run)
 
 
-def _order(where: Where, serving: ServingOptions, proof: Proof) -> MigrationOrder:
+def _order(where: MigrationOptions, serving: ServingOptions, proof: ParityOptions) -> MigrationOrder:
     from orchestrate.migration.migrating import MigrationOrder
 
     if proof.old not in ("auto", "live", "recorded"):

@@ -20,7 +20,7 @@ from orchestrate.commands.terminal.console import (
     warn,
 )
 from orchestrate.commands.terminal.options import ProviderOpt
-from orchestrate.core.tables import Listing
+from orchestrate.core.tables import TextTable
 from orchestrate.errors import HostUnavailable, UsageError
 from orchestrate.runs.deleting import AccountStorage, Stored
 from orchestrate.store import RUN_PREFIX
@@ -143,7 +143,7 @@ def _show(found: Sequence[Stored]) -> None:
     note("orchestrate delete RUN  deletes what is there of it; orchestrate stored  asks the hosts")
 
 
-def _listed(found: Sequence[Stored]) -> Listing:
+def _listed(found: Sequence[Stored]) -> TextTable:
     shown = table("run", "at", "what", "id", fold=("id",))
     for one in found:
         shown.add_row(one.run_id or "", f"{one.provider} ({one.host})", one.kind, ", ".join(one.ids))
@@ -170,7 +170,7 @@ def _show_kept(found: Sequence[AccountStorage]) -> None:
         note(f"not checked, no key: {joined(keyless)}")
 
 
-def _kept(found: Sequence[AccountStorage], only: str | None = None) -> Listing:
+def _kept(found: Sequence[AccountStorage], only: str | None = None) -> TextTable:
     names = ("at", "what", "id", "name", "size", "made", "deleted by host", "run")
     items = [item for one in found for item in one.items if only in (None, item.id)]
     prices = any(item.usd_per_month is not None for item in items)

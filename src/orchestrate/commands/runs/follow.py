@@ -42,7 +42,7 @@ _ASKED_AT_ONCE = 8
 """So many runs are asked about before the first picture is drawn; of more, the first sweep tells."""
 
 
-class Stopped(TypedDict):
+class WatchStopped(TypedDict):
     stopped: int
 
 
@@ -97,14 +97,14 @@ def watch(
     stop: Annotated[bool, typer.Option("--stop", help="Stop the background watcher; runs continue.")] = False,
     stalls: StallOptions,
     channels: NotifyOptions,
-) -> Output[list[Run]] | Output[Stopped]:
+) -> Output[list[Run]] | Output[WatchStopped]:
     """Follow runs live until they end. Interrupting it or closing the terminal doesn't affect the runs.
 
     On a terminal, a background process keeps watching and notifies you when a run ends. It stops when no
     run is active."""
     with orchestrator(context) as ft:
         if stop:
-            return Output(Stopped(stopped=watching.stop_background(ft.settings)), _show_stopped)
+            return Output(WatchStopped(stopped=watching.stop_background(ft.settings)), _show_stopped)
         ft.settings = stalls.over(channels.over(ft.settings))
         handles = [ft.run(r) for r in run] if run else _reachable(ft)
         follow(ft, handles, here=here, cancel_stalled=stalls.cancel_stalled)
@@ -382,7 +382,7 @@ def _well(run: Run) -> bool:
     return run.status is JobStatus.SUCCEEDED or (not run.status.terminal and run.phase not in UNSENT)
 
 
-def _show_stopped(ended: Stopped) -> None:
+def _show_stopped(ended: WatchStopped) -> None:
     watchers = ended["stopped"]
     note(
         f"{count(watchers, 'background watcher')} stopped; the runs continue"

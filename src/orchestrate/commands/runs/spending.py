@@ -28,7 +28,7 @@ from orchestrate.commands.terminal.console import (
 from orchestrate.commands.terminal.notify import NotifyOptions
 from orchestrate.errors import HostUnavailable, OverBudget, UsageError
 from orchestrate.runs import watch as watching
-from orchestrate.runs.spending.accounts import BY, Asked, Breakdown, Found, SpendingReport, Sum, cents
+from orchestrate.runs.spending.accounts import BY, AccountStatus, Breakdown, Found, SpendingReport, Sum, cents
 from orchestrate.settings import hide
 from orchestrate.settings.config import Notify, Settings
 from orchestrate.text import NOTHING, count, joined, money, rate
@@ -41,7 +41,7 @@ _CENT = Decimal("0.01")
 
 
 @dataclass(frozen=True, kw_only=True)
-class What:
+class SpendingSelection:
     """Options for what is reported."""
 
     by: Annotated[
@@ -97,7 +97,7 @@ class Fail:
         ),
     ] = False
 
-    def require(self, what: What, settings: Settings) -> None:
+    def require(self, what: SpendingSelection, settings: Settings) -> None:
         """Raise `UsageError` for a condition that could never be true."""
         if self.fail_if_idle and what.offline:
             raise UsageError("--fail-if-idle needs the hosts, so it cannot be combined with --offline")
@@ -156,7 +156,13 @@ class End:
 
 @command
 def spending(
-    context: typer.Context, *, what: What, fail: Fail, tell: Tell, channels: NotifyOptions, end: End
+    context: typer.Context,
+    *,
+    what: SpendingSelection,
+    fail: Fail,
+    tell: Tell,
+    channels: NotifyOptions,
+    end: End,
 ) -> Iterator[Output[SpendingReport] | Output[OrphanReport]]:
     """Show what was spent, what is committed and what remains. Then query every configured account for
     everything that still bills or could bill, whoever started it. Lists accounts that could not be
@@ -442,13 +448,13 @@ def _whose(found: Found) -> Text:
     return Text.assemble(idle, f"{found.run}" + (f", {found.person}" if found.person else ""), given_up)
 
 
-def _gap(one: Asked) -> str:
+def _gap(one: AccountStatus) -> str:
     if not one.asked:
         return (one.reason or "it did not answer").removeprefix(f"{one.backend}: ")
     return "; ".join([*one.unseen, *([_other(one)] if one.elsewhere else [])])
 
 
-def _other(one: Asked) -> str:
+def _other(one: AccountStatus) -> str:
     runs = joined(list(one.elsewhere))
     return (
         f"the account of this key ({one.account}) does not list {runs}, which may be running in another "

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from orchestrate.api.orchestrator import Orchestrator
-    from orchestrate.runs.syncing.recovery import Choose, Lost, Recovery
+    from orchestrate.runs.syncing.recovery import Choose, OrphanJob, Recovery
     from orchestrate.runs.syncing.sweep import Failure, SyncReport
 
 
@@ -141,7 +141,7 @@ def _has_key(ft: Orchestrator, name: str) -> bool:
 def _choice(named: list[str] | None) -> Choose:
     """Those that were named, else all or none after they were shown."""
 
-    def choose(lost: list[Lost]) -> list[str]:
+    def choose(lost: list[OrphanJob]) -> list[str]:
         if named:
             return named
         for job in lost:

@@ -23,12 +23,12 @@ from orchestrate.commands.terminal.console import (
     table,
     warn,
 )
-from orchestrate.commands.terminal.options import Group
+from orchestrate.commands.terminal.options import AliasGroup
 from orchestrate.core.amounts import amount
 from orchestrate.types import GatewayKey
 
 if TYPE_CHECKING:
-    from orchestrate.gateway.terms import Target
+    from orchestrate.gateway.terms import MappedModel
     from orchestrate.types import AuditEntry
 
 app = typer.Typer(
@@ -38,7 +38,7 @@ app = typer.Typer(
     help="Serve OpenAI's fine-tuning API over any backend. Clients only change their base URL.",
 )
 keys = typer.Typer(
-    cls=Group,
+    cls=AliasGroup,
     add_completion=False,
     no_args_is_help=True,
     help="Manage who may use the gateway, and for what.",
@@ -63,7 +63,7 @@ class KeyShown(GatewayKey, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Where:
+class GatewayAddress:
     """Options for the address that the gateway listens on."""
 
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8000
@@ -84,7 +84,7 @@ class Where:
 
 @app.callback()
 @command
-def gateway(context: typer.Context, *, where: Where) -> Iterator[Output[GatewayShown]]:
+def gateway(context: typer.Context, *, where: GatewayAddress) -> Iterator[Output[GatewayShown]]:
     """Serve OpenAI's HTTP API for fine-tuning until interrupted: files, jobs, models, chat. The table
     `gateway` in orchestrate.toml maps each model name to a model on a backend."""
     if context.invoked_subcommand is not None:
@@ -116,7 +116,7 @@ def _show(gateway: GatewayShown) -> None:
         print_text(f"  {name}  is  {target}")
 
 
-def _target(target: Target) -> str:
+def _target(target: MappedModel) -> str:
     return f"{target.model} on {target.backend}" if target.run is None else f"the model of {target.run}"
 
 

@@ -52,7 +52,7 @@ PortOpt = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hosts:
+class SandboxOptions:
     """Options for starting the hosts."""
 
     home: HomeOpt = None
@@ -76,7 +76,7 @@ class SandboxUp(TypedDict):
 def sandbox(
     context: typer.Context,
     *,
-    hosts: Hosts,
+    hosts: SandboxOptions,
     port: PortOpt = FIRST_PORT,
 ) -> Iterator[Output[SandboxUp]]:
     """Start the three hosts, print the environment that clients need, and serve until interrupted.
@@ -105,7 +105,7 @@ def run(
     context: typer.Context,
     command: Annotated[list[str], typer.Argument(metavar="-- CMD ...", help="Command to run.")],
     *,
-    hosts: Hosts,
+    hosts: SandboxOptions,
     port: PortOpt = 0,
 ) -> None:
     """Run a command against the sandbox, then stop the sandbox. Returns the command's exit code.
@@ -126,13 +126,13 @@ def run(
         raise typer.Exit(_code_of(child))
 
 
-def _start(hosts: Hosts, port: int) -> AbstractContextManager[Sandbox]:
+def _start(hosts: SandboxOptions, port: int) -> AbstractContextManager[Sandbox]:
     from orchestrate.sandbox.joining import running
 
     return running(port, home=hosts.home, **_ways(hosts))
 
 
-def _ways(hosts: Hosts) -> dict[str, Any]:
+def _ways(hosts: SandboxOptions) -> dict[str, Any]:
     """All but the home."""
     given = {name: value for name, value in vars(hosts).items() if name != "home" and value is not None}
     return given | {"also": hosts.also or ()}

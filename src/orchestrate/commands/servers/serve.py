@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from orchestrate.runs.serving import subjects as serving
 
 
-class Serving(TypedDict):
+class ServeReport(TypedDict):
     url: str
     engine: str
     why: str | None
@@ -50,7 +50,7 @@ PrecisionOpt = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Where:
+class ServeAddress:
     """Options for the address, and for who may connect."""
 
     port: PortOpt = 8000
@@ -63,7 +63,7 @@ class Where:
 
 
 @dataclass(frozen=True, kw_only=True)
-class How:
+class ServeEngineOptions:
     """Options for the engine and its concurrency."""
 
     called: Annotated[
@@ -160,8 +160,8 @@ def serve(
         list[str] | None,
         typer.Argument(metavar="[RUN]...", help="Runs or adapter folders with the same base."),
     ] = None,
-    where: Where,
-    how: How,
+    where: ServeAddress,
+    how: ServeEngineOptions,
     into: Annotated[
         str | None,
         typer.Option("--into", metavar="URL", help="Add the adapters to this running server."),
@@ -169,7 +169,7 @@ def serve(
     keys: KeysInstead,
     prove: Annotated[bool, typer.Option(help="Verify each model before serving it.")] = True,
     accept_licence: AcceptOpt = None,
-) -> Iterator[Output[Serving] | Output[list[Added]]]:
+) -> Iterator[Output[ServeReport] | Output[list[Added]]]:
     """Serve tuned models and their base through the chat completions API, until interrupted. Each model
     is verified first. If verification fails, nothing is served (exit code 1)."""
     from orchestrate.runs.serving import subjects as serving
@@ -199,7 +199,7 @@ def serve(
             if failed:
                 warn("nothing is served; --no-prove serves it anyway")
                 raise typer.Exit(1)
-            shown = Serving(
+            shown = ServeReport(
                 url=f"{up.url}/v1",
                 engine=up.engine,
                 why=up.why,
@@ -215,10 +215,10 @@ def serve(
             ended.wait()
 
 
-def _terms(where: Where, how: How) -> serving.Terms:
+def _terms(where: ServeAddress, how: ServeEngineOptions) -> serving.ServerSettings:
     from orchestrate.runs.serving import subjects as serving
 
-    return serving.Terms(
+    return serving.ServerSettings(
         host=where.host,
         port=where.port,
         names=tuple(where.names or ()),
@@ -234,10 +234,10 @@ def _terms(where: Where, how: How) -> serving.Terms:
     )
 
 
-def _choice(how: How) -> serving.Choice:
+def _choice(how: ServeEngineOptions) -> serving.EngineOptions:
     from orchestrate.runs.serving import subjects as serving
 
-    return serving.Choice(
+    return serving.EngineOptions(
         engine=how.engine,
         base=how.base,
         python=how.python,

@@ -19,11 +19,11 @@ from orchestrate.commands.servers.serve import (
 )
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import ended_by_signal, note, orchestrator, print_text
-from orchestrate.commands.terminal.options import Group
+from orchestrate.commands.terminal.options import AliasGroup
 from orchestrate.errors import UsageError
 
 app = typer.Typer(
-    cls=Group,
+    cls=AliasGroup,
     add_completion=False,
     no_args_is_help=True,
     help="Train step by step from your own loop, through Tinker's client.",
@@ -38,7 +38,7 @@ class SessionsServed(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Where:
+class SessionsAddress:
     """Options for the address, and for who may connect."""
 
     port: PortOpt = 8100
@@ -47,7 +47,7 @@ class Where:
 
 
 @dataclass(frozen=True, kw_only=True)
-class How:
+class SessionEngineOptions:
     """Options for training and sampling."""
 
     called: Annotated[
@@ -76,8 +76,8 @@ def serve(
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="Folder or name of the base.")
     ] = None,
-    where: Where,
-    how: How,
+    where: SessionsAddress,
+    how: SessionEngineOptions,
     keys: KeysInstead,
 ) -> Iterator[Output[SessionsServed]]:
     """Serve training sessions over one base model until interrupted. Train against it with Tinker's

@@ -36,7 +36,7 @@ from orchestrate.types import Feature
 if TYPE_CHECKING:
     from datetime import date
 
-    from orchestrate.setup.backends import Looked, Plugin
+    from orchestrate.setup.backends import BackendReadiness, Plugin
     from orchestrate.setup.doctor import Check
 
 _HOSTNAME = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+")
@@ -286,7 +286,7 @@ def _show_checks(checks: list[Check]) -> None:
 providers = typer.Typer(cls=by_default("list"), help="List backends and what each one supports.")
 
 
-class Backend(TypedDict):
+class BackendRow(TypedDict):
     name: str
     title: str
     host: str
@@ -307,7 +307,7 @@ def list_providers(
     template: Annotated[
         bool, typer.Option("--template", help="Print a host description template to fill in.")
     ] = False,
-) -> Output[list[Backend]] | None:
+) -> Output[list[BackendRow]] | None:
     """List every backend that -p accepts and what it can do. Also shows why something is missing, and
     what it needs here."""
     from orchestrate.setup import backends as known
@@ -322,9 +322,9 @@ def list_providers(
     return Output(found, partial(_show_backends, wide=asked))
 
 
-def _backend(one: Looked, today: date) -> Backend:
+def _backend(one: BackendReadiness, today: date) -> BackendRow:
     made = one.provider
-    return Backend(
+    return BackendRow(
         name=one.name,
         title=one.title,
         host="" if made is None else made.host,
@@ -337,7 +337,7 @@ def _backend(one: Looked, today: date) -> Backend:
     )
 
 
-def _show_backends(found: list[Backend], wide: Sequence[str]) -> None:
+def _show_backends(found: list[BackendRow], wide: Sequence[str]) -> None:
     """The features of those that `-p all` asks; of all, what they need."""
     first = [one for one in found if one["name"] in wide]
     shown = table("feature", *(one["name"] for one in first))
@@ -358,7 +358,7 @@ def _show_backends(found: list[Backend], wide: Sequence[str]) -> None:
             note(f"{one['name']} no longer offers {feature}: {reason}")
 
 
-def _has(backend: Backend, feature: str) -> Text:
+def _has(backend: BackendRow, feature: str) -> Text:
     if feature in backend["ended"]:
         return Text("ended", "yellow")
     return Text("yes", "green") if feature in backend["features"] else Text("-", "dim")

@@ -19,7 +19,7 @@ from orchestrate.errors import UsageError
 from orchestrate.settings import config
 
 if TYPE_CHECKING:
-    from orchestrate.setup.starting import Started
+    from orchestrate.setup.starting import NewSpec
 
 
 @command
@@ -37,7 +37,7 @@ def init(
     force: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
     columns: MapOpt = None,
     ignored: IgnoreOpt = None,
-) -> Output[list[str]] | Output[Started]:
+) -> Output[list[str]] | Output[NewSpec]:
     """Write a spec. Given a data file, or a folder that contains one, propose columns, splits and models
     that pass the first check. Otherwise write a commented template. Works offline.
 
@@ -64,7 +64,7 @@ def init(
             started = starting.start(ft, place, backends, output=output, columns=read, progress=progress)
         _schema(path.parent)
 
-        def view(started: Started) -> None:
+        def view(started: NewSpec) -> None:
             _show(started)
             if before is not None:
                 _show_difference(usual, before, path)
@@ -113,7 +113,7 @@ def _show_difference(usual: Path, before: str, path: Path) -> None:
     note("\n".join(changes) if changes else f"the same as {was}")
 
 
-def _show(started: Started) -> None:
+def _show(started: NewSpec) -> None:
     note(f"{started.rows:,} rows, {started.kind}")
     if started.columns:
         read = ",".join(f"{field}={column}" for field, column in started.columns.items() if column)

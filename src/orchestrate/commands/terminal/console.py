@@ -28,7 +28,7 @@ from orchestrate.commands.terminal.waiting import Bars
 from orchestrate.core import days
 from orchestrate.core.files import FULL
 from orchestrate.core.progress import stage
-from orchestrate.core.tables import Listing
+from orchestrate.core.tables import TextTable
 from orchestrate.errors import OrchestrateError, ProviderError, SetupError, UsageError
 from orchestrate.paid.consent import require_consent
 from orchestrate.settings import hide
@@ -200,15 +200,15 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def table(*columns: str, right: Iterable[str] = (), fold: Iterable[str] | None = None) -> Listing:
+def table(*columns: str, right: Iterable[str] = (), fold: Iterable[str] | None = None) -> TextTable:
     """Create a plain table. Only the columns in `fold` (by default all) are wrapped when the width is
     short."""
-    return Listing(*columns, right=right, fold=fold)
+    return TextTable(*columns, right=right, fold=fold)
 
 
 def filled(
     cells: Mapping[str, Sequence[str | Text]], *, right: Sequence[str], fold: Sequence[str]
-) -> Listing:
+) -> TextTable:
     """Build a table from these columns by name. Only the columns in `fold` are ever wrapped."""
     made = table(*cells, right=right, fold=fold)
     for row in zip(*cells.values(), strict=True):

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from orchestrate.commands.terminal.console import SANDBOX, STATUS_STYLE, err, stage_text, table, warn
 from orchestrate.core.progress import cost_so_far, seconds_left, seconds_taken, share_done, step_of
-from orchestrate.core.tables import Listing
+from orchestrate.core.tables import TextTable
 from orchestrate.text import count, duration, inert, money
 from orchestrate.types import Event, MetricPoint, Run
 
@@ -160,7 +160,7 @@ _FIRST_TO_GO = ("loss", "left", "model", "backend")
 """Columns that a narrow terminal does without; the others are never cut."""
 
 
-def many(rows: Sequence[tuple[str | Text, ...]], width: int) -> Listing:
+def many(rows: Sequence[tuple[str | Text, ...]], width: int) -> TextTable:
     """Draw runs as lines of a table, with as many columns as fit completely."""
     columns = list(_COLUMNS)
     cells = {name: [row[i] for row in rows] for i, name in enumerate(_COLUMNS)}

@@ -18,7 +18,7 @@ from orchestrate.types import TokensFrom
 
 if TYPE_CHECKING:
     from orchestrate.api.orchestrator import Orchestrator
-    from orchestrate.costing import Use
+    from orchestrate.costing import ServingUse
     from orchestrate.runs.preparing.prepared import Prepared
     from orchestrate.spec import JobSpec
 
@@ -39,7 +39,7 @@ def same_words(word: str) -> tuple[str, ...]:
     return (word, *(other for words in _SAME if word in words for other in words if other != word))
 
 
-class Group(TyperGroup):
+class AliasGroup(TyperGroup):
     """A group that takes the usual words for its commands."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
@@ -50,7 +50,7 @@ def by_default(command: str, *, words: bool = False) -> type[TyperGroup]:
     """Build a command group that runs this command if it is called with nothing but options. With
     `words`, it also runs it if the first word is not a command: `orchestrate models qwen` searches."""
 
-    class ByDefault(Group):
+    class ByDefault(AliasGroup):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
             first = next((a for a in args if not a.startswith("-")), None) if words else None
             asks = bool({"-h", "--help"} & {*args[:1]})
@@ -273,7 +273,7 @@ class ServingOptions:
         ),
     ] = 0
 
-    def use(self) -> Use | None:
+    def use(self) -> ServingUse | None:
         """Return the expected use of the model, or `None` without traffic. Raises `UsageError`."""
         from orchestrate.runs.preparing import quoting
 

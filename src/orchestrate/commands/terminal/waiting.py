@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from orchestrate.core.underway import BYTES, Told
+from orchestrate.core.underway import BYTES, ProgressCallback
 from orchestrate.text import duration, size
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ SHOWN_AFTER_S = 0.7
 
 
 @dataclass
-class Work:
+class WaitingTask:
     """One of those that are under way."""
 
     what: str
@@ -59,16 +59,16 @@ class Bars:
 
     console: Console
     clock: Callable[[], float] = time.monotonic
-    _open: list[Work] = field(default_factory=list[Work])
+    _open: list[WaitingTask] = field(default_factory=list[WaitingTask])
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _shown: Progress | None = None
     _ended: threading.Event = field(default_factory=threading.Event)
     _told: float = 0.0
 
     @contextmanager
-    def __call__(self, what: str, unit: str = "") -> Generator[Told]:
+    def __call__(self, what: str, unit: str = "") -> Generator[ProgressCallback]:
         now = self.clock()
-        mine = Work(what, unit, now)
+        mine = WaitingTask(what, unit, now)
         with self._lock:
             if not self._open:
                 self._told, self._ended = now, threading.Event()

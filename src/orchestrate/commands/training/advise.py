@@ -207,11 +207,11 @@ def _show(found: Advice, name: str) -> None:
 
 
 def _show_latency(found: Sequence[Latency]) -> None:
-    from orchestrate.core.tables import Listing
+    from orchestrate.core.tables import TextTable
     from orchestrate.costing.latency import SOURCE
 
     times = ("first token", "each token", "whole answer")
-    shown = Listing("model", "on", *times, right=times)
+    shown = TextTable("model", "on", *times, right=times)
     for one in found:
         cells = (f"{ms:,.0f} ms" for ms in (one.first_token_ms, one.token_ms, one.answer_ms))
         shown.add_row(one.model, f"{one.gpus} x {one.device}", *cells)

@@ -45,7 +45,7 @@ GpuHoursOpt = Annotated[
 ]
 
 
-class Checked(TypedDict):
+class PlanCheckReport(TypedDict):
     backends: list[str]
     problems: list[Problem]
     served: dict[str, str]
@@ -64,7 +64,7 @@ def check(
     *,
     provider: ProviderOpt = "all",
     asked: SpecOptions,
-) -> Output[Checked]:
+) -> Output[PlanCheckReport]:
     """List everything in the data or the spec that a backend would reject. Works offline. Exit code 1 if
     there are errors."""
     with orchestrator(context) as ft:
@@ -73,10 +73,12 @@ def check(
     problems, backends = prepared.problems, [offer.provider for offer in prepared.offers]
     wrong = any(p.severity is Severity.ERROR for p in problems)
     served = {offer.provider: offer.quote.served for offer in prepared.offers if offer.quote.served}
-    return Output(Checked(backends=backends, problems=problems, served=served), _show_checked, int(wrong))
+    return Output(
+        PlanCheckReport(backends=backends, problems=problems, served=served), _show_checked, int(wrong)
+    )
 
 
-def _show_checked(checked: Checked) -> None:
+def _show_checked(checked: PlanCheckReport) -> None:
     problems = checked["problems"]
     show_problems(problems)
     for name in checked["backends"]:
@@ -173,7 +175,7 @@ def _fix(asked: SpecOptions, translations: Sequence[Translation]) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Priced:
+class PriceOptions:
     """Options for the prices to use."""
 
     rate: RateOpt = None
@@ -182,7 +184,7 @@ class Priced:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class QuoteView:
     """Options for showing quotes."""
 
     format: Annotated[str, typer.Option("--format", help="Output format: table or md.")] = "table"
@@ -198,11 +200,11 @@ def quote(
     provider: ProviderOpt = "all",
     asked: SpecOptions,
     serving: ServingOptions,
-    priced: Priced,
+    priced: PriceOptions,
     live: Annotated[
         bool, typer.Option("--live", help="Also ask the hosts for an estimate. Uploads the data.")
     ] = False,
-    shown: Shown,
+    shown: QuoteView,
 ) -> Output[list[Quote]] | Output[Quoted]:
     """Quote the run on each backend: low, expected and high, with source and age of each price. Works
     offline unless you pass --live. Exit code 1 if no backend has a price."""
@@ -228,11 +230,11 @@ def quote(
     return Output(quotes, partial(_show_quotes, how=shown), code)
 
 
-def _show_quotes(quotes: list[Quote], how: Shown) -> None:
+def _show_quotes(quotes: list[Quote], how: QuoteView) -> None:
     _show_quoted(Quoted(quotes=quotes, ownership=[], live=[]), how)
 
 
-def _show_quoted(quoted: Quoted, how: Shown) -> None:
+def _show_quoted(quoted: Quoted, how: QuoteView) -> None:
     from orchestrate.reports import quotes as shown
 
     quotes, totals, live = quoted["quotes"], quoted["ownership"], quoted["live"]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from orchestrate.api.orchestrator import Orchestrator
-    from orchestrate.runs.queue import Moved
+    from orchestrate.runs.queue import QueueStep
     from orchestrate.runs.syncing.sweep import SyncReport
 
 app = typer.Typer(
@@ -180,7 +180,7 @@ def run(
     until_empty: Annotated[bool, typer.Option("--until-empty", help="Exit when the queue is empty.")] = False,
 ) -> Output[list[QueueEntry]]:
     """Submit waiting entries as slots become free, until interrupted. Runs continue after it stops."""
-    told: list[Moved] = []
+    told: list[QueueStep] = []
     with ended_by_signal() as stop, orchestrator(context) as ft:
         only = None if provider == "all" else ft.backends(provider)
         watcher, server = watching.watcher(ft, only=only), queueing.QueueServer(ft, only)

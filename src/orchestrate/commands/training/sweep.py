@@ -144,7 +144,7 @@ def _begun(
         spec, varied = None, space.parse(vary.grid or (), vary.ranges or ())
     if (provider is None) == (space.PROVIDER not in varied.choices):
         raise UsageError("name the backend once: --provider NAME, or --grid provider=A,B")
-    order = searching.Order(
+    order = searching.SweepOrder(
         space=varied,
         sampler=vary.sampler,
         trials=vary.trials,

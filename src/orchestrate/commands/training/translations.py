@@ -8,7 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from orchestrate.commands.terminal.console import note, out, table
-from orchestrate.core.tables import Listing
+from orchestrate.core.tables import TextTable
 from orchestrate.settings import hide
 from orchestrate.text import count, joined, rates_apart, size
 from orchestrate.types import Authority, MemoryPlan, Outcome, Setting, Translation
@@ -70,7 +70,7 @@ def _matters(found: Sequence[Setting | None]) -> bool:
     return len(own) > 1
 
 
-def _matrix(names: Sequence[str], rows: Mapping[str, Mapping[str, Setting]], length: int) -> Listing:
+def _matrix(names: Sequence[str], rows: Mapping[str, Mapping[str, Setting]], length: int) -> TextTable:
     made = table("setting", "asked", *rows, fold=("asked", *rows))
     for name in names:
         found = [of.get(name) for of in rows.values()]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class ChatSettings:
     """Options for asking the model."""
 
     system: Annotated[
@@ -59,7 +59,7 @@ def chat(
         list[str] | None, typer.Argument(help="Message to send once; default: an interactive chat.")
     ] = None,
     *,
-    asked: Asked,
+    asked: ChatSettings,
 ) -> Output[list[Reply]]:
     """Chat with a tuned model. Messages are sent in turn. Without a message, start an interactive chat:
     /new starts over, /exit quits. After a tool call, type the tool's result (one message per call)."""
@@ -87,7 +87,7 @@ def chat(
                 conversation.append(Message(role="user", content=text))
             with ExitStack() as waiting:
                 waiting.enter_context(work("waiting for the answer"))
-                pieces = for_people(_Pieces(waiting))
+                pieces = for_people(_AnswerWriter(waiting))
                 reply = talk.ask(conversation, pieces, **options)
             said = Message(role="assistant", content=reply.content, tool_calls=reply.tool_calls)
             conversation.append(said)
@@ -122,13 +122,13 @@ class _Tool(msgspec.Struct):
     function: _Function
 
 
-def _talk(handle: RunHandle, asked: Asked) -> Talk:
+def _talk(handle: RunHandle, asked: ChatSettings) -> Talk:
     from orchestrate.runs.serving.talking import Talk
 
     return Talk(handle, asked.on, asked.at)
 
 
-def _opening(handle: RunHandle, asked: Asked) -> list[Message]:
+def _opening(handle: RunHandle, asked: ChatSettings) -> list[Message]:
     """The system message that was given, or the one that the model was trained with, which is said."""
     from orchestrate.runs.serving.talking import system_message
 
@@ -138,7 +138,7 @@ def _opening(handle: RunHandle, asked: Asked) -> list[Message]:
     return [Message(role="system", content=text)] if text else []
 
 
-class _Pieces:
+class _AnswerWriter:
     """Writes an answer as it comes, in one colour with what follows."""
 
     def __init__(self, waiting: ExitStack) -> None:

@@ -47,7 +47,7 @@ STYLES = {"passed": "green", "failed": "red", "unknown": "yellow", "proved": "gr
 
 
 @dataclass(frozen=True, kw_only=True)
-class How:
+class ExportOptions:
     """Options for writing weights."""
 
     dtype: Annotated[str, typer.Option(help="Data type of merged weights: bf16, fp16, fp32.")] = "bf16"
@@ -82,7 +82,7 @@ def export(
             autocompletion=completing.exports,
         ),
     ],
-    how: How,
+    how: ExportOptions,
     prove: Annotated[
         bool, typer.Option(help="Load the export and verify that it matches the trained model.")
     ] = True,
@@ -102,7 +102,7 @@ def export(
             subject,
             to,
             folder,
-            options=serving.Options(
+            options=serving.WeightOptions(
                 dtype=how.dtype,
                 quantise=how.quantise,
                 llama_cpp=how.llama_cpp,
@@ -242,7 +242,7 @@ def verify(context: typer.Context, *, run: ModelArg, at: At) -> Output[Proof]:
 
     with orchestrator(context) as ft:
         asking = {name: value for name, value in vars(at).items() if name != "at"}
-        proof = serving.verify(ft, serving.subject(ft, run), at.at, serving.Asking(**asking))
+        proof = serving.verify(ft, serving.subject(ft, run), at.at, serving.EndpointNames(**asking))
     return Output(proof, show_proof, _code(proof))
 
 

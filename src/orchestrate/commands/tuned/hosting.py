@@ -35,7 +35,7 @@ PATIENCE_S = 900.0
 
 
 @dataclass(frozen=True)
-class Terms:
+class DeployCommandLimits:
     """Options for what to deploy, and its limits."""
 
     shape: Annotated[
@@ -113,7 +113,7 @@ def deploy(
         str | None,
         typer.Option("--to", metavar="HOST", help="Upload the adapter to another host; default: its own."),
     ] = None,
-    terms: Terms,
+    terms: DeployCommandLimits,
     prove: Annotated[bool, typer.Option(help="Verify the served model once it answers.")] = True,
     wait: Annotated[
         float, typer.Option(min=0, help="Seconds to wait for the first answer, for the proof.")

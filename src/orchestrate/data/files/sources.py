@@ -288,7 +288,7 @@ _ROWS = (".jsonl", ".ndjson", ".json")
 
 
 @dataclass(frozen=True)
-class Source:
+class RowSource:
     """`lines` is the JSONL file; `container` says what the input was, for example `jsonl`, `csv.gz`."""
 
     path: str
@@ -301,7 +301,7 @@ class Source:
     """Cells that held lists as Python writes them."""
 
 
-def source(path: str) -> Source:
+def source(path: str) -> RowSource:
     """Raises `DataError` when the input cannot be read, `MissingExtra` when its format needs a package
     that is not installed. An unchanged input is prepared once in a process; `-` is standard input."""
     if "://" in path:
@@ -323,7 +323,7 @@ def source(path: str) -> Source:
 
 
 @lru_cache(maxsize=64)
-def _prepared(path: str, changed_ns: int, size: int) -> Source:
+def _prepared(path: str, changed_ns: int, size: int) -> RowSource:
     try:
         return _prepare(path)
     except (OSError, EOFError) as error:
@@ -345,7 +345,7 @@ def name_of(path: str) -> str:
     return path.rpartition("/")[2].partition("?")[0]
 
 
-def _prepare(path: str) -> Source:
+def _prepare(path: str) -> RowSource:
     if "://" in path:
         local = _fetch(path)
         return _unfold(path, local, "", local.stat().st_size)
@@ -368,7 +368,7 @@ def _copied(pipe: Path) -> Path:
     return target
 
 
-def _unfold(path: str, file: Path, outer: str, size: int) -> Source:
+def _unfold(path: str, file: Path, outer: str, size: int) -> RowSource:
     """Undoes compression, then reads the container."""
     if outer.count(".") > _MOST_LAYERS:
         raise DataError(f"{path} is compressed more than {_MOST_LAYERS} times", fix="unpack it")
@@ -382,7 +382,7 @@ def _unfold(path: str, file: Path, outer: str, size: int) -> Source:
         return _unfold(path, _recoded(path, file), ".utf-16" + outer, size)
     container, reader = _container(file, head)
     if reader is None:
-        return Source(path, str(file), container + outer, size, file.stat().st_size)
+        return RowSource(path, str(file), container + outer, size, file.stat().st_size)
     told = Counter[str]()
     return _staged(path, reader(file, told), container + outer, size, told)
 
@@ -413,14 +413,14 @@ def _container(file: Path, head: bytes) -> tuple[str, Reader | None]:
     return "jsonl", None
 
 
-def _staged(path: str, rows: Iterator[bytes], container: str, size: int, told: Counter[str]) -> Source:
+def _staged(path: str, rows: Iterator[bytes], container: str, size: int, told: Counter[str]) -> RowSource:
     target = _new_file(".jsonl")
     with spooled(target, f"{path}, as rows,") as file, work(f"reading the rows of {name_of(path)}") as so_far:
         for number, row in enumerate(rows, 1):
             file.write(row + b"\n")
             if number % 1000 == 0:
                 so_far(number)
-    return Source(path, str(target), container, size, target.stat().st_size, told[PYTHON_CELLS])
+    return RowSource(path, str(target), container, size, target.stat().st_size, told[PYTHON_CELLS])
 
 
 def _recoded(path: str, file: Path) -> Path:

@@ -11,12 +11,12 @@ from msgspec import structs
 from orchestrate.data import goals, rules
 from orchestrate.data.facts import TokenCount
 from orchestrate.data.goals import Volume
-from orchestrate.data.opening import Opened, count_tokens, open_counted
+from orchestrate.data.opening import OpenedFile, count_tokens, open_counted
 from orchestrate.data.operations import review
 from orchestrate.data.passes import compare
-from orchestrate.data.passes.scan import DESIRABLE, MOST_LABELS, UNDESIRABLE, Task
+from orchestrate.data.passes.scan import DESIRABLE, MOST_LABELS, UNDESIRABLE, ScanTask
 from orchestrate.data.rows import KEPT_PER_CODE, Kind, more_of, problem
-from orchestrate.data.rules import Target
+from orchestrate.data.rules import RowTarget
 from orchestrate.data.shapes import unread
 from orchestrate.text import count
 from orchestrate.types import Problem, Record, Severity, TokensFrom
@@ -69,11 +69,11 @@ class CheckReport(Record, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
-class Options:
+class CheckOptions:
     """`tokenizer` counts tokens, `contexts` has the model's longest row on each host; `near` also looks for
     near duplicates, which takes about as long again."""
 
-    hosts: tuple[Target, ...] = ()
+    hosts: tuple[RowTarget, ...] = ()
     method: str | None = None
     tokenizer: str | None = None
     contexts: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -91,7 +91,7 @@ class Options:
 
 def check(
     paths: Mapping[str, str],
-    options: Options | None = None,
+    options: CheckOptions | None = None,
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
@@ -99,7 +99,7 @@ def check(
 
     Raises `DataError` when a file cannot be read at all, `UsageError` for an unknown host.
     """
-    options = options or Options()
+    options = options or CheckOptions()
     exact = options.tokens_from is TokensFrom.EXACT
     opened = {
         split: open_counted(
@@ -141,7 +141,7 @@ def check(
     )
 
 
-def problems_of_files(opened: Mapping[str, Opened]) -> list[Problem]:
+def problems_of_files(opened: Mapping[str, OpenedFile]) -> list[Problem]:
     """Find the problems of the files that don't depend on a backend: damaged rows, duplicates, and rows
     that appear in several splits. `opened` maps each split to its file, read with `compare` and
     `content`."""
@@ -156,13 +156,13 @@ def _count(found: Sequence[Problem], severity: Severity) -> int:
     return sum(1 for p in found if p.severity is severity)
 
 
-def _tokens(one: Opened, options: Options) -> TokenCount | None:
+def _tokens(one: OpenedFile, options: CheckOptions) -> TokenCount | None:
     if options.tokenizer is None or options.tokens_from is TokensFrom.NONE:
         return None
     return count_tokens(replace(one.facts, tokens_from=options.tokens_from), options.tokenizer)
 
 
-def _facts(split: str, one: Opened, options: Options) -> FileFacts:
+def _facts(split: str, one: OpenedFile, options: CheckOptions) -> FileFacts:
     data, count = one.facts, _tokens(one, options)
     return FileFacts(
         split=split,
@@ -185,7 +185,7 @@ def _facts(split: str, one: Opened, options: Options) -> FileFacts:
     )
 
 
-def _for_host(one: Opened, host: Target, split: str, options: Options) -> list[Problem]:
+def _for_host(one: OpenedFile, host: RowTarget, split: str, options: CheckOptions) -> list[Problem]:
     return rules.check(
         one.facts,
         host,
@@ -206,7 +206,7 @@ _CONFLICTS: dict[Kind, str] = {
 }
 
 
-def _within(one: Opened, split: str) -> list[Problem]:
+def _within(one: OpenedFile, split: str) -> list[Problem]:
     path, trained = one.facts.path, one.mix or one
     found = _listed("duplicate", "identical to row {}", compare.duplicates(one.total), one, one)
     if (conflict := _CONFLICTS.get(one.facts.kind)) is not None:
@@ -230,7 +230,7 @@ def _within(one: Opened, split: str) -> list[Problem]:
     return found
 
 
-def volume_of(one: Opened) -> Volume:
+def volume_of(one: OpenedFile) -> Volume:
     """Compare the number of rows in a file with the number recommended for the goal that its rows
     suggest."""
     rows, kind = one.facts.rows, one.facts.kind
@@ -240,7 +240,7 @@ def volume_of(one: Opened) -> Volume:
     return goals.inferred(rows, labels=repeated, tools=tools, bare=kind == "text", closely=False)
 
 
-def _held_out(one: Opened) -> list[Problem]:
+def _held_out(one: OpenedFile) -> list[Problem]:
     """A file to train on whose rows are all kept for something else."""
     column, counts = unread.held_out_rows(one.total.unread) or ("", None)
     if counts is None or counts.total() < one.total.written:
@@ -249,7 +249,7 @@ def _held_out(one: Opened) -> list[Problem]:
     return [_whole("held-out", f"the column {column} marks all rows as held out: {kept}", one.facts.path)]
 
 
-def _balance(one: Opened, split: str) -> list[Problem]:
+def _balance(one: OpenedFile, split: str) -> list[Problem]:
     """Of unpaired rows to train on. The KTO paper (eq. 8) has the weights times the rows of both labels
     within 1 and 4/3 of each other."""
     good, bad = one.total.labels[DESIRABLE], one.total.labels[UNDESIRABLE]
@@ -268,14 +268,14 @@ def _balance(one: Opened, split: str) -> list[Problem]:
     return [_whole("labels-unbalanced", message, one.facts.path)]
 
 
-def _are_labels(one: Opened) -> bool:
+def _are_labels(one: OpenedFile) -> bool:
     """Whether the answers are few and short: each several times, and nothing else."""
     labels, rows = one.total.labels, one.facts.rows
     named = sum(labels.values())
     return 2 <= len(labels) <= MOST_LABELS and named >= 0.95 * rows
 
 
-def _spellings(one: Opened) -> list[str]:
+def _spellings(one: OpenedFile) -> list[str]:
     """Labels that are one label to a reader, and several to a model."""
     if one.facts.kind == "unpaired" or not _are_labels(one):
         return []
@@ -291,7 +291,7 @@ def _spellings(one: Opened) -> list[str]:
     ]
 
 
-def _labels(one: Opened) -> str | None:
+def _labels(one: OpenedFile) -> str | None:
     """Says how uneven the answers are, when they are few and short enough to be labels."""
     if one.facts.kind == "unpaired":
         return None
@@ -304,7 +304,7 @@ def _labels(one: Opened) -> str | None:
     return f"{len(labels)} distinct answers: {most[0]!r} {most[1]:,} times, {least[0]!r} {least[1]:,} times"
 
 
-def _between(opened: Mapping[str, Opened]) -> list[Problem]:
+def _between(opened: Mapping[str, OpenedFile]) -> list[Problem]:
     """What a later split shares with an earlier one."""
     found: list[Problem] = []
     splits = list(opened)
@@ -318,12 +318,12 @@ def _between(opened: Mapping[str, Opened]) -> list[Problem]:
     return found
 
 
-def _near(opened: Mapping[str, Opened], options: Options) -> list[Problem]:
+def _near(opened: Mapping[str, OpenedFile], options: CheckOptions) -> list[Problem]:
     """All files are clustered together; a row that meets a row of an earlier file leaks."""
     signed = compare.Signatures()
     owners: list[tuple[str, int]] = []
     tasks = {
-        split: Task(one.source.lines, 0, 0, one.facts.format, one.facts.columns)
+        split: ScanTask(one.source.lines, 0, 0, one.facts.format, one.facts.columns)
         for split, one in opened.items()
     }
     form = compare.shared_form([(task, opened[split].source.line_bytes) for split, task in tasks.items()])
@@ -347,7 +347,9 @@ def _near(opened: Mapping[str, Opened], options: Options) -> list[Problem]:
     return found
 
 
-def _listed(code: str, text: str, matches: compare.Matches, rows: Opened, of: Opened) -> list[Problem]:
+def _listed(
+    code: str, text: str, matches: compare.Matches, rows: OpenedFile, of: OpenedFile
+) -> list[Problem]:
     found: list[Problem] = []
     for number, other in matches.pairs[:KEPT_PER_CODE]:
         path, row = rows.place(number)

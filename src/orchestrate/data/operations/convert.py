@@ -14,9 +14,9 @@ from orchestrate.data import rules
 from orchestrate.data.facts import Facts
 from orchestrate.data.files import PACKED_SUFFIXES, require_writable, writing
 from orchestrate.data.files.sources import source
-from orchestrate.data.opening import Opened, first_lines, open_dataset
+from orchestrate.data.opening import OpenedFile, first_lines, open_dataset
 from orchestrate.data.rows import CODES
-from orchestrate.data.rules import Target
+from orchestrate.data.rules import RowTarget
 from orchestrate.data.shapes import Row
 from orchestrate.data.shapes.exports import BATCH_REQUESTS, batch_request
 from orchestrate.data.shapes.reading import parse
@@ -41,7 +41,7 @@ class ConvertReport(Record, frozen=True, kw_only=True):
 
 def convert(
     path: str,
-    target: Target,
+    target: RowTarget,
     output: Path,
     *,
     allow_loss: bool = False,
@@ -77,7 +77,7 @@ def convert(
     )
 
 
-def _dropped(opened: Opened, target: Target) -> list[Problem]:
+def _dropped(opened: OpenedFile, target: RowTarget) -> list[Problem]:
     """What reading the file has already left behind: rows with errors, and fields that no format has."""
     data, counts = opened.facts, opened.total.counts
     rows = opened.total.written
@@ -120,7 +120,7 @@ def _dropped(opened: Opened, target: Target) -> list[Problem]:
     return found
 
 
-def _lost(data: Facts, target: Target) -> list[Problem]:
+def _lost(data: Facts, target: RowTarget) -> list[Problem]:
     """What the rows would be written without. A submit says so and goes on; a conversion is refused."""
     lossy = {rule.code for rule in target.rules.traits.values() if rule.lossy}
     found = [p for p in rules.losses(data, target) if p.code in lossy]

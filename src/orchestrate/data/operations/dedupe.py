@@ -9,7 +9,7 @@ from orchestrate.data.dialects import canonical_line
 from orchestrate.data.files import log_beside, require_writable, writing
 from orchestrate.data.opening import open_dataset, require_rows
 from orchestrate.data.passes import compare
-from orchestrate.data.passes.scan import Task
+from orchestrate.data.passes.scan import ScanTask
 from orchestrate.data.shapes.known import WRITTEN
 from orchestrate.types import Record
 
@@ -67,7 +67,7 @@ def dedupe(
         leaders[int(i)] = int(j)
     exact = {i for i, leader in enumerate(leaders) if leader != i}
     if near_duplicates:
-        task = Task(opened.source.lines, 0, 0, data.format, data.columns)
+        task = ScanTask(opened.source.lines, 0, 0, data.format, data.columns)
         groups = compare.clusters(compare.signatures(task, opened.source.line_bytes, workers), threshold)
         for i, leader in enumerate(groups):
             compare.join(leaders, i, leader)

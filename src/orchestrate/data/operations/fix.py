@@ -24,11 +24,11 @@ from orchestrate.data.rows import CODES, ChatExample, ChatMessage, Example, enco
 from orchestrate.data.rows.content import holds_both, is_about_encodings, is_damaged
 from orchestrate.data.rows.content import repaired as decoded_anew
 from orchestrate.data.rows.traits import Trait, examine
-from orchestrate.data.rules import Target
+from orchestrate.data.rules import RowTarget
 from orchestrate.data.shapes import known as shapes
 from orchestrate.data.shapes.chat import alias
 from orchestrate.data.shapes.preferences import TAGS
-from orchestrate.data.shapes.reading import Row, canonical, parse, renamed, repeated_keys, row_of
+from orchestrate.data.shapes.reading import ReadRow, canonical, parse, renamed, repeated_keys, row_of
 from orchestrate.data.shapes.unread import kept_for, verdict_of
 from orchestrate.errors import DataError
 from orchestrate.types import Record, Severity
@@ -45,7 +45,7 @@ _MESSAGE_LISTS = (
 _TURN_LISTS = ("conversations", "conversation")
 
 
-class Change(Record, frozen=True, kw_only=True):
+class RowFix(Record, frozen=True, kw_only=True):
     """`action` is repaired, not repaired or dropped (a field), and the row is in the copy, or left out;
     `code` is that of the problem."""
 
@@ -75,7 +75,7 @@ def fix(
     path: str,
     output: Path,
     *,
-    hosts: Sequence[Target] = (),
+    hosts: Sequence[RowTarget] = (),
     columns: Mapping[str, str] | None = None,
 ) -> FixReport:
     """Writes the repaired copy to `output`, as canonical JSONL, and the log beside it.
@@ -147,17 +147,17 @@ class _Mend:
     is_held_out = False
 
     def __init__(self, number: int) -> None:
-        self.changes: list[Change] = []
+        self.changes: list[RowFix] = []
         self._number = number
 
     def did(self, code: str, detail: str, action: str = "repaired") -> None:
-        self.changes.append(Change(row=self._number, code=code, action=action, detail=detail))
+        self.changes.append(RowFix(row=self._number, code=code, action=action, detail=detail))
 
     def leave(self, code: str, detail: str) -> None:
         self.did(code, detail, "left out")
 
     def row(
-        self, line: bytes, shape: shapes.Shape, columns: tuple[tuple[str, str], ...], join: bool
+        self, line: bytes, shape: shapes.RowFormat, columns: tuple[tuple[str, str], ...], join: bool
     ) -> Example | None:
         if not line.strip():
             self.leave("blank-line", "the line is blank")
@@ -301,9 +301,9 @@ class _Mend:
         self.did("last-not-assistant", f"{len(roles) - 1 - last} messages after the last answer removed")
         del messages[last + 1 :]
 
-    def _joined(self, example: Example) -> Row:
+    def _joined(self, example: Example) -> ReadRow:
         if not isinstance(example, ChatExample):
-            return Row(example, *examine(example))
+            return ReadRow(example, *examine(example))
         joined: list[ChatMessage] = []
         for m in example.messages:
             before = joined[-1] if joined else None
@@ -313,7 +313,7 @@ class _Mend:
             else:
                 joined.append(m)
         example.messages = joined
-        return Row(example, *examine(example))
+        return ReadRow(example, *examine(example))
 
 
 def _alike(a: ChatMessage, b: ChatMessage) -> bool:

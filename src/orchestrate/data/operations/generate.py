@@ -28,7 +28,7 @@ from orchestrate.data.dataset import Dataset
 from orchestrate.data.dialects import canonical_line
 from orchestrate.data.files import PACKED_SUFFIXES, require_writable
 from orchestrate.data.operations import review as reviewing
-from orchestrate.data.passes.compare import Seen
+from orchestrate.data.passes.compare import SeenTexts
 from orchestrate.data.rows import (
     ChatExample,
     Example,
@@ -40,7 +40,7 @@ from orchestrate.data.rows import (
 )
 from orchestrate.data.rows.content import candidates, confirmed
 from orchestrate.data.rows.traits import Trait
-from orchestrate.data.rules import Target
+from orchestrate.data.rules import RowTarget
 from orchestrate.data.shapes import known
 from orchestrate.data.shapes.reading import (
     answers,
@@ -52,25 +52,25 @@ from orchestrate.data.shapes.reading import (
 )
 from orchestrate.errors import DataError, OrchestrateError, OverBudget, UsageError
 from orchestrate.paid.asking import (
+    AskingStopped,
     Batch,
     Outcome,
     Price,
     Question,
     Requests,
     Respondent,
-    Stopped,
     one_at_a_time,
     require_price,
     tell_lost,
 )
 from orchestrate.paid.journal import (
-    Account,
     Answer,
     AnswerLog,
     Got,
-    Lost,
+    LostRequest,
     NoMoreRequests,
-    Purse,
+    RequestBudget,
+    RequestLedger,
     Sent,
     Unanswered,
 )
@@ -101,7 +101,7 @@ class Screening:
         kind: Kind,
         seeds: Sequence[Example],
         *,
-        hosts: Sequence[Target] = (),
+        hosts: Sequence[RowTarget] = (),
         threshold: float = 0.8,
         reasoning: Reasoning = "no",
     ) -> None:
@@ -114,7 +114,7 @@ class Screening:
         self._write = canonical_line
         self._rows: set[int] = set()
         self._prompts: set[int] = set()
-        self._near = Seen(threshold)
+        self._near = SeenTexts(threshold)
         self._remember(seeds)
 
     def _remember(self, examples: Sequence[Example]) -> None:
@@ -263,12 +263,12 @@ Ask = Callable[[Sequence[Message], Sequence[Mapping[str, Any]]], Reply]
 """Sends one request, without trying again. Raises `ProviderError`."""
 
 
-class Started(msgspec.Struct, tag="started"):
+class GenerateStart(msgspec.Struct, tag="started"):
     seeds: str
     """Digest of the seed rows."""
 
 
-class Kept(msgspec.Struct, tag="kept"):
+class KeptQuestion(msgspec.Struct, tag="kept"):
     """What came of one answer: an answer without it is screened when its run goes on."""
 
     question: str
@@ -276,14 +276,14 @@ class Kept(msgspec.Struct, tag="kept"):
     refused: dict[str, int]
 
 
-class Asked(msgspec.Struct, tag="asked"):
-    """In the place of `Sent` in logs of earlier versions, as are `Answered` and `Failed`."""
+class OldSentEntry(msgspec.Struct, tag="asked"):
+    """In the place of `Sent` in logs of earlier versions, as are `OldAnswerEntry` and `Failed`."""
 
     number: int
     worst_usd: Decimal
 
 
-class Answered(msgspec.Struct, tag="answered"):
+class OldAnswerEntry(msgspec.Struct, tag="answered"):
     number: int
     usd: Decimal
     rows: list[msgspec.Raw]
@@ -299,18 +299,18 @@ class Failed(msgspec.Struct, tag="failed"):
     error: str
 
 
-Entry = Started | Kept | Asked | Answered | Failed
+Entry = GenerateStart | KeptQuestion | OldSentEntry | OldAnswerEntry | Failed
 
 
 @dataclass(frozen=True)
-class Order:
+class GenerateOrder:
     """What is wanted, and the limits. `price` is needed for `max_cost_usd`."""
 
     rows: int = 100
     max_requests: int = 100
     max_cost_usd: Decimal | None = None
     price: Price | None = None
-    account: Account | None = None
+    account: RequestLedger | None = None
     """In the ledger of the store."""
     backend: str = ""
     """Who bills its answers."""
@@ -323,7 +323,7 @@ class Order:
     """Seed rows shown in each request."""
     parallel: int = 4
     instructions: str = ""
-    hosts: tuple[Target, ...] = ()
+    hosts: tuple[RowTarget, ...] = ()
     """Each row must be fit for those of them that take all seeds."""
     threshold: float = 0.8
     """Similarity from which a row is a near duplicate."""
@@ -381,23 +381,23 @@ class _State:
             case Sent(questions):
                 self.requests += 1
                 self.asked.update(questions)
-            case Asked(number, worst):
+            case OldSentEntry(number, worst):
                 self.requests += 1
                 self.earlier[number] = worst
             case Got(question, answer):
                 self._answered(answer.prompt_tokens, answer.completion_tokens)
                 self.unscreened[question] = answer
-            case Kept(question, rows, refused):
+            case KeptQuestion(question, rows, refused):
                 self._keep(rows, refused)
                 self.unscreened.pop(question, None)
-            case Answered():
+            case OldAnswerEntry():
                 self._answered(entry.prompt_tokens, entry.completion_tokens)
                 self._keep(entry.rows, entry.refused)
                 self.earlier[entry.number] = entry.usd
             case Failed():
                 self.last_error = entry.error
                 self.earlier[entry.number] = entry.usd
-            case Unanswered() | Lost():
+            case Unanswered() | LostRequest():
                 self.last_error = entry.error
             case _:
                 pass
@@ -422,7 +422,7 @@ def generate(
     seeds: str,
     output: Path,
     ask: Ask,
-    order: Order,
+    order: GenerateOrder,
     *,
     progress: Callable[[int, int, Decimal], None] | None = None,
     retry: Retry | None = None,
@@ -468,20 +468,20 @@ def generate(
         own=order.own,
         sandbox=order.sandbox,
     )
-    run = _Run(output, data, examples, writer, order, screening, progress)
+    run = _GenerationRun(output, data, examples, writer, order, screening, progress)
     before = len(run.state.lines)
     stopped = run.loop()
     return run.report(stopped, before, hosts)
 
 
-class _Run:
+class _GenerationRun:
     def __init__(
         self,
         output: Path,
         data: Dataset,
         examples: list[Example],
         writer: Respondent,
-        order: Order,
+        order: GenerateOrder,
         screening: Screening,
         progress: Callable[[int, int, Decimal], None] | None,
     ) -> None:
@@ -495,7 +495,7 @@ class _Run:
         self.state.barren = 0
         self._begin(data.digest)
         screening.resume(self.state.lines)
-        self._purse = Purse(order.max_cost_usd, order.max_requests, account=order.account)
+        self._purse = RequestBudget(order.max_cost_usd, order.max_requests, account=order.account)
         self._purse.spent_usd = sum(self.state.earlier.values(), Decimal(0))
         self._purse.requests = self.state.requests
         self._stopped = threading.Event()
@@ -517,9 +517,9 @@ class _Run:
         if not wanted.startswith(there):
             raise UsageError(f"{output} was changed after it was generated", fix="give another name with -o")
         if fresh:
-            self._log.append(Started(digest))
+            self._log.append(GenerateStart(digest))
         started = self._log.entries[0]
-        if not isinstance(started, Started) or started.seeds != digest:
+        if not isinstance(started, GenerateStart) or started.seeds != digest:
             raise UsageError(f"{output} was generated from other seeds", fix="give another name with -o")
         with inside(output).open("ab") as file:
             file.write(wanted[len(there) :])
@@ -535,7 +535,7 @@ class _Run:
             return "max-cost" if error.what == COMMAND_LIMIT else "budget"
         except NoMoreRequests:
             return "max-requests"
-        except Stopped:
+        except AskingStopped:
             return "rows"
         except OrchestrateError as error:
             tell_lost(error, self._purse.lost())
@@ -589,7 +589,7 @@ class _Run:
         if not screened.lines and not screened.refused:
             screened.refused["no-rows"] += 1
         rows = screened.lines[:room]
-        kept = Kept(question, [msgspec.Raw(line) for line in rows], dict(screened.refused))
+        kept = KeptQuestion(question, [msgspec.Raw(line) for line in rows], dict(screened.refused))
         self._log.append(kept)
         self.state.add(kept)
         with inside(self._output).open("ab") as file:
@@ -597,7 +597,7 @@ class _Run:
         if len(self.state.lines) >= self._order.rows:
             self._stopped.set()
 
-    def report(self, stopped: str, before: int, hosts: Sequence[Target]) -> GenerateReport:
+    def report(self, stopped: str, before: int, hosts: Sequence[RowTarget]) -> GenerateReport:
         state = _State()
         for entry in self._log.entries:
             state.add(entry)

@@ -23,7 +23,7 @@ import msgspec
 from orchestrate.core.files import private_folder, write_whole
 from orchestrate.data.files import writing
 from orchestrate.data.files.sources import spooled
-from orchestrate.data.opening import Joined, Opened, fitting, open_counted, open_dataset
+from orchestrate.data.opening import JoinedFiles, OpenedFile, fitting, open_counted, open_dataset
 from orchestrate.data.passes.scan import Total
 from orchestrate.errors import DataError
 from orchestrate.spec.methods import TrainFile
@@ -69,7 +69,7 @@ class Mix(Record, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
-class _Part:
+class _MixedFile:
     file: MixedFile
     offsets: array[int]
     """Of each good row in the spool, and the end."""
@@ -96,22 +96,22 @@ def open_mix(
     memory: Path | None = None,
     compare: bool = False,
     content: bool = False,
-) -> Opened:
-    """Mix the rows of all files into one file in `folder` and open it; `Opened.mix` holds its path. Each
+) -> OpenedFile:
+    """Mix the rows of all files into one file in `folder` and open it; `OpenedFile.mix` holds its path. Each
     file is read once, and the same files give the same mix. For the other arguments see `Dataset.open`
     and `Task`.
 
     Raises `DataError` for a file that can't be read, that has a different kind of rows than the first
     one, or whose weight leaves none of its rows."""
     private_folder(folder)
-    union, opened, parts = Total(), list[Opened](), list[_Part]()
+    union, opened, parts = Total(), list[OpenedFile](), list[_MixedFile]()
     begins: list[tuple[int, str]] = []
     with TemporaryDirectory(dir=folder, prefix=".mixing-") as room:
         for number, file in enumerate(files):
             begins.append((union.lines, file.path))
             spool = Path(room, f"{number}.jsonl")
             with spooled(spool, f"the mix of {len(files)} files") as out:
-                join = Joined(out.write, union)
+                join = JoinedFiles(out.write, union)
                 opened.append(
                     open_dataset(
                         file.path,
@@ -138,10 +138,10 @@ def open_mix(
         rows=union.rows,
         problems=(*(p for one in opened for p in one.facts.problems), _told(made, path)),
     )
-    return Opened(facts, union, first.source, tuple(begins), rows, made.told)
+    return OpenedFile(facts, union, first.source, tuple(begins), rows, made.told)
 
 
-def _require_kind(one: Opened, first: Opened) -> None:
+def _require_kind(one: OpenedFile, first: OpenedFile) -> None:
     if one.facts.kind != first.facts.kind:
         raise DataError(
             f"{first.facts.path} has {first.facts.kind} rows and {one.facts.path} {one.facts.kind} "
@@ -150,7 +150,7 @@ def _require_kind(one: Opened, first: Opened) -> None:
         )
 
 
-def _part(file: TrainFile, opened: Opened, spool: Path) -> _Part:
+def _part(file: TrainFile, opened: OpenedFile, spool: Path) -> _MixedFile:
     rows = opened.facts.rows
     whole, share = int(file.weight), file.weight % 1
     chance = random.Random(f"{file.seed}")  # noqa: S311  which rows, not secrets
@@ -171,7 +171,7 @@ def _part(file: TrainFile, opened: Opened, spool: Path) -> _Part:
         taken=taken,
         sample=[opened.facts.number(place) for place in places],
     )
-    return _Part(made, _offsets(spool), places, spool)
+    return _MixedFile(made, _offsets(spool), places, spool)
 
 
 def _offsets(spool: Path) -> array[int]:
@@ -182,12 +182,12 @@ def _offsets(spool: Path) -> array[int]:
     return offsets
 
 
-def _name(parts: Sequence[_Part]) -> str:
+def _name(parts: Sequence[_MixedFile]) -> str:
     said = "\n".join(f"{p.file.digest} {p.file.weight} {p.file.seed}" for p in parts)
     return sha256(said.encode()).hexdigest()[:20]
 
 
-def _write(parts: Sequence[_Part], out: IO[bytes]) -> None:
+def _write(parts: Sequence[_MixedFile], out: IO[bytes]) -> None:
     with ExitStack() as opened:
         spools: list[mmap.mmap] = []
         for part in parts:

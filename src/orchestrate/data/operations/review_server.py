@@ -23,12 +23,12 @@ from starlette.routing import Route
 from orchestrate.data.operations.review import Review, Word
 from orchestrate.errors import UsageError
 from orchestrate.http import web
-from orchestrate.http.web import Guard
+from orchestrate.http.web import RequestGuard
 
 LONGEST_BODY = 64 << 20
 
 
-class Asked(msgspec.Struct):
+class RowDecision(msgspec.Struct):
     """The body of a POST."""
 
     action: Literal["show", "accepted", "edited", "rejected", "undo"]
@@ -38,7 +38,7 @@ class Asked(msgspec.Struct):
 
 
 @dataclass(frozen=True)
-class Page:
+class RowReviewPage:
     """A running review. `url` is the page's address."""
 
     url: str
@@ -46,14 +46,14 @@ class Page:
 
 
 @contextmanager
-def serving(path: str, *, port: int = 0) -> Generator[Page]:
+def serving(path: str, *, port: int = 0) -> Generator[RowReviewPage]:
     """Serves the review of a file on 127.0.0.1 for the length of a `with` block; port 0 takes any free one.
 
     Raises `DataError` when the file cannot be read, `SetupError` when the port is taken."""
     review, token = Review(path), secrets.token_urlsafe(24)
     app = Starlette(routes=review_routes("/", lambda _: review))
-    with web.serving(Guard(app, tokens={token: ""}, max_body=LONGEST_BODY), port=port) as root:
-        yield Page(f"{root}/{token}/", review)
+    with web.serving(RequestGuard(app, tokens={token: ""}, max_body=LONGEST_BODY), port=port) as root:
+        yield RowReviewPage(f"{root}/{token}/", review)
 
 
 def review_routes(
@@ -63,18 +63,18 @@ def review_routes(
     is about, and `back` the page that it was opened from."""
     lock = threading.Lock()
 
-    def answer(asked: Asked, request: Request) -> dict[str, Any]:
+    def answer(asked: RowDecision, request: Request) -> dict[str, Any]:
         review = review_of(request)
         with lock:
             return act(review, asked)
 
     return [
         web.page(path, __package__ or "", "review_rows.html", back=back),
-        web.action(path, Asked, answer),
+        web.action(path, RowDecision, answer),
     ]
 
 
-def act(review: Review, asked: Asked) -> dict[str, Any]:
+def act(review: Review, asked: RowDecision) -> dict[str, Any]:
     """Does what was asked and gives the row to show next: `file`, `counts` and, when there is one, `row`."""
     index = asked.index
     word: Word | None = None if asked.action in ("show", "undo") else asked.action

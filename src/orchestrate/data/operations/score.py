@@ -23,9 +23,9 @@ from msgspec.structs import replace
 from orchestrate.core import needed
 from orchestrate.data.facts import Facts, changed
 from orchestrate.data.files import beside, log_beside, require_writable, writing
-from orchestrate.data.opening import Opened, open_dataset, require_rows
+from orchestrate.data.opening import OpenedFile, open_dataset, require_rows
 from orchestrate.data.passes import compare
-from orchestrate.data.passes.scan import LONGEST_LABEL, MOST_LABELS, Task, pieces
+from orchestrate.data.passes.scan import LONGEST_LABEL, MOST_LABELS, ScanTask, pieces
 from orchestrate.data.rows import ChatExample, CompletionExample, Example, TextExample, messages_of
 from orchestrate.data.shapes.reading import last_answer, parse
 from orchestrate.errors import DataError, MissingExtra, UsageError
@@ -173,7 +173,7 @@ def place(path: str) -> Path:
     return beside(path, "scores.jsonl")
 
 
-def opened(path: str, columns: Mapping[str, str] | None, workers: int | None) -> Opened:
+def opened(path: str, columns: Mapping[str, str] | None, workers: int | None) -> OpenedFile:
     """Raises `DataError`."""
     found = open_dataset(path, columns=columns, compare=True, workers=workers)
     require_rows(found.facts)
@@ -182,7 +182,7 @@ def opened(path: str, columns: Mapping[str, str] | None, workers: int | None) ->
     return found
 
 
-def of_rows(read: Opened, scores: Scores, workers: int | None = None) -> list[str]:
+def of_rows(read: OpenedFile, scores: Scores, workers: int | None = None) -> list[str]:
     """Fills in what the rows alone show, and says what could not be looked for."""
     data = read.facts
     rows = _Rows([], [], [])
@@ -239,13 +239,13 @@ def _lengths(answers: Sequence[str]) -> list[float]:
     return [(value - middle) / max(distance, 0.1) for value in logs]
 
 
-def _copies(read: Opened, workers: int | None, missing: list[str]) -> dict[int, int]:
+def _copies(read: OpenedFile, workers: int | None, missing: list[str]) -> dict[int, int]:
     numbers = read.total.numbers
     again, first = compare.repeats(read.total.hashes)
     leaders = list(range(len(numbers)))
     for i, j in zip(again, first, strict=True):
         leaders[int(i)] = int(j)
-    task = Task(read.source.lines, 0, 0, read.facts.format, read.facts.columns)
+    task = ScanTask(read.source.lines, 0, 0, read.facts.format, read.facts.columns)
     try:
         for i, leader in enumerate(
             compare.clusters(compare.signatures(task, read.source.line_bytes, workers))
@@ -395,7 +395,7 @@ def write(scores: Scores, output: Path) -> None:
         file.writelines(scores.rows[row].to_json() + b"\n" for row in sorted(scores.rows))
 
 
-def report(read: Opened, scores: Scores, output: Path, missing: Sequence[str]) -> ScoreReport:
+def report(read: OpenedFile, scores: Scores, output: Path, missing: Sequence[str]) -> ScoreReport:
     """Summarize the scores in numbers."""
     data, each = read.facts, list(scores.rows.values())
     texts = {number: (question_of(e), last_answer(e)) for number, e in data.numbered()}

@@ -24,9 +24,9 @@ import msgspec
 
 from orchestrate.data.dialects import canonical_line
 from orchestrate.data.files import is_stream, require_writable, writing
-from orchestrate.data.opening import Opened, open_dataset, require_rows
+from orchestrate.data.opening import OpenedFile, open_dataset, require_rows
 from orchestrate.data.passes import compare
-from orchestrate.data.passes.scan import DESIRABLE, UNDESIRABLE, Task, pieces, ranges
+from orchestrate.data.passes.scan import DESIRABLE, UNDESIRABLE, ScanTask, pieces, ranges
 from orchestrate.data.rows import (
     ChatMessage,
     CompletionExample,
@@ -157,7 +157,7 @@ def _uniform(key: bytes, seed: int) -> float:
 
 
 @dataclass(frozen=True, order=True)
-class _Row:
+class _SplitRow:
     key: bytes
     stratum: str
 
@@ -186,7 +186,7 @@ def split(
     data = opened.facts
     require_rows(data)
     rows = [
-        _Row(hashlib.sha256(group_key(e)).digest(), _stratum(e) if division.stratify else "")
+        _SplitRow(hashlib.sha256(group_key(e)).digest(), _stratum(e) if division.stratify else "")
         for e in data.examples()
     ]
     groups, ungrouped = _grouped(opened, rows, division, workers)
@@ -223,7 +223,7 @@ def split(
 
 
 def _grouped(
-    opened: Opened, rows: Sequence[_Row], division: Division, workers: int | None
+    opened: OpenedFile, rows: Sequence[_SplitRow], division: Division, workers: int | None
 ) -> tuple[list[int], int]:
     """The group of each row, all of which goes to one split, and how many rows have no value to group by."""
     groups, ungrouped, leaders = _conversations(rows), 0, list[list[int]]()
@@ -232,7 +232,7 @@ def _grouped(
         ungrouped = sum(value in _NO_VALUE for value in values)
         leaders.append(_conversations_of(values))
     if division.near_duplicates:
-        task = Task(opened.source.lines, 0, 0, opened.facts.format, opened.facts.columns)
+        task = ScanTask(opened.source.lines, 0, 0, opened.facts.format, opened.facts.columns)
         leaders.append(compare.clusters(compare.signatures(task, opened.source.line_bytes, workers)))
     for found in leaders:
         for i, leader in enumerate(found):
@@ -241,7 +241,7 @@ def _grouped(
     return groups, ungrouped
 
 
-def _values(opened: Opened, column: str) -> list[Any]:
+def _values(opened: OpenedFile, column: str) -> list[Any]:
     """Of each good row what the file has in a column. Raises `UsageError` where it has no such column."""
     bad, found = set(opened.total.rowless), list[Any]()
     names: dict[str, None] = {}
@@ -258,7 +258,7 @@ def _values(opened: Opened, column: str) -> list[Any]:
     return found
 
 
-def _lines(opened: Opened) -> Iterator[bytes]:
+def _lines(opened: OpenedFile) -> Iterator[bytes]:
     for start, end in ranges(opened.source.lines, opened.source.line_bytes):
         yield from chain.from_iterable(pieces(opened.source.lines, start, end))
 
@@ -338,15 +338,15 @@ def _require_own(folder: Path, paths: Sequence[Path], source: str) -> _Manifest:
     return earlier
 
 
-def _conversations(rows: Sequence[_Row]) -> list[int]:
+def _conversations(rows: Sequence[_SplitRow]) -> list[int]:
     """For each row the first row with its key."""
     first: dict[bytes, int] = {}
     return [first.setdefault(row.key, i) for i, row in enumerate(rows)]
 
 
-def _least(rows: Sequence[_Row], groups: Sequence[int]) -> dict[int, _Row]:
+def _least(rows: Sequence[_SplitRow], groups: Sequence[int]) -> dict[int, _SplitRow]:
     """For each group its row with the least key; of rows with one key the one with the least stratum."""
-    least: dict[int, _Row] = {}
+    least: dict[int, _SplitRow] = {}
     for row, group in zip(rows, groups, strict=True):
         least[group] = min(least.get(group, row), row)
     return least
@@ -365,7 +365,7 @@ _STILL_NEAR = 0.03
 
 
 def _shared_out(
-    groups: Sequence[int], keys: Mapping[int, _Row], division: Division, earlier: _Manifest | None = None
+    groups: Sequence[int], keys: Mapping[int, _SplitRow], division: Division, earlier: _Manifest | None = None
 ) -> tuple[int, dict[int, int]]:
     """The seed, and the split of each group: by the seed of an earlier split where it still does."""
     placed = _placed(groups, keys, division, division.seed)
@@ -395,7 +395,9 @@ def _miss(groups: Sequence[int], placed: Mapping[int, int], shares: Sequence[flo
     return len(shares) - len(rows), off
 
 
-def _placed(groups: Sequence[int], keys: Mapping[int, _Row], division: Division, seed: int) -> dict[int, int]:
+def _placed(
+    groups: Sequence[int], keys: Mapping[int, _SplitRow], division: Division, seed: int
+) -> dict[int, int]:
     shares = division.shares
     if division.stratify:
         return _stratified(groups, keys, shares, seed)
@@ -403,7 +405,7 @@ def _placed(groups: Sequence[int], keys: Mapping[int, _Row], division: Division,
 
 
 def _stratified(
-    groups: Sequence[int], keys: Mapping[int, _Row], shares: Sequence[float], seed: int
+    groups: Sequence[int], keys: Mapping[int, _SplitRow], shares: Sequence[float], seed: int
 ) -> dict[int, int]:
     """Each stratum's groups, in the order of their hashes, fill the splits up to their shares."""
     sizes = Counter(groups)
@@ -416,7 +418,7 @@ def _stratified(
 
 
 def _strata(
-    groups: Sequence[int], keys: Mapping[int, _Row], shares: Sequence[float]
+    groups: Sequence[int], keys: Mapping[int, _SplitRow], shares: Sequence[float]
 ) -> tuple[list[list[int]], list[int]]:
     """The groups of each stratum that has some for each split, and those of all others."""
     strata: dict[str, list[int]] = defaultdict(list)

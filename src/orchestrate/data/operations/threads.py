@@ -276,7 +276,7 @@ def join(path: str, columns: Columns, output: Path) -> ThreadsReport:
     rows = mbox_rows(path) if is_mbox(path) else _rows(path)
     with tempfile.TemporaryDirectory() as folder, sqlite3.connect(f"{folder}/messages.db") as base:
         base.execute("CREATE TABLE m (thread TEXT, at REAL, n INTEGER, sender TEXT, text TEXT, tree TEXT)")
-        told = _Told(path, columns)
+        told = _ThreadReader(path, columns)
         base.executemany("INSERT INTO m VALUES (?,?,?,?,?,?)", _messages(path, rows, columns, told))
         told.speakers.require_known()
         found = base.execute(_IN_ORDER)
@@ -307,7 +307,7 @@ _TREE = ("message_id", "parent_id", "rank")
 
 
 def _messages(
-    path: str, rows: Iterable[dict[str, Any]], columns: Columns, told: _Told
+    path: str, rows: Iterable[dict[str, Any]], columns: Columns, told: _ThreadReader
 ) -> Iterator[tuple[str, float, int, str, str, str | None]]:
     text = time = ""
     read: set[str] = set()
@@ -465,7 +465,7 @@ def _as_pattern(value: str) -> str:
     return value.strip().lower().translate(str.maketrans({"[": "[[]", "?": "[?]"}))
 
 
-class _Told:
+class _ThreadReader:
     """Makes the conversations and counts what is reported of them."""
 
     def __init__(self, path: str, columns: Columns) -> None:

@@ -22,7 +22,7 @@ from xxhash import xxh3_64_intdigest
 
 from orchestrate.core import needed
 from orchestrate.data.passes import ordered
-from orchestrate.data.passes.scan import Task, Total, pieces, ranges, read_rows
+from orchestrate.data.passes.scan import ScanTask, Total, pieces, ranges, read_rows
 from orchestrate.data.rows import ChatExample, ChatMessage, Example, Kind, UnpairedExample, messages_of
 from orchestrate.data.shapes.reading import reading, visible
 from orchestrate.errors import MissingExtra
@@ -145,7 +145,7 @@ class Signatures:
         self.lines += other.lines
 
 
-def signatures(task: Task, size: int, workers: int | None = None, form: Any = None) -> Signatures:
+def signatures(task: ScanTask, size: int, workers: int | None = None, form: Any = None) -> Signatures:
     """Compute the signatures of all valid rows of a file. Without `form`, the file's own form is used.
     Raises `MissingExtra` without rensa."""
     _rensa()
@@ -157,7 +157,7 @@ def signatures(task: Task, size: int, workers: int | None = None, form: Any = No
     return whole
 
 
-def sign(task: Task, form: Any) -> Signatures:
+def sign(task: ScanTask, form: Any) -> Signatures:
     """Compute the signatures of one range. Pure."""
     part = Signatures()
     hashes: list[Any] = []
@@ -177,10 +177,10 @@ def sign(task: Task, form: Any) -> Signatures:
     return part
 
 
-def shared_form(files: Sequence[tuple[Task, int]]) -> Any:
+def shared_form(files: Sequence[tuple[ScanTask, int]]) -> Any:
     """Hashes (uint64, sorted) of the phrases that many rows of files (task, bytes) hold, told by a sample."""
     np = numpy()
-    sample: dict[int, tuple[Task, bytes]] = {}
+    sample: dict[int, tuple[ScanTask, bytes]] = {}
     for task, size in files:
         for start, end in ranges(task.path, size):
             for lines in pieces(task.path, start, end):
@@ -246,7 +246,7 @@ def _sketched(hashes: Sequence[Any]) -> tuple[Any, Any]:
     return keys, (values & np.uint64(0xFF)).astype(np.uint8)
 
 
-class Seen:
+class SeenTexts:
     """Texts that came before, for telling one by one whether a text is nearly equal to any of them."""
 
     def __init__(self, threshold: float = 0.8) -> None:

@@ -41,7 +41,7 @@ from orchestrate.data.rows.content import candidates, confirmed, sifted
 from orchestrate.data.rows.traits import Picture, Trait, pictures
 from orchestrate.data.rows.traits import add as add_pictures
 from orchestrate.data.shapes.reading import (
-    Row,
+    ReadRow,
     answers,
     canonical,
     canonical_answered,
@@ -51,7 +51,7 @@ from orchestrate.data.shapes.reading import (
     reading,
     visible,
 )
-from orchestrate.data.shapes.unread import Column, note
+from orchestrate.data.shapes.unread import UnreadColumn, note
 from orchestrate.data.tokens import COVERAGE, Lengths, Remark
 from orchestrate.data.tokens.counting import counter
 from orchestrate.errors import DataError
@@ -76,7 +76,7 @@ DESIRABLE, UNDESIRABLE = "desirable", "undesirable"
 
 
 @dataclass(frozen=True)
-class Task:
+class ScanTask:
     """Lines of `path` from byte `start` up to `end`; both lie at beginnings of lines."""
 
     path: str
@@ -127,12 +127,12 @@ class Tally:
     """Problems of each code, those not kept included."""
     pictures: Counter[Picture] = field(default_factory=Counter[Picture])
     """Images by size and detail."""
-    unread: dict[str, Column] = field(default_factory=dict[str, Column])
+    unread: dict[str, UnreadColumn] = field(default_factory=dict[str, UnreadColumn])
     """What columns hold that are not read."""
 
 
 @dataclass
-class Part(Tally):
+class ScannedRange(Tally):
     """What one range holds. Row numbers count the lines of the range from 1."""
 
     digests: bytearray = field(default_factory=bytearray)
@@ -222,7 +222,7 @@ def ranges(path: str, size: int, step: int = CHUNK) -> Iterator[tuple[int, int]]
             start = end
 
 
-def read_rows(task: Task) -> Iterator[tuple[int, Row]]:
+def read_rows(task: ScanTask) -> Iterator[tuple[int, ReadRow]]:
     """Yield the line number within the range and the row of each line. A blank line is a row with only
     that problem."""
     number = 0
@@ -232,14 +232,15 @@ def read_rows(task: Task) -> Iterator[tuple[int, Row]]:
             yield number, row
 
 
-def _rows(task: Task, lines: list[bytes]) -> list[Row]:
+def _rows(task: ScanTask, lines: list[bytes]) -> list[ReadRow]:
     read = reading(task.format, task.columns).read
     return [
-        Row(None, 0, [problem("blank-line")]) if not line or line.isspace() else read(line) for line in lines
+        ReadRow(None, 0, [problem("blank-line")]) if not line or line.isspace() else read(line)
+        for line in lines
     ]
 
 
-def ready(task: Task) -> None:
+def ready(task: ScanTask) -> None:
     """Loads what `scan` needs before its first row, where that may be done once for several processes."""
     for name in task.tokenizers:
         if not name.startswith("hf:"):  # those may start threads
@@ -248,14 +249,14 @@ def ready(task: Task) -> None:
         candidates(b"", [0], _folder(task))
 
 
-def _folder(task: Task) -> Path | None:
+def _folder(task: ScanTask) -> Path | None:
     return None if task.memory is None else Path(task.memory)
 
 
-def scan(task: Task, keep: Callable[[list[Example]], object] | None = None) -> Part:
+def scan(task: ScanTask, keep: Callable[[list[Example]], object] | None = None) -> ScannedRange:
     """Collect everything about the rows of one range. The result is the same on every machine. `keep` is
     called with the valid rows."""
-    part = Part()
+    part = ScannedRange()
     counting = [(part.lengths.setdefault(name, Lengths()), counter(name)) for name in task.tokenizers]
     for lines in pieces(task.path, task.start, task.end):
         rows = _rows(task, lines)
@@ -273,7 +274,7 @@ def scan(task: Task, keep: Callable[[list[Example]], object] | None = None) -> P
     return part
 
 
-def _content(lines: list[bytes], rows: list[Row], folder: Path | None) -> dict[int, list[Problem]]:
+def _content(lines: list[bytes], rows: list[ReadRow], folder: Path | None) -> dict[int, list[Problem]]:
     """What is found in the content, for each index of a row with any."""
     texts = [
         line if row.example is None else visible(row.example).encode()
@@ -291,7 +292,7 @@ def _content(lines: list[bytes], rows: list[Row], folder: Path | None) -> dict[i
     return found
 
 
-def _report(part: Part, number: int, row: Row, content: list[Problem]) -> None:
+def _report(part: ScannedRange, number: int, row: ReadRow, content: list[Problem]) -> None:
     part.report(row.problems, number)
     if row.other is not None:
         part.formats[row.other] += 1
@@ -300,7 +301,7 @@ def _report(part: Part, number: int, row: Row, content: list[Problem]) -> None:
         note(part.unread, row.unread, "" if row.example is None else visible(row.example))
 
 
-def _note(part: Part, rows: list[Row], path: str, compare: bool) -> None:
+def _note(part: ScannedRange, rows: list[ReadRow], path: str, compare: bool) -> None:
     """The next row's number follows on `part.lines`."""
     first = part.lines + 1
     good = [(number, row.example, row.traits) for number, row in enumerate(rows, first) if row.example]
@@ -323,7 +324,7 @@ def _note(part: Part, rows: list[Row], path: str, compare: bool) -> None:
             _compare(part, example, traits)
 
 
-def _compare(part: Part, example: Example, traits: int) -> None:
+def _compare(part: ScannedRange, example: Example, traits: int) -> None:
     if traits & _TOOLS:
         part.tools.update(c.function.name for m in messages_of(example) for c in m.tool_calls or ())
     part.prompts.append(xxh3_64_intdigest(canonical_prompt(example)))
@@ -347,7 +348,7 @@ class Total(Tally):
     """Numbers of the lines without a good row."""
     sha256: hashlib._Hash = field(default_factory=hashlib.sha256)  # pyright: ignore[reportPrivateUsage]
 
-    def add(self, part: Part) -> None:
+    def add(self, part: ScannedRange) -> None:
         for p in part.problems:
             self.counts[p.code] += 1
             if self.counts[p.code] <= KEPT_PER_CODE:
@@ -370,7 +371,7 @@ class Total(Tally):
             self.answered.extend(part.answered)
         add_pictures(self.pictures, part.pictures)
         for name, column in part.unread.items():
-            self.unread.setdefault(name, Column()).add(column)
+            self.unread.setdefault(name, UnreadColumn()).add(column)
         if len(self.labels) <= MOST_LABELS:
             self.labels.update(part.labels)
         self.turns.update(part.turns)
@@ -447,7 +448,7 @@ class Sample:
     """With about how many rows of the file they concern."""
 
 
-def sampled(task: Task, name: str, *, places: int = PLACES, seed: int = 0) -> Sample:
+def sampled(task: ScanTask, name: str, *, places: int = PLACES, seed: int = 0) -> Sample:
     """Sample the file of `task`, which ends at `task.end`, and count tokens with the counter `name`. The
     same file and seed give the same sample."""
     read = reading(task.format, task.columns).read
@@ -492,7 +493,7 @@ def _line_at(file: IO[bytes], place: int, size: int) -> tuple[int, bytes]:
 
 
 @lru_cache(maxsize=16)
-def sampled_once(task: Task, name: str, digest: str) -> Sample:
+def sampled_once(task: ScanTask, name: str, digest: str) -> Sample:
     """Return the result of `sampled`, computed once for all callers. `digest` is that of the rows,
     because the file may change."""
     return sampled(task, name)

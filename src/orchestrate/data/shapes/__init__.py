@@ -384,7 +384,7 @@ Read = tuple[Example | None, list[Problem]]
 
 
 @dataclass(frozen=True)
-class Shape:
+class RowFormat:
     """`fits` looks at the names and types of the fields only; `read` reports everything else."""
 
     name: str

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from orchestrate.data import rows
 from orchestrate.data.rows import ChatExample, PreferenceExample, problem
-from orchestrate.data.shapes import Read, Row, Shape, call, image, named, strays
+from orchestrate.data.shapes import Read, Row, RowFormat, call, image, named, strays
 from orchestrate.data.shapes.chat import messages_from, tools_from, unread
 from orchestrate.types import Problem
 
@@ -325,13 +325,13 @@ def _is_gemini(row: Row) -> bool:
 
 _GEMINI = frozenset({"contents", "tools", *_SYSTEM})
 SHAPES = (
-    Shape(
+    RowFormat(
         "gemini-preference",
         "preference",
         _GEMINI | {"completions"},
         lambda row: _is_gemini(row) and isinstance(row.get("completions"), list),
         _gemini_preference,
     ),
-    Shape("gemini", "chat", _GEMINI, _is_gemini, _gemini),
-    Shape("bedrock", "chat", named("schemaVersion system messages toolConfig"), _is_bedrock, _bedrock),
+    RowFormat("gemini", "chat", _GEMINI, _is_gemini, _gemini),
+    RowFormat("bedrock", "chat", named("schemaVersion system messages toolConfig"), _is_bedrock, _bedrock),
 )

@@ -9,7 +9,7 @@ from orchestrate.data.rows import ChatExample, ChatMessage, PreferenceExample, T
 from orchestrate.data.shapes import (
     Read,
     Row,
-    Shape,
+    RowFormat,
     are_lists,
     are_text,
     named,
@@ -163,35 +163,35 @@ def _is_in_turns(row: Row) -> bool:
 
 
 SHAPES = (
-    Shape("xlam-calls", "chat", named("query answers tools system"), _is_called, _called),
-    Shape("input-output-turns", "chat", named("conversation system"), _is_in_turns, _in_turns),
-    Shape(
+    RowFormat("xlam-calls", "chat", named("query answers tools system"), _is_called, _called),
+    RowFormat("input-output-turns", "chat", named("conversation system"), _is_in_turns, _in_turns),
+    RowFormat(
         "ranked-answers",
         "preference",
         frozenset({*_ASKED, *_ANSWERS, *_SCORES, "system"}),
         _is_ranked,
         _ranked,
     ),
-    Shape(
+    RowFormat(
         "llamafactory-pair",
         "preference",
         named("chosen_messages rejected_messages system tools"),
         are_lists("chosen_messages", "rejected_messages"),
         _pair,
     ),
-    Shape(
+    RowFormat(
         "instruction-response",
         "chat",
         named("instruction input context response system"),
         are_text("instruction", "response"),
         _responded,
     ),
-    Shape(
+    RowFormat(
         "question-response",
         "chat",
         named("question context response system"),
         are_text("question", "response"),
         _responded,
     ),
-    Shape("input-output-segments", "text", named("segments"), are_lists("segments"), _segments),
+    RowFormat("input-output-segments", "text", named("segments"), are_lists("segments"), _segments),
 )

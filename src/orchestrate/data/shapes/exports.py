@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from orchestrate.data import rows
 from orchestrate.data.rows import CODES, ChatExample, problem
-from orchestrate.data.shapes import Read, Row, Shape, call, named, strays, text_of
+from orchestrate.data.shapes import Read, Row, RowFormat, call, named, strays, text_of
 from orchestrate.data.shapes.chat import messages_from, tools_from, unread
 from orchestrate.data.shapes.unread import holds_prose
 from orchestrate.types import Problem
@@ -251,7 +251,7 @@ _SPEND = frozenset(
 )  # fmt: skip
 """Columns of a spend log that say nothing to a model."""
 SHAPES = (
-    Shape(
+    RowFormat(
         "litellm-spend",
         "chat",
         _SPEND | {"proxy_server_request", "response"},
@@ -259,7 +259,7 @@ SHAPES = (
         _litellm,
         NOTES,
     ),
-    Shape(
+    RowFormat(
         "openai-responses",
         "chat",
         REQUEST | {"request", "response", "input", "output", "instructions", "tools", "previous_response_id"},
@@ -267,7 +267,7 @@ SHAPES = (
         read_responses,
         NOTES,
     ),
-    Shape(
+    RowFormat(
         "openai-stored",
         "chat",
         REQUEST | {"request", "response", "messages", "input_messages", "choices", "tools"},
@@ -356,7 +356,7 @@ def _ended_message(value: Any) -> list[Problem]:
     )
 
 
-class Recorded:
+class ExportedMessages:
     """Reads the messages of an input or an output; `found` tells what they hold beside."""
 
     def __init__(self, role: str, names: tuple[str, ...], used: Iterable[str] = ()) -> None:
@@ -420,8 +420,8 @@ def _recorded(asked: str, answered: tuple[str, ...], row: Row) -> Read:
     """An input with its output. An output that repeats the conversation is all of it."""
     name = next((n for n in answered if row.get(n) is not None), answered[0])
     given, given_answer = parsed(row.get(asked)), parsed(row.get(name))
-    inputs = Recorded("user", QUESTIONS, {"tools", "system"})
-    outputs = Recorded("assistant", _ANSWERS)
+    inputs = ExportedMessages("user", QUESTIONS, {"tools", "system"})
+    outputs = ExportedMessages("assistant", _ANSWERS)
     prompt = inputs.turns(given, asked) or _text(row.get(asked), "user")
     answer = outputs.turns(given_answer, name) or _text(row.get(name), "assistant")
     if prompt is None or answer is None:
@@ -484,7 +484,7 @@ _TRACE = frozenset(
 )  # fmt: skip
 """What the recorders note of each call; none of it is said to the model."""
 RECORDERS = (
-    Shape(
+    RowFormat(
         "langsmith",
         "chat",
         _TRACE | {"inputs", "outputs", "reference_outputs"},
@@ -492,7 +492,7 @@ RECORDERS = (
         _langsmith,
         NOTES,
     ),
-    Shape(
+    RowFormat(
         "langfuse",
         "chat",
         _TRACE | {"input", "output", "expectedOutput", "expected_output"},
@@ -617,14 +617,14 @@ _HELICONE = named(
 )
 """What the log notes of each call; none of it is said to the model."""
 EXCHANGE_SHAPES = (
-    Shape(
+    RowFormat(
         "helicone",
         "chat",
         _HELICONE | {"request_body", "response_body"},
         _is_logged,
         _logged,
     ),
-    Shape(
+    RowFormat(
         "batch-results",
         "chat",
         named("id custom_id response result error") | {BATCH_REQUESTS},

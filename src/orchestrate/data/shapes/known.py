@@ -25,7 +25,7 @@ from orchestrate.data.rows import (
 from orchestrate.data.shapes import (
     Read,
     Row,
-    Shape,
+    RowFormat,
     are_lists,
     are_text,
     clouds,
@@ -206,35 +206,37 @@ def _has_system(row: Row) -> bool:
     return isinstance(row.get("system"), str) and bool(row["system"])
 
 
-SHAPES: tuple[Shape, ...] = (
+SHAPES: tuple[RowFormat, ...] = (
     *clouds.SHAPES,
     *exchanges.EXCHANGE_SHAPES,
     *exports.SHAPES,
     *exports.RECORDERS,
     *columns.SHAPES,
-    Shape(
+    RowFormat(
         "openai-preference",
         "preference",
         named("input preferred_output non_preferred_output"),
         _is_preference,
         _openai_preference,
     ),
-    Shape("anthropic-hh", "preference", named("prompt chosen rejected system tools"), _is_hh, preferences.hh),
-    Shape(
+    RowFormat(
+        "anthropic-hh", "preference", named("prompt chosen rejected system tools"), _is_hh, preferences.hh
+    ),
+    RowFormat(
         "trl-preference",
         "preference",
         named("prompt chosen rejected system tools"),
         lambda row: {"prompt", "chosen", "rejected"} <= row.keys(),
         preferences.explicit,
     ),
-    Shape(
+    RowFormat(
         "sharegpt-preference",
         "preference",
         named("conversations chosen rejected system tools"),
         lambda row: {"chosen", "rejected"} <= row.keys() and isinstance(row.get("conversations"), list),
         preferences.sharegpt_pair,
     ),
-    Shape(
+    RowFormat(
         "alpaca-preference",
         "preference",
         named("instruction question input context system chosen rejected tools"),
@@ -244,86 +246,86 @@ SHAPES: tuple[Shape, ...] = (
         ),
         preferences.alpaca,
     ),
-    Shape(
+    RowFormat(
         "trl-preference-implicit",
         "preference",
         named("chosen rejected system tools"),
         _is_implicit,
         preferences.implicit,
     ),
-    Shape(
+    RowFormat(
         "trl-unpaired",
         "unpaired",
         named("prompt completion system tools parallel_tool_calls") | preferences.TAGS,
         preferences.is_trl,
         preferences.trl,
     ),
-    Shape(
+    RowFormat(
         "chat-unpaired",
         "unpaired",
         _CHAT_FIELDS | preferences.TAGS,
         preferences.is_chat,
         _unpaired(_openai_chat),
     ),
-    Shape(
+    RowFormat(
         "sharegpt-unpaired",
         "unpaired",
         named("conversations system tools") | preferences.TAGS,
         preferences.is_sharegpt,
         _unpaired(sharegpt),
     ),
-    Shape(
+    RowFormat(
         "alpaca-unpaired",
         "unpaired",
         named("instruction input output system history") | preferences.TAGS,
         preferences.is_alpaca,
         _unpaired(_alpaca),
     ),
-    Shape("rft", "rl", frozenset(), _is_rl, _rl),
-    Shape("openai-chat", "chat", _CHAT_FIELDS, lambda row: "messages" in row, _openai_chat),
-    Shape(
+    RowFormat("rft", "rl", frozenset(), _is_rl, _rl),
+    RowFormat("openai-chat", "chat", _CHAT_FIELDS, lambda row: "messages" in row, _openai_chat),
+    RowFormat(
         "sharegpt",
         "chat",
         named("conversations system tools weight"),
         lambda row: "conversations" in row,
         sharegpt,
     ),
-    Shape(
+    RowFormat(
         "alpaca",
         "chat",
         named("instruction input output system history"),
         are_text("instruction", "output"),
         _alpaca,
     ),
-    Shape(
+    RowFormat(
         "prompt-completion-chat",
         "chat",
         _CHAT_FIELDS - {"messages"} | {"prompt", "completion"},
         are_lists("prompt", "completion"),
         _prompt_completion_chat,
     ),
-    Shape(
+    RowFormat(
         "prompt-completion-system",
         "chat",
         named("system prompt completion"),
         lambda row: are_text("prompt", "completion")(row) and _has_system(row),
         _prompt_completion_system,
     ),
-    Shape(
+    RowFormat(
         "prompt-completion",
         "completion",
         named("prompt completion"),
         lambda row: are_text("prompt", "completion")(row) and not _has_system(row),
         _prompt_completion,
     ),
-    Shape(
+    RowFormat(
         "question-answer",
         "chat",
         named("question answer context system"),
         are_text("question", "answer"),
         _question_answer,
     ),
-    Shape("text", "text", named("text loss_spans"), are_text("text"), _text),
+    RowFormat("text", "text", named("text loss_spans"), are_text("text"), _text),
 )
 WRITTEN: dict[Kind, str] = {
     "chat": "openai-chat",
@@ -337,12 +339,12 @@ WRITTEN: dict[Kind, str] = {
 BY_NAME = {shape.name: shape for shape in SHAPES}
 
 
-def recognise(row: Row) -> Shape | None:
+def recognise(row: Row) -> RowFormat | None:
     """Return the first shape that the row fits. Shapes are ordered from the most to the least specific."""
     return next((shape for shape in SHAPES if shape.fits(row)), None)
 
 
-class Known(NamedTuple):
+class RecognizedRow(NamedTuple):
     """A row as its format reads it."""
 
     example: Example | None
@@ -353,7 +355,7 @@ class Known(NamedTuple):
     """The name of the format that the row has instead, if it is another."""
 
 
-def _is_meant(row: Row, shape: Shape) -> bool:
+def _is_meant(row: Row, shape: RowFormat) -> bool:
     """A row of the file's own shape all the same: what is wrong with it is reported when it is read."""
     if shape.kind == "unpaired":
         return preferences.has_fields(row, shape.fields)
@@ -362,7 +364,7 @@ def _is_meant(row: Row, shape: Shape) -> bool:
     return shape.kind == "rl" and "messages" in row
 
 
-def _unread(row: Row, shape: Shape) -> dict[str, Any]:
+def _unread(row: Row, shape: RowFormat) -> dict[str, Any]:
     """Columns that `shape` does not read and that hold something."""
     if not shape.fields:
         return {}
@@ -372,15 +374,17 @@ def _unread(row: Row, shape: Shape) -> dict[str, Any]:
     return {name: value for name, value in held.items() if name not in shape.notes or holds_prose(value)}
 
 
-def read(row: Row, shape: Shape) -> Known:
+def read(row: Row, shape: RowFormat) -> RecognizedRow:
     """Read the canonical example and everything to report about the row."""
     if not shape.fits(row) and not _is_meant(row, shape):
         other = recognise(row)
         if other is None:
             names = ", ".join(sorted(row)[:8]) or "(none)"
-            return Known(None, [problem("unknown-format", f"the fields {names} match no known format")])
+            return RecognizedRow(
+                None, [problem("unknown-format", f"the fields {names} match no known format")]
+            )
         found = [problem("mixed-format", f"the row is {other.name}, the file is {shape.name}")]
-        return Known(None, found, other=other.name)
+        return RecognizedRow(None, found, other=other.name)
     example, found = shape.read(row)
     unread = _unread(row, shape)
     pictured = unread.keys() & set(shapes.COLUMNS)
@@ -390,7 +394,7 @@ def read(row: Row, shape: Shape) -> Known:
         unread = {name: value for name, value in unread.items() if name not in shapes.COLUMNS}
     if unread:
         found = [*found, *problems_of(row, unread, shape.fields)]
-    return Known(example, found, unread)
+    return RecognizedRow(example, found, unread)
 
 
 # What to do about a file whose rows have the fields of no known format.

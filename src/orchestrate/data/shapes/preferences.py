@@ -31,7 +31,7 @@ from orchestrate.data.shapes.chat import (
     weight_from,
     written_calls,
 )
-from orchestrate.data.shapes.exports import QUESTIONS, Recorded, as_row, logged_request, parsed
+from orchestrate.data.shapes.exports import QUESTIONS, ExportedMessages, as_row, logged_request, parsed
 from orchestrate.data.shapes.unread import problems_of, verdict_of
 from orchestrate.types import Problem, Severity
 
@@ -437,7 +437,7 @@ def _columns(asked: Row) -> _Found | None:
 def _turns(asked: Row) -> _Found | None:
     for place in _PLACES:
         given = parsed(asked.get(place))
-        reader = Recorded("user", QUESTIONS, ("tools", *_SYSTEM))
+        reader = ExportedMessages("user", QUESTIONS, ("tools", *_SYSTEM))
         turns = reader.turns(given, place) if given else None
         if turns is not None:
             found = [*reader.found, *(_unread(asked, {place}) if isinstance(given, str) else [])]

@@ -44,7 +44,7 @@ _ENCODER = msgspec.msgpack.Encoder(order="deterministic", enc_hook=rows.digits_o
 _NONE: Mapping[str, Any] = {}
 
 
-class Row(msgspec.Struct, frozen=True, gc=False):
+class ReadRow(msgspec.Struct, frozen=True, gc=False):
     """`example` is `None` when the row has an error: it is then in no output."""
 
     example: Example | None
@@ -57,17 +57,17 @@ class Row(msgspec.Struct, frozen=True, gc=False):
 
 
 @dataclass(frozen=True)
-class Reading:
+class RowReading:
     """How the rows of a file are read: its format, and columns renamed before (`wanted name -> column`)."""
 
     format: str
     columns: tuple[tuple[str, str], ...] = ()
 
     @property
-    def shape(self) -> known.Shape:
+    def shape(self) -> known.RowFormat:
         return known.BY_NAME[self.format]
 
-    def read(self, line: bytes) -> Row:
+    def read(self, line: bytes) -> ReadRow:
         """Read the row in one line of JSON, with or without its line ending. Never raises because of what
         a line contains."""
         decoder = None if self.columns else _STRICT.get(self.format)
@@ -81,17 +81,17 @@ class Reading:
                 if _may_repeat(line, example):
                     found = [*repeated_keys(line), *found]
                 if not found and not (traits & Trait.TOOLS and _is_unnumbered(example)):
-                    return Row(example, traits)
+                    return ReadRow(example, traits)
                 if found and _MENDED.isdisjoint(p.code for p in found):
                     return _row(example, traits, found)
         return self._patiently(line)
 
-    def _patiently(self, line: bytes) -> Row:
+    def _patiently(self, line: bytes) -> ReadRow:
         value, wrong = parse(line.removesuffix(b"\n"))
         if wrong is not None:
-            return Row(None, 0, [wrong])
+            return ReadRow(None, 0, [wrong])
         if not isinstance(value, dict):
-            return Row(None, 0, [problem("not-an-object", f"the row is {_named(value)}")])
+            return ReadRow(None, 0, [problem("not-an-object", f"the row is {_named(value)}")])
         row = row_of(renamed(cast("dict[str, Any]", value), self.columns), self.shape)
         if _names(line) > _fields(cast("dict[str, Any]", value)) and (repeated := repeated_keys(line)):
             row = msgspec.structs.replace(row, problems=(*repeated, *row.problems))
@@ -102,20 +102,20 @@ def _is_unnumbered(example: ChatExample) -> bool:
     return any(not call.id for m in example.messages for call in m.tool_calls or ())
 
 
-def row_of(value: dict[str, Any], shape: known.Shape) -> Row:
+def row_of(value: dict[str, Any], shape: known.RowFormat) -> ReadRow:
     """Build the row of an object, whatever it was read from."""
     example, found, unread, other = known.read(value, shape)
     if example is None:
-        return Row(None, 0, found, other, unread)
+        return ReadRow(None, 0, found, other, unread)
     traits, more = examine(example)
     if unread or any(p.code == "extra-fields" for p in found):
         traits |= Trait.EXTRA_FIELDS
     return _row(example, traits, found + more, unread)
 
 
-def _row(example: Example, traits: int, found: list[Problem], unread: Mapping[str, Any] = _NONE) -> Row:
+def _row(example: Example, traits: int, found: list[Problem], unread: Mapping[str, Any] = _NONE) -> ReadRow:
     broken = any(p.severity is Severity.ERROR for p in found)
-    return Row(None if broken else example, traits, found, None, unread)
+    return ReadRow(None if broken else example, traits, found, None, unread)
 
 
 def renamed(row: dict[str, Any], columns: tuple[tuple[str, str], ...]) -> dict[str, Any]:
@@ -317,5 +317,5 @@ def visible(example: Example) -> str:
 
 
 @lru_cache(maxsize=64)
-def reading(format: str, columns: tuple[tuple[str, str], ...] = ()) -> Reading:
-    return Reading(format, columns)
+def reading(format: str, columns: tuple[tuple[str, str], ...] = ()) -> RowReading:
+    return RowReading(format, columns)

@@ -240,7 +240,7 @@ MOST_COLUMNS = 200
 
 
 @dataclass
-class Column:
+class UnreadColumn:
     """What an unread column holds in the rows of a file."""
 
     rows: int = 0
@@ -263,27 +263,27 @@ class Column:
         if len(self.values) < MOST_VALUES:
             self.values.add(xxh3_64_intdigest(str(value)[:1000].encode("utf-8", "replace")))
 
-    def add(self, other: Column) -> None:
+    def add(self, other: UnreadColumn) -> None:
         self.rows += other.rows
         self.own += other.own
         self.held_out.update(other.held_out)
         self.values |= set(list(other.values)[: MOST_VALUES - len(self.values)])
 
 
-def note(columns: dict[str, Column], unread: Mapping[str, Any], seen: str) -> None:
+def note(columns: dict[str, UnreadColumn], unread: Mapping[str, Any], seen: str) -> None:
     """Adds what one row has and does not read; `seen` is the text of it that is read."""
     for name, value in unread.items():
         known = name if name in columns or len(columns) < MOST_COLUMNS else "(others)"
-        columns.setdefault(known, Column()).note(name, value, seen)
+        columns.setdefault(known, UnreadColumn()).note(name, value, seen)
 
 
-def with_own_text(columns: dict[str, Column], rows: int) -> dict[str, Column]:
+def with_own_text(columns: dict[str, UnreadColumn], rows: int) -> dict[str, UnreadColumn]:
     """Return the columns that have text of their own in most rows."""
     own = {name: c for name, c in columns.items() if 2 * c.own > rows and (len(c.values) > 1 or rows == 1)}
     return dict(sorted(own.items()))
 
 
-def told(columns: dict[str, Column], rows: int) -> Iterator[Problem]:
+def told(columns: dict[str, UnreadColumn], rows: int) -> Iterator[Problem]:
     """Yield a warning for each column with text of its own in most rows, and one for all other columns
     together."""
     own = with_own_text(columns, rows)
@@ -304,7 +304,7 @@ def told(columns: dict[str, Column], rows: int) -> Iterator[Problem]:
         yield replace(found, fix=f"--ignore {quote(','.join(rest[:12]))} silences this")
 
 
-def held_out_rows(columns: Mapping[str, Column]) -> tuple[str, Counter[str]] | None:
+def held_out_rows(columns: Mapping[str, UnreadColumn]) -> tuple[str, Counter[str]] | None:
     """Return the column that assigns rows to test or validation, and how many rows it assigns to each."""
     return next(((name, c.held_out) for name, c in columns.items() if c.held_out), None)
 

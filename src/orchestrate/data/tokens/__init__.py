@@ -98,7 +98,7 @@ class Counts:
         return [known[text] or 0 for text in texts], again
 
 
-class Pieces:
+class PieceEncoder:
     """`encode` for texts that `marks` (text -> id) cut into pieces, none of which has a part in how another
     one is encoded."""
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from orchestrate.data.rows import ChatMessage, FunctionCall, ToolCall
 from orchestrate.data.tokens.calls import CODE_MARK, Tools, settled, taken_out
-from orchestrate.data.tokens.turns import Conversations, Turn
+from orchestrate.data.tokens.turns import AssistantTurn, Conversations
 from orchestrate.errors import DataError
 
 THINKING = (
@@ -68,7 +68,7 @@ _PROBES: tuple[tuple[list[ChatMessage], list[dict[str, Any]] | None], ...] = (
 
 
 @dataclass(frozen=True)
-class Said:
+class ReadAnswer:
     content: str
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
@@ -77,7 +77,7 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Shape:
+class AnswerShape:
     """How a model writes an answer, as its chat template shows it."""
 
     thinking: tuple[tuple[str, str], ...] = THINKING
@@ -93,7 +93,7 @@ class Shape:
     """All special tokens: those that are no part of the shape are dropped."""
 
 
-def shape_of(chats: Conversations) -> Shape:
+def shape_of(chats: Conversations) -> AnswerShape:
     """Learn the shape of a model's answers from rendered conversations."""
     pairs, around = THINKING, ("", "")
     try:
@@ -106,7 +106,7 @@ def shape_of(chats: Conversations) -> Shape:
         lead = plain[len(prompt) : plain.find(_SAID)].strip() if plain.startswith(prompt) else ""
         pairs, around = _learnt(shown.text[:end], prompt, lead, chats.special)
     ends, others = _ends(chats)
-    return Shape(pairs, _header(prompt, chats.special), around, ends, others, chats.special)
+    return AnswerShape(pairs, _header(prompt, chats.special), around, ends, others, chats.special)
 
 
 def _header(prompt: str, special: frozenset[str]) -> str:
@@ -161,7 +161,7 @@ def _ends(chats: Conversations) -> tuple[frozenset[str], frozenset[str]]:
     )
 
 
-def _marks(text: str, turn: Turn, special: frozenset[str]) -> tuple[str, set[str]]:
+def _marks(text: str, turn: AssistantTurn, special: frozenset[str]) -> tuple[str, set[str]]:
     """The special token at the end of a turn (empty where there is none), and those before it."""
     said = "".join(text[start:end] for start, end in turn.spans).rstrip()
     end = max((mark for mark in special if mark and said.endswith(mark)), key=len, default="")
@@ -173,19 +173,19 @@ def read_answer(
     text: str,
     *,
     prompt: str = "",
-    shape: Shape | None = None,
+    shape: AnswerShape | None = None,
     tools: Tools = None,
     cut: bool = False,
     calls: bool = True,
     growing: bool = False,
-) -> Said:
+) -> ReadAnswer:
     """Split what a model wrote into its reasoning, its text and its tool calls.
 
     `text` is what the model wrote, including special tokens except the one that ended it. `prompt` is
     what the model was asked with; its end may have begun the answer. `cut` says that the model did not
     end the answer itself. Without `calls`, calls written in the answer stay in its text. `growing`: the
     answer is still being written, and only what later words can't change is returned."""
-    shape, cut = shape or Shape(), cut or growing
+    shape, cut = shape or AnswerShape(), cut or growing
     if shape.header and text.lstrip().startswith(shape.header):
         text = text.lstrip().removeprefix(shape.header)
     begun = prompt.rpartition(_START)[2] if _START in prompt else ""
@@ -195,7 +195,7 @@ def read_answer(
         said = _of_channels(begun + text, tools, cut, growing)
     else:
         reasoning, rest = _thinking(text, prompt, shape.thinking, cut)
-        said = Said(rest, (reasoning or "").strip())
+        said = ReadAnswer(rest, (reasoning or "").strip())
     if not said.reasoning:  # rows may hold theirs in their text, behind the template's own marks
         reasoning, rest = _thinking(said.content, "", shape.thinking, cut)
         said = replace(said, content=rest, reasoning=reasoning)
@@ -204,7 +204,7 @@ def read_answer(
         rest = settled(rest, [mark for pair in shape.thinking for mark in pair], bool(tools))
     elif calls and not found:
         rest, found = taken_out(rest, tools, cut=cut)
-    return Said(
+    return ReadAnswer(
         _without(rest, shape.special).strip(),
         _without(said.reasoning or "", shape.special).strip() or None,
         tuple(found),
@@ -250,7 +250,7 @@ def _thinking(text: str, prompt: str, pairs: Sequence[tuple[str, str]], cut: boo
 # -- messages with headers (gpt-oss, Muse) -----------------------------------------------------------------
 
 
-def _of_channels(text: str, tools: Tools, cut: bool, growing: bool) -> Said:
+def _of_channels(text: str, tools: Tools, cut: bool, growing: bool) -> ReadAnswer:
     """An answer of several messages, each with a header that says what it is."""
     thoughts: list[str] = []
     said: list[str] = []
@@ -278,7 +278,7 @@ def _of_channels(text: str, tools: Tools, cut: bool, growing: bool) -> Said:
             said += [] if called or growing else [piece if whole else body]
     for n, call in enumerate(calls):
         call.id = f"call_{n}"
-    return Said("\n".join(filter(None, said)), "\n".join(filter(None, thoughts)), tuple(calls))
+    return ReadAnswer("\n".join(filter(None, said)), "\n".join(filter(None, thoughts)), tuple(calls))
 
 
 def _called(to: str, body: str, tools: Tools) -> list[ToolCall]:

@@ -19,14 +19,14 @@ Tools = Sequence[Mapping[str, Any]] | None
 _NAME = r"[A-Za-z_][\w.\-]*"
 
 
-class Call(NamedTuple):
+class ParsedCall(NamedTuple):
     name: str
     arguments: Any
     """An object, or its JSON as text."""
     id: str | None = None
 
 
-def read(inside: str, tools: Tools) -> list[Call]:
+def read(inside: str, tools: Tools) -> list[ParsedCall]:
     """Return the calls of a block, in the first notation that can read all of it."""
     inside = inside.strip()
     for notation in (of_json, _sections, _gemma, _mistral):
@@ -38,7 +38,7 @@ def read(inside: str, tools: Tools) -> list[Call]:
     return of_python(inside)
 
 
-def of_json(text: str) -> list[Call]:
+def of_json(text: str) -> list[ParsedCall]:
     """Parse calls written as JSON: `{"name": ..., "arguments": {...}}`, several of them, or a list. The
     names of the fields differ between models."""
     if fenced := re.fullmatch(r"```(?:json)?(.*)```", text, re.DOTALL):
@@ -62,7 +62,7 @@ def _no_number(word: str) -> Any:
     raise ValueError(f"{word} is not JSON")
 
 
-def _of_json(value: object) -> Call | None:
+def _of_json(value: object) -> ParsedCall | None:
     if not isinstance(value, dict):
         return None
     given = cast("dict[str, Any]", value)
@@ -73,12 +73,12 @@ def _of_json(value: object) -> Call | None:
     held = next((key for key in ("arguments", "parameters", "args") if key in given), None)
     if name is None or not name.strip():
         [(name, arguments)] = given.items() if len(given) == 1 else [("", None)]
-        return Call(name, arguments) if name and isinstance(arguments, dict) else None
+        return ParsedCall(name, arguments) if name and isinstance(arguments, dict) else None
     if held is None and given.keys() - {"name", "tool_name", "id", "tool_call_id", "type"}:
         return None
     arguments: Any = given[held] if held else {}
     arguments = {} if arguments in (None, "") else arguments
-    return Call(_plain(name), arguments, id) if isinstance(arguments, dict | str) else None
+    return ParsedCall(_plain(name), arguments, id) if isinstance(arguments, dict | str) else None
 
 
 def _plain(name: str) -> str:
@@ -103,7 +103,7 @@ _SECTIONS = (
 )
 
 
-def _sections(text: str) -> list[Call]:
+def _sections(text: str) -> list[ParsedCall]:
     """Kimi's and DeepSeek's."""
     for pattern in _SECTIONS:
         if found := _all(pattern, text):
@@ -118,26 +118,26 @@ _MISTRAL = re.compile(
 )
 
 
-def _mistral(text: str) -> list[Call]:
+def _mistral(text: str) -> list[ParsedCall]:
     """A name and an object."""
     found = _MISTRAL.fullmatch(text)
     call = _with_json(found["name"], found["arguments"], found["id"]) if found else None
     return [call] if call else []
 
 
-def _with_json(name: str, arguments: str, id: str | None = None) -> Call | None:
+def _with_json(name: str, arguments: str, id: str | None = None) -> ParsedCall | None:
     try:
         value: Any = json.loads(arguments.strip() or "{}", parse_constant=_no_number)
     except (ValueError, RecursionError):
         return None
-    return Call(_plain(name), arguments.strip() or "{}", id) if isinstance(value, dict) else None
+    return ParsedCall(_plain(name), arguments.strip() or "{}", id) if isinstance(value, dict) else None
 
 
 _GEMMA = re.compile(rf"call:(?P<name>{_NAME})(?P<arguments>\{{.*\}})", re.DOTALL)
 _GEMMA_TEXT = re.compile(r"<\|\"\|>(.*?)<\|\"\|>|<escape>(.*?)<escape>", re.DOTALL)
 
 
-def _gemma(text: str) -> list[Call]:
+def _gemma(text: str) -> list[ParsedCall]:
     """Objects with bare keys, and marks in the place of quotes."""
     found = _GEMMA.fullmatch(text)
     if not found:
@@ -152,7 +152,7 @@ def _gemma(text: str) -> list[Call]:
         at = quoted.end()
     pieces.append(_with_quoted_keys(found["arguments"][at:]))
     call = _with_json(found["name"], "".join(pieces))
-    return [Call(call.name, json.loads(call.arguments))] if call else []
+    return [ParsedCall(call.name, json.loads(call.arguments))] if call else []
 
 
 def _with_quoted_keys(text: str) -> str:
@@ -164,9 +164,9 @@ _FUNCTION = re.compile(r"<function=([^\n>]+)>(.*?)</function>", re.DOTALL)
 _PARAMETER = re.compile(r"<parameter=([^\n>]+)>(.*?)</parameter>", re.DOTALL)
 
 
-def _functions(text: str, tools: Tools) -> list[Call]:
+def _functions(text: str, tools: Tools) -> list[ParsedCall]:
     """`<function=NAME><parameter=KEY>VALUE</parameter></function>`, or a JSON object inside."""
-    calls: list[Call] = []
+    calls: list[ParsedCall] = []
     for found in _all(_FUNCTION, text):
         name, inside = _plain(found[1].strip('"')), found[2].strip()
         if inside.startswith("{") and (call := _with_json(name, inside)):
@@ -176,7 +176,7 @@ def _functions(text: str, tools: Tools) -> list[Call]:
         if inside and not values:
             return []
         pairs = [(one[1].strip(), _line(one[2])) for one in values]
-        calls.append(Call(name, {key: _typed(value, name, key, tools) for key, value in pairs}))
+        calls.append(ParsedCall(name, {key: _typed(value, name, key, tools) for key, value in pairs}))
     return calls
 
 
@@ -190,9 +190,9 @@ _NAMED = re.compile(
 )
 
 
-def _invocations(text: str, tools: Tools) -> list[Call]:
+def _invocations(text: str, tools: Tools) -> list[ParsedCall]:
     """`<invoke name="NAME"><parameter name="KEY">VALUE</parameter></invoke>`, each with a prefix or none."""
-    calls: list[Call] = []
+    calls: list[ParsedCall] = []
     for found in _all(_INVOKED, text):
         name, inside = found["name"], found[3].strip()
         if inside.startswith("{") and (call := _with_json(name, inside)):
@@ -207,14 +207,14 @@ def _invocations(text: str, tools: Tools) -> list[Call]:
             else _typed(_line(one["value"]), name, one["key"], tools)
             for one in values
         }
-        calls.append(Call(name, arguments))
+        calls.append(ParsedCall(name, arguments))
     return calls
 
 
 _KEYS_AND_VALUES = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
 
 
-def _keys_and_values(text: str, tools: Tools) -> list[Call]:
+def _keys_and_values(text: str, tools: Tools) -> list[ParsedCall]:
     """GLM's: a name, and keys and values in turn."""
     name, mark, rest = text.partition("<arg_key>")
     name = name.strip()
@@ -223,7 +223,7 @@ def _keys_and_values(text: str, tools: Tools) -> list[Call]:
     pairs = _all(_KEYS_AND_VALUES, mark + rest)
     if mark and not pairs:
         return []
-    return [Call(_plain(name), {one[1]: _typed(one[2], name, one[1], tools) for one in pairs})]
+    return [ParsedCall(_plain(name), {one[1]: _typed(one[2], name, one[1], tools) for one in pairs})]
 
 
 def _all(pattern: re.Pattern[str], text: str) -> list[re.Match[str]]:
@@ -261,7 +261,7 @@ def _table(value: object) -> dict[str, Any]:
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
-def of_python(text: str) -> list[Call]:
+def of_python(text: str) -> list[ParsedCall]:
     """Parse calls written in Python: `[f(a=1), g(b="x")]`, or one call on each line."""
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -281,13 +281,13 @@ def _called(body: Sequence[ast.stmt]) -> Iterator[ast.Call]:
             yield node
 
 
-def _of_node(node: ast.Call) -> Call:
+def _of_node(node: ast.Call) -> ParsedCall:
     if node.args or any(keyword.arg is None for keyword in node.keywords):
         raise ValueError("a call without argument names")
     name = ast.unparse(node.func)
     if not re.fullmatch(_NAME, name):
         raise ValueError("no tool name")
-    return Call(name.removesuffix(".call"), {str(k.arg): _literal(k.value) for k in node.keywords})
+    return ParsedCall(name.removesuffix(".call"), {str(k.arg): _literal(k.value) for k in node.keywords})
 
 
 def _literal(node: ast.expr) -> Any:
@@ -344,7 +344,7 @@ def taken_out(text: str, tools: Tools = None, *, cut: bool = False) -> tuple[str
     """Return the text without the tool calls written in it, and these calls. `tools` says which values
     are text in a notation without quotes, and that a call may appear without marks around it. With `cut`,
     the text may stop in the middle of a call."""
-    found: list[Call] = []
+    found: list[ParsedCall] = []
     kept: list[str] = []
     at = 0
     for opening in _OPENINGS.finditer(text):
@@ -365,7 +365,7 @@ def taken_out(text: str, tools: Tools = None, *, cut: bool = False) -> tuple[str
     ]
 
 
-def _calls(mark: str, inside: str, tools: Tools) -> list[Call]:
+def _calls(mark: str, inside: str, tools: Tools) -> list[ParsedCall]:
     """Of a block. Code for an interpreter that is among the tools is what Llama 3 writes there, too."""
     calls, offered = read(inside, tools), parameter_types(tools)
     known = bool(calls) and all(call.name in offered for call in calls)
@@ -373,7 +373,7 @@ def _calls(mark: str, inside: str, tools: Tools) -> list[Call]:
     if mark != CODE_MARK or known or interpreter is None or not inside.strip():
         return calls
     fields = list(offered[interpreter])
-    return [Call(interpreter, {fields[0] if len(fields) == 1 else "code": inside.strip()})]
+    return [ParsedCall(interpreter, {fields[0] if len(fields) == 1 else "code": inside.strip()})]
 
 
 def settled(text: str, marks: Iterable[str], offered: bool) -> str:
@@ -392,7 +392,7 @@ def _begins(end: str, marks: Iterable[str]) -> bool:
     return any(mark.startswith(end) for mark in marks)
 
 
-def _written(call: Call) -> str:
+def _written(call: ParsedCall) -> str:
     given = call.arguments
     return given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
 
@@ -435,7 +435,7 @@ def _after_space(text: str, at: int) -> int:
     return found.end() if found else at
 
 
-def _bare(text: str, tools: Sequence[Mapping[str, Any]]) -> list[Call]:
+def _bare(text: str, tools: Sequence[Mapping[str, Any]]) -> list[ParsedCall]:
     """Calls without marks around them, if each is of a tool that was offered."""
     calls = (of_json(text) if text[:1] in ("{", "[") else []) or (of_python(text) if text[:1] == "[" else [])
     return calls if calls and all(call.name in parameter_types(tools) for call in calls) else []

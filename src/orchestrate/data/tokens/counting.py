@@ -325,10 +325,10 @@ _TOKENIZER_FILES = (
     "*.model", "*.tiktoken", "additional_chat_templates/*", "config.json",
 )  # fmt: skip
 
-_counts: dict[tuple[str, str], Kept] = {}
+_counts: dict[tuple[str, str], StoredCounts] = {}
 
 
-class Kept(msgspec.Struct, frozen=True):
+class StoredCounts(msgspec.Struct, frozen=True):
     """Counts of one dataset with one counter."""
 
     lengths: bytes
@@ -340,21 +340,21 @@ class Kept(msgspec.Struct, frozen=True):
         return array("I", self.lengths)
 
 
-def find(digest: str, counter: str, folder: Path | None) -> Kept | None:
+def find(digest: str, counter: str, folder: Path | None) -> StoredCounts | None:
     """Look up what `keep` stored for this digest and counter, in this or an earlier process."""
     found = _counts.get((digest, counter))
     if found is None and folder is not None:
         # A file that is damaged or has gone is counted again; so is one that cannot be read.
         with suppress(OSError, msgspec.MsgspecError):
-            found = msgspec.msgpack.decode(_file(folder, digest, counter).read_bytes(), type=Kept)
+            found = msgspec.msgpack.decode(_file(folder, digest, counter).read_bytes(), type=StoredCounts)
             if len(found.lengths) % array("I").itemsize:
                 return None
             _counts[digest, counter] = found
     return found
 
 
-def keep(digest: str, counter: str, lengths: Lengths, folder: Path | None) -> Kept:
-    kept = Kept(
+def keep(digest: str, counter: str, lengths: Lengths, folder: Path | None) -> StoredCounts:
+    kept = StoredCounts(
         lengths=(lengths.tokens + lengths.further).tobytes(),
         trained=sum(lengths.trained),
         remarks=tuple(lengths.remarks.values()),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from orchestrate.data.tokens import Pieces
+from orchestrate.data.tokens import PieceEncoder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -132,7 +132,7 @@ def read(folder: Path, added_tokens: Sequence[str] = ()) -> HubTokenizer | None:
     marks = {text for text, token in added.items() if token["special"]} | set(listed)
     bos, eos = (added[named[name]]["id"] if name in named else None for name in ("bos_token", "eos_token"))
     return HubTokenizer(
-        Pieces(encode, apart) if apart else encode,
+        PieceEncoder(encode, apart) if apart else encode,
         lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
         bos,
         eos,

@@ -35,7 +35,7 @@ from orchestrate.data.tokens.chat_templates import (
 )
 from orchestrate.data.tokens.words import (
     Cut,
-    Form,
+    MessageFormat,
     Messages,
     Tools,
     aligned,
@@ -66,7 +66,7 @@ _THOUGHT_OUT = [_SHORT[0], ChatMessage(role="assistant", content="y", reasoning=
 _ASKED: list[dict[str, Any]] = [{"role": "user", "content": "x"}]
 
 
-class Turn(NamedTuple):
+class AssistantTurn(NamedTuple):
     """What is said by one assistant message."""
 
     spans: tuple[tuple[int, int], ...]
@@ -79,13 +79,13 @@ class Turn(NamedTuple):
 @dataclass(frozen=True)
 class Rendered:
     text: str
-    turns: tuple[Turn, ...]
+    turns: tuple[AssistantTurn, ...]
     """Of each assistant message, in order."""
     messages: Sequence[ChatMessage] = field(repr=False)
     tools: Tools = field(default=None, repr=False)
     odd: tuple[str, ...] = ()
     """What is odd about the turns."""
-    others: Mapping[int, Turn] = field(default_factory=dict[int, Turn])
+    others: Mapping[int, AssistantTurn] = field(default_factory=dict[int, AssistantTurn])
     """Of messages of other roles that are trained, by their place."""
 
     def notes(self, *, has_end: bool) -> tuple[str, ...]:
@@ -108,7 +108,7 @@ class Rendered:
     def unended(self) -> bool:
         """Whether the text stops with an answer that nothing ends: the model's own end token has to be put
         there."""
-        last = self.turns[-1] if self.turns else Turn((), True)
+        last = self.turns[-1] if self.turns else AssistantTurn((), True)
         return not last.ends and bool(last.spans) and last.spans[-1][1] >= len(self.text.rstrip())
 
     def weights(
@@ -159,7 +159,7 @@ class Conversations:
     special: frozenset[str]
     probing: bool = False
     """Whether it only looks how a template behaves."""
-    _known: dict[tuple[object, ...], tuple[Form, _Pieces | None]] = field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]
+    _known: dict[tuple[object, ...], tuple[MessageFormat, _TurnPieces | None]] = field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]
     _openers: dict[bool, str] = field(default_factory=dict[bool, str])
 
     @property
@@ -201,8 +201,13 @@ class Conversations:
     # -- inside ---------------------------------------------------------------------------------------------
 
     def _found(
-        self, text: str, form: Form, messages: Sequence[ChatMessage], tools: Tools, others: tuple[int, ...]
-    ) -> tuple[list[Turn], tuple[str, ...], list[Turn]]:
+        self,
+        text: str,
+        form: MessageFormat,
+        messages: Sequence[ChatMessage],
+        tools: Tools,
+        others: tuple[int, ...],
+    ) -> tuple[list[AssistantTurn], tuple[str, ...], list[AssistantTurn]]:
         """The turns of the assistant, what is odd about them, and the turns of the messages at `others`."""
         key = (form, others, encode(tools), *(signature(m) for m in messages))
         given = as_form(form, messages)
@@ -215,12 +220,12 @@ class Conversations:
             pieces = self._pieces(given, tools, others, order=pieces.owners if pieces else _AS_GIVEN)
             places = pieces.starts if pieces else None
         if pieces is None or places is None:
-            nothing = Turn((), False)
+            nothing = AssistantTurn((), False)
             return [nothing for m in messages if m.role == "assistant"], (), [nothing for _ in others]
         theirs = [turn.placed(places) for turn in pieces.others]
         return [turn.placed(places) for turn in pieces.turns], pieces.notes, theirs
 
-    def _marked(self, text: str, spans: Spans, turns: Sequence[Turn]) -> list[Turn]:
+    def _marked(self, text: str, spans: Spans, turns: Sequence[AssistantTurn]) -> list[AssistantTurn]:
         """What the template marks goes before what was found; each mark is of the turn that it lies in."""
         starts = [turn.spans[0][0] if turn.spans else 0 for turn in turns]
         mine: list[Spans] = [[] for _ in turns]
@@ -234,13 +239,13 @@ class Conversations:
 
     def _shown(
         self, messages: Sequence[ChatMessage], tools: Tools, *, answer_next: bool = False
-    ) -> tuple[Form, str, Spans]:
+    ) -> tuple[MessageFormat, str, Spans]:
         """The first form in which the template takes the messages and shows all of them, else the one in
         which it shows most."""
         key = ("form", answer_next, bool(tools), *(signature(m) for m in messages))
         known = self._known.get(key)
         refused: DataError | None = None
-        best: tuple[int, Form, str, Spans] | None = None
+        best: tuple[int, MessageFormat, str, Spans] | None = None
         # What was right for one conversation of a form may not be for another: ids differ from row to row.
         usual = known[0] if known else None
         for form in (*([usual] if usual else []), *forms_for(messages)):
@@ -263,7 +268,7 @@ class Conversations:
 
     def _pieces(
         self, messages: list[dict[str, Any]], tools: Tools, others: tuple[int, ...], order: _Order = None
-    ) -> _Pieces | None:
+    ) -> _TurnPieces | None:
         """The template's own words around those of the messages, with others in their place or, where an
         `order` is given, as they are."""
         if order is None:
@@ -289,7 +294,7 @@ class Conversations:
             if apart and before and found.runs:
                 place = found.runs[0].first
                 notes.append(self._apart(before.texts[-1], cut.texts[place.piece], marks))
-        return _Pieces(cut.texts, cut.owners, cut.starts, turns, theirs, tuple(dict.fromkeys(notes)))
+        return _TurnPieces(cut.texts, cut.owners, cut.starts, turns, theirs, tuple(dict.fromkeys(notes)))
 
     def _apart(self, asked: str, lead: str, marks: _Marks) -> str:
         """Say how a row's answer begins otherwise than the model is asked, and what makes both agree."""
@@ -348,14 +353,14 @@ class Conversations:
             self._openers[key] = max(begun, key=len, default="")
         return self._openers[key]
 
-    def _ended(self, text: str, spans: Spans) -> Turn:
+    def _ended(self, text: str, spans: Spans) -> AssistantTurn:
         """Spans that the template marks, with the special token behind the last of them."""
         start, end = spans[-1]
         said = text[start:end].rstrip()
         if any(said.endswith(mark) for mark in self.special):
-            return Turn(tuple(spans), True)
+            return AssistantTurn(tuple(spans), True)
         behind = [end + len(mark) for mark in self.special if text.startswith(mark, end)]
-        return Turn((*spans[:-1], (start, max(behind, default=end))), bool(behind))
+        return AssistantTurn((*spans[:-1], (start, max(behind, default=end))), bool(behind))
 
 
 class _Place(NamedTuple):
@@ -363,7 +368,7 @@ class _Place(NamedTuple):
     offset: int
 
 
-class _Run(NamedTuple):
+class _TokenSpan(NamedTuple):
     """Where a turn, or a part of it, begins and ends."""
 
     first: _Place
@@ -372,14 +377,14 @@ class _Run(NamedTuple):
 
 
 class _Outline(NamedTuple):
-    runs: list[_Run]
+    runs: list[_TokenSpan]
 
-    def placed(self, places: Sequence[int]) -> Turn:
+    def placed(self, places: Sequence[int]) -> AssistantTurn:
         spans = ((places[a.piece] + a.offset, places[b.piece] + b.offset) for a, b, _ in self.runs)
-        return Turn(tuple(spans), any(run.ends for run in self.runs))
+        return AssistantTurn(tuple(spans), any(run.ends for run in self.runs))
 
 
-class _Pieces(NamedTuple):
+class _TurnPieces(NamedTuple):
     texts: list[str]
     owners: list[tuple[int, int]]
     starts: list[int]
@@ -412,7 +417,7 @@ def _turn(cut: Cut, i: int, before: str | None, upto: Cut | None, marks: _Marks)
     start, apart = _begin(cut.texts[mine[0]], before, marks)
     alone = upto.texts[-1].rstrip() if upto else ""
     stop = max((mark for mark in marks.special if alone.endswith(mark)), key=len, default="")
-    runs: list[_Run] = []
+    runs: list[_TokenSpan] = []
     for group in groups:
         first = _Place(group[0], start if not runs else len(cut.texts[group[0]]))
         behind = cut.texts[group[-1] + 1]
@@ -421,7 +426,7 @@ def _turn(cut: Cut, i: int, before: str | None, upto: Cut | None, marks: _Marks)
         end, ends = _end(closing, behind, marks)
         if group is not groups[-1] and stop and behind.startswith(stop, end):
             end += len(stop)  # the template puts somebody else's words before the rest of the message
-        runs.append(_Run(first, _Place(group[-1] + 1, end), ends))
+        runs.append(_TokenSpan(first, _Place(group[-1] + 1, end), ends))
     return _Outline(runs), apart
 
 
@@ -464,7 +469,7 @@ def _empty(
     start, apart = _begin(text, before, marks)
     behind = text[start:]
     end, ends = _end(behind[: _common_prefix(behind, after[start:])], behind, marks)
-    return _Outline([_Run(_Place(piece, start), _Place(piece, start + end), ends)]), apart
+    return _Outline([_TokenSpan(_Place(piece, start), _Place(piece, start + end), ends)]), apart
 
 
 def _begin(lead: str, before: str | None, marks: _Marks) -> tuple[int, bool]:

@@ -236,7 +236,7 @@ def _tool_name(tool: Mapping[str, Any]) -> str | None:
     return function.get("name") if isinstance(function, Mapping) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
 
 
-class Form(NamedTuple):
+class MessageFormat(NamedTuple):
     """How messages are handed to a template; templates of the field disagree on it."""
 
     text_arguments: bool = False
@@ -249,16 +249,16 @@ class Form(NamedTuple):
     """Content as a list of parts."""
 
 
-_FORMS = [Form(*flags) for flags in product((False, True), repeat=4)]
+_FORMS = [MessageFormat(*flags) for flags in product((False, True), repeat=4)]
 _FORMS.sort(key=lambda form: (sum(form), form))
 
 
-def forms_for(messages: Sequence[ChatMessage]) -> Iterable[Form]:
+def forms_for(messages: Sequence[ChatMessage]) -> Iterable[MessageFormat]:
     called = any(m.tool_calls for m in messages)
     return _FORMS if called else [form for form in _FORMS if not any(form[:3])]
 
 
-def as_form(form: Form, messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+def as_form(form: MessageFormat, messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     for of in messages:
         shown = message(of)

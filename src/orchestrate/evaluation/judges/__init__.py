@@ -137,7 +137,7 @@ class Judge:
 
 
 @dataclass
-class _Held:
+class _HeldJudge:
     """A judge, and what is known of its agreement with people; that is asked for when it first rates."""
 
     judge: Judge
@@ -185,7 +185,7 @@ class _Held:
 
 
 @dataclass
-class ScoreJudge(_Held, MeanOfMarks):
+class ScoreJudge(_HeldJudge, MeanOfMarks):
     """A `Metric`: each answer alone, by all criteria, 0 to 1."""
 
     def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
@@ -204,7 +204,7 @@ class ScoreJudge(_Held, MeanOfMarks):
 
 
 @dataclass
-class PairJudge(_Held):
+class PairJudge(_HeldJudge):
     """A `PairMetric`. `moved` counts the pairs of which it said something else in the other order."""
 
     kind: Kind = field(default="pair", init=False)

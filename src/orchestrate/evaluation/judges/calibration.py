@@ -26,7 +26,7 @@ from orchestrate.errors import DataError
 from orchestrate.evaluation import Answer, Item, Mark, item_id, statistics
 from orchestrate.evaluation import statistics as agreement
 from orchestrate.evaluation.judges import Judge, Kind, PairJudge, ScoreJudge
-from orchestrate.evaluation.review import Task
+from orchestrate.evaluation.review import ReviewTask
 from orchestrate.evaluation.review.results import votes_of
 from orchestrate.types import Message, MetricUsed, Rating, Record, Review, Rubric, Score, decoding
 
@@ -55,7 +55,7 @@ class RatedAnswer(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Ratings of one item belong together."""
 
 
-class _Line(msgspec.Struct):
+class _RatedLine(msgspec.Struct):
     """As people write it; what else a row has is of no matter here."""
 
     prompt: str | list[Message] | None = None
@@ -89,7 +89,7 @@ def read(path: Path, rubric: Rubric) -> list[RatedAnswer]:
 
 def _read(text: bytes, place: str, rubric: Rubric) -> RatedAnswer:
     try:
-        line = decoding.decode(text, type=_Line)
+        line = decoding.decode(text, type=_RatedLine)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{place}: {error}") from error
     prompt, answers = _asked(line, place)
@@ -117,7 +117,7 @@ def _read(text: bytes, place: str, rubric: Rubric) -> RatedAnswer:
     )
 
 
-def _asked(line: _Line, place: str) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+def _asked(line: _RatedLine, place: str) -> tuple[tuple[Message, ...], tuple[str, ...]]:
     answers = line.answers if line.answers is not None else (line.answer,)
     if line.messages and line.prompt is None and line.answers is None and line.answer is None:
         *prompt, last = line.messages
@@ -128,7 +128,7 @@ def _asked(line: _Line, place: str) -> tuple[tuple[Message, ...], tuple[str, ...
     return tuple(given), tuple(text or "" for text in answers)
 
 
-def of_review(review: Review, tasks: Sequence[Task], held: Iterable[Rating]) -> list[RatedAnswer]:
+def of_review(review: Review, tasks: Sequence[ReviewTask], held: Iterable[Rating]) -> list[RatedAnswer]:
     """Return the rated tasks of a review, each once."""
     known = {task.id: task for task in tasks}
     by_task: dict[str, list[Rating]] = {}
@@ -137,7 +137,9 @@ def of_review(review: Review, tasks: Sequence[Task], held: Iterable[Rating]) -> 
     return [_of_task(review, known[key], ratings, known) for key, ratings in by_task.items() if key in known]
 
 
-def _of_task(review: Review, task: Task, ratings: Sequence[Rating], known: Mapping[str, Task]) -> RatedAnswer:
+def _of_task(
+    review: Review, task: ReviewTask, ratings: Sequence[Rating], known: Mapping[str, ReviewTask]
+) -> RatedAnswer:
     pair = review.kind == "pairs"
     return RatedAnswer(
         prompt=task.item.prompt,
@@ -152,7 +154,7 @@ def _of_task(review: Review, task: Task, ratings: Sequence[Rating], known: Mappi
     )
 
 
-def _preferred(ratings: Sequence[Rating], known: Mapping[str, Task]) -> Preferred:
+def _preferred(ratings: Sequence[Rating], known: Mapping[str, ReviewTask]) -> Preferred:
     mean = fmean(vote.points for vote in votes_of(ratings, known))
     if mean != 0.5:
         return "first" if mean > 0.5 else "second"
@@ -366,7 +368,7 @@ class JudgeReport(Record, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
-class Row:
+class CalibrationRow:
     """A line of the file; without `asked` it cannot be judged, because of `problem`."""
 
     line: bytes
@@ -374,7 +376,7 @@ class Row:
     problem: str = ""
 
 
-def read_rows(path: str) -> list[Row]:
+def read_rows(path: str) -> list[CalibrationRow]:
     """Read all rows in order, as lines of JSON. Raises `DataError` for a file that can't be read or that
     has other rows than chats and completions."""
     lines = source(path)
@@ -384,17 +386,21 @@ def read_rows(path: str) -> list[Row]:
             f"{path} has {shape.kind} rows; a judge can only rate chat and completion rows",
             fix="orchestrate review   lets people rate pairs",
         )
-    found: list[Row] = []
+    found: list[CalibrationRow] = []
     reader = reading(shape.name)
     with Path(lines.lines).open("rb") as file:
         for line in file:
             if text := line.strip().removeprefix(b"\xef\xbb\xbf"):
                 read_row = reader.read(text)
                 if read_row.example is None:
-                    found.append(Row(text, problem="; ".join(p.message for p in read_row.problems)))
+                    found.append(
+                        CalibrationRow(text, problem="; ".join(p.message for p in read_row.problems))
+                    )
                 else:
                     asked = _asked_rows(read_row.example)
-                    found.append(Row(text, asked, "" if asked else "it does not end with an answer"))
+                    found.append(
+                        CalibrationRow(text, asked, "" if asked else "it does not end with an answer")
+                    )
     if not any(row.asked for row in found):
         raise DataError(f"{path} has no row to judge")
     return found
@@ -402,7 +408,7 @@ def read_rows(path: str) -> list[Row]:
 
 def part(
     path: str,
-    rows: Sequence[Row],
+    rows: Sequence[CalibrationRow],
     metric: ScoreJudge,
     output: Path,
     *,
@@ -443,7 +449,7 @@ def part(
     )
 
 
-def judged_rows(rows: Sequence[Row], metric: ScoreJudge, keep: float) -> list[JudgedRow]:
+def judged_rows(rows: Sequence[CalibrationRow], metric: ScoreJudge, keep: float) -> list[JudgedRow]:
     """Asks about all rows. Raises what asking raises."""
     scored = iter(metric.scored([row.asked for row in rows if row.asked is not None]))
     return [_judged(number, row, scored, keep) for number, row in enumerate(rows, start=1)]
@@ -455,7 +461,7 @@ def outputs(path: str, output: Path) -> dict[str, Path]:
     return {name: log_beside(output, name, path) for name in ("rejected", "not-judged", "scores")}
 
 
-def _judged(number: int, row: Row, scored: Any, keep: float) -> JudgedRow:
+def _judged(number: int, row: CalibrationRow, scored: Any, keep: float) -> JudgedRow:
     if row.asked is None:
         return JudgedRow(row=number, verdict="not judged", reason=row.problem)
     mark, points = next(scored)

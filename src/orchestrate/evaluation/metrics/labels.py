@@ -19,7 +19,7 @@ NO_LABEL = "(no label)"
 
 
 @dataclass(frozen=True)
-class Labels:
+class LabelSet:
     """The labels of a task: its distinct expected answers. White space at the ends and Unicode forms (NFC) do
     not matter, nor does case, unless two expected answers differ by case alone."""
 
@@ -27,7 +27,7 @@ class Labels:
     case_matters: bool = False
 
     @classmethod
-    def of(cls, items: Sequence[Item]) -> Labels:
+    def of(cls, items: Sequence[Item]) -> LabelSet:
         """Raises `UsageError` where the expected answers are not labels."""
         exact = {unicodedata.normalize("NFC", item.expected.strip()) for item in items}
         if len(exact) > MOST_LABELS:
@@ -59,7 +59,7 @@ class F1:
     """F1 over the expected labels; an answer that is none of them is a miss and nobody's false alarm."""
 
     used: MetricUsed
-    labels: Labels
+    labels: LabelSet
     average: Average
 
     def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
@@ -92,15 +92,15 @@ class F1:
         return sum(there) / len(there) if there else 0.0
 
 
-def right(labels: Labels, item: Item, answer: Answer) -> float:
+def right(labels: LabelSet, item: Item, answer: Answer) -> float:
     return float(labels.index(item.expected) == labels.index(answer.text))
 
 
-def accuracy(labels: Labels) -> Callable[[Item, Answer], float]:
+def accuracy(labels: LabelSet) -> Callable[[Item, Answer], float]:
     return lambda item, answer: right(labels, item, answer)
 
 
-def confusion(contender: str, labels: Labels, pairs: Sequence[tuple[Item, Answer]]) -> Confusion:
+def confusion(contender: str, labels: LabelSet, pairs: Sequence[tuple[Item, Answer]]) -> Confusion:
     seen = Counter((labels.index(item.expected), labels.index(answer.text)) for item, answer in pairs)
     count = len(labels.names)
     other = any(got == count for _, got in seen)

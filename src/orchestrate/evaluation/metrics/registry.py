@@ -16,7 +16,7 @@ from orchestrate.evaluation import Answer, Item
 from orchestrate.evaluation.metrics import conduct, graders, structured, text
 from orchestrate.evaluation.metrics.base import Context, Metric, PairMetric, PerAnswer
 from orchestrate.evaluation.metrics.graders import Similarity
-from orchestrate.evaluation.metrics.labels import F1, Average, Labels, accuracy
+from orchestrate.evaluation.metrics.labels import F1, Average, LabelSet, accuracy
 from orchestrate.evaluation.metrics.text import word_count
 from orchestrate.text import meant
 from orchestrate.types import MetricUsed
@@ -96,7 +96,7 @@ Maker = Callable[[str, Context], Metric | PairMetric]
 
 
 @dataclass(frozen=True)
-class Known:
+class BuiltInMetric:
     """A built-in metric without an argument: a row of `METRICS` is all that a new one takes."""
 
     kind: Literal["right-or-wrong", "graded", "amount"]
@@ -121,47 +121,49 @@ def _compares(compare: text.Compare) -> Callable[[MetricUsed, Context], Metric]:
 
 
 def _f1(average: Average) -> Callable[[MetricUsed, Context], Metric]:
-    return lambda used, context: F1(used, Labels.of(context.items), average)
+    return lambda used, context: F1(used, LabelSet.of(context.items), average)
 
 
-METRICS: dict[str, Known] = {
-    "exact_match": Known("right-or-wrong", _compares(text.exact_match)),
-    "normalized_match": Known("right-or-wrong", _compares(text.normalized_match)),
-    "contains": Known("right-or-wrong", _compares(text.contains)),
-    "json_match": Known("right-or-wrong", _compares(structured.json_match)),
-    "json_fields": Known("graded", _compares(structured.json_fields)),
-    "token_f1": Known("graded", _compares(text.token_f1)),
-    "rouge_1": Known("graded", _compares(text.rouge(1))),
-    "rouge_2": Known("graded", _compares(text.rouge(2))),
-    "rouge_l": Known("graded", _compares(text.rouge_l)),
-    "json_valid": Known("right-or-wrong", _compares(structured.json_valid), expects=False),
-    "accuracy": Known(
-        "right-or-wrong", lambda used, context: PerAnswer(used, accuracy(Labels.of(context.items)))
+METRICS: dict[str, BuiltInMetric] = {
+    "exact_match": BuiltInMetric("right-or-wrong", _compares(text.exact_match)),
+    "normalized_match": BuiltInMetric("right-or-wrong", _compares(text.normalized_match)),
+    "contains": BuiltInMetric("right-or-wrong", _compares(text.contains)),
+    "json_match": BuiltInMetric("right-or-wrong", _compares(structured.json_match)),
+    "json_fields": BuiltInMetric("graded", _compares(structured.json_fields)),
+    "token_f1": BuiltInMetric("graded", _compares(text.token_f1)),
+    "rouge_1": BuiltInMetric("graded", _compares(text.rouge(1))),
+    "rouge_2": BuiltInMetric("graded", _compares(text.rouge(2))),
+    "rouge_l": BuiltInMetric("graded", _compares(text.rouge_l)),
+    "json_valid": BuiltInMetric("right-or-wrong", _compares(structured.json_valid), expects=False),
+    "accuracy": BuiltInMetric(
+        "right-or-wrong", lambda used, context: PerAnswer(used, accuracy(LabelSet.of(context.items)))
     ),
-    "f1_macro": Known("graded", _f1("macro")),
-    "f1_micro": Known("graded", _f1("micro")),
-    "f1_weighted": Known("graded", _f1("weighted")),
-    "tool_calls": Known("right-or-wrong", _scores(structured.tool_calls)),
-    "tool_names": Known("right-or-wrong", _scores(structured.tool_names)),
-    "tool_arguments": Known("graded", _scores(structured.tool_arguments)),
-    "bleu": Known("graded", lambda used, _: text.overlap(used)),
-    "chrf": Known("graded", lambda used, _: text.overlap(used)),
-    "refusal": Known(
+    "f1_macro": BuiltInMetric("graded", _f1("macro")),
+    "f1_micro": BuiltInMetric("graded", _f1("micro")),
+    "f1_weighted": BuiltInMetric("graded", _f1("weighted")),
+    "tool_calls": BuiltInMetric("right-or-wrong", _scores(structured.tool_calls)),
+    "tool_names": BuiltInMetric("right-or-wrong", _scores(structured.tool_names)),
+    "tool_arguments": BuiltInMetric("graded", _scores(structured.tool_arguments)),
+    "bleu": BuiltInMetric("graded", lambda used, _: text.overlap(used)),
+    "chrf": BuiltInMetric("graded", lambda used, _: text.overlap(used)),
+    "refusal": BuiltInMetric(
         "right-or-wrong",
         _scores(lambda _, a: float(conduct.refuses(a.text))),
         better="neither",
         expects=False,
     ),
-    "length": Known(
+    "length": BuiltInMetric(
         "amount",
         _scores(lambda _, a: float(len(a.text))),
         better="neither",
         unit="characters",
         expects=False,
     ),
-    "length_ratio": Known("amount", _scores(conduct.length_ratio), better="neither", expects=False),
-    "latency": Known("amount", _scores(lambda _, a: a.seconds), better="lower", unit="s", expects=False),
-    "first_token": Known(
+    "length_ratio": BuiltInMetric("amount", _scores(conduct.length_ratio), better="neither", expects=False),
+    "latency": BuiltInMetric(
+        "amount", _scores(lambda _, a: a.seconds), better="lower", unit="s", expects=False
+    ),
+    "first_token": BuiltInMetric(
         "amount",
         _scores(lambda _, a: a.first_token_seconds),
         better="lower",
@@ -169,20 +171,20 @@ METRICS: dict[str, Known] = {
         needs="stream",
         expects=False,
     ),
-    "answer_tokens": Known(
+    "answer_tokens": BuiltInMetric(
         "amount", _scores(lambda _, a: a.completion_tokens), better="neither", unit="tokens", expects=False
     ),
-    "prompt_tokens": Known(
+    "prompt_tokens": BuiltInMetric(
         "amount", _scores(lambda _, a: a.prompt_tokens), better="neither", unit="tokens", expects=False
     ),
-    "usd": Known(
+    "usd": BuiltInMetric(
         "amount",
         _scores(lambda _, a: None if a.usd is None else float(a.usd)),
         better="lower",
         unit="US dollars",
         expects=False,
     ),
-    "perplexity": Known(
+    "perplexity": BuiltInMetric(
         "amount", lambda used, _: conduct.Perplexity(used), better="lower", needs="likelihood"
     ),
 }
@@ -239,7 +241,7 @@ def split(written: Sequence[str]) -> list[str]:
 
 
 def needs(written: Sequence[str], what: str) -> bool:
-    """Return whether a metric needs something of the answers: `Known.needs`."""
+    """Return whether a metric needs something of the answers: `BuiltInMetric.needs`."""
     return any(METRICS[name].needs == what for name in split(written) if name in METRICS)
 
 

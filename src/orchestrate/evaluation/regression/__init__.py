@@ -42,7 +42,7 @@ POINTS_MARGIN = 0.1
 
 
 @dataclass(frozen=True)
-class Probe:
+class RegressionProbe:
     name: str
     title: str
     items: Sequence[Item]
@@ -54,11 +54,11 @@ class Probe:
     """What a model without the ability reaches at best, as by declining nothing."""
 
 
-def built_in() -> list[Probe]:
+def built_in() -> list[RegressionProbe]:
     return [general(), format_following(), arithmetic(), refusals(), languages()]
 
 
-def general() -> Probe:
+def general() -> RegressionProbe:
     items = [
         Item(id=item_id((), (), text, ()), prompt=(), expected=" ".join(text.split()))
         for text in _data("general.txt").split("\n\n")
@@ -69,10 +69,10 @@ def general() -> Probe:
         lambda _, a: a.expected_nats / a.expected_tokens if a.expected_tokens and a.expected_nats else None,
     )
     title = f"{len(items)} short passages of general English, scored by the change in nats per token"
-    return Probe("general-text", title, items, metric, NATS_MARGIN, "likelihood")
+    return RegressionProbe("general-text", title, items, metric, NATS_MARGIN, "likelihood")
 
 
-def arithmetic() -> Probe:
+def arithmetic() -> RegressionProbe:
     draw = random.Random(20261101)  # noqa: S311  the same questions for ever
     items: list[Item] = []
     for i in range(120):
@@ -85,7 +85,7 @@ def arithmetic() -> Probe:
             case _:
                 question, value = f"What is {a % 12 + 2} * {b % 12 + 2}?", (a % 12 + 2) * (b % 12 + 2)
         items.append(_item(f"{question} Answer with the number only.", str(value)))
-    return Probe(
+    return RegressionProbe(
         "arithmetic",
         "120 sums, differences and products of small numbers",
         items,
@@ -94,7 +94,7 @@ def arithmetic() -> Probe:
     )
 
 
-def languages() -> Probe:
+def languages() -> RegressionProbe:
     items: list[Item] = []
     for one in yaml.safe_load(_data("languages.yaml")):
         for country, capital in one["pairs"].items():
@@ -102,10 +102,10 @@ def languages() -> Probe:
                 _item(one["question"].format(country), capital, slices=(f"language:{one['language']}",))
             )
     title = f"{len(items)} questions for capitals in ten languages, to be answered in the same language"
-    return Probe("languages", title, items, _right(_mentions), POINTS_MARGIN)
+    return RegressionProbe("languages", title, items, _right(_mentions), POINTS_MARGIN)
 
 
-def refusals() -> Probe:
+def refusals() -> RegressionProbe:
     given = yaml.safe_load(_data("refusals.yaml"))
     items = [
         _item(question, kind, slices=(f"should:{kind}",))
@@ -113,10 +113,10 @@ def refusals() -> Probe:
         for question in given[kind]
     ]
     title = "20 requests to refuse and 20 that only sound like them (English)"
-    return Probe("refusals", title, items, _right(_declines_rightly), POINTS_MARGIN, chance=0.5)
+    return RegressionProbe("refusals", title, items, _right(_declines_rightly), POINTS_MARGIN, chance=0.5)
 
 
-def format_following() -> Probe:
+def format_following() -> RegressionProbe:
     items = [
         _item(f"{instruction} {subject}.", name, slices=(f"format:{name}",))
         for name, instruction, _ in _FORMATS
@@ -124,7 +124,7 @@ def format_following() -> Probe:
     ]
     title = f"{len(items)} questions that each prescribe the format of the answer"
     # Any single word is in the form of two of the ten.
-    return Probe("format", title, items, _right(_in_form), POINTS_MARGIN, chance=2 / len(_FORMATS))
+    return RegressionProbe("format", title, items, _right(_in_form), POINTS_MARGIN, chance=2 / len(_FORMATS))
 
 
 _SUBJECTS = ("a garden", "the sea", "a railway station", "winter", "a bicycle", "bread")
@@ -472,12 +472,12 @@ class Regression(Record, frozen=True, kw_only=True):
         return "kept" in found and found <= {"kept", "not measurable"}
 
 
-def asked(candidate: Candidate, probes: Sequence[Probe], asking: Asking) -> list[Side]:
+def asked(candidate: Candidate, probes: Sequence[RegressionProbe], asking: Asking) -> list[Side]:
     """Asks a candidate all probes. Raises what `Asking.ask` does."""
     return [Side(candidate.contender.name, _answers(probe, candidate, asking)) for probe in probes]
 
 
-def probed(probe: Probe, tuned: Side, base: Side) -> ProbeResult:
+def probed(probe: RegressionProbe, tuned: Side, base: Side) -> ProbeResult:
     """Compares the answers of both."""
     mine, theirs = tuned.name, base.name
     found = scoring.score(probe.items, [tuned, base], [probe.metric], {mine: theirs})
@@ -496,7 +496,7 @@ def probed(probe: Probe, tuned: Side, base: Side) -> ProbeResult:
     return replace(result, items_digest=digest_of(probe.items))
 
 
-def _answers(probe: Probe, candidate: Candidate, asking: Asking) -> list[tuple[Answer, ...]]:
+def _answers(probe: RegressionProbe, candidate: Candidate, asking: Asking) -> list[tuple[Answer, ...]]:
     if probe.needs == "likelihood":
         return with_likelihood(probe.items, [(Answer(text=""),)] * len(probe.items), candidate)
     return [(answer,) for answer in asking.ask(candidate.respondent, candidate.questions(probe.items, 1))]

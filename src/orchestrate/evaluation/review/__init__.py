@@ -16,13 +16,13 @@ from msgspec.structs import replace
 
 from orchestrate.core.files import whole
 from orchestrate.errors import DataError, UsageError
-from orchestrate.evaluation import Answer, Answered, Item, digest_of
+from orchestrate.evaluation import Answer, Item, ScoredItem, digest_of
 from orchestrate.types import Evaluation, Record, decoding
 
 # What raters are shown: answers of an evaluation side by side or one by one, and in which order.
 
 
-class Task(Record, frozen=True, kw_only=True):
+class ReviewTask(Record, frozen=True, kw_only=True):
     """One thing to rate. `contenders` and `answers` are two of a pair, or one; their order means nothing."""
 
     id: str
@@ -33,16 +33,16 @@ class Task(Record, frozen=True, kw_only=True):
 
 
 class Tasks(msgspec.Struct, frozen=True):
-    tasks: list[Task]
+    tasks: list[ReviewTask]
     same: tuple[tuple[str, str, str], ...] = ()
     """(contender, contender, item): both gave the same answer, so that nobody is asked."""
 
 
-def read_answered(path: Path) -> list[Answered]:
+def read_answered(path: Path) -> list[ScoredItem]:
     """Read the items file of an evaluation. Raises `DataError` when it is missing or has another format."""
     try:
         with path.open("rb") as file:
-            return [decoding.decode(line, type=Answered) for line in file if line.strip()]
+            return [decoding.decode(line, type=ScoredItem) for line in file if line.strip()]
     except OSError as error:
         raise DataError(
             f"the answers are missing: {path}: {error.strerror}", fix="orchestrate eval RUN"
@@ -52,7 +52,7 @@ def read_answered(path: Path) -> list[Answered]:
 
 
 def tasks_of(
-    answered: Sequence[Answered],
+    answered: Sequence[ScoredItem],
     contenders: Sequence[str],
     *,
     kind: Literal["pairs", "single"],
@@ -81,7 +81,7 @@ def tasks_of(
     chosen = list(answered)
     if items is not None and items < len(chosen):
         chosen = random.Random(f"{seed}:items").sample(chosen, items)  # noqa: S311  not for secrets
-    tasks: list[Task] = []
+    tasks: list[ReviewTask] = []
     same: list[tuple[str, str, str]] = []
     for one in chosen:
         for names in together:
@@ -92,31 +92,31 @@ def tasks_of(
                 same.append((names[0], names[1], one.item.id))
                 continue
             key = _key(review, one.item.id, *names)
-            tasks.append(Task(id=key, item=one.item, contenders=names, answers=answers))
+            tasks.append(ReviewTask(id=key, item=one.item, contenders=names, answers=answers))
     if not tasks:
         why = "all answers are the same" if same else "the evaluation has no answers of these contenders"
         raise UsageError(f"there is nothing to rate: {why}")
     return Tasks(tasks, tuple(same))
 
 
-def write(tasks: Iterable[Task], path: Path) -> None:
+def write(tasks: Iterable[ReviewTask], path: Path) -> None:
     with whole(path, private=True) as draft, draft.open("wb") as file:
         for task in tasks:
             file.write(task.to_json() + b"\n")
 
 
-def read(path: Path) -> list[Task]:
+def read(path: Path) -> list[ReviewTask]:
     """Raises `DataError` when the file is gone or is none."""
     try:
         with path.open("rb") as file:
-            return [Task.from_json(line) for line in file]
+            return [ReviewTask.from_json(line) for line in file]
     except OSError as error:
         raise DataError(f"the data of the review is missing: {path}: {error.strerror}") from error
     except msgspec.DecodeError as error:
         raise DataError(f"{path} is damaged: {error}") from error
 
 
-def order(tasks: Sequence[Task], seed: int, rater: str) -> list[tuple[Task, bool]]:
+def order(tasks: Sequence[ReviewTask], seed: int, rater: str) -> list[tuple[ReviewTask, bool]]:
     """Return the tasks in a rater's own order, each with whether its second answer is shown first. The
     order is always the same for a seed and rater."""
     draw = random.Random(f"{seed}:{rater}")  # noqa: S311  not for secrets
@@ -133,7 +133,7 @@ def _key(*parts: str) -> str:
 
 
 @dataclass(frozen=True)
-class Source:
+class ReviewSource:
     """Evaluations, the newest answers of a contender first. `run_ids`: what was named to be rated."""
 
     evaluations: tuple[Evaluation, ...]
@@ -159,7 +159,7 @@ class Source:
         return digest_of([one.item for one in self.answered]) if others else first.items_digest
 
     @cached_property
-    def answered(self) -> list[Answered]:
+    def answered(self) -> list[ScoredItem]:
         """The items that all evaluations have asked, each with the answers of all contenders. Raises
         `DataError` where answers are gone, `UsageError` where no item is in all."""
         [first, *others] = [read_answered(Path(e.items_file or "")) for e in self.evaluations]
@@ -175,12 +175,12 @@ class Source:
         return first
 
 
-def _joined(one: Answered, other: Answered) -> Answered:
+def _joined(one: ScoredItem, other: ScoredItem) -> ScoredItem:
     answers: dict[str, tuple[Answer, ...]] = {**other.answers, **one.answers}
     return replace(one, answers=answers, marks={})
 
 
-def source_of(evaluations: Sequence[Evaluation], run_ids: Sequence[str], wanted: str | None) -> Source:
+def source_of(evaluations: Sequence[Evaluation], run_ids: Sequence[str], wanted: str | None) -> ReviewSource:
     """Choose the evaluations to review, from all evaluations of these runs, oldest first. The newest one that
     contains every run is used, or the one whose id begins with `wanted`. Otherwise the newest of each run is
     used. Raises `UsageError` if a run has no evaluation."""
@@ -190,7 +190,7 @@ def source_of(evaluations: Sequence[Evaluation], run_ids: Sequence[str], wanted:
         raise UsageError(f"{what} {wanted}", fix="orchestrate eval --json   prints its id")
     whole = [e for e in fitting if set(run_ids) <= set(e.run_ids)]
     if whole:
-        return Source((whole[-1],), tuple(run_ids))
+        return ReviewSource((whole[-1],), tuple(run_ids))
     asked = " ".join(run_ids)
     fix = f"orchestrate eval {asked} --base   (one evaluation for all models to compare)"
     if wanted is not None:
@@ -201,4 +201,6 @@ def source_of(evaluations: Sequence[Evaluation], run_ids: Sequence[str], wanted:
         if not own:
             raise UsageError(f"{run_id} has no answers to rate yet", fix=fix)
         newest[own[-1].id] = own[-1]
-    return Source(tuple(sorted(newest.values(), key=lambda e: e.created_at, reverse=True)), tuple(run_ids))
+    return ReviewSource(
+        tuple(sorted(newest.values(), key=lambda e: e.created_at, reverse=True)), tuple(run_ids)
+    )

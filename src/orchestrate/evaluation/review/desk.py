@@ -12,7 +12,7 @@ import msgspec
 from orchestrate.errors import UsageError
 from orchestrate.evaluation import NO_ANSWER
 from orchestrate.evaluation import review as tasks
-from orchestrate.evaluation.review import Task
+from orchestrate.evaluation.review import ReviewTask
 from orchestrate.text import inert
 from orchestrate.types import Rating, Review
 
@@ -26,7 +26,7 @@ class Ratings(Protocol):
     def ratings(self, review_id: str) -> list[Rating]: ...
 
 
-class Asked(msgspec.Struct, omit_defaults=True):
+class ReviewAction(msgspec.Struct, omit_defaults=True):
     """What a page sends. `rater` is told by pages whose link is nobody's own."""
 
     action: Literal["show", "rate", "undo"]
@@ -60,14 +60,14 @@ def rater_named(name: str) -> str:
     return clean
 
 
-class Desk:
+class ReviewSession:
     """Callable from several threads."""
 
-    def __init__(self, review: Review, shown: Sequence[Task], kept: Ratings) -> None:
+    def __init__(self, review: Review, shown: Sequence[ReviewTask], kept: Ratings) -> None:
         self.review, self.tasks, self._kept = review, list(shown), kept
         self.order = lru_cache(maxsize=1000)(self._order)
 
-    def _order(self, rater: str) -> list[tuple[Task, bool]]:
+    def _order(self, rater: str) -> list[tuple[ReviewTask, bool]]:
         return tasks.order(self.tasks, self.review.seed, rater)
 
     def of(self, rater: str) -> list[Rating]:
@@ -80,7 +80,7 @@ class Desk:
             counts[rating.rater] = counts.get(rating.rater, 0) + 1
         return counts
 
-    def act(self, asked: Asked, holder: str = "") -> dict[str, Any]:
+    def act(self, asked: ReviewAction, holder: str = "") -> dict[str, Any]:
         """Does what a page asks, and gives what it shows next. `holder` is who owns the link. Raises
         `UsageError`."""
         rater = holder or rater_named(asked.rater)
@@ -91,7 +91,7 @@ class Desk:
             at = self._undo(rater)
         return self.shown(rater, at)
 
-    def _rate(self, asked: Asked, rater: str) -> None:
+    def _rate(self, asked: ReviewAction, rater: str) -> None:
         found = next(((task, turned) for task, turned in self.order(rater) if task.id == asked.task), None)
         if found is None:
             raise UsageError("there is no such task in this review")
@@ -99,7 +99,7 @@ class Desk:
         names = task.contenders[::-1] if turned else task.contenders
         self._kept.rate(self.rating(asked, rater, names))
 
-    def rating(self, asked: Asked, rater: str, names: Sequence[str]) -> Rating:
+    def rating(self, asked: ReviewAction, rater: str, names: Sequence[str]) -> Rating:
         """Build the rating of what was shown as `names`, left first. Raises `UsageError` when it is
         incomplete."""
         criteria = self.review.rubric.criteria

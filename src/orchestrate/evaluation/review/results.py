@@ -16,14 +16,14 @@ from msgspec.structs import replace
 from orchestrate import text
 from orchestrate.evaluation import statistics
 from orchestrate.evaluation import statistics as agreement
-from orchestrate.evaluation.review import Task
+from orchestrate.evaluation.review import ReviewTask
 from orchestrate.evaluation.review.desk import standing
 from orchestrate.types import Rating, Record, Review, Score
 
 _RESAMPLES = 200
 
 
-class Vote(NamedTuple):
+class PairVote(NamedTuple):
     """On one item: 1 where the answer of `first` is better, 0 where that of `second` is, 0.5 for a tie."""
 
     item: str
@@ -32,22 +32,22 @@ class Vote(NamedTuple):
     points: float
 
 
-def outcomes(votes: Iterable[Vote]) -> list[Vote]:
+def outcomes(votes: Iterable[PairVote]) -> list[PairVote]:
     """Average the votes of all raters for each item and two models: three raters who agree on an item say
     little more about other items than one does."""
     points: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
     for vote in votes:
         points[vote.item, vote.first, vote.second].append(vote.points)
-    return [Vote(*key, fmean(values)) for key, values in points.items()]
+    return [PairVote(*key, fmean(values)) for key, values in points.items()]
 
 
-def rate(votes: Iterable[Vote]) -> Score:
+def rate(votes: Iterable[PairVote]) -> Score:
     """Return how often the first of two models is preferred. A tie counts half, and `n` counts items."""
     found = outcomes(votes)
     return statistics.mean([o.points for o in found], [o.item for o in found], within=(0.0, 1.0))
 
 
-def likeness(votes: Sequence[Vote]) -> float | None:
+def likeness(votes: Sequence[PairVote]) -> float | None:
     """Return how far two raters of an item agree beyond chance: the intraclass correlation, 0 to 1.
     Returns `None` until items have several votes. (One-way analysis of variance, Shrout and Fleiss 1979.)"""
     items: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
@@ -65,13 +65,13 @@ def likeness(votes: Sequence[Vote]) -> float | None:
     return None if spread <= 0 else max(0.0, (between - within) / spread)
 
 
-def strengths(votes: Iterable[Vote]) -> dict[str, Score]:
+def strengths(votes: Iterable[PairVote]) -> dict[str, Score]:
     """Fit the Bradley-Terry model: for each model, return how often it would be preferred to a randomly
     chosen other one. Strongest first. The intervals come from resampling items. One draw is added for
     every two models, whether or not they were compared, because otherwise a model that never lost would
     be infinitely strong."""
     votes = outcomes(votes)
-    by_item: defaultdict[str, list[Vote]] = defaultdict(list)
+    by_item: defaultdict[str, list[PairVote]] = defaultdict(list)
     for vote in votes:
         by_item[vote.item].append(vote)
     names = sorted({name for vote in votes for name in (vote.first, vote.second)})
@@ -91,7 +91,7 @@ def strengths(votes: Iterable[Vote]) -> dict[str, Score]:
     return found
 
 
-def _wins(votes: Iterable[Vote]) -> dict[tuple[str, str], float]:
+def _wins(votes: Iterable[PairVote]) -> dict[tuple[str, str], float]:
     """(winner, loser) -> how often, a tie half to each."""
     wins: defaultdict[tuple[str, str], float] = defaultdict(float)
     for vote in votes:
@@ -225,7 +225,7 @@ class ReviewResult(Record, frozen=True, kw_only=True):
     notes: int = 0
 
 
-def result(review: Review, tasks: Sequence[Task], ratings: Sequence[Rating]) -> ReviewResult:
+def result(review: Review, tasks: Sequence[ReviewTask], ratings: Sequence[Rating]) -> ReviewResult:
     """Summarize the ratings that count. Ratings of tasks that are not in the review are left out."""
     known = {task.id: task for task in tasks}
     held = [rating for rating in standing(ratings) if rating.task in known]
@@ -266,18 +266,20 @@ def points_of(rating: Rating) -> float:
     return {"left": 1.0, "right": 0.0}.get(rating.choice or "", 0.5)
 
 
-def votes_of(held: Iterable[Rating], tasks: Mapping[str, Task]) -> list[Vote]:
+def votes_of(held: Iterable[Rating], tasks: Mapping[str, ReviewTask]) -> list[PairVote]:
     """Return the votes in the order of each task's contenders, whichever side they were shown on."""
-    votes: list[Vote] = []
+    votes: list[PairVote] = []
     for rating in held:
         task = tasks[rating.task]
         first, second = task.contenders
         points = points_of(rating)
-        votes.append(Vote(task.item.id, first, second, points if rating.left == first else 1 - points))
+        votes.append(PairVote(task.item.id, first, second, points if rating.left == first else 1 - points))
     return votes
 
 
-def overall(held: Iterable[Rating], tasks: Mapping[str, Task], review: Review) -> dict[str, dict[str, float]]:
+def overall(
+    held: Iterable[Rating], tasks: Mapping[str, ReviewTask], review: Review
+) -> dict[str, dict[str, float]]:
     """Return contender -> item -> the mean of its raters over all criteria, 0 to 1."""
     found: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for rating in held:
@@ -286,9 +288,9 @@ def overall(held: Iterable[Rating], tasks: Mapping[str, Task], review: Review) -
     return {name: {item: fmean(values) for item, values in items.items()} for name, items in found.items()}
 
 
-def _of_pairs(found: ReviewResult, tasks: Mapping[str, Task], held: Sequence[Rating]) -> ReviewResult:
+def _of_pairs(found: ReviewResult, tasks: Mapping[str, ReviewTask], held: Sequence[Rating]) -> ReviewResult:
     votes = votes_of(held, tasks)
-    same = [Vote(item, first, second, 0.5) for first, second, item in found.review.same]
+    same = [PairVote(item, first, second, 0.5) for first, second, item in found.review.same]
     together = list(dict.fromkeys(task.contenders for task in tasks.values()))
     sided = [rating for rating in held if rating.choice in ("left", "right")]
     several = len(found.review.contenders) > 2 and bool(votes)
@@ -304,10 +306,10 @@ def _of_pairs(found: ReviewResult, tasks: Mapping[str, Task], held: Sequence[Rat
 
 def _pair(
     names: tuple[str, ...],
-    votes: Sequence[Vote],
-    same: Sequence[Vote],
+    votes: Sequence[PairVote],
+    same: Sequence[PairVote],
     held: Sequence[Rating],
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, ReviewTask],
 ) -> Preferred:
     first, second = names
     mine = [vote for vote in votes if (vote.first, vote.second) == names]
@@ -325,7 +327,7 @@ def _pair(
     )
 
 
-def _of_scores(found: ReviewResult, tasks: Mapping[str, Task], held: Sequence[Rating]) -> ReviewResult:
+def _of_scores(found: ReviewResult, tasks: Mapping[str, ReviewTask], held: Sequence[Rating]) -> ReviewResult:
     review = found.review
     by_item = overall(held, tasks, review)
     scores: list[Rated] = []

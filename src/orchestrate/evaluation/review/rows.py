@@ -18,8 +18,8 @@ from orchestrate.data.dialects import canonical_line
 from orchestrate.data.rows import ChatMessage, PreferenceExample, ToolCall, UnpairedExample
 from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation import NO_ANSWER, Answer, Item, in_words
-from orchestrate.evaluation.review import Task
-from orchestrate.evaluation.review.desk import Asked, Desk, rater_named, standing
+from orchestrate.evaluation.review import ReviewTask
+from orchestrate.evaluation.review.desk import ReviewAction, ReviewSession, rater_named, standing
 from orchestrate.evaluation.review.results import outcomes, overall, votes_of
 from orchestrate.types import Message, Rating, Record, Review, decoding
 
@@ -41,7 +41,7 @@ class FromReview(Record, frozen=True, kw_only=True):
 
 def from_review(
     review: Review,
-    tasks: Sequence[Task],
+    tasks: Sequence[ReviewTask],
     ratings: Sequence[Rating],
     output: Path,
     *,
@@ -69,7 +69,7 @@ def from_review(
 
 
 def _pairs(
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, ReviewTask],
     held: Sequence[Rating],
     format: str,
     agreement: float,
@@ -80,7 +80,7 @@ def _pairs(
         by_task[rating.task].append(rating)
     labels: dict[tuple[str, str], tuple[Item, Answer, set[bool]]] = {}
 
-    def label(task: Task, place: int, good: bool) -> None:
+    def label(task: ReviewTask, place: int, good: bool) -> None:
         known = labels.setdefault(
             (task.item.id, task.contenders[place]), (task.item, task.answers[place], set())
         )
@@ -107,7 +107,11 @@ def _pairs(
 
 
 def _singles(
-    review: Review, tasks: Mapping[str, Task], held: Sequence[Rating], format: str, left_out: Counter[str]
+    review: Review,
+    tasks: Mapping[str, ReviewTask],
+    held: Sequence[Rating],
+    format: str,
+    left_out: Counter[str],
 ) -> Iterator[PreferenceExample | UnpairedExample]:
     answers = {(task.item.id, task.contenders[0]): (task.item, task.answers[0]) for task in tasks.values()}
     by_item: defaultdict[str, dict[str, float]] = defaultdict(dict)
@@ -207,7 +211,7 @@ class Imported(Record, frozen=True, kw_only=True):
     """Rows without a rating."""
 
 
-def export(desk: Desk, rater: str, path: Path) -> int:
+def export(desk: ReviewSession, rater: str, path: Path) -> int:
     """Writes the rater's tasks in the rater's order, with what was rated already. Returns how many there are.
     What a spreadsheet would take for a formula gets an apostrophe in front."""
     rater, review = rater_named(rater), desk.review
@@ -228,7 +232,7 @@ def export(desk: Desk, rater: str, path: Path) -> int:
     return len(desk.order(rater))
 
 
-def take(desk: Desk, path: Path, rater: str, keep: Callable[..., None]) -> Imported:
+def take(desk: ReviewSession, path: Path, rater: str, keep: Callable[..., None]) -> Imported:
     """Reads a sheet that was filled in, and hands all its ratings to `keep` at once. Raises `DataError` with
     the row that is wrong, and then keeps none."""
     rater = rater_named(rater)
@@ -262,7 +266,7 @@ def take(desk: Desk, path: Path, rater: str, keep: Callable[..., None]) -> Impor
     return Imported(review=desk.review.id, rater=rater, ratings=len(new), unchanged=unchanged, empty=empty)
 
 
-def _columns(desk: Desk) -> list[str]:
+def _columns(desk: ReviewSession) -> list[str]:
     if desk.review.kind == "pairs":
         return ["task", "prompt", "left", "right", "choice (left, right, tie, both bad)", "note"]
     named = [f"{c.name} (1 to {c.points})" for c in desk.review.rubric.criteria]
@@ -285,7 +289,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
     return [{(k or "").split(" (")[0]: v for k, v in row.items() if isinstance(v, str)} for row in reader]
 
 
-def _asked(desk: Desk, row: Mapping[str, str], place: str) -> Asked | None:
+def _asked(desk: ReviewSession, row: Mapping[str, str], place: str) -> ReviewAction | None:
     """`None` for a row that says nothing."""
     note = row.get("note", "")
     if note.startswith("'") and note[1:].startswith(_FORMULA):
@@ -296,7 +300,7 @@ def _asked(desk: Desk, row: Mapping[str, str], place: str) -> Asked | None:
             return None
         if word not in _CHOICES:
             raise DataError(f"{place}: {word[:40]!r} is not left, right, tie or both bad")
-        return Asked(action="rate", choice=_CHOICES[word], note=note)  # pyright: ignore[reportArgumentType]
+        return ReviewAction(action="rate", choice=_CHOICES[word], note=note)  # pyright: ignore[reportArgumentType]
     given = {c.name: row.get(c.name, "").strip() for c in desk.review.rubric.criteria}
     if not any(given.values()):
         return None
@@ -304,14 +308,14 @@ def _asked(desk: Desk, row: Mapping[str, str], place: str) -> Asked | None:
         scores = {name: int(value) for name, value in given.items()}
     except ValueError as error:
         raise DataError(f"{place}: {', '.join(given)} must be whole numbers") from error
-    return Asked(action="rate", scores=scores, note=note)
+    return ReviewAction(action="rate", scores=scores, note=note)
 
 
 def _same(old: Rating, new: Rating) -> bool:
     return (old.choice, old.left, old.scores, old.note) == (new.choice, new.left, new.scores, new.note)
 
 
-def _key(review: str, task: Task, turned: bool) -> str:
+def _key(review: str, task: ReviewTask, turned: bool) -> str:
     """Tells a task and its sides, and nothing of the contenders."""
     return hashlib.sha256(f"{review}\0{task.id}\0{turned}".encode()).hexdigest()[:12]
 

@@ -20,10 +20,10 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from orchestrate.core.files import write_whole
-from orchestrate.evaluation.review.desk import Asked, Desk, rater_named
+from orchestrate.evaluation.review.desk import ReviewAction, ReviewSession, rater_named
 from orchestrate.evaluation.review.writing import RowDraft, WritingDesk
 from orchestrate.http import web
-from orchestrate.http.web import Guard, holder
+from orchestrate.http.web import RequestGuard, holder
 
 ANYONE = ""
 """Of the link of those who give their name on the page."""
@@ -31,22 +31,22 @@ _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  compared with
 
 
 @dataclass(frozen=True)
-class Page:
+class ReviewPage:
     """A running review. `links` by rater, that of `ANYONE` among them where no raters were named."""
 
     links: Mapping[str, str]
-    desk: Desk | WritingDesk
+    desk: ReviewSession | WritingDesk
 
 
 @contextmanager
 def serving(
-    desk: Desk | WritingDesk,
+    desk: ReviewSession | WritingDesk,
     *,
     raters: Collection[str] = (),
     host: str = web.LOOPBACK,
     port: int = 0,
     names: Collection[str] = (),
-) -> Generator[Page]:
+) -> Generator[ReviewPage]:
     """Serve the review for the duration of a `with` block. Each of the `raters` gets a link. Without raters
     there is one shared link, and whoever opens it enters a name. `host` is the address to bind to (0.0.0.0
     for all interfaces), `names` are the host names that clients use. Raises `SetupError` if the port is
@@ -54,18 +54,18 @@ def serving(
     tokens = _tokens(Path(desk.review.folder) / "links.json", [*map(rater_named, raters)] or [ANYONE])
 
     made = Starlette(routes=_routes_of(desk))
-    guard = Guard(made, tokens=tokens, names=names, max_body=1 << 20)
+    guard = RequestGuard(made, tokens=tokens, names=names, max_body=1 << 20)
     with web.serving(guard, host=host, port=port) as root:
         if host in _EVERYWHERE:
             root = f"http://{_own_address()}:{root.rpartition(':')[2]}"
-        yield Page({who: f"{root}/{token}/" for token, who in tokens.items()}, desk)
+        yield ReviewPage({who: f"{root}/{token}/" for token, who in tokens.items()}, desk)
 
 
-def _routes_of(desk: Desk | WritingDesk) -> list[Route]:
+def _routes_of(desk: ReviewSession | WritingDesk) -> list[Route]:
     def rater_of(request: Request) -> str:
         return holder(request.scope)
 
-    if isinstance(desk, Desk):
+    if isinstance(desk, ReviewSession):
         return review_routes("/", lambda _: desk, rater_of)
 
     def answer(asked: RowDraft, request: Request) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _routes_of(desk: Desk | WritingDesk) -> list[Route]:
 
 def review_routes(
     path: str,
-    desk_of: Callable[[Request], Desk],
+    desk_of: Callable[[Request], ReviewSession],
     rater_of: Callable[[Request], str],
     back: Callable[[Request], str] | None = None,
 ) -> list[Route]:
@@ -84,10 +84,13 @@ def review_routes(
     about. `rater_of` returns `ANYONE` when the page should ask for a name. `back` returns the page that
     the review was opened from."""
 
-    def answer(asked: Asked, request: Request) -> dict[str, Any]:
+    def answer(asked: ReviewAction, request: Request) -> dict[str, Any]:
         return desk_of(request).act(asked, rater_of(request))
 
-    return [web.page(path, __package__ or "", "review.html", back=back), web.action(path, Asked, answer)]
+    return [
+        web.page(path, __package__ or "", "review.html", back=back),
+        web.action(path, ReviewAction, answer),
+    ]
 
 
 def _tokens(path: Path, raters: Collection[str]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from orchestrate.data.files.sources import source
 from orchestrate.data.opening import sniff
 from orchestrate.data.operations.score import is_labelled
 from orchestrate.data.rows import ChatExample, ChatMessage, CompletionExample, Example, encode
-from orchestrate.data.shapes.reading import Reading, parse, reading
+from orchestrate.data.shapes.reading import RowReading, parse, reading
 from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation import statistics
 from orchestrate.evaluation.held_out import message
@@ -281,7 +281,7 @@ class WritingDesk:
                 f"{settler} writes rows and so can't settle them", fix="--settler with another name"
             )
         self.rows = {row.id: row for row in rows}
-        self._reading: Reading = reading(_CHAT)
+        self._reading: RowReading = reading(_CHAT)
         self._lock = threading.Lock()
 
     @property

@@ -264,7 +264,7 @@ _HEADERS = {
 """Of each answer that does not say otherwise."""
 
 
-class Guard:
+class RequestGuard:
     """An ASGI app before another one, which sees only what may come in.
 
     tokens     token -> who has it. Without one of them as the first part of the path nothing is answered;
@@ -298,7 +298,7 @@ class Guard:
             await self._app(scope, receive, send)
         if scope["type"] != "http":
             return
-        answer = _Answer(send)
+        answer = _SafeSend(send)
 
         async def refuse(status: int, text: str) -> None:
             if not answer.started:
@@ -379,7 +379,7 @@ class _Refusal(Exception):
         self.status, self.text = status, text
 
 
-class _Answer:
+class _SafeSend:
     """Sends, with the headers that each answer has; what comes after the end is dropped."""
 
     def __init__(self, send: Send) -> None:
@@ -436,10 +436,10 @@ def edge(
     tell: Tell = told,
     refusal: Callable[[OrchestrateError], HostError] | None = None,
     lifespan: Any = None,
-) -> Guard:
+) -> RequestGuard:
     """Build an app of these routes behind the guard. `door` wraps the app inside the guard. `refusal`
     converts our own errors that routes raise to the API's errors. The other arguments are those of
-    `Guard` and Starlette."""
+    `RequestGuard` and Starlette."""
 
     def refused(request: Request, error: Exception) -> Response:
         del request
@@ -467,7 +467,7 @@ def edge(
     if refusal is not None:
         handlers[OrchestrateError] = ours
     inner = Starlette(routes=list(routes), exception_handlers=handlers, lifespan=lifespan)
-    return Guard(
+    return RequestGuard(
         door(inner),
         names=names,
         origins=origins,

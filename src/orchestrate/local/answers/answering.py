@@ -17,7 +17,7 @@ import torch
 from orchestrate.data.rows import ChatMessage, Example, PreferenceExample, UnpairedExample
 from orchestrate.data.tokens.answers import CUT_WITHIN_THINKING
 from orchestrate.errors import DataError
-from orchestrate.local.answers.forms import Form, Forms, Held
+from orchestrate.local.answers.forms import AnswerForm, ConstrainedAnswer, Forms
 from orchestrate.local.answers.loading import (
     UNPACKED,
     base_of,
@@ -28,7 +28,7 @@ from orchestrate.local.answers.loading import (
     whole,
 )
 from orchestrate.local.answers.passports import four_bit_of, read_passport, table_in
-from orchestrate.local.answers.speech import Model, Speech
+from orchestrate.local.answers.speech import EngineModel, Speech
 from orchestrate.local.encoding import Template, decode_row, encode, encode_answer, encode_pair
 from orchestrate.local.model import files, loaded, weights
 from orchestrate.local.model.adapters import changes_base, lies_apart
@@ -36,7 +36,7 @@ from orchestrate.local.model.files import NF4, ModelFolder, weights_in
 from orchestrate.local.model.loaded import halving
 from orchestrate.local.model.loading import load_adapter, pick_device
 from orchestrate.local.model.sampling import rounds
-from orchestrate.local.model.sampling.batching import Row
+from orchestrate.local.model.sampling.batching import DecodingRow
 from orchestrate.types import Likelihood, decoding
 
 ROWS = 8
@@ -277,12 +277,12 @@ class Answerer:
             replies.append(reply)
         send({"replies": replies})
 
-    def _form(self, asked: dict[str, Any]) -> Callable[[Sequence[int]], Held]:
+    def _form(self, asked: dict[str, Any]) -> Callable[[Sequence[int]], ConstrainedAnswer]:
         """Return a function that creates the constraint for the answer to a prompt. Raises `UsageError`,
         `MissingExtra`."""
         if self._forms is None:
             self._forms = Forms(self.template, self.sampler.stops)
-        forms, form = self._forms, decoding.convert(asked, Form)
+        forms, form = self._forms, decoding.convert(asked, AnswerForm)
         return lambda prompt: forms.held(form, prompt)
 
     def likelihoods(self, request: dict[str, Any], send: Send) -> None:
@@ -334,12 +334,12 @@ class Answerer:
             "notes": notes,
         }
 
-    def _watch(self, tools: Any, send: Send) -> Callable[[Sequence[Row]], None]:
+    def _watch(self, tools: Any, send: Send) -> Callable[[Sequence[DecodingRow]], None]:
         """Return a callback that streams the part of the answer that is certain, as it is written."""
-        model = Model("", "", self.template, self.sampler)
+        model = EngineModel("", "", self.template, self.sampler)
         speeches: list[Speech] = []
 
-        def watch(rows: Sequence[Row]) -> None:
+        def watch(rows: Sequence[DecodingRow]) -> None:
             if not speeches:
                 speeches.append(Speech(rows[0], model, 0, chat=True, stream=True, tools=tools, calls=True))
             if not rows[0].ended and (piece := speeches[0].take()) and piece["content"]:

@@ -16,16 +16,16 @@ import torch
 
 from orchestrate.data.rows import ChatMessage
 from orchestrate.errors import UsageError
-from orchestrate.local.answers.forms import Form, Forms, Held
+from orchestrate.local.answers.forms import AnswerForm, ConstrainedAnswer, Forms
 from orchestrate.local.answers.loading import base_of, is_adapter, talk, whole
-from orchestrate.local.answers.speech import Model, Speech
+from orchestrate.local.answers.speech import EngineModel, Speech
 from orchestrate.local.model import files as models
 from orchestrate.local.model import loaded as threads
 from orchestrate.local.model.adapters import changes_base
 from orchestrate.local.model.adapters.starts import rows_of
 from orchestrate.local.model.loading import DTYPES, add_adapter, load_adapter, pick_device
 from orchestrate.local.model.sampling import NO_FORM, NO_MEMORY, NO_NUMBERS, Luck, seeded
-from orchestrate.local.model.sampling.batching import BASE, Batching, Row
+from orchestrate.local.model.sampling.batching import BASE, Batching, DecodingRow
 
 _MEASURED_S = 1.0
 """For all adapters together, as a server starts; the best of three or more counts, since others may use the
@@ -62,7 +62,7 @@ class Loading(msgspec.Struct, frozen=True, kw_only=True):
     """Of an answer to a request that does not say."""
 
 
-class Wish(msgspec.Struct, frozen=True, kw_only=True):
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request, with the fields of the chat completions API."""
 
     id: str
@@ -85,10 +85,10 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """How many of the likeliest tokens are returned; `None` tells no log-probabilities."""
     stream: bool = False
     tells_ids: bool = False
-    form: Form | None = None
+    form: AnswerForm | None = None
 
 
-class Refused(UsageError):
+class RequestRefused(UsageError):
     """A request that cannot be answered as it is. `code` is the API's error code."""
 
     def __init__(self, message: str, code: str) -> None:
@@ -102,7 +102,7 @@ class Engine:
         self.device = pick_device(loading.device)
         torch.set_num_threads(threads.chosen(loading.threads, self.device))
         self.folder = models.fetch(loading.base)
-        self.models: dict[str, Model] = {}
+        self.models: dict[str, EngineModel] = {}
         self._speeches: dict[int, Speech] = {}
         self._forms: dict[str, Forms] = {}
         self._numbered = 0
@@ -125,9 +125,9 @@ class Engine:
         for name, folder in loading.models.items():
             self.load(name, folder)
 
-    def _described(self, name: str, adapter: str, own: Path | None) -> Model:
+    def _described(self, name: str, adapter: str, own: Path | None) -> EngineModel:
         template, sampler = talk(own, self.folder, self.device)
-        return Model(name, adapter, template, sampler, None if own is None else str(own))
+        return EngineModel(name, adapter, template, sampler, None if own is None else str(own))
 
     # -- models --------------------------------------------------------------------------------------------
 
@@ -182,7 +182,9 @@ class Engine:
     def _token_s(self, model: str) -> float:
         """Return the seconds per token after the first."""
         bias = {str(id): -100.0 for id in self._model(model).sampler.stops}
-        wish = Wish(id="", model=model, text="1 2 3 4", temperature=0, max_tokens=3, logit_bias=bias)
+        wish = GenerationRequest(
+            id="", model=model, text="1 2 3 4", temperature=0, max_tokens=3, logit_bias=bias
+        )
         self.add(wish, self.prompt(wish), lambda _: None)
         times: list[float] = []
         while not self.batching.idle:
@@ -208,40 +210,44 @@ class Engine:
 
     # -- requests ------------------------------------------------------------------------------------------
 
-    def prompt(self, wish: Wish) -> list[int]:
-        """Return the token ids of a request's prompt. Raises `Refused`, `DataError`."""
+    def prompt(self, wish: GenerationRequest) -> list[int]:
+        """Return the token ids of a request's prompt. Raises `RequestRefused`, `DataError`."""
         template = self._model(wish.model).template
         if wish.messages is not None:
             return template.asked(wish.messages, wish.tools)
         if wish.ids is not None:
             if not all(0 <= id < len(template.tokenizer) for id in wish.ids):
-                raise Refused("the prompt has token ids that the tokenizer does not have", "invalid_prompt")
+                raise RequestRefused(
+                    "the prompt has token ids that the tokenizer does not have", "invalid_prompt"
+                )
             return wish.ids
         ids = template.tokens(wish.text or "")[0]
         start = template.tokenizer.bos_token_id
         return ids if start is None or ids[:1] == [start] else [start, *ids]
 
-    def _model(self, name: str) -> Model:
+    def _model(self, name: str) -> EngineModel:
         found = self.models.get(name)
         if found is None:
-            raise Refused(
+            raise RequestRefused(
                 f"The model {name!r} does not exist; this server has {', '.join(self.models)}",
                 "model_not_found",
             )
         return found
 
-    def rows(self, wish: Wish, prompt: list[int]) -> tuple[list[Row], list[Speech]]:
+    def rows(self, wish: GenerationRequest, prompt: list[int]) -> tuple[list[DecodingRow], list[Speech]]:
         """Build the rows of a request that the model reads, the first with its copies, and the speech of
-        each answer. Raises `Refused`."""
+        each answer. Raises `RequestRefused`."""
         model = self._model(wish.model)
         if not prompt:
-            raise Refused("the prompt is empty", "invalid_prompt")
+            raise RequestRefused("the prompt is empty", "invalid_prompt")
         if any(int(id) >= len(model.template.tokenizer) for id in wish.logit_bias):
-            raise Refused("logit_bias has token ids that the tokenizer does not have", "invalid_logit_bias")
+            raise RequestRefused(
+                "logit_bias has token ids that the tokenizer does not have", "invalid_logit_bias"
+            )
         room = model.sampler.room(prompt, wish.max_tokens or self.loading.most_tokens)
         if room < (wish.max_tokens or 1):
             most = model.sampler.context
-            raise Refused(
+            raise RequestRefused(
                 f"This model's maximum context length is {most} tokens: the prompt has {len(prompt)}, "
                 f"and {wish.max_tokens or 1} were requested for the answer",
                 "context_length_exceeded",
@@ -249,7 +255,7 @@ class Engine:
         alone = self.loading.batch_invariant and wish.temperature == 0
         held = None if wish.form is None else self._held(model, wish.form, prompt)
         rows = [
-            Row(
+            DecodingRow(
                 wish.id,
                 model.adapter,
                 prompt,
@@ -279,15 +285,15 @@ class Engine:
         rows[0].copies = rows[1:]
         return rows[:1], speeches
 
-    def _held(self, model: Model, form: Form, prompt: list[int]) -> Held:
+    def _held(self, model: EngineModel, form: AnswerForm, prompt: list[int]) -> ConstrainedAnswer:
         try:
             if model.name not in self._forms:
                 self._forms[model.name] = Forms(model.template, model.sampler.stops)
             return self._forms[model.name].held(form, prompt)
         except UsageError as error:
-            raise Refused(error.message, "unsupported_form") from error
+            raise RequestRefused(error.message, "unsupported_form") from error
 
-    def _luck(self, wish: Wish, n: int, held: Held | None) -> Luck:
+    def _luck(self, wish: GenerationRequest, n: int, held: ConstrainedAnswer | None) -> Luck:
         return Luck(
             temperature=wish.temperature,
             top_p=wish.top_p,
@@ -300,7 +306,7 @@ class Engine:
             held=held,
         )
 
-    def add(self, wish: Wish, prompt: list[int], send: Send) -> None:
+    def add(self, wish: GenerationRequest, prompt: list[int], send: Send) -> None:
         rows, speeches = self.rows(wish, prompt)
         for speech in speeches:
             self._speeches[id(speech.row)] = speech

@@ -47,7 +47,7 @@ _ANYTHING: dict[str, Any] = {"type": "object"}
 _KEPT = 32
 
 
-class Form(msgspec.Struct, frozen=True, kw_only=True):
+class AnswerForm(msgspec.Struct, frozen=True, kw_only=True):
     """What an answer has to be: JSON of `schema`, or a call of one of `calls`, or either if both are
     given."""
 
@@ -57,7 +57,7 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
-class Call:
+class CallFormat:
     """What a template writes around a call: before the name, after it, and at the end. The arguments
     between are one JSON object, or each is written separately: `opens` name `names` value `closes`."""
 
@@ -88,7 +88,7 @@ class Forms:
         self._compiled: dict[bytes, Any] = {}
         """The grammars of the last forms."""
 
-    def held(self, form: Form, prompt: Sequence[int]) -> Held:
+    def held(self, form: AnswerForm, prompt: Sequence[int]) -> ConstrainedAnswer:
         """Create the constraint for one answer to this prompt. Raises `UsageError` for a form that cannot
         be enforced."""
         key = msgspec.json.encode(form)
@@ -100,9 +100,11 @@ class Forms:
         asked = self._template.hub.decode(prompt[-64:]).rstrip()
         pairs = [pair for pair in self._pairs if pair[2] in self._template.chats.source(None)]
         within = next((closing for _, closing, opening in pairs if asked.endswith(opening)), None)
-        return Held(matcher, self._tokens.vocab_size, tuple((o, c) for o, c, _ in pairs), closing=within)
+        return ConstrainedAnswer(
+            matcher, self._tokens.vocab_size, tuple((o, c) for o, c, _ in pairs), closing=within
+        )
 
-    def _matcher(self, form: Form) -> Any:
+    def _matcher(self, form: AnswerForm) -> Any:
         if self._template.shape.around[0] or "<|message|>" in self._template.chats.source(None):
             raise UsageError(
                 "this model wraps its answers in special markers, so structured output is not supported"
@@ -128,7 +130,7 @@ class Forms:
             for opening, closing in shape.thinking
         ]
 
-    def _require_no_marks(self, form: Form) -> None:
+    def _require_no_marks(self, form: AnswerForm) -> None:
         """Raise `UsageError` for texts with a token that the tokenizer keeps for itself: written as such, it
         would end the answer or a turn."""
         marks = [str(token) for token in self._template.tokenizer.added_tokens_decoder.values()]
@@ -185,14 +187,14 @@ class Forms:
         return parts
 
     @cached_property
-    def _call(self) -> Call:
+    def _call(self) -> CallFormat:
         """Return how the template writes tool calls. Raises `UsageError` where that is unknown."""
         one = self._shown({_KEY: _VALUE})
         before, named, after = one.partition(_NAME)
         if not named or _NAME in after:
             raise _unlike()
         if len(found := list(_ARGUMENTS.finditer(after))) == 1:
-            return Call(before.lstrip(), after[: found[0].start()], after[found[0].end() :].rstrip())
+            return CallFormat(before.lstrip(), after[: found[0].start()], after[found[0].end() :].rstrip())
         two = self._shown({_KEY: _VALUE, _KEY_2: _VALUE_2}).partition(_NAME)[2]
         try:
             head, names, behind = _cut(after, _KEY, _VALUE)
@@ -208,7 +210,7 @@ class Forms:
         if not (closes and opens and names and head.endswith(opens)):
             raise _unlike()
         behind = behind[len(closes) :].rstrip()
-        return Call(before.lstrip(), head.removesuffix(opens), behind, (opens, names, closes))
+        return CallFormat(before.lstrip(), head.removesuffix(opens), behind, (opens, names, closes))
 
     def _shown(self, arguments: Mapping[str, str]) -> str:
         """A call as the template writes it, without what ends the turn."""
@@ -325,7 +327,7 @@ def _reason(told: str) -> str:
 
 
 @dataclass
-class Held:
+class ConstrainedAnswer:
     """The constraint of one answer in progress."""
 
     _matcher: Any
@@ -338,8 +340,8 @@ class Held:
     _opening: tuple[int, ...] = ()
     """What is left of what opens thinking."""
 
-    def copy(self) -> Held:
-        return Held(self._matcher.deep_copy(), self._vocabulary, self._thinking, self.closing)
+    def copy(self) -> ConstrainedAnswer:
+        return ConstrainedAnswer(self._matcher.deep_copy(), self._vocabulary, self._thinking, self.closing)
 
     def allowed(self, logits: Tensor) -> Tensor:
         """Mask the logits [vocabulary]: tokens that may not come next are -inf. Raises `ValueError` where

@@ -6,7 +6,7 @@ standard output answer, each with the `id` of what was asked.
     {"op": "likelihoods", "id", "likelihoods", "base"}
 
     {"op": "serve", "id", "base", "models", ...}     a base with all its adapters, see `Loading`
-    {"op": "add", "id", "model", "messages" | "text" | "ids", ...}    a request, see `Wish`
+    {"op": "add", "id", "model", "messages" | "text" | "ids", ...}    a request, see `GenerationRequest`
     {"op": "cancel", "id"}
     {"op": "tokenize", "id", "model", "messages" | "text", "tools"}
     {"op": "load", "id", "name", "folder"}, {"op": "unload", "id", "name"}
@@ -39,7 +39,7 @@ LONG_BYTES = 64 << 10
 """Of a request, above which it is tokenized beside the others."""
 
 
-class Desk:
+class RequestQueue:
     """Reads lines in one thread, and runs the model in the other."""
 
     def __init__(self, send: Callable[[Mapping[str, Any]], None]) -> None:
@@ -71,9 +71,9 @@ class Desk:
         if op == "add":
             self._add(asked)
         elif op == "tokenize":
-            from orchestrate.local.answers.engine import Wish
+            from orchestrate.local.answers.engine import GenerationRequest
 
-            self._answer(asked, ids=self.engine.prompt(decoding.convert(asked, Wish)))
+            self._answer(asked, ids=self.engine.prompt(decoding.convert(asked, GenerationRequest)))
         else:
             self._tokenizing.discard(asked["id"])
             self._put(asked, partial(getattr(self, f"_{op}"), asked))
@@ -134,9 +134,9 @@ class Desk:
         self._answer(asked, ready=True, context=folder.context, folder=str(folder.path), costs=costs)
 
     def _add(self, asked: Asked) -> None:
-        from orchestrate.local.answers.engine import Wish
+        from orchestrate.local.answers.engine import GenerationRequest
 
-        wish = decoding.convert(asked, Wish)
+        wish = decoding.convert(asked, GenerationRequest)
         long = wish.id in self._tokenizing
         prompt = self.engine.prompt(wish)
         if long and wish.id not in self._tokenizing:
@@ -173,4 +173,4 @@ class Desk:
 
 
 if __name__ == "__main__":
-    leave(child.at_desk(Desk))
+    leave(child.at_desk(RequestQueue))

@@ -11,11 +11,11 @@ from typing import Any
 
 import msgspec
 
-from orchestrate.data.tokens.answers import Said
+from orchestrate.data.tokens.answers import ReadAnswer
 from orchestrate.data.tokens.hub_tokens import bytes_of, text_of
 from orchestrate.local.encoding import Template
-from orchestrate.local.model.sampling import Drawn
-from orchestrate.local.model.sampling.batching import Row
+from orchestrate.local.model.sampling import DrawnToken
+from orchestrate.local.model.sampling.batching import DecodingRow
 from orchestrate.local.model.sampling.sampling import Sampler
 
 EVERY_TOKEN = 64
@@ -24,7 +24,7 @@ it again and again costs no more than writing it."""
 
 
 @dataclass(frozen=True)
-class Model:
+class EngineModel:
     """One of the models that an engine serves."""
 
     name: str
@@ -40,8 +40,8 @@ class Speech:
     """One answer as text. `chat` answers are parsed as the template writes them; others are plain text.
     With `stream` each piece is sent as soon as it is certain, otherwise the entire answer."""
 
-    row: Row
-    model: Model
+    row: DecodingRow
+    model: EngineModel
     choice: int
     chat: bool
     stream: bool
@@ -54,7 +54,7 @@ class Speech:
     _told: tuple[str, str] = ("", "")
     """Content and thinking that were told."""
 
-    def take(self, drawn: Drawn | None = None) -> dict[str, Any] | None:
+    def take(self, drawn: DrawnToken | None = None) -> dict[str, Any] | None:
         """Return the message to send after a token, or `None`. Ends the row at a stop word."""
         if self.tells_tokens and drawn is not None:
             self._tokens.append(token_of(self.model.template.tokenizer, drawn))
@@ -65,7 +65,7 @@ class Speech:
         cut = min((at for stop in self.stop if (at := said.content.find(stop)) >= 0), default=None)
         if cut is not None:
             self.row.ended = True
-            said = Said(said.content[:cut], said.reasoning)
+            said = ReadAnswer(said.content[:cut], said.reasoning)
         if self.row.ended:
             return self._final(said, "stop" if cut is not None or stopped else "length")
         return self._piece(said) if self.stream else None
@@ -75,10 +75,10 @@ class Speech:
             bool(self.stop) or count % max(1, count // EVERY_TOKEN) == 0
         )
 
-    def _said(self, ids: list[int], *, growing: bool, cut: bool) -> Said:
+    def _said(self, ids: list[int], *, growing: bool, cut: bool) -> ReadAnswer:
         template = self.model.template
         if not self.chat:
-            return Said(template.tokenizer.decode(ids, skip_special_tokens=True))
+            return ReadAnswer(template.tokenizer.decode(ids, skip_special_tokens=True))
         return template.said(
             ids,
             self.row.prompt,
@@ -88,7 +88,7 @@ class Speech:
             growing=growing,
         )
 
-    def _piece(self, said: Said) -> dict[str, Any] | None:
+    def _piece(self, said: ReadAnswer) -> dict[str, Any] | None:
         """Return the text that no later token can change. Half a character, or what may begin a stop
         word, waits."""
         content = said.content.rstrip("\ufffd")
@@ -107,7 +107,7 @@ class Speech:
         tokens, self._tokens = self._tokens, []
         return {"choice": self.choice, "content": new, "reasoning": new_thought, "tokens": tokens}
 
-    def _final(self, said: Said, reason: str) -> dict[str, Any]:
+    def _final(self, said: ReadAnswer, reason: str) -> dict[str, Any]:
         last: dict[str, Any] = {
             "content": said.content,
             "reasoning": said.reasoning or "",
@@ -127,7 +127,7 @@ class Speech:
         }
 
 
-def token_of(tokenizer: Any, drawn: Drawn) -> dict[str, Any]:
+def token_of(tokenizer: Any, drawn: DrawnToken) -> dict[str, Any]:
     tops = [{"logprob": value, **_written(tokenizer, id)} for id, value in drawn.tops]
     return {"logprob": drawn.logprob, **_written(tokenizer, drawn.id), "tops": tops}
 

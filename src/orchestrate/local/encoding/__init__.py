@@ -21,7 +21,7 @@ from orchestrate.data.rows import (
     UnpairedExample,
 )
 from orchestrate.data.tokens import counting
-from orchestrate.data.tokens.answers import Said, Shape, read_answer, shape_of
+from orchestrate.data.tokens.answers import AnswerShape, ReadAnswer, read_answer, shape_of
 from orchestrate.data.tokens.chat_templates import CHATML, carries, with_settings
 from orchestrate.data.tokens.hub_tokens import of_transformers, opened
 from orchestrate.data.tokens.tokenizer_files import HubTokenizer
@@ -85,7 +85,7 @@ class Template:
         return self.tokens(self.chats.prompt(messages, tools))[0]
 
     @cached_property
-    def shape(self) -> Shape:
+    def shape(self) -> AnswerShape:
         """The format of an answer."""
         return shape_of(self.chats)
 
@@ -122,7 +122,7 @@ class Template:
         cut: bool = False,
         calls: bool = True,
         growing: bool = False,
-    ) -> Said:
+    ) -> ReadAnswer:
         """Parse an answer: `ids` without the token that ended it, with `cut` an answer that was cut off,
         or with `growing` only as far as its meaning is certain. `asked` are the token ids of the prompt,
         `tools` the tools that were offered. Without `calls`, tool calls in the answer remain text."""
@@ -380,14 +380,16 @@ def decode_prompt(line: bytes) -> RLExample:
 
 
 @dataclass(frozen=True)
-class Looked:
+class TemplateCheck:
     trains: bool
     """Whether a row has a token to train on."""
     lost: tuple[int, ...]
     """Of the long rows the numbers of those with none."""
 
 
-def look(dataset: Dataset, counter: str, chat: dict[str, Any], rules: Rules, long: Collection[int]) -> Looked:
+def look(
+    dataset: Dataset, counter: str, chat: dict[str, Any], rules: Rules, long: Collection[int]
+) -> TemplateCheck:
     """Read rows until one has a token to train on, and all of `long`. `counter`: `hf:FOLDER`; `chat`:
     `chat_template`, `chat_template_kwargs` and `added_tokens`. Raises `DataError` for a row that cannot
     be encoded."""
@@ -405,7 +407,7 @@ def look(dataset: Dataset, counter: str, chat: dict[str, Any], rules: Rules, lon
             trains = True
         elif number in long:
             lost.append(number)
-    return Looked(trains, tuple(lost))
+    return TemplateCheck(trains, tuple(lost))
 
 
 def _trained(example: Any, template: Template, rules: Rules) -> bool:

@@ -42,7 +42,7 @@ MOST = 0.9
 
 
 @dataclass(frozen=True)
-class Rows:
+class EncodedRows:
     """`ids[offsets[i]:offsets[i+1]]` is row i. With `pairs`, rows 2i and 2i+1 are the preferred and the
     rejected answer of one example."""
 
@@ -97,7 +97,7 @@ class Rows:
         return 1 if not self.prompts and np.mean(self.lengths <= line) >= MOST else NEAR
 
     @classmethod
-    def open(cls, folder: Path, *, pairs: bool = False, labelled: bool = False) -> Rows | None:
+    def open(cls, folder: Path, *, pairs: bool = False, labelled: bool = False) -> EncodedRows | None:
         """Open encoded rows, or return `None` if the copy is missing or incomplete."""
         names = ("ids", "weights", "offsets", *(("labels",) if labelled else ()))
         try:
@@ -108,7 +108,7 @@ class Rows:
 
 
 @dataclass
-class Report:
+class EncodingReport:
     """What encoding did to the rows: nothing is cut or dropped silently."""
 
     rows: int = 0
@@ -176,7 +176,7 @@ class _Growing:
         self._file.close()
 
 
-class Written:
+class EncodedFile:
     """The rows of a file while they are written to disk. Only the start of each row is in memory."""
 
     def __init__(self, folder: Path) -> None:
@@ -200,7 +200,7 @@ class Written:
     def rows(self) -> int:
         return len(self._offsets) - 1
 
-    def __enter__(self) -> Written:
+    def __enter__(self) -> EncodedFile:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -219,13 +219,13 @@ def encode_file(
     pairs: bool = False,
     labelled: bool = False,
     rules: Rules = EVERYTHING,
-) -> tuple[Rows, Report]:
+) -> tuple[EncodedRows, EncodingReport]:
     """Encode all rows of a canonical file: of `pairs`, of unpaired answers (`labelled`), or of any other
     kind. The rows are written to `folder` and read from there as needed.
 
     Raises `DataError` naming the row that cannot be encoded."""
-    report = Report(notes=Counter())
-    with path.open("rb") as lines, whole_folder(folder) as draft, Written(draft) as written:
+    report = EncodingReport(notes=Counter())
+    with path.open("rb") as lines, whole_folder(folder) as draft, EncodedFile(draft) as written:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -250,7 +250,7 @@ def encode_file(
                 report.dropped += 1
         if not written.rows:
             raise DataError(f"{path.name}: no row has a token to train on", fix="orchestrate check SPEC")
-    rows = Rows.open(folder, pairs=pairs, labelled=labelled)
+    rows = EncodedRows.open(folder, pairs=pairs, labelled=labelled)
     if rows is None:
         raise OSError(f"{folder} cannot be read back")
     return rows, report
@@ -273,7 +273,7 @@ def _encode_answer(example: Any, template: Template, rules: Rules) -> Encoded:
     return encode_answer(example, template, rules)
 
 
-def _count(report: Report, new: list[Encoded]) -> None:
+def _count(report: EncodingReport, new: list[Encoded]) -> None:
     cut = [e.truncated for e in new if e.truncated and not e.dropped]
     report.too_long += any(e.dropped for e in new)
     report.truncated_rows += bool(cut)
@@ -283,12 +283,12 @@ def _count(report: Report, new: list[Encoded]) -> None:
     report.notes.update({note for e in new for note in e.notes})
 
 
-def stacked(sides: list[Encoded], pairs: bool = False) -> Rows:
+def stacked(sides: list[Encoded], pairs: bool = False) -> EncodedRows:
     """Build rows in memory."""
     lengths = np.array([0, *(len(e.ids) for e in sides)], dtype=np.int64)
     ids = np.fromiter((i for e in sides for i in e.ids), dtype=np.int32, count=int(lengths.sum()))
     weights = np.fromiter((w for e in sides for w in e.weights), dtype=np.float32, count=int(lengths.sum()))
-    return Rows(ids, weights, np.cumsum(lengths), pairs)
+    return EncodedRows(ids, weights, np.cumsum(lengths), pairs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -364,7 +364,7 @@ def micro_batches(
 _PLACES = "places.npy"
 
 
-class Prompts(Sequence[RLExample]):
+class PromptFile(Sequence[RLExample]):
     """Lines of a file of RL rows."""
 
     def __init__(self, path: Path, places: npt.NDArray[np.int64]) -> None:
@@ -386,24 +386,26 @@ class Prompts(Sequence[RLExample]):
             return decode_prompt(file.readline())
 
 
-def open_prompts(path: Path, folder: Path) -> Rows | None:
+def open_prompts(path: Path, folder: Path) -> EncodedRows | None:
     """Open what `encode_prompts` wrote to `folder`, or return `None` if the copy is missing or
     incomplete."""
-    rows = Rows.open(folder)
+    rows = EncodedRows.open(folder)
     try:
-        return rows and replace(rows, prompts=Prompts(path, np.load(folder / _PLACES, mmap_mode="r")))
+        return rows and replace(rows, prompts=PromptFile(path, np.load(folder / _PLACES, mmap_mode="r")))
     except (OSError, ValueError):
         return None
 
 
-def encode_prompts(path: Path, template: Template, folder: Path, limit: int | None) -> tuple[Rows, int]:
+def encode_prompts(
+    path: Path, template: Template, folder: Path, limit: int | None
+) -> tuple[EncodedRows, int]:
     """Encode the prompts of a file of RL rows into `folder`. Also returns how many were left out because
     they have more than `limit` tokens: no answer to half a question is worth grading.
 
     Raises `DataError` naming the row."""
     places, place, long = array("q"), 0, 0
     with path.open("rb") as lines, whole_folder(folder) as draft:
-        with Written(draft) as written:
+        with EncodedFile(draft) as written:
             for number, line in enumerate(lines, 1):
                 try:
                     example = decode_prompt(line)

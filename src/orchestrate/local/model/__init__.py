@@ -29,7 +29,7 @@ class EngineMissing(SetupError):
 
 
 @dataclass(frozen=True)
-class Choice:
+class SettingChoice:
     """A chosen engine or precision, with the reason."""
 
     name: str
@@ -37,10 +37,10 @@ class Choice:
 
 
 NO_PACKING = "it has no benefit on a CPU: rows are already packed or batched by similar length"
-PLAIN = Choice("plain", "set in the spec")
+PLAIN = SettingChoice("plain", "set in the spec")
 
 
-def choose(asked: str | None, device: str, tokens: int | None = None) -> Choice:
+def choose(asked: str | None, device: str, tokens: int | None = None) -> SettingChoice:
     """Choose the training engine and give the reason for the choice. `tokens`: token count of the entire
     run, as far as known. Raises `UsageError` for an unknown engine name, `EngineMissing` for an engine
     that was requested by name but is not available here."""
@@ -55,24 +55,24 @@ def choose(asked: str | None, device: str, tokens: int | None = None) -> Choice:
             fix="set engine: auto to use what this machine has",
         )
     if asked not in (None, "auto"):
-        return Choice(asked, "set in the spec")
+        return SettingChoice(asked, "set in the spec")
     if device != "cuda":
-        return Choice("fused", "own CPU kernels; Liger and Unsloth need a GPU")
+        return SettingChoice("fused", "own CPU kernels; Liger and Unsloth need a GPU")
     if _installed("liger"):
-        return Choice("liger", "liger-kernel is installed and there is a GPU")
+        return SettingChoice("liger", "liger-kernel is installed and there is a GPU")
     if tokens is not None and tokens >= COMPILE_TOKENS:
-        return Choice(
+        return SettingChoice(
             "compile", f"{tokens:,} tokens are enough to make compiling worthwhile; Liger is not installed"
         )
     how_many = "the number of tokens is not yet known" if tokens is None else f"{tokens:,} tokens are too few"
-    return Choice(
+    return SettingChoice(
         "fused", f"Liger is not installed (pip install liger-kernel) and {how_many} for torch.compile"
     )
 
 
 def precision(
     asked: str | None, device: str, *, full: bool = False, capability: float | None = None
-) -> Choice:
+) -> SettingChoice:
     """Choose `bf16`, `fp16` or `fp32` for activations, matmuls and frozen weights that are not in 4 bits.
     `full` means full fine-tuning, which keeps the weights in fp32 whatever the precision of the matmuls.
     `capability` is the compute capability of a GPU on another machine. By default, this machine's GPU is
@@ -83,20 +83,22 @@ def precision(
     if full and device == "cpu":
         if asked in ("bf16", "fp16"):
             raise EngineMissing("all weights are trained in fp32 on a CPU", fix="precision: auto")
-        return Choice("fp32", "full fine-tuning on a CPU")
+        return SettingChoice("fp32", "full fine-tuning on a CPU")
     if asked not in (None, "auto"):
-        return Choice(asked, "set in the spec")
+        return SettingChoice(asked, "set in the spec")
     if device != "cpu":
         found = capability or machine.capability()
         if found is None or found >= BF16_CAPABILITY:
-            return Choice("bf16", "the GPU supports it")
+            return SettingChoice("bf16", "the GPU supports it")
         without = f"this GPU (compute capability {found}) does not support bf16"
         if found >= FP16_CAPABILITY or found == 6.0:
-            return Choice("fp16", f"{without}; the loss is scaled so that small gradients are not lost")
-        return Choice("fp32", f"{without}, and its fp16 is slower than 32 bits")
+            return SettingChoice(
+                "fp16", f"{without}; the loss is scaled so that small gradients are not lost"
+            )
+        return SettingChoice("fp32", f"{without}, and its fp16 is slower than 32 bits")
     if machine.cpu_multiplies_bf16():
-        return Choice("bf16", "the CPU supports it")
-    return Choice("fp32", "this CPU does not support bf16, which makes it many times slower")
+        return SettingChoice("bf16", "the CPU supports it")
+    return SettingChoice("fp32", "this CPU does not support bf16, which makes it many times slower")
 
 
 def expected_device(wanted: str | None) -> str:

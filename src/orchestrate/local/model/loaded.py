@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from orchestrate.core.files import write_whole
-from orchestrate.local.model import PLAIN, Choice
+from orchestrate.local.model import PLAIN, SettingChoice
 
 # From hidden states to logits. Imports torch.
 
@@ -32,7 +32,7 @@ BLOCK_ELEMENTS = 1 << 25
 
 
 @dataclass(frozen=True)
-class Head:
+class OutputHead:
     """The output layer, and what the architecture does to its logits afterwards."""
 
     layer: Any
@@ -41,7 +41,7 @@ class Head:
     block_elements: int = BLOCK_ELEMENTS
 
     @classmethod
-    def of(cls, model: Any) -> Head:
+    def of(cls, model: Any) -> OutputHead:
         """Read Gemma's soft cap, Granite's divisor and Cohere's factor from the model's configuration."""
         config = model.config.get_text_config()
         multiplier = float(getattr(config, "logit_scale", None) or 1.0)
@@ -72,7 +72,7 @@ class Head:
 
 
 T = TypeVar("T")
-BF16 = Choice("bf16", "requested by name")
+BF16 = SettingChoice("bf16", "requested by name")
 
 
 @dataclass
@@ -119,10 +119,10 @@ class Loaded:
 
     model: Any
     inner: Any
-    head: Head
+    head: OutputHead
     device: torch.device
-    choice: Choice = PLAIN
-    precision: Choice = BF16
+    choice: SettingChoice = PLAIN
+    precision: SettingChoice = BF16
     loss_scale: float = 1.0
     """By which the loss is multiplied before its gradient is taken, for products in fp16."""
     line_limit: int = 0

@@ -18,8 +18,8 @@ from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
 
 from orchestrate.data.tokens.chat_templates import CHATML, with_settings
 from orchestrate.errors import RunFailed, UsageError
-from orchestrate.local.job import Adapter, LocalJob
-from orchestrate.local.model import Choice, choose, precision, weights
+from orchestrate.local.job import AdapterSettings, LocalJob
+from orchestrate.local.model import SettingChoice, choose, precision, weights
 from orchestrate.local.model.adapters import fitting_keys
 from orchestrate.local.model.adapters.starts import (
     Beginning,
@@ -32,7 +32,7 @@ from orchestrate.local.model.adapters.starts import (
     trained_rows,
 )
 from orchestrate.local.model.files import ModelFolder, Quantised, expanded
-from orchestrate.local.model.loaded import Head, Loaded
+from orchestrate.local.model.loaded import Loaded, OutputHead
 from orchestrate.local.model.shortcuts.accelerating import Unfit, load_unsloth, use_liger
 from orchestrate.local.model.shortcuts.choosing import turn_on
 from orchestrate.local.model.weights import auto_class
@@ -121,7 +121,7 @@ def _registered() -> type[BitsAndBytesConfig] | None:
     return made
 
 
-def saves_tied(inner: Any, adapter: Adapter) -> bool:
+def saves_tied(inner: Any, adapter: AdapterSettings) -> bool:
     """Return whether a table of tied embeddings is fully trained. Both then remain one table."""
     config = inner.config.get_text_config()
     if not adapter.modules_to_save or not getattr(config, "tie_word_embeddings", False):
@@ -163,7 +163,7 @@ def _narrowed(dtype: torch.dtype) -> Any:
     return hook
 
 
-_ALONE = Choice("plain", "the weights are sharded over several processes")
+_ALONE = SettingChoice("plain", "the weights are sharded over several processes")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -307,14 +307,14 @@ def load(
             del model, inner  # there may be no room for two
             plain = msgspec.structs.replace(job, engine="fused")
             loaded = load(plain, folder, device, tokens, beginning=beginning, vocabulary=vocabulary)
-            loaded.choice = Choice(loaded.choice.name, unfit)
+            loaded.choice = SettingChoice(loaded.choice.name, unfit)
             loaded.left_out["Liger"] = unfit
             return loaded
     if job.hyper.gradient_checkpointing:
         inner.gradient_checkpointing_enable({"use_reentrant": False})
     if job.hyper.neftune_alpha:
         add_noise(inner.get_input_embeddings(), job.hyper.neftune_alpha)
-    loaded = Loaded(model, inner, Head.of(inner), device, choice=choice, precision=products)
+    loaded = Loaded(model, inner, OutputHead.of(inner), device, choice=choice, precision=products)
     loaded.without_adapter = without_adapter
     loaded.taken_out = beginning.kept if beginning and job.adapter.changes_base else None
     if kind == "qlora" and expert_parameters(inner) and not any(weights.held_of(inner)):
@@ -323,14 +323,18 @@ def load(
     return loaded
 
 
-def _products(job: LocalJob, device: torch.device) -> Choice:
+def _products(job: LocalJob, device: torch.device) -> SettingChoice:
     """Return the precision of the job, which was decided when it was submitted, and why."""
     full = job.adapter.full
     settled = precision(job.precision, device.type, full=full)
     if job.precision is None or not job.spec or job.asks_precision:
         return settled
     usual = precision(None, device.type, full=full)
-    return usual if usual.name == settled.name else Choice(settled.name, "chosen when the job was submitted")
+    return (
+        usual
+        if usual.name == settled.name
+        else SettingChoice(settled.name, "chosen when the job was submitted")
+    )
 
 
 def _unfit_for_liger(inner: Any, job: LocalJob) -> str | None:

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from orchestrate.local.encoding.encoded import Rows, micro_batches
-from orchestrate.local.model.loaded import Head, Loaded
+from orchestrate.local.encoding.encoded import EncodedRows, micro_batches
+from orchestrate.local.model.loaded import Loaded, OutputHead
 from orchestrate.local.model.shortcuts.kernels import common_start, line_up
 
 # Losses that never hold the logits of all tokens: the head is applied to trained tokens only, a block at a
@@ -33,7 +33,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, head: Head
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, head: OutputHead
     ) -> tuple[Tensor, Tensor]:
         total = torch.zeros((), device=hidden.device)
         correct = torch.zeros((), device=hidden.device)
@@ -69,12 +69,12 @@ class _FrozenHeadLoss(torch.autograd.Function):
         return ctx.gradient * grads[0].to(ctx.gradient.dtype), None, None, None, None
 
 
-def _block_losses(hidden: Tensor, targets: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+def _block_losses(hidden: Tensor, targets: Tensor, head: OutputHead) -> tuple[Tensor, Tensor]:
     logits = head.logits(hidden)
     return F.cross_entropy(logits, targets, reduction="none"), (logits.argmax(dim=1) == targets).sum()
 
 
-def token_losses(hidden: Tensor, targets: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+def token_losses(hidden: Tensor, targets: Tensor, head: OutputHead) -> tuple[Tensor, Tensor]:
     """Compute the cross-entropy of each token [n], and the number predicted right. Logits are recomputed
     for the gradient."""
     losses: list[Tensor] = []
@@ -87,7 +87,9 @@ def token_losses(hidden: Tensor, targets: Tensor, head: Head) -> tuple[Tensor, T
     return torch.cat(losses), correct
 
 
-def weighted_loss(hidden: Tensor, targets: Tensor, weights: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+def weighted_loss(
+    hidden: Tensor, targets: Tensor, weights: Tensor, head: OutputHead
+) -> tuple[Tensor, Tensor]:
     """Sum weight x cross-entropy over the tokens, and count the tokens predicted right. `hidden` is [n,
     hidden]."""
     if head.frozen:
@@ -186,7 +188,7 @@ PACKED_LINE = 256
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """Rows as one input of the model, each cut off after the last token that predicts a trained one.
 
     Side by side, padded on the right, no attention mask is needed: under a causal mask no real token sees the
@@ -212,7 +214,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class _Row:
+class _TargetRow:
     """`ids` is what the model reads. The `places` in it predict `targets` with these `weights`."""
 
     ids: npt.NDArray[np.int32]
@@ -221,14 +223,14 @@ class _Row:
     weights: npt.NDArray[np.float32]
 
     @classmethod
-    def of(cls, ids: npt.NDArray[np.int32], weights: npt.NDArray[np.float32]) -> _Row:
+    def of(cls, ids: npt.NDArray[np.int32], weights: npt.NDArray[np.float32]) -> _TargetRow:
         places = np.flatnonzero(weights[1:])
         read = int(places[-1]) + 1 if len(places) else len(ids)
         return cls(ids[:read], places, ids[places + 1], weights[places + 1])
 
 
 def collate(
-    rows: Rows,
+    rows: EncodedRows,
     numbers: Sequence[int],
     pad: int,
     device: torch.device,
@@ -237,12 +239,12 @@ def collate(
     line: bool = False,
     share: bool = False,
     layout_of: Callable[[npt.NDArray[np.int64]], dict[str, Any]] | None = None,
-) -> Batch:
+) -> TrainingBatch:
     """Combine the rows of these numbers into one model input: side by side, packed, or in one line. In a
     line with `share`, beginnings that rows have in common appear once. `layout_of`: further inputs of
     packed rows, from their positions."""
     whole = [rows.row(i) for i in numbers]
-    parts = [_Row.of(*row) for row in whole]
+    parts = [_TargetRow.of(*row) for row in whole]
     if line:
         ids, starts, inputs, real = _in_line(parts, rows.pairs, share)
     else:
@@ -256,7 +258,7 @@ def collate(
     def tensor(values: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(values).to(device, non_blocking=True)
 
-    return Batch(
+    return TrainingBatch(
         ids=tensor(ids),
         places=tensor(np.concatenate([p.places + start for p, start in zip(parts, starts, strict=True)])),
         targets=tensor(np.concatenate([p.targets for p in parts]).astype(np.int64)),
@@ -272,7 +274,7 @@ def collate(
 Collated = tuple[npt.NDArray[np.int64], list[int], dict[str, Any]]
 
 
-def _side_by_side(parts: Sequence[_Row], pad: int, packing: bool) -> Collated:
+def _side_by_side(parts: Sequence[_TargetRow], pad: int, packing: bool) -> Collated:
     """Return [lines, tokens], the flat position of each row's first token, and further inputs."""
     lengths = [len(p.ids) for p in parts]
     seats = pack(lengths, max(max(lengths), PACKED_LINE)) if packing else [(r, 0) for r in range(len(parts))]
@@ -286,7 +288,9 @@ def _side_by_side(parts: Sequence[_Row], pad: int, packing: bool) -> Collated:
     return ids, starts, {"position_ids": positions} if packing else {}
 
 
-def _in_line(parts: Sequence[_Row], pairs: bool, share: bool) -> tuple[*Collated, npt.NDArray[np.float32]]:
+def _in_line(
+    parts: Sequence[_TargetRow], pairs: bool, share: bool
+) -> tuple[*Collated, npt.NDArray[np.float32]]:
     """As `_side_by_side`, and how many rows have each token. A row's first token lies, as far as its trained
     places are concerned, where it would be if its family's beginning stood directly before it."""
     half = len(parts) // 2
@@ -348,16 +352,16 @@ class Objective:
             return torch.autocast("cuda", lower)
         return nullcontext()
 
-    def trained_hidden(self, batch: Batch) -> Tensor:
+    def trained_hidden(self, batch: TrainingBatch) -> Tensor:
         """Return the hidden states of trained tokens: [trained, hidden]."""
         hidden = self.loaded.hidden(batch.ids, batch.places, **batch.inputs)
         return hidden.reshape(-1, hidden.shape[-1])[batch.places]
 
-    def weight_of(self, rows: Rows, examples: Sequence[int]) -> float:
+    def weight_of(self, rows: EncodedRows, examples: Sequence[int]) -> float:
         """Return the trained weight of these examples, by which their summed loss is divided."""
         return float(sum(rows.row(i)[1][1:].sum() for i in examples))
 
-    def collate(self, rows: Rows, numbers: Sequence[int]) -> Batch:
+    def collate(self, rows: EncodedRows, numbers: Sequence[int]) -> TrainingBatch:
         line = max(len(rows.row(i)[0]) for i in numbers) <= self.loaded.line_limit
         packing = self.packing and self.loaded.packs
         return collate(
@@ -372,12 +376,12 @@ class Objective:
         )
 
     def parts(
-        self, rows: Rows, examples: Sequence[int], max_tokens: int, max_rows: int
+        self, rows: EncodedRows, examples: Sequence[int], max_tokens: int, max_rows: int
     ) -> Iterator[list[int]]:
         return micro_batches(examples, rows.lengths, max_tokens, max_rows, self.loaded.line_limit)
 
     def loss(
-        self, rows: Rows, numbers: Sequence[int], batch: Batch
+        self, rows: EncodedRows, numbers: Sequence[int], batch: TrainingBatch
     ) -> tuple[Tensor, Tensor, dict[str, float] | None]:
         """Compute the summed loss, the tokens predicted right, and sums of other metrics to show."""
         loss, correct = weighted_loss(
@@ -385,7 +389,7 @@ class Objective:
         )
         return loss, correct, None
 
-    def longest(self, rows: Rows, examples: Sequence[int]) -> int:
+    def longest(self, rows: EncodedRows, examples: Sequence[int]) -> int:
         """Return the number of tokens that have to fit into memory at once, however small the parts are."""
         return max(int(rows.lengths[i]) for i in examples)
 
@@ -393,7 +397,7 @@ class Objective:
         """Return the value of an evaluation that early stopping watches."""
         return values["valid_loss"]
 
-    def run(self, rows: Rows, examples: Sequence[int], total: float, *, backward: bool) -> Sums:
+    def run(self, rows: EncodedRows, examples: Sequence[int], total: float, *, backward: bool) -> Sums:
         """Compute the loss of some examples. With `backward` its gradient, divided by `total`, is added
         to the parameters' gradients."""
         numbers = rows.rows_of(examples)
@@ -418,11 +422,13 @@ class Objective:
             shown=shown,
         )
 
-    def gradients(self, rows: Rows, batch: Sequence[int], max_tokens: int, max_rows: int) -> Sums:
+    def gradients(self, rows: EncodedRows, batch: Sequence[int], max_tokens: int, max_rows: int) -> Sums:
         """Compute the gradient of one optimizer step's examples, in parts that fit into memory."""
         return self.part(rows, batch, self.weight_of(rows, batch), max_tokens, max_rows)
 
-    def part(self, rows: Rows, examples: Sequence[int], total: float, max_tokens: int, max_rows: int) -> Sums:
+    def part(
+        self, rows: EncodedRows, examples: Sequence[int], total: float, max_tokens: int, max_rows: int
+    ) -> Sums:
         """Compute the gradient of some of a step's examples. All of the step's examples together have the
         weight `total`."""
         sums = Sums()
@@ -430,7 +436,7 @@ class Objective:
             add(sums, self.run(rows, part, total, backward=True))
         return sums
 
-    def evaluate(self, rows: Rows, max_tokens: int) -> dict[str, float]:
+    def evaluate(self, rows: EncodedRows, max_tokens: int) -> dict[str, float]:
         """Compute the mean loss and token accuracy over all rows. The model and every random state stay
         unchanged."""
         sums = Sums()
@@ -440,7 +446,7 @@ class Objective:
         return {f"valid_{k}": v for k, v in means(sums).items()}
 
 
-def balance(loaded: Loaded, batch: Batch) -> Tensor:
+def balance(loaded: Loaded, batch: TrainingBatch) -> Tensor:
     """Measure how unevenly the routers spread the batch's tokens over the experts (Fedus et al. 2021, eq.
     4 to 6, over all layers, as in transformers)."""
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func

@@ -17,16 +17,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from orchestrate.local.encoding.encoded import Rows, micro_batches
+from orchestrate.local.encoding.encoded import EncodedRows, micro_batches
 from orchestrate.local.job import Preferences
 from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.objectives.base import (
     MOST_ROWS,
-    Batch,
     Desirability,
     Objective,
     Preference,
     Sums,
+    TrainingBatch,
     add,
     means,
     token_losses,
@@ -39,14 +39,14 @@ from orchestrate.local.objectives.base import (
 class JudgedObjective(Objective):
     """A loss over the log-probabilities of entire answers."""
 
-    def weight_of(self, rows: Rows, examples: Sequence[int]) -> float:
+    def weight_of(self, rows: EncodedRows, examples: Sequence[int]) -> float:
         return float(len(examples))
 
-    def judged(self, rows: Rows, numbers: Sequence[int]) -> Tensor:
+    def judged(self, rows: EncodedRows, numbers: Sequence[int]) -> Tensor:
         """Sum the log-probabilities of each row: [rows]."""
         return self.log_probabilities(self.collate(rows, numbers))[0]
 
-    def log_probabilities(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def log_probabilities(self, batch: TrainingBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Compute for each row the sum over its trained tokens [rows] and their weight [rows], then the
         number of tokens predicted right."""
         losses, correct = token_losses(self.trained_hidden(batch), batch.targets, self.loaded.head)
@@ -63,7 +63,7 @@ class PairObjective(JudgedObjective):
         self.preference = preference
 
     def loss(
-        self, rows: Rows, numbers: Sequence[int], batch: Batch
+        self, rows: EncodedRows, numbers: Sequence[int], batch: TrainingBatch
     ) -> tuple[Tensor, Tensor, dict[str, float] | None]:
         policy, lengths, correct = self.log_probabilities(batch)
         reference = None
@@ -73,7 +73,7 @@ class PairObjective(JudgedObjective):
         return losses.sum(), correct, {k: v.sum().item() for k, v in shown.items()}
 
 
-def reference_of(rows: Rows, numbers: Sequence[int]) -> Tensor:
+def reference_of(rows: EncodedRows, numbers: Sequence[int]) -> Tensor:
     """Return the reference log-probabilities [rows]. Raises `ValueError` when they were never computed."""
     if rows.reference is None:
         raise ValueError("these rows have no reference log-probabilities")
@@ -82,13 +82,13 @@ def reference_of(rows: Rows, numbers: Sequence[int]) -> Tensor:
 
 def with_reference(
     objective: JudgedObjective,
-    rows: Rows,
+    rows: EncodedRows,
     folder: Path,
     max_tokens: int,
     look_up: Callable[[], None],
     agreed: Callable[[bool], bool] = bool,
     keeps: bool = True,
-) -> Rows:
+) -> EncodedRows:
     """Add the log-probabilities that the model gives the rows now, reusing `folder/reference.npy` as far
     as an earlier worker got. `look_up` runs between the parts and may raise. If several processes hold a
     sharded model, all of them compute what one of them has `agreed` to, and only that one `keeps` it."""
@@ -150,16 +150,16 @@ class Mismatch:
     limit: int | None = None
     """Tokens at which a row is cut."""
 
-    def batches(self, rows: Rows, epoch: int) -> Sequence[list[int]]:
+    def batches(self, rows: EncodedRows, epoch: int) -> Sequence[list[int]]:
         """Return the batches that the training loop will take."""
         return rows.batches(self.batch_size, self.seed, epoch)
 
-    def before(self, rows: Rows, batch: Sequence[int]) -> list[int]:
+    def before(self, rows: EncodedRows, batch: Sequence[int]) -> list[int]:
         """Return whose answer each prompt gets. A batch of one row takes the answer of the previous row
         in the file."""
         return [*batch[-1:], *batch[:-1]] if len(batch) > 1 else [(batch[0] - 1) % rows.examples]
 
-    def rows(self, rows: Rows, batch: Sequence[int]) -> Rows:
+    def rows(self, rows: EncodedRows, batch: Sequence[int]) -> EncodedRows:
         ids: list[npt.NDArray[np.int32]] = []
         weights: list[npt.NDArray[np.float32]] = []
         for asked, answered in zip(batch, self.before(rows, batch), strict=True):
@@ -168,7 +168,7 @@ class Mismatch:
             ids.append(np.concatenate([prompt[:end], other[start:]])[: self.limit])
             weights.append(np.concatenate([mask[:end], trained[start:]])[: self.limit])
         offsets = np.cumsum([0, *(len(row) for row in ids)], dtype=np.int64)
-        return Rows(np.concatenate(ids), np.concatenate(weights), offsets)
+        return EncodedRows(np.concatenate(ids), np.concatenate(weights), offsets)
 
 
 def _answer(weights: npt.NDArray[np.float32]) -> int:
@@ -197,7 +197,7 @@ class UnpairedObjective(JudgedObjective):
         """Of the current batch, whose loss may be computed in parts."""
 
     def loss(
-        self, rows: Rows, numbers: Sequence[int], batch: Batch
+        self, rows: EncodedRows, numbers: Sequence[int], batch: TrainingBatch
     ) -> tuple[Tensor, Tensor, dict[str, float] | None]:
         policy, _, correct = self.log_probabilities(batch)
         labels = torch.from_numpy(_labels(rows, numbers)).to(policy.device)
@@ -211,12 +211,12 @@ class UnpairedObjective(JudgedObjective):
         }
         return losses.sum(), correct, shown
 
-    def gradients(self, rows: Rows, batch: Sequence[int], max_tokens: int, max_rows: int) -> Sums:
+    def gradients(self, rows: EncodedRows, batch: Sequence[int], max_tokens: int, max_rows: int) -> Sums:
         self.divergence = self.estimate(rows, batch, max_tokens, max_rows)
         sums = super().gradients(rows, batch, max_tokens, max_rows)
         return _by_label(sums, _labels(rows, batch))
 
-    def evaluate(self, rows: Rows, max_tokens: int) -> dict[str, float]:
+    def evaluate(self, rows: EncodedRows, max_tokens: int) -> dict[str, float]:
         """Evaluate batch by batch as in training: the loss depends on what is in a batch."""
         sums = Sums()
         with self.loaded.judging():
@@ -228,13 +228,13 @@ class UnpairedObjective(JudgedObjective):
             f"valid_{k}": v for k, v in means(_by_label(sums, _labels(rows, range(rows.examples)))).items()
         }
 
-    def estimate(self, rows: Rows, batch: Sequence[int], max_tokens: int, max_rows: int) -> float:
+    def estimate(self, rows: EncodedRows, batch: Sequence[int], max_tokens: int, max_rows: int) -> float:
         """Estimate how far the model is from the reference, from the answers of this batch. Not below 0."""
         policy = self.mismatched(rows, batch, max_tokens, max_rows)
         return max(0.0, float((policy - self._reference(rows, batch)).mean()))
 
     def mismatched(
-        self, rows: Rows, batch: Sequence[int], max_tokens: int, max_rows: int
+        self, rows: EncodedRows, batch: Sequence[int], max_tokens: int, max_rows: int
     ) -> npt.NDArray[np.float32]:
         """Compute the model's log-probability of another row's answer after each prompt: [rows of the
         batch]. 0 where the prompt leaves no room for any of it."""
@@ -247,7 +247,7 @@ class UnpairedObjective(JudgedObjective):
                 values[part] = found.float().cpu().numpy()
         return values
 
-    def _reference(self, rows: Rows, batch: Sequence[int]) -> npt.NDArray[np.float32]:
+    def _reference(self, rows: EncodedRows, batch: Sequence[int]) -> npt.NDArray[np.float32]:
         """Return the reference of the epoch in which the batch occurred. Raises `ValueError` when it was
         never computed."""
         if rows.before is not None and rows.mismatched is not None:
@@ -258,7 +258,7 @@ class UnpairedObjective(JudgedObjective):
         raise ValueError("these rows have no reference log-probabilities for mismatched answers")
 
 
-def _labels(rows: Rows, numbers: Sequence[int]) -> npt.NDArray[np.bool_]:
+def _labels(rows: EncodedRows, numbers: Sequence[int]) -> npt.NDArray[np.bool_]:
     if rows.labels is None:
         raise ValueError("these rows have no labels")
     return rows.labels[np.asarray(numbers)]
@@ -279,12 +279,12 @@ def _by_label(sums: Sums, labels: npt.NDArray[np.bool_]) -> Sums:
 
 def with_mismatched(
     objective: UnpairedObjective,
-    rows: Rows,
+    rows: EncodedRows,
     folder: Path,
     epochs: int,
     max_tokens: int,
     look_up: Callable[[], None],
-) -> Rows:
+) -> EncodedRows:
     """Add the log-probabilities that the model gives mismatched answers in each epoch now, reusing
     `folder/mismatched.npy` as far as an earlier worker got. `look_up` runs between the batches and may
     raise."""

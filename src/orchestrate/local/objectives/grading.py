@@ -28,7 +28,7 @@ from orchestrate.local import objectives as isolating
 from orchestrate.local.objectives import Isolation
 
 if TYPE_CHECKING:
-    from orchestrate.data.tokens.answers import Said
+    from orchestrate.data.tokens.answers import ReadAnswer
 
 
 _LONGEST_BYTES = 64 << 10
@@ -183,7 +183,7 @@ class Grader:
         for code in self._codes:
             code.close()
 
-    def grade(self, answers: Sequence[str | Said], items: Sequence[dict[str, Any]]) -> list[Grade]:
+    def grade(self, answers: Sequence[str | ReadAnswer], items: Sequence[dict[str, Any]]) -> list[Grade]:
         """Grade each answer, in order. `items` are the rows that the prompts came from. A string is an
         answer without thinking and tool calls."""
         return [self._one(sample_of(a), item) for a, item in zip(answers, items, strict=True)]
@@ -214,7 +214,7 @@ class Grader:
                 return partial(_multi, parts, formula)
 
 
-def sample_of(answer: str | Said) -> dict[str, Any]:
+def sample_of(answer: str | ReadAnswer) -> dict[str, Any]:
     """Build what graders see of an answer, under OpenAI's names. They do not see its thinking."""
     text, made = (answer, ()) if isinstance(answer, str) else (answer.content, answer.tool_calls)
     try:

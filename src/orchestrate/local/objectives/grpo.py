@@ -24,11 +24,11 @@ from torch import Tensor
 
 from orchestrate.errors import RunFailed
 from orchestrate.local.encoding import Encoded, Template
-from orchestrate.local.encoding.encoded import Rows, micro_batches, stacked
+from orchestrate.local.encoding.encoded import EncodedRows, micro_batches, stacked
 from orchestrate.local.job import Reinforcement
 from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.model.sampling.sampling import Sampler
-from orchestrate.local.objectives.base import Batch, Objective, Sums, add, token_losses
+from orchestrate.local.objectives.base import Objective, Sums, TrainingBatch, add, token_losses
 from orchestrate.local.objectives.grading import Grade, Grader
 from orchestrate.local.plan.fitting import drawn_at_once
 
@@ -42,7 +42,7 @@ ASKED_AT_ONCE = 1024
 class Rollouts:
     """Answers of one step: row r of `rows` is a prompt with one answer. Only the answer carries weight."""
 
-    rows: Rows
+    rows: EncodedRows
     advantages: Tensor
     """[rows]"""
     shown: dict[str, float]
@@ -78,13 +78,13 @@ class PolicyObjective(Objective):
     def close(self) -> None:
         self.grader.close()
 
-    def longest(self, rows: Rows, examples: Sequence[int]) -> int:
+    def longest(self, rows: EncodedRows, examples: Sequence[int]) -> int:
         return super().longest(rows, examples) + self.max_new_tokens
 
     def to_lower(self, values: dict[str, float]) -> float:
         return -values["valid_reward"]
 
-    def gradients(self, rows: Rows, batch: Sequence[int], max_tokens: int, max_rows: int) -> Sums:
+    def gradients(self, rows: EncodedRows, batch: Sequence[int], max_tokens: int, max_rows: int) -> Sums:
         rollouts = self.roll_out(rows, batch, max_tokens)
         sums = self.learn(rollouts, max_tokens, max_rows)
         count = len(rollouts.advantages)
@@ -93,7 +93,7 @@ class PolicyObjective(Objective):
 
     # -- answers ---------------------------------------------------------------------------------------------
 
-    def roll_out(self, rows: Rows, batch: Sequence[int], max_tokens: int) -> Rollouts:
+    def roll_out(self, rows: EncodedRows, batch: Sequence[int], max_tokens: int) -> Rollouts:
         """Sample and grade `samples` answers to each of these prompts."""
         prompts = [rows.row(i)[0].tolist() for i in batch for _ in range(self.samples)]
         asked = [i for i in batch for _ in range(self.samples)]
@@ -122,7 +122,7 @@ class PolicyObjective(Objective):
                 look_up=self.look_up,
             )
 
-    def _grade(self, rows: Rows, asked: Sequence[int], answers: list[list[int]]) -> list[Grade]:
+    def _grade(self, rows: EncodedRows, asked: Sequence[int], answers: list[list[int]]) -> list[Grade]:
         """By the answer, without the thinking before it; `asked` are the rows of the prompts."""
         grades: list[Grade] = []
         for i, drawn in zip(asked, answers, strict=True):
@@ -172,7 +172,7 @@ class PolicyObjective(Objective):
             add(sums, more)
         return sums
 
-    def policy_loss(self, batch: Batch, advantages: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    def policy_loss(self, batch: TrainingBatch, advantages: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Sum over the batch's answer tokens: the loss, the estimated divergence from the initial model
         (`None` where it is unknown), and the tokens that were the likeliest."""
         start = self._log_probabilities_at_start(batch)
@@ -189,7 +189,7 @@ class PolicyObjective(Objective):
         return loss + self.kl_beta * divergence, divergence.detach(), correct
 
     @torch.no_grad()
-    def _log_probabilities_at_start(self, batch: Batch) -> Tensor | None:
+    def _log_probabilities_at_start(self, batch: TrainingBatch) -> Tensor | None:
         if self._start is None:
             return None
         now = self.loaded.trainable
@@ -203,7 +203,7 @@ class PolicyObjective(Objective):
             for name, parameter in now.items():
                 parameter.copy_(kept[name])
 
-    def evaluate(self, rows: Rows, max_tokens: int) -> dict[str, float]:
+    def evaluate(self, rows: EncodedRows, max_tokens: int) -> dict[str, float]:
         """Compute the mean reward of the likeliest answer to each prompt, and the metrics of `_describe`."""
         sums: Counter[str] = Counter()
         for start in range(0, rows.examples, ASKED_AT_ONCE):

@@ -46,10 +46,10 @@ NAMES = (
     *(f"self_attn.{name}_proj" for name in "qkvo"),
     *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
 )
-"""Of a layer's linear layers, in the order of `Shape.linears`."""
+"""Of a layer's linear layers, in the order of `ModelShape.linears`."""
 
 
-class Shape(Record, frozen=True, kw_only=True):
+class ModelShape(Record, frozen=True, kw_only=True):
     """The shape of a decoder-only transformer."""
 
     hidden: int
@@ -71,7 +71,7 @@ class Shape(Record, frozen=True, kw_only=True):
     """The format of the files, where it is not known how many bytes these are."""
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Shape:
+    def of(cls, config: Mapping[str, Any]) -> ModelShape:
         """Read the shape from a config.json. Raises `KeyError` when it is not a decoder's."""
         c = config.get("text_config") or config
         heads = int(c["num_attention_heads"])
@@ -103,7 +103,7 @@ class Shape(Record, frozen=True, kw_only=True):
         return int(next((config[name] for name in names if config.get(name)), 1))
 
     @classmethod
-    def like(cls, parameters: float) -> Shape:
+    def like(cls, parameters: float) -> ModelShape:
         """Return a typical shape for this size, for a model whose configuration is unknown here."""
         known = min(KNOWN, key=lambda s: abs(s.parameters - parameters))
         rest = parameters - known.embedding_parameters
@@ -205,8 +205,8 @@ class Shape(Record, frozen=True, kw_only=True):
         return [size for name, size in named.items() if f".{name}".endswith(ends)]
 
 
-def _known(h: int, n: int, ff: int, heads: int, kv: int, vocabulary: int, tied: bool = False) -> Shape:
-    return Shape(
+def _known(h: int, n: int, ff: int, heads: int, kv: int, vocabulary: int, tied: bool = False) -> ModelShape:
+    return ModelShape(
         hidden=h,
         layers=n,
         feed_forward=ff,

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from orchestrate.local import model as engines
-from orchestrate.local.job import Adapter, Hyper, Method, Preferences, Reinforcement
+from orchestrate.local.job import AdapterSettings, Hyper, Method, Preferences, Reinforcement
 from orchestrate.local.model import files
-from orchestrate.local.plan import Shape
+from orchestrate.local.plan import ModelShape
 from orchestrate.local.plan.memory import SHORT_ROW, Setup, plan
 from orchestrate.types import MemoryPlan, decoding
 
@@ -23,7 +23,7 @@ LONGEST = 2048
 
 
 def setup_of(
-    method: Method, adapter: Adapter, hyper: Hyper, *, precision: str, added_tokens: int = 0
+    method: Method, adapter: AdapterSettings, hyper: Hyper, *, precision: str, added_tokens: int = 0
 ) -> Setup:
     """Describe a job's memory setup in the engine's terms. `fit` sets the rows, their length and how many
     answers are sampled at once."""
@@ -48,7 +48,7 @@ def setup_of(
     )
 
 
-def _is_particular(adapter: Adapter) -> bool:
+def _is_particular(adapter: AdapterSettings) -> bool:
     """Return whether the size of the adapter depends on more than its rank and targets."""
     more = (
         adapter.rank_pattern,
@@ -76,7 +76,7 @@ def _samples(method: Method) -> int:
 
 
 def fit(
-    shape: Shape,
+    shape: ModelShape,
     setup: Setup,
     lengths: Sequence[int] | Mapping[int, int],
     *,
@@ -149,19 +149,19 @@ def _passes(counts: Sequence[tuple[int, int]], tokens: int, most_rows: int) -> l
     return found
 
 
-def shape_of(model: str, billions: float | None) -> tuple[Shape, str | None] | None:
+def shape_of(model: str, billions: float | None) -> tuple[ModelShape, str | None] | None:
     """Return the shape of a folder's or a hub's model, and a remark when it is a typical shape for that
     size because the configuration is not on this machine. Returns `None` when the size is unknown as
     well."""
     config = files.config_of(model)
     if config is not None:
         try:
-            return Shape.of(config), None
+            return ModelShape.of(config), None
         except (KeyError, TypeError, ValueError):
             return None
     if billions is None:
         return None
-    shape = Shape.like(billions * 1e9)
+    shape = ModelShape.like(billions * 1e9)
     return shape, (
         "its configuration is not on this machine: assumed a typical architecture of "
         f"{shape.parameters / 1e9:.1f}B"
@@ -191,7 +191,7 @@ def of_job(
         return None
     shape, remark = found
     hyper, method = Hyper.from_dict(body.get("hyper", {})), decoding.convert(body["method"], Method)
-    adapter = decoding.convert(body["adapter"], Adapter)
+    adapter = decoding.convert(body["adapter"], AdapterSettings)
     notes = [remark] if remark else []
     if longest is None and hyper.max_seq_length is None:
         notes.append(f"assumed rows of up to {LONGEST} tokens; orchestrate check counts them")

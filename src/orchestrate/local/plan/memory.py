@@ -20,8 +20,8 @@ import msgspec
 
 from orchestrate.errors import SetupError
 from orchestrate.local import machine
-from orchestrate.local.job import Adapter, AdapterKind, option
-from orchestrate.local.plan import FROZEN_MOE_LAYER, MOE_LAYER, NAMES, OTHER_LAYER, Shape
+from orchestrate.local.job import AdapterKind, AdapterSettings, option
+from orchestrate.local.plan import FROZEN_MOE_LAYER, MOE_LAYER, NAMES, OTHER_LAYER, ModelShape
 from orchestrate.text import size
 from orchestrate.types import MemoryPlan, Record
 
@@ -87,7 +87,7 @@ def require(optimizer: str, find: Callable[[str], object | None] = find_spec) ->
 ALL_LINEAR = "all-linear"
 
 
-def trained_parameters(shape: Shape, adapter: Adapter, added_tokens: int = 0) -> int:
+def trained_parameters(shape: ModelShape, adapter: AdapterSettings, added_tokens: int = 0) -> int:
     """Count the trained parameters: low-rank matrices, fully trained modules, and the rows of added
     tokens.
 
@@ -116,14 +116,14 @@ def trained_parameters(shape: Shape, adapter: Adapter, added_tokens: int = 0) ->
     return low + whole + tokens
 
 
-def _linears(shape: Shape) -> Iterator[tuple[str, tuple[int, int]]]:
+def _linears(shape: ModelShape) -> Iterator[tuple[str, tuple[int, int]]]:
     sizes = [(i, o) for i, o, n in shape.linears for _ in range(n)]
     for layer in range(shape.layers):
         for name, both in zip(NAMES, sizes, strict=True):
             yield f"model.layers.{layer}.{name}", both
 
 
-def _rank(adapter: Adapter, name: str) -> int:
+def _rank(adapter: AdapterSettings, name: str) -> int:
     """Return the rank as peft reads `rank_pattern`: the first key that matches the end of the name."""
     for key, rank in (adapter.rank_pattern or {}).items():
         with suppress(re.error):
@@ -140,7 +140,7 @@ def _matches(wanted: str | Sequence[str], name: str) -> bool:
     return any(name == one or name.endswith(f".{one}") for one in wanted)
 
 
-def _whole(shape: Shape, saved: Sequence[str]) -> int:
+def _whole(shape: ModelShape, saved: Sequence[str]) -> int:
     """Count the parameters of modules, each with everything inside it."""
     if not saved:
         return 0
@@ -194,7 +194,7 @@ class Setup(Record, frozen=True, kw_only=True):
     dora: bool = False
     targets: str | tuple[str, ...] | None = None
     """Of the adapter; activations are counted as for all linear layers."""
-    lora: Adapter | None = None
+    lora: AdapterSettings | None = None
     """The adapter itself, where more of it decides than `rank`, `targets` and `dora`."""
     added_tokens: int = 0
     packing: bool = False
@@ -238,7 +238,7 @@ class _Moment(NamedTuple):
 
 
 def plan(
-    shape: Shape, setup: Setup, *, device: str | None = None, available_bytes: int | None = None
+    shape: ModelShape, setup: Setup, *, device: str | None = None, available_bytes: int | None = None
 ) -> MemoryPlan:
     """Estimate the peak memory of training. `available_bytes`: of the device; `None` queries this
     machine."""
@@ -268,7 +268,7 @@ def plan(
     )
 
 
-def _parts(shape: Shape, setup: Setup, device: str) -> tuple[dict[str, int], str]:
+def _parts(shape: ModelShape, setup: Setup, device: str) -> tuple[dict[str, int], str]:
     full = setup.adapter == "full"
     trainable = shape.parameters if full else _adapter(shape, setup)
     peak = max(_moments(shape, setup, device), key=lambda m: m.activations + m.logits + m.gradients)
@@ -288,7 +288,7 @@ def _parts(shape: Shape, setup: Setup, device: str) -> tuple[dict[str, int], str
     return {name: int(size) for name, size in parts.items()}, peak.name
 
 
-def _in_shares(parts: Mapping[str, float], shape: Shape, setup: Setup) -> dict[str, float]:
+def _in_shares(parts: Mapping[str, float], shape: ModelShape, setup: Setup) -> dict[str, float]:
     """What one process holds: its share, and what is together while it computes: embeddings and output layer,
     the layer at work and the one fetched ahead of it. Where they are trained, the gradients of one layer and
     of those two are whole until they are summed. The constants of NF4 stay with each."""
@@ -307,25 +307,25 @@ def _in_shares(parts: Mapping[str, float], shape: Shape, setup: Setup) -> dict[s
     }
 
 
-def _adapter(shape: Shape, setup: Setup) -> int:
+def _adapter(shape: ModelShape, setup: Setup) -> int:
     if setup.lora is not None and not setup.lora.full:
         return trained_parameters(shape, setup.lora, setup.added_tokens)
     return shape.adapter_parameters(setup.rank, dora=setup.dora, targets=setup.targets)
 
 
-def kv_cache_bytes(shape: Shape, answers: int, tokens: int, each: int = 2) -> int:
+def kv_cache_bytes(shape: ModelShape, answers: int, tokens: int, each: int = 2) -> int:
     """Compute the size of keys and values, at `each` bytes a number, for this many answers sampled side
     by side, of that many tokens including their prompt."""
     return 2 * each * shape.layers * shape.kv_heads * shape.head_dim * answers * tokens
 
 
-def _weights(shape: Shape, setup: Setup) -> float:
+def _weights(shape: ModelShape, setup: Setup) -> float:
     few_bits = _few_bits(shape, setup)
     each = NF4_BYTES if shape.held is None else shape.held
     return each * few_bits + setup.bytes * (shape.parameters - few_bits)
 
 
-def _few_bits(shape: Shape, setup: Setup) -> int:
+def _few_bits(shape: ModelShape, setup: Setup) -> int:
     """Count the parameters that are stored in few bits."""
     held = setup.adapter == "qlora" or shape.held is not None
     return shape.linear_parameters + shape.expert_parameters if held else 0
@@ -347,7 +347,7 @@ class _Layer(NamedTuple):
     """By the whole layer."""
 
 
-def _layer(shape: Shape, setup: Setup, device: str) -> _Layer:
+def _layer(shape: ModelShape, setup: Setup, device: str) -> _Layer:
     h, q, kv = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     wide = shape.feed_forward * shape.experts_used
     full, ours = setup.adapter == "full", device == "cpu" and setup.adapter != "full"
@@ -391,7 +391,7 @@ def _layer(shape: Shape, setup: Setup, device: str) -> _Layer:
     return _Layer(norm, b * h, work, attention, forward, backward, kept)
 
 
-def _experts(shape: Shape, setup: Setup) -> float:
+def _experts(shape: ModelShape, setup: Setup) -> float:
     """Kept of the experts by `model.experts`: the pair and its gate, the answers before they are weighed;
     with an adapter also what its products read."""
     h, wide = shape.hidden, shape.feed_forward
@@ -400,7 +400,7 @@ def _experts(shape: Shape, setup: Setup) -> float:
     return setup.bytes * each * shape.experts_used
 
 
-def _moments(shape: Shape, setup: Setup, device: str) -> Iterator[_Moment]:
+def _moments(shape: ModelShape, setup: Setup, device: str) -> Iterator[_Moment]:
     """Those of one forward and backward pass that can be its peak."""
     h, tokens = shape.hidden, setup.tokens
     wide = shape.feed_forward * shape.experts_used
@@ -455,7 +455,7 @@ def _moments(shape: Shape, setup: Setup, device: str) -> Iterator[_Moment]:
         yield _Moment("the embeddings", end, 0, 4 * trainable)
 
 
-def _head(shape: Shape, setup: Setup) -> tuple[float, float]:
+def _head(shape: ModelShape, setup: Setup) -> tuple[float, float]:
     """Return (bytes of the logits in work, of the output layer's gradient beside them)."""
     block = max(16, LOGITS // shape.vocabulary)
     size = min(round(setup.tokens * setup.trained), block) * shape.vocabulary
@@ -467,7 +467,7 @@ def _head(shape: Shape, setup: Setup) -> tuple[float, float]:
     return 8 * size, 0  # two of 32 bits
 
 
-def _advice(shape: Shape, setup: Setup, device: str, available: int) -> Iterator[str]:
+def _advice(shape: ModelShape, setup: Setup, device: str, available: int) -> Iterator[str]:
     """List changes that help, cheapest first, each in addition to the previous ones, until it fits."""
     total = sum(_parts(shape, setup, device)[0].values())
     for text, change in _changes(shape, setup):
@@ -488,7 +488,7 @@ def _advice(shape: Shape, setup: Setup, device: str, available: int) -> Iterator
     yield "use a smaller model or a larger machine"
 
 
-def _changes(shape: Shape, setup: Setup) -> Iterator[tuple[str, Mapping[str, object]]]:
+def _changes(shape: ModelShape, setup: Setup) -> Iterator[tuple[str, Mapping[str, object]]]:
     fewest = 2 if setup.pairs else 1
     if setup.rows > fewest:
         yield (

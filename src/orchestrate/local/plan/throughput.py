@@ -33,7 +33,7 @@ NINETY_PERCENT = 1.645
 """Standard deviations on either side."""
 
 
-class Kind(Record, frozen=True, kw_only=True):
+class ThroughputKey(Record, frozen=True, kw_only=True):
     """What determines the speed of a run besides its data."""
 
     device: str
@@ -53,8 +53,8 @@ class Kind(Record, frozen=True, kw_only=True):
         return (6 if self.adapter == "full" else 4) * self.parameters
 
 
-class Pace(Record, frozen=True, kw_only=True):
-    kind: Kind
+class MeasuredPace(Record, frozen=True, kw_only=True):
+    kind: ThroughputKey
     at: datetime
     tokens: float
     """Trained ones, and `READ_SHARE` of those that were only read."""
@@ -83,7 +83,7 @@ class Estimate(Record, frozen=True, kw_only=True):
         return self.value * self.factor
 
 
-class Point(Record, frozen=True, kw_only=True):
+class KnownLog(Record, frozen=True, kw_only=True):
     """One data point: a logarithm, and how far, in logarithms, it is expected to be off."""
 
     log: float
@@ -94,29 +94,29 @@ def file_of(home: Path) -> Path:
     return home / "paces.jsonl"
 
 
-def add(path: Path, pace: Pace) -> None:
+def add(path: Path, pace: MeasuredPace) -> None:
     """Append a pace to the file. Raises `OSError`."""
     with open(path, "ab", opener=opener) as out:
         out.write(pace.to_json() + b"\n")
 
 
-def read_pace(path: Path) -> list[Pace]:
+def read_pace(path: Path) -> list[MeasuredPace]:
     """Read the latest paces, oldest first. Invalid lines and lines with impossible values are skipped:
     they may have come from another machine."""
     try:
         lines = path.read_bytes().splitlines()[-LATEST:]
     except OSError:
         return []
-    found: list[Pace] = []
+    found: list[MeasuredPace] = []
     for line in lines:
         try:
-            found.append(Pace.from_json(line))
+            found.append(MeasuredPace.from_json(line))
         except msgspec.MsgspecError:
             continue
     return [pace for pace in found if _can_be(pace)]
 
 
-def _can_be(pace: Pace) -> bool:
+def _can_be(pace: MeasuredPace) -> bool:
     counts = (pace.kind.parameters, pace.kind.threads, pace.tokens, pace.seconds)
     speeds = [pace.tokens / pace.seconds] if pace.seconds > 0 else []
     if pace.told is not None:
@@ -125,7 +125,7 @@ def _can_be(pace: Pace) -> bool:
     return min(counts) > 0 and speeds_can_be and pace.at.tzinfo is not None
 
 
-def alike(kind: Kind, other: Kind) -> float | None:
+def alike(kind: ThroughputKey, other: ThroughputKey) -> float | None:
     """Estimate by how much, in logarithms, the operations per second of two kinds of run differ. Returns
     `None` for another device or precision."""
     precisions = {kind.precision, other.precision} - {None}
@@ -140,21 +140,21 @@ def decades(a: float, b: float) -> float:
     return abs(math.log10(max(a, 1.0) / max(b, 1.0)))
 
 
-def speeds(kind: Kind, paces: Sequence[Pace]) -> list[Point]:
+def speeds(kind: ThroughputKey, paces: Sequence[MeasuredPace]) -> list[KnownLog]:
     """Derive operations per second from past runs."""
-    points: list[Point] = []
+    points: list[KnownLog] = []
     for pace in paces:
         if (apart := alike(kind, pace.kind)) is not None:
             rate = pace.kind.operations * pace.tokens / pace.seconds
             threads = 1.0 if kind.device != "cpu" else kind.threads / max(1, pace.kind.threads)
-            points.append(Point(log=math.log(rate * threads), off=0.15 + apart))
+            points.append(KnownLog(log=math.log(rate * threads), off=0.15 + apart))
     return points
 
 
-def startups(kind: Kind, paces: Sequence[Pace]) -> list[Point]:
+def startups(kind: ThroughputKey, paces: Sequence[MeasuredPace]) -> list[KnownLog]:
     """Derive the seconds outside training from past runs."""
     return [
-        Point(
+        KnownLog(
             log=math.log(max(pace.besides_seconds, 0.1)),
             off=0.3 + 0.7 * decades(kind.parameters, pace.kind.parameters),
         )
@@ -163,7 +163,7 @@ def startups(kind: Kind, paces: Sequence[Pace]) -> list[Point]:
     ]
 
 
-def combined(points: Sequence[Point], *, least: float, errors: Sequence[float] = ()) -> Estimate:
+def combined(points: Sequence[KnownLog], *, least: float, errors: Sequence[float] = ()) -> Estimate:
     """Average the points by their weights. The band comes from their agreement and from `errors`, the
     logarithms by which such estimates were off. `least`: the error to expect before there are any."""
     weights = [1 / point.off**2 for point in points]
@@ -174,7 +174,7 @@ def combined(points: Sequence[Point], *, least: float, errors: Sequence[float] =
     return Estimate(value=math.exp(mean), factor=math.exp(NINETY_PERCENT * off))
 
 
-def errors(kind: Kind, paces: Sequence[Pace], told_by: str) -> list[float]:
+def errors(kind: ThroughputKey, paces: Sequence[MeasuredPace], told_by: str) -> list[float]:
     """Return the errors of earlier estimates for similar runs that came from the same source."""
     found = [
         math.log(pace.tokens / pace.seconds / pace.told)
@@ -211,7 +211,7 @@ UNMEASURED = 0.8
 of 3.7 in one case of ten."""
 UNPROVED = 0.4
 """The same for an estimate that no later run has proved yet: other processes, other rows."""
-STARTUP = Point(log=math.log(10.0), off=0.6)
+STARTUP = KnownLog(log=math.log(10.0), off=0.6)
 """Seconds for libraries, model and encoding, where no run has shown them."""
 
 
@@ -287,10 +287,10 @@ def kind_of(
     precision: str | None = None,
     threads: int | None = None,
     device: str | None = None,
-) -> Kind:
+) -> ThroughputKey:
     """Describe a run on this machine, as it would be started now."""
     gpu = next(iter(machine.gpus()), None) if device != "cpu" else None
-    return Kind(
+    return ThroughputKey(
         device=gpu.name if gpu else "cpu",
         threads=1 if gpu else threads or machine.cores(),
         parameters=parameters or UNKNOWN_PARAMETERS,
@@ -300,7 +300,7 @@ def kind_of(
     )
 
 
-def estimate(home: Path, kind: Kind, *, load: float = 0.0, place: str | None = None) -> Throughput:
+def estimate(home: Path, kind: ThroughputKey, *, load: float = 0.0, place: str | None = None) -> Throughput:
     """Estimate throughput from what finished runs took, a measurement, and what such a machine is
     expected to do. Nothing is measured now. `load` is that of other processes on its cores and lowers the
     slow end. `place`: whose machine it is, where it is not this one."""
@@ -322,7 +322,7 @@ def estimate(home: Path, kind: Kind, *, load: float = 0.0, place: str | None = N
     )
 
 
-def slowdown(kind: Kind, load: float, cores: int) -> float:
+def slowdown(kind: ThroughputKey, load: float, cores: int) -> float:
     """Estimate how many times longer a step may take beside other processes. One thread gets its share of
     the cores. Several threads wait, in each product, for the one that got the least: two threads on two
     busy cores took the square."""
@@ -332,18 +332,18 @@ def slowdown(kind: Kind, load: float, cores: int) -> float:
     return share if kind.threads == 1 else share**2
 
 
-def _benches(kind: Kind, measured: list[Bench]) -> list[Point]:
-    points: list[Point] = []
+def _benches(kind: ThroughputKey, measured: list[Bench]) -> list[KnownLog]:
+    points: list[KnownLog] = []
     for bench in measured:
         threads = bench.threads if bench.device == "cpu" else 1
-        other = Kind(device=bench.device, threads=threads, parameters=bench.parameters)
+        other = ThroughputKey(device=bench.device, threads=threads, parameters=bench.parameters)
         apart = alike(kind, other)
         if apart is not None and kind.threads == threads:
-            points.append(Point(log=math.log(bench.operations_per_second), off=0.3 + apart))
+            points.append(KnownLog(log=math.log(bench.operations_per_second), off=0.3 + apart))
     return points
 
 
-def _expected(kind: Kind) -> Point:
+def _expected(kind: ThroughputKey) -> KnownLog:
     """Estimate a machine of which nothing is known."""
     if kind.device == "cpu":
         operations = CPU_THREAD_OPERATIONS * kind.threads
@@ -352,10 +352,10 @@ def _expected(kind: Kind) -> Point:
     else:
         known = (v for key, v in GPU_OPERATIONS.items() if key in kind.device.upper())
         operations = next(known, OTHER_GPU_OPERATIONS)
-    return Point(log=math.log(operations), off=UNMEASURED)
+    return KnownLog(log=math.log(operations), off=UNMEASURED)
 
 
-def _source(kind: Kind, ran: list[Pace], home: Path, told_by: str, place: str | None) -> str:
+def _source(kind: ThroughputKey, ran: list[MeasuredPace], home: Path, told_by: str, place: str | None) -> str:
     what = text.count(kind.threads, "CPU thread") if kind.device == "cpu" else kind.device
     if told_by == "runs":
         at = [pace.at for pace in ran if alike(kind, pace.kind) is not None]

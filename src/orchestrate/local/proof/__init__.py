@@ -50,7 +50,7 @@ WEATHER: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class ProbePrompt:
     """A conversation up to the next answer, or a text to continue."""
 
     messages: tuple[ChatMessage, ...] = ()
@@ -69,33 +69,33 @@ def _said(*turns: tuple[str, str]) -> tuple[ChatMessage, ...]:
     return tuple(roles)
 
 
-def probes(marks: Sequence[str]) -> list[Asked]:
+def probes(marks: Sequence[str]) -> list[ProbePrompt]:
     """Build one conversation of each kind that templates and servers treat differently. `marks` are the
     texts of the model's special tokens: servers differ most where one of them appears in a user's
     message."""
     mark = next((m for m in marks if len(m) > 2), "<|endoftext|>")
     hello = ("user", "Name three rivers.")
     return [
-        Asked(_said(hello), kind="plain"),
-        Asked(_said(("system", "Answer in one word."), hello), kind="system"),
-        Asked(
+        ProbePrompt(_said(hello), kind="plain"),
+        ProbePrompt(_said(("system", "Answer in one word."), hello), kind="system"),
+        ProbePrompt(
             _said(hello, ("assistant", "Rhine, Nile, Volga."), ("user", "And three lakes?")),
             kind="multi-turn",
         ),
-        Asked(_said(hello), (WEATHER,), kind="tools"),
-        Asked(_said(("user", f"What does {mark} mean in a prompt?")), kind="special tokens"),
-        Asked(
+        ProbePrompt(_said(hello), (WEATHER,), kind="tools"),
+        ProbePrompt(_said(("user", f"What does {mark} mean in a prompt?")), kind="special tokens"),
+        ProbePrompt(
             _said(("user", "Zürich, 東京, हिन्दी, عربي, e\u0301, 👩‍🚀, \u00a0 and a tab\tplease.")),
             kind="Unicode",
         ),
-        Asked(_said(("user", "  two lines\n\n\n  and   12345678 spaces  ")), kind="white space"),
+        ProbePrompt(_said(("user", "  two lines\n\n\n  and   12345678 spaces  ")), kind="white space"),
     ]
 
 
-def of_data(path: Path, most: int) -> list[Asked]:
+def of_data(path: Path, most: int) -> list[ProbePrompt]:
     """Return the distinct prompts in the first lines of a file of canonical rows. Empty where the file
     cannot be read."""
-    found: dict[bytes, Asked] = {}
+    found: dict[bytes, ProbePrompt] = {}
     try:
         with path.open("rb") as lines:
             for line in islice(lines, MOST_LINES):
@@ -108,7 +108,7 @@ def of_data(path: Path, most: int) -> list[Asked]:
     return list(found.values())[:most]
 
 
-def of_example(example: Example) -> Asked | None:
+def of_example(example: Example) -> ProbePrompt | None:
     """Return what comes before the last answer, or `None` where there is nothing."""
     match example:
         case ChatExample():
@@ -119,13 +119,13 @@ def of_example(example: Example) -> Asked | None:
         case RLExample():
             messages, tools = example.messages, example.tools
         case CompletionExample():
-            return Asked(text=example.prompt) if example.prompt else None
+            return ProbePrompt(text=example.prompt) if example.prompt else None
         case _:
             return None
-    return Asked(tuple(messages), tuple(tools) if tools else None) if messages else None
+    return ProbePrompt(tuple(messages), tuple(tools) if tools else None) if messages else None
 
 
-def _prompts(line: bytes) -> Iterator[Asked]:
+def _prompts(line: bytes) -> Iterator[ProbePrompt]:
     for read in (decode_row, decode_prompt):
         try:
             example = read(line)

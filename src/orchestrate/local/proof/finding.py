@@ -28,14 +28,14 @@ from orchestrate.local.proof import (
     CANDIDATES,
     ENDING_TOKENS,
     LONGEST_PROMPT,
-    Asked,
+    ProbePrompt,
     probes,
 )
 from orchestrate.types import Canary, Probe, Said, Sheet
 
 
 @dataclass(frozen=True)
-class Models:
+class BaseAndTuned:
     """Base and tuned model in one: `using(True)` gives the base."""
 
     using: Callable[[bool], AbstractContextManager[Any]]
@@ -44,8 +44,8 @@ class Models:
 
 
 def find(
-    models: Models,
-    data: Sequence[Asked],
+    models: BaseAndTuned,
+    data: Sequence[ProbePrompt],
     *,
     base_model: str,
     base_hash: str,
@@ -81,8 +81,10 @@ def template_hash(template: Template) -> str:
     return hashlib.sha256(template.chats.source(None).encode()).hexdigest()
 
 
-def _rendered(template: Template, asked: Sequence[Asked]) -> tuple[list[tuple[Asked, Probe]], dict[str, str]]:
-    shown: list[tuple[Asked, Probe]] = []
+def _rendered(
+    template: Template, asked: Sequence[ProbePrompt]
+) -> tuple[list[tuple[ProbePrompt, Probe]], dict[str, str]]:
+    shown: list[tuple[ProbePrompt, Probe]] = []
     refused: dict[str, str] = {}
     for one in asked:
         try:
@@ -94,7 +96,7 @@ def _rendered(template: Template, asked: Sequence[Asked]) -> tuple[list[tuple[As
     return shown, refused
 
 
-def _ids(template: Template, asked: Asked) -> list[int] | None:
+def _ids(template: Template, asked: ProbePrompt) -> list[int] | None:
     if asked.text is not None:
         ids = template.tokens(asked.text)[0]
         start = template.tokenizer.bos_token_id
@@ -106,7 +108,7 @@ def _ids(template: Template, asked: Asked) -> list[int] | None:
         return None
 
 
-def _canaries(models: Models, candidates: Sequence[tuple[Asked, list[int]]]) -> list[Canary]:
+def _canaries(models: BaseAndTuned, candidates: Sequence[tuple[ProbePrompt, list[int]]]) -> list[Canary]:
     if not candidates:
         return []
     prompts = [ids for _, ids in candidates]
@@ -137,7 +139,7 @@ def _canaries(models: Models, candidates: Sequence[tuple[Asked, list[int]]]) -> 
     return _ended(models, found[:CANARIES])
 
 
-def _ended(models: Models, canaries: list[Canary]) -> list[Canary]:
+def _ended(models: BaseAndTuned, canaries: list[Canary]) -> list[Canary]:
     """Two should show where an answer ends, for the proof that a server stops there."""
     if not canaries or sum(c.tuned.ended for c in canaries) > 1:
         return canaries
@@ -149,7 +151,7 @@ def _ended(models: Models, canaries: list[Canary]) -> list[Canary]:
 
 
 def _answered(
-    models: Models, prompts: Sequence[Sequence[int]], *, base: bool, most: int = ANSWER_TOKENS
+    models: BaseAndTuned, prompts: Sequence[Sequence[int]], *, base: bool, most: int = ANSWER_TOKENS
 ) -> list[Said]:
     sampler, tokenizer = models.sampler, models.template.tokenizer
     with models.using(base) as model:
@@ -182,7 +184,7 @@ def _of_answer(logits: Tensor, prompt: Sequence[int], answer: Sequence[int]) -> 
     return [round(v, 6) for v in taken.tolist()]
 
 
-def _noise(models: Models, canaries: Sequence[Canary]) -> float:
+def _noise(models: BaseAndTuned, canaries: Sequence[Canary]) -> float:
     """The base's own answers read in one padded batch, against each read alone."""
     rows = [[*c.ids, *c.base.ids] for c in canaries if c.base.ids]
     if not rows:

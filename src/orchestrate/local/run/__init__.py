@@ -138,7 +138,7 @@ STARTING_S = 10.0
 """From the making of a folder to the first sign of its worker; whoever made it has then died in between."""
 
 
-class State(Record, frozen=True, kw_only=True):
+class JobState(Record, frozen=True, kw_only=True):
     """The state of a job. `seconds` is the time spent training, summed over all workers of the job."""
 
     status: str
@@ -217,7 +217,7 @@ class RunDir:
         try:
             with whole_folder(run.path, replace=False) as draft:
                 write_whole(draft / "job.json", msgspec.json.format(job.to_json()))
-                state = State(status="queued", updated_at=now())
+                state = JobState(status="queued", updated_at=now())
                 write_whole(draft / "status.json", state.to_json())
         except OSError:
             if not run.exists():
@@ -238,7 +238,7 @@ class RunDir:
 
     # -- where it stands -------------------------------------------------------------------------------------
 
-    def state(self) -> State:
+    def state(self) -> JobState:
         """Return the state that the worker last wrote, or `interrupted` when the worker died without
         writing how it ended, or was never started because the parent process died first."""
         state = self.written_state()
@@ -255,13 +255,13 @@ class RunDir:
                 return state
         return msgspec.structs.replace(state, status="interrupted")
 
-    def written_state(self) -> State:
+    def written_state(self) -> JobState:
         try:
-            return State.from_json((self.path / "status.json").read_bytes())
+            return JobState.from_json((self.path / "status.json").read_bytes())
         except (OSError, msgspec.MsgspecError):
-            return State(status="interrupted", updated_at=now())
+            return JobState(status="interrupted", updated_at=now())
 
-    def write_state(self, state: State) -> None:
+    def write_state(self, state: JobState) -> None:
         write_whole(self.path / "status.json", state.to_json())
 
     def alive(self) -> bool:

@@ -18,7 +18,7 @@ import msgspec
 
 from orchestrate.errors import RunFailed
 from orchestrate.local import run as process
-from orchestrate.local.run import RunDir, State
+from orchestrate.local.run import JobState, RunDir
 
 if TYPE_CHECKING:
     from orchestrate.local.run.parallel import Met
@@ -31,7 +31,7 @@ class Silent(RunDir):
     def add_event(self, message: str, **told: Any) -> None:
         del message, told
 
-    def write_state(self, state: State) -> None:
+    def write_state(self, state: JobState) -> None:
         del state
 
     def repair(self, last_step: int) -> None:
@@ -85,7 +85,7 @@ def share(session: Session) -> None:
     """Repeat the first process's steps on this process's shard of the weights until the first process ends
     the run."""
     from orchestrate.local.run import parallel
-    from orchestrate.local.run.loop import Stopped
+    from orchestrate.local.run.loop import StopRequested
 
     assert session.sharded is not None  # noqa: S101  as the job says
     session.loop.restore()
@@ -94,7 +94,7 @@ def share(session: Session) -> None:
         try:
             session.loop.run()
             session.loop.weights()
-        except Stopped:
+        except StopRequested:
             pass  # until that is taken back
         except RunFailed as error:
             if error.__cause__ is not None:  # memory was short, and perhaps here alone

@@ -33,7 +33,7 @@ from orchestrate.text import size
 Weights = dict[str, torch.Tensor]
 
 
-class Kept:
+class CheckpointedLoop:
     """The part of a loop that its checkpoints store."""
 
     dir: RunDir

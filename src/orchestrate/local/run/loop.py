@@ -17,7 +17,7 @@ import torch
 
 from orchestrate.errors import RunFailed
 from orchestrate.local import machine
-from orchestrate.local.encoding.encoded import Batches, Rows
+from orchestrate.local.encoding.encoded import Batches, EncodedRows
 from orchestrate.local.job import Hyper, LocalJob, option
 from orchestrate.local.model.loaded import Loaded, give_back, out_of_memory
 from orchestrate.local.objectives.base import Objective, Sums, means
@@ -25,7 +25,7 @@ from orchestrate.local.plan.fitting import DEFAULT_TOKENS
 from orchestrate.local.plan.throughput import READ_SHARE
 from orchestrate.local.run import RunDir, checkpoints, now
 from orchestrate.local.run.checkpoints import Progress
-from orchestrate.local.run.keeping import Kept, Weights
+from orchestrate.local.run.keeping import CheckpointedLoop, Weights
 from orchestrate.local.run.optimizers import (
     FIRST_SCALE,
     given_out,
@@ -50,11 +50,11 @@ SOON = 20.0
 
 
 @dataclass
-class Work:
+class TrainingWork:
     """Work in trained tokens. Tokens that are only read count for a fraction."""
 
-    rows: Rows
-    valid: Rows | None
+    rows: EncodedRows
+    valid: EncodedRows | None
     eval_steps: set[int]
     per_epoch: int
     total_steps: int
@@ -121,7 +121,7 @@ MOST_SKIPPED = 10
 """Steps skipped one after the other before the run is given up."""
 
 
-class Guard:
+class LossGuard:
     def __init__(self, run: RunDir, hyper: Hyper) -> None:
         self.run, self.hyper, self.skipped = run, hyper, 0
 
@@ -159,7 +159,7 @@ GPU_SECONDS = 15.0
 """Between looks at the GPU's temperature and use; each takes a process of the driver's tool."""
 
 
-class Stopped(Exception):
+class StopRequested(Exception):
     """The run was requested to pause or to cancel."""
 
     def __init__(self, word: str) -> None:
@@ -167,8 +167,8 @@ class Stopped(Exception):
         self.word = word
 
 
-class Loop(Kept):
-    """Trains `loaded` on `train`. `run()` returns when the run is complete and raises `Stopped` or
+class Loop(CheckpointedLoop):
+    """Trains `loaded` on `train`. `run()` returns when the run is complete and raises `StopRequested` or
     `RunFailed`."""
 
     def __init__(
@@ -177,8 +177,8 @@ class Loop(Kept):
         job: LocalJob,
         loaded: Loaded,
         objective: Objective,
-        train: Rows,
-        valid: Rows | None,
+        train: EncodedRows,
+        valid: EncodedRows | None,
         *,
         write_weights: Callable[[Path, Weights | None], None],
         asked: Callable[[], str | None],
@@ -196,7 +196,7 @@ class Loop(Kept):
         self.optimizer = make_optimizer(self.parameters, self.hyper, job.adapter.loraplus_lr_ratio)
         self.best: dict[str, torch.Tensor] | None = None
         self.early_stopped = False
-        self.guard = Guard(run, self.hyper)
+        self.guard = LossGuard(run, self.hyper)
         self.sharded: Sharded | None = None
         """Where each process has a share of the weights."""
         self.group: Peers | None = None
@@ -204,7 +204,7 @@ class Loop(Kept):
         self._saved_at = time.monotonic()
         self._wrote_state = 0.0
         self._looked_at_gpu = -math.inf
-        self.gpu_load: Callable[[], machine.Load | None] | None = None
+        self.gpu_load: Callable[[], machine.GpuLoad | None] | None = None
         if loaded.device.type == "cuda":
             self.gpu_load = lambda: machine.gpu_load(torch.cuda.current_device())
         self.eval_steps = set[int]()
@@ -212,7 +212,7 @@ class Loop(Kept):
             self.eval_steps = spread(self.hyper.evals, total, self.hyper.eval_steps or self.per_epoch)
         every = self.hyper.checkpoint_steps or self.per_epoch
         self.checkpoint_steps = spread(self.hyper.checkpoints, total, every)
-        self.work = Work(train, valid, self.eval_steps, self.per_epoch, total)
+        self.work = TrainingWork(train, valid, self.eval_steps, self.per_epoch, total)
 
     # -- running ---------------------------------------------------------------------------------------------
 
@@ -293,7 +293,7 @@ class Loop(Kept):
             self.save(kept=False)
         self.report(values.get("tokens_per_second"))
         if word and not (last and word == "pause"):
-            raise Stopped(word)
+            raise StopRequested(word)
 
     def _step(self, batch: list[int]) -> dict[str, float]:
         begun = time.perf_counter()
@@ -302,7 +302,7 @@ class Loop(Kept):
             try:
                 sums = self._gradients(batch)
                 break
-            except Stopped as stopped:
+            except StopRequested as stopped:
                 set_random_state(random)
                 self.optimizer.zero_grad()
                 there = self.dir.checkpoints / checkpoints.name(self.progress.step)
@@ -430,7 +430,7 @@ class Loop(Kept):
                 step=step,
             )
 
-    def _judge(self, rows: Rows) -> dict[str, float]:
+    def _judge(self, rows: EncodedRows) -> dict[str, float]:
         tokens = self.max_tokens
         while True:
             try:

@@ -11,12 +11,12 @@ import torch
 
 from orchestrate.local.job import Reinforcement
 from orchestrate.local.plan import fitting, throughput
-from orchestrate.local.plan.throughput import READ_SHARE, Pace
+from orchestrate.local.plan.throughput import READ_SHARE, MeasuredPace
 from orchestrate.local.run import now
 from orchestrate.local.run.session import Session
 
 
-def of(session: Session, seconds: float) -> Pace | None:
+def of(session: Session, seconds: float) -> MeasuredPace | None:
     """Return the speed of a run that took this many seconds in total. Returns `None` where that tells
     nothing about other runs: several processes, sampled answers of unknown lengths, or an unknown model
     size."""
@@ -43,7 +43,7 @@ def of(session: Session, seconds: float) -> Pace | None:
     trained = p.seconds + (session.read_seconds or 0.0)
     home = None if session.job.paces is None else Path(session.job.paces).parent
     told = None if home is None else throughput.estimate(home, kind)
-    return Pace(
+    return MeasuredPace(
         kind=kind,
         at=now(),
         tokens=loop.work.done(p.step, p.seen_tokens) + READ_SHARE * read,

@@ -32,7 +32,7 @@ import torch.distributed as dist
 
 from orchestrate.errors import UsageError
 from orchestrate.local import machine
-from orchestrate.local.encoding.encoded import Rows
+from orchestrate.local.encoding.encoded import EncodedRows
 from orchestrate.local.job import option
 from orchestrate.local.model.loaded import give_back as give_back
 from orchestrate.local.model.loaded import out_of_memory
@@ -88,7 +88,7 @@ class Peers:
     def gradients(
         self,
         objective: Objective,
-        rows: Rows,
+        rows: EncodedRows,
         batch: Sequence[int],
         parameters: Mapping[str, torch.nn.Parameter],
         step: Step,
@@ -116,7 +116,7 @@ class Peers:
             self.met.released = True
 
 
-class Group(Peers):
+class WorkerGroup(Peers):
     """The processes that this one, the first, starts itself. Raises `UsageError` where there are fewer
     GPUs."""
 
@@ -211,7 +211,7 @@ def split(batch: Sequence[int], lengths: Sequence[int], processes: int) -> tuple
 
 def at_once(
     objective: Objective,
-    rows: Rows,
+    rows: EncodedRows,
     parameters: Mapping[str, torch.nn.Parameter],
     order: Step,
     rank: int,

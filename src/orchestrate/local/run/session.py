@@ -22,7 +22,7 @@ from orchestrate.core.files import write_whole
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local import proof, space
 from orchestrate.local.encoding import Rules, Template
-from orchestrate.local.encoding.encoded import Rows, encode_file, encode_prompts, open_prompts
+from orchestrate.local.encoding.encoded import EncodedRows, encode_file, encode_prompts, open_prompts
 from orchestrate.local.job import LocalJob, Preferences, Reinforcement
 from orchestrate.local.model import files as models
 from orchestrate.local.model import loaded as threads
@@ -48,9 +48,9 @@ from orchestrate.local.plan import fitting
 from orchestrate.local.proof import finding
 from orchestrate.local.run import RunDir, export
 from orchestrate.local.run.keeping import Weights
-from orchestrate.local.run.loop import DEFAULT_TOKENS, Loop, Stopped
+from orchestrate.local.run.loop import DEFAULT_TOKENS, Loop, StopRequested
 from orchestrate.local.run.optimizers import warmup
-from orchestrate.local.run.parallel import Group, Met, Peers
+from orchestrate.local.run.parallel import Met, Peers, WorkerGroup
 from orchestrate.local.run.sharding import Sharded
 from orchestrate.text import count, duration, size
 from orchestrate.types import MemoryPlan
@@ -67,7 +67,7 @@ def keep_sheet(run: RunDir, job: LocalJob, loaded: Loaded, template: Template, f
         return False
     files = [Path(file) for file in (job.validation, job.train) if file]
     found = finding.find(
-        finding.Models(_using(loaded), template, Sampler.of(template, folder, loaded.device)),
+        finding.BaseAndTuned(_using(loaded), template, Sampler.of(template, folder, loaded.device)),
         next((p for p in (proof.of_data(f, proof.CANDIDATES) for f in files) if p), []),
         base_model=folder.hub_id or str(folder.path),
         base_hash=folder.fingerprint(),
@@ -179,14 +179,14 @@ class Session:
         processes = self.job.hyper.processes
         told = f"{processes} processes, each with {holding}"
         self.run.add_event(told, type="processes", processes=processes)
-        return Peers(met) if met else Group(self.run, processes, self.job.threads, self.device)
+        return Peers(met) if met else WorkerGroup(self.run, processes, self.job.threads, self.device)
 
     def go_on(self) -> None:
         """Continue after a pause that was withdrawn."""
         if self.sharded is not None:
             self.sharded.agreed(True)
 
-    def _facts(self, train: Rows) -> dict[str, Any]:
+    def _facts(self, train: EncodedRows) -> dict[str, Any]:
         facts: dict[str, Any] = {
             "rows": train.examples,
             "tokens_per_epoch": train.tokens,
@@ -240,7 +240,7 @@ class Session:
                     told = f"packing only rows of up to {limit} tokens; longer ones are padded: {reason}"
             self.run.add_event(told, level=level, type="left_out", shortcut=what)
 
-    def _plan_memory(self, rows: Rows) -> None:
+    def _plan_memory(self, rows: EncodedRows) -> None:
         """Set how many tokens go into one forward pass, by the device's total memory. The free memory may
         differ when the run resumes, but its steps must not."""
         found = fitting.shape_of(str(self.folder.path), None)
@@ -328,15 +328,15 @@ class Session:
         )
 
     def _judged(
-        self, objective: JudgedObjective, train: Rows, valid: Rows | None
-    ) -> tuple[Rows, Rows | None]:
+        self, objective: JudgedObjective, train: EncodedRows, valid: EncodedRows | None
+    ) -> tuple[EncodedRows, EncodedRows | None]:
         begun = time.monotonic()
         train = self._with_reference(objective, "train", train)
         valid = valid and self._with_reference(objective, "validation", valid)
         self.read_seconds = time.monotonic() - begun
         return train, valid
 
-    def _with_reference(self, objective: JudgedObjective, name: str, rows: Rows) -> Rows:
+    def _with_reference(self, objective: JudgedObjective, name: str, rows: EncodedRows) -> EncodedRows:
         folder, tokens = self.run.path / "rows" / name, DEFAULT_TOKENS[self.device.type]
         if self.sharded is not None:
             agreed, keeps = self.sharded.agreed, self.sharded.first
@@ -347,22 +347,22 @@ class Session:
         epochs = self._passes(rows) if name == "train" else 1
         return with_mismatched(objective, rows, folder, epochs, tokens, self._look_up)
 
-    def _passes(self, rows: Rows) -> int:
+    def _passes(self, rows: EncodedRows) -> int:
         hyper = self.job.hyper
         return hyper.passes(math.ceil(rows.examples / hyper.batch_size))
 
     def _look_up(self) -> None:
         if word := self.asked():
-            raise Stopped(word)
+            raise StopRequested(word)
 
-    def _rows(self, name: str, path: Path) -> Rows:
+    def _rows(self, name: str, path: Path) -> EncodedRows:
         method = self.job.method
         if isinstance(method, Reinforcement):
             return self._prompts(name, path)
         labelled = isinstance(method, Preferences) and method.unpaired
         pairs = isinstance(method, Preferences) and not labelled
         folder = self.run.path / "rows" / name
-        if rows := Rows.open(folder, pairs=pairs, labelled=labelled):
+        if rows := EncodedRows.open(folder, pairs=pairs, labelled=labelled):
             return rows
         _require(path)
         folder.parent.mkdir(exist_ok=True)
@@ -378,7 +378,7 @@ class Session:
             self.run.add_event(message, level=level, type="data")
         return rows
 
-    def _prompts(self, name: str, path: Path) -> Rows:
+    def _prompts(self, name: str, path: Path) -> EncodedRows:
         _require(path)  # what the grader reads stays there
         folder = self.run.path / "rows" / name
         if rows := open_prompts(path, folder):

@@ -25,7 +25,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from orchestrate.errors import UsageError
-from orchestrate.local.encoding.encoded import Rows, micro_batches
+from orchestrate.local.encoding.encoded import EncodedRows, micro_batches
 from orchestrate.local.job import option
 from orchestrate.local.model import weights
 from orchestrate.local.model.loaded import Loaded, decoder_of
@@ -85,7 +85,7 @@ class Sharded:
         loaded.root, loaded.device = root, self.device
 
     def gradients(
-        self, objective: Objective, rows: Rows, batch: Sequence[int], most: tuple[int, int], seed: int
+        self, objective: Objective, rows: EncodedRows, batch: Sequence[int], most: tuple[int, int], seed: int
     ) -> Sums:
         """Compute the gradient like the objective's own method. `most`: tokens and rows of one pass."""
         if self.rank:
@@ -94,7 +94,7 @@ class Sharded:
         total = objective.weight_of(rows, batch) / self.processes
         return self._over_all(objective, rows, batch, most, total)
 
-    def evaluate(self, objective: Objective, rows: Rows, max_tokens: int) -> dict[str, float]:
+    def evaluate(self, objective: Objective, rows: EncodedRows, max_tokens: int) -> dict[str, float]:
         with objective.loaded.judging():
             sums = self._over_all(objective, rows, range(rows.examples), (max_tokens, MOST_ROWS), None)
         return {f"valid_{k}": v for k, v in means(sums).items()}
@@ -102,7 +102,7 @@ class Sharded:
     def _over_all(
         self,
         objective: Objective,
-        rows: Rows,
+        rows: EncodedRows,
         examples: Sequence[int],
         most: tuple[int, int],
         total: float | None,

@@ -116,7 +116,7 @@ def _train(
     )
     begun = time.monotonic()
     with process.importing():
-        from orchestrate.local.run.loop import Stopped
+        from orchestrate.local.run.loop import StopRequested
         from orchestrate.local.run.session import Session  # torch loads here
 
         if job.adapter.type != "full":
@@ -139,7 +139,7 @@ def _train(
                 session.loop.report(force=True)
             session.loop.run()
             break
-        except Stopped as stopped:
+        except StopRequested as stopped:
             step = session.loop.progress.step if session else state.step
             if stopped.word == "pause" and (word := _pause(run, asked, step)) != "cancel":
                 if word is None:

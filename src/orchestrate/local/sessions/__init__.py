@@ -28,7 +28,7 @@ from orchestrate.local.encoding.encoded import micro_batches
 from orchestrate.local.model import files as models
 from orchestrate.local.model import loaded as threads
 from orchestrate.local.model.adapters.starts import names_of
-from orchestrate.local.model.loaded import Head, Loaded, halving
+from orchestrate.local.model.loaded import Loaded, OutputHead, halving
 from orchestrate.local.model.loading import (
     DTYPES,
     add_adapter,
@@ -37,8 +37,8 @@ from orchestrate.local.model.loading import (
     load_tokenizer,
     pick_device,
 )
-from orchestrate.local.model.sampling import Drawn, Luck, seeded
-from orchestrate.local.model.sampling.batching import BASE, Batching, Row
+from orchestrate.local.model.sampling import DrawnToken, Luck, seeded
+from orchestrate.local.model.sampling.batching import BASE, Batching, DecodingRow
 from orchestrate.local.plan.fitting import DEFAULT_TOKENS
 from orchestrate.local.run.export import sort_targets
 from orchestrate.local.run.optimizers import restore_state, state_tensors
@@ -179,12 +179,12 @@ class _PassSums:
 
 
 @dataclass
-class Sampling:
+class PendingSample:
     """A question in progress."""
 
     question: SampleRequest
-    rows: list[Row]
-    drawn: list[list[Drawn]]
+    rows: list[DecodingRow]
+    drawn: list[list[DrawnToken]]
     prompt: dict[str, Any]
 
 
@@ -204,7 +204,7 @@ class SessionEngine:
         self.models: dict[str, TrainedModel] = {}
         self._snapshots: OrderedDict[str, str] = OrderedDict()
         """Folder and the very file in it -> the name of its adapter on the base."""
-        self._asked: dict[int, Sampling] = {}
+        self._asked: dict[int, PendingSample] = {}
         self._numbered = 0
 
     @property
@@ -410,7 +410,7 @@ class SessionEngine:
         )
         targets = torch.cat([_wide(inputs["target_tokens"]) for _, inputs in rows])
         inner = self.model.get_base_model()
-        head = Head.of(inner)  # another layer since the first adapter that trains it
+        head = OutputHead.of(inner)  # another layer since the first adapter that trains it
         loaded = Loaded(self.model, inner, head, self.device)
         with torch.set_grad_enabled(bool(sums.parameters)):
             # No row sees the padding behind it: the mask is causal.
@@ -532,10 +532,10 @@ class SessionEngine:
         prompt = self._read(name, question) if question.prompt_logprobs or question.prompt_tops else {}
         stops = frozenset(self._ends if question.stop_ids is None else question.stop_ids)
         rows = [
-            Row(question.id, name, list(question.prompt), _luck(question, n), room, stops)
+            DecodingRow(question.id, name, list(question.prompt), _luck(question, n), room, stops)
             for n in range(question.n)
         ]
-        asked = Sampling(question, rows, [[] for _ in rows], prompt)
+        asked = PendingSample(question, rows, [[] for _ in rows], prompt)
         self._asked.update({id(row): asked for row in rows})
         rows[0].copies = rows[1:]
         self.batching.waiting.append(rows[0])
@@ -575,7 +575,7 @@ class SessionEngine:
         ids = torch.tensor([question.prompt], device=self.device)
         with self._active(name) as model:
             inner = model.get_base_model() if model is not self.inner else model
-            head = Head.of(inner)
+            head = OutputHead.of(inner)
             hidden = Loaded(model, inner, head, self.device).hidden(ids)[0, :-1]
             log_p = log_probabilities(hidden, ids[0, 1:, None], head)[:, 0].cpu().numpy()
             unscored = 0 if question.prompt_last is None else max(0, len(log_p) - question.prompt_last)
@@ -628,13 +628,13 @@ class SessionEngine:
         self.batching = Batching(self.model, most_rows=self.batching.most_rows)
         self.batching.use(self.model)
 
-    def _failed(self, asked: Sampling, told: str, send: Callable[[dict[str, Any]], None]) -> None:
+    def _failed(self, asked: PendingSample, told: str, send: Callable[[dict[str, Any]], None]) -> None:
         for one in asked.rows:
             one.ended = True
         self._over(asked)
         send({"id": asked.question.id, "error": told, "kind": "RunFailed"})
 
-    def _over(self, asked: Sampling) -> None:
+    def _over(self, asked: PendingSample) -> None:
         for row in asked.rows:
             self._asked.pop(id(row), None)
 
@@ -645,7 +645,7 @@ class SessionEngine:
         last = self.tokenizer.decode(ids[-(8 + 4 * max(map(len, question.stop))) :])
         return any(text in last for text in question.stop)
 
-    def _told(self, asked: Sampling, place: int) -> dict[str, Any]:
+    def _told(self, asked: PendingSample, place: int) -> dict[str, Any]:
         row, drawn, question = asked.rows[place], asked.drawn[place], asked.question
         ended = row.ids[-1] in row.stops or self._says(question, row.ids)
         found: dict[str, Any] = {

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from orchestrate.errors import UsageError
-from orchestrate.local.model.loaded import Head
+from orchestrate.local.model.loaded import OutputHead
 
 Inputs = Mapping[str, Tensor]
 Config = Mapping[str, Any]
@@ -118,12 +118,12 @@ def loss_of(name: str, config: Config | None = None) -> tuple[Loss, tuple[str, .
     return loss, needs
 
 
-def _block(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
+def _block(hidden: Tensor, targets: Tensor, head: OutputHead) -> Tensor:
     logits = head.logits(hidden)
     return logits.gather(1, targets) - logits.logsumexp(dim=1, keepdim=True)
 
 
-def log_probabilities(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
+def log_probabilities(hidden: Tensor, targets: Tensor, head: OutputHead) -> Tensor:
     """Compute the log-probability of each target: [n, hidden], [n, k] -> [n, k]. The logits of one block
     of tokens are held at a time, and recomputed for the gradient."""
     if not len(hidden):

@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrate.errors import OrchestrateError
 from orchestrate.local import model as engines
-from orchestrate.local.plan import Shape
+from orchestrate.local.plan import ModelShape
 from orchestrate.local.plan.memory import Setup, plan
 
 if TYPE_CHECKING:
     import torch
 
-    from orchestrate.local.encoding.encoded import Rows
+    from orchestrate.local.encoding.encoded import EncodedRows
     from orchestrate.local.model.loaded import Loaded
     from orchestrate.local.objectives.base import Objective
 
@@ -133,7 +133,7 @@ def _planned(config: Mapping[str, Any], setup: Setup, device: torch.device) -> d
     """Return what the plan predicts for the same pass, without what the libraries take. Empty for a model
     that it does not know."""
     try:
-        parts = plan(Shape.of(config), setup, device=device.type).parts
+        parts = plan(ModelShape.of(config), setup, device=device.type).parts
     except KeyError:
         return {}
     return {"planned_bytes": sum(size for name, size in parts.items() if name != "overhead")}
@@ -208,12 +208,12 @@ def random_model(config: Mapping[str, Any], folder: Path) -> Path:
 
 def load_random(path: Path, setup: Setup, device: torch.device, engine: str | None = None) -> Loaded:
     """Build a model with random weights and a new adapter, as a run of this setup has it."""
-    from orchestrate.local.job import Adapter, Hyper, LocalJob, Supervised
+    from orchestrate.local.job import AdapterSettings, Hyper, LocalJob, Supervised
     from orchestrate.local.model.files import open_folder
     from orchestrate.local.model.loading import load
     from orchestrate.local.run import now
 
-    adapter = Adapter(
+    adapter = AdapterSettings(
         type=setup.adapter,
         r=setup.rank,
         alpha=2.0 * setup.rank,
@@ -251,11 +251,11 @@ def _stored_parameters(folder: Path) -> int:
     return count
 
 
-def chat_rows(vocabulary: int) -> Rows:
+def chat_rows(vocabulary: int) -> EncodedRows:
     """Generate rows with the lengths of a short chat. The second half of each row is trained."""
     import numpy as np
 
-    from orchestrate.local.encoding.encoded import Rows
+    from orchestrate.local.encoding.encoded import EncodedRows
 
     chance = np.random.default_rng(0)
     lengths = np.clip(chance.lognormal(4.6, 0.5, ROWS), 16, 512).astype(np.int64)
@@ -264,14 +264,14 @@ def chat_rows(vocabulary: int) -> Rows:
     weights = np.zeros(offsets[-1], dtype=np.float32)
     for start, end in pairwise(offsets):
         weights[(start + end) // 2 : end] = 1
-    return Rows(ids, weights, offsets)
+    return EncodedRows(ids, weights, offsets)
 
 
-def _full_rows(vocabulary: int, setup: Setup) -> Rows:
+def _full_rows(vocabulary: int, setup: Setup) -> EncodedRows:
     """As many rows as the setup has, all of its length; packed, two fill a line."""
     import numpy as np
 
-    from orchestrate.local.encoding.encoded import Rows
+    from orchestrate.local.encoding.encoded import EncodedRows
 
     count, length = (2 * setup.rows, setup.longest // 2) if setup.packing else (setup.rows, setup.longest)
     ids = np.random.default_rng(0).integers(3, vocabulary, count * length).astype(np.int32)
@@ -280,7 +280,9 @@ def _full_rows(vocabulary: int, setup: Setup) -> Rows:
     offsets = np.arange(count + 1, dtype=np.int64) * length
     labels = np.arange(count) % 2 == 0 if setup.judged else None
     reference = np.zeros(count, dtype=np.float32) if setup.judged else None
-    return Rows(ids, weights.reshape(-1), offsets, pairs=setup.pairs, labels=labels, reference=reference)
+    return EncodedRows(
+        ids, weights.reshape(-1), offsets, pairs=setup.pairs, labels=labels, reference=reference
+    )
 
 
 def main(request: str) -> int:

@@ -160,9 +160,9 @@ def _described(path: Path) -> dict[str, Any]:
 def read(file: str, rows: list[dict[str, Any]], adapter: str | None = None) -> dict[str, Any]:
     """Read a GGUF file like `worker.read`, with llama.cpp's library: its own tokenizer, and the chat
     template in the file."""
-    from orchestrate.local.weights.llama import Reader
+    from orchestrate.local.weights.llama import LlamaReader
 
-    reader = Reader(file, adapter)
+    reader = LlamaReader(file, adapter)
     answers: list[dict[str, Any]] = []
     for row in rows:
         answer: dict[str, Any] = {}

@@ -17,7 +17,7 @@ from orchestrate.types import decoding
 CONTEXT = 4096
 
 
-class Reader:
+class LlamaReader:
     """Runs one sequence at a time, on the CPU. Raises `SetupError` without the library, `UsageError` for
     a file that it cannot load."""
 

@@ -106,7 +106,7 @@ def sheet(
     else:
         tuned_model = load_base(own, four_bit=False, device=where, dtype=dtype).eval()
     found = finding.find(
-        finding.Models(_using(base_model, tuned_model), template, Sampler.of(template, folder, where)),
+        finding.BaseAndTuned(_using(base_model, tuned_model), template, Sampler.of(template, folder, where)),
         next((p for p in (proof.of_data(Path(d), proof.CANDIDATES) for d in data) if p), []),
         base_model=folder.hub_id or str(folder.path),
         base_hash=folder.fingerprint(),

@@ -48,8 +48,8 @@ from orchestrate.places.away import (
     configured_price,
 )
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first, ran_s
-from orchestrate.places.kinds._anyscale.asking import Answered, Client, never_sent, unreachable
-from orchestrate.places.order import RUN_BOOT, Order, pins
+from orchestrate.places.kinds._anyscale.asking import Client, ErrorResponse, never_sent, unreachable
+from orchestrate.places.order import RUN_BOOT, WorkerOrder, pins
 from orchestrate.profile import away
 from orchestrate.settings import redact_text
 from orchestrate.settings.hosts import HostConfig
@@ -178,7 +178,7 @@ class AnyscaleJobs(AwayPlace):
                 run.add_event(told, level="warning", type="doubled")
             write_whole(mark, starts)
 
-    def submit(self, order: Order, resources: Resources, env: dict[str, str]) -> None:
+    def submit(self, order: WorkerOrder, resources: Resources, env: dict[str, str]) -> None:
         asked = self.job(order.job.ref, resources, env)
         with self._asked(self._new(), unknown=order.job.ref) as client:
             client.submit(asked)
@@ -298,7 +298,7 @@ class AnyscaleJobs(AwayPlace):
             yield client
         except OrchestrateError:
             raise
-        except Answered as error:
+        except ErrorResponse as error:
             refused = 400 <= error.status < 500 and error.status != TIMED_OUT
             if client.creating and unknown is not None and not refused:
                 raise OutcomeUnknown(self.name, unknown, str(error)) from error

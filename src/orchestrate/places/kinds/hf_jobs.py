@@ -33,7 +33,7 @@ from orchestrate.errors import (
 )
 from orchestrate.places.away import REFUSALS, AwayPlace
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
-from orchestrate.places.order import RUN_BOOT, Order, pins
+from orchestrate.places.order import RUN_BOOT, WorkerOrder, pins
 from orchestrate.profile import away
 from orchestrate.types import Record
 
@@ -70,7 +70,7 @@ TIMED_OUT = 408
 NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout"})
 
 
-class Listed(Record, frozen=True, kw_only=True):
+class HfMachines(Record, frozen=True, kw_only=True):
     """The list of machines as it was last read."""
 
     at: datetime
@@ -119,7 +119,7 @@ class HfJobs(AwayPlace):
 
     def machines(self) -> tuple[Machine, ...]:
         with suppress(OSError, msgspec.MsgspecError):
-            return Listed.from_json(self._list_file.read_bytes()).machines
+            return HfMachines.from_json(self._list_file.read_bytes()).machines
         return _published()
 
     def price(self, resources: Resources) -> Hourly:
@@ -139,7 +139,7 @@ class HfJobs(AwayPlace):
             found = tuple(_machine(one, datetime.now(UTC)) for one in self.api.list_jobs_hardware())
         with suppress(OSError):
             private_folder(self._list_file.parent)
-            write_whole(self._list_file, Listed(at=datetime.now(UTC), machines=found).to_json())
+            write_whole(self._list_file, HfMachines(at=datetime.now(UTC), machines=found).to_json())
         return found
 
     @property
@@ -148,7 +148,7 @@ class HfJobs(AwayPlace):
 
     # -- jobs ----------------------------------------------------------------------------------------------
 
-    def submit(self, order: Order, resources: Resources, env: dict[str, str]) -> None:
+    def submit(self, order: WorkerOrder, resources: Resources, env: dict[str, str]) -> None:
         namespace, seconds = self.namespace, self.hard_end_s(resources.limits)
         token = self._token()
         python = ".".join(platform.python_version_tuple()[:2])

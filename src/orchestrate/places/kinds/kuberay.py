@@ -29,8 +29,17 @@ from orchestrate.errors import (
     ProviderError,
 )
 from orchestrate.places.away import MACHINE_OPTIONS, AwayPlace, configured_machine, configured_price
-from orchestrate.places.base import Hourly, Limits, Machine, Placed, Resources, Usage, newest_first, ran_s
-from orchestrate.places.order import RUN_BOOT, Order, pins, unexpanded
+from orchestrate.places.base import (
+    Hourly,
+    Machine,
+    Placed,
+    Resources,
+    Usage,
+    WorkerLimits,
+    newest_first,
+    ran_s,
+)
+from orchestrate.places.order import RUN_BOOT, WorkerOrder, pins, unexpanded
 from orchestrate.profile import away
 
 OWN = {
@@ -99,12 +108,12 @@ class KubeRay(AwayPlace):
     def price(self, resources: Resources) -> Hourly | None:
         return configured_price(self.name, self.options)
 
-    def hard_end_s(self, limits: Limits) -> float | None:
+    def hard_end_s(self, limits: WorkerLimits) -> float | None:
         return None if limits.seconds is None else limits.seconds + LATER_S
 
     # -- jobs ------------------------------------------------------------------------------------------------
 
-    def submit(self, order: Order, resources: Resources, env: dict[str, str]) -> None:
+    def submit(self, order: WorkerOrder, resources: Resources, env: dict[str, str]) -> None:
         ref = order.job.ref
         earlier = len(self.find(ref))
         name = ref if not earlier else f"{ref}-{earlier + 1}"
@@ -113,7 +122,7 @@ class KubeRay(AwayPlace):
             self._api.create_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, body)
 
     def manifest(
-        self, name: str, order: Order, resources: Resources, env: Mapping[str, str]
+        self, name: str, order: WorkerOrder, resources: Resources, env: Mapping[str, str]
     ) -> dict[str, Any]:
         """Build the RayJob. It contains no secrets."""
         import yaml

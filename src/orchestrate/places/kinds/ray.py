@@ -37,7 +37,7 @@ from orchestrate.errors import (
 from orchestrate.places import claim
 from orchestrate.places.away import MACHINE_OPTIONS, AwayPlace, configured_machine, configured_price
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
-from orchestrate.places.order import MODULE, RUN_BOOT, Order, pins, unexpanded
+from orchestrate.places.order import MODULE, RUN_BOOT, WorkerOrder, pins, unexpanded
 from orchestrate.profile import away
 from orchestrate.settings.hosts import is_loopback
 
@@ -126,7 +126,7 @@ class RayJobs(AwayPlace):
 
     # -- jobs ----------------------------------------------------------------------------------------------
 
-    def submit(self, order: Order, resources: Resources, env: dict[str, str]) -> None:
+    def submit(self, order: WorkerOrder, resources: Resources, env: dict[str, str]) -> None:
         """Submit the attempt. The cluster rejects an id that it has already had, so of two submits of one
         attempt only one is accepted."""
         ref = order.job.ref

@@ -37,13 +37,13 @@ from orchestrate.errors import (
 )
 from orchestrate.places.away import MACHINE_OPTIONS, AwayPlace, configured_machine, configured_price
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
-from orchestrate.places.kinds._skypilot.asking import INSTALL, Bridge, NoAnswer, Refused, python_of
-from orchestrate.places.order import RUN_BOOT, Order, pins
+from orchestrate.places.kinds._skypilot.asking import INSTALL, Bridge, NoAnswer, SkyRefusal, python_of
+from orchestrate.places.order import RUN_BOOT, WorkerOrder, pins
 from orchestrate.profile import away
 from orchestrate.types import Record
 
 
-class Listed(Record, frozen=True, kw_only=True):
+class SkyMachines(Record, frozen=True, kw_only=True):
     """What the clouds offer, as it was last read."""
 
     at: datetime
@@ -220,12 +220,12 @@ class Sky(AwayPlace):
             return found
         with suppress(OSError):
             private_folder(self._list_file.parent)
-            write_whole(self._list_file, Listed(at=now, machines=found).to_json())
+            write_whole(self._list_file, SkyMachines(at=now, machines=found).to_json())
         return found
 
-    def _kept(self) -> Listed | None:
+    def _kept(self) -> SkyMachines | None:
         with suppress(OSError, msgspec.MsgspecError):
-            return Listed.from_json(self._list_file.read_bytes())
+            return SkyMachines.from_json(self._list_file.read_bytes())
         return None
 
     @property
@@ -239,7 +239,7 @@ class Sky(AwayPlace):
 
     # -- jobs ------------------------------------------------------------------------------------------------
 
-    def submit(self, order: Order, resources: Resources, env: dict[str, str]) -> None:
+    def submit(self, order: WorkerOrder, resources: Resources, env: dict[str, str]) -> None:
         ref = order.job.ref
         earlier = len(self.find(ref))
         name = ref if not earlier else f"{ref}-{earlier + 1}"
@@ -366,7 +366,7 @@ class Sky(AwayPlace):
             if unknown is not None:
                 raise OutcomeUnknown(self.name, unknown, str(error)) from error
             raise HostUnavailable(self.name, str(error), fix="sky api info   in its environment") from error
-        except Refused as error:
+        except SkyRefusal as error:
             kinds = set(error.kinds)
             if "ApiServerAuthenticationError" in kinds:
                 raise AuthenticationFailed(self.name, error.message, fix="sky api login") from error

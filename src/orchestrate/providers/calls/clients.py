@@ -31,14 +31,14 @@ CONNECT_S = 10.0
 SANDBOX_ANSWER_S = 600.0
 
 
-class Closing(Protocol):
+class Closeable(Protocol):
     def close(self) -> object: ...
 
 
-_C = TypeVar("_C", bound=Closing)
+_C = TypeVar("_C", bound=Closeable)
 
 
-class Kept(Generic[_C]):
+class CachedClient(Generic[_C]):
     """A client that is created when it is first needed, once for all threads, because nothing would close
     a second one."""
 

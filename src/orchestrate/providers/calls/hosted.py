@@ -90,7 +90,7 @@ MOST_PAGES = 2_000
 """Of one list: 200,000 jobs of the shortest pages."""
 
 
-class Page(Protocol):
+class SdkPage(Protocol):
     """A page of a list, as in each of the SDKs."""
 
     def has_next_page(self) -> bool: ...
@@ -98,7 +98,7 @@ class Page(Protocol):
     def get_next_page(self) -> Any: ...
 
 
-P = TypeVar("P", bound=Page)
+P = TypeVar("P", bound=SdkPage)
 Read = Callable[[Callable[[], Any]], Any]
 """As `hosted.Wire.read`."""
 

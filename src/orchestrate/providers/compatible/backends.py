@@ -47,7 +47,7 @@ from orchestrate.providers.compatible.sdk import (
     SdkResumes,
 )
 from orchestrate.providers.compatible.translation import translate
-from orchestrate.providers.files import Stream
+from orchestrate.providers.files import DownloadStream
 from orchestrate.providers.registry import no_address
 from orchestrate.settings.config import HostConfig
 from orchestrate.spec import JobSpec
@@ -407,9 +407,9 @@ def _fetch(
         most -= file.stat().st_size
 
 
-def _opened(client: OpenAI, id: str, headers: dict[str, str]) -> AbstractContextManager[Stream]:
+def _opened(client: OpenAI, id: str, headers: dict[str, str]) -> AbstractContextManager[DownloadStream]:
     content: Any = client.files.with_streaming_response.content(id, extra_headers=headers)
-    return cast("AbstractContextManager[Stream]", content)
+    return cast("AbstractContextManager[DownloadStream]", content)
 
 
 def __getattr__(kind: str) -> type[CompatibleProvider]:

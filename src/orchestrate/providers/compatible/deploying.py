@@ -16,12 +16,12 @@ from urllib.parse import urlsplit
 
 from msgspec import structs
 
-from orchestrate.description import Deployment, Described, Request
+from orchestrate.description import DeploymentDescription, Described, HostRequest
 from orchestrate.errors import MissingKey, NotFound, ProviderError, UnexpectedAnswer, UsageError
 from orchestrate.providers import adapters
 from orchestrate.providers.adapters import Replicas
 from orchestrate.providers.calls import payload, plain, table, text, when
-from orchestrate.providers.calls.clients import Kept
+from orchestrate.providers.calls.clients import CachedClient
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.types import Endpoint, Job, JobStatus, Standing
 
@@ -45,9 +45,9 @@ class DeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Deploying:
-    def __init__(self, told: Described, how: Deployment, config: HostConfig, wire: Wire) -> None:
+    def __init__(self, told: Described, how: DeploymentDescription, config: HostConfig, wire: Wire) -> None:
         self._told, self._how, self._config, self._wire = told, how, config, wire
-        self._http = Kept(self._connect)
+        self._http = CachedClient(self._connect)
 
     def _connect(self) -> httpx.Client:
         """Raises `MissingKey` with how the key is got."""
@@ -207,7 +207,7 @@ class Deploying:
             "capacity": str(wanted.max_replicas),
         }
 
-    def _send(self, request: Request, values: Mapping[str, str]) -> dict[str, Any]:
+    def _send(self, request: HostRequest, values: Mapping[str, str]) -> dict[str, Any]:
         answer = self._http().request(
             request.method,
             _filled(request.path, values),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrate.core.files import write_whole
-from orchestrate.data.rules import Target
+from orchestrate.data.rules import RowTarget
 from orchestrate.errors import DataError, InvalidRequest, NotFound
 from orchestrate.providers.base import Progress
 from orchestrate.providers.calls import Unreadable, plain, text, whole
@@ -33,7 +33,7 @@ UPLOAD_TIMEOUT_S = 600.0
 READY_WITHIN_S = 1800.0
 
 
-class Files:
+class CompatibleFiles:
     """Uploads through one client. `multipart_bytes` and `part_bytes` are the host's limits, `ready` and
     `refused` its names for a file that can be trained on, and for one that never can."""
 
@@ -41,7 +41,7 @@ class Files:
         self,
         client: Callable[[], OpenAI],
         wire: Wire,
-        target: Target,
+        target: RowTarget,
         *,
         multipart_bytes: int = MULTIPART_BYTES,
         part_bytes: int = PART_BYTES,
@@ -194,7 +194,7 @@ class _Unfinished:
         return path.with_name(f"{path.name}.upload.json")
 
 
-class _Told(io.BufferedReader):
+class _ProgressReader(io.BufferedReader):
     """A file that reports how far it was read."""
 
     def __init__(self, path: Path, progress: Progress) -> None:
@@ -210,7 +210,7 @@ class _Told(io.BufferedReader):
 
 @contextmanager
 def _told(path: Path, progress: Progress | None) -> Generator[io.BufferedReader]:
-    with path.open("rb") if progress is None else _Told(path, progress) as file:
+    with path.open("rb") if progress is None else _ProgressReader(path, progress) as file:
         yield file
 
 

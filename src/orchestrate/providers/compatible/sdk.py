@@ -29,10 +29,10 @@ from orchestrate.providers.base import (
     Resumes,
 )
 from orchestrate.providers.calls import Unreadable, plain, redact_text, when
-from orchestrate.providers.calls.clients import Kept, completions, connect, wire_of
+from orchestrate.providers.calls.clients import CachedClient, completions, connect, wire_of
 from orchestrate.providers.calls.hosted import Wire, made_since
 from orchestrate.providers.compatible import reading
-from orchestrate.providers.compatible.files import MULTIPART_BYTES, PART_BYTES, Files
+from orchestrate.providers.compatible.files import MULTIPART_BYTES, PART_BYTES, CompatibleFiles
 from orchestrate.providers.files import MOST_FILE_BYTES, fetch_by_id
 from orchestrate.providers.hosted import HostedChats, HostedProvider
 from orchestrate.types import (
@@ -75,9 +75,9 @@ class SdkProvider(HostedProvider):
 
     def __init__(self, config: HostConfig, *, wire: Wire | None = None) -> None:
         super().__init__(config, wire or wire_of(config))
-        self._client = Kept(self.connect)
+        self._client = CachedClient(self.connect)
         options = config.options
-        self._files = Files(
+        self._files = CompatibleFiles(
             lambda: self.client,
             self._wire,
             self.target,
@@ -161,7 +161,7 @@ class SdkProvider(HostedProvider):
     def _jobs(self, since: datetime | None, **filters: Any) -> Iterator[Job]:
         source = self.client.fine_tuning.jobs.with_raw_response
         ask = partial(source.list, limit=self.most_listed, **filters)
-        pages = self._wire.pages(lambda: Listed(ask))
+        pages = self._wire.pages(lambda: ListedPage(ask))
         jobs = ([self._job(answer) for answer in page.data] for page in pages)
         return made_since(jobs, _second(since) if since else None)
 
@@ -333,7 +333,7 @@ def _second(at: datetime) -> datetime:
 # entry: two fifths of the time that a look at ten thousand jobs takes.
 
 
-class Listed:
+class ListedPage:
     """A page. `data` has its entries."""
 
     def __init__(self, ask: Callable[..., Any], after: str | None = None) -> None:
@@ -358,5 +358,5 @@ class Listed:
         found = plain(self.data[-1]).get("id") if self.data else None
         return found if isinstance(found, str) else None
 
-    def get_next_page(self) -> Listed:
-        return Listed(self._ask, self.next_page_info())
+    def get_next_page(self) -> ListedPage:
+        return ListedPage(self._ask, self.next_page_info())

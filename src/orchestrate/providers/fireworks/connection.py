@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrate.core import require_recent
 from orchestrate.core.files import own_folder
 from orchestrate.data import Dataset
-from orchestrate.data.rules import Target
+from orchestrate.data.rules import RowTarget
 from orchestrate.errors import (
     Conflict,
     DataError,
@@ -28,7 +28,7 @@ from orchestrate.errors import (
 from orchestrate.providers import files
 from orchestrate.providers.base import Progress
 from orchestrate.providers.calls import Unreadable, items, plain, table, text, when, whole
-from orchestrate.providers.calls.clients import Kept
+from orchestrate.providers.calls.clients import CachedClient
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.fireworks import PROFILE, reading
 from orchestrate.providers.fireworks.reading import KINDS, id_of
@@ -49,14 +49,14 @@ _CLASH_S = 2.0
 _CHUNK = 1 << 20
 
 
-class Datasets:
+class FireworksDatasetFiles:
     def __init__(
         self,
         client: Callable[[], Fireworks],
         http: Callable[[], httpx.Client],
         account: Callable[[], str],
         wire: Wire,
-        target: Target,
+        target: RowTarget,
         *,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -297,8 +297,8 @@ class Connection:
     def __init__(self, config: HostConfig, wire: Wire) -> None:
         self._config = config
         self._wire = wire
-        self.client = Kept(self._connect)
-        self.plain = Kept(self._connect_plain)
+        self.client = CachedClient(self._connect)
+        self.plain = CachedClient(self._connect_plain)
         self._found_account: str | None = config.account_id
 
     def _connect(self) -> Fireworks:

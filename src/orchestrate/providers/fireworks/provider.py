@@ -37,9 +37,9 @@ from orchestrate.providers.base import (
 from orchestrate.providers.calls import items, table, text, when
 from orchestrate.providers.calls.hosted import Retry, Wire, made_since
 from orchestrate.providers.fireworks import PROFILE, reading
-from orchestrate.providers.fireworks.connection import PAGE, Connection, Datasets, Weights
+from orchestrate.providers.fireworks.connection import PAGE, Connection, FireworksDatasetFiles, Weights
 from orchestrate.providers.fireworks.reading import ID_PARAMETER, KINDS, state_of
-from orchestrate.providers.fireworks.serving import FireworksAdapters, Serving, Tuned
+from orchestrate.providers.fireworks.serving import FireworksAdapters, FireworksDeployments, TunedPair
 from orchestrate.providers.fireworks.translation import (
     fill_steps,
     job_id_of,
@@ -84,7 +84,7 @@ _KIND_OF = {"sft": "supervised", "dpo": "dpo", "rft": "reinforcement"}
 
 
 class FireworksProvider(
-    DedicatedProvider[Tuned],
+    DedicatedProvider[TunedPair],
     TakesAdapters,
     Downloads,
     Measures,
@@ -119,9 +119,11 @@ class FireworksProvider(
         super().__init__(config, Wire(config.name, codes=codes, retry=Retry.of(config), sleep=sleep))
         self._at = Connection(config, self._wire)
         at = self._at
-        self._datasets = Datasets(at.client, at.plain, at.account, self._wire, self.target, sleep=sleep)
+        self._datasets = FireworksDatasetFiles(
+            at.client, at.plain, at.account, self._wire, self.target, sleep=sleep
+        )
         self._weights = Weights(at.client, at.plain, self._wire)
-        self._serving = Serving(self.name, at.client, at.account, self._wire, at.inference_url)
+        self._serving = FireworksDeployments(self.name, at.client, at.account, self._wire, at.inference_url)
         self._adapters = FireworksAdapters(at, self._wire, self._serving, sleep)
 
     # -- offline -------------------------------------------------------------------------------------------
@@ -351,12 +353,12 @@ class FireworksProvider(
         return self._downloaded(job, dest, job.job_id, base, fetch)
 
     @property
-    def _deployments(self) -> Serving:
+    def _deployments(self) -> FireworksDeployments:
         return self._serving
 
-    def _to_deploy(self, job: JobHandle) -> Tuned:
+    def _to_deploy(self, job: JobHandle) -> TunedPair:
         raw = self._made_by(job)
-        return Tuned(self._tuned(job, raw), text(reading.settings_of(raw).get("baseModel")) or "")
+        return TunedPair(self._tuned(job, raw), text(reading.settings_of(raw).get("baseModel")) or "")
 
     def deployed(self, job: JobHandle) -> Sequence[Standing]:
         return self._serving.deployed(job.job_id)

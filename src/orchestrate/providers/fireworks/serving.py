@@ -37,7 +37,7 @@ GONE = ("DELETING", "DELETED")
 MULTI_REGIONS = ("GLOBAL", "US", "EUROPE", "APAC")
 
 
-class DeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class FireworksDeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The options of `deploy`."""
 
     mode: Literal["merge", "addons"] = "merge"
@@ -58,7 +58,7 @@ class DeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=T
         return {"multi_region" if self.region in MULTI_REGIONS else "region": self.region}
 
     @classmethod
-    def of(cls, options: Mapping[str, Any] | None) -> DeployOptions:
+    def of(cls, options: Mapping[str, Any] | None) -> FireworksDeployOptions:
         wanted = cls.read("fireworks", options)
         if wanted.idle_minutes < 5:
             raise UsageError(
@@ -67,14 +67,14 @@ class DeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=T
         return wanted
 
 
-class Tuned(NamedTuple):
+class TunedPair(NamedTuple):
     """A tuned model and its base, by the host's names."""
 
     model: str
     base: str
 
 
-class Serving:
+class FireworksDeployments:
     def __init__(
         self,
         name: str,
@@ -89,19 +89,19 @@ class Serving:
         self._wire = wire
         self._inference_url = inference_url
 
-    def price(self, id: str, made: Tuned, options: Mapping[str, Any] | None) -> Decimal | None:
+    def price(self, id: str, made: TunedPair, options: Mapping[str, Any] | None) -> Decimal | None:
         """Return the price of `deploy` in US dollars per hour, using read-only calls."""
-        wanted = DeployOptions.of(options)
+        wanted = FireworksDeployOptions.of(options)
         there = self._get(id)
         if there is None or there.get("state") in GONE:
             served, addons = _served(made, wanted)
             return self._shape(served, addons, wanted)[1]
         return _per_hour(there)
 
-    def deploy(self, id: str, made: Tuned, options: Mapping[str, Any] | None) -> Endpoint:
+    def deploy(self, id: str, made: TunedPair, options: Mapping[str, Any] | None) -> Endpoint:
         """Deploy the model, skipping each step that an earlier call has done: the deployment, the adapter
         on it."""
-        wanted = DeployOptions.of(options)
+        wanted = FireworksDeployOptions.of(options)
         there = self._get(id)
         if there is not None and there.get("state") == "DELETING":
             raise Conflict(
@@ -200,7 +200,7 @@ class Serving:
         return found
 
     def _create(
-        self, deployment_id: str, served: str, addons: bool, shape: str, wanted: DeployOptions
+        self, deployment_id: str, served: str, addons: bool, shape: str, wanted: FireworksDeployOptions
     ) -> dict[str, Any]:
         from fireworks import omit
 
@@ -257,7 +257,7 @@ class Serving:
         return [e for e in entries if e.get("deployment") == deployment.get("name")]
 
     def _shape(
-        self, served: str, addons: bool, wanted: DeployOptions
+        self, served: str, addons: bool, wanted: FireworksDeployOptions
     ) -> tuple[dict[str, Any], Decimal | None]:
         """Return the shape to use and what it costs per hour with all replicas up."""
         if wanted.shape == "default":
@@ -309,7 +309,7 @@ def _bills(raw: Mapping[str, Any]) -> bool | None:
     return False if raw.get("state") == "READY" and counts != [None, None] else None
 
 
-def _served(made: Tuned, wanted: DeployOptions) -> tuple[str, bool]:
+def _served(made: TunedPair, wanted: FireworksDeployOptions) -> tuple[str, bool]:
     """Return the model that is loaded onto the GPUs, and whether it takes adapters."""
     return (made.base, True) if wanted.mode == "addons" else (made.model, False)
 
@@ -347,15 +347,19 @@ MODEL_WAIT_S = 900.0
 
 class FireworksAdapters(adapters.Adapters):
     def __init__(
-        self, at: Connection, wire: Wire, serving: Serving, sleep: Callable[[float], None] = time.sleep
+        self,
+        at: Connection,
+        wire: Wire,
+        serving: FireworksDeployments,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._at, self._wire, self._serving, self._sleep = at, wire, serving, sleep
 
     def price(self, adapter: Adapter, options: Mapping[str, Any] | None) -> Decimal | None:
         base = self._base(adapter)
         if (self.find(adapter.id) or {}).get("state") == MODEL_READY:
-            return self._serving.price(adapter.id, Tuned(self.name(adapter.id), base), options)
-        return self._serving.price(adapter.id, Tuned(base, base), options)
+            return self._serving.price(adapter.id, TunedPair(self.name(adapter.id), base), options)
+        return self._serving.price(adapter.id, TunedPair(base, base), options)
 
     def upload(self, adapter: Adapter, progress: Callable[[int, int], None] | None = None) -> None:
         there = self.find(adapter.id)

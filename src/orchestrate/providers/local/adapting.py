@@ -11,7 +11,7 @@ import msgspec
 
 from orchestrate.errors import OrchestrateError, SetupError
 from orchestrate.local import weights
-from orchestrate.local.job import Adapter
+from orchestrate.local.job import AdapterSettings
 from orchestrate.local.model import files
 from orchestrate.local.model.adapters import (
     ALL_LINEAR,
@@ -151,7 +151,7 @@ def looked_at(spec: JobSpec, model: str) -> tuple[list[Misnamed], str | None]:
     """Find names that match nothing, or the reason why they could not be checked. `model`: as
     `models.config_of` finds it."""
     asked = spec.adapter
-    adapter = Adapter.from_dict(asked.model_dump(mode="json"))
+    adapter = AdapterSettings.from_dict(asked.model_dump(mode="json"))
     if not isinstance(asked, LoRA) or not named(asked) or no_pattern(adapter):
         return [], None
     config = files.config_of(model)
@@ -275,7 +275,7 @@ def _structure(
 def _names(rows: Rows, spec: JobSpec, model: str) -> None:
     """Of what names modules: refuses a setting that fits nothing, tells what of others does not."""
     given = spec.adapter.model_dump(mode="json")
-    adapter = Adapter.from_dict(given)
+    adapter = AdapterSettings.from_dict(given)
     if wrong := no_pattern(adapter):
         field, reason = wrong
         rows.refuse(f"adapter.{field}", reason)

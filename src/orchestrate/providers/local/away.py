@@ -27,7 +27,7 @@ from orchestrate.local.job import LocalJob
 from orchestrate.local.machine import cores
 from orchestrate.local.plan import throughput
 from orchestrate.local.plan import throughput as paces
-from orchestrate.local.plan.throughput import Kind, Point
+from orchestrate.local.plan.throughput import KnownLog, ThroughputKey
 from orchestrate.local.run import STATUSES, RunDir, runs
 from orchestrate.places import depot, order
 from orchestrate.places.away import AwayPlace
@@ -69,11 +69,11 @@ if TYPE_CHECKING:
     from orchestrate.data import TrainingData
     from orchestrate.spec import JobSpec
 
-STARTUP = Point(log=5.7, off=0.7)
+STARTUP = KnownLog(log=5.7, off=0.7)
 """Seconds beside training: a machine, its packages and the model's weights, about five minutes."""
 
 
-def _there(kind: Kind, gpu: str | None, threads: int) -> Kind:
+def _there(kind: ThroughputKey, gpu: str | None, threads: int) -> ThroughputKey:
     return msgspec.structs.replace(kind, device=gpu or "cpu", threads=threads if gpu is None else 1)
 
 
@@ -255,7 +255,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
             return min(spec.max_cost_usd, hours)
         return hours if self._asked(spec).get("max_hours") is not None else min(quote.high_usd, hours)
 
-    def _speed(self, kind: Kind, body: Mapping[str, Any]) -> throughput.Throughput:
+    def _speed(self, kind: ThroughputKey, body: Mapping[str, Any]) -> throughput.Throughput:
         gpu = decoding.convert(body.get("resources", {}), Resources).gpu
         there = _there(kind, gpu, kind.threads)
         found = throughput.estimate(self.home, there, place=self.name)

@@ -10,7 +10,7 @@ from orchestrate.costing.size import chat_of
 from orchestrate.data.rows import RLExample
 from orchestrate.data.rules import METHOD_KINDS
 from orchestrate.errors import ConfigError, DataError, MissingExtra, OrchestrateError, UsageError
-from orchestrate.local.encoding import Looked, Rules, look
+from orchestrate.local.encoding import Rules, TemplateCheck, look
 from orchestrate.local.job import DEFAULT_SAMPLES
 from orchestrate.local.model import files
 from orchestrate.local.objectives import grading
@@ -188,7 +188,7 @@ def _over(dataset: Dataset, count: TokenCount, limit: int | None) -> list[int]:
 
 
 def _without_tokens(
-    name: str, spec: JobSpec, dataset: Dataset, found: Looked, long: list[int], limit: int | None
+    name: str, spec: JobSpec, dataset: Dataset, found: TemplateCheck, long: list[int], limit: int | None
 ) -> Iterator[Problem]:
     shorter = "raise max_seq_length, shorten the prompts, or keep the answers with  truncation: left"
     if not found.trains:
@@ -308,10 +308,10 @@ def _lacking(provider: str, dataset: Dataset, fields: tuple[str, ...]) -> list[P
     ]
 
 
-def answers(spec: JobSpec) -> costing.Answers | None:
+def answers(spec: JobSpec) -> costing.SampledAnswers | None:
     """Return how many answers a job samples, for its quote."""
     if not isinstance(spec.method, RFT):
         return None
-    return costing.Answers(
+    return costing.SampledAnswers(
         samples=spec.method.samples_per_prompt or DEFAULT_SAMPLES, most_tokens=max_new_tokens(spec)
     )

@@ -17,7 +17,7 @@ from orchestrate.errors import ArtifactRefused, NotFound
 from orchestrate.local import machine
 from orchestrate.local.job import Method
 from orchestrate.local.plan import fitting, throughput
-from orchestrate.local.plan.throughput import Kind
+from orchestrate.local.plan.throughput import ThroughputKey
 from orchestrate.local.run import RunDir, checkpoints
 from orchestrate.providers import offline
 from orchestrate.providers.base import PlansTraining, Progress
@@ -159,7 +159,7 @@ class PlannedProvider(PlansTraining):
             reason = next((row.rule for row in translation.refused if row.rule), NO_PRICE)
             return Quote(provider=self.name, model=translation.model, unavailable=reason)
         return costing.quote_hours_job(
-            costing.Work(self.name, self.profile, spec, data, translation, resolved),
+            costing.PlannedJob(self.name, self.profile, spec, data, translation, resolved),
             speed=costing.Speed(
                 tokens_per_second=speed.tokens_per_second, source=speed.source, factor=speed.factor
             ),
@@ -173,7 +173,7 @@ class PlannedProvider(PlansTraining):
         kind, body = self._work_kind(spec, translation), translation.body
         return throughput.of_several(self._speed(kind, body), body.get("hyper", {}).get("processes", 1))
 
-    def _work_kind(self, spec: JobSpec, translation: Translation) -> Kind:
+    def _work_kind(self, spec: JobSpec, translation: Translation) -> ThroughputKey:
         body, resolved = translation.body, self.resolve(self._as_local(spec))
         return throughput.kind_of(
             parameters=fitting.active_parameters(translation.model, resolved.params_b)
@@ -185,7 +185,7 @@ class PlannedProvider(PlansTraining):
             device=body.get("device"),
         )
 
-    def _speed(self, kind: Kind, body: Mapping[str, Any]) -> throughput.Throughput:
+    def _speed(self, kind: ThroughputKey, body: Mapping[str, Any]) -> throughput.Throughput:
         del body
         return throughput.estimate(self.home, kind, load=machine.load())
 

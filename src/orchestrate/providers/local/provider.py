@@ -15,7 +15,7 @@ import msgspec
 from orchestrate.core.files import private_folder, write_whole
 from orchestrate.errors import Conflict, NotFound, ProviderError
 from orchestrate.local import machine
-from orchestrate.local.job import Adapter, Hyper, LocalJob, Method
+from orchestrate.local.job import AdapterSettings, Hyper, LocalJob, Method
 from orchestrate.local.plan import throughput
 from orchestrate.local.run import STATUSES, RunDir, checkpoints, launching, now, runs
 from orchestrate.places.base import Place, Resources
@@ -162,7 +162,7 @@ class LocalProvider(
             validation=remote.validation_id,
             dataset_digest=remote.digest,
             method=decoding.convert(body["method"], Method),
-            adapter=decoding.convert(body["adapter"], Adapter),
+            adapter=decoding.convert(body["adapter"], AdapterSettings),
             hyper=Hyper.from_dict(body.get("hyper", {})),
             seed=body.get("seed", 0),
             threads=body.get("threads"),
@@ -419,7 +419,7 @@ def _within(resources: Resources, spec: JobSpec) -> Resources:
 # two checkpoints say that the next worker would die too.
 
 
-class Seen(Record, frozen=True, kw_only=True):
+class RestartsSeen(Record, frozen=True, kw_only=True):
     """`.restarts.json` of a run directory."""
 
     checkpoint: str = ""
@@ -433,12 +433,12 @@ def deaths(run: RunDir, attempts: int) -> int:
     attempts of the run."""
     path = run.path / ".restarts.json"
     try:
-        seen = Seen.from_json(path.read_bytes())
+        seen = RestartsSeen.from_json(path.read_bytes())
     except (OSError, msgspec.MsgspecError):
-        seen = Seen()
+        seen = RestartsSeen()
     newest = checkpoints.newest(run.checkpoints)
     if newest > seen.checkpoint:
-        seen = Seen(checkpoint=newest, before=max(0, attempts - 1))
+        seen = RestartsSeen(checkpoint=newest, before=max(0, attempts - 1))
         write_whole(path, seen.to_json())
     return attempts - seen.before
 

@@ -11,7 +11,7 @@ import msgspec
 from orchestrate.core.amounts import amount
 from orchestrate.errors import UsageError
 from orchestrate.local.plan import fitting, throughput
-from orchestrate.places.base import SILENCE_S, Hourly, Limits, Machine, Resources
+from orchestrate.places.base import SILENCE_S, Hourly, Machine, Resources, WorkerLimits
 from orchestrate.places.order import gpu_asked
 from orchestrate.profile import RENTED as OPTIONS
 from orchestrate.providers.local import translation
@@ -186,7 +186,7 @@ def resources(asked: Mapping[str, Any], machine: Machine | None, spec: JobSpec) 
         machine=machine.name if machine else None,
         spot=spot,
         min_processes=_least(asked),
-        limits=Limits(
+        limits=WorkerLimits(
             max_hours=float(hours) if hours is not None else MOST_HOURS,
             max_usd=spec.max_cost_usd,
             usd_per_hour=hourly.usd_per_hour if hourly else None,

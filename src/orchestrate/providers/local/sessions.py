@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 
 from orchestrate import costing
 from orchestrate.core.child import Ended, raised
 from orchestrate.errors import OrchestrateError, ProviderError, UsageError
 from orchestrate.local import machine
-from orchestrate.local.job import Adapter, LocalJob, Supervised
+from orchestrate.local.job import AdapterSettings, LocalJob, Supervised
 from orchestrate.local.model.files import source
 from orchestrate.local.run import RunDir, launching, now
 from orchestrate.local.run.stepwise import SessionWorker
@@ -29,6 +28,8 @@ from orchestrate.settings import masked
 from orchestrate.types import JobHandle
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from orchestrate.costing import RateBook
     from orchestrate.settings.config import HostConfig
 
@@ -126,6 +127,8 @@ class LocalSession(SessionBackend):
 
 
 def _array(value: Mapping[str, Any]) -> np.ndarray[Any, Any]:
+    import numpy as np  # the base install has none
+
     return np.frombuffer(base64.b64decode(value["data"]), dtype=value["kind"]).reshape(value["shape"])
 
 
@@ -154,7 +157,7 @@ class StepwiseProvider(LocalProvider, Sessions):
             model_name=order.model_name,
             train="",
             method=Supervised(),
-            adapter=Adapter(type="qlora" if asked.get("four_bit") else "lora", r=order.lora["rank"]),
+            adapter=AdapterSettings(type="qlora" if asked.get("four_bit") else "lora", r=order.lora["rank"]),
             seed=order.lora["seed"] or 0,
             threads=asked.get("threads", mine.get("threads")),
             device=asked.get("device", mine.get("device")),

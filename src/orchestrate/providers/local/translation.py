@@ -87,7 +87,7 @@ def answered(
         (body["hyper"] if inside else body)[key] = value
     device = engines.expected_device(body.get("device") or ("cuda" if gpu_elsewhere else None))
     full = spec.adapter.type == "full"
-    choices: dict[str, Callable[[Any], engines.Choice]] = {
+    choices: dict[str, Callable[[Any], engines.SettingChoice]] = {
         "engine": lambda asked: engines.choose(asked, device),
         "precision": lambda asked: engines.precision(asked, device, full=full, capability=capability),
     }
@@ -169,7 +169,7 @@ def problem(key: str, value: Any, method: str = "sft") -> str | None:
     return None
 
 
-def _chosen(name: str, asked: Any, choose: Callable[[Any], engines.Choice]) -> Setting:
+def _chosen(name: str, asked: Any, choose: Callable[[Any], engines.SettingChoice]) -> Setting:
     """Return what the machine will use, and why. Rejected where it lacks what was requested. The worker,
     which knows the number of tokens, chooses the engine again."""
     row = Setting(name=f"provider_options.{name}", asked=asked, outcome=Outcome.REFUSED, wire=name)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
-import numpy as np
 from msgspec.structs import replace
 
 from orchestrate.core import days
@@ -26,7 +25,7 @@ from orchestrate.errors import (
     Unsupported,
     UsageError,
 )
-from orchestrate.local.job import Adapter, LocalJob, Supervised
+from orchestrate.local.job import AdapterSettings, LocalJob, Supervised
 from orchestrate.local.run import STATUSES, RunDir, now, runs
 from orchestrate.providers import rundirs
 from orchestrate.providers.base import KeepsCheckpoints, Measures, Pauses, Progress, Sessions
@@ -88,6 +87,8 @@ class TinkerSession(SessionBackend):
         return self._asked(lambda: ask(data, loss, dict(config) or None), _forward_answer)
 
     def _datum(self, row: Row) -> Any:
+        import numpy as np  # the base install has none
+
         given = self._types.ModelInput.from_ints(list(row["tokens"]))
         inputs = {
             name: self._types.TensorData.from_numpy(
@@ -108,7 +109,7 @@ class TinkerSession(SessionBackend):
         """Sample from weights that are saved for it once after each change."""
         if self._sampling is None:
             self._sampling = self._done(self._training.save_weights_and_get_sampling_client())
-        stop = [*request["stop"], *(request["stop_ids"] or [])]
+        stop: list[Any] = [*request["stop"], *(request["stop_ids"] or [])]
         params = self._types.SamplingParams(
             max_tokens=request["max_tokens"],
             temperature=request["temperature"],
@@ -210,7 +211,7 @@ class TinkerProvider(Measures, KeepsCheckpoints, Pauses, Sessions):
             model_name=order.model_name,
             train="",
             method=Supervised(),
-            adapter=Adapter(type="lora", r=order.lora["rank"]),
+            adapter=AdapterSettings(type="lora", r=order.lora["rank"]),
             seed=order.lora["seed"] or 0,
             spec=masked(order.spec),
             session=order.to_dict(),

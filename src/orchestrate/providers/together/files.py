@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from orchestrate.core.files import new_folder
 from orchestrate.data import Dataset
-from orchestrate.data.rules import Target
+from orchestrate.data.rules import RowTarget
 from orchestrate.errors import ArtifactRefused
-from orchestrate.providers import files as archives
 from orchestrate.providers import files as transfer
 from orchestrate.providers.base import Progress
 from orchestrate.providers.calls import plain, table, text
@@ -30,12 +29,12 @@ DONE = ("COMPLETED", None)
 WAIT_S = 1800.0
 
 
-class Files:
+class TogetherUploads:
     def __init__(
         self,
         client: Callable[[], Together],
         wire: Wire,
-        target: Target,
+        target: RowTarget,
         *,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -118,16 +117,16 @@ def fetch_weights(
     """Unpack the stream of the SDK's `content` for a job and a `query` into `dest`. A partial archive is
     stored beside `dest`, and a later call continues it."""
 
-    def opened(headers: dict[str, str]) -> AbstractContextManager[transfer.Stream]:
+    def opened(headers: dict[str, str]) -> AbstractContextManager[transfer.DownloadStream]:
         stream = content(ft_id=job_id, extra_headers=headers, **query)
-        return cast("AbstractContextManager[transfer.Stream]", stream)
+        return cast("AbstractContextManager[transfer.DownloadStream]", stream)
 
     words = "-".join(str(v) for v in query.values())
     waiting = new_folder(dest.parent) / f".{dest.name}.{job_id}-{words}.download"
     archive = waiting / "archive"
     transfer.fetch(wire, opened, archive, limit_bytes=limit_bytes, progress=progress)
     try:
-        files = archives.unpack(archive, dest, limits=archives.Limits(total_bytes=limit_bytes))
+        files = transfer.unpack(archive, dest, limits=transfer.DownloadLimits(total_bytes=limit_bytes))
     except ArtifactRefused:
         shutil.rmtree(waiting)  # kept only where the fault is on this side, such as a full disk
         raise

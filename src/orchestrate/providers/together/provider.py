@@ -38,13 +38,13 @@ from orchestrate.providers.base import (
     TakesAdapters,
 )
 from orchestrate.providers.calls import items, plain, ref_in, rows, table, tagged, text
-from orchestrate.providers.calls.clients import Kept
+from orchestrate.providers.calls.clients import CachedClient
 from orchestrate.providers.calls.hosted import Retry, Wire
 from orchestrate.providers.hosted import DedicatedProvider, later
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.together import PROFILE, reading
-from orchestrate.providers.together.files import Files, fetch_weights
-from orchestrate.providers.together.serving import Serving, TogetherAdapters
+from orchestrate.providers.together.files import TogetherUploads, fetch_weights
+from orchestrate.providers.together.serving import TogetherAdapters, TogetherDeployments
 from orchestrate.providers.together.translation import NO_RFT, default_rank, require_limits, tag, translate
 from orchestrate.settings.config import HostConfig
 from orchestrate.types import (
@@ -102,10 +102,12 @@ class TogetherProvider(
 
     def __init__(self, config: HostConfig, *, sleep: Callable[[float], None] = time.sleep) -> None:
         super().__init__(config, Wire(config.name, retry=Retry.of(config), sleep=sleep))
-        self._client = Kept(self._connect)
+        self._client = CachedClient(self._connect)
         self._limits: dict[str, dict[str, Any]] = {}
-        self._files = Files(self._client, self._wire, self.target, sleep=sleep)
-        self._serving = Serving(self.name, self._client, self._wire, config.project, self._inference_url)
+        self._files = TogetherUploads(self._client, self._wire, self.target, sleep=sleep)
+        self._serving = TogetherDeployments(
+            self.name, self._client, self._wire, config.project, self._inference_url
+        )
         self._adapters = TogetherAdapters(self.name, self._client, self._wire, self._serving)
 
     # -- offline -------------------------------------------------------------------------------------------
@@ -324,7 +326,7 @@ class TogetherProvider(
         return self._artifact(job, dest, files, base, full=full)
 
     @property
-    def _deployments(self) -> Serving:
+    def _deployments(self) -> TogetherDeployments:
         return self._serving
 
     def _to_deploy(self, job: JobHandle) -> dict[str, Any]:

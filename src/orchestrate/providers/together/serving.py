@@ -42,7 +42,7 @@ _BILLS = {
 Together does not say."""
 
 
-class DeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TogetherDeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The options of `deploy`."""
 
     shape: str | None = None
@@ -52,14 +52,14 @@ class DeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Stops after so many minutes without a request (30 to 1440; 0: never)."""
 
     @classmethod
-    def of(cls, options: Mapping[str, Any] | None) -> DeployOptions:
+    def of(cls, options: Mapping[str, Any] | None) -> TogetherDeployOptions:
         wanted = cls.read("together", options)
         if wanted.idle_minutes and not 30 <= wanted.idle_minutes <= 1440:
             raise UsageError(f"Together scales down after 30 to 1440 idle minutes, not {wanted.idle_minutes}")
         return wanted
 
 
-class Serving:
+class TogetherDeployments:
     def __init__(
         self,
         name: str,
@@ -77,7 +77,7 @@ class Serving:
 
     def price(self, id: str, made: Mapping[str, Any], options: Mapping[str, Any] | None) -> Decimal | None:
         """Return the price of `deploy` in US dollars per hour, using read-only calls."""
-        wanted = DeployOptions.of(options)
+        wanted = TogetherDeployOptions.of(options)
         there = _ours(self._find(id))
         if there is None:
             usd, _ = self._configuration(self._model(id, made), wanted)
@@ -86,7 +86,7 @@ class Serving:
 
     def price_on(self, id: str, base_model_id: str, options: Mapping[str, Any] | None) -> Decimal | None:
         """Return the price like `price`, by the base, for an adapter that need not be uploaded yet."""
-        wanted, there = DeployOptions.of(options), _ours(self._find(id))
+        wanted, there = TogetherDeployOptions.of(options), _ours(self._find(id))
         if there is not None:
             return _per_hour(there, self._prices(), wanted)
         return self._configuration({"id": base_model_id, "name": id}, wanted)[0]
@@ -94,7 +94,7 @@ class Serving:
     def deploy(self, id: str, made: Mapping[str, Any], options: Mapping[str, Any] | None) -> Endpoint:
         """Deploy the model, skipping each step that an earlier call has done: the endpoint, its
         deployment, a deployment that runs, the traffic to it."""
-        wanted = DeployOptions.of(options)
+        wanted = TogetherDeployOptions.of(options)
         there = self._find(id)
         deployment, endpoint = _ours(there), there or {}
         if deployment is None:
@@ -196,7 +196,7 @@ class Serving:
         endpoint: Mapping[str, Any],
         model: dict[str, Any],
         config: dict[str, Any],
-        wanted: DeployOptions,
+        wanted: TogetherDeployOptions,
         *,
         fresh: bool,
     ) -> dict[str, Any]:
@@ -281,7 +281,7 @@ class Serving:
         return plain(self._wire.read(lambda: self._client().models.retrieve(model_id, **self._at())))
 
     def _configuration(
-        self, model: Mapping[str, Any], wanted: DeployOptions
+        self, model: Mapping[str, Any], wanted: TogetherDeployOptions
     ) -> tuple[Decimal | None, dict[str, Any]]:
         """Return (US dollars per hour of all replicas, configuration), for the cheapest configuration."""
         reference = str(model.get("baseModelId") or model["id"])
@@ -378,7 +378,7 @@ def _ours(endpoint: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _per_hour(
-    deployment: Mapping[str, Any], prices: Mapping[str, Decimal], wanted: DeployOptions
+    deployment: Mapping[str, Any], prices: Mapping[str, Decimal], wanted: TogetherDeployOptions
 ) -> Decimal | None:
     """Of a deployment that is there: with its own replicas, or with those that it would be started with."""
     price = prices.get(text(deployment.get("hardware")) or "")
@@ -417,7 +417,9 @@ PART_BYTES = 20 << 20
 
 
 class TogetherAdapters(adapters.Adapters):
-    def __init__(self, name: str, client: Callable[[], Together], wire: Wire, serving: Serving) -> None:
+    def __init__(
+        self, name: str, client: Callable[[], Together], wire: Wire, serving: TogetherDeployments
+    ) -> None:
         self._provider, self._client, self._wire, self._serving = name, client, wire, serving
 
     def price(self, adapter: Adapter, options: Mapping[str, Any] | None) -> Decimal | None:
@@ -427,7 +429,7 @@ class TogetherAdapters(adapters.Adapters):
     def upload(self, adapter: Adapter, progress: Callable[[int, int], None] | None = None) -> None:
         registered = self.find(adapter.id) or self._register(adapter)
         object_id = str(registered["id"])
-        local = {file.name: _File(file) for file in adapters.files(adapter)}
+        local = {file.name: _PartedFile(file) for file in adapters.files(adapter)}
         told = [{"path": n, "hash": f.hash, "numParts": len(f.parts)} for n, f in local.items()]
         asked = self._send("upload/create", {"objectId": object_id, "files": told})
         total, done, sent = sum(f.size for f in local.values()), 0, list[dict[str, Any]]()
@@ -445,7 +447,7 @@ class TogetherAdapters(adapters.Adapters):
                     progress(done, total)
         self._send("upload/complete", {"objectId": object_id, "files": sent})
 
-    def _sent(self, http: httpx.Client, file: _File, remote: Mapping[str, Any]) -> dict[str, Any]:
+    def _sent(self, http: httpx.Client, file: _PartedFile, remote: Mapping[str, Any]) -> dict[str, Any]:
         """One file, in the words in which its upload is completed."""
         entry: dict[str, Any] = {"path": file.path.name, "hash": file.hash}
         if remote.get("skipUpload"):
@@ -538,7 +540,7 @@ class TogetherAdapters(adapters.Adapters):
         url = path_template("/v2/projects/{project_id}/models/", project_id=project) + path
         return plain(self._wire.read(lambda: client.post(url, cast_to=object, body=body), expect=object))
 
-    def _part(self, http: httpx.Client, file: _File, remote: Mapping[str, Any]) -> dict[str, Any]:
+    def _part(self, http: httpx.Client, file: _PartedFile, remote: Mapping[str, Any]) -> dict[str, Any]:
         number = whole(remote.get("partNumber"))
         if number is None or not 1 <= number <= len(file.parts):
             raise UnexpectedAnswer(
@@ -563,7 +565,7 @@ class TogetherAdapters(adapters.Adapters):
         return {"partNumber": number, "hash": tag}
 
 
-class _File:
+class _PartedFile:
     """Parts as (offset, bytes), and the hash of an object that was uploaded in them."""
 
     def __init__(self, path: Path) -> None:

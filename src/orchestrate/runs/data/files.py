@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from orchestrate.data.files import beside as beside
     from orchestrate.data.files import is_stdout as is_stdout
     from orchestrate.data.files import require_writable as require_writable
-    from orchestrate.data.operations.check import Options
+    from orchestrate.data.operations.check import CheckOptions
     from orchestrate.data.operations.check import check as check
     from orchestrate.data.operations.convert import convert as convert
     from orchestrate.data.operations.convert import join_batch as join_batch
@@ -89,7 +89,7 @@ def rows_of_run(ft: Workspace, run: str, first: int, count: int) -> PreviewRepor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class FileCheck:
     """Options for checking files. `near` also looks for near-duplicates. `None` does so if there is more
     than one file and the required packages are installed."""
 
@@ -106,14 +106,14 @@ class Wanted:
 def check_options(
     settings: Settings,
     files: Mapping[str, str],
-    wanted: Wanted,
+    wanted: FileCheck,
     *,
     columns: Mapping[str, str] | None = None,
     workers: int | None = None,
-) -> tuple[Options, list[str]]:
+) -> tuple[CheckOptions, list[str]]:
     """Return the options for `check` of these files (split -> path), and one sentence for each check that
     is skipped. Raises `UsageError` for an unknown backend, method or model."""
-    from orchestrate.data.operations.check import Options
+    from orchestrate.data.operations.check import CheckOptions
     from orchestrate.data.rules import METHOD_KINDS
     from orchestrate.providers import registry
 
@@ -129,7 +129,7 @@ def check_options(
             unchecked.append(
                 "near-duplicates across splits are not checked: pip install 'orchestrate-ft[data]'"
             )
-    options = Options(
+    options = CheckOptions(
         hosts=hosts,
         method=wanted.method,
         tokenizer=wanted.tokenizer or counter(wanted.model, kinds.values()),

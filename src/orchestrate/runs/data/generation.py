@@ -13,8 +13,8 @@ from orchestrate.core.retries import Retry
 from orchestrate.costing.rates import completion_price
 from orchestrate.data.files import require_writable
 from orchestrate.data.operations import generate as generating
+from orchestrate.data.operations.generate import GenerateOrder as GenerateOrder
 from orchestrate.data.operations.generate import GenerateReport as GenerateReport
-from orchestrate.data.operations.generate import Order as Order
 from orchestrate.data.rows import ChatMessage
 from orchestrate.data.tokens.hub_tokens import opened
 from orchestrate.errors import SetupError, SpecError, UsageError
@@ -35,7 +35,7 @@ _MARK = "zq1thought"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Writer:
+class TeacherModel:
     """The model that writes. `host` is a configured host, by default the first one; or `base_url` any
     OpenAI-compatible API, with the key of `key_variable` or with none."""
 
@@ -74,9 +74,9 @@ def reasoning_of(model: str | None, *, wanted: bool) -> tuple[generating.Reasoni
     return "left out", f"reasoning is left out of the rows: the chat template of {model} has no place for it"
 
 
-def unpriced(settings: Settings, writer: Writer) -> bool:
+def unpriced(settings: Settings, writer: TeacherModel) -> bool:
     """Return whether the writer's answers may be billed at an unknown price. Raises the same errors as
-    `Writer.place`."""
+    `TeacherModel.place`."""
     place = writer.place(settings)
     return not _near(settings, place) and completion_price(writer.model, place.base_url) is None
 
@@ -89,8 +89,8 @@ def generate(
     ws: Workspace,
     seeds: str,
     output: Path,
-    writer: Writer,
-    order: Order,
+    writer: TeacherModel,
+    order: GenerateOrder,
     *,
     hosts: str = "all",
     progress: Callable[[int, int, Decimal], None] | None = None,

@@ -24,10 +24,10 @@ from orchestrate.evaluation import contenders as making
 from orchestrate.evaluation import recordings
 from orchestrate.evaluation.contenders import Candidate
 from orchestrate.evaluation.evaluate import (
-    Asked,
+    ContenderPlan,
     EvaluationPlan,
+    EvaluationTerms,
     Subject,
-    Terms,
     evaluate,
     plan,
     require_terms,
@@ -38,7 +38,7 @@ from orchestrate.evaluation.metrics import Context, registry
 from orchestrate.evaluation.pairing import flips
 from orchestrate.evaluation.verdict import Demand
 from orchestrate.paid.asking import Asking, Progress
-from orchestrate.paid.journal import Purse
+from orchestrate.paid.journal import RequestBudget
 from orchestrate.paid.limits import require_within
 from orchestrate.reports import EvaluationReport
 from orchestrate.reports.evaluations import format_of
@@ -119,7 +119,7 @@ class PreparedEvaluation:
         runs: Sequence[TrackedRun | str],
         order: EvaluationOrder,
         *,
-        purse: Purse | None = None,
+        purse: RequestBudget | None = None,
     ) -> None:
         registry.check(order.metrics)
         if (host := other_host(order.on)) is not None:
@@ -202,7 +202,7 @@ class PreparedEvaluation:
             held=judging.held_against(self._ft, order.rated, asked_by),
             allow_code=self._ft.settings.allow_grader_code,
         )
-        self._terms = Terms(
+        self._terms = EvaluationTerms(
             metrics=registry.make(order.metrics, context),
             sampling=order.sampling,
             rivals=_rivals(list(candidates), own, order.against),
@@ -248,7 +248,7 @@ class PreparedEvaluation:
         found = plan(items, self.candidates, samples, self._asking)
         sides = {"score": len(self.candidates), "pair": 2 * len(self._terms.rivals)}
         asked = [
-            Asked(
+            ContenderPlan(
                 contender=judge.used.name,
                 questions=len(items) * samples * sides[judge.kind],
                 kept=0,
@@ -295,8 +295,10 @@ class PreparedEvaluation:
                 yield asked_again(contender.name, pairing)
 
 
-def _purse(ft: Workspace, order: EvaluationOrder, scope: str) -> Purse:
-    return Purse(order.max_cost_usd, scope=scope, account=ft.store.ledger.account("evaluation", ft.settings))
+def _purse(ft: Workspace, order: EvaluationOrder, scope: str) -> RequestBudget:
+    return RequestBudget(
+        order.max_cost_usd, scope=scope, account=ft.store.ledger.account("evaluation", ft.settings)
+    )
 
 
 def _scope(runs: Sequence[TrackedRun | str], digest: str, order: EvaluationOrder) -> str:

@@ -21,7 +21,7 @@ from orchestrate.evaluation.judges.calibration import JudgedRow as JudgedRow
 from orchestrate.evaluation.judges.calibration import JudgeReport as JudgeReport
 from orchestrate.evaluation.judges.calibration import RatedAnswer
 from orchestrate.paid.asking import Asking, Progress, Question
-from orchestrate.paid.journal import Purse
+from orchestrate.paid.journal import RequestBudget
 from orchestrate.runs.evaluation.contenders import Contenders
 from orchestrate.store.reviews import PREFIX
 from orchestrate.types import Record, Rubric, Sampling
@@ -128,7 +128,7 @@ class PreparedJudging:
 
     def scores(
         self, progress: Progress | None = None
-    ) -> tuple[list[tuple[rows.Row, JudgedRow]], Decimal | None]:
+    ) -> tuple[list[tuple[rows.CalibrationRow, JudgedRow]], Decimal | None]:
         """Judge all rows like `run`, but write no files. Returns each row with its judgment, and the cost
         of all answers."""
         metric, _ = self._metric(progress)
@@ -182,7 +182,7 @@ def asking_of(ft: Workspace, terms: JudgeTerms, subject: str = "") -> Asking:
     same = replace(terms, max_cost_usd=None, skip_failed=False)
     return Asking(
         ft.settings.home / "evaluations" / "answers",
-        Purse(
+        RequestBudget(
             terms.max_cost_usd,
             scope=f"judging of {subject}: {same}",
             account=ft.store.ledger.account("judging", ft.settings),

@@ -18,8 +18,8 @@ from orchestrate.evaluation.held_out import held_out
 from orchestrate.evaluation.metrics import Context, Metric, registry
 from orchestrate.evaluation.regression import (
     POINTS_MARGIN,
-    Probe,
     ProbeResult,
+    RegressionProbe,
     asked,
     compared,
     probed,
@@ -27,7 +27,7 @@ from orchestrate.evaluation.regression import (
 )
 from orchestrate.evaluation.regression import Regression as Regression
 from orchestrate.paid.asking import Asking, Progress
-from orchestrate.paid.journal import Purse
+from orchestrate.paid.journal import RequestBudget
 from orchestrate.runs.evaluation import judging
 from orchestrate.runs.evaluation.contenders import Contenders, other_host
 from orchestrate.runs.hosting.deployment import used
@@ -73,7 +73,12 @@ class PreparedRegression:
     """A prepared regression test, like `PreparedEvaluation`. Nothing was sent yet."""
 
     def __init__(
-        self, ft: Workspace, run: TrackedRun | str, order: RegressionOrder, *, purse: Purse | None = None
+        self,
+        ft: Workspace,
+        run: TrackedRun | str,
+        order: RegressionOrder,
+        *,
+        purse: RequestBudget | None = None,
     ) -> None:
         """`run`: a run, or RUN@CHECKPOINT; `purse`: of more than this, in the place of the order's limit.
         Raises `UsageError` and `DataError` for what cannot be probed."""
@@ -85,7 +90,7 @@ class PreparedRegression:
         self._asking = Asking(
             ft.settings.home / "evaluations" / "answers",
             purse
-            or Purse(
+            or RequestBudget(
                 order.max_cost_usd,
                 scope=f"regression of {self._handle.id} {checkpoint}: {same}",
                 account=ft.store.ledger.account("regression", ft.settings),
@@ -111,7 +116,7 @@ class PreparedRegression:
                 "; ".join(("no probes left to run", *self.notes)), fix="--set FILE, or --probes all"
             )
 
-    def _possible(self, probe: Probe) -> bool:
+    def _possible(self, probe: RegressionProbe) -> bool:
         if probe.needs == "likelihood" and None in (self._tuned.likelihood, self._base.likelihood):
             where = self._tuned.contender.served_by
             self.notes.append(
@@ -120,7 +125,7 @@ class PreparedRegression:
             return False
         return True
 
-    def _own(self, written: str) -> Probe:
+    def _own(self, written: str) -> RegressionProbe:
         path, _, metric = written.partition("=")
         found = held_out(Dataset.open(path), limit=self._order.limit)
         self.notes += [f"{path}: {count(n, 'row')} left out: {why}" for why, n in found.left_out.items()]
@@ -137,7 +142,7 @@ class PreparedRegression:
         if not isinstance(made, Metric) or used.kind == "amount" or used.better == "neither":
             raise UsageError(f"{written}: {used.name} does not score single answers, which a set needs")
         title = f"{count(len(found.items), 'row')} of {path}, by {made.used.name}"
-        return Probe(Path(path).stem, title, found.items, made, self._margin)
+        return RegressionProbe(Path(path).stem, title, found.items, made, self._margin)
 
     @property
     def _margin(self) -> float:
@@ -187,7 +192,7 @@ class PreparedRegression:
         return [compared(task, each[0][task], each[1][task], names, self._margin) for task in order.tasks]
 
 
-def _built_in(order: RegressionOrder) -> list[Probe]:
+def _built_in(order: RegressionOrder) -> list[RegressionProbe]:
     known = {probe.name: probe for probe in probes.built_in()}
     wanted = list(known) if "all" in order.probes else [name for name in order.probes if name != "none"]
     for name in wanted:

@@ -18,10 +18,10 @@ from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.evaluation import review as tasks
 from orchestrate.evaluation.contenders import called
 from orchestrate.evaluation.judges import calibration
-from orchestrate.evaluation.review import Source, results, rows, source_of
+from orchestrate.evaluation.review import ReviewSource, results, rows, source_of
 from orchestrate.evaluation.review import rows as sheets
-from orchestrate.evaluation.review.desk import Asked, rater_named, standing
-from orchestrate.evaluation.review.desk import Desk as Desk
+from orchestrate.evaluation.review.desk import ReviewAction, rater_named, standing
+from orchestrate.evaluation.review.desk import ReviewSession as ReviewSession
 from orchestrate.evaluation.review.results import LIKENESS as LIKENESS
 from orchestrate.evaluation.review.results import Planned as Planned
 from orchestrate.evaluation.review.results import ReviewResult as ReviewResult
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.routing import Route
 
-    from orchestrate.evaluation.review.server import Page
+    from orchestrate.evaluation.review.server import ReviewPage
     from orchestrate.workspace import Workspace
 
 
@@ -67,7 +67,7 @@ class Exported(Record, frozen=True, kw_only=True):
     rows: int
 
 
-def opened(ft: Workspace, names: Sequence[str], order: ReviewOrder | None = None) -> Desk:
+def opened(ft: Workspace, names: Sequence[str], order: ReviewOrder | None = None) -> ReviewSession:
     """Open a review by its id, or one of runs: the newest with the same kind, contenders and rubric, else
     a new one. Raises `UsageError` if there is nothing to rate, and `DataError` if what it shows was
     deleted."""
@@ -75,7 +75,7 @@ def opened(ft: Workspace, names: Sequence[str], order: ReviewOrder | None = None
     return (None if order.new else existing(ft, names, order)) or _made(ft, names, order)
 
 
-def existing(ft: Workspace, names: Sequence[str], order: ReviewOrder | None = None) -> Desk | None:
+def existing(ft: Workspace, names: Sequence[str], order: ReviewOrder | None = None) -> ReviewSession | None:
     """Return the review that `opened` would open, or `None` instead of creating one."""
     if len(names) == 1 and names[0].startswith(PREFIX):
         return _desk(ft, ft.store.reviews.get(names[0]))
@@ -89,7 +89,7 @@ def existing(ft: Workspace, names: Sequence[str], order: ReviewOrder | None = No
     return None
 
 
-def _shows(desk: Desk, order: ReviewOrder, source: Source) -> bool:
+def _shows(desk: ReviewSession, order: ReviewOrder, source: ReviewSource) -> bool:
     """Whether a review has the items, the pairs and the seed that are asked for, where they are."""
     review = desk.review
     if order.seed not in (None, review.seed):
@@ -104,7 +104,7 @@ def _shows(desk: Desk, order: ReviewOrder, source: Source) -> bool:
 
 def _wanted(
     ft: Workspace, names: Sequence[str], order: ReviewOrder
-) -> tuple[Source, list[str], Rubric, Literal["pairs", "single"]]:
+) -> tuple[ReviewSource, list[str], Rubric, Literal["pairs", "single"]]:
     if not names and order.evaluation is None:
         raise UsageError(
             "name the runs or the evaluation to rate",
@@ -117,7 +117,7 @@ def _wanted(
     return source, _contenders(source, order), rubric.read(order.rubric), kind
 
 
-def _made(ft: Workspace, names: Sequence[str], order: ReviewOrder) -> Desk:
+def _made(ft: Workspace, names: Sequence[str], order: ReviewOrder) -> ReviewSession:
     source, contenders, asked_by, kind = _wanted(ft, names, order)
     review_id = ft.store.reviews.new_id()
     seed = secrets.randbelow(2**31) if order.seed is None else order.seed
@@ -153,13 +153,13 @@ def _made(ft: Workspace, names: Sequence[str], order: ReviewOrder) -> Desk:
 
 
 def serving(
-    desk: Desk | WritingDesk,
+    desk: ReviewSession | WritingDesk,
     *,
     raters: Sequence[str] = (),
     host: str | None = None,
     port: int = 0,
     names: Sequence[str] = (),
-) -> AbstractContextManager[Page]:
+) -> AbstractContextManager[ReviewPage]:
     """See `orchestrate.evaluation.review.server.serving`; by default on this machine only."""
     from orchestrate.evaluation.review import server
     from orchestrate.http.web import LOOPBACK
@@ -167,13 +167,13 @@ def serving(
     return server.serving(desk, raters=raters, host=host or LOOPBACK, port=port, names=names)
 
 
-def said(ft: Workspace, desk: Desk) -> list[str]:
+def said(ft: Workspace, desk: ReviewSession) -> list[str]:
     """Summarize the ratings in one sentence per pair of contenders."""
     return results.told(result(ft, desk))
 
 
 def review_routes(
-    path: str, desk_of: Callable[[Request], Desk], back: Callable[[Request], str] | None = None
+    path: str, desk_of: Callable[[Request], ReviewSession], back: Callable[[Request], str] | None = None
 ) -> list[Route]:
     """Build the routes of the review page inside our own pages. The request decides which review it
     shows, and the page asks for the rater's name."""
@@ -182,20 +182,20 @@ def review_routes(
     return server.review_routes(path, desk_of, lambda _: server.ANYONE, back)
 
 
-def of_run(ft: Workspace, run_id: str) -> list[Desk]:
+def of_run(ft: Workspace, run_id: str) -> list[ReviewSession]:
     """Return the reviews of a run's answers, newest first, without those whose answers were removed."""
-    found: list[Desk] = []
+    found: list[ReviewSession] = []
     for review in ft.store.reviews.matching(run_ids=[run_id]):
         with suppress(OrchestrateError):
             found.append(_desk(ft, review))
     return found
 
 
-def result(ft: Workspace, desk: Desk) -> ReviewResult:
+def result(ft: Workspace, desk: ReviewSession) -> ReviewResult:
     return results.result(desk.review, desk.tasks, ft.store.reviews.ratings(desk.review.id))
 
 
-def record(ft: Workspace, desk: Desk, ratings: Sequence[Rating]) -> int:
+def record(ft: Workspace, desk: ReviewSession, ratings: Sequence[Rating]) -> int:
     """Add ratings that were made elsewhere, all or none, and return how many. `left` and `right` are the
     contenders as they were shown. Raises `UsageError` for a rating that does not belong to this review."""
     known = {task.id: task for task in desk.tasks}
@@ -207,7 +207,7 @@ def record(ft: Workspace, desk: Desk, ratings: Sequence[Rating]) -> int:
         if sorted(names) != sorted(task.contenders):
             there, given = " and ".join(task.contenders), " and ".join(names) or "nothing"
             raise UsageError(f"task {one.task} shows {there}, not {given}")
-        said = Asked(
+        said = ReviewAction(
             action="rate",
             task=one.task,
             choice=one.choice,
@@ -229,7 +229,7 @@ def planned(preference: float, likeness: float | None = None) -> tuple[Planned, 
     return results.planned(preference, likeness=results.LIKENESS if likeness is None else likeness)
 
 
-def export(ft: Workspace, desk: Desk, output: Path, rater: str | None) -> Exported:
+def export(ft: Workspace, desk: ReviewSession, output: Path, rater: str | None) -> Exported:
     """Write a sheet to fill in (`.csv`), or the ratings, to compare a judge with (`.jsonl`)."""
     require_writable(output)
     if output.suffix.lower() == ".csv":
@@ -254,7 +254,7 @@ def rated_answers(ft: Workspace, name: str) -> list[calibration.RatedAnswer]:
     return calibration.of_review(desk.review, desk.tasks, held)
 
 
-def take(ft: Workspace, desk: Desk, sheet: Path, rater: str | None) -> Imported:
+def take(ft: Workspace, desk: ReviewSession, sheet: Path, rater: str | None) -> Imported:
     """Import the ratings of a sheet, all or none. Raises `DataError` naming the wrong row."""
     if rater is None:
         raise UsageError("whose ratings are these?", fix="--rater NAME")
@@ -279,20 +279,20 @@ def from_review(
     )
 
 
-def _desk(ft: Workspace, review: Review) -> Desk:
+def _desk(ft: Workspace, review: Review) -> ReviewSession:
     if review.kind == "writing":
         raise UsageError(
             f"In {review.id} people write rows; there are no answers to rate.",
             fix=f"orchestrate review {review.id}",
         )
-    return Desk(review, tasks.read(_shown(Path(review.folder))), ft.store.reviews)
+    return ReviewSession(review, tasks.read(_shown(Path(review.folder))), ft.store.reviews)
 
 
 def _shown(folder: Path) -> Path:
     return folder / "tasks.jsonl"
 
 
-def _contenders(source: Source, order: ReviewOrder) -> list[str]:
+def _contenders(source: ReviewSource, order: ReviewOrder) -> list[str]:
     names = source.contenders
     wanted = [_contender(name, names) for name in order.contenders] or list(names)
     if order.against is not None and (against := _contender(order.against, names)) not in wanted:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from orchestrate.errors import OrchestrateError
 from orchestrate.evaluation.regression import Regression
 from orchestrate.evaluation.review.results import ReviewResult
-from orchestrate.evaluation.verdict import Part, with_parts
+from orchestrate.evaluation.verdict import VerdictReason, with_parts
 from orchestrate.runs.evaluation import reviewing
 from orchestrate.runs.evaluation.regression import regressions
 from orchestrate.text import joined as listed
@@ -28,11 +28,11 @@ def evaluations(ws: Workspace, run_id: str) -> list[Evaluation]:
 
 def joined(ws: Workspace, found: Sequence[Evaluation]) -> list[Evaluation]:
     """Join each verdict on a run with its regressions, its parity, its reviews, and its proof."""
-    known: dict[str, _Known] = {}
+    known: dict[str, _RunFacts] = {}
     return [_joined(ws, one, known) for one in found]
 
 
-class Models:
+class SameModels:
     """Which names of a run's checkpoints are one model: a checkpoint by its id or its step, and the last
     step's as the run itself, but where the run ends with its best weights."""
 
@@ -63,7 +63,7 @@ class Models:
 
 def regression(ws: Workspace, run: Run) -> Regression | None:
     """Return the current verdict on what a run's own model forgot."""
-    return Models(ws, run).standing(regressions(ws, run.id))
+    return SameModels(ws, run).standing(regressions(ws, run.id))
 
 
 def _step(checkpoint: str) -> int | None:
@@ -81,11 +81,11 @@ def _merged(mine: Sequence[Regression]) -> Regression | None:
     return replace(mine[-1], results=tuple(results.values()), advice=advice if lost else ())
 
 
-class _Known:
+class _RunFacts:
     """What is known of a run beside one evaluation."""
 
     def __init__(self, ws: Workspace, run_id: str) -> None:
-        self.models = Models(ws, ws.store.runs.get(run_id))
+        self.models = SameModels(ws, ws.store.runs.get(run_id))
         self.regressions = regressions(ws, run_id)
         self.parities = [e for e in ws.store.history.evaluations(run_id) if e.parity]
         self.reviews: list[ReviewResult] = []
@@ -94,14 +94,14 @@ class _Known:
                 self.reviews.append(reviewing.result(ws, reviewing.opened(ws, [review.id])))
 
 
-def _joined(ws: Workspace, one: Evaluation, known: dict[str, _Known]) -> Evaluation:
+def _joined(ws: Workspace, one: Evaluation, known: dict[str, _RunFacts]) -> Evaluation:
     verdicts = list(one.verdicts)
     for i, verdict in enumerate(verdicts):
         contender = one.contender(verdict.contender)
         if contender.run_id is None:
             continue
         if contender.run_id not in known:
-            known[contender.run_id] = _Known(ws, contender.run_id)
+            known[contender.run_id] = _RunFacts(ws, contender.run_id)
         about = known[contender.run_id]
         parts = [
             *_forgotten(about, contender),
@@ -113,7 +113,7 @@ def _joined(ws: Workspace, one: Evaluation, known: dict[str, _Known]) -> Evaluat
     return replace(one, verdicts=tuple(verdicts))
 
 
-def _forgotten(about: _Known, contender: Contender) -> Iterator[Part]:
+def _forgotten(about: _RunFacts, contender: Contender) -> Iterator[VerdictReason]:
     found = about.models.standing(about.regressions, contender.checkpoint)
     if found is None:
         if about.regressions:
@@ -122,15 +122,15 @@ def _forgotten(about: _Known, contender: Contender) -> Iterator[Part]:
     open_ = [r.probe for r in found.results if r.decision == "inconclusive"]
     kept = [r.probe for r in found.results if r.decision == "kept"]
     for r in found.forgotten:
-        yield Part("do not ship", f"it forgot some of {r.probe}: {r.reason}")
+        yield VerdictReason("do not ship", f"it forgot some of {r.probe}: {r.reason}")
     if open_:
         why = f"forgetting on {listed(open_)} is undecided: orchestrate regress {found.run_id}"
-        yield Part("not enough evidence", why)
+        yield VerdictReason("not enough evidence", why)
     if kept and not found.forgotten and not open_:
-        yield Part("ship", f"it kept {listed(kept)}")
+        yield VerdictReason("ship", f"it kept {listed(kept)}")
 
 
-def _not_measured(about: _Known, contender: Contender) -> Part:
+def _not_measured(about: _RunFacts, contender: Contender) -> VerdictReason:
     """Of a model of a run whose other weights were probed: what those forgot, it may have forgotten too."""
     own = about.models.standing(about.regressions)
     lost = contender.checkpoint is not None and own is not None and bool(own.forgotten)
@@ -138,10 +138,10 @@ def _not_measured(about: _Known, contender: Contender) -> Part:
     why = f"forgetting was not measured for {what}: orchestrate regress {contender.name}"
     if lost:
         why = f"the run shows forgetting, and {why}"
-    return Part("not enough evidence" if lost else "ship", why)
+    return VerdictReason("not enough evidence" if lost else "ship", why)
 
 
-def _parity(about: _Known, contender: Contender, here: Evaluation) -> Iterator[Part]:
+def _parity(about: _RunFacts, contender: Contender, here: Evaluation) -> Iterator[VerdictReason]:
     mine = [
         (e, verdict)
         for e in about.parities
@@ -150,14 +150,14 @@ def _parity(about: _Known, contender: Contender, here: Evaluation) -> Iterator[P
     ]
     if mine and mine[-1][0].id != here.id:
         found, verdict = mine[-1]
-        yield Part(verdict.decision, f"parity in {found.id}: {'; '.join(verdict.reasons)}")
+        yield VerdictReason(verdict.decision, f"parity in {found.id}: {'; '.join(verdict.reasons)}")
 
 
-def _same(about: _Known, one: Contender, other: Contender) -> bool:
+def _same(about: _RunFacts, one: Contender, other: Contender) -> bool:
     return one.run_id == other.run_id and about.models.same(one.checkpoint, other.checkpoint)
 
 
-def _people(about: _Known, contender: Contender, here: Evaluation) -> Iterator[Part]:
+def _people(about: _RunFacts, contender: Contender, here: Evaluation) -> Iterator[VerdictReason]:
     """What the newest review says that shows the contender beside its rival."""
     rivals = {d.against for d in here.differences if d.contender == contender.name}
     for review in about.reviews:
@@ -171,11 +171,11 @@ def _people(about: _Known, contender: Contender, here: Evaluation) -> Iterator[P
             value = 1 - score.value if turned else score.value
             share = f"{value:.0%} ({low:.0%} to {high:.0%})"
             said = f"people preferred it to {rival} in {share} of {score.n} items ({review.review.id})"
-            yield Part("do not ship" if high < 0.5 else "ship", said)
+            yield VerdictReason("do not ship" if high < 0.5 else "ship", said)
             return
 
 
-def _proved(contender: Contender) -> Iterator[Part]:
+def _proved(contender: Contender) -> Iterator[VerdictReason]:
     if contender.proof is not None and contender.proof.startswith("failed"):
         why = f"the model served at {contender.served_by} is not the one that was trained ({contender.proof})"
-        yield Part("do not ship", why)
+        yield VerdictReason("do not ship", why)

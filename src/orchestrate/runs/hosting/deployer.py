@@ -60,7 +60,7 @@ END_POINTS = ("after-ending", "after-end-request", "after-ended")
 _POLL_S = 2.0
 
 
-class Terms(msgspec.Struct, frozen=True, kw_only=True):
+class DeployTerms(msgspec.Struct, frozen=True, kw_only=True):
     """The terms that the user agreed to."""
 
     options: dict[str, Any] = {}
@@ -97,7 +97,7 @@ class Deployer:
 
     # -- making --------------------------------------------------------------------------------------------
 
-    def offer(self, run: Run, terms: Terms) -> DeploymentOffer:
+    def offer(self, run: Run, terms: DeployTerms) -> DeploymentOffer:
         """Return what `deploy` would agree to. Sends and changes nothing. Raises `OverBudget`,
         `UsageError`, `OtherAccount`."""
         before = self._open(run)
@@ -124,7 +124,7 @@ class Deployer:
         )
 
     def deploy(
-        self, run: Run, terms: Terms, *, budget_usd: Decimal | None = None, limits: Sequence[Limit] = ()
+        self, run: Run, terms: DeployTerms, *, budget_usd: Decimal | None = None, limits: Sequence[Limit] = ()
     ) -> Deployment:
         """Create a deployment, or complete, start or change what an earlier call began. First, everything
         that it may cost from then on is reserved in the budget and in each limit.
@@ -153,7 +153,7 @@ class Deployer:
                 self.reached("after-upload")
             return self._make(deployment, _with_limit(deployment, price))
 
-    def _price(self, run: Run, before: Deployment | None, terms: Terms) -> Decimal | None:
+    def _price(self, run: Run, before: Deployment | None, terms: DeployTerms) -> Decimal | None:
         """US dollars per hour, once the terms allow it."""
         options = {**(before.options if before is not None else {}), **terms.options}
         if self.adapter is not None:
@@ -382,7 +382,7 @@ class Deployer:
                 fix="use the configuration and key that created it",
             )
 
-    def _require_terms(self, price: Decimal | None, terms: Terms) -> None:
+    def _require_terms(self, price: Decimal | None, terms: DeployTerms) -> None:
         name = self.provider.title
         for option in ("max_cost_usd", "max_hours"):
             if getattr(terms, option) == 0:
@@ -406,7 +406,7 @@ def lease_name(run_id: str) -> str:
     return f"deployment:{run_id}"
 
 
-def _agreed(deployment: Deployment, terms: Terms, price: Decimal | None, at: datetime) -> Deployment:
+def _agreed(deployment: Deployment, terms: DeployTerms, price: Decimal | None, at: datetime) -> Deployment:
     """With the terms of the last call. A limit or an option that it does not name stays. Raises `UsageError`
     for one that is being ended, for a limit that has come already, and for other options than those of what
     is up."""

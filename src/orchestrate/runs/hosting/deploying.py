@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from orchestrate.providers.base import Deploys, TakesAdapters, capability
 from orchestrate.runs import privacy
-from orchestrate.runs.hosting.deployer import Deployer, Terms
+from orchestrate.runs.hosting.deployer import Deployer, DeployTerms
 from orchestrate.runs.hosting.deployment import deployer_of
 from orchestrate.runs.serving import tuned
 from orchestrate.types import Deployment, DeploymentOffer
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
 
 
-def offer(ws: Workspace, run: TrackedRun, to: str | None, terms: Terms) -> DeploymentOffer:
+def offer(ws: Workspace, run: TrackedRun, to: str | None, terms: DeployTerms) -> DeploymentOffer:
     """Return the offer to deploy a run. See `RunHandle.deployment_offer`."""
     return _deployer(ws, run, to).offer(run.record, terms)
 
@@ -30,7 +30,7 @@ def deploy(
     ws: Workspace,
     run: TrackedRun,
     to: str | None,
-    terms: Terms,
+    terms: DeployTerms,
     progress: Progress | None = None,
     limits: Sequence[Limit] = (),
 ) -> Deployment:

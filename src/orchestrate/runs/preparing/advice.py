@@ -14,7 +14,7 @@ from orchestrate.costing.latency import Latency
 from orchestrate.data import Dataset
 from orchestrate.errors import UsageError
 from orchestrate.reports import advice
-from orchestrate.reports.advice import Advice, Facts
+from orchestrate.reports.advice import Advice, DataTraits
 from orchestrate.reports.advice import Needs as Needs
 from orchestrate.reports.advice import advise as weigh
 from orchestrate.runs.preparing import quoting
@@ -24,7 +24,7 @@ from orchestrate.types import Feature, Score
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from orchestrate.costing import Ownership, Use
+    from orchestrate.costing import Ownership, ServingUse
     from orchestrate.workspace import Workspace
 
 _EPOCHS = 3
@@ -51,7 +51,7 @@ def advise(
     return replace(found, warnings=(*found.warnings, *ended))
 
 
-def _latency(facts: Facts, needs: Needs) -> tuple[list[Latency], list[Latency]]:
+def _latency(facts: DataTraits, needs: Needs) -> tuple[list[Latency], list[Latency]]:
     """Of the model that would be tuned, and of the larger one; empty where the size of one is not known."""
     if needs.latency_ms is None or needs.model is None:
         return [], []
@@ -66,7 +66,7 @@ def totals(
     ft: Workspace,
     file: str | Path,
     model: str,
-    use: Use,
+    use: ServingUse,
     *,
     private: bool = False,
     columns: Mapping[str, str] | None = None,

@@ -8,7 +8,7 @@ from orchestrate.errors import AlreadySubmitted
 
 if TYPE_CHECKING:
     from orchestrate.runs.preparing.prepared import Prepared
-    from orchestrate.runs.submitting.repeats import Wish
+    from orchestrate.runs.submitting.repeats import SubmitRequest
     from orchestrate.types import Run
     from orchestrate.workspace import Backends, Workspace
 
@@ -38,7 +38,7 @@ def found(ws: Workspace, prepared: Prepared, provider: Backends, key: str | None
     return earlier
 
 
-def wish(ws: Workspace, prepared: Prepared, provider: str, key: str | None) -> Wish:
-    from orchestrate.runs.submitting.repeats import Wish
+def wish(ws: Workspace, prepared: Prepared, provider: str, key: str | None) -> SubmitRequest:
+    from orchestrate.runs.submitting.repeats import SubmitRequest
 
-    return Wish(prepared.offer(provider).spec, prepared.data.digest, ws.provider(provider), key)
+    return SubmitRequest(prepared.offer(provider).spec, prepared.data.digest, ws.provider(provider), key)

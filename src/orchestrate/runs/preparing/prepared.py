@@ -40,7 +40,7 @@ from orchestrate.types import (
 if TYPE_CHECKING:
     from orchestrate.catalog import ModelOnHost
     from orchestrate.data import TrainingData
-    from orchestrate.data.opening import Opened
+    from orchestrate.data.opening import OpenedFile
     from orchestrate.providers.base import Provider
     from orchestrate.settings.config import Settings
     from orchestrate.spec import JobSpec, TrainFile
@@ -158,7 +158,7 @@ def merged(problems: Iterable[Problem]) -> list[Problem]:
 
 
 @dataclass(frozen=True)
-class Terms:
+class PrepareOptions:
     """Under which specs are prepared."""
 
     gpu_hours: Decimal | None = None
@@ -234,7 +234,7 @@ def prepare(
 
     require_known(ws, spec)
     backends = [ws.provider(name) for name in ws.backends(provider)]
-    terms = Terms(gpu_hours, checked, _counted_by(tokens))
+    terms = PrepareOptions(gpu_hours, checked, _counted_by(tokens))
     alone = len(backends) == 1
     spec = with_template(spec)
     own = {backend.name: translated(ws, backend, spec, alone=alone) for backend in backends}
@@ -254,7 +254,7 @@ def prepare(
     return Prepared(tuple(offers), data, tuple(of_files), marks, checked)
 
 
-def _of_files(opened: Mapping[str, Opened], *, checked: bool) -> list[Problem]:
+def _of_files(opened: Mapping[str, OpenedFile], *, checked: bool) -> list[Problem]:
     """All that is wrong with the files; of a quote, which looks at less, what a submit is refused for."""
     from orchestrate.data.operations.check import problems_of_files
 
@@ -326,7 +326,7 @@ def _continued(ws: Workspace, spec: JobSpec, provider: str) -> JobSpec:
 
 def _open(
     spec: JobSpec, tokenizers: Sequence[str], settings: Settings, *, checked: bool
-) -> dict[str, Opened]:
+) -> dict[str, OpenedFile]:
     """By split; a file that serves as two is read once too. What is in the texts, and the rows that are held
     out to test with, are looked at only where all is `checked`; rows of the others are compared anyway."""
     from orchestrate.data import opening
@@ -335,7 +335,7 @@ def _open(
     memory, columns = settings.home / "counts", spec.renaming
     splits = {"train": spec.train, "validation": spec.validation, "test": spec.test if checked else None}
     compare = checked or spec.validation is not None
-    opened: dict[str | tuple[TrainFile, ...], Opened] = {}
+    opened: dict[str | tuple[TrainFile, ...], OpenedFile] = {}
     for split, given in splits.items():
         if given is None or given in opened:
             continue
@@ -363,7 +363,7 @@ def _open(
     return {split: opened[given] for split, given in splits.items() if given is not None}
 
 
-def _trained_on(opened: Mapping[str, Opened], tokens_from: TokensFrom = TokensFrom.EXACT) -> TrainingData:
+def _trained_on(opened: Mapping[str, OpenedFile], tokens_from: TokensFrom = TokensFrom.EXACT) -> TrainingData:
     from orchestrate.data import Dataset, TrainingData
 
     train, validation = opened["train"], opened.get("validation")
@@ -379,7 +379,7 @@ def _offer(
     translation: Translation,
     data: TrainingData,
     of_files: Iterable[Problem],
-    terms: Terms,
+    terms: PrepareOptions,
     *,
     alone: bool,
 ) -> Offer:

@@ -13,8 +13,8 @@ from orchestrate.core import days
 from orchestrate.costing import (
     Lookup,
     Rate,
+    ServingUse,
     Traffic,
-    Use,
 )
 from orchestrate.costing import Ownership as Ownership
 from orchestrate.costing.ways import UTILISATION
@@ -98,7 +98,7 @@ def assumed(ft: Workspace, spec: JobSpec, rows: int, tokens_a_row: int) -> list[
             continue
         prices = costing.Prices(backend.prices, ft.rates)
         found.append(
-            costing.quote_assumed(costing.Priced(name, backend.profile, spec, resolved, prices), told)
+            costing.quote_assumed(costing.PricedJob(name, backend.profile, spec, resolved, prices), told)
         )
     return sorted(found, key=lambda quote: quote.rank)
 
@@ -128,7 +128,7 @@ def use(
     utilisation: float | None = None,
     compare_with: str | None = None,
     saved_tokens: int = 0,
-) -> Use:
+) -> ServingUse:
     """Describe the expected use of the model. `traffic` is text such as "20k req/day, 900 in, 150 out". The
     alternative is to prompt `compare_with`, with `saved_tokens` extra tokens in each prompt. By default,
     `compare_with` is a model that stays available for the entire period. Raises `UsageError` if the traffic
@@ -139,11 +139,11 @@ def use(
     else:
         base = costing.default_base(asked, months, days.today(), saved_tokens=saved_tokens)
     most = Decimal(str(utilisation)) if utilisation else UTILISATION
-    return Use(traffic=asked, months=months, hours_per_day=hours_per_day, utilisation=most, base=base)
+    return ServingUse(traffic=asked, months=months, hours_per_day=hours_per_day, utilisation=most, base=base)
 
 
 def ownership(
-    ft: Workspace, spec: JobSpec, quotes: Sequence[Quote], use: Use, *, private: bool = False
+    ft: Workspace, spec: JobSpec, quotes: Sequence[Quote], use: ServingUse, *, private: bool = False
 ) -> list[Ownership]:
     """Compare the total cost of each quoted backend over the months (training, hosting and serving,
     wherever the model can be served) with prompting a base model. Works offline. With `private`, only

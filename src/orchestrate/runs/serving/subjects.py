@@ -15,7 +15,7 @@ from orchestrate.http.web import free_port
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.runs import privacy
 from orchestrate.runs.serving import tuned as models
-from orchestrate.runs.serving.tuned import Asking as Asking
+from orchestrate.runs.serving.tuned import EndpointNames as EndpointNames
 from orchestrate.runs.serving.tuned import export as export
 from orchestrate.runs.serving.tuned import merge as merge
 from orchestrate.runs.serving.tuned import merges as merges
@@ -23,10 +23,10 @@ from orchestrate.runs.serving.tuned import verify as verify
 from orchestrate.runs.tracked import TrackedRun, tracked
 from orchestrate.serving import agreements, engines
 from orchestrate.serving.export import forms
-from orchestrate.serving.export.forms import Options as Options
+from orchestrate.serving.export.forms import WeightOptions as WeightOptions
 from orchestrate.serving.server import keys, running
-from orchestrate.serving.server.running import Terms as Terms
-from orchestrate.serving.tuned import Tuned, served_base
+from orchestrate.serving.server.running import ServerSettings as ServerSettings
+from orchestrate.serving.tuned import TunedModel, served_base
 from orchestrate.types import Export, Proof
 from orchestrate.types.serving import AdapterCost
 
@@ -91,14 +91,14 @@ def upload(made: Export, repo: str | None) -> str:
 
 
 @dataclass(frozen=True)
-class Up:
+class RunningModels:
     """A server that answers."""
 
     url: str
     engine: str
     models: tuple[str, ...]
     """The names by which it is asked."""
-    tuned: tuple[Tuned, ...]
+    tuned: tuple[TunedModel, ...]
     command: str | None = None
     """Of an engine of others."""
     key: str | None = None
@@ -110,7 +110,7 @@ class Up:
 
 
 @dataclass(frozen=True)
-class Choice:
+class EngineOptions:
     """Options for choosing the engine."""
 
     engine: str = "auto"
@@ -130,16 +130,16 @@ class Choice:
 def serve(
     ft: Workspace,
     names: Sequence[str],
-    terms: Terms,
-    choice: Choice | None = None,
+    terms: ServerSettings,
+    choice: EngineOptions | None = None,
     *,
     called: Sequence[str] = (),
     accept_licence: Sequence[str] = (),
-) -> Generator[Up]:
+) -> Generator[RunningModels]:
     """Serve these runs and adapter folders while the block runs. They get the names in `called`, in their
     order, and the rest keep their own names. Raises `LicenceAsks`, `UsageError` for models that cannot be
     served together, `SetupError` for an engine that is not installed."""
-    choice = choice or Choice()
+    choice = choice or EngineOptions()
     if choice.engine not in ENGINES:
         raise UsageError(f"--engine must be one of {', '.join(ENGINES)}; got {choice.engine!r}")
     tuned = _named([models.of(ft, subject(ft, name)) for name in names], called)
@@ -147,11 +147,13 @@ def serve(
         models.agree(ft, one, accept_licence)
     engine, why = choice.engine, None
     if engine == "auto":
-        engine, why = engines.choose(tuned, engines.Here.seen(choice.python, choice.llama_python))
+        engine, why = engines.choose(
+            tuned, engines.LocalCapabilities.seen(choice.python, choice.llama_python)
+        )
     if engine == "transformers":
         keys.bring_in(ft.settings.home, ft.store, by=ft.settings.made_by)
         with running.serve(tuned, ft.settings.home, ft.store, terms, base=choice.base) as up:
-            yield Up(
+            yield RunningModels(
                 up.url,
                 engine,
                 tuple(up.models),
@@ -172,10 +174,10 @@ def serve(
     command = make(ft, tuned, terms, choice)
     with engines.started(command) as url:
         served = (*(t.name for t in tuned), *([served_base(tuned[0].base)] if engine == "vllm" else []))
-        yield Up(url, engine, served, tuple(tuned), command.line, why=why)
+        yield RunningModels(url, engine, served, tuple(tuned), command.line, why=why)
 
 
-def _named(tuned: Sequence[Tuned], called: Sequence[str]) -> list[Tuned]:
+def _named(tuned: Sequence[TunedModel], called: Sequence[str]) -> list[TunedModel]:
     """Raises `UsageError` for a name that no model or that two go by, and for more names than models."""
     if len(called) > len(tuned):
         raise UsageError(f"{len(called)} names for {len(tuned)} models", fix="give one --as NAME per RUN")
@@ -190,23 +192,27 @@ def _named(tuned: Sequence[Tuned], called: Sequence[str]) -> list[Tuned]:
     return named
 
 
-def _vllm(ft: Workspace, tuned: Sequence[Tuned], terms: Terms, choice: Choice) -> engines.Command:
+def _vllm(
+    ft: Workspace, tuned: Sequence[TunedModel], terms: ServerSettings, choice: EngineOptions
+) -> engines.EngineCommand:
     if len(tuned) > 1 and not all(t.adapter for t in tuned):
         raise UsageError("a fully tuned model is served alone")
-    folders = {t.name: _exported(ft, t, "vllm", Options()) for t in tuned if t.adapter}
+    folders = {t.name: _exported(ft, t, "vllm", WeightOptions()) for t in tuned if t.adapter}
     base = served_base(tuned[0].base)
     return engines.vllm(
         tuned, folders, base, host=terms.host, port=_port(terms), python=choice.python
     ).with_more(choice.more)
 
 
-def _llama_cpp(ft: Workspace, tuned: Sequence[Tuned], terms: Terms, choice: Choice) -> engines.Command:
+def _llama_cpp(
+    ft: Workspace, tuned: Sequence[TunedModel], terms: ServerSettings, choice: EngineOptions
+) -> engines.EngineCommand:
     if len(tuned) > 1:
         raise UsageError(
             "llama.cpp's server serves one model at a time: name one run",
             fix="--engine transformers or vllm serves several adapters of one base",
         )
-    folder = _exported(ft, tuned[0], "gguf", Options(quantise=choice.quantise))
+    folder = _exported(ft, tuned[0], "gguf", WeightOptions(quantise=choice.quantise))
     [file] = folder.glob("*.gguf")
     return engines.llama_server(
         tuned[0],
@@ -218,12 +224,12 @@ def _llama_cpp(ft: Workspace, tuned: Sequence[Tuned], terms: Terms, choice: Choi
     ).with_more(choice.more)
 
 
-def _port(terms: Terms) -> int:
+def _port(terms: ServerSettings) -> int:
     """Found once the exports are there, which may take minutes: a free one may be another's by then."""
     return terms.port or free_port(terms.host)
 
 
-def _exported(ft: Workspace, tuned: Tuned, form: str, options: Options) -> Path:
+def _exported(ft: Workspace, tuned: TunedModel, form: str, options: WeightOptions) -> Path:
     """An export for an engine, made once for the weights."""
     weights = (forms.weights_hash(tuned.folder) or "none")[:16]
     kind = f"-{options.quantise}" if form == "gguf" else ""
@@ -235,10 +241,13 @@ def _exported(ft: Workspace, tuned: Tuned, form: str, options: Options) -> Path:
     return folder
 
 
-def prove(ft: Workspace, up: Up, names: Sequence[str]) -> list[Proof]:
+def prove(ft: Workspace, up: RunningModels, names: Sequence[str]) -> list[Proof]:
     """Prove that each model is served under its own name as it was trained."""
     pairs = zip(names, up.tuned, strict=True)
-    return [verify(ft, subject(ft, name), up.url, Asking(model=one.name, key=up.key)) for name, one in pairs]
+    return [
+        verify(ft, subject(ft, name), up.url, EndpointNames(model=one.name, key=up.key))
+        for name, one in pairs
+    ]
 
 
 def prove_deployed(
@@ -276,7 +285,7 @@ def add(
         if own:
             seconds = running.add(ft.settings.home, tuned, root)
         else:
-            seconds = engines.load_into(root, tuned.name, _exported(ft, tuned, "vllm", Options()))
+            seconds = engines.load_into(root, tuned.name, _exported(ft, tuned, "vllm", WeightOptions()))
         found.append((tuned.name, root, seconds))
     return found
 

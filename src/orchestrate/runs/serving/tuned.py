@@ -23,12 +23,12 @@ from orchestrate.runs.hosting.deployment import require_open, used
 from orchestrate.serving import agreements, combining
 from orchestrate.serving.export import forms
 from orchestrate.serving.export.folder import scratch_beside
-from orchestrate.serving.export.forms import Options
+from orchestrate.serving.export.forms import WeightOptions
 from orchestrate.serving.proof.folder import FolderPlace
 from orchestrate.serving.proof.host import HostPlace
 from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import verify as judge
-from orchestrate.serving.tuned import Tuned
+from orchestrate.serving.tuned import TunedModel
 from orchestrate.settings import secret, user_and_machine
 from orchestrate.types import Adapter, Export, Merged, Proof, Sheet
 
@@ -41,13 +41,13 @@ Subject = "TrackedRun | Path"
 """A run that succeeded, or a folder with an adapter or a model that has a passport."""
 
 
-def of(ws: Workspace, subject: TrackedRun | Path) -> Tuned:
+def of(ws: Workspace, subject: TrackedRun | Path) -> TunedModel:
     """Return the tuned model on this machine, downloading a run's model if needed. Raises what
     `RunHandle.download` does, and `UsageError` for a folder that does not say its base."""
     if isinstance(subject, Path):
         return _of_folder(subject)
     artifact = subject.download()
-    return Tuned.of(subject.record, artifact, ws.store.history.evaluations(subject.id))
+    return TunedModel.of(subject.record, artifact, ws.store.history.evaluations(subject.id))
 
 
 def key_of(subject: TrackedRun | Path) -> str:
@@ -57,11 +57,13 @@ def key_of(subject: TrackedRun | Path) -> str:
     return subject.id
 
 
-def _of_folder(folder: Path) -> Tuned:
+def _of_folder(folder: Path) -> TunedModel:
     folder = folder.expanduser().resolve()
     if not list(folder.glob("*.safetensors")):
         raise UsageError(f"{folder} contains no safetensors weights")
-    bare = Tuned(folder.name, folder, "", "adapter" if (folder / "adapter_config.json").is_file() else "full")
+    bare = TunedModel(
+        folder.name, folder, "", "adapter" if (folder / "adapter_config.json").is_file() else "full"
+    )
     given: Any = bare.passport.get("base_model")
     if not given and bare.adapter:
         given = bare.config.get("base_model_name_or_path")
@@ -70,7 +72,7 @@ def _of_folder(folder: Path) -> Tuned:
     return replace(bare, base=str(given))
 
 
-def sheet(ws: Workspace, subject: TrackedRun | Path, tuned: Tuned | None = None) -> Sheet:
+def sheet(ws: Workspace, subject: TrackedRun | Path, tuned: TunedModel | None = None) -> Sheet:
     """Return the model's fingerprint, stored at the end of training or computed once from its files."""
     file = private_folder(ws.settings.home / "proofs") / f"{key_of(subject)}.json"
     with suppress(OSError, msgspec.MsgspecError):
@@ -100,7 +102,7 @@ def _kept_sheet(run: TrackedRun) -> Sheet | None:
     return provider.sheet(run.record.handle) if isinstance(provider, KeepsFingerprint) else None
 
 
-def _found(spec: Mapping[str, Any], tuned: Tuned) -> Sheet:
+def _found(spec: Mapping[str, Any], tuned: TunedModel) -> Sheet:
     data = [str(Path(str(f)).expanduser()) for f in (spec.get("validation"), spec.get("train")) if f]
     more: dict[str, Any] = {"data": data, "four_bit": tuned.four_bit}
     return Sheet.from_dict(ask("sheet", base=tuned.base, tuned=str(tuned.folder), **more))
@@ -144,7 +146,7 @@ def adapter_of(ws: Workspace, run: TrackedRun) -> Adapter:
     )
 
 
-def agree(ws: Workspace, tuned: Tuned, accepted: Sequence[str]) -> None:
+def agree(ws: Workspace, tuned: TunedModel, accepted: Sequence[str]) -> None:
     """Raise `LicenceAsks` if the base's license requires an agreement that was not given."""
     agreements.require(
         tuned.licence,
@@ -161,7 +163,7 @@ def export(
     form: str,
     folder: Path,
     *,
-    options: Options | None = None,
+    options: WeightOptions | None = None,
     accept_licence: Sequence[str] = (),
     prove: bool = True,
     tell: Callable[[str], None] = lambda _: None,
@@ -179,15 +181,15 @@ def export(
     if not prove:
         return made
     try:
-        with _laid_on(tuned, made, options or Options()) as base:
-            proof = verify(ws, subject, made.folder, Asking(base_gguf=base), tuned=tuned)
+        with _laid_on(tuned, made, options or WeightOptions()) as base:
+            proof = verify(ws, subject, made.folder, EndpointNames(base_gguf=base), tuned=tuned)
         return msgspec.structs.replace(made, proof=proof)
     except SetupError as error:
         return msgspec.structs.replace(made, notes=(*made.notes, f"not verified here: {error} ({error.fix})"))
 
 
 @contextmanager
-def _laid_on(tuned: Tuned, made: Export, options: Options) -> Generator[Path | None]:
+def _laid_on(tuned: TunedModel, made: Export, options: WeightOptions) -> Generator[Path | None]:
     """The base as a GGUF file, for as long as an adapter in GGUF is proved on it."""
     if made.form != "gguf-lora":
         yield None
@@ -197,7 +199,7 @@ def _laid_on(tuned: Tuned, made: Export, options: Options) -> Generator[Path | N
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asking:
+class EndpointNames:
     """Options for asking a served model. `model` and `base` are the names under which they answer at a
     URL."""
 
@@ -214,13 +216,13 @@ def verify(
     ws: Workspace,
     subject: TrackedRun | Path,
     at: str | None = None,
-    asking: Asking | None = None,
+    asking: EndpointNames | None = None,
     *,
-    tuned: Tuned | None = None,
+    tuned: TunedModel | None = None,
 ) -> Proof:
     """Prove whether the model at a URL, in a folder, or (`None`, or the backend's name) at the run's
     backend is the trained one. Stores every result. Raises a `ProviderError` if nothing can be asked."""
-    asking = asking or Asking()
+    asking = asking or EndpointNames()
     name = subject.name if isinstance(subject, Path) else _name(subject)
     if at is not None and at.startswith(("http://", "https://")):
         known = sheet(ws, subject, tuned)
@@ -263,7 +265,7 @@ def _deployed_at(ws: Workspace, run: TrackedRun) -> set[str]:
     return {one.record.provider for one in run.deployments()}
 
 
-def _key(asking: Asking) -> str | None:
+def _key(asking: EndpointNames) -> str | None:
     found = secret(asking.key_variable, asking.key_variable) if asking.key_variable else None
     return found.reveal() if found else asking.key
 

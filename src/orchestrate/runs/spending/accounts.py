@@ -80,7 +80,7 @@ class Found(Record, frozen=True, kw_only=True):
         return True
 
 
-class Asked(Record, frozen=True, kw_only=True):
+class AccountStatus(Record, frozen=True, kw_only=True):
     """One configured account, or a backend that only the store knows."""
 
     backend: str
@@ -122,7 +122,7 @@ class SpendingReport(Record, frozen=True, kw_only=True):
     breakdown: tuple[Breakdown, ...] = ()
     offline: bool = False
     """No account was asked."""
-    accounts: tuple[Asked, ...] = ()
+    accounts: tuple[AccountStatus, ...] = ()
     standing: tuple[Found, ...] = ()
     usd_per_hour: Decimal | None = None
     """Of all that bills hourly now and has a known price; `None` when no account answered, and when
@@ -144,7 +144,7 @@ class SpendingReport(Record, frozen=True, kw_only=True):
         return self.left_usd is not None and self.left_usd < 0
 
     @property
-    def gaps(self) -> list[Asked]:
+    def gaps(self) -> list[AccountStatus]:
         """Return where something may bill that was not seen: accounts that did not answer, or not
         completely, and accounts of runs that no current key shows."""
         return [a for a in self.accounts if a.expected and (not a.asked or a.partial or a.elsewhere)]
@@ -156,7 +156,7 @@ class SpendingReport(Record, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
-class _Books:
+class _StoredRuns:
     """What the store has, newest first."""
 
     runs: Sequence[Run]
@@ -174,8 +174,8 @@ class _Books:
 
 
 @dataclass(frozen=True)
-class _Answer:
-    told: Asked
+class _AccountAnswer:
+    told: AccountStatus
     place: str = ""
     """Where the ids of the items are one thing's only."""
     items: tuple[Standing, ...] = ()
@@ -204,7 +204,7 @@ class Spender:
         """Report what was spent, is committed and still bills. Raises `UsageError` for an unknown month
         or grouping."""
         now = self.store.clock.now()
-        books = _Books(
+        books = _StoredRuns(
             [run for run in self.store.runs.matching() if run.sandbox is sandbox],
             [one for one in self.store.deployments.matching() if one.sandbox is sandbox],
             self.store.deployments.time_of,
@@ -246,7 +246,7 @@ class Spender:
             uncounted=tuple(dict.fromkeys([*report.uncounted, *lost])),
         )
 
-    def _ask_all(self, books: _Books, sandbox: bool) -> list[_Answer]:
+    def _ask_all(self, books: _StoredRuns, sandbox: bool) -> list[_AccountAnswer]:
         of: dict[str, list[Run | Deployment]] = {name: [] for name in self.backends}
         for one in [*books.runs, *books.deployments]:
             of.setdefault(one.provider, []).append(one)
@@ -257,11 +257,11 @@ class Spender:
                     told(done, len(asked))
             return [answer.result() for answer in asked]
 
-    def _ask(self, name: str, known: Sequence[Run | Deployment], sandbox: bool) -> _Answer:
+    def _ask(self, name: str, known: Sequence[Run | Deployment], sandbox: bool) -> _AccountAnswer:
         """Never raises: whatever goes wrong with one backend is sent, and hides no other."""
-        one = Asked(backend=name, title=name, asked=False, expected=bool(known))
+        one = AccountStatus(backend=name, title=name, asked=False, expected=bool(known))
         if name not in self.backends:
-            return _Answer(
+            return _AccountAnswer(
                 msgspec.structs.replace(one, reason="no backend with this name is configured any more")
             )
         try:
@@ -269,17 +269,17 @@ class Spender:
             one = msgspec.structs.replace(one, title=backend.title, host=backend.host)
             no_key = backend.config.api_key is None and not backend.profile.keyless
             if backend.sandbox is not sandbox and not no_key:
-                return _Answer(msgspec.structs.replace(one, reason=_LEFT_OUT[sandbox]))
+                return _AccountAnswer(msgspec.structs.replace(one, reason=_LEFT_OUT[sandbox]))
             self.ready(name)
             one = msgspec.structs.replace(one, expected=True)
             billing = backend.billing()
         except MissingKey as error:
-            return _Answer(msgspec.structs.replace(one, reason=error.message, keyless=True))
+            return _AccountAnswer(msgspec.structs.replace(one, reason=error.message, keyless=True))
         except OrchestrateError as error:
-            return _Answer(msgspec.structs.replace(one, expected=True, reason=error.message))
+            return _AccountAnswer(msgspec.structs.replace(one, expected=True, reason=error.message))
         except Exception as error:  # noqa: BLE001  a defect of one backend must not hide what bills on others
             reason = f"bug in the backend plug-in ({type(error).__name__})"
-            return _Answer(msgspec.structs.replace(one, expected=True, reason=reason))
+            return _AccountAnswer(msgspec.structs.replace(one, expected=True, reason=reason))
         seen = {item.job_id.lower() for item in billing.items if item.job_id}
         account, elsewhere, problem = self._elsewhere(backend, known, seen)
         unseen = (*billing.unseen, *([problem] if problem else []))
@@ -292,7 +292,7 @@ class Spender:
             elsewhere=elsewhere,
         )
         items = tuple(msgspec.structs.replace(item, payload={}) for item in billing.items)
-        return _Answer(told, backend.config.base_url or backend.kind, items)
+        return _AccountAnswer(told, backend.config.base_url or backend.kind, items)
 
     def _elsewhere(
         self, backend: Provider, known: Iterable[Run | Deployment], seen: Collection[str]
@@ -331,7 +331,9 @@ def _may_bill(one: Run | Deployment) -> bool:
     return not one.status.terminal and one.phase not in UNSENT and one.abandoned is None
 
 
-def _owned(answers: Iterable[_Answer], books: _Books, ignore: Collection[str], now: datetime) -> list[Found]:
+def _owned(
+    answers: Iterable[_AccountAnswer], books: _StoredRuns, ignore: Collection[str], now: datetime
+) -> list[Found]:
     """Each thing once, though two keys of one account show it, with whose it is; what bills most first."""
     run_of = {run.ref.lower(): run for run in books.runs}
     run_of |= {run.job_id.lower(): run for run in books.runs if run.job_id}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from orchestrate.errors import OrchestrateError
 from orchestrate.providers.base import Deploys, Limited, capability
-from orchestrate.runs.spending.accounts import Asked, SpendingReport, unaccounted
+from orchestrate.runs.spending.accounts import AccountStatus, SpendingReport, unaccounted
 from orchestrate.types import JobHandle, Record, Standing
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class OrphanReport(Record, frozen=True, kw_only=True):
 
     at: datetime
     orphans: tuple[Orphan, ...] = ()
-    gaps: tuple[Asked, ...] = ()
+    gaps: tuple[AccountStatus, ...] = ()
 
     @property
     def failed(self) -> bool:

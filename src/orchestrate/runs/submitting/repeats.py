@@ -54,13 +54,13 @@ if TYPE_CHECKING:
 # not touched.
 
 
-class Lost(NamedTuple):
+class LostHandles(NamedTuple):
     handles: list[JobHandle]
     job: Job
     """The first of them, as its host tells it."""
 
 
-def look(provider: Provider, wish: Wish, translation: Translation) -> Lost | None:
+def look(provider: Provider, wish: SubmitRequest, translation: Translation) -> LostHandles | None:
     """Look for the job of an idempotency key at the host: one read request, and a second one if there is
     a job. Raises `KeyTaken` if the job differs from the one requested, and `ProviderError` if the host
     cannot be reached."""
@@ -77,10 +77,10 @@ def look(provider: Provider, wish: Wish, translation: Translation) -> Lost | Non
         return None
     if differences := _differences(job, wish, translation, provider):
         raise KeyTaken(key, f"job {job.handle.job_id} at {provider.title}", differences)
-    return Lost(handles, job)
+    return LostHandles(handles, job)
 
 
-def _differences(job: Job, wish: Wish, translation: Translation, provider: Provider) -> list[str]:
+def _differences(job: Job, wish: SubmitRequest, translation: Translation, provider: Provider) -> list[str]:
     """As far as the host tells. The ref itself says that all is the same; but hosts let anybody write it."""
     asked, found = wish.spec.model, list[str]()
     names = (translation.model, *([asked] if isinstance(asked, str) else asked.values()))
@@ -158,7 +158,7 @@ _LONGEST_KEY = 180
 _NOT_COMPARED = {"train", "validation", "test", "tags", "max_cost_usd"}
 
 
-class Known(Exception):
+class KnownRun(Exception):
     """The run that a key has; nothing was made."""
 
     def __init__(self, run: Run) -> None:
@@ -167,7 +167,7 @@ class Known(Exception):
 
 
 @dataclass(frozen=True)
-class Wish:
+class SubmitRequest:
     """One submission's request to one backend."""
 
     spec: JobSpec
@@ -209,14 +209,14 @@ class Wish:
             return self._same(connection, stamp(store.clock.now() - RECENT))
 
     def guard(self, store: Store, *, again: bool, made: bool) -> Callable[[Connection, Run], None]:
-        """Return a function to call in the transaction that creates the run. It raises `Known`,
+        """Return a function to call in the transaction that creates the run. It raises `KnownRun`,
         `KeyTaken`, `KeyCancelled` unless the job is `made` and has to be tracked, and `AlreadySubmitted`
         unless `again`."""
         since = stamp(store.clock.now() - RECENT)
 
         def guard(connection: Connection, run: Run) -> None:
             if known := self._known(connection):
-                raise Known(known)
+                raise KnownRun(known)
             if not again and (same := self._same(connection, since)):
                 raise already(same)
             if not made and self.key is not None:

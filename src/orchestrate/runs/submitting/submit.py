@@ -39,7 +39,7 @@ from orchestrate.errors import (
 from orchestrate.paid.limits import exceeds, require_within
 from orchestrate.providers.base import EstimatesPrice
 from orchestrate.runs.submitting import accounts, repeats
-from orchestrate.runs.submitting.repeats import Known, Submission, Wish, stored_spec
+from orchestrate.runs.submitting.repeats import KnownRun, Submission, SubmitRequest, stored_spec
 from orchestrate.runs.submitting.settling import Settler, lease_name
 from orchestrate.settings import is_masked
 from orchestrate.spec import JobSpec
@@ -86,7 +86,7 @@ class Submitter(Settler):
         that blocks this one, `OutcomeUnknown` if the answer was lost (the run is kept; `settle` or `sync`
         finds the job), `DataError` if a file has changed since it was shown, and any other
         `ProviderError` if the host refused."""
-        wish = Wish(asked.spec, asked.data.digest, self.provider, asked.idempotency_key)
+        wish = SubmitRequest(asked.spec, asked.data.digest, self.provider, asked.idempotency_key)
         there = None if wish.known(self.store) else repeats.look(self.provider, wish, asked.translation)
         intent = Intent(
             spec=asked.spec,
@@ -107,7 +107,7 @@ class Submitter(Settler):
                 limits=asked.limits,
                 guard=wish.guard(self.store, again=asked.again, made=there is not None),
             )
-        except Known as known:
+        except KnownRun as known:
             return self.take_up(known.run, asked, progress=progress)
         self.reached("after-intent")
         if there is not None:
@@ -117,7 +117,7 @@ class Submitter(Settler):
         except LeaseHeld:  # by another process that was asked with the same key
             return self.store.runs.get(run.id)
 
-    def _take_over(self, run: Run, there: repeats.Lost) -> Run:
+    def _take_over(self, run: Run, there: repeats.LostHandles) -> Run:
         run = self.adopt(run, there.handles)
         told = repeats.event_of(run, self.provider, self.store.clock.now())
         self.store.history.add_events(run.id, [told], from_host=False)

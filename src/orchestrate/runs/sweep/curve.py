@@ -42,7 +42,7 @@ class Size(Record, frozen=True, kw_only=True):
     runs: tuple[str, ...]
 
 
-class Curve(Record, frozen=True, kw_only=True):
+class LearningCurve(Record, frozen=True, kw_only=True):
     """The scores by rows, and what other numbers of rows would be worth."""
 
     sweep: str
@@ -82,13 +82,13 @@ def one_seed(search: Search) -> list[str]:
     return ["one seed: the intervals do not include run-to-run variation (--seeds 3)"]
 
 
-def curve(searching: Searching, rows: int, more: int) -> Curve:
+def curve(searching: Searching, rows: int, more: int) -> LearningCurve:
     """Fit a learning curve to the scored trials. `rows`: size of the training data; `more`: additional
     rows to project."""
     search, higher = searching.search, searching.maximise
     trials = [trial for trial in searching.trials if trial.state is TrialState.SCORED]
     sizes = tuple(_sizes(searching, trials, rows))
-    found = Curve(sweep=search.id, target=search.target, higher_is_better=higher, sizes=sizes)
+    found = LearningCurve(sweep=search.id, target=search.target, higher_is_better=higher, sizes=sizes)
     remarks = _unscored([trial for trial in searching.trials if trial.state is not TrialState.SCORED])
     remarks += one_seed(search)
     try:
@@ -187,7 +187,7 @@ def measured_points(groups: Sequence[tuple[int, Sequence[Trial]]], *, higher: bo
     return found
 
 
-def told(found: Curve) -> list[str]:
+def told(found: LearningCurve) -> list[str]:
     """Describe in sentences what more rows would gain, and what half of them would have lost and saved."""
     more, half = found.more, found.half
     if more is None or half is None:
@@ -210,7 +210,7 @@ def step(target: str, gain: Gain) -> str:
     return f"{scale * gain.value:.{digits}f}{unit} ({low} to {high})"
 
 
-def page(found: Curve) -> str:
+def page(found: LearningCurve) -> str:
     """Render an HTML page with the plot, the sentences and the numbers."""
     from orchestrate.reports import charts, html
 
@@ -234,7 +234,7 @@ def page(found: Curve) -> str:
 HEAD = ("rows", "share", "score", "95% interval", "cost", "runs")
 
 
-def cells(found: Curve) -> Iterator[list[str]]:
+def cells(found: LearningCurve) -> Iterator[list[str]]:
     """Yield the cells of each row of a table whose header is `HEAD`."""
     for size in found.sizes:
         interval = "" if size.low is None or size.high is None else f"{size.low:.3f} to {size.high:.3f}"

@@ -40,7 +40,7 @@ _MOST_UNASKED = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class SweepOrder:
     """Options for what is searched for, and its limits."""
 
     space: Space
@@ -68,7 +68,7 @@ class Price(NamedTuple):
     """Combinations without a price, and why."""
 
 
-def begin(ft: Workspace, spec: JobSpec, providers: Sequence[str], order: Order) -> Search:
+def begin(ft: Workspace, spec: JobSpec, providers: Sequence[str], order: SweepOrder) -> Search:
     """Store a search, or find the existing one that is identical. Nothing is sent. Raises `UsageError`."""
     _require(order)
     values = specfile.anchored(spec).asked()
@@ -112,7 +112,7 @@ def _digest(search: Search) -> str:
     return hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()[:10]
 
 
-def _require(order: Order) -> None:
+def _require(order: SweepOrder) -> None:
     if order.sampler not in sampling.SAMPLERS:
         raise UsageError(f"--sampler must be one of {', '.join(sampling.SAMPLERS)}; got {order.sampler!r}")
     if order.sampler == "grid" and order.space.ranges:

@@ -19,7 +19,7 @@ from orchestrate.types import Outcome, Record
 
 if TYPE_CHECKING:
     from orchestrate.catalog import ModelOnHost
-    from orchestrate.local.plan import Shape
+    from orchestrate.local.plan import ModelShape
     from orchestrate.spec import JobSpec
     from orchestrate.workspace import Backends, Workspace
 
@@ -104,7 +104,7 @@ def _proposed(spec: JobSpec, resolved: ModelOnHost, rows: int, tokens: int) -> I
     yield _batch(spec, rows * int(epochs.value))
 
 
-def _rank(spec: JobSpec, resolved: ModelOnHost, shape: Shape | None, tokens: int) -> Iterator[Suggested]:
+def _rank(spec: JobSpec, resolved: ModelOnHost, shape: ModelShape | None, tokens: int) -> Iterator[Suggested]:
     most = resolved.host.max_rank if resolved.host and resolved.host.max_rank else max(_RANKS)
     ranks = [r for r in _RANKS if r <= most] or [most]
     rank = ranks[0]
@@ -135,7 +135,7 @@ def _rank(spec: JobSpec, resolved: ModelOnHost, shape: Shape | None, tokens: int
     )
 
 
-def _rate(spec: JobSpec, resolved: ModelOnHost, shape: Shape | None) -> Iterator[Suggested]:
+def _rate(spec: JobSpec, resolved: ModelOnHost, shape: ModelShape | None) -> Iterator[Suggested]:
     if spec.method.type != "sft":
         return
     full = spec.adapter.type == "full"

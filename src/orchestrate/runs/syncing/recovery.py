@@ -62,7 +62,7 @@ def valued(provider: Provider, job: Job, rates: RateBook | None = None) -> Worth
     parsed = JobSpec.parse(spec)
     resolved = _resolved(provider, job)
     book = rates or costing.built_in()
-    priced = costing.Priced(
+    priced = costing.PricedJob(
         provider.config.name,
         provider.profile,
         parsed,
@@ -139,7 +139,7 @@ def _resolved(provider: Provider, job: Job) -> ModelOnHost:
         return ModelOnHost(provider=provider.config.name, id=job.model or "unknown")
 
 
-class Lost(msgspec.Struct, frozen=True, kw_only=True):
+class OrphanJob(msgspec.Struct, frozen=True, kw_only=True):
     """A job with a ref of ours that the store does not know: of a lost store, or of a colleague's."""
 
     provider: str
@@ -157,7 +157,7 @@ class Recovery(msgspec.Struct, kw_only=True):
     recovered: list[str] = []
     adopted: list[str] = []
     """Known runs without a job, which have one on the host."""
-    offered: list[Lost] = []
+    offered: list[OrphanJob] = []
     """Those that were found and not chosen."""
     counted: dict[str, str] = {}
     """By what a budget counts each recovered run, in words: what the host says, its rule for how the job
@@ -174,7 +174,7 @@ class Recovery(msgspec.Struct, kw_only=True):
     failures: list[Failure] = []
 
 
-Choose = Callable[[list[Lost]], Collection[str]]
+Choose = Callable[[list[OrphanJob]], Collection[str]]
 """Gives the ids of the runs to take."""
 
 
@@ -193,7 +193,7 @@ def recover(
     other. A following `sync` fetches events, metrics and bills."""
     report = Recovery()
     providers = list(providers)
-    lost: list[tuple[Lost, Provider, list[Job]]] = []
+    lost: list[tuple[OrphanJob, Provider, list[Job]]] = []
     for provider in providers:
         try:
             lost += _search(store, provider, report)
@@ -206,7 +206,7 @@ def recover(
     report.offered = [entry for entry in offered if entry.run_id not in chosen]
     for entry, provider, jobs in lost:
         if entry.run_id in chosen:
-            _take(store, provider, entry.account, jobs, _Books(report, rates))
+            _take(store, provider, entry.account, jobs, _RecoveryBooks(report, rates))
     for provider in providers:
         try:
             report.deployments += [deployment.run_id for deployment in upkeep.adopt(store, provider)]
@@ -226,10 +226,12 @@ def _failure(provider: Provider, error: OrchestrateError) -> Failure:
     )
 
 
-def _search(store: Store, provider: Provider, report: Recovery) -> list[tuple[Lost, Provider, list[Job]]]:
+def _search(
+    store: Store, provider: Provider, report: Recovery
+) -> list[tuple[OrphanJob, Provider, list[Job]]]:
     """The jobs that no run has. Runs of which the store knows no job get theirs at once."""
     here = accounts.account_of(store, provider)
-    lost: list[tuple[Lost, Provider, list[Job]]] = []
+    lost: list[tuple[OrphanJob, Provider, list[Job]]] = []
     by_ref: dict[str, list[Job]] = {}
     try:
         for job in provider.recoverable() if isinstance(provider, Recalls) else provider.list():
@@ -243,7 +245,7 @@ def _search(store: Store, provider: Provider, report: Recovery) -> list[tuple[Lo
         run = known.get(ref)
         if run is None:
             first = jobs[0]
-            entry = Lost(
+            entry = OrphanJob(
                 provider=provider.config.name,
                 account=here,
                 run_id=run_id_of(ref),
@@ -262,12 +264,12 @@ def _search(store: Store, provider: Provider, report: Recovery) -> list[tuple[Lo
     return lost
 
 
-class _Books(NamedTuple):
+class _RecoveryBooks(NamedTuple):
     report: Recovery
     rates: RateBook | None
 
 
-def _take(store: Store, provider: Provider, account: str, jobs: list[Job], books: _Books) -> None:
+def _take(store: Store, provider: Provider, account: str, jobs: list[Job], books: _RecoveryBooks) -> None:
     ref, report, job = str(jobs[0].handle.ref), books.report, jobs[0]
     with suppress(OrchestrateError):  # it is a run here all the same, and asked for again at each sync
         job = provider.taken_over(job) if isinstance(provider, Recalls) else job

@@ -12,7 +12,7 @@ import httpx
 
 from orchestrate.core import needed
 from orchestrate.errors import HostUnavailable, ProviderError
-from orchestrate.runs.trackers.records import PROJECT, Closing, Logged, Story, new
+from orchestrate.runs.trackers.records import PROJECT, ExporterContext, Logged, Story, new
 from orchestrate.types import JobStatus
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ def _reachable(uri: str) -> None:
         ) from error
 
 
-class MLflow(Closing):
+class MLflow(ExporterContext):
     def __init__(self, client: Any, experiment: str) -> None:
         self._client, self._experiment = client, experiment
         uri = str(client.tracking_uri)

@@ -108,7 +108,7 @@ class Exporter(Protocol):
     def __exit__(self, *error: object) -> None: ...
 
 
-class Closing:
+class ExporterContext:
     """An exporter as a context."""
 
     def close(self) -> None:

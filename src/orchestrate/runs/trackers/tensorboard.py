@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrate.core import needed
 from orchestrate.errors import UsageError
-from orchestrate.runs.trackers.records import Closing, Logged, Story, new
+from orchestrate.runs.trackers.records import ExporterContext, Logged, Story, new
 
 FOLDER = "tensorboard"
 _SETTINGS = "settings"
@@ -26,7 +26,7 @@ def opened(at: str | None, project: str | None) -> TensorBoard:
     return TensorBoard(folder / project if project else folder)
 
 
-class TensorBoard(Closing):
+class TensorBoard(ExporterContext):
     def __init__(self, folder: Path) -> None:
         self.address: str | None = None
         self._folder = folder

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrate.core import needed
 from orchestrate.errors import ProviderError, UsageError
-from orchestrate.runs.trackers.records import PROJECT, Closing, Logged, Story
+from orchestrate.runs.trackers.records import PROJECT, ExporterContext, Logged, Story
 
 _SETTINGS = {
     "silent": True,
@@ -23,7 +23,7 @@ _SETTINGS = {
 """The run was not made by this process: what wandb notes of it, its load and its packages would mislead."""
 
 
-def opened(at: str | None, project: str | None) -> WandB:
+def opened(at: str | None, project: str | None) -> WandBExporter:
     """Open an exporter to Weights & Biases. `at` is the URL of a server, or a folder in which the run is
     written for `wandb sync` without network and key. By default wandb's own settings and key apply.
     Raises `MissingExtra`, `UsageError`."""
@@ -34,7 +34,7 @@ def opened(at: str | None, project: str | None) -> WandB:
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"{folder} is not a folder", fix="use --at DIR, or a URL")
         folder.mkdir(parents=True, exist_ok=True)
-    return WandB(project or PROJECT, url=at if folder is None else None, folder=folder)
+    return WandBExporter(project or PROJECT, url=at if folder is None else None, folder=folder)
 
 
 def _own() -> Any:
@@ -42,7 +42,7 @@ def _own() -> Any:
     return import_module("wandb").setup().settings
 
 
-class WandB(Closing):
+class WandBExporter(ExporterContext):
     def __init__(self, project: str, *, url: str | None, folder: Path | None) -> None:
         self._project, self._url, self._folder = project, url, folder
         self.address = None if folder is not None else url or str(_own().base_url)

@@ -46,7 +46,7 @@ _MOST_STARTS = 5
 _STARTS_S = 120.0
 
 
-class State(WorkerId, frozen=True, kw_only=True):
+class WatcherState(WorkerId, frozen=True, kw_only=True):
     """The state that the background watcher reports."""
 
     problems: tuple[str, ...] = ()
@@ -68,9 +68,9 @@ class Background:
     def running(self) -> bool:
         return process_alive(self.state_file)
 
-    def state(self) -> State | None:
+    def state(self) -> WatcherState | None:
         try:
-            return State.from_json(self.state_file.read_bytes())
+            return WatcherState.from_json(self.state_file.read_bytes())
         except (OSError, msgspec.MsgspecError):
             return None
 
@@ -115,7 +115,7 @@ class Background:
         )
 
     def write(self, problems: Iterable[str] = (), failures: Iterable[Failure] = ()) -> None:
-        state = State(**me().to_dict(), problems=tuple(problems), failures=tuple(failures))
+        state = WatcherState(**me().to_dict(), problems=tuple(problems), failures=tuple(failures))
         write_whole(self.state_file, state.to_json(), private=True)
 
 

@@ -96,7 +96,7 @@ def message(run: Run) -> dict[str, Any]:
     }
 
 
-class Command:
+class CommandChannel:
     """Runs a program with the message as JSON on its standard input. Exit code 0 means delivered, another
     one not delivered. One that is not done after `timeout_s` is killed with all that it started."""
 
@@ -147,7 +147,7 @@ class Command:
                 raise NotDelivered(f"{argv[0]}: exit code {process.returncode}{last}")
 
 
-class Desktop(Command):
+class Desktop(CommandChannel):
     """A message on the desktop of this machine."""
 
     variables = settings.DESKTOP
@@ -238,7 +238,7 @@ def channels(notify: Notify, secret: Secret | None = None) -> list[Messenger]:
             argv = shlex.split(notify.command)
         except ValueError as error:
             raise UsageError(f"the notification command cannot be read: {error}") from error
-        found.append(Command(argv))
+        found.append(CommandChannel(argv))
     if notify.url is not None:
         found.append(Webhook(notify.url.reveal(), secret))
     if notify.desktop:

@@ -18,7 +18,7 @@ _JITTER = 0.2
 """Watchers that were started together must not ask together for ever."""
 
 
-class Pace:
+class PollingPace:
     """Waits between polls: constant for local runs, growing for a host, and as long as a busy host asks.
     A temporary failure is waited out without a limit, because the run continues meanwhile."""
 

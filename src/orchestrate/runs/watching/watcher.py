@@ -26,7 +26,7 @@ from orchestrate.runs.syncing.sweep import (
     sync,
 )
 from orchestrate.runs.watching.channels import Channel, NotDelivered, tell
-from orchestrate.runs.watching.polling import Pace
+from orchestrate.runs.watching.polling import PollingPace
 from orchestrate.store.database import LeaseHeld
 from orchestrate.store.store import DEFAULT_TIMING, Timing
 from orchestrate.types import JobStatus
@@ -69,7 +69,7 @@ class _Account:
     key: str
     backend: Provider
     near: bool
-    pace: Pace
+    pace: PollingPace
     due: float = 0.0
     looked_at: bool = False
     silent_since: float | None = None
@@ -114,7 +114,7 @@ class Watcher:
     _known_channels: set[str] = field(default_factory=set[str])
     _untold_since: float | None = None
     _untold: list[str] = field(default_factory=list[str])
-    _tell_pace: Pace = field(default_factory=lambda: _pace(_TELL_AGAIN))
+    _tell_pace: PollingPace = field(default_factory=lambda: _pace(_TELL_AGAIN))
     _tell_due: float = 0.0
     _stalls: list[_Untold] = field(default_factory=list["_Untold"])
     _woken: threading.Event = field(default_factory=threading.Event)
@@ -356,5 +356,5 @@ def _named(provider: str, message: str) -> str:
     return message if message.startswith(f"{provider}: ") else f"{provider}: {message}"
 
 
-def _pace(bounds: tuple[float, float]) -> Pace:
-    return Pace(bounds[0], most_s=bounds[1])
+def _pace(bounds: tuple[float, float]) -> PollingPace:
+    return PollingPace(bounds[0], most_s=bounds[1])

@@ -135,13 +135,13 @@ class CreateEvaluator(Body):
     evaluatorId: str | None = None
 
 
-class Secret(Body):
+class FireworksSecret(Body):
     keyName: str = Field(min_length=1)
     name: str | None = None
     value: str | None = None
 
 
-class Resources:
+class FireworksResourceRoutes:
     """Routes over the evaluators and the secrets of an account."""
 
     def __init__(self, host: Host) -> None:
@@ -237,7 +237,7 @@ class Resources:
 
     async def create_secret(self, request: Request) -> Response:
         """Create a secret. Its value is never returned."""
-        asked = parse(Secret, await json_body(request))
+        asked = parse(FireworksSecret, await json_body(request))
         return self._make("secrets", short(asked.name or f"secret-{token(8)}"), {"keyName": asked.keyName})
 
     def list_secrets(self, request: Request) -> Response:
@@ -245,5 +245,5 @@ class Resources:
 
     async def update_secret(self, request: Request) -> Response:
         found = self._found(request)
-        asked = parse(Secret, {"keyName": found["keyName"], **await json_body(request)})
+        asked = parse(FireworksSecret, {"keyName": found["keyName"], **await json_body(request)})
         return self._save("secrets", {**found, "keyName": asked.keyName})

@@ -15,7 +15,7 @@ from orchestrate.core.files import opener
 from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.fireworks import aip_filter, paged, short
 from orchestrate.sandbox.host import Body, HostError, iso, json_answer, json_body, parse, route
-from orchestrate.sandbox.shared import Files, StoredFile, store_stream
+from orchestrate.sandbox.shared import SandboxFiles, StoredFile, store_stream
 from orchestrate.sandbox.state import token
 
 # Request bodies of the Fireworks gateway, with the ranges that its documentation gives.
@@ -33,7 +33,7 @@ _REJECTED = (
 )
 
 
-class WandB(Body):
+class FireworksWandB(Body):
     enabled: bool = False
     apiKey: str | None = None
     project: str | None = None
@@ -103,7 +103,7 @@ class OwnTraining(Training):
 class Common(Body):
     dataset: str
     displayName: str | None = None
-    wandbConfig: WandB | None = None
+    wandbConfig: FireworksWandB | None = None
     reservationTarget: str | None = None
     useReservation: bool | None = None
     purpose: Literal["PURPOSE_UNSPECIFIED", "PURPOSE_PILOT"] | None = None
@@ -182,7 +182,7 @@ class ReinforcementJob(Common):
         return self.trainingConfig
 
 
-class Dataset(Body):
+class FireworksDataset(Body):
     displayName: str | None = None
     exampleCount: str | int | None = None
     userUploaded: dict[str, Any] | None = None
@@ -197,11 +197,11 @@ class Dataset(Body):
 
 class CreateDataset(Body):
     datasetId: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
-    dataset: Dataset
+    dataset: FireworksDataset
     sourceDatasetId: str | None = None
 
 
-class UploadEndpoint(Body):
+class DatasetUploadEndpoint(Body):
     filenameToSize: Annotated[dict[str, str | int], Field(min_length=1)]
     readMask: str | None = None
 
@@ -213,10 +213,10 @@ TOKENIZER = "o200k"
 """Of the dataset's own token estimate, which is made before a model is known."""
 
 
-class Datasets:
+class FireworksDatasetRoutes:
     """Routes over the datasets; a dataset's bytes are one file."""
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: SandboxFiles) -> None:
         self.files = files
         self.host = files.host
 
@@ -330,7 +330,7 @@ class Datasets:
         dataset = self._found(request)
         if dataset["file"]:
             raise HostError(400, f"dataset {dataset['id']} is already uploaded")
-        asked = parse(UploadEndpoint, await json_body(request))
+        asked = parse(DatasetUploadEndpoint, await json_body(request))
         expires = self.host.clock.now() + URL_LIFE_S
         dataset["urls"] = {
             token(): {"name": name, "size": int(size), "expires": expires, "done": False}

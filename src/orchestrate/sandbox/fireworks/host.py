@@ -16,14 +16,14 @@ from starlette.routing import BaseRoute
 
 from orchestrate.sandbox import shared
 from orchestrate.sandbox.accounts import here
-from orchestrate.sandbox.fireworks import GRPC, Resources, aip_filter, page, page_token
-from orchestrate.sandbox.fireworks.datasets import Datasets
-from orchestrate.sandbox.fireworks.jobs import BY_METHOD, KINDS, JobMaker, Kind
-from orchestrate.sandbox.fireworks.models import Models
+from orchestrate.sandbox.fireworks import GRPC, FireworksResourceRoutes, aip_filter, page, page_token
+from orchestrate.sandbox.fireworks.datasets import FireworksDatasetRoutes
+from orchestrate.sandbox.fireworks.jobs import BY_METHOD, KINDS, FireworksJobMaker, JobCollection
+from orchestrate.sandbox.fireworks.models import FireworksModelRoutes
 from orchestrate.sandbox.host import Host, HostError, iso, json_answer, json_body, route
-from orchestrate.sandbox.jobs import Job, Phase
-from orchestrate.sandbox.shared import Files, encoded, money, trainer_tokenizer
-from orchestrate.sandbox.uploads import Taken, read
+from orchestrate.sandbox.jobs import Phase, SandboxJob
+from orchestrate.sandbox.shared import SandboxFiles, encoded, money, trainer_tokenizer
+from orchestrate.sandbox.uploads import AcceptedRows, read
 from orchestrate.types import MetricPoint
 
 # Render samples: what the trainer saw of the first rows (docs.fireworks.ai, "Debug SFT tokenization").
@@ -76,16 +76,16 @@ class FireworksHost(Host):
     title = "Fireworks"
     place = 2
     thinking_field = "reasoning_content"
-    taken = Taken(message_fields=frozenset({"reasoning_content"}))
+    taken = AcceptedRows(message_fields=frozenset({"reasoning_content"}))
     usual_rate = 1e-4
     status_field = "state"
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.files = Files(self)
-        self.datasets = Datasets(self.files)
-        self.tuned = Models(self)
-        self.maker = JobMaker(self.datasets, self.tuned)
+        self.files = SandboxFiles(self)
+        self.datasets = FireworksDatasetRoutes(self.files)
+        self.tuned = FireworksModelRoutes(self)
+        self.maker = FireworksJobMaker(self.datasets, self.tuned)
 
     def env(self, key: str) -> dict[str, str]:
         return {
@@ -105,7 +105,7 @@ class FireworksHost(Host):
             route("/v1/accounts", "GET", self.accounts),
             *self.datasets.routes(),
             *self.tuned.routes(),
-            *Resources(self).routes(),
+            *FireworksResourceRoutes(self).routes(),
             *(
                 found
                 for collection in KINDS
@@ -118,7 +118,7 @@ class FireworksHost(Host):
             route("/inference/v1/chat/completions", "POST", self.chat),
         ]
 
-    def _job_routes(self, root: str, kind: Kind) -> list[BaseRoute]:
+    def _job_routes(self, root: str, kind: JobCollection) -> list[BaseRoute]:
         async def create(request: Request) -> Response:
             body = await json_body(request)
             id = request.query_params.get(kind.id_field)
@@ -146,7 +146,7 @@ class FireworksHost(Host):
             *self._one_job_routes(f"{root}/{{id}}", kind),
         ]
 
-    def _one_job_routes(self, one: str, kind: Kind) -> list[BaseRoute]:
+    def _one_job_routes(self, one: str, kind: JobCollection) -> list[BaseRoute]:
         def get(request: Request) -> Response:
             return json_answer(self.render(self._found(request, kind)))
 
@@ -222,7 +222,7 @@ class FireworksHost(Host):
     def create_many(self, bodies: list[dict[str, Any]]) -> list[str]:
         """Create several jobs at once. Each body has its `collection` (default: supervised) and, if the
         caller chose one, its `id`, beside the fields of the request."""
-        made: list[Job] = []
+        made: list[SandboxJob] = []
         with self.state.transaction():
             for given in bodies:
                 body = dict(given)
@@ -235,13 +235,13 @@ class FireworksHost(Host):
                 made.append(job)
         return [job.id for job in made]
 
-    def _restarted(self, job: Job) -> None:
+    def _restarted(self, job: SandboxJob) -> None:
         if job.trained:
             self.trainer.take(job)
 
     # -- reading -------------------------------------------------------------------------------------------
 
-    def _found(self, request: Request, kind: Kind) -> Job:
+    def _found(self, request: Request, kind: JobCollection) -> SandboxJob:
         id = request.path_params["id"]
         job = self.job(id)
         if job is None or job.kind != kind.method:
@@ -253,7 +253,7 @@ class FireworksHost(Host):
         assert job is not None  # noqa: S101  made a moment ago
         return self.render(job)
 
-    def word(self, job: Job) -> str:
+    def word(self, job: SandboxJob) -> str:
         """Return Fireworks' name for the job's state. CREATING, then VALIDATING, share the first stretch."""
         now = self.clock.now()
         phase = job.phase(now)
@@ -264,7 +264,7 @@ class FireworksHost(Host):
         early = now < job.created_at + 0.2 * (job.validated_at - job.created_at)
         return "JOB_STATE_CREATING" if early else "JOB_STATE_VALIDATING"
 
-    def render(self, job: Job) -> dict[str, Any]:
+    def render(self, job: SandboxJob) -> dict[str, Any]:
         now = self.clock.now()
         kind = BY_METHOD[job.kind]
         trouble = self.trouble(job, now)
@@ -314,14 +314,14 @@ class FireworksHost(Host):
             answer["acceleratorSeconds"] = {"NVIDIA_H100_80GB": str(int(seconds))}
         return {name: value for name, value in answer.items() if value is not None}
 
-    def _filterable(self, job: Job) -> dict[str, str]:
+    def _filterable(self, job: SandboxJob) -> dict[str, str]:
         return {
             "state": self.word(job),
             "display_name": str(job.body.get("displayName") or ""),
             "name": job.id,
         }
 
-    def _metrics_url(self, job: Job) -> str:
+    def _metrics_url(self, job: SandboxJob) -> str:
         return self.signed(f"metrics/{job.id}")
 
     def metrics_file(self, request: Request) -> Response:
@@ -351,11 +351,11 @@ class FireworksHost(Host):
         asked = shared.parse_chat(await json_body(request))
         return await run_in_threadpool(self._chat, asked)
 
-    def _chat(self, asked: shared.ChatRequest) -> Response:
+    def _chat(self, asked: shared.SandboxChatRequest) -> Response:
         return shared.complete(self, asked, self.tuned.serving(asked.model))
 
 
-def _restart(job: Job, now: float, takes_s: float) -> bool:
+def _restart(job: SandboxJob, now: float, takes_s: float) -> bool:
     """Requeue a failed, cancelled or paused job."""
     if job.paused_at is not None:
         return job.resume(now)

@@ -7,10 +7,15 @@ from typing import Any
 
 from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.fireworks import short
-from orchestrate.sandbox.fireworks.datasets import Datasets, DpoJob, ReinforcementJob, SupervisedJob
-from orchestrate.sandbox.fireworks.models import Models
+from orchestrate.sandbox.fireworks.datasets import (
+    DpoJob,
+    FireworksDatasetRoutes,
+    ReinforcementJob,
+    SupervisedJob,
+)
+from orchestrate.sandbox.fireworks.models import FireworksModelRoutes
 from orchestrate.sandbox.host import HostError, parse
-from orchestrate.sandbox.jobs import Job
+from orchestrate.sandbox.jobs import SandboxJob
 from orchestrate.sandbox.shared import StoredFile, base_model, context_of, tokenizer_of, training_usd
 
 MIN_EXAMPLES = 3
@@ -18,7 +23,7 @@ MAX_EXAMPLES = 3_000_000
 
 
 @dataclass(frozen=True)
-class Kind:
+class JobCollection:
     """One collection of jobs."""
 
     method: str
@@ -29,26 +34,26 @@ class Kind:
 
 
 KINDS = {
-    "supervisedFineTuningJobs": Kind(
+    "supervisedFineTuningJobs": JobCollection(
         "sft", "supervisedFineTuningJobs", "supervisedFineTuningJobId", SupervisedJob, 32
     ),
-    "dpoJobs": Kind("dpo", "dpoJobs", "dpoJobId", DpoJob, 4),
-    "reinforcementFineTuningJobs": Kind(
+    "dpoJobs": JobCollection("dpo", "dpoJobs", "dpoJobId", DpoJob, 4),
+    "reinforcementFineTuningJobs": JobCollection(
         "rft", "reinforcementFineTuningJobs", "reinforcementFineTuningJobId", ReinforcementJob, 32
     ),
 }
 BY_METHOD = {kind.method: kind for kind in KINDS.values()}
 
 
-class JobMaker:
+class FireworksJobMaker:
     """Turns create bodies into jobs, or rejects them as the host does."""
 
-    def __init__(self, datasets: Datasets, models: Models) -> None:
+    def __init__(self, datasets: FireworksDatasetRoutes, models: FireworksModelRoutes) -> None:
         self.datasets = datasets
         self.models = models
         self.host = datasets.host
 
-    def make(self, kind: Kind, id: str, body: dict[str, Any]) -> Job:
+    def make(self, kind: JobCollection, id: str, body: dict[str, Any]) -> SandboxJob:
         asked = parse(kind.body, body)
         training = asked.training()
         train = self._dataset(asked.dataset)
@@ -63,7 +68,7 @@ class JobMaker:
         tokens = self.datasets.files.tokens(train, tokenizer)
         validation_tokens = self.datasets.files.tokens(valid, tokenizer) if valid else 0
         now = self.host.clock.now()  # counting may have taken longer than some states do
-        job = Job(
+        job = SandboxJob(
             id=id,
             host=self.host.name,
             kind=kind.method,
@@ -101,7 +106,7 @@ class JobMaker:
             raise HostError(400, f"dataset {name} is not READY")
         return file
 
-    def _check_rows(self, kind: Kind, file: StoredFile, examples: int, epochs: int) -> None:
+    def _check_rows(self, kind: JobCollection, file: StoredFile, examples: int, epochs: int) -> None:
         report = file.report
         if report is None or report.error:
             raise HostError(400, f"the dataset is not valid: {report.error if report else 'no rows'}")
@@ -113,7 +118,7 @@ class JobMaker:
             wanted = "preference pairs" if kind.method == "dpo" else "chat or completion rows"
             raise HostError(400, f"{kind.collection} need a dataset of {wanted}")
 
-    def _start_from(self, base: str | None, warm: str | None) -> tuple[str, Job | None]:
+    def _start_from(self, base: str | None, warm: str | None) -> tuple[str, SandboxJob | None]:
         if warm is not None:
             job = self.models.job_of(warm)
             if job is None:

@@ -15,7 +15,7 @@ from orchestrate.sandbox import shared
 from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.fireworks import aip_filter, paged, short
 from orchestrate.sandbox.host import Body, Host, HostError, iso, json_answer, json_body, parse, route
-from orchestrate.sandbox.jobs import Job, Phase
+from orchestrate.sandbox.jobs import Phase, SandboxJob
 from orchestrate.sandbox.shared import base_model, context_of, weights
 from orchestrate.sandbox.state import token
 
@@ -45,7 +45,7 @@ class _Match(BaseModel):
 class Shapes:
     """Routes over the shapes, and over their match for one model."""
 
-    def __init__(self, job_of: Callable[[str], Job | None]) -> None:
+    def __init__(self, job_of: Callable[[str], SandboxJob | None]) -> None:
         self._job_of = job_of
 
     def routes(self) -> list[BaseRoute]:
@@ -121,17 +121,17 @@ class NewModel(Body):
     description: Annotated[str, Field(max_length=999)] | None = None
 
 
-class CreateModel(Body):
+class FireworksCreateModel(Body):
     modelId: str
     model: NewModel
 
 
-class UploadEndpoint(Body):
+class ModelUploadEndpoint(Body):
     filenameToSize: dict[str, str]
     enableResumableUpload: bool = False
 
 
-class Bringing:
+class FireworksUploadRoutes:
     """Routes over adapters that are being uploaded to the Fireworks host."""
 
     def __init__(self, host: Host) -> None:
@@ -147,7 +147,7 @@ class Bringing:
         ]
 
     async def create(self, request: Request) -> Response:
-        asked = parse(CreateModel, await json_body(request))
+        asked = parse(FireworksCreateModel, await json_body(request))
         if not _VALID_ID.match(asked.modelId):
             raise HostError(400, f"model id {asked.modelId!r} must be lower-case letters, digits and hyphens")
         base = asked.model.peftDetails.baseModel
@@ -183,7 +183,7 @@ class Bringing:
 
     async def endpoint(self, request: Request) -> Response:
         model = self._found(request)
-        asked = parse(UploadEndpoint, await json_body(request))
+        asked = parse(ModelUploadEndpoint, await json_body(request))
         urls: dict[str, str] = {}
         for name, size in asked.filenameToSize.items():
             if name not in shared.FILES:
@@ -223,12 +223,12 @@ class Bringing:
 _ID = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
 
 
-class Models:
+class FireworksModelRoutes:
     """Routes over the tuned and base models, and over what serves them."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.bringing = Bringing(host)
+        self.bringing = FireworksUploadRoutes(host)
 
     def routes(self) -> list[BaseRoute]:
         account = "/v1/accounts/{account}"
@@ -254,24 +254,24 @@ class Models:
 
     # -- models --------------------------------------------------------------------------------------------
 
-    def _finished(self) -> Iterator[Job]:
+    def _finished(self) -> Iterator[SandboxJob]:
         now = self.host.clock.now()
         for job in self.host.jobs():
             if job.phase(now) is Phase.SUCCEEDED and not job.body.get("sandbox_model_deleted"):
                 yield job
         yield from shared.every(self.host)
 
-    def job_of(self, name: str) -> Job | None:
+    def job_of(self, name: str) -> SandboxJob | None:
         """Find the job that trained a tuned model, by its full or short name."""
         return next((job for job in self._finished() if name in (job.output, short(job.output))), None)
 
-    def _job(self, name: str) -> Job:
+    def _job(self, name: str) -> SandboxJob:
         job = self.job_of(name)
         if job is None:
             raise HostError(404, f"model {name} was not found")
         return job
 
-    def _tuned(self, job: Job) -> dict[str, Any]:
+    def _tuned(self, job: SandboxJob) -> dict[str, Any]:
         return {
             "name": job.output,
             "displayName": short(job.output),
@@ -334,7 +334,7 @@ class Models:
     def delete(self, request: Request) -> Response:
         job = self._job(request.path_params["id"])
 
-        def mark(job: Job, now: float) -> bool:
+        def mark(job: SandboxJob, now: float) -> bool:
             job.body["sandbox_model_deleted"] = True
             return True
 
@@ -494,7 +494,7 @@ class Models:
 
     # -- what answers --------------------------------------------------------------------------------------
 
-    def serving(self, name: str) -> Job | None:
+    def serving(self, name: str) -> SandboxJob | None:
         """Find the job whose weights answer to `model#deployment`. Returns `None` for a base model.
 
         Raises `HostError`: 404 for a tuned model that no deployment serves, 503 while one starts."""

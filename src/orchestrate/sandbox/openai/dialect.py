@@ -19,12 +19,12 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from orchestrate import description
-from orchestrate.description import Deployment, Described, SettingRule
+from orchestrate.description import DeploymentDescription, Described, SettingRule
 from orchestrate.errors import UsageError
 from orchestrate.profile import described
 from orchestrate.sandbox import shared
 from orchestrate.sandbox.host import Host, HostError, json_answer, json_body, route
-from orchestrate.sandbox.jobs import Job, Phase
+from orchestrate.sandbox.jobs import Phase, SandboxJob
 from orchestrate.sandbox.openai.host import OpenAIHost
 from orchestrate.sandbox.shared import StoredFile, weights
 from orchestrate.sandbox.state import token
@@ -77,7 +77,7 @@ class DialectHost(OpenAIHost):
 
     # -- creating ------------------------------------------------------------------------------------------
 
-    def _new(self, body: dict[str, Any]) -> Job:
+    def _new(self, body: dict[str, Any]) -> SandboxJob:
         """Check the request against the description, then create the job that OpenAI's simulation would
         create."""
         asked = _flat(body)
@@ -140,7 +140,7 @@ class DialectHost(OpenAIHost):
     def is_tuned(self, name: str) -> bool:
         return ".ft-" in name
 
-    def asked_model(self, name: str) -> tuple[Job | None, int | None]:
+    def asked_model(self, name: str) -> tuple[SandboxJob | None, int | None]:
         """Find the model that a request names: a deployment, where the host needs one, else a tuned
         model, or a base model."""
         put_up = self.state.get(self.name, "deployment", name)
@@ -153,7 +153,7 @@ class DialectHost(OpenAIHost):
 
     # -- answering -----------------------------------------------------------------------------------------
 
-    def render(self, job: Job) -> dict[str, Any]:
+    def render(self, job: SandboxJob) -> dict[str, Any]:
         found = super().render(job)
         asked = job.body["sandbox_asked"]
         for name in ("method", "hyperparameters", "user_provided_suffix", "metadata"):
@@ -165,7 +165,7 @@ class DialectHost(OpenAIHost):
         found["status"] = words.get(found["status"], found["status"])
         return found
 
-    def _checkpoints(self, job: Job) -> Any:
+    def _checkpoints(self, job: SandboxJob) -> Any:
         for entry in super()._checkpoints(job):
             if self.told.weights:
                 step = entry["step_number"]
@@ -236,7 +236,7 @@ class DialectHost(OpenAIHost):
             return json_answer({})
         return self._put_up(how, name, await json_body(request))
 
-    def _put_up(self, how: Deployment, name: str | None, body: dict[str, Any]) -> Response:
+    def _put_up(self, how: DeploymentDescription, name: str | None, body: dict[str, Any]) -> Response:
         asked = _flat(body)
         wanted = _flat(how.make.body or {})
         if how.adapters is not None and shared.found(self, str(asked.get("source"))) is not None:
@@ -261,7 +261,7 @@ class DialectHost(OpenAIHost):
         self.state.put(self.name, "deployment", shown, {"raw": raw, "job": job.id})
         return json_answer(raw)
 
-    def _deployable(self, told: Mapping[str, Any]) -> Job:
+    def _deployable(self, told: Mapping[str, Any]) -> SandboxJob:
         if (own := shared.found(self, str(told.get("file") or told.get("job")))) is not None:
             return own
         now = self.clock.now()

@@ -17,7 +17,7 @@ from orchestrate.http.wire import openai
 from orchestrate.http.wire.openai import MAX_FILE, MAX_PART, PURPOSES, page_with_ends
 from orchestrate.http.wire.openai.tuning import CompleteUpload, CreateUpload
 from orchestrate.sandbox.host import HostError, json_answer, json_body, number, page_of, parse, route
-from orchestrate.sandbox.shared import Files, StoredFile
+from orchestrate.sandbox.shared import SandboxFiles, StoredFile
 from orchestrate.sandbox.state import token
 
 
@@ -26,7 +26,7 @@ class OpenAIFiles:
 
     def __init__(
         self,
-        files: Files,
+        files: SandboxFiles,
         result: Callable[[str], tuple[str, bytes] | None],
         status: Callable[[StoredFile], str],
     ) -> None:

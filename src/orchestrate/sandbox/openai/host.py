@@ -22,7 +22,7 @@ from orchestrate.http.wire.openai.tuning import (
     CreateJob,
     Dpo,
     Permit,
-    Reinforcement,
+    ReinforcementHyperparameters,
     RunGrader,
     ValidateGrader,
     graded,
@@ -32,17 +32,17 @@ from orchestrate.providers.openai import auto_epochs
 from orchestrate.sandbox import shared
 from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.host import Host, HostError, json_answer, json_body, number, page_of, parse, route
-from orchestrate.sandbox.jobs import DEFAULT_BETA, Job, Phase, Trouble
+from orchestrate.sandbox.jobs import DEFAULT_BETA, Phase, SandboxJob, Trouble
 from orchestrate.sandbox.openai.files import OpenAIFiles
-from orchestrate.sandbox.shared import Files, StoredFile, base_model, tokenizer_of, training_usd
+from orchestrate.sandbox.shared import SandboxFiles, StoredFile, base_model, tokenizer_of, training_usd
 from orchestrate.sandbox.state import token
 from orchestrate.sandbox.training import Trainer
-from orchestrate.sandbox.uploads import Taken
+from orchestrate.sandbox.uploads import AcceptedRows
 
 # What the OpenAI host says of a job as it goes on.
 
 
-def events_of(job: Job, now: float, trainer: Trainer) -> list[dict[str, Any]]:
+def events_of(job: SandboxJob, now: float, trainer: Trainer) -> list[dict[str, Any]]:
     """List events, oldest first, up to `now`. The ids stay the same every time they are read."""
     found: list[tuple[float, str, str, str, dict[str, Any]]] = []
 
@@ -90,13 +90,15 @@ def events_of(job: Job, now: float, trainer: Trainer) -> list[dict[str, Any]]:
     return [_event(job, *item) for item in found]
 
 
-def _time_of(job: Job, step: int, now: float) -> float:
+def _time_of(job: SandboxJob, step: int, now: float) -> float:
     start = job.started_at or job.created_at
     end = job.trained_at or now
     return start + (end - start) * min(1.0, step / max(1, job.total_steps))
 
 
-def _event(job: Job, at: float, level: str, type: str, message: str, data: dict[str, Any]) -> dict[str, Any]:
+def _event(
+    job: SandboxJob, at: float, level: str, type: str, message: str, data: dict[str, Any]
+) -> dict[str, Any]:
     key = message if type == "message" else str(data.get("step"))
     return openai.event(job.id, at, level, message, type=type, data=data, key=key)
 
@@ -210,8 +212,8 @@ class OpenAIModels:
     def __init__(
         self,
         host: Host,
-        tuned: Callable[[str], tuple[Job, int | None]],
-        asked: Callable[[str], tuple[Job | None, int | None]],
+        tuned: Callable[[str], tuple[SandboxJob, int | None]],
+        asked: Callable[[str], tuple[SandboxJob | None, int | None]],
     ) -> None:
         self.host = host
         self._tuned, self._asked = tuned, asked
@@ -254,7 +256,7 @@ class OpenAIModels:
             raise HostError(403, "You have insufficient permissions for this operation.")
         job, _ = self._tuned(id)
 
-        def mark(job: Job, now: float) -> bool:
+        def mark(job: SandboxJob, now: float) -> bool:
             job.body["sandbox_model_deleted"] = True
             return True
 
@@ -274,7 +276,7 @@ class OpenAIModels:
         shown = responses.of_chat(asked, chat, f"resp_{token()}")
         return json_answer({**shown, "sandbox": True, "sandbox_model": chat["sandbox_model"]})
 
-    def _chat(self, asked: shared.ChatRequest) -> Response:
+    def _chat(self, asked: shared.SandboxChatRequest) -> Response:
         job, step = self._asked(asked.model)
         return shared.complete(self.host, asked, job, step)
 
@@ -284,7 +286,7 @@ def _base_model(id: str, shutdown: date | None) -> dict[str, Any]:
     return openai.model(id, created, "sandbox", shutdown.isoformat() if shutdown else None)
 
 
-def _tuned_model(job: Job) -> dict[str, Any]:
+def _tuned_model(job: SandboxJob) -> dict[str, Any]:
     shown = openai.model(job.output, job.finished_at or job.created_at, organization(), None)
     return {**shown, "sandbox": True}
 
@@ -308,7 +310,7 @@ class OpenAIHost(Host):
     endless: ClassVar = {"has_more": True}
     title = "OpenAI"
     place = 0
-    taken = Taken(
+    taken = AcceptedRows(
         roles=frozenset({"system", "user", "assistant", "tool", "function", "developer"}),
         message_fields=frozenset({"function_call", "audio"}),
     )
@@ -316,7 +318,7 @@ class OpenAIHost(Host):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.files = Files(self)
+        self.files = SandboxFiles(self)
 
     def headers(self) -> dict[str, str]:
         if not self.settings.tells_account:
@@ -361,7 +363,7 @@ class OpenAIHost(Host):
                 self.start(job)
         return [job.id for job in jobs]
 
-    def _new(self, body: dict[str, Any]) -> Job:
+    def _new(self, body: dict[str, Any]) -> SandboxJob:
         asked = parse(CreateJob, body)
         train = self._file(asked.training_file, "training_file")
         valid = self._file(asked.validation_file, "validation_file") if asked.validation_file else None
@@ -378,7 +380,7 @@ class OpenAIHost(Host):
                 400, "Reinforcement fine-tuning requires a validation file", param="validation_file"
             )
         examples = train.report.examples if train.report else 0
-        job = Job(
+        job = SandboxJob(
             id=id,
             host=self.name,
             kind=kind,
@@ -405,7 +407,7 @@ class OpenAIHost(Host):
         job.trouble = self._objection(job, train, valid)
         return job
 
-    def _settle(self, job: Job, asked: CreateJob) -> None:
+    def _settle(self, job: SandboxJob, asked: CreateJob) -> None:
         """Replace `auto` with numbers: epochs by OpenAI's rule, and a batch size that is never so small
         that training the tiny model takes long."""
         hyper = asked.hyper()
@@ -421,7 +423,7 @@ class OpenAIHost(Host):
         usd = training_usd(self.name, job)
         job.price_usd = str(usd) if usd is not None else None
 
-    def _objection(self, job: Job, train: StoredFile, valid: StoredFile | None) -> Trouble | None:
+    def _objection(self, job: SandboxJob, train: StoredFile, valid: StoredFile | None) -> Trouble | None:
         """Return why the job will fail while its files are validated."""
         for param, file in (("training_file", train), ("validation_file", valid)):
             if file is None or file.report is None:
@@ -479,7 +481,7 @@ class OpenAIHost(Host):
             )
         return found.id
 
-    def tuned(self, name: str) -> tuple[Job, int | None]:
+    def tuned(self, name: str) -> tuple[SandboxJob, int | None]:
         """Find the job that trained a model, and the step if the name is a checkpoint's. Raises
         `HostError` 404."""
         output, step = openai.split_step(name)
@@ -497,7 +499,7 @@ class OpenAIHost(Host):
     def is_tuned(self, name: str) -> bool:
         return name.startswith("ft:")
 
-    def asked_model(self, name: str) -> tuple[Job | None, int | None]:
+    def asked_model(self, name: str) -> tuple[SandboxJob | None, int | None]:
         """Find the model that a request names: a job and one of its steps, or a base model. Raises
         `HostError` 404."""
         if self.is_tuned(name):
@@ -512,7 +514,7 @@ class OpenAIHost(Host):
 
     # -- reading -------------------------------------------------------------------------------------------
 
-    def _found(self, id: str) -> Job:
+    def _found(self, id: str) -> SandboxJob:
         job = self.job(id)
         if job is None:
             raise HostError(
@@ -520,10 +522,10 @@ class OpenAIHost(Host):
             )
         return job
 
-    def _answer(self, job: Job) -> JSONResponse:
+    def _answer(self, job: SandboxJob) -> JSONResponse:
         return json_answer(self.render(job))
 
-    def render(self, job: Job) -> dict[str, Any]:
+    def render(self, job: SandboxJob) -> dict[str, Any]:
         now = self.clock.now()
         phase = job.phase(now)
         trouble = self.trouble(job, now)
@@ -553,14 +555,14 @@ class OpenAIHost(Host):
             **self.sandbox_fields(job),
         }
 
-    def _hyper(self, job: Job) -> dict[str, Any]:
+    def _hyper(self, job: SandboxJob) -> dict[str, Any]:
         return {
             "n_epochs": job.epochs,
             "batch_size": job.batch_size,
             "learning_rate_multiplier": job.learning_rate,
         }
 
-    def _method(self, job: Job) -> dict[str, Any]:
+    def _method(self, job: SandboxJob) -> dict[str, Any]:
         asked = parse(CreateJob, {k: v for k, v in job.body.items() if not k.startswith("sandbox_")})
         kind = asked.method.type if asked.method else "supervised"
         hyper = asked.hyper()
@@ -568,7 +570,7 @@ class OpenAIHost(Host):
         if isinstance(hyper, Dpo):
             values["beta"] = job.preference.get("beta", DEFAULT_BETA)
         inner: dict[str, Any] = {"hyperparameters": values}
-        if isinstance(hyper, Reinforcement) and asked.method and asked.method.reinforcement:
+        if isinstance(hyper, ReinforcementHyperparameters) and asked.method and asked.method.reinforcement:
             values |= hyper.model_dump(include={"compute_multiplier", "eval_interval", "eval_samples"})
             values["reasoning_effort"] = hyper.reasoning_effort
             inner["grader"] = asked.method.reinforcement.grader
@@ -596,7 +598,7 @@ class OpenAIHost(Host):
         job = self._found(request.path_params["id"])
         return json_answer(asked_page(request, list(self._checkpoints(job))[::-1], default=10))
 
-    def _checkpoints(self, job: Job) -> Iterator[dict[str, Any]]:
+    def _checkpoints(self, job: SandboxJob) -> Iterator[dict[str, Any]]:
         """List checkpoints, oldest first, once the job has succeeded."""
         now = self.clock.now()
         if job.phase(now) is not Phase.SUCCEEDED:
@@ -630,12 +632,12 @@ class OpenAIHost(Host):
         return self._act(request, lambda job, now: job.cancel(now, 0.0), "cancelled")
 
     def pause(self, request: Request) -> Response:
-        return self._act(request, Job.pause, "paused")
+        return self._act(request, SandboxJob.pause, "paused")
 
     def resume(self, request: Request) -> Response:
-        return self._act(request, Job.resume, "resumed")
+        return self._act(request, SandboxJob.resume, "resumed")
 
-    def _act(self, request: Request, act: Callable[[Job, float], bool], word: str) -> Response:
+    def _act(self, request: Request, act: Callable[[SandboxJob, float], bool], word: str) -> Response:
         job = self._found(request.path_params["id"])
         job, done = self.change(job.id, act)
         if not done:
@@ -644,7 +646,7 @@ class OpenAIHost(Host):
         return self._answer(job)
 
 
-def _result_id(job: Job) -> str:
+def _result_id(job: SandboxJob) -> str:
     return f"file-result{job.id.removeprefix('ftjob-')}"
 
 

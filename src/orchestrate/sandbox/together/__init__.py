@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from orchestrate.catalog import resolve
 from orchestrate.sandbox.host import Body
-from orchestrate.sandbox.uploads import Taken
+from orchestrate.sandbox.uploads import AcceptedRows
 
 # Request bodies of Together's fine-tuning API. The SDK writes `wandb_key`, the published description
 # `wandb_api_key`; both are taken.
@@ -32,7 +32,7 @@ class Sft(Body):
     train_on_inputs: bool | Literal["auto"] = "auto"
 
 
-class Dpo(Body):
+class TogetherDpo(Body):
     method: Literal["dpo"]
     dpo_beta: Annotated[float, Field(ge=0)] | None = None
     dpo_normalize_logratios_by_length: bool = False
@@ -56,10 +56,10 @@ class Multimodal(Body):
 
 
 TrainingType = Annotated[LoraType | FullType, Field(discriminator="type")]
-TrainingMethod = Annotated[Sft | Dpo, Field(discriminator="method")]
+TrainingMethod = Annotated[Sft | TogetherDpo, Field(discriminator="method")]
 
 
-class CreateJob(Body):
+class TogetherCreateJob(Body):
     training_file: str
     validation_file: str | None = None
     packing: bool = True
@@ -104,7 +104,7 @@ class CreateJob(Body):
         return {name: value for name, value in values.items() if value != ""}
 
     @model_validator(mode="after")
-    def _one_start(self) -> CreateJob:
+    def _one_start(self) -> TogetherCreateJob:
         if (self.model is None) == (self.from_checkpoint is None):
             raise ValueError("exactly one of model and from_checkpoint must be given")
         if self.early_stopping_enabled:
@@ -160,7 +160,7 @@ class Abort(Body):
 
 
 DEFAULT_CONTEXT = 32768
-TAKEN = Taken(
+TAKEN = AcceptedRows(
     message_fields=frozenset({"reasoning", "reasoning_content"}),
     text=True,
     mixed_fields=False,

@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute
 
 from orchestrate.sandbox import shared
 from orchestrate.sandbox.host import Body, Host, HostError, iso, json_answer, json_body, parse, route
-from orchestrate.sandbox.jobs import Job
+from orchestrate.sandbox.jobs import SandboxJob
 from orchestrate.sandbox.shared import base_model
 from orchestrate.sandbox.state import token
 from orchestrate.sandbox.together.registry import PUBLIC, Registry, listed, object_id
@@ -23,7 +23,7 @@ from orchestrate.sandbox.together.registry import PUBLIC, Registry, listed, obje
 PART_BYTES = 20 * 1024 * 1024
 
 
-class CreateModel(Body):
+class TogetherCreateModel(Body):
     base_model_id: Annotated[str, Field(alias="baseModelId")]
     name: Annotated[str, Field(pattern=r"^([a-z0-9-]+/)?[A-Za-z0-9._-]{1,96}$")]
     type: Literal["model", "adapter", "models", "adapters"]
@@ -36,7 +36,7 @@ class FileToCome(Body):
     numParts: Annotated[int, Field(ge=1)]
 
 
-class CreateUpload(Body):
+class TogetherCreateUpload(Body):
     objectId: str
     files: Annotated[list[FileToCome], Field(min_length=1)]
 
@@ -58,12 +58,12 @@ class FileDone(Body):
     skipUpload: bool = False
 
 
-class CompleteUpload(Body):
+class TogetherCompleteUpload(Body):
     objectId: str
     files: list[FileDone]
 
 
-class Bringing:
+class TogetherUploadRoutes:
     """Routes over registered adapters of the Together host."""
 
     def __init__(self, host: Host, registry: Registry) -> None:
@@ -79,7 +79,7 @@ class Bringing:
         ]
 
     async def create(self, request: Request) -> Response:
-        asked = parse(CreateModel, await json_body(request))
+        asked = parse(TogetherCreateModel, await json_body(request))
         base = self.registry.base_of(asked.base_model_id)
         if base is None:
             raise HostError(
@@ -114,7 +114,7 @@ class Bringing:
         return found
 
     async def begin(self, request: Request) -> Response:
-        asked = parse(CreateUpload, await json_body(request))
+        asked = parse(TogetherCreateUpload, await json_body(request))
         self._registered(asked.objectId)
         folder = shared.folder_of(self.host, asked.objectId)
         told: list[dict[str, Any]] = []
@@ -156,7 +156,7 @@ class Bringing:
         return self.host.state.files / f"part-{upload}-{number}"
 
     async def complete(self, request: Request) -> Response:
-        asked = parse(CompleteUpload, await json_body(request))
+        asked = parse(TogetherCompleteUpload, await json_body(request))
         registered = self._registered(asked.objectId)
         folder = shared.folder_of(self.host, asked.objectId)
         for file in asked.files:
@@ -247,7 +247,7 @@ class Endpoints:
         root = "/v2/projects/{project}/endpoints"
         below = f"{root}/{{endpoint}}/deployments"
         return [
-            *Bringing(self.host, self.registry).routes(),
+            *TogetherUploadRoutes(self.host, self.registry).routes(),
             *self.registry.routes(),
             route(root, "POST", self.create),
             route(root, "GET", self.list_endpoints),
@@ -389,7 +389,7 @@ class Endpoints:
             self._save("deployment", deployment, endpoint["id"])
         return json_answer(self._deployment(deployment))
 
-    def _deployable(self, asked: CreateDeployment) -> tuple[str, Job | None]:
+    def _deployable(self, asked: CreateDeployment) -> tuple[str, SandboxJob | None]:
         wanted = asked.model or asked.modelId or ""
         key = (
             wanted.split("/models/")[-1].split("/revisions/")[0] if wanted.startswith("projects/") else wanted
@@ -451,7 +451,7 @@ class Endpoints:
         self._save("endpoint", {**endpoint, "trafficSplit": kept})
         return json_answer({"id": deployment["id"], "deleted": True, "sandbox": True})
 
-    def serving(self, model: str) -> Job | None:
+    def serving(self, model: str) -> SandboxJob | None:
         """Find the job whose weights answer to an endpoint's name. Returns `None` for a deployed base
         model.
 

@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute
 
 from orchestrate.core.files import opener
 from orchestrate.sandbox.host import HostError, json_answer, json_body, parse, route
-from orchestrate.sandbox.shared import Files, StoredFile, store_stream
+from orchestrate.sandbox.shared import SandboxFiles, StoredFile, store_stream
 from orchestrate.sandbox.state import token
 from orchestrate.sandbox.together import Abort, Complete, Initiate
 
@@ -29,7 +29,7 @@ FORMATS = {
 class TogetherFiles:
     """Routes over the files of the Together host."""
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: SandboxFiles) -> None:
         self.files = files
         self.host = files.host
 
@@ -118,7 +118,7 @@ class TogetherFiles:
             return
         for file in self.files.all():
             if file.extra.get("checksum") == checksum:
-                raise Known(file.id)
+                raise FileExists(file.id)
 
     def _expect(self, id: str, values: dict[str, Any], *, parts: int) -> None:
         expires = self.host.clock.now() + URL_LIFE_S
@@ -257,7 +257,7 @@ class TogetherFiles:
         return json_answer({"id": file.id, "deleted": True})
 
 
-class Known(HostError):
+class FileExists(HostError):
     """409 for bytes that were already uploaded. Its body carries the file's id."""
 
     def __init__(self, file_id: str) -> None:

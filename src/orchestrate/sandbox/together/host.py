@@ -18,12 +18,19 @@ from orchestrate.data.rows import ChatExample, CompletionExample, Example, TextE
 from orchestrate.sandbox import shared
 from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.host import Host, HostError, iso, json_answer, json_body, parse, route
-from orchestrate.sandbox.jobs import Job, Phase
-from orchestrate.sandbox.shared import Files, StoredFile, base_model, encoded, nano_usd, trainer_tokenizer
+from orchestrate.sandbox.jobs import Phase, SandboxJob
+from orchestrate.sandbox.shared import (
+    SandboxFiles,
+    StoredFile,
+    base_model,
+    encoded,
+    nano_usd,
+    trainer_tokenizer,
+)
 from orchestrate.sandbox.together import TAKEN, EstimatePrice, Preview, limits_of
 from orchestrate.sandbox.together.endpoints import Endpoints
-from orchestrate.sandbox.together.files import Known, TogetherFiles
-from orchestrate.sandbox.together.jobs import JobMaker, events_of, metrics_of
+from orchestrate.sandbox.together.files import FileExists, TogetherFiles
+from orchestrate.sandbox.together.jobs import TogetherJobMaker, events_of, metrics_of
 from orchestrate.sandbox.together.registry import object_id, registry_of
 from orchestrate.sandbox.uploads import read
 
@@ -95,9 +102,9 @@ class TogetherHost(Host):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.files = Files(self)
+        self.files = SandboxFiles(self)
         self.endpoints = Endpoints(self)
-        self.maker = JobMaker(self.files)
+        self.maker = TogetherJobMaker(self.files)
 
     def env(self, key: str) -> dict[str, str]:
         return {
@@ -110,7 +117,7 @@ class TogetherHost(Host):
         body: dict[str, Any] = {
             "error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
         }
-        if isinstance(error, Known):
+        if isinstance(error, FileExists):
             body["file_id"] = error.file_id
         return json_answer(body, error.status, error.headers)
 
@@ -210,7 +217,7 @@ class TogetherHost(Host):
 
     # -- reading -------------------------------------------------------------------------------------------
 
-    def _found(self, request: Request) -> Job:
+    def _found(self, request: Request) -> SandboxJob:
         id = request.path_params["id"]
         job = self.job(id)
         if job is None:
@@ -222,7 +229,7 @@ class TogetherHost(Host):
         assert job is not None  # noqa: S101  made a moment ago
         return self.render(job)
 
-    def word(self, job: Job) -> str:
+    def word(self, job: SandboxJob) -> str:
         """Return Together's name for the job's state. The last stretch is compressing, then uploading."""
         now = self.clock.now()
         phase = job.phase(now)
@@ -240,7 +247,7 @@ class TogetherHost(Host):
             Phase.SUCCEEDED: "completed",
         }[phase]
 
-    def render(self, job: Job, *, whole: bool = True) -> dict[str, Any]:
+    def render(self, job: SandboxJob, *, whole: bool = True) -> dict[str, Any]:
         """Render the job as `retrieve` returns it, or without its events as lists return it."""
         now = self.clock.now()
         phase = job.phase(now)
@@ -296,7 +303,7 @@ class TogetherHost(Host):
             **self.sandbox_fields(job),
         }
 
-    def _updated(self, job: Job, now: float) -> float:
+    def _updated(self, job: SandboxJob, now: float) -> float:
         moments = (
             job.created_at,
             job.validated_at,
@@ -323,7 +330,7 @@ class TogetherHost(Host):
     def checkpoints(self, request: Request) -> Response:
         return json_answer({"data": list(self._checkpoints(self._found(request)))})
 
-    def _checkpoints(self, job: Job) -> Iterator[dict[str, Any]]:
+    def _checkpoints(self, job: SandboxJob) -> Iterator[dict[str, Any]]:
         now = self.clock.now()
         if job.started_at is None or now < job.started_at:
             return
@@ -436,7 +443,7 @@ class TogetherHost(Host):
         asked = shared.parse_chat(await json_body(request))
         return await run_in_threadpool(self._chat, asked)
 
-    def _chat(self, asked: shared.ChatRequest) -> Response:
+    def _chat(self, asked: shared.SandboxChatRequest) -> Response:
         if base_model(asked.model, self.name) is not None:
             return shared.complete(self, asked, None)
         return shared.complete(self, asked, self.endpoints.serving(asked.model))

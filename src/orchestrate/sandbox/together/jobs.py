@@ -10,21 +10,28 @@ from typing import Any
 
 from orchestrate.providers.together import billed_tokens, unpacked_tokens
 from orchestrate.sandbox.host import HostError, iso, parse
-from orchestrate.sandbox.jobs import Job, Phase
-from orchestrate.sandbox.shared import Files, StoredFile, base_model, context_of, tokenizer_of, training_usd
-from orchestrate.sandbox.together import CreateJob, Dpo, FullType, LoraType, Sft, limits_of
+from orchestrate.sandbox.jobs import Phase, SandboxJob
+from orchestrate.sandbox.shared import (
+    SandboxFiles,
+    StoredFile,
+    base_model,
+    context_of,
+    tokenizer_of,
+    training_usd,
+)
+from orchestrate.sandbox.together import FullType, LoraType, Sft, TogetherCreateJob, TogetherDpo, limits_of
 from orchestrate.sandbox.training import Trainer
 
 
-class JobMaker:
+class TogetherJobMaker:
     """Turns create bodies into jobs, or rejects them as the host does."""
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: SandboxFiles) -> None:
         self.files = files
         self.host = files.host
 
-    def make(self, body: dict[str, Any]) -> Job:
-        asked = parse(CreateJob, body)
+    def make(self, body: dict[str, Any]) -> SandboxJob:
+        asked = parse(TogetherCreateJob, body)
         train = self._file(asked.training_file, "training_file")
         valid = self._file(asked.validation_file, "validation_file") if asked.validation_file else None
         base, earlier, step = self._start_from(asked)
@@ -37,7 +44,7 @@ class JobMaker:
         now = self.host.clock.now()  # counting may have taken longer than some states do
         lora = asked.training_type if isinstance(asked.training_type, LoraType) else None
         limits = limits_of(base)
-        job = Job(
+        job = SandboxJob(
             id=id,
             host=self.host.name,
             kind=kind,
@@ -97,7 +104,7 @@ class JobMaker:
             )
         return file
 
-    def _start_from(self, asked: CreateJob) -> tuple[str, Job | None, int | None]:
+    def _start_from(self, asked: TogetherCreateJob) -> tuple[str, SandboxJob | None, int | None]:
         """Return the base model, and the job and step to continue from, if any."""
         if asked.from_checkpoint is None:
             return self.base(asked.model or ""), None, None
@@ -107,7 +114,7 @@ class JobMaker:
             raise HostError(400, f"checkpoint {asked.from_checkpoint} was not found", param="from_checkpoint")
         return job.base, job, int(step) if step.isdigit() else None
 
-    def by_name(self, name: str) -> Job | None:
+    def by_name(self, name: str) -> SandboxJob | None:
         """Find a job by its id or by its output's name."""
         if name.startswith("ft-"):
             return self.host.job(name)
@@ -124,7 +131,7 @@ class JobMaker:
             )
         return found.id
 
-    def _check_ranges(self, asked: CreateJob, base: str, kind: str) -> None:
+    def _check_ranges(self, asked: TogetherCreateJob, base: str, kind: str) -> None:
         """Check the limits that `models/limits` reports."""
         limits = limits_of(base)
         lora = asked.training_type if isinstance(asked.training_type, LoraType) else None
@@ -168,8 +175,8 @@ class JobMaker:
                 )
 
 
-def _preference(method: Sft | Dpo) -> dict[str, Any]:
-    if not isinstance(method, Dpo):
+def _preference(method: Sft | TogetherDpo) -> dict[str, Any]:
+    if not isinstance(method, TogetherDpo):
         return {}
     asked = {
         "beta": method.dpo_beta,
@@ -194,7 +201,7 @@ _NAMES = {
 }
 
 
-def events_of(job: Job, now: float, trainer: Trainer) -> list[dict[str, Any]]:
+def events_of(job: SandboxJob, now: float, trainer: Trainer) -> list[dict[str, Any]]:
     """List events, oldest first, up to `now`."""
     found: list[dict[str, Any]] = []
 
@@ -241,7 +248,7 @@ def events_of(job: Job, now: float, trainer: Trainer) -> list[dict[str, Any]]:
     return sorted(found, key=lambda event: event["created_at"])
 
 
-def _progress(job: Job, now: float, trainer: Trainer, say: Any) -> None:
+def _progress(job: SandboxJob, now: float, trainer: Trainer, say: Any) -> None:
     start, until = job.started_at or now, min(now, job.trained_at or now)
     fraction = job.fraction(now)
     for epoch in range(1, int(fraction * job.epochs) + 1):
@@ -260,7 +267,7 @@ def _progress(job: Job, now: float, trainer: Trainer, say: Any) -> None:
         )
 
 
-def _event(job: Job, at: float, type: str, message: str, level: str, **more: Any) -> dict[str, Any]:
+def _event(job: SandboxJob, at: float, type: str, message: str, level: str, **more: Any) -> dict[str, Any]:
     return {
         "object": "fine-tune-event",
         "created_at": iso(at),
@@ -280,7 +287,9 @@ def _event(job: Job, at: float, type: str, message: str, level: str, **more: Any
     }
 
 
-def metrics_of(job: Job, now: float, trainer: Trainer, query: Mapping[str, str]) -> list[dict[str, float]]:
+def metrics_of(
+    job: SandboxJob, now: float, trainer: Trainer, query: Mapping[str, str]
+) -> list[dict[str, float]]:
     """Build rows with `train/...` values and rows with `eval/...` values, in chronological order."""
     if job.phase(now) in (Phase.VALIDATING, Phase.QUEUED):
         return []

@@ -11,7 +11,7 @@ from starlette.routing import BaseRoute
 
 from orchestrate.sandbox import shared
 from orchestrate.sandbox.host import Host, HostError, iso, json_answer, route
-from orchestrate.sandbox.jobs import Job, Phase
+from orchestrate.sandbox.jobs import Phase, SandboxJob
 
 PUBLIC = "proj-together"
 """The project that holds the base models."""
@@ -67,9 +67,9 @@ class Registry:
         ]
         return listed(data)
 
-    def weights(self) -> dict[str, tuple[str, Job]]:
+    def weights(self) -> dict[str, tuple[str, SandboxJob]]:
         """Map registry ids to (name, job) of all finished weights."""
-        found: dict[str, tuple[str, Job]] = {}
+        found: dict[str, tuple[str, SandboxJob]] = {}
         for job in self.host.jobs():
             if job.phase(self.host.clock.now()) is Phase.SUCCEEDED:
                 ids = registry_of(job)
@@ -109,7 +109,7 @@ class Registry:
         names = (model.hosts["together"].id for model in search(provider="together"))
         return next((name for name in names if object_id("ml", name) == id), None)
 
-    def _model(self, request: Request, id: str, name: str, job: Job) -> dict[str, Any]:
+    def _model(self, request: Request, id: str, name: str, job: SandboxJob) -> dict[str, Any]:
         return {
             "id": id,
             "name": name,
@@ -148,7 +148,7 @@ def listed(data: list[dict[str, Any]]) -> Response:
     return json_answer({"object": "list", "data": data, "next_cursor": None, "sandbox": True})
 
 
-def registry_of(job: Job) -> dict[str, Any]:
+def registry_of(job: SandboxJob) -> dict[str, Any]:
     """Return where the finished weights are in Together's model registry."""
     adapter = f"{job.output}-adapter"
     return {

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-from orchestrate.serving.tuned import Tuned, table_of
+from orchestrate.serving.tuned import TunedModel, table_of
 from orchestrate.text import inert, money
 from orchestrate.types import Score
 
 
-def card(tuned: Tuned, form: str, commands: Sequence[str], notes: Sequence[str]) -> str:
+def card(tuned: TunedModel, form: str, commands: Sequence[str], notes: Sequence[str]) -> str:
     parts = [
         _front(tuned, form),
         f"# {title(tuned)}",
@@ -26,7 +26,7 @@ def card(tuned: Tuned, form: str, commands: Sequence[str], notes: Sequence[str])
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def title(tuned: Tuned) -> str:
+def title(tuned: TunedModel) -> str:
     """Return the model's title. Some licenses require that it starts with a given name."""
     begins = tuned.licence.name_begins if tuned.licence else None
     name = _plain(tuned.name)
@@ -45,7 +45,7 @@ def _fenced(command: str) -> str:
     return f"{fence}\n{command}\n{fence}"
 
 
-def _front(tuned: Tuned, form: str) -> str:
+def _front(tuned: TunedModel, form: str) -> str:
     """As the hub reads it."""
     lines = ["---"]
     lines.append(f"base_model: {json.dumps(tuned.base_name)}")
@@ -56,7 +56,7 @@ def _front(tuned: Tuned, form: str) -> str:
     return "\n".join(lines)
 
 
-def _about(tuned: Tuned) -> str:
+def _about(tuned: TunedModel) -> str:
     run, passport = tuned.run, tuned.passport
     rows: list[tuple[str, Any]] = [("base", tuned.base_name)]
     spec = table_of(passport, "spec")
@@ -84,7 +84,7 @@ def _cost(usd: Decimal | None) -> str | None:
     return None if usd is None else money(usd)
 
 
-def _evaluations(tuned: Tuned) -> str:
+def _evaluations(tuned: TunedModel) -> str:
     """What the run's model reached, and what it was compared with."""
     lines: list[str] = []
     for found in tuned.evaluations:
@@ -105,7 +105,7 @@ def _score(score: Score | None) -> str:
     return "" if score is None else f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})"
 
 
-def _licence(tuned: Tuned) -> str:
+def _licence(tuned: TunedModel) -> str:
     licence = tuned.licence
     if licence is None:
         return "## Licence\n\nThe license of the base model, which is not in Orchestrate's catalog."

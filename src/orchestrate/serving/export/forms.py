@@ -21,7 +21,7 @@ from orchestrate.local.weights import ask, ask_all
 from orchestrate.serving.export import ollama
 from orchestrate.serving.export.card import card
 from orchestrate.serving.export.folder import new_folder_at
-from orchestrate.serving.tuned import Tuned
+from orchestrate.serving.tuned import TunedModel
 from orchestrate.text import among
 from orchestrate.types import ArtifactFile, Export
 
@@ -78,7 +78,7 @@ Work = Callable[..., list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
-class Options:
+class WeightOptions:
     dtype: str = "bf16"
     """Of merged weights."""
     quantise: str = "Q4_K_M"
@@ -92,11 +92,11 @@ class Options:
 
 
 @dataclass
-class Draft:
+class ExportDraft:
     """A folder on its way to become an export."""
 
-    tuned: Tuned
-    options: Options
+    tuned: TunedModel
+    options: WeightOptions
     folder: Path
     target: Path
     """Where it will be: what commands name."""
@@ -114,16 +114,16 @@ class Draft:
 
 
 def export(
-    tuned: Tuned, form: str, target: Path, options: Options | None = None, *, work: Work = ask_all
+    tuned: TunedModel, form: str, target: Path, options: WeightOptions | None = None, *, work: Work = ask_all
 ) -> Export:
     """Write `target`, a folder that is new or empty. `work` does what requires torch. Raises `UsageError`
     for a form that this model cannot be written in, `SetupError` if a tool is missing, `OSError` if the
     disk is full."""
-    options = options or Options()
+    options = options or WeightOptions()
     require(tuned, form, options)
     target = target.expanduser().resolve()
     with new_folder_at(target) as folder:
-        draft = Draft(tuned, options, folder, target, work=work)
+        draft = ExportDraft(tuned, options, folder, target, work=work)
         _FORMS[form](draft)
         _papers(draft, form)
     return Export(
@@ -137,7 +137,7 @@ def export(
     )
 
 
-def require(tuned: Tuned, form: str, options: Options) -> None:
+def require(tuned: TunedModel, form: str, options: WeightOptions) -> None:
     """Raise `UsageError` or `SetupError` for problems that are known before any work starts."""
     if form not in _FORMS:
         raise UsageError(f"unknown format {form!r}{among(form, _FORMS)}")
@@ -166,7 +166,7 @@ def files_of(folder: Path) -> tuple[ArtifactFile, ...]:
     )
 
 
-def _adapter(draft: Draft) -> None:
+def _adapter(draft: ExportDraft) -> None:
     """The adapter's files, dressed. A whole model is copied as it is."""
     tuned = draft.tuned
     if not tuned.adapter:
@@ -180,7 +180,7 @@ def _adapter(draft: Draft) -> None:
     write_whole(draft.folder / CONFIGS[0], msgspec.json.format(msgspec.json.encode(config), indent=2))
 
 
-def _peft(draft: Draft) -> None:
+def _peft(draft: ExportDraft) -> None:
     _adapter(draft)
     if not draft.tuned.adapter:
         return
@@ -197,7 +197,7 @@ def _peft(draft: Draft) -> None:
         )
 
 
-def _merged(draft: Draft) -> None:
+def _merged(draft: ExportDraft) -> None:
     tuned, dtype = draft.tuned, draft.options.dtype
     target = str(draft.folder)
     if tuned.adapter:
@@ -232,7 +232,7 @@ def _merged(draft: Draft) -> None:
     )
 
 
-def _vllm(draft: Draft) -> None:
+def _vllm(draft: ExportDraft) -> None:
     if not draft.tuned.adapter:
         _merged(draft)
         return
@@ -255,7 +255,7 @@ def _vllm(draft: Draft) -> None:
     draft.notes.append("request it by its own name: under the base's name vLLM answers with the base model")
 
 
-def _gguf(draft: Draft) -> str:
+def _gguf(draft: ExportDraft) -> str:
     """Returns the file's name."""
     tuned, kind = draft.tuned, draft.options.quantise.upper()
     scripts = scripts_in(draft.options.llama_cpp)
@@ -264,7 +264,7 @@ def _gguf(draft: Draft) -> str:
     whole = draft.folder / "whole"
     whole.mkdir()
     dtype = "fp32" if sixteen == "F32" else draft.options.dtype
-    inner = Draft(tuned, Options(dtype=dtype), whole, whole, work=draft.work)
+    inner = ExportDraft(tuned, WeightOptions(dtype=dtype), whole, whole, work=draft.work)
     _merged(inner)
     draft.dress, draft.notes = inner.dress, inner.notes
     made = draft.folder / (name if kind == sixteen else "sixteen.gguf")
@@ -291,7 +291,7 @@ def _gguf(draft: Draft) -> str:
     return name
 
 
-def _gguf_lora(draft: Draft) -> None:
+def _gguf_lora(draft: ExportDraft) -> None:
     tuned, scripts = draft.tuned, scripts_in(draft.options.llama_cpp)
     name = f"{draft.tuned.slug}-lora.gguf"
     dress = draft.folder / "dress"
@@ -315,7 +315,7 @@ def _gguf_lora(draft: Draft) -> None:
     draft.notes.append(f"BASE.gguf is {tuned.base_name} as a GGUF file, best in 16 bits")
 
 
-def base_gguf(tuned: Tuned, target: Path, options: Options, *, work: Work = ask_all) -> Path:
+def base_gguf(tuned: TunedModel, target: Path, options: WeightOptions, *, work: Work = ask_all) -> Path:
     """Export the base of an adapter as a GGUF file, in the adapter's precision and with its chat
     template. Intermediate files are left beside it. Raises the same errors as `export`."""
     stage = target.parent / "base"
@@ -330,7 +330,7 @@ def base_gguf(tuned: Tuned, target: Path, options: Options, *, work: Work = ask_
     return target
 
 
-def _ollama(draft: Draft) -> None:
+def _ollama(draft: ExportDraft) -> None:
     tuned = draft.tuned
     asked = [one for one in probes(()) if not one.tools]
     # Rendered first: a template that Go cannot write costs no conversion.
@@ -358,14 +358,14 @@ def _ollama(draft: Draft) -> None:
     ]
 
 
-def _hub(draft: Draft) -> None:
+def _hub(draft: ExportDraft) -> None:
     (_merged if draft.options.whole or not draft.tuned.adapter else _peft)(draft)
     repo = draft.options.repo or f"OWNER/{draft.tuned.slug}"
     draft.commands.insert(0, f"hf upload {shlex.quote(repo)} {draft.at()} .")
     draft.notes.insert(0, "nothing was uploaded; review the folder before you publish it")
 
 
-def _papers(draft: Draft, form: str) -> None:
+def _papers(draft: ExportDraft, form: str) -> None:
     """Model card and passport."""
     tuned = draft.tuned
     passport = {
@@ -391,11 +391,11 @@ def weights_hash(folder: Path) -> str | None:
     return hashes[0] if len(hashes) == 1 else None if not hashes else "+".join(h[:16] for h in hashes)
 
 
-def _gguf_form(draft: Draft) -> None:
+def _gguf_form(draft: ExportDraft) -> None:
     _gguf(draft)
 
 
-_FORMS: dict[str, Callable[[Draft], None]] = {
+_FORMS: dict[str, Callable[[ExportDraft], None]] = {
     "peft": _peft,
     "merged": _merged,
     "gguf": _gguf_form,

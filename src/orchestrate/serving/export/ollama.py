@@ -28,7 +28,7 @@ templates cut it and Go's cannot; tools need a template of their own."""
 
 
 @dataclass(frozen=True)
-class Pieces:
+class TemplatePieces:
     """The texts that the template writes before, between and after messages; (role before, role) -> text."""
 
     between: Mapping[tuple[str, str], str]
@@ -87,7 +87,7 @@ def _text(piece: str) -> str:
     return f"{{{{ {_go(piece)} }}}}" if piece else ""
 
 
-def learn(shown: Mapping[str, str | None], bos: str | None) -> Pieces:
+def learn(shown: Mapping[str, str | None], bos: str | None) -> TemplatePieces:
     """Learn a template's pieces. `shown` is what the chat template renders for each of `SHAPES`, or
     `None` if it refuses. `bos` is what the engine puts before every prompt itself, so that the template
     must not. Raises `UsageError`."""
@@ -103,15 +103,17 @@ def learn(shown: Mapping[str, str | None], bos: str | None) -> Pieces:
     if system is not None:
         between |= {("", "system"): system[0], ("system", "user"): system[1]}
     longer = [{"role": role, "content": text} for role, text in SHAPES["longer"]]
-    if Pieces(between, one[-1]).rendered(longer) != shown["longer"]:
+    if TemplatePieces(between, one[-1]).rendered(longer) != shown["longer"]:
         raise _refused("it renders later messages differently from the first ones")
     if bos:
         between = {k: v.removeprefix(bos) if not k[0] else v for k, v in between.items()}
-    return Pieces(between, one[-1])
+    return TemplatePieces(between, one[-1])
 
 
 def prove(
-    pieces: Pieces, probes: Mapping[str, tuple[Sequence[Mapping[str, Any]], str | None]], bos: str | None
+    pieces: TemplatePieces,
+    probes: Mapping[str, tuple[Sequence[Mapping[str, Any]], str | None]],
+    bos: str | None,
 ) -> list[str]:
     """Verify the pieces against the chat template. `probes` maps each kind to a conversation and to what
     the chat template renders for it. Raises `UsageError` if a kind in `LINEAR` differs, and returns notes
@@ -132,7 +134,7 @@ def prove(
     return notes
 
 
-def modelfile(gguf: str, pieces: Pieces, stops: Sequence[str], context: int | None) -> str:
+def modelfile(gguf: str, pieces: TemplatePieces, stops: Sequence[str], context: int | None) -> str:
     lines = [f"FROM ./{gguf}", f'TEMPLATE """{pieces.template()}"""']
     lines += [f"PARAMETER stop {_stop(stop)}" for stop in stops]
     lines.append("PARAMETER temperature 0")

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrate.errors import UsageError
 from orchestrate.local.weights import ask_all
-from orchestrate.serving.proof.heard import MORE_TOKENS, Asked, Heard
+from orchestrate.serving.proof.heard import MORE_TOKENS, ObservedAnswer, PromptView
 from orchestrate.types import Canary, Probe, Sheet
 
 
@@ -71,14 +71,14 @@ class FolderPlace:
             )
         return [row for answer in answers for row in answer["answers"]]
 
-    def prompts(self, probes: Sequence[Probe]) -> list[Asked]:
-        return [Asked(ids=a.get("ids"), refused=a.get("refused")) for a in self._read[: len(probes)]]
+    def prompts(self, probes: Sequence[Probe]) -> list[PromptView]:
+        return [PromptView(ids=a.get("ids"), refused=a.get("refused")) for a in self._read[: len(probes)]]
 
-    def answers(self, canaries: Sequence[Canary], *, base: bool) -> list[Heard] | None:
+    def answers(self, canaries: Sequence[Canary], *, base: bool) -> list[ObservedAnswer] | None:
         if base:
             return None
         return [
-            Heard(text=a.get("text", ""), ended=a.get("ended"), ids=a.get("answer"))
+            ObservedAnswer(text=a.get("text", ""), ended=a.get("ended"), ids=a.get("answer"))
             for a in self._of(canaries, base=False)
         ]
 

@@ -14,7 +14,7 @@ MORE_TOKENS = 16
 
 
 @dataclass(frozen=True)
-class Heard:
+class ObservedAnswer:
     """An answer with all that the place tells of it."""
 
     text: str
@@ -28,7 +28,7 @@ class Heard:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptView:
     """A place's view of a prompt: its token ids, or only their number."""
 
     ids: Sequence[int] | None = None
@@ -37,7 +37,7 @@ class Asked:
     """Why it does not take the prompt."""
 
 
-class Place(Protocol):
+class TunedEndpoint(Protocol):
     """A place where a tuned model answers."""
 
     at: str
@@ -48,9 +48,9 @@ class Place(Protocol):
     @property
     def engine(self) -> str: ...
 
-    def prompts(self, probes: Sequence[Probe]) -> list[Asked]: ...
+    def prompts(self, probes: Sequence[Probe]) -> list[PromptView]: ...
 
-    def answers(self, canaries: Sequence[Canary], *, base: bool) -> list[Heard] | None:
+    def answers(self, canaries: Sequence[Canary], *, base: bool) -> list[ObservedAnswer] | None:
         """Return the most likely answers, or `None` if the base model is not available there."""
         ...
 
@@ -62,7 +62,7 @@ class Place(Protocol):
         ...
 
 
-def along(heard: Heard, known: Said) -> Sequence[float | None]:
+def along(heard: ObservedAnswer, known: Said) -> Sequence[float | None]:
     """Return the log-probabilities of the known answer's tokens up to where the answer diverges. A token
     that is reported together with the next one has `None`."""
     if heard.logprobs is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrate.providers.base import Chats
-from orchestrate.serving.proof.heard import MORE_TOKENS, Asked, Heard
+from orchestrate.serving.proof.heard import MORE_TOKENS, ObservedAnswer, PromptView
 from orchestrate.types import Canary, JobHandle, Message, Probe
 
 
@@ -18,12 +18,12 @@ class HostPlace:
         self.notes: list[str] = []
         self._provider, self._job = provider, job
 
-    def prompts(self, probes: Sequence[Probe]) -> list[Asked]:
+    def prompts(self, probes: Sequence[Probe]) -> list[PromptView]:
         plain = [_messages(probe.messages) for probe in probes if not probe.tools]
         replies = iter(self._provider.generate(self._job, plain, max_tokens=1) if plain else ())
-        return [Asked() if p.tools else Asked(count=next(replies).prompt_tokens) for p in probes]
+        return [PromptView() if p.tools else PromptView(count=next(replies).prompt_tokens) for p in probes]
 
-    def answers(self, canaries: Sequence[Canary], *, base: bool) -> list[Heard] | None:
+    def answers(self, canaries: Sequence[Canary], *, base: bool) -> list[ObservedAnswer] | None:
         prompts = [
             [Message(role="user", content=c.text)] if c.text is not None else _messages(c.messages)
             for c in canaries
@@ -31,7 +31,9 @@ class HostPlace:
         most = max(len(c.tuned.ids) for c in canaries) + MORE_TOKENS
         replies = self._provider.generate(self._job, prompts, base=base, max_tokens=most, temperature=0.0)
         return [
-            Heard(text=r.content, ended=None if r.finish_reason is None else r.finish_reason == "stop")
+            ObservedAnswer(
+                text=r.content, ended=None if r.finish_reason is None else r.finish_reason == "stop"
+            )
             for r in replies
         ]
 

@@ -10,7 +10,7 @@ import httpx
 import msgspec
 
 from orchestrate.errors import AuthenticationFailed, HostUnavailable, NotFound, UnexpectedAnswer, UsageError
-from orchestrate.serving.proof.heard import MORE_TOKENS, Asked, Heard, along
+from orchestrate.serving.proof.heard import MORE_TOKENS, ObservedAnswer, PromptView, along
 from orchestrate.types import Canary, Probe, decoding
 
 TIMEOUT_S = 120.0
@@ -18,7 +18,7 @@ NOBODY = "no-such-model-7f3a"
 """A name that no server has."""
 
 
-class Entry(msgspec.Struct):
+class TokenLogprob(msgspec.Struct):
     logprob: float | None
     token: str = ""
     bytes: list[Annotated[int, msgspec.Meta(ge=0, le=255)]] | None = None
@@ -27,27 +27,27 @@ class Entry(msgspec.Struct):
 class Logprobs(msgspec.Struct):
     """Log-probabilities: `content` for chats, the other fields for completions."""
 
-    content: list[Entry] | None = None
+    content: list[TokenLogprob] | None = None
     tokens: list[str] | None = None
     token_logprobs: list[float | None] | None = None
 
 
-class Said(msgspec.Struct):
+class ProbeMessage(msgspec.Struct):
     content: str | None = None
 
 
-class Choice(msgspec.Struct):
+class ProbeChoice(msgspec.Struct):
     """The parts of an answer that are read."""
 
     text: str | None = None
-    message: Said | None = None
+    message: ProbeMessage | None = None
     logprobs: Logprobs | None = None
     token_ids: list[int] | None = None
     finish_reason: str | None = None
 
 
-class Answer(msgspec.Struct):
-    choices: Annotated[list[Choice], msgspec.Meta(min_length=1)]
+class ProbeCompletion(msgspec.Struct):
+    choices: Annotated[list[ProbeChoice], msgspec.Meta(min_length=1)]
 
 
 class UrlPlace:
@@ -75,7 +75,7 @@ class UrlPlace:
         headers = {"authorization": f"Bearer {key}"} if key else {}
         self._client = client or httpx.Client(timeout=TIMEOUT_S)
         self._headers = headers
-        self._heard: dict[bool, list[Heard] | None] = {}
+        self._heard: dict[bool, list[ObservedAnswer] | None] = {}
 
     def close(self) -> None:
         self._client.close()
@@ -120,12 +120,12 @@ class UrlPlace:
 
     # -- prompts ---------------------------------------------------------------------------------------------
 
-    def prompts(self, probes: Sequence[Probe]) -> list[Asked]:
+    def prompts(self, probes: Sequence[Probe]) -> list[PromptView]:
         if self.answers_to_any_name():
             self.notes.append("it accepts any model name, so a mistyped name goes unnoticed")
         return [self._prompt(probe) for probe in probes]
 
-    def _prompt(self, probe: Probe) -> Asked:
+    def _prompt(self, probe: Probe) -> PromptView:
         tools = {"tools": list(probe.tools)} if probe.tools else {}
         asked = {"model": self.model, "messages": list(probe.messages), **tools}
         if self.engine in ("vLLM", "orchestrate"):
@@ -133,28 +133,28 @@ class UrlPlace:
         if self.engine == "llama.cpp":
             rendered = self._post("/apply-template", asked)
             if rendered.status_code != 200:
-                return Asked(refused=_message(rendered))
+                return PromptView(refused=_message(rendered))
             text = self._body(rendered).get("prompt")
             return self._ids("/tokenize", {"content": text, "add_special": True, "parse_special": True})
         done = self._post("/v1/chat/completions", {**asked, "max_tokens": 1, "temperature": 0})
         if done.status_code != 200:
-            return Asked(refused=_message(done))
+            return PromptView(refused=_message(done))
         usage: Any = self._body(done).get("usage")
         counted: Any = cast("dict[str, Any]", usage).get("prompt_tokens") if isinstance(usage, dict) else None
-        return Asked(count=counted if isinstance(counted, int) else None)
+        return PromptView(count=counted if isinstance(counted, int) else None)
 
-    def _ids(self, path: str, body: dict[str, Any]) -> Asked:
+    def _ids(self, path: str, body: dict[str, Any]) -> PromptView:
         done = self._post(path, body)
         if done.status_code != 200:
-            return Asked(refused=_message(done))
+            return PromptView(refused=_message(done))
         try:
-            return Asked(ids=decoding.convert(self._body(done).get("tokens"), list[int]))
+            return PromptView(ids=decoding.convert(self._body(done).get("tokens"), list[int]))
         except msgspec.ValidationError as error:
             raise UnexpectedAnswer(self._root, f"{path} returned no tokens: {error}") from error
 
     # -- answers ---------------------------------------------------------------------------------------------
 
-    def answers(self, canaries: Sequence[Canary], *, base: bool) -> list[Heard] | None:
+    def answers(self, canaries: Sequence[Canary], *, base: bool) -> list[ObservedAnswer] | None:
         if base not in self._heard:
             name = self.base if base else self.model
             self._heard[base] = None if name is None else [self._answer(name, c) for c in canaries]
@@ -167,7 +167,7 @@ class UrlPlace:
         known = [c.base if base else c.tuned for c in canaries]
         return [along(h, said) for h, said in zip(heard, known, strict=True)]
 
-    def _answer(self, name: str, canary: Canary) -> Heard:
+    def _answer(self, name: str, canary: Canary) -> ObservedAnswer:
         body: dict[str, Any] = {
             "model": name,
             "max_tokens": len(canary.tuned.ids) + MORE_TOKENS,
@@ -189,7 +189,7 @@ class UrlPlace:
                 self._root, f"{name} refuses a prompt ({done.status_code}): {_message(done)}"
             )
         try:
-            return _heard(decoding.convert(self._body(done), Answer).choices[0])
+            return _heard(decoding.convert(self._body(done), ProbeCompletion).choices[0])
         except msgspec.ValidationError as error:
             raise UnexpectedAnswer(self._root, f"{path} returned no answer: {error}") from error
 
@@ -227,7 +227,7 @@ class UrlPlace:
         return body  # pyright: ignore[reportUnknownVariableType]  # JSON objects have string keys
 
 
-def _heard(choice: Choice) -> Heard:
+def _heard(choice: ProbeChoice) -> ObservedAnswer:
     told = choice.logprobs or Logprobs()
     if told.token_logprobs is not None:
         values, pieces = told.token_logprobs, [t.encode() for t in told.tokens or ()]
@@ -237,7 +237,7 @@ def _heard(choice: Choice) -> Heard:
         pieces = [e.token.encode() if e.bytes is None else bytes(e.bytes) for e in entries]
     numbers = [v for v in values if v is not None]
     text = choice.text if choice.message is None else choice.message.content
-    return Heard(
+    return ObservedAnswer(
         text=text or "",
         ended=None if choice.finish_reason is None else choice.finish_reason == "stop",
         ids=choice.token_ids or None,

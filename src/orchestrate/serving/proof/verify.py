@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from orchestrate.core.underway import work
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.statistics import wilson
-from orchestrate.serving.proof.heard import Asked, Heard, Place
+from orchestrate.serving.proof.heard import ObservedAnswer, PromptView, TunedEndpoint
 from orchestrate.text import count
 from orchestrate.types import Canary, Probe, Proof, ProofStage, Said, Sheet
 
@@ -31,13 +31,13 @@ AGREEMENT = 0.9
 end."""
 
 
-def verify(sheet: Sheet, place: Place, *, run_id: str, weights: str | None = None) -> Proof:
+def verify(sheet: Sheet, place: TunedEndpoint, *, run_id: str, weights: str | None = None) -> Proof:
     """Ask `place` and judge its answers. Raises what the place raises if it cannot be asked at all."""
     with work(f"asking {place.at}"):
         return _judged(sheet, place, run_id, weights)
 
 
-def _judged(sheet: Sheet, place: Place, run_id: str, weights: str | None) -> Proof:
+def _judged(sheet: Sheet, place: TunedEndpoint, run_id: str, weights: str | None) -> Proof:
     asked = place.prompts(sheet.probes)
     stages = [_tokens(sheet.probes, asked)]
     if sheet.canaries:
@@ -65,7 +65,7 @@ def _judged(sheet: Sheet, place: Place, run_id: str, weights: str | None) -> Pro
     )
 
 
-def _tokens(probes: Sequence[Probe], asked: Sequence[Asked]) -> ProofStage:
+def _tokens(probes: Sequence[Probe], asked: Sequence[PromptView]) -> ProofStage:
     other: list[str] = []
     same = counted = 0
     for probe, seen in zip(probes, asked, strict=True):
@@ -122,7 +122,7 @@ def _difference(wanted: Sequence[int], seen: Sequence[int]) -> str:
     return f"{len(seen)} tokens for {len(wanted)}, different from token {at + 1} on"
 
 
-def _answers(canaries: Sequence[Canary], answers: Sequence[Heard], model: str) -> ProofStage:
+def _answers(canaries: Sequence[Canary], answers: Sequence[ObservedAnswer], model: str) -> ProofStage:
     """A canary counts for the model whose answer it follows longer."""
     tuned = base = 0
     for canary, heard in zip(canaries, answers, strict=True):
@@ -153,7 +153,7 @@ def _answers(canaries: Sequence[Canary], answers: Sequence[Heard], model: str) -
     )
 
 
-def _shared(heard: Heard, known: Said) -> float:
+def _shared(heard: ObservedAnswer, known: Said) -> float:
     """How far an answer follows a known one, as a share of the known one."""
     if heard.ids is not None:
         return _alike(heard.ids, known.ids) / max(1, len(known.ids))
@@ -174,7 +174,7 @@ def _alike(one: Sequence[object], other: Sequence[object]) -> int:
     return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def _distance(sheet: Sheet, place: Place, answers: Sequence[Heard]) -> ProofStage:
+def _distance(sheet: Sheet, place: TunedEndpoint, answers: Sequence[ObservedAnswer]) -> ProofStage:
     canaries = sheet.canaries
     tuned, tokens = _apart([c.tuned for c in canaries], place.scores(canaries, base=False))
     base, _ = _apart([c.base for c in canaries], place.scores(canaries, base=True))
@@ -220,7 +220,9 @@ def _apart(known: Sequence[Said], seen: Sequence[Sequence[float | None]] | None)
     return sum(abs(a - b) for a, b in pairs) / len(pairs) if enough else None, len(pairs)
 
 
-def _agreement(canaries: Sequence[Canary], heard: Sequence[Heard], apart: float | None) -> ProofStage:
+def _agreement(
+    canaries: Sequence[Canary], heard: Sequence[ObservedAnswer], apart: float | None
+) -> ProofStage:
     same = sum(_agrees(h, c.tuned) for h, c in zip(heard, canaries, strict=True))
     share = wilson(same, len(canaries))
     figures: dict[str, float] = {
@@ -244,12 +246,12 @@ def _agreement(canaries: Sequence[Canary], heard: Sequence[Heard], apart: float 
     )
 
 
-def _agrees(heard: Heard, known: Said) -> bool:
+def _agrees(heard: ObservedAnswer, known: Said) -> bool:
     said, wanted = _words(heard.text), _words(known.text)
     return said == wanted if known.ended else said.startswith(wanted[: len(said)]) and bool(said)
 
 
-def _stop(sheet: Sheet, heard: Sequence[Heard]) -> ProofStage:
+def _stop(sheet: Sheet, heard: Sequence[ObservedAnswer]) -> ProofStage:
     late = early = right = own = 0
     for canary, answer in zip(sheet.canaries, heard, strict=True):
         said, wanted = _words(answer.text), _words(canary.tuned.text)

@@ -14,11 +14,11 @@ from starlette.requests import Request
 
 from orchestrate.http.wire import HostError
 from orchestrate.http.wire.openai import chat, error_body
-from orchestrate.http.wire.openai.chat import Answer, ChatRequest, CompletionRequest, Piece
-from orchestrate.http.wire.openai.events import ChatForm, Form, PromptRead, Spoken, TextForm
+from orchestrate.http.wire.openai.chat import ApiAnswer, ChatRequest, CompletionRequest, Piece
+from orchestrate.http.wire.openai.events import AnswerEncoder, ChatForm, PromptRead, Spoken, TextForm
 from orchestrate.serving.server import grammars
-from orchestrate.serving.server.engine import Engine, EngineLost, EngineRefused
-from orchestrate.serving.server.load import Full, Load
+from orchestrate.serving.server.engine import EngineClient, EngineLost, EngineRefused
+from orchestrate.serving.server.load import ServerBusy, ServerLoad
 from orchestrate.serving.server.refusals import asking, full, lost, refusal_of
 from orchestrate.types.decoding import convert
 
@@ -29,10 +29,10 @@ GONE = 499
 class Answering:
     """Answers requests that were found right."""
 
-    def __init__(self, engine: Engine, load: Load) -> None:
+    def __init__(self, engine: EngineClient, load: ServerLoad) -> None:
         self._engine, self._load = engine, load
 
-    async def chat(self, request: Request, asked: ChatRequest, wish: dict[str, Any]) -> Answer:
+    async def chat(self, request: Request, asked: ChatRequest, wish: dict[str, Any]) -> ApiAnswer:
         """Answer a chat request. Raises `HostError`."""
         if wish["form"] is not None:
             await run_in_threadpool(grammars.require, wish["form"])
@@ -41,12 +41,14 @@ class Answering:
 
     async def completions(
         self, request: Request, asked: CompletionRequest, wishes: Sequence[dict[str, Any]]
-    ) -> Answer:
+    ) -> ApiAnswer:
         """Answer a completion request. Raises `HostError`."""
         form = TextForm(asked)
         return await (self._stream(form, wishes) if asked.stream else self._whole(request, form, wishes))
 
-    async def _whole(self, request: Request, form: Form, wishes: Sequence[dict[str, Any]]) -> Answer:
+    async def _whole(
+        self, request: Request, form: AnswerEncoder, wishes: Sequence[dict[str, Any]]
+    ) -> ApiAnswer:
         begun = time.monotonic()
         with self._room():
             answering = asyncio.ensure_future(asyncio.gather(*(self._collect(w) for w in wishes)))
@@ -63,7 +65,7 @@ class Answering:
         self._load.whole.add(time.monotonic() - begun)
         heads, choices = [h for h, _ in found], [c for _, mine in found for c in mine]
         usage = self._count(form.model, heads, choices)
-        return Answer(form.whole(choices, usage, [h.prompt_ids for h in heads]))
+        return ApiAnswer(form.whole(choices, usage, [h.prompt_ids for h in heads]))
 
     async def _collect(self, wish: dict[str, Any]) -> tuple[PromptRead, list[Spoken]]:
         """The head of an answer, and the last message of each choice."""
@@ -89,7 +91,7 @@ class Answering:
         ending = ExitStack()
         try:
             ending.enter_context(self._load.taking())
-        except Full as error:
+        except ServerBusy as error:
             raise full(error) from error
         return ending
 
@@ -102,16 +104,16 @@ class Answering:
 
     # -- streams -------------------------------------------------------------------------------------------
 
-    async def _stream(self, form: Form, wishes: Sequence[dict[str, Any]]) -> Answer:
+    async def _stream(self, form: AnswerEncoder, wishes: Sequence[dict[str, Any]]) -> ApiAnswer:
         """What is wrong with the request is told before the stream begins."""
         ending = self._room()
         pieces = self._pieces(form, wishes, ending)
         with asking():
             first = await anext(pieces)
-        return Answer({}, _behind(first, pieces))
+        return ApiAnswer({}, _behind(first, pieces))
 
     async def _pieces(
-        self, form: Form, wishes: Sequence[dict[str, Any]], ending: ExitStack
+        self, form: AnswerEncoder, wishes: Sequence[dict[str, Any]], ending: ExitStack
     ) -> AsyncGenerator[Piece]:
         begun = time.monotonic()
         heads: list[PromptRead] = []

@@ -18,9 +18,9 @@ from orchestrate.http.wire.openai import page
 from orchestrate.http.wire.openai.chat import ChatRequest, CompletionRequest, TokenizeRequest
 from orchestrate.serving.server.answers import Answering
 from orchestrate.serving.server.conversation import chat_wish, completion_wishes, message
-from orchestrate.serving.server.engine import Engine
+from orchestrate.serving.server.engine import EngineClient
 from orchestrate.serving.server.keys import Clients
-from orchestrate.serving.server.load import Load
+from orchestrate.serving.server.load import ServerLoad
 from orchestrate.serving.server.refusals import asking
 
 OPEN = ("/health", "/ping")
@@ -40,10 +40,10 @@ class Api:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: EngineClient,
         *,
         base_name: str,
-        load: Load,
+        load: ServerLoad,
         clients: Clients,
         admin_key: str | None = None,
     ) -> None:

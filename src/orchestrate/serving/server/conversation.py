@@ -9,7 +9,7 @@ from typing import Any, cast
 from orchestrate.data.response_formats import schema_of
 from orchestrate.errors import UsageError
 from orchestrate.http.wire import HostError
-from orchestrate.http.wire.openai.chat import ChatRequest, CompletionRequest, Message, Sampling
+from orchestrate.http.wire.openai.chat import ApiMessage, ChatRequest, CompletionRequest, SamplingRequest
 
 REFUSED = {
     "reasoning_effort": "the chat template sets the amount of reasoning",
@@ -108,7 +108,7 @@ def completion_wishes(asked: CompletionRequest) -> list[dict[str, Any]]:
     return [{**more, "text" if isinstance(p, str) else "ids": p} for p in prompts]
 
 
-def _sampling(asked: Sampling) -> dict[str, Any]:
+def _sampling(asked: SamplingRequest) -> dict[str, Any]:
     return {
         "model": asked.model,
         "n": asked.n,
@@ -125,7 +125,7 @@ def _sampling(asked: Sampling) -> dict[str, Any]:
     }
 
 
-def message(given: Message, place: int) -> dict[str, Any]:
+def message(given: ApiMessage, place: int) -> dict[str, Any]:
     """Convert a message to the format of training rows. Raises `HostError` 400 for content that is not
     text."""
     if given.function_call is not None:

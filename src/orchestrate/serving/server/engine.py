@@ -44,7 +44,7 @@ class EngineRefused(Exception):
         self.message, self.code = message, code
 
 
-class Engine:
+class EngineClient:
     """Starts with `start`, ends with `close`. Requests may come from any event loop."""
 
     def __init__(self, loading: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Of seconds."""
 
 
-class Full(Exception):
+class ServerBusy(Exception):
     """Nothing more can wait. `retry_s` is when it may be worth to ask again."""
 
     def __init__(self, retry_s: int) -> None:
@@ -41,7 +41,7 @@ class Histogram:
         yield f"{name}_count {below}"
 
 
-class Load:
+class ServerLoad:
     """Up to `most_at_once` requests are answered at once, up to `most_waiting` more wait. All of this is used
     from one event loop."""
 
@@ -63,9 +63,9 @@ class Load:
 
     @contextmanager
     def taking(self) -> Generator[None]:
-        """Count a request as accepted during the block. Raises `Full`."""
+        """Count a request as accepted during the block. Raises `ServerBusy`."""
         if self.inside >= self.most_at_once + self.most_waiting:
-            raise Full(self._retry_s())
+            raise ServerBusy(self._retry_s())
         self.inside += 1
         try:
             yield

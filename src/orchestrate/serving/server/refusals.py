@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from orchestrate.http.wire import HostError
 from orchestrate.serving.server.engine import EngineLost, EngineRefused
-from orchestrate.serving.server.load import Full
+from orchestrate.serving.server.load import ServerBusy
 
 _STATUSES = {"model_not_found": 404, "no_numbers": 500, "no_memory": 500}
 
@@ -35,7 +35,7 @@ def lost(error: EngineLost) -> HostError:
     return HostError(503, error.message, type="server_error", code="engine_lost", headers=headers)
 
 
-def full(error: Full) -> HostError:
+def full(error: ServerBusy) -> HostError:
     told = f"too many requests are waiting; {error}"
     headers = {"retry-after": str(error.retry_s)}
     return HostError(429, told, type="rate_limit_error", code="queue_full", headers=headers)

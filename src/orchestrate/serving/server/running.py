@@ -21,16 +21,16 @@ from orchestrate.http.web import LOOPBACK, serving
 from orchestrate.local.answers.passports import four_bit_of
 from orchestrate.local.model.files import source
 from orchestrate.serving.server.app import Api
-from orchestrate.serving.server.engine import Engine
+from orchestrate.serving.server.engine import EngineClient
 from orchestrate.serving.server.keys import NEW_KEY, Clients
-from orchestrate.serving.server.load import Load
-from orchestrate.serving.tuned import Tuned, hub_name, served_base
+from orchestrate.serving.server.load import ServerLoad
+from orchestrate.serving.tuned import TunedModel, hub_name, served_base
 from orchestrate.store.store import Store
 from orchestrate.types import Record
 
 
 @dataclass(frozen=True, kw_only=True)
-class Terms:
+class ServerSettings:
     """Options of a server."""
 
     host: str = LOOPBACK
@@ -55,7 +55,7 @@ class Terms:
     """For answers under way when it is asked to end."""
 
 
-class Note(Record, frozen=True, kw_only=True):
+class RunningServer(Record, frozen=True, kw_only=True):
     """A server that runs here."""
 
     url: str
@@ -65,9 +65,9 @@ class Note(Record, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
-class Served:
+class ServingApp:
     url: str
-    engine: Engine
+    engine: EngineClient
     api: Api
 
     @property
@@ -77,8 +77,8 @@ class Served:
 
 @contextmanager
 def serve(
-    tuned: Sequence[Tuned], home: Path, store: Store, terms: Terms, *, base: str | None = None
-) -> Generator[Served]:
+    tuned: Sequence[TunedModel], home: Path, store: Store, terms: ServerSettings, *, base: str | None = None
+) -> Generator[ServingApp]:
     """Serve adapters of one base under their names, and the base under its own. Without tuned models,
     only the base is served. Raises `UsageError` for models that cannot be served together, and without
     keys for an address that others can reach; `SetupError` for a port that is taken."""
@@ -86,30 +86,32 @@ def serve(
     clients = Clients(store, "serve", admin=admin_key)
     clients.require(terms.host, NEW_KEY)
     loading, base_name = loading_of(tuned, terms, base)
-    engine = Engine(loading)
+    engine = EngineClient(loading)
     try:
         engine.start()
-        load = Load(terms.most_at_once, terms.most_waiting)
+        load = ServerLoad(terms.most_at_once, terms.most_waiting)
         api = Api(engine, base_name=base_name, load=load, clients=clients, admin_key=admin_key)
         app = api.app(names=terms.names, origins=terms.origins)
         with ExitStack() as ending:
             url = ending.enter_context(serving(app, host=terms.host, port=terms.port, grace_s=terms.grace_s))
-            note = Note(url=url, pid=os.getpid(), base=loading["base"], admin_key=admin_key)
+            note = RunningServer(url=url, pid=os.getpid(), base=loading["base"], admin_key=admin_key)
             ending.enter_context(_noted(home, note))
-            yield Served(url, engine, api)
+            yield ServingApp(url, engine, api)
     finally:
         engine.close()
 
 
-def require_own_names(tuned: Sequence[Tuned]) -> None:
+def require_own_names(tuned: Sequence[TunedModel]) -> None:
     """Raise `UsageError` for a name that two models go by: an engine would answer with one of them."""
     names = [t.name for t in tuned]
     if twice := [n for n in names if names.count(n) > 1]:
         raise UsageError(f"two models are called {twice[0]!r}", fix="give one --as NAME per RUN")
 
 
-def loading_of(tuned: Sequence[Tuned], terms: Terms, base: str | None) -> tuple[dict[str, Any], str]:
-    """Return the arguments of `Engine` and the name of the base model. Raises `UsageError` for models
+def loading_of(
+    tuned: Sequence[TunedModel], terms: ServerSettings, base: str | None
+) -> tuple[dict[str, Any], str]:
+    """Return the arguments of `EngineClient` and the name of the base model. Raises `UsageError` for models
     that cannot be served together."""
     require_own_names(tuned)
     bases = {t.base_name for t in tuned}
@@ -144,7 +146,7 @@ def loading_of(tuned: Sequence[Tuned], terms: Terms, base: str | None) -> tuple[
 
 
 @contextmanager
-def _noted(home: Path, note: Note) -> Generator[None]:
+def _noted(home: Path, note: RunningServer) -> Generator[None]:
     path = private_folder(home / "servers") / f"{urlsplit(note.url).port}.json"
     write_whole(path, note.to_json(), private=True)
     try:
@@ -153,16 +155,16 @@ def _noted(home: Path, note: Note) -> Generator[None]:
         path.unlink(missing_ok=True)
 
 
-def notes(home: Path) -> list[Note]:
+def notes(home: Path) -> list[RunningServer]:
     """List the running servers that were started from this home."""
-    found: list[Note] = []
+    found: list[RunningServer] = []
     for path in sorted((home / "servers").glob("*.json")):
         with suppress(OSError, msgspec.MsgspecError):
-            found.append(Note.from_json(path.read_bytes()))
+            found.append(RunningServer.from_json(path.read_bytes()))
     return found
 
 
-def add(home: Path, tuned: Tuned, url: str) -> float:
+def add(home: Path, tuned: TunedModel, url: str) -> float:
     """Add an adapter to a server of this home, and return the seconds it took there. Raises `UsageError`,
     `HostUnavailable`, and `SetupError` with the server's message."""
     note = next((n for n in notes(home) if n.url == url), None)
@@ -174,7 +176,7 @@ def add(home: Path, tuned: Tuned, url: str) -> float:
     return float(body["seconds"])
 
 
-def _post(note: Note, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+def _post(note: RunningServer, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
     headers = {"authorization": f"Bearer {note.admin_key}"}
     try:
         done = httpx.post(note.url + path, json=dict(body), headers=headers, timeout=300)

@@ -225,7 +225,7 @@ class OtherRequest(UsageError):
 
 
 @dataclass(frozen=True)
-class Request:
+class CreateKey:
     """What tells a create request from others. `digest` is the body's sha256, `retries` how often its client
     has sent it before."""
 
@@ -236,7 +236,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Use:
+class KeyUse:
     """What a key's jobs, and the deployments that it asked for, take."""
 
     usd: Decimal
@@ -249,7 +249,7 @@ class GatewayJobs:
         self.changes = 0
         """How often this process changed a job: whoever keeps something of jobs looks again when it moves."""
 
-    def known(self, request: Request) -> GatewayJob | None:
+    def known(self, request: CreateKey) -> GatewayJob | None:
         """Return the job of a request that was received before, or `None`. Raises `OtherRequest` when its
         idempotency key came with another body."""
         with self._db.reading() as connection:
@@ -260,7 +260,7 @@ class GatewayJobs:
         return known
 
     def take(
-        self, job: GatewayJob, request: Request, allow: Callable[[Use], None]
+        self, job: GatewayJob, request: CreateKey, allow: Callable[[KeyUse], None]
     ) -> tuple[GatewayJob, bool]:
         """Writes the job down, unless its request came before: then that one's job, and False. `allow` sees
         what the key's jobs take, and nothing is written when it raises; nobody else adds one meanwhile."""
@@ -280,7 +280,7 @@ class GatewayJobs:
             )
         return job, True
 
-    def _known(self, connection: Connection, request: Request) -> GatewayJob | None:
+    def _known(self, connection: Connection, request: CreateKey) -> GatewayJob | None:
         table = schema.gateway_jobs
         query = select(table.c.record, table.c.digest).where(table.c.key == request.key)
         if request.idempotency_key is not None:
@@ -330,7 +330,7 @@ class GatewayJobs:
 
         return Limit(key.budget_usd, taken, words)
 
-    def _use(self, connection: Connection, key: str, but: str | None = None) -> Use:
+    def _use(self, connection: Connection, key: str, but: str | None = None) -> KeyUse:
         jobs, runs = schema.gateway_jobs, schema.runs
         query = (
             select(jobs.c.record, jobs.c.open, runs.c.bill_usd, runs.c.committed_usd, runs.c.phase)
@@ -347,9 +347,9 @@ class GatewayJobs:
                 usd += known
             elif job is not None and going:  # it will be sent, or again where it was refused
                 usd += job.quote_usd or Decimal(0)
-        return Use(usd + asked_for(connection, self._db.clock, but=but, gateway_key=key), count)
+        return KeyUse(usd + asked_for(connection, self._db.clock, but=but, gateway_key=key), count)
 
-    def use(self, key: str) -> Use:
+    def use(self, key: str) -> KeyUse:
         with self._db.reading() as connection:
             return self._use(connection, key)
 

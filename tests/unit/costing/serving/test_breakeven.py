@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from orchestrate.costing.ownership import break_even
-from orchestrate.costing.ways import Unit
+from orchestrate.costing.ways import ServingUnit
 
 MOST = 10**7
 MILLION = 10**6
@@ -40,7 +40,9 @@ def dearer(requests: int, training: Fraction, saved: Fraction, units: list[tuple
 
 def asked(training: str, saved: str, *units: tuple[str, int]) -> int | None:
     return break_even(
-        Decimal(training), Decimal(saved), [Unit(usd=Decimal(usd), carried=carried) for usd, carried in units]
+        Decimal(training),
+        Decimal(saved),
+        [ServingUnit(usd=Decimal(usd), carried=carried) for usd, carried in units],
     )
 
 
@@ -95,21 +97,21 @@ def test_the_answer_that_was_false_for_want_of_replicas() -> None:
     # $5,000 of a replica that carries 100,000 a day, $0.0009 saved a request, 30.4 days: a full one saves
     # $2,737. One replica alone would pay at 182,648 a day, for which it takes two; those at 365,297 ...
     saved = Decimal("0.0009") * 365 / 12
-    assert break_even(Decimal(1), saved, [Unit(usd=Decimal(5000), carried=100_000)]) is None
+    assert break_even(Decimal(1), saved, [ServingUnit(usd=Decimal(5000), carried=100_000)]) is None
     # At $0.002 a full one saves $6,083: two replicas, 100,001 requests, save $6,083 and cost $10,001.
     # n full ones and a request pay for n + 1 from n = 5,001 / 1,083 = 4.6, so five, on: with five, $25,001
     # are 410,975.3 requests.
     saved = Decimal("0.002") * 365 / 12
-    assert break_even(Decimal(1), saved, [Unit(usd=Decimal(5000), carried=100_000)]) == 410_976
+    assert break_even(Decimal(1), saved, [ServingUnit(usd=Decimal(5000), carried=100_000)]) == 410_976
 
 
 def test_a_machine_without_a_second_one() -> None:
-    one = [Unit(usd=Decimal(400), carried=10_000)]
+    one = [ServingUnit(usd=Decimal(400), carried=10_000)]
     assert break_even(Decimal(100), Decimal("0.06"), one, single=True) == 8334
     assert break_even(Decimal(100), Decimal("0.04"), one, single=True) is None  # 12,500: more than it carries
 
 
 def test_no_saving_no_break_even() -> None:
     assert break_even(Decimal(1), Decimal(0)) is None
-    assert break_even(Decimal(0), Decimal(-1), [Unit(usd=Decimal(1), carried=1)]) is None
+    assert break_even(Decimal(0), Decimal(-1), [ServingUnit(usd=Decimal(1), carried=1)]) is None
     assert break_even(Decimal(0), Decimal(1)) == 0

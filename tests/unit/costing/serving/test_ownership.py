@@ -16,8 +16,8 @@ from orchestrate.costing import (
     BasePrice,
     Ownership,
     Prices,
+    ServingUse,
     Traffic,
-    Use,
     base_price,
     built_in,
     cheapest,
@@ -82,7 +82,7 @@ def total(provider: str, model: str, **changes: Any) -> Ownership:
         if key in changes
     }
     use = {"traffic": TRAFFIC, **use}
-    return own(training, Use(**use), **(values | changes))
+    return own(training, ServingUse(**use), **(values | changes))
 
 
 def test_openai_serves_by_the_token() -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from orchestrate import catalog, costing
 from orchestrate.costing import (
+    PlannedJob,
     Speed,
-    Work,
     built_in,
     local_rate,
     parse_flag,
@@ -107,7 +107,7 @@ def test_rental() -> None:
 def timed(data: TrainingData, translated: Callable[..., Translation]) -> Callable[..., Quote]:
     def make(speed: float, **changes: Any) -> Quote:
         resolved = catalog.resolve("qwen3-8b", "local", TODAY)
-        work = Work(
+        work = PlannedJob(
             "local",
             profile("local"),
             JobSpec.parse({"model": "qwen3-8b", "train": "t"}),

@@ -11,7 +11,7 @@ from tests.targets import to
 
 from orchestrate.data.dataset import Dataset
 from orchestrate.data.files.records import BLOCK
-from orchestrate.data.operations.check import Options, check
+from orchestrate.data.operations.check import CheckOptions, check
 from orchestrate.data.operations.convert import convert
 from orchestrate.data.operations.fix import fix
 from orchestrate.errors import DataError, UsageError
@@ -129,7 +129,7 @@ def test_a_mapping_that_hides_a_column_says_so(tmp_path: Path) -> None:
     assert "the column prompt is ignored" in next(
         p.message for p in report.losses if p.code == "hidden-column"
     )
-    checked = check({"train": file}, Options(hosts=(), columns=columns))
+    checked = check({"train": file}, CheckOptions(hosts=(), columns=columns))
     assert checked.ok and checked.files[0].counts["hidden-column"] == 1
     swapped = {"prompt": "question", "question": "prompt"}
     assert "hidden-column" not in {p.code for p in Dataset.open(file, columns=swapped).problems}

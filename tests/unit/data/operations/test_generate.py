@@ -19,14 +19,21 @@ from orchestrate.core.files import Journal
 from orchestrate.core.retries import Retry
 from orchestrate.data import Dataset
 from orchestrate.data.operations.check import check
-from orchestrate.data.operations.generate import BARREN, GenerateReport, Order, Screening, generate, objects
+from orchestrate.data.operations.generate import (
+    BARREN,
+    GenerateOrder,
+    GenerateReport,
+    Screening,
+    generate,
+    objects,
+)
 from orchestrate.data.operations.review import Entry, Review
 from orchestrate.errors import AuthenticationFailed, DataError, HostUnavailable, UsageError
 from orchestrate.providers.chat import chat_with
 from orchestrate.settings.config import HostConfig, Secret
 
 ORDERS = BUNDLED / "orders" / "train.jsonl"
-ONE = Order(rows=10, parallel=1, hosts=hosts("openai", "together", "fireworks", "local"))
+ONE = GenerateOrder(rows=10, parallel=1, hosts=hosts("openai", "together", "fireworks", "local"))
 
 
 @pytest.fixture
@@ -42,7 +49,7 @@ def seeds(tmp_path: Path) -> str:
     return str(file)
 
 
-def run(host: ChatHost, seeds: str, output: Path, order: Order = ONE) -> GenerateReport:
+def run(host: ChatHost, seeds: str, output: Path, order: GenerateOrder = ONE) -> GenerateReport:
     config = HostConfig(name="writer", base_url=host.url, api_key=Secret("key-of-the-tests"), timeout_s=240)
     chat = chat_with(config, "gpt-4.1-mini", max_tokens=order.max_tokens)
     return generate(seeds, output, chat.ask_once, order, retry=Retry(first_s=0.01, longest_s=0.01))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrate.data import Dataset
-from orchestrate.data.opening import Opened, open_dataset
+from orchestrate.data.opening import OpenedFile, open_dataset
 from orchestrate.data.operations.check import problems_of_files
 from orchestrate.data.operations.mix import open_mix
 from orchestrate.errors import DataError
@@ -29,12 +29,12 @@ def written(path: Path, rows: list[Any]) -> str:
     return str(path)
 
 
-def asked(data: Dataset | Opened) -> list[str]:
-    facts = data.facts if isinstance(data, Opened) else data
+def asked(data: Dataset | OpenedFile) -> list[str]:
+    facts = data.facts if isinstance(data, OpenedFile) else data
     return [str(e.messages[0].text) for e in facts.examples()]  # type: ignore[union-attr]
 
 
-def mixed(tmp_path: Path, *files: TrainFile, **more: Any) -> tuple[Opened, Opened]:
+def mixed(tmp_path: Path, *files: TrainFile, **more: Any) -> tuple[OpenedFile, OpenedFile]:
     sources = open_mix(files, tmp_path / "mixes", **more)
     assert sources.mix is not None
     return sources, sources.mix

@@ -18,7 +18,7 @@ from tests.paths import DATASETS
 
 from orchestrate.data import Dataset
 from orchestrate.data.operations.review import Review, ReviewCounts, beside, require, unreviewed
-from orchestrate.data.operations.review_server import Page, serving
+from orchestrate.data.operations.review_server import RowReviewPage, serving
 from orchestrate.errors import DataError, SetupError, UsageError
 
 EVIL = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
@@ -142,12 +142,14 @@ def test_export_never_overwrites_what_is_reviewed(file: Path, tmp_path: Path) ->
 
 
 @pytest.fixture
-def page(file: Path) -> Iterator[Page]:
+def page(file: Path) -> Iterator[RowReviewPage]:
     with serving(str(file)) as found:
         yield found
 
 
-def send(page: Page, method: str, path: str | None = None, body: str = "", **headers: str) -> tuple[int, str]:
+def send(
+    page: RowReviewPage, method: str, path: str | None = None, body: str = "", **headers: str
+) -> tuple[int, str]:
     parts = urlsplit(page.url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 0, timeout=240)
     try:
@@ -158,7 +160,7 @@ def send(page: Page, method: str, path: str | None = None, body: str = "", **hea
         connection.close()
 
 
-def test_nothing_is_answered_without_the_token_or_to_another_name(page: Page) -> None:
+def test_nothing_is_answered_without_the_token_or_to_another_name(page: RowReviewPage) -> None:
     token = urlsplit(page.url).path.strip("/")
     assert len(token) >= 32 and urlsplit(page.url).hostname == "127.0.0.1"
     body = json.dumps({"action": "accepted", "index": 0})
@@ -181,12 +183,12 @@ def test_nothing_is_answered_without_the_token_or_to_another_name(page: Page) ->
         "\xff",
     ],
 )
-def test_bad_requests_are_refused_in_words(page: Page, body: str) -> None:
+def test_bad_requests_are_refused_in_words(page: RowReviewPage, body: str) -> None:
     status, answer = send(page, "POST", None, body)
     assert status in (413, 422) and json.loads(answer)["error"]
 
 
-def test_a_taken_port_is_said(page: Page, file: Path) -> None:
+def test_a_taken_port_is_said(page: RowReviewPage, file: Path) -> None:
     with pytest.raises(SetupError, match="port"), serving(str(file), port=urlsplit(page.url).port or 0):
         pass
 
@@ -201,7 +203,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def tab(browser: Browser, page: Page) -> Iterator[Tab]:
+def tab(browser: Browser, page: RowReviewPage) -> Iterator[Tab]:
     """The page, opened; asking another address, or a blocked script, fails the test."""
     asked: list[str] = []
     errors: list[str] = []
@@ -223,7 +225,7 @@ def at(tab: Tab, row: int) -> Locator:
 
 
 @pytest.mark.slow
-def test_a_review_by_keyboard(tab: Tab, page: Page, tmp_path: Path) -> None:
+def test_a_review_by_keyboard(tab: Tab, page: RowReviewPage, tmp_path: Path) -> None:
     tab.keyboard.press("j")
     at(tab, 2)
     tab.keyboard.press("k")

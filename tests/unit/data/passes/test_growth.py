@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrate.data.dialects import canonical_line
-from orchestrate.data.operations.check import Options, check
+from orchestrate.data.operations.check import CheckOptions, check
 from orchestrate.data.passes.scan import ranges
 from orchestrate.data.rows import ChatExample, ChatMessage
 
@@ -60,14 +60,14 @@ def peak(file: Path) -> tuple[int, int, int]:
 def calls(file: Path) -> int:
     """Of all functions, Python's and C's, while one process checks the file."""
     profile = cProfile.Profile()
-    profile.runcall(check, {"train": str(file)}, Options(tokenizer="o200k", workers=1))
+    profile.runcall(check, {"train": str(file)}, CheckOptions(tokenizer="o200k", workers=1))
     return pstats.Stats(profile).total_calls  # type: ignore[attr-defined]
 
 
 def test_work_grows_as_the_file_does(tmp_path: Path) -> None:
     files = [tmp_path / f"{megabytes}.jsonl" for megabytes in (1, 3, 9)]
     rows = [write(file, int(file.stem)) for file in files]
-    check({"train": str(files[0])}, Options(tokenizer="o200k", workers=1))  # loads what is loaded once
+    check({"train": str(files[0])}, CheckOptions(tokenizer="o200k", workers=1))  # loads what is loaded once
     small, middle, large = (calls(file) for file in files)
     assert middle - small > rows[1] - rows[0]
     assert (large - middle) / (middle - small) == pytest.approx(

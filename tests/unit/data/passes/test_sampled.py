@@ -12,7 +12,7 @@ from statistics import fmean
 import pytest
 
 from orchestrate.data import Dataset
-from orchestrate.data.passes.scan import LEAST_BYTES, Task, sampled
+from orchestrate.data.passes.scan import LEAST_BYTES, ScanTask, sampled
 from orchestrate.data.tokens import COVERAGE
 from orchestrate.errors import DataError
 from orchestrate.types import TokensFrom
@@ -62,7 +62,7 @@ def test_the_true_count_is_in_the_interval_as_often_as_is_said(tmp_path: Path, k
     file, seeds = tmp_path / "rows.jsonl", 200
     file.write_text("\n".join(lines(kind)), "utf-8")
     count = Dataset.open(file).tokens("o200k")
-    task = Task(str(file), 0, file.stat().st_size, "openai-chat")
+    task = ScanTask(str(file), 0, file.stat().st_size, "openai-chat")
     samples = [sampled(task, "o200k", places=120, seed=seed) for seed in range(seeds)]
     held = sum(abs(one.tokens - count.tokens) <= one.half_width for one in samples)
     # Of 200 fair trials of 99 in 100 fewer than 194 hold in one of 200 cases.
@@ -82,7 +82,7 @@ def test_all_rows_of_one_form_leave_no_doubt_but_of_those_that_were_not_met(tmp_
     file = tmp_path / "rows.jsonl"
     file.write_text((row(random.Random(1), "same ", 5) + "\n") * 500, "utf-8")
     count, size = Dataset.open(file).tokens("o200k"), file.stat().st_size
-    task = Task(str(file), 0, size, "openai-chat")
+    task = ScanTask(str(file), 0, size, "openai-chat")
     some, every = (sampled(task, "o200k", places=places) for places in (50, size))
     assert [some.tokens, every.tokens] == pytest.approx([count.tokens] * 2)
     assert some.half_width == pytest.approx(unmet(50) * size, rel=0.1)
@@ -95,14 +95,16 @@ def test_a_row_is_read_whole_wherever_a_place_lies_in_it(tmp_path: Path) -> None
     texts = [json.dumps({"text": "word " * (n // 5)}) for n in lengths]
     for end in ("\n", ""):
         file.write_text("\n".join(texts) + end)
-        sample = sampled(Task(str(file), 0, file.stat().st_size, "text"), "o200k", places=file.stat().st_size)
+        sample = sampled(
+            ScanTask(str(file), 0, file.stat().st_size, "text"), "o200k", places=file.stat().st_size
+        )
         assert sorted(set(sample.lengths)) == sorted(Dataset.open(file).tokens("o200k").lengths)
 
 
 def test_a_file_that_is_cut_while_it_is_sampled_is_told(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text((row(random.Random(1), "same ", 5) + "\n") * 50, "utf-8")
-    before = Task(str(file), 0, 2 * file.stat().st_size, "openai-chat")
+    before = ScanTask(str(file), 0, 2 * file.stat().st_size, "openai-chat")
     with pytest.raises(DataError, match="changed while"):
         sampled(before, "o200k", places=40)
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from orchestrate.data import Dataset
 from orchestrate.data.opening import first_lines
-from orchestrate.data.operations.check import Options, check
+from orchestrate.data.operations.check import CheckOptions, check
 from orchestrate.data.passes import WorkerDied, ordered
 from orchestrate.data.passes import scan as scanning
-from orchestrate.data.passes.scan import Task, Total, pieces, ranges, scan
+from orchestrate.data.passes.scan import ScanTask, Total, pieces, ranges, scan
 from orchestrate.errors import DataError
 
 ROWS = 3000
@@ -46,7 +46,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _total(path: Path, step: int) -> Total:
     total = Total()
-    task = Task(str(path), 0, 0, "openai-chat", (), ("o200k",), True, True)
+    task = ScanTask(str(path), 0, 0, "openai-chat", (), ("o200k",), True, True)
     for start, end in ranges(str(path), path.stat().st_size, step):
         total.add(scan(replace(task, start=start, end=end)))
     return total
@@ -68,7 +68,7 @@ def test_ranges_of_any_size_tell_the_same(file: Path, step: int) -> None:
 def test_two_processes_tell_what_one_tells(file: Path, tmp_path: Path) -> None:
     big = tmp_path / "big.jsonl"
     big.write_bytes(file.read_bytes() * 40)
-    one, two = (check({"train": str(big)}, Options(tokenizer="o200k", workers=n)) for n in (1, 2))
+    one, two = (check({"train": str(big)}, CheckOptions(tokenizer="o200k", workers=n)) for n in (1, 2))
     assert big.stat().st_size > 16 << 20
     assert one == two and one.files[0].lines == 40 * ROWS
 

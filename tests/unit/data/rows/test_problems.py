@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from tests.paths import DATASETS
 
 from orchestrate.data import Dataset
-from orchestrate.data.operations.check import Options, check
-from orchestrate.data.passes.scan import Task, scan
+from orchestrate.data.operations.check import CheckOptions, check
+from orchestrate.data.passes.scan import ScanTask, scan
 from orchestrate.data.rows import CODES
 from orchestrate.data.rows.content import PATTERNS, candidates, confirmed, is_damaged, plain_candidates
 from orchestrate.types import Severity
@@ -55,7 +55,7 @@ def test_each_code_has_a_fixture() -> None:
 @pytest.mark.parametrize("file", sorted(BAD.iterdir()), ids=lambda p: p.stem)
 def test_bad_row_is_found(file: Path) -> None:
     code = file.stem
-    report = check({"train": str(file)}, Options(hosts=()))
+    report = check({"train": str(file)}, CheckOptions(hosts=()))
     found = [p for p in report.problems if p.code == code and p.row is not None]
     last = report.files[0].lines
     assert {p.row for p in found} == {last}, report.problems
@@ -123,7 +123,7 @@ def test_refusals_are_looked_for_in_answers_only(text: str, refuses: bool, tmp_p
     pair = {"prompt": "q", "chosen": "Good", "rejected": text}
     for row, found in ((_row("Hi", text), refuses), (_row(text, "Hello"), False), (json.dumps(pair), False)):
         file.write_text(row.rstrip() + "\n")
-        codes = check({"train": str(file)}, Options(hosts=())).files[0].counts
+        codes = check({"train": str(file)}, CheckOptions(hosts=())).files[0].counts
         assert ("refusal" in codes) == found, row
 
 
@@ -140,7 +140,7 @@ def test_mixed_formats_are_counted(tmp_path: Path) -> None:
     other = '{"prompt": "a", "completion": "b"}\n'
     file = tmp_path / "a.jsonl"
     file.write_text(_row("Hi", "Hello") * 5 + other * 2)
-    report = check({"train": str(file)}, Options(hosts=()))
+    report = check({"train": str(file)}, CheckOptions(hosts=()))
     whole = [p.message for p in report.problems if p.code == "mixed-format" and p.row is None]
     assert whole == ["the file mixes formats: openai-chat 5, prompt-completion 2 rows"]
 
@@ -149,7 +149,7 @@ def test_leakage_between_splits(tmp_path: Path) -> None:
     train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
     train.write_text(_row("a", "1") + _row("b", "2") + _row("c", "3"))
     test.write_text(_row("z", "9") + _row("b", "2") + _row("c", "other"))
-    report = check({"train": str(train), "test": str(test)}, Options(hosts=()))
+    report = check({"train": str(train), "test": str(test)}, CheckOptions(hosts=()))
     leaks = {(p.code, p.row, p.source) for p in report.problems if "leakage" in p.code}
     assert leaks == {("leakage", 2, str(test)), ("prompt-leakage", 3, str(test))}
     assert not report.ok
@@ -162,7 +162,7 @@ def test_near_duplicates_within_and_between(tmp_path: Path) -> None:
     train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
     train.write_text(_row("a", long) + _row("b", other) + _row("a", near))
     test.write_text(_row("b", other.replace("word7 ", "changed ")) + _row("q", "short and different"))
-    report = check({"train": str(train), "test": str(test)}, Options(hosts=(), near=True))
+    report = check({"train": str(train), "test": str(test)}, CheckOptions(hosts=(), near=True))
     found = {(p.code, p.row) for p in report.problems if p.code.startswith("near")}
     assert found == {("near-duplicate", 3), ("near-leakage", 1)}
 
@@ -170,12 +170,14 @@ def test_near_duplicates_within_and_between(tmp_path: Path) -> None:
 def test_uneven_labels(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text("".join(_row(f"text {i}", "yes" if i % 20 else "no") for i in range(400)))
-    report = check({"train": str(file)}, Options(hosts=()))
+    report = check({"train": str(file)}, CheckOptions(hosts=()))
     (found,) = [p for p in report.problems if p.code == "label-imbalance"]
     assert "'yes' 380 times, 'no' 20 times" in found.message
     even = tmp_path / "b.jsonl"
     even.write_text("".join(_row(f"text {i}", "yes" if i % 2 else "no") for i in range(400)))
-    assert "label-imbalance" not in {p.code for p in check({"train": str(even)}, Options(hosts=())).problems}
+    assert "label-imbalance" not in {
+        p.code for p in check({"train": str(even)}, CheckOptions(hosts=())).problems
+    }
 
 
 def test_few_rows_is_said(tmp_path: Path) -> None:
@@ -188,7 +190,7 @@ def test_few_rows_is_said(tmp_path: Path) -> None:
 
 
 def test_secrets_are_not_repeated_in_messages() -> None:
-    report = check({"train": str(BAD / "secret.jsonl")}, Options(hosts=()))
+    report = check({"train": str(BAD / "secret.jsonl")}, CheckOptions(hosts=()))
     assert "abcdefghij" not in report.to_json().decode()
 
 
@@ -208,7 +210,7 @@ def test_secrets_are_not_repeated_in_messages() -> None:
 def test_harmless_text_is_left_alone(harmless: str, tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text(_row("Hi", harmless))
-    codes = {p.code for p in check({"train": str(file)}, Options(hosts=())).problems}
+    codes = {p.code for p in check({"train": str(file)}, CheckOptions(hosts=())).problems}
     assert codes == {"few-rows"}
 
 
@@ -227,7 +229,7 @@ def test_harmless_text_is_left_alone(harmless: str, tmp_path: Path) -> None:
 def test_numbers_and_passwords_without_a_mark_are_found(text: str, code: str, tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text(_row("Hi", text))
-    found = {p.code for p in check({"train": str(file)}, Options(hosts=())).problems}
+    found = {p.code for p in check({"train": str(file)}, CheckOptions(hosts=())).problems}
     assert found == {"few-rows", code}
 
 
@@ -237,12 +239,12 @@ def test_spellings_of_one_label_are_told(tmp_path: Path) -> None:
     file.write_text("".join(_row(f"ticket {n}", label) for n, label in enumerate(labels)))
     [bug, none] = [
         p.message
-        for p in check({"train": str(file)}, Options(hosts=())).problems
+        for p in check({"train": str(file)}, CheckOptions(hosts=())).problems
         if p.code == "label-spelling"
     ]
     assert bug.startswith("'bug' (6) and 'BUG ' (2)") and "'n/a' (1)" in none
     file.write_text("".join(_row(f"ticket {n}", f"{label} {n}") for n, label in enumerate(labels)))
-    codes = {p.code for p in check({"train": str(file)}, Options(hosts=())).problems}
+    codes = {p.code for p in check({"train": str(file)}, CheckOptions(hosts=())).problems}
     assert "label-spelling" not in codes, "these are no labels"
 
 
@@ -260,7 +262,7 @@ def test_damage_is_found_however_json_spells_it(text: str, code: str, escaped: b
     row = {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "ok"}]}
     file = tmp_path / "a.jsonl"
     file.write_text(json.dumps(row, ensure_ascii=escaped) + "\n")
-    assert check({"train": str(file)}, Options(hosts=())).files[0].counts == {code: 1}
+    assert check({"train": str(file)}, CheckOptions(hosts=())).files[0].counts == {code: 1}
 
 
 @pytest.mark.parametrize("line", ['{"a": "x}', '{"a": "x\t"}', "{"])
@@ -274,7 +276,7 @@ def test_broken_json_is_told_with_its_column_once(line: str, tmp_path: Path) -> 
 def test_secret_behind_an_escaped_newline_is_found(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text(_row("Hi", "line\nghp_" + "a1B2" * 9))
-    assert "secret" in {p.code for p in check({"train": str(file)}, Options(hosts=())).problems}
+    assert "secret" in {p.code for p in check({"train": str(file)}, CheckOptions(hosts=())).problems}
 
 
 _ALL = """
@@ -350,7 +352,7 @@ def test_the_filter_lets_no_finding_pass(
     texts = [before + found.decode("latin-1") + after for before, found, after in parts]
     file = tmp_path_factory.mktemp("filter") / "rows.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    part = scan(Task(str(file), 0, file.stat().st_size, "text", content=True))
+    part = scan(ScanTask(str(file), 0, file.stat().st_size, "text", content=True))
     numbers = [i for i, p in enumerate(PATTERNS) if p in _SIEVED]
     found = {(p.row, p.message) for p in part.problems if p.code in ("secret", "personal-data")}
     assert found == {
@@ -384,7 +386,7 @@ def codes_of(tmp_path: Path, *rows: Mapping[str, object]) -> list[tuple[str, int
     """The problems of rows of a file, but for those of a file so small."""
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    report = check({"train": str(file)}, Options(hosts=()))
+    report = check({"train": str(file)}, CheckOptions(hosts=()))
     return [(p.code, p.row, p.field) for p in report.problems if p.code != "few-rows"]
 
 

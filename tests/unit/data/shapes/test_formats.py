@@ -16,7 +16,7 @@ from openai.types.responses import Response
 from tests.targets import hosts, to
 
 from orchestrate.data import Dataset
-from orchestrate.data.operations.check import Options, check
+from orchestrate.data.operations.check import CheckOptions, check
 from orchestrate.data.operations.convert import convert
 from orchestrate.data.rows import ChatExample, Example, PreferenceExample, TextExample
 from orchestrate.data.shapes import known
@@ -148,7 +148,7 @@ def test_openais_own_client_reads_the_fixtures() -> None:
 
 def test_loss_on_a_part_is_refused_by_hosts_by_name_and_comes_back_whole(tmp_path: Path) -> None:
     path = str(GOOD / "axolotl_parts.jsonl")
-    report = check({"train": path}, Options(hosts=hosts("openai", "together", "fireworks")))
+    report = check({"train": path}, CheckOptions(hosts=hosts("openai", "together", "fireworks")))
     refused = {host for p in report.problems if p.code == "loss-spans-lost" for host in p.providers}
     assert refused == {"openai", "together", "fireworks"}
     convert(path, to("local"), tmp_path / "b.jsonl", allow_loss=True)
@@ -321,8 +321,8 @@ def test_a_column_of_texts_asks_for_a_decision(tmp_path: Path) -> None:
     assert "4 of 4 rows" in note.message and "--ignore notes" in (note.fix or "")
     assert "--map FIELD=notes" in (note.fix or "")
     assert Dataset.open(file, columns={"notes": "", "id": ""}).problems == ()
-    assert check({"train": str(file)}, Options(hosts=())).ok
-    assert not check({"train": str(file)}, Options(hosts=(), strict=True)).ok
+    assert check({"train": str(file)}, CheckOptions(hosts=())).ok
+    assert not check({"train": str(file)}, CheckOptions(hosts=(), strict=True)).ok
 
 
 @pytest.mark.parametrize("column", ["article", "passage", "choices"])

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from orchestrate.core.zstd import zstd
 from orchestrate.data import Dataset
 from orchestrate.data.files.sources import spooled
-from orchestrate.data.operations.check import Options, check
+from orchestrate.data.operations.check import CheckOptions, check
 from orchestrate.data.passes.scan import CHUNK
 from orchestrate.data.shapes.known import BY_NAME
 from orchestrate.data.shapes.reading import reading
@@ -32,7 +32,7 @@ DEEP = b"[" * 200_000 + b"]" * 200_000
 
 
 def _codes(file: Path) -> dict[str, int]:
-    return check({"train": str(file)}, Options(hosts=(), tokenizer="o200k")).files[0].counts
+    return check({"train": str(file)}, CheckOptions(hosts=(), tokenizer="o200k")).files[0].counts
 
 
 @pytest.mark.parametrize(

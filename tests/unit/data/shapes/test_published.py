@@ -11,7 +11,7 @@ import pytest
 from tests.targets import to
 
 from orchestrate.data import Dataset
-from orchestrate.data.operations.check import Options, check
+from orchestrate.data.operations.check import CheckOptions, check
 from orchestrate.data.operations.convert import convert, join_batch
 from orchestrate.data.operations.fix import fix
 from orchestrate.data.operations.split import Division, split
@@ -41,7 +41,7 @@ def talk(example: Any) -> list[tuple[str, str]]:
 
 
 def errors(path: str, split: str = "train") -> set[str]:
-    return {p.code for p in check({split: path}, Options()).problems if p.severity is Severity.ERROR}
+    return {p.code for p in check({split: path}, CheckOptions()).problems if p.severity is Severity.ERROR}
 
 
 LIGHT = {"name": "control_light", "arguments": {"room": "living room", "state": "on"}}

@@ -14,7 +14,7 @@ from tests.targets import to
 
 from orchestrate.core.zstd import zstd
 from orchestrate.data import Dataset
-from orchestrate.data.operations.check import Options, check
+from orchestrate.data.operations.check import CheckOptions, check
 from orchestrate.data.rows import (
     ChatExample,
     CompletionExample,
@@ -468,7 +468,9 @@ def test_cells_as_python_writes_them_are_read_and_told(tmp_path: Path) -> None:
     as_json = Dataset.open(_csv(tmp_path, "messages", [json.dumps(row) for row in rows]))
     assert as_json.digest == as_python.digest
     assert "python-cells" not in {p.code for p in as_json.problems}
-    report = check({"train": str(_csv(tmp_path, "messages", [repr(row) for row in rows]))}, Options(hosts=()))
+    report = check(
+        {"train": str(_csv(tmp_path, "messages", [repr(row) for row in rows]))}, CheckOptions(hosts=())
+    )
     assert report.files[0].counts["python-cells"] == 2 and report.ok
 
 
@@ -489,7 +491,7 @@ def test_cells_as_python_writes_them_are_read_and_told(tmp_path: Path) -> None:
 )
 def test_a_cell_that_is_not_exactly_pythons_stays_a_text(cell: str, tmp_path: Path) -> None:
     good = repr([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
-    report = check({"train": str(_csv(tmp_path, "messages", [good, good, cell]))}, Options(hosts=()))
+    report = check({"train": str(_csv(tmp_path, "messages", [good, good, cell]))}, CheckOptions(hosts=()))
     assert not report.ok and report.files[0].rows == 2
     assert report.files[0].counts["python-cells"] == 2
 

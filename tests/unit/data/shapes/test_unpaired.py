@@ -12,7 +12,7 @@ from tests.paths import DATASETS
 from tests.targets import to
 
 from orchestrate.data import Dataset
-from orchestrate.data.operations.check import CheckReport, Options, check
+from orchestrate.data.operations.check import CheckOptions, CheckReport, check
 from orchestrate.data.operations.convert import convert
 from orchestrate.data.operations.dedupe import dedupe
 from orchestrate.data.operations.fix import fix
@@ -36,7 +36,7 @@ def row(n: int, label: Any, answer: str = "yes") -> dict[str, Any]:
 
 
 def checked(path: Path, method: str | None = None, *hosts: str) -> CheckReport:
-    return check({"train": str(path)}, Options(hosts=tuple(map(to, hosts)), method=method))
+    return check({"train": str(path)}, CheckOptions(hosts=tuple(map(to, hosts)), method=method))
 
 
 def codes(report: CheckReport) -> set[str]:

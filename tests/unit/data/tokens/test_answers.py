@@ -15,7 +15,7 @@ from tests.unit.data.tokens.templates import PUBLISHED, each
 from tests.unit.data.tokens.test_turns import KINDS, REFUSED, conversations
 
 from orchestrate.data.rows import ChatMessage, FunctionCall, ToolCall
-from orchestrate.data.tokens.answers import CODE, Said, Shape, read_answer, shape_of
+from orchestrate.data.tokens.answers import CODE, AnswerShape, ReadAnswer, read_answer, shape_of
 from orchestrate.data.tokens.calls import CODE_MARK, taken_out
 from orchestrate.data.tokens.turns import Conversations
 from orchestrate.errors import DataError
@@ -27,7 +27,7 @@ def chats_of(name: str) -> Conversations:
 
 
 @cache
-def shape_by(name: str) -> Shape:
+def shape_by(name: str) -> AnswerShape:
     return shape_of(chats_of(name))
 
 
@@ -69,7 +69,7 @@ def calls(*made: tuple[str, dict[str, Any]]) -> list[ToolCall]:
     ]
 
 
-def shown(answer: Said) -> tuple[str, str | None, list[tuple[str, Any]]]:
+def shown(answer: ReadAnswer) -> tuple[str, str | None, list[tuple[str, Any]]]:
     return answer.content, answer.reasoning, made(answer.tool_calls)
 
 
@@ -197,7 +197,9 @@ def test_answers_are_read_as_trl_and_transformers_do(name: str) -> None:
     if name == "deepseek_r1_distill":  # whose template shows no thinking
         theirs = parse_response("hm</think>\n\nblue", template, prefix="<｜Assistant｜><think>\n")
         assert (theirs["content"], theirs["reasoning_content"]) == ("blue", "hm")
-        assert read_answer("hm</think>\n\nblue", prompt="<｜Assistant｜><think>\n") == Said("blue", "hm")
+        assert read_answer("hm</think>\n\nblue", prompt="<｜Assistant｜><think>\n") == ReadAnswer(
+            "blue", "hm"
+        )
     else:
         assert compared >= 4
 
@@ -375,12 +377,12 @@ INTERPRETER = {"type": "function", "function": {"name": "code_interpreter", "par
 @pytest.mark.parametrize("code", ["print(1) or x", "x = 1\nprint(x)", "df.head(n=2)", '{"a": 1}'])
 def test_llamas_code_is_a_call_where_an_interpreter_is_offered_and_told_where_none_is(code: str) -> None:
     text = f"<|python_tag|>{code}"
-    said = read_answer(text, tools=[*OFFERED, INTERPRETER], shape=Shape(special=frozenset({CODE_MARK})))
+    said = read_answer(text, tools=[*OFFERED, INTERPRETER], shape=AnswerShape(special=frozenset({CODE_MARK})))
     assert shown(said) == ("", None, [("code_interpreter", {"code": code})]) and said.notes == ()
     look = '<|python_tag|>{"name": "look", "parameters": {"at": "x", "n": 2}}'
     assert made(read_answer(look, tools=[*OFFERED, INTERPRETER]).tool_calls) == ONE
     if "head" not in code:  # which is read as a call of another built-in tool
-        told = read_answer(text, tools=OFFERED, shape=Shape(special=frozenset({CODE_MARK})))
+        told = read_answer(text, tools=OFFERED, shape=AnswerShape(special=frozenset({CODE_MARK})))
         assert shown(told) == (code, None, []) and told.notes == (CODE,)
 
 
@@ -443,7 +445,7 @@ def test_values_without_quotes_are_of_the_type_that_the_tool_says() -> None:
 )  # fmt: skip
 def test_thinking_by_hand(text: str, prompt: str, cut: bool, expected: tuple[str, str | None]) -> None:
     special = frozenset({"<|START_RESPONSE|>", "<|END_RESPONSE|>"})
-    answer = read_answer(text, prompt=prompt, shape=Shape(special=special), cut=cut)
+    answer = read_answer(text, prompt=prompt, shape=AnswerShape(special=special), cut=cut)
     assert (answer.content, answer.reasoning) == expected
 
 
@@ -469,8 +471,8 @@ def test_marks_that_nobody_knows_are_learnt_from_the_template() -> None:
     shape = shape_of(Conversations(UNKNOWN, {}, marks))
     assert shape.ends == {"<|stop|>"}
     text = "<musing>hm</musing>\n<reply>blue</reply>"
-    assert read_answer(text, shape=shape) == Said("blue", "hm")
-    assert read_answer("<reply>blue</reply>", shape=shape) == Said("blue")
+    assert read_answer(text, shape=shape) == ReadAnswer("blue", "hm")
+    assert read_answer("<reply>blue</reply>", shape=shape) == ReadAnswer("blue")
     assert read_answer(text).content == text
 
 

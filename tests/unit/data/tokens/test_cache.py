@@ -13,7 +13,7 @@ import pytest
 from tests.paths import TINY
 
 from orchestrate.data import Dataset, TrainingData
-from orchestrate.data.operations.check import Options, check
+from orchestrate.data.operations.check import CheckOptions, check
 from orchestrate.data.tokens import Lengths, counting
 from orchestrate.errors import DataError, OrchestrateError
 
@@ -53,14 +53,14 @@ def test_the_next_process_needs_no_tokenizer(tmp_path: Path) -> None:
 
 def test_a_check_keeps_its_counts_and_takes_them_from_there(tmp_path: Path) -> None:
     file, memory = write(tmp_path / "t.jsonl", "one", "two words"), tmp_path / "m"
-    fresh = check({"train": str(file)}, Options(tokenizer="o200k"))
-    assert check({"train": str(file)}, Options(tokenizer="o200k", memory=memory)) == fresh
+    fresh = check({"train": str(file)}, CheckOptions(tokenizer="o200k"))
+    assert check({"train": str(file)}, CheckOptions(tokenizer="o200k", memory=memory)) == fresh
     kept = in_a_new_process(file, memory, "o200k")
     assert list(memory.glob("*.counts")) and kept[:2] == (
         fresh.files[0].tokens,
         fresh.files[0].trained_tokens,
     )
-    assert check({"train": str(file)}, Options(tokenizer="o200k", memory=memory)) == fresh
+    assert check({"train": str(file)}, CheckOptions(tokenizer="o200k", memory=memory)) == fresh
 
 
 @pytest.mark.slow

@@ -18,8 +18,8 @@ from tests import loopback
 from tests.browsers import chromium, new_page
 from tests.reviewing import ESCAPES, HUGE, MARKUP, answered, desk_of
 
-from orchestrate.evaluation.review.desk import Desk, standing
-from orchestrate.evaluation.review.server import ANYONE, Page, serving
+from orchestrate.evaluation.review.desk import ReviewSession, standing
+from orchestrate.evaluation.review.server import ANYONE, ReviewPage, serving
 from orchestrate.store.store import Store
 from orchestrate.types import Criterion, Rating, Rubric
 
@@ -49,7 +49,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
-def desk(store: Store, tmp_path: Path) -> Desk:
+def desk(store: Store, tmp_path: Path) -> ReviewSession:
     return desk_of(store, tmp_path / "reviews", ROWS)
 
 
@@ -84,11 +84,11 @@ class Opened:
         assert [e for e in self.errors if "422" not in e] == []
 
 
-def held(desk: Desk, store: Store) -> list[Rating]:
+def held(desk: ReviewSession, store: Store) -> list[Rating]:
     return standing(store.reviews.ratings(desk.review.id))
 
 
-def contender_of(desk: Desk, shown: str) -> str:
+def contender_of(desk: ReviewSession, shown: str) -> str:
     """Whose answer begins like what is shown; the raters never learn it."""
     for task in desk.tasks:
         for name, answer in zip(task.contenders, task.answers, strict=True):
@@ -98,7 +98,7 @@ def contender_of(desk: Desk, shown: str) -> str:
 
 
 @pytest.mark.slow
-def test_three_raters_on_a_desktop_and_a_phone(browser: Browser, desk: Desk, store: Store) -> None:
+def test_three_raters_on_a_desktop_and_a_phone(browser: Browser, desk: ReviewSession, store: Store) -> None:
     with serving(desk, raters=("ann", "bo", "cy")) as page:
         assert list(page.links) == ["ann", "bo", "cy"] and len(set(page.links.values())) == 3
         ann = Opened(browser, page.links["ann"], DESKTOP)
@@ -141,11 +141,11 @@ def test_three_raters_on_a_desktop_and_a_phone(browser: Browser, desk: Desk, sto
     assert len(store.reviews.ratings(desk.review.id)) == 12  # nothing is ever taken out
 
 
-def test_orders_differ_and_are_kept_and_no_contender_is_named(desk: Desk) -> None:
+def test_orders_differ_and_are_kept_and_no_contender_is_named(desk: ReviewSession) -> None:
     orders = {who: [(t.id, turned) for t, turned in desk.order(who)] for who in ("ann", "bo", "cy", "dee")}
     assert all(len({task for task, _ in order}) == 4 for order in orders.values())
     assert len({tuple(order) for order in orders.values()}) > 1
-    again = Desk(desk.review, desk.tasks, desk._kept)  # pyright: ignore[reportPrivateUsage]
+    again = ReviewSession(desk.review, desk.tasks, desk._kept)  # pyright: ignore[reportPrivateUsage]
     assert [(t.id, turned) for t, turned in again.order("bo")] == orders["bo"]
     sides = Counter(turned for i in range(100) for _, turned in desk.order(f"rater {i}"))
     assert 150 < sides[True] < 250
@@ -155,7 +155,7 @@ def test_orders_differ_and_are_kept_and_no_contender_is_named(desk: Desk) -> Non
 
 @pytest.mark.slow
 def test_a_name_on_the_page_and_going_on_after_a_new_start(
-    browser: Browser, desk: Desk, store: Store
+    browser: Browser, desk: ReviewSession, store: Store
 ) -> None:
     with serving(desk) as page:
         port = urlsplit(page.links[ANYONE]).port or 0
@@ -207,7 +207,9 @@ def test_single_answers_by_a_rubric(browser: Browser, store: Store, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_hostile_answers_are_text_and_long_ones_are_opened_on_demand(browser: Browser, desk: Desk) -> None:
+def test_hostile_answers_are_text_and_long_ones_are_opened_on_demand(
+    browser: Browser, desk: ReviewSession
+) -> None:
     with serving(desk, raters=("ann",)) as page:
         ann = Opened(browser, page.links["ann"], PHONE)
         texts: list[str] = []
@@ -228,7 +230,7 @@ def test_hostile_answers_are_text_and_long_ones_are_opened_on_demand(browser: Br
 
 
 @pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["phone", "desktop"])
-def test_it_fits(browser: Browser, desk: Desk, size: dict[str, int]) -> None:
+def test_it_fits(browser: Browser, desk: ReviewSession, size: dict[str, int]) -> None:
     """No sideways scrolling, the answers beside each other only where there is room, buttons as large as a
     finger on a phone, in light and dark."""
     with serving(desk, raters=("ann",)) as page:
@@ -253,12 +255,12 @@ def test_it_fits(browser: Browser, desk: Desk, size: dict[str, int]) -> None:
 
 
 @pytest.fixture
-def page(desk: Desk) -> Iterator[Page]:
+def page(desk: ReviewSession) -> Iterator[ReviewPage]:
     with serving(desk, raters=("ann", "bo")) as served:
         yield served
 
 
-def test_raters_at_the_same_time_lose_nothing(desk: Desk, store: Store) -> None:
+def test_raters_at_the_same_time_lose_nothing(desk: ReviewSession, store: Store) -> None:
     """Each of three raters sends all ratings at once, over one page that other machines reach too."""
     raters = ("ann", "bo", "cy")
     with serving(desk, raters=raters, host="0.0.0.0") as page, ThreadPoolExecutor(12) as pool:
@@ -295,7 +297,7 @@ def test_raters_at_the_same_time_lose_nothing(desk: Desk, store: Store) -> None:
     ],
 )
 def test_what_is_no_rating_is_refused_and_not_kept(
-    page: Page, desk: Desk, store: Store, body: dict[str, object]
+    page: ReviewPage, desk: ReviewSession, store: Store, body: dict[str, object]
 ) -> None:
     if body.get("task") == "TASK":
         body = body | {"task": desk.tasks[0].id}
@@ -305,7 +307,9 @@ def test_what_is_no_rating_is_refused_and_not_kept(
 
 
 @pytest.mark.slow
-def test_a_link_is_one_raters_and_needs_its_token(page: Page, desk: Desk, store: Store) -> None:
+def test_a_link_is_one_raters_and_needs_its_token(
+    page: ReviewPage, desk: ReviewSession, store: Store
+) -> None:
     body = {"action": "rate", "choice": "left", "task": desk.tasks[0].id, "rater": "bo"}
     assert loopback.post(page.links["ann"], json=body).json()["rater"] == "ann"  # whatever the page says
     assert [rating.rater for rating in held(desk, store)] == ["ann"]

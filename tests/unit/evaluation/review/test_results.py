@@ -11,8 +11,8 @@ import pytest
 from msgspec.structs import replace
 
 from orchestrate.evaluation import Answer, Item
-from orchestrate.evaluation.review import Task, results
-from orchestrate.evaluation.review.results import Vote, result
+from orchestrate.evaluation.review import ReviewTask, results
+from orchestrate.evaluation.review.results import PairVote, result
 from orchestrate.types import Criterion, Rating, Review, Rubric
 
 AT = datetime(2026, 11, 1, tzinfo=UTC)
@@ -37,14 +37,14 @@ def review_of(kind: str, names: tuple[str, ...], **fields: Any) -> Review:
     )
 
 
-def task(item: str, *names: str) -> Task:
+def task(item: str, *names: str) -> ReviewTask:
     answers = tuple(Answer(text=f"{name} on {item}") for name in names)
-    return Task(
+    return ReviewTask(
         id=f"{item}{''.join(names)}", item=Item(id=item, prompt=()), contenders=names, answers=answers
     )
 
 
-def said(of: Task, rater: str, choice: str, *, turned: bool = False, **fields: Any) -> Rating:
+def said(of: ReviewTask, rater: str, choice: str, *, turned: bool = False, **fields: Any) -> Rating:
     left, right = (*(of.contenders[::-1] if turned else of.contenders), "")[:2]
     return Rating(
         review="rev-1", task=of.id, rater=rater, at=AT, choice=choice, left=left, right=right, **fields
@@ -111,8 +111,8 @@ def test_strengths_solve_their_equations() -> None:
 
 
 def test_one_that_never_loses_has_a_finite_strength() -> None:
-    votes = [Vote(f"i{n}", "best", "other", 1.0) for n in range(20)]
-    votes += [Vote(f"i{n}", "other", "worst", 1.0) for n in range(20)]
+    votes = [PairVote(f"i{n}", "best", "other", 1.0) for n in range(20)]
+    votes += [PairVote(f"i{n}", "other", "worst", 1.0) for n in range(20)]
     found = results.strengths(votes)
     assert list(found) == ["best", "other", "worst"] and 0.9 < found["best"].value < 1
     assert all(score.low <= score.value <= score.high for score in found.values())
@@ -133,7 +133,7 @@ def test_raters_of_one_item_do_not_make_it_surer_than_it_is() -> None:
     held = naive = 0
     for _ in range(400):
         points = simulated(rng, 60, 4, 0.6, 0.5)
-        votes = [Vote(str(i), "a", "b", p) for i, row in enumerate(points) for p in row]
+        votes = [PairVote(str(i), "a", "b", p) for i, row in enumerate(points) for p in row]
         score = results.rate(votes)
         held += score.low <= 0.6 <= score.high
         half = 1.96 * float(points.std(ddof=1)) / points.size**0.5
@@ -148,7 +148,7 @@ def test_so_many_items_and_raters_show_a_preference_in_four_of_five_tries(raters
     shown = 0
     for _ in range(300):
         means = simulated(rng, plan.items, raters, 0.65, 0.4).mean(axis=1)
-        score = results.rate([Vote(str(i), "a", "b", float(p)) for i, p in enumerate(means)])
+        score = results.rate([PairVote(str(i), "a", "b", float(p)) for i, p in enumerate(means)])
         shown += score.low > 0.5
     assert 0.72 <= shown / 300 <= 0.88
     assert results.detectable(plan.items, raters, 0.4) == pytest.approx(0.65, abs=0.003)
@@ -164,7 +164,7 @@ def test_more_raters_need_fewer_items_and_more_votes() -> None:
 def test_likeness_is_found_again() -> None:
     rng = np.random.default_rng(2)
     points = simulated(rng, 3000, 3, 0.6, 0.4)
-    votes = [Vote(str(i), "a", "b", p) for i, row in enumerate(points) for p in row]
+    votes = [PairVote(str(i), "a", "b", p) for i, row in enumerate(points) for p in row]
     assert results.likeness(votes) == pytest.approx(0.4, abs=0.05)
     assert results.likeness(votes[::3]) is None
 

@@ -18,7 +18,7 @@ from orchestrate.evaluation import Answer, review
 from orchestrate.evaluation.judges import calibration
 from orchestrate.evaluation.review import rows
 from orchestrate.evaluation.review import rows as sheets
-from orchestrate.evaluation.review.desk import Asked, Desk, standing
+from orchestrate.evaluation.review.desk import ReviewAction, ReviewSession, standing
 from orchestrate.store.store import Store
 from orchestrate.types import Criterion, Rubric
 
@@ -39,7 +39,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
-def desk(store: Store, tmp_path: Path) -> Desk:
+def desk(store: Store, tmp_path: Path) -> ReviewSession:
     return desk_of(store, tmp_path / "reviews", ROWS)
 
 
@@ -56,16 +56,18 @@ def fill(path: Path, fields: dict[str, list[str]], *, delimiter: str = ",") -> N
         csv.writer(file, delimiter=delimiter).writerows([head, *body])
 
 
-def rate(desk: Desk, rater: str, item: int, better: str) -> None:
+def rate(desk: ReviewSession, rater: str, item: int, better: str) -> None:
     """Says `tuned`, `base`, `tie` or `both bad` of an item."""
     [task] = [t for t in desk.tasks if t.item.id == ROWS[item].item.id]
     turned = dict((t.id, turned) for t, turned in desk.order(rater))[task.id]
     sides = {"tuned": "right" if turned else "left", "base": "left" if turned else "right"}
-    desk.act(Asked(action="rate", task=task.id, choice=sides.get(better, better), rater=rater))  # type: ignore[arg-type]
+    desk.act(ReviewAction(action="rate", task=task.id, choice=sides.get(better, better), rater=rater))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_a_sheet_goes_out_and_comes_back(desk: Desk, store: Store, tmp_path: Path, delimiter: str) -> None:
+def test_a_sheet_goes_out_and_comes_back(
+    desk: ReviewSession, store: Store, tmp_path: Path, delimiter: str
+) -> None:
     sheet = tmp_path / "sheet.csv"
     assert sheets.export(desk, "Fay", sheet) == 5
     text = sheet.read_text(encoding="utf-8-sig")
@@ -94,7 +96,7 @@ def test_a_sheet_goes_out_and_comes_back(desk: Desk, store: Store, tmp_path: Pat
     ],
 )
 def test_a_wrong_sheet_is_refused_as_a_whole(
-    desk: Desk, store: Store, tmp_path: Path, fields: dict[str, list[str]], words: str
+    desk: ReviewSession, store: Store, tmp_path: Path, fields: dict[str, list[str]], words: str
 ) -> None:
     sheet = tmp_path / "sheet.csv"
     sheets.export(desk, "Fay", sheet)
@@ -104,7 +106,7 @@ def test_a_wrong_sheet_is_refused_as_a_whole(
     assert store.reviews.ratings(desk.review.id) == []
 
 
-def test_other_files_are_no_sheets(desk: Desk, store: Store, tmp_path: Path) -> None:
+def test_other_files_are_no_sheets(desk: ReviewSession, store: Store, tmp_path: Path) -> None:
     for content in (b"a,b\n1,2\n", b"", b"task\n\xff\n"):
         (tmp_path / "x.csv").write_bytes(content)
         with pytest.raises(DataError):
@@ -130,7 +132,7 @@ def test_single_answers_on_a_sheet(store: Store, tmp_path: Path) -> None:
     assert sheets.take(desk, sheet, "Fay", store.reviews.rate).ratings == 2
 
 
-def _rated(desk: Desk) -> None:
+def _rated(desk: ReviewSession) -> None:
     for rater in ("ann", "bo", "cy"):
         rate(desk, rater, 0, "tuned")
         rate(desk, rater, 1, "both bad")
@@ -140,7 +142,7 @@ def _rated(desk: Desk) -> None:
     rate(desk, "bo", 3, "base")
 
 
-def test_rows_for_dpo(desk: Desk, store: Store, tmp_path: Path) -> None:
+def test_rows_for_dpo(desk: ReviewSession, store: Store, tmp_path: Path) -> None:
     _rated(desk)
     out = tmp_path / "dpo.jsonl"
     ratings = store.reviews.ratings(desk.review.id)
@@ -159,7 +161,7 @@ def test_rows_for_dpo(desk: Desk, store: Store, tmp_path: Path) -> None:
     assert strict.rows == 1 and strict.left_out["raters disagree"] == 1
 
 
-def test_rows_for_kto(desk: Desk, store: Store, tmp_path: Path) -> None:
+def test_rows_for_kto(desk: ReviewSession, store: Store, tmp_path: Path) -> None:
     _rated(desk)
     out = tmp_path / "kto.jsonl"
     found = rows.from_review(
@@ -179,7 +181,7 @@ def test_rows_from_single_answers(store: Store, tmp_path: Path) -> None:
     for task in desk.tasks:
         correct, tone = scores[task.answers[0].text]
         given = {"correct": correct, "tone": tone}
-        desk.act(Asked(action="rate", task=task.id, scores=given, rater="ann"))
+        desk.act(ReviewAction(action="rate", task=task.id, scores=given, rater="ann"))
     ratings, out = store.reviews.ratings(desk.review.id), tmp_path / "o.jsonl"
     pairs = rows.from_review(desk.review, desk.tasks, ratings, out, format="dpo")
     chosen = [json.loads(line)["preferred_output"][0]["content"] for line in out.read_text().splitlines()]
@@ -191,13 +193,13 @@ def test_rows_from_single_answers(store: Store, tmp_path: Path) -> None:
     assert labels == {"tuned 1": True, "base 1": False, "base 2": True}
 
 
-def test_no_rating_makes_no_rows(desk: Desk, tmp_path: Path) -> None:
+def test_no_rating_makes_no_rows(desk: ReviewSession, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing is rated yet"):
         rows.from_review(desk.review, desk.tasks, [], tmp_path / "o.jsonl", format="dpo")
     assert not (tmp_path / "o.jsonl").exists()
 
 
-def test_rated_answers_are_written_and_read(desk: Desk, store: Store, tmp_path: Path) -> None:
+def test_rated_answers_are_written_and_read(desk: ReviewSession, store: Store, tmp_path: Path) -> None:
     _rated(desk)
     held = standing(store.reviews.ratings(desk.review.id))
     file = tmp_path / "rated.jsonl"
@@ -215,7 +217,7 @@ def test_rated_single_answers_are_read_as_they_were_written(store: Store, tmp_pa
     for _ in desk.tasks:
         shown = desk.shown("ann")
         points = 5 if shown["answers"][0]["text"] == "good" else 2
-        desk.act(Asked(action="rate", rater="ann", task=shown["task"], scores={"quality": points}))
+        desk.act(ReviewAction(action="rate", rater="ann", task=shown["task"], scores={"quality": points}))
     file = tmp_path / "rated.jsonl"
     made = calibration.of_review(desk.review, desk.tasks, store.reviews.ratings(desk.review.id))
     assert calibration.write(made, file) == 2

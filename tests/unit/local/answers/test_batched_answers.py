@@ -15,7 +15,7 @@ from tests.unit.local.families import make
 
 from orchestrate.data import Dataset
 from orchestrate.evaluation.contenders import by_generator
-from orchestrate.evaluation.evaluate import Subject, Terms, evaluate
+from orchestrate.evaluation.evaluate import EvaluationTerms, Subject, evaluate
 from orchestrate.evaluation.held_out import held_out
 from orchestrate.evaluation.metrics import Context, registry
 from orchestrate.evaluation.verdict import Demand
@@ -65,7 +65,7 @@ def evaluated(loaded: Any, folder: Path, batch: int | None = None) -> Evaluation
     nobody: Any = None
     asking = Asking(folder / "answers")
     metrics = registry.make(["exact_match"], Context(items, asking, nobody, nobody))
-    terms = Terms(metrics, sampling, {}, Demand())
+    terms = EvaluationTerms(metrics, sampling, {}, Demand())
     return evaluate("e", Subject(items, "t", "d"), [candidate], terms, asking, folder / "items.jsonl")
 
 

@@ -17,7 +17,7 @@ from tests.unit.serving.conftest import random_adapter
 from transformers import AutoModelForCausalLM
 
 from orchestrate.local.model.sampling import NO_MEMORY, Luck
-from orchestrate.local.model.sampling.batching import BASE, Batching, Row
+from orchestrate.local.model.sampling.batching import BASE, Batching, DecodingRow
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
@@ -63,7 +63,7 @@ def alone(model: Any, adapter: str, prompt: list[int], most: int) -> list[int]:
     return out[0, len(prompt) :].tolist()
 
 
-def run(batching: Batching, rows: list[Row], arrivals: int = 2) -> int:
+def run(batching: Batching, rows: list[DecodingRow], arrivals: int = 2) -> int:
     """Rows arrive `arrivals` at each step; returns the most that were answered at once."""
     coming, most = list(rows), 0
     while coming or not batching.idle:
@@ -75,8 +75,8 @@ def run(batching: Batching, rows: list[Row], arrivals: int = 2) -> int:
     return most
 
 
-def row(adapter: str, prompt: list[int], room: int = 24, **luck: Any) -> Row:
-    return Row("k", adapter, prompt, Luck(**luck), room, frozenset({STOP}))
+def row(adapter: str, prompt: list[int], room: int = 24, **luck: Any) -> DecodingRow:
+    return DecodingRow("k", adapter, prompt, Luck(**luck), room, frozenset({STOP}))
 
 
 @pytest.mark.slow
@@ -96,7 +96,9 @@ def test_each_row_gets_what_it_gets_alone_whoever_comes_and_goes(
 
 def test_rows_share_their_steps(adapted: Any) -> None:
     """Each prompt is read once, and then one step gives each row its next token."""
-    rows = [Row("k", ("a", BASE)[n % 2], p, Luck(), 20, frozenset()) for n, p in enumerate(prompts(16))]
+    rows = [
+        DecodingRow("k", ("a", BASE)[n % 2], p, Luck(), 20, frozenset()) for n, p in enumerate(prompts(16))
+    ]
     batching, steps = Batching(adapted, most_rows=16), list[None]()
     counting = adapted.register_forward_hook(lambda *_: steps.append(None))
     run(batching, rows, arrivals=16)
@@ -239,7 +241,7 @@ def mixing(model: Any) -> Batching:
 def test_where_memory_runs_out_rows_go_on_fewer_at_once_with_the_same_tokens(tmp_path: Path) -> None:
     adapted = plainly_adapted(tmp_path)
 
-    def rows() -> list[Row]:
+    def rows() -> list[DecodingRow]:
         found = [row("ab"[n % 2], p, 20) for n, p in enumerate(prompts(7, 8))]
         for n, one in enumerate(found[:4]):
             one.luck = Luck(temperature=1.0, generator=torch.Generator().manual_seed(n))

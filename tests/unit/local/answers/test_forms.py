@@ -15,10 +15,10 @@ from tests.unit.data.tokens.test_chat_templates import TEMPLATES, folder_with
 
 from orchestrate.data.rows import ChatMessage
 from orchestrate.errors import DataError, UsageError
-from orchestrate.local.answers.forms import Form, Forms
+from orchestrate.local.answers.forms import AnswerForm, Forms
 from orchestrate.local.encoding import Template
 from orchestrate.local.model.loading import load_tokenizer
-from orchestrate.local.model.sampling import Drawn, Luck, draw
+from orchestrate.local.model.sampling import DrawnToken, Luck, draw
 
 ORDER: dict[str, Any] = {
     "type": "object",
@@ -68,7 +68,7 @@ def told(folder: Path, name: str) -> Template:
 def answer(
     folder: Path,
     name: str,
-    form: Form,
+    form: AnswerForm,
     seed: int,
     *,
     tools: list[dict[str, Any]] | None = None,
@@ -90,7 +90,7 @@ def answer(
         if len(ids) < len(wanted):
             logits[0, wanted[len(ids)]] = 1e4
         [drawn] = draw(logits, [(luck, {})])  # type: ignore[list-item]
-        assert isinstance(drawn, Drawn) and not drawn.failed and drawn.id < len(tokenizer)
+        assert isinstance(drawn, DrawnToken) and not drawn.failed and drawn.id < len(tokenizer)
         ids.append(drawn.id)
         assert len(ids) < most
     return made.said(ids[:-1], prompt, tools=tools, calls=bool(tools))
@@ -98,16 +98,16 @@ def answer(
 
 @pytest.mark.parametrize("seed", range(6))
 def test_noise_says_json_of_the_schema(tmp_path: Path, seed: int) -> None:
-    said = answer(tmp_path, "tiny", Form(schema=ORDER), seed)
+    said = answer(tmp_path, "tiny", AnswerForm(schema=ORDER), seed)
     jsonschema.validate(json.loads(said.content), ORDER)
 
 
 def test_thinking_stays_free_and_the_form_begins_behind_it(tmp_path: Path) -> None:
     thought = '<think>\nWhat is "a lamp"? {not json}\n</think>'
-    said = answer(tmp_path, "qwen3", Form(schema=ORDER), 1, first=thought)
+    said = answer(tmp_path, "qwen3", AnswerForm(schema=ORDER), 1, first=thought)
     assert said.reasoning == 'What is "a lamp"? {not json}'
     jsonschema.validate(json.loads(said.content), ORDER)
-    said = answer(tmp_path, "qwen3", Form(schema=ORDER), 2)
+    said = answer(tmp_path, "qwen3", AnswerForm(schema=ORDER), 2)
     assert said.reasoning is None, "who does not think begins at once"
     jsonschema.validate(json.loads(said.content), ORDER)
 
@@ -116,7 +116,7 @@ def test_thinking_stays_free_and_the_form_begins_behind_it(tmp_path: Path) -> No
 def test_a_forced_call_is_written_as_each_template_writes_it(tmp_path: Path, name: str) -> None:
     tools = [TOOL, OTHER]
     try:
-        said = answer(tmp_path, name, Form(calls=tools), 3, tools=tools, first="\n")
+        said = answer(tmp_path, name, AnswerForm(calls=tools), 3, tools=tools, first="\n")
     except (UsageError, DataError) as refused:
         assert name not in HELD, refused
         return
@@ -136,7 +136,7 @@ def test_with_tools_and_a_schema_it_is_either(tmp_path: Path) -> None:
     name = "qwen2_5"
     kinds: set[bool] = set()
     for seed in range(12):
-        said = answer(tmp_path, name, Form(schema=ORDER, calls=[OTHER]), seed, tools=[OTHER])
+        said = answer(tmp_path, name, AnswerForm(schema=ORDER, calls=[OTHER]), seed, tools=[OTHER])
         kinds.add(bool(said.tool_calls))
         if not said.tool_calls:
             jsonschema.validate(json.loads(said.content), ORDER)
@@ -157,7 +157,7 @@ def test_with_tools_and_a_schema_it_is_either(tmp_path: Path) -> None:
 def test_what_cannot_be_held_is_refused_before_an_answer(tmp_path: Path, schema: dict[str, Any]) -> None:
     made = told(tmp_path, "tiny")
     with pytest.raises(UsageError) as refused:
-        Forms(made, [made.tokenizer.eos_token_id]).held(Form(schema=schema), made.asked(ASKED))
+        Forms(made, [made.tokenizer.eos_token_id]).held(AnswerForm(schema=schema), made.asked(ASKED))
     assert "start:" not in refused.value.message
 
 
@@ -186,10 +186,10 @@ def test_arguments_that_are_written_apart_are_kept_or_refused(
     if not kept:
         made = told(tmp_path, "qwen3_5_nothink")
         with pytest.raises(UsageError):
-            Forms(made, [made.tokenizer.eos_token_id]).held(Form(calls=[tool]), made.asked(ASKED))
+            Forms(made, [made.tokenizer.eos_token_id]).held(AnswerForm(calls=[tool]), made.asked(ASKED))
         return
     for seed in range(4):
-        said = answer(tmp_path, "qwen3_5_nothink", Form(calls=[tool]), seed, tools=[tool], first="\n")
+        said = answer(tmp_path, "qwen3_5_nothink", AnswerForm(calls=[tool]), seed, tools=[tool], first="\n")
         [call] = said.tool_calls
         jsonschema.validate(json.loads(call.function.arguments), parameters)
 
@@ -204,4 +204,4 @@ def test_what_holds_for_all_arguments_together_is_refused_where_they_are_apart(
     tool = {"type": "function", "function": {"name": "f", "description": "F.", "parameters": parameters}}
     made = told(tmp_path, "qwen3_5_nothink")
     with pytest.raises(UsageError):
-        Forms(made, [made.tokenizer.eos_token_id]).held(Form(calls=[tool]), made.asked(ASKED))
+        Forms(made, [made.tokenizer.eos_token_id]).held(AnswerForm(calls=[tool]), made.asked(ASKED))

@@ -17,7 +17,7 @@ from orchestrate.data import Dataset
 from orchestrate.data.rows import ChatMessage
 from orchestrate.evaluation.held_out import held_out
 from orchestrate.local.answers.answering import Answerer
-from orchestrate.local.answers.engine import Engine, Loading, Wish
+from orchestrate.local.answers.engine import Engine, GenerationRequest, Loading
 from orchestrate.local.answers.loading import base_of, talk
 from orchestrate.local.model import files
 from orchestrate.local.model.loading import load_adapter
@@ -70,7 +70,9 @@ def served(loading: Loading, asked: Sequence[tuple[str, Any]]) -> Ids:
 
     for n, (model, messages) in enumerate(asked):
         said = [ChatMessage(**one) for one in messages]
-        wish = Wish(id=str(n), model=model, messages=said, max_tokens=TOKENS, temperature=0.0, tells_ids=True)
+        wish = GenerationRequest(
+            id=str(n), model=model, messages=said, max_tokens=TOKENS, temperature=0.0, tells_ids=True
+        )
         engine.add(wish, engine.prompt(wish), send)
     while not engine.batching.idle:
         engine.step(send)

@@ -124,7 +124,7 @@ def test_a_base_alone_has_the_same_precision_served_and_evaluated(
 ) -> None:
     if large:
         monkeypatch.setattr(loading, "LARGE_MODEL_BYTES", 0)
-    terms = running.Terms(threads=1, device="cpu")
+    terms = running.ServerSettings(threads=1, device="cpu")
     told, _ = running.loading_of([], terms, str(TINY))
     served = Engine(msgspec.convert(told, Loading)).model.state_dict()
     answerer = Answerer({"model": str(TINY), "threads": 1, "device": "cpu", "four_bit": None})

@@ -16,7 +16,7 @@ from tests.unit.local.thinkers import CHANNELS, make_family, write_rows
 from orchestrate.data import Dataset
 from orchestrate.errors import DataError
 from orchestrate.evaluation.contenders import by_generator
-from orchestrate.evaluation.evaluate import Subject, Terms, evaluate
+from orchestrate.evaluation.evaluate import EvaluationTerms, Subject, evaluate
 from orchestrate.evaluation.held_out import held_out
 from orchestrate.evaluation.metrics import Context, registry
 from orchestrate.evaluation.verdict import Demand
@@ -124,7 +124,7 @@ def test_an_evaluation_is_of_the_answer(
     nobody: Any = None
     asking = Asking(tmp_path / "answers")
     metrics = registry.make(["exact_match"], Context(items, asking, nobody, nobody))
-    terms = Terms(metrics, sampling, {}, Demand())
+    terms = EvaluationTerms(metrics, sampling, {}, Demand())
     result = evaluate("e", Subject(items, "t", "d"), [candidate], terms, asking, tmp_path / "items.jsonl")
     found = result.score("tuned")
     assert found is not None and (found.value, found.n) == (score, 3)

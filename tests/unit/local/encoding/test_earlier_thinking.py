@@ -11,7 +11,7 @@ import pytest
 from tests.unit.local.encoding.test_encoding import QWEN3, template
 from tests.unit.local.thinkers import make_family
 
-from orchestrate.costing import Work
+from orchestrate.costing import PlannedJob
 from orchestrate.costing.size import measure
 from orchestrate.data import TrainingData
 from orchestrate.data.tokens.turns import Earlier
@@ -86,7 +86,7 @@ def test_a_quote_counts_the_rows_and_tokens_that_are_encoded(
     assert (report.split > 0) == (earlier == "split" and train_on == "all")
     assert (report.too_long > 0) == ("truncation" in more)
     translation = provider.translate(spec)
-    size = measure(Work("local", provider.profile, spec, data, translation, provider.resolve(spec)))
+    size = measure(PlannedJob("local", provider.profile, spec, data, translation, provider.resolve(spec)))
     assert (size.train_tokens, size.sequences, size.rows) == (rows.tokens, rows.examples, 12)
     steps = len(rows.batches(5, 0, 0))
     assert any(f"of {steps} to an epoch" in note for note in size.notes)

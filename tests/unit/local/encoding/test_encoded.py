@@ -17,7 +17,7 @@ from tests.paths import TINY
 from orchestrate.errors import DataError
 from orchestrate.local.encoding import Template, decode_row, encode
 from orchestrate.local.encoding.encoded import (
-    Rows,
+    EncodedRows,
     encode_file,
     encode_prompts,
     epoch_batches,
@@ -50,7 +50,7 @@ def test_rows_come_back_as_they_were_encoded(tmp_path: Path, template: Template)
     rows, report = encode_file(path, template, tmp_path / "encoded")
     assert (rows.examples, report.rows, report.dropped) == (12, 12, 0)
     assert isinstance(rows.ids, np.memmap) and isinstance(rows.weights, np.memmap)
-    again = Rows.open(tmp_path / "encoded")
+    again = EncodedRows.open(tmp_path / "encoded")
     assert again is not None
     for n, line in enumerate(path.read_bytes().splitlines()):
         wanted = encode(decode_row(line), template)

@@ -228,7 +228,7 @@ def test_a_precision_that_nobody_asked_for_is_told_with_its_reason(tmp_path: Pat
         session = make_session(
             tmp_path, train, method={"type": "sft"}, ref=f"{name}-{asked}", precision=name, spec=spec
         )
-        assert session.loaded.precision == model.Choice(name, reason)
+        assert session.loaded.precision == model.SettingChoice(name, reason)
 
 
 def test_32_bits_need_more_memory_than_16() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from orchestrate.local.model.loaded import chosen, fastest, of_run
-from orchestrate.local.plan.throughput import Kind, estimate, slowdown
+from orchestrate.local.plan.throughput import ThroughputKey, estimate, slowdown
 
 CPU = torch.device("cpu")
 
@@ -37,7 +37,7 @@ def test_what_is_asked_for_is_taken_and_kept_for_the_run(
 
 
 def test_a_busy_machine_makes_the_slow_end_slower_and_not_the_fast_one_faster(tmp_path: Path) -> None:
-    kind = Kind(device="cpu", threads=2, parameters=2e6)
+    kind = ThroughputKey(device="cpu", threads=2, parameters=2e6)
     idle, busy = estimate(tmp_path, kind), estimate(tmp_path, kind, load=64.0)
     assert busy.tokens_per_second * busy.factor == pytest.approx(idle.tokens_per_second * idle.factor)
     assert busy.tokens_per_second / busy.factor < idle.tokens_per_second / idle.factor
@@ -45,8 +45,8 @@ def test_a_busy_machine_makes_the_slow_end_slower_and_not_the_fast_one_faster(tm
 
 
 def test_how_much_slower_is_the_share_of_the_cores() -> None:
-    one, two = (Kind(device="cpu", threads=n, parameters=2e6) for n in (1, 2))
+    one, two = (ThroughputKey(device="cpu", threads=n, parameters=2e6) for n in (1, 2))
     assert slowdown(one, 0.0, 2) == slowdown(two, 0.0, 2) == 1.0
     assert slowdown(one, 3.0, 2) == 2.0  # four want two cores
     assert slowdown(two, 4.0, 2) == 9.0  # seen: nine times the quoted time
-    assert slowdown(Kind(device="NVIDIA H100", threads=1, parameters=2e6), 9.0, 2) == 1.0
+    assert slowdown(ThroughputKey(device="NVIDIA H100", threads=1, parameters=2e6), 9.0, 2) == 1.0

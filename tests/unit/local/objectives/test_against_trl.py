@@ -14,7 +14,7 @@ from tests.cells import diagonal
 from tests.unit.local.sessions import EXACT, TINY, answers, make_session, pairs, prompts
 
 from orchestrate.local.encoding import Encoded
-from orchestrate.local.encoding.encoded import Rows, stacked
+from orchestrate.local.encoding.encoded import EncodedRows, stacked
 from orchestrate.local.objectives.dpo import PairObjective, UnpairedObjective, with_mismatched, with_reference
 from orchestrate.local.objectives.grpo import PolicyObjective
 from orchestrate.local.run.session import Session
@@ -55,7 +55,7 @@ def session(tmp_path: Path) -> Pairs:
     return make
 
 
-def concatenated(rows: Rows, examples: list[int]) -> dict[str, torch.Tensor]:
+def concatenated(rows: EncodedRows, examples: list[int]) -> dict[str, torch.Tensor]:
     """TRL's batch: the preferred answers, then the rejected ones, padded on the right."""
     parts = [rows.row(i) for i in rows.rows_of(examples)]
     width = max(len(ids) for ids, _ in parts)

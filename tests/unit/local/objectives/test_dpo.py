@@ -15,7 +15,7 @@ from tests.unit.local.sessions import TINY, make_session, pairs
 
 from orchestrate.data import TrainingData
 from orchestrate.local.encoding import Template, decode_row
-from orchestrate.local.encoding.encoded import Rows, encode_file
+from orchestrate.local.encoding.encoded import EncodedRows, encode_file
 from orchestrate.local.model.loading import load_tokenizer
 from orchestrate.local.objectives.dpo import PairObjective, with_reference
 from orchestrate.local.run.session import Session
@@ -128,7 +128,7 @@ def test_a_reference_that_was_broken_off_is_finished_and_the_same(tmp_path: Path
         if looks == 3:
             raise KeyboardInterrupt
 
-    bare, folder = Rows(rows.ids, rows.weights, rows.offsets, pairs=True), tmp_path / "again"
+    bare, folder = EncodedRows(rows.ids, rows.weights, rows.offsets, pairs=True), tmp_path / "again"
     folder.mkdir()
     with pytest.raises(KeyboardInterrupt):
         with_reference(objective, bare, folder, 200, interrupt)

@@ -12,7 +12,7 @@ import pytest
 from openai.types.chat import ChatCompletionMessageFunctionToolCall
 
 from orchestrate.data.rows import FunctionCall, ToolCall
-from orchestrate.data.tokens.answers import Said
+from orchestrate.data.tokens.answers import ReadAnswer
 from orchestrate.errors import RunFailed
 from orchestrate.local.objectives import Isolation, isolation
 from orchestrate.local.objectives.grading import Grade, Grader, fields_read, lacks, refusal, sample_of
@@ -253,7 +253,7 @@ def test_a_refused_grader_starts_nothing() -> None:
 
 def test_graders_see_the_answer_without_its_thinking_and_the_calls_beside_it() -> None:
     call = ToolCall(id="c1", function=FunctionCall(name="look", arguments='{"at": "x"}'))
-    said = Said("blue", "whatever was thought", (call,))
+    said = ReadAnswer("blue", "whatever was thought", (call,))
     sample = sample_of(said)
     assert sample["output_text"] == "blue" and "thought" not in str(sample)
     typed = ChatCompletionMessageFunctionToolCall.model_validate(sample["output_tools"][0])

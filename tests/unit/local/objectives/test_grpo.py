@@ -13,7 +13,7 @@ from tests.unit.local.sessions import EXACT, make_session, prompts
 
 from orchestrate.errors import DataError, RunFailed, UsageError
 from orchestrate.local.objectives.grpo import PolicyObjective
-from orchestrate.local.run.loop import Stopped
+from orchestrate.local.run.loop import StopRequested
 from orchestrate.local.run.session import Session
 
 pytestmark = [
@@ -136,7 +136,7 @@ def test_a_pause_while_answers_are_drawn_loses_and_repeats_nothing(session: Make
 
     broken = session(hyper=hyper, adapter={"dropout": 0.1}, ref="b", asked=asked)
     broken.loop.restore()
-    with pytest.raises(Stopped, match="pause"):
+    with pytest.raises(StopRequested, match="pause"):
         broken.loop.run()
     at = broken.loop.progress.step
     assert 0 < at < 4 and len(broken.run.metrics()) == at
@@ -158,7 +158,7 @@ def test_a_cancel_while_answers_are_drawn_ends_the_run_at_once(session: Make) ->
         return "cancel" if looks > 2 else None
 
     made = session(asked=asked)
-    with pytest.raises(Stopped, match="cancel"):
+    with pytest.raises(StopRequested, match="cancel"):
         made.loop.run()
     assert looks == 3 and made.run.metrics() == []
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from orchestrate.local.model.loaded import Head
+from orchestrate.local.model.loaded import OutputHead
 from orchestrate.local.objectives.base import Preference, token_losses, weighted_loss
 
 
@@ -17,7 +17,7 @@ def test_loss_and_gradient_equal_those_of_whole_logits(
 ) -> None:
     torch.manual_seed(0)
     layer = torch.nn.Linear(8, 50, bias=False).requires_grad_(False)
-    head = Head(layer, multiplier, softcap, block_elements)
+    head = OutputHead(layer, multiplier, softcap, block_elements)
     targets, weights = torch.randint(50, (70,)), torch.rand(70)
     gradients: list[torch.Tensor] = []
     values: list[torch.Tensor] = []
@@ -45,7 +45,7 @@ def test_a_head_that_is_trained_gets_its_gradient() -> None:
     torch.manual_seed(0)
     layer = torch.nn.Linear(8, 50, bias=True)
     hidden, targets = torch.randn(40, 8, requires_grad=True), torch.randint(50, (40,))
-    losses, _ = token_losses(hidden, targets, Head(layer, block_elements=16 * 50))
+    losses, _ = token_losses(hidden, targets, OutputHead(layer, block_elements=16 * 50))
     losses.sum().backward()
     ours = layer.weight.grad
     layer.weight.grad = None

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from orchestrate.local import model as engines
 from orchestrate.local.encoding.encoded import epoch_batches, micro_batches
-from orchestrate.local.job import Adapter, Hyper, Preferences
-from orchestrate.local.plan import Shape, fitting
+from orchestrate.local.job import AdapterSettings, Hyper, Preferences
+from orchestrate.local.plan import ModelShape, fitting
 from orchestrate.local.plan.memory import Setup, kv_cache_bytes, plan
 
 SMALL: dict[str, Any] = {
@@ -65,7 +65,7 @@ def test_the_plan_is_within_a_tenth_of_the_measured_peak(
 
     setup = msgspec.structs.replace(setup, precision=precision)
     found = memory(config, setup, torch.device("cpu"))
-    parts = plan(Shape.of(config), setup, device="cpu", available_bytes=1).parts
+    parts = plan(ModelShape.of(config), setup, device="cpu", available_bytes=1).parts
     assert parts["weights"] == pytest.approx(found["weights"], rel=0.02)
     assert sum(parts.values()) - parts["overhead"] == pytest.approx(sum(found.values()), rel=0.1)
 
@@ -85,7 +85,7 @@ def test_thirty_billion_in_a_mixture_fit_a_card_of_24_gb() -> None:
         "num_experts": 128,
         "num_experts_per_tok": 8,
     }
-    shape = Shape.of(config)
+    shape = ModelShape.of(config)
     assert (round(shape.parameters / 1e9, 1), round(shape.active_parameters / 1e9, 1)) == (30.5, 3.4)
     card = 24 * 10**9
 
@@ -94,7 +94,7 @@ def test_thirty_billion_in_a_mixture_fit_a_card_of_24_gb() -> None:
         return plan(shape, asked, device="cuda", available_bytes=card).fits
 
     assert fits() and not fits(adapter="lora")
-    few = Adapter(type="qlora", r=4, target_parameters=("mlp.experts.down_proj",))
+    few = AdapterSettings(type="qlora", r=4, target_parameters=("mlp.experts.down_proj",))
     assert fits(lora=few) and not fits(lora=msgspec.structs.replace(few, r=64))
 
 
@@ -107,12 +107,12 @@ def test_a_cache_of_keys_and_values_is_what_transformers_holds() -> None:
     with torch.no_grad():
         cache: Any = model(input_ids=torch.zeros(3, 40, dtype=torch.long), use_cache=True).past_key_values
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    assert kv_cache_bytes(Shape.of(SMALL), 3, 40) == held
+    assert kv_cache_bytes(ModelShape.of(SMALL), 3, 40) == held
 
 
 def test_answers_that_are_drawn_are_planned_for() -> None:
     """Many long answers at once can need more than the training of a few."""
-    shape = Shape.of(SMALL)
+    shape = ModelShape.of(SMALL)
     learns = plan(shape, Setup(longest=2000), device="cuda", available_bytes=1)
     draws = plan(shape, Setup(longest=2000, drawn=256), device="cuda", available_bytes=1)
     assert learns.peak != "drawing answers"
@@ -125,7 +125,7 @@ def test_no_pass_of_an_epoch_is_larger_than_the_planned_one(
 ) -> None:
     most_rows = min(batch, micro_batch)
     tokens, found = fitting.fit(
-        Shape.of(SMALL), Setup(), rows, most_rows=most_rows, device="cpu", available_bytes=1 << 40
+        ModelShape.of(SMALL), Setup(), rows, most_rows=most_rows, device="cpu", available_bytes=1 << 40
     )
     array = np.array(rows)
     passes = [
@@ -139,7 +139,7 @@ def test_no_pass_of_an_epoch_is_larger_than_the_planned_one(
 @pytest.mark.parametrize("others", [{1365: 64}, {10: 5000, 1300: 1}, {300: 64, 2048: 2}])
 def test_rows_beside_longer_or_more_ones_need_what_they_need_alone(others: dict[int, int]) -> None:
     """On a CPU rows of 1,000 tokens keep more for each token than longer and shorter ones."""
-    shape, mine = Shape.like(1e9), {1000: 64}
+    shape, mine = ModelShape.like(1e9), {1000: 64}
     alone, beside = (
         fitting.fit(shape, Setup(), rows, most_rows=4096, device="cpu", available_bytes=1 << 40)[1]
         for rows in (mine, mine | others)
@@ -150,14 +150,14 @@ def test_rows_beside_longer_or_more_ones_need_what_they_need_alone(others: dict[
 
 @given(lengths, st.integers(20, 34))
 def test_less_goes_at_once_until_it_fits(rows: list[int], bits: int) -> None:
-    shape, room = Shape.like(1e9), 1 << bits
+    shape, room = ModelShape.like(1e9), 1 << bits
     tokens, found = fitting.fit(shape, Setup(), rows, most_rows=16, device="cuda", available_bytes=room)
     assert found.fits == (found.total_bytes <= room)
     assert found.fits or found.rows == 1 or tokens == max(rows)
 
 
 def test_pairs_count_twice() -> None:
-    shape = Shape.of(SMALL)
+    shape = ModelShape.of(SMALL)
     found = [
         fitting.fit(shape, Setup(pairs=p), [100] * 8, most_rows=8, device="cpu", available_bytes=1 << 40)[1]
         for p in (False, True)
@@ -182,10 +182,10 @@ def test_a_job_is_planned_from_a_configuration_without_weights(tmp_path: Path) -
 
 
 def test_the_engine_s_settings_reach_the_plan() -> None:
-    shape = Shape.of(SMALL)
+    shape = ModelShape.of(SMALL)
     hyper = Hyper(early_stopping_patience=2, gradient_checkpointing=True, optimizer="paged_adamw_8bit")
     setup = fitting.setup_of(
-        Preferences(), Adapter(type="lora", r=4, dora=True, dropout=0.1), hyper, precision="fp32"
+        Preferences(), AdapterSettings(type="lora", r=4, dora=True, dropout=0.1), hyper, precision="fp32"
     )
     assert setup == Setup(
         adapter="lora",
@@ -223,9 +223,11 @@ def test_a_method_that_draws_answers_is_planned_with_them(tmp_path: Path) -> Non
 
 
 def test_unpaired_answers_are_single_rows_whose_output_layer_keeps_as_much_as_that_of_pairs() -> None:
-    setup = fitting.setup_of(Preferences(loss="kto"), Adapter(type="lora", r=8), Hyper(), precision="bf16")
+    setup = fitting.setup_of(
+        Preferences(loss="kto"), AdapterSettings(type="lora", r=8), Hyper(), precision="bf16"
+    )
     assert (setup.pairs, setup.judged) == (False, True)
-    shape = Shape.like(1e9)
+    shape = ModelShape.like(1e9)
     both = [
         plan(shape, msgspec.structs.replace(setup, rows=8, longest=512, pairs=p, judged=not p), device="cpu")
         for p in (False, True)

@@ -21,12 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from orchestrate.local.encoding.encoded import Rows
-from orchestrate.local.model.loaded import Head, Loaded
+from orchestrate.local.encoding.encoded import EncodedRows
+from orchestrate.local.model.loaded import Loaded, OutputHead
 from orchestrate.local.model.loading import in_32_bits
 from orchestrate.local.model.shortcuts.choosing import fuse
 from orchestrate.local.objectives.base import Objective
-from orchestrate.local.plan import Shape
+from orchestrate.local.plan import ModelShape
 from orchestrate.local.plan.memory import Setup, plan
 
 # torch, transformers and bitsandbytes describe their types in part only.
@@ -155,14 +155,14 @@ def made(config: dict[str, Any], setup: Setup, device: str) -> Loaded:
     if setup.gradient_checkpointing:
         inner.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
-    return Loaded(model, inner, Head.of(inner), torch.device(device))
+    return Loaded(model, inner, OutputHead.of(inner), torch.device(device))
 
 
-def rows_of(setup: Setup, vocabulary: int) -> Rows:
+def rows_of(setup: Setup, vocabulary: int) -> EncodedRows:
     count, length = setup.rows, setup.longest
     weights = np.ones(count * length, dtype=np.float32)
     ids = np.random.default_rng(0).integers(3, vocabulary, count * length).astype(np.int32)
-    return Rows(ids, weights, np.arange(count + 1, dtype=np.int64) * length)
+    return EncodedRows(ids, weights, np.arange(count + 1, dtype=np.int64) * length)
 
 
 def held_by_a_step(config: dict[str, Any], setup: Setup) -> int:
@@ -194,7 +194,7 @@ def held_by_a_step(config: dict[str, Any], setup: Setup) -> int:
 )
 def test_the_plan_is_within_a_tenth_of_what_a_step_holds(config: dict[str, Any], setup: Setup) -> None:
     held = held_by_a_step(config, setup)
-    parts = plan(Shape.of(config), setup, device="cuda", available_bytes=1).parts
+    parts = plan(ModelShape.of(config), setup, device="cuda", available_bytes=1).parts
     planned = parts["activations"] + parts["logits"]
     rest = sum(parts[name] for name in ("weights", "adapter", "gradients", "optimiser"))
     assert planned + rest == pytest.approx(held + rest, rel=0.1), (planned / 1e9, held / 1e9)

@@ -19,7 +19,7 @@ from orchestrate.data import TrainingData
 from orchestrate.errors import UsageError
 from orchestrate.local import machine, speed
 from orchestrate.local.model import files
-from orchestrate.local.plan import Shape, throughput
+from orchestrate.local.plan import ModelShape, throughput
 from orchestrate.local.plan.memory import Setup, plan
 from orchestrate.local.plan.throughput import Bench
 from orchestrate.providers.local.provider import LocalProvider
@@ -45,17 +45,17 @@ LLAMA_70B = {
 
 
 def test_parameters_are_those_that_the_makers_state() -> None:
-    assert Shape.of(LLAMA_8B).parameters == 8_030_261_248
-    assert Shape.of(LLAMA_70B).parameters == 70_553_706_496
-    assert Shape.of(LLAMA_8B).adapter_parameters(16) == 41_943_040
-    assert Shape.like(8e9).parameters == pytest.approx(8e9, rel=0.05)
-    assert Shape.like(27e9).parameters == pytest.approx(27e9, rel=0.05)
+    assert ModelShape.of(LLAMA_8B).parameters == 8_030_261_248
+    assert ModelShape.of(LLAMA_70B).parameters == 70_553_706_496
+    assert ModelShape.of(LLAMA_8B).adapter_parameters(16) == 41_943_040
+    assert ModelShape.like(8e9).parameters == pytest.approx(8e9, rel=0.05)
+    assert ModelShape.like(27e9).parameters == pytest.approx(27e9, rel=0.05)
 
 
 def test_70b_in_four_bits_is_about_40_gb_and_fits_one_80_gb_card() -> None:
     """Weights, adapter, its gradients and optimiser; activations come on top."""
     setup = Setup(longest=2048, gradient_checkpointing=True)
-    found = plan(Shape.of(LLAMA_70B), setup, device="cuda", available_bytes=80 << 30)
+    found = plan(ModelShape.of(LLAMA_70B), setup, device="cuda", available_bytes=80 << 30)
     held = sum(found.parts[p] for p in ("weights", "adapter", "optimiser", "gradients"))
     assert held == pytest.approx(40e9, rel=0.1)
     assert found.fits and found.advice == ()
@@ -72,7 +72,7 @@ def test_70b_in_four_bits_is_about_40_gb_and_fits_one_80_gb_card() -> None:
 )
 def test_advice_ends_in_what_fits(setup: Setup) -> None:
     """Each step names the total that it leads to; the totals fall, and the last one fits."""
-    shape, room = Shape.of(LLAMA_8B), 16 << 30
+    shape, room = ModelShape.of(LLAMA_8B), 16 << 30
     found = plan(shape, setup, device="cuda", available_bytes=room)
     assert found.fits is False
     totals = [float(m.group(1)) for a in found.advice if (m := re.search(r"\(([\d.]+) GiB", a))]
@@ -83,7 +83,7 @@ def test_advice_ends_in_what_fits(setup: Setup) -> None:
 def test_a_share_of_all_weights_is_counted_by_hand() -> None:
     """8.03e9 weights: 16 bytes each over 8 GPUs, embeddings and output layer whole with their gradients, two
     layers of weights and the gradient of one. In 4 bits each holds the constants of NF4 too."""
-    shape, total = Shape.of(LLAMA_8B), 8_030_261_248
+    shape, total = ModelShape.of(LLAMA_8B), 8_030_261_248
     outside = 2 * 128_256 * 4096
     layer = (total - outside) / 32
     parts = plan(shape, Setup(adapter="full", shares=8), device="cuda", available_bytes=80 << 30).parts
@@ -97,7 +97,7 @@ def test_a_share_of_all_weights_is_counted_by_hand() -> None:
 
 
 def test_what_fits_nowhere_is_said() -> None:
-    found = plan(Shape.of(LLAMA_70B), Setup(rows=2), device="cuda", available_bytes=24 << 30)
+    found = plan(ModelShape.of(LLAMA_70B), Setup(rows=2), device="cuda", available_bytes=24 << 30)
     assert found.advice[-1] == "use a smaller model or a larger machine"
 
 
@@ -212,7 +212,7 @@ def test_the_plan_is_of_the_cards_that_the_run_may_use(
     load = machine.gpu_load()
     assert (load and load.gpu_temperature_c) == (None if not found else 61 if found[0] == L4 else 35)
     assert machine.capability() == (None if not found else 8.9 if found[0] == L4 else 8.0)
-    planned = plan(Shape.of(LLAMA_8B), Setup())
+    planned = plan(ModelShape.of(LLAMA_8B), Setup())
     assert planned.device == ("cuda" if found else "cpu")
     assert not found or planned.available_bytes == found[0].memory_bytes
 

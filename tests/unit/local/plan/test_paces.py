@@ -19,7 +19,7 @@ from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.local.plan import throughput
 from orchestrate.local.plan import throughput as paces
-from orchestrate.local.plan.throughput import Bench, Kind, Pace, estimate
+from orchestrate.local.plan.throughput import Bench, MeasuredPace, ThroughputKey, estimate
 from orchestrate.local.run import RunDir, worker
 from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.settings.config import HostConfig
@@ -29,15 +29,17 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
-SMALL = Kind(device="cpu", threads=1, parameters=3e7, precision="bf16")
+SMALL = ThroughputKey(device="cpu", threads=1, parameters=3e7, precision="bf16")
 START = datetime(2026, 11, 1, tzinfo=UTC)
 
 
-def ran(home: Path, kind: Kind, speed: float, besides: float = 20.0, seconds: float = 100.0) -> Pace:
+def ran(
+    home: Path, kind: ThroughputKey, speed: float, besides: float = 20.0, seconds: float = 100.0
+) -> MeasuredPace:
     """A run of this kind at so many tokens per second, as its worker keeps it."""
     told = estimate(home, kind)
     count = len(paces.read_pace(paces.file_of(home)))
-    pace = Pace(
+    pace = MeasuredPace(
         kind=kind,
         at=START + timedelta(hours=count),
         tokens=speed * seconds,
@@ -72,7 +74,7 @@ def test_what_is_known_better_counts_for_more(tmp_path: Path) -> None:
     assert measured.tokens_per_second == pytest.approx(1500, rel=0.3)
     assert measured.source == "measured on this machine with m on 2026-11-01"
     assert measured.factor < modelled.factor
-    far = estimate(tmp_path, Kind(device="cpu", threads=1, parameters=3e9))
+    far = estimate(tmp_path, ThroughputKey(device="cpu", threads=1, parameters=3e9))
     # Two decades away the measurement, 15, counts no more than what is expected of a core, 5.
     assert 7 < far.tokens_per_second < 11 and far.factor > measured.factor
     for _ in range(3):
@@ -83,10 +85,14 @@ def test_what_is_known_better_counts_for_more(tmp_path: Path) -> None:
     assert fitted.besides.value == pytest.approx(25, rel=0.2)
     assert fitted.factor < measured.factor
     # All weights take half as long again; nothing carries over to another device or precision.
-    full = estimate(tmp_path, Kind(device="cpu", threads=1, parameters=3e7, adapter="full", precision="bf16"))
+    full = estimate(
+        tmp_path, ThroughputKey(device="cpu", threads=1, parameters=3e7, adapter="full", precision="bf16")
+    )
     assert full.tokens_per_second == pytest.approx(fitted.tokens_per_second / 1.5, rel=0.2)
     for other in ({"device": "NVIDIA L4"}, {"precision": "fp32"}):
-        kind = Kind(**{"device": "cpu", "threads": 1, "parameters": 3e7, "precision": "bf16", **other})
+        kind = ThroughputKey(
+            **{"device": "cpu", "threads": 1, "parameters": 3e7, "precision": "bf16", **other}
+        )
         assert "finished run" not in estimate(tmp_path, kind).source
 
 
@@ -131,7 +137,7 @@ def test_nine_quotes_in_ten_hold(tmp_path: Path, noise: float) -> None:
         for _ in range(12):
             load = 0.5 * load + chance.gauss(0, 0.7 * noise)
             size = chance.choice([2e7, 3e7, 1e8])
-            kind = Kind(device="cpu", threads=1, parameters=size, precision="bf16")
+            kind = ThroughputKey(device="cpu", threads=1, parameters=size, precision="bf16")
             log = machine + load + chance.gauss(0, 0.5 * noise) + 0.08 * math.log10(size / 3e7)
             told = estimate(home, kind)
             speed = math.exp(log) / kind.operations

@@ -16,11 +16,11 @@ from tests.paths import TINY
 
 from orchestrate.errors import RunFailed
 from orchestrate.local.encoding.encoded import epoch_batches, micro_batches
-from orchestrate.local.job import Adapter, Hyper, LocalJob, Method
-from orchestrate.local.machine import Load
+from orchestrate.local.job import AdapterSettings, Hyper, LocalJob, Method
+from orchestrate.local.machine import GpuLoad
 from orchestrate.local.model.shortcuts.choosing import fuse
 from orchestrate.local.objectives.base import collate, pack
-from orchestrate.local.plan import Shape
+from orchestrate.local.plan import ModelShape
 from orchestrate.local.run import RunDir, now
 from orchestrate.local.run.checkpoints import Progress
 from orchestrate.local.run.session import Session
@@ -81,7 +81,7 @@ def make(tmp_path: Path) -> Make:
             train=str(hyper.pop("train", preference if method == "dpo" else train)),
             validation=str(valid) if validation else None,
             method=msgspec.convert({"type": method}, Method),
-            adapter=Adapter.from_dict({"type": "qlora", "r": 8, "alpha": 16.0, **(adapter or {})}),
+            adapter=AdapterSettings.from_dict({"type": "qlora", "r": 8, "alpha": 16.0, **(adapter or {})}),
             hyper=Hyper(
                 **{"epochs": 2, "batch_size": 8 if method == "dpo" else 4, "learning_rate": 2e-3, **hyper}
             ),
@@ -389,7 +389,7 @@ def test_targets_that_the_model_does_not_have_are_named(make: Make) -> None:
 def test_the_plan_counts_the_adapter_that_the_targets_name(make: Make, targets: Any) -> None:
     session = make("a", adapter={"targets": targets})
     adapter = sum(p.numel() for p in session.loop.parameters.values())
-    shape = Shape.of(session.folder.config)
+    shape = ModelShape.of(session.folder.config)
     assert shape.adapter_parameters(8, targets=targets) == adapter
     assert session.memory_plan is not None
     assert session.memory_plan.parts["optimiser"] == 8 * adapter
@@ -421,7 +421,9 @@ def test_what_the_gpu_says_is_among_the_metrics(make: Make) -> None:
     """From a reader that stands in for the driver's tool: there is no GPU here."""
     session = make("a", epochs=1)
     assert session.loop.gpu_load is None
-    session.loop.gpu_load = lambda: Load(gpu_temperature_c=61.0, gpu_use_percent=97.0, gpu_memory_bytes=2e9)
+    session.loop.gpu_load = lambda: GpuLoad(
+        gpu_temperature_c=61.0, gpu_use_percent=97.0, gpu_memory_bytes=2e9
+    )
     session.loop.run()
     first, *later = (p.values for p in session.run.metrics())
     assert (first["gpu_temperature_c"], first["gpu_use_percent"], first["gpu_memory_bytes"]) == (61, 97, 2e9)

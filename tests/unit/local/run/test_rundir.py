@@ -17,8 +17,16 @@ import pytest
 from orchestrate.core.files import write_whole
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local import run as process
-from orchestrate.local.job import Adapter, Hyper, LocalJob, Method, Preferences, Reinforcement, Supervised
-from orchestrate.local.run import RunDir, State, now, read_lines, runs
+from orchestrate.local.job import (
+    AdapterSettings,
+    Hyper,
+    LocalJob,
+    Method,
+    Preferences,
+    Reinforcement,
+    Supervised,
+)
+from orchestrate.local.run import JobState, RunDir, now, read_lines, runs
 from orchestrate.types import JobStatus
 
 
@@ -29,7 +37,7 @@ def job(ref: str = "orc-1", **changes: object) -> LocalJob:
         model_name="m",
         train="t.jsonl",
         method=Supervised(),
-        adapter=Adapter(type="qlora"),
+        adapter=AdapterSettings(type="qlora"),
         created_at=now(),
     )
     return msgspec.structs.replace(base, **changes)
@@ -127,7 +135,7 @@ def test_a_status_file_that_is_garbage_reads_as_interrupted(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_a_reader_never_sees_half_a_status(tmp_path: Path) -> None:
     path = tmp_path / "status.json"
-    write_whole(path, State(status="running", updated_at=now()).to_json())
+    write_whole(path, JobState(status="running", updated_at=now()).to_json())
     code = (
         "import sys; from pathlib import Path\n"
         "from orchestrate.core.files import write_whole\n"
@@ -138,7 +146,7 @@ def test_a_reader_never_sees_half_a_status(tmp_path: Path) -> None:
     writer = subprocess.Popen([sys.executable, "-c", code, str(path)])
     reads = 0
     while writer.poll() is None:
-        State.from_json(path.read_bytes())
+        JobState.from_json(path.read_bytes())
         reads += 1
     assert writer.returncode == 0
     assert reads > 10
@@ -180,11 +188,11 @@ def test_a_worker_on_another_machine_is_judged_by_its_heartbeat(tmp_path: Path) 
 def test_a_dead_worker_without_an_end_is_interrupted_and_an_ended_one_is_not(tmp_path: Path) -> None:
     run, _ = RunDir.make(tmp_path, job())
     write_whole(run.path / "worker.json", msgspec.structs.replace(process.me(), started="1").to_json())
-    run.write_state(State(status="running", step=5, total_steps=10, updated_at=now()))
+    run.write_state(JobState(status="running", step=5, total_steps=10, updated_at=now()))
     assert run.state().status == "interrupted"
     assert run.state().step == 5
     for status in ("succeeded", "failed", "cancelled", "paused"):
-        run.write_state(State(status=status, updated_at=now()))
+        run.write_state(JobState(status=status, updated_at=now()))
         assert run.state().status == status
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from orchestrate.core.zstd import zstd
 from orchestrate.errors import ArtifactRefused, UsageError
-from orchestrate.providers.files import Limits, kind_of, unpack, wanted
+from orchestrate.providers.files import DownloadLimits, kind_of, unpack, wanted
 
 
 def weights(values: bytes = b"\x00" * 16) -> bytes:
@@ -119,7 +119,7 @@ def test_a_hostile_or_damaged_archive_leaves_nothing_behind(tmp_path: Path, memb
 def test_what_unpacks_to_more_than_the_user_allows_is_refused(tmp_path: Path) -> None:
     archive = saved(tmp_path, zstd.compress(tar_of({"config.json": b"0" * 4_000_000})))
     with pytest.raises(ArtifactRefused, match="exceeds 3,000,000 bytes") as refused:
-        unpack(archive, tmp_path / "out", limits=Limits(total_bytes=3_000_000))
+        unpack(archive, tmp_path / "out", limits=DownloadLimits(total_bytes=3_000_000))
     assert "ORCHESTRATE_MAX_DOWNLOAD_GB" in (refused.value.fix or "")
     assert not (tmp_path / "out").exists()
 
@@ -128,7 +128,7 @@ def test_a_bomb_is_refused_before_it_is_written(tmp_path: Path) -> None:
     bomb = zstd.compress(tar_of({"config.json": b"0" * 4_000_000}))
     assert len(bomb) < 4_000
     with pytest.raises(ArtifactRefused, match="unpacks to more than"):
-        unpack(saved(tmp_path, bomb), tmp_path / "out", limits=Limits(grace_bytes=100_000))
+        unpack(saved(tmp_path, bomb), tmp_path / "out", limits=DownloadLimits(grace_bytes=100_000))
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.GNUTYPE_SPARSE])
@@ -154,7 +154,7 @@ def test_a_bomb_in_a_header_is_refused_before_it_is_in_memory(tmp_path: Path, ki
 def test_too_many_files_are_refused(tmp_path: Path) -> None:
     many = {f"{n}.json": b"{}" for n in range(12)}
     with pytest.raises(ArtifactRefused, match="more than 10 entries"):
-        unpack(saved(tmp_path, tar_of(many)), tmp_path / "out", limits=Limits(files=10))
+        unpack(saved(tmp_path, tar_of(many)), tmp_path / "out", limits=DownloadLimits(files=10))
 
 
 @pytest.mark.parametrize("cut", [0.3, 0.9])

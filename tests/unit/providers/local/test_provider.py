@@ -16,7 +16,7 @@ from tests.paths import TINY
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.errors import ConfigError, SpecError
-from orchestrate.local.job import Adapter, LocalJob, Supervised
+from orchestrate.local.job import AdapterSettings, LocalJob, Supervised
 from orchestrate.local.objectives import isolation
 from orchestrate.local.run import RunDir, checkpoints, now
 from orchestrate.providers.local.provider import LocalProvider
@@ -416,7 +416,7 @@ def test_a_checkpoint_is_answered_over_the_base_of_its_run(tmp_path: Path, kind:
         model_name="tiny",
         train="t.jsonl",
         method=Supervised(),
-        adapter=Adapter(type=kind),
+        adapter=AdapterSettings(type=kind),
         created_at=now(),
     )
     run, _ = RunDir.make(provider.home / "runs", job)

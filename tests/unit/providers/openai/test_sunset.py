@@ -35,7 +35,7 @@ def seen_on(today: date, folder: Path, *, sandbox: bool) -> tuple[list[Problem],
     translation = provider.translate(spec)
     found = checking.problems_of(provider, spec, data, translation, today=today)
     quote = costing.quote_tokens_job(
-        costing.Work("openai", profile("openai"), spec, data, translation, model),
+        costing.PlannedJob("openai", profile("openai"), spec, data, translation, model),
         prices=costing.Prices("openai", on=today),
         sandbox=sandbox,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrate.errors import AuthenticationFailed, HostUnavailable, RateLimited
-from orchestrate.runs.watching.polling import Pace
+from orchestrate.runs.watching.polling import PollingPace
 
 
 def raising(error: Exception) -> object:
@@ -13,7 +13,7 @@ def raising(error: Exception) -> object:
 
 
 def test_polls_of_a_host_become_rarer_and_sooner_again_after_a_change() -> None:
-    pace = Pace(2.0, most_s=30.0)
+    pace = PollingPace(2.0, most_s=30.0)
     waits = [pace.wait_s() for _ in range(40)]
     assert 1.6 <= waits[0] <= 2.4
     assert all(24 <= wait <= 36 for wait in waits[-5:])
@@ -23,7 +23,7 @@ def test_polls_of_a_host_become_rarer_and_sooner_again_after_a_change() -> None:
 
 
 def test_what_passes_is_waited_out_and_what_does_not_is_raised() -> None:
-    pace = Pace(1.0)
+    pace = PollingPace(1.0)
     assert pace.attempt(lambda: 5) == 5
     assert pace.attempt(lambda: raising(HostUnavailable("paper", "down"))) is None
     with pytest.raises(AuthenticationFailed):
@@ -32,7 +32,7 @@ def test_what_passes_is_waited_out_and_what_does_not_is_raised() -> None:
 
 def test_a_host_is_left_alone_as_long_as_it_asks() -> None:
     slept: list[float] = []
-    pace = Pace(1.0, sleep=slept.append)
+    pace = PollingPace(1.0, sleep=slept.append)
     pace.attempt(lambda: raising(RateLimited("paper", "busy", retry_after_s=86_400.0)))
     pace.sleep()
     pace.attempt(lambda: 1)

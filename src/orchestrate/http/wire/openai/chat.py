@@ -24,7 +24,7 @@ class Function(Body):
     arguments: str = "{}"
 
 
-class ToolCall(Body):
+class ApiToolCall(Body):
     model_config = ConfigDict(extra="ignore")
 
     id: str
@@ -32,23 +32,23 @@ class ToolCall(Body):
     type: Literal["function"] = "function"
 
 
-class Part(Body):
+class ApiPart(Body):
     model_config = ConfigDict(extra="ignore")
 
     type: str
     text: str | None = None
 
 
-class Message(Body):
+class ApiMessage(Body):
     """A message of a request. Fields of the API's answers are accepted too, so that an answer can be sent
     back unchanged."""
 
     model_config = ConfigDict(extra="ignore")
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[Part] | None = None
+    content: str | list[ApiPart] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: list[ApiToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     function_call: Any = None
@@ -61,7 +61,7 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
-class Sampling(Body):
+class SamplingRequest(Body):
     """The fields that both APIs share. Those in the last block do not affect answers."""
 
     model: str
@@ -100,8 +100,8 @@ class Sampling(Body):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
-class ChatRequest(Sampling):
-    messages: Annotated[list[Message], Field(min_length=1)]
+class ChatRequest(SamplingRequest):
+    messages: Annotated[list[ApiMessage], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
@@ -114,7 +114,7 @@ class ChatRequest(Sampling):
     modalities: list[str] | None = None
 
 
-class CompletionRequest(Sampling):
+class CompletionRequest(SamplingRequest):
     prompt: str | list[str] | list[int] | list[list[int]]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool | None = None
@@ -128,7 +128,7 @@ class TokenizeRequest(Body):
     model_config = ConfigDict(extra="ignore")
 
     model: str | None = None
-    messages: list[Message] | None = None
+    messages: list[ApiMessage] | None = None
     tools: list[dict[str, Any]] | None = None
     prompt: str | None = None
 
@@ -142,7 +142,7 @@ STREAMED: Mapping[str, str] = {"x-accel-buffering": "no", "cache-control": "no-s
 
 
 @dataclass(frozen=True)
-class Answer:
+class ApiAnswer:
     """An answer in progress, before it is written in the format of a route: complete, or in pieces as
     they arrive."""
 

@@ -47,7 +47,7 @@ class Spoken(msgspec.Struct, frozen=True, kw_only=True):
     completion_tokens: int = 0
 
 
-class Form(ABC):
+class AnswerEncoder(ABC):
     """The format of an answer. With `tells_usage`, the last piece of a stream has the usage."""
 
     def __init__(self, asked: ChatRequest | CompletionRequest, prefix: str) -> None:
@@ -70,7 +70,7 @@ class Form(ABC):
     def closing(self, usage: dict[str, Any]) -> Piece: ...
 
 
-class ChatForm(Form):
+class ChatForm(AnswerEncoder):
     def __init__(self, asked: ChatRequest) -> None:
         super().__init__(asked, "chatcmpl")
         self._logprobs = bool(asked.logprobs)
@@ -136,7 +136,7 @@ class ChatForm(Form):
         return chat.chunk(self.id, self.created, self.model, [], usage)
 
 
-class TextForm(Form):
+class TextForm(AnswerEncoder):
     def __init__(self, asked: CompletionRequest) -> None:
         super().__init__(asked, "cmpl")
         self._logprobs = asked.logprobs is not None

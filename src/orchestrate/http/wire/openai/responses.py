@@ -176,16 +176,16 @@ def _choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
 # -- answers -----------------------------------------------------------------------------------------------
 
 
-def written(asked: ResponseRequest, answer: chat.Answer) -> Response:
+def written(asked: ResponseRequest, answer: chat.ApiAnswer) -> Response:
     """Convert a chat's answer to the format of this route."""
     id = f"resp_{secrets.token_hex(16)}"
     if answer.pieces is None:
         return JSONResponse(of_chat(asked, answer.whole, id))
-    events = _events(Stream(asked, id, int(time.time())), answer.pieces)
+    events = _events(ResponseStream(asked, id, int(time.time())), answer.pieces)
     return StreamingResponse(events, media_type="text/event-stream", headers=dict(chat.STREAMED))
 
 
-async def _events(stream: Stream, pieces: AsyncGenerator[chat.Piece]) -> AsyncGenerator[str]:
+async def _events(stream: ResponseStream, pieces: AsyncGenerator[chat.Piece]) -> AsyncGenerator[str]:
     async with aclosing(pieces):
         for event in stream.begin():
             yield event
@@ -284,7 +284,7 @@ def _usage(usage: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-class Stream:
+class ResponseStream:
     """Makes the events of a streamed response of the pieces of a streamed chat: `begin`, `take` for each
     piece, `end`."""
 

@@ -54,17 +54,17 @@ def graded(
 Auto = Literal["auto"]
 
 
-class Supervised(Body):
+class SupervisedHyperparameters(Body):
     n_epochs: Auto | Annotated[int, Field(ge=1, le=50)] = "auto"
     batch_size: Auto | Annotated[int, Field(ge=1, le=256)] = "auto"
     learning_rate_multiplier: Auto | Annotated[float, Field(gt=0)] = "auto"
 
 
-class Dpo(Supervised):
+class Dpo(SupervisedHyperparameters):
     beta: Auto | Annotated[float, Field(gt=0, le=2)] = "auto"
 
 
-class Reinforcement(Supervised):
+class ReinforcementHyperparameters(SupervisedHyperparameters):
     compute_multiplier: Auto | Annotated[float, Field(gt=1e-5, le=10)] = "auto"
     eval_interval: Auto | Annotated[int, Field(ge=1)] = "auto"
     eval_samples: Auto | Annotated[int, Field(ge=1)] = "auto"
@@ -72,7 +72,7 @@ class Reinforcement(Supervised):
 
 
 class SupervisedMethod(Body):
-    hyperparameters: Supervised = Supervised()
+    hyperparameters: SupervisedHyperparameters = SupervisedHyperparameters()
 
 
 class DpoMethod(Body):
@@ -81,7 +81,7 @@ class DpoMethod(Body):
 
 class ReinforcementMethod(Body):
     grader: dict[str, Any]
-    hyperparameters: Reinforcement = Reinforcement()
+    hyperparameters: ReinforcementHyperparameters = ReinforcementHyperparameters()
     response_format: dict[str, Any] | None = None
 
 
@@ -92,7 +92,7 @@ class Method(Body):
     reinforcement: ReinforcementMethod | None = None
 
 
-class WandB(Body):
+class WandBIntegration(Body):
     project: str
     name: str | None = None
     entity: str | None = None
@@ -101,7 +101,7 @@ class WandB(Body):
 
 class Integration(Body):
     type: Literal["wandb"]
-    wandb: WandB
+    wandb: WandBIntegration
 
 
 class CreateJob(Body):
@@ -122,17 +122,17 @@ class CreateJob(Body):
         ]
         | None
     ) = None
-    hyperparameters: Supervised | None = None
+    hyperparameters: SupervisedHyperparameters | None = None
 
     def kind(self) -> str:
         return {"supervised": "sft", "dpo": "dpo", "reinforcement": "rft"}[
             self.method.type if self.method else "supervised"
         ]
 
-    def hyper(self) -> Supervised:
+    def hyper(self) -> SupervisedHyperparameters:
         """Return the hyperparameters of the chosen method."""
         if self.method is None:
-            return self.hyperparameters or Supervised()
+            return self.hyperparameters or SupervisedHyperparameters()
         match self.method.type:
             case "dpo":
                 return (self.method.dpo or DpoMethod()).hyperparameters
@@ -140,7 +140,7 @@ class CreateJob(Body):
                 return (
                     self.method.reinforcement.hyperparameters
                     if self.method.reinforcement
-                    else Reinforcement()
+                    else ReinforcementHyperparameters()
                 )
             case _:
                 return (self.method.supervised or SupervisedMethod()).hyperparameters
@@ -188,13 +188,13 @@ class ValidateGrader(Body):
     grader: dict[str, Any]
 
 
-class _Asked(Body):
+class _VerbatimBody(Body):
     """Read to the letter: what is asked is answered back as it came."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
 
-class GraderSampling(_Asked):
+class GraderSampling(_VerbatimBody):
     seed: int | None = None
     top_p: float | None = None
     temperature: float | None = None
@@ -202,13 +202,13 @@ class GraderSampling(_Asked):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
 
-class GraderInput(_Asked):
+class GraderInput(_VerbatimBody):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: str | dict[str, Any] | list[Any]
 
 
-class ScoreModelGrader(_Asked):
+class ScoreModelGrader(_VerbatimBody):
     """The fields required of graders that ask a model."""
 
     type: Literal["score_model"]
@@ -219,7 +219,7 @@ class ScoreModelGrader(_Asked):
     sampling_params: GraderSampling = GraderSampling()
 
 
-class LabelModelGrader(_Asked):
+class LabelModelGrader(_VerbatimBody):
     type: Literal["label_model"]
     name: str
     model: str

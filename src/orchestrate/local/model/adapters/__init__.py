@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from orchestrate.core.tensors import tensors
-from orchestrate.local.job import Adapter
+from orchestrate.local.job import AdapterSettings
 from orchestrate.types import Record
 
 # Names of a model's modules and parameters, and what of an adapter's settings fits none of them. Torch-
@@ -66,7 +66,7 @@ class Misnamed:
     fix: str
 
 
-def misnamed(names: ModuleNames, adapter: Adapter) -> list[Misnamed]:
+def misnamed(names: ModuleNames, adapter: AdapterSettings) -> list[Misnamed]:
     """Find the adapter settings that match nothing in the model, one entry per setting. Regular
     expressions must be valid."""
     asked = adapter.targets or ALL_LINEAR
@@ -89,7 +89,7 @@ def misnamed(names: ModuleNames, adapter: Adapter) -> list[Misnamed]:
     return [one for one in found if one is not None]
 
 
-def narrowed(names: Sequence[str], adapter: Adapter) -> list[str]:
+def narrowed(names: Sequence[str], adapter: AdapterSettings) -> list[str]:
     """Filter out modules and layers that the adapter excludes."""
     excluded, layers = adapter.exclude_modules, adapter.layers_to_transform
     if excluded is not None:
@@ -124,7 +124,7 @@ def fitting_keys(patterns: Mapping[str, V] | None, names: Sequence[str]) -> dict
     }
 
 
-def no_pattern(adapter: Adapter) -> tuple[str, str] | None:
+def no_pattern(adapter: AdapterSettings) -> tuple[str, str] | None:
     """Return (setting, reason) for the first setting that must be a regular expression and isn't a valid
     one."""
     texts = [("targets", adapter.targets), ("exclude_modules", adapter.exclude_modules)]
@@ -142,7 +142,7 @@ def ends(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(re.split(r"\.\d+\.", name)[-1] for name in names))
 
 
-def _patterns(adapter: Adapter) -> list[tuple[str, Mapping[str, float]]]:
+def _patterns(adapter: AdapterSettings) -> list[tuple[str, Mapping[str, float]]]:
     both = (("rank_pattern", adapter.rank_pattern), ("alpha_pattern", adapter.alpha_pattern))
     return [(field, patterns) for field, patterns in both if patterns]
 

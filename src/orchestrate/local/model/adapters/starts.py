@@ -26,8 +26,8 @@ from torch import Tensor
 from orchestrate.core.files import new_folder, whole_folder, write_whole
 from orchestrate.core.tensors import tensors
 from orchestrate.errors import RunFailed
-from orchestrate.local.encoding.encoded import Rows
-from orchestrate.local.job import Adapter
+from orchestrate.local.encoding.encoded import EncodedRows
+from orchestrate.local.job import AdapterSettings
 from orchestrate.local.model.adapters import ALL_LINEAR, ModuleNames, ends, matches, misnamed, narrowed
 from orchestrate.local.model.files import ModelFolder
 from orchestrate.local.model.loaded import decoder_of
@@ -49,12 +49,12 @@ class Beginning:
     folder: ModelFolder
     kept: Path
     """The folder of its first weights, as far as they are to be kept."""
-    rows: Rows
+    rows: EncodedRows
     """That are trained on."""
     seed: int
 
 
-def begun(inner: Any, config: Any, adapter: Adapter, beginning: Beginning | None) -> Any:
+def begun(inner: Any, config: Any, adapter: AdapterSettings, beginning: Beginning | None) -> Any:
     """Create the peft model with its initial adapter weights. Raises `RunFailed`, or peft's `ValueError`
     and `TypeError` where the adapter does not fit."""
     from peft import PeftModel, get_peft_model
@@ -138,7 +138,7 @@ def _eva(inner: Any, config: Any, beginning: Beginning) -> dict[str, Tensor]:
     return {f"base_model.model.{name}": value for name, value in found.items()}
 
 
-def eva_batches(rows: Rows, least: int, seed: int, device: torch.device) -> list[dict[str, Tensor]]:
+def eva_batches(rows: EncodedRows, least: int, seed: int, device: torch.device) -> list[dict[str, Tensor]]:
     """Build batches of rows in the order of the first epoch, padded on the right, with at least `least`
     trained tokens in each. Labels follow peft's convention. Raises `RunFailed` when all rows together
     have fewer trained tokens."""
@@ -228,7 +228,7 @@ class Targets:
     """For the user: what was left out, and why."""
 
 
-def targets_of(inner: Any, adapter: Adapter, config_of: Callable[[Sequence[str]], Any]) -> Targets:
+def targets_of(inner: Any, adapter: AdapterSettings, config_of: Callable[[Sequence[str]], Any]) -> Targets:
     """Resolve the adapter's targets to modules and parameters of the model. `config_of` gives peft's
     configuration for a list of modules. Raises `RunFailed` if the model has none of the targets, or lacks
     any parameter to adapt or module to save."""
@@ -380,7 +380,7 @@ def _tables(model: Any) -> list[Any]:
     ]
 
 
-def trained_rows(model: Any, ids: Sequence[int], adapter: Adapter) -> dict[str, list[int]] | None:
+def trained_rows(model: Any, ids: Sequence[int], adapter: AdapterSettings) -> dict[str, list[int]] | None:
     """Return peft's `trainable_token_indices` for the embedding tables that are not fully trained anyway."""
     if not ids:
         return None

@@ -89,7 +89,7 @@ def seeded(seed: int | None, place: int) -> torch.Generator:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnToken:
     id: int
     logprob: float | None = None
     """Nats, by the model itself: before temperature, penalties and biases."""
@@ -98,7 +98,7 @@ class Drawn:
     """Why there is no token, in the API's word: `id` then means nothing."""
 
 
-def draw(logits: Tensor, rows: Sequence[tuple[Luck, Counter[int]]]) -> list[Drawn]:
+def draw(logits: Tensor, rows: Sequence[tuple[Luck, Counter[int]]]) -> list[DrawnToken]:
     """Sample the next token of each row. `logits`: [rows, vocabulary]. Each row comes with the tokens
     that it has sampled so far."""
     values, ids = logits.max(dim=-1)
@@ -111,14 +111,14 @@ def draw(logits: Tensor, rows: Sequence[tuple[Luck, Counter[int]]]) -> list[Draw
         for n, [id] in zip(shared, torch.multinomial(odds, 1).tolist(), strict=True):
             chosen[n] = id
     return [
-        Drawn(chosen[n], failed="" if finite[n] else NO_NUMBERS)
+        DrawnToken(chosen[n], failed="" if finite[n] else NO_NUMBERS)
         if luck.plain or luck.shared or not finite[n]
         else _one(logits[n].float().cpu(), luck, counts)
         for n, (luck, counts) in enumerate(rows)
     ]
 
 
-def _one(logits: Tensor, luck: Luck, counts: Counter[int]) -> Drawn:
+def _one(logits: Tensor, luck: Luck, counts: Counter[int]) -> DrawnToken:
     """Sample one token. `logits`: [vocabulary]."""
     told = None if luck.tops is None else torch.log_softmax(logits, dim=-1)
     changed = _changed(logits, luck, counts)
@@ -126,17 +126,17 @@ def _one(logits: Tensor, luck: Luck, counts: Counter[int]) -> Drawn:
         try:
             changed = luck.held.allowed(changed)
         except ValueError:
-            return Drawn(0, failed=NO_FORM)
+            return DrawnToken(0, failed=NO_FORM)
     id = _chosen(changed, luck)
     if luck.held is not None:
         luck.held.take(id)
     if told is None:
-        return Drawn(id)
+        return DrawnToken(id)
     tops: tuple[tuple[int, float], ...] = ()
     if luck.tops:
         values, ids = told.topk(min(luck.tops, len(told)))
         tops = tuple(zip(ids.tolist(), values.tolist(), strict=True))
-    return Drawn(id, told[id].item(), tops)
+    return DrawnToken(id, told[id].item(), tops)
 
 
 def _changed(logits: Tensor, luck: Luck, counts: Counter[int]) -> Tensor:

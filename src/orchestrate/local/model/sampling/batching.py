@@ -2,8 +2,8 @@
 with its own adapter and its own random numbers.
 
 Requests that come one by one have their prompt read alone, without padding, so that its first token is
-the same as when nothing else is answered. Callers with many prompts at once bring a `Reader`, which reads
-several in one pass. The cache of what was read then joins those of the rows in progress, padded on the
+the same as when nothing else is answered. Callers with many prompts at once bring a `PromptReader`, which
+reads several in one pass. The cache of what was read then joins those of the rows in progress, padded on the
 left. The architecture only needs caches that can be put side by side, which is checked before the first
 join: rows of other models take turns. Imports torch."""
 
@@ -26,7 +26,7 @@ from torch.nn.functional import linear, pad
 
 from orchestrate.local.model import sampling
 from orchestrate.local.model.loaded import give_back, out_of_memory
-from orchestrate.local.model.sampling import NO_MEMORY, Drawn, Luck, draw, new_cache, takes
+from orchestrate.local.model.sampling import NO_MEMORY, DrawnToken, Luck, draw, new_cache, takes
 
 PLAIN = ("Linear", "Linear4bit", "Linear8bitLt")
 """PEFT's layers whose adapter is a product of two matrices that is added to what the base says."""
@@ -131,7 +131,7 @@ class Torn(Exception):
 
 
 @dataclass
-class Row:
+class DecodingRow:
     """One answer in progress."""
 
     key: str
@@ -149,7 +149,7 @@ class Row:
     """What begins somebody else's turn, which ends it too."""
     alone: bool = False
     """Whether it shares no pass with others. In 16 bits company rounds sums otherwise."""
-    copies: list[Row] = field(default_factory=list["Row"])
+    copies: list[DecodingRow] = field(default_factory=list["DecodingRow"])
     """Other answers to the same prompt, which is read once."""
     ids: list[int] = field(default_factory=list[int])
     counts: Counter[int] = field(default_factory=Counter[int])
@@ -174,7 +174,7 @@ class Read:
     """[rows, columns]: 1 where a row has a token."""
 
 
-class Reader(Protocol):
+class PromptReader(Protocol):
     """Decides how many prompts are read at once."""
 
     @property
@@ -182,19 +182,19 @@ class Reader(Protocol):
         """Whether the model has the same next token behind padding."""
         ...
 
-    def at_once(self, model: Any, rows: Sequence[Row]) -> int:
+    def at_once(self, model: Any, rows: Sequence[DecodingRow]) -> int:
         """Return how many of the leading rows can be read in one forward pass."""
         ...
 
-    def read(self, model: Any, rows: Sequence[Row]) -> Read: ...
+    def read(self, model: Any, rows: Sequence[DecodingRow]) -> Read: ...
 
 
-class Batch:
+class DecodingBatch:
     """Rows that are answered together, one forward pass per token. The cache's columns are points in
     time. A row that joined later begins with empty ones."""
 
     def __init__(self) -> None:
-        self.rows: list[Row] = []
+        self.rows: list[DecodingRow] = []
         self.cache: Any = None
         self.mask: Tensor | None = None
         """[rows, columns]: 1 where a row has a token."""
@@ -202,7 +202,7 @@ class Batch:
         self.fixed = False
         """Whether its rows stay together until the last has ended, as their cache cannot be taken apart."""
 
-    def join(self, rows: Sequence[Row], read: Read, index: Tensor) -> None:
+    def join(self, rows: Sequence[DecodingRow], read: Read, index: Tensor) -> None:
         """Add rows to the batch. `index`: for each of `rows` its position in what was read."""
         cache, mask = read.cache, read.mask[index]
         for layer in cache.layers:
@@ -251,12 +251,12 @@ class Batch:
 class Batching:
     """All rows of one model and its adapters. `step` reads some prompts, or samples a token of each row."""
 
-    def __init__(self, model: Any, *, most_rows: int, reader: Reader | None = None) -> None:
+    def __init__(self, model: Any, *, most_rows: int, reader: PromptReader | None = None) -> None:
         self.model = model
         self.most_rows = most_rows
         self._reader = reader
-        self.waiting: list[Row] = []
-        self._batches: dict[str, Batch] = {}
+        self.waiting: list[DecodingRow] = []
+        self._batches: dict[str, DecodingBatch] = {}
         self._lies: bool | None = None
         self._mixing: Mixing | None = None
         self._cache, only_last = takes(model)
@@ -297,7 +297,7 @@ class Batching:
                 row.ended |= row.key == key
             batch.drop_ended()
 
-    def step(self) -> Iterator[tuple[Row, Drawn]]:
+    def step(self) -> Iterator[tuple[DecodingRow, DrawnToken]]:
         """Yield each row with its next token. Rows that end are marked, including rows without a next
         token. The caller may end more of them. When memory runs out, half as many rows are answered at
         once from then on, and rows in progress are read again."""
@@ -337,7 +337,7 @@ class Batching:
             return 0 if self.rows else 1 + len(self.waiting[0].copies)
         return self.most_rows if self.rows else max(self.most_rows, 1 + len(self.waiting[0].copies))
 
-    def _begin(self, asked: list[Row]) -> Iterator[tuple[Row, Drawn]]:
+    def _begin(self, asked: list[DecodingRow]) -> Iterator[tuple[DecodingRow, DrawnToken]]:
         """Begin one row with its copies, or several rows."""
         read = self._read(asked)
         if read is None:
@@ -355,14 +355,14 @@ class Batching:
         going = [n for n, row in enumerate(rows) if fixed or not row.ended]
         if all(row.ended for row in rows):
             return
-        batch = self._batches.setdefault(self._batch_of(asked[0]), Batch())
+        batch = self._batches.setdefault(self._batch_of(asked[0]), DecodingBatch())
         batch.fixed = fixed
         joining = [rows[n] for n in going]
         places = torch.tensor([index[n] for n in going], device=read.mask.device)
         if not _fits(lambda: batch.join(joining, read, places)):
             yield from self._interrupted(batch, [row for row in joining if not row.ended])
 
-    def _read(self, rows: Sequence[Row]) -> Read | None:
+    def _read(self, rows: Sequence[DecodingRow]) -> Read | None:
         """Read rows, or return `None` when memory has run out."""
         if self._reader is not None:
             reader, found = self._reader, list[Read]()
@@ -373,7 +373,7 @@ class Batching:
         logits = self._logits(rows, cache, {"input_ids": ids, **self._last})
         return None if logits is None else Read(logits, cache, torch.ones_like(ids))
 
-    def _batch_of(self, row: Row) -> str:
+    def _batch_of(self, row: DecodingRow) -> str:
         """Return the batch for a row. Adapters that PEFT cannot mix are answered separately, and so is
         each row that must be alone."""
         if row.alone:
@@ -388,14 +388,14 @@ class Batching:
         config = None if adapter == BASE else self.model.peft_config[adapter]
         return not any(getattr(config, name, None) for name in ALONE)
 
-    def _next(self, batch: Batch) -> Iterator[tuple[Row, Drawn]]:
+    def _next(self, batch: DecodingBatch) -> Iterator[tuple[DecodingRow, DrawnToken]]:
         logits = self._logits(batch.rows, batch.cache, batch.inputs())
         if logits is not None:
             yield from self._take(batch.rows, logits)
             return
         yield from self._interrupted(batch, [])
 
-    def _logits(self, rows: Sequence[Row], cache: Any, inputs: dict[str, Any]) -> Tensor | None:
+    def _logits(self, rows: Sequence[DecodingRow], cache: Any, inputs: dict[str, Any]) -> Tensor | None:
         """Compute the logits [rows, vocabulary] of the next token, or return `None` when memory has run
         out."""
         found: list[Tensor] = []
@@ -417,7 +417,9 @@ class Batching:
                 raise Torn("the model is no longer usable") from error
             raise
 
-    def _interrupted(self, batch: Batch, coming: list[Row]) -> Iterator[tuple[Row, Drawn]]:
+    def _interrupted(
+        self, batch: DecodingBatch, coming: list[DecodingRow]
+    ) -> Iterator[tuple[DecodingRow, DrawnToken]]:
         """Handle running out of memory in the middle of a batch: some layers' caches have tokens that
         others lack."""
         half = max(1, (self.rows + len(coming)) // 2)
@@ -425,7 +427,7 @@ class Batching:
         rows, batch.rows, batch.cache, batch.mask = [*there, *coming], [], None, None
         yield from self._put_off(rows, half)
 
-    def _put_off(self, rows: list[Row], most: int) -> Iterator[tuple[Row, Drawn]]:
+    def _put_off(self, rows: list[DecodingRow], most: int) -> Iterator[tuple[DecodingRow, DrawnToken]]:
         """Postpone rows until fewer rows are answered. A row that was alone never will fit."""
         give_back(self.model.device)
         if len(rows) > 1 or self.rows:
@@ -434,9 +436,9 @@ class Batching:
             return
         for row in [*rows, *rows[0].copies]:
             row.ended = True
-            yield row, Drawn(0, failed=NO_MEMORY)
+            yield row, DrawnToken(0, failed=NO_MEMORY)
 
-    def _take(self, rows: Sequence[Row], logits: Tensor) -> Iterator[tuple[Row, Drawn]]:
+    def _take(self, rows: Sequence[DecodingRow], logits: Tensor) -> Iterator[tuple[DecodingRow, DrawnToken]]:
         if any(row.ended for row in rows):  # who stays with the others until all have ended
             going = [n for n, row in enumerate(rows) if not row.ended]
             rows, logits = [rows[n] for n in going], logits[going]
@@ -455,7 +457,7 @@ class Batching:
             yield row, drawn
 
     @contextmanager
-    def _as(self, rows: Sequence[Row]) -> Generator[dict[str, Any]]:
+    def _as(self, rows: Sequence[DecodingRow]) -> Generator[dict[str, Any]]:
         """Return the arguments by which the forward pass knows the rows' adapters."""
         names = [row.adapter for row in rows]
         if self._mixing is not None:
@@ -485,7 +487,7 @@ def _fits(compute: Callable[[], None]) -> bool:
     return True
 
 
-def _begins_another(row: Row) -> bool:
+def _begins_another(row: DecodingRow) -> bool:
     return any(tuple(row.ids[-len(other) :]) == other for other in row.others)
 
 

@@ -17,8 +17,8 @@ from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local.encoding import Template, encode
 from orchestrate.local.model import sampling
 from orchestrate.local.model.files import ModelFolder
-from orchestrate.local.model.sampling import NO_FORM, NO_MEMORY, Drawn, Holds, Luck
-from orchestrate.local.model.sampling.batching import AS_IT_IS, Batching, Read, Row
+from orchestrate.local.model.sampling import NO_FORM, NO_MEMORY, DrawnToken, Holds, Luck
+from orchestrate.local.model.sampling.batching import AS_IT_IS, Batching, DecodingRow, Read
 from orchestrate.local.model.shortcuts.probes import distance
 
 ROUNDED = 0.05
@@ -63,7 +63,7 @@ class Sampler:
         temperature: float,
         most_rows: int,
         look_up: Callable[[], None] = lambda: None,
-        watch: Callable[[Sequence[Row]], None] | None = None,
+        watch: Callable[[Sequence[DecodingRow]], None] | None = None,
         close: set[int] | None = None,
     ) -> list[list[int]]:
         """Sample one answer to each prompt, in order, as token ids that include the token that ended the
@@ -73,7 +73,7 @@ class Sampler:
         rounding (see `rounding`). Raises `RunFailed` where the model's outputs are not finite."""
         looks = False if close is not None and len(prompts) > 1 and most_rows > 1 else None
         rows = [
-            Row(
+            DecodingRow(
                 str(place),
                 AS_IT_IS,
                 list(prompt),
@@ -135,7 +135,7 @@ class Sampler:
     def joins(self) -> bool:
         return self._bears_padding is True
 
-    def at_once(self, model: Any, rows: Sequence[Row]) -> int:
+    def at_once(self, model: Any, rows: Sequence[DecodingRow]) -> int:
         first = rows[0].read
         if self._bears_padding is None and len(rows) > 1:
             longer = next((row.read for row in rows if len(row.read) > len(first)), [*first, *first[:1]])
@@ -144,7 +144,7 @@ class Sampler:
             return len(rows)
         return next((n for n, row in enumerate(rows) if len(row.read) != len(first)), len(rows))
 
-    def read(self, model: Any, rows: Sequence[Row]) -> Read:
+    def read(self, model: Any, rows: Sequence[DecodingRow]) -> Read:
         prompts = [row.read for row in rows]
         columns = max(len(row.prompt) + row.room for row in rows)
         begins = self._begins(model, prompts, columns)
@@ -200,7 +200,7 @@ class Sampler:
         return Read(model(**given).logits[:, -1], cache, mask)
 
 
-def _require_token(drawn: Drawn) -> None:
+def _require_token(drawn: DrawnToken) -> None:
     if drawn.failed == NO_MEMORY:
         raise torch.OutOfMemoryError("this machine has too little memory to answer this prompt, even alone")
     if drawn.failed == NO_FORM:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from orchestrate.errors import RunFailed
 from orchestrate.local.job import LocalJob
-from orchestrate.local.model import NO_PACKING, Choice, weights
-from orchestrate.local.model.loaded import Head, Loaded, OwnLogits
+from orchestrate.local.model import NO_PACKING, SettingChoice, weights
+from orchestrate.local.model.loaded import Loaded, OutputHead, OwnLogits
 from orchestrate.local.model.shortcuts import packed_attention, probes
 from orchestrate.local.model.shortcuts.accelerating import compile_layers, undo_compiling
 from orchestrate.local.model.shortcuts.kernels import undo, use_on_cpu, watched
@@ -127,7 +127,7 @@ def turn_on(loaded: Loaded, job: LocalJob) -> None:
 
     Raises `RunFailed` for a model that cannot complete a training step even without them."""
     if not probes.head_is_understood(loaded):
-        loaded.head = Head(OwnLogits(loaded.head.layer.weight.detach()))
+        loaded.head = OutputHead(OwnLogits(loaded.head.layer.weight.detach()))
         loaded.own_logits = True
     fused = loaded.choice.name in ("fused", "liger")
     if any(weights.held_of(loaded.inner)):
@@ -155,7 +155,7 @@ def turn_on(loaded: Loaded, job: LocalJob) -> None:
         compile_layers(loaded.inner)
         if reason := probes.trains(loaded):
             undo_compiling(loaded.inner)
-            loaded.choice = Choice("plain", f"compiled, {reason}")
+            loaded.choice = SettingChoice("plain", f"compiled, {reason}")
             loaded.left_out["torch.compile"] = reason
 
 

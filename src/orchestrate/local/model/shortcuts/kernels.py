@@ -97,7 +97,7 @@ AT_ONCE = 32_768
 
 
 @dataclass(frozen=True)
-class Group:
+class AttentionGroup:
     """Pieces of the line whose attention is computed side by side. Each piece queries with its own tokens
     and sees those before it: its row's shared beginning, then itself."""
 
@@ -119,11 +119,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Layout:
-    groups: tuple[Group, ...]
+    groups: tuple[AttentionGroup, ...]
 
 
 @dataclass(frozen=True)
-class Line:
+class PackedLine:
     ids: npt.NDArray[np.int64]
     positions: npt.NDArray[np.int64]
     starts: list[int]
@@ -144,7 +144,7 @@ def common_start(rows: Sequence[Ids], limit: int) -> int:
     return limit
 
 
-def line_up(rows: Sequence[Ids], families: Sequence[Sequence[int]], shared: Sequence[int]) -> Line:
+def line_up(rows: Sequence[Ids], families: Sequence[Sequence[int]], shared: Sequence[int]) -> PackedLine:
     """Pack rows into one line and store shared beginnings once. `families` partition the rows. The rows
     of family f share their first `shared[f]` tokens, and each of them is longer than that."""
     begun = [f for f, n in enumerate(shared) if n]
@@ -161,7 +161,7 @@ def line_up(rows: Sequence[Ids], families: Sequence[Sequence[int]], shared: Sequ
         pieces.append((beginning.get(family[r], nothing), np.arange(offsets[i], offsets[i + 1])))
     positions = [np.arange(shared[f]) for f in begun]
     positions += [np.arange(shared[family[r]], len(rows[r])) for r in order]
-    return Line(
+    return PackedLine(
         ids=np.concatenate(ids).astype(np.int64),
         positions=np.concatenate(positions),
         starts=starts,
@@ -190,7 +190,7 @@ def _alike(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
     yield found
 
 
-def _group(pieces: Sequence[Piece]) -> Group:
+def _group(pieces: Sequence[Piece]) -> AttentionGroup:
     longest, before = max(len(own) for _, own in pieces), len(pieces[0][0])
     queries = np.zeros((len(pieces), longest), dtype=np.int64)
     real = np.zeros((len(pieces), longest), dtype=np.float32)
@@ -198,7 +198,7 @@ def _group(pieces: Sequence[Piece]) -> Group:
     for p, (seen, own) in enumerate(pieces):
         queries[p, : len(own)], real[p, : len(own)] = own, 1
         keys[p, : before + len(own)] = np.concatenate([seen, own])
-    return Group(
+    return AttentionGroup(
         first=int(pieces[0][1][0]),
         last=int(pieces[-1][1][-1]) + 1,
         queries=torch.from_numpy(queries.reshape(-1)),
@@ -245,7 +245,7 @@ class _LineAttention(torch.autograd.Function):
         return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None, None
 
 
-def _side_by_side(group: Group, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _side_by_side(group: AttentionGroup, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     kv_heads = k.shape[1]
     return (
         _split(q.index_select(0, group.queries), group.pieces, kv_heads),
@@ -267,13 +267,13 @@ def _join(x: Tensor, pieces: int, heads: int, kv_heads: int) -> Tensor:
     return x.permute(0, 3, 1, 2, 4).reshape(-1, heads, x.shape[4])
 
 
-def _put(out: Tensor, group: Group, x: Tensor) -> None:
+def _put(out: Tensor, group: AttentionGroup, x: Tensor) -> None:
     kv_heads = len(x) // group.pieces
     joined = _join(x, group.pieces, out.shape[1], kv_heads)
     torch.index_select(joined, 0, group.back, out=out[group.first : group.last])
 
 
-def _add(total: Tensor, group: Group, x: Tensor) -> None:
+def _add(total: Tensor, group: AttentionGroup, x: Tensor) -> None:
     total.index_add_(0, group.keys, _join(x, group.pieces, total.shape[1], total.shape[1]))
 
 

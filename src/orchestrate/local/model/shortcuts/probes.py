@@ -29,7 +29,7 @@ SHARED = 3
 """Tokens with which all of the made-up rows begin."""
 
 
-class Joined(NamedTuple):
+class PackedProbe(NamedTuple):
     """Rows in one input of the model."""
 
     ids: Tensor
@@ -40,7 +40,7 @@ class Joined(NamedTuple):
     """Places of what all rows share; empty where each has its own."""
 
 
-Arrange = Callable[[Sequence[Any]], Joined]
+Arrange = Callable[[Sequence[Any]], PackedProbe]
 
 
 def reason_of(error: Exception) -> str:
@@ -170,7 +170,7 @@ def apart(loaded: Loaded, arrange: Arrange, shared: int) -> str | None:
         return reason_of(error)
 
 
-def _leak(loaded: Loaded, joined: Joined) -> str | None:
+def _leak(loaded: Loaded, joined: PackedProbe) -> str | None:
     """In training mode, by gradients: what a row's states owe to another row's tokens is not little but
     nothing, whatever the weights are."""
     embedded: list[Tensor] = []
@@ -198,15 +198,15 @@ def _leak(loaded: Loaded, joined: Joined) -> str | None:
     return None
 
 
-def _in_line(rows: Sequence[Any]) -> Joined:
+def _in_line(rows: Sequence[Any]) -> PackedProbe:
     line = line_up(rows, [range(len(rows))], [SHARED])
     own = [slice(s, s + len(row) - SHARED) for s, row in zip(line.starts, rows, strict=True)]
     positions = torch.from_numpy(line.positions)[None]
     inputs = {"position_ids": positions, "layout": line.layout}
-    return Joined(torch.from_numpy(line.ids)[None], inputs, own, slice(0, SHARED))
+    return PackedProbe(torch.from_numpy(line.ids)[None], inputs, own, slice(0, SHARED))
 
 
-def _packed(rows: Sequence[Any], loaded: Loaded) -> Joined:
+def _packed(rows: Sequence[Any], loaded: Loaded) -> PackedProbe:
     """Build two lines of two rows each, the second one padded, packed like `objectives.base`."""
     lines = [rows[0:2], rows[2:4]]
     width = max(sum(len(row) for row in line) for line in lines) + 2
@@ -221,10 +221,10 @@ def _packed(rows: Sequence[Any], loaded: Loaded) -> Joined:
             own.append(slice(number * width + at, number * width + at + len(row)))
             at += len(row)
     inputs = {"position_ids": positions.to(loaded.device), **loaded.layout_of(positions.numpy())}
-    return Joined(ids.to(loaded.device), inputs, own, slice(0, 0))
+    return PackedProbe(ids.to(loaded.device), inputs, own, slice(0, 0))
 
 
-def _states(loaded: Loaded, joined: Joined) -> list[Tensor]:
+def _states(loaded: Loaded, joined: PackedProbe) -> list[Tensor]:
     states = loaded.hidden(joined.ids, **joined.inputs).flatten(0, 1)
     return [states[own] for own in joined.own]
 

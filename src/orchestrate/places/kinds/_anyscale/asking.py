@@ -23,7 +23,7 @@ TRIES = 2
 CONNECT_S = 30
 
 
-class Answered(Exception):
+class ErrorResponse(Exception):
     """A request that was answered with an error. The client's own error would become a sentence without
     its status on the way."""
 
@@ -81,7 +81,7 @@ class Client:
                 if status == 0:  # of TLS
                     raise ConnectionError(str(error)) from error
                 if status is not None:
-                    raise Answered(int(status), _said(getattr(error, "body", None))) from error
+                    raise ErrorResponse(int(status), _said(getattr(error, "body", None))) from error
                 raise
 
         rest.request = request

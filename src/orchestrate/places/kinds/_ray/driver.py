@@ -18,7 +18,7 @@ from typing import Any
 from packaging.version import Version
 
 from orchestrate.errors import HostUnavailable
-from orchestrate.local.run import State, launching
+from orchestrate.local.run import JobState, launching
 from orchestrate.places import claim, depot
 from orchestrate.places.base import PRICE, Hourly, Resources
 from orchestrate.places.claim import Claim, Switch
@@ -195,7 +195,7 @@ class Driver:
             return False
         if not status or not pulse:
             return False
-        told, state = Pulse.from_json(pulse), State.from_json(status)
+        told, state = Pulse.from_json(pulse), JobState.from_json(status)
         mine = told.ended and told.attempt > self.claim.number
         return mine and (state.terminal or state.status == "paused")
 

@@ -27,21 +27,21 @@ import torch.distributed as dist
 from orchestrate.core.files import write_whole
 from orchestrate.errors import HostUnavailable, OrchestrateError, RunFailed
 from orchestrate.local.job import LocalJob
-from orchestrate.local.run import RunDir, State, helper, worker
+from orchestrate.local.run import JobState, RunDir, helper, worker
 from orchestrate.local.run.parallel import LESS, Met
 from orchestrate.local.space import disk_is_full
 from orchestrate.places import depot
 from orchestrate.places.claim import Claim, Signs, Superseded, boot_time
 from orchestrate.places.depot import Depot, Pulse, StoredRun, restore
 from orchestrate.places.order import read_order, room, unpack
-from orchestrate.places.remote import REPORT_S, SILENT, Engine, Errand
+from orchestrate.places.remote import REPORT_S, SILENT, Errand, TrainingProcess
 from orchestrate.types import JobError
 
 ALIKE = ("torch", "transformers", "tokenizers", "peft")
 """What makes rows of a text, and a model of weights."""
 
 
-class Here:
+class MemberProcess:
     """The engine in this process, which has met the others; so it ends with the whole process."""
 
     def __init__(self, run: RunDir, met: Met, device: torch.device, end: Callable[[int], object]) -> None:
@@ -86,8 +86,8 @@ class First(Errand):
             )
         return fitted(job, self.met)
 
-    def _begun(self) -> Engine:
-        return Here(self.run, self.met, self.device, self.end)
+    def _begun(self) -> TrainingProcess:
+        return MemberProcess(self.run, self.met, self.device, self.end)
 
 
 def fitted(job: LocalJob, met: Met) -> LocalJob:
@@ -148,7 +148,7 @@ def claimed(stored: StoredRun, under: str) -> Claim | None:
     except Superseded:
         return None
     status = stored.read("status.json")
-    state = State.from_json(status) if status else None
+    state = JobState.from_json(status) if status else None
     if state is None:
         return claim
     told = Pulse.from_json(pulse) if pulse else None

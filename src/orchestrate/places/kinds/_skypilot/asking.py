@@ -33,7 +33,7 @@ class NoAnswer(Exception):
     """The bridge ended or did not answer: the request may have been carried out."""
 
 
-class Refused(Exception):
+class SkyRefusal(Exception):
     """`kinds`: names of the classes of the client's error, its own first."""
 
     def __init__(self, kinds: list[str], message: str) -> None:
@@ -51,7 +51,7 @@ class Bridge:
         self._lock = threading.Lock()
 
     def ask(self, question: str, **about: Any) -> Any:
-        """Send a question to the bridge and return its answer. Raises `NoAnswer`, `Refused`,
+        """Send a question to the bridge and return its answer. Raises `NoAnswer`, `SkyRefusal`,
         `SetupError`."""
         with self._lock:
             child = self._started()
@@ -62,7 +62,7 @@ class Bridge:
                 raise NoAnswer(error.message) from error
         answer: Mapping[str, Any] = json.loads(line)
         if (error := answer.get("error")) is not None:
-            raise Refused(list(error["kinds"]), str(error["message"]))
+            raise SkyRefusal(list(error["kinds"]), str(error["message"]))
         return answer["ok"]
 
     def _started(self) -> Child:

@@ -16,7 +16,7 @@ from tests.unit.local.sessions import make_session
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local.model.files import ModelFolder, Quantised, QuantisedUnreadable
 from orchestrate.local.model.loading import load_base
-from orchestrate.local.plan import Shape
+from orchestrate.local.plan import ModelShape
 from orchestrate.local.plan.memory import Setup, plan
 from orchestrate.local.run.session import Session
 from orchestrate.local.speed.peaks import held_bytes
@@ -119,7 +119,7 @@ def test_the_plan_counts_the_bits_of_the_files(
     tmp_path: Path, rows: Path, held: dict[str, Path], name: str
 ) -> None:
     made = session(tmp_path, rows, "a", model=str(held[name]), adapter={"type": "lora", "r": 1})
-    shape = Shape.of(json.loads((held[name] / "config.json").read_bytes()))
+    shape = ModelShape.of(json.loads((held[name] / "config.json").read_bytes()))
     wanted = plan(shape, Setup(adapter="lora", rank=1), device="cpu", available_bytes=1).parts["weights"]
     adapter = 4 * sum(p.numel() for p in made.loaded.trainable.values())
     # bitsandbytes has maps of 256 numbers for each weight, which are much for a model so small.

@@ -148,7 +148,7 @@ def test_packing_that_a_model_does_not_bear_is_told(tmp_path: Path) -> None:
 
 
 def test_a_layer_that_does_not_compile_runs_as_it_is(session: Session) -> None:
-    loaded = again(session, choice=engines.Choice("compile", "set in the spec"))
+    loaded = again(session, choice=engines.SettingChoice("compile", "set in the spec"))
 
     def broken(*_args: Any, **_kwargs: Any) -> Any:
         raise RuntimeError("no kernel for this")
@@ -168,7 +168,7 @@ def with_liger(monkeypatch: pytest.MonkeyPatch, **known: Callable[..., None]) ->
     for name in names:
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     vars(sys.modules[names[-1]])["MODEL_TYPE_TO_APPLY_LIGER_FN"] = known
-    there = engines.Choice("liger", "liger-kernel is installed and there is a GPU")
+    there = engines.SettingChoice("liger", "liger-kernel is installed and there is a GPU")
     monkeypatch.setattr(loading, "choose", lambda asked, *_: there if asked != "fused" else engines.PLAIN)
 
 

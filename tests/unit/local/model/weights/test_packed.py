@@ -18,7 +18,7 @@ from tests.unit.local.sessions import make_session
 from orchestrate.errors import UsageError
 from orchestrate.local.model.files import ModelFolder
 from orchestrate.local.model.loading import load_base
-from orchestrate.local.plan import Shape
+from orchestrate.local.plan import ModelShape
 from orchestrate.local.plan.memory import Setup, plan
 from orchestrate.local.speed.peaks import held_bytes
 from orchestrate.providers.local.translation import translate
@@ -68,7 +68,7 @@ def test_the_plan_counts_what_the_loader_holds(tmp_path: Path, kind: str, adapte
         wide["moe_intermediate_size"] = 512
     folder = held(kind, tmp_path / "model", **wide)
     loaded = load_base(folder, four_bit=adapter == "qlora", device=CPU, dtype=torch.bfloat16)
-    shape = Shape.of(json.loads((folder / "config.json").read_bytes()))
+    shape = ModelShape.of(json.loads((folder / "config.json").read_bytes()))
     wanted = plan(shape, Setup(adapter=adapter, rank=1), device="cpu", available_bytes=1).parts["weights"]
     assert held_bytes(loaded) == pytest.approx(wanted, rel=0.04)
 
@@ -146,7 +146,7 @@ GPT_OSS = {
 
 
 def test_gpt_oss_is_planned_with_16_bits_for_lora_and_4_for_qlora() -> None:
-    shape = Shape.of(GPT_OSS)
+    shape = ModelShape.of(GPT_OSS)
     sizes = {
         kind: plan(shape, Setup(adapter=kind), device="cuda", available_bytes=1).parts["weights"] / (1 << 30)
         for kind in ("qlora", "lora")
@@ -155,7 +155,7 @@ def test_gpt_oss_is_planned_with_16_bits_for_lora_and_4_for_qlora() -> None:
 
 
 def test_a_format_of_which_the_size_is_not_known_is_planned_with_16_bits() -> None:
-    shape = Shape.of({**GPT_OSS, "quantization_config": {"quant_method": "compressed-tensors"}})
+    shape = ModelShape.of({**GPT_OSS, "quantization_config": {"quant_method": "compressed-tensors"}})
     found = plan(shape, Setup(adapter="qlora"), device="cuda", available_bytes=1)
     assert found.parts["weights"] == pytest.approx(2 * shape.parameters)
     assert any("compressed-tensors" in note for note in found.notes)
