@@ -193,7 +193,7 @@ def _keep(ws: Workspace, run: Run, had: Allowance, wanted: Allowance) -> None:
 
 
 def _catch_up(provider: Limited, run: Run) -> None:
-    """With what its user gave it before, where that did not come to its workers."""
+    """Send the limits that the user raised earlier, if they did not reach the workers."""
     if run.max_hours is None and run.allowed_usd is None:
         return
     had = provider.allowance(run.handle)

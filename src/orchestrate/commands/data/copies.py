@@ -357,7 +357,7 @@ _SPEAKERS_SHOWN = 5
 
 @contextmanager
 def _named(rows: Path, file: str) -> Generator[None]:
-    """An error about rows that were made of a file names that file."""
+    """Add the name of the original file to an error about rows that were made from it."""
     try:
         yield
     except OrchestrateError as error:

@@ -215,7 +215,7 @@ def _show(report: GenerateReport) -> None:
 
 @contextmanager
 def _progress(rows: int) -> Generator[Callable[[int, int, Decimal], None]]:
-    """How many rows are there, by how many requests, at what price."""
+    """Show how many rows there are, after how many requests and at what cost."""
     with work("generating") as told:
 
         def tell(done: int, requests: int, usd: Decimal) -> None:

@@ -68,7 +68,7 @@ def show_inspect(report: InspectReport) -> None:
 
 
 def _of(report: InspectReport) -> str:
-    """Where the languages are those of the first rows alone."""
+    """Return a note if only the first rows were examined for languages."""
     looked = sum(report.languages.values())
     return f" (of the first {looked:,} of {report.rows:,} rows)" if looked < report.rows else ""
 

@@ -109,7 +109,7 @@ def _show_day(day: date | None, rows: list[InventoryRun]) -> None:
 
 
 def _show_ways(found: Inventory) -> None:
-    """How each base can be made again, and what of the data is lost, said once."""
+    """Show how each base can be retrained, and which training data is lost."""
     ways = {row.model: row.rebuild for row in found.rows if row.data == "here"}
     if ways:
         shown = table("base", "can be retrained", fold=("can be made again",))

@@ -228,7 +228,7 @@ def _propose(proposal: Proposal) -> None:
 def _submit(
     ft: Orchestrator, prepared: PreparedMigration, spending: SpendingOptions, steps: Steps
 ) -> list[tuple[str, RunHandle]]:
-    """One run on each backend that takes it, as `submit` makes them."""
+    """Submit one run to each backend that accepts it."""
     for target in prepared.proposal.targets:
         if target.refused is not None:
             warn(f"{target.provider} is skipped: {target.refused}")
@@ -274,7 +274,7 @@ _TOLD_EVERY = 25
 def _write_plan(
     ft: Orchestrator, path: Path, order: MigrationOrder, *, rates: list[str] | None
 ) -> Output[list[PlannedMove]]:
-    """The plan of all runs. Nothing is sent."""
+    """Write the plan for all runs. Sends nothing."""
     from orchestrate.migration import account
 
     if not order.to:
@@ -305,7 +305,7 @@ def _carry_out_plan(
     rates: list[str] | None,
     dry: bool,
 ) -> Output[list[Carried]] | None:
-    """What the plan says, within its budget; exit code 1 where an entry is not done."""
+    """Carry out the plan within its budget. Exits with 1 if an entry is not done."""
     from orchestrate.migration.account import PreparedPlan, cost_usd
     from orchestrate.migration.migrating import TAG
 

@@ -217,7 +217,7 @@ class _Following:
                         self.ft.store.leases.release(lease)
 
     def _ask(self, handle: RunHandle) -> None:
-        """A run about which its host will never answer is followed no more, the others are."""
+        """Ask the host about the run. Stops following the run if the host will never answer."""
         try:
             watching.ask(handle)
         except ProviderError as error:
@@ -226,7 +226,8 @@ class _Following:
             self._at_work.discard(handle.id)
 
     def _on_hosts(self) -> bool:
-        """Whether there is anything to ask a host about: not while another process still uploads."""
+        """Return whether there is anything to ask a host about. There is not while another process still
+        uploads."""
         return any(self.handles[i].record.phase not in UNSENT for i in self._at_work)
 
     def _show(self, view: LiveView) -> bool:
@@ -346,7 +347,7 @@ def _thread(ft: Orchestrator, handles: list[RunHandle]) -> Generator[_Source]:
 
 
 def _reachable(ft: Orchestrator) -> list[RunHandle]:
-    """All active runs but those whose host or key is another's; these are named."""
+    """Return all active runs except those whose host or key is not configured here, and name these."""
     found: list[RunHandle] = []
     refused: OrchestrateError | None = None
     for run in ft.active_runs():

@@ -369,7 +369,7 @@ def notes(report: SpendingReport) -> list[Text]:
 
 
 def _lost(found: Found) -> str:
-    """A rented machine that nothing here accounts for, and what can be done."""
+    """Describe a rented machine that belongs to no run here, and what can be done about it."""
     item = found.item
     price = "at an unknown price" if item.usd_per_hour is None else f"at {rate(item.usd_per_hour)} per hour"
     lost = found.lost_run
@@ -467,7 +467,8 @@ def _up(usd: Decimal) -> Decimal:
 
 
 def _sum(usd: Decimal) -> str:
-    """In whole cents, rounded up; less than a cent as it is, since a cent can be many times as much."""
+    """Format an amount in cents, rounded up. Amounts below a cent keep their digits, because a cent can be
+    many times as much."""
     return money(usd) if 0 < usd < _CENT else _usd(_up(usd))
 
 

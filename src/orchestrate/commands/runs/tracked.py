@@ -342,8 +342,8 @@ def _show_note(run: Run) -> None:
 
 
 def _fresh(ft: Orchestrator, handle: RunHandle, refresh: bool | None) -> Run:
-    """The run as its host has it, or from the store once nothing more is to be learnt: then it needs no key
-    and no network."""
+    """Return the run as its host reports it. If nothing can change anymore, read it from the store without
+    key or network."""
     record = handle.record
     if refresh is False or (
         refresh is None and record.status.terminal and ft.store.runs.is_closed(record.id)
@@ -395,12 +395,12 @@ def _bill(run: Run) -> str | None:
 
 
 def _told(name: str, value: Any) -> bool:
-    """Whether it is shown with the spec: the limit has a line of its own."""
+    """Return whether the field is shown with the spec. The cost limit has a line of its own."""
     return value is not None and name != "max_cost_usd"
 
 
 def _short(value: Any) -> str:
-    """As a spec writes it, on one line."""
+    """Format a value on one line, as in a spec."""
     if isinstance(value, dict):
         named = cast("dict[str, Any]", value)
         return "{" + ", ".join(f"{k}: {_short(v)}" for k, v in named.items() if v is not None) + "}"

@@ -133,7 +133,7 @@ def _start(hosts: SandboxOptions, port: int) -> AbstractContextManager[Sandbox]:
 
 
 def _ways(hosts: SandboxOptions) -> dict[str, Any]:
-    """All but the home."""
+    """Return all given options except the home folder."""
     given = {name: value for name, value in vars(hosts).items() if name != "home" and value is not None}
     return given | {"also": hosts.also or ()}
 

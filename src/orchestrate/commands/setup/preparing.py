@@ -107,8 +107,8 @@ def keys_set(
 
 
 def _require_a_host_of_its_own(name: str, key: str, host: config.HostConfig | None) -> None:
-    """A real key that would be tied to this machine, as where a sandbox's exports are still set, is kept only
-    when that is meant. Raises `UsageError`."""
+    """Ask before a real key is tied to this machine, for example because exports of a sandbox are still set.
+    Raises `UsageError`."""
     if host is None or not host.near or _is_sandbox(host, key):
         return
     url = host.base_url
@@ -338,7 +338,7 @@ def _backend(one: BackendReadiness, today: date) -> BackendRow:
 
 
 def _show_backends(found: list[BackendRow], wide: Sequence[str]) -> None:
-    """The features of those that `-p all` asks; of all, what they need."""
+    """Show the features of the backends in `wide`, and what each backend still needs."""
     first = [one for one in found if one["name"] in wide]
     shown = table("feature", *(one["name"] for one in first))
     for feature in Feature:

@@ -100,7 +100,7 @@ def _printed(annotation: Any) -> Iterator[Any]:
 
 
 def _import_late(module: ModuleType, name: str) -> None:
-    """One of the names that the module imports for its annotations alone."""
+    """Import a name that the module imports only for its annotations."""
     for line in ast.walk(ast.parse(inspect.getsource(module))):
         if isinstance(line, ast.ImportFrom) and line.module:
             for one in line.names:

@@ -97,7 +97,7 @@ def _print(made: Output[Any] | Iterator[Output[Any]] | None) -> int:
 
 
 def _hints(body: Callable[..., Any]) -> dict[str, Any]:
-    """Of the parameters alone: what a command returns is imported by `orchestrate schema`."""
+    """Resolve the type hints of the parameters only. `orchestrate schema` imports the return type."""
 
     def parameters() -> None: ...
 

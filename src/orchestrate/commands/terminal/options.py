@@ -155,8 +155,8 @@ class SpecOptions:
         return specfile.load(self.spec or default, given)
 
     def _of_places(self, provider: str) -> dict[str, Any]:
-        """What is asked of the machine, for each place among the backends. Raises `UsageError` where there is
-        none."""
+        """Return the machine options for each remote place among the backends. Raises `UsageError` if there
+        are options but no remote place."""
         asked = {
             "gpu": self.gpu,
             "max_usd_per_hour": self.max_usd_per_hour,

@@ -162,7 +162,7 @@ def _gib(given: str) -> float:
 
 
 def _fix(asked: SpecOptions, translations: Sequence[Translation]) -> bool:
-    """Whether something was written into the spec's file."""
+    """Write the overrides that fix the spec into its file. Returns whether there were any."""
     from orchestrate.core.files import write_whole
     from orchestrate.spec import specfile
 

@@ -196,8 +196,7 @@ MOST_SORTS = 8
 
 
 def _warn_of_rows(prepared: Prepared, names: list[str], spec: str) -> None:
-    """What the files hold that would be trained otherwise than it is written, or not at all: of each sort the
-    first."""
+    """Warn about rows that would be changed or left out in training. Shows the first problem of each kind."""
     sorts: dict[str, list[Problem]] = {}
     for found in prepared.problems:
         concerned = not found.providers or not set(names).isdisjoint(found.providers)
@@ -269,7 +268,7 @@ def submit_each(
 
 
 def _earlier(found: Earlier, run: RunHandle) -> str:
-    """What became of a key that was used before."""
+    """Describe what became of an idempotency key that was used before."""
     if found.known is not None:
         return f"; created earlier with this key, {run.status.value}"
     if found.idempotency_key and any(event.type == "taken_over" for event in run.events()):

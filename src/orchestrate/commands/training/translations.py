@@ -101,7 +101,7 @@ def _short(value: Any, length: int) -> str:
 
 
 def _explain(shown: Sequence[str], rows: Mapping[str, Mapping[str, Setting]], *, all: bool) -> None:
-    """Each reason once, with all backends that have it."""
+    """Show each reason once, with all backends it applies to."""
     for name in shown:
         reasons: dict[str, list[str]] = {}
         for provider, found in rows.items():
@@ -134,7 +134,7 @@ def _parts(setting: Setting, *, all: bool) -> Iterator[str]:
 
 
 def _rest(translation: Translation) -> None:
-    """The lines that would mend what is refused, and the memory plan."""
+    """Show the lines that would fix what is rejected, and the memory plan."""
     if translation.overrides is not None:
         from orchestrate.spec import specfile
 

@@ -102,7 +102,7 @@ def chat(
 
 
 def _tools(file: Path) -> list[dict[str, Any]]:
-    """Of a file that holds them in a list."""
+    """Read the list of tools from a JSON file."""
     fix = '[{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]'
     try:
         given = file.read_bytes()
@@ -129,7 +129,7 @@ def _talk(handle: RunHandle, asked: ChatSettings) -> Talk:
 
 
 def _opening(handle: RunHandle, asked: ChatSettings) -> list[Message]:
-    """The system message that was given, or the one that the model was trained with, which is said."""
+    """Return the given system message, or the one that the model was trained with, which is shown."""
     from orchestrate.runs.serving.talking import system_message
 
     text = asked.system if asked.system is not None else system_message(handle)

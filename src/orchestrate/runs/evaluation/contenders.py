@@ -318,7 +318,7 @@ class Contenders:
         return _played(found) if provider.sandbox else found
 
     def _host_price(self, handle: TrackedRun, contender: Contender) -> Price | None:
-        """Of tokens; `None` where it is not known, or where an hour of a deployment is paid for."""
+        """Return the price per token, or `None` if it is unknown or the deployment is billed hourly."""
         provider = handle.provider
         if contender.kind == "tuned" and isinstance(provider, Deploys):
             return None
@@ -379,7 +379,7 @@ class Contenders:
         return msgspec.structs.replace(tuned, served_by=served_by, proof=found)
 
     def _proved_at(self, address: str, model: str) -> str | None:
-        """Of a tuned model that was proved at a URL under a name; `None` where none ever was."""
+        """Return the badge of a tuned model that was proved at this URL under this name, or `None`."""
         root = address.rstrip("/").removesuffix("/v1")
         known = [
             p
@@ -431,8 +431,8 @@ class _OneByOne:
 
 
 def _name_of(handle: TrackedRun, checkpoint: str) -> str | None:
-    """By which its host answers with a checkpoint; `None` where it does not. Raises `UsageError` for one that
-    is not there."""
+    """Return the model name under which the host serves a checkpoint, or `None` if it serves none. Raises
+    `UsageError` for an unknown checkpoint."""
     if not handle.provider.profile.checkpoints_answer:
         return None
     known = {one.id: one.model for one in handle.checkpoints()}

@@ -238,7 +238,7 @@ class Deployer:
         raise lost
 
     def _failed(self, deployment: Deployment, error: OrchestrateError) -> OrchestrateError:
-        """The error, with what stands in spite of it."""
+        """Return the error, with a fix if the deployment may exist in spite of it."""
         try:
             items = self._deploys.deployed(deployment.handle)
         except OrchestrateError:
@@ -407,9 +407,9 @@ def lease_name(run_id: str) -> str:
 
 
 def _agreed(deployment: Deployment, terms: DeployTerms, price: Decimal | None, at: datetime) -> Deployment:
-    """With the terms of the last call. A limit or an option that it does not name stays. Raises `UsageError`
-    for one that is being ended, for a limit that has come already, and for other options than those of what
-    is up."""
+    """Apply the terms of the last call. Limits and options that it does not name stay unchanged. Raises
+    `UsageError` if the deployment is being ended, a limit is already reached, or an option differs from the
+    running deployment."""
     given = {
         "max_usd_per_hour": terms.max_usd_per_hour,
         "max_cost_usd": terms.max_cost_usd,
@@ -456,7 +456,7 @@ def _hours(deployment: Deployment, at: datetime) -> Decimal:
 
 
 def _with_limit(deployment: Deployment, price: Decimal | None) -> dict[str, Any]:
-    """The options, and the price that was agreed to as the most that may be sent for."""
+    """Return the options, with the agreed price as the maximum hourly price."""
     return dict(deployment.options) | ({"max_usd_per_hour": price} if price is not None else {})
 
 

@@ -61,7 +61,7 @@ class Upkeep:
                 self.failures.append(error)
 
     def _tracked(self) -> list[Deployment]:
-        """Of each job the one that is not over, else the newest."""
+        """Return one deployment per job: the one that is not over, otherwise the newest."""
         since = self._store.clock.now() - LOOK_BACK
         found = self._store.deployments.matching(
             provider=self._provider.config.name, host=self._provider.host, since=since

@@ -52,7 +52,8 @@ def advise(
 
 
 def _latency(facts: DataTraits, needs: Needs) -> tuple[list[Latency], list[Latency]]:
-    """Of the model that would be tuned, and of the larger one; empty where the size of one is not known."""
+    """Return the latency of the model to tune and of the larger one. A list is empty if the size of its model
+    is unknown."""
     if needs.latency_ms is None or needs.model is None:
         return [], []
     tokens = needs.tokens or (round(facts.prompt_tokens), max(1, round(facts.answer_tokens)))

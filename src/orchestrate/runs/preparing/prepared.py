@@ -255,7 +255,8 @@ def prepare(
 
 
 def _of_files(opened: Mapping[str, OpenedFile], *, checked: bool) -> list[Problem]:
-    """All that is wrong with the files; of a quote, which looks at less, what a submit is refused for."""
+    """List all problems of the files. A quote, which checks less, gets only the errors that would stop a
+    submit."""
     from orchestrate.data.operations.check import problems_of_files
 
     found = [replace(p, fix=_of_spec(p.fix, p.source)) for p in problems_of_files(opened)]
@@ -267,7 +268,7 @@ _IGNORED = re.compile(r"--ignore (?:'([^']+)'|([^\s,;]+(?:,[^\s,;]+)*))")
 
 
 def _of_spec(fix: str | None, source: str | None = None) -> str | None:
-    """A fix that the data commands give, as the one who has a spec can do it."""
+    """Translate a fix of the data commands into what the user of a spec can do."""
     if fix is None:
         return None
     fix = _MAPPED.sub(lambda m: f"columns: {{{(m[1] or m[2]).replace('=', ': ').replace(',', ', ')}}}", fix)
@@ -327,8 +328,8 @@ def _continued(ws: Workspace, spec: JobSpec, provider: str) -> JobSpec:
 def _open(
     spec: JobSpec, tokenizers: Sequence[str], settings: Settings, *, checked: bool
 ) -> dict[str, OpenedFile]:
-    """By split; a file that serves as two is read once too. What is in the texts, and the rows that are held
-    out to test with, are looked at only where all is `checked`; rows of the others are compared anyway."""
+    """Open the files by split. A file that is used for two splits is read once. With `checked`, examines the
+    texts and the test rows too. Rows of training and validation files are compared in any case."""
     from orchestrate.data import opening
     from orchestrate.data.operations.mix import open_mix
 
@@ -420,7 +421,7 @@ def _offer(
 
 
 def _counted_from(provider: Provider, spec: JobSpec, data: TrainingData, wanted: TokensFrom) -> TokensFrom:
-    """What is small, or was counted before, is not sampled."""
+    """Return how tokens are counted. Small files and files that were counted before are not sampled."""
     from orchestrate.costing import size
 
     if wanted is not TokensFrom.SAMPLED:
@@ -443,7 +444,7 @@ def _resolved(provider: Provider, spec: JobSpec) -> ModelOnHost | None:
 
 
 def _unlisted(provider: Provider, model: ModelOnHost | None) -> str | None:
-    """Of a host whose models are known, where the catalog has the model not among them."""
+    """Describe that a host with a known list of models is not known to tune this one."""
     from orchestrate import catalog
 
     if model is None or provider.name != provider.kind or provider.kind not in catalog.known_hosts():
@@ -452,7 +453,7 @@ def _unlisted(provider: Provider, model: ModelOnHost | None) -> str | None:
 
 
 def _of_model(provider: Provider, model: ModelOnHost | None, told: set[str]) -> list[Problem]:
-    """What a reader of the model's name should know and `told` does not hold."""
+    """List the warnings about the model that are not in `told`."""
     return [
         Problem(
             code="model", message=text, severity=Severity.WARNING, field="model", providers=(provider.name,)
@@ -463,7 +464,7 @@ def _of_model(provider: Provider, model: ModelOnHost | None, told: set[str]) -> 
 
 
 def _served(ws: Workspace, provider: Provider, model: ModelOnHost | None) -> str | None:
-    """How a tuned model is served there; `None` where it is not known."""
+    """Describe how a tuned model is served there. Returns `None` if it is unknown."""
     from orchestrate import costing
     from orchestrate.providers.base import Downloads
 

@@ -334,7 +334,8 @@ def _may_bill(one: Run | Deployment) -> bool:
 def _owned(
     answers: Iterable[_AccountAnswer], books: _StoredRuns, ignore: Collection[str], now: datetime
 ) -> list[Found]:
-    """Each thing once, though two keys of one account show it, with whose it is; what bills most first."""
+    """List each billed item once, even if two keys of one account show it, with its owner. The most expensive
+    come first."""
     run_of = {run.ref.lower(): run for run in books.runs}
     run_of |= {run.job_id.lower(): run for run in books.runs if run.job_id}
     deployment_of = {one.job_id.lower(): one for one in reversed(books.deployments)}

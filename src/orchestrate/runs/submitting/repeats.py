@@ -81,7 +81,8 @@ def look(provider: Provider, wish: SubmitRequest, translation: Translation) -> L
 
 
 def _differences(job: Job, wish: SubmitRequest, translation: Translation, provider: Provider) -> list[str]:
-    """As far as the host tells. The ref itself says that all is the same; but hosts let anybody write it."""
+    """List the differences that the host reports. A matching ref alone proves nothing, because hosts let
+    anybody write it."""
     asked, found = wish.spec.model, list[str]()
     names = (translation.model, *([asked] if isinstance(asked, str) else asked.values()))
     if job.model is not None and wish.spec.continue_from is None:
@@ -278,7 +279,8 @@ class SubmitRequest:
         return perhaps
 
     def _may_be(self, connection: Connection, run: Run) -> bool:
-        """Whether nothing that is known of a recovered run makes it another one. A key finds its own job."""
+        """Return whether a recovered run may be the requested one, by all that is known about it. With a key,
+        the run is found by the key."""
         if self.key is not None or REF_PATTERN.fullmatch(run.ref) is None:
             return False
         if accounts.is_here_in(connection, self.provider, run.account) is False:
@@ -294,7 +296,7 @@ class SubmitRequest:
         return any(alike(run.model, name) for name in names)
 
     def _differences(self, connection: Connection, run: Run) -> list[str]:
-        """In what a run is not the one that is asked for."""
+        """List how a run differs from the requested one."""
         if (run.provider, run.host) != (self.provider.config.name, self.provider.host):
             return [f"backend ({run.provider} at {run.host})"]
         found: list[str] = []

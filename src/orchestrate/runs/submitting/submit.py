@@ -177,7 +177,7 @@ class Submitter(Settler):
             return self._send(run, sent, remote, lease, again=again)
 
     def _held_again(self, run: Run, asked: Submission | None, lease: Lease) -> Run:
-        """Of a budget, before anything is sent. Raises `OverBudget`."""
+        """Reserve the budget again before anything is sent. Raises `OverBudget`."""
         now = self.store.clock.now()
         held = transitions.held(run, now)
         return self.store.runs.commit(
@@ -199,8 +199,8 @@ class Submitter(Settler):
         return asked.translation if asked else self.provider.translate(spec)
 
     def _there(self, run: Run) -> Run | None:
-        """The run with the job that another copy of the store made, or a host that had said no. Raises
-        `OtherAccount` where its absence would prove nothing."""
+        """Find the job that another copy of the store created, or a host that had refused it, and adopt it.
+        Raises `OtherAccount` if its absence would prove nothing."""
         if run.account is None and run.phase is SubmitPhase.INTENT:  # nothing of it is anywhere
             self.store.runs.apply(
                 run.id, lambda run: accounts.placed(run, accounts.account_of(self.store, self.provider))
@@ -407,7 +407,7 @@ def _asked_wait(error: OrchestrateError) -> float | None:
 
 
 def _within(spec: JobSpec, run: Run) -> JobSpec:
-    """With the end that was written down, of which the budget knows."""
+    """Limit the spec to the amount that is reserved in the budget."""
     return spec if run.allowed_usd is None else spec.model_copy(update={"max_cost_usd": run.allowed_usd})
 
 

@@ -194,8 +194,8 @@ class Searching:
         return f"{self.search.id}-{trial.number}"
 
     def _sent(self, trial: Trial) -> Run | None:
-        """Its run, where a process ended before it wrote that down, or a host that said no made it after
-        all."""
+        """Return the run of the trial if a process ended before it recorded it, or if a host created it after
+        refusing."""
         run = self.ft.store.runs.of_key(self._key(trial))
         return None if run is None or run.phase in {*UNSENT, SubmitPhase.REFUSED} else run
 
@@ -233,8 +233,8 @@ class Searching:
         return self.stopped is None
 
     def _cap(self, trial: Trial, prepared: Prepared, quote: Quote) -> Decimal | None:
-        """Of its run. What trains by the hour may take longer than was thought: so that all together keep the
-        limit, each gets an equal share of what is left, for as many as may yet go beside it."""
+        """Return the run's cost limit. A run that is billed hourly may take longer than expected, so each
+        gets an equal part of the remaining limit, counting the runs that may still start beside it."""
         name, limit_usd = self._provider(trial), self.search.max_cost_usd
         own = prepared.offer(name).spec.max_cost_usd
         if limit_usd is None or not self.ft.provider(name).profile.place:

@@ -98,7 +98,7 @@ def valued(provider: Provider, job: Job, rates: RateBook | None = None) -> Worth
 
 
 def _whole(asked: Told) -> dict[str, Any] | None:
-    """The spec as it was submitted, where the host has all of it."""
+    """Return the spec as submitted, if the host has all of it."""
     if asked.dataset_digest is None:
         return None
     try:
@@ -304,7 +304,7 @@ def _take(store: Store, provider: Provider, account: str, jobs: list[Job], books
 
 
 def _asked_for(worth: Worth) -> dict[str, Any]:
-    """By what the same submit is known again, where the host has it."""
+    """Return what identifies a repeated submit, as far as the host reports it."""
     if worth.dataset_digest is None:
         return {"spec": worth.spec}
     spec = JobSpec.parse(worth.spec)

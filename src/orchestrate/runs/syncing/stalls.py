@@ -208,7 +208,8 @@ def _gap(signs: list[datetime]) -> float:
 
 
 def _signs(store: Store, run: Run, phase: JobStatus | None = None) -> list[datetime]:
-    """When anything of a phase was seen, its begin and its end included; of a run that is in it, so far."""
+    """List the times at which a phase showed activity, including its start and end. For a phase in progress,
+    lists them so far."""
     wanted = phase or run.status
     steps = store.history.transitions(run.id)
     into = [step.at for step in steps if step.status is wanted]

@@ -478,8 +478,8 @@ class _Sweep:
         self._match(tracked, jobs)
 
     def _look_for(self, unmade: list[Run]) -> None:
-        """For jobs of runs of which this store knows none: another copy of the store may have sent it, or the
-        host have made what it refused."""
+        """Look for jobs of runs without a known job: another copy of the store may have sent them, or the
+        host created what it had refused."""
         self.report.unsent += [run.id for run in unmade if run.phase in UNSENT]
         for run in _some(unmade, _LOOKUPS):
             self.report.asked += 1
@@ -555,7 +555,7 @@ class _Sweep:
         self._stalled([run for run in tracked if run.id in seen and run.id not in ended])
 
     def _stalled(self, runs: list[Run]) -> None:
-        """Of the runs as they are after this look."""
+        """Report stalled runs, by their state after this sync."""
         moved = {i for i in self.report.changed}
         runs = [r for r in runs if r.id not in moved] + self.store.runs.of_ids(
             [r.id for r in runs if r.id in moved]
