@@ -301,7 +301,7 @@ def _quantization_cost(
 
 
 def _references(metric: MetricUsed, beside: Sequence[Difference]) -> Iterator[str]:
-    """How each tuned model stands to the models that were asked for reference."""
+    """Compare each tuned model with the reference models."""
     for apart in beside:
         score = apart.score
         yield (

@@ -98,7 +98,8 @@ def _spread(sketches: Any, most: int) -> tuple[set[int], int]:
 
 
 def _asked(item: Item) -> str:
-    """What tells prompts apart: not the system text, which a task's prompts share."""
+    """Return what distinguishes prompts: everything but the system text, which all prompts of a task
+    share."""
     said = [m.content for m in item.prompt if m.role not in ("system", "developer")]
     return "\n".join(said) or item.prompt[-1].content
 

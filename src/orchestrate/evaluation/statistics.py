@@ -72,7 +72,7 @@ def unseen(value: float, count: int, within: Range | None) -> float:
 
 
 def _deviations(values: Sequence[float], clusters: Sequence[Hashable] | None, value: float) -> list[float]:
-    """The sum of the deviations in each cluster."""
+    """Return the sum of the deviations in each cluster."""
     if clusters is None:
         return [v - value for v in values]
     found: dict[Hashable, float] = {}
@@ -310,7 +310,7 @@ def exact(right: int, n: int, tail: float) -> Score:
 
 
 def _quantile(p: float, a: float, b: float) -> float:
-    """Of the beta distribution."""
+    """Return a quantile of the beta distribution."""
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
@@ -452,7 +452,7 @@ def spearman(pairs: Sequence[tuple[float, float]]) -> Score | None:
 
 
 def _ranks(values: Sequence[float]) -> list[float]:
-    """From 1; equal values share the mean of their ranks."""
+    """Rank the values from 1. Equal values share the mean of their ranks."""
     order = sorted(range(len(values)), key=values.__getitem__)
     edges = [0, *(i for i, (a, b) in enumerate(pairwise(order), 1) if values[a] != values[b]), len(order)]
     ranks = [0.0] * len(values)

@@ -333,7 +333,7 @@ class QueueServer:
 
 
 def _at_work(ft: Workspace, provider: str, host: str) -> list[Run]:
-    """The runs that take a place of a backend: a paused one uses nothing."""
+    """List the runs that occupy a slot of a backend. A paused run occupies none."""
     active = ft.store.runs.matching(provider=provider, host=host, active=True)
     return [run for run in active if not (at_rest(run) or (run.phase in UNSENT and _queued(run)))]
 
@@ -363,13 +363,14 @@ def _queued(run: Run) -> bool:
 
 
 def _sent(ft: Workspace, entry: QueueEntry) -> Run | None:
-    """Its run, unless that was not sent or its host refused it."""
+    """Return the entry's run, or `None` if it was not sent or its host refused it."""
     run = ft.store.runs.of_key(_key(entry))
     return None if run is None or run.phase in {*UNSENT, SubmitPhase.REFUSED} else run
 
 
 def _key(entry: QueueEntry) -> str:
-    """The run's own key: by it a submit that was interrupted is found again, and never made twice."""
+    """Return the idempotency key of the run, by which an interrupted submit is found again and never
+    repeated."""
     return f"{_KEY}{entry.id}"
 
 

@@ -139,12 +139,13 @@ def _give(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> None:
 
 
 def _own_usd(run: Run, had: Allowance) -> Decimal | None:
-    """The limit of money that its user gave it. One that came of its quote gives way to other hours."""
+    """Return the cost limit that the user set. A limit that comes from the quote changes with the hours."""
     return had.max_usd if run.allowed_usd is None else run.max_cost_usd
 
 
 def _at_host(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> Allowance:
-    """Where a run has a limit of money alone, that whoever watches it keeps."""
+    """Return the limits of a hosted run, which has only a cost limit that the watcher enforces. Raises
+    `UsageError` for a limit in hours or one that is already used up."""
     run, provider = handle.record, handle.provider
     if asked.hours is not None:
         raise UsageError(
@@ -163,7 +164,7 @@ def _at_host(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> Allowance:
 
 
 def _keep(ws: Workspace, run: Run, had: Allowance, wanted: Allowance) -> None:
-    """In the store, together with what tells of it."""
+    """Store the new limits together with an event that reports them."""
     if (run.max_cost_usd, run.max_hours) == (wanted.max_usd, wanted.max_hours):
         return  # by the same command, which ended before its end
     most, before = wanted.most_usd, had.most_usd
@@ -206,7 +207,7 @@ def _catch_up(provider: Limited, run: Run) -> None:
 
 
 def _limits(ws: Workspace, run: Run, usd: Decimal) -> list[Limit]:
-    """Of a trial: what its sweep may cost."""
+    """Return the cost limit of the sweep that the run is a trial of."""
     found = ws.store.searches.of_run(run)
     if found is None:
         return []
@@ -220,7 +221,7 @@ def _limits(ws: Workspace, run: Run, usd: Decimal) -> list[Limit]:
 
 
 def _reopen_trial(ws: Workspace, run: Run) -> None:
-    """One that its sweep gave up when it came to its limit is scored once it has ended."""
+    """Reopen a trial that its sweep gave up at the limit, so that it is scored once it ends."""
     found = ws.store.searches.of_run(run)
     if found is not None:
         ws.store.searches.change(

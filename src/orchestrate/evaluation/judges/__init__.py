@@ -309,7 +309,7 @@ _FENCE = re.compile(r"```\w*")
 
 
 def _objects(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The JSON objects of a text, each with the place where it begins."""
+    """Find the JSON objects in a text, each with its start position."""
     decode = json.JSONDecoder().raw_decode
     at = text.find("{")
     while at >= 0:

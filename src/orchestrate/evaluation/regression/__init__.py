@@ -210,7 +210,7 @@ def _in_form(item: Item, answer: Answer) -> bool:
 
 
 def _number(item: Item, answer: Answer) -> bool:
-    """The last number of the answer: a model may think aloud."""
+    """Return the last number in the answer, because a model may think aloud first."""
     found = list(numbers(answer.text))
     return bool(found) and found[-1] == int(item.expected)
 

@@ -355,7 +355,8 @@ def _subject(dataset: Dataset, order: EvaluationOrder) -> Subject:
 
 
 def _renaming(handle: TrackedRun, path: str | Path, *, named: bool = True) -> dict[str, str]:
-    """As the run's spec reads one of its files, or one that it does not name and that has its columns."""
+    """Return the column mapping that the run's spec uses for this file. An unnamed file (`named=False`) gets
+    it only if it has the columns."""
     columns = renaming_of(handle.record.spec.get("columns"))
     return fitting(str(path), columns) if named else fitting_if_there(str(path), columns)
 
@@ -369,8 +370,8 @@ def _left_out(found: HeldOut) -> list[str]:
 
 
 def _add(candidates: dict[str, Candidate], one: Candidate) -> str:
-    """The name under which a candidate is asked: the same model asked the same way is one candidate, another
-    of the same name gets a number."""
+    """Add a candidate and return its name. The same model with the same settings is one candidate. Another
+    one of the same name gets a number."""
     key = (one.respondent.key, one.shots)
     for name, known in candidates.items():
         if (known.respondent.key, known.shots) == key:
@@ -383,8 +384,8 @@ def _add(candidates: dict[str, Candidate], one: Candidate) -> str:
 
 
 def _rivals(names: Sequence[str], own: Mapping[str, str], against: str | None) -> dict[str, str]:
-    """With whom each is compared: the one of `against`, else with its own base, and what has none with the
-    rival of the first."""
+    """Return the rival of each contender: the one of `against`, otherwise its own base. A contender without a
+    base gets the first contender's rival."""
     if against is not None:
         fit = making.called(against, names)
         if len(fit) != 1:

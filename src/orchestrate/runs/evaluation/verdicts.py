@@ -67,7 +67,7 @@ def regression(ws: Workspace, run: Run) -> Regression | None:
 
 
 def _step(checkpoint: str) -> int | None:
-    """Of a checkpoint that the store does not have: this machine names them by their steps."""
+    """Return the step of a checkpoint that the store does not have, from its name on this machine."""
     number = checkpoint.removeprefix("step-")
     return int(number) if number.isascii() and number.isdecimal() else None
 
@@ -131,7 +131,8 @@ def _forgotten(about: _RunFacts, contender: Contender) -> Iterator[VerdictReason
 
 
 def _not_measured(about: _RunFacts, contender: Contender) -> VerdictReason:
-    """Of a model of a run whose other weights were probed: what those forgot, it may have forgotten too."""
+    """Explain that forgetting was not measured for this model. If other weights of the run show forgetting,
+    this model may have it too."""
     own = about.models.standing(about.regressions)
     lost = contender.checkpoint is not None and own is not None and bool(own.forgotten)
     what = "this checkpoint" if contender.checkpoint else "the run's own weights"
