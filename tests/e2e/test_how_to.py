@@ -44,7 +44,7 @@ EXPECTED = {
     "notifications": ["succeeded"],
     "large-data": ["ready", "median"],
     "answers": ["check", "python"],
-    "prepare-data": ["openai-chat", "track 1", "3 good", "⟦It is on its way.<|im_end|>⟧"],
+    "prepare-data": ["openai-chat", "track 1", "3 valid", "⟦It is on its way.<|im_end|>⟧"],
     "configuration": ["of $100", "budget"],
     "team": ["succeeded"],
     "troubleshooting": ["overhead", "together"],
