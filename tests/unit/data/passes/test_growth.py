@@ -22,8 +22,8 @@ MB = 1 << 20
 _PEAK = """
 import re, resource, sys
 from pathlib import Path
-from orchestrate.data.operations.check import Options, check
-report = check({"train": sys.argv[1]}, Options(tokenizer="o200k", workers=2))
+from orchestrate.data.operations.check import CheckOptions, check
+report = check({"train": sys.argv[1]}, CheckOptions(tokenizer="o200k", workers=2))
 # Of itself: what getrusage tells begins with the size of whoever started this process.
 own = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss

@@ -149,11 +149,11 @@ def test_errors_and_dead_workers_are_told(home: Path) -> None:
 import os, sys
 from orchestrate.data import passes as pool
 from orchestrate.data.passes.ray_engine import on_ray
-from orchestrate.data.passes.scan import Task, scan
+from orchestrate.data.passes.scan import ScanTask, scan
 from orchestrate.errors import DataError
 with on_ray(2):
     assert list(pool.ordered(abs, range(-40, 0))) == list(range(40, 0, -1))
-    for function, tasks, kind in ((scan, [Task("gone", 0, 9, "openai-chat")], DataError),
+    for function, tasks, kind in ((scan, [ScanTask("gone", 0, 9, "openai-chat")], DataError),
                                   (os._exit, [7], pool.WorkerDied)):
         try:
             list(pool.ordered(function, tasks))

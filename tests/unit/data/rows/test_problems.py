@@ -282,11 +282,11 @@ def test_secret_behind_an_escaped_newline_is_found(tmp_path: Path) -> None:
 _ALL = """
 import sys
 sys.modules.update({modules!r})
-from orchestrate.data.operations.check import Options, check
+from orchestrate.data.operations.check import CheckOptions, check
 from orchestrate.data.rows.content import candidates
 candidates(b"", [0])  # builds the automaton, where it can, which few bytes are not worth
 for file in {files!r}:
-    for p in check({{"train": file}}, Options(hosts=())).problems:
+    for p in check({{"train": file}}, CheckOptions(hosts=())).problems:
         print(p.code, p.row, p.message)
 """
 

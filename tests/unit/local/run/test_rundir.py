@@ -139,8 +139,8 @@ def test_a_reader_never_sees_half_a_status(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
         "from orchestrate.core.files import write_whole\n"
-        "from orchestrate.local.run import State, now\n"
-        "for n in range(300): write_whole(Path(sys.argv[1]), State(status='running', updated_at=now(), "
+        "from orchestrate.local.run import JobState, now\n"
+        "for n in range(300): write_whole(Path(sys.argv[1]), JobState(status='running', updated_at=now(), "
         "stage='x' * (n % 7 * 1000)).to_json())"
     )
     writer = subprocess.Popen([sys.executable, "-c", code, str(path)])
