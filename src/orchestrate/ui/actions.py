@@ -160,7 +160,7 @@ def routes(site: Site) -> list[Route]:
         handle = site.ft.run(request.path_params["run"])
         name = request.path_params["verb"]
         if name not in VERBS:
-            raise UsageError(f"there is no {name!r} on these pages")
+            raise UsageError(f"there is no action {name!r} on these pages", fix=f"orchestrate {name} --help")
         limits = {one: first(form, one).strip() for one in _LIMITS}
         if name == "deploy" and any(first(form, f"shown_{one}") != value for one, value in limits.items()):
             # Nobody has seen what it costs with these limits: the page says so first.

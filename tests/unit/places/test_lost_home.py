@@ -177,7 +177,7 @@ def test_a_machine_whose_price_nobody_knows_is_not_counted_as_nothing(
         return
     assert report.usd_per_hour is None and report.unpriced == (one.item.id,) and report.at_least
     assert json.loads(report.to_json())["usd_per_hour"] is None
-    assert "not known" in headline(report)
+    assert "unknown price" in headline(report)
     assert Fail(fail_if_over=True).code(report) == 4 and Fail(fail_if_idle=True).code(report) == 1
 
 
