@@ -27,7 +27,7 @@ _WORDS = {
     "modules_to_save": "the model has no module {} to save",
     "exclude_modules": "no target is called {}",
     "rank_pattern": "no target matches {}",
-    "alpha_pattern": "no target fits {}",
+    "alpha_pattern": "no target matches {}",
 }
 
 
