@@ -65,7 +65,7 @@ def test_attention_with_dropout_is_trained_in_padded_rows(tmp_path: Path) -> Non
     )
     assert session.loaded.line_limit == 0 and not session.loaded.shares
     attention, told = (e.message for e in session.run.events() if e.type == "left_out")
-    assert told.startswith("without packing: the model raises NotImplementedError")
+    assert told.startswith("without rows in one line: the model raises NotImplementedError")
     assert attention.startswith("without attention for a CPU: the model uses its own attention, or")
     (engine,) = (e for e in session.run.events() if e.type == "engine")
     assert "attention" not in str(engine.data["in_use"]) and "norms for a CPU" in str(engine.data["in_use"])
@@ -134,9 +134,9 @@ def test_packing_that_a_model_does_not_bear_is_told(tmp_path: Path) -> None:
     (gains,) = told.pop("tiny")
     assert gains.message.startswith("without packed rows: it has no benefit on a CPU")
     assert {e.level for events in told.values() for e in events} == {"warning"}
-    assert told["plain"][0].message.startswith("packing is off, rows of similar length are padded instead: a")
+    assert told["plain"][0].message.startswith("packing is off, rows of similar length are padded instead: packed")
     assert told["line"][0].message.startswith(
-        "packing only rows of up to 1024 tokens; longer ones are padded: a"
+        "packing only rows of up to 1024 tokens; longer ones are padded: packed"
     )
     objective, rows = tell["plain"].loop.objective, tell["plain"].loop.train
     assert len(objective.collate(rows, range(6)).ids) == 6  # side by side
