@@ -134,7 +134,9 @@ def test_packing_that_a_model_does_not_bear_is_told(tmp_path: Path) -> None:
     (gains,) = told.pop("tiny")
     assert gains.message.startswith("without packed rows: it has no benefit on a CPU")
     assert {e.level for events in told.values() for e in events} == {"warning"}
-    assert told["plain"][0].message.startswith("packing is off, rows of similar length are padded instead: packed")
+    assert told["plain"][0].message.startswith(
+        "packing is off, rows of similar length are padded instead: packed"
+    )
     assert told["line"][0].message.startswith(
         "packing only rows of up to 1024 tokens; longer ones are padded: packed"
     )
