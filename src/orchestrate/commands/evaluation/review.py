@@ -324,7 +324,7 @@ def _show_plan(plans: tuple[Planned, ...], share: float, likeness: float | None 
         "raters of each item",
         "items",
         "ratings in total",
-        right=("raters of each item", "items", "ratings in all"),
+        right=("raters of each item", "items", "ratings in total"),
     )
     for plan in plans:
         shown.add_row(str(plan.raters), f"{plan.items:,}", f"{plan.votes:,}")

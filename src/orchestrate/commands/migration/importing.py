@@ -112,7 +112,7 @@ def _show_ways(found: Inventory) -> None:
     """Show how each base can be retrained, and which training data is lost."""
     ways = {row.model: row.rebuild for row in found.rows if row.data == "here"}
     if ways:
-        shown = table("base", "can be retrained", fold=("can be made again",))
+        shown = table("base", "can be retrained", fold=("can be retrained",))
         for model, way in sorted(ways.items())[:SHOWN]:
             shown.add_row(model, way)
         out.print(shown)
