@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from orchestrate.core.amounts import amount
 from orchestrate.errors import InvalidRequest, OrchestrateError, OverBudget, RunFailed, UsageError
-from orchestrate.providers.sessions import SessionBackend, TokenUse
+from orchestrate.providers.sessions import SessionBackend, TokenUse, then
 from orchestrate.sessions import shapes
 from orchestrate.sessions.shapes import (
     ADAM,
@@ -352,8 +352,9 @@ class TrainingSession:
                 self._known[seq_id] = made
             try:
                 sent = send()
-            except BaseException:
+            except BaseException as error:
                 self._settle(number, None)
+                made.set_exception(error)  # for whoever sends it again under its number
                 raise
 
         def take(done: Future[dict[str, Any]]) -> None:
@@ -487,18 +488,8 @@ class SessionFutures:
         ids = shapes.tokens_of(prompt)
         if len(ids) < 2:
             raise UsageError("the log-probabilities of a prompt need at least two tokens")
-        made: Future[list[float | None]] = Future()
-        made.set_running_or_notify_cancel()
-
-        def take(done: Future[ForwardOutput]) -> None:
-            if (error := done.exception()) is not None:
-                made.set_exception(error)
-            else:
-                made.set_result([None, *done.result().loss_fn_outputs[0]["logprobs"].tolist()])
-
         row = {"model_input": ids[:-1], "loss_fn_inputs": {"target_tokens": ids[1:]}}
-        self.forward([row]).add_done_callback(take)
-        return made
+        return then(self.forward([row]), lambda done: [None, *done.loss_fn_outputs[0]["logprobs"].tolist()])
 
 
 def open_session(  # noqa: PLR0913  as the public one

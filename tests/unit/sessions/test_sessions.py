@@ -22,7 +22,7 @@ from tests.unit.sessions.loop import IDS, LORA, OPTIONS, rows
 from tests.waiting import until
 
 from orchestrate import AsyncOrchestrator, JobStatus, Orchestrator, OverBudget, RunFailed, UsageError
-from orchestrate.errors import NotFound, Unsupported
+from orchestrate.errors import HostUnavailable, NotFound, Unsupported
 from orchestrate.paid.limits import UnknownPrice
 from orchestrate.settings import config
 
@@ -151,7 +151,13 @@ def test_each_way_to_ask_gives_the_same(ft: Orchestrator) -> None:
         assert [p.values["loss_sum"] for p in ft.run(s.id).metrics()] == pytest.approx(plain, rel=1e-5)
 
 
-def test_what_is_sent_twice_counts_once_and_what_is_refused_changes_nothing(ft: Orchestrator) -> None:
+def no_answer(*_: object, **__: object) -> None:
+    raise HostUnavailable("paper", "no answer")
+
+
+def test_what_is_sent_twice_counts_once_and_what_is_refused_changes_nothing(
+    ft: Orchestrator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with opened(ft) as s:
         first = s.forward_backward(rows(), seq_id=1)
         assert s.forward_backward(rows(), seq_id=1) is first
@@ -168,6 +174,11 @@ def test_what_is_sent_twice_counts_once_and_what_is_refused_changes_nothing(ft: 
                 bad()
         with pytest.raises(NotFound):
             s.load("nowhere")
+        with monkeypatch.context() as lost:
+            lost.setattr(type(s._backend), "forward", no_answer)
+            for _ in range(2):  # it may have arrived, so it is not carried out again
+                with pytest.raises(HostUnavailable):
+                    s.futures.forward_backward(rows(), seq_id=3).result(timeout=60)
         assert s.optim_step(ADAM, seq_id=2) is s.optim_step(ADAM, seq_id=2)
         assert s.step == 1
         one = s.save("one")
