@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
-from orchestrate.local.run import STATUSES, JobState, RunDir, checkpoints
-from orchestrate.providers.sessions import SESSION
+import msgspec
+
+from orchestrate.errors import ProviderError
+from orchestrate.local.job import AdapterKind, AdapterSettings, LocalJob, Supervised
+from orchestrate.local.run import STATUSES, JobState, RunDir, checkpoints, now
+from orchestrate.providers.sessions import SESSION, SessionOrder
+from orchestrate.settings import masked
 from orchestrate.text import duration
 from orchestrate.types import Checkpoint, Job, JobError, JobHandle, JobStatus
 
@@ -16,6 +23,39 @@ STUCK_S = 900.0
 STUCK_STEPS = 50.0
 """A worker is called stuck after this many steps' time without one, and never before `STUCK_S`: evaluations
 and the drawing of answers come between steps."""
+
+
+def of_session(
+    runs: Path, order: SessionOrder, provider: str, *, adapter: AdapterKind = "lora", **machine: Any
+) -> RunDir:
+    """Make the run directory of a session, or return the one it has. `machine`: the job's threads, device
+    and precision. Raises `ProviderError` where it cannot be made."""
+    job = LocalJob(
+        ref=order.ref,
+        model=order.model,
+        model_name=order.model_name,
+        train="",
+        method=Supervised(),
+        adapter=AdapterSettings(type=adapter, r=order.lora["rank"]),
+        seed=order.lora["seed"] or 0,
+        spec=masked(order.spec),
+        session=order.to_dict(),
+        created_at=now(),
+        **machine,
+    )
+    try:
+        return RunDir.make(runs, job)[0]
+    except OSError as error:
+        raise ProviderError(provider, f"the run directory cannot be made: {error}") from error
+
+
+def settle(run: RunDir, state: JobState, status: str, why: str, **changes: Any) -> None:
+    """Write a status in the place of the worker or program that would. The caller holds the run's lock."""
+    end = {"finished_at": now()} if STATUSES[status].terminal else {}
+    run.write_state(
+        msgspec.structs.replace(state, status=status, stage=None, updated_at=now(), **end, **changes)
+    )
+    run.add_event(f"{status}; {why}", type=status, step=state.step)
 
 
 def handle(run: RunDir, provider: str = "local", *, session: bool | None = None) -> JobHandle:

@@ -308,11 +308,7 @@ class LocalProvider(
                 state = run.written_state()
                 if state.terminal or state.status == status:
                     return
-            end = {"finished_at": now()} if STATUSES[status].terminal else {}
-            run.write_state(
-                msgspec.structs.replace(state, status=status, stage=None, updated_at=now(), **end, **changes)
-            )
-            run.add_event(f"{status}; no worker was running", type=status, step=state.step)
+            reading.settle(run, state, status, "no worker was running", **changes)
             self.place.settle(run)
 
     # -- the tuned model -----------------------------------------------------------------------------------

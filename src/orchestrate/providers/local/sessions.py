@@ -15,16 +15,15 @@ import msgspec
 
 from orchestrate import costing
 from orchestrate.core.child import Ended, raised
-from orchestrate.errors import OrchestrateError, ProviderError, UsageError
+from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.local import machine
-from orchestrate.local.job import AdapterSettings, LocalJob, Supervised
 from orchestrate.local.model.files import source
-from orchestrate.local.run import RunDir, launching, now
+from orchestrate.local.run import RunDir, launching
 from orchestrate.local.run.stepwise import SessionWorker
+from orchestrate.providers import rundirs
 from orchestrate.providers.base import Sessions
 from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.providers.sessions import Row, SessionBackend, SessionOrder, SessionPrice, then
-from orchestrate.settings import masked
 from orchestrate.types import JobHandle
 
 if TYPE_CHECKING:
@@ -151,25 +150,15 @@ class StepwiseProvider(LocalProvider, Sessions):
 
     def session_dir(self, order: SessionOrder) -> RunDir:
         asked, mine = dict(order.options), self.config.options
-        job = LocalJob(
-            ref=order.ref,
-            model=order.model,
-            model_name=order.model_name,
-            train="",
-            method=Supervised(),
-            adapter=AdapterSettings(type="qlora" if asked.get("four_bit") else "lora", r=order.lora["rank"]),
-            seed=order.lora["seed"] or 0,
+        return rundirs.of_session(
+            self._runs,
+            order,
+            self.name,
+            adapter="qlora" if asked.get("four_bit") else "lora",
             threads=asked.get("threads", mine.get("threads")),
             device=asked.get("device", mine.get("device")),
             precision=asked.get("precision"),
-            spec=masked(order.spec),
-            session=order.to_dict(),
-            created_at=now(),
         )
-        try:
-            return RunDir.make(self._runs, job)[0]
-        except OSError as error:
-            raise ProviderError(self.name, f"the run directory cannot be made: {error}") from error
 
     def session_price(self, order: SessionOrder, rates: RateBook) -> SessionPrice:
         """Return what the user set as the hourly cost of this machine, otherwise nothing."""

@@ -25,13 +25,11 @@ from orchestrate.errors import (
     Unsupported,
     UsageError,
 )
-from orchestrate.local.job import AdapterSettings, LocalJob, Supervised
-from orchestrate.local.run import STATUSES, RunDir, now, runs
+from orchestrate.local.run import STATUSES, RunDir, runs
 from orchestrate.providers import rundirs
 from orchestrate.providers.base import KeepsCheckpoints, Measures, Pauses, Progress, Sessions
 from orchestrate.providers.sessions import Row, SessionBackend, SessionOrder, SessionPrice, then
 from orchestrate.providers.tinker import PROFILE
-from orchestrate.settings import masked
 from orchestrate.types import (
     Checkpoint,
     Event,
@@ -181,7 +179,7 @@ def _told(error: BaseException) -> BaseException:
     if not isinstance(error, Exception) or isinstance(error, ProviderError | UsageError):
         return error
     status = getattr(error, "status_code", None)
-    if str(getattr(error, "category", "")).endswith(("user", "User", "USER")) or status in (400, 422):
+    if str(getattr(error, "category", "")).lower().endswith("user") or status in (400, 422):
         return InvalidRequest("tinker", message)
     if status == 404:
         return NotFound("tinker", message)
@@ -205,22 +203,7 @@ class TinkerProvider(Measures, KeepsCheckpoints, Pauses, Sessions):
         return Path(str(self.config.options["home"])) / self.name / "runs"
 
     def session_dir(self, order: SessionOrder) -> RunDir:
-        job = LocalJob(
-            ref=order.ref,
-            model=order.model,
-            model_name=order.model_name,
-            train="",
-            method=Supervised(),
-            adapter=AdapterSettings(type="lora", r=order.lora["rank"]),
-            seed=order.lora["seed"] or 0,
-            spec=masked(order.spec),
-            session=order.to_dict(),
-            created_at=now(),
-        )
-        try:
-            return RunDir.make(self._runs, job)[0]
-        except OSError as error:
-            raise ProviderError(self.name, f"the run directory cannot be made: {error}") from error
+        return rundirs.of_session(self._runs, order, self.name)
 
     def session_price(self, order: SessionOrder, rates: RateBook) -> SessionPrice:
         """Return your own rates of `rates.yaml`. A server on this machine costs nothing without them."""
@@ -319,6 +302,4 @@ class TinkerProvider(Measures, KeepsCheckpoints, Pauses, Sessions):
         with run.lock() as held:
             state = run.written_state()
             if held and not state.terminal:
-                end = now() if STATUSES[status].terminal else None
-                run.write_state(replace(state, status=status, stage=None, updated_at=now(), finished_at=end))
-                run.add_event(f"{status}; no program was driving it", type=status, step=state.step)
+                rundirs.settle(run, state, status, "no program was driving it")
