@@ -205,7 +205,7 @@ def test_garbage_in_the_newest_checkpoint_costs_some_steps_only(
 
 @pytest.mark.slow
 def test_the_disk_is_looked_at_before_the_first_step(job: LocalJob, home: Path) -> None:  # noqa: F811
-    with pytest.raises(DiskFull, match=r"95 MiB free; .* take 111 MiB"):
+    with pytest.raises(DiskFull, match=r"95 MiB free; .* need 111 MiB"):
         require(100 * MB - 1, result=20 * MB, checkpoint=40 * MB, kept=3)
     assert require(10_000 * MB, result=20 * MB, checkpoint=40 * MB, kept=3) is None
     warning = require(150 * MB, result=20 * MB, checkpoint=40 * MB, kept=3)
