@@ -223,7 +223,7 @@ def test_the_disk_is_looked_at_before_the_first_step(job: LocalJob, home: Path) 
         work(run)
         cancelling.result()
     assert run.state().status == "cancelled", run.state().error
-    assert any("2,000,000 checkpoints take" in m for m in events(run, "disk"))
+    assert any("2,000,000 checkpoints need" in m for m in events(run, "disk"))
 
 
 @pytest.mark.slow
