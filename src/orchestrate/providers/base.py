@@ -118,15 +118,14 @@ class Provider(ABC):
     """Both are the profile's."""
     features: ClassVar[frozenset[Feature]]
     missing: ClassVar[Mapping[Feature, str]]
-    """The reason for each absent feature; together with `features` it covers all of `Feature`."""
+    """The reason for each feature of `Feature` that is not in `features`."""
     sends_wandb_key: ClassVar[bool] = True
     """Whether W&B needs a key from here, where the backend offers it; else the host's account has one."""
     renders_rows: ClassVar[bool] = False
     """Whether training renders rows by the chat template that is counted with here: what that does with them
     is then what happens to them."""
     status_map: ClassVar[Mapping[str, JobStatus]]
-    """The host's words for a job's status. An unknown word becomes `UNKNOWN`, is kept raw, and is never
-    terminal."""
+    """The host's words for a job's status. An unknown one becomes `UNKNOWN`, and is never terminal."""
 
     def __init__(self, config: HostConfig) -> None:
         self.config = config
@@ -350,7 +349,13 @@ class ListsStored(Provider):
         """Delete a stored item permanently. An item that is already deleted is not an error."""
 
 
-class Limited(Provider):
+class StopsWorkers(Provider):
+    @abstractmethod
+    def stop_workers(self, ref: str) -> None:
+        """Stop the rented machines of a job from any store, by their label alone."""
+
+
+class Limited(StopsWorkers):
     """Its workers end themselves at a run's own limits of hours and money."""
 
     @abstractmethod
@@ -366,10 +371,6 @@ class Limited(Provider):
     def allow(self, job: JobHandle, *, max_hours: float | None, max_usd: Decimal | None) -> None:
         """Change the limits for workers that start from now on. The same limits change nothing. Raises
         `ProviderError`."""
-
-    @abstractmethod
-    def stop_workers(self, ref: str) -> None:
-        """Stop the workers of a job from any store, by their label alone."""
 
 
 # -- what the account has ----------------------------------------------------------------------------------
@@ -546,11 +547,15 @@ class Sessions(Provider):
 
     @abstractmethod
     def session_price(self, order: SessionOrder, rates: RateBook) -> SessionPrice:
-        """Return what the session costs. Sends nothing."""
+        """Return what the session costs. May ask the host, but changes and bills nothing."""
 
     @abstractmethod
     def open_session(self, order: SessionOrder) -> SessionBackend:
         """Start the model. Raises `ProviderError`, or what loading the base raises."""
+
+    @abstractmethod
+    def pause(self, job: JobHandle) -> None:
+        """Ask the program that drives a session to save and end it."""
 
 
 # -- asking for one ----------------------------------------------------------------------------------------
@@ -573,14 +578,10 @@ _OTHERS: Mapping[type[Provider], tuple[str, str]] = {
     HandsOutFiles: ("data files", "it does not offer its jobs' files for download"),
     ListsStored: ("list of stored files", "its API does not list or delete stored files and models"),
     ListsModels: ("list of models", "its API does not list the models it can fine-tune"),
-    Sessions: (
-        "training sessions",
-        'no client of its sessions is built in; ft.session(provider="local") runs the same loop here',
-    ),
+    Sessions: ("training sessions", 'no client for them is built in; use ft.session(provider="local")'),
     TakesAdapters: ("place for others' adapters", "{title} serves only models it has trained itself"),
 }
 """What is no feature: what the user reads where it is absent."""
-
 P = TypeVar("P", bound=Provider)
 
 
@@ -610,7 +611,6 @@ def lacking(provider: Provider, feature: Feature) -> Unsupported:
 
 
 # What stands at a host and bills or could: the parts that all backends share.
-
 
 T = TypeVar("T")
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from orchestrate.errors import ProviderError
+from orchestrate.errors import NotFound, ProviderError
 from orchestrate.local.job import AdapterKind, AdapterSettings, LocalJob, Supervised
-from orchestrate.local.run import STATUSES, JobState, RunDir, checkpoints, now
+from orchestrate.local.run import STATUSES, JobState, RunDir, checkpoints, now, runs
 from orchestrate.providers.sessions import SESSION, SessionOrder
 from orchestrate.settings import masked
 from orchestrate.text import duration
@@ -26,7 +27,7 @@ and the drawing of answers come between steps."""
 
 
 def of_session(
-    runs: Path, order: SessionOrder, provider: str, *, adapter: AdapterKind = "lora", **machine: Any
+    home: Path, order: SessionOrder, provider: str, *, adapter: AdapterKind = "lora", **machine: Any
 ) -> RunDir:
     """Make the run directory of a session, or return the one it has. `machine`: the job's threads, device
     and precision. Raises `ProviderError` where it cannot be made."""
@@ -44,9 +45,60 @@ def of_session(
         **machine,
     )
     try:
-        return RunDir.make(runs, job)[0]
+        return RunDir.make(home, job)[0]
     except OSError as error:
         raise ProviderError(provider, f"the run directory cannot be made: {error}") from error
+
+
+class SessionRuns:
+    """The run directories of sessions whose model is at a host. The directories are on this machine."""
+
+    def __init__(self, home: Path, provider: str) -> None:
+        self.home, self.provider = home / provider / "runs", provider
+
+    def make(self, order: SessionOrder) -> RunDir:
+        return of_session(self.home, order, self.provider)
+
+    def dir(self, job: JobHandle) -> RunDir:
+        """Raises `NotFound`."""
+        run = RunDir(self.home / job.job_id)
+        if not run.exists():
+            raise NotFound(self.provider, f"there is no run directory {run.path}")
+        return run
+
+    def job(self, run: RunDir) -> Job:
+        """Read the job. Its tuned model is where its host keeps it."""
+        state = run.state()
+        return msgspec.structs.replace(job(run, self.provider), tuned_model=state.result)
+
+    def find(self, ref: str) -> list[JobHandle]:
+        run = RunDir(self.home / ref)
+        return [handle(run, self.provider)] if run.exists() else []
+
+    def all(self, since: datetime | None = None) -> Iterator[Job]:
+        for one in map(self.job, runs(self.home)):
+            if since is not None and one.created_at is not None and one.created_at < since:
+                return
+            yield one
+
+    def checkpoints(self, handle: JobHandle) -> list[Checkpoint]:
+        run = self.dir(handle)
+
+        def at(one: Checkpoint) -> str:
+            return str(msgspec.json.decode((run.checkpoints / one.id / "saved.json").read_bytes())["at"])
+
+        return [msgspec.structs.replace(one, model=at(one)) for one in checkpoint_list(run)]
+
+    def ask(self, handle: JobHandle, word: str, status: str) -> bool:
+        """Ask the program that drives the session, which follows within seconds. Without one, write the
+        status here and return True."""
+        run = self.dir(handle)
+        run.ask(word)
+        with run.lock() as held:
+            state = run.written_state()
+            if alone := held and not state.terminal:
+                settle(run, state, status, "no program was driving it")
+        return alone
 
 
 def settle(run: RunDir, state: JobState, status: str, why: str, **changes: Any) -> None:

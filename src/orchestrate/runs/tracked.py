@@ -16,7 +16,8 @@ from orchestrate.core.files import private_folder
 from orchestrate.core.progress import cost_so_far, stage
 from orchestrate.core.underway import BYTES, work
 from orchestrate.errors import RunFailed, UsageError
-from orchestrate.providers.base import Chats, Deploys, Downloads, P, Pauses, ShowsRows, capability
+from orchestrate.providers.base import Chats, Deploys, Downloads, P, Pauses, Sessions, ShowsRows, capability
+from orchestrate.providers.sessions import SESSION
 from orchestrate.runs.hosting.deployment import DeploymentHandle, deployer_of, require_open, used
 from orchestrate.text import money
 from orchestrate.types import (
@@ -190,9 +191,10 @@ class TrackedRun:
         """Pause the run until `resume`. Raises `Unsupported` if the host cannot pause."""
         from orchestrate.runs import resuming
 
-        capability(self.provider, Pauses)
+        able = Sessions if self.record.job_kind == SESSION else Pauses
+        capability(self.provider, able)
         resuming.require_going(self.record, "pause")
-        self._here(Pauses).pause(self.record.handle)
+        self._here(able).pause(self.record.handle)
         return self.refresh()
 
     def resume(

@@ -12,9 +12,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import msgspec
-from msgspec.structs import replace
-
 from orchestrate.core import days
 from orchestrate.errors import (
     HostUnavailable,
@@ -25,7 +22,7 @@ from orchestrate.errors import (
     Unsupported,
     UsageError,
 )
-from orchestrate.local.run import STATUSES, RunDir, runs
+from orchestrate.local.run import STATUSES, RunDir
 from orchestrate.providers import rundirs
 from orchestrate.providers.base import KeepsCheckpoints, Measures, Pauses, Progress, Sessions
 from orchestrate.providers.sessions import Row, SessionBackend, SessionOrder, SessionPrice, then
@@ -199,11 +196,11 @@ class TinkerProvider(Measures, KeepsCheckpoints, Pauses, Sessions):
     # -- sessions ------------------------------------------------------------------------------------------
 
     @property
-    def _runs(self) -> Path:
-        return Path(str(self.config.options["home"])) / self.name / "runs"
+    def _runs(self) -> rundirs.SessionRuns:
+        return rundirs.SessionRuns(Path(str(self.config.options["home"])), self.name)
 
     def session_dir(self, order: SessionOrder) -> RunDir:
-        return rundirs.of_session(self._runs, order, self.name)
+        return self._runs.make(order)
 
     def session_price(self, order: SessionOrder, rates: RateBook) -> SessionPrice:
         """Return your own rates of `rates.yaml`. A server on this machine costs nothing without them."""
@@ -250,56 +247,28 @@ class TinkerProvider(Measures, KeepsCheckpoints, Pauses, Sessions):
 
     # -- reading -------------------------------------------------------------------------------------------
 
-    def _run(self, job: JobHandle) -> RunDir:
-        run = RunDir(self._runs / job.job_id)
-        if not run.exists():
-            raise NotFound(self.name, f"there is no run directory {run.path}")
-        return run
-
-    def _job(self, run: RunDir) -> Job:
-        state = run.state()
-        return replace(rundirs.job(run, self.name), tuned_model=state.result)
-
     def find(self, ref: str) -> list[JobHandle]:
-        run = RunDir(self._runs / ref)
-        return [rundirs.handle(run, self.name)] if run.exists() else []
+        return self._runs.find(ref)
 
     def get(self, job: JobHandle) -> Job:
-        return self._job(self._run(job))
+        return self._runs.job(self._runs.dir(job))
 
     def list(self, *, since: datetime | None = None) -> Iterator[Job]:
-        for job in map(self._job, runs(self._runs)):
-            if since is not None and job.created_at is not None and job.created_at < since:
-                return
-            yield job
+        return self._runs.all(since)
 
     def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
-        yield from self._run(job).events(after)
+        yield from self._runs.dir(job).events(after)
 
     def metrics(self, job: JobHandle) -> list[MetricPoint]:
-        return self._run(job).metrics()
+        return self._runs.dir(job).metrics()
 
     def checkpoints(self, job: JobHandle) -> list[Checkpoint]:
-        run = self._run(job)
-
-        def at(one: Checkpoint) -> str:
-            return str(msgspec.json.decode((run.checkpoints / one.id / "saved.json").read_bytes())["at"])
-
-        return [replace(one, model=at(one)) for one in rundirs.checkpoint_list(run)]
+        return self._runs.checkpoints(job)
 
     # -- acting --------------------------------------------------------------------------------------------
 
     def cancel(self, job: JobHandle) -> None:
-        self._ask(job, "cancel", "cancelled")
+        self._runs.ask(job, "cancel", "cancelled")
 
     def pause(self, job: JobHandle) -> None:
-        self._ask(job, "pause", "paused")
-
-    def _ask(self, job: JobHandle, word: str, status: str) -> None:
-        """The program that drives the session follows within seconds; without one it is settled here."""
-        run = self._run(job)
-        run.ask(word)
-        with run.lock() as held:
-            state = run.written_state()
-            if held and not state.terminal:
-                rundirs.settle(run, state, status, "no program was driving it")
+        self._runs.ask(job, "pause", "paused")

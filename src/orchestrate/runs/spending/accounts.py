@@ -5,9 +5,10 @@ What could not be asked is reported and never counted as nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -22,7 +23,8 @@ from orchestrate.costing.expenses import Expense as Expense
 from orchestrate.costing.expenses import Sum as Sum
 from orchestrate.costing.expenses import cents as cents
 from orchestrate.errors import MissingKey, OrchestrateError
-from orchestrate.types import Deployment, DeploymentState, Record, Run, Standing
+from orchestrate.providers.sessions import SESSION
+from orchestrate.types import Deployment, DeploymentState, JobStatus, Record, Run, Standing
 
 if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
@@ -179,6 +181,8 @@ class _AccountAnswer:
     place: str = ""
     """Where the ids of the items are one thing's only."""
     items: tuple[Standing, ...] = ()
+    left: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Runs whose sessions no program drives, each with the reason."""
 
 
 @dataclass(frozen=True)
@@ -292,7 +296,9 @@ class Spender:
             elsewhere=elsewhere,
         )
         items = tuple(msgspec.structs.replace(item, payload={}) for item in billing.items)
-        return _AccountAnswer(told, backend.config.base_url or backend.kind, items)
+        up = [one for one in known if isinstance(one, Run) and one.ref.lower() in seen]
+        left = {one.id: why for one in up if (why := left_session(backend, one)) is not None}
+        return _AccountAnswer(told, backend.config.base_url or backend.kind, items, left)
 
     def _elsewhere(
         self, backend: Provider, known: Iterable[Run | Deployment], seen: Collection[str]
@@ -359,7 +365,9 @@ def _owned(
                 foreign=run is None and one is None,
                 abandoned=(run is not None and run.abandoned is not None)
                 or (one is not None and one.state is DeploymentState.ABANDONED),
-                unaccounted=unaccounted(run, now) if is_job else None,
+                unaccounted=(unaccounted(run, now) or answer.left.get(run.id if run else ""))
+                if is_job
+                else None,
                 idle=False,
             )
             # A job that another user of the account certainly made is in a store of theirs.
@@ -377,6 +385,18 @@ def unaccounted(run: Run | None, now: datetime) -> str | None:
         return "its run was given up"
     if run.status.terminal and now - (run.finished_at or run.updated_at) > GRACE:
         return f"its run has {run.status.value}"
+    return None
+
+
+def left_session(provider: Provider, run: Run | None) -> str | None:
+    """Explain why no program uses a session's machine any more: a session releases it before it ends or
+    pauses. Asks for the state, since the store may not know yet that the program was killed."""
+    if run is None or run.job_kind != SESSION:
+        return None
+    with suppress(OrchestrateError):
+        status = provider.get(run.handle).status
+        if status.terminal or status is JobStatus.PAUSED:
+            return f"its session is {status.value}"
     return None
 
 

@@ -12,8 +12,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
 from orchestrate.errors import OrchestrateError
-from orchestrate.providers.base import Deploys, Limited, capability
-from orchestrate.runs.spending.accounts import AccountStatus, SpendingReport, unaccounted
+from orchestrate.providers.base import Deploys, StopsWorkers, capability
+from orchestrate.runs.spending.accounts import AccountStatus, SpendingReport, left_session, unaccounted
 from orchestrate.types import JobHandle, Record, Standing
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Orphans:
                 capability(provider, Deploys).undeploy(
                     JobHandle(provider=item.provider, job_id=str(item.job_id))
                 )
-            elif isinstance(provider, Limited):
+            elif isinstance(provider, StopsWorkers):
                 provider.stop_workers(str(item.job_id))
         except OrchestrateError as error:
             return _with(one, "failed", error.message)
@@ -100,6 +100,7 @@ class Orphans:
                 reason = "its deployment has ended here" if kept else "it matches no deployment in this store"
         else:
             reason = unaccounted(run, self.store.clock.now())
+            reason = reason or left_session(self.provider(item.provider), run)
         return None if reason is None else Orphan(item=item, run=run.id if run else None, reason=reason)
 
     def _marked(self, item: Standing) -> bool:
@@ -110,7 +111,7 @@ class Orphans:
             ours = {name for name in (job, MARK + job) if name.startswith(MARK)}
             return item.bills is not False and not ours.isdisjoint({_bare(item.name or ""), _bare(item.id)})
         ours = item.kind == "job" and str(item.job_id).startswith(MARK)
-        return ours and isinstance(self.provider(item.provider), Limited)
+        return ours and isinstance(self.provider(item.provider), StopsWorkers)
 
 
 def _bare(name: str) -> str:
