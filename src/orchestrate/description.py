@@ -1,7 +1,7 @@
-"""What a host that speaks OpenAI's fine-tuning API takes and how, read from its YAML file.
+"""The YAML description of a host that implements OpenAI's fine-tuning API.
 
-`profiles/template.yaml` explains each field. A description is data: what it says wrongly is reported with
-file and field, and nothing of it is run.
+`profiles/template.yaml` explains each field. A description is data. Errors in it are reported with file and
+field, and nothing in it is executed.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from orchestrate.types import decoding
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A table of the file; a field that it does not have is a mistake."""
+    """A table of the file. An unknown field is an error."""
 
 
 class SettingRule(Table, frozen=True, kw_only=True):
-    """What one setting of a spec becomes: exactly one of `field`, `always` and `refused`."""
+    """How one setting of a spec is translated: exactly one of `field`, `always` and `refused`."""
 
     field: str | None = None
     """Of the create request, dotted; `{method}` is the host's word for the method."""
@@ -56,7 +56,7 @@ class SettingRule(Table, frozen=True, kw_only=True):
 
 
 class RowRules(Table, frozen=True, kw_only=True):
-    """What the host says of the rows of a file."""
+    """What the host accepts in the rows of a file."""
 
     kinds: tuple[str, ...] = ("chat",)
     least: int = 1
@@ -83,7 +83,7 @@ class Suffix(Table, frozen=True, kw_only=True):
 
 
 class OfferedModel(Table, frozen=True, kw_only=True):
-    """A base model as the host offers it, under the catalog's name."""
+    """A base model that the host offers, under its catalog name."""
 
     id: str
     methods: tuple[str, ...] = ()
@@ -110,7 +110,7 @@ class HostRequest(Table, frozen=True, kw_only=True):
 
 
 class DeploymentListing(Table, frozen=True, kw_only=True):
-    """A list of deployments, and where its entries say what."""
+    """How to list deployments, and where their fields are."""
 
     path: str
     query: dict[str, str] = {}
@@ -125,8 +125,8 @@ class DeploymentListing(Table, frozen=True, kw_only=True):
 
 
 class AdapterUpload(Table, frozen=True, kw_only=True):
-    """How an adapter that was trained elsewhere is brought: an archive of PEFT's two files, which `make`
-    then names."""
+    """How to upload an adapter trained elsewhere: an archive of PEFT's two files, from which `make` creates a
+    model."""
 
     path: str
     """Below the root of the API of deployments."""
@@ -140,8 +140,9 @@ class AdapterUpload(Table, frozen=True, kw_only=True):
 
 
 class DeploymentDescription(Table, frozen=True, kw_only=True):
-    """How a tuned model is put up, where it does not answer on its own. Paths and bodies hold `{name}`,
-    `{model}`, `{base}`, `{job}`, `{checkpoint}`, `{tier}`, `{capacity}` and the host's own options."""
+    """How to deploy a tuned model on hosts where it is not served automatically. Paths and bodies may contain
+    `{name}`, `{model}`, `{base}`, `{job}`, `{checkpoint}`, `{tier}`, `{capacity}` and the host's own
+    options."""
 
     url: str | None = None
     """`None`: beside the base URL, see `root`."""
@@ -173,7 +174,7 @@ class DeploymentDescription(Table, frozen=True, kw_only=True):
 
 
 class Described(Table, frozen=True, kw_only=True):
-    """A whole file."""
+    """The entire file."""
 
     title: str
     sources: dict[str, str]
@@ -237,7 +238,7 @@ class Described(Table, frozen=True, kw_only=True):
 
     @property
     def known_fields(self) -> Mapping[str, None]:
-        """Of the create request."""
+        """The known fields of the create request."""
         plain = ["model", "training_file", "validation_file", "seed", "suffix", "metadata", *self.fields]
         for method in self.methods:
             plain += [self.field(rule, method) for rule in self.settings.values() if rule.field]

@@ -1,6 +1,6 @@
-"""Records as a notebook shows them, and as pandas takes them.
+"""Show records in notebooks, and convert them for pandas.
 
-Nothing of a notebook is imported: IPython asks for `_repr_html_`, and pandas is there or is not.
+No notebook package is imported: IPython calls `_repr_html_`, and pandas is optional.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ _EVENTS = 4
 
 
 def listing(items: Sequence[Any]) -> str:
-    """Records of one kind as a table."""
+    """Render records of one kind as a table."""
     kind = type(getattr(items[0], "record", items[0])).__name__ if items else ""
     rows = [cells(one) for one in items]
     for row in rows:
@@ -337,7 +337,7 @@ def _steps(one: Run, metrics: Sequence[MetricPoint]) -> str | None:
 def frame(rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
     """Build a pandas frame, with columns in the order of first appearance and missing values where a row
     has none. Raises `MissingExtra` without pandas."""
-    with needed("pandas", "a table of pandas", "pandas"):
+    with needed("pandas", "a pandas data frame", "pandas"):
         import pandas
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return pandas.DataFrame([{k: _plain(v) for k, v in row.items()} for row in rows], columns=columns)
@@ -354,13 +354,13 @@ def _plain(value: Any) -> Any:
 
 
 class NotebookView(Protocol):
-    """What a notebook shows: as HTML, and as a line where it cannot."""
+    """What a notebook shows: HTML, or one line of text where HTML isn't supported."""
 
     def _repr_html_(self) -> str: ...
 
 
 class NotebookOutput:
-    """Shows one thing after the other in the same place; nothing where no notebook runs."""
+    """Shows one output after another in the same place. Does nothing outside a notebook."""
 
     def __init__(self) -> None:
         self._display = _display()

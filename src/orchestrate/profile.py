@@ -1,8 +1,8 @@
-"""What is known of a backend before anything is sent: its address, rows, models and prices.
+"""What is known about a backend before anything is sent: its address, row formats, models and prices.
 
 Each backend has one `Profile` in a module that imports nothing heavy, since all profiles are read with the
-settings. Built-in ones lie in `orchestrate.providers.<kind>`; a package registers its own by an entry
-point in the group `orchestrate.providers`, whose name is the backend's kind. A host that speaks OpenAI's
+settings. Built-in ones lie in `orchestrate.providers.<kind>`; a package registers its own by an entry point
+in the group `orchestrate.providers`, whose name is the backend's kind. A host that speaks OpenAI's
 fine-tuning API is described by a YAML file, of ours or in the user's configuration; its name is the kind.
 """
 
@@ -52,7 +52,7 @@ AWAY = frozenset({*RENTED, "depot", "pass_env"})
 
 
 class Readable(Protocol):
-    """A file of the package or of the user."""
+    """A readable file, from the package or the user."""
 
     def read_text(self, encoding: str) -> str: ...
 
@@ -67,7 +67,8 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Gate:
-    """From a day on a host takes no new jobs from some accounts; nothing but a create request tells which."""
+    """A date from which a host rejects new jobs from some accounts. Only a create request shows which
+    ones."""
 
     since: date
     accounts: str
@@ -76,7 +77,7 @@ class Gate:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Of one kind of backend; a configured host of this `type` shares it under a name of its own."""
+    """The profile of one kind of backend. Configured hosts of this `type` share it under their own names."""
 
     kind: str
     title: str
@@ -174,10 +175,10 @@ class Profile:
         shut = [gate for gate in self.gates if gate.since <= today]
         if not shut or self.closed(today):
             return None
-        told = " and ".join(f"since {gate.since} to {gate.accounts}" for gate in shut)
-        end = f", and will be to all from {self.no_new_jobs_after} (UTC)" if self.no_new_jobs_after else ""
+        told = " and ".join(f"since {gate.since} for {gate.accounts}" for gate in shut)
+        end = f", and will be for all from {self.no_new_jobs_after} (UTC)" if self.no_new_jobs_after else ""
         return (
-            f"{self.title} is closed to new jobs {told}{end} ({self.closing_source}); only a submit "
+            f"{self.title} has been closed to new jobs {told}{end} ({self.closing_source}). Only a submit "
             "shows whether this affects your account"
         )
 
@@ -187,7 +188,7 @@ class Profile:
         if self.no_new_jobs_after is None or today < self.no_new_jobs_after:
             return None
         since = f"{self.no_new_jobs_after} ({self.closing_source})"
-        return f"{self.title} has taken no new fine-tuning jobs since {since}; today is {today} (UTC)"
+        return f"{self.title} has not accepted new fine-tuning jobs since {since}; today is {today} (UTC)"
 
 
 def file_refused(job: Job) -> bool:
@@ -338,8 +339,8 @@ def template() -> str:
 
 
 def profile(kind: str) -> Profile:
-    """Raises `UsageError` for an unknown kind, `ConfigError` for a wrong description, `SetupError` for a
-    broken plug-in."""
+    """Return the profile of a backend kind. Raises `UsageError` for an unknown kind, `ConfigError` for an
+    invalid description, and `SetupError` for a broken plug-in."""
     if kind in built_in():
         return built_in()[kind]
     if (entry := described().get(kind)) is not None:

@@ -1,6 +1,6 @@
-"""Workspace: what every feature works with: settings, store, rates and backends, opened when first needed.
+"""The workspace that every feature uses: settings, store, rates and backends, opened on first use.
 
-It knows no feature. `Orchestrator` is a workspace with the features as its methods.
+It contains no features. `Orchestrator` is a workspace with the features as its methods.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def scope_of(settings: Settings) -> bool | None:
 
 
 class OpenedParts:
-    """The store and the backends that a workspace has opened; nothing until it is asked for."""
+    """The store and the backends that a workspace has opened. Each is opened on first use."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -44,7 +44,7 @@ class OpenedParts:
 
     @property
     def store(self) -> Store:
-        """Raises `StoreError` when the store cannot be used as it is."""
+        """The store. Raises `StoreError` if it cannot be used."""
         with self._lock:
             if self._store is None:
                 from orchestrate.store.store import Store
@@ -85,7 +85,8 @@ class Inside(OpenedParts):
         return self._outside.store
 
     def provider(self, name: str) -> Provider:
-        """Raises `SetupError` when the runs are of another sandbox than this home's."""
+        """Return the backend, ready to use. Raises `SetupError` if the runs belong to a different sandbox
+        than this home's."""
         with self._lock:
             if not self._entered and (backend := self._outside.provider(name)).sandbox:
                 return backend
@@ -109,13 +110,13 @@ class Inside(OpenedParts):
         self._entered = True
 
     def close(self) -> None:
-        """Leaves the store open: it is another's."""
+        """Close the backends. The store stays open because its owner closes it."""
         super().close()
         self._up.close()
 
 
 class Workspace:
-    """Opens nothing until it is asked for. Makes the home folder when there is none; use as a context
+    """Opens nothing until it is needed, and creates the home folder if it does not exist. Use it as a context
     manager."""
 
     def __init__(self, settings: Settings | OpenedParts | None = None) -> None:
@@ -134,7 +135,7 @@ class Workspace:
         self.close()
 
     def close(self) -> None:
-        """Lets go of connections and the store. Runs go on: they do not live in this process."""
+        """Close connections and the store. Runs continue, because they don't live in this process."""
         while self._inside:
             self._inside.popitem()[1].close()
         self._opened.close()
@@ -149,13 +150,13 @@ class Workspace:
 
     @property
     def store(self) -> Store:
-        """Raises `StoreError` when the store cannot be used as it is."""
+        """The store. Raises `StoreError` if it cannot be used."""
         return self._opened.store
 
     @cached_property
     def rates(self) -> RateBook:
-        """The prices that quotes and bills take: built in, under the `rates.yaml` of the home folder and of
-        the project. Assign to lay others over them. Raises `ConfigError`."""
+        """The prices that quotes and bills use: the built-in ones, overridden by the `rates.yaml` of the home
+        folder and of the project. Assign to override them. Raises `ConfigError`."""
         from orchestrate.costing import user_book
 
         project = [self.settings.config_file.parent] if self.settings.config_file else []

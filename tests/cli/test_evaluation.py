@@ -98,7 +98,7 @@ def test_a_better_model_ships_and_a_worse_one_stops_a_build(
     ("given", "why"),
     [
         (("-o", "r.pdf"), "the file extension sets the format:"),
-        (("--junit", "no/such/j.xml"), "there is no folder"),
+        (("--junit", "no/such/j.xml"), "does not exist"),
         (("--target", "90"), "--target 0.9 for 90%"),
     ],
 )

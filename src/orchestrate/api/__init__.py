@@ -1,1 +1,1 @@
-"""The public Python API: one facade, which holds no logic."""
+"""The public Python API: one facade without logic of its own."""

@@ -142,8 +142,8 @@ class AsyncDeploymentHandle(Threaded[DeploymentHandle]):
 
 
 class AsyncOrchestrator(Threaded[Orchestrator]):
-    """`Orchestrator` for asyncio: the same members, each call run in a thread so that the loop stays free.
-    Runs may be waited for side by side: `await asyncio.gather(*(run.wait() for run in runs))`."""
+    """`Orchestrator` for asyncio: the same members, each call runs in a thread, so the event loop stays free.
+    Wait for several runs at once with `await asyncio.gather(*(run.wait() for run in runs))`."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         super().__init__(Orchestrator(settings), ThreadPoolExecutor(_THREADS, "orchestrate"))

@@ -52,9 +52,9 @@ def _spec(given: SpecGiven) -> JobSpec:
 
 
 class Orchestrator(Workspace):
-    """All backends and all runs of one store. Makes the home folder when there is none, and opens nothing
-    until it is needed; use as a context manager. Wherever a spec is taken, the path of a spec file is too,
-    or its values as a mapping."""
+    """All backends and all runs of one store. Use it as a context manager. It creates the home folder if it
+    does not exist, and opens nothing until it is needed. Wherever a spec is accepted, you can also pass the
+    path of a spec file or a mapping with its values."""
 
     # -- choosing -------------------------------------------------------------------------------------------
 
@@ -108,12 +108,12 @@ class Orchestrator(Workspace):
         checked: bool = True,
         tokens: str = "exact",
     ) -> Prepared:
-        """Translate, check and quote the spec for each backend, reading each file once. Pass the result
-        to `submit`. Offline.
+        """Translate, check and quote the spec for each backend, reading each file once. Pass the result to
+        `submit`. Works offline.
 
-        `gpu_hours` is what an RFT job is taken to need. Without `checked` the files are counted for
-        the quotes only, and the test file is not read. `tokens`: `exact`, `sampled` (its interval is within
-        the low and the high price, by which limits are checked) or `none`: no price. Raises `DataError` for a
+        `gpu_hours` is the assumed duration of an RFT job. Without `checked`, the files are only counted for
+        the quotes, and the test file is not read. `tokens` is `exact`, `sampled` (the low and high price,
+        against which limits are checked, cover its interval) or `none` (no price). Raises `DataError` for a
         file that cannot be read.
         """
         from orchestrate.runs.preparing import prepared
@@ -124,25 +124,27 @@ class Orchestrator(Workspace):
     def plan(
         self, spec: SpecGiven, provider: Backends = "all", *, measured: bool = False
     ) -> Listing[Translation]:
-        """Show what each setting becomes on each backend. Settings that cannot be kept are refused in the
-        result. Works offline.
+        """Show what each setting becomes on each backend. Settings that cannot be kept are marked as refused.
+        Works offline.
 
-        No file is read unless `measured`: then memory is planned for the longest row of the data, if the
-        data can be read and the backend plans memory."""
+        No file is read unless `measured` is set. Memory is then planned for the longest row of the data, if
+        the data can be read and the backend plans memory.
+        """
         from orchestrate.runs.preparing import prepared
 
         return prepared.plan(self, _spec(spec), provider, measured=measured)
 
     def suggest(self, spec: SpecGiven, provider: Backends = "all") -> list[Suggestion]:
-        """Rank, alpha, learning rate, epochs and batch size for the spec's rows and model, one for each
-        backend, each with its reason and source. Reads the data; offline. Raises `DataError`."""
+        """Suggest rank, alpha, learning rate, epochs and batch size for the spec's rows and model on each
+        backend, with a reason and a source for each value. Reads the data. Works offline. Raises
+        `DataError`."""
         from orchestrate.runs.sweep import suggesting
 
         return suggesting.suggest(self, _spec(spec), provider)
 
     def check(self, spec: SpecGiven, provider: Backends = "all") -> Listing[Problem]:
-        """List every reason why a backend would reject the spec or its data, with the backends it applies
-        to. Offline."""
+        """List every reason why a backend would reject the spec or its data, with the backends it applies to.
+        Works offline."""
         return self.prepare(spec, provider).problems
 
     def quote(
@@ -153,8 +155,8 @@ class Orchestrator(Workspace):
         gpu_hours: Decimal | None = None,
         tokens: str = "exact",
     ) -> Listing[Quote]:
-        """Quote the spec on each backend, cheapest first. Jobs that would be rejected and quotes without
-        a price come last. `tokens` as in `prepare`. Offline."""
+        """Quote the spec on each backend, cheapest first. Jobs that would be rejected and quotes without a
+        price come last. `tokens` as in `prepare`. Works offline."""
         return self.prepare(spec, provider, gpu_hours=gpu_hours, checked=False, tokens=tokens).quotes
 
     # -- spending -------------------------------------------------------------------------------------------
@@ -186,7 +188,8 @@ class Orchestrator(Workspace):
 
         Raises `TranslationRefused`, `DataError`, `OverBudget`, `KeyTaken` before anything is sent;
         `OutcomeUnknown` if the response to the create request was lost (the run stays in the store; `sync`
-        settles it); `ProviderError` if the host refused."""
+        settles it); `ProviderError` if the host rejected the job.
+        """
         from orchestrate.runs import submit as submission
         from orchestrate.runs.preparing.prepared import Prepared
 
@@ -218,12 +221,12 @@ class Orchestrator(Workspace):
     ) -> TrainingSession:
         """Open a training session: your own loop trains `model` step by step. Use it as a context manager.
 
-        `lora`: a rank, or a mapping with rank, seed, train_mlp, train_attn, train_unembed. The session ends
-        itself at `max_cost_usd`, and after `idle_minutes` without a request: it is saved, and `resume=RUN`
-        continues it with the state of its last save, as it does after a crash. `options`: the backend's own;
-        on this machine threads, device, precision, four_bit.
+        `lora`: a rank, or a mapping with rank, seed, train_mlp, train_attn, train_unembed. The session is
+        saved and ended at `max_cost_usd` and after `idle_minutes` without a request. `resume=RUN` continues
+        it from its last save, also after a crash. `options` are the backend's own; on this machine threads,
+        device, precision and four_bit.
 
-        Raises `OverBudget` before anything is sent, and what loading the model raises.
+        Raises `OverBudget` before anything is sent, and the errors of loading the model.
         """
         from orchestrate.sessions.session import open_session
 
@@ -267,8 +270,8 @@ class Orchestrator(Workspace):
         return earlier.found(self, prepared, provider, idempotency_key)
 
     def require(self, spec: SpecGiven, provider: Backends) -> None:
-        """Check what can be checked before the data are read. Raises `Unsupported` for a method that a
-        backend does not offer, and `MissingKey`."""
+        """Run the checks that don't need the data. Raises `Unsupported` for a method that a backend does not
+        offer, and `MissingKey`."""
         from orchestrate.runs.preparing import prepared
 
         prepared.require(self, _spec(spec), provider)
@@ -319,12 +322,13 @@ class Orchestrator(Workspace):
     ) -> Listing[RunHandle]:
         """List runs, newest first. The database filters and sorts them.
 
-        `sandbox` asks for the runs of sandboxes, or for the others; by default there are none of a sandbox,
-        unless the current keys are one's. `search`: words that name a run; `model`: a part of its name;
-        `tag`: `NAME` or `NAME=VALUE`; `archived`: only archived runs, or only the others. `sort`: created,
-        name, backend, model, status, cost, updated, loss, spec.NAME or tag.NAME, with `-` in front from the
-        largest to the smallest. `after`: the id of the last run of the page before. Raises `UsageError` for
-        an unknown status or order."""
+        `sandbox` selects sandbox runs or the others. By default, sandbox runs are left out unless the current
+        keys are a sandbox's. `search` has words that name a run, `model` a part of the model's name, `tag` is
+        `NAME` or `NAME=VALUE`, and `archived` selects only archived runs or only the others. `sort` is
+        created, name, backend, model, status, cost, updated, loss, spec.NAME or tag.NAME; a leading `-` sorts
+        in descending order. `after` is the id of the last run of the previous page. Raises `UsageError` for
+        an unknown status or order.
+        """
         from orchestrate.store.listing import RunQuery
 
         query = RunQuery(
@@ -395,10 +399,10 @@ class Orchestrator(Workspace):
         )
 
     def sync(self, *, cancel_stalled: bool = False) -> SyncReport:
-        """Update all runs from the hosts' job lists, and settle lost answers."""
+        """Update all runs from the hosts' job lists, and resolve requests whose response was lost."""
         from orchestrate.runs.syncing.sweep import sync
 
-        with work("asking the hosts about the runs"):
+        with work("querying the hosts for runs"):
             return sync(
                 self.store,
                 self.ready,
@@ -426,14 +430,15 @@ class Orchestrator(Workspace):
         **order: Any,
     ) -> Evaluation:
         """Evaluate runs (`RUN`, `RUN@CHECKPOINT`), their bases and other models on held-out rows, compare
-        them with one another, and store the result with the runs. `order` are the further fields of
+        them with one another, and store the result with the runs. `order` has the other fields of
         `orchestrate.runs.evaluation.held_out.EvaluationOrder`."""
         from orchestrate.runs.evaluation.held_out import EvaluationOrder, evaluate_runs
 
         return evaluate_runs(self, runs, EvaluationOrder(test=test, metrics=metrics, **order))
 
     def evaluations(self, run_id: str) -> Listing[Evaluation]:
-        """Return the evaluations of one run, oldest first. Verdicts join what is known of the run today."""
+        """Return the evaluations of one run, oldest first. Verdicts include what is known about the run
+        today."""
         from orchestrate.runs.evaluation import verdicts
 
         return Listing(verdicts.evaluations(self, run_id))
@@ -476,9 +481,9 @@ class Orchestrator(Workspace):
         return judging.calibrated(self, judging.JudgeTerms(model=model, rated=str(rated), **terms))
 
     def review(self, runs: Sequence[RunHandle | str] | str = (), **order: Any) -> ReviewSession:
-        """Open a review for people to rate: of the answers of runs, of an `evaluation` by its id, or an
-        existing review by its id. Creates one if there is none yet.
-        `orchestrate.runs.evaluation.reviewing.serving` puts it on a page. `order`: the fields of
+        """Open a review for people to rate: of runs' answers, of an `evaluation` given by its id, or an
+        existing review given by its id. Creates the review if it does not exist.
+        `orchestrate.runs.evaluation.reviewing.serving` serves it as a page. `order`: the fields of
         `orchestrate.runs.evaluation.reviewing.ReviewOrder`."""
         from orchestrate.runs.evaluation import reviewing
 
@@ -486,8 +491,8 @@ class Orchestrator(Workspace):
         return reviewing.opened(self, names, reviewing.ReviewOrder(**order))
 
     def rate(self, review: str, ratings: Sequence[Rating]) -> int:
-        """Add people's ratings of a review's tasks that were made elsewhere, all or none, and return how
-        many. Raises `UsageError`."""
+        """Add ratings of a review's tasks that people made elsewhere, all or none, and return their number.
+        Raises `UsageError`."""
         from orchestrate.runs.evaluation import reviewing
 
         return reviewing.record(self, reviewing.opened(self, [review]), ratings)

@@ -1,4 +1,4 @@
-"""RunHandle: one run, with all that can be done with it and with its model."""
+"""RunHandle: one run, and everything you can do with it and its model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class RunHandle(TrackedRun):
-    """One run and what can be done with it. `record` is what was last seen; `refresh` asks the backend."""
+    """One run and the actions on it. `record` is its last known state; `refresh` queries the backend."""
 
     def deployment_price(self, to: str | None = None, **options: Any) -> Decimal | None:
         """Return the price of `deploy` with the same options in US dollars per hour, or `None` if it is
@@ -57,16 +57,17 @@ class RunHandle(TrackedRun):
         **options: Any,
     ) -> DeploymentHandle:
         """Deploy the tuned model on its host's GPUs, or upload its adapter and deploy it on another host
-        (`to`). Bills hourly until `undeploy`. A second call completes what an earlier one began.
+        (`to`). Bills hourly until `undeploy`. A second call completes what an earlier one started.
 
         `max_cost_usd` and `max_hours` end it while a watcher runs (`orchestrate worker`, `watch`) or at a
-        `sync`. `options` are the backend's: `shape`, `min_replicas`, `max_replicas`, `idle_minutes` and
-        so on. A limit or an option that a second call does not name stays unchanged. Limits count from
-        the deployment's creation, and options that differ from those of a running deployment are refused.
+        `sync`. `options` are the backend's: `shape`, `min_replicas`, `max_replicas`, `idle_minutes` and so
+        on. A limit or an option that a second call does not name stays unchanged. Limits count from the
+        deployment's creation, and options that differ from those of a running deployment are rejected.
 
         Raises `OverBudget`, `ProjectNotTrusted` and, without `accept_unknown_price`, `UsageError` before
-        anything is sent; `OutcomeUnknown` if the answer was lost: `sync`, or the same call again, finds
-        out what became of it."""
+        anything is sent; `OutcomeUnknown` if the response was lost. `sync`, or repeating the call, resolves
+        it.
+        """
         from orchestrate.runs.hosting import deploying
 
         terms = deploying.DeployTerms(
@@ -91,13 +92,14 @@ class RunHandle(TrackedRun):
         return evaluate_runs(self._ws, [self], EvaluationOrder(test=test, metrics=metrics, **order))
 
     def export(self, form: str, folder: str | Path, **options: Any) -> Export:
-        """See `orchestrate.runs.serving.tuned.export`."""
+        """Export the tuned model. See `orchestrate.runs.serving.tuned.export`."""
         from orchestrate.runs.serving import tuned
 
         return tuned.export(self._ws, self, form, Path(folder), **options)
 
     def verify(self, at: str | None = None, **asking: Any) -> Proof:
-        """See `orchestrate.runs.serving.tuned.verify`; `asking`: the fields of its `Asking`."""
+        """Verify that a served model is the one that was trained. See
+        `orchestrate.runs.serving.tuned.verify`. `asking` has the fields of its `Asking`."""
         from orchestrate.runs.serving import tuned
 
         return tuned.verify(self._ws, self, at, tuned.EndpointNames(**asking))

@@ -1,4 +1,4 @@
-"""Blocking objects for asyncio: each call runs in a thread, so that the loop stays free."""
+"""Adapt blocking objects to asyncio. Each call runs in a thread, so the event loop stays free."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _Sync = TypeVar("_Sync")
 
 
 class Threaded(Generic[_Sync]):
-    """Calls an object that blocks in threads, so that the loop stays free."""
+    """Calls a blocking object in threads, so that the event loop stays free."""
 
     def __init__(self, sync_api: _Sync, threads: ThreadPoolExecutor) -> None:
         self.sync_api = sync_api
@@ -24,7 +24,7 @@ class Threaded(Generic[_Sync]):
         self.threads = threads
 
     async def call(self, call: Callable[[], _T]) -> _T:
-        """Runs anything that blocks beside the loop."""
+        """Run a blocking function in a thread."""
         context = contextvars.copy_context()
         return await asyncio.get_running_loop().run_in_executor(self.threads, context.run, call)
 
@@ -32,14 +32,14 @@ class Threaded(Generic[_Sync]):
 def in_thread(
     method: Callable[Concatenate[_Sync, _P], _T],
 ) -> Callable[Concatenate[Threaded[_Sync], _P], Coroutine[Any, Any, _T]]:
-    """Return the method for asyncio, with the same parameters, result and errors."""
+    """Return the asyncio version of a method, with the same parameters, result and errors."""
     return then(method, lambda _, result: result)
 
 
 def then(
     method: Callable[Concatenate[_Sync, _P], _T], give: Callable[[Threaded[_Sync], _T], _R]
 ) -> Callable[Concatenate[Threaded[_Sync], _P], Coroutine[Any, Any, _R]]:
-    """Return the method for asyncio, with what `give` makes of its result."""
+    """Return the asyncio version of a method, which passes its result through `give`."""
 
     @functools.wraps(method)
     async def threaded(self: Threaded[_Sync], /, *args: _P.args, **options: _P.kwargs) -> _R:

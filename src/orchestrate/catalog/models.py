@@ -85,7 +85,7 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def ids(self) -> dict[str, str]:
-        """Backend -> id. This machine's is the hub id, or the bundled folder."""
+        """The model's id by backend. On this machine, it is the hub id or the bundled folder."""
         ids = {name: host.id for name, host in self.hosts.items()}
         if local := self.local_id:
             ids[this_machine().kind] = local
@@ -115,7 +115,7 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def open(self) -> bool:
-        """Whether the weights can be had."""
+        """Whether the weights are available."""
         return self.local_id is not None
 
 
@@ -225,8 +225,8 @@ def like(name: str, *, least: float = 0.5, provider: str | None = None) -> list[
 
 
 def search(query: str = "", provider: str | None = None) -> list[Model]:
-    """Return the models whose names hold every word of `query`, in catalog order; with `provider` those it
-    offers. The words `vision` and `images` mean models that take images."""
+    """Return the models whose names contain every word of `query`, in catalog order. With `provider`, only
+    those that it offers. The words `vision` and `images` mean models that take images."""
     words = query.lower().split()
     return [
         model
@@ -242,7 +242,8 @@ def _haystack(model: Model) -> str:
 
 
 def alternatives(model: Model, provider: str | None = None) -> list[Model]:
-    """Open models to move to from `model`, nearest first; with `provider` those that can be tuned there."""
+    """List open models to move to from `model`, nearest first. With `provider`, only those that can be tuned
+    there."""
     found = [find(name) for name in model.alternatives]
     return [other for other in found if provider is None or _tunable(other.on(provider))]
 
@@ -320,7 +321,7 @@ def known_hosts() -> frozenset[str]:
 
 
 class Licence(Record, frozen=True, kw_only=True):
-    """In short, for a question; the licence itself decides."""
+    """A short summary of a license, for a confirmation. The license itself is what counts."""
 
     id: str
     """As the hub names it."""
@@ -345,7 +346,7 @@ def licence(id: str) -> Licence:
     """Return a license by the hub's name for it. A license that is not listed has an empty `asks`."""
     entry = dict(_known().get(id.lower(), {"title": id}))
     if entry.pop("unread", False):
-        entry["asks"] = ["it is not reviewed in this catalog: read it before you continue"]
+        entry["asks"] = ["this catalog has not reviewed it: read it before you continue"]
     return decoding.convert({"id": id, **entry}, Licence)
 
 

@@ -1,4 +1,4 @@
-"""From the name in a spec to what one backend is sent."""
+"""Resolve the model name in a spec to what a backend is sent."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class ModelOnHost(Record, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """Canonical where there is one."""
+        """The canonical name if there is one."""
         return self.model.name if self.model else self.id
 
     @property
@@ -96,19 +96,19 @@ class ModelOnHost(Record, frozen=True, kw_only=True):
 
     @property
     def tokenizer(self) -> str | None:
-        """What the catalog calls its tokenizer: a counter or a family of `data.tokens.counting`."""
+        """The tokenizer's name in the catalog: a counter or a family of `data.tokens.counting`."""
         return self.model.tokenizer if self.model else None
 
     @property
     def hub(self) -> str | None:
-        """Its id on the hub, where it has one."""
+        """The model's id on the hub, if it has one."""
         if self.model is not None:
             return self.model.hub
         return self.id if HUB_ID.match(self.id) and not _is_folder(self.id) else None
 
     @property
     def folder(self) -> Path | None:
-        """The folder of the weights, for a model that is on this machine."""
+        """The folder of the weights, for a model on this machine."""
         folder = Path(self.id).expanduser()
         return folder if folder.is_dir() else None
 
@@ -139,7 +139,7 @@ def resolve(name: str, backend: Profile | str, today: date | None = None) -> Mod
     if host.tunable == "unconfirmed":
         warnings.append(
             f"{provider} may not be able to fine-tune {model.name}: "
-            f"{host.note or 'only seen among its inference models'}"
+            f"{host.note or 'it is only listed among its inference models'}"
         )
     if host.deployable == "no":
         warnings.append(
@@ -171,7 +171,9 @@ def _raw(name: str, known: Profile) -> ModelOnHost:
     return ModelOnHost(
         provider=provider,
         id=name,
-        warnings=(f"{name} is not in the catalog: sent to {provider} unchanged, its limits are unknown",),
+        warnings=(
+            f"{name} is not in the catalog: it is sent to {provider} unchanged, and its limits are unknown",
+        ),
     )
 
 
@@ -198,7 +200,7 @@ def _not_offered(model: Model, name: str, provider: str) -> SpecError:
     return SpecError(
         f"{model.name} cannot be tuned on {provider}; {there}",
         fix=f"orchestrate models --provider {provider}  lists its models; "
-        f"one model for each backend is written  model: {{{provider}: ..., default: {name}}}",
+        f"to name one model per backend, write  model: {{{provider}: ..., default: {name}}}",
     )
 
 

@@ -1,4 +1,4 @@
-"""What every room uses and no room is about: files, packages, progress, days, amounts, processes."""
+"""Utilities that every package uses: files, packages, progress, days, amounts, processes."""
 
 from __future__ import annotations
 

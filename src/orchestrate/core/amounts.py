@@ -1,4 +1,4 @@
-"""The one parser for sums of money and numbers of hours that people type, in options, forms and calls."""
+"""Parse amounts of money and numbers of hours that people type in options, forms and calls."""
 
 from __future__ import annotations
 

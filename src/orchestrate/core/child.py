@@ -1,5 +1,5 @@
-"""The one way to talk with a child process of ours: JSON lines on its standard input and output, an end for
-all that it started, its last words in the error, and a limit in time for each answer where one is wanted.
+"""Talk to our own child processes: JSON lines on standard input and output, cleanup of everything that the
+child started, the end of its stderr in errors, and an optional timeout per answer.
 
     with Child(python("orchestrate.some.module"), env=of_child(), name="the process that counts") as child:
         answer = child.ask({"words": text}, seconds=10)
@@ -39,7 +39,7 @@ _KNOWN = (errors.UsageError, errors.ConfigError, errors.DataError, errors.SetupE
 
 
 class Ended(RunFailed):
-    """The process exited or was closed before its answer. `code` is the return code, as in `subprocess`."""
+    """The process exited or was closed before it answered. `code` is the return code, as in `subprocess`."""
 
     def __init__(self, message: str, code: int | None) -> None:
         super().__init__(message, fix="orchestrate doctor")
@@ -47,7 +47,7 @@ class Ended(RunFailed):
 
 
 class TooLate(RunFailed):
-    """The limit of an answer has passed, and the process was killed."""
+    """The answer timed out, and the process was killed."""
 
 
 def python(module: str) -> list[str]:
@@ -267,7 +267,7 @@ def questions() -> Iterator[dict[str, Any]]:
 
 
 class LineWorker(Protocol):
-    """Takes lines in one thread, and works in the process's own."""
+    """Reads lines in one thread, and works in the main thread."""
 
     def read(self, lines: Any) -> None: ...
 

@@ -1,4 +1,4 @@
-"""The day by which closing dates and prices hold, the same wherever this runs."""
+"""The current day for closing dates and prices, the same on every machine."""
 
 from __future__ import annotations
 

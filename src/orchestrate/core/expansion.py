@@ -1,4 +1,4 @@
-"""YAML whose aliases stand for more than anybody writes: a few lines that become billions of values."""
+"""Guard against YAML alias bombs: a few lines that expand to billions of values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST_NODES = 200_000
 
 
 class Expands(yaml.MarkedYAMLError):
-    """The document is small and would not stay so."""
+    """The document would expand to too many values."""
 
 
 def require_bounded(node: yaml.Node | None) -> None:

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, locks between processes, hashes.
+"""Atomic writes of files and folders, locks between processes, and hashes.
 
 One durability for all: what is written lies on the disk before it gets its name, and the name does before the
 call returns. A reader sees the old content or the new, also after a power cut.
@@ -188,8 +188,8 @@ def _is_replacing(aside: Path, pid: int) -> bool:
 
 
 def scratch_folder(prefix: str) -> TemporaryDirectory[str]:
-    """Make a temporary folder that goes with this process. What killed processes of this machine left behind
-    under the same prefix is removed first."""
+    """Create a temporary folder that is deleted with this process. Folders with the same prefix left by
+    killed processes of this machine are removed first."""
     host = socket.gethostname()
     for left in Path(gettempdir()).glob(f"{prefix}-{escape(host)}-*-*"):
         pid = left.name.rsplit("-", 2)[1]
@@ -257,10 +257,10 @@ def locked(path: Path, *, wait_s: float | None = 0.0, keep: bool = True) -> Gene
 
 
 class Journal(Generic[E]):
-    """A file of JSON lines that only grows, and survives the end of its writer at any moment.
+    """An append-only file of JSON lines that stays valid if its writer is killed at any moment.
 
-    `entries` are those of the file, then those that were appended, in order. A line that a killed writer left
-    unfinished is none, and is cut off by the next one. Each entry is on the disk before `append` returns.
+    `entries` are those of the file, then those that were appended, in order. An unfinished line of a killed
+    writer is ignored, and the next writer removes it. Each entry is on disk before `append` returns.
     """
 
     def __init__(self, path: Path, entry: Any) -> None:

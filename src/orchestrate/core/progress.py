@@ -1,5 +1,4 @@
-"""How far a run has come, as the terminal and the pages show it: a word, a share, the time left, the cost so
-far."""
+"""A run's progress for the terminal and the pages: stage, share done, remaining time, cost so far."""
 
 from __future__ import annotations
 

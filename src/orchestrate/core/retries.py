@@ -1,4 +1,4 @@
-"""How long a call that may be repeated is tried."""
+"""Retry calls that may be repeated."""
 
 from __future__ import annotations
 

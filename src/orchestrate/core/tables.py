@@ -1,5 +1,5 @@
-"""Tables on a terminal: no word, name or number of them is broken or cut, however narrow it is. What has no
-room beside the rest goes below its row."""
+"""Terminal tables that never break or cut a word, name or number, however narrow the terminal is. Columns
+that don't fit go below their row."""
 
 from __future__ import annotations
 

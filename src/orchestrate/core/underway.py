@@ -1,4 +1,4 @@
-"""Long work tells how far it is to whoever listens. Nobody does by default: a library does not print.
+"""Report the progress of long work to a listener. By default there is none, because a library does not print.
 
 with heard_by(listener), work("uploading train.jsonl", BYTES) as told:
     told(done, total)
@@ -15,7 +15,7 @@ BYTES = "bytes"
 
 
 class ProgressCallback(Protocol):
-    """Called with how much is done, of how much in all where that is known, and what else is to be said."""
+    """Called with how much is done, the total if it is known, and any further message."""
 
     def __call__(self, done: float, total: float | None = None, detail: str = "", /) -> None: ...
 

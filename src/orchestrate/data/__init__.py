@@ -1,7 +1,7 @@
-"""Any input -> canonical examples, digest, problems, splits and provider files.
+"""Turn any input into canonical examples, a digest, problems, splits and provider files.
 
-`Dataset.open(path)` reads one file once; `TrainingData` joins the files of a spec. Both are imported when
-first used: whoever needs one shelf does not load the others.
+`Dataset.open(path)` reads one file once; `TrainingData` joins the files of a spec. Both are imported on first
+use, so callers that need only one module don't load the others.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A dataset as the other rooms see it."""
+"""The dataset interface that other packages use."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ class Dataset(Facts):
         tokenizers: Sequence[str] = (),
         memory: Path | None = None,
     ) -> Dataset:
-        """Reads the whole file once, in bounded memory. `columns` maps wanted field names to the file's own;
-        `tokenizers` are counted in the same pass; `memory` is a folder where counts are kept for later.
+        """Read the entire file once, in bounded memory. `columns` maps field names to the file's column
+        names. `tokenizers` are counted in the same pass. `memory` is a folder in which token counts are
+        cached.
 
-        Raises `DataError` when the file cannot be read as any known format; problems of single rows are
+        Raises `DataError` when the file cannot be read as any known format. Problems of single rows are
         collected in `problems` instead, and those rows are left out of `examples`.
         """
         return cls.of(opening.open_counted(str(path), columns=columns, tokenizers=tokenizers, memory=memory))
@@ -37,16 +38,17 @@ class Dataset(Facts):
         return cls(**vars(opened.facts))
 
     def tokens(self, tokenizer: str) -> TokenCount:
-        """Counts with the named tokenizer (see `data.tokens.counting`); once, then remembered by digest."""
+        """Count tokens with the named tokenizer (see `data.tokens.counting`). The result is cached by
+        digest."""
         return opening.count_tokens(self, tokenizer)
 
     def write(self, target: RowTarget, folder: Path, *, allow_loss: bool = False) -> Path:
-        """Writes the rows in the format of a backend and returns the file.
+        """Write the rows in a backend's format and return the file.
 
-        The file's name carries the digest and the target; an existing whole file is used again. Otherwise the
-        dataset's file is read once more, once for each target. Raises `DataError` when the rows read are no
-        longer those of the digest, and when the target refuses them or cannot hold all of them without loss,
-        unless `allow_loss`.
+        The file name contains the digest and the target, and an existing complete file is reused. Otherwise
+        the dataset's file is read again, once for each target. Raises `DataError` when the rows no longer
+        match the digest, when the target rejects them, and when it cannot represent all of them without loss,
+        unless `allow_loss` is set.
         """
         path = folder / f"{self.digest[:16]}.{target.name}{'.lossy' if allow_loss else ''}.jsonl"
         if not path.is_file():
@@ -73,7 +75,7 @@ class TrainingData:
 
     @property
     def digests(self) -> tuple[str, ...]:
-        """Of each file."""
+        """The digest of each file."""
         return (self.train.digest, *([self.validation.digest] if self.validation else []))
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Canonical examples -> the rows that a host takes.
+"""Convert canonical examples to the rows that a host accepts.
 
 Hosts share OpenAI's field names; they differ in the roles, in the name of the reasoning field and in what
 they lack. What is left out here is reported by `orchestrate.data.rules`, trait by trait.
@@ -124,7 +124,5 @@ def target(name: str, profile: Profile) -> RowTarget:
     """Return the target for the backend with this name. Raises `UsageError` when its profile has no data
     rules."""
     if profile.rules is None:
-        raise UsageError(
-            f"{name} does not say which rows it takes, so they cannot be checked or written for it"
-        )
+        raise UsageError(f"{name} declares no row format, so rows can be neither checked nor written for it")
     return RowTarget(name, profile.rules, partial(fields, dialect=profile.dialect or CANONICAL))

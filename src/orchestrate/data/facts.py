@@ -1,4 +1,4 @@
-"""What is known of a file once it has been read, and the way back to its rows."""
+"""What is known about a file after it has been read, and how to read its rows again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def data_digest(train: str, validation: str | None = None) -> str:
 
 @dataclass(frozen=True)
 class Content:
-    """What occurs in the rows; backends decide by it."""
+    """What occurs in the rows. Backends accept or reject the data by it."""
 
     tools: bool = False
     weights: bool = False
@@ -95,7 +95,7 @@ class TokenCount:
 
     @property
     def low(self) -> int:
-        """Of its band."""
+        """The lower end of the error band."""
         return math.floor(self.tokens * (1 - self.error_band))
 
     @property
@@ -109,8 +109,8 @@ class TokenCount:
 
 @dataclass(frozen=True)
 class Facts:
-    """What one reading of a file found. `digest` is the sha256 of the canonical rows: equal content, equal
-    digest."""
+    """What one pass over a file found. `digest` is the sha256 of the canonical rows, so equal content has an
+    equal digest."""
 
     path: str
     format: str
@@ -173,7 +173,7 @@ class Facts:
 
 
 def require_same(digest: str, data: Facts) -> None:
-    """Raises `DataError` when the rows that were read are not those of `data`."""
+    """Verify that the rows that were read are those of `data`. Raises `DataError` otherwise."""
     if digest != data.digest:
         raise changed(data)
 

@@ -1,9 +1,9 @@
-"""How many rows a goal takes: one table for `advise`, `init` and `check`.
+"""How many rows each goal needs: one table for `advise`, `init` and `check`.
 
-The volumes of format, domain and capability are those of the guides that practitioners cite: 300-500,
+The numbers for format, domain and capability come from the guides that practitioners cite: 300-500,
 1,000-5,000 and 5,000-50,000 rows. Yandex asks for 1,000 rows, and 100 of each class, to tune a classifier
-(yandex.cloud, tuning classification models). No guide that was read names a volume for tool calls or for
-style: both are taken as a format, which is what they teach.
+(yandex.cloud, tuning classification models). None of the guides gives a number for tool calls or style. Both
+use the number for a format, which is what they teach.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _GUIDE = "guides to fine-tuning"
 
 
 class Goal(StrEnum):
-    """What the tune is to teach."""
+    """What fine-tuning should teach the model."""
 
     FORMAT = "format"
     STYLE = "style"
@@ -33,16 +33,16 @@ class Goal(StrEnum):
 
 _VOLUMES: dict[Goal, tuple[int, int, str]] = {
     Goal.FORMAT: (300, 500, _GUIDE),
-    Goal.STYLE: (300, 500, f"{_GUIDE}, as for a format; no volume is published for style"),
+    Goal.STYLE: (300, 500, f"{_GUIDE}, as for a format; no number is published for style"),
     Goal.DOMAIN: (1_000, 5_000, _GUIDE),
     Goal.CAPABILITY: (5_000, 50_000, _GUIDE),
     Goal.CLASSIFICATION: (1_000, 1_000, "Yandex, tuning classification models"),
-    Goal.TOOL_USE: (300, 500, f"{_GUIDE}, as for a format; no volume is published for tool calls"),
+    Goal.TOOL_USE: (300, 500, f"{_GUIDE}, as for a format; no number is published for tool calls"),
 }
 
 
 class Volume(Record, frozen=True, kw_only=True):
-    """Where a file stands for its goal."""
+    """How a file's number of rows compares with the recommendation for its goal."""
 
     goal: Goal
     why: str | None = None
@@ -64,7 +64,7 @@ class Volume(Record, frozen=True, kw_only=True):
 
     @property
     def wanted(self) -> str:
-        """As in `300-500 rows`."""
+        """The recommended number, for example `300-500 rows`."""
         return f"{self.span} rows" if self.most > self.least else f"{self.span} or more rows"
 
     def __str__(self) -> str:

@@ -1,4 +1,5 @@
-"""From a path to a dataset: what the file is, its rows in one pass, and counts that are kept by digest."""
+"""Open a path as a dataset: detect its format, read its rows in one pass, and cache token counts by
+digest."""
 
 from __future__ import annotations
 
@@ -76,8 +77,8 @@ class OpenedFile:
 
 @dataclass
 class JoinedFiles:
-    """Several files as one, each read once: all that their rows have to tell, and each good row as a
-    canonical line."""
+    """Several files read as one, each once: everything found in their rows, and each valid row as a canonical
+    line."""
 
     write: Callable[[bytes], object]
     total: Total = field(default_factory=Total)
@@ -95,8 +96,8 @@ def open_dataset(  # noqa: PLR0913  each is a use of its own
     progress: Progress | None = None,
     join: JoinedFiles | None = None,
 ) -> OpenedFile:
-    """See `Dataset.open`; counts with `tokenizers`, and looks at what `ScanTask` names, in the same pass, for
-    which `join` may give a further use."""
+    """Open a dataset like `Dataset.open`. Counts with `tokenizers` and runs the checks that `ScanTask` names
+    in the same pass, for which `join` may have a further use."""
     lines = source(path)
     renaming = tuple(sorted((columns or {}).items()))
     shape = sniff(path, first_lines(lines.lines), renaming)
@@ -138,9 +139,9 @@ def open_counted(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> OpenedFile:
-    """See `Dataset.open`; looks at what `ScanTask` names in the same pass. What is kept for the file as it
-    was is not counted in it; should the file have changed, `count_tokens` finds nothing under its digest and
-    counts."""
+    """Open a dataset like `Dataset.open` and run the checks that `ScanTask` names in the same pass. Tokens
+    are not counted again when counts of the unchanged file are cached. If the file has changed,
+    `count_tokens` finds nothing under its digest and counts."""
     before = cache.seen(path, columns, memory)
     due = [
         name
@@ -166,8 +167,8 @@ def open_counted(
 
 
 def require_rows(data: Facts) -> None:
-    """Raises `DataError` when every row has errors, as an empty file would be made of it, and when rows are
-    kept for test or validation, which the rows that are written would not say."""
+    """Check that rows can be written. Raises `DataError` when every row has errors, because the output would
+    be empty, and when rows are held out for test or validation, because the output would lose that mark."""
     for found in data.problems:
         if found.code == "held-out":
             raise DataError(f"{data.path}: {found.message}", problems=data.problems, fix=found.fix)
@@ -247,7 +248,7 @@ def first_lines(path: str) -> Iterator[bytes]:
     if passed and not told:
         raise DataError(
             f"{path}: cannot recognize its format: every line is longer than {_SNIFFED >> 20} MiB",
-            fix="write one row per line (JSONL); a training row fits into the model's context",
+            fix="write one row per line (JSONL), none longer than the model's context",
         )
 
 
@@ -392,7 +393,7 @@ def _content(total: Total) -> Content:
 
 
 def count_tokens(facts: Facts, tokenizer: str) -> TokenCount:
-    """See `Dataset.tokens`. A count that is there goes before a sample."""
+    """Return the tokens like `Dataset.tokens`. An existing full count takes precedence over a sample."""
     if facts.tokens_from is TokensFrom.NONE:
         raise UsageError(
             f"the tokens of {facts.path} have not been counted", fix="add --tokens exact or --tokens sampled"

@@ -1,4 +1,4 @@
-"""`response_format`, as the chat completions API takes it: which JSON an answer has to be."""
+"""The `response_format` of the chat completions API: the JSON that an answer must be."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from orchestrate.errors import UsageError
 
 
 def schema_of(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return the schema that a format holds answers to; `None` for text. Raises `UsageError`."""
+    """Return the JSON schema that a format requires of answers, or `None` for text. Raises `UsageError` for
+    an invalid format."""
     kind = "text" if given is None else given.get("type")
     if given is None or kind == "text":
         return None

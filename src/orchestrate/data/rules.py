@@ -1,6 +1,5 @@
-"""What a host takes, as its profile tells it: a row's traits are judged by its table, limits of the whole
-file by `check`.
-"""
+"""What a host accepts according to its profile. A row's traits are judged by a table, limits of the entire
+file by `check`."""
 
 from __future__ import annotations
 
@@ -24,8 +23,8 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Rule:
-    """How a host takes rows with one trait: with an error not at all, when `lossy` without that part of them.
-    A lossy error can be allowed."""
+    """How a host treats rows with one trait. An error rejects the row. `lossy` means that the trait can be
+    dropped instead, if the user allows it."""
 
     code: str
     severity: Severity
@@ -133,7 +132,7 @@ METHOD_KINDS: dict[str, tuple[Kind, ...]] = {
 
 @dataclass(frozen=True)
 class RowTarget:
-    """Who takes rows: a backend under its own name, or a format of another tool."""
+    """The destination of rows: a backend, by its name, or the format of another tool."""
 
     name: str
     rules: HostRules

@@ -1,7 +1,7 @@
-"""Formats to convert to, beside those of the hosts: ShareGPT, Alpaca, TRL, TRL's unpaired rows (of a pair
-two) and Parquet.
+"""Formats to convert to, besides those of hosts: ShareGPT, Alpaca, TRL, TRL's unpaired rows (two per pair)
+and Parquet.
 
-Each says which kinds and traits it can hold, in the same words as the hosts' rules.
+Each declares which kinds and traits it supports, with the same rules as hosts.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def _lost(what: str) -> Rule:
 
 
 def _refused(what: str) -> Rule:
-    return Rule("not-held", Severity.ERROR, f"{what} cannot be held", "pick another format for these rows")
+    return Rule("not-held", Severity.ERROR, f"{what} cannot be stored", "pick another format for these rows")
 
 
 _AS_SYSTEM = Rule(
@@ -250,7 +250,7 @@ _CLOUD = {
     Trait.DEVELOPER: _AS_SYSTEM,
     Trait.FUNCTION_ROLE: _refused("messages with the role function"),
     Trait.SYSTEM_LATER: _refused("system messages after the first message"),
-    Trait.LOCAL_IMAGES: _refused("images that are files on this machine"),
+    Trait.LOCAL_IMAGES: _refused("local image files"),
 }
 FORMATS: dict[str, HostRules] = {
     "sharegpt": HostRules(
@@ -441,8 +441,8 @@ def _trl_completion(example: Example) -> dict[str, Any]:
 
 
 def write_parquet(examples: Iterable[Example], path: Path, kind: Kind, *, plain: bool) -> int:
-    """Writes in batches and returns the number of rows. Without `plain`, lists are written as JSON text:
-    tool schemas and content in parts have no common columnar type. The reader takes both. Raises
+    """Write in batches and return the number of rows. Without `plain`, lists are written as JSON text because
+    tool schemas and multipart content have no common columnar type. The reader accepts both. Raises
     `MissingExtra` without pyarrow."""
     with needed("data", "writing Parquet", "pyarrow"):
         import pyarrow as arrow  # pyright: ignore[reportMissingTypeStubs]

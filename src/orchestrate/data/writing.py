@@ -1,4 +1,4 @@
-"""Rows into a file, in the dialect of a backend or the format of another tool."""
+"""Write rows to a file, in a backend's dialect or another tool's format."""
 
 from __future__ import annotations
 
@@ -33,10 +33,12 @@ from orchestrate.types import Problem, Severity
 
 
 def refuse(data: Facts, target: RowTarget, errors: list[Problem]) -> None:
-    """Raises `DataError` with the problems, when there are any."""
+    """Raise `DataError` if there are problems."""
     if errors:
         shown = "; ".join(p.message for p in errors[:3])
-        raise DataError(f"{target.name} cannot hold {data.path}: {shown}", problems=errors, fix=errors[0].fix)
+        raise DataError(
+            f"{target.name} cannot represent {data.path}: {shown}", problems=errors, fix=errors[0].fix
+        )
 
 
 def target_for(data: Facts, target: RowTarget) -> RowTarget:
@@ -65,11 +67,11 @@ def write_rows(
     as_chat: bool = False,
     workers: int | None = None,
 ) -> tuple[int, list[Problem]]:
-    """Writes to `path` from one reading of the file, and `path` appears only when it is whole and the file
-    still has the rows of `data`. Returns the rows written and what is lost.
+    """Write the rows to `path` in one pass over the file. `path` appears only when it is complete and the
+    file still has the rows of `data`. Returns the number of rows written and what was lost.
 
-    `as_chat` turns prompt/completion rows into conversations where the target takes only those. Raises as
-    `convert` does, and `DataError` when the rows are others by now.
+    `as_chat` turns prompt/completion rows into conversations where the target accepts only those. Raises the
+    same errors as `convert`, and `DataError` when the rows have changed.
     """
     target = target_for(data, target)
     chat = as_chat and data.kind == "completion" and target.rules.kinds["completion"] is not None

@@ -1,4 +1,5 @@
-"""Models on held-out rows: what they answer, how good that is, and what so many rows can prove."""
+"""Evaluate models on held-out rows: collect their answers, score them, and say what that many rows can
+prove."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ class Item(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """What a metric gives one answer."""
+    """The mark that a metric gives to one answer."""
 
     value: float | None
     """`None` where it cannot be told, which leaves the item out of this metric."""
@@ -47,7 +48,7 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 class ScoredItem(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """A line of the items file: an item with what each contender answered."""
+    """One line of the items file: an item with each contender's answer."""
 
     item: Item
     answers: dict[str, tuple[Answer, ...]]
@@ -73,7 +74,7 @@ def item_id(prompt: Sequence[Message], tools: Sequence[dict[str, Any]], expected
 
 
 def digest_of(items: Iterable[Item]) -> str:
-    """Return a digest of the items. Their order does not matter."""
+    """Return a digest of the items. Their order doesn't matter."""
     return hashlib.sha256("\n".join(sorted(item.id for item in items)).encode()).hexdigest()
 
 
@@ -86,8 +87,8 @@ MOST_POINTS = 9
 
 
 def read(path: Path | None) -> Rubric:
-    """Read a rubric file, or return the default rubric if no file is given. Raises `UsageError` that says
-    what is wrong in the file."""
+    """Read a rubric file, or return the default rubric if no file is given. Raises `UsageError` with the
+    problem if the file is invalid."""
     if path is None:
         return DEFAULT
     try:

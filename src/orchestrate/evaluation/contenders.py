@@ -1,4 +1,4 @@
-"""Contenders: a model and the way it is asked, on a host, on this machine, or at any address."""
+"""Contenders: a model and how it is queried, on a host, on this machine, or at any URL."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ Likelihoods = Callable[[Sequence[Mapping[str, Any]]], list[Likelihood]]
 
 
 class Asks(Protocol):
-    """As `providers.chat.completions.Chat`: takes questions from as many threads as it says, and sends each
-    once."""
+    """Answers questions like `providers.chat.completions.Chat`: accepts them from as many threads as it
+    declares, and sends each one once."""
 
     @property
     def threads(self) -> int: ...
@@ -44,7 +44,7 @@ class Asks(Protocol):
 
 @dataclass(frozen=True)
 class Candidate:
-    """`contender` without its answers yet, and who gives them."""
+    """A `contender` that hasn't answered yet, and the client that queries it."""
 
     contender: Contender
     respondent: Respondent
@@ -93,7 +93,7 @@ def _question(item: Item) -> bytes:
 
 
 def with_shots(candidate: Candidate, shots: tuple[Message, ...], count: int) -> Candidate:
-    """Return the same model, which is shown the examples first."""
+    """Return the same model, with the examples at the start of each prompt."""
     name = f"{candidate.contender.name}, {count} {'shot' if count == 1 else 'shots'}"
     contender = replace(candidate.contender, name=name, shots=count)
     respondent = dataclasses.replace(candidate.respondent, name=name)
@@ -205,7 +205,8 @@ def _nothing(prompt: int, completion: int) -> Decimal:
 
 
 def fingerprint(model: str) -> str:
-    """Tells a model's files from those that lay at the same place before; a name of the hub is its own."""
+    """Identify a model's files, so that other files later found at the same path are not mistaken for them. A
+    hub name is its own fingerprint."""
     folder = Path(model)
     if not folder.is_dir():
         return model

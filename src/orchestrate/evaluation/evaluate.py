@@ -1,4 +1,4 @@
-"""One evaluation: what it would cost and could show, then the answers, then what they say."""
+"""Run one evaluation: estimate its cost and statistical power, collect the answers, and score them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NOTED = (0.01, 0.02, 0.03, 0.05, 0.1)
 
 
 class ContenderPlan(Record, frozen=True, kw_only=True):
-    """What one contender is to be asked."""
+    """The questions planned for one contender."""
 
     contender: str
     questions: int
@@ -47,7 +47,8 @@ class ContenderPlan(Record, frozen=True, kw_only=True):
 
 
 class EvaluationPlan(Record, frozen=True, kw_only=True):
-    """What an evaluation costs at most, and what it can show at best; nothing was sent yet."""
+    """The most that an evaluation can cost, and the smallest difference it can detect. Nothing has been sent
+    yet."""
 
     items: int
     asked: tuple[ContenderPlan, ...]
@@ -60,7 +61,7 @@ class EvaluationPlan(Record, frozen=True, kw_only=True):
 
     @property
     def unpriced(self) -> list[str]:
-        """Who may bill at an unknown price."""
+        """The contenders whose price is unknown."""
         return [a.contender for a in self.asked if a.unpriced]
 
     @property
@@ -70,7 +71,7 @@ class EvaluationPlan(Record, frozen=True, kw_only=True):
 
     @property
     def high_usd(self) -> Decimal | None:
-        """What is agreed to; `None` where the price of any of them is not known."""
+        """The highest cost that the user approves, in US dollars, or `None` when any price is unknown."""
         known = [a.high_usd for a in self.asked]
         return None if None in known else sum((u for u in known if u is not None), Decimal(0))
 
@@ -113,7 +114,7 @@ def _asked(items: Sequence[Item], candidate: Candidate, samples: int, asking: As
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated on: the items and where they are from."""
+    """The items to evaluate on, and where they come from."""
 
     items: Sequence[Item]
     dataset: str
@@ -124,7 +125,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class EvaluationTerms:
-    """How. `rivals` tells for each contender the one that it is compared with."""
+    """The settings of an evaluation. `rivals` maps each contender to the one it is compared with."""
 
     metrics: Sequence[Metric | PairMetric]
     sampling: Sampling
@@ -135,7 +136,8 @@ class EvaluationTerms:
 
 
 def require_terms(terms: EvaluationTerms) -> None:
-    """Raises `UsageError` for what no answer could mend; before anything is asked."""
+    """Check the settings before any question is sent. Raises `UsageError` for errors that no answer could
+    fix."""
     require_decidable(terms.metrics[0].used, terms.demand)
 
 
@@ -147,8 +149,8 @@ def evaluate(
     asking: Asking,
     items_file: Path,
 ) -> Evaluation:
-    """Asks every contender, scores, compares, judges, and writes each answer to `items_file`. Raises what
-    `Asking.ask` and the metrics raise; all answers that came are kept."""
+    """Query every contender, score, compare and judge the answers, and write each answer to `items_file`.
+    Raises the errors of `Asking.ask` and of the metrics. Answers received before an error are kept."""
     items, samples = subject.items, terms.sampling.samples
     likelihood = needs([metric.used.name for metric in terms.metrics], "likelihood")
     sides: list[Side] = []

@@ -1,4 +1,4 @@
-"""The items of a file: which rows can be asked about, and what each belongs to."""
+"""The items of a file: which rows can be evaluated, and the cluster and slices of each."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _LENGTHS = ("short", "medium", "long")
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The items, and why rows are none of them."""
+    """The items of a file, and why other rows were left out."""
 
     items: tuple[Item, ...]
     left_out: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -240,7 +240,7 @@ def prompts(path: str) -> HeldOut:
         else:
             items.append(found)
     if not items:
-        why = ", ".join(f"{n:,} {what}" for what, n in left_out.items()) or "it is empty"
+        why = ", ".join(f"{n:,} {what}" for what, n in left_out.items()) or "the value is empty"
         raise DataError(
             f"{path} has no usable prompt: {why}",
             fix="use rows with messages, prompt, input or question, or a log: orchestrate record --help",

@@ -1,9 +1,10 @@
-"""What more rows would be worth: a power law through the scores of models trained on shares of them.
+"""Estimate how much more rows would help: a power law through the scores of models trained on fractions of
+the data.
 
-A score becomes what is lost, y = a + b (n/N)^-c: a is what no number of rows removes, b what is left to
+A score is converted to a loss, y = a + b (n/N)^-c: a is what no number of rows removes, b what is left to
 learn, c how fast (Hestness et al., Deep Learning Scaling is Predictable, Empirically, 2017, find c between
-0.07 and 0.35 over whole domains; one task may be steeper, so 0.05 to 1.5 is looked at here). All curves that
-the points allow are weighed, so that few and noisy points give wide intervals; none is picked.
+0.07 and 0.35 over whole domains; one task may be steeper, so 0.05 to 1.5 is searched here). The result
+averages over all curves that the points allow, so few or noisy points give wide intervals.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ _DRAWS = 4000
 
 
 class Measured(NamedTuple):
-    """One model: rows it was trained on, what it lost, and the standard error of that; `None` where it is
-    not known, as of a loss."""
+    """One model: the rows it was trained on, its loss, and the loss's standard error, which is `None` when
+    unknown."""
 
     rows: int
     lost: float
@@ -35,7 +36,7 @@ class Measured(NamedTuple):
 
 
 class Gain(Record, frozen=True, kw_only=True):
-    """What a step from some rows to others is worth, in the score's own unit; positive is better."""
+    """The gain from one number of rows to another, in the score's own unit. Positive is better."""
 
     rows_before: int
     rows_after: int
@@ -75,7 +76,7 @@ class _Drawn(NamedTuple):
 
 
 class Law:
-    """The curves that the points allow."""
+    """The curves that are consistent with the points."""
 
     def __init__(self, points: Sequence[Measured], *, seed: int = 0) -> None:
         """Raises `ValueError` for fewer than three sizes."""

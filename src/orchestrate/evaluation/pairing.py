@@ -1,4 +1,4 @@
-"""Two evaluations laid beside one another, item by item: of two runs, or of one run at two times."""
+"""Compare two evaluations item by item: of two runs, or of one run at two times."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LONGEST = 4000
 
 
 class Flip(Record, frozen=True, kw_only=True):
-    """One item, with the answers of both."""
+    """One item with both answers."""
 
     item: str
     question: str
@@ -34,7 +34,8 @@ class Flip(Record, frozen=True, kw_only=True):
 
 
 class Flips(Record, frozen=True, kw_only=True):
-    """The first metric's, of one contender against its rival: the worst first, `KEPT` of each."""
+    """The flips of one contender against its rival in the first metric, worst first, at most `KEPT` in each
+    direction."""
 
     contender: str
     against: str
@@ -114,7 +115,7 @@ def _mean(marks: Sequence[Mark]) -> float | None:
 
 
 class Pairing(Record, frozen=True, kw_only=True):
-    """A contender of one evaluation against one of another, on the items that both answered."""
+    """Compares contenders from two evaluations on the items that both answered."""
 
     first: str
     """The evaluation's id."""

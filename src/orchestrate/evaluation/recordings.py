@@ -1,4 +1,5 @@
-"""Recordings: a model's answers, kept while it still answers, to be asked in its place when it is silent."""
+"""Recordings: a model's answers, stored before it is shut down, that can be evaluated in its place
+afterwards."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Covering:
-    """`items` in the order of the file."""
+    """A selection of prompts. `items` are in file order."""
 
     items: tuple[Item, ...]
     equal: int
@@ -111,8 +112,8 @@ WRITTEN = "record:"
 
 
 class Recording(Record, frozen=True, kw_only=True):
-    """Answers of one model to many prompts. `folder` holds `answers.jsonl`, as an evaluation has them, and
-    `rows.jsonl`, the prompts with what is expected, for the next model."""
+    """One model's answers to many prompts. `folder` contains `answers.jsonl`, in the format of an evaluation,
+    and `rows.jsonl`, the prompts with the expected answers for the next model."""
 
     id: str
     at: datetime
@@ -180,7 +181,7 @@ def row_of(item: Item, answer: Answer, *, own: bool = False) -> dict[str, Any]:
 
 
 def read(recording: Recording) -> list[tuple[Item, tuple[Answer, ...]]]:
-    """Raises `DataError` where its files are gone."""
+    """Read the recorded answers. Raises `DataError` if the files are missing."""
     try:
         lines = read_items(recording.answers_file)
     except (OSError, msgspec.MsgspecError) as error:

@@ -1,4 +1,4 @@
-"""From answers to numbers: marks, scores, paired differences, slices."""
+"""Turn answers into numbers: marks, scores, paired differences, slices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrate.types import Confusion, Difference, Measure, MetricUsed, Score
 
 @dataclass(frozen=True)
 class Side:
-    """A contender's name and its answers: for each item one for each sample."""
+    """A contender's name and its answers: one per item and sample."""
 
     name: str
     answers: Sequence[tuple[Answer, ...]]
@@ -41,9 +41,8 @@ def score(
     rivals: Mapping[str, str],
     references: Sequence[tuple[str, str]] = (),
 ) -> Scored:
-    """Scores of every side in every metric, and the difference of each to its rival, where it has one. The
-    first metric is the one that counts: see `_corrected`. `references` names two sides each whose
-    difference in it is given too."""
+    """Score every side in every metric, and compare each with its rival if it has one. The first metric
+    decides (see `_corrected`). `references` lists pairs of sides whose difference in it is also reported."""
     columns: dict[tuple[str, str], MetricColumn] = {}
     theirs: dict[tuple[str, str], MetricColumn] = {}
     for metric in metrics:
@@ -165,7 +164,7 @@ class MetricColumn:
 
     @property
     def flips(self) -> bool:
-        """Whether each item is right or wrong and stands for itself."""
+        """Whether each item is simply right or wrong and in no cluster."""
         alone = not any(item.cluster for item in self.items)
         once = all(len(own) == 1 for own in self.marks)
         return self.used.kind == "right-or-wrong" and once and alone

@@ -1,4 +1,4 @@
-"""Intervals, tests and power; 95% throughout, and the same input gives the same numbers."""
+"""Intervals, tests and power, at 95% throughout. The same input gives the same numbers."""
 
 from __future__ import annotations
 
@@ -191,13 +191,13 @@ tuned model and its base were found to have (facts of the project, simulated wit
 
 
 def detectable(n: int, discordant: float = DISCORDANT) -> float:
-    """Return the smallest difference that `n` items show in four of five tries. For marks between 0 and
-    1, `discordant` is the mean squared difference of an item."""
+    """Return the smallest difference that `n` items detect with a power of 80%. For marks between 0 and 1,
+    `discordant` is the mean squared difference of an item."""
     return min(1.0, REACH * math.sqrt(discordant / n)) if n else 1.0
 
 
 def rows_for(difference: float, discordant: float = DISCORDANT) -> int:
-    """Return the number of items that show this difference in four of five tries."""
+    """Return the number of items that detect this difference with a power of 80%."""
     return math.ceil(REACH**2 * discordant / difference**2)
 
 

@@ -1,4 +1,5 @@
-"""Ship, do not ship, or not enough evidence: with the reasons, and with how many rows would decide."""
+"""Decide between ship, do not ship, and not enough evidence, with reasons and the number of rows that would
+decide."""
 
 from __future__ import annotations
 
@@ -85,7 +86,7 @@ def verdicts(
 
 @dataclass(frozen=True)
 class VerdictReason:
-    """One thing that a verdict goes by."""
+    """One reason for a verdict."""
 
     decision: Decision
     reason: str
@@ -96,7 +97,7 @@ _WORST_FIRST: tuple[Decision, ...] = ("do not ship", "not enough evidence", "shi
 
 
 def with_parts(verdict: Verdict, parts: Sequence[VerdictReason]) -> Verdict:
-    """Join a verdict with what else is known of the same model. The worst decision holds."""
+    """Combine a verdict with other findings about the same model. The worst decision wins."""
     new = [part for part in parts if part.reason not in verdict.reasons]
     given = {verdict.decision, *(part.decision for part in new)}
     decision: Decision = next(one for one in _WORST_FIRST if one in given)
@@ -111,7 +112,7 @@ def with_parts(verdict: Verdict, parts: Sequence[VerdictReason]) -> Verdict:
 
 def _without_refused(part: VerdictReason, whole: Difference, answered: VerdictReason) -> VerdictReason:
     """The part, unless it ships only by what the rival did not answer."""
-    missing = f"{whole.against} got no answer to some of these questions"
+    missing = f"{whole.against} returned no answer to some of these questions"
     if answered.decision == "ship":
         return VerdictReason(
             "ship", f"{part.reason}; {missing}, and the same holds without them: {answered.reason}"
@@ -196,9 +197,9 @@ def _good_side(metric: MetricUsed, score: Score, goal: float) -> tuple[float, fl
 
 
 def rows_to_decide(score: Score, goal: float) -> int | None:
-    """Estimate how many rows would decide in four of five tries, should the true value be the measured one.
+    """Estimate how many rows would decide with a power of 80% if the true value is the measured one.
 
-    At least one more than there are; `None` for more than `MOST_ROWS`.
+    At least one more than there are now. Returns `None` for more than `MOST_ROWS`.
     """
     apart = abs(score.value - goal)
     if apart <= 0 or score.n == 0:

@@ -1,4 +1,4 @@
-"""Chats, completions and responses of tuned models: asked of the host that has them, or of this machine."""
+"""Chats, completions and responses of tuned models, answered by their host or by this machine."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ class _LoadedEngine:
 
 
 class Engines:
-    """Safe to use from several requests of one event loop; ends with `close`."""
+    """The local inference engines, by base model. Safe for concurrent requests of one event loop. Call
+    `close` at the end."""
 
     def __init__(self, ft: Workspace, terms: ServerSettings | None = None) -> None:
         self._ft, self._terms = ft, terms or ServerSettings()
@@ -87,7 +88,7 @@ class Engines:
             return replace(models.of(self._ft, handle), name=name)
         known = [point for point in handle.checkpoints() if point.step == step]
         if not known:
-            raise HostError(404, f"there is no checkpoint for step {step}", code="model_not_found")
+            raise HostError(404, f"step {step} has no checkpoint", code="model_not_found")
         artifact = handle.download(checkpoint=known[0].id)
         return replace(TunedModel.of(run, artifact, ()), name=name)
 
@@ -131,8 +132,8 @@ _COMES_UP_S = 10
 
 
 class OnDemand:
-    """Tuned models at hosts that answer for what is deployed only. Where the model map allows it, a request
-    deploys what it asks for, within the limits that stand there: the operator's consent to the price."""
+    """Tuned models at hosts that serve only deployed models. Where the model map allows it, a request deploys
+    the model it asks for, within the limits set there, which are the operator's consent to the price."""
 
     def __init__(self, ft: Workspace, models: ModelRoutes) -> None:
         self._ft, self._models = ft, models
@@ -161,7 +162,7 @@ class OnDemand:
             return host
         allowed = self._models.deploys(key, asked, job)
         if not whole and allowed is not None and known.gateway_model == allowed[0]:
-            raise self._deploy(key, job, run, asked, known, UsageError(f"{asked} is not up"))
+            raise self._deploy(key, job, run, asked, known, UsageError(f"{asked} is not deployed"))
         endpoint = provider.endpoint(run.handle)
         if endpoint is None or endpoint.state != READY:
             raise _coming_up(asked)
@@ -185,8 +186,7 @@ class OnDemand:
         allowed = self._models.deploys(key, asked, job)
         if allowed is None:
             reason.fix = (
-                "on the gateway's machine, after it has shown the hourly price: "
-                f"orchestrate deploy {run.id}\n"
+                "on the gateway's machine, run  orchestrate deploy {run.id}  and confirm the hourly price\n"
                 "or, for its name in [gateway.models]: deploy, with limits up to which a request deploys it, "
                 'or on = "here", answered there without a price'
             )

@@ -1,4 +1,4 @@
-"""One request of a client: who sends it, and what it may do."""
+"""One client request: who sends it, and what it may do."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def answer(error: HostError) -> JSONResponse:
 
 
 def refusal_of(error: OrchestrateError) -> HostError:
-    """Convert an error to the API's format, with what to do."""
+    """Convert an error to the API's format, including the fix."""
     told = sentence(error)
     status, code = _kind(error)
     kind = "server_error" if status >= 500 else "invalid_request_error"
@@ -149,7 +149,7 @@ MAX_JSON = 8 << 20
 
 @dataclass
 class GatewayRequest:
-    """`subject`, the id of what is made or changed, is for the log."""
+    """A request to the gateway. `subject` is the id of the created or changed object, for the log."""
 
     request: Request
     key: GatewayKey

@@ -1,4 +1,4 @@
-"""Files: uploaded, listed, given back."""
+"""Files: upload, list and download."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _ENDING = ".jsonl"
 
 
 class UploadedContent:
-    """A content that has come in, and is kept with its record only."""
+    """Uploaded content, which is kept only if its record is stored."""
 
     def __init__(self, path: Path, target: Path, sha256: str, bytes: int) -> None:
         self._path, self._target = path, target
@@ -101,7 +101,7 @@ def room() -> Generator[None]:
     try:
         yield
     except OSError as error:
-        told = f"the file cannot be stored now: {error.strerror or error}"
+        told = f"the file cannot be stored: {error.strerror or error}"
         headers = {"retry-after": "60"}
         raise HostError(503, told, code="no_room", type="server_error", headers=headers) from error
 
@@ -380,7 +380,7 @@ class Uploads:
             _require_md5(sources, asked.md5)
             draft = stack.enter_context(self._contents.draft(sources, MAX_UPLOAD))
             if draft.bytes != upload["bytes"]:
-                told = f"The parts have {draft.bytes} bytes, the upload was made for {upload['bytes']}"
+                told = f"The parts have {draft.bytes} bytes, but the upload was created for {upload['bytes']}"
                 raise HostError(422, told, param="part_ids")
             file, added = self._files.new(upload["filename"], upload["purpose"], draft, expires)
             done = self._objects.change(

@@ -1,5 +1,5 @@
-"""A grader of somebody else's tried on one answer, in a process that ends when it takes too long: a formula,
-a template or a comparison of long texts can take any time and memory."""
+"""Try a client's grader on one answer, in a process with limits: a formula, a template or a comparison of
+long texts can take unbounded time and memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fine-tuning jobs: made once, shown as they stand, acted on."""
+"""Fine-tuning jobs: create each one once, show its state, and act on it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class _JobCache:
 
 
 def until(clock: Clock, begun_s: float) -> float:
-    """Return until when data stay fresh that took from `begun_s` until now to read."""
+    """Return how long data stay fresh that took from `begun_s` until now to read."""
     now = clock.uptime().seconds
     return now + max(_FRESH_S, _SHARE * (now - begun_s))
 
@@ -298,8 +298,8 @@ class Jobs:
         if found is not None and (limits := found[1].deploy) is not None:
             until, most = f"{limits.max_hours.normalize():f} hours", limit(limits.max_cost_usd)
             return [
-                f"{provider.title} answers for a tuned model while it is deployed, which is billed: a chat "
-                f"deploys it for {until}, while all deployments of {found[0]} stay below {most}"
+                f"{provider.title} serves a tuned model only while it is deployed, which is billed: a chat "
+                f"request deploys it for {until}, as long as all deployments of {found[0]} stay below {most}"
             ]
         return [
             f"{provider.title} serves a tuned model only after its operator has deployed it, which is "

@@ -1,4 +1,4 @@
-"""The gateway, for the command line: OpenAI's API for fine-tuning over the backends of this store."""
+"""The gateway's functions for the command line: OpenAI's fine-tuning API over the backends of this store."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Models that can be tuned and models that were, who else may use their checkpoints, and graders tried
-out."""
+"""Base models, tuned models, permissions on their checkpoints, and grader trials."""
 
 from __future__ import annotations
 
@@ -147,7 +146,7 @@ class ModelRoutes:
         job, _, step = self.made(call.key, id)
         if step is not None or job.project != call.project or job.outside:
             raise HostError(
-                403, "Only your own tuned models that were made here can be deleted, not their checkpoints"
+                403, "Only your own tuned models that were created here can be deleted, not their checkpoints"
             )
         self._jobs.change(job.id, lambda job: replace(job, model_deleted=True))
         call.about(id)
@@ -255,7 +254,7 @@ class ModelRoutes:
         checkpoint, id = self._own(call), call.path("id")
         known = [one["id"] for one in self._objects.listed(PERMISSION, call.project, parent=checkpoint)]
         if id not in known or self._objects.remove(PERMISSION, call.project, id) is None:
-            raise HostError(404, f"No permission {id} of {checkpoint}", code="not_found")
+            raise HostError(404, f"{checkpoint} has no permission {id}", code="not_found")
         call.about(id)
         return openai.deleted(id, "checkpoint.permission")
 

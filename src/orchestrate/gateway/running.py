@@ -1,4 +1,4 @@
-"""The gateway from its start to its end."""
+"""Start and stop the gateway."""
 
 from __future__ import annotations
 
@@ -56,8 +56,7 @@ class _Alike:
 
 
 class Audit:
-    """Safe to use from several threads. Refusals that are alike are written down once a minute: the next one
-    says how many there were."""
+    """The audit log. Thread-safe. Similar rejections are logged once a minute, with their number."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -89,7 +88,7 @@ class Audit:
         try:
             self._store.gateway_keys.log(entry)
         except OrchestrateError as error:
-            _log.warning("the log of the gateway cannot be written: %s", error.message)
+            _log.warning("the gateway's log cannot be written: %s", error.message)
 
     def _times(self, alike: tuple[str, ...]) -> int:
         """How many refusals the entry is to stand for; 0: none is to be written."""
@@ -198,7 +197,7 @@ class _Door:
 
 @dataclass(frozen=True)
 class RunningGateway:
-    """A gateway that answers."""
+    """A running gateway."""
 
     url: str
     """What clients take as their base URL."""

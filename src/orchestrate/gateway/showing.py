@@ -1,4 +1,4 @@
-"""Jobs of the gateway as the API shows them: the projection of a job and its run."""
+"""Convert a job and its run to the API's representation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LONGEST_SUFFIX = 40
 
 @dataclass(frozen=True)
 class JobForm:
-    """The spec, and what was decided on the way, for people."""
+    """The spec, and notes for people about decisions made on the way."""
 
     spec: JobSpec
     notes: tuple[str, ...]
@@ -149,7 +149,7 @@ def _suffix(given: str | None, notes: list[str]) -> str | None:
 def _wandb(asked: CreateJob) -> dict[str, Any] | None:
     wanted = [one.wandb for one in asked.integrations or ()]
     if len(wanted) > 1:
-        raise HostError(422, "one W&B integration at most", param="integrations")
+        raise HostError(422, "at most one W&B integration", param="integrations")
     return wanted[0].model_dump(exclude_none=True) if wanted else None
 
 

@@ -1,5 +1,5 @@
-"""Jobs on their way to their runs: each is submitted once, by whichever worker comes to it, and goes on after
-a kill. Ends are told to a webhook."""
+"""Submit jobs: each is submitted exactly once, by any worker, even if one is killed. A webhook is notified
+when a job ends."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ Reached = Callable[[str], object]
 
 
 class Submitting:
-    """Starts with `start`, ends with `close`. Many of them, in many processes, may work on one store."""
+    """Submits jobs from `start` until `close`. Several instances, in several processes, may share one
+    store."""
 
     def __init__(
         self,

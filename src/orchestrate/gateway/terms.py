@@ -1,4 +1,4 @@
-"""How the gateway runs: which model stands behind a name that clients ask for, and where it answers."""
+"""The gateway's settings: which model a client's model name maps to, and where it is served."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DATE = re.compile(r"-\d{4}-\d{2}-\d{2}$")
 
 
 class DeployLimits(BaseModel):
-    """Consent to deploy a name's tuned models when clients ask for them, and the limits of it."""
+    """Consent to deploy a name's tuned models when clients request them, with its limits."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,7 +39,7 @@ class DeployLimits(BaseModel):
 
 
 class MappedModel(BaseModel):
-    """The model that a name stands for."""
+    """The model that a name maps to."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -68,7 +68,7 @@ class MappedModel(BaseModel):
         if self.run is not None and (self.backend or self.model or self.settings or self.base_learning_rate):
             raise ValueError("run cannot be combined with backend, model or settings")
         if self.deploy is not None and self.on == "here":
-            raise ValueError("deploy is for models that answer at their host: leave out on, or deploy")
+            raise ValueError("deploy is for models served by their host: remove either on or deploy")
         return self
 
 
@@ -87,7 +87,7 @@ class _Table(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class GatewaySettings:
-    """Build with `read`."""
+    """The gateway's settings. Create them with `read`."""
 
     host: str = LOOPBACK
     port: int = 8000

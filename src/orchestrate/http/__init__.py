@@ -1,1 +1,2 @@
-"""The ground of every server: guard, limits and pages in web/, OpenAI's bodies as data in wire/."""
+"""The basis of every server: guard, limits and pages in web/, OpenAI's request and response bodies in
+wire/."""

@@ -1,5 +1,5 @@
-"""What an agent may do: a server of the Model Context Protocol over the same service as the command line.
+"""A Model Context Protocol server for agents, over the same service as the command line.
 
-It reads without asking. Whatever spends, ends or takes down is put to the person in front of the client, with
-its sum, by elicitation; a client that cannot ask gets the command to type instead.
+Tools that only read need no confirmation. Tools that spend, end or take something down ask the user of the
+client by elicitation and show the amount. A client without elicitation gets the command to type instead.
 """

@@ -1,4 +1,4 @@
-"""Tools that only look. What they give is short: it fills an agent's context."""
+"""Tools that only read. Their results are short, because they fill an agent's context."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SpecGiven(BaseModel):
 
 
 class ReadTools:
-    """The tools; each method is one, and its docstring is what the agent reads."""
+    """The tools. Each method is one tool, and its docstring is the description that the agent reads."""
 
     def __init__(self, ft: Orchestrator) -> None:
         self._ft = ft
@@ -62,7 +62,7 @@ class ReadTools:
 
     def show_run(self, run: str) -> dict[str, Any]:
         """Show one run by its id, a part of the id, or `last`: settings, progress, cost, last events and
-        metrics, evaluations, deployment. The host is asked while the run is in progress."""
+        metrics, evaluations, deployment. Queries the host while the run is in progress."""
         handle = self._ft.run(run)
         record = handle.record if handle.record.status.terminal else handle.refresh()
         deployment = handle.deployment()
@@ -96,20 +96,20 @@ class ReadTools:
         ]
 
     def list_models(self, query: str = "", provider: str | None = None) -> list[dict[str, Any]]:
-        """List base models that can be tuned, by words in their names. Works offline."""
+        """List base models that can be fine-tuned, by words in their names. Works offline."""
         return [{"name": model.name, "ids": model.ids} for model in self._ft.models(query, provider)]
 
     def check(self, spec: SpecGiven, provider: str = "all") -> dict[str, Any]:
-        """List every reason for which a backend would refuse the spec or the data. Works offline."""
+        """List every reason why a backend would reject the spec or the data. Works offline."""
         return problems(self._ft.check(spec.read(), provider))
 
     def plan(self, spec: SpecGiven, provider: str = "all") -> list[dict[str, Any]]:
-        """Show what each setting becomes on each backend: kept, mapped, defaulted or refused. Works
+        """Show what each setting becomes on each backend: kept, mapped, defaulted or rejected. Works
         offline."""
         return [plan.to_dict() for plan in self._ft.plan(spec.read(), provider)]
 
     def quote(self, spec: SpecGiven, provider: str = "all") -> list[dict[str, Any]]:
-        """Quote training on each backend, cheapest first, with the assumptions made. Works offline."""
+        """Quote training on each backend, cheapest first, with assumptions. Works offline."""
         return [quote_line(quote) for quote in self._ft.quote(spec.read(), provider)]
 
     def compare(self, runs: list[str]) -> str:
@@ -119,8 +119,8 @@ class ReadTools:
         return self._ft.compare(runs).render("md")
 
     def spending(self, month: str | None = None) -> dict[str, Any]:
-        """Show what was spent, is committed and still bills, by asking every account. `month` is given as
-        2026-11."""
+        """Show what was spent, what is committed and what still bills, by querying every account. `month` has
+        the form 2026-11."""
         return self._ft.spending(month=month).to_dict()
 
 

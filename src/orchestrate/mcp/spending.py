@@ -1,4 +1,4 @@
-"""Tools that spend, end or take down: each is put to a person first, with its sum."""
+"""Tools that spend money, or end or take something down. Each asks a person first and shows the amount."""
 
 # No deferred annotations: what a parameter is filled with is read from them while the tool is made.
 import threading
@@ -24,13 +24,13 @@ from orchestrate.types import DeploymentOffer
 
 
 class Agreement(BaseModel):
-    """The answer of the person at the client."""
+    """The answer of the client's user."""
 
     answer: Literal["yes", "no"] = Field(description="Do it?")
 
 
 class AgentBudget:
-    """The total that this server may spend, counted by the high ends of the agreed prices."""
+    """The total that this server may spend. Each confirmed price counts with its high end."""
 
     def __init__(self, limit_usd: Decimal | None) -> None:
         self.limit_usd = limit_usd
@@ -76,8 +76,8 @@ def _submitting(ft: Orchestrator, purse: AgentBudget) -> Tool:
     def submit(
         spec: SpecGiven, provider: str, agreed: Annotated[Agreement, Resolve(told(ask_submit))]
     ) -> dict[str, Any]:
-        """Start exactly one training run on one backend. SPENDS MONEY: the person is asked, with the price.
-        Repeating the call does not make a second run of the same."""
+        """Start exactly one training run on one backend. SPENDS MONEY: the user is shown the price and asked
+        first. Repeating the call does not start a second run."""
         require(agreed)
         prepared = ft.prepare(spec.read(), provider)
         high_usd = prepared.offer(provider).quote.held_usd
@@ -108,8 +108,8 @@ def _evaluating(ft: Orchestrator, purse: AgentBudget) -> Tool:
         test: str | None = None,
         metric: str = "auto",
     ) -> dict[str, Any]:
-        """Evaluate tuned models and their bases on held-out rows, with intervals. The answers cost money: the
-        person is asked, with the price."""
+        """Evaluate tuned models and their bases on held-out rows, with intervals. SPENDS MONEY: the user is
+        shown the price and asked first."""
         require(agreed)
         order = EvaluationOrder(test=test, metrics=[metric])
         with PreparedEvaluation(ft, runs, order) as prepared:
@@ -130,7 +130,7 @@ def _evaluating(ft: Orchestrator, purse: AgentBudget) -> Tool:
 
 def _answers_usd(purse: AgentBudget, planned: EvaluationPlan) -> Decimal | None:
     """The most that the answers cost. Raises `UsageError` if it is unknown and there is a limit."""
-    unknown, fix = "these answers have no known per-token price", "orchestrate eval RUN   in a terminal"
+    unknown, fix = "the per-token price of these answers is unknown", "orchestrate eval RUN   in a terminal"
     require_price("evaluate", planned.high_usd, purse.limit_usd, unknown, fix)
     return planned.high_usd
 
@@ -153,8 +153,8 @@ def _deploying(ft: Orchestrator, purse: AgentBudget) -> Tool:
     def deploy(
         run: str, max_hours: float, agreed: Annotated[Agreement, Resolve(told(ask_deploy))]
     ) -> dict[str, Any]:
-        """Put a tuned model on GPUs of its host, ended after `max_hours`. BILLS HOURLY until then or
-        `undeploy`: the person is asked, with the price."""
+        """Deploy a tuned model on its host's GPUs for at most `max_hours`. BILLS HOURLY until then or until
+        `undeploy`: the user is shown the price and asked first."""
         require(agreed)
         offer, most_usd = offered(run, max_hours)
         purse.take(offer.provider, most_usd)
@@ -170,7 +170,7 @@ def _ending(ft: Orchestrator, _purse: AgentBudget) -> Tool:
         return put(ctx, ending_question(handle.record), f"orchestrate cancel {handle.id}")
 
     def cancel(run: str, agreed: Annotated[Agreement, Resolve(told(ask_end))]) -> dict[str, Any]:
-        """End a run for good: the person is asked."""
+        """Cancel a run permanently. The user is asked first."""
         require(agreed)
         return run_line(ft.run(run).cancel())
 
@@ -184,7 +184,7 @@ def _taking_down(ft: Orchestrator, _purse: AgentBudget) -> Tool:
         return put(ctx, question, f"orchestrate undeploy {handle.id}")
 
     def undeploy(run: str, agreed: Annotated[Agreement, Resolve(told(ask_undeploy))]) -> dict[str, Any]:
-        """Take a deployed model down, which ends its bill: the person is asked."""
+        """Take down a deployed model, which stops its billing. The user is asked first."""
         require(agreed)
         found = ft.run(run).undeploy()
         return {"run": run, "deployment": None if found is None else found.record.to_dict()}
@@ -199,7 +199,7 @@ def put(ctx: Context, question: str, command: str) -> Elicit[Agreement]:
     capabilities = ctx.client_capabilities
     if capabilities is None or capabilities.elicitation is None:
         raise UsageError(
-            f"nothing was done, because this client cannot ask its user: {question}",
+            f"nothing was done because this client cannot ask its user: {question}",
             fix=f"{command}   in a terminal",
         )
     return Elicit(question, Agreement)
@@ -208,7 +208,7 @@ def put(ctx: Context, question: str, command: str) -> Elicit[Agreement]:
 def require(agreed: Agreement) -> None:
     """Raise `UsageError` unless the person said yes."""
     if agreed.answer != "yes":
-        raise UsageError("nothing was done: the person said no")
+        raise UsageError("nothing was done: the user said no")
 
 
 def prepared_limit(high_usd: Decimal) -> Decimal | None:

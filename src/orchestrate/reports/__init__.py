@@ -1,5 +1,5 @@
-"""Stored rows -> comparison -> terminal, Markdown, HTML, CSV, JSON. Nothing here asks a host or opens a
-store. The names load their module when first used."""
+"""Render stored rows as comparisons for the terminal, Markdown, HTML, CSV and JSON. Nothing here queries a
+host or opens a store. Names load their module on first use."""
 
 from __future__ import annotations
 

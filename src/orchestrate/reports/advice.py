@@ -1,9 +1,11 @@
-"""Whether to tune at all: prompt, few-shot, retrieval, tune on a host, tune on own hardware.
+"""Decide whether to fine-tune: prompting, few-shot, retrieval, tuning on a host, or tuning on your own
+hardware.
 
-Each rule looks at one fact against one threshold and gives points to some ways; ways that a need excludes are
-out. All points are shown with their reasons, so that a reader who weighs one differently sees what follows.
+Each rule compares one fact with one threshold and gives points to some approaches. Approaches that a
+requirement excludes are out. All points are shown with their reasons, so readers who weigh one differently
+can see the effect.
 
-The thresholds are those of the guides that practitioners cite; each names its own.
+The thresholds come from the guides that practitioners cite. Each rule names its source.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ _WORD = re.compile(r"\w+")
 
 
 class DataTraits(Record, frozen=True, kw_only=True):
-    """Shares are between 0 and 1 and are taken over the rows that have an answer."""
+    """Properties of a dataset. Shares are between 0 and 1, over the rows that have an answer."""
 
     rows: int
     kind: str
@@ -63,7 +65,7 @@ class DataTraits(Record, frozen=True, kw_only=True):
 
     @property
     def labels(self) -> int:
-        """Distinct answers of a classification, else 0."""
+        """The number of distinct answers if the task is a classification, otherwise 0."""
         return self.distinct_answers if self.distinct_answers <= LABELS and self.distinct_share < 0.5 else 0
 
     @property
@@ -73,7 +75,8 @@ class DataTraits(Record, frozen=True, kw_only=True):
 
     @property
     def knowing(self) -> bool:
-        """Whether the answers carry knowledge: their words are not in the prompts, and few are equal."""
+        """Whether the answers contain knowledge: their words are not in the prompts, and few answers are
+        equal."""
         return (
             self.copied_share < KNOWLEDGE_COPIED
             and self.distinct_share > 0.8
@@ -222,7 +225,7 @@ _TUNING = (Way.TUNE_HOSTED, Way.TUNE_OWN)
 
 
 class Needs(Record, frozen=True, kw_only=True):
-    """What the data does not tell."""
+    """Requirements that cannot be derived from the data."""
 
     private: bool = False
     """The data may not leave the user's machines."""
@@ -264,7 +267,7 @@ class AdvisedWay(Record, frozen=True, kw_only=True):
 
 
 class EightyPercent(Record, frozen=True, kw_only=True):
-    """Where prompting reaches 80% of the target, better prompts and examples come before tuning."""
+    """The 80% rule: if prompting reaches 80% of the target, improve prompts and examples before tuning."""
 
     base: Score
     few_shot: Score | None = None
@@ -274,7 +277,7 @@ class EightyPercent(Record, frozen=True, kw_only=True):
 
     @property
     def best(self) -> Score:
-        """The better of both prompts."""
+        """The better score of the two prompts."""
         return max((s for s in (self.base, self.few_shot) if s is not None), key=lambda s: s.low)
 
     @property
@@ -321,7 +324,7 @@ class Advice(Record, frozen=True, kw_only=True):
 
     @property
     def close(self) -> bool:
-        """Whether the second is within a point: then it is no clear call."""
+        """Whether the runner-up is within one point, so the recommendation is not clear."""
         rest = [c for c in self.choices[1:] if c.excluded is None]
         return bool(rest) and self.best.points - rest[0].points <= 1
 
@@ -332,8 +335,8 @@ def advise(
     totals: Sequence[Ownership] = (),
     latency: tuple[Sequence[Latency], Sequence[Latency]] = ((), ()),
 ) -> Advice:
-    """Weighs the ways. `totals` are whole costs against prompting a base model, where traffic is known;
-    `latency` of the model that would be tuned and of the larger one."""
+    """Score the approaches. `totals` are total costs compared with prompting a base model, if the traffic is
+    known. `latency` is that of the model to tune and of the larger one."""
     volume = facts.volume(needs.goal)
     votes = [
         *_by_rows(volume),

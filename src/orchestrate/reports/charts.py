@@ -1,6 +1,6 @@
-"""Small charts as inline SVG, each drawn twice: for a page and for a phone, between which the style sheet
-chooses by the width, so that no label shrinks. Colours come from there too, by class `s0`, `s1` ...; each
-series has a dash and a mark of its own, so that nothing is shown by color alone."""
+"""Draw small charts as inline SVG. Each is drawn twice, for a page and for a phone. The style sheet chooses
+by width, so labels never shrink, and defines the colors of the classes `s0`, `s1` ... Each series also has
+its own dash and mark, so nothing is shown by color alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LINE = 20
 
 
 class Paper(msgspec.Struct, frozen=True):
-    """For which width a chart is drawn, in pixels at which its letters have their size."""
+    """The width that a chart is drawn for, in pixels at its nominal font size."""
 
     name: Literal["page", "phone"]
     width: int
@@ -32,7 +32,7 @@ PAPERS = (Paper("page", 760, 205), Paper("phone", 350, 0))
 
 
 class Scale(msgspec.Struct, frozen=True):
-    """Values to pixels."""
+    """Maps values to pixels."""
 
     low: float
     high: float
@@ -332,7 +332,7 @@ def _rows(
 
 
 class ChartMark(msgspec.Struct, frozen=True):
-    """A mark with an interval on the upright axis."""
+    """A mark with an interval on the vertical axis."""
 
     label: str
     x: float

@@ -1,4 +1,4 @@
-"""Runs side by side, and whether they may be compared at all."""
+"""Compare runs side by side, and determine whether they are comparable."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _ENDINGS = {".html": "html", ".htm": "html", ".md": "md", ".csv": "csv", ".json"
 
 
 class Comparison(ComparedRuns, frozen=True, kw_only=True):
-    """What `compare` found, to be shown or saved."""
+    """The result of `compare`, which can be shown or saved."""
 
     def table(self, *, whole: bool = False) -> RenderableType:
         """Return the comparison for a terminal. By default it shows what a choice depends on, with
@@ -86,8 +86,8 @@ class Comparison(ComparedRuns, frozen=True, kw_only=True):
         return frame([_cells(one) for one in self.runs])
 
     def save(self, path: str | Path) -> Path:
-        """Writes the report; the file's ending decides: .html, .md, .csv, .json, .txt. Raises
-        `UsageError`."""
+        """Write the report in the format of the file extension: .html, .md, .csv, .json or .txt. Raises
+        `UsageError` for any other."""
         return documents.save(path, _ENDINGS, self.render)
 
 
@@ -122,12 +122,13 @@ def compare(
     regressions: Mapping[str, Regression] | None = None,
     people: Sequence[str] = (),
 ) -> Comparison:
-    """Puts runs side by side. All mappings are by run id; runs without an entry are shown without that part.
+    """Compare runs side by side. All mappings are keyed by run id. Runs without an entry are shown without
+    that part.
 
-    `between` has the paired differences of runs, `answers` for each run what changed in its newest evaluation
-    and how it stands to an earlier one, `regressions` what it kept, `people` what was said in reviews. With
-    `translations` the settings shown are those that each backend was sent, not only those asked for. Raises
-    `UsageError` when there is no run.
+    `between` has the paired differences of runs, `answers` the changed items of each run's newest evaluation
+    and its comparison with an earlier one, `regressions` what each run kept, and `people` the results of
+    reviews. With `translations`, the settings sent to each backend are shown, not only the requested ones.
+    Raises `UsageError` if there are no runs.
     """
     if not runs:
         raise UsageError("name the runs to compare", fix="orchestrate runs  lists them")

@@ -1,4 +1,4 @@
-"""A comparison as Markdown, CSV and JSON."""
+"""Render a comparison as Markdown, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -178,7 +178,8 @@ def format_of(path: Path, endings: Mapping[str, str]) -> str:
 
 
 def save(path: str | Path, endings: Mapping[str, str], render: Callable[[str], str]) -> Path:
-    """Writes what `render` makes of the format that the file's ending stands for. Raises `UsageError`."""
+    """Write the output of `render` in the format of the file extension. Raises `UsageError` for an unknown
+    extension."""
     target = Path(path)
     inside(target).write_text(render(format_of(target, endings)), encoding="utf-8", newline="")
     return target

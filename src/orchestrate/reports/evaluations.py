@@ -1,4 +1,4 @@
-"""An evaluation as a table for a terminal, as Markdown for a pull request, as HTML, JUnit XML and JSON."""
+"""Render an evaluation as a terminal table, Markdown for a pull request, HTML, JUnit XML and JSON."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ def junit(one: Evaluation) -> str:
 
 
 def junit_suite(name: str, classname: str, cases: Sequence[tuple[str, str, str]]) -> str:
-    """Write (name, decision, reasons) as test cases: what is shown to be bad is a failure, what is open an
-    error, as CI systems show them. XML has no place for control characters: they are left out."""
+    """Write (name, decision, reasons) as test cases. A proven regression is a failure and an inconclusive
+    result is an error, as CI systems show them. Control characters, which XML doesn't allow, are left out."""
     suite = xml.Element("testsuite", name=_legal(name), tests=str(len(cases)))
     kinds = [_JUNIT.get(decision, "system-out") for _, decision, _ in cases]
     for (title, decision, reasons), kind in zip(cases, kinds, strict=True):

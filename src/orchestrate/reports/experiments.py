@@ -1,4 +1,4 @@
-"""An experiment as a table for a terminal, as HTML with the curve of its evidence, and as JSON."""
+"""Render an experiment as a terminal table, HTML with a curve of the evidence, and JSON."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def notes(report: ExperimentReport) -> list[str]:
     found += [f"{name}: {number:,}" for name, number in report.counts.items()]
     alpha = report.plan.rule.alpha
     found.append(
-        f"You can look at it anytime: the chance of a false claim is at most {alpha:.2g}, and the same "
+        f"You can check it anytime: the probability of a false claim is at most {alpha:.2g}, and the same "
         "again for all guardrails combined. Each user counts once per phase; differences are tuned "
         "minus base within phases of the same share."
     )
@@ -100,7 +100,7 @@ def notes(report: ExperimentReport) -> list[str]:
 
 
 def table(report: ExperimentReport) -> RenderableType:
-    """Return the report for a terminal, with the decision last, where it is read."""
+    """Return the report for a terminal. The decision comes last, where it is most visible."""
     from rich.console import Group
     from rich.text import Text
 
@@ -128,7 +128,8 @@ def render(report: ExperimentReport, format: str) -> str:
 
 
 def save(report: ExperimentReport, path: str | Path) -> Path:
-    """Writes it; the file's ending decides: .html, .json, .txt. Raises `UsageError`."""
+    """Write the report in the format of the file extension: .html, .json or .txt. Raises `UsageError` for any
+    other."""
     return documents.save(path, _ENDINGS, partial(render, report))
 
 
@@ -171,6 +172,6 @@ def _curves(report: ExperimentReport) -> str:
     chart = charts.lines(series, title="Evidence", x_name="users counted", y_name="log10 of the e-value")
     caption = (
         "Evidence against no difference, in either direction. Once a line has crossed its bound, the "
-        "difference is shown, no matter how often you looked."
+        "difference is significant, no matter how often you checked."
     )
     return html.figure("Evidence over time", chart, caption)

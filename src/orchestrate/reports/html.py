@@ -1,5 +1,5 @@
-"""A comparison as one HTML file, the answer first: no network, no script; light, dark and printed; on a
-phone; readable without colour."""
+"""Render a comparison as one HTML file, with the answer first. It needs no network and no scripts, and works
+in light and dark mode, in print, on phones and without color."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def flipped(found: Flips) -> str:
     first = f", the worst {_SHOWN}" if found.broken_count > _SHOWN else ""
     heading = f"<h3>{who} broke {rows} that {against} got right{first}</h3>"
     if not found.broken:
-        heading = f"<h3>{who} broke no row that {against} got right</h3>"
+        heading = f"<h3>{who} broke no rows that {against} got right</h3>"
     broken = "".join(_flip(found, item) for item in found.broken[:_SHOWN])
     if not found.fixed:
         return heading + broken
@@ -419,7 +419,7 @@ def _curves(comparison: ComparedRuns) -> str:
     """Validation with validation and training with training, each over one axis."""
     known = any(c.trained_tokens for c in comparison.runs)
     axis = "tokens trained" if known else "steps"
-    warned = [f"Not on one scale: {r.text}." for r in comparison.reasons if r.aspect == "loss"]
+    warned = [f"Not on the same scale: {r.text}." for r in comparison.reasons if r.aspect == "loss"]
     found: list[str] = []
     kinds: tuple[tuple[str, Callable[[Compared], Sequence[CurvePoint]]], ...] = (
         ("Validation", lambda c: c.valid_curve if len(c.valid_curve) > 1 else ()),
@@ -530,7 +530,7 @@ def _settings(comparison: ComparedRuns) -> str:
     if not found:
         return ""
     differing = [row for row in found if row[2]]
-    told = "" if differing else "<p>No setting was deliberately set differently.</p>"
+    told = "" if differing else "<p>No settings were deliberately set differently.</p>"
     shown = _table(comparison, differing) if differing else told
     whole = f"<details><summary>All {len(found)} settings</summary>{_table(comparison, found)}</details>"
     return f"<h2>Settings that differ</h2>{shown}{whole}"

@@ -1,4 +1,4 @@
-"""What may be compared, and what the numbers then say."""
+"""Determine what may be compared, and what the numbers show."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def _losses(runs: Sequence[Compared]) -> Iterable[Reason]:
     if len(models) > 1:
         yield Reason(
             aspect="loss",
-            text=f"their base models differ ({', '.join(models)}): a loss per token of one tokenizer is not "
-            "on the scale of another's",
+            text=f"their base models differ ({', '.join(models)}): losses per token are not comparable "
+            f"between tokenizers",
         )
     # Unsaid and "auto" are the hosts' default for conversations: the assistant's tokens only.
     inputs = {c.settings.get("method.train_on_inputs", "").lower() == "true" for c in runs}
@@ -156,7 +156,7 @@ def _best(runs: Sequence[Compared], between: Sequence[RunDifference]) -> Iterabl
             yield f"{first.label} scores best on {metric}: {gap}; the 95% intervals do not overlap."
         else:
             overlap = "and the 95% intervals overlap"
-            yield f"On {metric} no difference is shown: {first.label} has {gap}, {overlap}."
+            yield f"On {metric} there is no clear difference: {first.label} has {gap}, {overlap}."
     for key, found in paired.items():
         # Measured on different rows: those that both answered can be compared all the same.
         if key[2] not in told:
@@ -164,7 +164,7 @@ def _best(runs: Sequence[Compared], between: Sequence[RunDifference]) -> Iterabl
 
 
 def rank(e: RunScore) -> float:
-    """Sorts scores, the best first."""
+    """Sort scores, best first."""
     return e.score.value if e.metric.better == "lower" else -e.score.value
 
 
@@ -177,7 +177,7 @@ def _told(metric: str, labels: dict[str, str], d: RunDifference, apart: Differen
     if apart.score.value == 0:
         return f"On {metric} {first} and {second} score the same: {gap}."
     if not apart.shown:
-        return f"On {metric} no difference is shown between {first} and {second}: {gap}."
+        return f"On {metric} there is no clear difference between {first} and {second}: {gap}."
     more, less = (second, first) if apart.score.value > 0 else (first, second)
     return f"On {metric} {more} scores higher than {less}: {gap}."
 
@@ -213,7 +213,8 @@ def _each(runs: Sequence[Compared]) -> Iterable[str]:
             gap = f"{gap_words(d)}, {text.count(d.score.n, 'row')}{flips}"
             worse = d.score.value > 0 if e.metric.better == "lower" else d.score.value < 0
             if not d.shown:
-                yield f"{earlier}{c.label} shows no difference to {rival} on {e.metric.name}: {gap}."
+                none = f"{c.label} shows no clear difference from {rival}"
+                yield f"{earlier}{none} on {e.metric.name}: {gap}."
             elif e.metric.better == "neither":
                 yield f"{earlier}{c.label} differs from {rival} in {e.metric.name}: {gap}."
             else:
@@ -247,7 +248,7 @@ def asked_again(label: str, pairing: Pairing) -> str:
         )
     if other:
         return (
-            f"{label} gave {other} of {pairing.items} answers differently from {pairing.first}; no "
+            f"{other} of {label}'s {pairing.items} answers differ from {pairing.first}; no "
             "score changed by more than chance."
         )
     return f"{label} gave the same {pairing.items} answers as in {pairing.first}."
@@ -264,8 +265,8 @@ def notes(runs: Sequence[Compared]) -> list[str]:
     guessed = [c.label for c in runs if c.train_curve and not c.tokens_known]
     if guessed:
         found.append(
-            f"The host does not report tokens per step for {text.joined(guessed)}: the tokens of the "
-            "entire run are spread evenly over its steps."
+            f"The host does not report tokens per step for {text.joined(guessed)}: the run's total tokens "
+            "are spread evenly over its steps."
         )
     local = [
         c.label
@@ -339,7 +340,7 @@ def _alone(c: Compared) -> ComparisonSummary:
     cost = f", for {priced_as(c)}" if price(c) is not None else ""
     score = next((s for name in _deciding(c) for s in c.scores if s.metric.name == name), None)
     if score is None:
-        told = f"{c.label} has succeeded{cost}; its quality was not measured: orchestrate eval {c.run.id}"
+        told = f"{c.label} has succeeded{cost}, but its quality was not measured: orchestrate eval {c.run.id}"
         return ComparisonSummary(sentence=told)
     opening = {True: "Ship", False: "Do not ship", None: "Not enough evidence to ship"}[_passes(c, score)]
     why = f"{text.score(score.score)} on {score.metric.name}"
@@ -376,7 +377,7 @@ def _among(metric: str, scored: Sequence[tuple[Compared, RunScore]], pairs: Diff
     if not fit:
         best, score = ranked[0]
         why = (
-            f"none is shown to be good enough; {best.label} has the best {metric}, {text.score(score.score)}"
+            f"none is proven to be good enough; {best.label} has the best {metric}, {text.score(score.score)}"
         )
         return ComparisonSummary(
             sentence=f"No recommendation yet: {why}, {text.count(score.score.n, 'row')}."
@@ -391,7 +392,7 @@ def _among(metric: str, scored: Sequence[tuple[Compared, RunScore]], pairs: Diff
     else:
         others = [pair for pair in level if pair is not choice]
         cheap = f"the cheapest of the good ones, {priced_as(choice[0])}; " if alone else ""
-        why = f"{cheap}on {metric} no difference is shown to {_versus(metric, choice, others, pairs)}"
+        why = f"{cheap}on {metric} there is no clear difference from {_versus(metric, choice, others, pairs)}"
     return ComparisonSummary(
         run=choice[0].run.id, sentence=f"Take {choice[0].label}: {why}{_forgotten(choice[0])}."
     )

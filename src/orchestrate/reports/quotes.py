@@ -1,4 +1,4 @@
-"""Quotes and whole costs side by side."""
+"""Render quotes and total costs side by side."""
 
 from __future__ import annotations
 
@@ -96,10 +96,10 @@ def verdict(quotes: Sequence[Quote]) -> str:
     priced = [(q, q.price) for q in _sorted(quotes) if q.ranked and q.price is not None]
     if not priced:
         if any(q.unlisted and not q.why_none for q in quotes):
-            return "No backend with a known price is known to accept this; see the reason for each."
+            return "No backend with a known price is known to accept this job. See the reason for each."
         if any(q.unavailable is None for q in quotes):
-            return "Every backend with a known price would reject this; see the reason for each."
-        return "No backend has a known price for this; see the reason for each."
+            return "Every backend with a known price would reject this job. See the reason for each."
+        return "No backend has a known price for this job. See the reason for each."
     (first, price), *others = priced
     if not others:
         return f"{first.provider} is the only backend with a known price: {_usd(first, price)} expected."
@@ -273,7 +273,7 @@ def ownership_verdict(totals: Sequence[Ownership]) -> str:
     best = cheapest(totals)
     paid = best.paid if best is not None else None
     if best is None or paid is None:
-        return "No backend with a known price serves the tuned model for the whole period."
+        return "No backend with a known price serves the tuned model for the entire period."
     months = f"{best.months} month{'s' if best.months != 1 else ''}"
     cost = text.span(paid.least_usd, paid.counted_usd)
     perhaps = _perhaps_cheaper(totals, best, paid)

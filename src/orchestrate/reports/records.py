@@ -1,4 +1,4 @@
-"""What a comparison of runs holds."""
+"""The records of a comparison of runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Reason(Record, frozen=True, kw_only=True):
 
 
 class RunScore(Record, frozen=True, kw_only=True):
-    """What the newest evaluation on some items says of a run in one metric."""
+    """A run's score in one metric, from its newest evaluation on these items."""
 
     metric: MetricUsed
     score: Score
@@ -39,13 +39,13 @@ class RunScore(Record, frozen=True, kw_only=True):
 
     @property
     def rows(self) -> tuple[str, int]:
-        """What was asked: equal ones may be compared."""
+        """A key of the evaluated rows. Scores with equal keys are comparable."""
         e = self.evaluation
         return (e.items_digest or e.dataset_digest, e.items)
 
 
 class RunDifference(Record, frozen=True, kw_only=True):
-    """Two runs on the items that both answered, from whatever evaluations."""
+    """The difference between two runs on the items that both answered, from any evaluations."""
 
     first: str
     """Run ids."""
@@ -57,7 +57,7 @@ MARK = " (sandbox)"
 
 
 class Compared(Record, frozen=True, kw_only=True):
-    """One run of a comparison with what was derived from its rows."""
+    """One run of a comparison, with values derived from its rows."""
 
     run: Run
     label: str
@@ -96,12 +96,12 @@ class Compared(Record, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """The label, where it is said beside it that the run is of a sandbox."""
+        """The label without the sandbox mark, for places that show the mark separately."""
         return self.label.removesuffix(MARK)
 
 
 class ComparisonSummary(Record, frozen=True, kw_only=True):
-    """What a comparison comes to."""
+    """The conclusions of a comparison."""
 
     sentence: str
     run: str | None = None
@@ -109,7 +109,7 @@ class ComparisonSummary(Record, frozen=True, kw_only=True):
 
 
 class ComparedRuns(Record, frozen=True, kw_only=True):
-    """Runs side by side. `reasons` is empty when they may be compared in every respect."""
+    """Runs side by side. `reasons` is empty if they are comparable in every respect."""
 
     runs: tuple[Compared, ...]
     answer: ComparisonSummary = ComparisonSummary(sentence="")
@@ -125,7 +125,7 @@ class ComparedRuns(Record, frozen=True, kw_only=True):
 
     @property
     def sandbox(self) -> bool:
-        """Whether any run was trained by a sandbox."""
+        """Whether any run was trained in a sandbox."""
         return any(c.run.sandbox for c in self.runs)
 
     @property

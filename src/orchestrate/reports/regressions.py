@@ -1,4 +1,4 @@
-"""What a model kept and forgot, as a table for a terminal, Markdown, HTML, JUnit XML and JSON."""
+"""Render what a model kept and forgot as a terminal table, Markdown, HTML, JUnit XML and JSON."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ class RegressionReport(Record, frozen=True, kw_only=True):
         raise UsageError(f"the regression format must be table, md, html, junit or json, got {format!r}")
 
     def save(self, path: str | Path) -> Path:
-        """Write it; the file's ending decides: .html, .md, .json, .txt, .xml (JUnit). Raises `UsageError`."""
+        """Write the report in the format of the file extension: .html, .md, .json, .txt or .xml (JUnit).
+        Raises `UsageError` for any other."""
         return documents.save(path, ENDINGS, self.render)
 
 

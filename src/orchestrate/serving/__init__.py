@@ -1,4 +1,4 @@
-"""A tuned model taken into use: exported, merged, served, and proved to be what was trained.
+"""Put a tuned model to use: export, merge and serve it, and prove that it is what was trained.
 
-Nothing here imports torch: what loads weights is asked of `orchestrate.local`, in processes of its own.
+Nothing here imports torch. Work that loads weights is done by `orchestrate.local`, in separate processes.
 """

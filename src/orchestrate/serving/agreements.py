@@ -1,4 +1,4 @@
-"""Licences of base models that ask for something, and who agreed to them here."""
+"""Licenses of base models that have requirements, and who accepted them here."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from orchestrate.errors import UsageError
 
 
 class LicenceAsks(UsageError):
-    """The base's licence asks for something that nobody here has agreed to; nothing was written or served."""
+    """The base model's license has requirements that nobody here has accepted. Nothing was written or
+    served."""
 
     def __init__(self, licence: Licence, base: str) -> None:
         asks = "".join(f"\n  - {ask}" for ask in licence.asks)
         super().__init__(
             f"{base} is under the {licence.title}, which requires the following from anyone who merges, "
             f"distributes or serves it:{asks}" + (f"\n  {licence.url}" if licence.url else ""),
-            fix=f"read it; if you agree: --accept-licence {licence.id}",
+            fix=f"read the license and, if you agree, pass --accept-licence {licence.id}",
         )
         self.licence = licence
 

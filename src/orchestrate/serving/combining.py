@@ -1,4 +1,4 @@
-"""Several adapters of one base made one, or several whole models of one architecture."""
+"""Merge several adapters of one base, or several complete models of one architecture."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def combine(
     rank: int | None,
     work: Work = ask_all,
 ) -> Merged:
-    """Merge adapters into `folder`, which is new or empty. Raises `UsageError`."""
+    """Merge adapters or models into `folder`, which must be new or empty. Raises `UsageError`."""
     models = not any(p.adapter for p in parts)
     used = method or (MODEL_METHODS if models else METHODS)[0]
     given = _require(parts, used, weights, density, rank)

@@ -1,5 +1,5 @@
-"""Engines of others as commands: found, started, waited for, and ended. None of them is a dependency: their
-own ones clash with the trainer's."""
+"""Find, start, wait for and stop third-party inference engines as commands. None of them is a dependency,
+because their dependencies conflict with the trainer's."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PATIENCE_S = 900.0
 
 @dataclass(frozen=True)
 class EngineCommand:
-    """The command that starts an engine, and the address where it then answers."""
+    """The command that starts an engine, and the URL where it is then served."""
 
     words: tuple[str, ...]
     url: str
@@ -109,7 +109,7 @@ def load_into(url: str, name: str, folder: Path) -> float:
         raise HostUnavailable(url, f"no answer: {error}") from error
     if done.status_code != 200:
         raise SetupError(
-            f"{url} could not add {name} ({done.status_code}): {done.text[:300]}",
+            f"{url} could not load {name} ({done.status_code}): {done.text[:300]}",
             fix="start vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, --enable-lora and a --max-lora-rank "
             "that fits",
         )

@@ -1,7 +1,8 @@
-"""llama.cpp's server out of its Python packages, with the flags of `llama-server`.
+"""Run llama.cpp's server from its Python packages, with the flags of `llama-server`.
 
-A script, run by the python of an environment that need not have this package: xllamacpp holds llama.cpp's own
-server, llama-cpp-python one of its own, which answers one request at a time and applies no adapter.
+This script runs with the Python of an environment that need not have this package. xllamacpp contains
+llama.cpp's own server. llama-cpp-python has its own server, which answers one request at a time and supports
+no adapters.
 """
 
 from __future__ import annotations

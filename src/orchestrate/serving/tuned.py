@@ -1,4 +1,4 @@
-"""A tuned model that lies on this machine, with what is known of how it came to be."""
+"""A tuned model on this machine, with its provenance."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class TunedModel:
 
     @property
     def slug(self) -> str:
-        """Its name as every engine, shell and file system takes one."""
+        """The model's name in a form that every engine, shell and file system accepts."""
         return re.sub(r"[^A-Za-z0-9._-]", "-", self.name)[:_LONGEST].strip("-.") or "tuned"
 
     @property
@@ -94,7 +94,7 @@ class TunedModel:
 
     @property
     def rank(self) -> int:
-        """The greatest of the adapter. Raises `UsageError` where its configuration tells none."""
+        """The adapter's largest rank. Raises `UsageError` if its configuration has none."""
         config = self.config
         ranks = [config.get("r"), *table_of(config, "rank_pattern").values()]
         if not all(isinstance(rank, int) and 0 < rank <= _MOST_RANK for rank in ranks):

@@ -1,5 +1,5 @@
-"""What can be done with a run from its page. Each act is asked about first, on a page that names the sum
-where money is spent, and is done by the same calls as the commands do it."""
+"""Actions on a run from its page. Each must be confirmed first, on a page that shows the cost if money is
+spent, and uses the same calls as the commands."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _UNSENT = (SubmitPhase.INTENT, SubmitPhase.UPLOADED)
 
 @dataclass(frozen=True)
 class Verb:
-    """An act, as a button says it."""
+    """An action, as shown on a button."""
 
     name: str
     label: str
@@ -56,7 +56,7 @@ VERBS = {
 
 @dataclass(frozen=True)
 class ActionQuestion:
-    """The question that a person agrees to: the amount, if there is one, and what happens."""
+    """The question that a person confirms: the amount, if there is one, and what will happen."""
 
     verb: Verb
     what: str
@@ -114,7 +114,7 @@ def asked(handle: RunHandle, name: str, given: Mapping[str, str]) -> ActionQuest
     and the errors of the host that is asked for its price."""
     run = handle.record
     if name not in VERBS:
-        raise UsageError(f"there is no action {name!r} on these pages", fix=f"orchestrate {name} --help")
+        raise UsageError(f"these pages have no action {name!r}", fix=f"orchestrate {name} --help")
     verb = VERBS[name]
     if name == "cancel":
         what = "The job ends. Most hosts bill the training so far; work not saved in a checkpoint is lost."
@@ -132,7 +132,7 @@ def asked(handle: RunHandle, name: str, given: Mapping[str, str]) -> ActionQuest
     whats: Mapping[str, str] = {
         "pause": "The run stops until you resume it. The host may bill storage meanwhile.",
         "download": "Downloads its files into the home folder and checks their hashes.",
-        "undeploy": "Clients get no more answers, and billing stops once the host confirms the shutdown.",
+        "undeploy": "Clients get no more answers. Billing stops once the host confirms the shutdown.",
     }
     return ActionQuestion(verb, whats[name])
 
@@ -160,7 +160,7 @@ def routes(site: Site) -> list[Route]:
         handle = site.ft.run(request.path_params["run"])
         name = request.path_params["verb"]
         if name not in VERBS:
-            raise UsageError(f"there is no action {name!r} on these pages", fix=f"orchestrate {name} --help")
+            raise UsageError(f"these pages have no action {name!r}", fix=f"orchestrate {name} --help")
         limits = {one: first(form, one).strip() for one in _LIMITS}
         if name == "deploy" and any(first(form, f"shown_{one}") != value for one, value in limits.items()):
             # Nobody has seen what it costs with these limits: the page says so first.

@@ -1,5 +1,5 @@
-"""Runs side by side: their curves over one another, only the settings that differ, cost and scores. Of a few
-of them also what the reports find; of a thousand, what a screen can hold."""
+"""Compare runs side by side: overlaid curves, only the settings that differ, cost and scores. A few runs also
+get the reports' findings; of a thousand, only as many as fit on a screen are shown."""
 
 from __future__ import annotations
 

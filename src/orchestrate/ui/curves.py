@@ -1,5 +1,5 @@
-"""Curves of runs on one axis, as charts draw them: one list of places, and for each curve a value or nothing
-at each of them."""
+"""Align curves of runs on one axis for charts: one list of positions, and for each curve a value or a gap at
+each of them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The data inspector: what is in a file, what is wrong with it, what a repair would change, what is
-nearly the same. It reads what its user may read, so pages for reading only have none of it."""
+"""The data inspector: a file's contents, its problems, what a repair would change, and near duplicates. It
+can read any file that its user can, so read-only pages don't have it."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _of_answers(site: Site) -> list[Route]:
         name = request.path_params["review"]
         if name not in desks:
             if not name.startswith("rev-"):
-                raise HTTPException(404, f"there is no review {name}")
+                raise HTTPException(404, f"no review {name} is open")
             desks[name] = reviewing.opened(site.ft, [name])
         return desks[name]
 

@@ -1,4 +1,4 @@
-"""The page of money: what was spent by month and backend, what is left, and what still bills, with the way to
+"""The costs page: spending by month and backend, the remaining budget, and what still bills, with a way to
 end it."""
 
 from __future__ import annotations

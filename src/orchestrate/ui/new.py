@@ -1,5 +1,5 @@
-"""The form of a new run, made of the spec's own schema: what becomes of each setting, what is wrong and what
-it costs stand beside it, and nothing is sent before a page that names the sum was agreed to."""
+"""The form for a new run, generated from the spec's schema. It shows how each setting is translated, what is
+wrong, and what the run costs. Nothing is sent until a page that shows the cost is confirmed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _SHOWN = 40
 
 @dataclass(frozen=True)
 class Field:
-    """One setting, as the schema has it."""
+    """One setting, as defined in the schema."""
 
     name: str
     hint: str = ""

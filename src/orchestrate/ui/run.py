@@ -1,5 +1,5 @@
-"""The page of one run, in the order in which people need it: what it is worth, whether it is what was
-trained, what it costs, how it learns, what its host says, what became of its settings, what it left."""
+"""The page of one run, in the order in which people need it: verdict, proof, cost, curves, host messages,
+settings, and files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of all runs: a live table with filters, and the curves in its rows as they come into view."""
+"""The page of all runs: a live table with filters, and curves that load as rows come into view."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def routes(site: Site) -> list[Route]:
         )
 
     def rest(request: Request) -> Response:
-        """Return the rows after those that the page came with."""
+        """Return the rows after those already on the page."""
         wanted = RunTableQuery.of(request)
         before = listing.page(wanted.of_site(site), limit=1, ids=[wanted.after])
         more = max(0, wanted.limit - _AT_ONCE)

@@ -1,5 +1,4 @@
-"""Serves the pages: from this machine only, unless they can do nothing but show, and to nobody without the
-link."""
+"""Serve the pages: to this machine only, unless they are read-only, and to nobody without the link."""
 
 from __future__ import annotations
 
@@ -84,7 +83,8 @@ def serving(
     if not is_loopback(host) and not read_only:
         raise UsageError(
             f"pages that can spend money are only served to this machine (not {host})",
-            fix="add --read-only, or reach this machine through a tunnel: ssh -L 8080:localhost:8080 ...",
+            fix="add --read-only, or connect to this machine through a tunnel: ssh -L 8080:localhost:8080 "
+            "...",
         )
     site, token = Site(ft, read_only), secrets.token_urlsafe(24)
     guard = RequestGuard(

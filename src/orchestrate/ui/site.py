@@ -1,7 +1,7 @@
-"""What all pages share: the look, the words, the safety, and how an error is told.
+"""What all pages share: look, wording, protection, and error messages.
 
-Nothing here trusts a page: texts of others are escaped and inert, no script or style stands in a page itself,
-and each form carries a word that only a page of this server could know.
+Nothing here trusts a page: external text is escaped and inert, no page contains inline scripts or styles, and
+each form has a token that only this server's pages know.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _AT_ONCE = 4
 
 @dataclass(frozen=True)
 class ActionNote:
-    """One act on one run, and what came of it."""
+    """One action on one run, and its outcome."""
 
     verb: str
     text: str = "under way"
@@ -220,7 +220,7 @@ def static() -> Route:
     def answer(request: Request) -> Response:
         name = request.path_params["name"]
         if name not in _FILES:
-            raise HTTPException(404, "there is no such file")
+            raise HTTPException(404, "file not found")
         kind = guess_type(name)[0] or "application/octet-stream"
         # The address changes with the content, so what was loaded once is never asked for again.
         return Response(_bytes(name), media_type=kind, headers={"cache-control": "private, max-age=31536000"})

@@ -1,4 +1,4 @@
-"""The pages of what goes on beside single runs: the queue, sweeps of settings, and deployments."""
+"""The pages of the queue, sweeps and deployments."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def routes(site: Site) -> list[Route]:
 
 @dataclass(frozen=True)
 class Waiting:
-    """An entry of the queue, with what its buttons do."""
+    """A queue entry, with what its buttons do."""
 
     entry: QueueEntry
     most_usd: Decimal | None
@@ -78,7 +78,7 @@ def _queue(site: Site) -> list[Route]:
     def change(request: Request, _: Form) -> str:
         verb, name = request.path_params["verb"], request.path_params["entry"]
         if verb not in _CHANGES:
-            raise UsageError(f"there is no action {verb!r} on this page", fix="orchestrate queue --help")
+            raise UsageError(f"this page has no action {verb!r}", fix="orchestrate queue --help")
         _CHANGES[verb](site, name)
         return "/queue"
 
@@ -98,7 +98,7 @@ def _queue(site: Site) -> list[Route]:
 
 @dataclass(frozen=True)
 class Swept:
-    """A sweep as a line of the list, or with its trials as a page."""
+    """A sweep as a row of the list, or with its trials as a page."""
 
     search: Search
     trials: list[Trial]
@@ -112,7 +112,7 @@ class Swept:
 
     @property
     def ordered(self) -> list[Trial]:
-        """The best first, then those without a score."""
+        """The trials, best first, then those without a score."""
         return [*self.ranked, *(trial for trial in self.trials if trial not in self.ranked)]
 
     @property
@@ -121,7 +121,7 @@ class Swept:
 
     @property
     def compare(self) -> str:
-        """The query of the page that compares its runs."""
+        """The URL query of the page that compares its runs."""
         return urlencode([("run", trial.run_id) for trial in self.ordered if trial.run_id])
 
 
@@ -168,7 +168,7 @@ def _sweeps(site: Site) -> list[Route]:
 
 @dataclass(frozen=True)
 class Deployed:
-    """A deployment, its run, and what a person has to know before ending it."""
+    """A deployment, its run, and what to know before ending it."""
 
     handle: DeploymentHandle
     run: Run | None
@@ -205,7 +205,7 @@ def _deployments(site: Site) -> list[Route]:
         name = request.path_params["deployment"]
         found = [one for one in _deployed(site, over=None) if one.handle.id == name]
         if not found:
-            raise UsageError(f"there is no deployment {name}", fix="orchestrate deployments --all")
+            raise UsageError(f"unknown deployment {name}", fix="orchestrate deployments --all")
         return found[0]
 
     def page(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""The table of runs: which runs it has, which columns, in which order, and the same as CSV and JSON."""
+"""The table of runs: filters, columns and order, and export as CSV and JSON."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MOST_COLUMNS = 24
 
 @dataclass(frozen=True)
 class TableColumn:
-    """One column; `sort` is what the database sorts it by."""
+    """One column. `sort` is what the database sorts it by."""
 
     name: str
     label: str
@@ -76,7 +76,7 @@ def column(name: str) -> TableColumn:
 
 @dataclass(frozen=True)
 class RunTableQuery:
-    """The runs to show, and how. All of it is in the page's URL."""
+    """Which runs to show, and how. Everything is in the page's URL."""
 
     words: str = ""
     status: str = ""

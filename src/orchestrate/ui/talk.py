@@ -1,5 +1,5 @@
-"""A conversation with the model of a run, and its export, from its page. Answers that are billed are reserved
-in the ledger at their worst price, which was shown and agreed to before."""
+"""Chat with a run's model and export it, from its page. Billed answers are reserved in the ledger at their
+maximum price, which the user saw and confirmed."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 _MAX_TOKENS = 512
 _LONGEST = 100_000
 """Characters of a conversation at most."""
-_AGAIN = "send it again: the possible cost is shown first"
+_AGAIN = "send it again; the maximum cost is shown first"
 _PLACES = ("auto", "host", "here")
 _ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
 class Talked:
-    """A conversation as its form holds it, and what the next answer may cost."""
+    """A conversation as stored in its form, and what the next answer may cost."""
 
     messages: list[Message] = field(default_factory=list[Message])
     message: str = ""
@@ -60,7 +60,7 @@ class Talked:
 
     @property
     def kept(self) -> str:
-        """For the next form."""
+        """Return the conversation for the next form."""
         return msgspec.json.encode([{"role": m.role, "content": m.content} for m in self.messages]).decode()
 
 
@@ -123,7 +123,7 @@ def _read(form: Form) -> Talked:
     except msgspec.MsgspecError as error:
         raise UsageError("the form contains no conversation: start again") from error
     if on not in _PLACES or any(one.role not in _ROLES for one in messages):
-        raise UsageError("the form holds no conversation: begin again")
+        raise UsageError("the form contains no conversation: start again")
     return Talked(messages, first(form, "message").replace("\r\n", "\n"), on)
 
 

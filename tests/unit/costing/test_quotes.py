@@ -294,7 +294,7 @@ def test_a_flag_gives_the_missing_price(quote: Quoting) -> None:
 
 def test_openai_closes(quote: Quoting) -> None:
     after = date(2027, 1, 6)
-    assert "has taken no new fine-tuning jobs" in (
+    assert "has not accepted new fine-tuning jobs" in (
         quote("openai", "gpt-4.1", epochs=1, today=after).unavailable or ""
     )
     assert quote("openai", "gpt-4.1", epochs=1, today=after, sandbox=True).unavailable is None

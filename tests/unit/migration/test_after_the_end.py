@@ -41,7 +41,7 @@ def test_a_silent_model_moves_by_what_was_recorded(
     assert found.proposal.held_out is not None and found.proposal.held_out.rows == 30
     assert found.ready == ["together"]
     closed = next(target for target in found.proposal.targets if target.provider == "openai")
-    assert closed.refused is not None and "no new fine-tuning jobs" in closed.refused
+    assert closed.refused is not None and "not accepted new fine-tuning jobs" in closed.refused
     new = found.submit("together")
     assert new.record.tags[TAG] == ended.id and not sandbox.requests("openai")
 

@@ -135,7 +135,7 @@ def test_a_run_without_scores_or_an_end(run: Make, result: Result) -> None:
 def test_overlapping_intervals_show_no_difference(run: Make, result: Result) -> None:
     a, b = run("together"), run("fireworks")
     found = compare([a, b], {}, {a.id: [result(a, 0.90)], b.id: [result(b, 0.91)]})
-    assert any("no difference is shown" in text for text in found.findings)
+    assert any("there is no clear difference" in text for text in found.findings)
 
 
 def test_the_cheapest_by_its_bill(run: Make) -> None:
@@ -269,7 +269,7 @@ def gap(value: float, p: float, items: int = 10, first: int = 10, second: int = 
     ("between", "said"),
     [
         (gap(0.0, 1.0), "On exact_match together and fireworks score the same"),
-        (gap(0.3, 0.125), "On exact_match no difference is shown between together and fireworks"),
+        (gap(0.3, 0.125), "On exact_match there is no clear difference between together and fireworks"),
         (gap(0.3, 0.01), "On exact_match fireworks scores higher than together"),
         (gap(-0.3, 0.01), "On exact_match together scores higher than fireworks"),
     ],
@@ -301,7 +301,7 @@ def test_the_words_are_those_of_the_p_value(run: Make, result: Result) -> None:
     [d] = one.differences
     no = replace(d, gained=3, lost=0, p_value=0.125, p_corrected=0.125, score=replace(d.score, low=0.1, n=10))
     [told] = compare([a], {}, {a.id: [replace(one, differences=(no,))]}).findings
-    assert "shows no difference to its base model" in told
+    assert "shows no clear difference from its base model" in told
     assert "p = 0.1250" in told and "3 rows gained, 0 lost of 10" in told
     [told] = compare([a], {}, {a.id: [one]}).findings
     assert "is better than its base model" in told
@@ -373,7 +373,9 @@ def test_the_cheapest_is_taken_of_those_that_nothing_separates(run: Make, result
     found = compare([a, b], {}, scores, between=[apart(a.id, b.id, -0.01, 0.6)]).answer
     assert found.run == b.id
     assert "the cheapest of the good ones, $0.10 (billed)" in found.sentence
-    assert "no difference is shown to together (-0.010 (-0.040 to +0.020), p = 0.6000" in found.sentence
+    assert (
+        "there is no clear difference from together (-0.010 (-0.040 to +0.020), p = 0.6000" in found.sentence
+    )
 
 
 def test_what_is_not_better_than_its_base_is_no_choice(run: Make, result: Result) -> None:
@@ -438,7 +440,7 @@ def test_a_comparison_of_four_fits_on_a_screen(run: Make, result: Result) -> Non
     pairs = [apart(a.id, b.id, 0.01, 0.5) for i, a in enumerate(runs) for b in runs[i + 1 :]]
     text = plain_text(compare(runs, {}, scores, between=pairs).table(), 100)
     assert text.count("\n") <= 40
-    assert text.splitlines()[0].startswith("Take openai: on exact_match no difference is shown")
+    assert text.splitlines()[0].startswith("Take openai: on exact_match there is no clear difference")
 
 
 def test_each_score_of_two_contenders_is_on_one_line_of_80_columns(run: Make, result: Result) -> None:

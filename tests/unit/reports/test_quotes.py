@@ -88,7 +88,7 @@ def test_a_job_that_would_be_refused_stands_after_the_others_and_is_never_the_ch
     assert [row.split(" | ")[0] for row in rows[2:4]] == ["| b", "| a"]
     assert "would be rejected: a needs 10 rows, this has 5" in rows[3]
     assert verdict(quotes) == "b is the only backend with a known price: $2.00 expected."
-    assert "Every backend with a known price would reject this; see the reason for each." in verdict(
+    assert "Every backend with a known price would reject this job. See the reason for each." in verdict(
         quotes[:1]
     )
 

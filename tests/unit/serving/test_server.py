@@ -607,10 +607,10 @@ def test_answers_come_in_the_form_that_was_asked_for(client: OpenAI) -> None:
 def test_models_that_do_not_go_together_are_refused_before_loading(known: Known, tmp_path: Path) -> None:
     one = TunedModel("one", known.adapter, BASE, "adapter")
     for tuned, said in (
-        ([one, TunedModel("one", known.other, BASE, "adapter")], "two models are called 'one'"),
+        ([one, TunedModel("one", known.other, BASE, "adapter")], "two models are named 'one'"),
         ([one, TunedModel("b", known.other, "another/base", "adapter")], "one base"),
         ([one, TunedModel("w", TINY, BASE, "full")], "served alone"),
-        ([TunedModel(NAMED, known.adapter, BASE, "adapter")], "as its base is"),
+        ([TunedModel(NAMED, known.adapter, BASE, "adapter")], "like its base"),
         ([], "one base"),
     ):
         with pytest.raises(UsageError, match=said), serve(tuned, tmp_path, ServerSettings(port=0)):

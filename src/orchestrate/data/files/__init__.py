@@ -1,4 +1,4 @@
-"""Reading and writing files: paths, URLs and folders in, byte ranges and records out."""
+"""Read and write files: turn paths, URLs and folders into byte ranges and records."""
 
 from __future__ import annotations
 
@@ -47,12 +47,16 @@ def data_files(folder: Path) -> list[Path]:
     if (folder / "dataset_dict.json").is_file():
         splits = {p.name: [p] for p in sorted(folder.iterdir()) if p.is_dir() and p.name[0] != "."}
         if not splits:
-            raise DataError(f"{folder} contains no split", fix=f"give one: {folder / 'train'}")
+            raise DataError(
+                f"{folder} contains no splits", fix=f"expected a folder such as {folder / 'train'}"
+            )
         _require_one(folder, splits)
         return data_files(next(iter(splits.values()))[0])
     files = _saved(folder) or sorted(p for p in folder.rglob("*") if _is_data(p, folder))
     if not files:
-        raise DataError(f"{folder} contains no data files", fix=f"known: {', '.join(DATA_SUFFIXES)}")
+        raise DataError(
+            f"{folder} contains no data files", fix=f"supported types: {', '.join(DATA_SUFFIXES)}"
+        )
     shards: dict[str, list[Path]] = defaultdict(list)
     for file in files:
         if split := _split(file.relative_to(folder)):
@@ -62,9 +66,9 @@ def data_files(folder: Path) -> list[Path]:
 
 
 def splits_of(folder: Path) -> dict[str, Path]:
-    """Split -> file, of the files that lie in a folder itself; one file alone is `train`. Empty where there
-    is none, or where several are of one split or of no split that their names tell. JSON and plain text are
-    not counted: they are settings and notes as often as rows."""
+    """Map each split to its file, for files directly in a folder. A single file is `train`. Returns an empty
+    mapping when there are no files, or when file names don't assign exactly one file to each split. JSON and
+    plain text files are ignored because they are settings and notes as often as rows."""
     files = [p for p in sorted(folder.iterdir()) if _is_data(p, folder) and p.suffix not in (".json", ".txt")]
     if len(files) == 1:
         return {"train": files[0]}
@@ -86,7 +90,7 @@ def _require_one(folder: Path, splits: dict[str, list[Path]]) -> None:
         f"{folder} contains several splits: {', '.join(names)}",
         fix=f"move the files of {split} into their own folder, and pass that folder"
         if mixed
-        else f"give one: {place}",
+        else f"pass one of them: {place}",
     )
 
 
@@ -137,21 +141,21 @@ def is_stream(output: Path) -> bool:
 
 
 def require_writable(output: Path, *sources: str, stream: bool = False) -> None:
-    """Raises `UsageError` when `output` is one of the `sources` itself or a file of such a folder, when it is
-    a folder, or in one that is not there, or not a file at all unless `stream`. To be asked before hours of
-    work."""
+    """Check, before hours of work, that `output` can be written. Raises `UsageError` when `output` is one of
+    the `sources` or a file in one of them, when it is a folder, when its parent folder does not exist, or,
+    unless `stream` is set, when it is not a regular file."""
     if is_stream(output):
         if not stream:
-            raise UsageError(f"{output} is not a file", fix="give the name of a file with -o")
+            raise UsageError(f"{output} is not a file", fix="pass a file name with -o")
         return
     if files.inside(output).is_dir():
-        raise UsageError(f"{output} is a folder", fix="give the name of a file with -o")
+        raise UsageError(f"{output} is a folder", fix="pass a file name with -o")
     folder = _behind_links(output).parent if output.is_symlink() else output.parent
     if not folder.is_dir():
-        raise UsageError(f"there is no folder {folder}", fix=f"mkdir -p {folder}")
+        raise UsageError(f"the folder {folder} does not exist", fix=f"mkdir -p {folder}")
     if any(_is_of(output, source) for source in sources):
         raise UsageError(
-            f"{output} is also the input file, which is never overwritten", fix="give another name with -o"
+            f"{output} is also the input file, which is never overwritten", fix="choose another name with -o"
         )
 
 

@@ -1,4 +1,4 @@
-"""Containers other than JSONL and tables -> lines of JSON, one for each record, in bounded memory."""
+"""Convert tables and containers other than JSONL to lines of JSON, one per record, in bounded memory."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ _LONGEST_LITERAL = 4 << 20
 
 
 def csv_lines(file: Path, told: Counter[str] | None = None) -> Iterator[bytes]:
-    """Records under a header. Cells of columns that hold lists may be JSON, or Python's literals, which are
-    counted in `told`."""
+    """Yield the records of a table with a header. Cells of list columns may be JSON or Python literals. The
+    latter are counted in `told`."""
     csv.field_size_limit(LONGEST_RECORD)
     with file.open(encoding="utf-8-sig", newline="") as opened:
         sample = opened.read(64 << 10)

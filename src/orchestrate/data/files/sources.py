@@ -1,7 +1,7 @@
-"""Any file, folder or URL -> one JSONL file on this machine, a record in each line.
+"""Convert any file, folder or URL to one local JSONL file with one record per line.
 
-Plain JSONL is used where it lies. Everything else is written once to a temporary folder of this process, in
-bounded memory, so that one fast path reads all inputs; line N of that file is record N of the input.
+Plain JSONL is used in place. Everything else is written once to a temporary folder of this process, in
+bounded memory, so that one fast path reads all inputs. Line N of that file is record N of the input.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _KEPT_SHARE = 20
 
 
 class Spool:
-    """An opened file that is written to, and how much room there is. See `spooled`."""
+    """A file open for writing that enforces the limits of `spooled`."""
 
     def __init__(
         self, file: IO[bytes], folder: Path, what: str, keep_bytes: int | None, most_bytes: int | None
@@ -62,7 +62,8 @@ class Spool:
         self._left = self._step
 
     def write(self, piece: bytes) -> None:
-        """Raise `DataError` when the disk would be nearly full, or this is more than may come."""
+        """Write the bytes. Raises `DataError` when the disk would be nearly full or the size limit is
+        exceeded."""
         self._left -= len(piece)
         self._written += len(piece)
         if self._most is not None and self._written > self._most:
@@ -73,7 +74,7 @@ class Spool:
         self._file.write(piece)
 
     def require_room(self, size: int) -> None:
-        """Raise `DataError` for content of a size that was announced, before any of it is written."""
+        """Check the announced size before anything is written. Raises `DataError` when it exceeds a limit."""
         if self._most is not None and size > self._most:
             raise too_large(self._what, self._most)
         if shutil.disk_usage(self._folder).free < self._keep + size:
@@ -102,8 +103,8 @@ def _no_room(what: str, folder: Path) -> DataError:
 def spooled(
     path: Path, what: str, keep_bytes: int | None = None, *, most_bytes: int | None = None
 ) -> Generator[Spool]:
-    """Open a file to write to, until `keep_bytes` of the disk are free or it has `most_bytes`. After an error
-    it is removed. Raises `DataError`, which says that `what` needs more room, or is too large."""
+    """Open a file for writing, up to `most_bytes` and as long as `keep_bytes` of the disk stay free. After an
+    error the file is removed. Raises `DataError` saying that `what` is too large or needs more disk space."""
     try:
         with path.open("wb") as file:
             yield Spool(file, path.parent, what, keep_bytes, most_bytes)
@@ -138,12 +139,14 @@ _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 def fetch(url: str, target: Path) -> str:
-    """Copy what is at `url` to `target`, in bounded memory and with a bound on its size.
+    """Download `url` to `target`, in bounded memory and with a size limit.
 
-    Returns what its host says that it is, as in `text/csv`, when the name does not tell, and else nothing.
+    Returns the content type that the host reports, such as `text/csv`, when the file name has no known
+    suffix, and otherwise an empty string.
 
-    Raises `UsageError` for a protocol that is not known or not for files, `SetupError` when the protocol's
-    package or the credentials are missing, else `DataError`, with `retryable` where trying again can help.
+    Raises `UsageError` for a protocol that is unknown or not for files, `SetupError` when the protocol's
+    package or the credentials are missing, and otherwise `DataError`, with `retryable` set where a retry can
+    help.
     """
     with needed("data", f"reading {shown(url)}", "fsspec"):
         import fsspec  # pyright: ignore[reportMissingTypeStubs]
@@ -179,7 +182,7 @@ def _media_type(opened: Any) -> str:
 
 
 def shown(url: str) -> str:
-    """Return the URL without what may be secret in it: a user's password, or a signature in the query."""
+    """Return the URL without parts that may be secret, such as a password or a signature in the query."""
     parts = urlsplit(url)
     host = parts.netloc.rsplit("@", 1)[-1]
     return parts._replace(netloc=host, query="...&" * bool(parts.query), fragment="").geturl().rstrip("&")
@@ -302,8 +305,9 @@ class RowSource:
 
 
 def source(path: str) -> RowSource:
-    """Raises `DataError` when the input cannot be read, `MissingExtra` when its format needs a package
-    that is not installed. An unchanged input is prepared once in a process; `-` is standard input."""
+    """Prepare an input for reading. An unchanged input is prepared once per process. `-` is standard input.
+    Raises `DataError` when the input cannot be read and `MissingExtra` when its format needs a package that
+    is not installed."""
     if "://" in path:
         remember(path)
         return _prepared(path, 0, 0)
@@ -371,7 +375,7 @@ def _copied(pipe: Path) -> Path:
 def _unfold(path: str, file: Path, outer: str, size: int) -> RowSource:
     """Undoes compression, then reads the container."""
     if outer.count(".") > _MOST_LAYERS:
-        raise DataError(f"{path} is compressed more than {_MOST_LAYERS} times", fix="unpack it")
+        raise DataError(f"{path} has more than {_MOST_LAYERS} layers of compression", fix="unpack it")
     with file.open("rb") as opened:
         head = opened.read(_HEAD)
     if head[:2] == b"\x1f\x8b":
@@ -475,7 +479,7 @@ def _zstd(file: Path) -> Any:
     from orchestrate.core.zstd import zstd
 
     class Checked:
-        """Turns the package's own error into one that the caller knows."""
+        """Convert the package's own error to one that the caller handles."""
 
         def __enter__(self) -> Checked:
             self._stream = zstd.ZstdFile(file)

@@ -1,1 +1,1 @@
-"""What users do with data: one module for each command of `orchestrate data`."""
+"""The commands of `orchestrate data`, one module each."""

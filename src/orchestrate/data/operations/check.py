@@ -1,4 +1,4 @@
-"""`orchestrate data check`: every problem of all files of a training, in one pass over each."""
+"""`orchestrate data check`: find every problem in all files of a training run, in one pass over each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SPLITS = ("train", "validation", "test")
 
 
 class FileFacts(Record, frozen=True, kw_only=True):
-    """One checked file. `counts` has the problems of each code, those not shown included."""
+    """One checked file. `counts` has the number of problems per code, including those not shown."""
 
     split: str
     path: str
@@ -50,7 +50,7 @@ class FileFacts(Record, frozen=True, kw_only=True):
 
 
 class HostFacts(Record, frozen=True, kw_only=True):
-    """What one host would take of the training rows; `rows` counts those with errors too."""
+    """How many of the training rows one host would accept. `rows` includes rows with errors."""
 
     host: str
     rows: int
@@ -60,7 +60,7 @@ class HostFacts(Record, frozen=True, kw_only=True):
 
 
 class CheckReport(Record, frozen=True, kw_only=True):
-    """The answer of `data check`. `ok` is false when any problem is an error."""
+    """The result of `data check`. `ok` is false when any problem is an error."""
 
     ok: bool
     files: tuple[FileFacts, ...]
@@ -70,8 +70,8 @@ class CheckReport(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """`tokenizer` counts tokens, `contexts` has the model's longest row on each host; `near` also looks for
-    near duplicates, which takes about as long again."""
+    """Options of `check`. `tokenizer` counts tokens, `contexts` has the model's maximum row length on each
+    host, and `near` also searches for near duplicates, which about doubles the time."""
 
     hosts: tuple[RowTarget, ...] = ()
     method: str | None = None
@@ -95,9 +95,10 @@ def check(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
-    """Checks the files of `paths` (split -> path; `train` and, where there are some, `validation`, `test`).
+    """Check the files of `paths`, which maps splits (`train`, and optionally `validation` and `test`) to
+    files.
 
-    Raises `DataError` when a file cannot be read at all, `UsageError` for an unknown host.
+    Raises `DataError` when a file cannot be read and `UsageError` for an unknown host.
     """
     options = options or CheckOptions()
     exact = options.tokens_from is TokensFrom.EXACT
@@ -198,11 +199,11 @@ def _for_host(one: OpenedFile, host: RowTarget, split: str, options: CheckOption
 
 
 _CONFLICTS: dict[Kind, str] = {
-    "chat": "same prompt as row {} with another answer",
-    "completion": "the prompt of row {} with another answer",
+    "chat": "same prompt as row {} but a different answer",
+    "completion": "the prompt of row {} with a different answer",
     "preference": "same prompt and answers as row {}, but the other answer is preferred",
     "unpaired": "same prompt and answer as row {} with the opposite label",
-    "rl": "same prompt as row {} with another reference",
+    "rl": "same prompt as row {} but a different reference",
 }
 
 

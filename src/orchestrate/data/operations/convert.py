@@ -1,5 +1,5 @@
-"""`orchestrate data convert`: rows in the format of a host or of another tool, with what is lost on the
-way."""
+"""`orchestrate data convert`: convert rows to the format of a host or another tool, and report what is
+lost."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ from orchestrate.types import Problem, Record, Severity
 
 
 class ConvertReport(Record, frozen=True, kw_only=True):
-    """The answer of `data convert`. `losses` says what the written rows hold no more, and which were left
-    out; `rows` counts those of the file, with errors or not. Of a pair two unpaired rows are written."""
+    """The result of `data convert`. `losses` says what the written rows no longer contain and which rows were
+    left out. `rows` counts all rows of the file, including those with errors. A pair becomes two unpaired
+    rows."""
 
     path: str
     output: str
@@ -49,10 +50,10 @@ def convert(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ConvertReport:
-    """Writes the good rows of `path` to `output`.
+    """Write the valid rows of `path` to `output`.
 
-    Raises `DataError` when the target cannot hold all of them and `allow_loss` is off, or when it cannot hold
-    this kind of row at all; the error lists why. Raises `UsageError` when `output` is not to be written.
+    Raises `DataError` with the reasons when the target cannot represent all of them and `allow_loss` is off,
+    or when it cannot represent this kind of row. Raises `UsageError` when `output` must not be written.
     """
     require_writable(output, path, stream=True)
     if target.name == "parquet" and output.suffix.lower() in PACKED_SUFFIXES:
@@ -131,7 +132,7 @@ def _lost(data: Facts, target: RowTarget) -> list[Problem]:
 
 
 class BatchReport(Record, frozen=True, kw_only=True):
-    """What became of the lines of a batch."""
+    """What happened to the lines of a batch."""
 
     joined: int
     unasked: int
@@ -141,7 +142,7 @@ class BatchReport(Record, frozen=True, kw_only=True):
 
 
 def join_batch(results: str, requests: str, output: Path) -> BatchReport:
-    """Writes each result with its request. Raises `DataError` for lines without a `custom_id`, and for
+    """Write each result together with its request. Raises `DataError` for lines without a `custom_id` and for
     requests that share one."""
     asked: dict[str, Row] = {}
     for n, id, row in _lines(requests):

@@ -1,4 +1,4 @@
-"""`orchestrate data dedupe`: keeps the first of each set of equal, and on request nearly equal, rows."""
+"""`orchestrate data dedupe`: keep the first of each set of equal (optionally near-duplicate) rows."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Removed(Record, frozen=True, kw_only=True):
 
 
 class DedupeReport(Record, frozen=True, kw_only=True):
-    """The answer of `data dedupe`. `removed` lists the first of the removed rows; `log` is the file of
-    all."""
+    """The result of `data dedupe`. `removed` lists the first removed rows. `log` is the file that lists all
+    of them."""
 
     path: str
     output: str | None
@@ -52,8 +52,9 @@ def dedupe(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> DedupeReport:
-    """Writes the kept rows to `output` and one line for each removed row beside it; without `output` it only
-    tells. Raises `DataError`, or for near duplicates `MissingExtra` without numpy or rensa."""
+    """Write the remaining rows to `output`, and a log with one line per removed row next to it. Without
+    `output`, only report. Raises `DataError`, and for near duplicates `MissingExtra` without numpy or
+    rensa."""
     log = None
     if output is not None:
         require_writable(output, path)

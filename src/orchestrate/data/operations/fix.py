@@ -1,8 +1,8 @@
-"""`orchestrate data check --fix`: a repaired copy, and a log with one line for each change.
+"""`orchestrate data check --fix`: write a repaired copy, and a log with one line per change.
 
-A repair is made only where one reading is plain: aliases of roles, numbers as content, weights on inputs,
-what follows the last answer, broken bytes, NUL characters, text decoded with a wrong encoding. A row that
-still has an error, or repeats another, is left out of the copy and in the log.
+A row is repaired only where its meaning is unambiguous: role aliases, numbers as content, weights on inputs,
+messages after the last answer, broken bytes, NUL characters, text decoded with the wrong encoding. A row that
+still has an error or repeats another row is left out of the copy and logged.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ _TURN_LISTS = ("conversations", "conversation")
 
 
 class RowFix(Record, frozen=True, kw_only=True):
-    """`action` is repaired, not repaired or dropped (a field), and the row is in the copy, or left out;
-    `code` is that of the problem."""
+    """One change to a row. `action` is repaired, not repaired or dropped (a field) for rows in the copy, or
+    left out. `code` is the problem's code."""
 
     row: int
     code: str
@@ -56,7 +56,7 @@ class RowFix(Record, frozen=True, kw_only=True):
 
 
 class FixReport(Record, frozen=True, kw_only=True):
-    """The answer of `data check --fix`. `log` is the file with every change."""
+    """The result of `data check --fix`. `log` is the file that lists every change."""
 
     path: str
     output: str
@@ -78,11 +78,11 @@ def fix(
     hosts: Sequence[RowTarget] = (),
     columns: Mapping[str, str] | None = None,
 ) -> FixReport:
-    """Writes the repaired copy to `output`, as canonical JSONL, and the log beside it.
+    """Write the repaired copy to `output`, as canonical JSONL, and the log next to it.
 
-    Neighbouring messages of one role are joined where one of the `hosts` wants turns to alternate. Raises
-    `DataError` when the file cannot be read as any known format, when no row would be in the copy, and when
-    rows are kept for test or validation, which the copy would not say.
+    Adjacent messages of one role are merged where one of the `hosts` requires alternating turns. Raises
+    `DataError` when the file cannot be read as any known format, when the copy would be empty, and when rows
+    are held out for test or validation, because the copy would lose that mark.
     """
     require_writable(output, path)
     log = log_beside(output, "changes", path)

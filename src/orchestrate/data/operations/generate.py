@@ -1,9 +1,9 @@
-"""`orchestrate data generate`: new rows from seed rows, asked of a chat model.
+"""`orchestrate data generate`: ask a chat model for new rows, based on seed rows.
 
-Everything that happened is in an append-only log beside the output (`OUT.generation`): the journal of paid
-requests, and which rows came of each answer. The output holds the rows of the log and nothing else, so a run
-that was killed at any moment goes on from there, and no request is ever counted too few. Rows are marked for
-review in `OUT.review`, never in the rows themselves, as hosts refuse fields that they do not know.
+An append-only log next to the output (`OUT.generation`) records every paid request and the rows that came
+from each answer. The output contains exactly the rows in the log, so a run that was killed at any moment
+resumes from there, and every request is counted. Rows are marked for review in `OUT.review`, never in the
+rows themselves, because hosts reject unknown fields.
 """
 
 from __future__ import annotations
@@ -87,14 +87,15 @@ UNWANTED = frozenset({"secret", "refusal", "placeholder", "mojibake", "replaceme
 
 @dataclass
 class Screened:
-    """`lines` are the rows to keep, as JSON; `refused` counts the others by code."""
+    """The rows of one answer after screening. `lines` are the rows to keep, as JSON. `refused` counts the
+    others by code."""
 
     lines: list[bytes] = field(default_factory=list[bytes])
     refused: Counter[str] = field(default_factory=Counter[str])
 
 
 class Screening:
-    """Decides row by row, and remembers what it has kept."""
+    """Screens generated rows one by one, and remembers those it has kept."""
 
     def __init__(
         self,
@@ -125,7 +126,7 @@ class Screening:
         self._near.add([_own_text(example) for example in examples])
 
     def resume(self, lines: Sequence[bytes]) -> None:
-        """Remembers rows that were kept by an earlier run."""
+        """Load the rows that an earlier run kept."""
         read = [self._read(line)[0] for line in lines]
         self._remember([example for example in read if example is not None])
 
@@ -269,7 +270,7 @@ class GenerateStart(msgspec.Struct, tag="started"):
 
 
 class KeptQuestion(msgspec.Struct, tag="kept"):
-    """What came of one answer: an answer without it is screened when its run goes on."""
+    """The screening result of one answer. An answer without one is screened when its run resumes."""
 
     question: str
     rows: list[msgspec.Raw]
@@ -277,7 +278,7 @@ class KeptQuestion(msgspec.Struct, tag="kept"):
 
 
 class OldSentEntry(msgspec.Struct, tag="asked"):
-    """In the place of `Sent` in logs of earlier versions, as are `OldAnswerEntry` and `Failed`."""
+    """Replaced by `Sent`; found only in logs of earlier versions, like `OldAnswerEntry` and `Failed`."""
 
     number: int
     worst_usd: Decimal
@@ -304,7 +305,7 @@ Entry = GenerateStart | KeptQuestion | OldSentEntry | OldAnswerEntry | Failed
 
 @dataclass(frozen=True)
 class GenerateOrder:
-    """What is wanted, and the limits. `price` is needed for `max_cost_usd`."""
+    """What to generate, and the limits. `max_cost_usd` requires `price`."""
 
     rows: int = 100
     max_requests: int = 100
@@ -332,7 +333,7 @@ class GenerateOrder:
 
 
 class GenerateReport(Record, frozen=True, kw_only=True):
-    """The answer of `data generate`. The counts and the cost are of all runs on this output; `stopped` is
+    """The result of `data generate`. The counts and the cost cover all runs on this output. `stopped` is
     `rows`, `max-requests`, `max-cost`, `budget` or `repeating`."""
 
     output: str
@@ -427,11 +428,11 @@ def generate(
     progress: Callable[[int, int, Decimal], None] | None = None,
     retry: Retry | None = None,
 ) -> GenerateReport:
-    """Asks until `order.rows` rows are there or a limit is reached; goes on with what an earlier run left.
+    """Generate until there are `order.rows` rows or a limit is reached. Resumes what an earlier run left.
 
     `progress` is called with (rows, requests, US dollars). Raises `DataError` when the seeds cannot be read
-    or have no good row, `UsageError` when `output` is not what an earlier run left, `ProviderError` when the
-    host refuses a request, or fails all tries of `retry`.
+    or contain no valid row, `UsageError` when `output` is not what an earlier run left, and `ProviderError`
+    when the host rejects a request or fails all attempts of `retry`.
     """
     require_price("this model", order.max_cost_usd, order.price)
     require_writable(output, seeds)
@@ -512,21 +513,25 @@ class _GenerationRun:
         if there and fresh:
             raise UsageError(
                 f"{output} already exists and was not written by this command",
-                fix="give another name with -o",
+                fix="choose another name with -o",
             )
         if not wanted.startswith(there):
-            raise UsageError(f"{output} was changed after it was generated", fix="give another name with -o")
+            raise UsageError(
+                f"{output} was changed after it was generated", fix="choose another name with -o"
+            )
         if fresh:
             self._log.append(GenerateStart(digest))
         started = self._log.entries[0]
         if not isinstance(started, GenerateStart) or started.seeds != digest:
-            raise UsageError(f"{output} was generated from other seeds", fix="give another name with -o")
+            raise UsageError(
+                f"{output} was generated from different seeds", fix="choose another name with -o"
+            )
         with inside(output).open("ab") as file:
             file.write(wanted[len(there) :])
         reviewing.require(output)
 
     def loop(self) -> str:
-        """Returns why it ended."""
+        """Run until a limit is reached, and return why it ended."""
         requests = Requests(self._writer, self._log, self._purse, self._stopped)
         requests.count(self.state.asked)
         try:

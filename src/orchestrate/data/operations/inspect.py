@@ -1,4 +1,4 @@
-"""`orchestrate data inspect`: what is in a file, in numbers."""
+"""`orchestrate data inspect`: summarize a file in numbers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ GUIDANCE = (
 
 
 class Bin(Record, frozen=True, kw_only=True):
-    """Sequences of `low` to `high` tokens, both included."""
+    """Sequences of `low` to `high` tokens, inclusive."""
 
     low: int
     high: int
@@ -51,7 +51,7 @@ class LongRow(Record, frozen=True, kw_only=True):
 
 
 class InspectReport(Record, frozen=True, kw_only=True):
-    """The answer of `data inspect`. Lengths are in tokens of `tokenizer`; a preference pair is two
+    """The result of `data inspect`. Lengths are in tokens of `tokenizer`. A preference pair counts as two
     sequences."""
 
     path: str
@@ -100,7 +100,7 @@ def inspect(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> InspectReport:
-    """Raises `DataError` when the file cannot be read as any known format."""
+    """Summarize a file. Raises `DataError` when it cannot be read as any known format."""
     opened = open_dataset(
         path, columns=columns, tokenizers=(tokenizer,), compare=True, workers=workers, progress=progress
     )

@@ -1,8 +1,9 @@
-"""Several files as one training file, by their weights.
+"""Mix several files into one training file, by their weights.
 
-A whole number of times each row of a file is in the mix as often as its weight says; of what is left of the
-weight a seeded sample of its rows is in it once more. The files are spread evenly over the mix, each in its
-own order, so that any part of it holds them in their proportions."""
+Each row of a file occurs in the mix as often as the integer part of the file's weight says. For the
+fractional part, a seeded sample of its rows occurs once more. The files are spread evenly over the mix, each
+in its own order, so any part of the mix has them in their proportions.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ from orchestrate.types import Problem, Record, Severity
 
 
 class MixedFile(Record, frozen=True, kw_only=True):
-    """What of a file is in a mix."""
+    """One file's part of a mix."""
 
     path: str
     digest: str
@@ -55,7 +56,7 @@ class MixedFile(Record, frozen=True, kw_only=True):
 
 
 class Mix(Record, frozen=True, kw_only=True):
-    """The list beside a mixed file: how to make the same again."""
+    """The record next to a mixed file that says how to reproduce it."""
 
     digest: str
     """Of its rows, as of any file of them."""
@@ -202,6 +203,6 @@ def _told(mix: Mix, path: Path) -> Problem:
     return Problem(
         code="mix",
         severity=Severity.INFO,
-        message=f"{mix.told}; the list of rows is in {path.with_suffix('.mix.json').name}",
+        message=f"{mix.told}. The list of rows is in {path.with_suffix('.mix.json').name}",
         source=str(path),
     )

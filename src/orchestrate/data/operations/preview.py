@@ -1,4 +1,4 @@
-"""Tokens of rows as a model sees them, the trained ones marked, as one page of HTML."""
+"""Show the tokens of rows as a model sees them, with the trained ones marked, on one HTML page."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from orchestrate.types import Record
 
 
 class Token(Record, frozen=True, kw_only=True):
-    """`weight` is the token's share in the loss; 0 is context only. `special` ones mark something,
-    such as the end of a turn."""
+    """A token and its `weight` in the loss; 0 is context only. `special` tokens mark something, such as the
+    end of a turn."""
 
     id: int
     text: str
@@ -21,8 +21,8 @@ class Token(Record, frozen=True, kw_only=True):
 
 
 class RowTokens(Record, frozen=True, kw_only=True):
-    """One sequence; `side` is preferred or rejected for a preference pair, desirable or undesirable for an
-    unpaired answer."""
+    """The tokens of one sequence. `side` is preferred or rejected for a preference pair, desirable or
+    undesirable for an unpaired answer."""
 
     row: int
     tokens: tuple[Token, ...]
@@ -34,7 +34,7 @@ class RowTokens(Record, frozen=True, kw_only=True):
 
 
 class PreviewReport(Record, frozen=True, kw_only=True):
-    """The answer of `data preview`."""
+    """The result of `data preview`."""
 
     path: str
     model: str

@@ -1,7 +1,7 @@
-"""`orchestrate data review`: a person's decision on each row of a file.
+"""`orchestrate data review`: record a person's decision on each row of a file.
 
-Decisions lie in an append-only journal beside the file (`FILE.review`), by the content of the rows: the file
-itself is never changed, rows may be added to it or move, and a review goes on where it was left.
+Decisions are stored by row content in an append-only journal next to the file (`FILE.review`). The file
+itself is never changed, rows may be added or moved, and a review resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ State = Literal["pending", "accepted", "edited", "rejected"]
 
 
 class Required(msgspec.Struct, tag="required"):
-    """The rows were not written by a person: they wait for one."""
+    """Marks rows that were not written by a person and need a review."""
 
     at: datetime
 
@@ -45,7 +45,7 @@ class Decided(msgspec.Struct, tag="decided", omit_defaults=True):
 
 
 class Undone(msgspec.Struct, tag="undone"):
-    """Takes back the last decision that stands."""
+    """Undoes the last decision."""
 
     at: datetime
 
@@ -62,8 +62,8 @@ class ReviewCounts(Record, frozen=True, kw_only=True):
 
 
 class ReviewRow(Record, frozen=True, kw_only=True):
-    """One row as the page shows it. `index` counts from 0; `text` is the row's line, or its edited form, and
-    `pretty` the same over several lines."""
+    """One row as the page shows it. `index` counts from 0. `text` is the row's line or its edited form, and
+    `pretty` is the same, indented."""
 
     index: int
     state: State
@@ -73,7 +73,7 @@ class ReviewRow(Record, frozen=True, kw_only=True):
 
 
 class ExportReport(Record, frozen=True, kw_only=True):
-    """The answer of `data review --export`."""
+    """The result of `data review --export`."""
 
     path: str
     output: str
@@ -83,7 +83,7 @@ class ExportReport(Record, frozen=True, kw_only=True):
 
 @dataclass
 class Decisions:
-    """What stands, by key of the row, and the order in which it can be taken back."""
+    """The current decisions by row key, and the order in which they can be undone."""
 
     stack: list[Decided] = field(default_factory=list[Decided])
     by_key: dict[str, list[Decided]] = field(default_factory=dict[str, list[Decided]])
@@ -111,7 +111,7 @@ def beside(path: Path) -> Path:
 
 
 def require(path: Path) -> None:
-    """Marks a file's rows as waiting for review; once is enough."""
+    """Mark a file's rows as waiting for review. Repeated calls have no effect."""
     journal: Journal[Entry] = Journal(beside(path), Entry)
     if not any(isinstance(entry, Required) for entry in journal.entries):
         journal.append(Required(datetime.now(UTC)))
@@ -126,7 +126,7 @@ def unreviewed(path: str) -> int:
 
 
 class Review:
-    """A file under review. Only the places of its lines are held in memory."""
+    """A file under review. Only the offsets of its lines are kept in memory."""
 
     def __init__(self, path: str) -> None:
         """Raises `DataError` when the file, or the journal beside it, cannot be read."""
@@ -173,11 +173,11 @@ class Review:
         )
 
     def first_pending(self) -> int:
-        """Index of the first row without a decision; 0 when there is none."""
+        """Return the index of the first row without a decision, or 0 when all are decided."""
         return next((i for i, key in enumerate(self._keys) if self._state(key) == "pending"), 0)
 
     def row(self, index: int) -> ReviewRow:
-        """Raises `UsageError` for no such row."""
+        """Return a row for the page. Raises `UsageError` when the row does not exist."""
         key = self._key(index)
         decided = self._decisions.of(key)
         line = self._line(index)
@@ -192,8 +192,8 @@ class Review:
         return ReviewRow(index=index, state=self._state(key), text=text, pretty=pretty, problems=problems)
 
     def decide(self, index: int, decision: Word, text: str | None = None) -> None:
-        """Records a decision; `text` is the edited row. Raises `DataError` with the problems of a row that
-        cannot be accepted, `UsageError` for no such row."""
+        """Record a decision. `text` is the edited row. Raises `DataError` with the problems of a row that
+        cannot be accepted, and `UsageError` when the row does not exist."""
         key, row = self._key(index), None
         if decision == "edited":
             line = " ".join((text or "").splitlines()).encode("utf-8", "surrogatepass")
@@ -208,8 +208,7 @@ class Review:
         self._record(Decided(key, decision, datetime.now(UTC), row))
 
     def undo(self) -> int | None:
-        """Takes back the last decision that stands and returns the index of its row; `None` when there is
-        none."""
+        """Undo the last decision and return the index of its row, or `None` when there is nothing to undo."""
         if not self._decisions.stack:
             return None
         key = self._decisions.stack[-1].key
@@ -217,7 +216,7 @@ class Review:
         return self._places.get(key, 0)
 
     def export(self, output: Path) -> ExportReport:
-        """Writes the accepted and edited rows, in order, in the file's own format, as JSON lines."""
+        """Write the accepted and edited rows as JSON Lines, in order and in the file's own format."""
         if output.resolve() in (Path(self.path).resolve(), self._journal.path.resolve()):
             raise UsageError("the reviewed file is never overwritten", fix="export to another file")
         require_writable(output, self.path)
@@ -244,7 +243,7 @@ class Review:
 
     def _key(self, index: int) -> str:
         if not 0 <= index < len(self):
-            raise UsageError(f"there is no row {index + 1}; the file has {len(self):,}")
+            raise UsageError(f"row {index + 1} does not exist: the file has {len(self):,}")
         return self._keys[index]
 
     def _line(self, index: int) -> bytes:

@@ -1,8 +1,8 @@
-"""The page of `orchestrate data review`: one reviewer, this machine only.
+"""Serve the page of `orchestrate data review`, for one reviewer on this machine.
 
-The address holds a random token; nothing is answered without it, and nothing to a page of another site, which
-could only know this server by a name that leads here. The page asks for nothing outside, and no text of a row
-is ever markup: it is sent as JSON and set as text.
+The URL contains a random token. Requests without it are rejected, and so are requests from other sites,
+including those that use DNS rebinding. The page loads nothing from elsewhere, and row text is never treated
+as markup: it is sent as JSON and set as text.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LONGEST_BODY = 64 << 20
 
 
 class RowDecision(msgspec.Struct):
-    """The body of a POST."""
+    """The body of a POST request."""
 
     action: Literal["show", "accepted", "edited", "rejected", "undo"]
     index: int | None = None
@@ -39,7 +39,7 @@ class RowDecision(msgspec.Struct):
 
 @dataclass(frozen=True)
 class RowReviewPage:
-    """A running review. `url` is the page's address."""
+    """A running review server. `url` is the page's address."""
 
     url: str
     review: Review
@@ -47,9 +47,10 @@ class RowReviewPage:
 
 @contextmanager
 def serving(path: str, *, port: int = 0) -> Generator[RowReviewPage]:
-    """Serves the review of a file on 127.0.0.1 for the length of a `with` block; port 0 takes any free one.
+    """Serve the review of a file on 127.0.0.1 within a `with` block. Port 0 picks any free port.
 
-    Raises `DataError` when the file cannot be read, `SetupError` when the port is taken."""
+    Raises `DataError` when the file cannot be read and `SetupError` when the port is in use.
+    """
     review, token = Review(path), secrets.token_urlsafe(24)
     app = Starlette(routes=review_routes("/", lambda _: review))
     with web.serving(RequestGuard(app, tokens={token: ""}, max_body=LONGEST_BODY), port=port) as root:
@@ -75,7 +76,7 @@ def review_routes(
 
 
 def act(review: Review, asked: RowDecision) -> dict[str, Any]:
-    """Does what was asked and gives the row to show next: `file`, `counts` and, when there is one, `row`."""
+    """Perform the action and return what to show next: `file`, `counts` and, if there is one, `row`."""
     index = asked.index
     word: Word | None = None if asked.action in ("show", "undo") else asked.action
     if asked.action == "undo":

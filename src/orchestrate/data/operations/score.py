@@ -1,7 +1,8 @@
-"""`orchestrate data score` and `data select`: what each row is worth, by signals, and the best rows by one.
+"""`orchestrate data score` and `data select`: score each row by several signals, and select the best rows by
+one.
 
-Four signals are read from the rows alone. A model's losses and a judge's points are added by those who have
-them. All are kept beside the file (`FILE.scores.jsonl`), bound to its rows by their digest.
+Four signals need only the rows. A model's losses and a judge's scores are added by the commands that compute
+them. All scores are stored next to the file (`FILE.scores.jsonl`) and tied to its rows by their digest.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _PAIRS_KEPT = 100
 
 
 class RowScore(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """A line of the scores: what is known of one row. A signal that isn't known is left out."""
+    """One line of a scores file: the known signals of one row. Unknown signals are left out."""
 
     row: int
     tokens: int | None = None
@@ -80,7 +81,7 @@ class RowScore(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True)
 class Signal:
-    """`doubt` grows with the doubt about a row."""
+    """How rows are ranked by one signal. `doubt` is higher for rows that are more likely wrong."""
 
     about: str
     doubt: Callable[[RowScore], float | None]
@@ -91,8 +92,8 @@ class Signal:
 SIGNALS: dict[str, Signal] = {
     "duplicate": Signal("nearly equal to an earlier row", lambda s: float(s.duplicate_of is not None)),
     "length": Signal("answer much longer or shorter than others", lambda s: s.length and abs(s.length)),
-    "contradiction": Signal("other answers to the same question", lambda s: s.contradiction),
-    "label": Signal("another label is likelier", lambda s: s.label, "pip install 'orchestrate-ft[score]'"),
+    "contradiction": Signal("different answers to the same question", lambda s: s.contradiction),
+    "label": Signal("another label is more likely", lambda s: s.label, "pip install 'orchestrate-ft[score]'"),
     "loss": Signal("the base model's loss", lambda s: s.loss, "--model"),
     "spread": Signal("the spread of that loss over the tokens", lambda s: s.spread, "--model"),
     "prompt": Signal("the prompt doesn't help to predict the answer", lambda s: s.prompt, "--model"),
@@ -102,7 +103,7 @@ SIGNALS: dict[str, Signal] = {
 
 
 class ScoredFile(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """The first line of a file of scores."""
+    """The first line of a scores file."""
 
     scores_of: str
     digest: str
@@ -113,7 +114,7 @@ class ScoredFile(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ContradictingPair(Record, frozen=True, kw_only=True):
-    """Two rows with nearly equal questions and different answers."""
+    """Two rows with near-identical questions and different answers."""
 
     row: int
     other: int
@@ -123,7 +124,7 @@ class ContradictingPair(Record, frozen=True, kw_only=True):
 
 
 class ScoreReport(Record, frozen=True, kw_only=True):
-    """The answer of `data score`."""
+    """The result of `data score`."""
 
     path: str
     output: str
@@ -174,7 +175,7 @@ def place(path: str) -> Path:
 
 
 def opened(path: str, columns: Mapping[str, str] | None, workers: int | None) -> OpenedFile:
-    """Raises `DataError`."""
+    """Open the file to score. Raises `DataError` when it cannot be read."""
     found = open_dataset(path, columns=columns, compare=True, workers=workers)
     require_rows(found.facts)
     if found.facts.kind == "rl":
@@ -183,7 +184,7 @@ def opened(path: str, columns: Mapping[str, str] | None, workers: int | None) ->
 
 
 def of_rows(read: OpenedFile, scores: Scores, workers: int | None = None) -> list[str]:
-    """Fills in what the rows alone show, and says what could not be looked for."""
+    """Compute the signals that need only the rows, and note which ones could not be computed."""
     data = read.facts
     rows = _Rows([], [], [])
     for number, example in data.numbered():
@@ -252,7 +253,7 @@ def _copies(read: OpenedFile, workers: int | None, missing: list[str]) -> dict[i
         ):
             compare.join(leaders, i, leader)
     except MissingExtra as error:
-        missing.append(f"nearly equal rows were not looked for: {error.fix}")
+        missing.append(f"near-duplicate rows were not searched for: {error.fix}")
     roots = [compare.root(leaders, i) for i in range(len(leaders))]
     return {numbers[i]: numbers[leader] for i, leader in enumerate(roots) if leader != i}
 
@@ -282,7 +283,7 @@ def _alike(questions: Sequence[str], missing: list[str]) -> list[int]:
     try:
         keys, sketches = compare.digests([plain[i] for i in firsts])
     except MissingExtra as error:
-        missing.append(f"contradiction: only equal questions were compared: {error.fix}")
+        missing.append(f"contradiction: only identical questions were compared: {error.fix}")
         return leaders
     signed = compare.Signatures(bands=bytearray(keys.tobytes()), sketches=bytearray(sketches.tobytes()))
     signed.numbers.extend(firsts)
@@ -384,7 +385,7 @@ def kept(path: str, data: Facts, file: Path | None = None) -> Scores | None:
         rows = [decoding.decode(line, type=RowScore) for line in lines]
     except (ValueError, msgspec.MsgspecError, IsADirectoryError) as error:
         raise UsageError(
-            f"{where} is not a file of scores", fix="move it, or give another with -o"
+            f"{where} is not a scores file", fix="move it, or choose another name with -o"
         ) from error
     return Scores(told, {one.row: one for one in rows}) if told.digest == data.digest else None
 
@@ -428,7 +429,7 @@ def report(read: OpenedFile, scores: Scores, output: Path, missing: Sequence[str
 
 
 class LeftOut(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """A line of what `data select` left out: the row as it was, and why."""
+    """One line in the log of rows that `data select` left out: the unchanged row and the reason."""
 
     row: int
     why: str
@@ -438,7 +439,7 @@ class LeftOut(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class SelectReport(Record, frozen=True, kw_only=True):
-    """The answer of `data select`."""
+    """The result of `data select`."""
 
     path: str
     output: str
@@ -481,15 +482,15 @@ def select(
     scores: Path | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> SelectReport:
-    """Writes the best rows, in their order and as they were, and beside them those that were left out, each
-    with the reason. Raises `UsageError` where either file exists, or the rows were not scored."""
+    """Write the best rows, unchanged and in file order, and next to them a log of the rows left out, each
+    with the reason. Raises `UsageError` if either file exists or the rows have not been scored."""
     if not 0 < keep < 1:
-        raise UsageError(f"--keep is a share between 0 and 1; got {keep:g}")
+        raise UsageError(f"--keep must be a share between 0 and 1 (got {keep:g})")
     require_writable(output, path)
     rest = log_beside(output, "left-out", path)
     for file in (output, rest):
         if file.exists():
-            raise UsageError(f"{file} exists already", fix="move it, or give another name with -o")
+            raise UsageError(f"{file} already exists", fix="move it, or choose another name with -o")
     read = open_dataset(path, columns=columns)
     data, lines = read.facts, read.source
     order = ranked(require_scores(path, data, scores), by)
@@ -513,7 +514,8 @@ def select(
                 continue
             at, found = places[number]
             known = "is not known" if found is None else f"is {found:.4g}"
-            why = f"{by} {known} ({SIGNALS[by].about}): place {at:,} of {len(order):,}, {most:,} are kept"
+            rank = f"rank {at:,} of {len(order):,}; the best {most:,} are kept"
+            why = f"{by} {known} ({SIGNALS[by].about}): {rank}"
             log.write(_left_out(number, why, found, line))
     return SelectReport(
         path=path,
@@ -536,10 +538,11 @@ def _left_out(row: int, why: str, doubt: float | None, line: bytes) -> bytes:
 
 
 def require_scores(path: str, data: Facts, file: Path | None = None) -> Scores:
-    """Raises `UsageError` where the rows were not scored, `DataError` where they have changed since."""
+    """Load the scores of a file. Raises `UsageError` if the rows have not been scored and `DataError` if they
+    have changed since."""
     where = file or place(path)
     if not where.exists():
-        raise UsageError(f"{path} was not scored yet", fix=f"orchestrate data score {path}")
+        raise UsageError(f"{path} has not been scored yet", fix=f"orchestrate data score {path}")
     found = kept(path, data, where)
     if found is None:
         error = changed(data)

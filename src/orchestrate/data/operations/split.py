@@ -1,10 +1,11 @@
-"""`orchestrate data split`: the same rows fall on the same side, today and after rows were added.
+"""`orchestrate data split`: split a file so that the same rows stay in the same split, even after rows are
+added.
 
-A group of rows goes where the hash of its key says. Rows of one conversation (the same first user message and
-system text) are one group, and near duplicates join groups, so that neither straddles a split. A group's key
-is the least of its rows' digests, so that the order of the file is without effect. What rows that are added
-can move: a near duplicate whose digest is the least of its new group moves the group with it, for a group of
-n rows in one of n + 1 cases, and a row that joins two groups moves one of them.
+The hash of a group's key determines its split. Rows of one conversation (the same first user message and
+system text) form a group, and near duplicates merge groups, so neither is ever divided between splits. A
+group's key is the smallest digest of its rows, so the order of the file has no effect. Added rows can move a
+group in two cases: a near duplicate with the smallest digest of its new group moves it (for a group of n rows
+in one of n + 1 cases), and a row that joins two groups moves one of them.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class _Manifest(Record, frozen=True, kw_only=True):
 
 
 class SplitReport(Record, frozen=True, kw_only=True):
-    """The answer of `data split`. `groups` counts what was kept together."""
+    """The answer of `data split`. The result of `data split`. `groups` counts the groups of rows that stay
+    together."""
 
     path: str
     files: tuple[SplitFile, ...]
@@ -84,12 +86,13 @@ class SplitReport(Record, frozen=True, kw_only=True):
 
 
 class TooFew(DataError):
-    """Of few groups a split would get none."""
+    """There are so few groups that a split would be empty."""
 
 
 @dataclass(frozen=True)
 class Division:
-    """How rows are shared out. Raises `UsageError` for a seed that is no unsigned number of 64 bits."""
+    """How rows are divided into splits. Raises `UsageError` for a seed that is not an unsigned 64-bit
+    integer."""
 
     shares: Sequence[float]
     seed: int = 0
@@ -106,7 +109,7 @@ class Division:
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**64:
-            raise UsageError(f"the seed {self.seed} is not between 0 and 2^64 - 1")
+            raise UsageError(f"the seed must be between 0 and 2^64 - 1 (got {self.seed})")
 
 
 def parse_shares(text: str) -> tuple[float, ...]:
@@ -171,11 +174,11 @@ def split(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SplitReport:
-    """Writes train.jsonl, validation.jsonl and, with three shares, test.jsonl into `folder`; those that an
-    earlier split wrote there are replaced. Raises `UsageError` when one of them is not from a split.
+    """Write train.jsonl, validation.jsonl and, with three shares, test.jsonl to `folder`. Files from an
+    earlier split are replaced. Raises `UsageError` if one of the files was not written by a split.
 
-    Raises `DataError`, `TooFew` when a split would be empty, or `MissingExtra` without rensa while near
-    duplicates stay together.
+    Raises `DataError`, `TooFew` when a split would be empty, and `MissingExtra` without rensa unless near
+    duplicates may be in different splits.
     """
     if is_stream(folder) or folder.is_file():
         raise UsageError(f"{folder} is not a folder", fix="give a folder with -o")
@@ -294,8 +297,8 @@ def _too_few(path: str, groups: Sequence[int], division: Division) -> TooFew:
         of = f"rows with one {division.group_by}"
     made = count(len(set(groups)), "group")
     return TooFew(
-        f"{path}: {count(len(groups), 'row')} in {made} of {of}, which are never divided, so a "
-        "split would be empty",
+        f"{path}: {count(len(groups), 'row')} form {made} of {of}. Groups are never divided, so a split "
+        f"would be empty",
         fix="add different rows"
         + (", or allow near-duplicates in different splits: --no-near" * near_duplicates),
     )
@@ -308,8 +311,8 @@ def _empty(path: str, names: Sequence[str], groups: int, division: Division) -> 
     if not division.fill and not division.stratify:
         fix = f"use --exact, which picks a seed that fills each split; or {fix}"
     return TooFew(
-        f"{path}: {' and '.join(names)} would be empty: {count(groups, 'group')} are too few for a "
-        f"share of {least:.0%}, as groups are never divided",
+        f"{path}: {' and '.join(names)} would be empty: {count(groups, 'group')} are too few for a share "
+        f"of {least:.0%} because groups are never divided",
         fix=fix,
     )
 
@@ -327,13 +330,13 @@ def _require_own(folder: Path, paths: Sequence[Path], source: str) -> _Manifest:
         if path.exists() and path.name not in own:
             raise UsageError(
                 f"{path} already exists and was not written by `data split`",
-                fix="give another folder with -o",
+                fix="choose another folder with -o",
             )
     for name in sorted(own - {path.name for path in paths}):
         if (folder / name).exists():
             raise UsageError(
                 f"{folder / name} is from an earlier split: its rows would also be in the new files",
-                fix=f"rm {folder / name}, or give another folder with -o",
+                fix=f"rm {folder / name}, or choose another folder with -o",
             )
     return earlier
 

@@ -1,4 +1,4 @@
-"""Exports with one message a row (tickets, mails, OASST's trees) -> one conversation a row."""
+"""Convert exports with one message per row (tickets, emails, OASST trees) to one conversation per row."""
 
 from __future__ import annotations
 
@@ -142,7 +142,8 @@ def _plain(name: Any) -> str:
 
 
 class InternalNotes:
-    """Asked row by row; `columns` are those that were understood, of which nothing else is to be told."""
+    """Detects internal notes row by row. `columns` are the columns that it interprets, which need no other
+    report."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -150,7 +151,8 @@ class InternalNotes:
         self.columns: set[str] = set()
 
     def is_one(self, row: Mapping[str, Any], n: int) -> bool:
-        """Raises `DataError` for row `n` when its column says neither yes nor no."""
+        """Return whether row `n` is an internal note. Raises `DataError` when its column says neither yes nor
+        no."""
         return any([self._says_so(name, value, n) for name, value in row.items()])
 
     def _says_so(self, column: str, value: Any, n: int) -> bool:
@@ -186,9 +188,9 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns say what. `assistant`, `user` and `left_out` are values of the column `role` (a role, a
-    name, an address), with `*` for anything; the first that fits holds. Customers' usual names need not be
-    given. Without `time` the order is that of the file."""
+    """The meaning of the columns. `assistant`, `user` and `left_out` are values of the `role` column (a role,
+    a name, an address), with `*` as a wildcard. The first match wins. Common names for customers are
+    recognized automatically. Without `time`, messages are in file order."""
 
     thread: str
     role: str
@@ -203,7 +205,7 @@ class Columns:
 
 
 class ThreadsReport(Record, frozen=True, kw_only=True):
-    """What became of the threads; `shown` has the ids of some of each sort."""
+    """What happened to the threads. `shown` has the ids of some examples of each kind."""
 
     path: str
     messages: int
@@ -268,10 +270,10 @@ def columns_of(  # noqa: PLR0913  each is a use of its own
 
 
 def join(path: str, columns: Columns, output: Path) -> ThreadsReport:
-    """Writes conversations in OpenAI's form; the messages are sorted on disk, not in memory.
+    """Write conversations in OpenAI's format. The messages are sorted on disk, not in memory.
 
-    Raises `UsageError` for a column that is not there, `DataError` for a time that cannot be read, for
-    speakers of whom it is not known who they are, and where no thread has an answer.
+    Raises `UsageError` for a missing column, and `DataError` for an invalid time, for speakers whose role is
+    unknown, and when no thread has an answer.
     """
     rows = mbox_rows(path) if is_mbox(path) else _rows(path)
     with tempfile.TemporaryDirectory() as folder, sqlite3.connect(f"{folder}/messages.db") as base:
@@ -492,8 +494,8 @@ class _ThreadReader:
         self._shown: dict[str, list[str]] = {}
 
     def conversation(self, thread: str, messages: list[tuple[str, str, str | None]]) -> list[dict[str, str]]:
-        """Build the conversation of a thread. Consecutive messages of one side are merged. The result is
-        empty when nobody answered."""
+        """Build the conversation of a thread. Consecutive messages from the same side are merged. The result
+        is empty when nobody answered."""
         self._counts["messages"] += len(messages)
         self._counts["threads"] += 1
         if all(tree is not None for _, _, tree in messages):

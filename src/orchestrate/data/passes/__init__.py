@@ -1,4 +1,4 @@
-"""One pass over a file on all cores, or over a Ray cluster, and what it finds between rows."""
+"""One pass over a file on all cores or a Ray cluster, and comparisons between rows."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FORKS = sys.platform == "linux"
 
 
 class WorkerDied(OrchestrateError):
-    """A worker ended before its answer; most often the machine ran out of memory."""
+    """A worker exited before it returned a result, usually because the machine ran out of memory."""
 
 
 def cores() -> int:
@@ -153,8 +153,8 @@ class _Pool:
             self._answers.put((index, value, error))
 
     def close(self) -> None:
-        """Shut down the workers. Idle workers end when their input is closed, so that the system counts
-        their time as ours. Busy ones are killed."""
+        """Shut down the workers. Idle workers exit when their input is closed, so their CPU time counts as
+        ours. Busy workers are killed."""
         with self._lock:
             self._next = iter(())
         self._room.release(len(self._workers))

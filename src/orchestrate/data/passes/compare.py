@@ -1,13 +1,14 @@
-"""Rows against rows: duplicates, contradictions, rows that two splits share, and near duplicates.
+"""Compare rows: duplicates, contradictions, rows shared between splits, and near duplicates.
 
-Near duplicates by MinHash over shingles of five words, banded so that candidates meet by sorting.
+Near duplicates are found by MinHash over five-word shingles, banded so that sorting brings candidates
+together.
 
-rensa makes the signatures. A worker returns 16 band keys and a 128-byte sketch for each row; candidates
+rensa computes the signatures. A worker returns 16 band keys and a 128-byte sketch for each row; candidates
 are rows with an equal band, confirmed by their sketches. At a similarity of 0.8 a pair is found with
 probability 0.95, at 0.9 with 0.9999.
 
-What makes rows of one task look alike makes no copies of them: phrases that many rows hold (an instruction, a
-template) are the file's form and left out, and a system text counts for a fifth of its row at the most.
+Rows of one task look alike without being copies. Phrases that many rows share (an instruction, a template)
+are the file's form and are ignored, and a system prompt counts for at most a fifth of its row.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Matches:
 
 
 def numpy() -> Any:
-    """Raises `MissingExtra` where numpy is not installed."""
+    """Import numpy. Raises `MissingExtra` if it is not installed."""
     with needed("data", "comparing rows", "numpy"):
         import numpy as np
     return np
@@ -131,7 +132,7 @@ SYSTEM_SHARE = 4
 
 @dataclass
 class Signatures:
-    """`bands` holds 16 64-bit keys a row, `sketches` 128 bytes a row."""
+    """MinHash signatures: `bands` has 16 64-bit keys per row, `sketches` 128 bytes per row."""
 
     numbers: array[int] = field(default_factory=lambda: array("I"))
     bands: bytearray = field(default_factory=bytearray)
@@ -158,7 +159,7 @@ def signatures(task: ScanTask, size: int, workers: int | None = None, form: Any 
 
 
 def sign(task: ScanTask, form: Any) -> Signatures:
-    """Compute the signatures of one range. Pure."""
+    """Compute the signatures of one range. This is a pure function."""
     part = Signatures()
     hashes: list[Any] = []
     avoided: list[bool] = []
@@ -178,7 +179,8 @@ def sign(task: ScanTask, form: Any) -> Signatures:
 
 
 def shared_form(files: Sequence[tuple[ScanTask, int]]) -> Any:
-    """Hashes (uint64, sorted) of the phrases that many rows of files (task, bytes) hold, told by a sample."""
+    """Return the hashes (uint64, sorted) of phrases that many rows share, estimated from a sample of the
+    files (task, bytes)."""
     np = numpy()
     sample: dict[int, tuple[ScanTask, bytes]] = {}
     for task, size in files:
@@ -247,7 +249,7 @@ def _sketched(hashes: Sequence[Any]) -> tuple[Any, Any]:
 
 
 class SeenTexts:
-    """Texts that came before, for telling one by one whether a text is nearly equal to any of them."""
+    """Remembers texts, to tell whether a new text nearly equals an earlier one."""
 
     def __init__(self, threshold: float = 0.8) -> None:
         self._threshold = threshold
@@ -322,7 +324,7 @@ def root(leader: list[int], i: int) -> int:
 
 
 def join(leader: list[int], x: int, y: int) -> None:
-    """Makes one set of the sets of x and y."""
+    """Merge the sets of x and y."""
     a, b = root(leader, x), root(leader, y)
     leader[max(a, b)] = min(a, b)
 

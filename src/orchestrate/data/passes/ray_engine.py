@@ -1,7 +1,9 @@
-"""The data commands on Ray: the same functions over the same byte ranges, on as many machines as there are.
+"""Run the data commands on Ray: the same functions over the same byte ranges, on every machine of the
+cluster.
 
-Every machine must have this package and see the files under the same path; what is not plain JSONL is
-unpacked on the first machine, into its temporary folder (`TMPDIR`), which must then be seen by all too.
+Every machine must have this package and see the files under the same path. Files other than plain JSONL are
+unpacked on the first machine, into its temporary folder (`TMPDIR`), which the others must then be able to
+read.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""One pass over the rows of a JSONL file: a pure function of a byte range, and the fold of its results.
+"""Scan the rows of a JSONL file in one pass: a pure function of a byte range, and the fold of its results.
 
 `scan` reads a range of lines and returns only counts, arrays and a bounded number of problems, so that ranges
-can be read by many processes, on one machine or on several; `Total.add` puts the parts together in order.
+can be read by many processes, on one machine or on several; `Total.add` combines the parts in order.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ DESIRABLE, UNDESIRABLE = "desirable", "undesirable"
 
 @dataclass(frozen=True)
 class ScanTask:
-    """Lines of `path` from byte `start` up to `end`; both lie at beginnings of lines."""
+    """The lines of `path` from byte `start` up to byte `end`. Both are at the beginning of a line."""
 
     path: str
     start: int
@@ -95,7 +95,7 @@ class ScanTask:
 
 @dataclass
 class Tally:
-    """What is counted of a range and of a whole file."""
+    """Counts for a range, and for an entire file."""
 
     lines: int = 0
     rows: int = 0
@@ -133,7 +133,7 @@ class Tally:
 
 @dataclass
 class ScannedRange(Tally):
-    """What one range holds. Row numbers count the lines of the range from 1."""
+    """The result of one range. Row numbers count the lines of the range from 1."""
 
     digests: bytearray = field(default_factory=bytearray)
     """32 bytes for each good row: the sha256 of its canonical form."""
@@ -241,7 +241,7 @@ def _rows(task: ScanTask, lines: list[bytes]) -> list[ReadRow]:
 
 
 def ready(task: ScanTask) -> None:
-    """Loads what `scan` needs before its first row, where that may be done once for several processes."""
+    """Preload what `scan` needs and several processes can share."""
     for name in task.tokenizers:
         if not name.startswith("hf:"):  # those may start threads
             counter(name).count([])
@@ -340,7 +340,8 @@ def _compare(part: ScannedRange, example: Example, traits: int) -> None:
 
 @dataclass
 class Total(Tally):
-    """Parts, folded in order; `numbers`, `prompts` and `answered` are kept only when rows are compared."""
+    """The parts, folded in order. `numbers`, `prompts` and `answered` are kept only when rows are
+    compared."""
 
     hashes: array[int] = field(default_factory=lambda: array("Q"))
     """The first 64 bits of each good row's sha256; kept as those are."""
@@ -395,12 +396,12 @@ class Total(Tally):
 
     @property
     def written(self) -> int:
-        """Lines that are not blank."""
+        """The number of lines that are not blank."""
         return self.lines - self.counts["blank-line"]
 
     @property
     def fields_left_out(self) -> int:
-        """Values that are not read, of columns and of messages."""
+        """The number of column and message values that are not read."""
         return self.counts["extra-fields"] + sum(column.rows for column in self.unread.values())
 
     def errors(self) -> int:
@@ -434,7 +435,7 @@ _BLOCK = 16 << 10
 
 @dataclass
 class Sample:
-    """What a sample says of a file."""
+    """An estimate for a file from a sample of its rows."""
 
     tokens: float = 0.0
     half_width: float = 0.0

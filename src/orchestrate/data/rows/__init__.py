@@ -1,4 +1,4 @@
-"""The canonical example, what is looked at in it, and the problems that are reported of it."""
+"""The canonical example, what is checked in it, and the problems that are reported about it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class ChatMessage(_Canonical):
 
     @property
     def text(self) -> str:
-        """The text of the content, image parts left out."""
+        """The text of the content, without image parts."""
         if isinstance(self.content, list):
             return "".join(part.text or "" for part in self.content)
         return self.content or ""
@@ -82,7 +82,7 @@ class ChatExample(_Canonical):
 
 
 class PreferenceExample(_Canonical):
-    """`prompt`, then the answer to prefer and the one to avoid."""
+    """A `prompt` with a preferred and a rejected answer."""
 
     prompt: list[ChatMessage]
     preferred: list[ChatMessage]
@@ -92,7 +92,7 @@ class PreferenceExample(_Canonical):
 
 
 class UnpairedExample(_Canonical):
-    """`prompt`, then one answer, and whether it is one to give (`label`) or one to avoid."""
+    """A `prompt` with one answer, and a `label` that says whether the answer is desirable."""
 
     prompt: list[ChatMessage]
     completion: list[ChatMessage]
@@ -353,7 +353,7 @@ def rows_of(found: Problem) -> int:
 def problem(
     code: str, message: str | None = None, *, row: int | None = None, field: str | None = None
 ) -> Problem:
-    """Raises `KeyError` for a code that is not in `CODES`."""
+    """Create a problem with this code. Raises `KeyError` for a code that is not in `CODES`."""
     known = CODES[code]
     return Problem(
         code=code,
@@ -376,7 +376,7 @@ def file_of(problem: Problem) -> str:
 
 
 class Digits(float):
-    """A number that no double holds, with its digits as they were written."""
+    """A number that a double cannot represent, with its digits as written."""
 
     text: str
 
@@ -390,7 +390,7 @@ class Digits(float):
 
 
 def number(text: str) -> float:
-    """Reads a literal with a point or an exponent."""
+    """Parse a literal with a decimal point or an exponent."""
     rounded = float(text)
     return rounded if Decimal(repr(rounded)) == Decimal(text) else Digits(text)
 

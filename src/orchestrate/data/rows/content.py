@@ -1,8 +1,8 @@
-"""What should not be in training data: secrets, personal data, damaged text, refusals, placeholders.
+"""Find what should not be in training data: secrets, personal data, damaged text, refusals, placeholders.
 
 Two steps. A filter over the texts of many rows finds candidates: hyperscan where it is installed, else a
 search for the literal that each pattern begins with. Each candidate is then confirmed on its own text with
-the exact pattern and, where there is one, its checksum; so both filters give the same findings.
+the exact pattern and, if it has one, its checksum, so both filters give the same findings.
 """
 
 from __future__ import annotations

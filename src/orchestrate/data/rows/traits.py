@@ -1,4 +1,4 @@
-"""What one canonical row holds and what is wrong with it, in one pass over its messages.
+"""Find the traits and problems of a canonical row, in one pass over its messages.
 
 Traits are facts that each backend judges for itself (`orchestrate.data.rules`); problems are wrong
 everywhere.
@@ -493,8 +493,8 @@ _HEAD = 64 << 10
 
 
 class Picture(NamedTuple):
-    """What an image costs depends on these. Pixels are `None` where they cannot be told: an image by URL, an
-    unknown kind, a file that is not there."""
+    """What the cost of an image depends on. Pixels are `None` when unknown: an image by URL, an unknown file
+    type, or a missing file."""
 
     width: int | None
     height: int | None

@@ -1,4 +1,4 @@
-"""The row formats that are known, and what a row of each becomes: a canonical example."""
+"""The known row formats, and how a row of each becomes a canonical example."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Spans = list[tuple[int, int]]
 
 @dataclass
 class Loss:
-    """What a message says of its loss; `used` are the names of the fields that were read."""
+    """What a message says about its loss. `used` has the names of the fields that were read."""
 
     weight: int | float | None = None
     spans: Spans | None = None
@@ -142,8 +142,8 @@ def images_of(row: dict[str, Any]) -> list[Any]:
 
 
 def place(messages: Sequence[ChatMessage], held: Sequence[Any]) -> list[Problem]:
-    """Fills the places of `messages` with the images, in order. Another number of places than images is an
-    error: which belongs where is not known then."""
+    """Fill the image placeholders in `messages` with the images, in order. It is an error if their numbers
+    differ, because it is then unknown which image belongs where."""
     urls = [_url(item) for item in held]
     if None in urls:
         return [
@@ -385,7 +385,7 @@ Read = tuple[Example | None, list[Problem]]
 
 @dataclass(frozen=True)
 class RowFormat:
-    """`fits` looks at the names and types of the fields only; `read` reports everything else."""
+    """A row format. `fits` checks only the names and types of the fields; `read` reports everything else."""
 
     name: str
     kind: Kind

@@ -1,6 +1,6 @@
-"""Message lists as people write them -> canonical messages, with every problem of the row.
+"""Convert message lists as people write them to canonical messages, and report every problem of the row.
 
-The strict structs decode clean rows; this is the patient path for all others: aliases, OpenAI's retired
+The strict structs decode clean rows. This is the lenient path for all others: aliases, OpenAI's retired
 `functions` fields, unknown fields and broken messages.
 """
 
@@ -92,8 +92,8 @@ def written_calls(said: str, made: int, field: str) -> tuple[list[ToolCall], lis
 
 
 def number_calls(messages: Sequence[ChatMessage]) -> None:
-    """Gives ids to calls without any, those in the text of an answer that a tool's message follows included;
-    the tools' messages take them by the name of the function, else in turn."""
+    """Assign ids to tool calls without one, including calls in the text of an answer that a tool message
+    follows. Tool messages are matched by function name, otherwise in order."""
     taken = {call.id for m in messages for call in m.tool_calls or ()}
     waiting: list[ToolCall] = []
     made = 0

@@ -1,4 +1,4 @@
-"""The rows of clouds that name their fields in their own way: Gemini and Vertex AI (`contents`), Bedrock's
+"""Row formats of cloud providers with their own field names: Gemini and Vertex AI (`contents`) and Bedrock's
 conversation schema.
 
 Sources: the types of google-genai (`Content`, `Part`, `FunctionDeclaration`) and botocore's description of

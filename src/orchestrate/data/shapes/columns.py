@@ -1,4 +1,4 @@
-"""Rows of plain columns that well-known data sets have: a `response` (Dolly, GPTeacher, OpenOrca), several
+"""Rows with plain columns, as in well-known datasets: a `response` (Dolly, GPTeacher, OpenOrca), several
 answers with scores, LLaMA-Factory's pairs, Axolotl's segments."""
 
 from __future__ import annotations

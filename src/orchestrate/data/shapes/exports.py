@@ -1,9 +1,9 @@
-"""OpenAI's stored completions and Responses, and LiteLLM's log of them: a request with its answer in each
+"""Exports of OpenAI's stored completions and Responses, and LiteLLM's logs: one request with its answer per
 row.
 
 Sources: the types of OpenAI's client (`ChatCompletion`, `Response`, `ResponseInputItem`); the table
-`LiteLLM_SpendLogs` in LiteLLM's schema.prisma, and its `spend_tracking_utils`, by which `messages` is empty
-but for realtime calls and the request lies in `proxy_server_request`.
+`LiteLLM_SpendLogs` in LiteLLM's schema.prisma, and its `spend_tracking_utils`, according to which `messages`
+is empty except for realtime calls and the request is in `proxy_server_request`.
 """
 
 from __future__ import annotations
@@ -357,7 +357,7 @@ def _ended_message(value: Any) -> list[Problem]:
 
 
 class ExportedMessages:
-    """Reads the messages of an input or an output; `found` tells what they hold beside."""
+    """Reads the messages of an input or an output. `found` has the problems of everything else in them."""
 
     def __init__(self, role: str, names: tuple[str, ...], used: Iterable[str] = ()) -> None:
         self._role, self._names, self._used = role, names, used

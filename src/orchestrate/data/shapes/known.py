@@ -1,4 +1,4 @@
-"""The shapes a row can have: how each is recognised and how it becomes a canonical example."""
+"""The known row formats: how each is recognized and how its rows become canonical examples."""
 
 from __future__ import annotations
 
@@ -345,7 +345,7 @@ def recognise(row: Row) -> RowFormat | None:
 
 
 class RecognizedRow(NamedTuple):
-    """A row as its format reads it."""
+    """What a format reads from a row."""
 
     example: Example | None
     problems: list[Problem]

@@ -1,4 +1,4 @@
-"""Preference pairs in the shapes of TRL, of Anthropic's HH dataset, of Alpaca and of ShareGPT."""
+"""Preference pairs in the formats of TRL, Anthropic's HH dataset, Alpaca and ShareGPT."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One line of JSON -> a canonical example, its traits and its problems. Pure, and the same everywhere."""
+"""Read one line of JSON into a canonical example, its traits and its problems. Pure and deterministic."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _NONE: Mapping[str, Any] = {}
 
 
 class ReadRow(msgspec.Struct, frozen=True, gc=False):
-    """`example` is `None` when the row has an error: it is then in no output."""
+    """One row after reading. `example` is `None` when the row has an error and is left out of all outputs."""
 
     example: Example | None
     traits: int = 0
@@ -58,7 +58,8 @@ class ReadRow(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True)
 class RowReading:
-    """How the rows of a file are read: its format, and columns renamed before (`wanted name -> column`)."""
+    """How the rows of a file are read: the format, and the column mapping applied first (field name to
+    column)."""
 
     format: str
     columns: tuple[tuple[str, str], ...] = ()

@@ -1,4 +1,4 @@
-"""Columns that a row has and its format does not read: nothing of a row is lost without a word."""
+"""Columns that a row has but its format does not read, so that nothing is lost silently."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ _HELD_OUT = {
 
 
 def held_out(value: Any) -> str | None:
-    """Test or validation, where that is what a column says."""
+    """Return the split (test or validation) that a column assigns, if any."""
     return _HELD_OUT.get(_plain(value)) if isinstance(value, str) else None
 
 
@@ -225,7 +225,7 @@ _KEPT = {"is_test": "test", "is_eval": "test", "is_validation": "validation"}
 
 
 def kept_for(name: str, value: Any) -> str | None:
-    """Test or validation, where a column says that its row is kept for it."""
+    """Return the split (test or validation) that a row is held out for, if a column says so."""
     if name == "metadata" and isinstance(value, dict):
         held = cast("dict[str, Any]", value)
         return next((split for n in sorted(held) if (split := kept_for(n, held[n]))), None)
@@ -241,7 +241,7 @@ MOST_COLUMNS = 200
 
 @dataclass
 class UnreadColumn:
-    """What an unread column holds in the rows of a file."""
+    """What an unread column contains in the rows of a file."""
 
     rows: int = 0
     """With a value."""
@@ -271,7 +271,7 @@ class UnreadColumn:
 
 
 def note(columns: dict[str, UnreadColumn], unread: Mapping[str, Any], seen: str) -> None:
-    """Adds what one row has and does not read; `seen` is the text of it that is read."""
+    """Record the unread columns of one row. `seen` is the text of the row that is read."""
     for name, value in unread.items():
         known = name if name in columns or len(columns) < MOST_COLUMNS else "(others)"
         columns.setdefault(known, UnreadColumn()).note(name, value, seen)

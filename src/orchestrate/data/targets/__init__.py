@@ -1,1 +1,1 @@
-"""An earlier name of what lies in `orchestrate.data`, kept for plug-ins."""
+"""A former name of `orchestrate.data`, kept for plug-ins."""

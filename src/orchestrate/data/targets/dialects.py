@@ -1,4 +1,4 @@
-"""An earlier name of `orchestrate.data.dialects`, kept for plug-ins."""
+"""A former name of `orchestrate.data.dialects`, kept for plug-ins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counting tokens: which counter a model has, counts by file and model kept for the next time."""
+"""Count tokens: choose a model's counter, and cache counts by file and model."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ _Kept: TypeAlias = "tuple[array[int], array[int], array[int]] | tuple[()]"
 
 
 class Recent(Generic[V]):
-    """What was made of the texts that were met last, in bounded memory: what has not come again while
-    `MOST_CHARACTERS` of others did is forgotten."""
+    """A bounded cache of results for recently seen texts. An entry is evicted after `MOST_CHARACTERS` of
+    other texts were seen without it."""
 
     def __init__(self) -> None:
         self._young: dict[str, V] = {}
@@ -65,7 +65,7 @@ class Recent(Generic[V]):
 
 
 class Counts:
-    """`count` for texts of which many may be equal."""
+    """Counts tokens of texts of which many may be equal."""
 
     def __init__(self, count: Callable[[list[str]], list[int]]) -> None:
         self._count = count
@@ -99,8 +99,8 @@ class Counts:
 
 
 class PieceEncoder:
-    """`encode` for texts that `marks` (text -> id) cut into pieces, none of which has a part in how another
-    one is encoded."""
+    """Encodes texts piece by piece. `marks` (text -> id) separate the pieces, which don't influence one
+    another's encoding."""
 
     def __init__(self, encode: Callable[[str], Encoded], marks: Mapping[str, int]) -> None:
         self._encode, self._marks = encode, marks
@@ -147,7 +147,7 @@ COVERAGE = 99
 
 
 class Remark(msgspec.Struct, frozen=True):
-    """What a model's chat template did with rows that their author may not expect."""
+    """Something unexpected that a model's chat template did with rows."""
 
     text: str
     refused: bool
@@ -159,8 +159,8 @@ class Remark(msgspec.Struct, frozen=True):
 
 
 class Lengths:
-    """Tokens of each sequence and how many of them carry loss. A preference row is two sequences: the prompt
-    with each of its answers, as a trainer feeds it."""
+    """The number of tokens of each sequence, and how many of them contribute to the loss. A preference row is
+    two sequences, the prompt with each of its answers, as a trainer feeds it."""
 
     __slots__ = ("further", "remarks", "tokens", "trained")
 

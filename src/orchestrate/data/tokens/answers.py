@@ -1,9 +1,10 @@
-"""What a model's text says: its thinking, the answer, and the calls of tools.
+"""Parse a model's output into its reasoning, its answer and its tool calls.
 
-How an answer looks is learnt from the chat template that asked for it: one with known thinking and known
-words is rendered, and what surrounds them is what the model writes around its own. Where a template does not
-show it (it may drop the thinking of all earlier turns), or is not available (a host's), the marks of the
-families are known. Nothing is lost: what is no thinking and no call is the answer.
+The format of an answer is learned from the chat template that prompted it: an answer with known reasoning and
+known words is rendered, and what surrounds them is what the model writes around its own. Where a template
+does not show it (it may drop the reasoning of all earlier turns) or is not available (on a host), the known
+markers of the model families are used. Nothing is lost: everything that is neither reasoning nor a call is
+the answer.
 """
 
 from __future__ import annotations
@@ -181,10 +182,11 @@ def read_answer(
 ) -> ReadAnswer:
     """Split what a model wrote into its reasoning, its text and its tool calls.
 
-    `text` is what the model wrote, including special tokens except the one that ended it. `prompt` is
-    what the model was asked with; its end may have begun the answer. `cut` says that the model did not
-    end the answer itself. Without `calls`, calls written in the answer stay in its text. `growing`: the
-    answer is still being written, and only what later words can't change is returned."""
+    `text` is what the model wrote, including special tokens except the one that ended it. `prompt` is the
+    model's prompt, whose end may already begin the answer. `cut` says that the model did not end the answer
+    itself. Without `calls`, calls written in the answer stay in its text. `growing`: the answer is still
+    being written, and only what later words can't change is returned.
+    """
     shape, cut = shape or AnswerShape(), cut or growing
     if shape.header and text.lstrip().startswith(shape.header):
         text = text.lstrip().removeprefix(shape.header)

@@ -1,7 +1,7 @@
-"""Calls of tools as models write them into their answers.
+"""Parse tool calls as models write them in their answers.
 
-A chat template shows only how calls were written earlier in a conversation, so the marks of the families
-are a table here: what opens and closes a block of calls. What cannot be read stays text.
+A chat template shows only how calls were written earlier in a conversation, so the markers of each model
+family, which open and close a block of calls, are in a table here. What cannot be parsed stays text.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Conversations as text, by a model's chat template.
+"""Render conversations as text with a model's chat template.
 
 The same text as transformers writes (5.x: `render_jinja_template`), with jinja2 alone. Templates come from
 the hub and are run in jinja's sandbox (`data.tokens.jinja`), which is loaded with the first one.
@@ -72,7 +72,7 @@ def with_settings(templates: object, settings: Mapping[str, Any] | None) -> obje
 
 
 def require_template(text: str) -> None:
-    """Raises `DataError` for what Jinja cannot read."""
+    """Check a chat template. Raises `DataError` if Jinja cannot parse it."""
     from orchestrate.data.tokens import jinja
 
     jinja.require_template(text)

@@ -65,7 +65,8 @@ OTHER_BAND = 0.25
 
 @dataclass(frozen=True)
 class ChatOverhead:
-    """What a chat template adds: fixed tokens for a row and for a message, and text before each content."""
+    """What a chat template adds: fixed tokens per row and per message, and text before each message's
+    content."""
 
     row: int
     message: int
@@ -101,7 +102,8 @@ def names() -> tuple[str, ...]:
 
 @lru_cache(maxsize=16)
 def counter(name: str) -> Counter:
-    """Raises `UsageError` for an unknown name, `SetupError` when a tokenizer cannot be loaded."""
+    """Return the counter with this name. Raises `UsageError` for an unknown name and `SetupError` when a
+    tokenizer cannot be loaded."""
     if name.startswith("hf:"):
         from orchestrate.data.tokens.hub_tokens import HubCounter
 
@@ -329,7 +331,7 @@ _counts: dict[tuple[str, str], StoredCounts] = {}
 
 
 class StoredCounts(msgspec.Struct, frozen=True):
-    """Counts of one dataset with one counter."""
+    """Token counts of one dataset with one counter."""
 
     lengths: bytes
     """Tokens of each sequence, as an `array("I")`; further ones of rows are behind those of all rows."""

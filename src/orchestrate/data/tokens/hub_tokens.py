@@ -1,5 +1,5 @@
-"""Counts with a Hugging Face tokenizer and its own chat template. The only importer of transformers here, and
-that only where a tokenizer's files do not say all."""
+"""Count with a Hugging Face tokenizer and its own chat template. Only this module imports transformers, and
+only when a tokenizer's files are not sufficient."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def of_transformers(tokenizer: Any) -> HubTokenizer:
 
 
 class HubCounter:
-    """Raises as `load` does."""
+    """Counts with a Hugging Face tokenizer. Raises the same errors as `load`."""
 
     error_band = 0.0
 

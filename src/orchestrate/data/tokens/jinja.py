@@ -1,5 +1,5 @@
-"""Chat templates as programs: jinja2's sandbox with the functions, filters and the `{% generation %}` tag
-that transformers gives them (5.x: `render_jinja_template`)."""
+"""Run chat templates in jinja2's sandbox, with the functions, filters and `{% generation %}` tag that
+transformers provides (5.x: `render_jinja_template`)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from orchestrate.errors import DataError
 
 
 def require_template(text: str) -> None:
-    """Raises `DataError` for what Jinja cannot read."""
+    """Check a chat template. Raises `DataError` if Jinja cannot parse it."""
     try:
         _compiled(text)
     except TemplateSyntaxError as error:

@@ -1,7 +1,7 @@
-"""A hub tokenizer from its files, with `tokenizers` alone.
+"""Load a hub tokenizer from its files, with `tokenizers` alone.
 
-transformers takes 3 s and 320 MB to start; it is asked only where it would read the files otherwise than as
-they stand: `read` gives nothing then.
+transformers takes 3 s and 320 MB to start. It is used only where it would not load the files as they are, in
+which case `read` returns `None`.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ says the same, it is read as it stands."""
 
 @dataclass(frozen=True)
 class HubTokenizer:
-    """What counting and encoding need of a tokenizer."""
+    """The part of a tokenizer that counting and encoding need."""
 
     encode: Callable[[str], tuple[Sequence[int], Sequence[tuple[int, int]]]]
     """Ids without added marks and, for each, its place in the text."""

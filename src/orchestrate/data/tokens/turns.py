@@ -1,11 +1,11 @@
-"""Whose words are whose in a conversation that a chat template has rendered.
+"""Find which parts of a rendered conversation belong to which message.
 
 A template is a program, and few say which part of their text the model is to learn. So a conversation is
 rendered a second time with other words in the place of every message's own. What both texts share is the
 template's; between its pieces lie the messages, each found for certain, and no span reaches into another one.
-The name of a function is one of a message's own words, so that a call is found whatever its arguments are.
-An answer begins where the generation prompt ends (the text with which the model will be asked for it)
-and ends with the token that ends the turn, which the model must learn to write.
+The name of a function is one of a message's own words, so that a call is found whatever its arguments are. An
+answer begins where the generation prompt ends (the text with which the model will be asked for it) and ends
+with the token that ends the turn, which the model must learn to write.
 
 Conversations of one form (roles, tool calls, thinking, what is empty) share their pieces, so that all but the
 first are rendered once.
@@ -67,7 +67,7 @@ _ASKED: list[dict[str, Any]] = [{"role": "user", "content": "x"}]
 
 
 class AssistantTurn(NamedTuple):
-    """What is said by one assistant message."""
+    """The part of a rendered text that one assistant message wrote."""
 
     spans: tuple[tuple[int, int], ...]
     """In characters: from behind the generation prompt to behind what ends the turn. Several where a template
@@ -106,8 +106,8 @@ class Rendered:
 
     @property
     def unended(self) -> bool:
-        """Whether the text stops with an answer that nothing ends: the model's own end token has to be put
-        there."""
+        """Whether the text ends with an unterminated answer, to which the model's end token must be
+        appended."""
         last = self.turns[-1] if self.turns else AssistantTurn((), True)
         return not last.ends and bool(last.spans) and last.spans[-1][1] >= len(self.text.rstrip())
 
@@ -164,12 +164,12 @@ class Conversations:
 
     @property
     def own(self) -> bool:
-        """False when the tokenizer brings no template and ChatML stands in."""
+        """Whether the tokenizer has its own template. If not, ChatML is used."""
         return chosen(self.templates) is not None
 
     @property
     def marked(self) -> bool:
-        """Whether the template says itself what the model is to learn."""
+        """Whether the template itself marks what the model should learn."""
         return is_marked(self.source(None))
 
     def source(self, tools: Tools) -> str:

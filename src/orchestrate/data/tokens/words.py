@@ -1,4 +1,4 @@
-"""The words of messages in a rendered conversation: where they lie, and which are not there."""
+"""Locate the words of messages in a rendered conversation, and find those that are missing."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _WORD = "zq{}qz{}zq"
 _WORDS = re.compile(r"zq(\d+)qz\d+zq")
 
 
-_CHOICE = "method.earlier_thinking sets what is trained then"
+_CHOICE = "method.earlier_thinking sets what is trained in that case"
 
 
 class Cut(NamedTuple):
-    """A text as the template's pieces, and whose words lie between one and the next."""
+    """A text split into the template's pieces, and whose words are between them."""
 
     texts: list[str]
     owners: list[tuple[int, int]]
@@ -237,7 +237,7 @@ def _tool_name(tool: Mapping[str, Any]) -> str | None:
 
 
 class MessageFormat(NamedTuple):
-    """How messages are handed to a template; templates of the field disagree on it."""
+    """How messages are passed to a template. Templates disagree on it."""
 
     text_arguments: bool = False
     """Arguments of a call as JSON text, not as an object."""

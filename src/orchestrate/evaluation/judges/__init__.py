@@ -1,4 +1,4 @@
-"""A model that rates answers in the place of people, and how far it may be believed."""
+"""A model that rates answers in place of people, and how far its ratings can be trusted."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ _LONGEST_REASON = 2000
 
 @dataclass(frozen=True)
 class Judge:
-    """What makes a judge: the model, where it is, and by what it rates."""
+    """A judge: the model, where it is queried, and the rubric it rates by."""
 
     model: str
     place: str
@@ -186,7 +186,7 @@ class _HeldJudge:
 
 @dataclass
 class ScoreJudge(_HeldJudge, MeanOfMarks):
-    """A `Metric`: each answer alone, by all criteria, 0 to 1."""
+    """A `Metric` that rates each answer separately, by all criteria, from 0 to 1."""
 
     def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
         return [mark for mark, _ in self.scored(pairs)]
@@ -205,7 +205,7 @@ class ScoreJudge(_HeldJudge, MeanOfMarks):
 
 @dataclass
 class PairJudge(_HeldJudge):
-    """A `PairMetric`. `moved` counts the pairs of which it said something else in the other order."""
+    """A `PairMetric`. `moved` counts the pairs whose rating changed when the order was swapped."""
 
     kind: Kind = field(default="pair", init=False)
     moved: int = field(default=0, init=False)

@@ -1,5 +1,5 @@
-"""How far a judge agrees with people, on answers that people have rated. A judge without it, or with too
-little, gives scores and carries no verdict."""
+"""Measure how far a judge agrees with people on answers that people have rated. A judge without calibration,
+or with too little agreement, gives scores but cannot decide a verdict."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Preferred = Literal["first", "second", "tie", "both bad"]
 
 
 class RatedAnswer(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """One answer or two, and what people said of them."""
+    """One answer or a pair, with people's ratings."""
 
     prompt: tuple[Message, ...]
     expected: str = ""
@@ -71,7 +71,7 @@ class _RatedLine(msgspec.Struct):
 
 
 def read(path: Path, rubric: Rubric) -> list[RatedAnswer]:
-    """Raises `DataError` with the line that is wrong, and for a file without a good one."""
+    """Read rated answers. Raises `DataError` naming the invalid line, and for a file without a valid line."""
     found: list[RatedAnswer] = []
     try:
         with path.open("rb") as file:
@@ -162,7 +162,7 @@ def _preferred(ratings: Sequence[Rating], known: Mapping[str, ReviewTask]) -> Pr
 
 
 def write(rated: Iterable[RatedAnswer], path: Path) -> int:
-    """Returns how many there were."""
+    """Write the answers and return how many there were."""
     count = 0
     with whole(path) as draft, draft.open("w", encoding="utf-8") as file:
         for one in rated:
@@ -181,7 +181,7 @@ MOST_UNREADABLE = 0.1
 
 
 class Calibration(Record, frozen=True, kw_only=True):
-    """A judge beside people on the same answers."""
+    """A judge compared with people on the same answers."""
 
     judge: str
     """Digest of model, place, prompt and rubric."""
@@ -208,7 +208,7 @@ class Calibration(Record, frozen=True, kw_only=True):
 
     @property
     def told(self) -> str:
-        """In a line."""
+        """A one-line summary."""
         ranks = "" if self.spearman is None else f", rank correlation {text.score(self.spearman)}"
         moved = f", {self.moved} changed with the order" if self.moved else ""
         same = f"agrees on {self.same.value:.0%} of {self.n} answers"
@@ -216,7 +216,7 @@ class Calibration(Record, frozen=True, kw_only=True):
 
     @property
     def unfit(self) -> str | None:
-        """Why no verdict may go by it."""
+        """The reason why this judge cannot decide a verdict."""
         if self.n < FEWEST:
             return f"the judge was compared with human ratings on {self.n} answers; {FEWEST} are required"
         if self.prompts is None or self.prompts < FEWEST:
@@ -231,7 +231,7 @@ class Calibration(Record, frozen=True, kw_only=True):
             if name == "rank correlation" and self.kind == "pair":
                 continue
             if found is None:
-                return "the judge or the people gave all answers the same rating, which shows nothing"
+                return "the judge or the people gave all answers the same rating: agreement is undefined"
             if found.low < LEAST:
                 seen = f"{name} {text.score(found)} on {self.n} answers"
                 return (
@@ -242,7 +242,7 @@ class Calibration(Record, frozen=True, kw_only=True):
 
 
 def calibrate(judge: Judge, rated: Sequence[RatedAnswer]) -> Calibration:
-    """Asks the judge about answers that people have rated. Raises what asking raises."""
+    """Ask the judge to rate answers that people have rated. Raises the errors of the requests."""
     kind: Kind = "pair" if len(rated[0].answers) == 2 else "score"
     if kind == "pair":
         metric = PairJudge(judge)
@@ -328,7 +328,7 @@ KINDS = ("chat", "completion")
 
 
 class JudgedRow(Record, frozen=True, kw_only=True):
-    """A line of the log: what was said of one row."""
+    """One line of the log: the judge's rating of one row."""
 
     row: int
     """From 1, empty lines not counted."""
@@ -341,7 +341,7 @@ class JudgedRow(Record, frozen=True, kw_only=True):
 
 
 class JudgeReport(Record, frozen=True, kw_only=True):
-    """The answer of `data judge`."""
+    """The result of `data judge`."""
 
     path: str
     output: str
@@ -369,7 +369,7 @@ class JudgeReport(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class CalibrationRow:
-    """A line of the file; without `asked` it cannot be judged, because of `problem`."""
+    """One line of the file. Without `asked` it cannot be judged, and `problem` says why."""
 
     line: bytes
     asked: tuple[Item, Answer] | None = None
@@ -415,7 +415,8 @@ def part(
     keep: float,
     calibration: Calibration | None,
 ) -> JudgeReport:
-    """Asks about all rows, then writes the files. Raises what asking raises, and then writes none."""
+    """Judge all rows, then write the files. Raises the errors of the requests, in which case nothing is
+    written."""
     names = outputs(path, output)
     judged = judged_rows(rows, metric, keep)
     places = {"kept": output, "rejected": names["rejected"], "not judged": names["not-judged"]}
@@ -450,7 +451,7 @@ def part(
 
 
 def judged_rows(rows: Sequence[CalibrationRow], metric: ScoreJudge, keep: float) -> list[JudgedRow]:
-    """Asks about all rows. Raises what asking raises."""
+    """Judge all rows. Raises the errors of the requests."""
     scored = iter(metric.scored([row.asked for row in rows if row.asked is not None]))
     return [_judged(number, row, scored, keep) for number, row in enumerate(rows, start=1)]
 

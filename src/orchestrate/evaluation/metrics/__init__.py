@@ -1,4 +1,4 @@
-"""How answers are scored: `registry.make` gives metrics by their names."""
+"""Score answers. `registry.make` creates metrics by name."""
 
 from orchestrate.evaluation.metrics.base import Context as Context
 from orchestrate.evaluation.metrics.base import Metric as Metric

@@ -1,4 +1,4 @@
-"""What a metric is: built in, a judge, or the user's own."""
+"""The interface of metrics: built-in ones, judges, and the user's own."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Embed = Callable[[Sequence[str]], list[list[float]]]
 
 @dataclass(frozen=True)
 class Context:
-    """`respondent` gives a model to ask through `asking`, which keeps answers, prices and the limit of the
-    whole evaluation; models are written as in `orchestrate.providers.chat`."""
+    """What metrics may use. `respondent` returns a model to query through `asking`, which stores answers and
+    prices and enforces the evaluation's budget. Models are named as in `orchestrate.providers.chat`."""
 
     items: Sequence[Item]
     asking: Asking
@@ -48,19 +48,19 @@ Totals = Sequence[float]
 
 @runtime_checkable
 class Metric(Protocol):
-    """Marks answers one by one, and makes one number of many.
+    """Marks answers one by one, and combines the marks into one number.
 
-    `used` is what is kept with the evaluation; a judge puts prompt, model and calibration into its `detail`,
-    and into `unfit` why it may not carry a verdict. Metrics are made by name in `metrics.registry`.
+    `used` is stored with the evaluation. A judge puts its prompt, model and calibration in `detail`, and in
+    `unfit` the reason why it cannot decide a verdict. Metrics are made by name in `metrics.registry`.
     """
 
     @property
     def used(self) -> MetricUsed: ...
 
     def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
-        """Return a mark for each pair, in order. All pairs of one contender come in one call, so that a
-        metric that asks a model can ask about several at a time. Answers that failed (`error`) are not
-        passed in: their mark is 0."""
+        """Return a mark for each pair, in order. All pairs of one contender come in one call, so a metric
+        that queries a model can send several requests at a time. Failed answers (`error`) are not passed in;
+        their mark is 0."""
         ...
 
     def parts(self, item: Item, answer: Answer, mark: Mark) -> Totals | None:
@@ -74,7 +74,7 @@ class Metric(Protocol):
 
 
 class MeanOfMarks:
-    """What makes the number of a `Metric` the mean of its marks: nothing of it adds up otherwise."""
+    """Mixin for a `Metric` whose value is the mean of its marks."""
 
     def parts(self, item: Item, answer: Answer, mark: Mark) -> None:
         return None
@@ -86,7 +86,7 @@ class MeanOfMarks:
 
 @dataclass(frozen=True)
 class PerAnswer(MeanOfMarks):
-    """A metric that looks at one answer at a time and whose number is the mean."""
+    """A metric that marks one answer at a time and whose value is the mean of the marks."""
 
     used: MetricUsed
     score: Callable[[Item, Answer], float | None]
@@ -96,8 +96,8 @@ class PerAnswer(MeanOfMarks):
 
 
 class PairMetric(Protocol):
-    """Puts two answers to one item side by side, as a judge or a person does: a contender's score is how
-    often it is preferred to its rival."""
+    """Compares two answers to one item, as a judge or a person does. A contender's score is how often it is
+    preferred to its rival."""
 
     @property
     def used(self) -> MetricUsed: ...

@@ -1,4 +1,4 @@
-"""How answers are, whatever was expected: long, late, dear, or no answer at all."""
+"""Metrics that don't depend on the expected answer: length, latency, cost, refusals."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def length_ratio(item: Item, answer: Answer) -> float | None:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Of the expected answers under the model: e to the mean of their nats per token."""
+    """Perplexity of the expected answers under the model: e to the mean of their nats per token."""
 
     used: MetricUsed
 

@@ -1,5 +1,5 @@
-"""The graders of reinforcement fine-tuning as metrics, by the same JSON; `score_model` too, which asks a
-model."""
+"""Use the graders of reinforcement fine-tuning as metrics, with the same JSON. This includes `score_model`,
+which queries a model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from orchestrate.types import Message, MetricUsed
 
 @dataclass(frozen=True)
 class Similarity(MeanOfMarks):
-    """The cosine between the vectors of the answer and of the expected answer, 0 where it is below."""
+    """The cosine similarity between the embeddings of the answer and the expected answer, at least 0."""
 
     used: MetricUsed
     embed: Embed
@@ -55,7 +55,7 @@ _MODEL_TOKENS = 1024
 
 @dataclass(frozen=True)
 class Grading(MeanOfMarks):
-    """A grade for each answer; one that could not be graded has 0 and says why."""
+    """The grades of the answers. An answer that could not be graded gets 0 and the reason."""
 
     used: MetricUsed
     grader: Mapping[str, Any]
@@ -79,7 +79,7 @@ class Grading(MeanOfMarks):
 
 
 class ScoreModel:
-    """A model that gives a number, brought from its `range` to 0..1."""
+    """A model that grades with a number, scaled from its `range` to 0..1."""
 
     def __init__(self, grader: Mapping[str, Any], context: Context) -> None:
         low, high = grader.get("range") or (0, 1)
@@ -104,7 +104,7 @@ class ScoreModel:
         self._answers = {q.digest: a for q, a in zip(questions, answers, strict=True)}
 
     def score(self, sample: dict[str, Any], item: dict[str, Any]) -> float:
-        """Raises `GradingError` for an answer without a number in the range."""
+        """Parse the score from the model's answer. Raises `GradingError` if it has no number in the range."""
         answer = self._answers[self._question(sample, item).digest]
         if answer.error:
             raise GradingError(f"the request to the grading model failed: {answer.error}")

@@ -1,4 +1,4 @@
-"""Scores of answers that are one of a few labels: accuracy, F1, and who was taken for whom."""
+"""Score answers that are one of a few labels: accuracy, F1, and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class LabelSet:
 
     @classmethod
     def of(cls, items: Sequence[Item]) -> LabelSet:
-        """Raises `UsageError` where the expected answers are not labels."""
+        """Collect the labels from the expected answers. Raises `UsageError` if they don't look like
+        labels."""
         exact = {unicodedata.normalize("NFC", item.expected.strip()) for item in items}
         if len(exact) > MOST_LABELS:
             raise UsageError(
@@ -56,7 +57,8 @@ Average = Literal["macro", "micro", "weighted"]
 
 @dataclass(frozen=True)
 class F1:
-    """F1 over the expected labels; an answer that is none of them is a miss and nobody's false alarm."""
+    """F1 over the expected labels. An answer that is not a label counts as a false negative, but not as a
+    false positive."""
 
     used: MetricUsed
     labels: LabelSet

@@ -1,4 +1,4 @@
-"""Metrics by name, as they are written on a command line: `exact_match`, `regex:PATTERN`, `grader:FILE`."""
+"""Create metrics by name, as written on the command line: `exact_match`, `regex:PATTERN`, `grader:FILE`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ GROUP = "orchestrate.metrics"
 
 
 def from_file(path: str, name: str) -> Metric:
-    """Runs the file, which the user named. Raises `UsageError`."""
+    """Load a metric by running the file that the user named. Raises `UsageError`."""
     spec = importlib.util.spec_from_file_location(f"orchestrate_metric_{Path(path).stem}", path)
     if spec is None or spec.loader is None or not Path(path).is_file():
         raise UsageError(f"there is no Python file {path}")
@@ -56,7 +56,7 @@ def installed() -> dict[str, Any]:
 
 
 def from_package(name: str) -> Metric:
-    """Raises `UsageError` when it cannot be loaded."""
+    """Load a metric from an installed package. Raises `UsageError` when it cannot be loaded."""
     try:
         found = installed()[name].load()
     except Exception as error:
@@ -97,7 +97,7 @@ Maker = Callable[[str, Context], Metric | PairMetric]
 
 @dataclass(frozen=True)
 class BuiltInMetric:
-    """A built-in metric without an argument: a row of `METRICS` is all that a new one takes."""
+    """A built-in metric without an argument. To add one, add a row to `METRICS`."""
 
     kind: Literal["right-or-wrong", "graded", "amount"]
     make: Callable[[MetricUsed, Context], Metric]
@@ -225,7 +225,7 @@ ARGUMENTS: dict[str, tuple[str, Maker]] = {
 
 
 def names() -> list[str]:
-    """List every metric name that can be given, for help and errors."""
+    """List every valid metric name, for help and errors."""
     plain = [*METRICS, *installed()]
     return [*plain, *(f"{name}:{word}" for name, (word, _) in ARGUMENTS.items()), "FILE.py:FUNCTION"]
 
@@ -241,12 +241,13 @@ def split(written: Sequence[str]) -> list[str]:
 
 
 def needs(written: Sequence[str], what: str) -> bool:
-    """Return whether a metric needs something of the answers: `BuiltInMetric.needs`."""
+    """Return whether a metric needs this property of the answers (see `BuiltInMetric.needs`)."""
     return any(METRICS[name].needs == what for name in split(written) if name in METRICS)
 
 
 def check(written: Sequence[str]) -> None:
-    """Raises `UsageError` for a name that is none, before anything is opened or asked."""
+    """Check a metric name before any file is opened or any question sent. Raises `UsageError` for an unknown
+    name."""
     for one in split(written):
         name, colon, _ = one.partition(":")
         if colon and (name in ARGUMENTS or name.endswith(".py")):
@@ -263,7 +264,8 @@ def better(written: str) -> Literal["higher", "lower", "neither"]:
 
 
 def make(written: Sequence[str], context: Context) -> list[Metric | PairMetric]:
-    """Raises `UsageError` for a name that is none or does not fit the rows, `MissingExtra`."""
+    """Create a metric by name. Raises `UsageError` for a name that is unknown or doesn't fit the rows, and
+    `MissingExtra`."""
     check(written)
     wanted = [name for one in split(written) for name in ([one] if one != "auto" else [auto(context)])]
     made = [_make(name, context) for name in dict.fromkeys(wanted)]

@@ -1,4 +1,4 @@
-"""Scores of answers that are JSON."""
+"""Score answers that are JSON."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _read(text: str) -> Any:
 
 
 def exact_json(text: str) -> Any:
-    """Read JSON with numbers as they are written: no digit is lost to a double. Raises one of `_NOT_JSON`."""
+    """Parse JSON and keep numbers as written, without rounding to doubles. Raises one of `_NOT_JSON`."""
     try:
         return json.loads(text, parse_constant=_refuse, parse_float=Decimal)
     except InvalidOperation as error:
@@ -153,8 +153,8 @@ def same(a: Any, b: Any) -> bool:
 
 
 def canonical(value: Any) -> Hashable:
-    """Return a value that equals another one's where JSON Schema calls the two equal: 5, 5.0 and 5e0 are one
-    number, 1 and true are not equal."""
+    """Return a canonical form, equal for two values exactly when JSON Schema considers them equal: 5, 5.0 and
+    5e0 are one number, 1 and true are not equal."""
     match value:
         case dict():
             return frozenset((k, canonical(v)) for k, v in cast("dict[str, Any]", value).items())

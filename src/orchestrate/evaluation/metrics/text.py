@@ -1,4 +1,4 @@
-"""Scores of text against the expected text: 1 is right, 0 wrong, in between where there are grades."""
+"""Score text against the expected text: 1 is right, 0 is wrong, and some metrics give values in between."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def _unspaced(word: str) -> list[str]:
 # sacrebleu's types leave out what its metrics compute from.
 @dataclass(frozen=True)
 class Overlap:
-    """A metric of sacrebleu: of a corpus the n-grams of all answers are counted together."""
+    """A metric from sacrebleu. The n-grams of all answers are counted together, as for a corpus."""
 
     used: MetricUsed
     corpus: Any
@@ -240,7 +240,8 @@ def matcher(pattern: str) -> Compare:
 
 
 def same_text_or_number(expected: str, answer: str) -> bool:
-    """Compare exactly, white space at the ends aside; two numbers by value, so 1,000 and 1000.0 are equal."""
+    """Compare exactly, except for white space at the ends. Two numbers are compared by value, so 1,000 and
+    1000.0 are equal."""
     want, got = (unicodedata.normalize("NFC", text.strip()) for text in (expected, answer))
     if want == got:
         return True
@@ -249,14 +250,13 @@ def same_text_or_number(expected: str, answer: str) -> bool:
 
 
 def token_f1(expected: str, answer: str) -> float:
-    """Compute SQuAD's F1 of tokens; `squad_tokens` says where it differs."""
+    """Compute SQuAD's token F1. For the differences see `squad_tokens`."""
     want, got = Counter(squad_tokens(expected)), Counter(squad_tokens(answer))
     return _f1((want & got).total(), want.total(), got.total(), empty=float(want == got))
 
 
 def rouge(n: int) -> Compare:
-    """Build a comparison that returns the F1 of the runs of `n` words that both texts have (ROUGE-1,
-    ROUGE-2), without stemming."""
+    """Build a comparison that returns the F1 of shared word n-grams (ROUGE-1, ROUGE-2), without stemming."""
 
     def score(expected: str, answer: str) -> float:
         want, got = (_runs(rouge_tokens(text), n) for text in (expected, answer))

@@ -1,4 +1,4 @@
-"""Did it forget anything: probes that need no network, own sets, and other people's tasks, judged by
+"""Test for catastrophic forgetting with offline probes, your own sets, and lm-eval tasks, judged by
 non-inferiority."""
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def languages() -> RegressionProbe:
             items.append(
                 _item(one["question"].format(country), capital, slices=(f"language:{one['language']}",))
             )
-    title = f"{len(items)} questions for capitals in ten languages, to be answered in the same language"
+    title = f"{len(items)} questions about capitals in ten languages, to be answered in the same language"
     return RegressionProbe("languages", title, items, _right(_mentions), POINTS_MARGIN)
 
 
@@ -112,7 +112,7 @@ def refusals() -> RegressionProbe:
         for kind in ("decline", "answer")
         for question in given[kind]
     ]
-    title = "20 requests to refuse and 20 that only sound like them (English)"
+    title = "20 requests to refuse and 20 that only sound harmful (English)"
     return RegressionProbe("refusals", title, items, _right(_declines_rightly), POINTS_MARGIN, chance=0.5)
 
 
@@ -300,7 +300,8 @@ def _asked(candidate: Candidate, asking: Asking) -> Any:
     from lm_eval.api.model import LM
 
     class Contender(LM):
-        """Answers lm_eval's requests through `Asking`, so that answers are kept and the limit holds."""
+        """Answers lm_eval's requests through `Asking`, so that answers are stored and the budget is
+        enforced."""
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
             del disable_tqdm
@@ -347,7 +348,7 @@ Decision = Literal["kept", "forgot", "inconclusive", "not measurable"]
 
 
 class ProbeResult(Record, frozen=True, kw_only=True):
-    """What became of one ability."""
+    """The result for one ability."""
 
     probe: str
     title: str
@@ -365,7 +366,7 @@ class ProbeResult(Record, frozen=True, kw_only=True):
 
     @property
     def catastrophic(self) -> bool:
-        """Forgotten, and half of what the base could or more."""
+        """Whether at least half of the base's ability was forgotten."""
         if self.decision != "forgot":
             return False
         if self.metric.kind == "amount":
@@ -397,7 +398,7 @@ def judged(
     if metric.unfit is not None:
         decision, reason = "inconclusive", f"{metric.name} cannot decide anything: {metric.unfit}"
     elif not score.n:
-        decision, reason = "inconclusive", "no question was answered by both"
+        decision, reason = "inconclusive", "both models answered none of the questions"
     elif metric.kind != "amount" and not (_able(base, chance) or _able(tuned, chance)) and high >= -margin:
         decision, reason = "not measurable", f"the base itself reaches only {shown(metric, base.value)}"
         if chance:
@@ -411,7 +412,7 @@ def judged(
         worse = (
             "it is worse, but the amount is uncertain"
             if high < 0
-            else "it may or may not be worse by more than that"
+            else "it is unclear whether it is worse by more than that"
         )
         more = f"; about {round_up(rows):,} items would decide" if rows else ""
         decision, reason = "inconclusive", f"{said} against {allowed} allowed: {worse}{more}"
@@ -449,7 +450,7 @@ def advice(spec: Mapping[str, Any]) -> list[str]:
 
 
 class Regression(Record, frozen=True, kw_only=True):
-    """What a run kept and what it forgot. `tuned` and `base` say who answered."""
+    """The abilities that a run kept and forgot. `tuned` and `base` name the models that answered."""
 
     run_id: str
     created_at: datetime
@@ -467,18 +468,18 @@ class Regression(Record, frozen=True, kw_only=True):
 
     @property
     def settled(self) -> bool:
-        """Whether something was kept, nothing was forgotten and nothing is open."""
+        """Whether at least one ability was kept and none was forgotten or is undecided."""
         found = {r.decision for r in self.results}
         return "kept" in found and found <= {"kept", "not measurable"}
 
 
 def asked(candidate: Candidate, probes: Sequence[RegressionProbe], asking: Asking) -> list[Side]:
-    """Asks a candidate all probes. Raises what `Asking.ask` does."""
+    """Ask a candidate all probe questions. Raises the errors of `Asking.ask`."""
     return [Side(candidate.contender.name, _answers(probe, candidate, asking)) for probe in probes]
 
 
 def probed(probe: RegressionProbe, tuned: Side, base: Side) -> ProbeResult:
-    """Compares the answers of both."""
+    """Compare the answers of both models."""
     mine, theirs = tuned.name, base.name
     found = scoring.score(probe.items, [tuned, base], [probe.metric], {mine: theirs})
     by_name = {m.contender: m.score for m in found.measures if not m.slice}
@@ -505,7 +506,7 @@ def _answers(probe: RegressionProbe, candidate: Candidate, asking: Asking) -> li
 def compared(
     task: str, tuned: Sequence[Sample], base: Sequence[Sample], names: tuple[str, str], margin: float
 ) -> ProbeResult:
-    """Samples of a task of lm-eval, paired by document; its first metric counts."""
+    """Compare two models' samples of an lm-eval task, paired by document, by the task's first metric."""
     before = dict(base)
     pairs = [(id, scores, before[id]) for id, scores in tuned if id in before and scores]
     first = next(iter(pairs[0][1])) if pairs else "score"

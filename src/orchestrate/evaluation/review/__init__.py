@@ -1,4 +1,4 @@
-"""People rate answers without knowing whose they are: pages, sheets, and what their ratings say."""
+"""Blind human review of answers: pages, sheets, and the results of the ratings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from orchestrate.types import Evaluation, Record, decoding
 
 
 class ReviewTask(Record, frozen=True, kw_only=True):
-    """One thing to rate. `contenders` and `answers` are two of a pair, or one; their order means nothing."""
+    """One thing to rate: a pair or a single answer. The order of `contenders` and `answers` has no
+    meaning."""
 
     id: str
     """Tells nothing of the contenders: raters see it."""
@@ -94,7 +95,7 @@ def tasks_of(
             key = _key(review, one.item.id, *names)
             tasks.append(ReviewTask(id=key, item=one.item, contenders=names, answers=answers))
     if not tasks:
-        why = "all answers are the same" if same else "the evaluation has no answers of these contenders"
+        why = "all answers are the same" if same else "the evaluation has no answers from these contenders"
         raise UsageError(f"there is nothing to rate: {why}")
     return Tasks(tasks, tuple(same))
 
@@ -106,7 +107,7 @@ def write(tasks: Iterable[ReviewTask], path: Path) -> None:
 
 
 def read(path: Path) -> list[ReviewTask]:
-    """Raises `DataError` when the file is gone or is none."""
+    """Read a review. Raises `DataError` when the file is missing or invalid."""
     try:
         with path.open("rb") as file:
             return [ReviewTask.from_json(line) for line in file]
@@ -134,7 +135,8 @@ def _key(*parts: str) -> str:
 
 @dataclass(frozen=True)
 class ReviewSource:
-    """Evaluations, the newest answers of a contender first. `run_ids`: what was named to be rated."""
+    """The evaluations to review, with a contender's newest answers first. `run_ids` are the runs that the
+    user named."""
 
     evaluations: tuple[Evaluation, ...]
     run_ids: tuple[str, ...]
@@ -154,14 +156,14 @@ class ReviewSource:
 
     @property
     def items_digest(self) -> str:
-        """Of the items that all evaluations have asked."""
+        """The digest of the items that all evaluations share."""
         [first, *others] = self.evaluations
         return digest_of([one.item for one in self.answered]) if others else first.items_digest
 
     @cached_property
     def answered(self) -> list[ScoredItem]:
-        """The items that all evaluations have asked, each with the answers of all contenders. Raises
-        `DataError` where answers are gone, `UsageError` where no item is in all."""
+        """The items that all evaluations share, each with the answers of all contenders. Raises `DataError`
+        if answers are missing and `UsageError` if no item is in all evaluations."""
         [first, *others] = [read_answered(Path(e.items_file or "")) for e in self.evaluations]
         for other in others:
             theirs = {one.item.id: one for one in other}
@@ -169,7 +171,7 @@ class ReviewSource:
         if not first:
             raise UsageError(
                 "these runs share no answered item: "
-                + "; ".join(f"{e.id} is of {e.dataset}" for e in self.evaluations),
+                + "; ".join(f"{e.id} used {e.dataset}" for e in self.evaluations),
                 fix=f"orchestrate eval {' '.join(self.run_ids)} --base   (one evaluation for all)",
             )
         return first
@@ -194,7 +196,7 @@ def source_of(evaluations: Sequence[Evaluation], run_ids: Sequence[str], wanted:
     asked = " ".join(run_ids)
     fix = f"orchestrate eval {asked} --base   (one evaluation for all models to compare)"
     if wanted is not None:
-        raise UsageError(f"there is no evaluation {wanted} for these runs", fix=fix)
+        raise UsageError(f"these runs have no evaluation {wanted}", fix=fix)
     newest: dict[str, Evaluation] = {}
     for run_id in run_ids:
         own = [e for e in fitting if run_id in e.run_ids]

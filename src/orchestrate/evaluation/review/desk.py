@@ -1,4 +1,4 @@
-"""One review while people rate: what each of them sees next, and what they said."""
+"""A review in progress: what each rater sees next, and the ratings so far."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ LONGEST_NAME, LONGEST_NOTE = 40, 10_000
 
 
 class Ratings(Protocol):
-    """Where ratings are kept."""
+    """Where ratings are stored."""
 
     def rate(self, *ratings: Rating) -> None: ...
     def ratings(self, review_id: str) -> list[Rating]: ...
 
 
 class ReviewAction(msgspec.Struct, omit_defaults=True):
-    """What a page sends. `rater` is told by pages whose link is nobody's own."""
+    """The action that a page sends. `rater` is set by pages opened through the shared link."""
 
     action: Literal["show", "rate", "undo"]
     rater: str = ""
@@ -61,7 +61,7 @@ def rater_named(name: str) -> str:
 
 
 class ReviewSession:
-    """Callable from several threads."""
+    """Thread-safe."""
 
     def __init__(self, review: Review, shown: Sequence[ReviewTask], kept: Ratings) -> None:
         self.review, self.tasks, self._kept = review, list(shown), kept
@@ -81,7 +81,7 @@ class ReviewSession:
         return counts
 
     def act(self, asked: ReviewAction, holder: str = "") -> dict[str, Any]:
-        """Does what a page asks, and gives what it shows next. `holder` is who owns the link. Raises
+        """Perform a page's action and return what to show next. `holder` is the owner of the link. Raises
         `UsageError`."""
         rater = holder or rater_named(asked.rater)
         at = asked.at
@@ -94,7 +94,7 @@ class ReviewSession:
     def _rate(self, asked: ReviewAction, rater: str) -> None:
         found = next(((task, turned) for task, turned in self.order(rater) if task.id == asked.task), None)
         if found is None:
-            raise UsageError("there is no such task in this review")
+            raise UsageError("this review has no such task")
         task, turned = found
         names = task.contenders[::-1] if turned else task.contenders
         self._kept.rate(self.rating(asked, rater, names))
@@ -142,7 +142,7 @@ class ReviewSession:
         if at is None:
             at = next((i for i, (task, _) in enumerate(order) if task.id not in rated), len(order) - 1)
         if not 0 <= at < len(order):
-            raise UsageError(f"there is no task {at + 1}; the review has {len(order):,}")
+            raise UsageError(f"task {at + 1} does not exist: the review has {len(order):,}")
         task, turned = order[at]
         answers = task.answers[::-1] if turned else task.answers
         rating = rated.get(task.id)

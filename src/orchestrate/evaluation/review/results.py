@@ -1,4 +1,4 @@
-"""What the ratings of a review say, and how far its raters agree."""
+"""Summarize the ratings of a review, and how far its raters agree."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _RESAMPLES = 200
 
 
 class PairVote(NamedTuple):
-    """On one item: 1 where the answer of `first` is better, 0 where that of `second` is, 0.5 for a tie."""
+    """The vote on one item: 1 if the answer of `first` is better, 0 if that of `second` is, 0.5 for a tie."""
 
     item: str
     first: str
@@ -137,7 +137,7 @@ _LEVEL, _POWER = 1.959963984540054, 0.8416212335729143
 
 
 class Planned(Record, frozen=True, kw_only=True):
-    """With so many raters of each item, so many items show the preference in four of five tries."""
+    """How many items, with this many raters each, detect the preference with a power of 80%."""
 
     raters: int
     items: int
@@ -173,7 +173,7 @@ def detectable(items: int, raters: int, likeness: float = LIKENESS) -> float:
 
 
 class Preferred(Record, frozen=True, kw_only=True):
-    """Two contenders side by side; the counts are of votes, the score is over items."""
+    """Two contenders compared. Counts are votes; the score is over items."""
 
     first: str
     second: str
@@ -188,7 +188,7 @@ class Preferred(Record, frozen=True, kw_only=True):
 
 
 class Rated(Record, frozen=True, kw_only=True):
-    """A contender by one criterion, or with an empty one by all of them, from 0 to 1."""
+    """A contender's score from 0 to 1 by one criterion, or by all criteria if it is empty."""
 
     contender: str
     criterion: str
@@ -204,7 +204,7 @@ class Ahead(Record, frozen=True, kw_only=True):
 
 
 class ReviewResult(Record, frozen=True, kw_only=True):
-    """The answer of `review --results`."""
+    """The result of `review --results`."""
 
     review: Review
     raters: dict[str, int]
@@ -239,8 +239,8 @@ def result(review: Review, tasks: Sequence[ReviewTask], ratings: Sequence[Rating
 
 
 def told(found: ReviewResult) -> list[str]:
-    """Describe what people said, in one sentence for each two contenders. The list is empty until there
-    are ratings."""
+    """Describe the ratings in one sentence per pair of contenders. The list is empty until there are
+    ratings."""
     review, raters = found.review, text.count(len(found.raters), "rater")
     by = f"{raters}, {review.id}, rubric {review.rubric.name}"
     for name, alpha in found.agreement.items():

@@ -1,4 +1,4 @@
-"""Ratings as training rows: pairs for DPO, answers to give and to avoid for KTO."""
+"""Convert ratings to training rows: pairs for DPO, desirable and undesirable answers for KTO."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ points these are 4 and 2."""
 
 
 class FromReview(Record, frozen=True, kw_only=True):
-    """The answer of `data from-review`."""
+    """The result of `data from-review`."""
 
     review: str
     output: str
@@ -59,8 +59,8 @@ def from_review(
         made = _singles(review, known, held, format, left_out)
     lines = [canonical_line(row) for row in made]
     if not lines:
-        why = ", ".join(f"{reason}: {n}" for reason, n in left_out.items()) or "nothing is rated yet"
-        raise DataError(f"review {review.id} yields no row for {format} ({why})")
+        why = ", ".join(f"{reason}: {n}" for reason, n in left_out.items()) or "there are no ratings yet"
+        raise DataError(f"review {review.id} gives no rows for {format} ({why})")
     with whole(output) as draft, draft.open("wb") as file:
         file.writelines(line + b"\n" for line in lines)
     return FromReview(
@@ -200,7 +200,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class Imported(Record, frozen=True, kw_only=True):
-    """The answer of `review --import`."""
+    """The result of `review --import`."""
 
     review: str
     rater: str
@@ -212,8 +212,8 @@ class Imported(Record, frozen=True, kw_only=True):
 
 
 def export(desk: ReviewSession, rater: str, path: Path) -> int:
-    """Writes the rater's tasks in the rater's order, with what was rated already. Returns how many there are.
-    What a spreadsheet would take for a formula gets an apostrophe in front."""
+    """Write the rater's tasks in the rater's order, including existing ratings, and return how many there
+    are. Text that a spreadsheet would treat as a formula is prefixed with an apostrophe."""
     rater, review = rater_named(rater), desk.review
     said = {rating.task: rating for rating in desk.of(rater)}
     columns = _columns(desk)
@@ -233,8 +233,8 @@ def export(desk: ReviewSession, rater: str, path: Path) -> int:
 
 
 def take(desk: ReviewSession, path: Path, rater: str, keep: Callable[..., None]) -> Imported:
-    """Reads a sheet that was filled in, and hands all its ratings to `keep` at once. Raises `DataError` with
-    the row that is wrong, and then keeps none."""
+    """Read a completed sheet and pass all its ratings to `keep` at once. Raises `DataError` naming the
+    invalid row, in which case no rating is stored."""
     rater = rater_named(rater)
     rows = _rows(path)
     places = {

@@ -1,4 +1,4 @@
-"""The page on which people rate: a link for each of them, or one for all.
+"""Serve the page on which people rate answers, with a link per rater or one shared link.
 
 A link's token is the right to rate, so the page may also be served to other machines (`host`), as phones are.
 Links are kept with the review and are the same again when it is served again on the same port.
@@ -32,7 +32,8 @@ _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  compared with
 
 @dataclass(frozen=True)
 class ReviewPage:
-    """A running review. `links` by rater, that of `ANYONE` among them where no raters were named."""
+    """A running review. `links` maps raters to their links, or `ANYONE` to the shared link if no raters were
+    named."""
 
     links: Mapping[str, str]
     desk: ReviewSession | WritingDesk

@@ -49,7 +49,7 @@ class RowToWrite(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def asked(self) -> int:
-        """The place of the last question."""
+        """The index of the last question."""
         return max(n for n, m in enumerate(self.example.messages[:-1]) if m.role == "user")
 
     @property
@@ -79,8 +79,8 @@ class RowsToWrite(msgspec.Struct, frozen=True):
 
 
 def rows_of(path: str, review: str) -> RowsToWrite:
-    """Reads chat rows, prompt and completion, and rows of a prompt or messages that still lack an answer.
-    Raises `DataError` for a row that cannot be read."""
+    """Read chat rows, prompt/completion rows, and rows whose prompt or messages have no answer yet. Raises
+    `DataError` for a row that cannot be read."""
     found = source(path)
     with Path(found.lines).open("rb") as file:
         texts = [text for line in file if (text := line.strip().removeprefix(b"\xef\xbb\xbf"))]
@@ -206,7 +206,7 @@ def reassign(assigned: Assigned, said: WrittenSoFar, writers: Sequence[str]) -> 
 
 @dataclass
 class WrittenSoFar:
-    """What stands of all that was ever sent: the last text of each writer and row, unless it was undone."""
+    """The current texts: the last one for each writer and row, unless it was undone."""
 
     texts: dict[str, dict[str, Rating]] = field(default_factory=dict[str, dict[str, Rating]])
     """row -> writer -> text."""
@@ -254,7 +254,7 @@ def _words(one: Rating) -> tuple[str, str]:
 
 
 class RowDraft(msgspec.Struct, omit_defaults=True):
-    """What a page sends."""
+    """The text that a page sends."""
 
     action: Literal["show", "save", "undo"]
     task: str = ""
@@ -269,7 +269,7 @@ class RowDraft(msgspec.Struct, omit_defaults=True):
 
 
 class WritingDesk:
-    """One review in which rows are written. Callable from several threads."""
+    """A review in which people write rows. Thread-safe."""
 
     def __init__(
         self, review: Review, rows: Sequence[RowToWrite], assigned: Assigned, kept: Ratings, settler: str
@@ -307,8 +307,8 @@ class WritingDesk:
         ]
 
     def act(self, asked: RowDraft, holder: str = "") -> dict[str, Any]:
-        """Does what a page asks, and gives what it shows next. Raises `UsageError`, and `DataError` for a
-        text that training could not read."""
+        """Perform a page's action and return what to show next. Raises `UsageError`, and `DataError` for text
+        that is not valid for training."""
         at = asked.at
         with self._lock:
             if asked.action == "save":
@@ -327,7 +327,7 @@ class WritingDesk:
             return  # sent twice
         if asked.revision != said.revisions[who, row.id]:
             raise UsageError(
-                "You saved this row in another window. Reload the page to see both texts: this one is kept."
+                "You saved this row in another window. Reload the page to see both texts. This text is kept."
             )
         self._must_be_good(row, asked)
         rating = Rating(
@@ -388,7 +388,7 @@ class WritingDesk:
         if at is None:
             at = done.index(False) if False in done else len(order) - 1
         if not 0 <= at < len(order):
-            raise UsageError(f"There is no row {at + 1}; you have {len(order):,}.")
+            raise UsageError(f"Row {at + 1} does not exist. You have {len(order):,}.")
         row = order[at]
         before = _before(said, who, row.id, settles=settles)
         pair = self._pair(row.id, said) if settles else []
@@ -443,7 +443,7 @@ class Disagreement(Record, frozen=True, kw_only=True):
 
 
 class WritingResult(Record, frozen=True, kw_only=True):
-    """The answer of `review --results` where rows are written."""
+    """The result of `review --results` for a review in which rows are written."""
 
     review: Review
     rows: int

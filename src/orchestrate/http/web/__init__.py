@@ -1,7 +1,7 @@
-"""The ground of all pages and APIs that this machine serves.
+"""The basis of all pages and APIs that this machine serves.
 
-`server` runs an ASGI app in a thread and stops it gracefully, `guard` lets in who may come, `pages` gives
-pages and their actions one look and one safety.
+`server` runs an ASGI app in a thread and stops it gracefully, `guard` controls access, and `pages` gives
+pages and their actions a common look and common protection.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ _LONGEST_HEAD = 1 << 18
 
 
 class Patient(H11Protocol):
-    """HTTP/1.1 that hangs up on a client whose request does not begin, does not come to the end of its head,
-    or whose body stalls: uvicorn would wait for ever, and each of them takes a connection from the others."""
+    """HTTP/1.1 that disconnects clients whose request does not start, whose headers never end, or whose body
+    stalls. uvicorn would wait forever, and each of them would occupy a connection."""
 
     head_s = 30.0
     """Seconds for it."""
@@ -123,7 +123,7 @@ class Patient(H11Protocol):
             return
         cycle.disconnected = True  # to the app the client has gone
         cycle.message_event.set()
-        self._hang_up(408, "the request body did not arrive, or too slowly", "body_stalled")
+        self._hang_up(408, "the request body did not arrive in time", "body_stalled")
 
     def _body_came(self) -> None:
         if self._body_timer is not None:
@@ -167,8 +167,8 @@ def serving(
 
 
 def free_port(host: str = LOOPBACK) -> int:
-    """Return a port that is free now, for another program. It may be taken by the time that program asks
-    for it."""
+    """Return a port that is free now, for another program. It may be taken by the time that program uses
+    it."""
     with closing(listen(0, host)) as sock:
         return int(sock.getsockname()[1])
 
@@ -184,7 +184,7 @@ def listen(port: int, host: str = LOOPBACK) -> socket.socket:
     except OSError as error:
         raise SetupError(
             f"port {port} cannot be used: {error.strerror}",
-            fix="use another --port, or --port 0 for any free one",
+            fix="use another --port, or --port 0 for any free port",
         ) from error
     # asyncio does this itself only for sockets that name their protocol, as those of `create_server` do not.
     # Without it the body of an answer waits 40 ms for the client to acknowledge its head.
@@ -477,8 +477,7 @@ def edge(
 
 
 class Keyed:
-    """An ASGI app before another one, which sees only requests that are admitted. `open`: paths that need no
-    key."""
+    """ASGI middleware that passes on only requests with a valid key. `open`: paths that need no key."""
 
     def __init__(self, app: ASGIApp, admit: Admit, *, open: Collection[str] = ()) -> None:
         self._app, self._admit, self._open = app, admit, open

@@ -1,4 +1,4 @@
-"""HTTP APIs as data: bodies, errors and pages, for whoever answers in their form."""
+"""HTTP APIs as data: bodies, errors and pages, for servers that implement them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T", bound=BaseModel)
 
 
 class HostError(Exception):
-    """A refusal, said by each host in its own form."""
+    """A rejected request, which each host reports in its own format."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class HostError(Exception):
 
 
 class Body(BaseModel):
-    """A request body: unknown fields and wrong types are refused."""
+    """A request body. Unknown fields and wrong types are rejected."""
 
     model_config = ConfigDict(extra="forbid", strict=False, populate_by_name=True)
 

@@ -1,1 +1,1 @@
-"""A tuned model written out for engines elsewhere."""
+"""Export a tuned model for other engines."""

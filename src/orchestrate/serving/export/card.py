@@ -1,4 +1,4 @@
-"""The README of an exported model: what it is, what it cost, how good it was found, how it is run."""
+"""Write the README of an exported model: what it is, what it cost, how it scored, and how to run it."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _score(score: Score | None) -> str:
 def _licence(tuned: TunedModel) -> str:
     licence = tuned.licence
     if licence is None:
-        return "## Licence\n\nThe license of the base model, which is not in Orchestrate's catalog."
+        return "## Licence\n\nThe base model's license, which is not in Orchestrate's catalog."
     lines = [
         f"## Licence\n\nThe license of the base model: {licence.title}"
         + (f", {licence.url}" if licence.url else "")

@@ -1,4 +1,4 @@
-"""The folder that an export or a merge writes: whole or not there, and written by one process at a time."""
+"""The folder that an export or a merge writes: complete or absent, and written by one process at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The forms in which a tuned model is written out, each a folder that is whole or not there."""
+"""The export formats of a tuned model. Each is a folder that is either complete or absent."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class WeightOptions:
 
 @dataclass
 class ExportDraft:
-    """A folder on its way to become an export."""
+    """A folder that is about to become an export."""
 
     tuned: TunedModel
     options: WeightOptions
@@ -116,9 +116,9 @@ class ExportDraft:
 def export(
     tuned: TunedModel, form: str, target: Path, options: WeightOptions | None = None, *, work: Work = ask_all
 ) -> Export:
-    """Write `target`, a folder that is new or empty. `work` does what requires torch. Raises `UsageError`
-    for a form that this model cannot be written in, `SetupError` if a tool is missing, `OSError` if the
-    disk is full."""
+    """Write `target`, a folder that is new or empty. `work` does what requires torch. Raises `UsageError` for
+    a format that this model cannot be exported to, `SetupError` if a tool is missing, `OSError` if the disk
+    is full."""
     options = options or WeightOptions()
     require(tuned, form, options)
     target = target.expanduser().resolve()
@@ -252,7 +252,7 @@ def _vllm(draft: ExportDraft) -> None:
         f"vllm serve {shlex.quote(draft.tuned.base_name)} --enable-lora --max-lora-rank {rank} "
         f"--lora-modules {draft.tuned.slug}={draft.at()} --chat-template {draft.at('chat_template.jinja')}"
     )
-    draft.notes.append("request it by its own name: under the base's name vLLM answers with the base model")
+    draft.notes.append("request it by its own name: vLLM serves the base model under the base's name")
 
 
 def _gguf(draft: ExportDraft) -> str:
@@ -283,9 +283,8 @@ def _gguf(draft: ExportDraft) -> str:
         made.unlink()
         draft.notes.append(f"quantized to {kind}: answers differ slightly; evaluate it as served")
     draft.notes.append(
-        f"llama.cpp cuts text as {told['pre_tokenizer']}: a file whose pre-tokenizer is wrong answers from "
-        "other "
-        "tokens, which  orchestrate verify  sees"
+        f"llama.cpp splits text with the pre-tokenizer {told['pre_tokenizer']}. If that is wrong, prompts "
+        f"are tokenized differently, which  orchestrate verify  detects"
     )
     draft.commands += [f"llama-server -m {draft.at(name)} --jinja --alias {draft.tuned.slug}"]
     return name
@@ -312,7 +311,7 @@ def _gguf_lora(draft: ExportDraft) -> None:
         f"llama-server -m BASE.gguf --lora {draft.at(name)} --jinja "
         f"--chat-template-file {draft.at('chat_template.jinja')} --alias {draft.tuned.slug}"
     )
-    draft.notes.append(f"BASE.gguf is {tuned.base_name} as a GGUF file, best in 16 bits")
+    draft.notes.append(f"BASE.gguf is {tuned.base_name} as a GGUF file, preferably in 16 bits")
 
 
 def base_gguf(tuned: TunedModel, target: Path, options: WeightOptions, *, work: Work = ask_all) -> Path:

@@ -1,9 +1,10 @@
-"""Ollama's TEMPLATE, learnt from the model's own chat template, and taken only where both write the same.
+"""Derive Ollama's TEMPLATE from the model's own chat template, and use it only if both render the same text.
 
-Ollama renders with Go's text/template, which knows nothing of Jinja. What a chat template writes between the
-messages is learnt by rendering conversations with known words; from these pieces come the Go template and,
-here, what it will write. Where that differs from the chat template over the prompts of the proof, the model
-is refused: it would answer from other tokens than those that it was trained on."""
+Ollama renders with Go's text/template, which does not support Jinja. What a chat template writes between
+messages is learned by rendering conversations with known words. The Go template, and a prediction of what it
+renders, are built from these pieces. If the prediction differs from the chat template for any prompt of the
+proof, the export is refused, because the model would get different tokens than in training.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ templates cut it and Go's cannot; tools need a template of their own."""
 
 @dataclass(frozen=True)
 class TemplatePieces:
-    """The texts that the template writes before, between and after messages; (role before, role) -> text."""
+    """The texts that the template writes before, between and after messages, by (previous role, role)."""
 
     between: Mapping[tuple[str, str], str]
     end: str

@@ -1,1 +1,1 @@
-"""Whether what answers somewhere is what was trained."""
+"""Verify that the served model is the one that was trained."""

@@ -1,4 +1,4 @@
-"""A folder of weights, loaded as anybody would load it."""
+"""A folder of weights, loaded the way any user would load it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from orchestrate.types import Canary, Probe, Sheet
 
 
 class FolderPlace:
-    """transformers and peft read a folder of safetensors, llama.cpp's library a GGUF file: with the
-    tokenizer, the template and the stop tokens that lie in it."""
+    """Queries the model in a folder: safetensors with transformers and peft, a GGUF file with llama.cpp's
+    library, each with the tokenizer, template and stop tokens in the folder."""
 
     def __init__(
         self,

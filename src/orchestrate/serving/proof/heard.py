@@ -1,4 +1,4 @@
-"""What a served model said, and what is asked of a place that serves one."""
+"""The answers of a served model, and the interface of a place that serves one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MORE_TOKENS = 16
 
 @dataclass(frozen=True)
 class ObservedAnswer:
-    """An answer with all that the place tells of it."""
+    """An answer with everything that the place reports about it."""
 
     text: str
     ended: bool | None = None

@@ -1,4 +1,4 @@
-"""A backend, asked as `orchestrate chat` asks it: it tells text and counts, no tokens."""
+"""A backend, queried as `orchestrate chat` does. It returns text and token counts, but no tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orchestrate.types import Canary, JobHandle, Message, Probe
 
 
 class HostPlace:
-    """Only conversations of plain text can be asked there."""
+    """A tuned model at a host. Only plain-text conversations can be sent there."""
 
     def __init__(self, provider: Chats, job: JobHandle, model: str) -> None:
         """`job`: of the run, or of its adapter where that was uploaded to this host."""

@@ -1,4 +1,4 @@
-"""A server that speaks the chat completions API: vLLM, llama.cpp's, ours, or any other."""
+"""Query a server with the chat completions API: vLLM, llama.cpp, Orchestrate's own, or any other."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ProbeMessage(msgspec.Struct):
 
 
 class ProbeChoice(msgspec.Struct):
-    """The parts of an answer that are read."""
+    """The fields of an answer that are read."""
 
     text: str | None = None
     message: ProbeMessage | None = None
@@ -51,8 +51,9 @@ class ProbeCompletion(msgspec.Struct):
 
 
 class UrlPlace:
-    """Asks at temperature 0, one request at a time. Errors are those of a host: `HostUnavailable`,
-    `AuthenticationFailed`, `NotFound` for a model that it does not list, `UnexpectedAnswer`."""
+    """A server at a URL, queried at temperature 0, one request at a time. Raises the errors of a host:
+    `HostUnavailable`, `AuthenticationFailed`, `NotFound` for a model that it does not list,
+    `UnexpectedAnswer`."""
 
     def __init__(
         self,
@@ -186,7 +187,7 @@ class UrlPlace:
             done = self._post(path, {**body, **own})
         if done.status_code != 200:
             raise UnexpectedAnswer(
-                self._root, f"{name} refuses a prompt ({done.status_code}): {_message(done)}"
+                self._root, f"{name} rejected a prompt ({done.status_code}): {_message(done)}"
             )
         try:
             return _heard(decoding.convert(self._body(done), ProbeCompletion).choices[0])
@@ -201,7 +202,7 @@ class UrlPlace:
     def _ask(self, method: str, path: str) -> dict[str, Any]:
         done = self._send(method, path, None)
         if done.status_code != 200:
-            raise UnexpectedAnswer(self._root, f"{path} gives {done.status_code}: {_message(done)}")
+            raise UnexpectedAnswer(self._root, f"{path} returned {done.status_code}: {_message(done)}")
         return self._body(done)
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:

@@ -32,7 +32,7 @@ end."""
 
 
 def verify(sheet: Sheet, place: TunedEndpoint, *, run_id: str, weights: str | None = None) -> Proof:
-    """Ask `place` and judge its answers. Raises what the place raises if it cannot be asked at all."""
+    """Query `place` and verify its answers. Raises the place's error if it cannot be queried."""
     with work(f"asking {place.at}"):
         return _judged(sheet, place, run_id, weights)
 
@@ -50,7 +50,7 @@ def _judged(sheet: Sheet, place: TunedEndpoint, run_id: str, weights: str | None
             _stop(sheet, tuned),
         ]
     else:
-        why = "found no prompt to which base and tuned model answer differently"
+        why = "found no prompt for which the base and the tuned model answer differently"
         stages.append(ProofStage(name="answers", state="unknown", detail=why))
     failed = any(s.state == "failed" for s in stages)
     return Proof(
@@ -70,7 +70,7 @@ def _tokens(probes: Sequence[Probe], asked: Sequence[PromptView]) -> ProofStage:
     same = counted = 0
     for probe, seen in zip(probes, asked, strict=True):
         if seen.refused is not None:
-            other.append(f"{probe.kind}: not taken ({seen.refused})")
+            other.append(f"{probe.kind}: rejected ({seen.refused})")
         elif seen.ids is not None:
             if tuple(seen.ids) == probe.ids:
                 same += 1
@@ -99,14 +99,15 @@ def _tokens(probes: Sequence[Probe], asked: Sequence[PromptView]) -> ProofStage:
             figures=figures,
         )
     told = (
-        f"{counted} of {len(probes)} kinds of prompts have the same number of tokens"
+        f"{counted} of {len(probes)} kinds of prompts have the same number of tokens, but the server reports "
+        "no token ids"
         if counted
         else "the server reports no tokens"
     )
     return ProofStage(
         name="tokens",
         state="unknown",
-        detail=f"{told}; the server does not report their ids",
+        detail=told,
         figures=figures,
     )
 
@@ -119,7 +120,7 @@ def _difference(wanted: Sequence[int], seen: Sequence[int]) -> str:
         return f"one extra token ({seen[0]}) at the start"
     if list(wanted[1:]) == list(seen):
         return f"the first token ({wanted[0]}) is missing"
-    return f"{len(seen)} tokens for {len(wanted)}, different from token {at + 1} on"
+    return f"{len(seen)} tokens instead of {len(wanted)}, different from token {at + 1} on"
 
 
 def _answers(canaries: Sequence[Canary], answers: Sequence[ObservedAnswer], model: str) -> ProofStage:
@@ -147,8 +148,8 @@ def _answers(canaries: Sequence[Canary], answers: Sequence[ObservedAnswer], mode
         state="failed",
         detail=f"{model!r} answers like neither the tuned model ({tuned} of {len(canaries)} canaries) "
         f"nor its base ({base})",
-        fix="another adapter is served under this name, or the weights were changed (merged into 4 "
-        "bits, quantized too far): load the run's own adapter",
+        fix="another adapter is served under this name, or the weights were changed (merged into 4 bits, "
+        "or quantized too heavily): load the run's own adapter",
         figures=figures,
     )
 
@@ -274,7 +275,7 @@ def _stop(sheet: Sheet, heard: Sequence[ObservedAnswer]) -> ProofStage:
             name="stop",
             state="failed",
             detail=f"the server {how} the end of a turn: {late + early} of {count(len(heard), 'answer')}",
-            fix=f"use the stop tokens of the training: {stops} (eos_token_id in generation_config.json; "
+            fix=f"use the stop tokens from training: {stops} (eos_token_id in generation_config.json; "
             "`stop` in requests)",
             figures=figures,
         )
@@ -282,8 +283,8 @@ def _stop(sheet: Sheet, heard: Sequence[ObservedAnswer]) -> ProofStage:
         return ProofStage(
             name="stop",
             state="passed",
-            detail=f"{count(right, 'answer')} stopped where the trainer's did; {own} with different "
-            "text stopped on their own",
+            detail=f"{count(right, 'answer')} stopped where the trainer's did; {own} with different text "
+            f"stopped on their own",
             figures=figures,
         )
     return ProofStage(name="stop", state="unknown", detail="no answer was completed", figures=figures)

@@ -1,4 +1,4 @@
-"""From the engine's messages to answers of the API, whole or as a stream."""
+"""Convert the engine's messages to API responses, complete or streamed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GONE = 499
 
 
 class Answering:
-    """Answers requests that were found right."""
+    """Answers validated requests."""
 
     def __init__(self, engine: EngineClient, load: ServerLoad) -> None:
         self._engine, self._load = engine, load

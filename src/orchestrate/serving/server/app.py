@@ -1,4 +1,4 @@
-"""The server's routes: the chat completions API and its neighbours, over an engine."""
+"""The server's routes: the chat completions API and related endpoints, on top of an engine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class NewAdapter(Body):
 
 
 class Api:
-    """All state of a server but the models', which the engine has."""
+    """The state of a server, except for its models, which the engine manages."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Requests of the API as the engine takes them, and what cannot be taken."""
+"""Convert API requests to the engine's format, and reject what is not supported."""
 
 from __future__ import annotations
 

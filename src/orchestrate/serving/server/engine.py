@@ -1,5 +1,5 @@
-"""The process that answers, as the server sees it: requests in, messages out, and another process when it
-dies."""
+"""The server's view of the inference process: it sends requests, receives messages, and restarts the process
+when it dies."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LONGEST_REST_S = 60
 
 
 class EngineLost(Exception):
-    """The process died, and another one is starting, which may take `retry_s`."""
+    """The process died. A new one is starting, which takes about `retry_s` seconds."""
 
     def __init__(self, message: str, retry_s: int) -> None:
         super().__init__(message)
@@ -37,7 +37,7 @@ class EngineLost(Exception):
 
 
 class EngineRefused(Exception):
-    """The request cannot be answered. `code` is the API's code, or the error's name."""
+    """The engine rejected the request. `code` is the API's error code, or the error's name."""
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
@@ -45,7 +45,7 @@ class EngineRefused(Exception):
 
 
 class EngineClient:
-    """Starts with `start`, ends with `close`. Requests may come from any event loop."""
+    """A client of the inference process, from `start` to `close`. Requests may come from any event loop."""
 
     def __init__(self, loading: Mapping[str, Any]) -> None:
         """`loading`: as `orchestrate.local.answers.engine.Loading` has it."""

@@ -1,5 +1,5 @@
-"""Schemas of clients, compiled once in a process that ends when it takes too long: a schema of 2 KB can take
-any time and memory, and the engine that compiles it answers everybody."""
+"""Compile clients' schemas first in a separate process with limits: a 2 KB schema can take unbounded time and
+memory, and the engine that would compile it serves all clients."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ _known: dict[str, str] = {}
 
 
 def require(form: Mapping[str, Any]) -> None:
-    """Compile the schemas of a form. Waits for a process. Raises `HostError` 400 for what cannot be kept."""
+    """Compile the schemas of a form in a separate process and wait for it. Raises `HostError` 400 for a
+    schema that cannot be enforced."""
     functions: list[dict[str, Any]] = [tool["function"] for tool in form["calls"] or ()]
     schemas = [form["schema"], *(function.get("parameters") for function in functions)]
     text = json.dumps([schema for schema in schemas if schema is not None])

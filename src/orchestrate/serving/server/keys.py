@@ -1,4 +1,4 @@
-"""Who may ask a server: the keys of clients, which are in the store, as hashes."""
+"""Client keys of a server, stored as hashes in the store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much is under way, how much may wait, and what was done: the limits and the metrics of a server."""
+"""The concurrency limits and the metrics of a server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
 class ServerBusy(Exception):
-    """Nothing more can wait. `retry_s` is when it may be worth to ask again."""
+    """The queue is full. A retry may succeed after `retry_s` seconds."""
 
     def __init__(self, retry_s: int) -> None:
         super().__init__(f"try again in {retry_s} s")
@@ -42,8 +42,8 @@ class Histogram:
 
 
 class ServerLoad:
-    """Up to `most_at_once` requests are answered at once, up to `most_waiting` more wait. All of this is used
-    from one event loop."""
+    """Answers up to `most_at_once` requests at once while up to `most_waiting` more wait. Use it from one
+    event loop only."""
 
     def __init__(self, most_at_once: int, most_waiting: int) -> None:
         self.most_at_once, self.most_waiting = most_at_once, most_waiting
@@ -84,23 +84,25 @@ class ServerLoad:
         """Format the metrics for Prometheus."""
         name = "orchestrate_"
         lines = [
-            *_head(f"{name}up", "whether the model answers", "gauge"),
+            *_head(f"{name}up", "Whether the model is up.", "gauge"),
             f"{name}up {int(up)}",
-            *_head(f"{name}engine_restarts_total", "processes that crashed and were replaced", "counter"),
+            *_head(
+                f"{name}engine_restarts_total", "Model processes that crashed and were restarted.", "counter"
+            ),
             f"{name}engine_restarts_total {restarts}",
-            *_head(f"{name}requests_running", "requests being answered now", "gauge"),
+            *_head(f"{name}requests_running", "Requests in progress.", "gauge"),
             f"{name}requests_running {self.running}",
             *_head(f"{name}requests_waiting", "waiting requests", "gauge"),
             f"{name}requests_waiting {self.waiting}",
-            *_head(f"{name}requests_total", "requests by model and HTTP status", "counter"),
+            *_head(f"{name}requests_total", "Requests by model and HTTP status.", "counter"),
         ]
         for (model, status), count in sorted(self.requests.items()):
             lines.append(f'{name}requests_total{{model="{_label(model)}",status="{status}"}} {count}')
-        lines += _head(f"{name}tokens_total", "tokens by model and kind", "counter")
+        lines += _head(f"{name}tokens_total", "Tokens by model and kind.", "counter")
         for (model, kind), count in sorted(self.tokens.items()):
             lines.append(f'{name}tokens_total{{model="{_label(model)}",kind="{kind}"}} {count}')
-        lines += self.first_token.lines(f"{name}first_token_seconds", "time to first token")
-        lines += self.whole.lines(f"{name}answer_seconds", "time to complete answer")
+        lines += self.first_token.lines(f"{name}first_token_seconds", "Time to first token.")
+        lines += self.whole.lines(f"{name}answer_seconds", "Time to complete answer.")
         return "\n".join(lines) + "\n"
 
 

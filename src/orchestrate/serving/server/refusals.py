@@ -1,4 +1,4 @@
-"""What the engine and the queue refuse, in the API's form."""
+"""Convert errors of the engine and the queue to API errors."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A server from its start to its end, and the note by which others find it: who started it may add
-adapters."""
+"""Run a server, and leave a note by which other processes find it. Whoever started it may add adapters."""
 
 from __future__ import annotations
 
@@ -56,7 +55,7 @@ class ServerSettings:
 
 
 class RunningServer(Record, frozen=True, kw_only=True):
-    """A server that runs here."""
+    """A running server on this machine."""
 
     url: str
     pid: int
@@ -102,10 +101,11 @@ def serve(
 
 
 def require_own_names(tuned: Sequence[TunedModel]) -> None:
-    """Raise `UsageError` for a name that two models go by: an engine would answer with one of them."""
+    """Raise `UsageError` if two models have the same name, because an engine would answer with only one of
+    them."""
     names = [t.name for t in tuned]
     if twice := [n for n in names if names.count(n) > 1]:
-        raise UsageError(f"two models are called {twice[0]!r}", fix="give one --as NAME per RUN")
+        raise UsageError(f"two models are named {twice[0]!r}", fix="give one --as NAME per RUN")
 
 
 def loading_of(
@@ -119,14 +119,16 @@ def loading_of(
         bases.add(hub_name(base))
     if len(bases) != 1:
         told = ", ".join(sorted(bases)) or "none"
-        raise UsageError(f"a server has one base model; these have {told}", fix="start one server per base")
+        raise UsageError(
+            f"a server has one base model, but these have {told}", fix="start one server per base"
+        )
     [base_name] = bases
     whole = [t for t in tuned if not t.adapter]
     if whole and len(tuned) > 1:
         raise UsageError(f"{whole[0].name} is a fully tuned model and must be served alone")
     called = whole[0].name if whole else served_base(base_name)
     if not whole and called in (t.name for t in tuned):
-        raise UsageError(f"a model is called {called!r}, as its base is", fix="give one --as NAME per RUN")
+        raise UsageError(f"a model is named {called!r}, like its base", fix="give one --as NAME per RUN")
     loading: dict[str, Any] = {
         "base": source(tuned[0].base if tuned else base or base_name),
         "base_name": called,
@@ -169,7 +171,7 @@ def add(home: Path, tuned: TunedModel, url: str) -> float:
     `HostUnavailable`, and `SetupError` with the server's message."""
     note = next((n for n in notes(home) if n.url == url), None)
     if note is None:
-        raise UsageError(f"no server of this home folder runs at {url}")
+        raise UsageError(f"no server from this home folder is running at {url}")
     if note.base != source(tuned.base):
         raise UsageError(f"{url} serves {note.base}, but {tuned.name} is an adapter of {tuned.base}")
     body = _post(note, "/v1/load_lora_adapter", {"lora_name": tuned.name, "lora_path": str(tuned.folder)})

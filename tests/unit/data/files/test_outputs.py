@@ -44,7 +44,7 @@ def test_a_log_does_not_replace_the_input(tmp_path: Path, command: Callable[...,
 
 def test_a_link_into_no_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").symlink_to(tmp_path / "absent" / "x.jsonl")
-    with pytest.raises(UsageError, match="there is no folder"):
+    with pytest.raises(UsageError, match="does not exist"):
         convert(str(_rows(tmp_path / "a.jsonl")), to("local"), tmp_path / "x.jsonl")
 
 

@@ -159,7 +159,7 @@ def test_a_selection_loses_nothing_and_overwrites_nothing(tmp_path: Path) -> Non
             assert written[number] == json.loads(line)
     assert all(one["why"] for one in left) and next(kept, None) is None
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="already exists"):
         select(path, keep=0.5)
     with pytest.raises(UsageError, match="--model"):
         select(path, by="loss", output="other.jsonl")
@@ -177,7 +177,7 @@ def test_a_file_that_is_not_of_scores_stays(tmp_path: Path) -> None:
     path.write_text(row("q", "a"))
     score.place(str(path)).write_text("my own notes\n")
     read = score.opened(str(path), None, 1)
-    with pytest.raises(UsageError, match="not a file of scores"):
+    with pytest.raises(UsageError, match="not a scores file"):
         score.kept(str(path), read.facts)
 
 

@@ -194,7 +194,7 @@ def test_rows_from_single_answers(store: Store, tmp_path: Path) -> None:
 
 
 def test_no_rating_makes_no_rows(desk: ReviewSession, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nothing is rated yet"):
+    with pytest.raises(DataError, match="no ratings yet"):
         rows.from_review(desk.review, desk.tasks, [], tmp_path / "o.jsonl", format="dpo")
     assert not (tmp_path / "o.jsonl").exists()
 

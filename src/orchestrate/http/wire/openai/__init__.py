@@ -1,4 +1,4 @@
-"""The form of OpenAI's API, which many speak."""
+"""The format of OpenAI's API, which many servers implement."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def page_of(request: Request, entries: Sequence[dict[str, Any]], *, default: int
 def no_place(after: str) -> HostError:
     """Build the error for an `after` that is not in the list. An empty page would mean that there are no
     more entries."""
-    return HostError(404, f"There is no {after!r} in this list", param="after", code="not_found")
+    return HostError(404, f"{after!r} is not in this list", param="after", code="not_found")
 
 
 def metadata_filter(request: Request) -> dict[str, str]:

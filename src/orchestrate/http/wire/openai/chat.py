@@ -1,4 +1,4 @@
-"""Answers of the chat completions API, and of the older completions API, whole and in pieces."""
+"""Responses of the chat completions API and the older completions API, complete or streamed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An answer of the engine as typed events, and its two encoders: chat completions and the older completions.
+"""The engine's answer as typed events, with two encoders: chat completions and the older completions.
 `responses` encodes a third API over the chunks of the first."""
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class SampledToken(msgspec.Struct, frozen=True):
 
 
 class Spoken(msgspec.Struct, frozen=True, kw_only=True):
-    """One choice's text, reasoning, calls and tokens since its last event; with a `reason` its end. An answer
-    that is not streamed has one event for each choice."""
+    """One choice's text, reasoning, calls and tokens since its last event. A `reason` marks its end. An
+    answer that is not streamed has one event per choice."""
 
     choice: int
     content: str = ""
@@ -48,7 +48,7 @@ class Spoken(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AnswerEncoder(ABC):
-    """The format of an answer. With `tells_usage`, the last piece of a stream has the usage."""
+    """The format of an answer. With `tells_usage`, the last chunk of a stream contains the usage."""
 
     def __init__(self, asked: ChatRequest | CompletionRequest, prefix: str) -> None:
         self.id, self.created, self.model = f"{prefix}-{secrets.token_hex(12)}", int(time.time()), asked.model

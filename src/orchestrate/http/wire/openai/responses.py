@@ -1,5 +1,5 @@
-"""OpenAI's second API of answers, `/v1/responses`, over the first: text and calls of functions, whole and as
-a stream."""
+"""OpenAI's Responses API, `/v1/responses`, on top of chat completions: text and function calls, complete or
+streamed."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class ReasoningOptions(Body):
 
 
 class ResponseRequest(Body):
-    """A request, read strictly. The fields of the last block change no answer. `chat_body` refuses what would
-    change one and can't be kept."""
+    """A request, validated strictly. The fields in the last block don't affect answers. `chat_body` rejects
+    unsupported fields that would."""
 
     model: str
     input: str | list[dict[str, Any]]
@@ -77,7 +77,7 @@ REFUSED = {
     "prompt": "stored prompts are not supported: send the text as input or instructions",
     "background": "background responses are not supported",
     "context_management": "the input is never truncated",
-    "moderation": "there is no moderation",
+    "moderation": "moderation is not supported",
     "image": "only text output is supported",
     "top_logprobs": "ask /v1/chat/completions for log-probabilities",
 }
@@ -285,8 +285,8 @@ def _usage(usage: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class ResponseStream:
-    """Makes the events of a streamed response of the pieces of a streamed chat: `begin`, `take` for each
-    piece, `end`."""
+    """Converts the chunks of a streamed chat to events of a streamed response: `begin`, `take` for each
+    chunk, `end`."""
 
     def __init__(self, asked: ResponseRequest, id: str, created: int) -> None:
         self._asked, self._id, self._created = asked, id, created

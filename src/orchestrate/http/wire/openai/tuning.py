@@ -163,7 +163,7 @@ class CreateUpload(Body):
     @model_validator(mode="after")
     def _type_of_the_purpose(self) -> CreateUpload:
         if self.purpose == "fine-tune" and self.mime_type not in JSONL:
-            raise ValueError(f"mime_type of files for fine-tune is one of {JSONL}")
+            raise ValueError(f"mime_type of files for fine-tune must be one of {JSONL}")
         return self
 
 
@@ -209,7 +209,7 @@ class GraderInput(_VerbatimBody):
 
 
 class ScoreModelGrader(_VerbatimBody):
-    """The fields required of graders that ask a model."""
+    """The required fields of graders that query a model."""
 
     type: Literal["score_model"]
     name: str
