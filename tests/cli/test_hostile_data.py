@@ -152,7 +152,11 @@ def test_where_it_cannot_write_is_said_and_the_input_is_kept(
     file = tmp_path / "rows.jsonl"
     file.write_bytes(ROW)
     before = sorted(tmp_path.iterdir())
-    for output, said in (("rows.jsonl", "never overwritten"), ("", "is a folder"), ("gone/x", "does not exist")):
+    for output, said in (
+        ("rows.jsonl", "never overwritten"),
+        ("", "is a folder"),
+        ("gone/x", "does not exist"),
+    ):
         named = {"IN": str(file), "OUT": str(tmp_path / output)}
         code, told = run(*(named.get(word, word) for word in words))
         assert code == 2 and said in told, told

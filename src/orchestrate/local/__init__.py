@@ -1,4 +1,4 @@
-"""The training engine of this machine. Its workers run in processes of their own and alone import torch.
+"""The training engine of this machine. Its workers run in separate processes, and only they import torch.
 
 `launch` starts a job, `RunDir` reads and steers it, `Generator` asks a model; all three need no torch here.
 

@@ -1,4 +1,4 @@
-"""A local job: the contents of `job.json`, with each setting resolved. No torch here."""
+"""A local job: the contents of `job.json`, with every setting resolved. Torch-free."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ class Supervised(Record, frozen=True, kw_only=True, tag_field="type", tag="sft",
 
 
 class Preferences(Record, frozen=True, kw_only=True, tag_field="type", tag="dpo", omit_defaults=True):
-    """DPO and ORPO over pairs, KTO over unpaired answers. Settings that are not set have the default of
-    their loss."""
+    """DPO and ORPO over pairs, KTO over unpaired answers. Unset settings have the default of their loss."""
 
     loss: Literal["dpo", "ipo", "orpo", "kto"] | None = None
     beta: float | None = None
@@ -74,7 +73,7 @@ AdapterKind = Literal["lora", "qlora", "full"]
 
 
 class AdapterSettings(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """What is trained: low-rank matrices, over a base in 4 bits for `qlora`, or all weights with `full`."""
+    """What is trained: low-rank matrices, on a 4-bit base for `qlora`, or all weights for `full`."""
 
     type: AdapterKind
     r: int | None = None
@@ -119,7 +118,7 @@ class AdapterSettings(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Hyper(Record, frozen=True, kw_only=True):
-    """Every setting of a training run, resolved. Nothing is left to a default of another library."""
+    """Every setting of a training run, resolved. Nothing is left to another library's defaults."""
 
     epochs: int | None = 3
     """`None` is as many as `max_steps` take."""

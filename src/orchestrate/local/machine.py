@@ -55,8 +55,8 @@ def visible() -> list[str] | None:
 
 @cache
 def gpus() -> tuple[Gpu, ...]:
-    """List the NVIDIA GPUs that this process may use, in CUDA's order. Empty when there are none. A MIG
-    slice of a GPU has the memory of its profile."""
+    """List the NVIDIA GPUs that this process may use, in CUDA's order. Returns an empty list if there are
+    none. A MIG slice of a GPU has the memory of its profile."""
     found: list[Gpu] = []
     for (name, mib), part in _cards("name,memory.total"):
         size = int(float(mib)) << 20 if part is None else part

@@ -1,4 +1,4 @@
-"""Disk space: checked before the first step, and distinguished from other errors afterwards. Torch-free."""
+"""Check disk space before the first step, and recognize full-disk errors afterwards. Torch-free."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def require(free: int, *, result: int, checkpoint: int, kept: int) -> str | None
     if free >= whole:
         return None
     return (
-        f"the disk has {size(free)} free; {count(kept, 'checkpoint')} need {size(whole)}: when the disk "
-        "is full, training continues without new checkpoints"
+        f"the disk has {size(free)} free; {count(kept, 'checkpoint')} need {size(whole)}: if the disk "
+        f"fills up, training continues without new checkpoints"
     )
 
 

@@ -243,13 +243,13 @@ def asked_again(label: str, pairing: Pairing) -> str:
     other = pairing.items - pairing.same_answers
     if moved:
         return (
-            f"{label} answers differently from {pairing.first}: {text.joined(moved)} changed, and "
+            f"{label} answers differently than in {pairing.first}: {text.joined(moved)} changed, and "
             f"{other} of {pairing.items} answers differ. The host may have changed the model."
         )
     if other:
         return (
-            f"{other} of {label}'s {pairing.items} answers differ from {pairing.first}; no "
-            "score changed by more than chance."
+            f"{label}: {other} of {pairing.items} answers differ from {pairing.first}; no score changed by "
+            "more than chance."
         )
     return f"{label} gave the same {pairing.items} answers as in {pairing.first}."
 

@@ -112,7 +112,8 @@ def test_a_host_without_tools_is_not_taken_for_rows_with_them() -> None:
 
 def test_a_host_that_has_closed_is_no_target() -> None:
     assert all(
-        "not accepted new fine-tuning jobs" in one.against[0] for one in suited("gpt-4o", "openai", today=WINTER)
+        "not accepted new fine-tuning jobs" in one.against[0]
+        for one in suited("gpt-4o", "openai", today=WINTER)
     )
 
 

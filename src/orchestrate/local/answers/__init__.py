@@ -1,1 +1,1 @@
-"""Answers of a base model and of adapters on it, from a separate process."""
+"""Generate answers of a base model and its adapters, in a separate process."""

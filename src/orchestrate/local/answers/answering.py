@@ -1,5 +1,4 @@
-"""The model behind chats and evaluations: a base and at most one adapter, answering many questions at
-once."""
+"""The model behind chats and evaluations: a base and at most one adapter, with batched answers."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -129,7 +128,7 @@ def _learnt(template: Template, example: Example, *, alone: bool) -> tuple[list[
 
 MOST_ROWS = 64
 CHOSEN_BY_SIZE = (
-    "answered in NF4 (4 bits), because it has more than 8 GiB of weights (local=MODEL:16-bit for 16 bits)"
+    "answered in NF4 (4 bits) because it has more than 8 GiB of weights (local=MODEL:16-bit for 16 bits)"
 )
 ROUNDED_OTHERWISE = (
     "16-bit rounding in a batch can change an answer: read alone, another token would have been "

@@ -89,7 +89,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestRefused(UsageError):
-    """A request that cannot be answered as it is. `code` is the API's error code."""
+    """An invalid request. `code` is the API's error code."""
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
@@ -140,7 +140,8 @@ class Engine:
             raise UsageError(f"{folder} is not an adapter: only adapters can be added to a running server")
         if changes_base(path):
             raise UsageError(
-                f"{folder} changes the base that the other adapters share", fix="merge and serve it alone"
+                f"{folder} changes the base model that the other adapters share",
+                fix="merge and serve it alone",
             )
         self._numbered += 1
         adapter = f"a{self._numbered}"
@@ -249,7 +250,7 @@ class Engine:
             most = model.sampler.context
             raise RequestRefused(
                 f"This model's maximum context length is {most} tokens: the prompt has {len(prompt)}, "
-                f"and {wish.max_tokens or 1} were requested for the answer",
+                f"and {wish.max_tokens or 1} were requested for the completion",
                 "context_length_exceeded",
             )
         alone = self.loading.batch_invariant and wish.temperature == 0

@@ -1,8 +1,9 @@
-"""Constrained answers: JSON of a schema, or a tool call. Imports torch.
+"""Constrained decoding: JSON that follows a schema, or a tool call. Imports torch.
 
-Before each token `llguidance` determines which tokens keep the answer within its grammar, and one of
-these is sampled as usual. Thinking is unconstrained: the form begins after it. A call is written the way
-the chat template writes calls, which is learned from a rendered one."""
+Before each token `llguidance` determines which tokens keep the answer within its grammar, and one of these is
+sampled as usual. Thinking is unconstrained: the form begins after it. A call is written the way the chat
+template writes calls, which is learned from a rendered one.
+"""
 
 # torch, transformers and llguidance describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -48,8 +49,8 @@ _KEPT = 32
 
 
 class AnswerForm(msgspec.Struct, frozen=True, kw_only=True):
-    """What an answer has to be: JSON of `schema`, or a call of one of `calls`, or either if both are
-    given."""
+    """The required form of an answer: JSON that follows `schema`, a call to one of `calls`, or either if both
+    are given."""
 
     schema: dict[str, Any] | None = None
     calls: list[dict[str, Any]] | None = None
@@ -69,7 +70,7 @@ class CallFormat:
 
 
 class Forms:
-    """The constraints for one model's answers. It can be kept, because it holds no state of an answer."""
+    """The constraints for one model's answers. Reusable, because it has no per-answer state."""
 
     def __init__(self, template: Template, stops: Sequence[int]) -> None:
         """Prepare forms for a tokenizer. `stops`: the tokens that end an answer. Raises `MissingExtra`,

@@ -1,4 +1,4 @@
-"""Asking a model on this machine, base or tuned, from a process that need not have torch.
+"""Query a model on this machine, base or tuned, from a process without torch.
 
 with Generator("path/to/base", adapter=folder) as model:
     tuned = model.generate([[Message(role="user", content="Hi")]])
@@ -25,13 +25,13 @@ Rounding = Literal["left", "told", "mended"]
 
 
 class Generator:
-    """One worker process holds the model; base and tuned answers come from the same one, the adapter off or
-    on.
+    """Generates answers with a worker process that holds the model. Base and tuned answers come from the same
+    process, with the adapter off or on.
 
     The process starts with the first question and ends with the context, or with this process. Several
-    generators may share one `worker`, which whoever made it closes: it holds one base, and one adapter of it
-    at a time. Raises `MissingExtra`, `UsageError` or `ConfigError` when the model cannot be had, `RunFailed`
-    when the worker dies.
+    generators may share one `worker`, which its creator closes. It holds one base and one of its adapters at
+    a time. Raises `MissingExtra`, `UsageError` or `ConfigError` when the model is unavailable, and
+    `RunFailed` when the worker dies.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Generator:
 
     @property
     def four_bit(self) -> bool | None:
-        """Whether the base is in 4 bits; `None` where its files have to be read to know."""
+        """Whether the base is in 4 bits, or `None` if that is only known from its files."""
         return four_bit_of(self._load["four_bit"], [None if self.adapter is None else Path(self.adapter)])
 
     @property
@@ -75,7 +75,7 @@ class Generator:
         return weights_in(ModelFolder(folder).config, four_bit=self.four_bit, dtype=dtype)
 
     def in_precision(self, *, four_bit: bool) -> Generator:
-        """Return the same model in 4 bits or in 16, in the same process, which holds one of them at a
+        """Return the same model in 4 or 16 bits, in the same process, which holds one of the two at a
         time."""
         if self.four_bit == four_bit:
             return self
@@ -111,9 +111,9 @@ class Generator:
         tools: list[dict[str, Any]] | None = None,
         batch: int | None = None,
     ) -> list[Reply]:
-        """Generate one reply per prompt, in order. Temperature 0 takes the likeliest token each time.
-        `batch`: the most prompts answered together; 1 gives bit for bit what each prompt gets alone.
-        Raises `DataError` for prompts that fill the model's context."""
+        """Generate one reply per prompt, in order. Temperature 0 takes the most likely token each time.
+        `batch` is the maximum number of prompts answered together; with 1, each answer is bit for bit what
+        the prompt gets alone. Raises `DataError` for prompts that fill the model's context."""
         replies = self.attempt(
             prompts,
             base=base,

@@ -1,5 +1,5 @@
-"""Models for inference, the same for an evaluation, a chat and a server: what is loaded in which
-precision, and how it is prompted. Imports torch."""
+"""Load models for inference, in the same way for evaluations, chats and servers: which precision is used, and
+how the model is prompted. Imports torch."""
 
 # torch and transformers describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

@@ -1,4 +1,5 @@
-"""The record that training wrote beside its result, as far as inference needs it. Torch-free."""
+"""Read the provenance record that training wrote next to its result, as far as inference needs it.
+Torch-free."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One answer as text while it grows: which part is certain, where a stop word cuts it, and how it ended."""
+"""One answer as growing text: which part is final, where a stop sequence cuts it, and how it ended."""
 
 # transformers describes its types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -37,8 +37,8 @@ class EngineModel:
 
 @dataclass
 class Speech:
-    """One answer as text. `chat` answers are parsed as the template writes them; others are plain text.
-    With `stream` each piece is sent as soon as it is certain, otherwise the entire answer."""
+    """One answer as text. `chat` answers are parsed in the template's format; others are plain text. With
+    `stream`, each piece is sent as soon as it is final; otherwise the entire answer is sent at the end."""
 
     row: DecodingRow
     model: EngineModel

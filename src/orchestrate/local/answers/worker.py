@@ -22,8 +22,8 @@ class _Running(NamedTuple):
 
 
 class Worker:
-    """Users of a worker take turns. What they request is loaded unless the process holds it. A base that
-    is already loaded stays, and gets their adapter."""
+    """A worker that several callers use in turn. It loads the requested model unless the process already has
+    it. A base that is already loaded stays, and the caller's adapter is applied to it."""
 
     def __init__(self) -> None:
         self._running: _Running | None = None

@@ -1,4 +1,4 @@
-"""Rows as token ids with the weight of each token in the loss."""
+"""Encode rows as token ids with the loss weight of each token."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ class Encoded:
 
     @property
     def trained(self) -> int:
-        """Tokens that carry loss; the first token of a row has nothing to be predicted from."""
+        """The number of tokens that contribute to the loss. The first token of a row has nothing to be
+        predicted from."""
         return sum(1 for w in self.weights[1:] if w)
 
 

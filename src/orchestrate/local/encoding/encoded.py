@@ -1,5 +1,5 @@
-"""Encoded rows on disk: written once per job, one after the other, and memory-mapped afterwards. Data may
-be larger than memory, and resuming needs no encoding."""
+"""Encoded rows on disk, written once per job and memory-mapped afterwards. The data may be larger than
+memory, and resuming needs no encoding."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class EncodedRows:
 
 @dataclass
 class EncodingReport:
-    """What encoding did to the rows: nothing is cut or dropped silently."""
+    """What encoding did to the rows, so that nothing is cut or dropped silently."""
 
     rows: int = 0
     truncated_rows: int = 0
@@ -177,7 +177,7 @@ class _Growing:
 
 
 class EncodedFile:
-    """The rows of a file while they are written to disk. Only the start of each row is in memory."""
+    """The rows of a file while they are written to disk. Only the offset of each row is in memory."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -293,7 +293,7 @@ def stacked(sides: list[Encoded], pairs: bool = False) -> EncodedRows:
 
 @dataclass(frozen=True, eq=False)
 class Batches(Sequence[list[int]]):
-    """The examples of each optimizer step of an epoch. Only their order is held in memory."""
+    """The examples of each optimizer step of an epoch. Only their order is in memory."""
 
     order: npt.NDArray[np.int64]
     """All examples; a batch is a run of them."""
@@ -365,7 +365,7 @@ _PLACES = "places.npy"
 
 
 class PromptFile(Sequence[RLExample]):
-    """Lines of a file of RL rows."""
+    """The lines of a file of RL rows."""
 
     def __init__(self, path: Path, places: npt.NDArray[np.int64]) -> None:
         """`places`: the bytes at which they begin."""
@@ -399,10 +399,11 @@ def open_prompts(path: Path, folder: Path) -> EncodedRows | None:
 def encode_prompts(
     path: Path, template: Template, folder: Path, limit: int | None
 ) -> tuple[EncodedRows, int]:
-    """Encode the prompts of a file of RL rows into `folder`. Also returns how many were left out because
-    they have more than `limit` tokens: no answer to half a question is worth grading.
+    """Encode the prompts of a file of RL rows into `folder`. Also returns how many were left out because they
+    have more than `limit` tokens. Answers to truncated questions are not worth grading.
 
-    Raises `DataError` naming the row."""
+    Raises `DataError` naming the row.
+    """
     places, place, long = array("q"), 0, 0
     with path.open("rb") as lines, whole_folder(folder) as draft:
         with EncodedFile(draft) as written:

@@ -1,4 +1,4 @@
-"""Rows as this machine's engine encodes them for training."""
+"""Preview rows as this machine's engine encodes them for training."""
 
 from __future__ import annotations
 

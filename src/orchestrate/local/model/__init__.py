@@ -1,4 +1,4 @@
-"""Loads a model, with the parts of it that we run faster than the libraries do."""
+"""Load a model, with faster replacements for some of the libraries' parts."""
 
 from __future__ import annotations
 

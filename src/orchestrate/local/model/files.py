@@ -1,4 +1,4 @@
-"""Where the files of a model are and what they hold. Torch-free."""
+"""Locate a model's files and inspect them. Torch-free."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ class QuantisedUnreadable(SetupError):
 
 @dataclass(frozen=True)
 class Quantised:
-    """How a base stays in memory. For a method that is not in `PACKAGES` only the name is known."""
+    """How a quantized base is stored in memory. For a method that is not in `PACKAGES`, only the name is
+    known."""
 
     method: str
     bits: int | None
@@ -150,8 +151,8 @@ class ModelFolder:
 
     @property
     def context(self) -> int | None:
-        """The most tokens of a row, prompt and answer together. `None` where the configuration does not
-        say."""
+        """The maximum number of tokens of a row, prompt and answer together, or `None` if the configuration
+        does not say."""
         config = self.config
         for given in (config, config.get("text_config") or {}):
             for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
@@ -291,8 +292,8 @@ def open_folder(path: Path, hub_id: str | None = None) -> ModelFolder:
         raise UsageError(
             f"{path} has no .safetensors weights"
             + (f" (only {', '.join(sorted(other)[:3])})" if other else ""),
-            fix="convert them with model.save_pretrained(folder, safe_serialization=True); "
-            "pickled weights are not loaded, they can run code",
+            fix="convert them with model.save_pretrained(folder, safe_serialization=True); pickled weights "
+            "are not loaded because they can run code",
         )
     if missing := _missing_shards(path):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""A model as training holds it. Imports torch."""
+"""A model loaded for training. Imports torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BLOCK_ELEMENTS = 1 << 25
 
 @dataclass(frozen=True)
 class OutputHead:
-    """The output layer, and what the architecture does to its logits afterwards."""
+    """The output layer, and the architecture's post-processing of the logits."""
 
     layer: Any
     multiplier: float = 1.0
@@ -77,7 +77,8 @@ BF16 = SettingChoice("bf16", "requested by name")
 
 @dataclass
 class TrainedOnly:
-    """The last layer's MLP, for the trained positions alone: nothing reads the others after it."""
+    """The last layer's MLP, computed only for trained positions, because nothing reads the others
+    afterwards."""
 
     places: torch.Tensor | None = None
 
@@ -96,7 +97,7 @@ def decoder_of(inner: Any) -> Any:
 
 @dataclass(frozen=True)
 class Packed:
-    """Where the rows of one packed input are, line after line."""
+    """The layout of the rows in one packed input, line by line."""
 
     starts: Tensor
     """[rows + 1] The first token of each, and behind the last one."""

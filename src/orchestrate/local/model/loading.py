@@ -1,4 +1,4 @@
-"""Model, adapter and tokenizer, ready to train. Imports torch; only workers import this."""
+"""Load model, adapter and tokenizer for training. Imports torch, so only workers import this module."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -374,7 +374,7 @@ def _require_trainable(inner: Any, folder: ModelFolder) -> None:
     if held is not None and quantiser is not None and not quantiser.is_trainable:
         raise RunFailed(
             f"the model's weights are stored in {held.told}; transformers cannot train an adapter on them",
-            fix="take the model in 16 bits; adapter: qlora puts it into 4 here",
+            fix="use the model in 16 bits; adapter: qlora quantizes it to 4 bits here",
         )
 
 
@@ -403,7 +403,8 @@ def load_adapter(base: Any, folder: Path, *, trainable: bool = False, name: str 
 
     if not (folder / "adapter_model.safetensors").is_file():
         raise UsageError(
-            f"{folder} has no adapter_model.safetensors; pickled weights are not loaded, they can run code"
+            f"{folder} has no adapter_model.safetensors; pickled weights are not loaded because they can "
+            f"run code"
         )
     make_room(base, rows_of(folder))
     try:

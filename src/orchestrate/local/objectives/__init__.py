@@ -69,7 +69,7 @@ class Isolation:
 
     @property
     def told(self) -> str:
-        """What restricts the code, in words for the user."""
+        """A description of the isolation for the user."""
         return _TOLD[self.way]
 
     def command(self, script: Path, folder: Path) -> list[str]:

@@ -1,5 +1,5 @@
-"""One optimizer step and one evaluation. Sums over micro-batches are divided once, by the entire batch's
-weight, so that the split has no influence on the result except rounding."""
+"""One optimizer step, and one evaluation. Sums over micro-batches are divided once, by the entire batch's
+weight, so the split affects the result only by rounding."""
 
 from __future__ import annotations
 
@@ -344,7 +344,7 @@ class Objective:
         self.packing = packing
 
     def close(self) -> None:
-        """End everything that runs beside the training."""
+        """Stop everything that runs alongside training."""
 
     def precision(self) -> AbstractContextManager[Any]:
         lower = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.loaded.precision.name)
@@ -358,7 +358,7 @@ class Objective:
         return hidden.reshape(-1, hidden.shape[-1])[batch.places]
 
     def weight_of(self, rows: EncodedRows, examples: Sequence[int]) -> float:
-        """Return the trained weight of these examples, by which their summed loss is divided."""
+        """Return the total loss weight of these examples, by which their summed loss is divided."""
         return float(sum(rows.row(i)[1][1:].sum() for i in examples))
 
     def collate(self, rows: EncodedRows, numbers: Sequence[int]) -> TrainingBatch:

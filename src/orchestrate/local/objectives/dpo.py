@@ -1,8 +1,9 @@
-"""Training on preference pairs, and the reference that most of their losses compare with.
+"""Train on preference pairs, with the reference model that most of the losses need.
 
-The reference is the model as the run began: the base, or what `continue_from` named. Its
-log-probabilities are computed once, before the first step, and stored beside the rows. So all weights can
-be trained without a second copy of the model, and later epochs do not compute them again."""
+The reference is the model as the run began: the base, or what `continue_from` named. Its log-probabilities
+are computed once, before the first step, and stored beside the rows. So all weights can be trained without a
+second copy of the model, and later epochs do not compute them again.
+"""
 
 from __future__ import annotations
 
@@ -143,7 +144,7 @@ def preference_of(method: Preferences) -> Preference:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Which answer follows which prompt in the estimate of the divergence."""
+    """Determines which answer follows which prompt in the estimate of the divergence."""
 
     batch_size: int
     seed: int

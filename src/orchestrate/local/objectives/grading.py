@@ -37,9 +37,9 @@ STARTUP_SECONDS = 30.0
 
 
 class GraderCode:
-    """A user's `def grade(sample, item) -> float`, in a separate process (`grader_process.py`), as
-    isolated as `isolation` allows. The process starts with the first answer to grade, and again when an
-    answer killed it."""
+    """Runs a user's `def grade(sample, item) -> float` in a separate process (`grader_process.py`), as
+    isolated as `isolation` allows. The process starts with the first answer to grade, and is restarted if an
+    answer crashes it."""
 
     def __init__(self, source: str, seconds: float, isolation: Isolation) -> None:
         self._source, self._seconds, self._isolation = source, seconds, isolation
@@ -359,7 +359,7 @@ def _at(value: Any, path: str) -> Any:
         try:
             found = found[int(key) if type(found) is list else key]
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise GradingError(f"there is no {path}") from error
+            raise GradingError(f"{path} does not exist") from error
     return found
 
 

@@ -50,7 +50,7 @@ class Rollouts:
 
 
 class PolicyObjective(Objective):
-    """Samples answers, grades them and raises the odds of the better ones."""
+    """Samples answers, grades them and makes the better ones more likely."""
 
     divisible: ClassVar[bool] = False
 

@@ -1,4 +1,4 @@
-"""How much memory training takes, by part, and what to change so that it fits."""
+"""Estimate how much memory training needs, by part, and suggest changes so that it fits."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class ModelShape(Record, frozen=True, kw_only=True):
 
     @property
     def remark(self) -> str | None:
-        """What makes a memory plan of it less exact, or `None` when the shape is counted exactly."""
+        """A note on why its memory plan is less exact, or `None` if the shape is counted exactly."""
         if self.experts > 1:
             return "a mixture of experts: its activation memory is an estimate"
         if self.family not in LLAMA_LIKE:
@@ -121,7 +121,7 @@ class ModelShape(Record, frozen=True, kw_only=True):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What makes a memory plan of it less exact."""
+        """Notes on why its memory plan is less exact."""
         found = [self.remark] if self.remark else []
         if self.held_by is not None:
             found.append(f"its files are stored with {self.held_by}: weights are counted at 16 bits each")

@@ -1,5 +1,5 @@
-"""A job and a machine's memory: the plan before the job starts, and how much goes into one forward pass.
-Torch-free."""
+"""Fit a job into a machine's memory: plan before the job starts, and determine how much goes into one forward
+pass. Torch-free."""
 
 from __future__ import annotations
 

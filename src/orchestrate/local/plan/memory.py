@@ -1,11 +1,11 @@
-"""How much memory a training run needs, by part, from the model's configuration alone. Torch-free,
-offline.
+"""Estimate the memory of a training run, by part, from the model's configuration alone. Torch-free, offline.
 
-Weights, adapter, gradients and optimizer are in memory all the time. Activations and logits come and go,
-so the plan looks at the moments of a step that can be its peak (`_moments`) and takes the worst. Their
-bytes per token are counts of the tensors that this engine holds at that moment for a Llama-like layer
-(attention, gated feed-forward, two norms), taken from torch's own record of allocations.
-`benchmarks/memory.py` and the tests compare the plan with measured peaks."""
+Weights, adapter, gradients and optimizer are in memory all the time. Activations and logits come and go, so
+the plan looks at the moments of a step that can be its peak (`_moments`) and takes the worst. Their bytes per
+token are counts of the tensors that this engine holds at that moment for a Llama-like layer (attention, gated
+feed-forward, two norms), taken from torch's own record of allocations. `benchmarks/memory.py` and the tests
+compare the plan with measured peaks.
+"""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ SLACK = 0.05
 
 
 class Setup(Record, frozen=True, kw_only=True):
-    """What determines memory besides the model."""
+    """The settings that determine memory, besides the model."""
 
     adapter: AdapterKind = "qlora"
     precision: str = "bf16"

@@ -1,9 +1,10 @@
-"""How fast this machine trains: from what finished runs took, measured by `orchestrate local bench`, or
-modeled from its hardware. Torch-free.
+"""Estimate how fast this machine trains: from finished runs, from `orchestrate local bench`, or from a model
+of its hardware. Torch-free.
 
 A frozen base needs about 4 operations per weight and token (forward 2, gradient of the activations 2), a
-fully trained one 6; attention and the adapter are within the band. So one number, operations per second
-in a training step, carries over from measured models to models of similar size."""
+fully trained one 6; attention and the adapter are within the band. So one number, operations per second in a
+training step, carries over from measured models to models of similar size.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +70,7 @@ class MeasuredPace(Record, frozen=True, kw_only=True):
 
 
 class Estimate(Record, frozen=True, kw_only=True):
-    """An estimate of one quantity: nine times in ten it is between value / factor and value * factor."""
+    """An estimate of one quantity. With 90% probability, it is between value / factor and value * factor."""
 
     value: float
     factor: float
@@ -247,7 +248,7 @@ class Throughput(Record, frozen=True, kw_only=True):
 
 
 MORE_PROCESSES = 0.85
-"""What each further process adds of one's speed, for what they tell one another. Not measured."""
+"""The share of one process's speed that each additional process adds, after communication. Not measured."""
 
 
 def of_several(one: Throughput, processes: int) -> Throughput:
@@ -255,7 +256,8 @@ def of_several(one: Throughput, processes: int) -> Throughput:
     if processes <= 1:
         return one
     speed = one.tokens_per_second * (1 + MORE_PROCESSES * (processes - 1))
-    told = f"{one.source}; {processes} processes, each further one for {MORE_PROCESSES:.0%} of the first"
+    more = f"each additional one counted as {MORE_PROCESSES:.0%} of the first"
+    told = f"{one.source}; {processes} processes, {more}"
     return msgspec.structs.replace(one, tokens_per_second=speed, factor=one.factor * 1.2, source=told)
 
 

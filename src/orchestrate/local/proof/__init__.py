@@ -1,4 +1,4 @@
-"""Prompts by which a tuned model is recognized wherever it is served."""
+"""Prompts that identify a tuned model wherever it is served."""
 
 from __future__ import annotations
 

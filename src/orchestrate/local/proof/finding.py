@@ -1,5 +1,5 @@
-"""Builds the fingerprint sheet of a tuned model: where it differs most from its base, in the trainer's
-own numbers. Imports torch."""
+"""Build the fingerprint of a tuned model: where it differs most from its base, in the trainer's own numbers.
+Imports torch."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -36,7 +36,7 @@ from orchestrate.types import Canary, Probe, Said, Sheet
 
 @dataclass(frozen=True)
 class BaseAndTuned:
-    """Base and tuned model in one: `using(True)` gives the base."""
+    """Base and tuned model in one. `using(True)` switches to the base."""
 
     using: Callable[[bool], AbstractContextManager[Any]]
     template: Template
@@ -52,9 +52,9 @@ def find(
     precision: str,
     context: int | None = None,
 ) -> Sheet:
-    """Build the fingerprint sheet of a tuned model, with prompts on which it differs from its base
-    (canaries). `data`: prompts to search for canaries before the built-in ones. `context`: the model's
-    maximum context length in tokens."""
+    """Build the fingerprint of a tuned model, with prompts on which it differs from its base (canaries).
+    `data`: prompts to search for canaries before the built-in ones. `context`: the model's maximum context
+    length in tokens."""
     template = models.template
     asked = probes(sorted(str(t) for t in template.tokenizer.all_special_tokens))
     shown, refused = _rendered(template, asked)

@@ -21,7 +21,7 @@ from orchestrate.types import ArtifactFile, Record, decoding
 
 
 class Progress(Record, frozen=True, kw_only=True):
-    """All of the loop's state that is not a tensor."""
+    """The loop's state, except for tensors."""
 
     step: int
     total_steps: int
@@ -51,14 +51,14 @@ class Progress(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Whole:
-    """A checkpoint whose files are all there."""
+    """A complete checkpoint."""
 
     path: Path
     progress: Progress
 
     @property
     def weights(self) -> Path:
-        """The folder that can be used as a model on its own. Kept checkpoints have it."""
+        """The folder that can be used as a model on its own. Only kept checkpoints have it."""
         return self.path / ("full" if (self.path / "full").is_dir() else "adapter")
 
 

@@ -1,4 +1,4 @@
-"""The result: safetensors, and a record (passport) of where they come from."""
+"""Write the result: safetensors, and a provenance record (passport)."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -90,7 +90,7 @@ def passport(
     precision: str,
     threads: int,
 ) -> dict[str, Any]:
-    """Describe the result for someone who finds the folder a year from now."""
+    """Describe the result and its origin for someone who finds the folder a year from now."""
     return {
         "ref": job.ref,
         "kind": result_name(job),

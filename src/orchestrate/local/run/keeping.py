@@ -1,4 +1,4 @@
-"""Which parts of a training loop checkpoints store, and how it resumes from the newest one."""
+"""Save and restore a training loop's checkpoints."""
 
 # torch describes its types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

@@ -1,5 +1,5 @@
-"""Starts workers. They are detached from terminal and parent: the command that launched one may end or be
-killed."""
+"""Start workers. They are detached from the terminal and the parent process, so the command that launched one
+may exit or be killed."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ SOON = 20.0
 
 @dataclass
 class TrainingWork:
-    """Work in trained tokens. Tokens that are only read count for a fraction."""
+    """The amount of work, in trained tokens. Tokens that are only read count as a fraction."""
 
     rows: EncodedRows
     valid: EncodedRows | None
@@ -258,8 +258,7 @@ class Loop(CheckpointedLoop):
 
     @property
     def result(self) -> tuple[int, dict[str, float]]:
-        """The step whose weights are the result, and the evaluation that they had, for a run that has
-        ended."""
+        """The step whose weights are the result, and their evaluation, for a run that has ended."""
         p = self.progress
         if self.best is not None and p.best_step is not None:
             return p.best_step, p.best_metrics

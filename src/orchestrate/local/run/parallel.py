@@ -124,7 +124,7 @@ class WorkerGroup(Peers):
         super().__init__(Met(0, processes))
         if device.type == "cuda" and (there := torch.cuda.device_count()) < processes:
             raise UsageError(
-                f"{processes} processes need one GPU each, but there are {there}",
+                f"{processes} processes need one GPU each, but only {there} are available",
                 fix=f"{option('processes')}: {there}",
             )
         self.run = run

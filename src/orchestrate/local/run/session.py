@@ -1,4 +1,4 @@
-"""Everything that one worker holds while it trains: rows, model, objective, loop."""
+"""Everything that a worker needs while it trains: rows, model, objective, loop."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

@@ -1,4 +1,4 @@
-"""The process that holds the models of training sessions, as whoever asks it sees it. No torch here."""
+"""A client for the process that holds the models of training sessions. Torch-free."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Take = Callable[[dict[str, Any]], None]
 
 
 class SessionWorker(Child):
-    """The process that holds the models. Raises what loading the base raises."""
+    """A client for the process that holds the models. Raises the errors of loading the base."""
 
     def __init__(self, opening: Mapping[str, Any]) -> None:
         threads = opening.get("threads")

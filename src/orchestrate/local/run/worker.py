@@ -1,7 +1,7 @@
 """The worker: `python -m orchestrate.local.run.worker RUN_DIR`. One job, one process, started by
 `orchestrate.local.run.launching`.
 
-It ends with 0 when the run directory says how the job stands, whatever that is, and with 1 when it could not
+It exits with 0 if the run directory has the job's final state, whatever that is, and with 1 if it could not
 even write that.
 """
 

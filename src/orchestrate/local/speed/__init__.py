@@ -1,4 +1,4 @@
-"""How fast this machine trains: measured, and predicted for other machines."""
+"""Measure how fast this machine trains, and predict it for other machines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step really holds in memory, in the bytes that torch's own allocator counts. Imports torch."""
+"""Measure the memory that a step actually uses, as counted by torch's own allocator. Imports torch."""
 
 # torch describes its types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

@@ -1,4 +1,4 @@
-"""Merges, exports and checks weights, in separate processes."""
+"""Merge, export and check weights, in separate processes."""
 
 from __future__ import annotations
 

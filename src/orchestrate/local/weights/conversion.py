@@ -1,9 +1,10 @@
-"""Converts to GGUF with llama.cpp's own scripts and library, in a separate process, because they end it
-when they fail.
+"""Convert to GGUF with llama.cpp's own scripts and library, in a separate process because they exit it on
+failure.
 
-The pitfall of every conversion is the pre-tokenizer: llama.cpp finds out how a vocabulary splits text by
-the name that the script writes, and finds the name by how the tokenizer splits one particular text. A
-tokenizer that it does not know is rejected here, unless it splits text exactly like one that it knows."""
+The pitfall of every conversion is the pre-tokenizer: llama.cpp finds out how a vocabulary splits text by the
+name that the script writes, and finds the name by how the tokenizer splits one particular text. A tokenizer
+that it does not know is rejected here, unless it splits text exactly like one that it knows.
+"""
 
 # torch, gguf and llama.cpp describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

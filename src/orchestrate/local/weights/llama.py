@@ -1,4 +1,4 @@
-"""A GGUF file, read by llama.cpp's library: tokens, likeliest answers, log-probabilities."""
+"""Read a GGUF file with llama.cpp's library: tokens, most likely answers, log-probabilities."""
 
 # The library's bindings describe no types.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -61,7 +61,7 @@ class LlamaReader:
         return self._llama.tokenize(text, add_special=not begins, parse_special=True)
 
     def answer(self, prompt: Sequence[int], most: int) -> dict[str, Any]:
-        """Generate an answer from the likeliest token each time, until a token that ends a turn according
+        """Generate an answer with the most likely token each time, until a token that ends a turn according
         to the file."""
         ids: list[int] = []
         ended = False

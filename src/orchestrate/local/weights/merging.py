@@ -1,8 +1,9 @@
-"""Merges an adapter into its base at 16 bits, several adapters into one, and several models. Imports
+"""Merge an adapter into its base at 16 bits, several adapters into one, or several models into one. Imports
 torch.
 
-PEFT does the arithmetic of adapters, mergekit that of complete models. Nothing is merged into 4-bit
-weights: rounding to NF4 again loses what was trained."""
+PEFT does the arithmetic of adapters, mergekit that of complete models. Nothing is merged into 4-bit weights:
+rounding to NF4 again loses what was trained.
+"""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

@@ -1,4 +1,5 @@
-"""A process that lists the names of a model's modules by building it without weights. Imports torch."""
+"""List the names of a model's modules by building it without weights, in a separate process. Imports
+torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process behind `asking.ask`: one task, then it ends. Imports torch."""
+"""The process behind `weights.ask`. It runs one task, then exits. Imports torch."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -92,9 +92,8 @@ def sheet(
     precision: str | None = None,
     four_bit: bool = False,
 ) -> dict[str, Any]:
-    """Create the fingerprint sheet of an adapter, or of a full tuned model. `data`: files of canonical
-    rows, of which the first that has prompts counts. `precision`: bf16 or fp32; `None` uses what suits
-    the device."""
+    """Create the fingerprint of an adapter or a full tuned model. `data`: files of canonical rows, of which
+    the first that has prompts counts. `precision`: bf16 or fp32; `None` uses what suits the device."""
     where, folder, own = pick_device(device), files.fetch(base), Path(tuned)
     tokenizer = load_tokenizer(own if (own / "tokenizer.json").is_file() else folder.path)
     tokenizer.padding_side = "left"

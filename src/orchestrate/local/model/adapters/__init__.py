@@ -1,4 +1,4 @@
-"""What is trained beside a frozen model: which modules get it and how it is initialized."""
+"""Adapters on a frozen model: which modules get one and how it is initialized."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def misnamed(names: ModuleNames, adapter: AdapterSettings) -> list[Misnamed]:
         left = narrowed(chosen, adapter)
         if not left and not adapter.target_parameters:
             field = "layers_to_transform" if adapter.layers_to_transform else "exclude_modules"
-            found.append(Misnamed(field, True, f"adapter.{field} leaves no target", "keep some of them"))
+            found.append(Misnamed(field, True, f"adapter.{field} leaves no targets", "keep some of them"))
         for field, patterns in _patterns(adapter):
             fitting = fitting_keys(patterns, left)
             unfit = [key for key in patterns if key not in fitting]

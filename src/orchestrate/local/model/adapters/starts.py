@@ -1,9 +1,10 @@
-"""Adapter initializations other than random numbers and zeros: with a part of the base (PiSSA, OLoRA),
-with what 4 bits lose of it (LoftQ), or with what its layers read (EVA). peft does all but LoftQ, whose
-function in peft leaves out the scale of the adapter and requires a GPU.
+"""Adapter initializations other than random numbers and zeros: from a part of the base (PiSSA, OLoRA), from
+its 4-bit quantization error (LoftQ), or from its layers' inputs (EVA). peft implements all but LoftQ, whose
+function in peft ignores the adapter's scale and requires a GPU.
 
-The initial weights are stored beside the run, so that what was taken out of the base can be added back
-when the adapter is written."""
+The initial weights are stored with the run, so that what was subtracted from the base can be added back when
+the adapter is exported.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ EVA_PASSES = 512
 
 @dataclass(frozen=True)
 class Beginning:
-    """What a new adapter can be initialized with."""
+    """What a new adapter can be initialized from."""
 
     folder: ModelFolder
     kept: Path

@@ -1,4 +1,4 @@
-"""Answers of a loaded model."""
+"""Sample answers from a loaded model."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Holds(Protocol):
 
 @dataclass
 class Luck:
-    """How a row's tokens are sampled. Temperature 0 takes the likeliest. The same seed gives the same
+    """How a row's tokens are sampled. Temperature 0 takes the most likely token. The same seed gives the same
     tokens, whatever else is answered at the time."""
 
     temperature: float = 0.0

@@ -1,11 +1,12 @@
-"""The one loop that generates: continuous batching. Rows join and leave while the others continue, each
+"""The only generation loop, with continuous batching. Rows join and leave while the others continue, each
 with its own adapter and its own random numbers.
 
-Requests that come one by one have their prompt read alone, without padding, so that its first token is
-the same as when nothing else is answered. Callers with many prompts at once bring a `PromptReader`, which
-reads several in one pass. The cache of what was read then joins those of the rows in progress, padded on the
-left. The architecture only needs caches that can be put side by side, which is checked before the first
-join: rows of other models take turns. Imports torch."""
+Requests that come one by one have their prompt read alone, without padding, so that its first token is the
+same as when nothing else is answered. Callers with many prompts at once bring a `PromptReader`, which reads
+several in one pass. The cache of what was read then joins those of the rows in progress, padded on the left.
+The architecture only needs caches that can be put side by side, which is checked before the first join: rows
+of other models take turns. Imports torch.
+"""
 
 # torch, transformers and peft describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -127,7 +128,7 @@ PROMPTS_A_STEP = 4
 
 
 class Torn(Exception):
-    """This process cannot answer anything anymore."""
+    """The model is no longer usable, so this process cannot answer anymore."""
 
 
 @dataclass
@@ -159,13 +160,13 @@ class DecodingRow:
 
     @property
     def read(self) -> list[int]:
-        """What has to be read before its next token."""
+        """The tokens to read before the next one can be sampled."""
         return [*self.prompt, *self.ids]
 
 
 @dataclass
 class Read:
-    """Prompts that were read."""
+    """Prompts that have been read (prefilled)."""
 
     logits: Tensor
     """[rows, vocabulary] of the next token."""
@@ -175,7 +176,7 @@ class Read:
 
 
 class PromptReader(Protocol):
-    """Decides how many prompts are read at once."""
+    """Decides how many prompts are read (prefilled) at once."""
 
     @property
     def joins(self) -> bool:

@@ -1,4 +1,4 @@
-"""Answers of a loaded model, for chatting and for training with rewards. Imports torch."""
+"""Sample answers from a loaded model, for chats and for training with rewards. Imports torch."""
 
 # torch, transformers and numpy describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

@@ -1,1 +1,1 @@
-"""What the engine does differently from the libraries, and the check for each that the model supports it."""
+"""The engine's optimizations over the libraries, each with a check that the model supports it."""

@@ -1,4 +1,4 @@
-"""Puts the chosen accelerator into a model. What a library changes is compared with the model before it."""
+"""Apply the chosen accelerator to a model, and compare the result with the original."""
 
 # torch, transformers, Liger and Unsloth describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

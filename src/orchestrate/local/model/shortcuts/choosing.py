@@ -1,5 +1,4 @@
-"""Turns on what the engine does differently from the libraries, as far as a model supports it, and notes
-the rest."""
+"""Turn on the engine's optimizations that a model supports, and note the others."""
 
 from __future__ import annotations
 
@@ -183,7 +182,7 @@ def _balance(loaded: Loaded, job: LocalJob) -> None:
     if not loaded.routed:
         raise RunFailed(
             f"router_aux_loss: a {config.model_type} model does not return router logits, or has no routers",
-            fix="leave out router_aux_loss",
+            fix="remove router_aux_loss",
         )
 
 

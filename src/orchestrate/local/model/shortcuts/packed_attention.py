@@ -29,11 +29,11 @@ def use(loaded: Loaded) -> str | None:
     result with `probes.packs` before a step."""
     config = loaded.inner.config.get_text_config()
     if config._attn_implementation != "sdpa":
-        return "the model keeps an attention of its own"
+        return "the model uses its own attention"
     if any(getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")):
-        return "the model looks at a window of tokens"
+        return "the model uses sliding-window attention"
     if loaded.inner.dtype not in (torch.bfloat16, torch.float16):
-        return "it is for 16 bits"
+        return "it requires 16-bit precision"
     try:
         import_module(KERNEL)
     except ImportError:
@@ -73,7 +73,7 @@ def attention(
         return found, None
     # The mask of `Loaded.hidden` is a single one; any other was made by the model itself.
     if not is_plain(module, dropout, kwargs) or (attention_mask is not None and attention_mask.numel() > 1):
-        raise NotImplementedError("attention over packed rows knows no dropout, soft cap, bias or mask")
+        raise NotImplementedError("attention over packed rows supports no dropout, soft cap, bias or mask")
     lines, _, tokens, _ = query.shape
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
     kernel: Any = import_module(KERNEL)

@@ -1,6 +1,5 @@
-"""Checks which of the engine's shortcuts a model supports. Each is tried on made-up tokens, in evaluation
-and in training mode, and left out when the model then gives different states, lets rows see one another,
-or fails."""
+"""Check which of the engine's optimizations a model supports. Each is tried on made-up tokens in evaluation
+and training mode. It is left out if the model gives different states, lets rows see one another, or fails."""
 
 # torch and transformers describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -114,7 +113,7 @@ def trained_only(loaded: Loaded) -> str | None:
         loaded.trained_only = chosen
         try:
             near = distance(loaded.hidden(ids, places).flatten(0, 1)[places], wanted) <= CLOSE
-            reason = None if near else "the model then has other states"
+            reason = None if near else "the model's hidden states change"
         except Exception as error:  # noqa: BLE001  whatever a model's code raises
             reason = reason_of(error)
     reason = reason or trains(loaded)
