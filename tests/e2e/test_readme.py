@@ -59,7 +59,7 @@ def project(
 
 def test_the_commands(project: tuple[Path, dict[str, str]]) -> None:
     folder, env = project
-    assert len(commands()) > 20
+    assert len(commands()) > 12
     for line in commands():
         # A local run is what can be asked and downloaded without a deployment that would bill.
         if line.startswith(("orchestrate eval", "orchestrate chat")):
