@@ -8,7 +8,6 @@ from orchestrate.local.run import importing
 
 _NAMES = (
     "peft",
-    "orchestrate.local.answers.answering",
     "orchestrate.local.answers.engine",
     "orchestrate.local.run.loop",
     "orchestrate.local.run.session",

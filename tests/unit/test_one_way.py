@@ -34,15 +34,14 @@ CHILDREN = {
     "data/passes/__init__.py": "passes over rows: ends the groups that it starts",
     "gateway/grader_trials.py": "a grader that a client sent",
     "local/answers/process.py": "in the child: answers of a model",
-    "local/answers/worker.py": "answers, for chats and evaluations",
+    "local/answers/worker.py": "the one client of a process that holds models",
     "local/objectives/grading.py": "a grader, confined",
     "local/sessions/process.py": "in the child: a training session",
     "local/weights/__init__.py": "conversion and merges",
     "places/kinds/_skypilot/asking.py": "SkyPilot, in its own environment",
     "runs/watching/channels.py": "ends the group of the user's own command",
-    "serving/server/engine.py": "answers, for servers",
+    "serving/server/engine.py": "likewise: the error of its end",
     "serving/server/grammars.py": "a schema, compiled within bounds",
-    "local/run/stepwise.py": "a training session",
     "sessions/desk.py": "likewise: the error of its end",
 }
 """Who asks a child by the one protocol, or is one."""

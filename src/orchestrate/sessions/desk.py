@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from orchestrate.core.child import Ended
 from orchestrate.core.files import private_folder, recover_folders, write_whole
 from orchestrate.errors import OrchestrateError
 from orchestrate.http.wire import HostError
-from orchestrate.local.run.stepwise import SessionWorker
+from orchestrate.local.answers.worker import TRAINS, ModelProcess
 from orchestrate.sessions import wire
 from orchestrate.sessions.shapes import NAME
 from orchestrate.types import Record
@@ -135,10 +134,8 @@ class SessionDesk:
         self.promises: dict[str, Promise] = {}
         self._known: dict[tuple[str, int], Promise] = {}
         """The promise of a request that came before, by its model or sampler and its number."""
-        self._child: SessionWorker | None = None
+        self._child: ModelProcess | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._asked: dict[str, Take] = {}
-        self._numbers = count(1)
         self._unsent: list[tuple[str, Mapping[str, Any], Take]] | None = None
         """While the process starts."""
         self._failed: tuple[float, str] = (-math.inf, "")
@@ -150,8 +147,9 @@ class SessionDesk:
 
     def start(self) -> None:
         """Wait until the base model is loaded. Raises any error that occurs while loading it."""
-        self._child = SessionWorker(self._opening)
-        told = self._child.opened
+        child = ModelProcess("sessions", self._opening, name=TRAINS)
+        child.open(self._opening)
+        self._child, told = child, child.opened
         self.folder, self.context, self.tied = told["folder"], told["context"], told["tied"]
 
     def _clear(self) -> None:
@@ -180,44 +178,39 @@ class SessionDesk:
             self._sweep()
 
     def _listen(self) -> None:
-        loop, child = self._loop, self._child
-        assert loop is not None and child is not None  # noqa: S101  set before
+        child = self._child
+        assert child is not None  # noqa: S101  set before
+        child.follow(partial(self._in_loop, self._lost, child))
 
-        def in_loop(call: Callable[..., None], *given: Any) -> None:
-            with suppress(RuntimeError):  # the loop has ended before the process
-                loop.call_soon_threadsafe(call, *given)
+    def _in_loop(self, call: Callable[..., None], *given: Any) -> None:
+        assert self._loop is not None  # noqa: S101  set before
+        with suppress(RuntimeError):  # the loop has ended before the process
+            self._loop.call_soon_threadsafe(call, *given)
 
-        child.follow(partial(in_loop, self._deliver), partial(in_loop, self._lost, child))
-
-    def _deliver(self, message: dict[str, Any]) -> None:
-        take = self._asked.pop(str(message.pop("id")), None)
-        if take is not None:
-            take(message)
-
-    def _lost(self, child: SessionWorker, told: str) -> None:
+    def _lost(self, child: ModelProcess, told: str) -> None:
         """With the process all weights are gone that were not saved; the next request starts another."""
+        del told
         if child is not self._child:
             return
-        self._child, asked, self._asked = None, self._asked, {}
+        self._child = None
         for model in self.models.values():
             self._end_waiting(model)
         self.models.clear()
-        for take in asked.values():
-            take({"error": f"{told}; load the last saved state", "kind": "RunFailed"})
 
     def _send(self, op: str, fields: Mapping[str, Any], take: Take) -> None:
-        if self._child is None:
+        child = self._child
+        if child is None:
             self._start_again(op, fields, take)
             return
-        key = str(next(self._numbers))
+
+        def arrived(answer: dict[str, Any] | None) -> None:
+            lost = {"error": f"{child.lost}; load the last saved state", "kind": "RunFailed"}
+            self._in_loop(take, lost if answer is None else answer)
+
         try:
-            self._asked[key] = take
-            self._child.send({"op": op, **fields, "id": key})
+            child.request(op, fields, arrived)
         except Ended:
-            pass  # whoever reads sees it too
-        except Exception:
-            del self._asked[key]
-            raise
+            arrived(None)
 
     def _start_again(self, op: str, fields: Mapping[str, Any], take: Take) -> None:
         """Beside the loop: loading a base takes its time, in which others are answered."""
@@ -231,14 +224,12 @@ class SessionDesk:
             threading.Thread(target=self._starting, daemon=True, name="starting").start()
 
     def _starting(self) -> None:
-        loop, why = self._loop, ""
-        assert loop is not None  # noqa: S101  set before
+        why = ""
         try:
             self.start()
         except Exception as error:  # noqa: BLE001  whoever asked gets it
             why = error.message if isinstance(error, OrchestrateError) else f"{type(error).__name__}: {error}"
-        with suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(self._started, why)
+        self._in_loop(self._started, why)
 
     def _started(self, why: str) -> None:
         unsent, self._unsent = self._unsent or [], None

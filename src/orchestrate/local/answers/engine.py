@@ -1,5 +1,6 @@
-"""The model behind a server: one base, its adapters, and the rows of all requests in one batch. Imports
-torch."""
+"""The models behind chats, evaluations, sandboxes and servers: one base and its adapters. Requests of a
+server are rows of one batch, which others join and leave; the questions of an evaluation are answered
+together. Imports torch."""
 
 # torch, transformers and peft describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -7,7 +8,8 @@ torch."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,39 @@ import msgspec
 import torch
 
 from orchestrate.data.rows import ChatMessage
-from orchestrate.errors import UsageError
+from orchestrate.data.tokens.answers import CUT_WITHIN_THINKING
+from orchestrate.errors import DataError, UsageError
 from orchestrate.local.answers.forms import AnswerForm, ConstrainedAnswer, Forms
-from orchestrate.local.answers.loading import base_of, is_adapter, talk, whole
+from orchestrate.local.answers.likelihoods import likelihoods
+from orchestrate.local.answers.loading import (
+    UNPACKED,
+    AdaptedModel,
+    Opening,
+    is_adapter,
+    talk,
+    too_large,
+    unpacks,
+)
+from orchestrate.local.answers.passports import four_bit_of, read_passport, table_in
 from orchestrate.local.answers.speech import EngineModel, Speech
-from orchestrate.local.model import files as models
-from orchestrate.local.model import loaded as threads
-from orchestrate.local.model.adapters import changes_base
+from orchestrate.local.model import weights
+from orchestrate.local.model.adapters import changes_base, lies_apart
 from orchestrate.local.model.adapters.starts import rows_of
-from orchestrate.local.model.loading import DTYPES, add_adapter, load_adapter, pick_device
-from orchestrate.local.model.sampling import NO_FORM, NO_MEMORY, NO_NUMBERS, Luck, seeded
-from orchestrate.local.model.sampling.batching import BASE, Batching, DecodingRow
+from orchestrate.local.model.files import NF4, ModelFolder, fetch, weights_in
+from orchestrate.local.model.loading import pick_device
+from orchestrate.local.model.sampling import NO_FORM, NO_MEMORY, NO_NUMBERS, Luck, rounds, seeded
+from orchestrate.local.model.sampling.batching import BASE, DecodingRow
+from orchestrate.types import Likelihood
 
+MOST_ROWS = 64
+"""Questions that are answered together, where nobody says."""
+CHOSEN_BY_SIZE = (
+    "answered in NF4 (4 bits) because it has more than 8 GiB of weights (local=MODEL:16-bit for 16 bits)"
+)
+ROUNDED_OTHERWISE = (
+    "16-bit rounding in a batch can change an answer: read alone, another token would have been "
+    "more likely (use --batch 1 for exact results)"
+)
 _MEASURED_S = 1.0
 """For all adapters together, as a server starts; the best of three or more counts, since others may use the
 machine."""
@@ -39,27 +62,59 @@ _WORDS = {
 }
 
 
-class Loading(msgspec.Struct, frozen=True, kw_only=True):
-    """The models to serve."""
+class Loading(Opening, frozen=True, kw_only=True):
+    """The models to hold."""
 
-    base: str
-    base_name: str
-    """Under which the base answers."""
-    models: dict[str, str] = {}
+    base_name: str = ""
+    """Under which the base answers, if it does."""
+    models: dict[str, str] = msgspec.field(default_factory=dict[str, str])
     """Name -> folder of an adapter, or of a whole tuned model, which is then the only one."""
-    threads: int | None = None
-    device: str | None = None
-    four_bit: bool | None = None
-    """Of the base; `None` is by its size."""
-    precision: str | None = None
-    """Of products and of weights that are not in 4 bits: bf16, fp16, fp32; `None` takes what suits the
-    device."""
     batch_invariant: bool = False
     """Rows of temperature 0 are read and answered alone, so that they have to the bit the answers that
     `eval --batch 1` gets, whoever else is answered at the time."""
-    most_rows: int = 32
     most_tokens: int = 2048
     """Of an answer to a request that does not say."""
+
+    @property
+    def folders(self) -> list[Path]:
+        return [Path(folder) for folder in self.models.values()]
+
+    @property
+    def whole(self) -> Path | None:
+        """The full tuned model, if it is one. Raises `UsageError` for one among others."""
+        tuned = [folder for folder in self.folders if not is_adapter(folder)]
+        if tuned and len(self.models) > 1:
+            raise UsageError("a fully tuned model is served alone, because it shares no weights with others")
+        return tuned[0] if tuned else None
+
+    def in_precision(self) -> Loading:
+        """Return the same with the precision that its models were trained on, if nobody names one."""
+        known = four_bit_of(self.four_bit, self.folders)
+        if known is None and self.whole is not None:
+            known = False
+        return msgspec.structs.replace(self, four_bit=known)
+
+    @property
+    def lies_apart(self) -> bool:
+        """Whether what lies on the base can be taken off again."""
+        return self.whole is None and all(map(lies_apart, self.folders))
+
+
+class PromptsRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Questions of one model that are answered together."""
+
+    prompts: list[list[ChatMessage]]
+    model: str = ""
+    base: bool = False
+    """Whether the model's base answers, asked as the model is."""
+    max_tokens: int
+    temperature: float
+    seed: int
+    tools: list[dict[str, Any]] | None = None
+    stream: bool = False
+    batch: int | None = None
+    rounding: str = "left"
+    form: AnswerForm | None = None
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,44 +151,75 @@ class RequestRefused(UsageError):
         self.code = code
 
 
-class Engine:
+class Engine(AdaptedModel):
     def __init__(self, loading: Loading) -> None:
-        self.loading = loading
-        self.device = pick_device(loading.device)
-        torch.set_num_threads(threads.chosen(loading.threads, self.device))
-        self.folder = models.fetch(loading.base)
-        self.models: dict[str, EngineModel] = {}
+        self.loading = loading.in_precision()
+        super().__init__(self.loading, self.loading.whole)
+        known = self.loading.four_bit
+        self.four_bit = too_large(self.folder) if known is None else known
+        self.by_size = known is None and self.four_bit
+        """Whether nothing but the size of the files chose 4 bits."""
         self._speeches: dict[int, Speech] = {}
-        self._forms: dict[str, Forms] = {}
-        self._numbered = 0
+        self.models: dict[str, EngineModel] = {}
         self.load_seconds: dict[str, float] = {}
         """Of each adapter."""
-        tuned = [Path(f) for f in loading.models.values() if not is_adapter(Path(f))]
-        if tuned and len(loading.models) > 1:
-            raise UsageError("a fully tuned model is served alone, because it shares no weights with others")
-        dtype = None if loading.precision is None else DTYPES[loading.precision]
-        if tuned:
-            self.model = whole(tuned[0], self.device, dtype)
-        else:
-            self.model = base_of(self.folder, four_bit=loading.four_bit, device=self.device, dtype=dtype)
-        self.batching = Batching(self.model, most_rows=loading.most_rows)
-        if tuned:
-            [name] = loading.models
-            self.models[name] = self._described(name, BASE, tuned[0])
+        self._untouched: Any = None
+        """The base, where the one under a tuned model is not itself any more, or there is none."""
+        self.fitting_rows: int | None = None
+        """As many questions together as memory did for, once it has run out."""
+        self._take()
+
+    def _take(self) -> None:
+        self._forms: dict[str, Forms] = {}
+        self._apart = self.loading.lies_apart
+        """Now: its files may be others by the time that it is taken off."""
+        if self.loading.whole is not None:
+            [name] = self.loading.models
+            self.models[name] = self._described(name, BASE, self.loading.whole)
             return
-        self.models[loading.base_name] = self._described(loading.base_name, BASE, None)
-        for name, folder in loading.models.items():
-            self.load(name, folder)
+        if self.loading.base_name:
+            self.models[self.loading.base_name] = self._described(self.loading.base_name, BASE, None)
+        for name, folder in self.loading.models.items():
+            self._load(name, Path(folder))
 
     def _described(self, name: str, adapter: str, own: Path | None) -> EngineModel:
         template, sampler = talk(own, self.folder, self.device)
-        return EngineModel(name, adapter, template, sampler, None if own is None else str(own))
+        sampler.shares = True
+        cut_at = table_in(read_passport(own), "settings").get("max_seq_length")
+        return EngineModel(
+            name,
+            adapter,
+            template,
+            sampler,
+            own,
+            replaced=own is not None and (adapter == BASE or changes_base(own)),
+            trained_length=cut_at if isinstance(cut_at, int) else None,
+        )
 
     # -- models --------------------------------------------------------------------------------------------
 
+    def turn(self, loading: Loading) -> bool:
+        """Replace the adapters on the base with other ones. Returns False where the base has to be reloaded,
+        because it is a different one, or because what is on it changes more than an adapter's own layers."""
+        other, mine = loading.in_precision(), self.loading
+        if (fetch(other.base).path, pick_device(other.device)) != (self.folder.path, self.device):
+            return False
+        four_bit = too_large(self.folder) if other.four_bit is None else other.four_bit
+        same = (four_bit, other.precision, other.most_rows) == (self.four_bit, mine.precision, mine.most_rows)
+        if not same or not self._apart or not other.lies_apart or any(weights.held_of(self.inner)):
+            return False
+        if self.model is not self.inner:
+            with self.changing():
+                self.model = self.inner = self.model.unload()
+        self.loading, self.by_size = other, other.four_bit is None and four_bit
+        self.models.clear()
+        self.load_seconds.clear()
+        self._take()
+        return True
+
     def load(self, name: str, folder: str) -> float:
         """Load another adapter onto the base and return the seconds that it took. Raises `UsageError`."""
-        begun, path = time.perf_counter(), Path(folder)
+        path = Path(folder)
         if name in self.models:
             raise UsageError(f"a model called {name!r} already exists")
         if not is_adapter(path):
@@ -143,24 +229,18 @@ class Engine:
                 f"{folder} changes the base model that the other adapters share",
                 fix="merge and serve it alone",
             )
-        self._numbered += 1
-        adapter = f"a{self._numbered}"
-        self.batching.changing()
         try:
-            if not hasattr(self.model, "peft_config"):
-                self.model = load_adapter(self.model, path, name=adapter).eval()
-            elif rows_of(path) > self.model.get_input_embeddings().weight.shape[0]:
-                raise UsageError(f"{name} has added tokens, so it must be served without other adapters")
-            else:
-                add_adapter(self.model, path, adapter)
-                self.model.eval()
-        except (RuntimeError, ValueError, KeyError, OSError) as error:
+            self._load(name, path)
+        except (RuntimeError, OSError) as error:
             raise UsageError(f"the adapter in {folder} does not fit this base: {str(error)[:400]}") from error
-        finally:
-            self.batching.use(self.model)
-        self.models[name] = self._described(name, adapter, path)
-        self.load_seconds[name] = time.perf_counter() - begun
         return self.load_seconds[name]
+
+    def _load(self, name: str, path: Path) -> None:
+        begun = time.perf_counter()
+        if self.model is not self.inner and rows_of(path) > self.model.get_input_embeddings().weight.shape[0]:
+            raise UsageError(f"{name} has added tokens, so it must be served without other adapters")
+        self.models[name] = self._described(name, self.put(path), path)
+        self.load_seconds[name] = time.perf_counter() - begun
 
     def costs(self) -> list[dict[str, Any]]:
         """Measure what each adapter costs: seconds to load it, of a token with it and with its base alone, in
@@ -202,12 +282,24 @@ class Engine:
             raise UsageError(f"{name} is in use: try again when its answers are finished")
         del self.models[name]
         self._forms.pop(name, None)
-        if len(self.model.peft_config) > 1:
-            others = [a for a in self.model.peft_config if a != found.adapter]
-            self.batching.changing()
-            self.model.set_adapter(others[0])
-            self.model.delete_adapter(found.adapter)
-            self.batching.use(self.model)
+        self.drop(found.adapter)
+
+    @contextmanager
+    def weights_of(self, found: EngineModel, *, base: bool) -> Generator[Any]:
+        """Return what answers as this model, or as its base, for all rows alike."""
+        if base and found.replaced:
+            if self._untouched is None:
+                self._untouched = self.loaded_base()
+            yield self._untouched
+            return
+        with self.active(BASE if base else found.adapter) as model:
+            yield model
+
+    def precision(self, found: EngineModel, model: Any, *, base: bool) -> str:
+        """Name the precision in which the model, or its base, answers."""
+        own = None if base or found.adapter != BASE else found.folder
+        folder = self.folder if own is None else ModelFolder(own)
+        return weights_in(folder.config, four_bit=self.four_bit and own is None, dtype=_short(model.dtype))
 
     # -- requests ------------------------------------------------------------------------------------------
 
@@ -288,11 +380,14 @@ class Engine:
 
     def _held(self, model: EngineModel, form: AnswerForm, prompt: list[int]) -> ConstrainedAnswer:
         try:
-            if model.name not in self._forms:
-                self._forms[model.name] = Forms(model.template, model.sampler.stops)
-            return self._forms[model.name].held(form, prompt)
+            return self._forms_of(model).held(form, prompt)
         except UsageError as error:
             raise RequestRefused(error.message, "unsupported_form") from error
+
+    def _forms_of(self, model: EngineModel) -> Forms:
+        if model.name not in self._forms:
+            self._forms[model.name] = Forms(model.template, model.sampler.stops)
+        return self._forms[model.name]
 
     def _luck(self, wish: GenerationRequest, n: int, held: ConstrainedAnswer | None) -> Luck:
         return Luck(
@@ -332,3 +427,116 @@ class Engine:
         for number, speech in list(self._speeches.items()):
             if speech.row.key == key:
                 del self._speeches[number]
+
+    # -- questions of an evaluation ------------------------------------------------------------------------
+
+    def answer(self, asked: PromptsRequest, send: Callable[[dict[str, Any]], None]) -> None:
+        """Answer all questions together, and send the replies at once. With `stream`, what is certain of the
+        first one is sent as it is written."""
+        found, form, close, turned = self._model(asked.model), asked.form, set[int](), set[int]()
+        prompts = [self._prompt_of(found, messages, asked.tools) for messages in asked.prompts]
+        fitting = [prompt for prompt in prompts if isinstance(prompt, list)]
+        sampler, watch = found.sampler, None
+        if asked.stream and fitting:
+            watch = _watch(found, asked.tools, send)
+        forms = None if form is None else self._forms_of(found)
+        sampler.holds = None if form is None or forms is None else lambda prompt: forms.held(form, prompt)
+        sampler.fitting_rows = self.fitting_rows
+
+        def draw(model: Any, rows: int, prompts: list[list[int]], *, looks: bool) -> list[list[int]]:
+            torch.manual_seed(asked.seed)
+            return sampler.draw(
+                model,
+                prompts,
+                max_tokens=asked.max_tokens,
+                temperature=asked.temperature,
+                most_rows=rows,
+                watch=watch,
+                close=close if looks else None,
+            )
+
+        with self.weights_of(found, base=asked.base) as model, torch.inference_mode():
+            looks = asked.rounding != "left" and rounds(model, self.device) and form is None
+            answers = draw(model, asked.batch or MOST_ROWS, fitting, looks=looks)
+            self.fitting_rows = sampler.fitting_rows
+            if asked.rounding == "mended":
+                for number in sorted(close):
+                    [answers[number]] = draw(model, 1, [fitting[number]], looks=False)
+            else:
+                turned = sampler.turned(model, fitting, answers, close)
+            precision = self.precision(found, model, base=asked.base)
+        notes = [UNPACKED] * (precision == NF4 and asked.rounding != "left" and unpacks(self.folder))
+        drawn = iter(
+            {
+                **self._reply(found, prompt, ids, asked, [ROUNDED_OTHERWISE] * (number in turned) + notes),
+                "precision": precision,
+            }
+            for number, (prompt, ids) in enumerate(zip(fitting, answers, strict=True))
+        )
+        send({"replies": [next(drawn) if isinstance(prompt, list) else prompt for prompt in prompts]})
+
+    def _prompt_of(
+        self, found: EngineModel, messages: list[ChatMessage], tools: list[dict[str, Any]] | None
+    ) -> list[int] | dict[str, Any]:
+        """Return the prompt, or why it cannot be answered."""
+        try:
+            prompt = found.template.asked(messages, tools)
+        except DataError as error:
+            return {"refused": error.message, "fix": error.fix}
+        if found.sampler.room(prompt, 1):
+            return prompt
+        most = found.sampler.context
+        told = (
+            f"the question has {len(prompt)} tokens, but the model's context is {most} tokens including "
+            "the answer"
+        )
+        return {"refused": told, "fix": "shorten it or drop the row"}
+
+    def _reply(
+        self, found: EngineModel, prompt: list[int], ids: list[int], asked: PromptsRequest, notes: list[str]
+    ) -> dict[str, Any]:
+        own, stopped = found.sampler.said(ids)
+        said = found.template.said(own, prompt, tools=asked.tools, cut=not stopped)
+        noted, longest = [*said.notes], found.trained_length
+        if not stopped and not said.content and not said.tool_calls and said.reasoning:
+            noted.append(CUT_WITHIN_THINKING)
+        if not stopped and found.sampler.room(prompt, asked.max_tokens) < asked.max_tokens:
+            noted.append(f"cut off at the model's context of {found.sampler.context} tokens")
+        if self.by_size:
+            noted.append(CHOSEN_BY_SIZE)
+        if longest is not None and len(prompt) > longest:
+            noted.append(f"the question is longer than the training rows ({longest} tokens)")
+        return {
+            "content": said.content,
+            "reasoning": said.reasoning,
+            "tool_calls": [msgspec.to_builtins(call) for call in said.tool_calls],
+            "model": str(found.folder or self.folder.hub_id or self.folder.path),
+            "prompt_tokens": len(prompt),
+            "completion_tokens": len(ids),
+            "finish_reason": "length" if not stopped else "tool_calls" if said.tool_calls else "stop",
+            "notes": noted + notes,
+        }
+
+    def likelihoods(self, model: str, rows: Sequence[dict[str, Any]], *, base: bool) -> list[Likelihood]:
+        found = self._model(model)
+        with self.weights_of(found, base=base) as answers:
+            return likelihoods(answers, found.template, self.device, rows, found.sampler.context)
+
+
+def _short(dtype: object) -> str:
+    """Return the precision as a short name such as `bf16`, from the loader's `DTYPES`."""
+    name = str(dtype).removeprefix("torch.")
+    return {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}.get(name, name)
+
+
+def _watch(found: EngineModel, tools: Any, send: Send) -> Callable[[Sequence[DecodingRow]], None]:
+    """Return a callback that streams the part of the answer that is certain, as it is written."""
+    speeches: list[Speech] = []
+
+    def watch(rows: Sequence[DecodingRow]) -> None:
+        if not speeches:
+            speeches.append(Speech(rows[0], found, 0, chat=True, stream=True, tools=tools, calls=True))
+        if not rows[0].ended and (piece := speeches[0].take()) and piece["content"]:
+            send({"piece": piece["content"]})
+
+    return watch

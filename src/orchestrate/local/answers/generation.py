@@ -49,9 +49,11 @@ class Generator:
         according to its passport."""
         self.model = source(str(model))
         self.adapter = None if adapter is None else str(adapter.resolve())
+        self._name = "base" if adapter is None else "tuned"
         self._load: dict[str, Any] = {
-            "model": self.model,
-            "adapter": self.adapter,
+            "base": self.model,
+            "base_name": "" if adapter else self._name,
+            "models": {} if self.adapter is None else {self._name: self.adapter},
             "threads": threads,
             "device": device,
             "four_bit": four_bit,
@@ -148,7 +150,7 @@ class Generator:
         `tools`."""
         if not prompts:
             return []
-        question = _question(prompts, base, max_tokens, temperature, seed, tools, stream=False)
+        question = self._question(prompts, base, max_tokens, temperature, seed, tools, stream=False)
         with self._worker.holding(self._load) as worker:
             form = None if schema is None else {"schema": schema, "calls": tools or None}
             worker.send("prompts", {**question, "batch": batch, "rounding": rounding, "form": form})
@@ -168,9 +170,8 @@ class Generator:
         calls, then return the entire reply."""
         sent = ""
         with self._worker.holding(self._load) as worker:
-            worker.send(
-                "prompts", _question([prompt], base, max_tokens, temperature, seed, tools, stream=True)
-            )
+            question = self._question([prompt], base, max_tokens, temperature, seed, tools, stream=True)
+            worker.send("prompts", question)
             while "piece" in (answer := worker.receive()):
                 sent += answer["piece"]
                 yield answer["piece"]
@@ -189,33 +190,35 @@ class Generator:
         if not rows:
             return []
         with self._worker.holding(self._load) as worker:
-            worker.send("likelihoods", {"likelihoods": [dict(row) for row in rows], "base": base})
+            asked = {"model": self._name, "rows": [dict(row) for row in rows], "base": base}
+            worker.send("likelihoods", asked)
             return decoding.convert(worker.receive()["likelihoods"], list[Likelihood])
 
     def close(self) -> None:
         if self._own:
             self._worker.close()
 
-
-def _question(
-    prompts: Sequence[Prompt],
-    base: bool,
-    max_tokens: int,
-    temperature: float,
-    seed: int,
-    tools: list[dict[str, Any]] | None,
-    *,
-    stream: bool,
-) -> dict[str, Any]:
-    return {
-        "prompts": [[m.to_dict() if isinstance(m, Message) else dict(m) for m in p] for p in prompts],
-        "base": base,
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "seed": seed,
-        "tools": tools,
-        "stream": stream,
-    }
+    def _question(
+        self,
+        prompts: Sequence[Prompt],
+        base: bool,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+        tools: list[dict[str, Any]] | None,
+        *,
+        stream: bool,
+    ) -> dict[str, Any]:
+        return {
+            "model": self._name,
+            "prompts": [[m.to_dict() if isinstance(m, Message) else dict(m) for m in p] for p in prompts],
+            "base": base,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "seed": seed,
+            "tools": tools,
+            "stream": stream,
+        }
 
 
 def _reply(told: dict[str, Any]) -> Reply | DataError:

@@ -1,22 +1,35 @@
-"""Load models for inference, in the same way for evaluations, chats and servers: which precision is used, and
-how the model is prompted. Imports torch."""
+"""Load models for inference, in the same way for evaluations, chats, servers and training sessions: which
+precision is used, which adapters lie on the base, and how the model is prompted. Imports torch."""
 
-# torch and transformers describe their types in part only.
+# torch, transformers and peft describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from orchestrate import settings, text
 from orchestrate.errors import UsageError
 from orchestrate.local.encoding import Template
+from orchestrate.local.model import files, loaded
 from orchestrate.local.model.files import ModelFolder
 from orchestrate.local.model.loaded import out_of_memory
-from orchestrate.local.model.loading import dequantize, load_base, load_tokenizer
+from orchestrate.local.model.loading import (
+    DTYPES,
+    add_adapter,
+    dequantize,
+    load_adapter,
+    load_base,
+    load_tokenizer,
+    pick_device,
+)
+from orchestrate.local.model.sampling.batching import BASE, Batching
 from orchestrate.local.model.sampling.sampling import Sampler
 
 SMALL_MODEL_BYTES = 2 << 30
@@ -80,3 +93,90 @@ def talk(own: Path | None, folder: ModelFolder, device: torch.device) -> tuple[T
     tokenizer.padding_side = "left"
     template = Template(tokenizer)
     return template, Sampler.of(template, folder, device)
+
+
+class Opening(msgspec.Struct, frozen=True, kw_only=True):
+    """The base that a process holds."""
+
+    base: str
+    threads: int | None = None
+    device: str | None = None
+    four_bit: bool | None = None
+    """Of the base; `None` is by its size."""
+    precision: str | None = None
+    """Of products and of weights that are not in 4 bits: bf16, fp16, fp32; `None` takes what suits the
+    device."""
+    most_rows: int = 32
+
+
+class AdaptedModel:
+    """A base with the adapters that lie on it, and the rows that they answer."""
+
+    def __init__(self, opening: Opening, tuned: Path | None = None) -> None:
+        """`tuned`: the folder of a full tuned model, which answers in the place of the base."""
+        self.device = pick_device(opening.device)
+        torch.set_num_threads(loaded.chosen(opening.threads, self.device))
+        self.folder = files.fetch(opening.base)
+        self.opening = opening
+        self.inner = self.loaded_base() if tuned is None else whole(tuned, self.device, self._dtype)
+        self.model: Any = self.inner
+        self.batching = Batching(self.model, most_rows=opening.most_rows)
+        self._numbered = 0
+
+    @property
+    def _dtype(self) -> torch.dtype | None:
+        return None if self.opening.precision is None else DTYPES[self.opening.precision]
+
+    def loaded_base(self) -> Any:
+        """Load the base from its files."""
+        four_bit = self.opening.four_bit
+        return base_of(self.folder, four_bit=four_bit, device=self.device, dtype=self._dtype)
+
+    def new_name(self) -> str:
+        self._numbered += 1
+        return f"a{self._numbered}"
+
+    def put(self, folder: Path, *, trainable: bool = False) -> str:
+        """Load an adapter onto the base, and return PEFT's name for it. Raises `UsageError`."""
+        name = self.new_name()
+        with self.changing():
+            if self.model is self.inner:
+                self.model = load_adapter(self.inner, folder, name=name, trainable=trainable)
+            else:
+                add_adapter(self.model, folder, name)
+        return name
+
+    def drop(self, name: str) -> None:
+        """Remove an adapter. PEFT keeps the last one; nobody asks for it by then."""
+        others = [a for a in self.model.peft_config if a != name]
+        if others:
+            with self.changing():
+                self.model.set_adapter(others[0])
+                self.model.delete_adapter(name)
+
+    @contextmanager
+    def changing(self) -> Generator[None]:
+        """Prepare for adapters to be added or removed. Answers in progress continue afterwards."""
+        self.batching.changing()
+        try:
+            yield
+        finally:
+            if self.model is not self.inner:
+                self.model.eval()
+            self.batching.use(self.model)
+
+    @contextmanager
+    def active(self, name: str) -> Generator[Any]:
+        """Yield the model with one adapter switched on, or with `BASE` none."""
+        self.batching.changing()
+        try:
+            if name != BASE:
+                self.model.set_adapter(name)
+                yield self.model
+            elif self.model is self.inner:
+                yield self.model
+            else:
+                with self.model.disable_adapter():
+                    yield self.model
+        finally:
+            self.batching.use(self.model)

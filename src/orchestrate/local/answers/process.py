@@ -1,17 +1,18 @@
-"""The process that holds a model, the same for all who ask: JSON lines on standard input ask, JSON lines on
+"""The process that holds models, the same for all who ask: JSON lines on standard input ask, JSON lines on
 standard output answer, each with the `id` of what was asked.
 
-    {"op": "hold", "id", "model", "adapter", ...}    a base with one adapter at most: chats and evaluations
-    {"op": "prompts", "id", "prompts", ...}          all of them together, one answer when all are there
-    {"op": "likelihoods", "id", "likelihoods", "base"}
+    {"op": "open", "id", "base", "models", ...}      a base with its adapters, see `Loading`; again for others
+    {"op": "costs", "id"}                            what each adapter costs
+    {"op": "load", "id", "name", "folder"}, {"op": "unload", "id", "name"}
 
-    {"op": "serve", "id", "base", "models", ...}     a base with all its adapters, see `Loading`
     {"op": "add", "id", "model", "messages" | "text" | "ids", ...}    a request, see `GenerationRequest`
     {"op": "cancel", "id"}
     {"op": "tokenize", "id", "model", "messages" | "text", "tools"}
-    {"op": "load", "id", "name", "folder"}, {"op": "unload", "id", "name"}
 
-Prompts of a server are turned into tokens while rows are being answered, by the thread that reads. Torch is
+    {"op": "prompts", "id", "model", "prompts", ...} all of them together, see `PromptsRequest`
+    {"op": "likelihoods", "id", "model", "rows", "base"}
+
+Prompts of `add` are turned into tokens while rows are being answered, by the thread that reads. Torch is
 imported with the first model.
 """
 
@@ -31,7 +32,6 @@ from orchestrate.local.run import importing, leave
 from orchestrate.types import decoding
 
 if TYPE_CHECKING:
-    from orchestrate.local.answers.answering import Answerer
     from orchestrate.local.answers.engine import Engine
 
 Asked = dict[str, Any]
@@ -45,8 +45,6 @@ class RequestQueue:
     def __init__(self, send: Callable[[Mapping[str, Any]], None]) -> None:
         self._send = send
         self._engine: Engine | None = None
-        self._held: list[Answerer] = []
-        """At most one; none where what was asked for cannot be had."""
         self._asked: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._tokenizing = set[str]()
         """Requests in the lane of long ones; who leaves meanwhile is taken out."""
@@ -95,43 +93,39 @@ class RequestQueue:
     def _answer(self, asked: Asked, **answer: Any) -> None:
         self._send({"id": asked.get("id"), **answer})
 
-    # -- one after the other -------------------------------------------------------------------------------
-
-    def _hold(self, load: Asked) -> None:
-        with importing():
-            from orchestrate.local.answers.answering import Answerer
-
-            before, self._held = self._held, []
-            if before and before[0].turn(load):
-                self._held = before
-            else:
-                before.clear()
-                gc.collect()  # memory does for one base, perhaps not for two
-                self._held = [Answerer(load)]
-        self._answer(load, ready=True)
-
-    def _prompts(self, asked: Asked) -> None:
-        [answerer] = self._held
-        answerer.answer(asked, lambda answer: self._answer(asked, **answer))
-
-    def _likelihoods(self, asked: Asked) -> None:
-        [answerer] = self._held
-        answerer.likelihoods(asked, lambda answer: self._answer(asked, **answer))
-
-    # -- many at once --------------------------------------------------------------------------------------
+    # -- the operations ------------------------------------------------------------------------------------
 
     @property
     def engine(self) -> Engine:
-        assert self._engine is not None  # noqa: S101  a server asks for it first
+        assert self._engine is not None  # noqa: S101  whoever asks has opened it
         return self._engine
 
-    def _serve(self, asked: Asked) -> None:
+    def _open(self, asked: Asked) -> None:
         with importing():
             from orchestrate.local.answers.engine import Engine, Loading
 
-            self._engine = Engine(decoding.convert(asked, Loading))
-        folder, costs = self._engine.folder, self._engine.costs()
-        self._answer(asked, ready=True, context=folder.context, folder=str(folder.path), costs=costs)
+            loading = decoding.convert(asked, Loading)
+            held, self._engine = self._engine, None
+            if held is None or not held.turn(loading):
+                del held
+                gc.collect()  # memory does for one base, perhaps not for two
+                held = Engine(loading)
+            self._engine = held
+        self._answer(asked, context=held.folder.context, folder=str(held.folder.path))
+
+    def _costs(self, asked: Asked) -> None:
+        self._answer(asked, costs=self.engine.costs())
+
+    def _prompts(self, asked: Asked) -> None:
+        from orchestrate.local.answers.engine import PromptsRequest
+
+        self.engine.answer(
+            decoding.convert(asked, PromptsRequest), lambda answer: self._answer(asked, **answer)
+        )
+
+    def _likelihoods(self, asked: Asked) -> None:
+        rows = self.engine.likelihoods(asked["model"], asked["rows"], base=asked["base"])
+        self._answer(asked, likelihoods=rows)
 
     def _add(self, asked: Asked) -> None:
         from orchestrate.local.answers.engine import GenerationRequest

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -32,7 +33,12 @@ class EngineModel:
     """PEFT's name."""
     template: Template
     sampler: Sampler
-    folder: str | None = None
+    folder: Path | None = None
+    """Its own, of a tuned model."""
+    replaced: bool = False
+    """Whether its base is not itself under it: it changes the base, or is a model of its own."""
+    trained_length: int | None = None
+    """The most tokens of the rows that it was trained on."""
 
 
 @dataclass

@@ -1,24 +1,97 @@
-"""The process behind one or several `Generator`s, controlled from a process that need not have torch."""
+"""The client of processes that hold models, with one protocol for chats, evaluations, sandboxes, servers and
+training sessions. Torch-free."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from itertools import count
+from typing import Any, Self
 
-from orchestrate.core.child import PATIENCE_S, Child, decoded, python
+import msgspec
+
+from orchestrate.core.child import PATIENCE_S, Child, Ended, decoded, python
 from orchestrate.core.underway import work
 from orchestrate.errors import OrchestrateError, RunFailed, UsageError
 from orchestrate.local.run.launching import require_packages, worker_environment
 
-NAME = "the inference process"
+NAME, TRAINS = "the inference process", "the process that trains"
+Take = Callable[[dict[str, Any] | None], None]
 
 
-class _Running(NamedTuple):
-    child: Child
-    threads: str | None
-    """The numeric libraries read it once, as they load."""
+class ModelProcess(Child):
+    """A process that holds models. Each message to it and from it has the `id` of a request. After `follow`,
+    any thread may send requests, and any number of them may be in progress."""
+
+    def __init__(
+        self, kind: str, opening: Mapping[str, Any], *, name: str = NAME, env: Mapping[str, str] | None = None
+    ) -> None:
+        """`kind`: `answers` or `sessions`. `opening`: what `open` will get."""
+        own = worker_environment(_threads(opening))
+        self.threads = own.get("OMP_NUM_THREADS")
+        """The numeric libraries read it once, as they load."""
+        self.opened: dict[str, Any] = {}
+        self.lost = ""
+        """How the process ended."""
+        self._takes: dict[str, tuple[Take, bool]] = {}
+        self._numbers = count(1)
+        self._sending = threading.Lock()
+        super().__init__(python(f"orchestrate.local.{kind}.process"), env={**own, **(env or {})}, name=name)
+
+    def open(self, opening: Mapping[str, Any]) -> None:
+        """Wait until a base is loaded. Raises the errors of loading, which end the process."""
+        try:
+            self.opened = self.ask({"op": "open", "id": "", **opening})
+        except BaseException:
+            self.close(0)
+            raise
+
+    def follow(self, lost: Callable[[str], None]) -> None:
+        """Deliver answers from now on, in a thread that calls `lost` when the process has ended, and then
+        gives `None` to everyone who still waits."""
+        threading.Thread(target=self._follow, args=(lost,), daemon=True, name="answers").start()
+
+    def _follow(self, lost: Callable[[str], None]) -> None:
+        decode = msgspec.json.Decoder(dict[str, Any]).decode
+        try:
+            while True:
+                message = decode(self.receive())
+                key = str(message.pop("id", None))
+                take, once = self._takes.get(key, (None, False))
+                if once:
+                    self.forget(key)
+                if take is not None:
+                    take(message)
+        except Ended as ended:
+            self.close(0)
+            with self._sending:
+                self.lost = ended.message
+                takes, self._takes = list(self._takes.values()), {}
+        lost(self.lost)
+        for take, _ in takes:
+            take(None)
+
+    def request(self, op: str, fields: Mapping[str, Any], take: Take, *, once: bool = True) -> str:
+        """Send a request and return its key. Requests go out in the order of the calls. `take` gets the
+        answer, or without `once` each of its messages until `forget`, or `None` once the process has ended.
+        Raises `Ended` if it had, and what msgspec raises for fields that cannot be written."""
+        with self._sending:
+            if self.lost:
+                raise Ended(self.lost, None)
+            key = f"r{next(self._numbers)}"
+            self._takes[key] = take, once
+            try:
+                with suppress(Ended):  # the thread that reads sees that too
+                    self.send({"op": op, **fields, "id": key})
+            except BaseException:
+                self._takes.pop(key, None)
+                raise
+        return key
+
+    def forget(self, key: str) -> bool:
+        """Stop delivering messages of a request, and return whether it was still waiting."""
+        return self._takes.pop(key, None) is not None
 
 
 class Worker:
@@ -26,7 +99,7 @@ class Worker:
     it. A base that is already loaded stays, and the caller's adapter is applied to it."""
 
     def __init__(self) -> None:
-        self._running: _Running | None = None
+        self._child: ModelProcess | None = None
         self._held: Mapping[str, Any] | None = None
         self._owes = False
         self._turn = threading.Lock()
@@ -46,10 +119,10 @@ class Worker:
         with self._turn:
             self._whose = threading.get_ident()
             try:
-                if self._held != load or self._running is None:
+                if self._held != load or self._child is None:
                     self._start(load)
                     self._held = None
-                    self.send("hold", load)
+                    self.send("open", load)
                     with work("loading the model"):
                         self.receive()
                     self._held = load
@@ -71,7 +144,7 @@ class Worker:
             answer = decoded(child.receive())
         except OrchestrateError:
             self._owes = False
-            if self._running is not None and self._running.child is child and not child.running:
+            if self._child is child and not child.running:
                 self.close()
             raise
         self._owes = "piece" in answer
@@ -79,22 +152,25 @@ class Worker:
 
     def close(self) -> None:
         """End the process, even during an answer, which is lost to the thread that waits for it."""
-        running, self._running = self._running, None
+        child, self._child = self._child, None
         unwanted, self._owes, self._held = self._owes, False, None
-        if running is not None:
-            running.child.close(0 if unwanted else PATIENCE_S)
+        if child is not None:
+            child.close(0 if unwanted else PATIENCE_S)
 
     def _start(self, load: Mapping[str, Any]) -> None:
-        env = worker_environment(load["threads"])
-        threads = env.get("OMP_NUM_THREADS")
-        if self._running is not None and self._running.threads == threads:
-            return
-        self.close()
+        if self._child is not None:
+            if self._child.threads == worker_environment(_threads(load)).get("OMP_NUM_THREADS"):
+                return
+            self.close()
         require_packages("answering on this machine")
-        child = Child(python("orchestrate.local.answers.process"), env=env, name=NAME)
-        self._running = _Running(child, threads)
+        self._child = ModelProcess("answers", load)
 
-    def _here(self) -> Child:
-        if self._running is None:
+    def _here(self) -> ModelProcess:
+        if self._child is None:
             raise RunFailed(f"{NAME} was closed during a request")
-        return self._running.child
+        return self._child
+
+
+def _threads(opening: Mapping[str, Any]) -> int | None:
+    threads = opening.get("threads")
+    return threads if isinstance(threads, int) else None

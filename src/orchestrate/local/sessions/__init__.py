@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,20 +22,11 @@ from torch import Tensor
 from orchestrate.core.files import whole_folder
 from orchestrate.errors import UsageError
 from orchestrate.local import machine
-from orchestrate.local.answers.loading import base_of
+from orchestrate.local.answers.loading import AdaptedModel, Opening
 from orchestrate.local.encoding.encoded import micro_batches
-from orchestrate.local.model import files as models
-from orchestrate.local.model import loaded as threads
 from orchestrate.local.model.adapters.starts import names_of
 from orchestrate.local.model.loaded import Loaded, OutputHead, halving
-from orchestrate.local.model.loading import (
-    DTYPES,
-    add_adapter,
-    in_32_bits,
-    load_adapter,
-    load_tokenizer,
-    pick_device,
-)
+from orchestrate.local.model.loading import in_32_bits, load_tokenizer
 from orchestrate.local.model.sampling import DrawnToken, Luck, seeded
 from orchestrate.local.model.sampling.batching import BASE, Batching, DecodingRow
 from orchestrate.local.plan.fitting import DEFAULT_TOKENS
@@ -57,17 +47,6 @@ BYTES_A_WEIGHT = 16
 ATTENTION = ("attn", "attention")
 ADAPTER, OPTIMIZER, STATE = "adapter_model.safetensors", "optimizer.safetensors", "session.json"
 NOTE = "saved.json"
-
-
-class Opening(msgspec.Struct, frozen=True, kw_only=True):
-    """The base of all models of a server."""
-
-    base: str
-    threads: int | None = None
-    device: str | None = None
-    four_bit: bool | None = None
-    precision: str | None = None
-    most_rows: int = 32
 
 
 class AdapterShape(msgspec.Struct, frozen=True, kw_only=True):
@@ -188,24 +167,17 @@ class PendingSample:
     prompt: dict[str, Any]
 
 
-class SessionEngine:
+class SessionEngine(AdaptedModel):
     def __init__(self, opening: Opening) -> None:
-        self.device = pick_device(opening.device)
-        torch.set_num_threads(threads.chosen(opening.threads, self.device))
-        self.folder = models.fetch(opening.base)
-        dtype = None if opening.precision is None else DTYPES[opening.precision]
-        self.inner = base_of(self.folder, four_bit=opening.four_bit, device=self.device, dtype=dtype)
+        super().__init__(opening)
         self.inner.requires_grad_(False)
         if self.device.type != "cpu":
             self.inner.gradient_checkpointing_enable({"use_reentrant": False})
-        self.model: Any = self.inner
         self.tokenizer = load_tokenizer(self.folder.path)
-        self.batching = Batching(self.model, most_rows=opening.most_rows)
         self.models: dict[str, TrainedModel] = {}
         self._snapshots: OrderedDict[str, str] = OrderedDict()
         """Folder and the very file in it -> the name of its adapter on the base."""
         self._asked: dict[int, PendingSample] = {}
-        self._numbered = 0
 
     @property
     def tied(self) -> bool:
@@ -225,8 +197,8 @@ class SessionEngine:
         config = LoraConfig(r=shape.rank, lora_alpha=ALPHA, target_modules=targets, task_type="CAUSAL_LM")
         if shape.seed is not None:
             torch.manual_seed(shape.seed)
-        name = self._new_name()
-        with self._changing():
+        name = self.new_name()
+        with self.changing():
             if self.model is self.inner:
                 self.model = get_peft_model(self.inner, config, adapter_name=name)
             else:
@@ -234,7 +206,7 @@ class SessionEngine:
         return self._trained(id, name, shape)
 
     def _trained(self, id: str, name: str, shape: AdapterShape) -> int:
-        with self._active(name):
+        with self.active(name):
             in_32_bits(self.model)
             named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         parameters = {n.replace(f".{name}.", "."): p for n, p in named.items()}
@@ -271,14 +243,7 @@ class SessionEngine:
     def unload(self, id: str) -> None:
         found = self.models.pop(id, None)
         if found is not None:
-            self._drop(found.adapter)
-
-    def _drop(self, name: str) -> None:
-        others = [a for a in self.model.peft_config if a != name]
-        if others:  # PEFT keeps one; nobody asks for it by then
-            with self._changing():
-                self.model.set_adapter(others[0])
-                self.model.delete_adapter(name)
+            self.drop(found.adapter)
 
     def _of(self, id: str) -> TrainedModel:
         found = self.models.get(id)
@@ -288,37 +253,6 @@ class SessionEngine:
                 fix="create_training_client_from_state_with_optimizer, from its last saved state",
             )
         return found
-
-    def _new_name(self) -> str:
-        self._numbered += 1
-        return f"s{self._numbered}"
-
-    @contextmanager
-    def _changing(self) -> Generator[None]:
-        """Prepare for adapters to be added or removed. Answers in progress continue afterwards."""
-        self.batching.changing()
-        try:
-            yield
-        finally:
-            if self.model is not self.inner:
-                self.model.eval()
-            self.batching.use(self.model)
-
-    @contextmanager
-    def _active(self, name: str) -> Generator[Any]:
-        """Activate one adapter in the model, or none."""
-        self.batching.changing()
-        try:
-            if name != BASE:
-                self.model.set_adapter(name)
-                yield self.model
-            elif self.model is self.inner:
-                yield self.model
-            else:
-                with self.model.disable_adapter():
-                    yield self.model
-        finally:
-            self.batching.use(self.model)
 
     # -- training ------------------------------------------------------------------------------------------
 
@@ -334,7 +268,7 @@ class SessionEngine:
         sums = _PassSums(compute, config, parameters if backward else [])
         lengths, most = np.array([len(tokens) for tokens, _ in rows]), DEFAULT_TOKENS[self.device.type]
         found: dict[int, Tensor] = {}
-        with self._active(trained.adapter):
+        with self.active(trained.adapter):
             self.model.train(self.device.type != "cpu" and backward)  # where activations are not kept
             try:
                 for part in micro_batches(range(len(rows)), lengths, most, len(rows)):
@@ -496,24 +430,15 @@ class SessionEngine:
                 f"{folder.name} has no {Path(str(error.filename)).name}: it was saved for sampling only"
             ) from error
         before = self.models.get(id)
-        name = self._put(folder, trainable=True)
+        name = self.put(folder, trainable=True)
         count = self._trained(id, name, shape)
         trained = self.models[id]
         if optimizer:
             restore_state(trained.optimizer, trained.parameters, moments)
             trained.steps = steps
         if before is not None:
-            self._drop(before.adapter)
+            self.drop(before.adapter)
         return count
-
-    def _put(self, folder: Path, *, trainable: bool) -> str:
-        name = self._new_name()
-        with self._changing():
-            if self.model is self.inner:
-                self.model = load_adapter(self.inner, folder, name=name, trainable=trainable)
-            else:
-                add_adapter(self.model, folder, name)
-        return name
 
     # -- answers -------------------------------------------------------------------------------------------
 
@@ -563,8 +488,8 @@ class SessionEngine:
         if seen not in self._snapshots:
             idle = [f for f, name in self._snapshots.items() if not self.batching.uses(name)]
             if len(self._snapshots) >= HELD_SNAPSHOTS and idle:
-                self._drop(self._snapshots.pop(idle[0]))
-            self._snapshots[seen] = self._put(Path(folder), trainable=False)
+                self.drop(self._snapshots.pop(idle[0]))
+            self._snapshots[seen] = self.put(Path(folder), trainable=False)
         self._snapshots.move_to_end(seen)
         return self._snapshots[seen]
 
@@ -573,7 +498,7 @@ class SessionEngine:
         """Compute log-probabilities of the prompt's own tokens from the second on, and the likeliest at
         each position."""
         ids = torch.tensor([question.prompt], device=self.device)
-        with self._active(name) as model:
+        with self.active(name) as model:
             inner = model.get_base_model() if model is not self.inner else model
             head = OutputHead.of(inner)
             hidden = Loaded(model, inner, head, self.device).hidden(ids)[0, :-1]

@@ -17,9 +17,9 @@ from orchestrate import costing
 from orchestrate.core.child import Ended, raised
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.local import machine
+from orchestrate.local.answers.worker import TRAINS, ModelProcess
 from orchestrate.local.model.files import source
 from orchestrate.local.run import RunDir, launching
-from orchestrate.local.run.stepwise import SessionWorker
 from orchestrate.providers import rundirs
 from orchestrate.providers.base import Sessions
 from orchestrate.providers.local.provider import LocalProvider
@@ -35,56 +35,33 @@ if TYPE_CHECKING:
 _OPTIONS = frozenset({"threads", "device", "precision", "four_bit"})
 
 
-class SharedWorker:
+class SharedWorker(ModelProcess):
     """One process for all sessions of this program over one base."""
 
     def __init__(self, opening: Mapping[str, Any]) -> None:
-        self._sending = threading.Lock()
-        self._asked: dict[str, Future[dict[str, Any]]] = {}
-        self._numbers = count(1)
-        self._lost = ""
+        super().__init__("sessions", opening, name=TRAINS)
+        self.open(opening)
         self.sessions, self.models = 0, count(1)
-        self.worker = SessionWorker(opening)
-        self.worker.follow(self._deliver, self._end)
+        self.follow(lambda told: None)
 
-    @property
-    def running(self) -> bool:
-        return not self._lost
-
-    def ask(self, op: str, **fields: Any) -> Future[dict[str, Any]]:
-        """Requests go out in the order of the calls."""
+    def submit(self, op: str, **fields: Any) -> Future[dict[str, Any]]:
+        """Send a request and return its answer to come."""
         future: Future[dict[str, Any]] = Future()
         future.set_running_or_notify_cancel()
-        with self._sending:
-            key = str(next(self._numbers))
-            self._asked[key] = future
-            try:
-                self.worker.send({"op": op, **fields, "id": key})
-            except OrchestrateError as error:
-                self._asked.pop(key, None)
-                future.set_exception(error)
-            except BaseException:
-                self._asked.pop(key, None)
-                raise
-            if self._lost and self._asked.pop(key, None) is not None:
-                future.set_exception(Ended(self._lost, None))
+
+        def take(answer: dict[str, Any] | None) -> None:
+            if answer is None:
+                future.set_exception(Ended(self.lost, None))
+            elif "error" in answer and "kind" in answer:
+                future.set_exception(raised(answer))
+            else:
+                future.set_result(answer)
+
+        try:
+            self.request(op, fields, take)
+        except OrchestrateError as error:
+            future.set_exception(error)
         return future
-
-    def _deliver(self, answer: dict[str, Any]) -> None:
-        future = self._asked.pop(str(answer.pop("id")), None)
-        if future is None:
-            return
-        if "error" in answer and "kind" in answer:
-            future.set_exception(raised(answer))
-        else:
-            future.set_result(answer)
-
-    def _end(self, told: str) -> None:
-        self._lost = told
-        with self._sending:
-            asked, self._asked = self._asked, {}
-        for future in asked.values():
-            future.set_exception(Ended(told, None))
 
 
 class LocalSession(SessionBackend):
@@ -96,32 +73,32 @@ class LocalSession(SessionBackend):
 
     @property
     def tokenizer(self) -> str:
-        return str(self._shared.worker.opened["folder"])
+        return str(self._shared.opened["folder"])
 
     def forward(
         self, rows: Sequence[Row], loss: str, config: Mapping[str, Any], *, backward: bool
     ) -> Future[dict[str, Any]]:
         fields = {"data": rows, "loss": loss, "config": config, "backward": backward}
-        return then(self._shared.ask("forward", model=self._id, **fields), _with_arrays)
+        return then(self._shared.submit("forward", model=self._id, **fields), _with_arrays)
 
     def step(self, adam: Mapping[str, float]) -> Future[dict[str, Any]]:
-        return self._shared.ask("step", model=self._id, adam=adam)
+        return self._shared.submit("step", model=self._id, adam=adam)
 
     def sample(self, request: Mapping[str, Any]) -> Future[dict[str, Any]]:
-        return then(self._shared.ask("sample", model=self._id, **request), _sampled)
+        return then(self._shared.submit("sample", model=self._id, **request), _sampled)
 
     def save(self, folder: Path, *, optimizer: bool) -> Future[str]:
         fields = {"folder": str(folder), "optimizer": optimizer, "note": None, "overwrite": True}
-        return then(self._shared.ask("save", model=self._id, **fields), lambda _: str(folder))
+        return then(self._shared.submit("save", model=self._id, **fields), lambda _: str(folder))
 
     def load(self, saved: str, *, optimizer: bool) -> Future[None]:
-        told = self._shared.ask("load", model=self._id, folder=saved, optimizer=optimizer)
+        told = self._shared.submit("load", model=self._id, folder=saved, optimizer=optimizer)
         return then(told, lambda _: None)
 
     def close(self) -> None:
         if self._open:
             self._open = False
-            self._shared.ask("unload", model=self._id)
+            self._shared.submit("unload", model=self._id)
             self._release()
 
 
@@ -177,13 +154,13 @@ class StepwiseProvider(LocalProvider, Sessions):
         key = msgspec.json.encode(opening, order="sorted").decode()
         with self._sharing:
             shared = self._shared.get(key)
-            if shared is None or not shared.running:
+            if shared is None or shared.lost:
                 shared = self._shared[key] = SharedWorker(opening)
             shared.sessions += 1
             model = f"{order.ref}/{next(shared.models)}"
         release = partial(self._release, key, shared)
         try:
-            shared.ask("create", model=model, shape=order.lora).result()
+            shared.submit("create", model=model, shape=order.lora).result()
         except BaseException:
             release()
             raise
@@ -197,13 +174,13 @@ class StepwiseProvider(LocalProvider, Sessions):
                 return
             if self._shared.get(key) is shared:
                 del self._shared[key]
-        shared.worker.close()
+        shared.close()
 
     def close(self) -> None:
         with self._sharing:
             left, self._shared = list(self._shared.values()), {}
         for shared in left:
-            shared.worker.close()
+            shared.close()
         super().close()
 
     def resume(self, job: JobHandle) -> None:

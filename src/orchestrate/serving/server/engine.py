@@ -8,18 +8,16 @@ import logging
 import math
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from orchestrate.core.child import Child, Ended, python
+from orchestrate.core.child import Ended
 from orchestrate.errors import OrchestrateError, RunFailed
+from orchestrate.local.answers.worker import ModelProcess
 from orchestrate.local.run import NO_COMPILER
-from orchestrate.local.run.launching import require_packages, worker_environment
+from orchestrate.local.run.launching import require_packages
 from orchestrate.types import decoding
 from orchestrate.types.serving import AdapterCost
 
@@ -61,11 +59,7 @@ class EngineClient:
         """Why the process cannot be started, while it cannot."""
         self._ends = threading.Event()
         self._stamps: dict[str, list[tuple[str, int, int]]] = {}
-        self._worker: Child | None = None
-        self._numbers = count(1)
-        self._waiting: dict[str, Callable[[dict[str, Any] | None], None]] = {}
-        self._reader: threading.Thread | None = None
-        self._lock = threading.Lock()
+        self._worker: ModelProcess | None = None
         self._up = threading.Event()
 
     @property
@@ -92,21 +86,19 @@ class EngineClient:
         died."""
         require_packages("serving on this machine")
         begun = time.monotonic()
-        threads = self._loading.get("threads")
-        env = {**worker_environment(threads if isinstance(threads, int) else None), NO_COMPILER: "1"}
-        worker = Child(python("orchestrate.local.answers.process"), env=env, name="the process that answers")
+        worker = ModelProcess("answers", self._loading, env={NO_COMPILER: "1"})
         self._worker = worker
+        worker.open({**self._loading, "models": self.models})
         try:
-            told = worker.ask({"op": "serve", "id": "", **self._loading, "models": self.models})
-            self._require_same(told["folder"])
+            self._require_same(worker.opened["folder"])
+            costs = worker.ask({"op": "costs", "id": ""})["costs"]
         except OrchestrateError:
             worker.close(0)
             raise
-        self.context, self.load_seconds, self.failure = told["context"], time.monotonic() - begun, ""
-        self.costs = decoding.convert(told.get("costs", []), list[AdapterCost])
+        self.context, self.load_seconds = worker.opened["context"], time.monotonic() - begun
+        self.failure, self.costs = "", decoding.convert(costs, list[AdapterCost])
         self._up.set()
-        self._reader = threading.Thread(target=self._read, args=(worker,), daemon=True, name="engine")
-        self._reader.start()
+        worker.follow(self._ended)
 
     def _require_same(self, base: str) -> None:
         """Other weights than those that were first loaded are not served under their names: nobody has
@@ -124,8 +116,6 @@ class EngineClient:
         self._ends.set()
         if self._worker is not None:
             self._worker.close()
-        if self._reader is not None:
-            self._reader.join(5)
 
     # -- asking --------------------------------------------------------------------------------------------
 
@@ -137,19 +127,24 @@ class EngineClient:
     async def messages(self, op: str, **fields: Any) -> AsyncGenerator[dict[str, Any]]:
         """Yield all messages that answer a request. Closing the generator cancels the request. Raises
         `EngineRefused`, `EngineLost`."""
-        key, loop = f"r{next(self._numbers)}", asyncio.get_running_loop()
+        loop, worker = asyncio.get_running_loop(), self._worker
         arrived: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
 
         def deliver(message: dict[str, Any] | None) -> None:
             with suppress(RuntimeError):  # its loop has ended
                 loop.call_soon_threadsafe(arrived.put_nowait, message)
 
-        with self._lock:
-            if not self.up:
-                raise self._lost()
-            self._waiting[key] = deliver
+        if worker is None or not self.up:
+            raise self._lost()
         try:
-            self._write({"op": op, "id": key, **fields})
+            key = worker.request(op, fields, deliver, once=False)
+        except Ended as error:
+            raise self._lost() from error
+        except (UnicodeEncodeError, RecursionError, OverflowError) as error:
+            surrogate = isinstance(error, UnicodeEncodeError)
+            told = "half a character (a lone surrogate)" if surrogate else str(error)
+            raise EngineRefused(f"the request cannot be forwarded: {told}", "invalid_request") from error
+        try:
             while True:
                 message = await arrived.get()
                 if message is None:
@@ -158,10 +153,9 @@ class EngineClient:
                     raise EngineRefused(message["error"], message["code"])
                 yield message
         finally:
-            with self._lock:
-                listening = self._waiting.pop(key, None) is not None
-            if listening and op == "add" and self.up:
-                self._write({"op": "cancel", "id": key})
+            if worker.forget(key) and op == "add":
+                with suppress(Ended):
+                    worker.send({"op": "cancel", "id": key})
 
     async def load(self, name: str, folder: str) -> float:
         """Add an adapter, and return the seconds it took."""
@@ -174,36 +168,12 @@ class EngineClient:
         await self.ask("unload", name=name)
         self.models.pop(name, None)
 
-    # -- the wire ------------------------------------------------------------------------------------------
+    # -- starting again ------------------------------------------------------------------------------------
 
-    def _write(self, message: Mapping[str, Any]) -> None:
-        assert self._worker is not None  # noqa: S101  started before
-        try:
-            self._worker.send(message)
-        except (UnicodeEncodeError, RecursionError, OverflowError) as error:
-            told = (
-                "half a character (a lone surrogate)" if isinstance(error, UnicodeEncodeError) else str(error)
-            )
-            raise EngineRefused(f"the request cannot be forwarded: {told}", "invalid_request") from error
-        except Ended:
-            pass  # the thread that reads sees that too
-
-    def _read(self, worker: Child) -> None:
-        decode = msgspec.json.Decoder(dict[str, Any]).decode
-        with suppress(Ended):
-            while True:
-                message = decode(worker.receive())
-                with self._lock:
-                    deliver = self._waiting.get(str(message.pop("id", None)))
-                if deliver is not None:
-                    deliver(message)
-        worker.close(0)
-        with self._lock:
-            self._up.clear()
-            lost, self._waiting = self._waiting, {}
-        for deliver in lost.values():
-            deliver(None)
-        self._again()
+    def _ended(self, told: str) -> None:
+        del told
+        self._up.clear()
+        threading.Thread(target=self._again, daemon=True, name="engine").start()
 
     def _again(self) -> None:
         """Starts another process, as long as it takes: what is missing may come back."""

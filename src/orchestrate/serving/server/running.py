@@ -18,6 +18,7 @@ from orchestrate.core.files import private_folder, write_whole
 from orchestrate.errors import HostUnavailable, SetupError, UsageError
 from orchestrate.http.web import LOOPBACK, serving
 from orchestrate.local.answers.passports import four_bit_of
+from orchestrate.local.model.adapters import changes_base
 from orchestrate.local.model.files import source
 from orchestrate.serving.server.app import Api
 from orchestrate.serving.server.engine import EngineClient
@@ -129,6 +130,11 @@ def loading_of(
     called = whole[0].name if whole else served_base(base_name)
     if not whole and called in (t.name for t in tuned):
         raise UsageError(f"a model is named {called!r}, like its base", fix="give one --as NAME per RUN")
+    for one in tuned:
+        if one.adapter and changes_base(Path(one.folder)):
+            raise UsageError(
+                f"{one.folder} changes the base that others share", fix="merge and serve it alone"
+            )
     loading: dict[str, Any] = {
         "base": source(tuned[0].base if tuned else base or base_name),
         "base_name": called,

@@ -8,19 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from tests.paths import BUNDLED, TINY
 from tests.unit.local.families import make
 
 from orchestrate.data import Dataset
+from orchestrate.data.rows import ChatMessage
 from orchestrate.evaluation.contenders import by_generator
 from orchestrate.evaluation.evaluate import EvaluationTerms, Subject, evaluate
 from orchestrate.evaluation.held_out import held_out
 from orchestrate.evaluation.metrics import Context, registry
 from orchestrate.evaluation.verdict import Demand
 from orchestrate.local import Generator
-from orchestrate.local.answers.answering import ROUNDED_OTHERWISE, Answerer
+from orchestrate.local.answers.engine import ROUNDED_OTHERWISE, Engine, Loading, PromptsRequest
 from orchestrate.paid.asking import Asking
 from orchestrate.types import Contender, Evaluation, Message, Reply, Sampling
 
@@ -38,8 +40,8 @@ class Loaded:
     four_bit = False
 
     def __init__(self, model: Path, dtype: torch.dtype) -> None:
-        self.answerer = Answerer({"model": str(model), "threads": 1, "four_bit": False})
-        self.model = self.answerer._base.to(dtype)
+        self.answerer = Engine(Loading(base=str(model), base_name="base", threads=1, four_bit=False))
+        self.model = self.answerer.inner.to(dtype)
         self.passes = 0
         self.model.register_forward_pre_hook(self._count)
 
@@ -50,7 +52,8 @@ class Loaded:
     def attempt(self, prompts: Sequence[Sequence[Message]], **more: Any) -> list[Reply]:
         sent: list[dict[str, Any]] = []
         asked = [[m.to_dict() for m in prompt] for prompt in prompts]
-        self.answerer.answer({"prompts": asked, "stream": False, **more}, sent.append)
+        request = msgspec.convert({"prompts": asked, "model": "base", **more}, PromptsRequest)
+        self.answerer.answer(request, sent.append)
         return [Reply.from_dict(told) for told in sent[-1]["replies"]]
 
     def likelihoods(self, rows: Sequence[Any], *, base: bool = False) -> Any:
@@ -101,8 +104,9 @@ def test_answers_that_16_bits_turn_are_counted_and_told(tmp_path: Path) -> None:
     loaded = Loaded(make("llama", tmp_path / "m"), torch.bfloat16)
     found = evaluated(loaded, tmp_path / "together")
     items = held_out(Dataset.open(str(BUNDLED / "orders" / "test.jsonl")), limit=ROWS).items
-    sampler, turned = loaded.answerer.sampler, 0
-    prompts = [loaded.answerer._prompt([m.to_dict() for m in item.prompt], None) for item in items]
+    (held,), turned = loaded.answerer.models.values(), 0
+    sampler, asked = held.sampler, [[m.to_dict() for m in item.prompt] for item in items]
+    prompts = [held.template.asked([ChatMessage(**m) for m in one], None) for one in asked]
     with torch.inference_mode():
         drawn = sampler.draw(loaded.model, prompts, max_tokens=16, temperature=0.0, most_rows=64)
         for prompt, ids in zip(prompts, drawn, strict=True):
@@ -152,11 +156,8 @@ def test_where_memory_runs_out_half_as_many_are_answered_together() -> None:
     assert loaded.answerer.fitting_rows == 6 and max(failed) == ROWS
     failed.clear()
     assert asked_at_once(loaded) == wanted and not failed
-    sent: list[dict[str, Any]] = []
-    loaded.answerer.likelihoods(
-        {"likelihoods": [{"text": f"Order {n}"} for n in range(9)], "base": True}, sent.append
-    )
-    assert failed == [8] and len(sent[0]["likelihoods"]) == 9
+    found = loaded.answerer.likelihoods("base", [{"text": f"Order {n}"} for n in range(9)], base=True)
+    assert failed == [8] and len(found) == 9
 
 
 def test_a_question_that_the_template_refuses_costs_the_others_nothing(tmp_path: Path) -> None:
@@ -165,13 +166,13 @@ def test_a_question_that_the_template_refuses_costs_the_others_nothing(tmp_path:
     template = folder / "chat_template.jinja"
     strict = "{% if 'town' in messages | string %}{{ raise_exception('no towns') }}{% endif %}"
     template.write_text(strict + template.read_text())
-    answerer = Answerer({"model": str(folder), "threads": 1, "four_bit": False})
+    answerer = Engine(Loading(base=str(folder), base_name="base", threads=1, four_bit=False))
     sent: list[dict[str, Any]] = []
     asked = [[{"role": "user", "content": text}] for text in ("9 cups", "a town", "10 cups")]
-    request = {"base": False, "seed": 0, "max_tokens": 4, "temperature": 0.0, "stream": False}
-    answerer.answer({**request, "prompts": asked}, sent.append)
-    answerer.answer({**request, "prompts": [asked[0], asked[2]]}, sent.append)
-    answerer.answer({**request, "prompts": [asked[1]], "stream": True}, sent.append)
+    request = {"model": "base", "seed": 0, "max_tokens": 4, "temperature": 0.0}
+    for prompts, stream in ((asked, False), ([asked[0], asked[2]], False), ([asked[1]], True)):
+        question = {**request, "prompts": prompts, "stream": stream}
+        answerer.answer(msgspec.convert(question, PromptsRequest), sent.append)
     [first, refused, last], others, [alone] = (one["replies"] for one in sent)
     assert [first, last] == others and "no towns" in refused["refused"]
     assert alone == refused

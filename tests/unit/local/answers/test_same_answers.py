@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from tests.paths import BUNDLED, TINY
@@ -16,8 +17,7 @@ from tests.unit.serving.conftest import random_adapter
 from orchestrate.data import Dataset
 from orchestrate.data.rows import ChatMessage
 from orchestrate.evaluation.held_out import held_out
-from orchestrate.local.answers.answering import Answerer
-from orchestrate.local.answers.engine import Engine, GenerationRequest, Loading
+from orchestrate.local.answers.engine import Engine, GenerationRequest, Loading, PromptsRequest
 from orchestrate.local.answers.loading import base_of, talk
 from orchestrate.local.model import files
 from orchestrate.local.model.loading import load_adapter
@@ -36,26 +36,33 @@ def questions(file: str, count: int) -> list[list[dict[str, Any]]]:
     return [[m.to_dict() for m in item.prompt] for item in items]
 
 
-def answered(load: dict[str, Any], asked: Sequence[Any], *, bf16: bool = False, **more: Any) -> Ids:
+def answered(
+    folder: Path, adapter: Path | None, asked: Sequence[Any], *, bf16: bool = False, **more: Any
+) -> Ids:
     """The ids that a process of chats, evaluations and sandboxes draws, on a machine that multiplies in bf16
     or in 32 bits."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("orchestrate.local.machine.cpu_multiplies_bf16", lambda: bf16)
-        answerer, drawn = Answerer({"threads": 1, "four_bit": False, **load}), list[list[int]]()
-    draw = answerer.sampler.draw
+        models = {} if adapter is None else {"tuned": str(adapter)}
+        name, drawn = "base" if adapter is None else "tuned", list[list[int]]()
+        loading = Loading(base=str(folder), base_name="base", models=models, threads=1, four_bit=False)
+        answerer = Engine(loading)
+    model = answerer.models[name]
+    draw = model.sampler.draw
 
-    def noting(model: Any, prompts: Sequence[Any], **way: Any) -> Ids:
-        found = draw(model, prompts, **way)
+    def noting(holds: Any, prompts: Sequence[Any], **way: Any) -> Ids:
+        found = draw(holds, prompts, **way)
         if len(prompts) == len(asked):
             drawn[:] = found
         else:  # those that are mended
-            at = [answerer._prompt(one, None) for one in asked].index(list(prompts[0]))
+            given = [model.template.asked([ChatMessage(**m) for m in one], None) for one in asked]
+            at = given.index(list(prompts[0]))
             drawn[at] = found[0]
         return found
 
-    answerer.sampler.draw = noting
-    request = {"prompts": asked, "base": False, "max_tokens": TOKENS, "temperature": 0.0, "seed": 0}
-    answerer.answer({**request, "stream": False, **more}, lambda _: None)
+    model.sampler.draw = noting
+    request = {"model": name, "prompts": asked, "max_tokens": TOKENS, "temperature": 0.0, "seed": 0}
+    answerer.answer(msgspec.convert({**request, **more}, PromptsRequest), lambda _: None)
     return drawn
 
 
@@ -94,12 +101,11 @@ def test_two_hundred_prompts_and_three_adapters_have_the_same_ids_everywhere(tmp
     )
     by_server = served(loading, pairs)
     for place, (name, folder) in enumerate(adapters.items()):
-        load = {"model": str(TINY), "adapter": str(folder)}
         wanted = by_server[place :: len(adapters)]
         assert len({tuple(ids) for ids in wanted}) > 50
-        assert answered(load, asked, rounding="told") == wanted, f"an evaluation of {name}"
-        assert answered(load, asked, rounding="mended") == wanted, f"a sandbox with {name}"
-        assert answered(load, asked[:20], batch=1) == wanted[:20], f"a chat with {name}"
+        assert answered(TINY, folder, asked, rounding="told") == wanted, f"an evaluation of {name}"
+        assert answered(TINY, folder, asked, rounding="mended") == wanted, f"a sandbox with {name}"
+        assert answered(TINY, folder, asked[:20], batch=1) == wanted[:20], f"a chat with {name}"
         assert rewarded(folder, asked) == wanted, f"training by rewards from {name}"
 
 
@@ -120,7 +126,7 @@ def test_in_16_bits_a_batch_invariant_server_gives_what_was_evaluated_row_by_row
     for file in ("test.jsonl", "validation.jsonl", "train.jsonl"):
         asked = questions(file, 24)
         pairs = [("m", one) for one in asked]
-        evaluated = answered({"model": str(folder)}, asked, bf16=True, batch=1)
+        evaluated = answered(folder, None, asked, bf16=True, batch=1)
         assert served(Loading(**how, batch_invariant=True, most_rows=16), pairs) == evaluated, file
         turned += served(Loading(**how, most_rows=16), pairs) != evaluated
     assert turned, "no answer hangs on company here, so nothing was shown"

@@ -19,9 +19,8 @@ from tests.unit.serving.conftest import random_adapter
 
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local import Generator
-from orchestrate.local.answers import answering, loading
-from orchestrate.local.answers.answering import Answerer
-from orchestrate.local.answers.engine import Engine, Loading
+from orchestrate.local.answers import engine, loading
+from orchestrate.local.answers.engine import Engine, Loading, PromptsRequest
 from orchestrate.local.answers.worker import Worker
 from orchestrate.local.model.loading import DTYPES
 from orchestrate.serving.server import running
@@ -104,15 +103,16 @@ def test_each_answers_as_it_does_alone(adapters: Adapters, worker: Worker) -> No
 
 
 def test_the_base_is_loaded_once(adapters: Adapters) -> None:
-    def load(name: str) -> dict[str, Any]:
-        return {"model": str(TINY), "adapter": str(adapters[name]), "threads": 1, "device": "cpu"}
+    def load(*names: str) -> Loading:
+        models = {name: str(adapters[name]) for name in names}
+        return Loading(base=str(TINY), base_name="base", models=models, threads=1, device="cpu")
 
-    answerer = Answerer(load("first"))
-    table = answerer._base.get_input_embeddings().weight
+    answerer = Engine(load("first"))
+    table = answerer.inner.get_input_embeddings().weight
     assert answerer.turn(load("weight-decomposed"))
-    assert answerer._tuned.get_input_embeddings().weight is table
-    layers = weakref.ref(answerer._tuned)
-    assert answerer.turn({**load("first"), "adapter": None})
+    assert answerer.model.get_input_embeddings().weight is table
+    layers = weakref.ref(answerer.model)
+    assert answerer.turn(load())
     assert layers() is None, "what is not asked lets its memory go"
     assert not answerer.turn(load("second")), "4 bits are another base"
 
@@ -127,11 +127,21 @@ def test_a_base_alone_has_the_same_precision_served_and_evaluated(
     terms = running.ServerSettings(threads=1, device="cpu")
     told, _ = running.loading_of([], terms, str(TINY))
     served = Engine(msgspec.convert(told, Loading)).model.state_dict()
-    answerer = Answerer({"model": str(TINY), "threads": 1, "device": "cpu", "four_bit": None})
+    answerer = Engine(Loading(base=str(TINY), base_name="base", threads=1, device="cpu"))
     assert answerer.four_bit is large
-    evaluated = answerer.model(True)[0].state_dict()
+    evaluated = answerer.model.state_dict()
     assert served.keys() == evaluated.keys()
     assert all(torch.equal(value, served[name]) for name, value in evaluated.items())
+
+
+def replied(four_bit: bool | None, rounding: str = "left") -> tuple[Engine, dict[str, Any]]:
+    """What a base says of its answer."""
+    holds = Engine(Loading(base=str(TINY), base_name="base", threads=1, device="cpu", four_bit=four_bit))
+    sent: list[dict[str, Any]] = []
+    question = {"prompts": [[m.to_dict() for m in ASKED[0]]], "model": "base", "max_tokens": 4, "seed": 0}
+    more = {"temperature": 0.0, "base": True, "rounding": rounding}
+    holds.answer(msgspec.convert({**question, **more}, PromptsRequest), sent.append)
+    return holds, sent[0]["replies"][0]
 
 
 @pytest.mark.slow
@@ -141,21 +151,18 @@ def test_nf4_says_that_it_was_unpacked_and_answers_by_bitsandbytes_where_asked(
     """The weights of the one are what bitsandbytes makes of the other's."""
     import bitsandbytes.functional as bnb
 
-    def reply() -> tuple[Answerer, list[str]]:
-        answerer = Answerer({"model": str(TINY), "threads": 1, "device": "cpu", "four_bit": True})
-        sent: list[dict[str, Any]] = []
-        question = {"prompts": [[m.to_dict() for m in ASKED[0]]], "base": True, "max_tokens": 4, "seed": 0}
-        answerer.answer({**question, "temperature": 0.0, "stream": False, "rounding": "told"}, sent.append)
-        return answerer, sent[0]["replies"][0]["notes"]
+    def reply() -> tuple[Engine, list[str]]:
+        answerer, told = replied(four_bit=True, rounding="told")
+        return answerer, told["notes"]
 
     unpacked, told = reply()
     assert loading.UNPACKED in told
     monkeypatch.setenv("ORCHESTRATE_NF4", "bitsandbytes")
     packed, told = reply()
     assert loading.UNPACKED not in told
-    plain = dict(unpacked.model(True)[0].named_modules())
+    plain = dict(unpacked.model.named_modules())
     found = 0
-    for name, module in packed.model(True)[0].named_modules():
+    for name, module in packed.model.named_modules():
         if type(module).__name__ == "Linear4bit":
             stands_for = bnb.dequantize_4bit(module.weight.data, module.weight.quant_state)
             assert torch.equal(stands_for.to(plain[name].weight.dtype), plain[name].weight)
@@ -167,17 +174,10 @@ def test_nf4_says_that_it_was_unpacked_and_answers_by_bitsandbytes_where_asked(
 def test_a_large_model_says_that_it_answers_in_four_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "LARGE_MODEL_BYTES", 0)
 
-    def reply(four_bit: bool | None) -> dict[str, Any]:
-        answerer = Answerer({"model": str(TINY), "threads": 1, "device": "cpu", "four_bit": four_bit})
-        sent: list[dict[str, Any]] = []
-        question = {"prompts": [[m.to_dict() for m in ASKED[0]]], "base": True, "max_tokens": 4, "seed": 0}
-        answerer.answer({**question, "temperature": 0.0, "stream": False}, sent.append)
-        return sent[0]["replies"][0]
-
-    by_size, named, full = reply(None), reply(True), reply(False)
+    by_size, named, full = (replied(four_bit=four_bit)[1] for four_bit in (None, True, False))
     assert by_size["precision"] == named["precision"] == "NF4 (4 bits)"
     assert full["precision"] in DTYPES
-    assert [answering.CHOSEN_BY_SIZE in one["notes"] for one in (by_size, named, full)] == [
+    assert [engine.CHOSEN_BY_SIZE in one["notes"] for one in (by_size, named, full)] == [
         True,
         False,
         False,
@@ -190,7 +190,7 @@ def test_a_base_that_does_not_fit_says_what_to_do(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("orchestrate.local.answers.loading.load_base", full)
     with pytest.raises(UsageError, match="does not fit") as told:
-        Answerer({"model": str(TINY), "threads": 1, "device": "cpu"})
+        Engine(Loading(base=str(TINY), threads=1, device="cpu"))
     assert "--base-precision nf4" in (told.value.fix or "")
 
 
@@ -296,5 +296,5 @@ def test_a_killed_process_is_told_and_the_next_question_has_another(
 
 
 def process_of(worker: Worker) -> subprocess.Popen[bytes]:
-    assert worker._running is not None
-    return worker._running.child.process
+    assert worker._child is not None
+    return worker._child.process

@@ -8,19 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from tests.unit.local.sessions import EXACT, make_session
 from tests.unit.local.thinkers import CHANNELS, make_family, write_rows
 
 from orchestrate.data import Dataset
+from orchestrate.data.rows import ChatMessage
 from orchestrate.errors import DataError
 from orchestrate.evaluation.contenders import by_generator
 from orchestrate.evaluation.evaluate import EvaluationTerms, Subject, evaluate
 from orchestrate.evaluation.held_out import held_out
 from orchestrate.evaluation.metrics import Context, registry
 from orchestrate.evaluation.verdict import Demand
-from orchestrate.local.answers.answering import Answerer
+from orchestrate.local.answers.engine import Engine, Loading, PromptsRequest
 from orchestrate.local.objectives.grpo import PolicyObjective
 from orchestrate.local.weights.worker import dress
 from orchestrate.paid.asking import Asking
@@ -79,7 +81,7 @@ class Trained:
         session.loop.run()
         self.tuned = session.publish()
         session.close()
-        self.answerer = Answerer({"model": str(self.base), "adapter": str(self.tuned), "threads": 1})
+        self.answerer = Engine(Loading(base=str(self.base), models={"tuned": str(self.tuned)}, threads=1))
 
     def ask(self, *questions: str, **more: Any) -> list[Reply]:
         asked = [[{"role": "user", "content": question}] for question in questions]
@@ -91,15 +93,15 @@ class Trained:
 
     def answer(self, prompts: Sequence[Any], **more: Any) -> list[Reply | DataError]:
         sent: list[dict[str, Any]] = []
-        request = {"prompts": prompts, "seed": 0, "base": False, "stream": False, "max_tokens": 40}
-        self.answerer.answer({**request, "temperature": 0.0, **more}, sent.append)
+        request = {"model": "tuned", "prompts": prompts, "seed": 0, "max_tokens": 40, "temperature": 0.0}
+        self.answerer.answer(msgspec.convert({**request, **more}, PromptsRequest), sent.append)
         return [
             DataError(told["refused"]) if "refused" in told else Reply.from_dict(told)
             for told in sent[-1]["replies"]
         ]
 
     def attempt(self, prompts: Sequence[Sequence[Message]], **more: Any) -> list[Reply | DataError]:
-        """As `Generator` does, whose process an `Answerer` is."""
+        """As `Generator` does, whose process an `Engine` is."""
         return self.answer([[m.to_dict() for m in prompt] for prompt in prompts], **more)
 
     def likelihoods(self, rows: Sequence[Any], *, base: bool = False) -> Any:
@@ -162,9 +164,8 @@ def test_a_reply_has_thinking_and_calls_apart(trained: Trained) -> None:
 
 def test_the_likeliest_token_is_the_models_own(trained: Trained) -> None:
     """The judge is a plain loop; the model's own settings forbid to repeat any token."""
-    answerer = trained.answerer
-    prompt = answerer._prompt([{"role": "user", "content": "Sky?"}], None)  # pyright: ignore[reportPrivateUsage]
-    model, _ = answerer.model(base=False)
+    answerer, model = trained.answerer.models["tuned"], trained.answerer.model
+    prompt = answerer.template.asked([ChatMessage(role="user", content="Sky?")], None)
     drawn: list[int] = []
     while len(drawn) < 40 and (not drawn or drawn[-1] not in answerer.sampler.stops):
         with torch.no_grad():
@@ -201,7 +202,7 @@ def test_a_batch_changes_no_answer(trained: Trained) -> None:
 
 
 def test_questions_that_fill_the_context_are_refused(trained: Trained) -> None:
-    context = trained.answerer.sampler.context
+    context = trained.answerer.models["tuned"].sampler.context
     assert context == 1024
     long = "Sky? " * 1024
     told = r"the question has \d+ tokens, but the model's context is 1024 tokens including the answer"
@@ -222,12 +223,13 @@ def test_a_stream_has_the_answer_alone(trained: Trained) -> None:
     for question, content in (("Sky?", "blue"), ("Town?", "")):
         sent: list[dict[str, Any]] = []
         asked = {
+            "model": "tuned",
             "prompts": [[{"role": "user", "content": question}]],
             "seed": 0,
-            "base": False,
             "stream": True,
         }
-        trained.answerer.answer({**asked, "max_tokens": 40, "temperature": 0.0}, sent.append)
+        asked |= {"max_tokens": 40, "temperature": 0.0}
+        trained.answerer.answer(msgspec.convert(asked, PromptsRequest), sent.append)
         *pieces, last = sent
         assert all(piece["piece"] for piece in pieces)
         assert "".join(piece["piece"] for piece in pieces) == last["replies"][0]["content"] == content
@@ -277,21 +279,21 @@ def test_what_the_template_goes_by_goes_with_the_model(trained: Trained, tmp_pat
     talk = [{"role": "user", "content": "Sky?"}]
     read: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     assert read.apply_chat_template(talk, add_generation_prompt=True, tokenize=False).endswith(opened)
-    answerer = Answerer({"model": str(trained.base), "adapter": str(folder), "threads": 1})
-    prompt = answerer._prompt(talk, None)  # pyright: ignore[reportPrivateUsage]
+    answerer = Engine(Loading(base=str(trained.base), models={"tuned": str(folder)}, threads=1))
+    template = answerer.models["tuned"].template
+    prompt = template.asked([ChatMessage(**one) for one in talk], None)
     assert prompt == read.apply_chat_template(talk, add_generation_prompt=True, return_dict=True)["input_ids"]
-    assert answerer.template.said(answerer.template.tokenizer("blue")["input_ids"], prompt).content == "blue"
+    assert template.said(template.tokenizer("blue")["input_ids"], prompt).content == "blue"
     sent: list[dict[str, Any]] = []
     talks = [[{"role": "user", "content": "Sky? " * n}] for n in (1, 60)]
     asked_of = {
+        "model": "tuned",
         "prompts": talks,
         "seed": 0,
-        "base": False,
-        "stream": False,
         "max_tokens": 4,
         "temperature": 0.0,
     }
-    answerer.answer(asked_of, sent.append)
+    answerer.answer(msgspec.convert(asked_of, PromptsRequest), sent.append)
     short, long = (reply["notes"] for reply in sent[-1]["replies"])
     told = "the question is longer than the training rows (64 tokens)"
     assert told in long and told not in short

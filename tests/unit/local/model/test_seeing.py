@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from tests.unit.local.families import SEEING, make
@@ -14,7 +15,7 @@ from tests.unit.local.model.shortcuts.test_line import chats
 from tests.unit.local.sessions import make_session
 from transformers import AutoModelForImageTextToText
 
-from orchestrate.local.answers.answering import Answerer
+from orchestrate.local.answers.engine import Engine, Loading, PromptsRequest
 from orchestrate.local.model.adapters.starts import names_of
 from orchestrate.local.model.files import ModelFolder
 from orchestrate.local.model.weights import hollow
@@ -87,10 +88,11 @@ def test_the_adapter_is_on_the_language_alone_and_is_read_by_peft(
         torch.testing.assert_close(whole(input_ids=ids).logits, wanted, rtol=1e-3, atol=1e-3)
     del plain
 
-    answerer = Answerer({"model": str(base), "adapter": str(folder), "threads": 1})
+    answerer = Engine(Loading(base=str(base), models={"tuned": str(folder)}, threads=1))
     sent: list[dict[str, Any]] = []
-    asked = {"prompts": [[{"role": "user", "content": "Is 2 even?"}]] * 2, "seed": 0, "stream": False}
-    answerer.answer({**asked, "base": False, "temperature": 0.0, "max_tokens": 6}, sent.append)
+    asked = {"prompts": [[{"role": "user", "content": "Is 2 even?"}]] * 2, "seed": 0, "model": "tuned"}
+    request = msgspec.convert({**asked, "temperature": 0.0, "max_tokens": 6}, PromptsRequest)
+    answerer.answer(request, sent.append)
     [first, second] = sent[-1]["replies"]
     assert first["content"] == second["content"] and first["completion_tokens"] > 0
 
