@@ -42,7 +42,7 @@ CHILDREN = {
     "runs/watching/channels.py": "ends the group of the user's own command",
     "serving/server/engine.py": "likewise: the error of its end",
     "serving/server/grammars.py": "a schema, compiled within bounds",
-    "sessions/desk.py": "likewise: the error of its end",
+    "local/session_server/desk.py": "likewise: the error of its end",
 }
 """Who asks a child by the one protocol, or is one."""
 OPENS = re.compile(

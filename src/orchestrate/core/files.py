@@ -295,6 +295,22 @@ class Journal(Generic[E]):
         self.entries.append(entry)
 
 
+LAST_BYTES = 1 << 16
+"""Among which the last line of a journal is looked for."""
+
+
+def last_line(path: Path) -> bytes | None:
+    """Return the last line of a file that was written completely, or `None` when there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
+            data = file.read()
+    except OSError:
+        return None
+    whole = data[: data.rfind(b"\n") + 1].splitlines()
+    return whole[-1] if whole else None
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 hash of a file's content as hexadecimal digits."""
     with path.open("rb") as file:

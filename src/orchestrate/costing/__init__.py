@@ -33,7 +33,7 @@ from orchestrate.costing.ownership import (
     served_as,
     serving_terms,
 )
-from orchestrate.costing.rate import Lookup, Rate, require_used
+from orchestrate.costing.rate import PLAY_MONEY, Lookup, Rate, require_used
 from orchestrate.costing.rates import (
     Prices,
     RateBook,
@@ -87,6 +87,7 @@ __all__ = [
     "BillDifference",
     "HourlyRate",
     "Lookup",
+    "PLAY_MONEY",
     "Rate",
     "RateBook",
     "Reconciliation",

@@ -30,7 +30,8 @@ class Spending(Record, frozen=True, kw_only=True):
     """Bills of ended runs."""
     committed_usd: Decimal = Decimal(0)
     """Of every run that may still be billed and has no such bill yet: the most of its quote's high end, its
-    host's own estimate, what its user allowed it since and what it has cost so far."""
+    host's own estimate, what its user allowed it since and what it has cost so far. Of a paused
+    training session only the last: resuming it reserves its limit again."""
 
     @property
     def total_usd(self) -> Decimal:
@@ -49,6 +50,8 @@ def spending(run: Run) -> Spending:
         return Spending(spent_usd=run.bill.usd)
     if run.abandoned is not None:
         return Spending(spent_usd=run.bill.usd if run.bill else Decimal(0))
+    if run.dormant and run.bill is not None:
+        return Spending(committed_usd=run.bill.usd)
     quoted = run.quote.held_usd if run.quote else Decimal(0)
     so_far = run.bill.usd if run.bill else Decimal(0)
     given = run.allowed_usd or Decimal(0)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 FLAG = "--rate"
 """By which a price is given for one command."""
+PLAY_MONEY = "sandbox"
+"""The provider of rates that only a sandbox takes, where its host publishes none."""
 UNITS = (
     "usd_per_mtok",
     "usd_per_gpu_hour",

@@ -13,7 +13,7 @@ import msgspec
 from orchestrate.errors import NotFound, ProviderError
 from orchestrate.local.job import AdapterKind, AdapterSettings, LocalJob, Supervised
 from orchestrate.local.run import STATUSES, JobState, RunDir, checkpoints, now, runs
-from orchestrate.providers.sessions import SESSION, SessionOrder
+from orchestrate.providers.sessions import SESSION, SessionOrder, journal_usd
 from orchestrate.settings import masked
 from orchestrate.text import duration
 from orchestrate.types import Checkpoint, Job, JobError, JobHandle, JobStatus
@@ -139,6 +139,7 @@ def job(run: RunDir, provider: str = "local") -> Job:
         error = _still(run, state)
         if told.session is not None and error is not None and error.code == "no_progress":
             error = None  # its loop may take as long as it likes
+    cost = state.cost_usd if told.session is None else journal_usd(run.path) or state.cost_usd
     return Job(
         handle=handle(run, provider, session=told.session is not None),
         status=STATUSES.get(state.status, JobStatus.UNKNOWN),
@@ -156,8 +157,8 @@ def job(run: RunDir, provider: str = "local") -> Job:
         percent=100 * state.step / state.total_steps if state.total_steps else None,
         early_stopped=state.early_stopped,
         error=error,
-        cost_usd=state.cost_usd,
-        cost_origin=None if state.cost_usd is None else "as the session counted it",
+        cost_usd=cost,
+        cost_origin=None if cost is None else "as the session counted it",
         worked_seconds=state.seconds if told.session is not None else None,
         payload={**state.to_dict(), "folder": str(run.path), "eta_seconds": state.eta_seconds},
     )

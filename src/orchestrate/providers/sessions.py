@@ -9,13 +9,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from orchestrate.core.files import last_line
+from orchestrate.types import SESSION as SESSION
 from orchestrate.types import Record
 
 if TYPE_CHECKING:
     from orchestrate.costing import HourlyRate
 
-SESSION = "session"
-"""The kind of a job that the caller's own loop trains."""
 MTOK = Decimal(1_000_000)
 Row = Mapping[str, Any]
 """`{"tokens": [...], "inputs": {name: {"data", "shape", "kind"}}}`, as `local.sessions.process` reads it."""
@@ -50,6 +50,27 @@ class TokenUse(Record, frozen=True, kw_only=True):
             prefill=self.prefill + other.prefill,
             sample=self.sample + other.sample,
         )
+
+
+JOURNAL = "requests.jsonl"
+
+
+class PaidRequest(Record, frozen=True, kw_only=True):
+    """A line of the journal of a session that is billed by the token: what a request may cost at most, before
+    it is sent, then what it did cost. One without a second line counts in full."""
+
+    number: int
+    settled: bool = False
+    use: TokenUse = TokenUse()
+    total_usd: Decimal | None = None
+    """What the session has cost so far, requests without an answer at their most."""
+
+
+def journal_usd(folder: Path) -> Decimal | None:
+    """Return what a session has cost according to its journal. It is newer than the state of a program that
+    was killed."""
+    line = last_line(folder / JOURNAL)
+    return None if line is None else PaidRequest.from_json(line).total_usd
 
 
 class SessionPrice(Record, frozen=True, kw_only=True):

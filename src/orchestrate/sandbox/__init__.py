@@ -1,4 +1,4 @@
-"""Three local servers that speak the fine-tuning APIs of OpenAI, Together and Fireworks, and really train.
+"""Local servers that speak the APIs of OpenAI, Together, Fireworks and Tinker, and really train.
 
 For trying things without a key and for tests of programs that submit jobs. Nothing here is the real service:
 every answer carries the header `x-orchestrate-sandbox: 1`, every job `"sandbox": true`, and only keys that
@@ -36,12 +36,12 @@ def running(  # noqa: PLR0913  each is a setting of its own
     train: bool = True,
     slots: int = SLOTS,
     threads: int = 1,
-    ports: Sequence[int] = (0, 0, 0),
+    ports: Sequence[int] = (),
     waits: Durations | None = None,
     also: Sequence[str] = (),
     start: Callable[[RunDir], None] | None = None,
 ) -> AbstractContextManager[Sandbox]:
-    """Run the three hosts on 127.0.0.1 until the `with` block ends.
+    """Run the hosts on 127.0.0.1 until the `with` block ends.
 
     home             folder for state, uploads and runs; a temporary one by default. A sandbox on the
                      home of an earlier one resumes its jobs.
@@ -49,7 +49,7 @@ def running(  # noqa: PLR0913  each is a setting of its own
     model            folder of the model that replaces every base model; the tiny one by default.
     train            False: jobs pass through their states by the clock without training, and say so.
     slots, threads   trainings at once, and threads of each; other jobs stay queued.
-    ports            ports of OpenAI, Together, Fireworks; 0 takes any free port.
+    ports            ports of OpenAI, Together, Fireworks, Tinker; 0 or none takes any free port.
     waits            the length of each state at speed 1 (`orchestrate.sandbox.jobs.Durations`).
     also             additional hosts that a YAML file describes, each on a free port.
     start            how to start a training's worker; as a process of its own by default.

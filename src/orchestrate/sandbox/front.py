@@ -50,7 +50,13 @@ Kind = Literal[
     "stall",
     "unknown_status",
     "duplicate",
+    "paused_capacity",
+    "paused_rate_limit",
+    "session_expired",
 ]
+
+
+OF_SOME_HOSTS = frozenset({"paused_capacity", "paused_rate_limit", "session_expired"})
 
 
 class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -82,11 +88,16 @@ class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defau
 class FaultBook:
     """The faults that wait on one host, in the order in which they were requested."""
 
-    def __init__(self) -> None:
+    def __init__(self, own: frozenset[str] = frozenset()) -> None:
+        """`own`: the kinds that only this host has."""
+        self._own = own
         self._lock = threading.Lock()
         self._waiting: list[Fault] = []
 
     def add(self, faults: list[Fault]) -> None:
+        """Raises `ValidationError` for a kind that only another host has."""
+        if strange := [one.kind for one in faults if one.kind in OF_SOME_HOSTS - self._own]:
+            raise msgspec.ValidationError(f"this host has no fault {strange[0]}")
         with self._lock:
             self._waiting.extend(faults)
 
@@ -155,10 +166,9 @@ def control_routes(host: Host, front: Front, clock: SandboxClock) -> list[BaseRo
         elif request.method == "POST":
             try:
                 given = msgspec.json.decode(await request.body())
-                added = decoding.convert(given if isinstance(given, list) else [given], list[Fault])
+                front.faults.add(decoding.convert(given if isinstance(given, list) else [given], list[Fault]))
             except msgspec.MsgspecError as error:
                 return _wrong(error)
-            front.faults.add(added)
         return JSONResponse({"sandbox": True, "faults": front.faults.waiting()})
 
     def requests(request: Request) -> Response:
@@ -294,11 +304,13 @@ class Front:
 
     def __init__(self, host: Host, own_key: str) -> None:
         self.host, self.own_key = host, own_key
-        self.faults = FaultBook()
+        self.faults = FaultBook(host.own_faults)
         self.log = RequestLog()
         self._late: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
         if scope["type"] != "http":
             return
         marked = self._marked(send)
@@ -332,15 +344,17 @@ class Front:
     def _check_key(self, request: Request) -> Response | None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
         given = given or request.headers.get("x-api-key", "") or request.headers.get("api-key", "")
+        given = given.removeprefix(self.host.key_prefix)
         if given.startswith(SANDBOX_KEY_PREFIX):
             HERE.set(account_of(given, self.own_key))  # each request runs in a context of its own
+            request.scope["key_name"] = HERE.get()
             denied = self.host.denied(request)
             return self.host.error(denied) if denied else None
+        prefix = self.host.key_prefix + SANDBOX_KEY_PREFIX
         return self.host.error(
             HostError(
                 401,
-                f"This is a sandbox: it accepts only keys that start with {SANDBOX_KEY_PREFIX!r}, never "
-                "a real key",
+                f"This is a sandbox: it accepts only keys that start with {prefix!r}, never a real key",
                 code="invalid_api_key",
             )
         )
@@ -381,6 +395,9 @@ class Front:
         elif kind == "list_lag":
             LIST_LAG_S.set(fault.delay_s)  # each request runs in a context of its own
             await self.app(scope, receive, send)
+        elif kind in self.host.own_faults:
+            answer = await self.host.suffer(kind, fault.delay_s)
+            await (answer or self.app)(scope, receive, send)
         elif kind == "stall":
             STALLS.set(True)
             await self.app(scope, receive, send)

@@ -1,4 +1,4 @@
-"""What the three hosts share: answers, the job table, and the front that every request passes through."""
+"""What the hosts share: answers, the job table, and the front that every request passes through."""
 
 from __future__ import annotations
 
@@ -55,6 +55,12 @@ class Host(ABC):
 
     thinking_field: ClassVar[str | None] = None
     """Of an answer's message, where the host shows the thinking."""
+    key_prefix: ClassVar[str] = ""
+    """What the host's client requires at the start of a key, before that of all sandboxes."""
+    own_faults: ClassVar[frozenset[str]] = frozenset()
+    """Kinds of faults that only this host has."""
+    life: Any = None
+    """A context manager over the app, for what runs beside the requests."""
 
     def __init__(
         self, state: SandboxState, clock: SandboxClock, trainer: Trainer, settings: SandboxSettings
@@ -89,6 +95,13 @@ class Host(ABC):
         """Return the error if the account of the request may not make it, or `None` if it may."""
         del request
         return None
+
+    async def suffer(self, kind: str, delay_s: float) -> Response | None:
+        """Inject one of `own_faults`. Returns the answer, or `None` to carry out the request."""
+        raise NotImplementedError(kind)
+
+    def close(self) -> None:  # noqa: B027  most hosts hold nothing
+        """Release what the host holds when the sandbox stops."""
 
     def signed(self, path: str) -> str:
         """Return a URL of this host that needs no key, for something that belongs to the account of the

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from orchestrate.sandbox.server import Sandbox
     from orchestrate.settings.config import Settings
 
+PORTS = 4
+"""One for each host."""
+
 
 def running(first_port: int = 0, **options: Any) -> AbstractContextManager[Sandbox]:
     """Start a sandbox like `orchestrate.sandbox.running`, on `first_port` and the ports after it. If
     `first_port` is 0, use any free ports."""
-    ports = (first_port, first_port + 1, first_port + 2) if first_port else (0, 0, 0)
-    return sandbox.running(ports=ports, **options)
+    return sandbox.running(ports=range(first_port, first_port + PORTS) if first_port else (), **options)
 
 
 def home_of(settings: Settings) -> Path:

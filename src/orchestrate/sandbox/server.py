@@ -1,4 +1,4 @@
-"""Starts the three hosts of a sandbox on loopback addresses, in one thread of this process."""
+"""Starts the hosts of a sandbox on loopback addresses, in one thread of this process."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,7 +132,7 @@ def serve(  # noqa: PLR0913  each is a setting of its own
     train: bool = True,
     slots: int = SLOTS,
     threads: int = 1,
-    ports: Sequence[int] = (0, 0, 0),
+    ports: Sequence[int] = (),
     waits: Durations | None = None,
     also: Sequence[str] = (),
     start: Callable[[RunDir], None] | None = None,
@@ -144,7 +145,7 @@ def serve(  # noqa: PLR0913  each is a setting of its own
         before, base = last_start(folder), _model(model, train)
         sockets = [
             opened.enter_context(closing(_listen(port or before.ports.get(kind.name, 0), asked=port)))
-            for port, kind in zip([*ports, *(0 for _ in also)], kinds, strict=True)
+            for port, kind in zip_longest(ports, kinds, fillvalue=0)
         ]
         state = SandboxState(folder)
         clock = SandboxClock(state, speed)
@@ -157,7 +158,7 @@ def serve(  # noqa: PLR0913  each is a setting of its own
         for host, sock in zip(hosts.values(), sockets, strict=True):
             host.base_url = urls[host.name] = f"http://127.0.0.1:{sock.getsockname()[1]}"
             front = fronts[host.name] = Front(host, key)
-            front.app = edge(host.routes(), max_body=_MOST_BODY, tell=host.error)
+            front.app = edge(host.routes(), max_body=_MOST_BODY, tell=host.error, lifespan=host.life)
             front.control = edge(control_routes(host, front, clock), max_body=_MOST_BODY, tell=host.error)
         env = {name: value for host in hosts.values() for name, value in host.env(key).items()}
         ways = Ways(speed=speed, train=train, slots=slots, threads=threads, model=model, also=tuple(also))
@@ -167,10 +168,14 @@ def serve(  # noqa: PLR0913  each is a setting of its own
         state.set("start", msgspec.json.encode(start_now).decode())
         trainer.start(hosts)
         try:
-            with running(list(zip(fronts.values(), sockets, strict=True)), protocol=_Protocol, grace_s=1):
+            with running(
+                list(zip(fronts.values(), sockets, strict=True)), protocol=_Protocol, grace_s=1, lifespan=True
+            ):
                 yield Sandbox(env=env, urls=urls, home=folder, clock=clock, fronts=fronts)
         finally:
             trainer.stop()
+            for host in hosts.values():
+                host.close()
             state.close()
 
 

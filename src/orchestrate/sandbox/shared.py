@@ -92,7 +92,7 @@ def money(usd: Decimal) -> dict[str, object]:
     return {"currencyCode": "USD", "units": str(whole), "nanos": int((usd - whole) * 1_000_000_000)}
 
 
-# Chat completions, as all three hosts answer them.
+# Chat completions, as the hosts answer them.
 
 
 DEFAULT_MAX_TOKENS = 256
@@ -283,7 +283,7 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-# Uploaded files as the three hosts share them: bytes on disk, a record, and what was found in the rows.
+# Uploaded files as the hosts share them: bytes on disk, a record, and what was found in the rows.
 
 
 class StoredFile(msgspec.Struct, kw_only=True):

@@ -12,7 +12,7 @@ from orchestrate.sandbox.jobs import SLOTS
 from orchestrate.sandbox.state import DATABASE, SandboxState
 from orchestrate.types import decoding
 
-URLS_KEPT = 60
+URLS_KEPT = 80
 
 
 class Ways(msgspec.Struct, frozen=True, kw_only=True):

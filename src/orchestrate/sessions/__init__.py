@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from starlette.types import Scope
+
 from orchestrate.core.files import private_folder
 from orchestrate.errors import MissingExtra
-from orchestrate.http.web import LOOPBACK, serving
+from orchestrate.http.web import LOOPBACK, Keyed, edge, serving
 from orchestrate.local.model.files import source
 from orchestrate.local.run.launching import require_packages
 from orchestrate.serving.server import keys
@@ -51,8 +53,8 @@ def serve(ft: Workspace, base: str, terms: SessionTerms) -> Generator[SessionsUp
     require_packages(_WHAT)
     if find_spec("google.protobuf") is None:
         raise MissingExtra("sessions", _WHAT, "protobuf")
-    from orchestrate.sessions.api import SessionsApi
-    from orchestrate.sessions.desk import SessionDesk
+    from orchestrate.local.session_server import MOST_BODY, OPEN, SessionsApi, error_answer
+    from orchestrate.local.session_server.desk import SessionDesk
 
     clients = keys.Clients(ft.store, "sessions")
     clients.require(terms.host, NEW_KEY)
@@ -67,8 +69,21 @@ def serve(ft: Workspace, base: str, terms: SessionTerms) -> Generator[SessionsUp
     names = tuple(dict.fromkeys((base, *terms.called)))
     desk = SessionDesk(private_folder(ft.settings.make_home() / "sessions"), opening, names)
     desk.start()
+
+    async def admit(scope: Scope) -> None:
+        key = await clients.lately(scope)
+        scope["key_name"] = "" if key is None else key.name
+
+    api = SessionsApi(desk)
+    app = edge(
+        api.routes(),
+        door=lambda inner: Keyed(inner, admit, open=OPEN),
+        names=terms.names,
+        max_body=MOST_BODY,
+        tell=error_answer,
+        lifespan=api.life,
+    )
     try:
-        app = SessionsApi(desk, clients).app(names=terms.names)
         with serving(app, host=terms.host, port=terms.port, lifespan=True) as url:
             yield SessionsUp(url, names)
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from decimal import Decimal
 from importlib import import_module
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from orchestrate.core.amounts import amount
 from orchestrate.errors import InvalidRequest, OrchestrateError, OverBudget, RunFailed, UsageError
+from orchestrate.local.run.checkpoints import SAVE_NAME
 from orchestrate.providers.sessions import SessionBackend, TokenUse, then
 from orchestrate.sessions import shapes
 from orchestrate.sessions.shapes import (
@@ -81,6 +82,7 @@ class TrainingSession:
         self._counting = threading.Lock()
         self._sums = _StepSums()
         self._known: dict[int, Future[Any]] = {}
+        self._waiting: set[Future[Any]] = set()
         self._ended: OrchestrateError | None = None
         self._ended_well = False
         self._under_way = 0
@@ -179,7 +181,7 @@ class TrainingSession:
         """Save weights and optimizer, by default as `step-N`. The run can be resumed from there, and the save
         is one of its checkpoints."""
         name = name or f"step-{self._step}"
-        if not shapes.NAME.fullmatch(name):
+        if not SAVE_NAME.fullmatch(name):
             raise UsageError(f"a save is called by letters, digits, . _ - (got {name!r})")
         with self._lock:
             self._require_going()
@@ -256,6 +258,9 @@ class TrainingSession:
     ) -> None:
         self._ended_well = status == "succeeded"
         self._ended = raised or (RunFailed(error.message) if error else ended_already(self._record.run))
+        for one in list(self._waiting):  # a host that is gone answers none of them
+            with suppress(InvalidStateError):
+                one.set_exception(self._ended)
         with suppress(OrchestrateError):
             self._backend.close()
         self._record.end(status, error=error, result=result)
@@ -348,6 +353,8 @@ class TrainingSession:
             self._asked_at = time.monotonic()
             made: Future[Any] = Future()
             made.set_running_or_notify_cancel()
+            self._waiting.add(made)
+            made.add_done_callback(self._waiting.discard)
             if seq_id is not None:
                 self._known[seq_id] = made
             try:
@@ -363,10 +370,12 @@ class TrainingSession:
             except BaseException as error:  # noqa: BLE001  whoever waits gets it
                 refused = isinstance(error, UsageError | InvalidRequest)  # it was not carried out
                 self._settle(number, TokenUse() if refused else None)
-                made.set_exception(error)
+                with suppress(InvalidStateError):  # the session has ended
+                    made.set_exception(error)
             else:
                 self._settle(number, took)
-                made.set_result(result)
+                with suppress(InvalidStateError):
+                    made.set_result(result)
 
         sent.add_done_callback(take)
         return made

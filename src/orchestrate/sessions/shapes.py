@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -30,8 +29,6 @@ LORA: Mapping[str, Any] = {
 }
 
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-"""Of saved weights."""
 SAMPLING: Mapping[str, Any] = {
     "max_tokens": None,
     "temperature": 1.0,

@@ -20,7 +20,14 @@ from orchestrate.local.run import JobState, RunDir, checkpoints, now
 from orchestrate.local.run.checkpoints import Progress, Whole
 from orchestrate.paid.limits import reached, require_within
 from orchestrate.providers.base import Sessions, capability
-from orchestrate.providers.sessions import SESSION, SessionOrder, SessionPrice, TokenUse
+from orchestrate.providers.sessions import (
+    JOURNAL,
+    SESSION,
+    PaidRequest,
+    SessionOrder,
+    SessionPrice,
+    TokenUse,
+)
 from orchestrate.runs.submitting import accounts
 from orchestrate.runs.submitting.settling import lease_name
 from orchestrate.runs.syncing.sweep import refresh
@@ -34,7 +41,6 @@ from orchestrate.types import (
     JobStatus,
     Quote,
     QuoteLine,
-    Record,
     Run,
     Translation,
     decoding,
@@ -50,7 +56,6 @@ ENDING_S = 60.0
 """For a program whose session has just ended to let go of it."""
 LOOK_S, REFRESH_S = 1.0, 10.0
 """Between two looks of a session after its limits, and between two visits of the store."""
-JOURNAL = "requests.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +68,6 @@ class SessionRequest:
     max_cost_usd: Decimal | None
     options: Mapping[str, Any]
     tags: Mapping[str, str]
-
-
-class PaidRequest(Record, frozen=True, kw_only=True):
-    """A line of the journal of a session that is billed by the token: what a request may cost at most, before
-    it is sent, then what it did cost. One without a second line counts in full."""
-
-    number: int
-    settled: bool = False
-    use: TokenUse = TokenUse()
 
 
 class Meter:
@@ -113,7 +109,8 @@ class Meter:
             )
             self._number += 1
             if self._journal is not None:
-                self._journal.append(PaidRequest(number=self._number, use=most))
+                total = self.price.of(sum(self._open.values(), self.used + most), self._hours())
+                self._journal.append(PaidRequest(number=self._number, use=most, total_usd=total))
             self._open[self._number] = most
             return self._number
 
@@ -123,7 +120,10 @@ class Meter:
             most = self._open.pop(number)
             self.used += most if use is None else use
             if self._journal is not None:
-                self._journal.append(PaidRequest(number=number, settled=True, use=use or most))
+                total = self.price.of(sum(self._open.values(), self.used), self._hours())
+                self._journal.append(
+                    PaidRequest(number=number, settled=True, use=use or most, total_usd=total)
+                )
 
     @property
     def usd(self) -> Decimal:
@@ -275,15 +275,15 @@ class SessionRecord:
             raise UsageError(
                 f"run {run.id} is {run.status.value}: it {why}", fix=f"orchestrate show {run.id}"
             )
-        if max_cost_usd is not None and max_cost_usd != run.max_cost_usd:
-            at, limits = ws.store.clock.now(), Allowance(max_usd=max_cost_usd, max_hours=run.max_hours)
-            run = ws.store.runs.commit(
-                run.id,
-                max_cost_usd,
-                lambda one: transitions.given(one, at, limits, max_cost_usd),
-                ws.settings.budget_usd,
-                figure="what it may cost with the new limit",
-            )
+        most = run.max_cost_usd if max_cost_usd is None else max_cost_usd
+        at, limits = ws.store.clock.now(), Allowance(max_usd=most, max_hours=run.max_hours)
+        run = ws.store.runs.commit(
+            run.id,
+            run.quote.held_usd if most is None and run.quote is not None else most,
+            lambda one: transitions.reopened(one, at, limits),
+            ws.settings.budget_usd,
+            figure="what it may cost with its limit",
+        )
         dir = RunDir(Path(str(provider.get(run.handle).payload["folder"])))
         order = decoding.convert(dir.job().session, SessionOrder)
         return cls._held_by_us(ws, provider, run, order, provider.session_price(order, ws.rates))

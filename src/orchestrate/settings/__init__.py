@@ -25,6 +25,12 @@ SANDBOX_KEY_PREFIX = "sandbox-"
 mistaken for the other."""
 
 
+def is_sandbox_key(key: str) -> bool:
+    """Return whether a sandbox made the key. A host's client may require a prefix of its own before it, such
+    as `sk-`."""
+    return any(one.startswith(SANDBOX_KEY_PREFIX) for one in (key, key.partition("-")[2]))
+
+
 MASK = "[removed]"
 _SERVICE = "orchestrate"
 """The name of our keys in the system's keyring."""
@@ -181,7 +187,7 @@ def from_keyring(name: str) -> str | None:
 def write_keyring(name: str, value: str) -> str:
     """Set one key in the system's keyring, and return the keyring's name. Raises `MissingExtra` without
     the package, `SetupError` if the keyring refuses it, `UsageError` for the key of a sandbox."""
-    if value.startswith(SANDBOX_KEY_PREFIX):
+    if is_sandbox_key(value):
         raise UsageError(
             "the keyring is only for keys of real hosts, and this is a sandbox key",
             fix="leave out --keyring",

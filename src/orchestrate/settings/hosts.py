@@ -36,7 +36,7 @@ from orchestrate.profile import (
     profile,
     session_hosts,
 )
-from orchestrate.settings import SANDBOX_KEY_PREFIX, Secret, from_keyring, key_file, pin_file, read_keys
+from orchestrate.settings import Secret, from_keyring, is_sandbox_key, key_file, pin_file, read_keys
 from orchestrate.text import meant
 from orchestrate.types import decoding
 
@@ -137,7 +137,7 @@ class HostConfig:
         another host answers to such a key may be billed. The keyring holds no key of a sandbox, and is
         not asked."""
         known = vars(self)["api_key"]
-        return self.near and isinstance(known, Secret) and known.reveal().startswith(SANDBOX_KEY_PREFIX)
+        return self.near and isinstance(known, Secret) and is_sandbox_key(known.reveal())
 
     def require_key(self) -> Secret:
         """Return the key, to be sent only to `base_url`. Raises `MissingKey` with the variable to set,
@@ -184,9 +184,10 @@ class HostRegistry(Mapping[str, HostConfig]):
     @property
     def sandboxed(self) -> bool:
         """Return whether the environment's keys are a sandbox's. Then commands work on its runs."""
-        exported = any(key.startswith(SANDBOX_KEY_PREFIX) for key in self._env.values())
+        exported = any(map(is_sandbox_key, self._env.values()))
         return exported and any(
-            (host := self[name]).sandbox and host.key_variable in self._env for name in self
+            (host := self[name]).sandbox and host.key_variable in self._env
+            for name in (*self, *session_hosts())
         )
 
     @property
@@ -294,7 +295,7 @@ class HostRegistry(Mapping[str, HostConfig]):
 
 def _in_keyring(name: str) -> Secret | None:
     key = from_keyring(name)
-    return Secret(key) if key and not key.startswith(SANDBOX_KEY_PREFIX) else None
+    return Secret(key) if key and not is_sandbox_key(key) else None
 
 
 def known_profile(kind: str) -> Profile | None:

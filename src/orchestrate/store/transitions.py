@@ -205,6 +205,12 @@ def given(run: Run, at: datetime, limits: Allowance, most_usd: Decimal | None) -
     return _with(run, at, max_cost_usd=limits.max_usd, max_hours=limits.max_hours, allowed_usd=most_usd)
 
 
+def reopened(run: Run, at: datetime, limits: Allowance) -> Run:
+    """Record that a program drives a training session again, which takes its limit from a budget again."""
+    told = given(run, at, limits, limits.max_usd)
+    return _with(told, at, status=JobStatus.RUNNING, bill=None)
+
+
 def _believable(old: JobStatus, new: JobStatus) -> bool:
     if new.terminal or new is JobStatus.UNKNOWN or old is JobStatus.UNKNOWN or old in _EARLY:
         return True

@@ -84,6 +84,10 @@ class RemoteDataset(Record, frozen=True, kw_only=True):
     details: dict[str, Any] = {}
 
 
+SESSION = "session"
+"""The kind of a job that the caller's own loop trains."""
+
+
 class JobHandle(Record, frozen=True, kw_only=True):
     """The data needed to ask a backend about one job again."""
 
@@ -379,6 +383,12 @@ class Run(Record, frozen=True, kw_only=True):
             "error": self.error.message if self.error else None,
             **{f"tags.{name}": value for name, value in self.tags.items()},
         }
+
+    @property
+    def dormant(self) -> bool:
+        """Whether this is a training session that no program drives. It costs nothing more until it is
+        resumed."""
+        return self.job_kind == SESSION and self.status is JobStatus.PAUSED
 
     @property
     def handle(self) -> JobHandle:

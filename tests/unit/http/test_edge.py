@@ -29,7 +29,8 @@ from orchestrate.serving.server.load import ServerLoad
 from orchestrate.settings import config
 from orchestrate.types import GatewayKey
 
-KINDS = ["gateway", "serve", "ab serve", *(f"sandbox {host}" for host in ("openai", "together", "fireworks"))]
+HOSTS = ("openai", "together", "fireworks", "tinker")
+KINDS = ["gateway", "serve", "ab serve", *(f"sandbox {host}" for host in HOSTS)]
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def fronts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Front
             "openai": "/v1/fine_tuning/jobs",
             "together": "/v1/fine-tunes",
             "fireworks": f"/v1/accounts/{box.env['FIREWORKS_ACCOUNT_ID']}/supervisedFineTuningJobs",
+            "tinker": "/api/v1/healthz",
         }
         for name, url in box.urls.items():
             made[f"sandbox {name}"] = Front(url, box.env[f"{name.upper()}_API_KEY"], paths[name])
@@ -100,7 +102,7 @@ def test_pages_of_other_sites_do_nothing_here(front: Front) -> None:
 
 
 def test_the_sandbox_s_own_switches_are_behind_it_too(fronts: dict[str, Front]) -> None:
-    for name in KINDS[-3:]:
+    for name in KINDS[-len(HOSTS) :]:
         page = {"origin": "https://evil.example"}
         assert fronts[name]("POST", "/_sandbox/account", **page).status_code == 403
         assert fronts[name]("GET", "/_sandbox/requests", host="evil.example").status_code == 404
@@ -120,7 +122,7 @@ def test_what_is_not_served_is_said_as_the_api_says_it(front: Front) -> None:
         answer = front(method, path)
         assert answer.status_code in (404, 405), (method, path)
         said = answer.json()
-        assert said.get("error") or said.get("message"), said
+        assert said.get("error") or said.get("message") or said.get("detail"), said
 
 
 def test_a_body_beyond_the_limit_and_half_a_head_are_refused(front: Front) -> None:

@@ -60,6 +60,7 @@ def main(home: str) -> None:
             say("broken off", told(ft, s.id))
         with ft.session(resume=s.id) as s:
             say("again", [s.step, trained(s)])
+            say("held", float(ft.store.ledger.spending().committed_usd))
         say("done", told(ft, s.id))
         tokens = sum(len(row["model_input"]) for row in rows())
         cap = tokens * 2.5 / 1000  # two steps and a half at a dollar for a thousand tokens

@@ -1,6 +1,7 @@
 """A loop in a process of its own, each result a line of JSON: `loop.py HOME RUN STEPS SAVE_AT KILLED`.
 
-RUN: a run to resume, or `new`; KILLED: where the process is killed, or `nowhere`."""
+RUN: a run to resume, or `new`, or `new at HOST`; KILLED: where the process is killed, or `nowhere`, or
+`waits`: then it waits at step 2 for the file `HOME/go`."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,35 @@ def say(what: str, value: Any) -> None:
     print(json.dumps({"what": what, "value": value}), flush=True)
 
 
+def hurt(session: Any, killed: str) -> None:
+    """Kill this process around a request of step 2."""
+    backend = session._backend
+    forward, save = backend.forward, backend.save
+
+    def forwarding(*args: Any, **more: Any) -> Any:
+        if killed == "before it is sent" and session.step == 2:
+            die()
+        made = forward(*args, **more)
+        if killed == "after it is billed" and session.step == 2:
+            made.result()
+            die()
+        return made
+
+    def saving(*args: Any, **more: Any) -> Any:
+        made = save(*args, **more)
+        if killed == "amid a save":
+            made.result()
+            die()
+        return made
+
+    backend.forward, backend.save = forwarding, saving
+
+
+def wait_for(file: Path) -> None:
+    while not file.exists():
+        time.sleep(0.1)
+
+
 def main(home: str, run: str, steps: str, save_at: str, killed: str) -> None:
     made: Any = StepwiseProvider.session_dir
 
@@ -55,10 +86,17 @@ def main(home: str, run: str, steps: str, save_at: str, killed: str) -> None:
         given: dict[str, Any] = {"resume": run}
         if run == "new":
             given = {"model": str(TINY), "lora": LORA, "options": OPTIONS}
+        elif run.startswith("new at "):
+            host = run.removeprefix("new at ")
+            given = {"model": "Qwen/Qwen3-8B", "provider": host, "lora": LORA, "max_cost_usd": 5}
         with ft.session(**given) as s:
             say("id", s.id)
+            hurt(s, killed)
             say("step", s.step)
             while s.step < int(steps):
+                if killed == "waits" and s.step == 2:
+                    say("waits", True)
+                    wait_for(Path(home) / "go")
                 say("loss", s.forward_backward(rows()).loss)
                 if killed == "amid a step" and s.step == 2:
                     die()

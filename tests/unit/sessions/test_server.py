@@ -20,7 +20,7 @@ from tests.unit.sessions.homes import workspace
 from tests.waiting import until
 
 from orchestrate import sessions
-from orchestrate.sessions.desk import KEPT_SNAPSHOTS
+from orchestrate.local.session_server.desk import KEPT_SNAPSHOTS
 
 pytestmark = pytest.mark.slow
 NAME = "Qwen/Qwen3-8B"

@@ -1,4 +1,4 @@
-"""sandbox: local stand-ins of the three hosts, for trying things and for tests."""
+"""sandbox: local sandboxes of the hosts, for trying things and for tests."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from orchestrate.sandbox.server import Sandbox
 
 FIRST_PORT = 8751
-"""Of OpenAI's stand-in; Together's and Fireworks' follow."""
+"""Of OpenAI's sandbox; Together's, Fireworks' and Tinker's follow."""
 
 app = typer.Typer(
     invoke_without_command=True,
     add_completion=False,
     no_args_is_help=False,
-    help="Run local sandboxes of the three hosts. They really train. No key, no cost.",
+    help="Run local sandboxes of the hosts. They really train. No key, no cost.",
 )
 
 HomeOpt = Annotated[Path | None, typer.Option("--sandbox-home", help="Folder for jobs and files.")]
@@ -47,7 +47,7 @@ AlsoOpt = Annotated[
     typer.Option("--also", help="A host described by a file, such as azure, on a free port; repeatable."),
 ]
 PortOpt = Annotated[
-    int, typer.Option("--port", min=0, max=65533, help="First of three ports; 0 picks free ones.")
+    int, typer.Option("--port", min=0, max=65532, help="First of four ports; 0 picks free ones.")
 ]
 
 
@@ -79,7 +79,7 @@ def sandbox(
     hosts: SandboxOptions,
     port: PortOpt = FIRST_PORT,
 ) -> Iterator[Output[SandboxUp]]:
-    """Start the three hosts, print the environment that clients need, and serve until interrupted.
+    """Start the hosts, print the environment that clients need, and serve until interrupted.
 
     Jobs are saved in the home folder. After a restart, a job that was training continues."""
     if context.invoked_subcommand is not None:

@@ -9,6 +9,7 @@ step-00000120/
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ import msgspec
 
 from orchestrate.core.files import recover_folders, sha256, whole_folder, write_whole
 from orchestrate.types import ArtifactFile, Record, decoding
+
+SAVE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""A name that a user gives to saved weights."""
 
 
 class Progress(Record, frozen=True, kw_only=True):

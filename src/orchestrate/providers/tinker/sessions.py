@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from orchestrate.core import days
+from orchestrate.costing import PLAY_MONEY
 from orchestrate.errors import (
     HostUnavailable,
     InvalidRequest,
@@ -40,7 +41,7 @@ from orchestrate.types import (
 )
 
 if TYPE_CHECKING:
-    from orchestrate.costing import RateBook
+    from orchestrate.costing import Rate, RateBook
     from orchestrate.data import TrainingData
     from orchestrate.profile import Profile
     from orchestrate.spec import JobSpec
@@ -203,11 +204,9 @@ class TinkerProvider(Measures, KeepsCheckpoints, Pauses, Sessions):
         return self._runs.make(order)
 
     def session_price(self, order: SessionOrder, rates: RateBook) -> SessionPrice:
-        """Return your own rates of `rates.yaml`. A server on this machine costs nothing without them."""
-        found = {
-            method: rates.find(self.prices, method, ids=[order.model, order.model_name], on=days.today())
-            for method in RATES
-        }
+        """Return your own rates of `rates.yaml`, or those of the sandbox. Another server on this machine
+        costs nothing without them."""
+        found = {method: self._rate(method, order, rates) for method in RATES}
         unknown = [method for method, rate in found.items() if rate is None]
         if unknown and not (self.config.near and len(unknown) == len(RATES)):
             raise UsageError(
@@ -223,6 +222,11 @@ class TinkerProvider(Measures, KeepsCheckpoints, Pauses, Sessions):
             sample_usd_per_mtok=sample,
             source=source,
         )
+
+    def _rate(self, method: str, order: SessionOrder, rates: RateBook) -> Rate | None:
+        ids, today = [order.model, order.model_name], days.today()
+        own = rates.find(self.prices, method, ids=ids, on=today)
+        return own or (rates.find(PLAY_MONEY, method, on=today) if self.sandbox else None)
 
     def open_session(self, order: SessionOrder) -> SessionBackend:
         if find_spec("tinker") is None:

@@ -36,7 +36,17 @@ from orchestrate.store.gateway import require_uncancelled
 from orchestrate.store.ledger import Limit
 from orchestrate.store.runs import asked_for
 from orchestrate.store.transitions import UNSENT, UNSETTLED
-from orchestrate.types import Event, Job, JobHandle, JobStatus, Outcome, Run, RunRequest, Translation
+from orchestrate.types import (
+    SESSION,
+    Event,
+    Job,
+    JobHandle,
+    JobStatus,
+    Outcome,
+    Run,
+    RunRequest,
+    Translation,
+)
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -281,7 +291,7 @@ class SubmitRequest:
     def _may_be(self, connection: Connection, run: Run) -> bool:
         """Return whether a recovered run may be the requested one, by all that is known about it. With a key,
         the run is found by the key."""
-        if self.key is not None or REF_PATTERN.fullmatch(run.ref) is None:
+        if self.key is not None or REF_PATTERN.fullmatch(run.ref) is None or run.job_kind == SESSION:
             return False
         if accounts.is_here_in(connection, self.provider, run.account) is False:
             return False

@@ -186,7 +186,16 @@ def paused(store: Store, provider: Provider, run: Run) -> None:
         f"{provider.title} paused job {run.job_id}; it keeps its share of the budget until it ends: "
         f"orchestrate resume {run.id}, cancel or abandon"
     )
+    if run.dormant:
+        told = f'only its cost so far is held; ft.session(resume="{run.id}") reserves its limit again'
     _say(store, run, "paused", told)
+
+
+def settled_session(store: Store, run: Run, job: Job, bill: BillHook | None) -> Run:
+    """Store what a training session has cost that no program drives anymore. Its reserved limit is free then,
+    until it is resumed."""
+    so_far = bill(run, job) if bill is not None and run.dormant else None
+    return run if so_far is None or so_far == run.bill else store.runs.set_bills({run.id: so_far})[0]
 
 
 def _say(store: Store, run: Run, what: str, told: str) -> None:
@@ -382,6 +391,7 @@ def refresh(
     if Feature.CANCEL in provider.features and run.id in store.watching.uncancelled(run.provider, run.host):
         run = Submitter(store, provider, timing).cancel(run)
     uncancelled(store, provider, run, job)
+    run = settled_session(store, run, job, bill)
     capped = enforce(store, provider, run, job, bill, timing)
     if capped is not None and on_event is not None:
         on_event(capped)
@@ -575,6 +585,7 @@ class _Sweep:
     def _left_undone(self, run: Run, job: Job) -> None:
         try:
             if job.status is JobStatus.PAUSED:
+                run = settled_session(self.store, self.store.runs.get(run.id), job, self.bill)
                 paused(self.store, self.provider, run)
                 self.report.paused.append(run.id)
             if uncancelled(self.store, self.provider, run, job):

@@ -48,7 +48,7 @@ def test_every_file_is_whole(name: str) -> None:
 def unit_of(rate: Rate, method: str) -> str:
     """What the host bills this kind of thing by. A rate in another unit would be multiplied by the wrong
     quantity."""
-    if method.startswith(("sft", "dpo", "inference_", "training_api_")):
+    if method.startswith(("sft", "dpo", "inference_", "training_api_", "session_")):
         return "usd_per_mtok"
     if method == "rft" and rate.provider in ("openai", "azure"):
         return "usd_per_hour"  # of the core loop, whatever it runs on

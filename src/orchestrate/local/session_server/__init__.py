@@ -1,4 +1,4 @@
-"""Tinker's HTTP interface over the models of this machine. docs/sessions.md names the clients tried."""
+"""Serves Tinker's HTTP interface over the models of this machine. docs/sessions.md names tried clients."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import asyncio
 import secrets
 import shutil
 import time
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Scope
 
-from orchestrate.http.web import Keyed, edge
 from orchestrate.http.wire import HostError, json_body, parse
-from orchestrate.serving.server.keys import Clients
-from orchestrate.sessions import wire
-from orchestrate.sessions.desk import (
+from orchestrate.local.session_server import wire
+from orchestrate.local.session_server.desk import (
     Caller,
     Promise,
     SavedSampler,
@@ -32,6 +30,7 @@ from orchestrate.sessions.desk import (
     forward_result,
     sample_result,
 )
+from orchestrate.local.session_server.usage import HOUR_S, UsageBucket
 
 ROOT = "/api/v1"
 MOST_BODY = 64 << 20
@@ -48,31 +47,28 @@ CONFIG = {
 """What the official client leaves off."""
 OPEN = (f"{ROOT}/healthz",)
 PROTOBUF = "application/x-protobuf"
+USAGE_TYPES = {"train": "training", "prefill": "sampling_prefill", "sample": "sampling_sample"}
 Handler = Callable[[dict[str, Any], str], dict[str, Any]]
 
 
 class SessionsApi:
-    def __init__(self, desk: SessionDesk, clients: Clients) -> None:
-        self.desk, self.clients = desk, clients
+    """Answers each caller from what its own key made. The key's name is `key_name` of the ASGI scope.
 
-    def app(self, *, names: Collection[str] = (), origins: Collection[str] = ()) -> ASGIApp:
-        return edge(
-            self._routes(),
-            door=lambda inner: Keyed(inner, self._admit, open=OPEN),
-            names=names,
-            origins=origins,
-            max_body=MOST_BODY,
-            tell=_told,
-            lifespan=self._life,
-        )
+    notice   what each new session is told
+    prices   US dollars per million tokens by kind of use; without them nothing is billed
+    """
 
-    async def _admit(self, scope: Scope) -> None:
-        """What one key makes, no other sees."""
-        key = await self.clients.lately(scope)
-        scope["key_name"] = "" if key is None else key.name
+    def __init__(
+        self,
+        desk: SessionDesk,
+        *,
+        notice: str = "nothing is billed",
+        prices: Mapping[str, Decimal] | None = None,
+    ) -> None:
+        self.desk, self._notice, self._prices = desk, notice, prices or {}
 
     @asynccontextmanager
-    async def _life(self, app: Any) -> AsyncGenerator[None]:
+    async def life(self, app: Any) -> AsyncGenerator[None]:
         del app
         task = asyncio.create_task(self.desk.run())
         try:
@@ -82,7 +78,7 @@ class SessionsApi:
             with suppress(asyncio.CancelledError):
                 await task
 
-    def _routes(self) -> list[BaseRoute]:
+    def routes(self) -> list[BaseRoute]:
         posts: dict[str, Handler] = {
             "client/config": lambda body, owner: CONFIG,
             "client/dynamic_config": lambda body, owner: {},
@@ -105,6 +101,7 @@ class SessionsApi:
             "get_server_capabilities": lambda request: self._capabilities(),
             "samplers/{id:path}": self._sampler,
             "checkpoints": lambda request: self._checkpoints(request, None),
+            "billing/usage/events": self._usage,
             "training_runs/{id}/checkpoints": lambda request: self._checkpoints(
                 request, request.path_params["id"]
             ),
@@ -129,8 +126,8 @@ class SessionsApi:
     def _create_session(self, body: dict[str, Any], owner: str) -> dict[str, Any]:
         parse(wire.CreateSessionBody, body)
         id = secrets.token_hex(8)
-        self.desk.callers[id] = Caller(id, owner, time.monotonic())
-        told = f"orchestrate sessions: {self.desk.names[0]} on this machine; nothing is billed"
+        self.desk.callers[id] = Caller(id, owner, self.desk.now())
+        told = f"orchestrate sessions: {self.desk.names[0]} on this machine; {self._notice}"
         if self.desk.tied:
             told += "; its input and output share one table, so train_unembed trains nothing"
         return {"session_id": id, "info_message": told, "type": "create_session"}
@@ -156,7 +153,7 @@ class SessionsApi:
     # -- models --------------------------------------------------------------------------------------------
 
     def _base(self, name: str) -> str:
-        if name not in self.desk.names:
+        if not self.desk.takes(name):
             known = ", ".join(self.desk.names)
             raise HostError(404, f"this server trains {known}, not {name[:200]}", code="model_not_found")
         return name
@@ -219,7 +216,14 @@ class SessionsApi:
             if "refused" in asked:
                 promise.fail(asked["refused"])
             else:
-                self.desk.ask(promise, "forward", {"model": id, **asked}, forward_result)
+                kind = "train" if asked["backward"] else "prefill"
+                used = {kind: sum(len(row["tokens"]) for row in asked["data"])}
+                self.desk.ask(
+                    promise,
+                    "forward",
+                    {"model": id, **asked},
+                    self.desk.counted(id, model.owner, model.base, lambda answer: used, forward_result),
+                )
 
         return JSONResponse(self._numbered(model, number, work))
 
@@ -343,7 +347,11 @@ class SessionsApi:
             if (name := asked.unknown()) is not None:
                 promise.fail(f"{name} is not computed by this server")
             else:
-                self.desk.ask(promise, "sample", _question(asked, sampler.folder), sample_result)
+                question = _question(asked, sampler.folder)
+                write = self.desk.counted(
+                    sampler.id, owner, sampler.base, partial(_sampled, question), sample_result
+                )
+                self.desk.ask(promise, "sample", question, write)
         ids = [f"{promise.id}-{n}" for n in range(asked.num_samples)]
         return {"request_id": promise.id, "sample_sequence_ids": ids}
 
@@ -361,6 +369,26 @@ class SessionsApi:
             return Response(promise.result, media_type=PROTOBUF)
         return JSONResponse(promise.result)
 
+    def _usage(self, request: Request) -> dict[str, Any]:
+        start, end = _instant(request, "starting_on"), _instant(request, "ending_before")
+        found = self.desk.usage.between(_owner(request), start, end)
+        return {"data": [self._usage_event(bucket, tokens) for bucket, tokens in found]}
+
+    def _usage_event(self, bucket: UsageBucket, tokens: int) -> dict[str, Any]:
+        rate = self._prices.get(bucket.kind)
+        info: dict[str, Any] = {"type": USAGE_TYPES[bucket.kind], "token_count": tokens}
+        if bucket.kind == "prefill":
+            info["cached"] = False
+        return {
+            "bucket_start": _iso(bucket.hour * HOUR_S),
+            "bucket_end": _iso((bucket.hour + 1) * HOUR_S),
+            "base_model": bucket.base,
+            "session_id": bucket.session,
+            "estimated_cost_usd": None if rate is None else float(rate * tokens / 1_000_000),
+            "effective_rate_usd_per_million_tokens": None if rate is None else float(rate),
+            "event_info": info,
+        }
+
 
 def _posted(handler: Handler) -> Any:
     async def endpoint(request: Request) -> Response:
@@ -376,7 +404,7 @@ def _got(handler: Callable[[Request], Any]) -> Any:
     return endpoint
 
 
-def _told(error: HostError) -> Response:
+def error_answer(error: HostError) -> Response:
     return JSONResponse({"detail": error.message, "code": error.code}, error.status, headers=error.headers)
 
 
@@ -415,6 +443,11 @@ def _question(asked: wire.SampleBody, folder: str) -> dict[str, Any]:
     }
 
 
+def _sampled(question: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, int]:
+    drawn = sum(len(one["tokens"]) for one in answer["answers"])
+    return {"prefill": len(question["prompt"]), "sample": drawn}
+
+
 def _checkpoint(folder: Path, saved: SavedWeights) -> dict[str, Any]:
     run, kind, name = saved.path.removeprefix("tinker://").split("/")
     expires = saved.expires_at
@@ -438,6 +471,15 @@ def _require_number(number: Any) -> int:
     if type(number) is not int or number < 1:
         raise HostError(400, "seq_id is not a whole number above 0", param="seq_id")
     return number
+
+
+def _instant(request: Request, name: str) -> float:
+    given = request.query_params.get(name, "")
+    try:
+        found = datetime.fromisoformat(given)
+    except ValueError as error:
+        raise HostError(400, f"{name} must be a date and time, got {given[:100]!r}", param=name) from error
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 
 def _number(request: Request, name: str, default: int) -> int:

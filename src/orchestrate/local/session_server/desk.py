@@ -28,8 +28,9 @@ from orchestrate.core.files import private_folder, recover_folders, write_whole
 from orchestrate.errors import OrchestrateError
 from orchestrate.http.wire import HostError
 from orchestrate.local.answers.worker import TRAINS, ModelProcess
-from orchestrate.sessions import wire
-from orchestrate.sessions.shapes import NAME
+from orchestrate.local.run.checkpoints import SAVE_NAME
+from orchestrate.local.session_server import wire
+from orchestrate.local.session_server.usage import UsageBook
 from orchestrate.types import Record
 
 _log = logging.getLogger(__name__)
@@ -123,10 +124,21 @@ class SavedWeights(Record, frozen=True, kw_only=True):
 
 
 class SessionDesk:
-    def __init__(self, home: Path, opening: Mapping[str, Any], names: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        home: Path,
+        opening: Mapping[str, Any],
+        names: tuple[str, ...],
+        *,
+        takes: Callable[[str], bool] | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`opening`: as `orchestrate.local.sessions.Opening` has it; `names`: under which callers ask for the
-        base, the first of which is its own."""
-        self.home, self.names = home, names
+        base, the first of which is its own; `takes`: whether another name is taken too; `now`: the clock by
+        which callers are gone."""
+        self.home, self.names, self.now = home, names, now
+        self.takes = takes or names.__contains__
+        self.usage = UsageBook(home / "usage.jsonl")
         self.folder, self.context, self.tied = "", None, False
         self._opening = dict(opening)
         self.callers: dict[str, Caller] = {}
@@ -172,7 +184,8 @@ class SessionDesk:
         """Fetch answers and release what nobody needs anymore, until cancelled."""
         self._loop = asyncio.get_running_loop()
         self._clear()
-        self._listen()
+        if self._child is not None:
+            self._listen()
         while True:
             await asyncio.sleep(10)
             self._sweep()
@@ -268,6 +281,23 @@ class SessionDesk:
             _log.exception("the request %s", op)
             promise.fail(f"the request cannot be passed on: {error}", "server")
 
+    def counted(
+        self,
+        of: str,
+        owner: str,
+        base: str,
+        used: Callable[[dict[str, Any]], dict[str, int]],
+        write: Callable[[dict[str, Any]], bytes],
+    ) -> Callable[[dict[str, Any]], bytes]:
+        """Return `write` for `ask`, which also counts the tokens that the request of a model or sampler
+        used."""
+
+        def counting(answer: dict[str, Any]) -> bytes:
+            self.usage.add(of.partition(":")[0], owner, base, time.time(), used(answer))
+            return write(answer)
+
+        return counting
+
     # -- who asks ------------------------------------------------------------------------------------------
 
     def caller(self, id: str, owner: str) -> Caller:
@@ -275,7 +305,7 @@ class SessionDesk:
         found = self.callers.get(id)
         if found is None or found.owner != owner:
             raise HostError(404, f"there is no session {id}: it has ended, or the server was restarted")
-        found.seen = time.monotonic()
+        found.seen = self.now()
         return found
 
     def model(self, id: str, owner: str) -> SessionModel:
@@ -342,7 +372,7 @@ class SessionDesk:
     def place(self, owner: str, model: str, kind: str, name: str) -> Path:
         """Return the folder for weights of this name. Raises `HostError` 400 for a name that a folder
         cannot have."""
-        if not NAME.fullmatch(name):
+        if not SAVE_NAME.fullmatch(name):
             raise HostError(400, f"the name {name[:100]!r} has other characters than letters, digits, . _ -")
         return self._own(owner, "weights") / model.replace(":", "@") / kind / name
 
@@ -457,7 +487,7 @@ class SessionDesk:
     def _kept(self, model: SessionModel, caller: Caller, promise: Promise) -> None:
         if isinstance(promise.result, dict) and "error" in promise.result:
             _log.error("%s was not saved for its caller: %s", model.id, promise.result["error"])
-            caller.seen = time.monotonic()  # another try when it was quiet as long again
+            caller.seen = self.now()  # another try when it was quiet as long again
             return
         self.unload(model)
         if not any(id in self.models for id, _ in caller.models.values()):
@@ -478,11 +508,11 @@ class SessionDesk:
                     self._sampler_file(id, caller.owner).unlink(missing_ok=True)
 
     def _sweep(self) -> None:
-        now = time.monotonic()
-        for caller in [c for c in self.callers.values() if now - c.seen > GONE_S]:
+        seen, now = self.now(), time.monotonic()
+        for caller in [c for c in self.callers.values() if seen - c.seen > GONE_S]:
             try:
                 self.end(caller, keeps=True)
-                caller.seen = now
+                caller.seen = seen
             except Exception:  # noqa: BLE001  the others go on
                 _log.exception("the session %s cannot be ended", caller.id)
         old = {

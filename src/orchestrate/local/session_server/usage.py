@@ -1,0 +1,70 @@
+"""What callers of a session server used: tokens by hour, session and base model. Survives the server's end at
+any moment."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+
+from orchestrate.core.files import Journal, private_folder, write_whole
+from orchestrate.types import Record
+
+HOUR_S = 3600
+KINDS = ("train", "prefill", "sample")
+
+
+class UsageBucket(Record, frozen=True, kw_only=True):
+    """Where tokens are counted."""
+
+    owner: str
+    session: str
+    base: str
+    kind: str
+    """One of `KINDS`."""
+    hour: int
+    """Since 1970."""
+
+
+class UsageLine(Record, frozen=True, kw_only=True):
+    """A line of the file: what one request adds."""
+
+    bucket: UsageBucket
+    tokens: int
+
+
+class UsageBook:
+    def __init__(self, path: Path) -> None:
+        """Raises `DataError` for a file that cannot be read."""
+        private_folder(path.parent)
+        self._journal = Journal[UsageLine](path, UsageLine)
+        self._tokens: Counter[UsageBucket] = Counter()
+        for line in self._journal.entries:
+            self._tokens[line.bucket] += line.tokens
+        if len(self._journal.entries) > 2 * len(self._tokens):  # one line for each bucket
+            lines = (UsageLine(bucket=one, tokens=tokens) for one, tokens in self._tokens.items())
+            write_whole(path, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+            self._journal = Journal[UsageLine](path, UsageLine)
+        self._journal.entries.clear()
+
+    def add(self, session: str, owner: str, base: str, at: float, used: dict[str, int]) -> None:
+        """Count the tokens of a request that was carried out, by kind."""
+        for kind, tokens in used.items():
+            if tokens:
+                bucket = UsageBucket(
+                    owner=owner, session=session, base=base, kind=kind, hour=int(at // HOUR_S)
+                )
+                self._journal.append(UsageLine(bucket=bucket, tokens=tokens))
+                self._journal.entries.clear()
+                self._tokens[bucket] += tokens
+
+    def between(self, owner: str, start: float, end: float) -> list[tuple[UsageBucket, int]]:
+        """Return the owner's buckets that begin in a span of time, oldest first, the largest first within
+        an hour."""
+        found = [
+            (one, tokens)
+            for one, tokens in self._tokens.items()
+            if one.owner == owner and start <= one.hour * HOUR_S < end
+        ]
+        return sorted(found, key=lambda each: (each[0].hour, -each[1]))

@@ -1,0 +1,116 @@
+"""The Tinker host: training sessions over the tiny model, by the server of `orchestrate sessions serve`."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute
+
+from orchestrate.core import days
+from orchestrate.costing import PLAY_MONEY, built_in
+from orchestrate.profile import HUB_ID
+from orchestrate.sandbox.accounts import here
+from orchestrate.sandbox.host import NOTE, Host, HostError, route
+from orchestrate.sandbox.uploads import AcceptedRows
+
+if TYPE_CHECKING:
+    from orchestrate.local.session_server import SessionsApi
+
+PAUSES = ("paused_capacity", "paused_rate_limit")
+"""Why a host makes a caller wait for a result."""
+
+
+class TinkerHost(Host):
+    name = "tinker"
+    title = "Tinker"
+    place = 3
+    taken = AcceptedRows(message_fields=frozenset())
+    usual_rate = 1e-4
+    endless: ClassVar = {}
+    key_prefix = "tml-"
+    own_faults = frozenset({*PAUSES, "session_expired"})
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._api: SessionsApi | None = None
+        self._refusal = "this sandbox was started without training: it has no training sessions"
+        if self.settings.train and find_spec("google.protobuf") is None:
+            self._refusal = "training sessions need protobuf: pip install 'orchestrate-ft[sessions]'"
+        elif self.settings.train:
+            self._api = self._served()
+            self.life = self._api.life
+
+    def _served(self) -> SessionsApi:
+        """The model is loaded when the first session needs it."""
+        from orchestrate.local.session_server import SessionsApi
+        from orchestrate.local.session_server.desk import SessionDesk
+
+        model = self.trainer.model
+        desk = SessionDesk(
+            self.state.home / self.name,
+            {"base": model, "threads": self.trainer.threads, "precision": "fp32"},
+            (Path(model).name,),
+            takes=lambda name: HUB_ID.match(name) is not None,
+            now=self.clock.now,
+        )
+        rates = {
+            kind: built_in().find(PLAY_MONEY, f"session_{kind}", on=days.today())
+            for kind in ("train", "prefill", "sample")
+        }
+        prices = {kind: rate.usd for kind, rate in rates.items() if rate is not None}
+        return SessionsApi(desk, notice=f"prices are play money; {NOTE}", prices=prices)
+
+    def routes(self) -> list[BaseRoute]:
+        if self._api is not None:
+            return self._api.routes()
+        return [
+            route("/api/v1/healthz", "GET", lambda request: JSONResponse({"status": "ok"})),
+            route("/api/v1/{path:path}", "POST", self._refuse),
+        ]
+
+    def _refuse(self, request: Request) -> Response:
+        del request
+        raise HostError(400, self._refusal)
+
+    def error(self, error: HostError) -> Response:
+        return JSONResponse(
+            {"detail": error.message, "code": error.code}, error.status, headers=error.headers
+        )
+
+    def create_many(self, bodies: list[dict[str, Any]]) -> list[str]:
+        raise HostError(400, "Tinker has no jobs, only training sessions")
+
+    def env(self, key: str) -> dict[str, str]:
+        return {
+            "TINKER_BASE_URL": self.base_url,
+            "TINKER_API_KEY": f"{self.key_prefix}{key}",
+            "TINKER_TELEMETRY": "0",
+        }
+
+    def open_sessions(self) -> list[str]:
+        """List the ids of all accounts' sessions that have not ended."""
+        return [] if self._api is None else list(self._api.desk.callers)
+
+    async def suffer(self, kind: str, delay_s: float) -> Response | None:
+        if kind in PAUSES:
+            await asyncio.sleep(delay_s)  # the client asks again at once
+            why = "injected by a sandbox fault"
+            told = {"type": "try_again", "queue_state": kind, "queue_state_reason": why}
+            return JSONResponse(told, 408)
+        if self._api is not None:
+            desk = self._api.desk
+            for caller in [one for one in desk.callers.values() if one.owner == here()]:
+                desk.end(caller, keeps=False)
+        return None
+
+    def close(self) -> None:
+        if self._api is not None:
+            self._api.desk.close()
+
+
+HOST = TinkerHost
