@@ -28,24 +28,24 @@ class SettingRule(Table, frozen=True, kw_only=True):
     """How one setting of a spec is translated: exactly one of `field`, `always` and `refused`."""
 
     field: str | None = None
-    """Of the create request, dotted; `{method}` is the host's word for the method."""
+    """The field of the create request, dotted. `{method}` is the host's word for the method."""
     default: Any = None
-    """What the host takes when nothing is sent, as it would be written in the spec."""
+    """The host's default if nothing is sent, as it would be written in the spec."""
     least: Decimal | None = None
     most: Decimal | None = None
     one_of: tuple[Any, ...] = ()
     words: dict[str, Any] = {}
-    """A value of the spec, as text -> what is sent for it."""
+    """Maps a value of the spec, as text, to what is sent for it."""
     inexact: tuple[str, ...] = ()
-    """Of `words`, those that do not mean quite the same."""
+    """Entries of `words` that don't mean exactly the same."""
     always: Any = msgspec.UNSET
-    """What the host does whatever is asked: no field for it. `null`: what it does has no value in a spec."""
+    """What the host always does, without a field for it. `null`: what it does has no value in a spec."""
     refused: str | None = None
-    """Why it cannot be had."""
+    """Why it is not supported."""
     rule: str | None = None
-    """What a reader of the plan should know."""
+    """A note for readers of the plan."""
     methods: tuple[str, ...] = ()
-    """The methods for which it holds; all when empty."""
+    """The methods that it applies to. Empty means all."""
 
     def __post_init__(self) -> None:
         given = (self.field is not None) + (self.always is not msgspec.UNSET) + (self.refused is not None)
@@ -73,9 +73,10 @@ class FileStates(Table, frozen=True, kw_only=True):
     ready: tuple[str, ...] = ("processed",)
     refused: tuple[str, ...] = ("error", "deleted")
     waiting: tuple[str, ...] = ("uploaded",)
-    """Words of a file that is not ready yet; any other word is waited out, too."""
+    """Statuses of a file that is not ready yet. Unknown statuses are waited out too."""
     whole_bytes: int | None = None
-    """The largest file that goes up in one request; larger ones go in parts. `None`: as at OpenAI."""
+    """The largest file that is uploaded in one request. Larger ones are uploaded in parts. `None`: as at
+    OpenAI."""
 
 
 class Suffix(Table, frozen=True, kw_only=True):
@@ -121,7 +122,7 @@ class DeploymentListing(Table, frozen=True, kw_only=True):
     created: str | None = None
     tier: str | None = None
     job: str | None = None
-    """Where it says of which job it is, up to a colon; `None`: its name does."""
+    """The field that contains the job's name before a colon. `None`: the deployment's name does."""
 
 
 class AdapterUpload(Table, frozen=True, kw_only=True):
@@ -129,13 +130,13 @@ class AdapterUpload(Table, frozen=True, kw_only=True):
     model."""
 
     path: str
-    """Below the root of the API of deployments."""
+    """The path below the root of the deployments API."""
     field: str = "file"
-    """Of the form."""
+    """The form field of the file."""
     id: str = "id"
-    """Of the file, in the answer."""
+    """The field with the file's id in the response."""
     body: dict[str, Any]
-    """Of `make`, in the place of its own; it holds `{file}` beside the others."""
+    """The body of `make`, which replaces its default and contains `{file}` besides the other placeholders."""
     max_rank: int | None = None
 
 
@@ -145,16 +146,16 @@ class DeploymentDescription(Table, frozen=True, kw_only=True):
     options."""
 
     url: str | None = None
-    """`None`: beside the base URL, see `root`."""
+    """`None`: next to the base URL, see `root`."""
     root: str = ""
-    """In the place of the base URL's path."""
+    """Replaces the base URL's path."""
     login: str = ""
-    """How the key of this API is got, where it is not that of training; it is read from the
-    variable NAME_MANAGEMENT_TOKEN."""
+    """How to get the key of this API, if it is not the one for training. It is read from the variable
+    NAME_MANAGEMENT_TOKEN."""
     options: dict[str, str] = {}
-    """What `[hosts.NAME.options]` has to say, and what it is."""
+    """The required fields of `[hosts.NAME.options]` and their meaning."""
     tiers: tuple[str, ...] = ()
-    """What `deploy --set tier=...` takes, the usual one first; each has a rate `hosting` of that tier."""
+    """The values of `deploy --set tier=...`, the usual one first. Each has a `hosting` rate of that tier."""
     name_pattern: str = "orc-{job}"
     make: HostRequest
     list: DeploymentListing
@@ -162,13 +163,13 @@ class DeploymentDescription(Table, frozen=True, kw_only=True):
     bills: dict[str, bool | None] = {}
     """Whether a deployment in this state bills hourly."""
     up: tuple[str, ...] = ()
-    """The states in which it answers."""
+    """The states in which it serves requests."""
     tuned: str = ""
-    """A text in the name of a tuned model, by which those of base models are distinguished."""
+    """A text in a tuned model's name that distinguishes it from base models."""
     answers_as: str = "name"
-    """What is asked: the deployment's own `name`, or the `model` that the list names."""
+    """The model name in requests: the deployment's own `name`, or the `model` in the list."""
     adapters: AdapterUpload | None = None
-    """`None`: it serves what it has trained only."""
+    """`None`: it serves only what it has trained."""
     note: str = ""
     source: str
 
@@ -179,39 +180,39 @@ class Described(Table, frozen=True, kw_only=True):
     title: str
     sources: dict[str, str]
     inferred: dict[str, str] = {}
-    """What no page of the host says and was taken from elsewhere: field -> from where."""
+    """Facts that are on none of the host's pages and come from elsewhere: field -> source."""
     url: str | None = None
     address: str = ""
-    """What a base URL looks like, where each customer has one of his own."""
+    """The pattern of a base URL, if each customer has a separate one."""
     paths: tuple[str, ...] = ("/v1",)
-    """The paths that the base URL may end in; the stand-in serves all of them."""
+    """The paths that the base URL may end in. The sandbox serves all of them."""
     key_header: str | None = None
     account: str = "key"
-    """`key`: whose jobs these are is recognized by the key's fingerprint; `address`: by the base URL."""
+    """How the owner of jobs is recognized. `key`: by the key's fingerprint; `address`: by the base URL."""
     ref: str = "suffix"
-    """Where a job carries the tag by which it is found again: `suffix` or `metadata`."""
+    """The field of a job with the tag by which it is found again: `suffix` or `metadata`."""
     suffix: Suffix = Suffix()
     rows: RowRules = RowRules()
     files: FileStates = FileStates()
     statuses: dict[str, str] = {}
-    """The host's further words for a job -> ours."""
+    """Maps the host's other job statuses to ours."""
     page: int = 100
     features: tuple[str, ...]
     missing: dict[str, str]
     methods: dict[str, str]
-    """Of the spec -> the host's word."""
+    """Maps the spec's methods to the host's words."""
     method_type: str | None = None
     """The field that names the method."""
     adapters: dict[str, dict[str, Any]] = {}
-    """Of the spec -> fields of the create request; none at all: the host chooses how it adapts the
-    weights."""
+    """Maps the spec's adapter fields to fields of the create request. Empty: the host chooses how it adapts
+    the weights."""
     settings: dict[str, SettingRule] = {}
     fields: tuple[str, ...] = ()
     """Further fields of the create request, for `provider_options`."""
     versions: dict[str, str] = {}
-    """A field of `provider_options`, or `field=value` -> the API version without which it is not known."""
+    """A field of `provider_options`, or `field=value` -> the API version that introduced it."""
     wandb_in_request: bool = False
-    """Whether the W&B key goes with the request; else it is stored at the host."""
+    """Whether the W&B key is sent with the request. Otherwise it is stored at the host."""
     weights: bool = False
     """Whether a checkpoint lists the files of its weights."""
     tuned_name: str | None = None

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 # Styles stand in the tags, as notebooks that are not trusted lose their style sheets.
 
 MOST_ROWS = 60
-"""Of a table; how many more there are is stated below it."""
+"""The maximum number of rows of a table. The number of further rows is shown below it."""
 _LONGEST = 400
-"""Characters of a cell."""
+"""The maximum number of characters of a cell."""
 _EDGE = "1px solid rgba(128,128,128,.45)"
 _CELL = f"padding:.2em .7em .2em 0;border:0;border-bottom:{_EDGE};vertical-align:top;text-align:"
 _TABLE = "border-collapse:collapse;margin:.3em 0;font-size:.92em"
@@ -171,7 +171,7 @@ _SHOWN = {
     "Deployment": "id run_id provider model state usd_per_hour created_at ended_at problem",
     "Model": "name params_b context licence reasoning vision",
 }
-"""Columns of a table, where a record has more than are read there."""
+"""Columns of a table, if a record has more than can be read."""
 _SCORES = [
     "contender",
     "metric",

@@ -33,21 +33,21 @@ if TYPE_CHECKING:
 
 GROUP = "orchestrate.providers"
 PLACES = "orchestrate.places"
-"""The group of entry points by which a package adds a place for the workers of our engine; each names a
-`Profile` as `away` makes it."""
+"""The entry point group with which a package adds a place for our engine's workers. Each names a `Profile`
+made by `away`."""
 DESCRIBED = "openai-compatible"
-"""The type of hosts that a YAML file describes."""
+"""The type of hosts described by a YAML file."""
 OWN_DESCRIPTIONS = "hosts"
-"""The folder of the user's own, beside the key file."""
+"""The folder of the user's own descriptions, next to the key file."""
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 OPTIONS = frozenset({"home", "prices"})
-"""What the options of any backend may say: its folder, and whose prices hold."""
+"""Options of every backend: its folder, and whose prices apply."""
 HOSTED = frozenset({"retry_budget_s"})
-"""The same of backends that are asked over the network."""
+"""Options of backends that are queried over the network."""
 BY_SDK = HOSTED | {"api_version", "deployment", "headers", "multipart_bytes", "part_bytes"}
-"""The same of those that are asked by OpenAI's SDK."""
+"""Options of backends that are queried with OpenAI's SDK."""
 RENTED = ("gpu", "spot", "max_hours", "max_usd_per_hour", "silence_minutes", "min_processes")
-"""The same of places, and of `provider_options.<place>` beside the engine's own."""
+"""Options of places, and of `provider_options.<place>` besides the engine's own."""
 AWAY = frozenset({*RENTED, "depot", "pass_env"})
 
 
@@ -72,7 +72,7 @@ class Gate:
 
     since: date
     accounts: str
-    """Whose, as in `accounts that never tuned a model`."""
+    """The affected accounts, as in `accounts that never tuned a model`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,44 +83,47 @@ class Profile:
     title: str
     """The name as people write it: OpenAI, Together, This machine."""
     provider: str
-    """The `Provider` class, as `package.module:Class`; imported when it is used."""
+    """The `Provider` class, as `package.module:Class`. It is imported on first use."""
     rank: int = 100
-    """The place in lists; plug-ins come after the built-in ones."""
+    """The position in lists. Plug-ins come after the built-in ones."""
 
     # -- reaching it ---------------------------------------------------------------------------------------
     keyless: bool = False
     place: str = ""
-    """Where our engine runs for it, as `package.module:Class`, when that is not this machine."""
+    """Where our engine runs for it, as `package.module:Class`, if that is not this machine."""
     models_of: str | None = None
-    """The kind whose models it has, when not its own."""
+    """The kind whose models it has, if not its own."""
     near: bool = False
-    """On this machine: asking costs nothing and may be done often."""
+    """Whether it is on this machine: queries cost nothing and may be frequent."""
     url: str | None = None
     key_variable: str | None = None
-    """Default: the name in capitals with _API_KEY. The URL's is always NAME_BASE_URL."""
+    """Default: the name in capitals with _API_KEY. The URL's variable is always NAME_BASE_URL."""
     account_variable: str | None = None
     organization_variable: str | None = None
     project_variable: str | None = None
     chat_url: str | None = None
-    """Where chats are answered, when not at `url`. Another base URL, of a sandbox as it is, answers both."""
+    """The URL for chats, if it differs from `url`. A different base URL, such as a sandbox's, replaces
+    both."""
     chat_path: str = ""
-    """Where chat completions lie below the base URL, when not at its root."""
+    """The path of chat completions below the base URL, if it is not the root."""
     chat_limit: str = "max_tokens"
-    """What chat completions call the most tokens of an answer."""
+    """The field of chat completions for the maximum number of tokens."""
     origins: frozenset[str] = frozenset()
-    """Addresses of the host's owner, between which a key may move."""
+    """URLs of the host's owner, between which a key may be shared."""
     webhook_variable: str | None = None
-    """Of the secret with which the host signs webhooks; kept under `KIND-webhook` in the key file."""
+    """The variable of the secret with which the host signs webhooks. It is stored under `KIND-webhook` in the
+    key file."""
     delivery: Callable[[str, Mapping[str, str], str], Delivery] | None = None
-    """Reads a webhook's body and headers, with the secret. Raises `ValueError` unless the signature is right
-    and fresh."""
+    """Parses a webhook's body and headers, with the secret. Raises `ValueError` unless the signature is valid
+    and recent."""
     management_login: str = ""
-    """How the key of its management API is got, where deployments need another than training; it is in
+    """How to get the key of its management API, if deployments need a different one than training. It is in
     NAME_MANAGEMENT_TOKEN."""
     options: frozenset[str] | None = None
-    """What `[hosts.NAME.options]` may say, beside `OPTIONS`; `None` takes anything, a misspelt one too."""
+    """The fields that `[hosts.NAME.options]` may have, besides `OPTIONS`. `None` accepts any, even a
+    misspelled one."""
     sdk: str | None = None
-    """The distribution of its official SDK; the least version is that of Orchestrate's own requirements."""
+    """The distribution of its official SDK. The minimum version is in Orchestrate's own requirements."""
 
     # -- rows ----------------------------------------------------------------------------------------------
     rules: HostRules | None = None
@@ -128,47 +131,48 @@ class Profile:
 
     # -- models --------------------------------------------------------------------------------------------
     ids: re.Pattern[str] | None = None
-    """What an id looks like that the catalog does not have; `None` lets any name through."""
+    """A pattern for ids that are not in the catalog. `None` accepts any name."""
     tuned_base: Callable[[str], str | None] | None = None
-    """The base model in the name of a tuned one, where names tell it."""
+    """Returns the base model in a tuned model's name, if names contain it."""
     no_new_jobs_after: date | None = None
-    """From this day on the host takes new jobs from nobody."""
+    """The host accepts no new jobs from anyone from this day on."""
     closing_source: str = ""
     gates: tuple[Gate, ...] = ()
-    """Who is refused before that day, the earliest first."""
+    """Accounts that are rejected before that day, the earliest first."""
 
     # -- prices --------------------------------------------------------------------------------------------
     bills: Bills | None = None
-    """The lines of a job that is billed by tokens; `None`: the backend quotes on its own."""
+    """Computes the quote lines of a job billed by tokens. `None`: the backend quotes on its own."""
     picture_tokens: Callable[[str, Picture], tuple[int, int, int] | None] | None = None
-    """Least, likely and most tokens of an image on a model, by the host's id of it; `None` where no rule is
-    published: then images are in no quote, which says so."""
+    """The minimum, likely and maximum tokens of an image on a model, by the host's id. `None` if no rule is
+    published: quotes then exclude images and say so."""
     dpo_factor: Decimal = Decimal(1)
-    """Price of a DPO token over an SFT token, where no DPO price is published."""
+    """The price of a DPO token as a multiple of an SFT token's, if no DPO price is published."""
     hourly_factor: Callable[[JobSpec], Decimal] = lambda spec: Decimal(1)
-    """Of the price of a GPU-hour for this spec, such as for a region that it asks for."""
+    """A factor for the price of a GPU-hour for this spec, such as for a requested region."""
     default_epochs: int | None = None
-    """Trained when the spec gives no number; `None` where the host decides by the rows, see `auto_epochs`."""
+    """The epochs trained when the spec gives no number. `None` if the host decides by the rows, see
+    `auto_epochs`."""
     auto_epochs: Callable[[int], int] = lambda rows: 1
     share_billed: Callable[[int, int], Decimal] | None = None
-    """Share of the price that a job pays which ended early, from its steps done and in all; `None` where the
-    host does not say."""
+    """The share of the price that a job pays if it ended early, from its completed and total steps. `None` if
+    the host does not publish it."""
     figures_are_estimates: bool = False
-    """What the host tells of a job's price is no last word, also when the job has ended."""
+    """Whether the price that the host reports for a job is never final, even after the job has ended."""
     reports_price: bool = False
-    """The host reports the price of each job that it billed. A computed bill is not final there."""
+    """Whether the host reports the price of each billed job. A computed bill is then not final."""
     unbilled_failure: Callable[[Job], bool] = lambda job: False
-    """Whether the host's rule bills nothing for a job that failed like this; the others count as quoted until
+    """Whether the host's rule bills nothing for a job that failed like this. Other jobs count as quoted until
     a bill is known."""
     checkpoints_answer: bool = False
-    """Each checkpoint of a run that succeeded answers by a name of its own, without a deployment."""
+    """Whether each checkpoint of a successful run is served under its own name, without a deployment."""
     cap_gap: str = ""
-    """Why a limit cannot end a job while it runs: the host tells nothing by which its cost so far is known.
-    Empty where it does."""
+    """Why a limit cannot end a job while it runs: the host reports nothing from which its cost so far is
+    known. Empty if it does."""
     output_terms: str = ""
-    """What its terms say of training on answers of models that it hosts, with the address."""
+    """What its terms say about training on answers of the models that it hosts, with the URL."""
     serving_note: str = ""
-    """What a reader of the cost of a dedicated deployment should know."""
+    """A note for readers of the cost of a dedicated deployment."""
 
     def gated(self, today: date) -> str | None:
         """Return which accounts the host refuses today (UTC), if it refuses some but not yet all."""
@@ -330,7 +334,7 @@ def _ours() -> Mapping[str, tuple[Readable, str]]:
 
 
 TEMPLATE = "template"
-"""The name of the commented one, which describes no host."""
+"""The name of the commented template, which describes no host."""
 
 
 def template() -> str:

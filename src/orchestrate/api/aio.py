@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _THREADS = 64
-"""Calls at once; each run that is waited for is one."""
+"""Calls at once. Each run that is awaited is one."""
 
 
 def _run(caller: Threaded[Any], run: RunHandle) -> AsyncRunHandle:

@@ -20,7 +20,7 @@ class Threaded(Generic[_Sync]):
 
     def __init__(self, sync_api: _Sync, threads: ThreadPoolExecutor) -> None:
         self.sync_api = sync_api
-        """What does the work; everything of it blocks."""
+        """The blocking object that does the work."""
         self.threads = threads
 
     async def call(self, call: Callable[[], _T]) -> _T:

@@ -19,7 +19,7 @@ from orchestrate.profile import this_machine
 from orchestrate.types import Record, decoding
 
 WARN_DAYS = 90
-"""A model that ends within so many days is warned about."""
+"""A warning is shown for models that end within this many days."""
 
 _DISK_METHODS = ("sft", "dpo")
 _DISK_ADAPTERS = ("lora", "qlora", "full")
@@ -33,20 +33,20 @@ class HostModel(Record, frozen=True, kw_only=True, omit_defaults=True):
     methods: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
     context: tuple[int, int] | None = None
-    """Most tokens of a training row: SFT, DPO. `None` where the host does not publish it."""
+    """The maximum tokens of a training row: SFT, DPO. `None` if the host does not publish it."""
     max_rank: int | None = None
     no_new_jobs_after: date | None = None
-    """From this day on the host takes no new jobs for it."""
+    """The host accepts no new jobs for it from this day on."""
     shutdown: date | None = None
-    """The last day: then the base model and every tune made on it stop answering."""
+    """The last day. After it, the base model and every model tuned from it stop answering."""
     successor: str | None = None
-    """What the host itself names as the replacement, where it has announced the end."""
+    """The replacement that the host itself names, if it has announced the end."""
     successor_note: str | None = None
-    """What a reader of its price should know."""
+    """A note on the replacement, for readers of its price."""
     deployable: Literal["yes", "no"] = "yes"
-    """Whether the host serves what is tuned from it; `no`: it can only be downloaded."""
+    """Whether the host serves models tuned from it. With `no`, they can only be downloaded."""
     deploy_note: str | None = None
-    """Where that is known from."""
+    """The source of that."""
     note: str | None = None
     sources: tuple[str, ...] = ()
 
@@ -57,13 +57,13 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     title: str | None = None
     hub: str | None = None
-    """Id on the Hugging Face hub; what backends that load weights themselves train."""
+    """The id on the Hugging Face hub, from which backends that load weights themselves train."""
     folder: str | None = None
-    """Of a bundled model: a folder of `orchestrate/bundled`."""
+    """The folder of `orchestrate/bundled`, for a bundled model."""
     params_b: float | None = None
-    """Billions of parameters; `None` where the makers do not tell."""
+    """Billions of parameters. `None` if the makers don't publish it."""
     active_params_b: float | None = None
-    """Those used per token, of a mixture of experts."""
+    """Billions of parameters used per token, for a mixture of experts."""
     context: int | None = None
     reasoning: bool = False
     vision: bool = False
@@ -71,14 +71,14 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
     tokenizer: str | None = None
     """A counter or a family of `orchestrate.data.tokens.counting`: o200k, qwen3.5, llama-3 ..."""
     licence: str | None = None
-    """As the hub names it; `None` where it is not known, or the weights are not to be had."""
+    """The license's name on the hub. `None` if it is unknown or the weights are not available."""
     template: str | None = None
-    """The family of its chat template, by LLaMA-Factory's name for it; `None` where not known."""
+    """The family of its chat template, by LLaMA-Factory's name. `None` if unknown."""
     precision: Literal["bf16", "fp8", "mxfp4"] = "bf16"
-    """Of the weights as their makers publish them."""
+    """The precision of the weights as published by their makers."""
     note: str | None = None
     sources: tuple[str, ...] = ()
-    """Of what is said of the model itself, whatever its hosts."""
+    """The sources of facts about the model itself, regardless of its hosts."""
     alternatives: tuple[str, ...] = ()
     """Open models to move to when this one closes, nearest first."""
     hosts: dict[str, HostModel] = msgspec.field(default_factory=dict[str, HostModel])
@@ -125,7 +125,7 @@ class _Catalog(msgspec.Struct, frozen=True):
     by_name: dict[str, Model]
     host_names: frozenset[str]
     described: dict[str, dict[str, HostModel]]
-    """Of the hosts that a YAML file describes, by the names of the models."""
+    """Models of the hosts that a YAML file describes, by model name."""
     comparison: str
     starters: tuple[str, ...]
 
@@ -324,13 +324,13 @@ class Licence(Record, frozen=True, kw_only=True):
     """A short summary of a license, for a confirmation. The license itself is what counts."""
 
     id: str
-    """As the hub names it."""
+    """The license's name on the hub."""
     title: str
     url: str | None = None
     asks: tuple[str, ...] = ()
-    """Each has to be agreed to; none means that nothing is asked."""
+    """Each must be accepted. Empty means that nothing is asked."""
     notice: str | None = None
-    """What has to stand beside the weights."""
+    """What must be included with the weights."""
     name_begins: str | None = None
 
 

@@ -30,7 +30,7 @@ class CatalogChange(Record, frozen=True, kw_only=True):
     model: str
     """The host's id."""
     field: str
-    """`model` when one side does not have it at all."""
+    """`model` if one side does not have it at all."""
     ours: str | None = None
     theirs: str | None = None
 

@@ -9,7 +9,7 @@ from typing import Literal
 from orchestrate.errors import UsageError
 
 MOST = Decimal(10) ** 12
-"""Far above every sum and every time that means something, and far below what arithmetic cannot round."""
+"""Far above every meaningful amount or duration, and small enough for exact arithmetic."""
 _LEAST = Decimal(10) ** -12
 _WRITTEN = re.compile(r"\$?(\d+(?:\.\d*)?|\.\d+|\d{1,3}(?:,\d{3})+(?:\.\d*)?)(?:[eE][+-]?\d{1,9})?", re.ASCII)
 

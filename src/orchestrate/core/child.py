@@ -29,12 +29,12 @@ from orchestrate import errors
 from orchestrate.errors import OrchestrateError, RunFailed
 
 PATIENCE_S = 5
-"""For a process of which nothing more is asked to end."""
+"""The time limit in seconds for a process without further requests to exit."""
 AHEAD = 64
-"""Lines that may wait to be read. What else comes is left in the pipe, and fills no memory."""
+"""The number of lines that may wait to be read. Further output stays in the pipe and uses no memory."""
 TAIL_BYTES = 2000
 LOOK_S = 0.5
-"""Between two looks of a process after its parent."""
+"""Seconds between two checks for the parent process."""
 _KNOWN = (errors.UsageError, errors.ConfigError, errors.DataError, errors.SetupError)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 MOST_NODES = 200_000
-"""Values of a document with each alias counted as what it stands for."""
+"""The maximum number of values in a document, with each alias expanded."""
 
 
 class Expands(yaml.MarkedYAMLError):

@@ -33,10 +33,10 @@ from orchestrate.types import decoding
 E = TypeVar("E")
 
 FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-"""Of errors that mean that there is no room on a disk, or none of a quota."""
+"""The codes of errors that mean a full disk or an exhausted quota."""
 _MARKS = (".git", "orchestrate.toml")
 PRIVATE_UMASK = 0o077
-"""Of processes that write below the home folder only."""
+"""The umask of processes that write only below the home folder."""
 
 
 def private_folder(path: Path) -> Path:
@@ -160,9 +160,10 @@ def whole_folder(path: Path, *, replace: bool = True) -> Generator[Path]:
 
 _ASIDE = ".before"
 _replacing: set[str] = set()
-"""What this process has renamed aside. After a restart in a container another process may have its id."""
+"""Folders that this process has renamed aside. After a restart in a container, another process may have its
+id."""
 _LONG_S = 60.0
-"""Nobody takes as long to rename two folders: the process id in the name belongs to another process."""
+"""Renaming two folders never takes this long: the process id in the name belongs to another process."""
 
 
 def recover_folders(parent: Path, name: str = "*") -> None:

@@ -16,7 +16,7 @@ STAGES = {
     SubmitPhase.SUBMITTED: "submitted",
     SubmitPhase.REFUSED: "refused",
 }
-"""The word for where a submit stands, before its host was asked for a status."""
+"""The stage of a submit before its host was asked for a status."""
 
 
 def stage(run: Run) -> str:

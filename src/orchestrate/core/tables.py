@@ -13,7 +13,7 @@ from rich.text import Text
 
 _GAP = 2
 _PROSE, _LEGIBLE = 40, 30
-"""Cells that are wider than the first are sentences, and are not read in less than the second."""
+"""Cells wider than the first value are sentences, which are not readable in less than the second."""
 
 
 class TextTable:

@@ -9,14 +9,15 @@ import msgspec
 from orchestrate.types import decoding
 
 MOST_HEADER_BYTES = 16 << 20
-"""100,000 tensors, more than any model has, take 12 million. Parsed, it takes ten times as much memory."""
+"""100,000 tensors, more than any model has, take 12 million bytes. Parsed, they take ten times as much
+memory."""
 
 
 class Tensor(msgspec.Struct):
     dtype: str
     shape: list[int]
     data_offsets: tuple[int, int]
-    """Bytes behind the header: first, and behind the last."""
+    """Byte offsets after the header: the first, and the end."""
 
 
 _entries = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode

@@ -21,7 +21,7 @@ class ProgressCallback(Protocol):
 
 
 Listener = Callable[[str, str], AbstractContextManager[ProgressCallback]]
-"""Is given what is done, and in which unit it is counted; listens for as long as its block lasts."""
+"""Receives what is done and its unit. It listens until its block ends."""
 
 _listener: ContextVar[Listener | None] = ContextVar("_listener", default=None)
 

@@ -66,7 +66,7 @@ class TrainingData:
     train: Dataset
     validation: Dataset | None = None
     mixed: str | None = None
-    """Of which files the rows to train on were mixed, in words."""
+    """A description of the files that the training rows were mixed from."""
 
     @property
     def digest(self) -> str:

@@ -35,7 +35,7 @@ class Dialect:
     developer: str = "developer"
     """The role that a developer message gets."""
     reasoning: str | None = None
-    """The field of an assistant's thinking; `None` leaves it out."""
+    """The field with an assistant's reasoning. `None` leaves it out."""
     names: bool = True
     parallel: bool = True
     row_weight: bool = True
@@ -43,7 +43,7 @@ class Dialect:
 
 
 CANONICAL = Dialect(reasoning="reasoning", loss_spans=True)
-"""As this machine trains on them; nothing is left out."""
+"""The format that this machine trains on. Nothing is left out."""
 
 
 def canonical_line(example: Example) -> bytes:

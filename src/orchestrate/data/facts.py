@@ -42,26 +42,28 @@ class TokenCount:
     """Tokens of one dataset under one tokenizer and chat template."""
 
     tokens: int
-    """Of all rows, template included, before truncation."""
+    """Tokens of all rows, including the template, before truncation."""
     trained_tokens: int
-    """Those that carry loss; of an answer of which only a part does, all."""
+    """Tokens that contribute to the loss. If only a part of an answer does, all of the answer's tokens
+    count."""
     rows: int
     longest: int
     tokenizer: str
-    """What counted: the model's own tokenizer, or the named stand-in."""
+    """The counter: the model's own tokenizer, or the named substitute."""
     exact: bool
     error_band: float = 0.0
-    """Relative half-width of the count's uncertainty; 0 when exact."""
+    """The relative half-width of the count's uncertainty, or 0 for an exact count."""
     tokens_from: TokensFrom = TokensFrom.EXACT
-    """`SAMPLED`: `tokens` and `trained_tokens` are estimates; `error_band` has the sample's in it."""
+    """With `SAMPLED`, `tokens` and `trained_tokens` are estimates, and `error_band` includes the sampling
+    error."""
     weights: Sequence[float] = ()
-    """Of a sample: how many sequences each of `lengths`, which has those that were counted, stands for."""
+    """For a sample: how many sequences each entry of `lengths`, which has the counted ones, represents."""
     lengths: Sequence[int] = ()
-    """Tokens of each sequence, in order of the rows: one for a row, two for a preference pair (the prompt
-    with each answer). Behind them those of rows that are split, where the counter splits some."""
+    """The number of tokens of each sequence, in row order: one per row, two per preference pair (the prompt
+    with each answer). Sequences of split rows follow at the end, if the counter splits some."""
     remarks: Sequence[Remark] = ()
-    """What the model's own chat template did with the rows, by their numbers in the file; none of a stand-in.
-    Rows that it refuses count as nothing."""
+    """What the model's own chat template did with the rows, by row number in the file. Empty for a substitute
+    counter. Rows that the template rejects count as nothing."""
 
     def truncated(self, limit: int | None) -> int:
         """Return the number of tokens left when every sequence is cut at `limit`."""
@@ -114,7 +116,7 @@ class Facts:
 
     path: str
     format: str
-    """What the reader found: `openai-chat`, `sharegpt`, `alpaca` ..."""
+    """The detected format: `openai-chat`, `sharegpt`, `alpaca` ..."""
     kind: Kind
     rows: int
     bytes: int
@@ -123,22 +125,22 @@ class Facts:
     content: Content
     problems: tuple[Problem, ...] = ()
     container: str = "jsonl"
-    """What held the rows: `jsonl`, `csv.gz`, `parquet`, `folder` ..."""
+    """The container of the rows: `jsonl`, `csv.gz`, `parquet`, `folder` ..."""
     canonical_bytes: int = 0
-    """Size of the rows as canonical JSON lines; what a host's file has, within a few percent."""
+    """The size of the rows as canonical JSON lines, within a few percent of a host's file."""
     masks: Mapping[int, int] = field(default_factory=dict[int, int])
-    """Rows for each combination of `orchestrate.data.rows.traits.Trait` bits."""
+    """The number of rows for each combination of `orchestrate.data.rows.traits.Trait` bits."""
     first_rows: Mapping[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
     """The first row numbers with each trait."""
     rowless: Sequence[int] = ()
-    """The numbers, ascending, of the lines without a good row."""
+    """The numbers of lines without a valid row, ascending."""
     pictures: Mapping[Picture, int] = field(default_factory=dict[Picture, int])
-    """Images of all good rows by size and detail, for what they cost; a preference pair's prompt counts once.
-    At most `rows.pictures.MOST_SIZES` sizes are exact, those after them are rounded up to 32 pixels."""
+    """Images of all valid rows by size and detail, for their cost. The prompt of a preference pair counts
+    once. At most `rows.pictures.MOST_SIZES` sizes are exact; further ones are rounded up to 32 pixels."""
     columns: tuple[tuple[str, str], ...] = ()
-    """Columns that were renamed while reading: (wanted, column)."""
+    """Columns that were renamed while reading: (field, column)."""
     memory: Path | None = field(default=None, compare=False)
-    """The folder where token counts are kept."""
+    """The folder in which token counts are cached."""
     tokens_from: TokensFrom = field(default=TokensFrom.EXACT, compare=False)
     """How its tokens are counted."""
 

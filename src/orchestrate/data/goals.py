@@ -14,8 +14,8 @@ from orchestrate.text import count
 from orchestrate.types import Record
 
 FEW_SHOT_ROWS = 100
-"""Fewer are better shown in the prompt. OpenAI's fine-tuning guide: clear improvements from 50 to 100
-examples on, by task."""
+"""Fewer rows work better as examples in the prompt. OpenAI's fine-tuning guide: clear improvements from 50 to
+100 examples on, depending on the task."""
 _ROWS_OF_A_LABEL = 100
 _GUIDE = "guides to fine-tuning"
 
@@ -46,12 +46,12 @@ class Volume(Record, frozen=True, kw_only=True):
 
     goal: Goal
     why: str | None = None
-    """What in the rows it was inferred from; `None` where it was given."""
+    """What it was inferred from in the rows, or `None` if the user named the goal."""
     rows: int
     least: int
-    """Fewer rows teach the goal weakly."""
+    """Fewer rows teach the goal only weakly."""
     most: int
-    """More rows than this are rarely needed; equal to `least` where no upper end is published."""
+    """More rows than this are rarely needed. Equal to `least` if no upper end is published."""
     source: str
 
     @property

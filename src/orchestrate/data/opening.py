@@ -43,13 +43,13 @@ from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.types import Problem, TokensFrom
 
 PARALLEL_BYTES = 24 << 20
-"""Smaller files are read by this process: starting workers would take longer."""
+"""Smaller files are read by this process, because starting workers would take longer."""
 SAMPLE_ROWS = 200
-"""Rows from which the format is recognized."""
+"""The number of rows by which the format is recognized."""
 
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes read, bytes in all)."""
+"""Called with (bytes read, total bytes)."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class OpenedFile:
     total: Total
     source: RowSource
     begins: tuple[tuple[int, str], ...] = ()
-    """Of several files that are read as one: each with the number of lines before it."""
+    """For several files read as one: each with the number of lines before it."""
     mix: OpenedFile | None = None
-    """Of the same, what is trained on: the rows by the weights of their files."""
+    """For several files: the rows to train on, mixed by the files' weights."""
     mixed: str | None = None
-    """How that was made, in words."""
+    """A description of how they were mixed."""
 
     def place(self, number: int) -> tuple[str, int]:
         """Return the file that a row comes from and its row number in that file."""
@@ -227,7 +227,7 @@ def paying(workers: int | None, size: int) -> int | None:
 
 
 _SNIFFED = 64 << 20
-"""The longest line by which a format is recognized."""
+"""The longest line that is used to recognize the format."""
 
 
 def first_lines(path: str) -> Iterator[bytes]:

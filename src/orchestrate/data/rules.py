@@ -89,22 +89,22 @@ NO_KTO = "does not support KTO; train it on this machine, or use preference pair
 
 
 EVERY_KIND: Mapping[Kind, str | None] = dict.fromkeys(KINDS.values())
-"""Nothing is refused."""
+"""Nothing is rejected."""
 
 
 @dataclass(frozen=True)
 class HostRules:
     kinds: Mapping[Kind, str | None]
-    """For each kind of row why it is refused; `None` when it is taken."""
+    """The reason why each kind of row is rejected. `None` when it is accepted."""
     traits: Mapping[Trait, Rule]
     least_rows: int = 1
     most_rows: int | None = None
     most_bytes: int | None = None
     most_tokens: int | None = None
-    """Of a row; longer ones are cut by the host."""
+    """The maximum length of a row. The host cuts longer ones."""
     preference_traits: Mapping[Trait, Rule] = field(default_factory=dict[Trait, Rule])
     row_weights_on_all: bool = False
-    """Rows have a weight all of them, or none."""
+    """Either all rows have a weight, or none."""
 
     def rule(self, trait: Trait, kind: Kind) -> Rule | None:
         if kind == "preference" and trait in self.preference_traits:
@@ -137,7 +137,7 @@ class RowTarget:
     name: str
     rules: HostRules
     encode: Callable[[Example], Any]
-    """An example as the target's row; can be pickled."""
+    """Encodes an example as the target's row. Can be pickled."""
     backend: bool = True
 
 

@@ -192,7 +192,7 @@ def _unheld(example: Example, start: str) -> bool:
 
 
 _HELD = ("name", "description", "parameters")
-"""What these formats say of a function."""
+"""The fields that these formats have for a function."""
 
 
 def not_for_bedrock(example: Example) -> bool:
@@ -229,7 +229,7 @@ _WITHOUT_WEIGHTS = {
     Trait.PARALLEL_TOOL_CALLS: _lost("parallel_tool_calls"),
 }
 WEIGHTS_BESIDE_OTHERS = _lost("message weights in a file where other rows train several answers")
-"""Of TRL's two forms of conversations a file has one."""
+"""A file has one of TRL's two forms of conversations."""
 _TRL = {**_WITHOUT_WEIGHTS, Trait.PARTLY_TRAINED: _lost("message weights")}
 _WEIGHTS = {**_WITHOUT_WEIGHTS, Trait.MESSAGE_WEIGHTS: _lost("weights of messages")}
 _JOINED = Rule("parts-joined", Severity.INFO, "text parts become one text", "nothing to do")
@@ -354,7 +354,7 @@ UNHELD: dict[str, tuple[str, Callable[[Example], bool]]] = {
     "sharegpt": ("text that looks like a tool call or its result", _reads_as_calls),
     "trl": ("a grader field named prompt next to the messages", _has_prompt_field),
 }
-"""What a format cannot hold and no trait tells: the content is looked at as it is written."""
+"""What a format cannot represent and no trait shows: the content is checked while it is written."""
 
 
 def _canonical(example: Example) -> dict[str, Any]:

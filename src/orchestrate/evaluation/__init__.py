@@ -23,17 +23,18 @@ class Item(Record, frozen=True, kw_only=True, omit_defaults=True):
     """A held-out row: the conversation up to the last assistant message, and that message."""
 
     id: str
-    """Of its prompt, tools and expected answer: the same row has the same id in every file."""
+    """The digest of its prompt, tools and expected answer. The same row has the same id in every file."""
     prompt: tuple[Message, ...]
     expected: str = ""
-    """Empty where a grader or a judge needs none."""
+    """Empty if a grader or a judge needs none."""
     expected_calls: tuple[dict[str, Any], ...] = ()
-    """Tool calls of the expected answer, as the chat completions API has them."""
+    """Tool calls of the expected answer, in the format of the chat completions API."""
     tools: tuple[dict[str, Any], ...] = ()
     fields: dict[str, Any] = msgspec.field(default_factory=dict[str, Any])
-    """The row's further columns, which graders read as `item.NAME`."""
+    """The row's other columns, which graders read as `item.NAME`."""
     cluster: str = ""
-    """Items of one cluster belong together, as those of one user do; by default each stands for itself."""
+    """Items of one cluster belong together, such as those of one user. By default each item is its own
+    cluster."""
     slices: tuple[str, ...] = ()
     """`tag:refund`, `label:yes`, `length:long` ..."""
 
@@ -42,9 +43,9 @@ class Mark(msgspec.Struct, frozen=True):
     """The mark that a metric gives to one answer."""
 
     value: float | None
-    """`None` where it cannot be told, which leaves the item out of this metric."""
+    """`None` if it is unknown, which leaves the item out of this metric."""
     note: str = ""
-    """Why: a judge's reason, a grader's error."""
+    """The reason: a judge's explanation, or a grader's error."""
 
 
 class ScoredItem(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -52,11 +53,11 @@ class ScoredItem(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     item: Item
     answers: dict[str, tuple[Answer, ...]]
-    """By contender, one for each sample."""
+    """Answers by contender, one per sample."""
     marks: dict[str, dict[str, tuple[Mark, ...]]] = msgspec.field(
         default_factory=dict[str, dict[str, tuple[Mark, ...]]]
     )
-    """By contender and metric, one for each sample."""
+    """Marks by contender and metric, one per sample."""
 
 
 NO_ANSWER = "(no answer)"
@@ -83,7 +84,7 @@ def digest_of(items: Iterable[Item]) -> str:
 
 DEFAULT = Rubric(name="preference")
 MOST_POINTS = 9
-"""One key each."""
+"""The maximum number of points of a scale, each with one key."""
 
 
 def read(path: Path | None) -> Rubric:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LOCAL_BATCH = 64
 Likelihoods = Callable[[Sequence[Mapping[str, Any]]], list[Likelihood]]
-"""As `local.Generator.likelihoods`."""
+"""Works like `local.Generator.likelihoods`."""
 
 
 class Asks(Protocol):
@@ -51,7 +51,7 @@ class Candidate:
     shots: tuple[Message, ...] = ()
     """Examples between an item's system message and its question."""
     likelihood: Likelihoods | None = None
-    """Where log-probabilities exist."""
+    """Computes likelihoods, if log-probabilities are available."""
 
     def questions(self, items: Sequence[Item], samples: int) -> list[Question]:
         """Return all samples of the first item, then those of the second, and so on."""

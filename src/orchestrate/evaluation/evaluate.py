@@ -28,7 +28,7 @@ from orchestrate.text import count, money
 from orchestrate.types import Contender, Difference, Evaluation, MetricUsed, Record, Sampling, decoding
 
 _NOTED = (0.01, 0.02, 0.03, 0.05, 0.1)
-"""Differences for which the plan says how many items show them."""
+"""Differences for which the plan shows how many items would detect them."""
 
 
 class ContenderPlan(Record, frozen=True, kw_only=True):
@@ -37,13 +37,13 @@ class ContenderPlan(Record, frozen=True, kw_only=True):
     contender: str
     questions: int
     kept: int
-    """Of these, answered before."""
+    """How many of these were answered before."""
     expected_usd: Decimal | None
-    """With answers as long as the expected ones; `None` where no price is known."""
+    """The cost with answers as long as the expected ones. `None` if no price is known."""
     high_usd: Decimal | None
-    """With every answer as long as it may be."""
+    """The cost if every answer has the maximum length."""
     unpriced: bool = False
-    """Whether some are to be asked that may be billed at an unknown price."""
+    """Whether some questions may be billed at an unknown price."""
 
 
 class EvaluationPlan(Record, frozen=True, kw_only=True):
@@ -53,11 +53,11 @@ class EvaluationPlan(Record, frozen=True, kw_only=True):
     items: int
     asked: tuple[ContenderPlan, ...]
     detectable: float
-    """The smallest difference in right and wrong that so many items show in four of five tries."""
+    """The smallest difference in accuracy that this many items detect with a power of 80%."""
     rows_for: tuple[tuple[float, int], ...]
-    """(a smaller difference, the items that would show it)."""
+    """(a smaller difference, the items that would detect it)."""
     assumed: float
-    """The share of items on which two models are taken to differ."""
+    """The assumed share of items on which two models differ."""
 
     @property
     def unpriced(self) -> list[str]:
@@ -132,7 +132,7 @@ class EvaluationTerms:
     rivals: Mapping[str, str]
     demand: Demand
     parity: bool = False
-    """Whether the rival is the model that is to be replaced."""
+    """Whether the rival is the model to be replaced."""
 
 
 def require_terms(terms: EvaluationTerms) -> None:

@@ -31,7 +31,7 @@ from orchestrate.evaluation import Item, item_id
 from orchestrate.types import Message, Severity
 
 MOST_LABELS = 20
-"""More different answers than these make no slices."""
+"""With more distinct answers than this, slices by label are not made."""
 _LENGTHS = ("short", "medium", "long")
 
 
@@ -42,9 +42,9 @@ class HeldOut:
     items: tuple[Item, ...]
     left_out: Mapping[str, int] = field(default_factory=dict[str, int])
     repeated: int = 0
-    """Items that are the same as an earlier one, and in one cluster with it."""
+    """Items that equal an earlier one, and share a cluster with it."""
     unread: tuple[str, ...] = ()
-    """Columns with text of their own in most rows that no question holds."""
+    """Columns with their own text in most rows that no question contains."""
 
     @property
     def expects(self) -> bool:

@@ -17,12 +17,12 @@ from typing import NamedTuple
 from orchestrate.types import Record
 
 LEVEL = 0.9
-"""Of the intervals."""
+"""The coverage of the intervals."""
 _Z = 1.645
 """Half of such an interval in standard errors."""
 _POWERS = [0.05 * 1.06**k for k in range(59)]  # 0.05 to 1.5
 _EACH = 200
-"""Curves that are drawn of each power."""
+"""Curves that are sampled for each power."""
 _DRAWS = 4000
 
 
@@ -41,10 +41,10 @@ class Gain(Record, frozen=True, kw_only=True):
     rows_before: int
     rows_after: int
     value: float
-    """The median of what the points allow."""
+    """The median over the curves that the points allow."""
     low: float | None = None
     high: float | None = None
-    """Of an interval of 90%; `None` where no error is known."""
+    """The bounds of a 90% interval. `None` if no error is known."""
 
 
 def measured_gain(before: Measured, after: Measured) -> Gain:

@@ -15,7 +15,7 @@ from orchestrate.types import Difference, Evaluation, MetricUsed, Record
 
 KEPT = 30
 LONGEST = 4000
-"""Characters of a text that are shown."""
+"""The maximum number of characters of a text that are shown."""
 
 
 class Flip(Record, frozen=True, kw_only=True):
@@ -25,12 +25,12 @@ class Flip(Record, frozen=True, kw_only=True):
     question: str
     expected: str
     before: str
-    """What the rival answered."""
+    """The rival's answer."""
     after: str
     change: float
-    """Of the mark."""
+    """The difference of the marks."""
     note: str = ""
-    """Why the contender's answer got its mark, where the metric says."""
+    """The reason for the contender's mark, if the metric gives one."""
 
 
 class Flips(Record, frozen=True, kw_only=True):
@@ -121,11 +121,11 @@ class Pairing(Record, frozen=True, kw_only=True):
     """The evaluation's id."""
     second: str
     items: int
-    """Those of both."""
+    """The items that both answered."""
     first_items: int
     second_items: int
     same_answers: int
-    """Items with the very same answers."""
+    """Items with identical answers."""
     differences: tuple[Difference, ...]
     """The second's contender minus the first's, in each metric that both have and that is a mean."""
 
@@ -162,7 +162,7 @@ def between(first: tuple[Evaluation, str], second: tuple[Evaluation, str]) -> Pa
 
 
 _ADD_UP = ("f1_", "bleu", "chrf", "perplexity")
-"""Numbers that are no mean of marks are compared within one evaluation only."""
+"""Metrics that are not a mean of marks are compared only within one evaluation."""
 
 
 def _difference(

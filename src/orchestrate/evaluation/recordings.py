@@ -42,9 +42,9 @@ class Covering:
     equal: int
     """Prompts left out because an equal one came before."""
     near: int
-    """Because a nearly equal one is taken."""
+    """Prompts left out because a near duplicate is included."""
     clusters: int
-    """Kinds of prompts that were told apart; 0 where all are taken."""
+    """Kinds of prompts that were distinguished. 0 if all are included."""
 
 
 def covering(items: Sequence[Item], most: int | None) -> Covering:
@@ -106,9 +106,9 @@ def _asked(item: Item) -> str:
 
 
 KIND = "recording"
-"""Of the store's records."""
+"""The kind of the store's records."""
 WRITTEN = "record:"
-"""Before an id, where a model is to be named."""
+"""The prefix of an id where a model is named."""
 
 
 class Recording(Record, frozen=True, kw_only=True):
@@ -122,14 +122,14 @@ class Recording(Record, frozen=True, kw_only=True):
     prompts: int
     answered: int
     refused: int = 0
-    """Prompts that the host refused; they are in no file."""
+    """Prompts that the host rejected. They are in none of the files."""
     expected: int = 0
-    """Prompts whose expected answer is known from elsewhere; of the others it is the recorded one."""
+    """Prompts whose expected answer is known from elsewhere. For the others, it is the recorded answer."""
     with_logprobs: int = 0
     usd: Decimal | None = None
     silent_on: date | None = None
     source: str
-    """Where the prompts are from."""
+    """The source of the prompts."""
     folder: str
 
     @property

@@ -29,8 +29,8 @@ class Scored:
     confusions: tuple[Confusion, ...]
     answered: tuple[ScoredItem, ...]
     both_answered: Mapping[str, Difference] = field(default_factory=dict[str, Difference])
-    """By contender: the first metric's difference on the items that its rival answered, where the rival got
-    no answer to some."""
+    """By contender: the first metric's difference on the items that its rival answered, if the rival left
+    some unanswered."""
     beside: tuple[Difference, ...] = ()
 
 
@@ -131,9 +131,9 @@ class MetricColumn:
     items: Sequence[Item]
     marks: Sequence[tuple[Mark, ...]]
     values: Sequence[float | None] = field(default=())
-    """For each item the mean over its samples."""
+    """For each item, the mean over its samples."""
     parts: Sequence[Totals | None] = field(default=())
-    """For each item what its samples add, where the metric adds up."""
+    """For each item, the sum of its samples' parts, if the metric has parts."""
 
     @classmethod
     def of(cls, items: Sequence[Item], answers: Sequence[tuple[Answer, ...]], metric: Metric) -> MetricColumn:

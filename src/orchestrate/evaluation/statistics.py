@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
 Range = tuple[float, float]
-"""The least and the greatest value that there can be."""
+"""The smallest and the largest possible value."""
 UNKNOWN = 1e9
-"""How far off a value may be of which nothing is known."""
+"""The assumed maximum error of an unknown value."""
 
 
 def mean(
@@ -184,10 +184,11 @@ def mcnemar(gained: int, lost: int) -> float:
 
 
 REACH = 2.8
-"""Standard errors that a difference must be to be seen at 5% in four of five tries: 1.96 + 0.84."""
+"""The number of standard errors of a difference that is significant at 5% with a power of 80%: 1.96 +
+0.84."""
 DISCORDANT = 0.16
-"""The share of items that two models answer differently in right and wrong, until it is measured: what a
-tuned model and its base were found to have (facts of the project, simulated with 16%)."""
+"""The assumed share of items for which exactly one of two models is right, until it is measured: typical of a
+tuned model and its base (simulated with 16%)."""
 
 
 def detectable(n: int, discordant: float = DISCORDANT) -> float:
@@ -207,9 +208,9 @@ def standard_error(score: Score) -> float:
 
 
 Parts = Sequence[Sequence[float]]
-"""For each item what adds up."""
+"""The parts of each item."""
 Total = Callable[[Sequence[float]], float]
-"""The number that added parts make."""
+"""Computes the value from the added parts."""
 RESAMPLES = 1000
 _ALIKE = 1e-12
 

@@ -16,7 +16,7 @@ from orchestrate.text import count
 from orchestrate.types import Difference, Measure, MetricUsed, Score, Verdict
 
 MOST_ROWS = 100_000
-"""More rows than these are out of reach."""
+"""More rows than this are out of reach."""
 Decision = Literal["ship", "do not ship", "not enough evidence"]
 
 
@@ -25,9 +25,9 @@ class Demand:
     """What a contender must reach in the first metric."""
 
     target: float | None = None
-    """At least this score."""
+    """The minimum score."""
     margin: float = 0.0
-    """Better than the rival by more than this; below 0 it may be so much worse."""
+    """The margin by which it must be better than the rival. Below 0, it may be worse by that much."""
 
 
 def require_decidable(metric: MetricUsed, demand: Demand) -> None:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 # it.
 
 MOST_BASES = 4
-"""In memory at once."""
+"""The number of bases in memory at once."""
 
 
 @dataclass
@@ -124,11 +124,11 @@ _OURS = frozenset(
     {"model", "messages", "stream", "max_tokens", "max_completion_tokens", "return_token_ids"}
     | {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
 )
-"""Fields that are not handed on as they are; those of the second line change no answer."""
+"""Fields that are not passed on as they are. Those in the second line don't affect answers."""
 
 
 _COMES_UP_S = 10
-"""After which a client asks again: the official ones wait for a minute at most."""
+"""Seconds after which a client retries. The official clients wait for a minute at most."""
 
 
 class OnDemand:
@@ -138,7 +138,7 @@ class OnDemand:
     def __init__(self, ft: Workspace, models: ModelRoutes) -> None:
         self._ft, self._models = ft, models
         self._up: set[str] = set()
-        """Runs whose deployment has been seen to take requests."""
+        """Runs whose deployment has answered requests before."""
 
     def chat(self, key: GatewayKey, job: GatewayJob, run: Run, asked: str) -> Chat:
         """Return the chat client for a tuned model. Raises `HostError`: 422 if the model is not deployed,

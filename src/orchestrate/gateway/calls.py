@@ -42,7 +42,7 @@ from orchestrate.types import GatewayJob, GatewayKey, Problem, Severity
 
 _BEFORE_PATHS = frozenset(" \t\n'\"`(")
 _SHOWN = 10
-"""Of the rows that are wrong."""
+"""The maximum number of invalid rows to report."""
 
 
 def answer(error: HostError) -> JSONResponse:
@@ -144,7 +144,7 @@ def wrong_state(job: GatewayJob, status: str, verb: str) -> HostError:
 
 
 MAX_JSON = 8 << 20
-"""Bytes of a body that is no file."""
+"""The maximum size in bytes of a body that is not a file."""
 
 
 @dataclass

@@ -30,9 +30,10 @@ from orchestrate.store.store import Store
 from orchestrate.types import GatewayJob, JobStatus
 
 _DRAFT_LIFE_S = 86_400
-"""A kill leaves what was coming in."""
+"""The maximum age of drafts, which a killed process leaves behind."""
 _UNKNOWN_LIFE_S = 7 * 86_400
-"""A content that the store knows nothing of may be of one that was restored from an older backup."""
+"""The minimum age of unknown content before it is deleted. It may belong to a store restored from an older
+backup."""
 _ENDING = ".jsonl"
 
 
@@ -147,7 +148,7 @@ def known_only(form: Any, names: tuple[str, ...]) -> None:
 
 
 TAKEN = tuple(purpose for purpose in PURPOSES if purpose != "evals")
-"""The published description has no file with that one."""
+"""The published API description has no files with this purpose."""
 _MOST_TEXT = 1 << 16
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 PROJECT = "default"
 _FRESH_S = 2.0
 _SHARE = 20.0
-"""What was read is taken for so many times as long as it took, at least."""
+"""Data that were read stay fresh for at least this many times as long as reading them took."""
 Found = tuple[GatewayJob, Run]
 
 
@@ -70,9 +70,9 @@ class _JobCache:
 
     until_s: float = 0.0
     jobs: dict[str, Run] = field(default_factory=dict[str, Run])
-    """Imported ones by their host's id, newest first."""
+    """Imported runs by their host's id, newest first."""
     models: dict[str, Run] = field(default_factory=dict[str, Run])
-    """Old name -> the run that answers in its place."""
+    """Maps an old name to the run that answers in its place."""
 
 
 def until(clock: Clock, begun_s: float) -> float:
@@ -212,11 +212,11 @@ def _asked(run: Run, files: Mapping[str, Any]) -> dict[str, Any]:
 _JOBS = "/v1/fine_tuning/jobs"
 _LONGEST_KEY = 200
 _A_JOB_LATER_S = "30"
-"""When it may be worth to ask again for a job: the longest that the official clients wait is a minute."""
+"""Seconds after which a retry for a job may succeed. The official clients wait for a minute at most."""
 _CREATE_S, _LOOK_S = 15.0, 0.1
-"""How long a cancel waits for a create request that is under way, and how often it looks."""
+"""How long a cancel waits for a create request in progress, and how often it checks."""
 _LONGEST_NAME = 100
-"""Of a model: the name of a tuned one has it within."""
+"""The maximum length of a model name, which is part of a tuned model's name."""
 
 
 class Jobs:

@@ -39,19 +39,19 @@ if TYPE_CHECKING:
 
 _PERMISSIONS = "/v1/fine_tuning/checkpoints/{checkpoint}/permissions"
 _MOST_LISTS = 256
-"""Of models, each for keys of the same limits."""
+"""Cached model lists, one per set of key limits."""
 TRIALS = 2
-"""Graders that are tried out at once: each may take a processor and a gigabyte for its time."""
+"""The number of graders tested at once. Each may use a CPU core and a gigabyte."""
 _GRADERS = "/v1/fine_tuning/alpha/graders"
 _BROKEN = (AttributeError, KeyError, TypeError, ValueError)
 _CREATED = 1_721_260_800
-"""2024-07-18, of the names that are mapped."""
+"""2024-07-18, the creation date of mapped names."""
 
 
 @dataclass(frozen=True)
 class _Made:
     job: GatewayJob
-    """Without what was asked for."""
+    """The job, without its request fields."""
     shown: dict[str, Any]
 
 
@@ -59,9 +59,9 @@ class _Made:
 class _List:
     body: bytes
     changes: int
-    """Of jobs, when it was made."""
+    """The jobs' change count when the list was made."""
     until_s: float
-    """Other gateways of the store may have changed something by then."""
+    """Seconds after which another gateway of the store may have changed something."""
 
 
 class ModelRoutes:
@@ -72,7 +72,7 @@ class ModelRoutes:
         self._listing = threading.Lock()
         self._lists: dict[bytes, _List] = {}
         self._ended: dict[str, tuple[int, _Made | None]] = {}
-        """Jobs that have ended: the hash of the record that was read, and the model that answers."""
+        """Finished jobs: the hash of the record that was read, and the model that answers."""
 
     def routes(self) -> list[BaseRoute]:
         return [

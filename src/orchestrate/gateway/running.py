@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 _READS = ("GET", "HEAD")
 _ALIKE_S = 60.0
 _MOST = 1000
-"""Kinds of refusals that are told apart in that time."""
+"""The number of kinds of rejections that are distinguished in that time."""
 
 
 @dataclass
@@ -200,7 +200,7 @@ class RunningGateway:
     """A running gateway."""
 
     url: str
-    """What clients take as their base URL."""
+    """The base URL for clients."""
 
 
 @contextmanager

@@ -170,7 +170,7 @@ WORDS = {
     JobStatus.CANCELLED: "cancelled",
     JobStatus.UNKNOWN: "running",
 }
-"""The API has six words, and its clients know no others."""
+"""The API has six statuses, and its clients know no others."""
 _LEVELS = {"warning": "warn", "error": "error"}
 _CREATED = "Created fine-tuning job"
 

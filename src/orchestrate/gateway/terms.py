@@ -17,7 +17,7 @@ from orchestrate.settings import Secret
 from orchestrate.types import GatewayKey
 
 DEFAULT = "default"
-"""Stands for every name that is not in the map."""
+"""Matches every name that is not in the map."""
 _DATE = re.compile(r"-\d{4}-\d{2}-\d{2}$")
 
 
@@ -27,15 +27,15 @@ class DeployLimits(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_hours: Decimal = Field(gt=0)
-    """After which each deployment is ended."""
+    """The time after which each deployment is ended."""
     max_cost_usd: Decimal = Field(gt=0)
-    """Of all deployments that were made for this name, together."""
+    """The limit for all deployments made for this name together."""
     max_usd_per_hour: Decimal | None = Field(default=None, gt=0)
-    """With all replicas up; what costs more is not deployed."""
+    """The maximum hourly price with all replicas up. More expensive models are not deployed."""
     keys: tuple[str, ...] = ()
-    """Whose requests deploy; without names those of all keys."""
+    """The keys whose requests may deploy. Empty means all keys."""
     options: dict[str, Any] = {}
-    """The backend's own, as `--set` of a deploy takes them: `{idle_minutes: 30}`."""
+    """The backend's own options, as for `deploy --set`: `{idle_minutes: 30}`."""
 
 
 class MappedModel(BaseModel):
@@ -44,20 +44,21 @@ class MappedModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backend: str = ""
-    """Where it is tuned."""
+    """The backend on which it is tuned."""
     model: str = ""
-    """Base model there, by any name that `orchestrate models search` finds."""
+    """The base model there, by any name that `orchestrate models search` finds."""
     run: str | None = None
-    """A tuned model, by its run, in the place of `backend` and `model`: it is asked, and trained on."""
+    """A tuned model, given by its run, instead of `backend` and `model`. It can be queried and trained
+    further."""
     alias: str | tuple[str, ...] = ()
-    """Further names for the same."""
+    """Further names for the same model."""
     on: Literal["host", "here"] = "host"
-    """Where tuned models of this name answer: at their host, or on the gateway's machine, which downloads
+    """Where tuned models of this name are served: by their host, or on the gateway's machine, which downloads
     them and their base."""
     deploy: DeployLimits | None = None
-    """Without it a client's request deploys nothing."""
+    """The limits of automatic deployments. Without them, a client's request deploys nothing."""
     base_learning_rate: float | None = Field(default=None, gt=0)
-    """What a learning-rate multiplier of 1 means; without it the backend says."""
+    """The learning rate that a multiplier of 1 means. Without it, the backend decides."""
     settings: dict[str, Any] = {}
     """Further fields of the spec: `{adapter: qlora}`."""
 
@@ -76,13 +77,13 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     organization: str = Field(default="orchestrate", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
-    """Third part of the names of tuned models."""
+    """The third part of the names of tuned models."""
     files: str | None = None
-    """Folder of uploaded files. Default: `gateway/` of the home folder."""
+    """The folder of uploaded files. Default: `gateway/` in the home folder."""
     webhook_url: str | None = None
-    """Address to notify when a job ends."""
+    """The URL to notify when a job ends."""
     models: dict[str, MappedModel] = {}
-    """A table for each name that clients ask for; `default` stands for all other names."""
+    """A table for each model name that clients request. `default` matches all other names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,21 +93,21 @@ class GatewaySettings:
     host: str = LOOPBACK
     port: int = 8000
     names: tuple[str, ...] = ()
-    """Further host names by which it may be asked."""
+    """Further host names under which it may be reached."""
     behind_proxy: bool = False
-    """Something before it speaks TLS, and it may be reached by others."""
+    """A proxy in front of it terminates TLS, and others may reach it."""
     certificate: tuple[Path, Path] | None = None
-    """Certificate and key, as PEM files: it speaks TLS itself."""
+    """Certificate and key, as PEM files. The gateway then uses TLS itself."""
     organization: str = "orchestrate"
     models: Mapping[str, MappedModel] = field(default_factory=dict[str, MappedModel])
     files: Path
-    """The folder of uploaded files; workers of one store share it."""
+    """The folder of uploaded files, which workers of one store share."""
     webhook_url: str | None = None
     webhook_secret: Secret | None = None
     threads: int = 4
     """Jobs that are submitted at once."""
     most_requests: int = 512
-    """That are answered or wait; beyond them 429."""
+    """Requests that are answered or waiting at once. Further ones get status 429."""
     grace_s: float = 10.0
 
 

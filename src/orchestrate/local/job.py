@@ -9,7 +9,7 @@ from orchestrate.profile import this_machine
 from orchestrate.types import Record
 
 DEFAULT_SAMPLES = 8
-"""Answers to each prompt in reinforcement fine-tuning, as TRL draws."""
+"""Answers sampled for each prompt in reinforcement fine-tuning, as in TRL."""
 
 
 def option(name: str) -> str:
@@ -66,7 +66,7 @@ class Reinforcement(Record, frozen=True, kw_only=True, tag_field="type", tag="rf
 
 
 Method = Supervised | Preferences | Reinforcement
-"""As the spec writes it: `{"type": "dpo", "loss": "kto"}`."""
+"""The method as written in the spec: `{"type": "dpo", "loss": "kto"}`."""
 
 
 AdapterKind = Literal["lora", "qlora", "full"]
@@ -80,13 +80,13 @@ class AdapterSettings(Record, frozen=True, kw_only=True, omit_defaults=True):
     alpha: float | None = None
     dropout: float | None = None
     targets: str | tuple[str, ...] | None = None
-    """Module names; `None` means all linear layers."""
+    """Module names. `None` means all linear layers."""
     target_parameters: tuple[str, ...] | None = None
-    """Names of the experts' weights that get matrices besides; `None` means none."""
+    """Names of experts' weights that also get an adapter. `None` means none."""
     dora: bool = False
     rslora: bool = False
     init_lora_weights: str | None = None
-    """How the matrices begin, in peft's words; `None` is peft's default."""
+    """The initialization of the matrices, by peft's names. `None` is peft's default."""
     rank_pattern: dict[str, int] | None = None
     alpha_pattern: dict[str, float] | None = None
     layers_to_transform: tuple[int, ...] | None = None
@@ -121,72 +121,73 @@ class Hyper(Record, frozen=True, kw_only=True):
     """Every setting of a training run, resolved. Nothing is left to another library's defaults."""
 
     epochs: int | None = 3
-    """`None` is as many as `max_steps` take."""
+    """The number of epochs. `None` trains for `max_steps`."""
     max_steps: int | None = None
     learning_rate: float = 2e-4
     batch_size: int = 16
-    """Examples per optimiser step, all micro-batches together."""
+    """Examples per optimizer step, over all micro-batches."""
     micro_batch: int | None = None
-    """Examples per forward pass; `None` lets the engine choose, and halve it when memory runs out."""
+    """Examples per forward pass. `None` lets the engine choose, and halve the number when memory runs out."""
     processes: int = 1
-    """At work on each step, each with a GPU of its own and the whole model on it."""
+    """The number of processes that work on each step, each with its own GPU and the full model."""
     sharded: bool = False
-    """Whether each of them has a share of every weight instead."""
+    """Whether each process has a shard of every weight instead."""
     warmup_ratio: float = 0.03
     warmup_steps: int | None = None
-    """In place of `warmup_ratio`."""
+    """Replaces `warmup_ratio`."""
     schedule: str = "cosine"
     min_lr_ratio: float = 0.0
-    """Share of the peak rate at which the schedule ends."""
+    """The final learning rate as a fraction of the peak."""
     decay_ratio: float = 0.1
-    """Share of the steps in which `warmup_stable_decay` lowers the rate."""
+    """The fraction of steps in which `warmup_stable_decay` lowers the rate."""
     schedule_power: float = 1.0
-    """Exponent of `polynomial`."""
+    """The exponent of `polynomial`."""
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     max_seq_length: int | None = None
-    """Tokens; `None` means the model's context."""
+    """The maximum row length in tokens. `None` means the model's context."""
     truncation: Literal["right", "left", "drop"] = "right"
-    """What longer rows lose: their end, their beginning, or all of them."""
+    """What is dropped from longer rows: their end, their beginning, or the entire row."""
     packing: bool = False
     evals: int | None = None
-    """Evaluations spread over the run, the one at the end included; `None` means one per epoch."""
+    """The number of evaluations spread over the run, including the final one. `None` means one per epoch."""
     eval_steps: int | None = None
-    """Steps between evaluations, in place of `evals`; there is one at the end too."""
+    """Steps between evaluations, instead of `evals`. There is also a final one."""
     keep_best: bool = False
-    """Whether the result has the weights of the best evaluation; stopping early implies it."""
+    """Whether the result has the weights of the best evaluation. Early stopping implies it."""
     checkpoints: int | None = None
-    """Checkpoints to keep, spread over the run; `None` means one per epoch."""
+    """The number of checkpoints to keep, spread over the run. `None` means one per epoch."""
     checkpoint_steps: int | None = None
-    """Steps between checkpoints, in place of `checkpoints`; there is one at the end too."""
+    """Steps between checkpoints, instead of `checkpoints`. There is also a final one."""
     save_total_limit: int | None = None
-    """The most checkpoints to keep; older ones are removed."""
+    """The maximum number of checkpoints to keep. Older ones are removed."""
     recovery_seconds: float = 60.0
-    """A checkpoint to go on from is written at least this often; only the newest of them is kept."""
+    """The maximum interval between recovery checkpoints. Only the newest one is kept."""
     early_stopping_patience: int | None = None
     early_stopping_min_delta: float = 0.0
     optimizer: str = "adamw"
     betas: tuple[float, float] | None = None
-    """As `eps` and `momentum`: `None` is the optimiser's own."""
+    """As for `eps` and `momentum`, `None` is the optimizer's own default."""
     eps: float | None = None
     momentum: float | None = None
     gradient_checkpointing: bool = False
     deterministic: bool = False
-    """Whether a GPU adds in a fixed order, so that a resumed run ends, to the bit, as an unbroken one."""
+    """Whether a GPU uses deterministic algorithms, so that a resumed run ends bit for bit like an
+    uninterrupted one."""
     neftune_alpha: float | None = None
     router_aux_loss: float | None = None
-    """Weight of the loss that spreads tokens over the experts of a mixture; `None`: where all weights are
-    trained, as the model's configuration has it, else none."""
+    """The weight of the load-balancing loss in a mixture of experts. `None`: if all weights are trained, the
+    value of the model's configuration, otherwise none."""
     nan_policy: str = "stop"
-    """`stop`, or `skip` the optimiser step whose loss or gradient is not finite."""
+    """`stop`, or `skip` optimizer steps whose loss or gradient is not finite."""
     spike_factor: float | None = None
-    """Skip a step whose loss exceeds this multiple of the running mean; `None` never does."""
+    """Skip steps whose loss exceeds this multiple of the running mean. `None` never does."""
     max_new_tokens: int = 256
-    """Of an answer that is drawn to be graded."""
+    """The maximum number of tokens of a sampled answer."""
     run_grader_code: bool = False
-    """Whether a grader's Python code may run here: what the user allowed at the submit."""
+    """Whether a grader's Python code may run here, as the user allowed at submit."""
     grader_seconds: float = 5.0
-    """For the code to grade one answer; after that the answer gets 0."""
+    """The time limit in seconds for the code to grade one answer, which otherwise gets 0."""
 
     def steps(self, per_epoch: int) -> int:
         """Return the number of optimizer steps of the run, given the number of steps in an epoch."""
@@ -207,9 +208,9 @@ class LocalJob(Record, frozen=True, kw_only=True):
 
     ref: str
     model: str
-    """A folder, or a hub id."""
+    """A folder or a hub id."""
     model_name: str
-    """As the user named it."""
+    """The model's name as the user wrote it."""
     train: str
     """Canonical rows, one JSON object per line (`Dataset.write(target="local")`)."""
     validation: str | None = None
@@ -218,28 +219,28 @@ class LocalJob(Record, frozen=True, kw_only=True):
     adapter: AdapterSettings
     hyper: Hyper = Hyper()
     added_tokens: tuple[str, ...] = ()
-    """Texts that the tokenizer gets as tokens, and the model a row of its embeddings for each."""
+    """Texts that become single tokens, each with its own embedding row."""
     chat_template: str | None = None
-    """In the place of the model's own."""
+    """A chat template that replaces the model's own."""
     chat_template_kwargs: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
-    """What holds in the chat template where nobody says otherwise."""
+    """Default values for the chat template's variables."""
     seed: int = 0
     threads: int | None = None
     device: str | None = None
-    """`cpu` or `cuda`; `None` takes a GPU when there is one."""
+    """`cpu` or `cuda`. `None` uses a GPU if there is one."""
     engine: str | None = None
-    """One of `engines.NAMES`; `None` is auto."""
+    """One of `engines.NAMES`. `None` is auto."""
     precision: str | None = None
-    """`bf16` or `fp32`; `None` takes what suits the device."""
+    """`bf16` or `fp32`. `None` uses what suits the device."""
     continue_from: str | None = None
-    """Folder of an adapter to go on from."""
+    """The folder of an adapter to continue from."""
     spec: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
     paces: str | None = None
-    """The file to which the worker adds how fast the run was (`speed.paces`)."""
+    """The file to which the worker appends the run's speed (`speed.paces`)."""
     resources: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
-    """Of the machine, for a worker that is not on this one (`places.base.Resources`)."""
+    """The resources of the machine, for a worker on another one (`places.base.Resources`)."""
     session: dict[str, Any] | None = None
-    """Of a job that the caller's own loop trains, step by step: what was opened. No worker is ever started
+    """What was opened, for a job that the caller's own loop trains step by step. No worker is ever started
     for it."""
     created_at: datetime
 

@@ -7,7 +7,7 @@ from orchestrate.errors import RunFailed
 from orchestrate.text import count, size
 
 _SPARE = 16 << 20
-"""Metrics, events, logs."""
+"""Space for metrics, events and logs."""
 
 
 class DiskFull(RunFailed):

@@ -36,7 +36,7 @@ from orchestrate.data.shapes.reading import canonical
 from orchestrate.types import Record, Score
 
 _SAMPLE = 20_000
-"""Rows that are looked at; shares of more would not move."""
+"""The number of rows that are measured. More would not change the shares."""
 _WORD = re.compile(r"\w+")
 
 
@@ -46,21 +46,21 @@ class DataTraits(Record, frozen=True, kw_only=True):
     rows: int
     kind: str
     prompt_tokens: float
-    """Mean of a row, without what is trained."""
+    """Mean tokens of a row, without those that are trained."""
     answer_tokens: float
-    """Mean of a row: what is trained."""
+    """Mean trained tokens of a row."""
     shared_tokens: float
-    """Of the system prompt, where nine rows in ten have the same one; else 0."""
+    """Tokens of the system prompt, if at least nine in ten rows have the same one; otherwise 0."""
     json_share: float
-    """Answers that are JSON objects."""
+    """The share of answers that are JSON objects."""
     same_keys_share: float
-    """Of those, with the commonest set of keys."""
+    """Of those, the share with the most common set of keys."""
     distinct_answers: int
     distinct_share: float
     copied_share: float
-    """Words of an answer that occur in its prompt, mean."""
+    """The mean share of an answer's words that occur in its prompt."""
     duplicate_share: float
-    """Rows of which an equal one came before."""
+    """The share of rows that equal an earlier one."""
     calls_tools: bool = False
 
     @property
@@ -194,17 +194,17 @@ def _joined(said: Iterable[tuple[str, str]], *roles: str) -> str:
 
 
 MIN_ROWS = 10
-"""OpenAI refuses fewer (fine-tuning guide); Fireworks refuses fewer than 3."""
+"""OpenAI rejects fewer (fine-tuning guide). Fireworks rejects fewer than 3."""
 NEAR_TARGET = 0.8
-"""Of the target: where prompting reaches it, better prompts come first. Tianpan's decision framework, as
+"""The fraction of the target above which better prompts come first. Tianpan's decision framework, as
 skywriter.app/n/ai-ops-weekly cites it, and theneuralbase.com, signs that prompting will solve it."""
 GOOD_SCORE = 0.95
-"""Of the base model on held-out rows: above it there is little to win."""
+"""The base model's score on held-out rows above which there is little to gain."""
 CONSISTENT = 0.95
 LABELS = 50
-"""At most so many distinct answers make a task a classification."""
+"""A task with at most this many distinct answers is a classification."""
 KNOWLEDGE_COPIED = 0.3
-"""Fewer words of the answers than this in the prompts, and answers that rarely repeat: they carry
+"""If fewer of the answers' words than this are in the prompts, and answers rarely repeat, they contain
 knowledge."""
 KNOWLEDGE_TOKENS = 20
 LONG_INSTRUCTIONS = 300
@@ -228,25 +228,26 @@ class Needs(Record, frozen=True, kw_only=True):
     """Requirements that cannot be derived from the data."""
 
     private: bool = False
-    """The data may not leave the user's machines."""
+    """The data must not leave the user's machines."""
     latency_ms: int | None = None
     changing: bool = False
-    """What is true in the answers changes often."""
+    """The facts in the answers change often."""
     own_gpu: bool = False
     base_score: Score | None = None
-    """Of the base model with the user's prompt, on held-out rows. `n` is 0 where only the value is known."""
+    """The base model's score with the user's prompt, on held-out rows. `n` is 0 if only the value is
+    known."""
     few_shot_score: Score | None = None
-    """Of the same model with examples in the prompt."""
+    """The same model's score with examples in the prompt."""
     target: float | None = None
-    """The score that is good enough; without it `GOOD_SCORE` is assumed."""
+    """The score that is good enough. Without it, `GOOD_SCORE` is assumed."""
     goal: Goal | None = None
-    """What the tune is to teach; without it, what the rows show."""
+    """What tuning should teach. Without it, the goal is inferred from the rows."""
     model: str | None = None
     """The open model that would be tuned, for `latency_ms`."""
     larger: str | None = None
-    """What it would replace; `None`: one of 70 billion parameters."""
+    """The model that it would replace. `None`: a model with 70 billion parameters."""
     tokens: tuple[int, int] | None = None
-    """Of a request, in and out; `None`: the means of the rows."""
+    """The tokens of a request, in and out. `None`: the means of the rows."""
 
 
 class AdviceVote(Record, frozen=True, kw_only=True):
@@ -263,7 +264,7 @@ class AdvisedWay(Record, frozen=True, kw_only=True):
     reasons: tuple[str, ...]
     excluded: str | None = None
     limited: str | None = None
-    """With what only it can be done."""
+    """What makes it possible despite the requirement."""
 
 
 class EightyPercent(Record, frozen=True, kw_only=True):
@@ -273,7 +274,7 @@ class EightyPercent(Record, frozen=True, kw_only=True):
     few_shot: Score | None = None
     target: float
     assumed: bool
-    """Whether nobody named the target."""
+    """Whether the target is assumed because the user named none."""
 
     @property
     def best(self) -> Score:
@@ -305,18 +306,18 @@ class EightyPercent(Record, frozen=True, kw_only=True):
 
 class Advice(Record, frozen=True, kw_only=True):
     choices: tuple[AdvisedWay, ...]
-    """Best first; excluded ones last."""
+    """Best first, excluded ones last."""
     warnings: tuple[str, ...]
     would_change: tuple[str, ...]
     facts: DataTraits
     volume: Volume
-    """How many rows the goal takes, and where the file stands."""
+    """The recommended number of rows for the goal, and how the file compares."""
     latency: tuple[Latency, ...] = ()
-    """Predicted for the model that would be tuned, then for the larger one."""
+    """Predictions for the model that would be tuned, then for the larger one."""
     totals: tuple[Ownership, ...] = ()
-    """Whole costs of what can be tuned, where traffic is known."""
+    """Total costs of the models that can be tuned, if the traffic is known."""
     rule: EightyPercent | None = None
-    """What the 80% rule says; `None` where no score of the base model is known."""
+    """The result of the 80% rule. `None` if no score of the base model is known."""
 
     @property
     def best(self) -> AdvisedWay:

@@ -12,11 +12,11 @@ from typing import Literal, TypeVar
 import msgspec
 
 SERIES = 6
-"""Styles; a seventh series repeats the first."""
+"""The number of styles. A seventh series repeats the first."""
 DASHES = ("", "7 4", "2 4", "10 3 2 3", "4 2", "1 3")
 TOP, BOTTOM, LEFT = 24, 44, 52
 LINE = 20
-"""Of a legend."""
+"""Sizes of a legend."""
 
 
 class Paper(msgspec.Struct, frozen=True):
@@ -25,7 +25,7 @@ class Paper(msgspec.Struct, frozen=True):
     name: Literal["page", "phone"]
     width: int
     beside: int
-    """Room for names at the right; where there is none they stand in a legend below."""
+    """Room for names at the right. Without it, they are in a legend below."""
 
 
 PAPERS = (Paper("page", 760, 205), Paper("phone", 350, 0))
@@ -180,7 +180,7 @@ def spread(places: Sequence[float], gap: float, low: float, high: float) -> list
 
 
 _NAMED = 15
-"""Pixels between two names."""
+"""The minimum distance between two names in pixels."""
 
 
 class Series(msgspec.Struct, frozen=True):
@@ -249,7 +249,7 @@ def _legend(series: Sequence[Series], top: float) -> list[str]:
 
 
 _NAMES, _VALUES = 212, 190
-"""Room at the left and right of a page; on a phone both stand above the row."""
+"""Margins at the left and right of a page. On a phone, both names are above the row."""
 
 
 class Bar(msgspec.Struct, frozen=True):

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "md", "html", "csv", "json")
 _POINTS = 300
-"""Points of a curve that a report keeps; a longer one is averaged in groups."""
+"""Points of a curve that a report keeps. Longer curves are averaged in groups."""
 _BY_TOKEN = ("training", "usd_per_mtok")
 _NOT_SETTINGS = {"train", "validation", "test", "suffix", "tags", "max_cost_usd", "model", "wandb"}
 

@@ -42,7 +42,7 @@ _DECIDING = frozenset(
     }
     | {"time, created to end", "train loss", "valid loss", "reward", rows.PROOF}
 )
-"""Facts by which runs are chosen, beside the scores; the others tell how they came about."""
+"""Facts by which runs are chosen, besides the scores. The others describe how they were made."""
 _FINDINGS = 3
 
 
@@ -129,7 +129,7 @@ def _line(said: str) -> str:
 
 
 _FOLDED = frozenset({"contender", "against", "answered by"})
-"""An interval or a number is read on one line."""
+"""Columns that may wrap. An interval or a number stays on one line."""
 _KEPT = ("contender", "score (95%)", "n")
 
 

@@ -39,7 +39,7 @@ from orchestrate.reports.rows import (
 from orchestrate.types import Evaluation, MetricUsed, Verdict
 
 _SHOWN = 12
-"""Broken and fixed items on a page, of each."""
+"""The number of broken items on a page, and of fixed ones."""
 _EMPTY = "<em>(empty)</em>"
 MARKS = {"ship": "✓", "do not ship": "✗", "not enough evidence": "?"}
 
@@ -334,7 +334,7 @@ def quality_and_cost(comparison: ComparedRuns) -> str:
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _SHORT = 34
-"""Characters of a cell that is never wrapped."""
+"""The maximum number of characters of a cell that is never wrapped."""
 
 
 def page(comparison: ComparedRuns, now: datetime | None = None) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _QUOTE_COLUMNS = ("backend", "model", "expected", "low to high", "tokens billed", "time", "price", "notes")
 _SHORT = {"tokens billed": "tokens", "price": "price age"}
-"""In a terminal, where a price has its age alone."""
+"""Short column names for a terminal, where a price shows only its age."""
 _OWN_COLUMNS = (
     "trained and served",
     "model",
@@ -32,7 +32,7 @@ _OWN_COLUMNS = (
     "serving",
 )
 _SHOWN_ELSEWHERE = 2
-"""Other places to serve that are shown of each backend, the cheapest; `--json` has them all."""
+"""The number of other serving options shown per backend, the cheapest ones. `--json` has them all."""
 
 
 def _sorted(quotes: Sequence[Quote]) -> list[Quote]:

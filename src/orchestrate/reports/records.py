@@ -14,7 +14,7 @@ from orchestrate.types import Contender, Difference, Evaluation, JobStatus, Metr
 
 class CurvePoint(Record, frozen=True, kw_only=True):
     tokens: float
-    """Trained so far; steps where `Compared.tokens_known` is false for all runs."""
+    """Tokens trained so far, or steps if `Compared.tokens_known` is false for all runs."""
     value: float
 
 
@@ -33,7 +33,7 @@ class RunScore(Record, frozen=True, kw_only=True):
     score: Score
     contender: Contender
     difference: Difference | None
-    """To its rival: its base, or what the user named."""
+    """The difference from its rival: its base, or what the user named."""
     rival_score: Score | None
     evaluation: Evaluation
 
@@ -61,38 +61,38 @@ class Compared(Record, frozen=True, kw_only=True):
 
     run: Run
     label: str
-    """Short and unique within the comparison; of a sandbox beside real hosts it ends with `MARK`."""
+    """Short and unique within the comparison. A sandbox run next to real hosts ends with `MARK`."""
     seconds: float | None
     """From its creation to its end."""
     trained_tokens: int | None
     billed_tokens: int | None
-    """By its bill, else by its quote; `None` where something else than tokens is billed."""
+    """From its bill, otherwise from its quote. `None` if it is billed by something other than tokens."""
     tokens_per_second: float | None
     train_loss: float | None
-    """The last one."""
+    """The last training loss."""
     valid_loss: float | None
-    """The last one."""
+    """The last validation loss."""
     reward: float | None = None
-    """The last one of reinforcement fine-tuning: on the validation prompts where there are some."""
+    """The last reward of reinforcement fine-tuning, on the validation prompts if there are any."""
     train_curve: tuple[CurvePoint, ...] = ()
     valid_curve: tuple[CurvePoint, ...] = ()
     tokens_known: bool = True
-    """False when the token axis is the run's steps spread over its tokens."""
+    """False if the token axis is estimated from the run's steps."""
     settings: dict[str, str] = msgspec.field(default_factory=dict[str, str])
     chosen: tuple[str, ...] = ()
-    """Those of its settings that somebody asked for."""
+    """The settings that the user asked for."""
     reconciliation: costing.Reconciliation | None = None
     scores: tuple[RunScore, ...] = ()
     flips: tuple[Flips, ...] = ()
-    """Of its newest evaluation."""
+    """The flips of its newest evaluation."""
     regression: Regression | None = None
-    """Its newest one."""
+    """Its newest regression test."""
     asked_again: tuple[Pairing, ...] = ()
-    """Its newest evaluation against an earlier one of the same items."""
+    """Its newest evaluation compared with an earlier one of the same items."""
     serving: str | None = None
     proof: str | None = None
-    """Where it was proved to be what was trained, in the words of `types.proof.badge`; `None` for a run
-    that has no model yet."""
+    """Where it was proved to be what was trained, in the words of `types.proof.badge`. `None` for a run
+    without a model."""
 
     @property
     def name(self) -> str:
@@ -105,7 +105,7 @@ class ComparisonSummary(Record, frozen=True, kw_only=True):
 
     sentence: str
     run: str | None = None
-    """The id of the run to take, where there is one."""
+    """The id of the recommended run, if there is one."""
 
 
 class ComparedRuns(Record, frozen=True, kw_only=True):
@@ -115,7 +115,7 @@ class ComparedRuns(Record, frozen=True, kw_only=True):
     answer: ComparisonSummary = ComparisonSummary(sentence="")
     reasons: tuple[Reason, ...] = ()
     findings: tuple[str, ...] = ()
-    """What the numbers say, in sentences."""
+    """What the numbers show, in sentences."""
     notes: tuple[str, ...] = ()
     between: tuple[RunDifference, ...] = ()
 

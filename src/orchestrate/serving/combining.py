@@ -25,7 +25,7 @@ from orchestrate.types import Merged
 
 METHODS = ("svd", "cat", "ties", "dare_ties", "linear")
 MODEL_METHODS = ("linear", "slerp", "ties")
-"""Of whole models; the first is the default."""
+"""Methods for complete models. The first is the default."""
 NOTES = {
     "linear": "linear adds the two factors of each adapter separately, which mixes their products. "
     "PEFT's authors call it very rough and advise against it; svd and cat are precise",

@@ -27,12 +27,12 @@ from orchestrate.serving.export.forms import VLLM_RANKS
 from orchestrate.serving.tuned import TunedModel
 
 SCRIPT = Path(__file__).with_name("llama_server.py")
-"""Run by a python that has one of llama.cpp's packages."""
+"""The script that runs with a Python that has one of llama.cpp's packages."""
 _OF_ITS_SERVER = ("fastapi", "starlette_context", "pydantic_settings", "sse_starlette")
 NOT_IN_VLLM = ("use_dora", "modules_to_save")
-"""Of an adapter's configuration: what vLLM does not apply."""
+"""Fields of an adapter's configuration that vLLM does not support."""
 PATIENCE_S = 900.0
-"""For an engine to load its model."""
+"""The time limit in seconds for an engine to load its model."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class EngineCommand:
     url: str
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     alive: str = "/health"
-    """The path that answers 200 once it can be asked."""
+    """The path that returns 200 once the engine is ready."""
 
     def with_more(self, flags: Sequence[str]) -> EngineCommand:
         return replace(self, words=(*self.words, *flags))

@@ -18,7 +18,7 @@ from orchestrate.types import Artifact, Evaluation, Run
 
 _MOST_RANK = 65_536
 _LONGEST = 100
-"""Of a slug, so that a file's whole name fits too."""
+"""The maximum length of a slug, so that complete file names fit too."""
 
 
 def hub_name(base: str) -> str:
@@ -46,7 +46,7 @@ class TunedModel:
     `orchestrate.local` loads it on."""
 
     name: str
-    """By which it is served, and called in what is written."""
+    """The name under which it is served and shown."""
     folder: Path
     base: str
     kind: str

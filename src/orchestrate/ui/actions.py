@@ -37,7 +37,7 @@ class Verb:
     name: str
     label: str
     ends: bool = False
-    """Something that cannot be got back."""
+    """Whether it ends or removes something that cannot be restored."""
     spends: bool = False
 
 
@@ -63,9 +63,9 @@ class ActionQuestion:
     sum: str | None = None
     usd_per_hour: Decimal | None = None
     unknown: bool = False
-    """An unknown price has to be agreed to separately."""
+    """An unknown price has to be confirmed separately."""
     shown: Mapping[str, str] = field(default_factory=dict[str, str])
-    """The limits that the sum is for, by the names of their fields."""
+    """The limits that the amount covers, by field name."""
 
 
 def possible(site: Site, handle: RunHandle) -> list[Verb]:

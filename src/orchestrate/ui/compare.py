@@ -23,11 +23,11 @@ from orchestrate.ui.site import Copy, Site, compact, name_of
 from orchestrate.ui.table import flat
 
 FEW = 12
-"""So many are compared in every respect; each two of them are."""
+"""Up to this many runs are compared in every respect, and each pair of them is."""
 _POINTS = {True: 1500, False: 100}
-"""Of a curve, by whether they are few."""
+"""Points per curve, for few and for many runs."""
 _OF_MANY = ("loss", "reward", "accuracy")
-"""The charts that are drawn of many."""
+"""The charts that are drawn for many runs."""
 _NOT_SETTINGS = {"suffix", "tags", "max_cost_usd", "provider_options"}
 
 

@@ -23,21 +23,22 @@ CHARTS: Mapping[str, tuple[str, ...]] = {
     "GPU memory, GiB": ("gpu_memory_bytes",),
     "GPU temperature, °C": ("gpu_temperature_c",),
 }
-"""What is drawn together, by the name of its chart. What a host tells beside has a chart of its own."""
+"""Curves drawn together, by the name of their chart. Other values that a host reports have their own
+chart."""
 _UNITS = {"gpu_memory_bytes": 2.0**30}
-"""What values are divided by."""
+"""The divisor of values."""
 _BESIDE = ("tokens", "result_step", "result_valid_loss")
 PLACES = 1500
-"""On an axis; a screen has hardly more."""
+"""The maximum number of points on an axis. A screen hardly shows more."""
 READ = 20_000
-"""Points that are read of one run: of a longer one those at even distances."""
+"""The maximum number of points that are read per run. Longer curves are sampled evenly."""
 
 
 @dataclass(frozen=True)
 class PlottedCurve:
     label: str
     run: str
-    """The label of its run, which its curves in all charts share."""
+    """The run's label, which its curves in all charts share."""
     places: Sequence[float]
     values: Sequence[float]
 

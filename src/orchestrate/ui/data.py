@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 _AT_ONCE = 3
-"""Rows on a page."""
+"""Rows per page."""
 
 
 def token_routes(site: Site) -> list[Route]:
@@ -174,7 +174,7 @@ class FileReport:
 
     facts: InspectReport
     most: int
-    """The highest bar of its lengths."""
+    """The highest bar of the length histogram."""
     problems: list[Problem]
     total: int
     near: list[Problem]

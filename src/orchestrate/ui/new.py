@@ -51,7 +51,7 @@ class Field:
     needed: bool = False
     low: float | None = None
     table: bool = False
-    """Written as YAML."""
+    """Whether it is written as YAML."""
 
 
 def fields() -> tuple[list[Field], list[Field]]:

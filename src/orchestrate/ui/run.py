@@ -30,7 +30,7 @@ from orchestrate.ui.runs import repeated, told
 from orchestrate.ui.site import ActionNote, Copy, Site
 
 _EVENTS = 300
-"""The last ones are shown."""
+"""The number of recent events that are shown."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class RunHeader:
     deployments: list[DeploymentHandle]
     events: list[Event]
     stalled: str | None = None
-    """Why it counts as stalled."""
+    """Why the run counts as stalled."""
     ready: bool = False
-    """Whether its model can be asked and exported from here."""
+    """Whether its model can be queried and exported from here."""
 
 
 def routes(site: Site) -> list[Route]:
@@ -227,9 +227,9 @@ class _Lineage:
     parent_id: str | None
     children: list[Run]
     alike: list[Run]
-    """Runs of the same rows."""
+    """Runs on the same rows."""
     merges: list[Merged]
-    """Adapters that it became a part of."""
+    """Merged adapters that it is part of."""
 
 
 def _lineage(site: Site, run: Run) -> _Lineage:

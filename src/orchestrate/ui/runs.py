@@ -22,11 +22,11 @@ from orchestrate.ui.site import Form, Site, first
 from orchestrate.ui.table import DEFAULT, RunTableQuery, as_csv, as_json, choices, groups_of, headings
 
 _AT_ONCE = 100
-"""Runs that the page comes with; it asks for the others once these are shown."""
+"""Runs in the first page. It requests the others after these are shown."""
 _LOOK_S = 1.0
-"""Between two looks into the store, for as long as a page is open."""
+"""Seconds between two checks of the store while a page is open."""
 _SPARKED, _SPARK = 128, 32
-"""Points that are read for a curve in a row, and the means that are drawn of them."""
+"""Points that are read for a curve in a row, and the averaged points that are drawn."""
 _WIDTH, _HEIGHT = 80.0, 16.0
 
 

@@ -45,7 +45,7 @@ _ROUTES = (
     ),
 )
 _LONGEST_BODY = 16 << 20
-"""Of a row that was edited."""
+"""The maximum size of an edited row."""
 
 
 def app(site: Site) -> Starlette:

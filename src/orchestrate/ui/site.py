@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 _PATIENCE_S = 3.0
-"""So long a page waits for what it has begun, before it shows that it goes on."""
+"""How long a page waits for an action before it shows that it is still in progress."""
 _AT_ONCE = 4
 
 
@@ -117,11 +117,11 @@ _FILES = {
     "uPlot.min.css": ("orchestrate.ui", "static/vendor"),
     "report.css": ("orchestrate.reports", "."),
 }
-"""All that pages may load, and where it is: the reports' look is the pages' look."""
+"""The files that pages may load, and where they are. Reports and pages share one look."""
 
 Form = Mapping[str, Sequence[str]]
 Act = Callable[[Request, Form], Response | str]
-"""Does what a form asks for; a text is the path to go on to."""
+"""Performs a form's action. A returned text is the path to continue with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,10 +139,10 @@ class Site:
     ft: Orchestrator
     read_only: bool = False
     word: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
-    """In each form."""
+    """The token in each form."""
     work: SiteWork = field(default_factory=SiteWork, repr=False)
     closing: threading.Event = field(default_factory=threading.Event, repr=False)
-    """Set when streams are to end."""
+    """Set when streams should end."""
 
     def page(self, request: Request, name: str, *, status: int = 200, **values: Any) -> HTMLResponse:
         """Render a template with its values and with those that all templates share."""

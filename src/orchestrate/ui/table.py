@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from orchestrate.types import Run
 
 MOST = 1000
-"""Runs on the page, unless more are asked for."""
+"""Runs on the page, unless more are requested."""
 _ODD = 60
-"""Settings of the runs shown that are offered as columns."""
+"""The number of settings of the shown runs that are offered as columns."""
 _MOST_COLUMNS = 24
 
 
@@ -39,7 +39,7 @@ class TableColumn:
     sort: str = ""
     number: bool = False
     wide: bool = True
-    """Left out on narrow screens."""
+    """Whether the column is hidden on narrow screens."""
 
 
 BUILT_IN = {
@@ -63,7 +63,7 @@ BUILT_IN = {
     )
 }
 DEFAULT = ("status", "step", "left", "cost", "loss", "created")
-"""The columns when none were chosen."""
+"""The default columns."""
 
 
 def column(name: str) -> TableColumn:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _MAX_TOKENS = 512
 _LONGEST = 100_000
-"""Characters of a conversation at most."""
+"""The maximum length of a conversation in characters."""
 _AGAIN = "send it again; the maximum cost is shown first"
 _PLACES = ("auto", "host", "here")
 _ROLES = ("system", "user", "assistant")
@@ -41,12 +41,12 @@ class Talked:
 
     messages: list[Message] = field(default_factory=list[Message])
     message: str = ""
-    """What is to be asked, while it has not been."""
+    """The message to send, until it has been sent."""
     on: str = "auto"
     worst_usd: Decimal | None = None
-    """The most that the next answer may cost; `None` where that is not to be agreed to."""
+    """The maximum cost of the next answer. `None` if no confirmation is needed."""
     lost_usd: Decimal = Decimal(0)
-    """The most that the same message may have been billed before, without an answer that arrived."""
+    """The maximum that the same message may already have cost without an answer."""
     unpriced: bool = False
     play: bool = False
     last: Answer | None = None

@@ -26,7 +26,7 @@ DATA_SUFFIXES = (
     ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".tab", ".parquet", ".arrow", ".txt", *PACKED_SUFFIXES,
 )  # fmt: skip
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "state.json")
-"""What `datasets` writes beside the rows."""
+"""Files that `datasets` writes next to the rows."""
 _SPLITS = frozenset(
     {"train", "training", "validation", "valid", "val", "dev", "eval", "evaluation", "test", "holdout"}
 )

@@ -21,9 +21,9 @@ from orchestrate.data.shapes.known import SHAPES
 from orchestrate.errors import DataError
 
 LONGEST_RECORD = 512 << 20
-"""Characters of one element of a JSON array or of one cell, bytes of one line."""
+"""Limits of one element of a JSON array or one cell in characters, and of one line in bytes."""
 PYTHON_CELLS = "python-cells"
-"""The code of cells that were read as Python's literals."""
+"""The code for cells that were parsed as Python literals."""
 
 _encode = rows.encode
 _STRUCTURED = frozenset(
@@ -42,7 +42,7 @@ _STRUCTURED = frozenset(
         "non_preferred_output",
     }
 )
-"""Columns whose cells may hold JSON."""
+"""Columns whose cells may contain JSON."""
 _NAMES = frozenset(
     {
         "answer", "assistant", "content", "context", "conversation", "instruction", "label", "output",
@@ -50,13 +50,13 @@ _NAMES = frozenset(
         "text", "user",
     }
 )  # fmt: skip
-"""Further columns of tables for training."""
+"""Further columns of training tables."""
 _LABELS = {"true": True, "false": False}
-"""Of unpaired preferences; a cell is text."""
+"""Labels of unpaired preferences as text, because a cell is text."""
 _LONGEST_NAME = 64
-"""Characters of a column's name."""
+"""The maximum length of a column name in characters."""
 _LONGEST_LITERAL = 4 << 20
-"""Python's parser takes many times the memory of its text."""
+"""The maximum length for Python's parser, which takes many times the memory of its text."""
 
 
 def csv_lines(file: Path, told: Counter[str] | None = None) -> Iterator[bytes]:

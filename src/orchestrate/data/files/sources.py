@@ -42,10 +42,10 @@ from orchestrate.settings import download_limit, remember
 
 
 _LOOKED_AT_BYTES = 16 << 20
-"""The disk is looked at whenever so much was written, or as much as is kept."""
+"""The free disk space is checked each time this much was written, or as much as must stay free."""
 _KEPT_BYTES = 512 << 20
 _KEPT_SHARE = 20
-"""A twentieth of the disk, at most `_KEPT_BYTES`, is left to others."""
+"""A twentieth of the disk, at most `_KEPT_BYTES`, stays free for others."""
 
 
 class Spool:
@@ -117,7 +117,7 @@ def spooled(
 
 FETCH_BLOCK = 1 << 20
 MOST_BYTES = 10 * 10**9
-"""Of a file at a URL, unless ORCHESTRATE_MAX_DOWNLOAD_GB says otherwise."""
+"""The size limit of a file at a URL, unless ORCHESTRATE_MAX_DOWNLOAD_GB is set."""
 _USUAL = "http, https, s3, gs, az, hf, sftp, file, memory"
 _TAKEN = frozenset(
     {
@@ -126,15 +126,16 @@ _TAKEN = frozenset(
         "sftp", "simplecache", "smb", "ssh", "tar", "tos", "webdav", "webhdfs", "zip"
     }
 )  # fmt: skip
-"""Protocols that fetch a file, unpack it or keep a copy. A spec may come from anybody: what reads a file to
-learn what to read next, runs another program or asks a notebook's server is not among them."""
+"""Protocols that download a file, decompress it or keep a copy. A spec may come from anyone, so protocols
+that read a file to decide what to read next, run another program or query a notebook server are not
+included."""
 _HOSTED = frozenset({"http", "https", "ftp", "sftp", "webdav"})
-"""Protocols whose address begins with a host."""
+"""Protocols whose URL begins with a host."""
 _CREDENTIALS = frozenset({"NoCredentialsError", "DefaultCredentialsError", "ClientAuthenticationError"})
 _BROKEN = frozenset({"ClientPayloadError", "RemoteProtocolError", "IncompleteRead", "ProtocolError"})
-"""An answer that ended early, as HTTP clients call it."""
+"""The errors of HTTP clients for a response that ended early."""
 _MEDIA_TYPE = ("mimetype", "ContentType", "contentType", "content_type")
-"""What HTTP, S3, Google's and Azure's file systems call it."""
+"""The keys of the content type in the HTTP, S3, Google and Azure file systems."""
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -277,16 +278,16 @@ _FOREIGN = {
     b"\xff\xd8\xff": "a picture",
     b"GIF8": "a picture",
 }
-"""First bytes of files that people give, and what they are."""
+"""Magic bytes of files that people pass, and their types."""
 _MEDIA_SUFFIXES = {
     "text/csv": ".csv",
     "application/csv": ".csv",
     "text/x-csv": ".csv",
     "text/tab-separated-values": ".tsv",
 }
-"""Of tables, whose first bytes do not tell them for certain."""
+"""Suffixes by content type, for tables, whose first bytes don't identify them for certain."""
 _MOST_LAYERS = 4
-"""An archive may hold itself."""
+"""An archive may contain itself."""
 _ROWS = (".jsonl", ".ndjson", ".json")
 
 
@@ -298,10 +299,10 @@ class RowSource:
     lines: str
     container: str
     bytes: int
-    """Size of the input as it lies."""
+    """The size of the input as stored."""
     line_bytes: int
     python_cells: int = 0
-    """Cells that held lists as Python writes them."""
+    """The number of cells with Python list literals."""
 
 
 def source(path: str) -> RowSource:

@@ -22,7 +22,7 @@ from orchestrate.text import count
 from orchestrate.types import Problem, Record, Severity, TokensFrom
 
 MOST_UNBALANCED = 4
-"""Rows of one label over those of the other that are reported."""
+"""The ratio of the rows of one label to those of the other from which an imbalance is reported."""
 SPLITS = ("train", "validation", "test")
 
 
@@ -45,7 +45,8 @@ class FileFacts(Record, frozen=True, kw_only=True):
     tokens_from: TokensFrom = TokensFrom.EXACT
     tokens_low: int | None = None
     tokens_high: int | None = None
-    """With the tokenizer's band, and that of a sample: 99 of 100 samples have the true count between both."""
+    """Includes the tokenizer's band and the sampling error: for 99 of 100 samples, the true count is between
+    the two."""
     counts: dict[str, int]
 
 
@@ -80,11 +81,11 @@ class CheckOptions:
     epochs: int | None = None
     near: bool = False
     strict: bool = False
-    """Every column and field that is not read is an error."""
+    """Every unused column and field is an error."""
     columns: Mapping[str, str] | None = None
     workers: int | None = None
     memory: Path | None = None
-    """Where token counts are kept for the next time."""
+    """The folder in which token counts are cached."""
     tokens_from: TokensFrom = TokensFrom.EXACT
     """How tokens are counted."""
 

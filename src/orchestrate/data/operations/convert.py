@@ -136,7 +136,7 @@ class BatchReport(Record, frozen=True, kw_only=True):
 
     joined: int
     unasked: int
-    """Results without a request: they stay errors."""
+    """Results without a request, which stay errors."""
     unanswered: int
     """Requests without a result."""
 

@@ -17,7 +17,7 @@ from orchestrate.types import Record
 class Removed(Record, frozen=True, kw_only=True):
     row: int
     because_of: int
-    """The earlier row that stays."""
+    """The earlier row that is kept."""
     near: bool
 
 
@@ -33,12 +33,13 @@ class DedupeReport(Record, frozen=True, kw_only=True):
     exact: int
     near: int
     left_out: int
-    """Rows with errors; they are not in the output."""
+    """Rows with errors, which are not in the output."""
     source_format: str
     format: str
-    """Of the output."""
+    """The format of the output."""
     fields_left_out: int
-    """Rows and messages with fields that no training format uses; the output is without these."""
+    """Rows and messages with fields that no training format uses. The output does not contain these
+    fields."""
     removed: tuple[Removed, ...]
 
 

@@ -64,10 +64,10 @@ class FixReport(Record, frozen=True, kw_only=True):
     lines: int
     written: int
     repaired: dict[str, int]
-    """Repairs by the code of their problem."""
+    """The number of repairs by problem code."""
     left_out: dict[str, int]
     dropped: dict[str, int]
-    """Rows and messages with fields that no training format uses, which the copy is without."""
+    """Rows and messages with fields that no training format uses. The copy does not contain these fields."""
     not_repaired: dict[str, int]
 
 

@@ -82,7 +82,7 @@ from orchestrate.types import Message, Record, Reply, Severity
 # The rules are those of `data check`; what a row is compared with are the seeds and the rows kept before.
 
 UNWANTED = frozenset({"secret", "refusal", "placeholder", "mojibake", "replacement-character"})
-"""Findings in the text that no synthetic row needs. Personal data is not among them: it is invented."""
+"""Problems that no synthetic row should have. Personal data is not among them, because it is invented."""
 
 
 @dataclass
@@ -244,11 +244,12 @@ def _listed(value: Mapping[str, Any]) -> list[Any] | None:
 
 
 Reasoning = Literal["no", "kept", "left out"]
-"""Whether the model is asked for the thinking behind each answer, and whether the rows keep it."""
+"""Whether the model is asked for the reasoning behind each answer, and whether the rows keep it."""
 MOST_SEEDS = 50_000
-"""More are a dataset, not examples; each is held in memory to be compared with."""
+"""The maximum number of seed rows. More are a dataset, not examples, and each is kept in memory for
+comparison."""
 BARREN = 8
-"""Answers in a row that bring nothing new, after which the model has no more to say."""
+"""The number of consecutive answers without new rows after which generation stops."""
 
 _TASK = """You write training data for a language model. You are given examples, one JSON object on a line.
 Write new ones in exactly that form: the same fields, the same roles, the same kind of answer. Make each a \
@@ -261,12 +262,12 @@ answer, step by step, as its author would think. The answer must follow from it.
 _THOUGHTS = ("reasoning", "reasoning_content")
 
 Ask = Callable[[Sequence[Message], Sequence[Mapping[str, Any]]], Reply]
-"""Sends one request, without trying again. Raises `ProviderError`."""
+"""Sends one request without retrying. Raises `ProviderError`."""
 
 
 class GenerateStart(msgspec.Struct, tag="started"):
     seeds: str
-    """Digest of the seed rows."""
+    """The digest of the seed rows."""
 
 
 class KeptQuestion(msgspec.Struct, tag="kept"):
@@ -312,22 +313,22 @@ class GenerateOrder:
     max_cost_usd: Decimal | None = None
     price: Price | None = None
     account: RequestLedger | None = None
-    """In the ledger of the store."""
+    """The store's ledger, which records the requests."""
     backend: str = ""
-    """Who bills its answers."""
+    """The provider that bills the answers."""
     own: bool = False
     sandbox: bool = False
     max_tokens: int = 4096
-    """Of one answer."""
+    """The token limit of one answer."""
     rows_per_request: int = 10
     examples: int = 5
     """Seed rows shown in each request."""
     parallel: int = 4
     instructions: str = ""
     hosts: tuple[RowTarget, ...] = ()
-    """Each row must be fit for those of them that take all seeds."""
+    """Each generated row must be accepted by the backends that accept all seeds."""
     threshold: float = 0.8
-    """Similarity from which a row is a near duplicate."""
+    """The similarity from which a row is a near duplicate."""
     seed: int = 0
     reasoning: Reasoning = "no"
 
@@ -347,16 +348,16 @@ class GenerateReport(Record, frozen=True, kw_only=True):
     prompt_tokens: int
     completion_tokens: int
     usd: Decimal | None
-    """`None` when the price of the model is not known."""
+    """`None` when the model's price is unknown."""
     refused: dict[str, int]
     hosts: tuple[str, ...]
-    """Backends that every row is fit for."""
+    """Backends that accept every row."""
     lost_requests: int = 0
-    """Got no answer and may have been billed."""
+    """Requests without an answer that may have been billed."""
     lost_usd: Decimal | None = Decimal(0)
-    """The most that they cost, which `usd` holds; `None` when the price is not known."""
+    """The maximum cost of these requests, which is included in `usd`. `None` when the price is unknown."""
     last_error: str | None = None
-    """Why the latest request that failed did."""
+    """Why the latest failed request failed."""
     reasoning: Reasoning = "no"
 
 
@@ -500,7 +501,7 @@ class _GenerationRun:
         self._purse.spent_usd = sum(self.state.earlier.values(), Decimal(0))
         self._purse.requests = self.state.requests
         self._stopped = threading.Event()
-        """Set once all rows are there."""
+        """Set when all rows have been generated."""
         self._under_way, self._ended = 0, "rows"
         for question, answer in list(self.state.unscreened.items()):
             self._keep(question, answer)

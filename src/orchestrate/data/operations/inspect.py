@@ -18,16 +18,17 @@ BINS = 16
 LABELS = (DESIRABLE, UNDESIRABLE)
 LONGEST = 5
 LEAST_LETTERS = 20
-"""Of Latin text; the language of less is a guess."""
+"""The minimum length of Latin text. The language of shorter text is a guess."""
 SURE = 0.9
-"""A guess with less probability is none."""
+"""A language with a lower probability is not reported."""
 ENOUGH_LETTERS = 75
-"""By so many, fifteen words, a single row shows its language: of 1,200 English texts of this length and more
-none was taken for another, of shorter ones three in a hundred. Other scripts show it by fewer."""
+"""Above this length (about fifteen words), a single row is enough to detect its language: none of 1,200
+English texts of this length or more was misclassified, and three in a hundred of shorter ones were. Other
+scripts need fewer."""
 FEW = 0.05
 UNCERTAIN = "uncertain"
 LANGUAGE_SAMPLE = 200
-"""Rows, from the beginning, whose language is detected."""
+"""The number of rows, from the beginning, whose language is detected."""
 
 GUIDANCE = (
     (300, "under 300 rows: enough to try the pipeline; 300-500 good rows teach a format or a style"),
@@ -59,15 +60,15 @@ class InspectReport(Record, frozen=True, kw_only=True):
     format: str
     kind: str
     formats: dict[str, int]
-    """Rows of each format, when the file mixes several."""
+    """Rows of each format, if the file mixes several."""
     bytes: int
     lines: int
     rows: int
     rows_with_errors: int
     digest: str
-    """Of the rows."""
+    """The digest of the rows."""
     data_digest: str
-    """Of a run that trains on this file alone, as `show` has it."""
+    """The data digest of a run that trains on this file alone, as in `show`."""
     tokenizer: str
     tokens_exact: bool
     tokens: int
@@ -83,10 +84,10 @@ class InspectReport(Record, frozen=True, kw_only=True):
     tools: dict[str, int]
     """Calls by tool."""
     labels: dict[str, int]
-    """Of unpaired rows: how many are desirable and undesirable; else empty."""
+    """For unpaired rows: how many are desirable and undesirable. Empty for other rows."""
     languages: dict[str, int]
-    """Of the first rows, by ISO 639-1 code, or `uncertain`, `too short`, `none`; empty where langdetect is
-    not installed."""
+    """For the first rows, by ISO 639-1 code, or `uncertain`, `too short`, `none`. Empty if langdetect is not
+    installed."""
     duplicates: int
     problems: dict[str, int]
     guidance: str

@@ -37,14 +37,14 @@ class MixedFile(Record, frozen=True, kw_only=True):
     path: str
     digest: str
     rows: int
-    """Good ones, in the file."""
+    """Valid rows in the file."""
     weight: float
     seed: int
     taken: int
-    """Rows of the mix that are its own."""
+    """Rows of the mix that come from it."""
     sample: list[int]
-    """Numbers, in the file, of the rows that are in the mix once more than the others; those are in it
-    `weight` times, rounded down."""
+    """The numbers, in the file, of the rows that occur once more than the others. The others occur `weight`
+    times, rounded down."""
 
     @property
     def told(self) -> str:
@@ -59,7 +59,7 @@ class Mix(Record, frozen=True, kw_only=True):
     """The record next to a mixed file that says how to reproduce it."""
 
     digest: str
-    """Of its rows, as of any file of them."""
+    """The digest of its rows, as for any file."""
     rows: int
     files: list[MixedFile]
 
@@ -73,9 +73,9 @@ class Mix(Record, frozen=True, kw_only=True):
 class _MixedFile:
     file: MixedFile
     offsets: array[int]
-    """Of each good row in the spool, and the end."""
+    """The offset of each valid row in the spool, and the end."""
     places: Sequence[int]
-    """Of the sample, among the good rows."""
+    """The sampled rows, as indices among the valid rows."""
     spool: Path
 
     def rows(self, number: int) -> Iterator[tuple[float, int, int]]:

@@ -28,7 +28,7 @@ class RowTokens(Record, frozen=True, kw_only=True):
     tokens: tuple[Token, ...]
     trained: int
     truncated: int
-    """Tokens cut at the longest length."""
+    """Tokens cut at the maximum length."""
     side: str | None = None
     notes: tuple[str, ...] = ()
 

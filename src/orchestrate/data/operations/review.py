@@ -41,7 +41,7 @@ class Decided(msgspec.Struct, tag="decided", omit_defaults=True):
     decision: Word
     at: datetime
     row: str | None = None
-    """The row as it was edited: one line of JSON."""
+    """The row as edited: one line of JSON."""
 
 
 class Undone(msgspec.Struct, tag="undone"):

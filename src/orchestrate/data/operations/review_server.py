@@ -33,7 +33,7 @@ class RowDecision(msgspec.Struct):
 
     action: Literal["show", "accepted", "edited", "rejected", "undo"]
     index: int | None = None
-    """`show` without an index gives the first row without a decision."""
+    """`show` without an index returns the first row without a decision."""
     text: str | None = None
 
 

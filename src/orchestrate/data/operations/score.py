@@ -35,13 +35,13 @@ from orchestrate.types import Record, decoding
 OUTLIER = 3.5
 """A length's distance from the median, in robust standard deviations (Iglewicz and Hoaglin, 1993)."""
 SAME_ANSWER = 0.5
-"""Answers that share fewer of their words than this contradict one another."""
+"""Answers that share less than this fraction of their words contradict one another."""
 FOLDS = 5
 STRENGTH = 1.0
-"""Inverse strength of the regularization of the model that doubts labels (scikit-learn's C), chosen by
+"""The inverse regularization strength of the model that finds label errors (scikit-learn's C), chosen by
 benchmarks/selection.py."""
 _FEWEST = 2
-"""Rows of a label, below which a model can't be trained without one of them."""
+"""Rows per label below which a model can't be trained without one of them."""
 _WORD = re.compile(r"\w+")
 _PAIRS_KEPT = 100
 
@@ -51,32 +51,33 @@ class RowScore(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     row: int
     tokens: int | None = None
-    """That training learns from."""
+    """The number of tokens that training learns from."""
     loss: float | None = None
-    """Nats for each of them, by the base model."""
+    """Nats per token, by the base model."""
     spread: float | None = None
     """Their standard deviation."""
     prompt: float | None = None
-    """Loss over loss without the prompt (Li et al. 2023, Instruction-Following Difficulty): at 1 and above
-    the prompt doesn't help to predict the answer."""
+    """The loss divided by the loss without the prompt (Li et al. 2023, Instruction-Following Difficulty). At
+    1 and above, the prompt doesn't help to predict the answer."""
     loss_after: float | None = None
-    """Loss by the tuned model."""
+    """The loss of the tuned model."""
     duplicate_of: int | None = None
-    """The earlier row that it is equal or nearly equal to."""
+    """The earlier row that it equals or nearly equals."""
     length: float | None = None
     """Robust standard deviations between its answer's length and the median, on a log scale."""
     contradicts: tuple[int, ...] = ()
-    """Rows with a nearly equal question and another answer, the first of them."""
+    """Rows with a near-identical question and a different answer (the first ones)."""
     contradiction: float | None = None
-    """The share of rows with a nearly equal question that have another answer."""
+    """The share of rows with a near-identical question that have a different answer."""
     label: float | None = None
-    """How much likelier the likeliest other label is than its own, -1 to 1, by models that did not see it."""
+    """The probability of the most likely other label minus that of its own, -1 to 1, by models that did not
+    see it."""
     likely_label: str | None = None
     """The label that confident learning finds instead of its own."""
     judge: float | None = None
     """The judge's score, 0 to 1."""
     reason: str = ""
-    """The judge's."""
+    """The judge's reason."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class ScoredFile(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     scores_of: str
     digest: str
-    """Of the rows."""
+    """The digest of the rows."""
     model: str | None = None
     after: str | None = None
     judge: str | None = None
@@ -128,23 +129,23 @@ class ScoreReport(Record, frozen=True, kw_only=True):
 
     path: str
     output: str
-    """One line for each row."""
+    """The scores file, with one line per row."""
     rows: int
     left_out: int
-    """Rows with errors; they have no scores."""
+    """Rows with errors, which have no scores."""
     signals: dict[str, int]
-    """By signal, the rows that it is known of."""
+    """The number of rows that each signal is known for."""
     duplicates: int
     long_or_short: int
     """Rows whose answer's length is an outlier."""
     contradictions: tuple[ContradictingPair, ...]
     contradicting_rows: int
     labels: int = 0
-    """Different labels, where the answers are labels."""
+    """Distinct labels, if the answers are labels."""
     label_issues: int = 0
-    """Rows whose label confident learning doubts."""
+    """Rows whose label confident learning questions."""
     missing: tuple[str, ...] = ()
-    """Why a signal is not known."""
+    """Why a signal is unknown."""
     usd: Decimal | None = None
     """What the judge has cost."""
 
@@ -435,7 +436,7 @@ class LeftOut(Record, frozen=True, kw_only=True, omit_defaults=True):
     why: str
     doubt: float | None = None
     left_out: msgspec.Raw | str
-    """Of a line that isn't JSON its text."""
+    """The text of a line that isn't JSON."""
 
 
 class SelectReport(Record, frozen=True, kw_only=True):
@@ -451,9 +452,9 @@ class SelectReport(Record, frozen=True, kw_only=True):
     errors: int
     """Rows with errors, which are among those left out."""
     cut: float | None
-    """The doubt of the last row that was kept; all above it were left out."""
+    """The score of the last row that was kept. All rows with a higher one were left out."""
     tied: int
-    """Rows left out with that very doubt: earlier rows go first."""
+    """Rows left out with exactly that score: earlier rows come first."""
 
 
 def ranked(scores: Scores, by: str) -> list[RowScore]:

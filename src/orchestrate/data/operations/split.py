@@ -58,9 +58,9 @@ class _Manifest(Record, frozen=True, kw_only=True):
 
     files: tuple[str, ...]
     asked: int | None = None
-    """The seed that was asked for."""
+    """The requested seed."""
     seed: int | None = None
-    """By which they were shared out: rows stay where they are when rows are added."""
+    """The seed that was used. Rows stay in their split when rows are added."""
 
 
 class SplitReport(Record, frozen=True, kw_only=True):
@@ -72,17 +72,17 @@ class SplitReport(Record, frozen=True, kw_only=True):
     rows: int
     groups: int
     left_out: int
-    """Rows with errors; they are in no file."""
+    """Rows with errors, which are in none of the files."""
     source_format: str
     format: str
-    """Of the files."""
+    """The format of the files."""
     fields_left_out: int
-    """Rows and messages with fields that no training format uses; the files are without these."""
+    """Rows and messages with fields that no training format uses. The files do not contain these fields."""
     seed: int = 0
     pooled: int = 0
-    """With `stratify`, groups whose answer is too rare to be in each split: they are shared out together."""
+    """With `stratify`, groups whose answer is too rare to be in each split. They are divided together."""
     ungrouped: int = 0
-    """With `group_by`, rows without a value, each of which stands alone."""
+    """With `group_by`, rows without a value, each of which is its own group."""
 
 
 class TooFew(DataError):
@@ -99,13 +99,14 @@ class Division:
     near_duplicates: bool = True
     """Nearly equal rows stay together."""
     stratify: bool = False
-    """Each answer (a label, or a band of answer length) has its share in every split, those too rare for that
-    together; a row at the boundary may then move when rows are added."""
+    """Each answer (a label, or a band of answer lengths) has its share in every split. Answers too rare for
+    that are divided together. A row at the boundary may move when rows are added."""
     fill: bool = False
-    """Of few rows a seed is taken that comes near to the shares, with rows in each split; they may then move
-    when rows are added."""
+    """With few rows, a seed is chosen that comes close to the shares and puts rows in each split. Rows may
+    then move when rows are added."""
     group_by: str | None = None
-    """Rows with one value in this column of the file stay together; of a nested one, `metadata.customer`."""
+    """Rows with the same value in this column stay together. Nested columns are written as
+    `metadata.customer`."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**64:
@@ -356,15 +357,15 @@ def _least(rows: Sequence[_SplitRow], groups: Sequence[int]) -> dict[int, _Split
 
 
 _SEEDS = 1000
-"""Three groups fall apart under one seed of 21."""
+"""The number of seeds to try. Three groups end up in three different splits under one seed in 21."""
 _FEW = 2000
-"""Of so many groups a split of a tenth is off by less than a hundredth of the rows."""
+"""With this many groups, a split of a tenth deviates by less than a hundredth of the rows."""
 _FEWEST = 100
-"""Of fewer the nearest of all seeds is taken: a row more or less is a large share."""
+"""With fewer groups, the best of all seeds is used, because a single row is a large share."""
 _NEAR = 0.01
-"""The share of the rows that may be in another split than the shares want."""
+"""The maximum share of rows that may be in a different split than the shares require."""
 _STILL_NEAR = 0.03
-"""The same, under the seed of an earlier split into the same folder."""
+"""The same limit under the seed of an earlier split into the same folder."""
 
 
 def _shared_out(

@@ -198,10 +198,10 @@ class Columns:
     text: str | None = None
     time: str | None = None
     ignored: frozenset[str] = frozenset()
-    """Columns that are neither read nor told."""
+    """Columns that are neither read nor reported."""
     user: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
-    """Whose messages are in no conversation."""
+    """Senders whose messages are in no conversation."""
 
 
 class ThreadsReport(Record, frozen=True, kw_only=True):
@@ -212,31 +212,31 @@ class ThreadsReport(Record, frozen=True, kw_only=True):
     threads: int
     written: int
     open: int
-    """Left out: nobody answered."""
+    """Left out because nobody answered."""
     unanswered_ends: int
-    """Written without what was said after the last answer."""
+    """Written without the messages after the last answer."""
     several_agents: int
-    """Written, though more than one of `assistant` answered: their styles are learnt as one."""
+    """Written, although more than one of `assistant` answered. Their styles are learned as one."""
     unasked: int
-    """Written without what was said before the first question."""
+    """Written without the messages before the first question."""
     empty: int
-    """Messages of which nothing was left without quotes and signature."""
+    """Messages that were empty without quotes and signature."""
     unthreaded: int
-    """Messages that name no thread: left out."""
+    """Messages that name no thread, which are left out."""
     aside: int
-    """Messages of a tree that are not on its best path: left out."""
+    """Messages of a tree that are not on its best path, which are left out."""
     internal: int
-    """Messages that only colleagues saw, by the columns `internal_by`: left out."""
+    """Messages that only colleagues saw, according to the columns `internal_by`, which are left out."""
     internal_by: tuple[str, ...]
     shown: dict[str, tuple[str, ...]]
     speakers: dict[str, tuple[str, ...]]
-    """Whose messages became the assistant's, the user's, and whose were left out; the commonest of each."""
+    """The most common senders whose messages became the assistant's, the user's, or were left out."""
     other_speakers: int
-    """Messages that were left out as those of `Columns.left_out`."""
+    """Messages left out because their sender is in `Columns.left_out`."""
     time: str | None
-    """The column by which messages are in order; `None` for the order of the file."""
+    """The column that the messages are ordered by. `None` for file order."""
     unread: tuple[str, ...]
-    """Columns that hold something and are not read."""
+    """Columns with values that are not read."""
 
 
 def columns_of(  # noqa: PLR0913  each is a use of its own
@@ -382,10 +382,10 @@ _CUSTOMERS = named(
     "customer client user enduser requester visitor human guest buyer contact consumer shopper caller "
     "member subscriber patient student prompter person reporter"
 )
-"""Roles of those who ask."""
+"""Roles of people who ask."""
 ASSISTANT, USER, LEFT_OUT = "assistant", "user", "left out"
 _MOST_SPEAKERS = 10_000
-"""Different ones that are counted."""
+"""The number of different ones that are counted."""
 
 
 class _Speakers:
@@ -402,7 +402,7 @@ class _Speakers:
             for pattern in map(_as_pattern, patterns)
         ]  # fmt: skip
         self._rules = sorted(rules, key=lambda rule: ("*" in rule[0]) + (rule[0] == "*"))
-        """A name before a pattern, and last what stands for anybody."""
+        """A name before a pattern, and last the wildcard for anybody."""
         self._homes = {p.rpartition("@")[2] for p, part in self._rules if part == ASSISTANT and "@" in p}
         self._parts: dict[str, str | None] = {}
         self.counts: Counter[tuple[str | None, str]] = Counter()

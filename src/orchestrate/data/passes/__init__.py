@@ -27,14 +27,14 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 AHEAD = 3
-"""Results that each worker may be ahead of the reader; bounds the memory."""
+"""The number of results that each worker may be ahead of the reader, which bounds memory."""
 
 _START = (
     "import gc, sys; gc.disable(); sys.path[:] = sys.argv[2:]; "
     "from orchestrate.data.passes import serve; serve(sys.argv[1])"
 )
 FORKS = sys.platform == "linux"
-"""Elsewhere each worker is started, and gets ready, on its own."""
+"""On other systems, each worker is started and prepared separately."""
 
 
 class WorkerDied(OrchestrateError):
@@ -50,7 +50,7 @@ def cores() -> int:
 
 
 Engine = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
-"""Another way to run `function` over tasks, with the results in their order."""
+"""Another way to run `function` over tasks, with results in task order."""
 
 _engine: ContextVar[Engine | None] = ContextVar("_engine", default=None)
 
@@ -180,7 +180,7 @@ class _Pool:
 @dataclass(frozen=True)
 class _Worker:
     process: subprocess.Popen[bytes]
-    """Of the worker, or of the one that it is a fork of."""
+    """The worker's process, or the one that it was forked from."""
     into: IO[bytes]
     out: IO[bytes]
 

@@ -29,7 +29,7 @@ from orchestrate.data.shapes.reading import reading, visible
 from orchestrate.errors import MissingExtra
 
 FEW = 100_000
-"""Rows that are compared in less time than importing numpy takes."""
+"""Rows that can be compared faster than numpy can be imported."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Matches:
     """Pairs of row numbers: a row, and the earlier or other row that it matches."""
 
     pairs: tuple[tuple[int, int], ...]
-    """The first of them only, see `most`."""
+    """Only the first of them, see `most`."""
     count: int
-    """All of them."""
+    """The number of all of them."""
 
 
 def numpy() -> Any:
@@ -121,13 +121,13 @@ BANDS = 16
 WORDS = 5
 SEED = 42
 AVOIDED = 0x5851F42D4C957F2D
-"""Changes the keys of answers that are to be avoided."""
+"""Changes the keys of undesirable answers."""
 SAMPLED = 512
-"""Rows by which the file's form is recognized: those with the least hashes, whatever their order."""
+"""The number of rows by which the file's form is recognized: those with the smallest hashes, in any order."""
 FORM_SHARE, FORM_ROWS = 0.1, 20
-"""Rows of the sample that hold a phrase of the file's form: this share of them, and this many."""
+"""The share and number of sample rows that must contain a phrase of the file's form."""
 SYSTEM_SHARE = 4
-"""Phrases of a row's own to one of its system text."""
+"""The number of a row's own phrases per phrase of its system prompt."""
 
 
 @dataclass

@@ -61,18 +61,19 @@ _TOOLS, _IMAGES = Trait.TOOLS.value, Trait.IMAGES.value
 CHUNK = 8 << 20
 """Bytes of one task."""
 PIECE = 256 << 10
-"""Bytes that a task handles at a time: enough for calls that take many rows, and within a core's cache."""
+"""Bytes that a task processes at a time: enough for calls that take many rows, and small enough for a core's
+cache."""
 SIZED = 16
-"""One row of so many is measured as JSON."""
+"""One in this many rows is measured as JSON."""
 FIRST_ROWS = 20
 """Row numbers kept for each trait."""
 LONGEST_LABEL = 60
-"""Characters of an answer that may be a label."""
+"""The maximum length in characters of an answer that may be a label."""
 MOST_LABELS = 200
-"""More different short answers than these are no labels."""
+"""With more distinct short answers than this, the answers are not labels."""
 
 DESIRABLE, UNDESIRABLE = "desirable", "undesirable"
-"""KTO's words for the labels of unpaired rows."""
+"""KTO's names for the labels of unpaired rows."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,9 @@ class ScanTask:
     compare: bool = False
     """Keep hashes of rows and prompts, and short answers, for comparing rows."""
     content: bool = False
-    """Look for secrets, personal data, damage, refusals and placeholders."""
+    """Search for secrets, personal data, damage, refusals and placeholders."""
     memory: str | None = None
-    """The folder where compiled patterns are kept."""
+    """The folder in which compiled patterns are cached."""
 
 
 @dataclass
@@ -100,22 +101,22 @@ class Tally:
     lines: int = 0
     rows: int = 0
     canonical_bytes: int = 0
-    """As JSON lines, from every `SIZED`th row."""
+    """Bytes as JSON lines, of every `SIZED`th row."""
     numbers: array[int] = field(default_factory=lambda: array("I"))
-    """The row number of each good row."""
+    """The row number of each valid row."""
     prompts: array[int] = field(default_factory=lambda: array("Q"))
-    """64-bit hash of what comes before the answer, for each good row."""
+    """A 64-bit hash of what comes before the answer, for each valid row."""
     answered: array[int] = field(default_factory=lambda: array("Q"))
-    """64-bit hash of `canonical_answered`, for each good row of the kinds that have it."""
+    """A 64-bit hash of `canonical_answered`, for each valid row of the kinds that have it."""
     labels: Counter[str] = field(default_factory=Counter[str])
-    """Of unpaired rows their labels, of others short answers; more than `MOST_LABELS` of them are
-    no labels."""
+    """The labels of unpaired rows, and short answers of others. More than `MOST_LABELS` of them are not
+    labels."""
     turns: Counter[int] = field(default_factory=Counter[int])
     """Rows by their number of user messages."""
     tools: Counter[str] = field(default_factory=Counter[str])
     """Calls of each tool."""
     formats: Counter[str] = field(default_factory=Counter[str])
-    """Rows that have another format than the file's."""
+    """Rows in a different format than the file's."""
     masks: Counter[int] = field(default_factory=Counter[int])
     first_rows: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
     roles: Counter[str] = field(default_factory=Counter[str])
@@ -124,11 +125,11 @@ class Tally:
     problems: list[Problem] = field(default_factory=list[Problem])
     """At most `KEPT_PER_CODE` of each code."""
     counts: Counter[str] = field(default_factory=Counter[str])
-    """Problems of each code, those not kept included."""
+    """The number of problems of each code, including those not kept."""
     pictures: Counter[Picture] = field(default_factory=Counter[Picture])
     """Images by size and detail."""
     unread: dict[str, UnreadColumn] = field(default_factory=dict[str, UnreadColumn])
-    """What columns hold that are not read."""
+    """The contents of columns that are not read."""
 
 
 @dataclass
@@ -136,7 +137,7 @@ class ScannedRange(Tally):
     """The result of one range. Row numbers count the lines of the range from 1."""
 
     digests: bytearray = field(default_factory=bytearray)
-    """32 bytes for each good row: the sha256 of its canonical form."""
+    """32 bytes for each valid row: the sha256 of its canonical form."""
 
     def report(self, found: Sequence[Problem], row: int) -> None:
         for p in found:
@@ -241,7 +242,7 @@ def _rows(task: ScanTask, lines: list[bytes]) -> list[ReadRow]:
 
 
 def ready(task: ScanTask) -> None:
-    """Preload what `scan` needs and several processes can share."""
+    """Load in advance what `scan` needs and several processes can share."""
     for name in task.tokenizers:
         if not name.startswith("hf:"):  # those may start threads
             counter(name).count([])
@@ -344,9 +345,9 @@ class Total(Tally):
     compared."""
 
     hashes: array[int] = field(default_factory=lambda: array("Q"))
-    """The first 64 bits of each good row's sha256; kept as those are."""
+    """The first 64 bits of each valid row's sha256."""
     rowless: array[int] = field(default_factory=lambda: array("I"))
-    """Numbers of the lines without a good row."""
+    """The numbers of the lines without a valid row."""
     sha256: hashlib._Hash = field(default_factory=hashlib.sha256)  # pyright: ignore[reportPrivateUsage]
 
     def add(self, part: ScannedRange) -> None:
@@ -419,17 +420,17 @@ class Total(Tally):
 # counted. The interval has room for what was not met: rows that are few in bytes, but dense.
 
 PLACES = 2000
-"""Rows are looked at in so many places; those that are met twice are counted once."""
+"""The number of places at which rows are sampled. Rows sampled twice count once."""
 LEAST_BYTES = 8 << 20
-"""A smaller file is counted whole: that takes no longer."""
+"""A smaller file is counted completely, which takes no longer."""
 _QUANTILE = 2.576
-"""Of the normal distribution, for `COVERAGE`. One place from each stretch errs less than places anywhere, by
-which the error is estimated."""
+"""The quantile of the normal distribution for `COVERAGE`. One place per stretch has a smaller error than
+random places, by which the error is estimated."""
 _UNMET = math.log(2 / (1 - COVERAGE / 100))
-"""Divided by the places: the part of a file that none of them may have met. What is there is in no estimate
-of the error."""
+"""Divided by the number of places: the part of a file that none of them may have hit, which no estimate of
+the error covers."""
 _DENSEST = 1.0
-"""Tokens per byte of what was not met, at most: a token of text is seldom shorter than a byte."""
+"""The maximum tokens per byte of what was not sampled. A token of text is rarely shorter than a byte."""
 _BLOCK = 16 << 10
 
 
@@ -439,14 +440,14 @@ class Sample:
 
     tokens: float = 0.0
     half_width: float = 0.0
-    """Of the interval around `tokens`."""
+    """The half-width of the interval around `tokens`."""
     trained: float = 0.0
     lengths: array[int] = field(default_factory=lambda: array("I"))
-    """Tokens of each sequence of the rows that were met."""
+    """Tokens of each sequence of the sampled rows."""
     weights: array[float] = field(default_factory=lambda: array("d"))
-    """How many sequences of the file each of them stands for."""
+    """How many sequences of the file each of them represents."""
     remarks: tuple[Remark, ...] = ()
-    """With about how many rows of the file they concern."""
+    """The remarks, with about how many rows of the file they concern."""
 
 
 def sampled(task: ScanTask, name: str, *, places: int = PLACES, seed: int = 0) -> Sample:

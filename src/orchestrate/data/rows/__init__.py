@@ -27,7 +27,7 @@ class _Canonical(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True,
 
 class ImageUrl(_Canonical):
     url: str
-    """https URL or base64 data URL."""
+    """An https URL or a base64 data URL."""
     detail: Literal["auto", "low", "high"] | None = None
 
 
@@ -42,7 +42,7 @@ class Part(_Canonical):
 class FunctionCall(_Canonical):
     name: str
     arguments: str
-    """A JSON object, as a string."""
+    """A JSON object as a string."""
 
 
 class ToolCall(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -58,12 +58,12 @@ class ChatMessage(_Canonical):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     weight: int | float | None = None
-    """0 takes an assistant message out of the loss; `None` means 1."""
+    """0 excludes an assistant message from the loss. `None` means 1."""
     reasoning: str | None = None
-    """The thinking that precedes the answer, where the row has one."""
+    """The reasoning that precedes the answer, if the row has any."""
     loss_spans: list[tuple[int, int]] | None = None
-    """Characters of `text` that carry loss, as (first, after the last), in order and apart; `None` means all
-    of an answer that `weight` does not take out."""
+    """The characters of `text` that contribute to the loss, as (first, after the last), in order and
+    disjoint. `None` means all of an answer that `weight` does not exclude."""
 
     @property
     def text(self) -> str:
@@ -78,7 +78,7 @@ class ChatExample(_Canonical):
     tools: list[dict[str, Any]] | None = None
     parallel_tool_calls: bool | None = None
     weight: int | float | None = None
-    """Of the whole row, where the host takes one."""
+    """The weight of the entire row, if the host supports one."""
 
 
 class PreferenceExample(_Canonical):
@@ -109,7 +109,7 @@ class CompletionExample(_Canonical):
 class TextExample(_Canonical):
     text: str
     loss_spans: list[tuple[int, int]] | None = None
-    """As in `ChatMessage`; `None` means all of it."""
+    """As in `ChatMessage`. `None` means all of it."""
 
 
 class RLExample(_Canonical):
@@ -154,7 +154,8 @@ def messages_of(example: Example) -> list[ChatMessage]:
 
 
 KEPT_PER_CODE = 100
-"""Rows kept for each code; the rest are counted in one closing problem, so that memory stays bounded."""
+"""The number of rows kept for each code. The rest are counted in one final problem, so memory stays
+bounded."""
 
 
 @dataclass(frozen=True)

@@ -38,13 +38,13 @@ def _of(first: int, last: int) -> str:
 
 _TWO, _THREE, _FOUR, _NEXT = _of(0xC2, 0xDF), _of(0xE0, 0xEF), _of(0xF0, 0xF4), _of(0x80, 0xBF)
 _CLOSING = "\u2018\u2019\u201c\u201d\u2013\u2014\u2026\u203a\xa0\xbb\xae\u2122"
-"""Marks that follow on a letter in texts that are whole, such as a quotation in capitals."""
+"""Characters that also follow a letter in undamaged text, such as a quotation in capitals."""
 _INSIDE = "".join(char for char in _NEXT if char not in _CLOSING)
 _ANY = f"[{_TWO}][{_NEXT}]|[{_THREE}][{_NEXT}]{{2}}|[{_FOUR}][{_NEXT}]{{3}}"
 _RUN = rf"(?:{_ANY}){{2,}}|[{_TWO}](?:[{_INSIDE}]|[{_CLOSING}](?=\w))|\xe2[{_NEXT}]{{2}}|\xf0[{_NEXT}]{{3}}"
 _DAMAGED = rf"\xc3(?:[{_INSIDE}]|[{_CLOSING}](?=\w))|\xe2(?:[{_NEXT}]{{2}}|\u20ac)"
 LEADS = bytes({char.encode()[0] for char in _NEXT})
-"""The first bytes, in UTF-8, of what follows on the first character of a damaged one."""
+"""The first UTF-8 bytes of characters that follow the first character of a damaged one."""
 
 
 @cache
@@ -101,7 +101,7 @@ def is_about_encodings(text: str) -> bool:
 _log = logging.getLogger(__name__)
 
 _DIGEST = 32
-"""Bytes of the sha256 that a file begins with, of all that is behind it."""
+"""Bytes of the sha256 at the beginning of a file, computed over the rest of it."""
 
 
 def automaton(expressions: Sequence[bytes], flags: Sequence[int], folder: Path | None) -> Any:
@@ -193,15 +193,15 @@ class Pattern:
     what: str
     regex: bytes
     literals: tuple[bytes, ...] = ()
-    """One of them is in every match, in lower case where the regex ignores case; without any the regex itself
-    is searched for."""
+    """One of them is in every match, in lower case if the regex ignores case. Without any, the regex itself
+    is searched."""
     confirm: Callable[[bytes], bool] | None = None
     before: bytes | None = None
-    """What stands before the match and belongs to it. A regex that begins with its rarest byte is searched
-    for many times faster."""
+    """What precedes the match and belongs to it. A regex that begins with its rarest byte is searched many
+    times faster."""
     sieve: bytes | None = None
-    """What hyperscan searches for, if not the regex: found in every match, and as seldom as possible
-    elsewhere. Word boundaries within many patterns at once are what makes it slow."""
+    """What hyperscan searches for instead of the regex: present in every match, and as rare as possible
+    elsewhere. Word boundaries in many simultaneous patterns are what makes it slow."""
 
     @property
     def caseless(self) -> bool:
@@ -367,7 +367,7 @@ def candidates(block: bytes, starts: list[int], folder: Path | None = None) -> s
 _own = threading.local()
 
 _FEW_BYTES = 1 << 20
-"""Building the automaton takes as long as looking at about twice as much without it."""
+"""Building the automaton takes as long as searching about twice as much without it."""
 
 
 def sifted(block: bytes, starts: list[int], folder: Path | None = None) -> set[tuple[int, int]]:
@@ -422,7 +422,7 @@ def _filters() -> tuple[list[bytes], list[int]]:
 
 
 _loaded: list[Any] = []
-"""The automaton of this process, once it is there: the same wherever it came from."""
+"""This process's automaton, once it is loaded, regardless of where it came from."""
 
 
 def _database(folder: Path | None) -> Any:

@@ -33,10 +33,10 @@ from orchestrate.data.rows import (
 from orchestrate.types import Problem
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-"""What OpenAI takes as the name of a function, and the other backends with it."""
+"""The function names that OpenAI, and the other backends with it, accept."""
 _TYPES = frozenset({"string", "number", "integer", "boolean", "array", "object", "null"})
 _MOST_SCHEMAS = 1000
-"""Of one tool; more are not looked at."""
+"""The maximum number of schema nodes of one tool that are checked."""
 
 
 def tool_name(tool: dict[str, Any]) -> str | None:
@@ -106,7 +106,7 @@ def _schema(parameters: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 MOST_IMAGES = 10
-"""Together's limit of images in a row."""
+"""Together's limit on images per row."""
 
 
 class Trait(IntFlag):
@@ -127,7 +127,7 @@ class Trait(IntFlag):
     """The first message is neither system, developer nor user."""
     NOT_ALTERNATING = 4096
     SEVERAL_ANSWERS = 8192
-    """A side of a preference pair, or an unpaired answer, has not exactly one message."""
+    """One side of a preference pair, or an unpaired answer, does not have exactly one message."""
     PARALLEL_TOOL_CALLS = 16384
     NAMES = 32768
     MULTI_TURN = 65536
@@ -135,21 +135,21 @@ class Trait(IntFlag):
     TEXT_PARTS = 262144
     """Content in parts, all of them text."""
     TEXT_WITH_CALLS = 524288
-    """An assistant says something beside its tool calls."""
+    """An assistant message with text in addition to tool calls."""
     ANSWERS_IN_ANOTHER_ORDER = 1048576
-    """Answers to tool calls come in another order than the calls."""
+    """Tool results in a different order than the calls."""
     EMPTY_SYSTEM = 2097152
-    """A system text of nothing: templates then leave out the one that they have themselves."""
+    """An empty system prompt. Templates then omit their own default one."""
     SEVERAL_TRAINED = 4194304
-    """More than one message of the assistant is trained."""
+    """More than one assistant message is trained."""
     LAST_TRAINED = 8388608
-    """Of several messages of the assistant weights leave the last one to be trained."""
+    """Of several assistant messages, weights select only the last one for training."""
     PARTLY_TRAINED = 16777216
-    """Weights that say something else than that."""
+    """Weights that select other messages."""
     LOSS_SPANS = 33554432
-    """Of an answer, or of a text, only parts carry loss."""
+    """Only parts of an answer or a text contribute to the loss."""
     LOCAL_IMAGES = 67108864
-    """An image is a file on this machine."""
+    """An image is a local file."""
 
 
 _FOLLOWERS = {
@@ -486,10 +486,10 @@ def _calls(m: ChatMessage, tools: list[dict[str, Any]] | None, place: str) -> li
 
 
 MOST_SIZES = 1000
-"""Kept apart; of more each is counted as the next larger multiple of `STEP`."""
+"""Sizes counted separately. Beyond this number, each is rounded up to a multiple of `STEP`."""
 STEP = 32
 _HEAD = 64 << 10
-"""Bytes that hold the size of nearly every image; of others all bytes are looked at."""
+"""Bytes that contain the size of nearly every image. For others, all bytes are read."""
 
 
 class Picture(NamedTuple):
@@ -499,7 +499,7 @@ class Picture(NamedTuple):
     width: int | None
     height: int | None
     detail: str | None
-    """`low`, `high` or `auto`, as the row has it; hosts take none for `auto`."""
+    """`low`, `high` or `auto`, as in the row. Hosts treat a missing one as `auto`."""
 
 
 def pictures(messages: Iterable[ChatMessage], folder: Path) -> Counter[Picture]:

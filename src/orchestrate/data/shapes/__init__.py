@@ -20,10 +20,10 @@ from orchestrate.types import Problem
 # `trainable`, Axolotl's `train` and `train_detail`, LLaMA-Factory's `loss_weight`, Axolotl's segments.
 
 FLAGS = ("loss", "train", "trainable")
-"""True or false for a whole message."""
+"""Fields that are true or false for an entire message."""
 
 Spans = list[tuple[int, int]]
-"""Characters from the first up to the second number of each pair carry loss."""
+"""Characters from the first up to the second number of each pair contribute to the loss."""
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Loss:
     spans: Spans | None = None
     used: set[str] = field(default_factory=set[str])
     strays: dict[str, Any] = field(default_factory=dict[str, Any])
-    """What else was said there, which is not read."""
+    """Other fields there, which are not read."""
     found: list[Problem] = field(default_factory=list[Problem])
 
 
@@ -213,11 +213,11 @@ def _url(item: Any) -> str | None:
 Item = dict[str, Any]
 
 PLACEHOLDER: Item = {"type": "image_url"}
-"""An image that the row holds elsewhere; the reader of the row's shape fills it in."""
+"""An image that the row stores elsewhere. The reader of the row's format fills it in."""
 _TEXTS = ("text", "input_text", "output_text", "refusal")
 _IMAGES = ("image", "input_image", "image_url")
 _SPELLINGS = ("image_url", "image", "url", "path", "value")
-"""Fields in which an image lies; the first that holds something is read."""
+"""Fields that may contain an image. The first one with a value is read."""
 _READ: Mapping[str, frozenset[str]] = {
     **dict.fromkeys(_TEXTS, frozenset({"text", "value"})),
     "refusal": frozenset({"refusal", "value"}),
@@ -231,7 +231,7 @@ _READ: Mapping[str, frozenset[str]] = {
 _NOTES = frozenset(
     {"cache_control", "signature", "annotations", "logprobs", "citations", "is_error", "index", "status"}
 )
-"""What parts say that teaches nothing."""
+"""Fields of parts that teach nothing."""
 
 
 def strays(item: Mapping[str, Any], known: Container[str], place: str) -> Item:
@@ -380,7 +380,7 @@ def text_of(content: Any) -> str | None:
 
 Row = dict[str, Any]
 Read = tuple[Example | None, list[Problem]]
-"""The example, `None` when the row is unusable, and the row's problems."""
+"""The example (`None` when the row is unusable) and the row's problems."""
 
 
 @dataclass(frozen=True)
@@ -390,11 +390,11 @@ class RowFormat:
     name: str
     kind: Kind
     fields: frozenset[str]
-    """Fields that `read` uses; others are reported as not read. None: all are used."""
+    """Fields that `read` uses. Others are reported as unused. None: all are used."""
     fits: Callable[[Row], bool]
     read: Callable[[Row], Read]
     notes: frozenset[str] = frozenset()
-    """Fields that its writers use for labels: told as not read where they hold more."""
+    """Fields that its writers use for labels, which are reported as unused if they contain more."""
 
 
 def named(fields: str) -> frozenset[str]:

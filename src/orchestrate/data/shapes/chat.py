@@ -26,7 +26,7 @@ from orchestrate.types import Problem, decoding
 class _Call(msgspec.Struct):
     name: str
     arguments: msgspec.Raw = msgspec.Raw(b"{}")
-    """As they are written: decoding would round large numbers."""
+    """Numbers as written, because decoding would round large ones."""
 
 
 _ONE, _SEVERAL = decoding.decoder(_Call), decoding.decoder(list[_Call])
@@ -117,7 +117,7 @@ def number_calls(messages: Sequence[ChatMessage]) -> None:
 
 
 _MARK = "[TOOL_CALLS]"
-"""Mistral's, before a list of calls."""
+"""Mistral's marker before a list of calls."""
 
 
 def _take_from_text(m: ChatMessage) -> None:
@@ -156,7 +156,7 @@ class _Wrapped(msgspec.Struct):
 
 _FIELDS = frozenset(ChatMessage.__struct_fields__)
 REASONING = ("reasoning", "reasoning_content", "thinking")
-"""Names of an answer's thinking."""
+"""Names of an answer's reasoning field."""
 _ALIASES = {
     "human": "user",
     "gpt": "assistant",
@@ -405,9 +405,9 @@ _PYTHON = {
     "dict": "object", "str": "string", "int": "integer", "float": "number", "bool": "boolean",
     "list": "array", "tuple": "array",
 }  # fmt: skip
-"""Types as Python calls them, in the schemas of some widely used data."""
+"""Python's names of types, in the schemas of some widely used data."""
 _VALUES = frozenset({"default", "enum", "const", "example", "examples"})
-"""Fields of a schema that hold values, not schemas."""
+"""Fields of a schema that contain values, not schemas."""
 
 
 def _with_object(tool: dict[str, Any], seen: set[str]) -> dict[str, Any]:

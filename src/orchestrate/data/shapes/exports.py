@@ -75,7 +75,7 @@ _CUT = {
     ),
     **dict.fromkeys(("content_filter", "refusal"), "refused-answer"),
 }
-"""Why an answer ended, in the words of OpenAI, Anthropic, Gemini and Bedrock, where it is no whole answer."""
+"""Reasons why an answer ended early, in the terms of OpenAI, Anthropic, Gemini and Bedrock."""
 
 
 def ended(*reasons: Any) -> list[Problem]:
@@ -210,7 +210,7 @@ _ITEM = frozenset(
         "encrypted_content", "phase",
     }
 )  # fmt: skip
-"""Fields of a Response's items that are read or say nothing to a model."""
+"""Fields of a Response's items that are read or irrelevant to a model."""
 
 
 def _is_stored(row: Row) -> bool:
@@ -237,9 +237,9 @@ REQUEST = frozenset(
         "prompt_cache_retention", "max_completion_tokens", "n", "stop", "stream",
     }
 )  # fmt: skip
-"""What a request sets and an answer reports beside the words; none of it is trained."""
+"""Parameters of a request and metadata of an answer. None of it is trained."""
 NOTES = frozenset({"metadata", "child_runs", "observations"})
-"""What holds labels, or other calls: told where there is text in it."""
+"""Fields with labels or other calls, which are reported if they contain text."""
 _SPEND = frozenset(
     {
         "request_id", "call_type", "api_key", "spend", "total_tokens", "prompt_tokens", "completion_tokens",
@@ -249,7 +249,7 @@ _SPEND = frozenset(
         "session_id", "status", "request_duration_ms",
     }
 )  # fmt: skip
-"""Columns of a spend log that say nothing to a model."""
+"""Columns of a spend log that are irrelevant to a model."""
 SHAPES = (
     RowFormat(
         "litellm-spend",
@@ -327,7 +327,7 @@ _KWARGS = frozenset(
         "tool_calls", "tool_call_id", "example", "artifact",
     }
 )  # fmt: skip
-"""Fields of LangChain's messages that are read or say nothing to a model."""
+"""Fields of LangChain's messages that are read or irrelevant to a model."""
 
 
 def _generated(value: Any) -> Row | None:
@@ -482,7 +482,7 @@ _TRACE = frozenset(
         "first_token_time",
     }
 )  # fmt: skip
-"""What the recorders note of each call; none of it is said to the model."""
+"""What recorders log about each call, none of which is part of the conversation."""
 RECORDERS = (
     RowFormat(
         "langsmith",
@@ -526,7 +526,7 @@ _MESSAGES = frozenset(
         "tool_choice", "thinking", "service_tier", "betas", "container", "context_management",
     }
 )  # fmt: skip
-"""What a request sets beside the words."""
+"""Parameters of a request besides its messages."""
 _ANSWERED = frozenset(
     {"id", "type", "role", "model", "stop_reason", "stop_sequence", "stop_details", "usage", "container"}
 )
@@ -569,7 +569,7 @@ def _logged(row: Row) -> Read:
 
 
 BATCH_REQUESTS = "batch_request"
-"""The field in which a result has its request, once they are joined."""
+"""The field of a result that contains its request after they are joined."""
 
 
 def batch_answer(row: Row) -> Row | None:
@@ -615,7 +615,7 @@ _HELICONE = named(
     "signed_body_url llmSchema country_code asset_ids asset_urls scores properties helicone_user "
     "cache_enabled cache_reference_id cache_count ai_gateway_body_mapping storage_location size_bytes"
 )
-"""What the log notes of each call; none of it is said to the model."""
+"""What the log records about each call, none of which is part of the conversation."""
 EXCHANGE_SHAPES = (
     RowFormat(
         "helicone",

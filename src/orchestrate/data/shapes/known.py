@@ -160,7 +160,7 @@ _NOTES = frozenset(
         "dataset", "origin", "split", "metadata", "meta", "created", "created_at", "timestamp", "url",
     }
 )  # fmt: skip
-"""What a row says about itself."""
+"""Metadata of a row."""
 
 
 def reference(fields: Row) -> Row:
@@ -183,7 +183,8 @@ def _is_rl(row: Row) -> bool:
 
 
 _PROMPTS = frozenset({"query", "question", "instruction", "input", "context", "system"})
-"""Columns that hold the prompt of two answers, or a part of it: it is not what the answers share then."""
+"""Columns that contain the prompt of two answers, or a part of it. The answers' common beginning is then not
+the prompt."""
 
 
 def _is_implicit(row: Row) -> bool:
@@ -350,9 +351,9 @@ class RecognizedRow(NamedTuple):
     example: Example | None
     problems: list[Problem]
     unread: Mapping[str, Any] = MappingProxyType({})
-    """Columns that hold something and are not read."""
+    """Columns with values that are not read."""
     other: str | None = None
-    """The name of the format that the row has instead, if it is another."""
+    """The name of the row's actual format, if it is a different one."""
 
 
 def _is_meant(row: Row, shape: RowFormat) -> bool:
@@ -416,7 +417,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "rejected": ("rejected", "dispreferred", "loser"),
     "text": ("text", "content", "document", "body"),
 }  # fmt: skip
-"""Columns that people name so, the likeliest first."""
+"""Common column names, the most likely first."""
 _LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
 
 

@@ -40,7 +40,7 @@ from orchestrate.types import Problem, Severity
 
 
 SYSTEM = ("system", "system_prompt")
-"""Columns that hold a row's system text; OpenOrca has the second."""
+"""Columns that contain a row's system prompt. OpenOrca uses the second."""
 _ANSWERS = ("observation", "tool", "function_response", "tool_response")
 
 
@@ -284,7 +284,7 @@ def _transcript(text: str) -> list[ChatMessage]:
 # shapes of TRL, and those of LLaMA-Factory: a conversation of OpenAI, ShareGPT or Alpaca beside a tag.
 
 TAGS = frozenset({"label", "kto_tag"})
-"""Fields that hold the label. Training on all answers of such rows would teach the bad ones."""
+"""Fields that contain the label. Training on all answers of such rows would teach the bad ones."""
 
 
 def is_trl(row: Row) -> bool:
@@ -397,7 +397,7 @@ def _label(row: Row) -> tuple[bool, list[Problem]]:
 
 _WRAPPED = ("body", "request")
 _PLACES = ("messages", "input_messages", "prompt", "input", "inputs", *QUESTIONS)
-"""Where a row has what was asked; the first that holds something is read."""
+"""Where a row may have its prompt. The first one with a value is read."""
 _SYSTEM = frozenset({"system", "instructions", "system_prompt"})
 
 
@@ -421,7 +421,7 @@ def prompt_of(row: Row) -> RLExample | list[Problem]:
 
 
 _Found = tuple[list[Any], Row, list[Problem]]
-"""Messages, what they lie in, and what is wrong."""
+"""The messages, the value that contains them, and the problem."""
 
 
 def _columns(asked: Row) -> _Found | None:

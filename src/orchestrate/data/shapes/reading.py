@@ -33,10 +33,10 @@ with suppress(ImportError):  # an extra, seven times as fast
     from stringzilla import count as occurrences  # pyright: ignore[reportUnknownVariableType]
 
 _STRICT = {"openai-chat": decoding.decoder(ChatExample, float_hook=rows.number)}
-"""Formats whose clean rows decode straight into the canonical struct."""
+"""Formats whose clean rows decode directly into the canonical struct."""
 
 _MENDED = frozenset({"orphan-answer", "bad-tools", "odd-tool"})
-"""What the patient reading may know better: the call of an answer may lie in a text, a tool's types may be
+"""What the lenient reader may know better: an answer's call may be in its text, a tool's types may be
 Python's."""
 _ENCODER = msgspec.msgpack.Encoder(order="deterministic", enc_hook=rows.digits_of)
 
@@ -51,9 +51,9 @@ class ReadRow(msgspec.Struct, frozen=True, gc=False):
     traits: int = 0
     problems: Sequence[Problem] = ()
     other: str | None = None
-    """The format that the row has, when it is not the file's."""
+    """The row's format, if it is not the file's."""
     unread: Mapping[str, Any] = _NONE
-    """Columns that hold something and are not read."""
+    """Columns with values that are not read."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ _PARTS = frozenset(
         "document", "documents", "paragraph", "background", "story", "history", "choices", "options",
     }
 )  # fmt: skip
-"""Names that columns with a part of the prompt have."""
+"""Common names of columns with a part of the prompt."""
 MEANING = {
     **dict.fromkeys(IMAGES, "the pictures"),
     **dict.fromkeys(("audio", "audios"), "the sound"),
@@ -60,9 +60,9 @@ _JUDGES = frozenset(
         "preferred", "chosen", "rejected", "liked", "upvoted", "downvoted",
     }
 )  # fmt: skip
-"""Columns that say whether an answer is a good one when they hold a verdict, and else something else."""
+"""Columns that say whether an answer is good if they contain a verdict, and mean something else otherwise."""
 _GRADES = frozenset({"rating", "score", "reward", "quality", "grade"})
-"""Of those, the ones whose numbers are points on a scale."""
+"""Those whose numbers are points on a scale."""
 _VERDICTS = {
     **dict.fromkeys(
         (
@@ -85,10 +85,10 @@ _PERHAPS = frozenset(
         "fail", "failed", "yes", "no", "helpful", "unhelpful",
     }
 )  # fmt: skip
-"""Verdicts, or classes of the text."""
+"""Values that may be verdicts, or classes of the text."""
 _TEXT = frozenset({"text", "loss_spans"})
 _CLASSES = frozenset({"label", "labels", "label_text", "target", "category", "sentiment"})
-"""Answers to a bare text."""
+"""Columns that are the answer to a bare text."""
 
 
 def verdict_of(value: Any) -> bool | None:
@@ -112,9 +112,9 @@ _SIGNS: dict[str, tuple[bool, str]] = {
         ("flagged", "deleted", "toxic", "hallucination"), (True, "whether the answer is a good one")
     ),
 }
-"""Fields that say something when they are true, or when they are false."""
+"""Fields that are meaningful when they are true, or when they are false."""
 _POINTS = frozenset({"reward", "upvotes"})
-"""Numbers that call an answer a bad one below zero."""
+"""Columns whose numbers mark a bad answer when they are below zero."""
 
 
 def _sign_of(name: str, value: Any) -> str | None:
@@ -236,7 +236,7 @@ def kept_for(name: str, value: Any) -> str | None:
 
 MOST_VALUES = 8
 MOST_COLUMNS = 200
-"""Of one file; those after them are reported under one name."""
+"""The number of unread columns reported separately per file. Further ones are reported under one name."""
 
 
 @dataclass
@@ -244,14 +244,14 @@ class UnreadColumn:
     """What an unread column contains in the rows of a file."""
 
     rows: int = 0
-    """With a value."""
+    """Rows with a value."""
     own: int = 0
-    """With text that nothing which is read holds."""
+    """Rows with text that no used column contains."""
     values: set[int] = field(default_factory=set[int])
-    """Hashes of some of the values; one alone says the same in every row."""
+    """Hashes of some of the values. A single one means that every row has the same value."""
 
     held_out: Counter[str] = field(default_factory=Counter[str])
-    """Of a column of `SPLITS` the rows that are for test or validation."""
+    """For a column of `SPLITS`: the number of rows for test or validation."""
 
     def note(self, name: str, value: Any, seen: str) -> None:
         """Record a value of the column. `seen` is the text of the row that is read."""

@@ -23,22 +23,23 @@ from orchestrate.data.rows import Example
 V = TypeVar("V")
 
 MOST_CHARACTERS = 1 << 19
-"""Of the texts of one generation, of which two are kept."""
+"""Characters of the texts of one generation, of which two are kept."""
 _ENTRY = 100
-"""Characters that a text costs beside its own."""
+"""The overhead of a text in characters."""
 _PROBED = 8
-"""One text of so many is looked for first; the others where that pays."""
+"""At first, one in this many texts is looked up; the others if that pays off."""
 _MOST_PASSES = 15
-"""Calls in a row in which no text is looked for."""
+"""The number of consecutive calls without a lookup."""
 _PAYS = 1 / 20
-"""The part of all characters that must have come before: to look for texts costs less than to count it."""
+"""The share of all characters that must have been seen before, because a lookup costs less than counting."""
 
 Encoded = tuple[Sequence[int], Sequence[tuple[int, int]]]
-"""Ids and, for each, its place in the text."""
+"""Ids and the position of each in the text."""
 
 
 _Kept: TypeAlias = "tuple[array[int], array[int], array[int]] | tuple[()]"
-"""Ids, starts and ends of a piece that came twice, as keeping takes time; none of one that came once."""
+"""Ids, starts and ends of a piece that was seen twice, because storing takes time. Nothing for a piece seen
+once."""
 
 
 class Recent(Generic[V]):
@@ -141,9 +142,9 @@ class PieceEncoder:
 
 
 FIRST_ROWS = 5
-"""Rows that a remark names."""
+"""The number of rows that a remark names."""
 COVERAGE = 99
-"""Of 100 samples so many have the true count in their interval, at least."""
+"""At least this many of 100 samples have the true count in their interval."""
 
 
 class Remark(msgspec.Struct, frozen=True):
@@ -151,10 +152,10 @@ class Remark(msgspec.Struct, frozen=True):
 
     text: str
     refused: bool
-    """The template takes no such row: it was counted as nothing, and training would end at it."""
+    """The template rejects such a row. It was counted as nothing, and training would stop at it."""
     count: int
     first: tuple[int, ...]
-    """The first of these rows: places among those that were counted, from 0, or numbers in the file."""
+    """The first of these rows: indices among the counted ones, from 0, or numbers in the file."""
     fix: str | None = None
 
 
@@ -167,7 +168,7 @@ class Lengths:
     def __init__(self) -> None:
         self.tokens = array("I")
         self.further = array("I")
-        """Tokens of sequences that rows give beside their first ones, in no order of the rows."""
+        """Tokens of additional sequences of rows, in no particular order."""
         self.trained = array("I")
         self.remarks: dict[str, Remark] = {}
 
@@ -189,7 +190,7 @@ class Lengths:
 class Counter(Protocol):
     name: str
     error_band: float
-    """Relative half-width for plain rows; 0 when the count is the model's own."""
+    """The relative half-width for plain rows, or 0 when the count is the model's own."""
 
     def count(self, examples: Sequence[Example]) -> Lengths: ...
 

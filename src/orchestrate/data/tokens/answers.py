@@ -30,11 +30,11 @@ THINKING = (
     ("◁think▷", "◁/think▷"),
     ("<unused94>thought", "<unused95>"),
 )
-"""What opens and closes thinking."""
+"""The markers that open and close reasoning."""
 CUT_WITHIN_THINKING = "cut off during reasoning, before the answer"
-"""Told of an answer."""
+"""A note on an answer."""
 CODE = "the model wrote code for an interpreter (Llama 3's code_interpreter), and no such tool was offered"
-"""Told of an answer too."""
+"""Another note on an answer."""
 _TAG = re.compile(r"(<[^<>\s]+>|\[[A-Z_]+\])\s*$")
 _START, _MESSAGE = "<|start|>", "<|message|>"
 _ENDS = re.compile(r"<\|(?:end|return|call|eom|eot)\|>")
@@ -47,7 +47,7 @@ _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
 _ASKED, _SAID, _THOUGHT, _SEEN = "zq1question", "zq2answer", "zq3thought", "zq4result"
 _BY_NAME = frozenset({"<|eom_id|>"})
-"""Ends of turns that templates write only for tools of their own kinds (Llama 3: those that are built in)."""
+"""End-of-turn tokens that templates write only for their own kinds of tools (Llama 3: built-in ones)."""
 _USER, _ANSWER = ChatMessage(role="user", content=_ASKED), ChatMessage(role="assistant", content=_SAID)
 _THINKS = ChatMessage(role="assistant", content=_SAID, reasoning=_THOUGHT)
 _CALLS = ChatMessage(
@@ -74,7 +74,7 @@ class ReadAnswer:
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     notes: tuple[str, ...] = ()
-    """What of it its reader may not expect."""
+    """Notes on unexpected content."""
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,16 @@ class AnswerShape:
 
     thinking: tuple[tuple[str, str], ...] = THINKING
     header: str = ""
-    """What precedes an answer; a model may write it again."""
+    """The text that precedes an answer. A model may write it again."""
     around: tuple[str, str] = ("", "")
-    """What stands before and behind the answer's own words, beside the thinking."""
+    """The text before and after the answer's own words, besides the reasoning."""
     ends: frozenset[str] = frozenset()
-    """The special tokens with which an answer ends."""
+    """The special tokens that end an answer."""
     others: frozenset[str] = frozenset()
-    """What begins somebody else's turn, where the token before it may stand within an answer too."""
+    """The tokens that begin another speaker's turn, where the token before them may also occur within an
+    answer."""
     special: frozenset[str] = frozenset()
-    """All special tokens: those that are no part of the shape are dropped."""
+    """All special tokens. Those that are not part of the format are dropped."""
 
 
 def shape_of(chats: Conversations) -> AnswerShape:

@@ -331,9 +331,10 @@ _BLOCKS = {
     "functools[": "",  # Phi-4-mini
     "<function=": "</function>",  # Qwen3-Coder without a block, Llama 3.1
 }
-"""What opens a block, and what closes it: nothing where it goes on to the next one, or to the end."""
+"""The markers that open and close a block. The closing one is empty if the block extends to the next one, or
+to the end."""
 _INCLUDED = {"functools[": "[", "<function=": "<function="}
-"""What of an opening belongs to the call inside; its closing does too."""
+"""The part of an opening marker that belongs to the call inside. So does its closing one."""
 CODE_MARK = "<|python_tag|>"
 _INTERPRETERS = ("code_interpreter", "ipython", "python")
 _SPACE = re.compile(r"\s*")

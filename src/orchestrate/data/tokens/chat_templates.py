@@ -33,7 +33,7 @@ CHATML = (
     "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""For tokenizers that bring no chat template of their own."""
+"""For tokenizers without their own chat template."""
 
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _ROLES = {"developer": "system", "function": "tool"}

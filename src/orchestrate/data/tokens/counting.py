@@ -53,14 +53,14 @@ from orchestrate.errors import SetupError, UsageError
 from orchestrate.text import among
 
 TOOL_BAND = 0.05
-"""Half-width for rows with tools, whose rendering the host does not publish."""
+"""The half-width for rows with tools, whose rendering the host does not publish."""
 
 STAND_IN_BANDS = {"llama-3": 0.05, "qwen3": 0.12}
-"""Half-widths for families counted by o200k. Tokens of the family's own vocabulary per token of o200k,
+"""Half-widths for families counted by o200k: tokens of the family's own vocabulary per token of o200k,
 measured on English prose, Python code, short orders with numbers, and Chinese, Japanese and Korean text:
 Llama 3 0.98-1.02, Qwen 3 0.91-1.12."""
 OTHER_BAND = 0.25
-"""Half-width for a family that was not measured."""
+"""The half-width for a family that was not measured."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class ChatOverhead:
     message: int
     lead: Callable[[str], str] | None = None
     trained: int = 0
-    """Correction for a trained message: marks that carry loss, less a lead that carries none."""
+    """The correction for a trained message: marker tokens that contribute to the loss, minus a prefix that
+    does not."""
 
 
 PRIMING = 3
@@ -320,7 +321,7 @@ class _Sheet:
 
 
 MOST_FILES = 500
-"""Of those in a folder, the oldest above this number are removed."""
+"""The maximum number of cached counts in a folder. The oldest are removed."""
 _LIBRARIES = ("toktok-rs", "tiktoken", "tokenizers", "jinja2", "transformers")
 _TOKENIZER_FILES = (
     "tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt",
@@ -334,7 +335,7 @@ class StoredCounts(msgspec.Struct, frozen=True):
     """Token counts of one dataset with one counter."""
 
     lengths: bytes
-    """Tokens of each sequence, as an `array("I")`; further ones of rows are behind those of all rows."""
+    """Tokens of each sequence, as an `array("I")`. Additional sequences of rows follow those of all rows."""
     trained: int
     remarks: tuple[Remark, ...] = ()
 

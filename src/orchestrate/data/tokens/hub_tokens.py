@@ -25,7 +25,7 @@ from orchestrate.data.tokens.turns import Conversations, Earlier, answered, rows
 from orchestrate.errors import DataError, SetupError
 
 _SPACE = "\u2581"
-"""With which SentencePiece's words begin."""
+"""The prefix of SentencePiece's words."""
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 

@@ -29,9 +29,9 @@ _REBUILT_TYPES = {
     "qwen3_5_moe": "Qwen3_5Tokenizer",
     "qwen3_5_moe_text": "Qwen3_5Tokenizer",
 }
-"""Model types whose class transformers takes from its own table, whatever the files name."""
+"""Model types whose class transformers takes from its own table, whatever the files say."""
 _UNSURE = ("mistral", "ministral", "voxtral", "pixtral", "siglip2", "hyperclovax", "qwen4")
-"""Model types that transformers treats in ways of their own."""
+"""Model types that transformers handles specially."""
 
 
 def _byte_pairs(letters: str) -> Json:
@@ -74,8 +74,8 @@ REBUILT: Mapping[str, Json] = {
         },
     },
 }
-"""Classes that take only vocabulary and merges from the file, and what they put around them. Where the file
-says the same, it is read as it stands."""
+"""Classes that take only vocabulary and merges from the file, and what they add around them. If the file says
+the same, it is read as it is."""
 
 
 @dataclass(frozen=True)
@@ -83,20 +83,20 @@ class HubTokenizer:
     """The part of a tokenizer that counting and encoding need."""
 
     encode: Callable[[str], tuple[Sequence[int], Sequence[tuple[int, int]]]]
-    """Ids without added marks and, for each, its place in the text."""
+    """Ids without added special tokens and the position of each in the text."""
     decode: Callable[[Sequence[int]], str]
-    """The text of ids, special ones too, as it stands."""
+    """The text of ids, including special ones, unchanged."""
     bos: int | None
-    """The id that begins a text, where there is one."""
+    """The id that begins a text, if there is one."""
     eos: int | None
     names: Mapping[str, str]
     """Special tokens by name: `bos_token` ..."""
     special: frozenset[int]
     """Ids that mark something, such as the end of a turn."""
     marks: frozenset[str]
-    """The texts of these."""
+    """Their texts."""
     template: object
-    """As transformers has it: a text, several by name, or None."""
+    """As in transformers: a text, several by name, or None."""
 
 
 def read(folder: Path, added_tokens: Sequence[str] = ()) -> HubTokenizer | None:

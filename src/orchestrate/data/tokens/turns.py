@@ -52,15 +52,15 @@ from orchestrate.data.tokens.words import (
 from orchestrate.errors import DataError
 
 _MOST_KNOWN = 4096
-"""Forms of conversations that are kept; of rows of one data set there are few."""
+"""The number of conversation forms that are cached. Rows of one dataset have few."""
 _Order = Sequence[tuple[int, int]] | None
 ASSISTANT = frozenset({"assistant"})
-"""Whose messages are trained, unless a method says otherwise."""
+"""The roles whose messages are trained, unless a method says otherwise."""
 APART = "the text before an answer is not the generation prompt"
 _AGREEING = ("enable_thinking", "thinking")
-"""Settings by which templates write the prompt with thinking begun, closed, or neither."""
+"""Settings with which templates write the prompt with reasoning opened, closed, or neither."""
 _AS_GIVEN: list[tuple[int, int]] = []
-"""The order in which the messages have their words."""
+"""The default order: as the messages have their words."""
 _SHORT = [ChatMessage(role="user", content="x"), ChatMessage(role="assistant", content="y")]
 _THOUGHT_OUT = [_SHORT[0], ChatMessage(role="assistant", content="y", reasoning="z")]
 _ASKED: list[dict[str, Any]] = [{"role": "user", "content": "x"}]
@@ -70,23 +70,23 @@ class AssistantTurn(NamedTuple):
     """The part of a rendered text that one assistant message wrote."""
 
     spans: tuple[tuple[int, int], ...]
-    """In characters: from behind the generation prompt to behind what ends the turn. Several where a template
-    writes somebody else's words between its own; none where it shows nothing."""
+    """In characters: from the end of the generation prompt to the end of the turn. Several if a template
+    writes other speakers' words in between; none if it shows nothing."""
     ends: bool
-    """Whether a special token ends it, which the model can learn to stop with."""
+    """Whether a special token ends it, with which the model can learn to stop."""
 
 
 @dataclass(frozen=True)
 class Rendered:
     text: str
     turns: tuple[AssistantTurn, ...]
-    """Of each assistant message, in order."""
+    """The spans of each assistant message, in order."""
     messages: Sequence[ChatMessage] = field(repr=False)
     tools: Tools = field(default=None, repr=False)
     odd: tuple[str, ...] = ()
-    """What is odd about the turns."""
+    """Unusual properties of the turns."""
     others: Mapping[int, AssistantTurn] = field(default_factory=dict[int, AssistantTurn])
-    """Of messages of other roles that are trained, by their place."""
+    """The spans of trained messages of other roles, by their index."""
 
     def notes(self, *, has_end: bool) -> tuple[str, ...]:
         """Return what the template did with the conversation that its author may not expect. `has_end`:
@@ -158,7 +158,7 @@ class Conversations:
     names: Mapping[str, str]
     special: frozenset[str]
     probing: bool = False
-    """Whether it only looks how a template behaves."""
+    """Whether it only examines how a template behaves."""
     _known: dict[tuple[object, ...], tuple[MessageFormat, _TurnPieces | None]] = field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]
     _openers: dict[bool, str] = field(default_factory=dict[bool, str])
 
@@ -390,14 +390,14 @@ class _TurnPieces(NamedTuple):
     starts: list[int]
     turns: list[_Outline]
     others: list[_Outline]
-    """Of messages of other roles that are trained."""
+    """The spans of trained messages of other roles."""
     notes: tuple[str, ...]
 
 
 class _Marks(NamedTuple):
     special: frozenset[str]
     opener: str
-    """With which the generation prompt begins, or nothing."""
+    """The text with which the generation prompt begins, or nothing."""
 
 
 def _turn(cut: Cut, i: int, before: str | None, upto: Cut | None, marks: _Marks) -> tuple[_Outline, bool]:
@@ -544,8 +544,8 @@ def answered(prompt: Sequence[ChatMessage], answer: Sequence[ChatMessage]) -> li
 # answers would teach the model to answer without it.
 
 Earlier = Literal["train", "split", "untrained"]
-"""Answers without the thinking that they have in the row: trained all the same, made the last of a row of
-their own, or left as context."""
+"""What happens to answers without the reasoning that they have in the row: trained anyway, moved to the end
+of a separate row, or kept as context."""
 
 
 def rows_of(

@@ -18,9 +18,9 @@ Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]] | None
 
 KEPT = re.compile(r"(</?[\w:]{0,32}think[\w:]{0,32}>|</?tool_(?:call|response)>)")
-"""Marks in a message's own words that some templates look for."""
+"""Markers in a message's own words that some templates search for."""
 _WORD = "zq{}qz{}zq"
-"""Stands for somebody's words: letters and digits, which no template changes."""
+"""A placeholder for somebody's words: letters and digits, which no template changes."""
 _WORDS = re.compile(r"zq(\d+)qz\d+zq")
 
 
@@ -32,9 +32,9 @@ class Cut(NamedTuple):
 
     texts: list[str]
     owners: list[tuple[int, int]]
-    """Message, and which of its words: one fewer than the pieces. A word may come several times."""
+    """The message, and which of its words: one fewer than the pieces. A word may occur several times."""
     starts: list[int]
-    """Of each piece."""
+    """The start of each piece."""
 
 
 def values(of: Mapping[str, Any]) -> Iterator[str]:
@@ -240,9 +240,9 @@ class MessageFormat(NamedTuple):
     """How messages are passed to a template. Templates disagree on it."""
 
     text_arguments: bool = False
-    """Arguments of a call as JSON text, not as an object."""
+    """A call's arguments as JSON text, not as an object."""
     no_content: bool = False
-    """`None`, not an empty text, beside tool calls."""
+    """`None`, not an empty text, besides tool calls."""
     short_ids: bool = False
     """Nine letters and digits."""
     parts: bool = False

@@ -85,10 +85,10 @@ def _conversation(prompt: Sequence[Message]) -> str:
 
 
 Ask = Callable[[Sequence[Sequence[Message]]], list[Answer]]
-"""Conversations in, one answer each out, in order; an `error` where the host refuses one."""
+"""Conversations in, one answer each out, in order. A host's rejection becomes an `error`."""
 Kind = Literal["score", "pair"]
 LONGEST_ANSWER, USUAL_ANSWER = 1024, 80
-"""Tokens of a judge's answer, at most and as they mostly are."""
+"""The maximum and the usual number of tokens in a judge's answer."""
 UNCALIBRATED = "the judge was not compared with human ratings"
 _WINNERS = {"a": 1.0, "b": 0.0, "tie": 0.5}
 _LONGEST_REASON = 2000
@@ -100,7 +100,7 @@ class Judge:
 
     model: str
     place: str
-    """The address that is asked, without a secret in it."""
+    """The URL that is queried, without secrets."""
     rubric: Rubric
     ask: Ask = field(repr=False)
     price: Price | None = field(default=None, repr=False)
@@ -145,7 +145,7 @@ class _HeldJudge:
     calibration: Calibration | None = field(default=None, init=False)
     kind: Kind = field(default="score", init=False)
     notes: set[str] = field(default_factory=set[str], init=False)
-    """What about how it was asked its reader may not expect."""
+    """Notes on how it was queried."""
 
     def _asked(self, questions: Sequence[Sequence[Message]]) -> list[Answer]:
         answers = self.judge.ask(questions)

@@ -47,9 +47,9 @@ class RatedAnswer(Record, frozen=True, kw_only=True, omit_defaults=True):
     expected: str = ""
     answers: tuple[str, ...]
     preferred: Preferred | None = None
-    """Of two: what most of the raters said."""
+    """For pairs: what most raters preferred."""
     scores: dict[str, float] = msgspec.field(default_factory=dict[str, float])
-    """Of one: by criterion, the mean of its raters."""
+    """For single answers: the mean of the raters by criterion."""
     raters: int = 1
     item: str = ""
     """Ratings of one item belong together."""
@@ -173,10 +173,10 @@ def write(rated: Iterable[RatedAnswer], path: Path) -> int:
 
 
 FEWEST = 30
-"""Rated answers below which nothing is shown."""
+"""With fewer rated answers, the agreement is not established."""
 LEAST = 0.4
-"""What kappa, and with scores the rank correlation too, must be at least, at the low end of the interval:
-moderate agreement (Landis and Koch 1977), shown and not only seen."""
+"""The minimum of kappa, and with scores also of the rank correlation, at the low end of the interval:
+moderate agreement (Landis and Koch 1977), established and not only observed."""
 MOST_UNREADABLE = 0.1
 
 
@@ -184,7 +184,7 @@ class Calibration(Record, frozen=True, kw_only=True):
     """A judge compared with people on the same answers."""
 
     judge: str
-    """Digest of model, place, prompt and rubric."""
+    """The digest of model, URL, prompt and rubric."""
     kind: Kind
     model: str
     place: str
@@ -195,16 +195,16 @@ class Calibration(Record, frozen=True, kw_only=True):
     n: int
     """Rated answers (or pairs) that the judge has marked."""
     prompts: int | None = None
-    """Different prompts among them, over which the intervals are; `None` where it was not counted."""
+    """Distinct prompts among them, which the intervals are computed over. `None` if they were not counted."""
     unreadable: int
     same: Score
-    """How often it says just what people say: the winner, or every criterion's point."""
+    """How often it says exactly what people say: the winner, or every criterion's points."""
     kappa: Score | None
-    """Cohen's; of scores over all criteria, weighed by the square of the distance."""
+    """Cohen's kappa. For scores over all criteria, weighted by the squared distance."""
     spearman: Score | None = None
-    """Of scores: whether it puts answers in the same order."""
+    """For scores: whether it ranks answers in the same order."""
     moved: int = 0
-    """Pairs of which it said something else in the other order."""
+    """Pairs whose rating changed when the order was swapped."""
 
     @property
     def told(self) -> str:
@@ -331,7 +331,7 @@ class JudgedRow(Record, frozen=True, kw_only=True):
     """One line of the log: the judge's rating of one row."""
 
     row: int
-    """From 1, empty lines not counted."""
+    """Line number from 1, not counting empty lines."""
     verdict: str
     """kept, rejected or not judged."""
     score: float | None = None
@@ -345,11 +345,11 @@ class JudgeReport(Record, frozen=True, kw_only=True):
 
     path: str
     output: str
-    """The rows to keep."""
+    """The file with the rows to keep."""
     rejected_file: str
     not_judged_file: str | None
     log: str
-    """One line for each row: score, points, reason."""
+    """The file with one line per row: score, points, reason."""
     rows: int
     kept: int
     rejected: int
@@ -359,12 +359,12 @@ class JudgeReport(Record, frozen=True, kw_only=True):
     judge: MetricUsed
     calibration: Calibration | None
     usd: Decimal | None
-    """Of all answers that this took, those of earlier tries too, with `lost_usd`; `None` where no price is
+    """The cost of all answers, including those of earlier attempts and `lost_usd`. `None` if no price is
     known."""
     lost_requests: int = 0
-    """Requests that got no answer and may have been billed."""
+    """Requests without an answer that may have been billed."""
     lost_usd: Decimal | None = Decimal(0)
-    """The most that they cost."""
+    """Their maximum cost."""
 
 
 @dataclass(frozen=True)

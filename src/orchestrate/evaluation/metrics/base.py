@@ -26,13 +26,13 @@ class Context:
     items: Sequence[Item]
     asking: Asking
     respondent: Callable[[str, int, float], Respondent]
-    """Of (model, most tokens, temperature). Raises as `model_at` does."""
+    """Takes (model, maximum tokens, temperature). Raises the same errors as `model_at`."""
     embed: Callable[[str], Embed]
-    """Of a model: one vector for each text."""
+    """Takes a model and returns one vector per text."""
     rubric: Rubric = DEFAULT
-    """By which judges rate."""
+    """The rubric that judges rate by."""
     held: Callable[[Judge, Kind], Calibration | None] = lambda judge, kind: None
-    """How far a judge agrees with people; may ask it. `None` if unknown."""
+    """Returns how far a judge agrees with people, and may query it. `None` if unknown."""
     allow_code: bool = False
     """Whether graders may run code."""
 
@@ -43,7 +43,7 @@ class Context:
 
 
 Totals = Sequence[float]
-"""Sums over items of what `Metric.parts` gives for each."""
+"""Sums over items of the parts that `Metric.parts` returns for each."""
 
 
 @runtime_checkable

@@ -92,7 +92,7 @@ def of(name: str, found: Any) -> Metric:
 
 
 Maker = Callable[[str, Context], Metric | PairMetric]
-"""Of (what stands after the colon, context)."""
+"""Called with (text after the colon, context)."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class BuiltInMetric:
     better: Literal["higher", "lower", "neither"] = "higher"
     unit: str = ""
     needs: Literal["", "stream", "likelihood"] = ""
-    """What an answer must bring, beyond its text."""
+    """What an answer needs, besides its text."""
     expects: bool = True
     """Whether it compares with an expected answer."""
 
@@ -221,7 +221,7 @@ ARGUMENTS: dict[str, tuple[str, Maker]] = {
     "judge": ("MODEL", lambda given, context: _judge("score", given, context)),
     "judge_pair": ("MODEL", lambda given, context: _judge("pair", given, context)),
 }
-"""Metrics with an argument: name -> (the argument's word, maker)."""
+"""Metrics with an argument: name -> (the argument's name, factory)."""
 
 
 def names() -> list[str]:

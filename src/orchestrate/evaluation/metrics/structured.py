@@ -17,7 +17,7 @@ from orchestrate.evaluation import Answer, Item
 from orchestrate.evaluation.metrics.text import Compare
 
 _NOT_JSON = (ValueError, RecursionError)
-"""Not only `JSONDecodeError`: Python refuses to read a number of 5,000 digits."""
+"""Not only `JSONDecodeError`: Python refuses to parse a number with 5,000 digits."""
 
 
 def json_valid(expected: str, answer: str) -> float:

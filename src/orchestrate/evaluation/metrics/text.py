@@ -35,7 +35,7 @@ _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff]"
 )
-"""Thai, Lao, Myanmar, Khmer, kana and Han: no spaces between words."""
+"""Thai, Lao, Myanmar, Khmer, kana and Han: scripts without spaces between words."""
 _ARTICLES = frozenset(("a", "an", "the"))
 _ASCII_PUNCTUATION = frozenset(string.punctuation)
 
@@ -149,7 +149,7 @@ class Overlap:
     used: MetricUsed
     corpus: Any
     sentence: Any
-    """With effective order, so that a short answer has a BLEU too."""
+    """Uses effective order, so that short answers have a BLEU score too."""
 
     def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
         return [Mark(self.sentence.sentence_score(a.text, [i.expected]).score / 100) for i, a in pairs]
@@ -197,7 +197,7 @@ def contains(expected: str, answer: str) -> float:
 
 _MOST_TRIED = 40
 LONGEST_SEARCH = 2.0
-"""Seconds that a pattern may look through one answer."""
+"""The time limit in seconds for searching one answer for a pattern."""
 
 
 def matcher(pattern: str) -> Compare:

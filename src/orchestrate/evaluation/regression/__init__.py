@@ -36,9 +36,10 @@ from orchestrate.types import Contender, Difference, Likelihood, Message, Metric
 
 
 NATS_MARGIN = 0.05
-"""Nats a token that general text may become less likely: 5% of perplexity."""
+"""The margin in nats per token by which general text may become less likely: 5% of perplexity."""
 POINTS_MARGIN = 0.1
-"""Of right answers. A smaller one needs more items than a small probe has: see `statistics.rows_for`."""
+"""The margin in right answers. A smaller one needs more items than a small probe has: see
+`statistics.rows_for`."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,10 @@ class RegressionProbe:
     items: Sequence[Item]
     metric: Metric
     margin: float
-    """How much worse than the base is no forgetting."""
+    """The non-inferiority margin: smaller drops don't count as forgetting."""
     needs: Literal["answers", "likelihood"] = "answers"
     chance: float = 0.0
-    """What a model without the ability reaches at best, as by declining nothing."""
+    """The best score of a model without the ability, for example by declining nothing."""
 
 
 def built_in() -> list[RegressionProbe]:
@@ -339,10 +340,10 @@ def _until(text: str, stops: Any) -> str:
 
 
 ABLE = 0.1
-"""A base that is right less often than this has nothing to forget there."""
+"""A base with a lower accuracy has nothing to forget."""
 
 CATASTROPHIC_NATS = 0.7
-"""Half as likely, for each token."""
+"""Half as likely, per token."""
 
 Decision = Literal["kept", "forgot", "inconclusive", "not measurable"]
 
@@ -357,11 +358,11 @@ class ProbeResult(Record, frozen=True, kw_only=True):
     tuned: Score
     difference: Difference
     margin: float
-    """In the metric's unit: how much worse is no forgetting."""
+    """The non-inferiority margin in the metric's unit."""
     decision: Decision
     reason: str
     rows_needed: int | None = None
-    """About how many items would decide an inconclusive one."""
+    """About how many items would decide an inconclusive result."""
     items_digest: str = ""
 
     @property
@@ -458,7 +459,7 @@ class Regression(Record, frozen=True, kw_only=True):
     base: Contender
     results: tuple[ProbeResult, ...]
     advice: tuple[str, ...] = ()
-    """What to do, where something was forgotten."""
+    """What to do if something was forgotten."""
     notes: tuple[str, ...] = ()
     usd: Decimal | None = None
 

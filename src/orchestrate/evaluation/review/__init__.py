@@ -27,7 +27,7 @@ class ReviewTask(Record, frozen=True, kw_only=True):
     meaning."""
 
     id: str
-    """Tells nothing of the contenders: raters see it."""
+    """Does not reveal the contenders, because raters see it."""
     item: Item
     contenders: tuple[str, ...]
     answers: tuple[Answer, ...]
@@ -36,7 +36,7 @@ class ReviewTask(Record, frozen=True, kw_only=True):
 class Tasks(msgspec.Struct, frozen=True):
     tasks: list[ReviewTask]
     same: tuple[tuple[str, str, str], ...] = ()
-    """(contender, contender, item): both gave the same answer, so that nobody is asked."""
+    """(contender, contender, item): both gave the same answer, so nobody is asked."""
 
 
 def read_answered(path: Path) -> list[ScoredItem]:

@@ -33,7 +33,7 @@ class ReviewAction(msgspec.Struct, omit_defaults=True):
     rater: str = ""
     task: str = ""
     at: int | None = None
-    """Which task to show, in the rater's order from 0; by default the first open one."""
+    """The task to show, in the rater's order from 0. By default the first open one."""
     choice: Literal["left", "right", "tie", "both bad"] | None = None
     scores: dict[str, int] = {}
     note: str = ""

@@ -132,7 +132,7 @@ def fitted(
 
 
 LIKENESS = 0.4
-"""How far raters of one item vote alike, until it is measured: what people usually reach on open answers."""
+"""The assumed agreement of raters on one item until it is measured: a typical value for open answers."""
 _LEVEL, _POWER = 1.959963984540054, 0.8416212335729143
 
 
@@ -178,13 +178,13 @@ class Preferred(Record, frozen=True, kw_only=True):
     first: str
     second: str
     preference: Score
-    """How often the first is preferred, ties counting half, each item once."""
+    """How often the first is preferred. Ties count half, and each item counts once."""
     first_better: int
     second_better: int
     ties: int
     both_bad: int
     same: int
-    """Items with the same answer of both: ties that nobody was asked about."""
+    """Items for which both gave the same answer. They count as ties without asking anyone."""
 
 
 class Rated(Record, frozen=True, kw_only=True):
@@ -208,20 +208,20 @@ class ReviewResult(Record, frozen=True, kw_only=True):
 
     review: Review
     raters: dict[str, int]
-    """Tasks that each has rated."""
+    """The number of tasks that each rater has rated."""
     ratings: int
     pairs: tuple[Preferred, ...] = ()
     strengths: dict[str, Score] = msgspec.field(default_factory=dict[str, Score])
-    """With three contenders and more: how often each would be preferred to another one, strongest first."""
+    """With three or more contenders: how often each would be preferred to another one, strongest first."""
     scores: tuple[Rated, ...] = ()
     differences: tuple[Ahead, ...] = ()
     agreement: dict[str, Score | None] = msgspec.field(default_factory=dict[str, "Score | None"])
-    """Krippendorff's alpha by criterion, of pairs of the choice; `None` while no task has two raters, or
-    where all say the same."""
+    """Krippendorff's alpha by criterion; for pairs, of the choice. `None` if no task has two raters or all
+    ratings are the same."""
     likeness: float | None = None
-    """How far votes on one item hang together, as `planned` takes it."""
+    """The correlation of votes on one item, as used by `planned`."""
     left: Score | None = None
-    """Of the votes for one side, those for the left one: half, unless the place sways the raters."""
+    """Among the votes for one side, those for the left one: half, unless raters are biased by position."""
     notes: int = 0
 
 

@@ -24,8 +24,8 @@ from orchestrate.evaluation.review.results import outcomes, overall, votes_of
 from orchestrate.types import Message, Rating, Record, Review, decoding
 
 GOOD, BAD = 0.75, 0.25
-"""Of answers that were rated alone, 0 to 1: from where one is to be given, and to be avoided. Of five
-points these are 4 and 2."""
+"""For answers rated alone, from 0 to 1: the thresholds for desirable and undesirable answers. With five
+points, these are 4 and 2."""
 
 
 class FromReview(Record, frozen=True, kw_only=True):
@@ -36,7 +36,7 @@ class FromReview(Record, frozen=True, kw_only=True):
     format: Literal["dpo", "kto", "sft"]
     rows: int
     left_out: dict[str, int]
-    """Rated tasks (of single answers for DPO: pairs of them) that make no row, by the reason."""
+    """Rated tasks (for DPO from single answers: pairs of them) that give no rows, by reason."""
 
 
 def from_review(
@@ -206,7 +206,7 @@ class Imported(Record, frozen=True, kw_only=True):
     rater: str
     ratings: int
     unchanged: int
-    """Rows that say what was known already."""
+    """Rows whose rating was already known."""
     empty: int
     """Rows without a rating."""
 

@@ -26,7 +26,7 @@ from orchestrate.http import web
 from orchestrate.http.web import RequestGuard, holder
 
 ANYONE = ""
-"""Of the link of those who give their name on the page."""
+"""The key of the link for raters who enter their name on the page."""
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  compared with
 
 

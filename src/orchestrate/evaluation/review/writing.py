@@ -31,9 +31,9 @@ from orchestrate.evaluation.review.desk import LONGEST_NOTE, Ratings, rater_name
 from orchestrate.types import Rating, Record, Review, Score
 
 _MISSING = "-"
-"""Stands for the answer of a row without one while the row is read."""
+"""A placeholder for a missing answer while the row is read."""
 _SHOWN = 100
-"""Disagreements in a result."""
+"""The number of disagreements in a result."""
 _CHAT = "openai-chat"
 
 
@@ -42,10 +42,10 @@ class RowToWrite(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     id: str
     row: int
-    """In the file, from 1."""
+    """The row's number in the file, from 1."""
     example: ChatExample
     is_open: bool = False
-    """The row came without an answer: the last message only holds its place."""
+    """The row had no answer: the last message is only a placeholder."""
 
     @property
     def asked(self) -> int:
@@ -73,7 +73,7 @@ class RowToWrite(Record, frozen=True, kw_only=True, omit_defaults=True):
 class RowsToWrite(msgspec.Struct, frozen=True):
     rows: list[RowToWrite]
     left_out: dict[str, int]
-    """Rows that cannot be written on a page, by the reason."""
+    """Rows that cannot be written on a page, by reason."""
     unread: tuple[str, ...]
     """Columns that the written rows won't have."""
 
@@ -211,11 +211,11 @@ class WrittenSoFar:
     texts: dict[str, dict[str, Rating]] = field(default_factory=dict[str, dict[str, Rating]])
     """row -> writer -> text."""
     settled: dict[str, Rating] = field(default_factory=dict[str, Rating])
-    """row -> what was decided, unless one of its writers has changed a text since."""
+    """row -> decision, unless one of its writers has changed a text since."""
     revisions: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
-    """How often somebody has changed a row."""
+    """The number of changes to each row."""
     changes: dict[str, list[Rating]] = field(default_factory=dict[str, list[Rating]])
-    """By person, what can be undone, the oldest first."""
+    """What each person can undo, oldest first."""
 
     def differing(self) -> list[str]:
         """List the rows whose two texts differ."""
@@ -259,11 +259,11 @@ class RowDraft(msgspec.Struct, omit_defaults=True):
     action: Literal["show", "save", "undo"]
     task: str = ""
     at: int | None = None
-    """Which row to show, in the writer's order from 0; by default the first open one."""
+    """The row to show, in the writer's order from 0. By default the first open one."""
     question: str = ""
     answer: str = ""
     revision: int = 0
-    """What the page had shown of it."""
+    """The version of the row that the page had shown."""
     note: str = ""
     seconds: float | None = None
 
@@ -433,13 +433,13 @@ class Disagreement(Record, frozen=True, kw_only=True):
     """Two texts of one row."""
 
     row: int
-    """In the file, from 1."""
+    """The row's number in the file, from 1."""
     writers: tuple[str, str]
     answers: tuple[str, str]
     likeness: float
     """ROUGE-L of the two answers."""
     settled: str | None
-    """The answer that was chosen; `None` while it is open."""
+    """The chosen answer, or `None` while it is open."""
 
 
 class WritingResult(Record, frozen=True, kw_only=True):
@@ -448,21 +448,21 @@ class WritingResult(Record, frozen=True, kw_only=True):
     review: Review
     rows: int
     written: int
-    """By one writer at least."""
+    """Rows written by at least one writer."""
     writers: dict[str, tuple[int, int]]
-    """Of each: rows written, and rows assigned."""
+    """Rows written and rows assigned, for each writer."""
     doubly: int
-    """Rows that two have written."""
+    """Rows that two people have written."""
     same: Score | None
-    """The share of those with the same question and answer, white space aside."""
+    """The share of those with the same question and answer, except for white space."""
     likeness: Score | None
-    """ROUGE-L of the two answers, the mean."""
+    """The mean ROUGE-L of the two answers."""
     alpha: Score | None
-    """Krippendorff's, where the answers are labels."""
+    """Krippendorff's alpha, if the answers are labels."""
     to_settle: int
     settled: int
     disagreements: tuple[Disagreement, ...]
-    """The least alike first, at most 100."""
+    """The most different ones first, at most 100."""
 
 
 def result(desk: WritingDesk) -> WritingResult:

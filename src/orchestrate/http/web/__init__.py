@@ -47,7 +47,7 @@ from orchestrate.types import decoding
 
 LOOPBACK = "127.0.0.1"
 _LONGEST_HEAD = 1 << 18
-"""Bytes of a request before its body: an address may name a thousand runs."""
+"""The maximum size in bytes of a request before its body. A URL may name a thousand runs."""
 
 
 class Patient(H11Protocol):
@@ -55,9 +55,9 @@ class Patient(H11Protocol):
     stalls. uvicorn would wait forever, and each of them would occupy a connection."""
 
     head_s = 30.0
-    """Seconds for it."""
+    """The time limit in seconds for the request line and headers."""
     body_s = 30.0
-    """Seconds in which a body has to come to its end, or bring `least_rate` bytes for each."""
+    """The time limit in seconds for a body, unless it brings `least_rate` bytes per second."""
     least_rate = 1000.0
     _hanging_up: asyncio.TimerHandle | None = None
     _body_timer: asyncio.TimerHandle | None = None
@@ -261,7 +261,7 @@ _HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
-"""Of each answer that does not say otherwise."""
+"""Headers of every response that does not set them itself."""
 
 
 class RequestGuard:
@@ -412,9 +412,9 @@ def holder(scope: Mapping[str, Any]) -> str:
 
 
 Tell = Callable[[HostError], Response]
-"""A refusal in the form of one API."""
+"""Formats an error for one API."""
 Admit = Callable[[Scope], Awaitable[object]]
-"""Looks at the key that a request brings. Raises `HostError` 401."""
+"""Checks the key of a request. Raises `HostError` 401."""
 Endpoint = Callable[[Request], Awaitable[Response]]
 """A route."""
 

@@ -28,7 +28,7 @@ from orchestrate.errors import DataError, MissingExtra, UsageError
 from orchestrate.local.encoding import Template
 
 _ANNOTATIONS = frozenset({"description", "title", "default", "examples", "$comment", "deprecated"})
-"""What says nothing of an answer."""
+"""Schema keywords that don't restrict the answer."""
 _OF_AN_OBJECT = _ANNOTATIONS | {
     "type",
     "properties",
@@ -43,7 +43,7 @@ _NAME, _KEY, _VALUE, _KEY_2, _VALUE_2 = "zq1name", "zq2key", "zq3value", "zq4key
 _ARGUMENTS = re.compile(rf'\{{\s*"{_KEY}"\s*:\s*"{_VALUE}"\s*\}}')
 _SPACE = "WS: /[ \\n]{1,4}/\n"
 _LAYOUT = {"whitespace_pattern": "[ \\n\\t\\r]{0,64}"}
-"""Between parts of JSON. Without an end a model may write blanks for ever."""
+"""White space between parts of JSON. Without a limit, a model may write blanks forever."""
 _ANYTHING: dict[str, Any] = {"type": "object"}
 _KEPT = 32
 
@@ -54,7 +54,7 @@ class AnswerForm(msgspec.Struct, frozen=True, kw_only=True):
 
     schema: dict[str, Any] | None = None
     calls: list[dict[str, Any]] | None = None
-    """Tools, as the chat completions API has them."""
+    """Tools in the format of the chat completions API."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class CallFormat:
     between: str
     behind: str
     apart: tuple[str, str, str] | None = None
-    """`opens`, `names`, `closes`."""
+    """The texts `opens`, `names`, `closes`."""
 
 
 class Forms:
@@ -87,7 +87,7 @@ class Forms:
         ends = [id for id in stops if id < len(tokenizer)]
         self._tokens = llguidance.hf.from_tokenizer(tokenizer, n_vocab=len(tokenizer), eos_token=ends)
         self._compiled: dict[bytes, Any] = {}
-        """The grammars of the last forms."""
+        """The grammars of recently used forms."""
 
     def held(self, form: AnswerForm, prompt: Sequence[int]) -> ConstrainedAnswer:
         """Create the constraint for one answer to this prompt. Raises `UsageError` for a form that cannot
@@ -334,12 +334,12 @@ class ConstrainedAnswer:
     _matcher: Any
     _vocabulary: int
     _thinking: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
-    """Of each kind of thinking what opens and what closes it."""
+    """The opening and closing marker of each kind of reasoning."""
     closing: tuple[int, ...] | None = None
-    """What ends the thinking that is under way."""
+    """The marker that ends the reasoning in progress."""
     _ids: list[int] = field(default_factory=list[int])
     _opening: tuple[int, ...] = ()
-    """What is left of what opens thinking."""
+    """The remaining part of a partly written opening marker."""
 
     def copy(self) -> ConstrainedAnswer:
         return ConstrainedAnswer(self._matcher.deep_copy(), self._vocabulary, self._thinking, self.closing)

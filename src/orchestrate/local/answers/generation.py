@@ -20,7 +20,7 @@ from orchestrate.local.model.files import ModelFolder, source, weights_in
 from orchestrate.types import Likelihood, Message, Reply, decoding
 
 Prompt = Sequence[Message | Mapping[str, Any]]
-"""The messages so far. A mapping may carry what `Message` has no field for: tool calls, a tool's name."""
+"""The messages so far. A mapping may contain what `Message` has no field for: tool calls, a tool's name."""
 Rounding = Literal["left", "told", "mended"]
 
 

@@ -33,15 +33,15 @@ from orchestrate.local.model.sampling.batching import BASE, Batching
 from orchestrate.local.model.sampling.sampling import Sampler
 
 SMALL_MODEL_BYTES = 2 << 30
-"""Weights up to this size are kept unpacked, with the values that their 4 bits stand for: nothing is unpacked
+"""Weights up to this size are kept unpacked, with their dequantized 4-bit values, so that nothing is unpacked
 for each token."""
 LARGE_MODEL_BYTES = 8 << 30
-"""Larger bases answer in 4 bits, unless their adapters or the caller name a precision."""
+"""Larger bases answer in 4 bits, unless their adapters or the caller specify a precision."""
 UNPACKED = (
     "its 4-bit base was unpacked to 16-bit values, which round differently from bitsandbytes "
     f"({settings.NF4_PRODUCTS}=bitsandbytes uses those kernels)"
 )
-"""Told of an answer: greedy answers may differ from those of other programs over the same NF4."""
+"""A note on answers: greedy answers may differ from those of other programs over the same NF4 weights."""
 
 
 def too_large(folder: ModelFolder) -> bool:

@@ -20,8 +20,8 @@ from orchestrate.local.model.sampling.batching import DecodingRow
 from orchestrate.local.model.sampling.sampling import Sampler
 
 EVERY_TOKEN = 64
-"""Up to so many tokens each one is looked at; a longer answer is read in ever longer pieces, so that reading
-it again and again costs no more than writing it."""
+"""Up to this many tokens, each token is processed separately. Longer answers are processed in growing pieces,
+so that re-reading costs no more than generating."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class EngineModel:
 
     name: str
     adapter: str
-    """PEFT's name."""
+    """PEFT's name of the adapter."""
     template: Template
     sampler: Sampler
     folder: Path | None = None
@@ -54,11 +54,11 @@ class Speech:
     stop: tuple[str, ...] = ()
     tools: Sequence[dict[str, Any]] | None = None
     calls: bool | None = None
-    """Whether calls of tools are read; `None`: where tools were offered."""
+    """Whether tool calls are parsed. `None`: only if tools were offered."""
     tells_tokens: bool = False
     _tokens: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     _told: tuple[str, str] = ("", "")
-    """Content and thinking that were told."""
+    """The content and reasoning sent so far."""
 
     def take(self, drawn: DrawnToken | None = None) -> dict[str, Any] | None:
         """Return the message to send after a token, or `None`. Ends the row at a stop word."""

@@ -50,9 +50,9 @@ class Encoded:
     truncated: int = 0
     """Tokens cut off at the length limit."""
     dropped: bool = False
-    """Whether the row is left out because it is over the limit."""
+    """Whether the row is left out because it exceeds the limit."""
     notes: tuple[str, ...] = ()
-    """What the template did with the row that its author may not expect."""
+    """Remarks on unexpected effects of the template on the row."""
 
     @property
     def trained(self) -> int:
@@ -68,7 +68,7 @@ class EncodedPair:
 
 
 _END_OF_PROMPT = 64
-"""Tokens of it that tell what it has begun of an answer."""
+"""How many of its last tokens are used to detect the beginning of an answer."""
 
 
 class Template:
@@ -385,7 +385,7 @@ class TemplateCheck:
     trains: bool
     """Whether a row has a token to train on."""
     lost: tuple[int, ...]
-    """Of the long rows the numbers of those with none."""
+    """The numbers of the long rows without a token to train on."""
 
 
 def look(

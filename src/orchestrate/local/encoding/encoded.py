@@ -36,9 +36,10 @@ from orchestrate.local.job import option
 
 
 NEAR = 16
-"""Batches within which rows are sorted by length."""
+"""Rows are sorted by length within this many batches."""
 MOST = 0.9
-"""Of the rows: a few long ones are padded among themselves."""
+"""If at least this share of rows fits into a line, rows are not sorted. The few longer ones are padded among
+themselves."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,16 @@ class EncodedRows:
     offsets: npt.NDArray[np.int64]
     pairs: bool = False
     reference: npt.NDArray[np.float32] | None = None
-    """The log-probability of each row under the model as training began, where the method needs it."""
+    """The log-probability of each row under the initial model, if the method needs it."""
     labels: npt.NDArray[np.bool_] | None = None
-    """Whether each row is an answer to give or one to avoid, where the method trains on unpaired answers."""
+    """Whether each row is a desirable answer, if the method trains on unpaired answers."""
     mismatched: npt.NDArray[np.float32] | None = None
-    """[epochs, rows] The log-probability of another row's answer after each prompt, as training began."""
+    """[epochs, rows] The log-probability of another row's answer after each prompt, under the initial
+    model."""
     before: npt.NDArray[np.int32] | None = None
-    """[epochs, rows] Which row's answer that is."""
+    """[epochs, rows] The row whose answer that is."""
     prompts: Sequence[RLExample] = ()
-    """Where answers are drawn: each row with the fields of its grader, as the file has it."""
+    """For methods that sample answers: each row with the fields of its grader, as in the file."""
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -116,9 +118,9 @@ class EncodingReport:
     truncated_tokens: int = 0
     dropped: int = 0
     too_long: int = 0
-    """Left out, or split into parts of which some are, because they are over the limit."""
+    """Rows that were left out, or split into parts some of which were, because they exceed the limit."""
     split: int = 0
-    """Rows that were added, so that earlier answers are shown with their thinking."""
+    """Rows that were added so that earlier answers are trained with their reasoning."""
     notes: Counter[str] | None = None
     longest: int = 0
 
@@ -155,7 +157,7 @@ class _Growing:
     """An array in a file that is written piece by piece. Its length is known only at the end."""
 
     HEADER = 128
-    """Bytes: what numpy itself writes for such an array."""
+    """The header size in bytes, as numpy itself writes it for such an array."""
 
     def __init__(self, path: Path, kind: str) -> None:
         self._file = path.open("wb")
@@ -296,9 +298,9 @@ class Batches(Sequence[list[int]]):
     """The examples of each optimizer step of an epoch. Only their order is in memory."""
 
     order: npt.NDArray[np.int64]
-    """All examples; a batch is a run of them."""
+    """All examples. A batch is a contiguous range of them."""
     begins: array[int]
-    """Where in `order` each batch begins."""
+    """Where each batch begins in `order`."""
     size: int
 
     def __len__(self) -> int:

@@ -23,7 +23,8 @@ from orchestrate.spec.specfile import template_text
 
 IMAGES = ("images are ignored: this machine's engine trains only on text",)
 LONGEST = 2_000_000
-"""Characters of a row that is shown; a longer one has millions of tokens to draw."""
+"""The maximum length in characters of a row that is shown. A longer one would have millions of tokens to
+draw."""
 
 
 def read_preview(

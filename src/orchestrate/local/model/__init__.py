@@ -15,13 +15,14 @@ from orchestrate.local import machine
 NAMES = ("auto", "plain", "fused", "compile", "liger", "unsloth")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 PACKAGES = {"liger": ("liger_kernel", "liger-kernel"), "unsloth": ("unsloth", "unsloth")}
-"""Engine -> the module that it needs, and the package that brings it."""
+"""Maps each engine to the module that it needs and the package that provides it."""
 BF16_CAPABILITY = 8.0
-"""From this compute capability on (Ampere, 2020) GPUs multiply in bf16."""
+"""GPUs multiply in bf16 from this compute capability on (Ampere, 2020)."""
 FP16_CAPABILITY = 7.0
-"""From this one on (Volta, 2017) they multiply faster in fp16 than in 32 bits, and so does 6.0 (P100)."""
+"""GPUs multiply faster in fp16 than in 32 bits from this compute capability on (Volta, 2017), and so does 6.0
+(P100)."""
 COMPILE_TOKENS = 20_000_000
-"""A run of fewer tokens gains less from `torch.compile` than the minutes for which it compiles."""
+"""A run with fewer tokens gains less from `torch.compile` than the minutes that compiling takes."""
 
 
 class EngineMissing(SetupError):

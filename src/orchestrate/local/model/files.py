@@ -31,12 +31,13 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
     "compressed-tensors": ("compressed_tensors",),
     "auto-round": ("auto_round",),
 }
-"""What transformers needs to read a base of each kind."""
+"""The packages that transformers needs to read a base of each kind."""
 _EXPANDED: Mapping[str, float] = {"mxfp4": 16 / 4.25, "fp8": 2.0}
-"""What is expanded while it is read, and how many times as large it is in 16 bits: see `weights.packed`."""
+"""Formats that are expanded while they are read, and how many times larger they are in 16 bits. See
+`weights.packed`."""
 _CPU_KERNELS = {"gptq": "gptq_torch", "awq": "torch_awq"}
-"""Of gptqmodel. What it takes on its own on a CPU repacks the weights at the first answer, and from then on
-gives no gradient to what is before them."""
+"""The kernel of gptqmodel to request. Its default on a CPU repacks the weights at the first answer, and then
+provides no gradients for earlier layers."""
 
 
 NF4 = "NF4 (4 bits)"
@@ -78,7 +79,7 @@ class Quantised:
     method: str
     bits: int | None
     bytes: float | None
-    """Of a parameter of its linear layers, scales included."""
+    """Bytes per parameter of its linear layers, including scales."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Quantised | None:
@@ -134,8 +135,8 @@ def weights_in(config: Mapping[str, Any], *, four_bit: bool, dtype: str) -> str:
 
 
 WHOLE_HASH_LIMIT = 4 << 30
-"""Weights above this many bytes are identified by their headers and sizes: hashing 140 GB would take
-minutes."""
+"""Weights larger than this many bytes are identified by their headers and sizes, because hashing 140 GB would
+take minutes."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from orchestrate.local.model import PLAIN, SettingChoice
 
 
 BLOCK_ELEMENTS = 1 << 25
-"""Logits held at once: 128 MB in 32 bits."""
+"""The number of logits computed at once: 128 MB in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Packed:
     """The layout of the rows in one packed input, line by line."""
 
     starts: Tensor
-    """[rows + 1] The first token of each, and behind the last one."""
+    """[rows + 1] The first token of each row, and the end of the last one."""
     longest: int
 
     @classmethod
@@ -125,34 +125,34 @@ class Loaded:
     choice: SettingChoice = PLAIN
     precision: SettingChoice = BF16
     loss_scale: float = 1.0
-    """By which the loss is multiplied before its gradient is taken, for products in fp16."""
+    """The factor applied to the loss before its gradient is computed in fp16."""
     line_limit: int = 0
-    """Tokens up to which rows may lie in one line; 0 when the model does not bear it."""
+    """The maximum row length in tokens for packing into one line, or 0 if the model does not support it."""
     shares: bool = False
-    """What rows of a line have in common may be computed once: no dropout or noise would differ."""
+    """Whether shared prefixes of rows may be computed once, because there is no dropout or noise."""
     trained_only: TrainedOnly | None = None
     packs: bool = False
-    """Whether rows that lie one behind the other, with positions that begin at 0 in each, stay apart."""
+    """Whether packed rows, with positions that begin at 0 in each, are kept apart by the model."""
     packed_layout: bool = False
-    """Whether its attention receives the places of packed rows (`packed_attention`) and needs no mask."""
+    """Whether its attention receives the layout of packed rows (`packed_attention`) and needs no mask."""
     turned_on: list[str] = field(default_factory=list[str])
-    """Shortcuts that are in use, for the user."""
+    """Optimizations in use, for the user."""
     left_out: dict[str, str] = field(default_factory=dict[str, str])
-    """Shortcuts that the model does not bear, each with the reason, for the user."""
+    """Optimizations that the model does not support, each with the reason, for the user."""
     without_adapter: tuple[str, ...] = ()
-    """Modules and parameters that got no adapter, each with the reason, for the user."""
+    """Modules and parameters without an adapter, each with the reason, for the user."""
     taken_out: Path | None = None
-    """The folder of the adapter's first weights, where these were taken out of the base."""
+    """The folder of the adapter's initial weights, if these were subtracted from the base."""
     balancing: float = 0.0
-    """Weight of the loss that spreads tokens over the experts of a mixture; with it `hidden` leaves what the
-    routers said in `routed`."""
+    """The weight of the load-balancing loss in a mixture of experts. If it is set, `hidden` stores the
+    routers' outputs in `routed`."""
     routed: tuple[torch.Tensor, ...] | None = None
-    """Of each layer with experts: [tokens, experts]"""
+    """For each layer with experts: [tokens, experts]"""
     root: Any = None
-    """Of a model whose weights are spread over several processes: what brings them together."""
+    """For a model whose weights are sharded over several processes: gathers them."""
     own_logits: bool = False
-    """The architecture does something between its layers and its logits that we do not know: `hidden` gives
-    its logits, and the head leaves them as they are."""
+    """The architecture does something unknown between its layers and its logits: `hidden` returns its logits,
+    and the head leaves them unchanged."""
 
     @property
     def trainable(self) -> dict[str, torch.nn.Parameter]:
@@ -265,10 +265,11 @@ def halving(rows: int, device: torch.device, compute: Callable[[int], R]) -> tup
 
 
 _FILE = "threads"
-"""Of a run's folder: one that is gone on with takes as many as before, as sums depend on how many add."""
+"""The file in a run's folder that stores the number. A resumed run uses the same number of threads, because
+sums depend on it."""
 _ROUNDS = 20
 _WORTH = 0.9
-"""More threads are taken only where they need less than this share of the time."""
+"""More threads are used only if they need less than this fraction of the time."""
 
 
 def of_run(folder: Path, asked: int | None, device: torch.device) -> int:

@@ -38,12 +38,12 @@ from orchestrate.local.model.shortcuts.choosing import turn_on
 from orchestrate.local.model.weights import auto_class
 
 METHOD = "orchestrate_nf4"
-"""Name of the method in transformers' registry."""
+"""The method's name in transformers' registry."""
 
 
 NARROW = 16
-"""Linear layers of fewer inputs or outputs stay as they are: they are small, weigh or choose between a few
-things, and some models read their weights themselves."""
+"""Linear layers with fewer inputs or outputs are not quantized: they are small, select or weight a few
+things, and some models access their weights directly."""
 
 
 def nf4(dtype: torch.dtype, *, spread: bool = False) -> BitsAndBytesConfig:
@@ -392,7 +392,7 @@ def add_noise(embeddings: torch.nn.Module, alpha: float) -> None:
 
 
 _UNFIT = (ValueError, KeyError, TypeError, AttributeError, re.error)
-"""What peft raises for a configuration that nobody could have trained with."""
+"""The errors that peft raises for an unusable configuration."""
 
 
 def load_adapter(base: Any, folder: Path, *, trainable: bool = False, name: str = "default") -> Any:

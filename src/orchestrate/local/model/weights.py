@@ -31,9 +31,9 @@ from orchestrate.errors import UsageError
 
 
 NAME = "orchestrate_experts"
-"""Of this way among transformers' implementations of experts."""
+"""The name of this implementation among transformers' implementations of experts."""
 Matrix = Callable[[int], Tensor]
-"""Of one expert: [out, in]"""
+"""The weight of one expert: [out, in]"""
 
 
 class FourBits:
@@ -287,7 +287,7 @@ def _sees(config: Any) -> bool:
 
 
 _BLOCKS, _SCALES = "_blocks", "_scales"
-"""Ends of the names under which a file has one weight in MXFP4."""
+"""Suffixes of the names under which a file stores one weight in MXFP4."""
 _FP8 = ("_scale_inv", "activation_scale")
 
 

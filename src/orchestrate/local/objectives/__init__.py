@@ -25,8 +25,8 @@ _AS_NOBODY = ("--reuid=65534", "--regid=65534", "--clear-groups")
 _WITHOUT_RIGHTS = ("--no-new-privs", "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all")
 _READ_ONLY = ("sys", "sysrq-trigger", "irq", "bus", "fs", "acpi", "scsi", "mtrr", "driver", "pressure")
 _HIDDEN = ("kcore", "keys", "key-users", "timer_list", "sched_debug", "latency_stats", "kmsg", "kpagecount")
-"""Of `/proc`, what container runtimes make read-only or cover (moby: oci/defaults.go), and what they leave to
-file modes, by which root passes."""
+"""Parts of `/proc` that container runtimes make read-only or mask (moby: oci/defaults.go), and parts that
+they leave to file modes, which root bypasses."""
 _SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/alternatives")
 _TOLD: dict[Way, str] = {
     "bubblewrap": "confined by bubblewrap: no network, no other process, no file but Python's own",
@@ -58,14 +58,14 @@ cd /tmp
 umount -l /old
 exec setpriv $as_nobody $WITHOUT_RIGHTS "$@"
 """
-"""What bubblewrap does, in words of the shell."""
+"""Shell code that does what bubblewrap does."""
 
 
 @dataclass(frozen=True)
 class Isolation:
     way: Way
     as_nobody: bool = False
-    """The code runs under a user of no rights. Only root can have that."""
+    """The code runs under an unprivileged user. Only root can set that up."""
 
     @property
     def told(self) -> str:

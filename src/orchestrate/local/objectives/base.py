@@ -184,7 +184,7 @@ class Desirability:
 
 MOST_ROWS = 1 << 20
 PACKED_LINE = 256
-"""Tokens of a line of packed rows, at least."""
+"""The minimum number of tokens of a line of packed rows."""
 
 
 @dataclass(frozen=True)
@@ -199,18 +199,19 @@ class TrainingBatch:
     ids: Tensor
     """[lines, tokens]"""
     places: Tensor
-    """[trained] flat places whose next token is trained."""
+    """[trained] Flat positions whose next token is trained."""
     targets: Tensor
     weights: Tensor
     row: Tensor
-    """[trained] number, within this batch, of the row that the token belongs to."""
+    """[trained] The number, within this batch, of the row that the token belongs to."""
     tokens: int
-    """Of the rows as they are, without padding."""
+    """The number of tokens of the rows, without padding."""
     real: Tensor
-    """[lines, tokens] How many rows have the token: 0 for padding, several for what rows in a line share."""
+    """[lines, tokens] How many rows contain the token: 0 for padding, several for prefixes that rows in a
+    line share."""
     rows: int
     inputs: dict[str, Any]
-    """Position ids for packed rows; also the layout of a line."""
+    """Position ids for packed rows, and the layout of a line."""
 
 
 @dataclass(frozen=True)
@@ -336,7 +337,7 @@ class Objective:
     """Supervised training. Preferences and rewards (`preferences`, `policy`) override what differs."""
 
     divisible: ClassVar[bool] = True
-    """Whether `run` does for any part of a batch."""
+    """Whether `run` can process any part of a batch."""
 
     def __init__(self, loaded: Loaded, pad: int, *, packing: bool = False) -> None:
         self.loaded = loaded

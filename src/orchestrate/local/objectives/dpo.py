@@ -149,7 +149,7 @@ class Mismatch:
     batch_size: int
     seed: int
     limit: int | None = None
-    """Tokens at which a row is cut."""
+    """The number of tokens at which a row is cut."""
 
     def batches(self, rows: EncodedRows, epoch: int) -> Sequence[list[int]]:
         """Return the batches that the training loop will take."""
@@ -195,7 +195,7 @@ class UnpairedObjective(JudgedObjective):
         self.desirability = desirability
         self.mismatch = mismatch
         self.divergence = 0.0
-        """Of the current batch, whose loss may be computed in parts."""
+        """The divergence estimate of the current batch, whose loss may be computed in parts."""
 
     def loss(
         self, rows: EncodedRows, numbers: Sequence[int], batch: TrainingBatch

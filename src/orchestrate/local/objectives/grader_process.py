@@ -15,7 +15,7 @@ from typing import Any
 MEMORY_BYTES = 4 << 30
 FILE_BYTES = 64 << 20
 PROCESSES = 512
-"""All of the user's where the system counts them so."""
+"""The maximum number of processes: all of the user's, where the system counts them that way."""
 
 
 def limit() -> None:

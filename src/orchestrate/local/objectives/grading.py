@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 _LONGEST_BYTES = 64 << 10
 STARTUP_SECONDS = 30.0
-"""For Python and the code's own imports, beside the limit for one answer."""
+"""The time limit in seconds for Python and the code's own imports, in addition to the limit for one
+answer."""
 
 
 class GraderCode:
@@ -168,7 +169,7 @@ class Grader:
         if reason := refusal(grader, allow_code=True, asks=tuple(self._asks)):
             raise RunFailed(f"grader: {reason}", fix="change method.grader in the spec")
         self.isolation = (isolation or isolating.isolation()) if runs_code(grader) else None
-        """What holds the grader's code back; `None` without code."""
+        """How the grader's code is isolated. `None` without code."""
         self._codes: list[GraderCode] = []
         self._seconds = seconds
         self._score = self._compile(grader)

@@ -33,9 +33,9 @@ from orchestrate.local.objectives.grading import Grade, Grader
 from orchestrate.local.plan.fitting import drawn_at_once
 
 EPSILON = 1e-4
-"""Added to the spread of a group's rewards, as TRL does."""
+"""Added to the standard deviation of a group's rewards, as in TRL."""
 ASKED_AT_ONCE = 1024
-"""Prompts of an evaluation whose answers are held."""
+"""The number of prompts of an evaluation whose answers are in memory at once."""
 
 
 @dataclass(frozen=True)

@@ -30,23 +30,23 @@ LLAMA_LIKE = frozenset(
     )
 )
 """Families (`model_type`) whose layers are attention, a gated feed-forward and two norms, as the memory plan
-counts them."""
+assumes."""
 OTHER_LAYER = 1.4
-"""Times what a Llama's layer holds, for other families: Gemma 3 was seen to hold 1.2 to 1.4 times."""
+"""The factor for other families, compared with a Llama's layer: Gemma 3 was measured at 1.2 to 1.4."""
 MOE_LAYER = 1.2
-"""The same for a mixture of experts that is trained whole: not measured, as for other families."""
+"""The same factor for full fine-tuning of a mixture of experts. Not measured, like other families."""
 FROZEN_MOE_LAYER = 1.06
-"""The same under an adapter: with it plans were 2 to 5% above what was measured, with 1, 2 and 4 of 4 experts
-used and rows of 128 to 1,024 tokens."""
+"""The same factor for an adapter. With it, plans were 2 to 5% above measurements with 1, 2 and 4 of 4 experts
+in use and rows of 128 to 1,024 tokens."""
 QK_NORM = frozenset(("qwen3", "qwen3_moe", "qwen3_vl", "olmo2", "gemma3"))
-"""Families that norm queries and keys."""
+"""Families that normalize queries and keys."""
 
 
 NAMES = (
     *(f"self_attn.{name}_proj" for name in "qkvo"),
     *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
 )
-"""Of a layer's linear layers, in the order of `ModelShape.linears`."""
+"""The names of a layer's linear layers, in the order of `ModelShape.linears`."""
 
 
 class ModelShape(Record, frozen=True, kw_only=True):
@@ -62,13 +62,13 @@ class ModelShape(Record, frozen=True, kw_only=True):
     tied: bool = False
     qk_norm: bool = False
     experts: int = 1
-    """Their width is `feed_forward`."""
+    """The number of experts. Their width is `feed_forward`."""
     experts_used: int = 1
     family: str = "llama"
     held: float | None = None
-    """Bytes of a parameter of its linear layers, where these stay in memory as the files hold them."""
+    """Bytes per parameter of its linear layers, if they stay in memory as stored in the files."""
     held_by: str | None = None
-    """The format of the files, where it is not known how many bytes these are."""
+    """The format of the files, if its number of bytes is unknown."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> ModelShape:

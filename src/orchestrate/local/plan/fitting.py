@@ -17,9 +17,9 @@ from orchestrate.local.plan.memory import SHORT_ROW, Setup, plan
 from orchestrate.types import MemoryPlan, decoding
 
 DEFAULT_TOKENS = {"cpu": 4096, "cuda": 16384}
-"""Tokens of one forward pass, padding included, where memory does not ask for fewer."""
+"""Tokens of one forward pass, including padding, unless memory requires fewer."""
 LONGEST = 2048
-"""Tokens that the longest row is taken to have where neither the spec nor the data tell."""
+"""The assumed length in tokens of the longest row if neither the spec nor the data determine it."""
 
 
 def setup_of(

@@ -29,7 +29,7 @@ from orchestrate.types import MemoryPlan, Record
 
 
 EIGHT_BIT = 1 + 4 / 256
-"""Bytes of one state of bitsandbytes: a byte, and a 32-bit scale for each 256 of them."""
+"""Bytes of one bitsandbytes state: one byte, and a 32-bit scale for every 256 states."""
 STATE_BYTES = {
     "adamw": 8.0,
     "adamw_8bit": 2 * EIGHT_BIT,
@@ -43,12 +43,10 @@ STATE_BYTES = {
     "muon": 4.0,
     "schedule_free_adamw": 8.0,
 }
-"""Per parameter, by the name of the optimiser. Muon's is that of a matrix; what is none has AdamW's.
-Adafactor keeps one number for each row and one for each column, which is little but for a matrix of few
-rows."""
+"""Bytes of state per parameter, by optimizer. Muon's value is for matrices; other parameters have AdamW's.
+Adafactor stores one number per row and per column, which is small except for matrices with few rows."""
 LION_RATE = 0.2
-"""Lion's learning rate over AdamW's, whose steps are smaller: a third to a tenth is advised (Chen et al.
-2023)."""
+"""Lion's learning rate as a fraction of AdamW's: a third to a tenth is recommended (Chen et al. 2023)."""
 MUON_SINCE = "2.9"
 
 
@@ -168,19 +166,19 @@ def _above(name: str) -> Iterator[str]:
 
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Per parameter with double quantisation: half a byte, an 8-bit scale per 64, a 32-bit one per 256 of
-those."""
+"""Bytes per parameter with double quantization: half a byte, an 8-bit scale per 64, and a 32-bit one per 256
+of those."""
 LOGITS = 1 << 25
-"""Of one block: `head.BLOCK_ELEMENTS`."""
+"""The size of one block: `head.BLOCK_ELEMENTS`."""
 SHORT_ROW = 1024
-"""Tokens up to which a CPU uses attention that keeps its weights: `kernels.SHORT_ROW`."""
+"""Up to this many tokens, a CPU uses attention that keeps its weights: `kernels.SHORT_ROW`."""
 BLOCK = 128
-"""Queries that it looks at together: `blocks.BLOCK`."""
+"""Queries processed together: `blocks.BLOCK`."""
 OVERHEAD = {"cpu": 560 << 20, "cuda": 900 << 20}
-"""The libraries: on a CPU 530 to 600 MiB of a worker's resident memory were none of its tensors (torch 2.13);
-on a GPU the driver's context and kernels, a usual figure that was not measured."""
+"""Memory of the libraries. On a CPU, 530 to 600 MiB of a worker's resident memory were not its tensors (torch
+2.13). On a GPU, it is the driver's context and kernels, a typical figure that was not measured."""
 SLACK = 0.05
-"""Of what comes and goes: blocks that the allocator holds and cannot use."""
+"""The fraction of transient memory that is lost to fragmentation in the allocator."""
 
 
 class Setup(Record, frozen=True, kw_only=True):
@@ -193,32 +191,33 @@ class Setup(Record, frozen=True, kw_only=True):
     dropout: bool = False
     dora: bool = False
     targets: str | tuple[str, ...] | None = None
-    """Of the adapter; activations are counted as for all linear layers."""
+    """The targets of the adapter. Activations are counted as for all linear layers."""
     lora: AdapterSettings | None = None
-    """The adapter itself, where more of it decides than `rank`, `targets` and `dora`."""
+    """The adapter itself, if more than `rank`, `targets` and `dora` matters."""
     added_tokens: int = 0
     packing: bool = False
-    """`rows` are then lines, each filled up to `longest`."""
+    """`rows` are lines, each filled up to `longest`."""
     rows: int = 1
-    """Side by side in one forward pass; a pair of a preference method counts twice."""
+    """Rows in one forward pass. A pair of a preference method counts twice."""
     longest: int = 2048
     """Tokens of the longest row."""
     trained: float = 1.0
-    """Share of the tokens that have a loss; the others never reach the output layer."""
+    """The fraction of tokens that have a loss. The others never reach the output layer."""
     pairs: bool = False
     judged: bool = False
-    """Whether the loss is over the log-probability of each answer, as with pairs, but one by one."""
+    """Whether the loss uses the log-probability of each answer, as with pairs, but one by one."""
     optimizer: str = "adamw"
     gradient_checkpointing: bool = False
     accumulates: bool = True
-    """Whether a step takes several forward passes; then gradients are there in all but the first."""
+    """Whether a step takes several forward passes, so that gradients are in memory in all but the first."""
     copies: int = 0
-    """Of the trained weights, in 32 bits: early stopping holds the best, a policy its first ones."""
+    """Copies of the trained weights in 32 bits: early stopping keeps the best, a policy its initial ones."""
     drawn: int = 0
-    """Answers drawn at once, of up to `longest` tokens with their prompt, by a method that draws them."""
+    """Answers sampled at once, of up to `longest` tokens with their prompt, for methods that sample."""
 
     shares: int = 1
-    """Processes over which each weight is spread, with a GPU each (FSDP); the plan is of one of them."""
+    """The number of processes that each weight is sharded over, with one GPU each (FSDP). The plan is for one
+    of them."""
 
     @property
     def tokens(self) -> int:
@@ -338,13 +337,13 @@ class _Layer(NamedTuple):
     """Kept by one norm: what its backward pass needs, and its output, which the linear layers keep."""
     norm_output: float
     norm_work: float
-    """Held while its gradient is made."""
+    """In memory while its gradient is computed."""
     attention: float
     """Kept: queries, keys, values, and the weights or their sums."""
     attention_forward: float
     attention_backward: float
     kept: float
-    """By the whole layer."""
+    """For the entire layer."""
 
 
 def _layer(shape: ModelShape, setup: Setup, device: str) -> _Layer:

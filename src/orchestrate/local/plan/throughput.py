@@ -25,11 +25,12 @@ from orchestrate.types import Record, decoding
 
 
 READ_SHARE = 1 / 3
-"""Time of a token that is only read over that of a trained one, as quotes count it (`costing`)."""
+"""The time of a token that is only read as a fraction of the time of a trained one, as quotes count it
+(`costing`)."""
 LATEST = 200
-"""Runs that are looked at."""
+"""The number of past runs that are used."""
 ERRORS = 20
-"""Estimates by which the band is set: the latest of the same kind."""
+"""The number of estimates that determine the band: the latest of the same kind."""
 NINETY_PERCENT = 1.645
 """Standard deviations on either side."""
 
@@ -41,7 +42,7 @@ class ThroughputKey(Record, frozen=True, kw_only=True):
     """The GPU's name, or `cpu`."""
     threads: int
     parameters: float
-    """That a token goes through."""
+    """The parameters that a token passes through."""
     adapter: str = "qlora"
     method: str = "sft"
     """Or `dpo`, `orpo`, `simpo`, `kto`, `rft`."""
@@ -58,15 +59,16 @@ class MeasuredPace(Record, frozen=True, kw_only=True):
     kind: ThroughputKey
     at: datetime
     tokens: float
-    """Trained ones, and `READ_SHARE` of those that were only read."""
+    """Trained tokens, and `READ_SHARE` of those that were only read."""
     seconds: float
-    """For them."""
+    """The seconds that they took."""
     besides_seconds: float
-    """Of the run from the start of its worker to its end, for libraries, model, encoding and saving."""
+    """The seconds from the start of the worker to its end outside training: libraries, model, encoding and
+    saving."""
     told: float | None = None
-    """Tokens per second, as they would have been estimated without this run."""
+    """The tokens per second that would have been estimated without this run."""
     told_by: str = ""
-    """By what: `model`, `bench` or `runs`."""
+    """The source of that estimate: `model`, `bench` or `runs`."""
 
 
 class Estimate(Record, frozen=True, kw_only=True):
@@ -186,7 +188,8 @@ def errors(kind: ThroughputKey, paces: Sequence[MeasuredPace], told_by: str) -> 
 
 
 CPU_THREAD_OPERATIONS = 6e10
-"""Per second and thread, in a step of the tiny model: seen on a server core of 2023 with AVX-512, 6-13e10."""
+"""Operations per second and thread in a step of the tiny model. A server core of 2023 with AVX-512 reached
+6-13e10."""
 GPU_OPERATIONS = {
     "B300": 9e14,
     "B200": 9e14,
@@ -202,18 +205,18 @@ GPU_OPERATIONS = {
     "L4": 4e13,
     "T4": 1.5e13,
 }
-"""Per second: about 35 to 45% of each card's dense bf16 peak as its maker states it."""
+"""Operations per second: about 35 to 45% of each card's dense bf16 peak as stated by its maker."""
 OTHER_GPU_OPERATIONS = 3e13
 UNKNOWN_PARAMETERS = 8e9
 CPU_32_BITS = 0.5
-"""Of a CPU's speed, where it does not multiply in 16 bits."""
+"""A CPU's speed without 16-bit instructions, as a fraction."""
 UNMEASURED = 0.8
-"""How far, in logarithms, a machine of which nothing is known is from what is expected: a factor of 2.2, and
-of 3.7 in one case of ten."""
+"""The error, in logarithms, for a machine about which nothing is known: a factor of 2.2, and of 3.7 in one
+case of ten."""
 UNPROVED = 0.4
-"""The same for an estimate that no later run has proved yet: other processes, other rows."""
+"""The same for an estimate that no later run has confirmed yet: other processes, other rows."""
 STARTUP = KnownLog(log=math.log(10.0), off=0.6)
-"""Seconds for libraries, model and encoding, where no run has shown them."""
+"""Seconds for libraries, model and encoding, if no run has shown them."""
 
 
 class Bench(Record, frozen=True, kw_only=True):
@@ -226,11 +229,11 @@ class Bench(Record, frozen=True, kw_only=True):
     tokens_per_second: float
     operations_per_second: float
     peak_bytes: int | None = None
-    """Most that tensors held in the largest step, as the allocator counted."""
+    """The most bytes of tensors in the largest step, as the allocator counted."""
     planned_bytes: int | None = None
-    """The same by the memory plan; `None` for a model that it does not know."""
+    """The same according to the memory plan. `None` for a model that the plan does not know."""
     resident_bytes: int | None = None
-    """Most main memory of the process: libraries, and what loading needed, too."""
+    """The peak main memory of the process, including libraries and loading."""
     measured_on: date
 
 
@@ -239,12 +242,12 @@ class Throughput(Record, frozen=True, kw_only=True):
 
     tokens_per_second: float
     factor: float
-    """Nine times in ten the speed lies between it divided and it multiplied by this."""
+    """With 90% probability, the speed is between it divided by this and it multiplied by this."""
     source: str
     told_by: str
     """`model`, `bench` or `runs`."""
     besides: Estimate
-    """Seconds of a run beside training."""
+    """Seconds of a run outside training."""
 
 
 MORE_PROCESSES = 0.85

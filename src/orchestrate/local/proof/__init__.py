@@ -26,15 +26,15 @@ from orchestrate.local.encoding import decode_prompt, decode_row
 
 
 CANDIDATES = 16
-"""Prompts among which canaries are looked for."""
+"""The number of prompts that are searched for canaries."""
 CANARIES = 6
 ANSWER_TOKENS = 32
 ENDING_TOKENS = 256
-"""Of answers that are drawn again where none of the short ones came to its end."""
+"""The maximum length of answers that are generated again if none of the short ones ended."""
 LONGEST_PROMPT = 2_048
-"""Tokens; a longer one would cost more than it tells."""
+"""The maximum length in tokens. A longer prompt would cost more than it shows."""
 MOST_LINES = 2_000
-"""Of a data file that are looked at for prompts."""
+"""The number of lines of a data file that are searched for prompts."""
 WEATHER: dict[str, Any] = {
     "type": "function",
     "function": {

@@ -32,16 +32,16 @@ from orchestrate.types import Event, JobError, JobStatus, MetricPoint, Record
 
 
 NO_COMPILER = "TORCHDYNAMO_DISABLE"
-"""Set to 1, nothing is compiled by torch."""
+"""If set to 1, torch compiles nothing."""
 FOREIGN_HEARTBEAT_S = 120.0
-"""On another machine only the heartbeat can be seen; older than this, the worker counts as dead."""
+"""Only the heartbeat of a worker on another machine is visible. If it is older than this, the worker counts
+as dead."""
 
 
 class WorkerId(Record, frozen=True, kw_only=True):
     pid: int
     started: str
-    """The kernel's start time of the process, in whatever unit the system counts; compared only for
-    equality."""
+    """The kernel's start time of the process, in the system's own unit. Only compared for equality."""
     machine: str
 
 
@@ -130,12 +130,13 @@ STATUSES: dict[str, JobStatus] = {
     "failed": JobStatus.FAILED,
     "cancelled": JobStatus.CANCELLED,
 }
-"""The engine's words. `interrupted` is never written: it is what a reader sees when the worker is gone, or
-never came."""
+"""The engine's status words. `interrupted` is never written: it is what a reader sees when the worker is gone
+or never started."""
 
 HEARTBEAT_S = 2.0
 STARTING_S = 10.0
-"""From the making of a folder to the first sign of its worker; whoever made it has then died in between."""
+"""The time limit from the creation of a folder to the first sign of its worker. After that, the creator must
+have died in between."""
 
 
 class JobState(Record, frozen=True, kw_only=True):
@@ -151,16 +152,16 @@ class JobState(Record, frozen=True, kw_only=True):
     seconds: float = 0.0
     tokens_per_second: float | None = None
     remaining_seconds: float | None = None
-    """Of training, by the work that is left; `None` before it is known."""
+    """The estimated remaining seconds of training. `None` until it is known."""
     started_at: datetime | None = None
     finished_at: datetime | None = None
     early_stopped: bool = False
     attempt: int = 0
     error: JobError | None = None
     result: str | None = None
-    """Name of the folder with the tuned weights."""
+    """The name of the folder with the tuned weights."""
     cost_usd: Decimal | None = None
-    """Of a training session that is not billed hourly: what it has cost so far."""
+    """What a training session that is not billed hourly has cost so far."""
 
     @property
     def terminal(self) -> bool:

@@ -38,19 +38,19 @@ class Progress(Record, frozen=True, kw_only=True):
     loss_mean: float | None = None
     max_tokens: int | None = None
     window: int = 16
-    """In which order the rows come (`Rows.batches`), to the end of the run; as it was for all before it was
-    kept."""
+    """The order of the rows (`Rows.batches`) to the end of the run. Checkpoints from before it was stored use
+    the original order."""
     metrics: dict[str, float] = {}  # noqa: RUF012  msgspec copies an empty default
-    """Latest evaluation."""
+    """The latest evaluation."""
     best_step: int | None = None
     best_metrics: dict[str, float] = {}  # noqa: RUF012  msgspec copies an empty default
-    """The best evaluation, where its weights are held."""
+    """The best evaluation, if its weights are stored."""
     loss_scale: float | None = None
-    """Of products in fp16."""
+    """The loss scale for fp16."""
     whole_steps: int = 0
-    """Steps since the scale was changed, none of which was too large for fp16."""
+    """Steps since the scale was changed without an fp16 overflow."""
     kept: bool = True
-    """False for one that only serves to go on from."""
+    """False for a checkpoint that only serves to resume."""
 
 
 @dataclass(frozen=True)

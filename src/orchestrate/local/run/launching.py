@@ -23,11 +23,12 @@ from orchestrate.local.run import RunDir, now
 from orchestrate.text import duration
 
 KERNEL_CACHE = 64
-"""Kernels that oneDNN keeps on a CPU, and torch again in front of it. Each is made for one number of tokens,
-and no two steps have the same; the default of 1024 grew a worker from 590 to 1,400 MB within 240 steps and
-made it no faster. 64 are those of one pass: its layers are alike."""
+"""The number of kernels that oneDNN caches on a CPU, and torch again on top of it. Each is compiled for one
+number of tokens, and no two steps have the same. The default of 1024 grew a worker from 590 to 1,400 MB
+within 240 steps without making it faster. 64 are those of one pass, because its layers are alike."""
 ENDING_S = 60.0
-"""For the process of a worker that has paused: it lets go of a GPU and of a grader's processes."""
+"""The time limit for the process of a paused worker to exit: it must release a GPU and a grader's
+processes."""
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "jinja2")
 
 

@@ -42,11 +42,12 @@ from orchestrate.local.run.parallel import LESS, Peers, Step
 from orchestrate.local.run.sharding import Sharded, number
 
 MOST_TOKENS = 2048
-"""Of the measured pass; one row goes through in any case."""
+"""The maximum number of tokens of the measured pass. One row is processed in any case."""
 SLOW = 5.0
-"""Seconds of a first pass of one row after which no second one is measured."""
+"""If a first pass of one row takes longer than this many seconds, no second one is measured."""
 SOON = 20.0
-"""Seconds within which a first step tells more than a second pass could: none is measured then."""
+"""If a first step takes less than this many seconds, it shows more than a second pass could, and none is
+measured."""
 
 
 @dataclass
@@ -118,7 +119,7 @@ class TrainingWork:
 
 
 MOST_SKIPPED = 10
-"""Steps skipped one after the other before the run is given up."""
+"""The number of consecutive skipped steps after which the run is given up."""
 
 
 class LossGuard:
@@ -156,7 +157,7 @@ class LossGuard:
 
 STATUS_SECONDS = 0.5
 GPU_SECONDS = 15.0
-"""Between looks at the GPU's temperature and use; each takes a process of the driver's tool."""
+"""Seconds between readings of the GPU's temperature and load, each of which starts the driver's tool."""
 
 
 class StopRequested(Exception):
@@ -198,9 +199,9 @@ class Loop(CheckpointedLoop):
         self.early_stopped = False
         self.guard = LossGuard(run, self.hyper)
         self.sharded: Sharded | None = None
-        """Where each process has a share of the weights."""
+        """The sharding, if each process has a share of the weights."""
         self.group: Peers | None = None
-        """Of processes that help, where the job is for more than one."""
+        """The helper processes, if the job uses more than one."""
         self._saved_at = time.monotonic()
         self._wrote_state = 0.0
         self._looked_at_gpu = -math.inf

@@ -21,7 +21,7 @@ from orchestrate.local.run.sharding import number, placed
 NUMBER = "#"
 """Ends the key of a state that is a plain number and not a tensor (the step count of bitsandbytes)."""
 EMBEDDING_RATE = 1e-6
-"""The learning rate of an adapter on embeddings under LoRA+, as its authors and peft have it."""
+"""The learning rate of an adapter on embeddings under LoRA+, as recommended by its authors and peft."""
 _BITSANDBYTES = {
     "adamw_8bit": "AdamW8bit",
     "paged_adamw": "PagedAdamW",
@@ -32,9 +32,9 @@ _BITSANDBYTES = {
     "paged_lion_8bit": "PagedLion8bit",
 }
 _PAGED = ("state1", "state2")
-"""What bitsandbytes' paged optimisers hold in pages."""
+"""The states that bitsandbytes' paged optimizers keep in pages."""
 _GROUP_STATE = ("k", "weight_sum", "lr_max")
-"""What schedule-free optimisers remember of a group of parameters."""
+"""The values that schedule-free optimizers store for a group of parameters."""
 
 Parameters = Mapping[str, torch.nn.Parameter]
 Group = dict[str, Any]
@@ -264,7 +264,7 @@ def _held(
 
 
 FIRST_SCALE, LONG_ENOUGH = 2.0**16, 2000
-"""Of the loss under fp16, and the steps without an overflow after which it is doubled."""
+"""The initial loss scale in fp16, and the number of steps without an overflow after which it is doubled."""
 
 
 def spread(count: int | None, total: int, every: int) -> set[int]:

@@ -42,14 +42,15 @@ from orchestrate.types import JobError
 
 LOOK_S = 0.2
 SHORT = 77
-"""With which a process ends that has no memory for its part of a model in shares: the others are then in the
-midst of a pass that it cannot finish."""
+"""The exit code of a process that has too little memory for its part of a sharded model. The others are then
+in the middle of a pass that it cannot finish."""
 LESS = f"{option('micro_batch')}: 1, {option('gradient_checkpointing')}: true, a lower max_seq_length"
 CUT_S = 10.0
 ENDED_S = 120.0
-"""Until whoever started them must have seen that one is gone."""
+"""The time by which the parent must have noticed that one process is gone."""
 NEVER = timedelta(days=365)
-"""The others wait while the first evaluates and saves. That one is gone shows otherwise, and at once."""
+"""The others wait while the first evaluates and saves. The loss of a process is detected in another way, and
+immediately."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Met:
     rank: int
     processes: int
     released: bool = False
-    """At the first: the others were told that there is nothing left to do."""
+    """In the first process: the others have been notified that nothing is left to do."""
 
     def cut(self) -> None:
         """Wait after an error that may be a connection error: the parent process notices that another

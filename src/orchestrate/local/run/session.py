@@ -56,8 +56,8 @@ from orchestrate.text import count, duration, size
 from orchestrate.types import MemoryPlan
 
 PATCHED = ("compile", "unsloth")
-"""Engines that would compile anew for each length of an answer: their sheets are found when they are
-needed."""
+"""Engines that would compile again for each length of an answer. Their fingerprints are computed when they
+are needed."""
 
 
 def keep_sheet(run: RunDir, job: LocalJob, loaded: Loaded, template: Template, folder: ModelFolder) -> bool:
@@ -117,7 +117,7 @@ class Session:
         self.run, self.job, self.asked = run, job, asked
         self.memory_plan: MemoryPlan | None = None
         self.read_seconds: float | None = None
-        """For what a method reads before the first step."""
+        """The seconds spent on what a method reads before the first step."""
         self.device = pick_device(job.device)
         _set_torch(run, job, self.device)
         set_stage("downloading the model")

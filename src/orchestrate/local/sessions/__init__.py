@@ -36,14 +36,15 @@ from orchestrate.local.sessions.losses import Config, Loss, log_probabilities, l
 from orchestrate.types import decoding
 
 ALPHA = 32
-"""Of LoRA, whatever the rank: with it one learning rate suits all ranks (Thinking Machines, "LoRA Without
-Regret", 2025)."""
+"""LoRA's alpha, whatever the rank: with it, one learning rate suits all ranks (Thinking Machines, "LoRA
+Without Regret", 2025)."""
 HELD_SNAPSHOTS = 8
-"""Saved weights that stay on the base for answering; the one that was not asked for longest makes room."""
+"""The number of saved weights that stay loaded on the base for sampling. The least recently used one is
+evicted."""
 MOST_TOKENS = 2048
-"""Of an answer whose request names no length."""
+"""The token limit of an answer if the request has none."""
 BYTES_A_WEIGHT = 16
-"""A trained weight in 32 bits, its gradient, and Adam's two moments."""
+"""Bytes per trained weight: itself in 32 bits, its gradient, and Adam's two moments."""
 ATTENTION = ("attn", "attention")
 ADAPTER, OPTIMIZER, STATE = "adapter_model.safetensors", "optimizer.safetensors", "session.json"
 NOTE = "saved.json"
@@ -123,7 +124,7 @@ class SampleRequest(msgspec.Struct, frozen=True, kw_only=True):
     prompt_logprobs: bool = False
     prompt_tops: int = 0
     prompt_last: int | None = None
-    """Only so many of the prompt's last tokens are scored."""
+    """Only this many of the prompt's last tokens are scored."""
 
 
 @dataclass
@@ -145,7 +146,7 @@ class _PassSums:
     compute: Loss
     config: Config
     parameters: list[torch.nn.Parameter]
-    """Empty where no gradient is wanted."""
+    """Empty if no gradient is requested."""
     loss: float = 0.0
     gradients: list[Tensor | None] = field(default_factory=list["Tensor | None"])
 
@@ -176,7 +177,7 @@ class SessionEngine(AdaptedModel):
         self.tokenizer = load_tokenizer(self.folder.path)
         self.models: dict[str, TrainedModel] = {}
         self._snapshots: OrderedDict[str, str] = OrderedDict()
-        """Folder and the very file in it -> the name of its adapter on the base."""
+        """Maps a folder and the exact file in it to the name of its adapter on the base."""
         self._asked: dict[int, PendingSample] = {}
 
     @property

@@ -20,7 +20,7 @@ Inputs = Mapping[str, Tensor]
 Config = Mapping[str, Any]
 Loss = Callable[[Tensor, Inputs, Config], Tensor]
 CLIP_LOW, CLIP_HIGH = 0.8, 1.2
-"""Bounds of the ratio for `ppo`, `cispo` and `gspo` where the request names none."""
+"""The ratio's bounds for `ppo`, `cispo` and `gspo` if the request has none."""
 DRO_BETA = 0.05
 UNPUBLISHED = "stable_reinforce"
 
@@ -95,7 +95,8 @@ LOSSES: dict[str, tuple[Loss, tuple[str, ...], tuple[str, ...]]] = {
     "dro": (dro, _POLICY, ("beta",)),
     "gspo": (gspo, _POLICY, _CLIPS),
 }
-"""Name -> the loss, the inputs that it needs beside `target_tokens`, and the settings that it takes."""
+"""Maps each name to the loss, the inputs that it needs besides `target_tokens`, and the settings that it
+accepts."""
 
 
 def loss_of(name: str, config: Config | None = None) -> tuple[Loss, tuple[str, ...]]:

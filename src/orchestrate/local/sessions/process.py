@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Asked = dict[str, Any]
 CHANGES = ("step", "load", "unload")
-"""What changes the weights of a model."""
+"""Requests that change a model's weights."""
 
 
 class SessionBench:
@@ -44,7 +44,7 @@ class SessionBench:
         self._engine: SessionEngine | None = None
         self._lines: queue.Queue[Asked | None] = queue.Queue()
         self._turns: dict[str, deque[Asked]] = {}
-        """What waits, by model; the one whose turn it is comes first."""
+        """Waiting requests by model, with the next model first."""
 
     def read(self, lines: Any) -> None:
         for line in lines:

@@ -32,12 +32,12 @@ CUTS = {
     rf"{_HEAD}\p{{N}}{{1,3}}{_TAIL}": "llama-bpe",
     rf"{_HEAD}\p{{N}}{_TAIL}": "qwen2",
 }
-"""Expressions with which tokenizers cut text, and llama.cpp's names for them."""
+"""Regular expressions with which tokenizers split text, and llama.cpp's names for them."""
 KINDS = {
     "Q4_0": 2, "Q8_0": 7, "Q2_K": 10, "Q3_K_S": 11, "Q3_K_M": 12, "Q3_K_L": 13, "Q4_K_S": 14, "Q4_K_M": 15,
     "Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18,
 }  # fmt: skip
-"""llama.cpp's numbers of quantisations."""
+"""llama.cpp's codes of quantizations."""
 
 
 def convert(llama_cpp: str, model: str, target: str, outtype: str) -> dict[str, Any]:

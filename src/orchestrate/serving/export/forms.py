@@ -27,7 +27,7 @@ from orchestrate.types import ArtifactFile, Export
 
 SCRIPT = "convert_hf_to_gguf.py"
 SIXTEEN = ("F16", "BF16", "F32")
-"""Kinds that need no quantising."""
+"""Types that need no quantization."""
 
 
 def scripts_in(given: Path | None) -> Path:
@@ -70,7 +70,7 @@ def server() -> str | None:
 
 DTYPES = ("bf16", "fp16", "fp32")
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What `--max-lora-rank` takes."""
+"""The values that `--max-lora-rank` accepts."""
 CONFIGS = ("adapter_config.json", "adapter_model.safetensors")
 
 Work = Callable[..., list[dict[str, Any]]]
@@ -80,9 +80,9 @@ Work = Callable[..., list[dict[str, Any]]]
 @dataclass(frozen=True)
 class WeightOptions:
     dtype: str = "bf16"
-    """Of merged weights."""
+    """The data type of merged weights."""
     quantise: str = "Q4_K_M"
-    """Of a GGUF file, in llama.cpp's words; F16, BF16 and F32 are not quantised."""
+    """The type of a GGUF file, in llama.cpp's terms. F16, BF16 and F32 are not quantized."""
     llama_cpp: Path | None = None
     """A checkout with its conversion scripts."""
     repo: str | None = None
@@ -99,7 +99,7 @@ class ExportDraft:
     options: WeightOptions
     folder: Path
     target: Path
-    """Where it will be: what commands name."""
+    """The final path, which commands name."""
     dress: dict[str, Any] = field(default_factory=dict[str, Any])
     work: Work = ask_all
     commands: list[str] = field(default_factory=list[str])

@@ -24,8 +24,8 @@ SHAPES: dict[str, list[tuple[str, str]]] = {
     "more with system": [("system", SYSTEM), ("user", USER), ("assistant", ANSWER), ("user", NEXT)],
 }
 LINEAR = ("plain", "system", "multi-turn", "special tokens", "Unicode")
-"""Kinds of prompts that must come out the same. White space around a message is no reason to refuse: many
-templates cut it and Go's cannot; tools need a template of their own."""
+"""Kinds of prompts that must render identically. White space around a message is no reason to refuse, because
+many templates trim it and Go's cannot. Tools would need a separate template."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class TemplatePieces:
 
     between: Mapping[tuple[str, str], str]
     end: str
-    """After the last user message: where the answer begins."""
+    """The text after the last user message, where the answer begins."""
 
     def rendered(self, messages: Sequence[Mapping[str, Any]]) -> str:
         text, before = "", ""

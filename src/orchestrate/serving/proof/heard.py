@@ -10,7 +10,7 @@ from typing import Protocol
 from orchestrate.types import Canary, Probe, Said
 
 MORE_TOKENS = 16
-"""Asked for beyond a canary's answer: a server that does not stop goes on."""
+"""Extra tokens requested beyond a canary's answer, because a server that does not stop continues."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class ObservedAnswer:
     text: str
     ended: bool | None = None
     ids: Sequence[int] | None = None
-    """Of the answer, with the token that ended it where that is told."""
+    """The tokens of the answer, including the one that ended it if it is reported."""
     pieces: Sequence[bytes] | None = None
-    """Its tokens as they are written; several in one where the place tells whole letters."""
+    """The answer's tokens as text. Several are joined if the place reports only complete characters."""
     logprobs: Sequence[float] | None = None
-    """Of each token of `ids`, or of the last one of each of `pieces`, in nats."""
+    """The log-probability in nats of each token of `ids`, or of the last token of each of `pieces`."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class PromptView:
     ids: Sequence[int] | None = None
     count: int | None = None
     refused: str | None = None
-    """Why it does not take the prompt."""
+    """Why the place rejected the prompt."""
 
 
 class TunedEndpoint(Protocol):
@@ -42,7 +42,7 @@ class TunedEndpoint(Protocol):
 
     at: str
     model: str
-    """The name by which the tuned model is asked."""
+    """The name under which the tuned model is requested."""
     notes: list[str]
 
     @property

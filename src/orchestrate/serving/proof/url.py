@@ -15,7 +15,7 @@ from orchestrate.types import Canary, Probe, decoding
 
 TIMEOUT_S = 120.0
 NOBODY = "no-such-model-7f3a"
-"""A name that no server has."""
+"""A model name that no server has."""
 
 
 class TokenLogprob(msgspec.Struct):

@@ -22,13 +22,13 @@ from orchestrate.text import count
 from orchestrate.types import Canary, Probe, Proof, ProofStage, Said, Sheet
 
 LEAST_FLOOR = 0.01
-"""Nats a token. Two engines in the same precision lie about 0.004 apart."""
+"""In nats per token. Two engines in the same precision differ by about 0.004."""
 BF16_STEP = 0.0625
-"""Between two neighboring bf16 values from 8 to 16, where the logits of likely tokens lie. Two right engines
-may round one token that far apart; over many tokens it averages out."""
+"""The distance of two neighboring bf16 values from 8 to 16, the range of the logits of likely tokens. Two
+correct engines may round one token that differently; over many tokens it averages out."""
 AGREEMENT = 0.9
-"""The share of answers that must be able to agree where log-probabilities are not told: the interval's high
-end."""
+"""The minimum share of matching answers if log-probabilities are not reported: the interval's high end must
+reach it."""
 
 
 def verify(sheet: Sheet, place: TunedEndpoint, *, run_id: str, weights: str | None = None) -> Proof:

@@ -23,7 +23,7 @@ from orchestrate.serving.server.refusals import asking, full, lost, refusal_of
 from orchestrate.types.decoding import convert
 
 GONE = 499
-"""What others write down for a client that did not wait."""
+"""What is logged for a client that disconnected."""
 
 
 class Answering:

@@ -16,7 +16,7 @@ REFUSED = {
     "verbosity": "answer length comes from training; ask for it in the prompt",
     "modalities": "only text output is supported",
 }
-"""Fields that would change an answer and cannot be kept."""
+"""Fields that would change an answer and are not supported."""
 
 
 def chat_wish(asked: ChatRequest) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from orchestrate.types.serving import AdapterCost
 
 _log = logging.getLogger(__name__)
 LONGEST_REST_S = 60
-"""Between two tries to start a process that does not start, and the longest that clients are told to wait."""
+"""Seconds between attempts to start a failing process, and the longest that clients are told to wait."""
 
 
 class EngineLost(Exception):
@@ -49,14 +49,14 @@ class EngineClient:
         """`loading`: as `orchestrate.local.answers.engine.Loading` has it."""
         self._loading = dict(loading)
         self.models: dict[str, str] = dict(loading.get("models", {}))
-        """Name -> folder, also of those that were added since."""
+        """Maps names to folders, including adapters added since the start."""
         self.context: int | None = None
         self.load_seconds = 0.0
         self.costs: list[AdapterCost] = []
-        """Of the adapters that it started with."""
+        """The costs of the adapters that it started with."""
         self.restarts = 0
         self.failure = ""
-        """Why the process cannot be started, while it cannot."""
+        """Why the process cannot be restarted, as long as it can't."""
         self._ends = threading.Event()
         self._stamps: dict[str, list[tuple[str, int, int]]] = {}
         self._worker: ModelProcess | None = None

@@ -19,11 +19,11 @@ from orchestrate.local.run.launching import worker_environment
 SECONDS = 4.0
 MEMORY_BYTES = 2 << 30
 MOST_BYTES = 64_000
-"""Of the JSON of the schemas of one request."""
+"""The maximum JSON size in bytes of the schemas of one request."""
 _KEPT = 256
 _AT_ONCE = threading.BoundedSemaphore(2)
 _known: dict[str, str] = {}
-"""What was found of the last schemas: why one cannot be kept, or nothing."""
+"""Results for recent schemas: why one is not supported, or nothing."""
 
 
 def require(form: Mapping[str, Any]) -> None:

@@ -23,9 +23,9 @@ from orchestrate.types import GatewayKey
 from orchestrate.types.gateway import Opens
 
 _FRESH_S = 1.0
-"""How old what is known of the keys of a server of models may be."""
+"""The maximum age in seconds of the cached keys of a model server."""
 _PATIENCE_S = 2.0
-"""For a store that is asked for the keys."""
+"""The time limit in seconds for reading the keys from the store."""
 NEW_KEY = "orchestrate serve --new-key NAME  creates one"
 _log = logging.getLogger(__name__)
 

@@ -36,23 +36,23 @@ class ServerSettings:
     host: str = LOOPBACK
     port: int = 8000
     names: tuple[str, ...] = ()
-    """Further host names by which it may be asked."""
+    """Further host names under which it may be reached."""
     origins: tuple[str, ...] = ()
-    """Sites whose pages may ask it."""
+    """Origins of sites whose pages may send requests."""
     most_at_once: int = 32
     most_waiting: int = 128
     most_tokens: int = 2048
-    """Of an answer whose request does not say."""
+    """The token limit of an answer if the request has none."""
     threads: int | None = None
     device: str | None = None
     four_bit: bool | None = None
-    """`None`: as the adapters were trained, else by the base's size."""
+    """`None`: as the adapters were trained, otherwise by the base's size."""
     precision: str | None = None
-    """Of products and of weights that are not in 4 bits; `None` takes what suits the device."""
+    """The data type of products and of weights that are not in 4 bits. `None` uses what suits the device."""
     batch_invariant: bool = False
-    """Whether rows of temperature 0 are answered alone, as `eval --batch 1` does."""
+    """Whether rows at temperature 0 are answered alone, as with `eval --batch 1`."""
     grace_s: float = 30.0
-    """For answers under way when it is asked to end."""
+    """The time in seconds that answers in progress get when the server is asked to stop."""
 
 
 class RunningServer(Record, frozen=True, kw_only=True):

@@ -70,7 +70,7 @@ def number(request: Request, name: str, default: int, low: int, high: int) -> in
 
 
 VLLM = "vllm.entrypoints.openai.api_server"
-"""The module of vLLM's server, which runs where its command does not."""
+"""The module of vLLM's server, which works where its command does not."""
 
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")

@@ -52,7 +52,7 @@ class ApiMessage(Body):
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     function_call: Any = None
-    """The API's first form of a call, before `tool_calls`."""
+    """The API's original form of a call, before `tool_calls`."""
 
 
 class StreamOptions(Body):
@@ -136,9 +136,9 @@ class TokenizeRequest(Body):
 COMPLETION, CHUNK = "chat.completion", "chat.completion.chunk"
 DONE = "data: [DONE]\n\n"
 Piece = dict[str, Any]
-"""A chunk of a streamed answer; `{"error": ...}` where it broke off."""
+"""A chunk of a streamed answer. `{"error": ...}` if it was cut off."""
 STREAMED: Mapping[str, str] = {"x-accel-buffering": "no", "cache-control": "no-store"}
-"""Headers of a stream: nothing between may wait for its end."""
+"""Headers of a stream, so that no proxy buffers it."""
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ REFUSED = {
     "image": "only text output is supported",
     "top_logprobs": "ask /v1/chat/completions for log-probabilities",
 }
-"""Fields that would change an answer and can't be kept."""
+"""Fields that would change an answer and are not supported."""
 
 
 def chat_body(asked: ResponseRequest) -> dict[str, Any]:

@@ -38,13 +38,13 @@ class ModuleNames(Record, frozen=True):
     linear: tuple[str, ...]
     """Linear layers of the language model, which get an adapter by default."""
     language: str = ""
-    """What the names of the language model's modules begin with; empty when it is all there is."""
+    """The common prefix of the language model's module names. Empty if it is the entire model."""
     head: str | None = None
     """The output layer."""
     parameters: tuple[str, ...] = ()
-    """Of the language model, matrices and stacks of them."""
+    """Matrices, and stacks of matrices, in the language model."""
     experts: tuple[str, ...] = ()
-    """Of these, weights of experts that are one tensor each."""
+    """Those that are expert weights stored as one tensor each."""
 
     def asked(self, targets: str | Sequence[str]) -> list[str]:
         """Return the modules of the language model that an adapter's `targets` select."""
@@ -59,9 +59,9 @@ class Misnamed:
     """Names in one of an adapter's settings that match nothing in the model."""
 
     field: str
-    """As in the spec below `adapter`."""
+    """The setting's name, as in the spec under `adapter`."""
     useless: bool
-    """Whether the setting does nothing at all, or cannot be done."""
+    """Whether the setting has no effect at all, or is impossible."""
     told: str
     fix: str
 
@@ -222,9 +222,10 @@ _OWN = frozenset(
         "qalora_group_size",
     }
 )
-"""Settings of LoRA that shape its own layers alone, or that hold nothing without another one."""
+"""LoRA settings that affect only its own layers, or that have no effect without another setting."""
 _STARTS = (True, False, "gaussian", "orthogonal", "eva")
-"""The others (PiSSA, OLoRA, LoftQ and more) take a part out of the base, each time that peft loads them."""
+"""The other initializations (PiSSA, OLoRA, LoftQ and more) subtract a part from the base each time peft loads
+them."""
 
 
 def lies_apart(folder: Path) -> bool:

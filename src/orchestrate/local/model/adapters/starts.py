@@ -38,9 +38,9 @@ from orchestrate.local.model.loaded import decoder_of
 
 
 EVA_TOKENS = 4096
-"""Of one forward pass, padding included."""
+"""The maximum number of tokens of one forward pass, including padding."""
 EVA_PASSES = 512
-"""At most: the directions settle within some hundred."""
+"""The maximum number of batches. The directions converge within a few hundred."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Beginning:
 
     folder: ModelFolder
     kept: Path
-    """The folder of its first weights, as far as they are to be kept."""
+    """The folder for the initial weights, if they must be kept."""
     rows: EncodedRows
-    """That are trained on."""
+    """The tokens that are trained on."""
     seed: int
 
 
@@ -214,19 +214,20 @@ def as_plain_lora(folder: Path, kept: Path) -> None:
 
 
 ROUTERS = re.compile(r"(.*\.)?(gate|router|shared_expert_gate)(\.\w+)?")
-"""Names of layers that choose and weigh experts: they stay as they are, so that no token moves to others."""
+"""Names of layers that route tokens to experts. They stay unchanged, so that no token moves to other
+experts."""
 _NEEDED = ("targets", "target_parameters", "modules_to_save")
-"""What cannot be done where the names fit nothing. Others leave the adapter as it would be without them."""
+"""Settings that are impossible when no name matches. Others leave the adapter as it would be without them."""
 
 
 @dataclass(frozen=True)
 class Targets:
     modules: tuple[str, ...]
-    """Whole names."""
+    """Full names."""
     parameters: tuple[str, ...]
-    """Of experts, each in one tensor: whole names."""
+    """Full names of experts, each in one tensor."""
     left_out: tuple[str, ...]
-    """For the user: what was left out, and why."""
+    """What was left out and why, for the user."""
 
 
 def targets_of(inner: Any, adapter: AdapterSettings, config_of: Callable[[Sequence[str]], Any]) -> Targets:

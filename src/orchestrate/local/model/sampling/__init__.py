@@ -21,13 +21,13 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 
 NO_NUMBERS = "no_numbers"
-"""The model gave none that are finite."""
+"""The model returned no finite logits."""
 NO_FORM = "no_form"
-"""The form that the answer is held to took too much work."""
+"""Constraining the answer took too much work."""
 NO_MEMORY = "no_memory"
 """The row does not fit into memory, even alone."""
 LEAST_TEMPERATURE = 1e-6
-"""Below it the division overflows, and the likeliest token is as good as certain."""
+"""Below this temperature the division overflows, and the most likely token is practically certain."""
 
 
 class Holds(Protocol):
@@ -51,17 +51,17 @@ class Luck:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
-    """0 is all."""
+    """0 means all tokens."""
     presence: float = 0.0
     frequency: float = 0.0
     bias: Mapping[int, float] = field(default_factory=dict[int, float])
     tops: int | None = None
-    """How many of the likeliest tokens are returned beside the one drawn; `None` tells no
+    """How many of the most likely tokens are returned besides the sampled one. `None` returns no
     log-probabilities."""
     generator: torch.Generator | None = None
-    """`None`: random numbers are those of whoever draws, for all rows together."""
+    """`None`: random numbers come from the caller's generator, for all rows together."""
     held: Holds | None = None
-    """To the form of the answer."""
+    """The constraint on the form of the answer."""
 
     @property
     def shared(self) -> bool:
@@ -92,10 +92,10 @@ def seeded(seed: int | None, place: int) -> torch.Generator:
 class DrawnToken:
     id: int
     logprob: float | None = None
-    """Nats, by the model itself: before temperature, penalties and biases."""
+    """The log-probability in nats according to the model itself, before temperature, penalties and biases."""
     tops: tuple[tuple[int, float], ...] = ()
     failed: str = ""
-    """Why there is no token, in the API's word: `id` then means nothing."""
+    """The reason why there is no token, in the API's terms. `id` is then meaningless."""
 
 
 def draw(logits: Tensor, rows: Sequence[tuple[Luck, Counter[int]]]) -> list[DrawnToken]:
@@ -174,7 +174,7 @@ def _chosen(logits: Tensor, luck: Luck) -> int:
 
 
 LEAST_SHARED = 32
-"""Tokens that prompts must have in common at their beginning to be read once: a short one saves nothing."""
+"""The minimum length in tokens of a common prefix that is read only once. Shorter ones save nothing."""
 
 
 def new_cache(model: Any) -> Any:
@@ -249,7 +249,8 @@ def for_rows(cache: Any, rows: int) -> Any:
 
 
 CLOSE = 0.2
-"""Of the standard deviation of all tokens' logits: rounding turns no greater lead of one over another."""
+"""As a fraction of the standard deviation of all logits. Rounding cannot reverse a larger lead of one token
+over another."""
 
 
 def close(logits: Tensor) -> list[bool]:

@@ -30,7 +30,7 @@ from orchestrate.local.model.loaded import give_back, out_of_memory
 from orchestrate.local.model.sampling import NO_MEMORY, DrawnToken, Luck, draw, new_cache, takes
 
 PLAIN = ("Linear", "Linear4bit", "Linear8bitLt")
-"""PEFT's layers whose adapter is a product of two matrices that is added to what the base says."""
+"""PEFT's layers whose adapter is a product of two matrices that is added to the base's output."""
 
 Matrices = tuple[Tensor, Tensor, float]
 """A, B, and the scale of their product."""
@@ -117,14 +117,15 @@ def _matrices(layer: Any) -> dict[str, Matrices]:
 BASE = "__base__"
 """PEFT's name for rows without an adapter."""
 KINDS = ("DynamicLayer", "LinearAttentionLayer", "LinearAttentionAndFullAttentionLayer", "DummyLayer")
-"""Of caches: those with columns for places in time, those with one state for each row, those with both, and
-those of layers that read an earlier one's. By name, since not all releases of transformers have all."""
+"""Cache types: those with a column per position, those with one state per row, those with both, and those of
+layers that reuse an earlier layer's. Listed by name because not every release of transformers has all of
+them."""
 AS_IT_IS = ""
-"""In the place of an adapter's name: the model answers as whoever draws has set it."""
+"""Used instead of an adapter's name: the model answers in the state that the caller has set."""
 ALONE = ("use_dora", "trainable_token_indices", "modules_to_save", "target_parameters")
-"""What PEFT cannot apply to some rows of a batch only."""
+"""Features that PEFT cannot apply to only some rows of a batch."""
 PROMPTS_A_STEP = 4
-"""Prompts that are read between two tokens of the rows that are being answered."""
+"""The number of prompts that are read between two tokens of the rows in progress."""
 
 
 class Torn(Exception):
@@ -136,27 +137,28 @@ class DecodingRow:
     """One answer in progress."""
 
     key: str
-    """By which it is cancelled; several rows may share one."""
+    """The key to cancel the row. Several rows may share one."""
     adapter: str
-    """PEFT's name of it, or `BASE`."""
+    """PEFT's name of the adapter, or `BASE`."""
     prompt: list[int]
     luck: Luck
-    """How its tokens are drawn."""
+    """How its tokens are sampled."""
     room: int
-    """The most tokens of the answer."""
+    """The maximum number of tokens of the answer."""
     stops: frozenset[int] = frozenset()
-    """Tokens that end it."""
+    """Tokens that end the answer."""
     others: tuple[tuple[int, ...], ...] = ()
-    """What begins somebody else's turn, which ends it too."""
+    """Tokens that begin another speaker's turn, which also end the answer."""
     alone: bool = False
-    """Whether it shares no pass with others. In 16 bits company rounds sums otherwise."""
+    """Whether it is never batched with other rows. In 16 bits, batching changes the rounding of sums."""
     copies: list[DecodingRow] = field(default_factory=list["DecodingRow"])
     """Other answers to the same prompt, which is read once."""
     ids: list[int] = field(default_factory=list[int])
     counts: Counter[int] = field(default_factory=Counter[int])
     ended: bool = False
     close: bool | None = None
-    """Whether a token of it was barely ahead of another (see `rounding`); `None` where nobody asks."""
+    """Whether one of its tokens was barely ahead of another (see `rounding`). `None` if nobody needs to
+    know."""
 
     @property
     def read(self) -> list[int]:
@@ -169,7 +171,7 @@ class Read:
     """Prompts that have been read (prefilled)."""
 
     logits: Tensor
-    """[rows, vocabulary] of the next token."""
+    """[rows, vocabulary] Logits of the next token."""
     cache: Any
     mask: Tensor
     """[rows, columns]: 1 where a row has a token."""
@@ -201,7 +203,8 @@ class DecodingBatch:
         """[rows, columns]: 1 where a row has a token."""
 
         self.fixed = False
-        """Whether its rows stay together until the last has ended, as their cache cannot be taken apart."""
+        """Whether its rows stay together until the last one has ended, because their cache cannot be
+        split."""
 
     def join(self, rows: Sequence[DecodingRow], read: Read, index: Tensor) -> None:
         """Add rows to the batch. `index`: for each of `rows` its position in what was read."""

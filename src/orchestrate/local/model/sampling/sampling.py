@@ -22,7 +22,7 @@ from orchestrate.local.model.sampling.batching import AS_IT_IS, Batching, Decodi
 from orchestrate.local.model.shortcuts.probes import distance
 
 ROUNDED = 0.05
-"""Relative distance of logits that rounding to 16 bits explains."""
+"""The relative distance of logits that 16-bit rounding can explain."""
 
 
 @dataclass
@@ -32,21 +32,21 @@ class Sampler:
     stops: tuple[int, ...]
     """The tokens that end an answer."""
     others: tuple[tuple[int, ...], ...]
-    """Tokens that begin somebody else's turn: what has written them has ended its answer too."""
+    """Tokens that begin another speaker's turn. They also end the answer."""
     pad: int
     device: torch.device
     context: int | None
-    """The most tokens of prompt and answer together."""
+    """The maximum number of tokens of prompt and answer together."""
     shares: bool = False
-    """Whether what all prompts of a batch begin with is read once."""
+    """Whether a prefix shared by all prompts of a batch is read only once."""
     fitting_rows: int | None = None
-    """As many as memory did for, once it has run out."""
+    """As many rows as memory allowed after it had run out."""
     holds: Callable[[Sequence[int]], Holds] | None = None
-    """What holds the answer to a prompt to its form."""
+    """Returns the constraint for the answer to a prompt."""
     _bears_padding: bool | None = None
     _bears_sharing: bool | None = None
     _beginning: tuple[list[int], Any] | None = None
-    """What prompts of this draw began with, and the cache of it."""
+    """The common prefix of the prompts of this draw, and its cache."""
 
     @classmethod
     def of(cls, template: Template, folder: ModelFolder, device: torch.device) -> Sampler:

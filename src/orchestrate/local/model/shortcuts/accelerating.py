@@ -94,7 +94,7 @@ NOT_UNSLOTH = (
     "modules_to_save",
     "target_parameters",
 )
-"""Settings of an adapter that it is not told."""
+"""Adapter settings that are not passed to it."""
 
 
 def load_unsloth(job: LocalJob, folder: str, length: int | None, dtype: torch.dtype) -> tuple[Any, Any]:

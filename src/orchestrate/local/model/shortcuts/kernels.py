@@ -31,7 +31,7 @@ from orchestrate.local.model.loaded import decoder_of
 
 
 BLOCK = 128
-"""Queries at once: their scores stay within the processor's caches."""
+"""The number of queries processed at once, so that their scores stay in the processor's caches."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, before: int, scale: float) -> tuple[Tensor, list[Tensor]]:
@@ -89,11 +89,11 @@ def _blocks(q: Tensor) -> Iterator[tuple[int, int]]:
 
 Ids = npt.NDArray[np.integer[Any]]
 Piece = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
-"""The places that it sees before itself, and its own."""
+"""The positions that it sees before itself, and its own."""
 
 
 AT_ONCE = 32_768
-"""Scores of a head in one group, at most, where it has more than one piece."""
+"""The maximum number of scores per head in a group with more than one piece."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,13 @@ class AttentionGroup:
 
     first: int
     last: int
-    """The pieces' own tokens lie at first:last of the line, piece after piece."""
+    """The pieces' own tokens are at first:last of the line, piece after piece."""
     queries: Tensor
-    """[pieces * longest] places in the line; what is beyond a piece's end points anywhere."""
+    """[pieces * longest] Positions in the line. Positions beyond a piece's end are arbitrary."""
     real: Tensor
     """[pieces * longest, 1] 0 beyond a piece's end."""
     back: Tensor
-    """[last - first] where each own token is among the queries."""
+    """[last - first] The position of each own token among the queries."""
     keys: Tensor
     """[pieces * (before + longest)]"""
     before: int
@@ -127,11 +127,11 @@ class PackedLine:
     ids: npt.NDArray[np.int64]
     positions: npt.NDArray[np.int64]
     starts: list[int]
-    """Of each row: the place of its first own token."""
+    """For each row: the position of its first own token."""
     shared: list[int]
-    """Of each row: how many of its tokens are in its family's beginning."""
+    """For each row: how many of its tokens are in its family's shared prefix."""
     times: npt.NDArray[np.float32]
-    """Of each token: how many rows have it."""
+    """For each token: how many rows contain it."""
     layout: Layout
 
 
@@ -290,12 +290,12 @@ def line_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, sc
 
 NAME = "orchestrate_short_rows"
 SHORT_ROW = 1024
-"""Tokens. Memory grows with the square of it: half of heads x length weights for each token and layer."""
+"""In tokens. Memory grows with its square: half of heads x length weights per token and layer."""
 
 
 _POSITIONS = ("position_ids", "cache_position")
-"""Tensors that models hand to attention and that it has no use for; others (sinks, biases, chosen keys)
-change what it gives."""
+"""Arguments that models pass to attention and that it can ignore. Others (sinks, biases, selected keys) would
+change the result."""
 _calls: ContextVar[list[bool] | None] = ContextVar("_calls", default=None)
 
 

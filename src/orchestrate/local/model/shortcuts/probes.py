@@ -18,14 +18,14 @@ from orchestrate.local.model.loaded import Loaded, TrainedOnly, decoder_of
 from orchestrate.local.model.shortcuts.kernels import NAME, SHORT_ROW, line_up
 
 CLOSE = 0.03
-"""Relative distance of hidden states that rounding to 16 bits explains."""
+"""The relative distance of hidden states that 16-bit rounding can explain."""
 APART = 1e-6
-"""How much a row's states may change, relatively, with what another row of the same length says: next to
-nothing, for sums of the same shape round alike. In a mixture they change the shape of each expert's sums,
-and with it the rounding."""
+"""How much a row's states may change, relatively, with the content of another row of the same length. It is
+almost nothing, because sums of the same shape round alike. In a mixture of experts, the shape of each
+expert's sums changes, and with it the rounding."""
 LENGTHS = (9, 5, 12, 7)
 SHARED = 3
-"""Tokens with which all of the made-up rows begin."""
+"""The number of tokens at the beginning of all made-up rows."""
 
 
 class PackedProbe(NamedTuple):
@@ -34,9 +34,9 @@ class PackedProbe(NamedTuple):
     ids: Tensor
     inputs: dict[str, Any]
     own: list[slice]
-    """Of each row: the flat places of its own tokens, behind those that it shares with others."""
+    """For each row: the flat positions of its own tokens, after those that it shares with others."""
     shared: slice
-    """Places of what all rows share; empty where each has its own."""
+    """Positions of the tokens that all rows share. Empty if each row has its own."""
 
 
 Arrange = Callable[[Sequence[Any]], PackedProbe]
