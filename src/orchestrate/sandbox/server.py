@@ -10,7 +10,6 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,9 +142,10 @@ def serve(  # noqa: PLR0913  each is a setting of its own
             raise AlreadyUp(folder)
         kinds = [*stand_ins(), *(dialect(kind) for kind in also)]
         before, base = last_start(folder), _model(model, train)
+        asked = [*ports, *[0] * (len(kinds) - len(ports))]
         sockets = [
             opened.enter_context(closing(_listen(port or before.ports.get(kind.name, 0), asked=port)))
-            for port, kind in zip_longest(ports, kinds, fillvalue=0)
+            for port, kind in zip(asked, kinds, strict=True)
         ]
         state = SandboxState(folder)
         clock = SandboxClock(state, speed)
