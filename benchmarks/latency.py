@@ -2,19 +2,22 @@
 
     python benchmarks/latency.py [--json FILE]
 
-First the machine is measured: bytes a second of a matrix times a vector that is far larger than its caches,
-operations a second of a matrix product of the prompt's length, and the time of a layer that has next to no
-weights. From these three and the number of parameters `costing.latency` predicts the time to the first token
-and of each further one. Then the engine of `orchestrate serve` answers one request at a time with random
-Llamas in fp32. All on one thread and by processor time, since others may use the machine meanwhile; alone on
-it that is the time that passes. Each figure is a median, and the machine is measured before and after each
-model. The adapter, of rank 8, is loaded beside its base and asked as often, in turns.
+Three things are measured without the model: bytes a second of matrices of its layers' shape times a vector,
+far more of them than caches hold; operations a second of the same matrices times a prompt; and what the
+engine of `orchestrate serve` takes for everything that is not weights. For that a twin is asked that has the
+same layers and the same attention, but next to no weights: 16 MiB are read before each of its layers, not
+counted, so that it finds the caches as weights leave them. From these and the number of parameters
+`costing.latency` predicts the time to the first token and of each further one. Then the same engine answers
+one request at a time with random Llamas in fp32.
+
+All on one thread and by processor time, since others may use the machine meanwhile; alone on it that is the
+time that passes. Everything is measured in turns and the least of several counts: other work can only add to
+a time. The adapter, of rank 8, is loaded beside its base and asked as often, in turns.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,7 +28,7 @@ from typing import Any
 import torch
 from measured_on import Meter, about, write
 from serving import NAME, made
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch.nn.functional import linear
 
 from orchestrate.costing.latency import Device, predict
 from orchestrate.data.rows import ChatMessage
@@ -36,76 +39,101 @@ SIZES = {
     "40M": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 6},
     "90M": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8},
 }
-OUT, TIMES = 10, 3
+HEADS = 8
+OUT, TIMES = 10, 6
 PROMPT = "what does the guide say of this case and of the others? " * 12
 
 
-def median_s(work: Callable[[], Any], times: int = 5) -> float:
+def least_s(work: Callable[[], Any], times: int = 3) -> float:
     work()
     found: list[float] = []
     for _ in range(times):
         begun = time.process_time()
         work()
         found.append(time.process_time() - begun)
-    return statistics.median(found)
+    return min(found)
 
 
 @torch.inference_mode()
-def machine(tokens: int) -> dict[str, float]:
-    """Bytes and operations a second, and seconds of an empty layer."""
-    wide, thin = torch.randn(8192, 4096), torch.randn(1, 4096)
-    bytes_per_s = wide.numel() * 4 / median_s(lambda: thin @ wide.T)
-    square, rows = torch.randn(1024, 2816), torch.randn(tokens, 2816)
-    flops = 2 * tokens * square.numel() / median_s(lambda: rows @ square.T)
-    tiny = {"hidden_size": 32, "intermediate_size": 32, "vocab_size": 64, "num_attention_heads": 8}
-    few, many = (
-        LlamaForCausalLM(LlamaConfig(**tiny, num_key_value_heads=4, num_hidden_layers=n)).eval()
-        for n in (4, 16)
-    )
-    one = torch.ones(1, 1, dtype=torch.long)
-    layer_s = (median_s(lambda: many(one)) - median_s(lambda: few(one))) / 12
-    return {"bytes_per_s": bytes_per_s, "flops": flops, "layer_s": max(layer_s, 0.0)}
+def machine(size: dict[str, int], tokens: int) -> dict[str, float]:
+    """Bytes and operations a second."""
+    wide, inner = size["hidden_size"], size["intermediate_size"]
+    shapes = [(wide, wide), (inner, wide), (inner, wide), (wide, inner)]
+    layer = sum(a * b for a, b in shapes)
+    matrices = [torch.randn(shape) for shape in shapes * (1 + (32 << 20) // layer)]
+    numbers = sum(one.numel() for one in matrices)
+    one, few = ({n: torch.randn(rows, n) for n in (wide, inner)} for rows in (1, tokens))
+    prompted = matrices[: 4 * (1 + (4 << 20) // layer)]
+    return {
+        "bytes_per_s": 4 * numbers / least_s(lambda: [linear(one[m.shape[1]], m) for m in matrices]),
+        "flops": 2
+        * tokens
+        * sum(m.numel() for m in prompted)
+        / least_s(lambda: [linear(few[m.shape[1]], m) for m in prompted]),
+    }
 
 
-def asked(engine: Engine, model: str) -> tuple[float, float, int]:
+def twin(folder: Path, size: dict[str, int]) -> tuple[Engine, Callable[[], float]]:
+    """The engine of a twin without weights, and its processor time, less that of filling the caches."""
+    narrow = {"hidden_size": 32, "intermediate_size": 32, "head_dim": size["hidden_size"] // HEADS}
+    engine = loaded(made(folder, **narrow, num_hidden_layers=size["num_hidden_layers"]).base)
+    others, row, spent = torch.randn(1024, 4096), torch.randn(1, 4096), [0.0]
+
+    def read(*_: Any) -> None:
+        begun = time.process_time()
+        linear(row, others)
+        spent[0] += time.process_time() - begun
+
+    for layer in engine.model.model.layers:
+        layer.register_forward_pre_hook(read)
+    return engine, lambda: time.process_time() - spent[0]
+
+
+def loaded(base: str) -> Engine:
+    return Engine(Loading(base=base, base_name="base", threads=1, four_bit=False, precision="fp32"))
+
+
+def asked(
+    engine: Engine, model: str = "base", clock: Callable[[], float] = time.process_time
+) -> tuple[float, float, int]:
     """Seconds to the first token and of each further one, and the tokens of the prompt."""
     messages = [ChatMessage(role="user", content=PROMPT)]
     wish = GenerationRequest(
         id="0", model=model, messages=messages, temperature=0, max_tokens=OUT, logit_bias={"2": -100}
     )
-    begun, at = time.process_time(), list[float]()
+    begun, at = clock(), list[float]()
     prompt = engine.prompt(wish)
     engine.add(wish, prompt, lambda _: None)
     while not engine.batching.idle:
         engine.step(lambda _: None)
-        at.append(time.process_time())
-    return at[0] - begun, statistics.median(b - a for a, b in pairwise(at)), len(prompt)
+        at.append(clock())
+    return at[0] - begun, min(b - a for a, b in pairwise(at)), len(prompt)
 
 
 def measured(folder: Path, size: dict[str, int]) -> dict[str, Any]:
-    tuned = made(folder, **size)
-    loading = Loading(base=tuned.base, base_name="base", threads=1, four_bit=False, precision="fp32")
-    engine = Engine(loading)
+    tuned = made(folder / "model", **size)
+    engine = loaded(tuned.base)
     params = sum(p.numel() for p in engine.model.parameters())
     params -= engine.model.get_input_embeddings().weight.numel()  # one row of it is read
-    asked(engine, "base")
-    before, plain = machine(200), [asked(engine, "base") for _ in range(TIMES)]
-    after, load_s = machine(200), engine.load(NAME, str(tuned.folder))
+    empty, clock = twin(folder / "twin", size)
+    [*_, tokens] = asked(engine)
+    machines, plain, bare = list[dict[str, float]](), list[Any](), list[Any]()
+    for _ in range(TIMES):
+        machines.append(machine(size, tokens))
+        plain.append(asked(engine))
+        bare.append(asked(empty, clock=clock))
+    load_s = engine.load(NAME, str(tuned.folder))
     asked(engine, NAME)
-    pairs = [(asked(engine, "base"), asked(engine, NAME)) for _ in range(TIMES)]
-    has = {name: statistics.mean((before[name], after[name])) for name in before}
-    device = Device(
-        name="cpu",
-        bytes_per_s=has["bytes_per_s"],
-        flops=has["flops"],
-        token_overhead_s=size["num_hidden_layers"] * has["layer_s"],
-    )
-    told = predict(device, "random", params / 1e9, 4.0, (plain[0][2], OUT))
-    first, each = (1000 * statistics.median(one[n] for one in plain) for n in (0, 1))
-    over = [statistics.median((b[n] - a[n]) * 1000 for a, b in pairs) for n in (0, 1)]
+    pairs = [(asked(engine), asked(engine, NAME)) for _ in range(TIMES)]
+    first_s, each_s = (min(one[n] for one in bare) for n in (0, 1))
+    has = {name: max(one[name] for one in machines) for name in machines[0]}
+    has |= {"token_overhead_s": each_s, "prompt_overhead_s": max(0.0, first_s - each_s)}
+    told = predict(Device(name="cpu", **has), "random", params / 1e9, 4.0, (tokens, OUT))
+    first, each = (1000 * min(one[n] for one in plain) for n in (0, 1))
+    over = [1000 * (min(b[n] for _, b in pairs) - min(a[n] for a, _ in pairs)) for n in (0, 1)]
     return {
         "params": params,
-        "prompt_tokens": plain[0][2],
+        "prompt_tokens": tokens,
         "machine": has,
         "predicted": {"first_ms": told.first_token_ms, "token_ms": told.token_ms},
         "measured": {"first_ms": first, "token_ms": each},

@@ -291,7 +291,7 @@ def evaluation(one: Evaluation) -> str:
         f"Evaluation {one.id}: {one.items:,} items of {one.dataset}",
         notes(verdicts),
         table(scores(one), _SCORES),
-        notes(one.notes),
+        notes(one.all_notes),
     )
 
 

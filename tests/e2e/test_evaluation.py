@@ -18,6 +18,7 @@ from orchestrate.evaluation.evaluate import read_items
 from orchestrate.local import Generator
 from orchestrate.local.model.loading import DTYPES
 from orchestrate.reports.rows import contender_rows
+from orchestrate.runs.evaluation.held_out import report
 from orchestrate.runs.evaluation.regression import PreparedRegression, RegressionOrder
 from orchestrate.settings.config import load
 from orchestrate.types import Evaluation, Message, Sampling
@@ -98,6 +99,23 @@ def greedy(model: Any, tokenizer: Any, prompt: Sequence[Message], most: int) -> 
     ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")]
     said = model.generate(ids, do_sample=False, max_new_tokens=most, eos_token_id=ends)
     return tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_an_evaluation_says_what_the_adapter_costs(ft: Orchestrator, runs: dict[str, RunHandle]) -> None:
+    run = runs["idle"].id
+    order: dict[str, Any] = {"metrics": ["exact_match"], "limit": 3, "sampling": Sampling(max_tokens=4)}
+    assert ft.evaluate([run], **order, base=False).adapter_costs == (), "nothing to compare it with"
+    found = ft.evaluate([run], **order, fresh=True)
+    [cost] = found.adapter_costs
+    assert cost.model == run
+    assert all(seconds > 0 for seconds in (cost.load_s, cost.token_s, cost.base_token_s))
+    assert cost.load_s > cost.token_s, "reading files and preparing modules takes longer than a token"
+    for format in ("table", "md", "html"):
+        page = " ".join(report(found).render(format).split())
+        assert f"loading the adapter took {1000 * cost.load_s:.0f} ms, once" in page
+    assert json.loads(report(found).render("json"))["adapter_costs"] == [cost.to_dict()]
+    again = ft.evaluate([run], **order)
+    assert again.adapter_costs == (cost,), "of the evaluation that the answers are from"
 
 
 def test_the_rival_of_a_qlora_run_is_its_base_in_16_bits(

@@ -40,6 +40,8 @@ class Device(Record, frozen=True, kw_only=True):
     flops: float
     token_overhead_s: float = 0.0
     """Of each token, whatever the weights."""
+    prompt_overhead_s: float = 0.0
+    """Of the prompt, in addition to that of its first token."""
 
 
 class Latency(Record, frozen=True, kw_only=True):
@@ -76,7 +78,7 @@ def predict(
     passes through. `width` is the number of bytes of each. `tokens` is the number of tokens in and out."""
     weights = params_b * 1e9
     token_s = weights * width / device.bytes_per_s + device.token_overhead_s
-    first_s = 2 * weights * tokens[0] / device.flops + token_s
+    first_s = 2 * weights * tokens[0] / device.flops + device.prompt_overhead_s + token_s
     return Latency(
         model=model,
         params_b=params_b,

@@ -111,6 +111,19 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
         return "undated" if self.undated else self.last_checked.isoformat()
 
     @property
+    def doubt(self) -> str | None:
+        """Why the host may ask another price today, or `None` for one that was quoted by it."""
+        if self.confidence is Confidence.OLD:
+            when = f"about {self.last_checked}, from an undated copy" if self.undated else self.last_checked
+            more = f"; {self.note}" if self.note else ""
+            return f"the price is the newest one found, but old ({when}): {self.source}{more}"
+        if self.undated:
+            return f"the price comes from an undated copy: {self.source}"
+        if self.confidence is Confidence.INFERRED:
+            return f"the price is inferred, not quoted: {self.source}"
+        return None
+
+    @property
     def applies_to(self) -> str:
         """For people: the model, the band, the GPU, or `any`."""
         if self.models:

@@ -527,12 +527,8 @@ def _rate_warnings(rate: Rate, on: date) -> list[str]:
     if age < -1:  # a day earlier is still the same one elsewhere
         why = f"this machine's clock says {on}; correct it, because prices and closing dates depend on it"
         found.append(f"{days.pretended(on) or why}. The price was read later, on {rate.last_checked}")
-    if rate.undated:
-        found.append(f"the price comes from an undated copy: {rate.source}")
-    elif rate.confidence is Confidence.INFERRED:
-        found.append(f"the price is inferred, not quoted: {rate.source}")
-    elif rate.confidence is Confidence.OLD:
-        found.append(f"the price is the newest one found, but old ({rate.last_checked}): {rate.source}")
+    if rate.doubt is not None:
+        found.append(rate.doubt)
     elif age > STALE_DAYS:
         found.append(f"the price was last checked {age} days ago: {rate.source}")
     return found

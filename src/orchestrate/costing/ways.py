@@ -329,7 +329,7 @@ def _on_gpu(resolved: ModelOnHost, use: ServingUse, rate: Rate, what: str, note:
         lines=(entry,),
         words=f"{gpus} {what} {_kind(rate)} at {text.rate(rate.usd)} per GPU-hour, {per_day}, "
         f"{utilisation:.0%} used",
-        assumptions=(*_sized(resolved, use, one, (slow, likely, fast)), *([note] if note else [])),
+        assumptions=(*_sized(resolved, use, one, (slow, likely, fast)), *filter(None, (note, rate.doubt))),
         units=(ServingUnit(usd=rounded(hours * rate.usd), carried=likely),),
         utilisation=utilisation,
     )

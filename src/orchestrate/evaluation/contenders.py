@@ -20,6 +20,7 @@ from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation import Answer, Item
 from orchestrate.paid.asking import Price, Question, Respondent, answer_of, one_at_a_time
 from orchestrate.types import Contender, Likelihood, Message, Reply, Sampling
+from orchestrate.types.serving import AdapterCost
 
 if TYPE_CHECKING:
     from orchestrate.local.answers.generation import Generator
@@ -52,6 +53,8 @@ class Candidate:
     """Examples between an item's system message and its question."""
     likelihood: Likelihoods | None = None
     """Computes likelihoods, if log-probabilities are available."""
+    adapter_cost: Callable[[str], AdapterCost | None] | None = None
+    """Measures an adapter's cost, as `local.Generator.adapter_cost`, if one answers on this machine."""
 
     def questions(self, items: Sequence[Item], samples: int) -> list[Question]:
         """Return all samples of the first item, then those of the second, and so on."""
@@ -179,7 +182,12 @@ def by_generator(
         price=_nothing,
     )
 
-    return Candidate(contender, respondent, likelihood=partial(generator.likelihoods, base=base))
+    return Candidate(
+        contender,
+        respondent,
+        likelihood=partial(generator.likelihoods, base=base),
+        adapter_cost=None if base or generator.adapter is None else generator.adapter_cost,
+    )
 
 
 def expected_likelihoods(candidate: Candidate, items: Sequence[Item]) -> list[tuple[float, int]]:

@@ -113,7 +113,7 @@ def evaluation_table(one: Evaluation, flips: Sequence[Flips], shown: int = 3) ->
             if items and shown:
                 parts.append(Text(f"\n{total:,} {kind} by {found.contender}", style="bold"))
                 parts += [_flip(found, item) for item in items[:shown]]
-    parts += [Text(note, style="dim") for note in one.notes]
+    parts += [Text(note, style="dim") for note in one.all_notes]
     return Group(*parts)
 
 

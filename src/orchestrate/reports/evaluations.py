@@ -90,8 +90,8 @@ def markdown(one: Evaluation, flips: Sequence[Flips]) -> str:
     if sliced := rows.score_rows(one, sliced=True):
         parts.append("## Slices")
         parts.append(markdown_table(list(rows.SCORE_HEAD), [list(row) for row in sliced]))
-    if one.notes:
-        parts.append("\n".join(f"- {markdown_text(note)}" for note in one.notes))
+    if one.all_notes:
+        parts.append("\n".join(f"- {markdown_text(note)}" for note in one.all_notes))
     return "\n\n".join(parts) + "\n"
 
 

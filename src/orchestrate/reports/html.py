@@ -79,8 +79,8 @@ def evaluation(one: Evaluation, flips: Sequence[Flips], *, charted: bool = True)
         told = "Corrected for the number of slices (Holm), so slices that stand out by chance are not marked."
         parts.append(f"<h3>Slices</h3><p>{told}</p>" + table(SCORE_HEAD, sliced))
     parts += [_confusion(one, i) for i in range(len(one.confusions))]
-    if one.notes:
-        parts.append("<ul>" + "".join(f"<li>{escape(note)}</li>" for note in one.notes) + "</ul>")
+    if one.all_notes:
+        parts.append("<ul>" + "".join(f"<li>{escape(note)}</li>" for note in one.all_notes) + "</ul>")
     return "\n".join(part for part in parts if part)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from msgspec import structs
 
 from orchestrate.types.record import Record
+from orchestrate.types.serving import AdapterCost
 
 if TYPE_CHECKING:
     import pandas
@@ -258,6 +259,8 @@ class Evaluation(Record, frozen=True, kw_only=True):
     """Whether it holds models against the one that they are to replace."""
     items_file: str | None = None
     """JSONL, a line for each item: see `orchestrate.evaluation.ScoredItem`."""
+    adapter_costs: tuple[AdapterCost, ...] = ()
+    """Of the tuned models that answered on this machine beside their base, as adapters on it."""
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -285,6 +288,11 @@ class Evaluation(Record, frozen=True, kw_only=True):
         from orchestrate import notebook
 
         return notebook.frame(notebook.scores(self))
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """Return what each adapter costs, then the notes."""
+        return (*map(str, self.adapter_costs), *self.notes)
 
     @property
     def run_ids(self) -> list[str]:

@@ -25,7 +25,8 @@ class Export(Record, frozen=True, kw_only=True):
 
 
 class AdapterCost(Record, frozen=True, kw_only=True):
-    """The cost of an adapter in addition to its base, measured when its server started."""
+    """The cost of an adapter in addition to its base, measured on the machine that answers, as a server
+    starts or at the end of an evaluation."""
 
     model: str
     load_s: float
@@ -39,8 +40,8 @@ class AdapterCost(Record, frozen=True, kw_only=True):
         more = 1000 * (self.token_s - self.base_token_s)
         share = self.token_s / self.base_token_s - 1
         return (
-            f"{self.model}: the adapter was loaded in {1000 * self.load_s:.0f} ms, once; a token takes "
-            f"{1000 * self.token_s:.1f} ms, {more:+.1f} ms ({share:+.0%}) to its base alone"
+            f"{self.model}: loading the adapter took {1000 * self.load_s:.0f} ms, once; a token takes "
+            f"{1000 * self.token_s:.1f} ms, {more:+.1f} ms ({share:+.0%}) compared with the base alone"
         )
 
 

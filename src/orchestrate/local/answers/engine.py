@@ -51,8 +51,7 @@ ROUNDED_OTHERWISE = (
     "more likely (use --batch 1 for exact results)"
 )
 _MEASURED_S = 1.0
-"""For all adapters together, as a server starts; the best of three or more counts, since others may use the
-machine."""
+"""For all adapters together; the best of three or more counts, since others may use the machine."""
 _ROUNDS = 3
 Send = Callable[[dict[str, Any]], None]
 _WORDS = {
@@ -247,30 +246,29 @@ class Engine(AdaptedModel):
         turns for about a second in all. Nothing else may be answered meanwhile."""
         found: list[dict[str, Any]] = []
         for name, load_s in self.load_seconds.items():
-            if name not in self.models or self.loading.base_name not in self.models:
+            model = self.models.get(name)
+            if model is None or model.replaced:
                 continue
-            took: dict[str, list[float]] = {self.loading.base_name: [], name: []}
+            took: dict[str, list[float]] = {BASE: [], model.adapter: []}
             for one in took:
-                self._token_s(one)  # the first one is never typical
+                self._token_s(model, one)  # the first one is never typical
             until = time.perf_counter() + _MEASURED_S / len(self.load_seconds)
-            while len(took[name]) < _ROUNDS or time.perf_counter() < until:
+            while len(took[BASE]) < _ROUNDS or time.perf_counter() < until:
                 for one, seconds in took.items():
-                    seconds.append(self._token_s(one))
+                    seconds.append(self._token_s(model, one))
             base_s, token_s = (min(seconds) for seconds in took.values())
             found.append({"model": name, "load_s": load_s, "token_s": token_s, "base_token_s": base_s})
         return found
 
-    def _token_s(self, model: str) -> float:
+    @torch.inference_mode()
+    def _token_s(self, model: EngineModel, adapter: str) -> float:
         """Return the seconds per token after the first."""
-        bias = {str(id): -100.0 for id in self._model(model).sampler.stops}
-        wish = GenerationRequest(
-            id="", model=model, text="1 2 3 4", temperature=0, max_tokens=3, logit_bias=bias
-        )
-        self.add(wish, self.prompt(wish), lambda _: None)
+        luck = Luck(bias=dict.fromkeys(model.sampler.stops, -100.0))
+        self.batching.waiting.append(DecodingRow("", adapter, model.template.tokens("1 2 3 4")[0], luck, 3))
         times: list[float] = []
         while not self.batching.idle:
             begun = time.perf_counter()
-            self.step(lambda _: None)
+            list(self.batching.step())
             times.append(time.perf_counter() - begun)
         return min(times[1:] or times)
 

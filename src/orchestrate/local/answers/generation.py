@@ -18,6 +18,7 @@ from orchestrate.local.answers.worker import Worker
 from orchestrate.local.model import expected_device, precision
 from orchestrate.local.model.files import ModelFolder, source, weights_in
 from orchestrate.types import Likelihood, Message, Reply, decoding
+from orchestrate.types.serving import AdapterCost
 
 Prompt = Sequence[Message | Mapping[str, Any]]
 """The messages so far. A mapping may contain what `Message` has no field for: tool calls, a tool's name."""
@@ -193,6 +194,14 @@ class Generator:
             asked = {"model": self._name, "rows": [dict(row) for row in rows], "base": base}
             worker.send("likelihoods", asked)
             return decoding.convert(worker.receive()["likelihoods"], list[Likelihood])
+
+    def adapter_cost(self, name: str) -> AdapterCost | None:
+        """Measure what the adapter costs in addition to its base, for about a second. Return `None` for a
+        model that has no adapter, or one that changes its base. `name`: as the record calls the model."""
+        with self._worker.holding(self._load) as worker:
+            worker.send("costs", {})
+            found = worker.receive()["costs"]
+        return decoding.convert({**found[0], "model": name}, AdapterCost) if found else None
 
     def close(self) -> None:
         if self._own:

@@ -19,7 +19,7 @@ from orchestrate.costing import Traffic
 from orchestrate.data import Dataset
 from orchestrate.data.files import require_writable
 from orchestrate.data.opening import fitting, fitting_if_there
-from orchestrate.errors import UsageError
+from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.evaluation import contenders as making
 from orchestrate.evaluation import recordings
 from orchestrate.evaluation.contenders import Candidate
@@ -52,6 +52,7 @@ from orchestrate.settings import is_masked, masked_url
 from orchestrate.spec import renaming_of
 from orchestrate.text import count
 from orchestrate.types import Evaluation, Sampling
+from orchestrate.types.serving import AdapterCost
 
 if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
@@ -270,7 +271,8 @@ class PreparedEvaluation:
         """Ask and score, continuing after an interruption. The verdicts use this evaluation alone. Raises
         `OverBudget` before anything is sent if the expected price is above the limit, and later if the next
         answer could exceed it."""
-        limit, expected = self._order.max_cost_usd, self.plan().expected_usd
+        plan, limit = self.plan(), self._order.max_cost_usd
+        expected = plan.expected_usd
         if expected is not None:
             require_within("this evaluation", expected, limit, figure="the expected price", fix=_CHEAPER)
         self._asking.progress = progress
@@ -281,10 +283,32 @@ class PreparedEvaluation:
         )
         if self._order.fresh:
             found = replace(found, notes=(*found.notes, *self._asked_again(found)))
+        found = self._with_adapter_costs(found, {a.contender for a in plan.asked if a.kept < a.questions})
         self._ft.store.history.add_evaluation(found)
         for handle in self._handles:
             used(self._ft, handle.id, other_host(self._order.on))
         return found
+
+    def _with_adapter_costs(self, found: Evaluation, anew: set[str]) -> Evaluation:
+        """Add what each adapter costs that answered here beside its base. A model whose answers are all from
+        earlier evaluations (not one of `anew`) is not loaded for that: its cost is from there too."""
+        costs: list[AdapterCost] = []
+        notes: list[str] = []
+        for one in self.candidates if any(c.kind == "base" for c in found.contenders) else ():
+            name, run = one.contender.name, one.contender.run_id
+            if one.adapter_cost is None:
+                continue
+            if name not in anew:
+                earlier = self._ft.store.history.evaluations(run or "")
+                costs += [c for e in earlier for c in e.adapter_costs if c.model == name][-1:]
+                continue
+            try:
+                measured = one.adapter_cost(name)
+            except OrchestrateError as error:
+                notes.append(f"{name}: the cost of its adapter could not be measured: {error.message}")
+            else:
+                costs += [] if measured is None else [measured]
+        return replace(found, adapter_costs=tuple(costs), notes=(*found.notes, *notes))
 
     def _asked_again(self, found: Evaluation) -> Iterator[str]:
         """Whether who was asked anew answers as before."""

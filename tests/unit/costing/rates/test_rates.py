@@ -303,3 +303,14 @@ def test_the_users_own_price_comes_before_every_built_in_one(
         asked = (method,) if "_" in method else (f"{method}_lora", method)
         found = book.find(host, asked, ids=[name], params_b=8, on=TODAY)
         assert found is not None and found.usd == 99, rate
+
+
+def test_an_old_price_says_from_when_it_is_and_what_others_have_read_since() -> None:
+    for gpu, later in (("H100", "3.99"), ("H200", "5.99")):
+        rate = find("together", "gpu_rental", gpu=gpu)
+        assert rate.confidence is Confidence.OLD and rate.doubt is not None
+        assert f"old (about {rate.last_checked}, from an undated copy)" in rate.doubt
+        assert "2026-10-24" in rate.doubt and later in rate.doubt
+    dated = find("nebius", "gpu_rental", gpu="H100")
+    assert dated.doubt is not None and f"old ({dated.last_checked})" in dated.doubt
+    assert find("lambda", "gpu_rental", gpu="H100 SXM").doubt is None

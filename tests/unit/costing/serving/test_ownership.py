@@ -32,7 +32,7 @@ from orchestrate.costing.ways import DAYS_PER_MONTH, replica, requests_per_day
 from orchestrate.errors import UsageError
 from orchestrate.profile import profile
 from orchestrate.reports.quotes import ownership_verdict
-from orchestrate.types import Quote
+from orchestrate.types import Confidence, Quote
 
 TODAY = date(2026, 11, 25)
 TRAFFIC = Traffic(requests_per_day=Decimal(20_000), input_tokens=900, output_tokens=150)
@@ -434,6 +434,18 @@ def test_every_rental_is_an_option_of_what_can_be_taken_away() -> None:
     assert "vLLM" in " ".join(runpod.assumptions)
     # 2% of an H100's time are 3.4% of a card with 1.935 / 3.35 of its bandwidth.
     assert runpod.utilisation == pytest.approx(20_000 * 450 / (50_000 / 9 * 1.935 / 3.35) / 86_400)
+
+
+def test_serving_at_an_old_price_says_so() -> None:
+    found = total("together", "qwen3.5-9b", portable=True)
+    old = {
+        way.server: rate
+        for way in found.elsewhere
+        for rate in built_in()
+        if (rate.provider, rate.confidence) == (way.server, Confidence.OLD) and rate.doubt in way.assumptions
+    }
+    assert set(old) == {"coreweave", "nebius"}, "of the others a newer price is known"
+    assert all(str(rate.last_checked) in str(rate.doubt) for rate in old.values())
 
 
 def test_machines_are_rented_whole() -> None:
