@@ -13,6 +13,7 @@ python benchmarks/memory.py --json docs/figures/memory.json
 python benchmarks/memory.py --published --json docs/figures/memory-published.json
 python benchmarks/ui.py --json docs/figures/ui.json
 python benchmarks/targets.py --json docs/figures/targets.json
+python benchmarks/latency.py --json docs/figures/latency.json
 python benchmarks/suggestions.py --json docs/figures/suggestions.json
 python benchmarks/selection.py --json docs/figures/selection.json
 python docs/figures.py
@@ -131,6 +132,26 @@ def serving(figures: dict[str, Any]) -> str:
     return f"{head(figures, *about)}.\n\n{rows(columns, *lines)}"
 
 
+def latency(figures: dict[str, Any]) -> str:
+    lines: list[list[object]] = []
+    for name, row in figures["rows"].items():
+        ratio, measured, adapter = row["ratio"], row["measured"], row["adapter"]
+        lines.append(
+            [
+                name,
+                *(f"{measured[one]:.1f} ms" for one in ("first_ms", "token_ms")),
+                *(f"{ratio[one]:.2f}" for one in ("first", "token")),
+                f"{adapter['load_ms']:,.0f} ms",
+                f"{adapter['token_ms_more']:+.1f} ms",
+            ]
+        )
+    columns = (
+        "| parameters | first token | each further one | predicted over measured, first | each "
+        "| adapter loaded in | a token takes more with it |"
+    )
+    return f"{head(figures)}.\n\n{rows(columns, *lines)}"
+
+
 def memory(figures: dict[str, Any]) -> str:
     if "sections" in figures:
         return published(figures)
@@ -221,6 +242,7 @@ KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "memory": memory,
     "ui": ui,
     "targets": targets,
+    "latency": latency,
     "suggestions": by_its_script("suggestions"),
     "selection": by_its_script("selection"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import subprocess
 import sys
@@ -27,6 +28,12 @@ def test_no_figure_was_written_by_hand() -> None:
     measured = {path.stem for path in (DOCS / "figures").glob("*.json")}
     assert measured == named
     assert script["page"](written) == written, "run python docs/figures.py"
+
+
+def test_latency_is_predicted_within_30_percent_for_three_sizes() -> None:
+    figures = json.loads((DOCS / "figures" / "latency.json").read_text())
+    found = [ratio for row in figures["rows"].values() for ratio in row["ratio"].values()]
+    assert len(found) == 6 and all(1 / 1.3 <= ratio <= 1.3 for ratio in found)
 
 
 def aim(name: str, figures: dict[str, Any]) -> str:
