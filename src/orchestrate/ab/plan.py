@@ -21,12 +21,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
 
-import msgspec
-import yaml
-
-from orchestrate.core.expansion import require_bounded
+from orchestrate.core.expansion import read_record
 from orchestrate.errors import UsageError
 from orchestrate.types import (
     DecisionRule,
@@ -35,7 +31,6 @@ from orchestrate.types import (
     ExperimentPhase,
     ExperimentPlan,
     PlannedMetric,
-    decoding,
 )
 
 BROKEN_SPLIT = 0.001
@@ -199,24 +194,8 @@ ALPHAS = (0.0001, 0.5)
 
 def read_plan(path: Path) -> ExperimentPlan:
     """Read a plan from a YAML file. Raises `UsageError` with what is wrong in it."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        require_bounded(yaml.compose(text, Loader=yaml.SafeLoader))
-        given: Any = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the plan {path} cannot be read: {error}") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"{path} is not valid YAML: {error}") from error
-    if isinstance(given, dict):
-        given = {"name": path.stem, **cast("dict[str, Any]", given)}
-    try:
-        plan = decoding.convert(given, ExperimentPlan)
-    except msgspec.ValidationError as error:
-        raise UsageError(
-            f"{path} is not a valid experiment plan: {error}",
-            fix="fields: name, base, tuned, metrics (name, role, kind, better), rule (stages, goal): "
-            "docs/ab.md",
-        ) from error
+    fields = "name, base, tuned, metrics (name, role, kind, better), rule (stages, goal): docs/ab.md"
+    plan = read_record(path, ExperimentPlan, "experiment plan", fields)
     return required(plan, str(path))
 
 

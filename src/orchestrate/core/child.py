@@ -307,3 +307,14 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(LOOK_S)
     os._exit(1)
+
+
+def end_with_input() -> None:
+    """Exit this process as soon as its parent has ended, which holds the other end of its standard input and
+    writes nothing."""
+
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True, name="parent").start()

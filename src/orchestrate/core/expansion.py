@@ -1,13 +1,19 @@
-"""Guard against YAML alias bombs: a few lines that expand to billions of values."""
+"""Read YAML, and refuse alias bombs: a few lines that expand to billions of values."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
+import msgspec
 import yaml
 
+from orchestrate.errors import UsageError
+from orchestrate.types import decoding
+
+T = TypeVar("T")
 MOST_NODES = 200_000
 """The maximum number of values in a document, with each alias expanded."""
 
@@ -39,6 +45,27 @@ def document(text: str) -> Any:
     with _loader(text) as loader:
         node = loader.get_single_node()
         return None if node is None else _constructed(loader, node)
+
+
+def read_document(path: Path, called: str) -> Any:
+    """Read the only document of a YAML file, which errors name as `called`. Raises `UsageError`."""
+    try:
+        return document(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{called} {path} cannot be read: {error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not valid YAML: {error}") from error
+
+
+def read_record(path: Path, kind: type[T], called: str, fields: str) -> T:
+    """Read a record from a YAML file, whose name it bears unless it gives another. Raises `UsageError`."""
+    given = read_document(path, f"the {called.split()[-1]}")
+    if isinstance(given, dict):
+        given = {"name": path.stem, **cast("dict[str, Any]", given)}
+    try:
+        return decoding.convert(given, kind)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{path} is not a valid {called}: {error}", fix=f"fields: {fields}") from error
 
 
 @contextmanager

@@ -6,15 +6,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
-import yaml
 
-from orchestrate.core.expansion import require_bounded
+from orchestrate.core.expansion import read_record
 from orchestrate.errors import UsageError
 from orchestrate.paid.journal import Answer as Answer
-from orchestrate.types import Criterion, Message, Record, Rubric, decoding
+from orchestrate.types import Criterion, Message, Record, Rubric
 
 # What is asked and what was answered, as it lies in the files of an evaluation.
 
@@ -92,23 +91,7 @@ def read(path: Path | None) -> Rubric:
     problem if the file is invalid."""
     if path is None:
         return DEFAULT
-    try:
-        text = path.read_text(encoding="utf-8")
-        require_bounded(yaml.compose(text, Loader=yaml.SafeLoader))
-        given: Any = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the rubric {path} cannot be read: {error}") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"{path} is not valid YAML: {error}") from error
-    if isinstance(given, dict):
-        given = {"name": path.stem, **cast("dict[str, Any]", given)}
-    try:
-        rubric = decoding.convert(given, Rubric)
-    except msgspec.ValidationError as error:
-        raise UsageError(
-            f"{path} is not a valid rubric: {error}",
-            fix="fields: name, question, guide, criteria (name, question, scale)",
-        ) from error
+    rubric = read_record(path, Rubric, "rubric", "name, question, guide, criteria (name, question, scale)")
     if wrong := _wrong(rubric):
         raise UsageError(f"{path}: {wrong}")
     return rubric

@@ -12,7 +12,7 @@ from typing import Any, cast
 import yaml
 from pydantic import ValidationError
 
-from orchestrate.core.expansion import require_bounded
+from orchestrate.core.expansion import document, require_bounded
 from orchestrate.errors import SpecError, UsageError
 from orchestrate.spec import JobSpec, TrainFile
 from orchestrate.spec.methods import OPTIMIZERS, spec_errors
@@ -90,9 +90,8 @@ def parse_settings(pairs: Iterable[str], example: str = "--set adapter.r=16") ->
         if not equals or not name.strip():
             raise UsageError(f"{example.split()[0]} takes name=value, as in {example}; got {pair!r}")
         try:
-            require_bounded(yaml.compose(text, Loader=yaml.SafeLoader))
-            values[name.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            values[name.strip()] = document(text)
+        except (yaml.YAMLError, ValueError) as error:
             raise UsageError(f"{example.split()[0]} {name}: {text!r} is not a YAML value") from error
     return values
 

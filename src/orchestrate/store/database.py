@@ -444,6 +444,18 @@ class Database:
             _require_known(connection.execute(_WRITTEN.with_for_update(read=True)).scalar(), self.place)
             yield connection
 
+    def waited(self, table: Table, id: str) -> float:
+        """Return the seconds, by this machine's uptime, since it sent the current attempt of a run or a
+        deployment. For one that another machine sent, or that this one sent before its last start, return
+        the seconds since this machine first looked at it."""
+        stamps, up = schema.stamps, self.clock.uptime()
+        with self.writing() as connection:
+            attempt = connection.execute(select(table.c.attempt).where(table.c.id == id)).scalar_one()
+            key = {"run_id": id, "attempt": attempt, "boot": up.boot}
+            connection.execute(self.insert(stamps).values(**key, uptime=up.seconds).on_conflict_do_nothing())
+            first = connection.execute(select(stamps.c.uptime).filter_by(**key)).scalar_one()
+        return up.seconds - first
+
     def insert(self, table: Table) -> Any:
         """Return an insert that supports `on_conflict_do_nothing` and `on_conflict_do_update`."""
         if self.engine.dialect.name == "postgresql":

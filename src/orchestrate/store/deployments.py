@@ -326,18 +326,8 @@ class Deployments:
         )
 
     def waited(self, deployment_id: str) -> float:
-        """Return the seconds, by this machine's uptime, since it sent the last request to create the
-        deployment. For a request that another machine sent, or that this one sent before its last start,
-        return the seconds since this machine first looked at it."""
-        table, own, up = schema.stamps, schema.deployments, self._db.clock.uptime()
-        with self._db.writing() as connection:
-            attempt = connection.execute(select(own.c.attempt).where(own.c.id == deployment_id)).scalar_one()
-            key = {"run_id": deployment_id, "attempt": attempt, "boot": up.boot}
-            connection.execute(
-                self._db.insert(table).values(**key, uptime=up.seconds).on_conflict_do_nothing()
-            )
-            first = connection.execute(select(table.c.uptime).filter_by(**key)).scalar_one()
-        return up.seconds - first
+        """Return how long ago the current attempt was sent, as `Database.waited` does."""
+        return self._db.waited(schema.deployments, deployment_id)
 
     # -- finding -------------------------------------------------------------------------------------------
 

@@ -396,18 +396,8 @@ class Runs:
             connection.execute(schema.runs.update().where(schema.runs.c.id == run_id).values(values))
 
     def waited(self, run_id: str) -> float:
-        """Return the seconds, by this machine's uptime, since it sent the current attempt. For an attempt
-        that another machine sent, or that this one sent before its last start, return the seconds since
-        this machine first looked at it."""
-        table, runs, up = schema.stamps, schema.runs, self._db.clock.uptime()
-        with self._db.writing() as connection:
-            attempt = connection.execute(select(runs.c.attempt).where(runs.c.id == run_id)).scalar_one()
-            key = {"run_id": run_id, "attempt": attempt, "boot": up.boot}
-            connection.execute(
-                self._db.insert(table).values(**key, uptime=up.seconds).on_conflict_do_nothing()
-            )
-            first = connection.execute(select(table.c.uptime).filter_by(**key)).scalar_one()
-        return up.seconds - first
+        """Return how long ago the current attempt was sent, as `Database.waited` does."""
+        return self._db.waited(schema.runs, run_id)
 
     # -- finding -------------------------------------------------------------------------------------------
 

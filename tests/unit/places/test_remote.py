@@ -394,8 +394,7 @@ def test_an_engine_ends_with_whoever_watches_it(tmp_path: Path) -> None:
 WATCHER = """
 import subprocess, sys, time
 code = (
-    "import threading, time; from orchestrate.places import tether; "
-    "threading.Thread(target=tether.watch, daemon=True).start(); time.sleep(300)"
+    "import time; from orchestrate.core import child; child.end_with_input(); time.sleep(300)"
 )
 worker = subprocess.Popen([sys.argv[1], "-c", code], stdin=subprocess.PIPE)
 time.sleep(1)

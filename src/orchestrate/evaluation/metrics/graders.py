@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import msgspec
-import yaml
 
+from orchestrate.core.expansion import read_document
 from orchestrate.errors import UsageError
 from orchestrate.evaluation import Answer, Item, Mark
 from orchestrate.evaluation.metrics.base import Context, Embed, MeanOfMarks
@@ -145,10 +145,7 @@ def row(item: Item) -> dict[str, Any]:
 
 def from_file(path: str, context: Context) -> Grading:
     """Read a grader from a JSON or YAML file. Raises `UsageError` for one that can't be used."""
-    try:
-        given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: no grader could be read: {error}") from error
+    given = read_document(Path(path), "the grader")
     return of(f"grader:{Path(path).stem}", given, context)
 
 

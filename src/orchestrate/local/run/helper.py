@@ -7,15 +7,14 @@ ends with its parent."""
 
 from __future__ import annotations
 
-import os
 import sys
-import threading
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from orchestrate.core import child
 from orchestrate.errors import RunFailed
 from orchestrate.local import run as process
 from orchestrate.local.run import JobState, RunDir
@@ -102,13 +101,6 @@ def share(session: Session) -> None:
         goes_on = session.sharded.agreed(None)
 
 
-def watch() -> None:
-    """Exit this process when its parent has ended. The parent holds the other end of this process's
-    standard input and writes nothing."""
-    sys.stdin.buffer.read()
-    os._exit(1)
-
-
 if __name__ == "__main__":
-    threading.Thread(target=watch, daemon=True).start()
+    child.end_with_input()
     main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))

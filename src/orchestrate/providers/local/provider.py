@@ -230,16 +230,16 @@ class LocalProvider(
     # -- acting --------------------------------------------------------------------------------------------
 
     def cancel(self, job: JobHandle) -> None:
-        run = self._run(job)
-        run.ask("cancel")
-        self.place.tell(run)
-        self._settle(run, "cancelled")
+        self._ask(job, "cancel", "cancelled")
 
     def pause(self, job: JobHandle) -> None:
+        self._ask(job, "pause", "paused")
+
+    def _ask(self, job: JobHandle, what: str, state: str) -> None:
         run = self._run(job)
-        run.ask("pause")
+        run.ask(what)
         self.place.tell(run)
-        self._settle(run, "paused")
+        self._settle(run, state)
 
     def resume(self, job: JobHandle) -> None:
         self._restart(self._run(job))

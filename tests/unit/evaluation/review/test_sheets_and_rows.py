@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,6 +17,7 @@ from orchestrate.data import Dataset
 from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation import Answer, review
 from orchestrate.evaluation.judges import calibration
+from orchestrate.evaluation.metrics import graders
 from orchestrate.evaluation.review import rows
 from orchestrate.evaluation.review import rows as sheets
 from orchestrate.evaluation.review.desk import ReviewAction, ReviewSession, standing
@@ -331,8 +333,11 @@ def test_what_is_no_rubric_is_told(tmp_path: Path, text: str, words: str) -> Non
         evaluation.read(tmp_path / "r.yaml")
 
 
-def test_a_yaml_bomb_is_no_rubric(tmp_path: Path) -> None:
+def test_a_yaml_bomb_is_no_rubric_and_no_grader(tmp_path: Path) -> None:
     levels = "\n".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]" for i in range(9))
     (tmp_path / "r.yaml").write_text(f"a0: &a0 [x]\n{levels}\n")
+    context: Any = None
     with pytest.raises(UsageError, match="not valid YAML"):
         evaluation.read(tmp_path / "r.yaml")
+    with pytest.raises(UsageError, match="not valid YAML"):
+        graders.from_file(str(tmp_path / "r.yaml"), context)
