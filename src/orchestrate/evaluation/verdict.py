@@ -112,7 +112,7 @@ def with_parts(verdict: Verdict, parts: Sequence[VerdictReason]) -> Verdict:
 
 def _without_refused(part: VerdictReason, whole: Difference, answered: VerdictReason) -> VerdictReason:
     """The part, unless it ships only by what the rival did not answer."""
-    missing = f"{whole.against} returned no answer to some of these questions"
+    missing = f"{whole.against} got no answer to some of these questions"
     if answered.decision == "ship":
         return VerdictReason(
             "ship", f"{part.reason}; {missing}, and the same holds without them: {answered.reason}"

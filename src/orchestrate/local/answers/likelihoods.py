@@ -17,7 +17,7 @@ from orchestrate.local.model.loaded import halving
 from orchestrate.types import Likelihood, decoding
 
 ROWS = 8
-"""Answered together; logits of a whole row are large."""
+"""Rows that are scored together. The logits of an entire row are large."""
 
 
 def likelihoods(

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 Asked = dict[str, Any]
 LONG_BYTES = 64 << 10
-"""Of a request, above which it is tokenized beside the others."""
+"""Requests with more bytes are tokenized in a separate lane."""
 
 
 class RequestQueue:
@@ -47,7 +47,7 @@ class RequestQueue:
         self._engine: Engine | None = None
         self._asked: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._tokenizing = set[str]()
-        """Requests in the lane of long ones; who leaves meanwhile is taken out."""
+        """Requests in the lane for long ones. Cancelled requests are removed."""
 
     def read(self, lines: Any) -> None:
         """Turn each input line into a piece of work. At the end of the input, work in progress is still

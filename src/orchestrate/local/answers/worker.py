@@ -30,7 +30,7 @@ class ModelProcess(Child):
         """`kind`: `answers` or `sessions`. `opening`: what `open` will get."""
         own = worker_environment(_threads(opening))
         self.threads = own.get("OMP_NUM_THREADS")
-        """The numeric libraries read it once, as they load."""
+        """The numeric libraries read this variable once, when they are loaded."""
         self.opened: dict[str, Any] = {}
         self.lost = ""
         """How the process ended."""
@@ -104,7 +104,7 @@ class Worker:
         self._owes = False
         self._turn = threading.Lock()
         self._whose: int | None = None
-        """The thread whose turn it is."""
+        """The thread that currently uses the worker."""
 
     @contextmanager
     def holding(self, load: Mapping[str, Any]) -> Generator[Self]:
