@@ -17,7 +17,7 @@ from orchestrate.costing.rate import FLAG, Rate
 from orchestrate.costing.rates import Prices, RateBook, built_in
 from orchestrate.costing.training import HourlyRate, training_methods, training_rate
 from orchestrate.errors import SpecError
-from orchestrate.types import Bill, Confidence, Job, JobStatus, Quote, QuoteLine, Record, Run
+from orchestrate.types import SESSION, Bill, Confidence, Job, JobStatus, Quote, QuoteLine, Record, Run
 
 if TYPE_CHECKING:
     from orchestrate.profile import Profile
@@ -50,6 +50,8 @@ def bill(
     ended = job.status.terminal
     if hourly is not None:
         return _by_hours(job, hourly, ended, now) or _of_host(job, final=ended)
+    if job.handle.kind == SESSION and job.cost_usd is not None:
+        return _of_host(job, final=ended)  # the session counted each request, however it ended
     if job.status is JobStatus.FAILED and profile.unbilled_failure(job):
         return Bill(usd=Decimal(0), origin=_NOT_BILLED)
     prices = prices or Prices(profile.kind)

@@ -310,10 +310,20 @@ class TrainingSession:
             try:
                 self._look()
                 if time.monotonic() - visited > REFRESH_S and self._ended is None:
+                    self._tell_time()
                     self._record.visit_store()
                     visited = time.monotonic()
             except (OrchestrateError, OSError):
                 continue  # the disk or the store may be back at the next look
+
+    def _tell_time(self) -> None:
+        """Write for how long it was open, in case its program is killed."""
+        if self._lock.acquire(blocking=False):  # a request that is being sent can wait for the next look
+            try:
+                if self._ended is None:
+                    self._record.tell()
+            finally:
+                self._lock.release()
 
     def _look(self) -> None:
         asked, quiet = self._record.dir.asked(), time.monotonic() - self._asked_at

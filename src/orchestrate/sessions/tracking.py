@@ -196,6 +196,7 @@ class SessionRecord:
     _began: float = 0.0
     _earlier_s: float = 0.0
     _state: JobState | None = None
+    _telling: threading.Lock = field(default_factory=threading.Lock)
 
     # -- beginning -----------------------------------------------------------------------------------------
 
@@ -275,6 +276,9 @@ class SessionRecord:
             raise UsageError(
                 f"run {run.id} is {run.status.value}: it {why}", fix=f"orchestrate show {run.id}"
             )
+        dir = RunDir(Path(str(provider.get(run.handle).payload["folder"])))
+        order = decoding.convert(dir.job().session, SessionOrder)
+        price = provider.session_price(order, ws.rates)
         most = run.max_cost_usd if max_cost_usd is None else max_cost_usd
         at, limits = ws.store.clock.now(), Allowance(max_usd=most, max_hours=run.max_hours)
         run = ws.store.runs.commit(
@@ -284,9 +288,7 @@ class SessionRecord:
             ws.settings.budget_usd,
             figure="what it may cost with its limit",
         )
-        dir = RunDir(Path(str(provider.get(run.handle).payload["folder"])))
-        order = decoding.convert(dir.job().session, SessionOrder)
-        return cls._held_by_us(ws, provider, run, order, provider.session_price(order, ws.rates))
+        return cls._held_by_us(ws, provider, run, order, price)
 
     @classmethod
     def _held_by_us(
@@ -344,15 +346,16 @@ class SessionRecord:
 
     def tell(self, **changes: Any) -> None:
         """Write where it stands."""
-        state = replace(
-            self._state or self.dir.written_state(),
-            updated_at=now(),
-            seconds=self.seconds,
-            cost_usd=self._cost,
-            **changes,
-        )
-        self._state = state
-        self.dir.write_state(state)
+        with self._telling:
+            state = replace(
+                self._state or self.dir.written_state(),
+                updated_at=now(),
+                seconds=self.seconds,
+                cost_usd=self._cost,
+                **changes,
+            )
+            self._state = state
+            self.dir.write_state(state)
 
     def visit_store(self) -> None:
         """Bring the store up to date; a store that cannot be reached now is for the next visit."""

@@ -26,12 +26,13 @@ from orchestrate.sandbox.server import Sandbox
 from orchestrate.sandbox.tinker.host import TinkerHost
 from orchestrate.types import JobStatus, Run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 STEP = 14
 """Tokens of a step."""
 USD = Decimal("2e-6")
 """Of a trained token, in the sandbox."""
 Tally = Callable[..., None]
+_STARTED: list[subprocess.Popen[str]] = []
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def account(env: Mapping[str, str], name: str) -> dict[str, str]:
 def started(home: Path, env: Mapping[str, str], run: str, killed: str = "nowhere") -> subprocess.Popen[str]:
     clean = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
     command = ["-m", "tests.unit.sessions.loop", str(home), run, "4", "2", killed]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, *command],
         env={**clean, **env},
         cwd=ROOT,
@@ -56,6 +57,17 @@ def started(home: Path, env: Mapping[str, str], run: str, killed: str = "nowhere
         stderr=subprocess.PIPE,
         text=True,
     )
+    _STARTED.append(process)
+    return process
+
+
+@pytest.fixture(autouse=True)
+def _none_left() -> Iterator[None]:
+    yield
+    while _STARTED:
+        process = _STARTED.pop()
+        process.kill()
+        process.communicate()
 
 
 def ended(process: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:
@@ -178,35 +190,49 @@ def test_a_killed_worker(tmp_path: Path, box: Sandbox, undisturbed: list[float],
     tally("worker of a session killed", "tinker", {"runs": 1, "jobs": 1, "lost": 0, "doubled": 0})
 
 
-def test_a_killed_server_and_one_that_is_gone(tmp_path: Path, quick_python: None, tally: Tally) -> None:
+@pytest.fixture
+def server(tmp_path: Path, quick_python: None) -> Iterator[Callable[[], dict[str, str]]]:
+    """Starts the sandbox in a process of its own, killing the one before. Returns its variables."""
+    up: list[subprocess.Popen[str]] = []
+
+    def again() -> dict[str, str]:
+        if up:
+            assert end(up.pop(), signal.SIGKILL) == -signal.SIGKILL
+        process, told = start(tmp_path / "server")
+        up.append(process)
+        return told["env"]
+
+    yield again
+    end(up.pop(), signal.SIGKILL)
+
+
+def test_a_killed_server(tmp_path: Path, server: Callable[[], dict[str, str]], tally: Tally) -> None:
+    env = server()
+    process = started(tmp_path, env, "new at tinker", "waits")
+    waits(process)
+    assert server() == env, "the same ports"
+    (tmp_path / "go").touch()
+    ended(process, 1)
+    run = paused(tmp_path, env)
+    assert usd(run) >= host_tokens(env) * USD
+    said = ended(started(tmp_path, env, run.id))
+    assert said["step"] == 2 and len(said["loss"]) == 2
+    assert host_tokens(env) == 4 * STEP
+    tally("server of a session killed", "tinker", {"runs": 1, "jobs": 1, "lost": 0, "doubled": 0})
+
+
+def test_a_host_that_is_gone(tmp_path: Path, quick_python: None, tally: Tally) -> None:
     server, told = start(tmp_path / "server")
     env: dict[str, str] = told["env"]
     process = started(tmp_path, env, "new at tinker", "waits")
     waits(process)
     assert end(server, signal.SIGKILL) == -signal.SIGKILL
-    server, again = start(tmp_path / "server")
-    assert again["env"] == env, "the same ports"
-    (tmp_path / "go").touch()
-    ended(process, 1)
-    run = paused(tmp_path, env)
-    assert usd(run) >= host_tokens(env) * USD
-    process = started(tmp_path, env, run.id, "waits")  # waits no more: the file is there
-    said = ended(process)
-    assert said["step"] == 2 and len(said["loss"]) == 2
-    assert host_tokens(env) == 4 * STEP
-    tally("server of a session killed", "tinker", {"runs": 1, "jobs": 1, "lost": 0, "doubled": 0})
-
-    (tmp_path / "go").unlink()
-    process = started(tmp_path, env, "new at tinker", "waits")
-    waits(process)
-    assert end(server, signal.SIGKILL) == -signal.SIGKILL
     (tmp_path / "go").touch()
     with workspace(tmp_path, **env) as ft:
-        gone = ft.runs()[0]
-        assert gone.id != run.id
-        gone.cancel()
+        [run] = ft.runs()
+        run.cancel()
     assert "cancelled" in ended(process, 1)["err"], "its caller does not wait for a host that is gone"
     with workspace(tmp_path, **env) as ft:
-        record = ft.run(gone.id).refresh()
+        record = ft.run(run.id).refresh()
         assert record.status is JobStatus.CANCELLED and usd(record) >= 2 * STEP * USD
     tally("host of a session gone", "tinker", {"runs": 1, "jobs": 1, "lost": 0, "doubled": 0})

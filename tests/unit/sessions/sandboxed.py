@@ -1,5 +1,5 @@
-"""Sessions at a sandboxed host on good and bad days, each result a line of JSON: `sandboxed.py HOME`. Runs as
-a separate process, because the official client leaves threads behind."""
+"""Sessions at a sandboxed host on good and bad days, each result a line of JSON: `sandboxed.py HOME CAP`.
+Runs as a separate process, because the official client leaves threads behind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.unit.sessions.homes import workspace
 from tests.unit.sessions.hosted import NAME, told, trained
 from tests.unit.sessions.loop import IDS, LORA, OPTIONS, rows, say
 
-from orchestrate import Orchestrator
+from orchestrate import Orchestrator, OverBudget
 
 # The client's futures have no types.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -84,7 +84,17 @@ def expired(ft: Orchestrator) -> None:
         say("after the expiry", {"losses": losses, **told(ft, s.id)})
 
 
-def main(home: str) -> None:
+def capped(ft: Orchestrator, usd: float) -> None:
+    """The limit is reached amid the third step."""
+    with billed("capped"):
+        try:
+            with ft.session(NAME, **{**LIMIT, "max_cost_usd": usd}) as s:
+                trained(s, 5)
+        except OverBudget:
+            say("capped", told(ft, s.id))
+
+
+def main(home: str, cap: str) -> None:
     with workspace(Path(home)) as ft:
         with ft.session(str(TINY), lora=LORA, options=OPTIONS) as s:
             say("here", trained(s, 3))
@@ -102,6 +112,7 @@ def main(home: str) -> None:
         loop(ft, "busy")
         say("faults left", httpx.get(f"{URL}/_sandbox/faults").json()["faults"])
         expired(ft)
+        capped(ft, float(cap))
 
 
 if __name__ == "__main__":

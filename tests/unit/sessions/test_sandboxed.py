@@ -23,6 +23,8 @@ from orchestrate.sandbox.server import Sandbox
 pytestmark = pytest.mark.slow
 STEP = 14
 """Tokens of a step."""
+CAP = 2.5 * STEP * 2e-6
+"""Two steps and a half, at the sandbox's price."""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def said(box: Sandbox, home: Path) -> dict[str, Any]:
     clean = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.unit.sessions.sandboxed", str(home)],
+        [sys.executable, "-m", "tests.unit.sessions.sandboxed", str(home), str(CAP)],
         env={**clean, **box.env},
         cwd=ROOT,
         capture_output=True,
@@ -82,6 +84,13 @@ def test_a_session_that_expires_amid_a_step_goes_on_from_its_save(said: dict[str
     host = said["host expired"]
     assert host["tokens"]["training"] == 4 * STEP, "the step that was lost was carried out, too"
     assert after["bill"] == pytest.approx(host["usd"])
+
+
+def test_a_limit_that_is_reached_amid_a_step_ends_the_session_within_it(said: dict[str, Any]) -> None:
+    run, host = said["capped"], said["host capped"]
+    assert (run["status"], run["code"], run["steps"]) == ("paused", "limit", [1, 2])
+    assert host["tokens"]["training"] == 2 * STEP and host["usd"] <= CAP
+    assert run["bill"] == pytest.approx(host["usd"])
 
 
 def test_its_runs_are_marked_and_take_nothing_of_a_budget(

@@ -195,7 +195,8 @@ def settled_session(store: Store, run: Run, job: Job, bill: BillHook | None) -> 
     """Store what a training session has cost that no program drives anymore. Its reserved limit is free then,
     until it is resumed."""
     so_far = bill(run, job) if bill is not None and run.dormant else None
-    return run if so_far is None or so_far == run.bill else store.runs.set_bills({run.id: so_far})[0]
+    changed = [] if so_far is None else store.runs.set_bills({run.id: so_far})
+    return changed[0] if changed else run
 
 
 def _say(store: Store, run: Run, what: str, told: str) -> None:

@@ -31,7 +31,7 @@ class TinkerHost(Host):
     place = 3
     taken = AcceptedRows(message_fields=frozenset())
     usual_rate = 1e-4
-    endless: ClassVar = {}
+    endless: ClassVar[dict[str, Any]] = {}
     key_prefix = "tml-"
     own_faults = frozenset({*PAUSES, "session_expired"})
 

@@ -24,7 +24,18 @@ from orchestrate.costing import (
 from orchestrate.errors import OverBudget
 from orchestrate.profile import profile
 from orchestrate.spec import JobSpec
-from orchestrate.types import Bill, Job, JobError, JobHandle, JobStatus, Quote, QuoteLine, Run, SubmitPhase
+from orchestrate.types import (
+    SESSION,
+    Bill,
+    Job,
+    JobError,
+    JobHandle,
+    JobStatus,
+    Quote,
+    QuoteLine,
+    Run,
+    SubmitPhase,
+)
 
 NOW = datetime(2026, 11, 20, 9, tzinfo=UTC)
 
@@ -90,6 +101,15 @@ def test_the_hosts_own_figure_goes_first() -> None:
         "together", "qwen3.5-9b", a_job(cost_usd=Decimal("4.2"), cost_origin="total_price", trained_tokens=1)
     )
     assert found == Bill(usd=Decimal("4.2"), origin="total_price")
+
+
+@pytest.mark.parametrize("status", [s for s in JobStatus if s.terminal])
+def test_a_session_bills_what_it_counted_however_it_ended(status: JobStatus) -> None:
+    handle = JobHandle(provider="local", job_id="orc-1", kind=SESSION)
+    job = a_job(
+        handle=handle, status=status, cost_usd=Decimal("0.5"), cost_origin="as the session counted it"
+    )
+    assert made("local", "tiny-chat", job) == Bill(usd=Decimal("0.5"), origin="as the session counted it")
 
 
 def test_trained_tokens_times_rate() -> None:
@@ -381,6 +401,27 @@ def test_accuracy_by_backend_with_sandboxes_apart() -> None:
         (a_run(sandbox=True, bill=Bill(usd=Decimal(99), origin="x")), "0", "0"),
         (a_run(sandbox=True, status=JobStatus.RUNNING, quote=a_quote()), "0", "0"),
         (a_run(status=JobStatus.RUNNING), "0", "0"),
+        (a_run(status=JobStatus.PAUSED, job_kind=SESSION, quote=a_quote()), "0", "1.2"),
+        (
+            a_run(
+                status=JobStatus.PAUSED,
+                job_kind=SESSION,
+                quote=a_quote(),
+                allowed_usd=Decimal(5),
+                bill=Bill(usd=Decimal("0.3"), origin="x", final=False),
+            ),
+            "0",
+            "0.3",
+        ),
+        (
+            a_run(
+                status=JobStatus.PAUSED,
+                quote=a_quote(),
+                bill=Bill(usd=Decimal("0.3"), origin="x", final=False),
+            ),
+            "0",
+            "1.2",
+        ),
     ],
     ids=str,
 )
