@@ -37,8 +37,8 @@ def test_openai(quote: Quoting, data: TrainingData) -> None:
     assert [line.component for line in found.lines] == ["training"]
     assert any("the validation file is not billed" in text for text in found.assumptions)
     assert "2027-01-14" in found.warnings[0]
-    assert "since 2026-05-07 to organizations that never fine-tuned a model" in found.warnings[1]
-    assert "to all from 2027-01-06" in found.warnings[1]
+    assert "since 2026-05-07 for organizations that never fine-tuned a model" in found.warnings[1]
+    assert "for all from 2027-01-06" in found.warnings[1]
     early = quote("openai", "gpt-4o-mini", epochs=3, today=date(2026, 4, 1))
     assert not any("closed to new jobs" in text for text in early.warnings)
 

@@ -142,7 +142,7 @@ def test_a_selection_loses_nothing_and_overwrites_nothing(tmp_path: Path) -> Non
         file.write('{broken\n\n{"messages": [], "note": 12345678901234567890}\n')
         file.write(row("q", "a", id=12345678901234567890) + "\n")
     given = lines(path)
-    with pytest.raises(UsageError, match="not scored"):
+    with pytest.raises(UsageError, match="not been scored"):
         select(path)
     scored(path)
     report = select(path, keep=0.25)

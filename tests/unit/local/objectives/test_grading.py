@@ -262,5 +262,5 @@ def test_graders_see_the_answer_without_its_thinking_and_the_calls_beside_it() -
     with Grader(by_name, seconds=PATIENCE_S) as made:
         assert made.grade([said, "blue"], [ITEM, ITEM]) == [
             Grade(1.0),
-            Grade(0.0, "there is no sample.output_tools[0].function.name"),
+            Grade(0.0, "sample.output_tools[0].function.name does not exist"),
         ]
