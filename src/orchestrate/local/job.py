@@ -8,6 +8,9 @@ from typing import Any, Literal
 from orchestrate.profile import this_machine
 from orchestrate.types import Record
 
+CLIP_LOW, CLIP_HIGH = 0.8, 1.2
+"""The ratio's bounds for `ppo`, `cispo` and `gspo` of a session if the request has none."""
+DRO_BETA = 0.05
 DEFAULT_SAMPLES = 8
 """Answers sampled for each prompt in reinforcement fine-tuning, as in TRL."""
 

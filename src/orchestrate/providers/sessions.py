@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from orchestrate.costing import HourlyRate
 
 MTOK = Decimal(1_000_000)
+MOST_TOKENS = 2048
+"""Of a sample whose request names no length, as the engine takes it."""
 Row = Mapping[str, Any]
 """`{"tokens": [...], "inputs": {name: {"data", "shape", "kind"}}}`, as `local.sessions.process` reads it."""
 
@@ -34,6 +36,8 @@ class SessionOrder(Record, frozen=True, kw_only=True):
     options: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
     """The backend's own."""
     spec: dict[str, Any] = {}  # noqa: RUF012
+    ends_in_s: float | None = None
+    """When its limit is reached, whatever is under way: where a host bills by the hour."""
 
 
 class TokenUse(Record, frozen=True, kw_only=True):
@@ -81,6 +85,9 @@ class SessionPrice(Record, frozen=True, kw_only=True):
     prefill_usd_per_mtok: Decimal = Decimal(0)
     sample_usd_per_mtok: Decimal = Decimal(0)
     source: str = ""
+    tail_s: float = 0.0
+    """The longest for which a host goes on billing hourly after the program was killed. Its limit covers
+    that."""
 
     @property
     def by_token(self) -> bool:
@@ -130,6 +137,10 @@ class SessionBackend(ABC):
         self, rows: Sequence[Row], loss: str, config: Mapping[str, Any], *, backward: bool
     ) -> Future[dict[str, Any]]:
         """Return `{"logprobs": [array of each row], "metrics": {...}}`."""
+
+    def gradient(self, rows: Sequence[Row]) -> Future[dict[str, Any]]:
+        """Add the gradient of a loss that was computed here: each row's weights are its negative."""
+        return self.forward(rows, "cross_entropy", {}, backward=True)
 
     @abstractmethod
     def step(self, adam: Mapping[str, float]) -> Future[dict[str, Any]]:

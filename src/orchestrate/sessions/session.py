@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from orchestrate.core.amounts import amount
 from orchestrate.errors import InvalidRequest, OrchestrateError, OverBudget, RunFailed, UsageError
 from orchestrate.local.run.checkpoints import SAVE_NAME
-from orchestrate.providers.sessions import SessionBackend, TokenUse, then
+from orchestrate.providers.sessions import MOST_TOKENS, SessionBackend, TokenUse, then
 from orchestrate.sessions import shapes
 from orchestrate.sessions.shapes import (
     ADAM,
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 CustomLoss = Callable[[Sequence[Any], list[Any]], tuple[Any, Mapping[str, Any]]]
 """`loss(data, logprobs) -> (loss, metrics)`, with a torch tensor of log-probabilities for each row."""
+IDLE_MINUTES = Decimal(30)
+"""After which a session on a rented machine pauses, where nothing else is said."""
 LAST = "last"
 """The name under which a session saves when it ends before its loop does."""
-MOST_TOKENS = 2048
-"""Of a sample whose request names no length, as the engine takes it."""
 
 
 class _StepSums:
@@ -76,6 +76,8 @@ class TrainingSession:
 
     def __init__(self, record: SessionRecord, *, idle_minutes: Decimal | None = None) -> None:
         self._record = record
+        if idle_minutes is None and record.meter.price.tail_s:
+            idle_minutes = IDLE_MINUTES
         self._idle_s = None if idle_minutes is None else float(idle_minutes) * 60
         self._lock = threading.RLock()
         """Held while a request is sent, so that requests go out in order."""
@@ -204,7 +206,7 @@ class TrainingSession:
     def load(self, saved: SavedState | str, *, optimizer: bool = True) -> None:
         """Replace weights and optimizer by those of a save: a `SavedState`, a name, or a path."""
         if isinstance(saved, str):
-            there = saved.startswith("tinker://") or Path(saved).is_dir()
+            there = "://" in saved or Path(saved).is_dir()
             path = saved if there else self._record.saved_at(saved)
         else:
             path = saved.path
@@ -281,7 +283,7 @@ class TrainingSession:
             record.end("paused", error=JobError(code="limit", message=error.message))
             raise
         try:
-            self._backend: SessionBackend = record.provider.open_session(record.order)
+            self._backend: SessionBackend = record.provider.open_session(record.order_now())
         except BaseException as error:
             fatal = isinstance(error, Exception)
             told = JobError(code=type(error).__name__, message=str(error) or type(error).__name__)
@@ -404,15 +406,13 @@ class TrainingSession:
         seq_id: int | None,
         *,
         backward: bool,
-        own: dict[str, float] | None = None,
+        own: ForwardOutput | None = None,
     ) -> Future[ForwardOutput]:
-        """`own`: the metrics of a loss that was computed here, whose gradient the rows carry as weights."""
+        """`own`: the result of a loss that was computed here, whose gradient the rows carry as weights."""
         use = TokenUse(train=rows.tokens) if backward else TokenUse(prefill=rows.tokens)
 
         def read(answer: dict[str, Any]) -> tuple[ForwardOutput, TokenUse]:
-            found = shapes.forward_output(answer)
-            if own is not None:
-                found = ForwardOutput(found.loss_fn_outputs, own)
+            found = own or shapes.forward_output(answer)
             if backward:
                 with self._counting:
                     self._sums.add(loss if own is None else "custom", rows, found.metrics)
@@ -420,6 +420,8 @@ class TrainingSession:
             return found, use
 
         def send() -> Future[dict[str, Any]]:
+            if own is not None:
+                return self._backend.gradient(rows.rows)
             return self._backend.forward(rows.rows, loss, config, backward=backward)
 
         return self._send(use, send, read, seq_id)
@@ -483,8 +485,8 @@ class SessionFutures:
         rows = list(data)
         there = self.forward(rows).result()
         weighted, metrics = shapes.custom_weights(rows, there, loss)
-        packed = shapes.packed(weighted)
-        return self._session._forward(packed, "cross_entropy", {}, None, backward=True, own=metrics)  # pyright: ignore[reportPrivateUsage]
+        packed, own = shapes.packed(weighted), ForwardOutput(there.loss_fn_outputs, metrics)
+        return self._session._forward(packed, "cross_entropy", {}, None, backward=True, own=own)  # pyright: ignore[reportPrivateUsage]
 
     def optim_step(self, adam: Any = None, *, seq_id: int | None = None) -> Future[StepOutput]:
         given = shapes.options_of(adam, ADAM, "an optimizer step")

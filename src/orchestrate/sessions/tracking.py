@@ -15,11 +15,12 @@ import msgspec
 from msgspec.structs import replace
 
 from orchestrate.core.files import Journal, whole_folder, write_whole
+from orchestrate.costing.bills import quoted_hour
 from orchestrate.errors import NotFound, OrchestrateError, RunFailed, UsageError
 from orchestrate.local.run import JobState, RunDir, checkpoints, now
 from orchestrate.local.run.checkpoints import Progress, Whole
 from orchestrate.paid.limits import reached, require_within
-from orchestrate.providers.base import Sessions, capability
+from orchestrate.providers.base import Sessions, StopsWorkers, capability
 from orchestrate.providers.sessions import (
     JOURNAL,
     SESSION,
@@ -134,15 +135,31 @@ class Meter:
         """Say whether the limit of a session that is billed hourly will be reached so soon."""
         if self.price.hourly is None:
             return False
-        return reached(self.usd + self.price.of(TokenUse(), Decimal(str(margin_s)) / 3600), self.max_usd)
+        ahead = self.price.of(TokenUse(), Decimal(str(margin_s)) / 3600)
+        return reached(self.usd + ahead + self._tail_usd, self.max_usd)
+
+    @property
+    def _tail_usd(self) -> Decimal:
+        """What the host bills after the program was killed."""
+        return self.price.of(TokenUse(), Decimal(str(self.price.tail_s)) / 3600)
+
+    def left_s(self) -> float | None:
+        """Return the seconds until the limit of a session that is billed hourly by a host."""
+        hourly = self.price.hourly
+        if hourly is None or not self.price.tail_s or self.max_usd is None:
+            return None
+        return float((self.max_usd - self.usd) / hourly.usd_per_hour * 3600)
 
     def require_left(self) -> None:
         """Raises `OverBudget` when nothing is left of the limit of a session that is billed hourly."""
         if self.reached(0):
             figure, fix = "what it has cost so far and a cent", "ft.session(resume=RUN, max_cost_usd=...)"
-            cent = Decimal("0.01")
+            least = self.usd + Decimal("0.01")
+            if self.price.tail_s:
+                figure = "what it has cost so far and would cost until the host stops a machine left running,"
+                least += self._tail_usd
             require_within(
-                self._provider, self.usd + cent, self.max_usd, what="its limit", figure=figure, fix=fix
+                self._provider, least, self.max_usd, what="the session's limit", figure=figure, fix=fix
             )
 
 
@@ -228,10 +245,11 @@ class SessionRecord:
         )
         price = provider.session_price(order, ws.rates)
         limited = request.max_cost_usd is not None
-        if price.by_token and not limited:
+        if (price.by_token or price.tail_s) and not limited:
             raise UsageError(
                 f"a session on {name} costs what your loop asks for: it needs a limit", fix="max_cost_usd=5"
             )
+        Meter(name, price, request.max_cost_usd, Decimal).require_left()
         quote = quote_of(name, model, price, request.max_cost_usd)
         intent = Intent(
             spec=spec,
@@ -276,9 +294,12 @@ class SessionRecord:
             raise UsageError(
                 f"run {run.id} is {run.status.value}: it {why}", fix=f"orchestrate show {run.id}"
             )
-        dir = RunDir(Path(str(provider.get(run.handle).payload["folder"])))
-        order = decoding.convert(dir.job().session, SessionOrder)
+        if isinstance(provider, StopsWorkers):
+            provider.stop_workers(run.ref)  # what a killed program left up
+        job = provider.get(run.handle)
+        order = decoding.convert(RunDir(Path(str(job.payload["folder"]))).job().session, SessionOrder)
         price = provider.session_price(order, ws.rates)
+        _require_quoted_price(run, price)
         most = run.max_cost_usd if max_cost_usd is None else max_cost_usd
         at, limits = ws.store.clock.now(), Allowance(max_usd=most, max_hours=run.max_hours)
         run = ws.store.runs.commit(
@@ -288,11 +309,17 @@ class SessionRecord:
             ws.settings.budget_usd,
             figure="what it may cost with its limit",
         )
-        return cls._held_by_us(ws, provider, run, order, price)
+        return cls._held_by_us(ws, provider, run, order, price, job.worked_seconds)
 
     @classmethod
     def _held_by_us(
-        cls, ws: Workspace, provider: Sessions, run: Run, order: SessionOrder, price: SessionPrice
+        cls,
+        ws: Workspace,
+        provider: Sessions,
+        run: Run,
+        order: SessionOrder,
+        price: SessionPrice,
+        earlier_s: float | None = None,
     ) -> SessionRecord:
         dir = provider.session_dir(order)
         made = cls(
@@ -310,7 +337,7 @@ class SessionRecord:
             if dir.asked() == "pause":
                 dir.ask(None)
             state = dir.written_state()
-            made._earlier_s, made._began = state.seconds, time.monotonic()
+            made._earlier_s, made._began = max(state.seconds, earlier_s or 0.0), time.monotonic()
             made.meter.keep_in(dir.path)
             dir.claim()
             made.tell(
@@ -339,6 +366,10 @@ class SessionRecord:
     @property
     def hours(self) -> Decimal:
         return Decimal(str(self.seconds)) / 3600
+
+    def order_now(self) -> SessionOrder:
+        """Return the order with the time that is left of its limit."""
+        return replace(self.order, ends_in_s=self.meter.left_s())
 
     @property
     def _cost(self) -> Decimal | None:
@@ -447,6 +478,16 @@ class SessionRecord:
         self.tell(status=status, stage=None, error=error, result=result, **more)
         self._held.close()
         self.visit_store()
+
+
+def _require_quoted_price(run: Run, price: SessionPrice) -> None:
+    """Raises `UsageError` when a host changed its hourly price: what it has cost so far is counted by it."""
+    quoted, hour = quoted_hour(run.quote), price.of(TokenUse(), Decimal(1))
+    if price.tail_s and quoted is not None and hour != quoted.usd_per_hour:
+        raise UsageError(
+            f"an hour now costs ${hour}, and run {run.id} was quoted ${quoted.usd_per_hour}",
+            fix="start a new session, and load the last save of this one there",
+        )
 
 
 def ended_already(run: Run) -> RunFailed:

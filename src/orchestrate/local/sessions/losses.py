@@ -14,14 +14,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from orchestrate.errors import UsageError
+from orchestrate.local.job import CLIP_HIGH, CLIP_LOW, DRO_BETA
 from orchestrate.local.model.loaded import OutputHead
 
 Inputs = Mapping[str, Tensor]
 Config = Mapping[str, Any]
 Loss = Callable[[Tensor, Inputs, Config], Tensor]
-CLIP_LOW, CLIP_HIGH = 0.8, 1.2
-"""The ratio's bounds for `ppo`, `cispo` and `gspo` if the request has none."""
-DRO_BETA = 0.05
 UNPUBLISHED = "stable_reinforce"
 
 

@@ -139,7 +139,7 @@ def unbilled_failure(job: Job) -> bool:
 PROFILE = Profile(
     kind="together",
     title="Together",
-    provider="orchestrate.providers.together.provider:TogetherProvider",
+    provider="orchestrate.providers.together.sessions:SteppedTogether",
     rank=1,
     url="https://api.together.ai",
     origins=frozenset(

@@ -32,6 +32,7 @@ from orchestrate.sandbox.together.endpoints import Endpoints
 from orchestrate.sandbox.together.files import FileExists, TogetherFiles
 from orchestrate.sandbox.together.jobs import TogetherJobMaker, events_of, metrics_of
 from orchestrate.sandbox.together.registry import object_id, registry_of
+from orchestrate.sandbox.together.sessions import TrainingSessions
 from orchestrate.sandbox.uploads import read
 
 # Together's preview of how rows become tokens, and which of them carry loss.
@@ -105,6 +106,7 @@ class TogetherHost(Host):
         self.files = SandboxFiles(self)
         self.endpoints = Endpoints(self)
         self.maker = TogetherJobMaker(self.files)
+        self.sessions = TrainingSessions(self)
 
     def env(self, key: str) -> dict[str, str]:
         return {
@@ -112,6 +114,9 @@ class TogetherHost(Host):
             "TOGETHER_API_KEY": key,
             "TOGETHER_PROJECT_ID": f"proj-{here()}",
         }
+
+    def close(self) -> None:
+        self.sessions.close()
 
     def error(self, error: HostError) -> Response:
         body: dict[str, Any] = {
@@ -126,6 +131,7 @@ class TogetherHost(Host):
         return [
             *TogetherFiles(self.files).routes(),
             *self.endpoints.routes(),
+            *self.sessions.routes(),
             route(f"{jobs}/estimate-price", "POST", self.estimate),
             route(f"{jobs}/preview", "POST", self.preview),
             route(f"{jobs}/models/limits", "GET", self.limits),

@@ -1,0 +1,362 @@
+"""The machines of training sessions at Together: model resources, which bill hourly while they are up.
+
+A model resource has no name and its creation no idempotency key. What finds one again whose answer was lost
+is that it was not there before, and its `inactive_timeout`, which each run has its own of. The request is
+written into the run directory before it is sent, and is never sent a second time. The machine ends when the
+session does, and by the host's own timeout when the program was killed."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+
+from orchestrate.core.files import Journal
+from orchestrate.errors import (
+    NotFound,
+    OutcomeUnknown,
+    PermissionRefused,
+    ProviderError,
+    RunFailed,
+    UnexpectedAnswer,
+    UsageError,
+)
+from orchestrate.local.run import RunDir, now, runs
+from orchestrate.providers.calls import money, plain, ref_in, table, text, when
+from orchestrate.providers.calls.hosted import MOST_PAGES, Wire
+from orchestrate.types import Record, Standing
+
+if TYPE_CHECKING:
+    from together import Together
+
+    from orchestrate.providers.sessions import SessionOrder
+
+LEAST_S, MARKS = 300, 120
+"""The shortest timeout of the host, and how many more seconds mark a run's own."""
+TAIL_S = float(LEAST_S + MARKS)
+"""The longest for which a machine bills after its program was killed."""
+SEARCH_S, READY_S, LOOK_S = 60.0, 3600.0, 2.0
+"""For a machine whose answer was lost, until a machine is ready, and between two looks."""
+JOURNAL = "machines.jsonl"
+UP = ("PENDING", "CREATING", "READY")
+OPTIONS = frozenset({"gpu_type", "generators"})
+
+
+class Machine(Record, frozen=True, kw_only=True):
+    """A line of the journal: a machine that was asked for. The last line with its number counts."""
+
+    number: int
+    base_model: str
+    inactive_s: int
+    asked_at: datetime
+    known: tuple[str, ...] = ()
+    """Machines that were up before."""
+    id: str | None = None
+    """`None`: the answer is not known."""
+    ended: bool = False
+    seconds: float = 0.0
+    """Of one that has ended: for how long it was billed."""
+
+
+def inactive_s(ref: str) -> int:
+    """Return the timeout that marks a run's machines."""
+    return LEAST_S + int(hashlib.sha256(ref.encode()).hexdigest(), 16) % MARKS
+
+
+def wanted(order: SessionOrder) -> dict[str, Any]:
+    """Return the body of a request for a machine. Raises `UsageError` for unknown options."""
+    if unknown := sorted(order.options.keys() - OPTIONS):
+        known = ", ".join(sorted(OPTIONS))
+        raise UsageError(f"a session at Together has no option {unknown[0]!r}", fix=f"one of {known}")
+    compute: dict[str, Any] = {"num_generator_replicas": int(order.options.get("generators", 1))}
+    if "gpu_type" in order.options:
+        compute["gpu_type"] = order.options["gpu_type"]
+    return {
+        "base_model": order.model,
+        "compute_config": compute,
+        "inactive_timeout": inactive_s(order.ref),
+        "lora_enabled": True,
+        "optimizer_config": {"adam": {}},
+    }
+
+
+class Machines:
+    def __init__(
+        self,
+        provider: str,
+        client: Callable[[], Together],
+        wire: Wire,
+        home: Path,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._provider, self._client, self._wire = provider, client, wire
+        self._home, self._sleep = home, sleep
+
+    @property
+    def _api(self) -> Any:
+        return self._client().post_training.model_resources
+
+    # -- the price -----------------------------------------------------------------------------------------
+
+    def usd_per_hour(self, body: Mapping[str, Any]) -> Decimal | None:
+        """Return the host's own estimate, or `None` where it gives no price in US dollars."""
+        told = plain(self._wire.read(lambda: self._api.estimate_cost(**body)))
+        usd = money(told.get("price_per_hour"))
+        return usd if usd and usd > 0 and told.get("currency") == "USD" else None
+
+    # -- one run's -----------------------------------------------------------------------------------------
+
+    def journal(self, run: RunDir) -> Journal[Machine]:
+        return Journal(run.path / JOURNAL, Machine)
+
+    def of(self, run: RunDir) -> list[Machine]:
+        return list({one.number: one for one in self.journal(run).entries}.values())
+
+    def create(self, run: RunDir, order: SessionOrder) -> Machine:
+        """Ask for a machine, once. Raises `OutcomeUnknown` when the answer was lost and the machine can't be
+        found, and `ProviderError` when there certainly is none."""
+        body, journal = wanted(order), self.journal(run)
+        known = tuple(str(raw["id"]) for raw in self.up())
+        asked = Machine(
+            number=len(self.of(run)) + 1,
+            base_model=order.model,
+            inactive_s=body["inactive_timeout"],
+            asked_at=now(),
+            known=known,
+        )
+        api = self._api
+        journal.append(asked)
+        try:
+            answer = self._wire.send_once(
+                order.ref,
+                lambda: api.create(**body),
+                lambda made: text(plain(made).get("id")),
+            )
+        except OutcomeUnknown as lost:
+            found = self._search(asked)
+            if found is None:
+                raise OutcomeUnknown(
+                    self._provider, order.ref, "if it exists, Together stops it when it was idle"
+                ) from lost
+        except ProviderError:
+            journal.append(replace(asked, ended=True))
+            raise
+        else:
+            found = plain(answer)
+        made = replace(asked, id=str(found["id"]))
+        journal.append(made)
+        return made
+
+    def _search(self, asked: Machine) -> dict[str, Any] | None:
+        waited = 0.0
+        while (found := self._match(asked, self.up())) is None and waited < SEARCH_S:
+            self._sleep(LOOK_S)
+            waited += LOOK_S
+        return found
+
+    def _match(self, asked: Machine, up: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """Raises `UnexpectedAnswer` where two machines may be the one that was asked for."""
+        if asked.id is not None:
+            return next((raw for raw in up if raw["id"] == asked.id), None)
+        found = [
+            raw
+            for raw in up
+            if raw["id"] not in asked.known
+            and raw.get("base_model") == asked.base_model
+            and raw.get("inactive_timeout") == asked.inactive_s
+        ]
+        if len(found) > 1:
+            ids = ", ".join(str(raw["id"]) for raw in found)
+            raise UnexpectedAnswer(self._provider, f"several machines may be this run's: {ids}")
+        return found[0] if found else None
+
+    def wait(self, run: RunDir, machine: Machine) -> None:
+        """Wait until the machine is ready. Raises `RunFailed` when the run is paused or cancelled meanwhile,
+        and `ProviderError`."""
+        waited = 0.0
+        while (raw := self._raw(str(machine.id))) and state(raw) != "READY":
+            if state(raw) not in UP:
+                why = text(table(raw.get("error")).get("message")) or "no reason given"
+                raise ProviderError(self._provider, f"the machine is {state(raw).lower()}: {why}")
+            if word := run.asked():
+                raise RunFailed(f"the session was asked to {word} before its machine was ready")
+            if waited >= READY_S:
+                raise ProviderError(self._provider, "the machine was not ready after an hour")
+            self._sleep(LOOK_S)
+            waited += LOOK_S
+
+    def _raw(self, id: str) -> dict[str, Any]:
+        return plain(self._wire.read(lambda: self._api.retrieve(id)))
+
+    def extend(self, machine: Machine) -> None:
+        """Keep an idle machine while its program lives."""
+        self._wire.once(lambda: self._api.extend_expiry(str(machine.id), seconds=machine.inactive_s))
+
+    def end(self, run: RunDir) -> None:
+        """End all machines of a run, and note for how long each was billed. Raises `ProviderError`, and
+        `OutcomeUnknown` for one whose creation is still not known."""
+        journal, left = self.journal(run), [one for one in self.of(run) if not one.ended]
+        for one in left:
+            id = one.id
+            if id is None:
+                found = self._match(one, self.up())
+                if found is None and (now() - one.asked_at).total_seconds() < SEARCH_S:
+                    raise OutcomeUnknown(self._provider, run.ref, "its machine may appear within a minute")
+                id = None if found is None else str(found["id"])
+            seconds = 0.0 if id is None else billed_s(self.stop(id))
+            journal.append(replace(one, id=id, ended=True, seconds=seconds))
+
+    def stop(self, id: str) -> dict[str, Any]:
+        """Stop a machine with its sessions, and return what the host says of it. May be repeated. Raises
+        `ProviderError` where it is still up."""
+        try:
+            told = plain(self._wire.read(lambda: self._api.stop(id, force=True)))
+        except NotFound:
+            return {}
+        if state(told) in UP:
+            told = self._raw(id)
+        if state(told) in UP:
+            raise ProviderError(self._provider, f"the machine {id} was asked to stop and is {state(told)}")
+        return told
+
+    def seconds(self, run: RunDir) -> float:
+        """Return for how long the run's machines were billed, or will be: one that its program left up ends
+        by its timeout."""
+        total = 0.0
+        for one in self.of(run):
+            if one.ended:
+                total += one.seconds
+            elif one.id is not None:
+                with suppress(NotFound):
+                    total += billed_s(self._raw(one.id))
+        return total
+
+    # -- the account's -------------------------------------------------------------------------------------
+
+    def up(self) -> list[dict[str, Any]]:
+        """List the machines that bill or will."""
+        api, status = self._api, [f"MODEL_RESOURCES_STATUS_{one}" for one in UP]
+        return self._all(lambda **page: api.list(status=status, limit=100, **page))
+
+    def _all(self, call: Callable[..., Any]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        page: dict[str, Any] = {}
+        for _ in range(MOST_PAGES):
+            answer: dict[str, Any] = {}
+
+            def read(page: dict[str, Any] = page, answer: dict[str, Any] = answer) -> object:
+                answer.clear()
+                answer.update(plain(call(**page)))
+                return answer
+
+            entries = self._wire.entries(read, "data")
+            if not all(text(raw.get("id")) for raw in entries):
+                raise UnexpectedAnswer(self._provider, "an entry without an id in a list")
+            found += entries
+            cursor = text(table(answer.get("meta")).get("next_cursor"))
+            if cursor is None or not table(answer.get("meta")).get("has_more"):
+                return found
+            if cursor == page.get("after"):
+                break
+            page = {"after": cursor}
+        raise UnexpectedAnswer(self._provider, "a list that never ends")
+
+    def refs(self, up: list[dict[str, Any]]) -> dict[str, str]:
+        """Map machines that are up to the refs of their runs: by the run directories here, then by the names
+        of their sessions, and last by requests here whose answer was lost."""
+        found: dict[str, str] = {}
+        asked = [(run.ref, one) for run in runs(self._home) for one in self.of(run) if not one.ended]
+        found |= {one.id: ref for ref, one in asked if one.id is not None}
+        if any(raw["id"] not in found for raw in up):
+            api = self._client().post_training.sessions
+            status = [f"TRAINING_SESSION_STATUS_{one}" for one in ("CREATING", "RUNNING")]
+            for raw in self._all(lambda **page: api.list(status=status, limit=100, **page)):
+                ref = ref_in(raw.get("display_name"))
+                if ref is not None:
+                    found.setdefault(str(raw.get("model_resources_id")), ref)
+        for ref, one in asked:
+            left = [raw for raw in up if raw["id"] not in found]
+            with suppress(UnexpectedAnswer):  # one of several: they are listed without a run
+                if one.id is None and (raw := self._match(one, left)) is not None:
+                    found[str(raw["id"])] = ref
+        return found
+
+    def session(self, machine: str, name: str) -> dict[str, Any] | None:
+        """Find a session on a machine by its name."""
+        api = self._client().post_training.sessions
+        found = self._all(lambda **page: api.list(model_resources_id=machine, limit=100, **page))
+        return next((raw for raw in found if raw.get("display_name") == name), None)
+
+    def standing(self) -> Iterator[Standing]:
+        """List the machines that are up. A project without access to training sessions has none."""
+        try:
+            up = self.up()
+        except (NotFound, PermissionRefused):
+            return
+        if not up:
+            return
+        refs, mine, prices = self.refs(up), self._user(), dict[str, Decimal | None]()
+        for raw in up:
+            body = {
+                name: raw[name] for name in ("base_model", "compute_config", "lora_enabled") if name in raw
+            }
+            key = str(sorted(body.items()))
+            if key not in prices:
+                prices[key] = None
+                with suppress(ProviderError):
+                    prices[key] = self.usd_per_hour(body)
+            ref, by = refs.get(str(raw["id"])), text(raw.get("created_by"))
+            yield Standing(
+                provider=self._provider,
+                kind="job",
+                id=str(raw["id"]),
+                name=ref,
+                state=state(raw).lower(),
+                bills=True,
+                usd_per_hour=prices[key],
+                rented=True,
+                job_id=ref,
+                created_at=when(raw.get("created_at")),
+                owner=by if mine is not None and by != mine else None,
+                note=f"training session of {raw.get('base_model')}",
+            )
+
+    def _user(self) -> str | None:
+        """Return the user of the key, where it is a user's."""
+        with suppress(ProviderError):
+            who = plain(self._wire.read(lambda: self._client().whoami()))
+            return text(table(who.get("user")).get("id"))
+        return None
+
+    def end_by_ref(self, ref: str) -> None:
+        """End the machines of a run, also of another store's."""
+        run = RunDir(self._home / ref)
+        if run.exists():
+            self.end(run)
+        up = self.up()
+        for id, owner in self.refs(up).items():
+            if owner == ref and any(raw["id"] == id for raw in up):
+                self.stop(id)
+
+
+def state(raw: Mapping[str, Any]) -> str:
+    """Return the host's word without its prefix."""
+    return (text(raw.get("status")) or "UNKNOWN").removeprefix("MODEL_RESOURCES_STATUS_")
+
+
+def billed_s(raw: Mapping[str, Any]) -> float:
+    """Return the seconds from the creation of a machine to its end, or to the time at which the host ends
+    it."""
+    began = when(raw.get("created_at"))
+    ends = [when(raw.get("updated_at"))]
+    if state(raw) in UP:
+        ends.append(when(raw.get("expires_at")))
+    known = [at for at in ends if at is not None]
+    return max((at - began).total_seconds() for at in known) if began is not None and known else 0.0

@@ -1,0 +1,582 @@
+"""Training sessions at Together, through its official client.
+
+Machines are made by the client's own methods without retries (see `machines`); operations go through its
+`SessionClient`, which gives each a key by which the host carries it out once however often it is sent. One
+thread of a session sends them, in order."""
+
+from __future__ import annotations
+
+import atexit
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from decimal import Decimal
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from msgspec.structs import replace
+
+from orchestrate import catalog
+from orchestrate.core import days
+from orchestrate.costing import HourlyRate
+from orchestrate.errors import (
+    InvalidRequest,
+    OrchestrateError,
+    ProviderError,
+    Unsupported,
+    UsageError,
+)
+from orchestrate.local.job import CLIP_HIGH, CLIP_LOW, DRO_BETA
+from orchestrate.local.run import RunDir
+from orchestrate.paid.limits import require_price
+from orchestrate.providers import files as archives
+from orchestrate.providers import files as transfer
+from orchestrate.providers.base import Progress, Sessions, StopsWorkers
+from orchestrate.providers.calls import money, plain, rows, table, text
+from orchestrate.providers.rundirs import SessionRuns
+from orchestrate.providers.sessions import (
+    MOST_TOKENS,
+    SESSION,
+    Row,
+    SessionBackend,
+    SessionOrder,
+    SessionPrice,
+)
+from orchestrate.providers.together import PROFILE
+from orchestrate.providers.together.machines import TAIL_S, Machine, Machines, wanted
+from orchestrate.providers.together.provider import TogetherProvider
+from orchestrate.types import (
+    Artifact,
+    Billing,
+    Checkpoint,
+    Confidence,
+    Event,
+    Job,
+    JobHandle,
+    JobStatus,
+    MetricPoint,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from orchestrate.costing import RateBook
+    from orchestrate.settings.config import HostConfig
+
+    Array = np.ndarray[Any, Any]
+
+SCHEME = "together://"
+"""Of the places of saves: what follows is the host's id of a checkpoint."""
+ALPHA = 32
+"""As sessions of this machine and of Tinker have."""
+OPERATION_S, INTERVAL_S = 1800.0, 0.25
+"""The longest for one operation, and between two looks at it."""
+EXTEND_S = 60.0
+_CLIPS: Mapping[str, float] = {"clip_low_threshold": CLIP_LOW, "clip_high_threshold": CLIP_HIGH}
+LOSSES: Mapping[str, Mapping[str, float]] = {
+    "cross_entropy": {},
+    "importance_sampling": {},
+    "ppo": _CLIPS,
+    "cispo": _CLIPS,
+    "dro": {"beta": DRO_BETA},
+}
+"""The losses that have one formula here and there, with their settings. All settings are always sent."""
+OTHERS = {
+    "gspo": "Together's GRPO with ratios of sequences is another formula",
+    "stable_reinforce": "its formula is not published",
+}
+_SUPPORTED = frozenset({"target_tokens", "weights", "mask", "logprobs", "advantages"})
+T = TypeVar("T")
+
+
+class TogetherSession(SessionBackend):
+    """One model on a machine of its own."""
+
+    def __init__(self, provider: SteppedTogether, order: SessionOrder, run: RunDir) -> None:
+        self._provider, self._order, self._run = provider, order, run
+        self._machines = provider.machines
+        self._thread = ThreadPoolExecutor(1, f"together {order.ref}")
+        self._stop, self._ending = threading.Event(), threading.Lock()
+        self._stale = False
+        """Whether the generator has older weights than the trainer."""
+        self._machine: Machine | None = None
+        self._client: Any = None
+        self._tokenizer: str | None = None
+        began = time.monotonic()
+        try:
+            self._machine = self._machines.create(run, order)
+            ends_in = order.ends_in_s
+            self._ends_at = None if ends_in is None else began + ends_in
+            self._machines.wait(run, self._machine)
+            self._client = self._attached(self._made_session())
+        except BaseException:
+            with suppress(OrchestrateError, OSError):
+                self.close()
+            raise
+        atexit.register(self._leave)
+        threading.Thread(target=self._keep, daemon=True, name=f"machine of {order.ref}").start()
+
+    @property
+    def tokenizer(self) -> str:
+        known = catalog.resolve(self._order.model, PROFILE)
+        return self._tokenizer or known.hub or known.id
+
+    # -- sessions of the host: they cost nothing by themselves ---------------------------------------------
+
+    def _made_session(self, saved: str | None = None, *, optimizer: bool = True) -> str:
+        """Make a session on the machine. One whose answer was lost is found by its name."""
+        api, name = self._provider.post_training.sessions, f"{self._order.ref}/{secrets.token_hex(4)}"
+        lora = self._order.lora
+        body: dict[str, Any] = {
+            "model_resources_id": str(self._machine and self._machine.id),
+            "display_name": name,
+            "lora_config": {
+                "rank": lora["rank"],
+                "alpha": ALPHA,
+                "train_unembed": lora["train_unembed"],
+                **({} if lora["seed"] is None else {"seed": lora["seed"]}),
+            },
+        }
+        if saved is not None:
+            body |= {"resume_from_checkpoint_id": saved, "load_optimizer": optimizer}
+
+        sent = False
+
+        def make() -> Any:
+            nonlocal sent
+            if sent and (found := self._machines.session(body["model_resources_id"], name)):
+                return found
+            sent = True
+            return api.create(**body)
+
+        made = plain(self._provider.wire.read(make))
+        for _ in range(int(OPERATION_S / INTERVAL_S)):
+            status = str(made.get("status")).removeprefix("TRAINING_SESSION_STATUS_")
+            if status == "RUNNING":
+                self._tokenizer = text(made.get("sandbox_tokenizer"))
+                return str(made["id"])
+            if status != "CREATING":
+                why = text(table(made.get("error")).get("message")) or "no reason given"
+                raise ProviderError(self._provider.name, f"the session is {status.lower()}: {why}")
+            time.sleep(INTERVAL_S)
+            id = str(made["id"])
+            made = plain(self._provider.wire.read(lambda id=id: api.retrieve(id)))
+        raise ProviderError(self._provider.name, "the session was not ready after half an hour")
+
+    def _attached(self, id: str) -> Any:
+        from together.post_training import SessionClient
+
+        config = self._provider.config
+        return self._told(
+            lambda: SessionClient.attach(
+                session_id=id,
+                api_key=config.require_key().reveal(),
+                base_url=config.base_url or PROFILE.url,
+            )
+        )
+
+    # -- operations ----------------------------------------------------------------------------------------
+
+    def _asked(self, operation: Callable[[], T]) -> Future[T]:
+        return self._thread.submit(lambda: self._told(operation))
+
+    def _told(self, operation: Callable[[], T]) -> T:
+        try:
+            return operation()
+        except Exception as error:
+            raise _error(self._provider, error) from error
+
+    def forward(
+        self, rows: Sequence[Row], loss: str, config: Mapping[str, Any], *, backward: bool
+    ) -> Future[dict[str, Any]]:
+        settings = _settings(loss, config)
+        samples = [_sample(number, row, loss) for number, row in enumerate(rows, 1)]
+        given = [sample["loss_fn_inputs"] for sample in samples]
+        known = [{name: tensor["data"] for name, tensor in inputs.items()} for inputs in given]
+        if not backward and loss == "cross_entropy":
+            for inputs in given:  # positions of weight 0 would come back as 0
+                inputs["weights"] = _tensor([1.0] * len(inputs["target_tokens"]["data"]))
+        wire = {"type": loss, **({f"{loss}_params": settings} if settings else {})}
+
+        def ask() -> dict[str, Any]:
+            call = self._client.trainer.forward_backward if backward else self._client.trainer.forward
+            done = call(
+                samples=samples,
+                loss=wire,
+                return_loss_fn_outputs=True,
+                timeout=OPERATION_S,
+                interval=INTERVAL_S,
+            )
+            return _forward_answer(done, known, None if backward or loss != "cross_entropy" else known)
+
+        return self._asked(ask)
+
+    def gradient(self, rows: Sequence[Row]) -> Future[dict[str, Any]]:
+        """Send the gradient of a loss that was computed here: minus the weights of the rows."""
+        samples: list[dict[str, Any]] = []
+        gradients: list[dict[str, Any]] = []
+        for number, row in enumerate(rows, 1):
+            sample = _sample(number, row, "cross_entropy")
+            weights = sample["loss_fn_inputs"].pop("weights")["data"]
+            gradients.append({"data": [-value for value in weights], "dtype": "D_TYPE_FLOAT32"})
+            samples.append(sample)
+
+        def ask() -> dict[str, Any]:
+            self._client.trainer.custom_forward_backward(
+                samples=samples, gradients=gradients, timeout=OPERATION_S, interval=INTERVAL_S
+            )
+            return {"logprobs": [], "metrics": {"loss:sum": 0.0}}
+
+        return self._asked(ask)
+
+    def step(self, adam: Mapping[str, float]) -> Future[dict[str, Any]]:
+        def ask() -> dict[str, Any]:
+            self._stale = True
+            done = self._client.trainer.optim_step(
+                adam_params=dict(adam), timeout=OPERATION_S, interval=INTERVAL_S
+            )
+            return {"metrics": {"step:max": float(done.step)}}
+
+        return self._asked(ask)
+
+    def sample(self, request: Mapping[str, Any]) -> Future[dict[str, Any]]:
+        """Sample after the generator has the newest weights."""
+        if request["stop_ids"]:
+            raise UsageError("Together ends answers at texts, not at token ids", fix='stop=["..."]')
+        params: dict[str, Any] = {
+            "max_tokens": request["max_tokens"] or MOST_TOKENS,
+            "temperature": request["temperature"],
+            "top_p": request["top_p"],
+            "top_k": request["top_k"] or -1,
+        }
+        params |= {name: request[name] for name in ("seed", "stop") if request[name]}
+        prompt = {"chunks": [{"encoded_text": {"tokens": list(request["prompt"])}}]}
+
+        def ask() -> dict[str, Any]:
+            if self._stale:
+                self._client.trainer.weights_sync(timeout=OPERATION_S, interval=INTERVAL_S)
+                self._stale = False
+            done = self._client.generator.sample(
+                prompt,
+                num_samples=request["n"],
+                sampling_params=params,
+                timeout=OPERATION_S,
+                interval=INTERVAL_S,
+            )
+            return {"answers": [_sequence(one) for one in done.sequences]}
+
+        return self._asked(ask)
+
+    def save(self, folder: Path, *, optimizer: bool) -> Future[str]:
+        """Save at the host. Nothing is written into `folder`."""
+
+        def ask() -> str:
+            client = self._client
+            call = client.create_training_checkpoint if optimizer else client.create_inference_checkpoint
+            return f"{SCHEME}{call(timeout=OPERATION_S, interval=INTERVAL_S).id}"
+
+        return self._asked(ask)
+
+    def load(self, saved: str, *, optimizer: bool) -> Future[None]:
+        """Make another session from the save: the host loads nothing into one that runs."""
+
+        def ask() -> None:
+            before = self._client
+            made = self._made_session(saved.removeprefix(SCHEME), optimizer=optimizer)
+            self._client, self._stale = self._attached(made), True
+            with suppress(Exception):  # it costs nothing, and ends with its machine
+                before.stop()
+
+        return self._asked(ask)
+
+    # -- ending --------------------------------------------------------------------------------------------
+
+    def _keep(self) -> None:
+        """Keep the machine up while this program lives, and end it at its limit whatever is under way."""
+        extended = time.monotonic()
+        while not self._stop.wait(1):
+            if self._ends_at is not None and time.monotonic() > self._ends_at:
+                with suppress(OrchestrateError, OSError):
+                    self._end_machine()
+                    return
+            elif time.monotonic() - extended > EXTEND_S and self._machine is not None:
+                extended = time.monotonic()
+                with suppress(ProviderError):
+                    self._machines.extend(self._machine)
+
+    def _end_machine(self) -> None:
+        with self._ending:
+            self._machines.end(self._run)
+
+    def _leave(self) -> None:
+        """End the machine of a program that ends without closing its session."""
+        with suppress(OrchestrateError, OSError):
+            self._end_machine()
+
+    def close(self) -> None:
+        """End the machine, and with it the session. What was not saved is lost."""
+        self._stop.set()
+        atexit.unregister(self._leave)
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        try:
+            self._end_machine()
+        except (OrchestrateError, OSError) as error:
+            told = (
+                f"the machine could not be ended ({error}); Together ends it within {TAIL_S / 60:g} minutes"
+            )
+            self._run.add_event(told, level="warning", type="machine")
+            raise
+        finally:
+            if self._client is not None:
+                with suppress(Exception):
+                    self._client.detach()
+
+
+def _settings(loss: str, config: Mapping[str, Any]) -> dict[str, float]:
+    """Return the settings of a loss that the host computes. Raises `UsageError`."""
+    if loss not in LOSSES:
+        why = OTHERS.get(loss, "it is unknown")
+        raise UsageError(f"Together has no loss {loss!r}: {why}", fix=f"one of {', '.join(LOSSES)}")
+    if strange := [name for name in config if name not in LOSSES[loss]]:
+        known = ", ".join(LOSSES[loss]) or "none"
+        raise UsageError(f"the loss {loss} has no setting {strange[0]!r}", fix=f"config: {known}")
+    return {**LOSSES[loss], **{name: float(value) for name, value in config.items()}}
+
+
+def _tensor(values: Sequence[float], dtype: str = "float32") -> dict[str, Any]:
+    return {"data": list(values), "dtype": dtype}
+
+
+def _sample(number: int, row: Row, loss: str) -> dict[str, Any]:
+    """Raises `UsageError` for a row that would train something else there."""
+    import numpy as np  # the base install has none
+
+    inputs: dict[str, Any] = {}
+    for name, value in row["inputs"].items():
+        if name not in _SUPPORTED:
+            raise UsageError(f"row {number}: Together's losses have no input {name!r}")
+        array = np.frombuffer(value["data"], dtype=value["kind"]).reshape(value["shape"])
+        if array.ndim != 1:
+            raise UsageError(f"row {number}: Together takes one {name} per token, got {list(array.shape)}")
+        if loss != "cross_entropy" and name == "weights" and not np.isin(array, (0, 1)).all():
+            raise UsageError(f"row {number}: Together takes weights of {loss} as 0 or 1 only")
+        inputs[name] = _tensor(array.tolist(), "int64" if name == "target_tokens" else "float32")
+    if loss == "cross_entropy" and "weights" not in inputs and "target_tokens" in inputs:
+        inputs["weights"] = _tensor([1.0] * len(inputs["target_tokens"]["data"]))
+    chunk = {"encoded_text": {"tokens": list(row["tokens"])}}
+    return {"model_input": {"chunks": [chunk]}, "loss_fn_inputs": inputs}
+
+
+def _forward_answer(
+    done: Any, given: Sequence[Mapping[str, Any]], weighed: Sequence[Mapping[str, Any]] | None
+) -> dict[str, Any]:
+    """`weighed`: compute the loss of cross-entropy here, from all log-probabilities and these weights."""
+    import numpy as np
+
+    found = [np.asarray(one.tensors["logprobs"].data, dtype="<f4") for one in done.loss_fn_outputs or ()]
+    if len(found) != len(given):
+        raise ProviderError("together", f"log-probabilities of {len(found)} rows came back, not {len(given)}")
+    loss = float(done.loss)
+    if weighed is not None:
+        loss = float(
+            sum(-(lp * np.asarray(row["weights"])).sum() for lp, row in zip(found, weighed, strict=True))
+        )
+    metrics = {**dict(done.metrics or {}), "loss:sum": loss}
+    if all("logprobs" in row for row in given):
+        apart = sum(abs(lp - row["logprobs"]).sum() for lp, row in zip(found, given, strict=True))
+        metrics["sampled_logprob_difference:sum"] = float(apart)
+    return {"logprobs": found, "metrics": metrics}
+
+
+def _sequence(one: Any) -> dict[str, Any]:
+    stop = "stop" if one.stop_reason == "STOP_REASON_STOP" else "length"
+    return {"stop": stop, "tokens": [int(id) for id in one.tokens], "logprobs": list(one.logprobs or ())}
+
+
+def _error(provider: SteppedTogether, error: Exception) -> Exception:
+    """The client's error as one of ours. Nothing that was sent is sent again for it."""
+    if isinstance(error, OrchestrateError):
+        return error
+    continues = "ft.session(resume=RUN) continues from the last save"
+    if type(error).__name__ == "OperationFailedError":
+        refused = "INVALID_INPUT" in str(error)
+        kind = InvalidRequest if refused else ProviderError
+        return kind(provider.name, str(error), fix=None if refused else continues)
+    if isinstance(error, TimeoutError):
+        return ProviderError(
+            provider.name, f"no result after {OPERATION_S / 60:g} minutes; it may still come", fix=continues
+        )
+    if isinstance(error, ValueError):
+        return UsageError(str(error))
+    return provider.wire.error(error)
+
+
+class SteppedTogether(TogetherProvider, Sessions, StopsWorkers):
+    """Together, with training sessions. Their run directories are on this machine."""
+
+    profile = PROFILE
+    features = TogetherProvider.features
+
+    def __init__(self, config: HostConfig, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        super().__init__(config, sleep=sleep)
+        self.wire, self._sleep = self._wire, sleep
+
+    @property
+    def post_training(self) -> Any:
+        return self._client().post_training
+
+    @cached_property
+    def _runs(self) -> SessionRuns:
+        return SessionRuns(Path(str(self.config.options["home"])), self.name)
+
+    @cached_property
+    def machines(self) -> Machines:
+        return Machines(self.name, self._client, self._wire, self._runs.home, self._sleep)
+
+    # -- sessions ------------------------------------------------------------------------------------------
+
+    def session_dir(self, order: SessionOrder) -> RunDir:
+        return self._runs.make(order)
+
+    def session_price(self, order: SessionOrder, rates: RateBook) -> SessionPrice:
+        """Ask the host what an hour of the machine costs. Raises `UsageError` for what it can't train, and
+        `UnknownPrice`."""
+        _require_adapter(order)
+        usd = self.machines.usd_per_hour(wanted(order))
+        limit = money(order.spec.get("max_cost_usd")) or Decimal(0)
+        require_price(self.name, usd, limit, "Together estimates no hourly price in US dollars for it")
+        assert usd is not None  # noqa: S101
+        source = "Together's estimate for this machine"
+        hourly = HourlyRate(
+            component="rental",
+            usd_per_hour=usd,
+            low_usd_per_hour=usd,
+            high_usd_per_hour=usd,
+            label="a machine for training and sampling",
+            source=source,
+            as_of=days.today().isoformat(),
+            confidence=Confidence.QUOTED,
+        )
+        return SessionPrice(hourly=hourly, source=source, tail_s=TAIL_S)
+
+    def open_session(self, order: SessionOrder) -> SessionBackend:
+        return TogetherSession(self, order, self._runs.make(order))
+
+    def stop_workers(self, ref: str) -> None:
+        self.machines.end_by_ref(ref)
+
+    # -- jobs and sessions ---------------------------------------------------------------------------------
+
+    def _session_job(self, job: JobHandle) -> Job:
+        """Read the run directory, and ask the host for how long it bills machines that are left up."""
+        run = self._runs.dir(job)
+        found = self._runs.job(run)
+        if found.status.terminal or found.status is JobStatus.PAUSED:
+            billed = self.machines.seconds(run)
+            found = replace(found, worked_seconds=max(found.worked_seconds or 0.0, billed))
+        return found
+
+    def get(self, job: JobHandle) -> Job:
+        return self._session_job(job) if job.kind == SESSION else super().get(job)
+
+    def find(self, ref: str) -> list[JobHandle]:
+        return self._runs.find(ref) or super().find(ref)
+
+    def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
+        if job.kind != SESSION:
+            yield from super().events(job, after=after)
+        else:
+            yield from self._runs.dir(job).events(after)
+
+    def metrics(self, job: JobHandle) -> list[MetricPoint]:
+        return self._runs.dir(job).metrics() if job.kind == SESSION else super().metrics(job)
+
+    def checkpoints(self, job: JobHandle) -> list[Checkpoint]:
+        return self._runs.checkpoints(job) if job.kind == SESSION else super().checkpoints(job)
+
+    def cancel(self, job: JobHandle) -> None:
+        if job.kind != SESSION:
+            super().cancel(job)
+        elif self._runs.ask(job, "cancel", "cancelled"):
+            self.machines.end(self._runs.dir(job))
+
+    def pause(self, job: JobHandle) -> None:
+        if job.kind != SESSION:
+            raise Unsupported(self.name, "pause", "Together cannot pause a job")
+        if self._runs.ask(job, "pause", "paused"):
+            self.machines.end(self._runs.dir(job))
+
+    def delete(self, job: JobHandle) -> None:
+        if job.kind == SESSION:
+            raise UsageError(
+                "Together has no request that deletes the checkpoints of a training session",
+                fix="delete them on Together's site",
+            )
+        super().delete(job)
+
+    def billing(self) -> Billing:
+        found = super().billing()
+        try:
+            return replace(found, items=(*found.items, *self.machines.standing()))
+        except ProviderError as error:
+            told = f"could not look up machines of training sessions: {error.message}"
+            return replace(found, partial=True, unseen=(*found.unseen, told))
+
+    # -- the tuned model -----------------------------------------------------------------------------------
+
+    def _raw_job(self, job: JobHandle) -> dict[str, Any]:
+        """Describe the result of a session as a job, so that it is deployed as one."""
+        if job.kind != SESSION:
+            return super()._raw_job(job)
+        saved = plain(self._wire.read(lambda: self.post_training.checkpoints.retrieve(self._result(job))))
+        adapter = table(table(saved.get("inference_registration")).get("adapter"))
+        return {
+            "id": job.job_id,
+            "status": "completed",
+            "adapter_object_id": adapter.get("id"),
+            "model": saved.get("base_model"),
+        }
+
+    def _result(self, job: JobHandle) -> str:
+        """Return the checkpoint that is the session's tuned model. Raises `UsageError`."""
+        saved = self._runs.dir(job).written_state().result
+        if saved is None:
+            raise UsageError(f"session {job.job_id} has no tuned model: it ended before a step was done")
+        return saved.removeprefix(SCHEME)
+
+    def download(
+        self, job: JobHandle, dest: Path, *, checkpoint: str | None = None, progress: Progress | None = None
+    ) -> Artifact:
+        if job.kind != SESSION:
+            return super().download(job, dest, checkpoint=checkpoint, progress=progress)
+        if checkpoint is not None:
+            raise UsageError("Together hands out the result of a session only, not what it trains on from")
+        archives.require_empty(dest)
+        id, variant = self._result(job), "CHECKPOINT_VARIANT_ADAPTER"
+        base = self._runs.dir(job).job().model
+
+        def fetch(folder: Path, most: int) -> None:
+            import httpx
+
+            told = self._wire.read(lambda: self.post_training.checkpoints.download(id=id, variant=variant))
+            with httpx.Client(timeout=self.config.timeout_s) as http:
+                for one in rows(plain(told).get("data")):
+                    name = str(one.get("filename"))
+                    if Path(name).name != name or not archives.wanted(name):
+                        continue
+                    url = transfer.safe_url(self.name, one.get("url"))
+                    opened = transfer.signed(http, url)
+                    transfer.fetch(self._wire, opened, folder / name, limit_bytes=most, progress=progress)
+
+        return self._downloaded(job, dest, job.job_id, base, fetch)
+
+
+def _require_adapter(order: SessionOrder) -> None:
+    """Raises `UsageError` for an adapter that is another there."""
+    for part in ("train_mlp", "train_attn"):
+        if not order.lora[part]:
+            raise UsageError(f"Together trains attention and MLP together: {part}=False is not possible")
