@@ -26,10 +26,10 @@ from orchestrate.core.underway import ProgressCallback, heard_by
 from orchestrate.text import escaped, inert, lookalike
 
 _WRITABLE = "orchestrate"
-"""The name of our handler of characters that an encoding has not."""
+"""Name of our handler for characters that an encoding lacks."""
 
 _LATE = 200_000
-"""Objects more than before that are made until garbage is first looked for; a short command makes fewer."""
+"""Allocations before the first garbage collection; a short command makes fewer."""
 
 
 class LazyCommand(TyperCommand):
@@ -153,7 +153,7 @@ class _Guarded:
 
     def __init__(self, stream: TextIO) -> None:
         self.rich_proxied_file = stream
-        """Where rich's consoles write: their escape sequences are our own styles and cursors."""
+        """Streams of rich's consoles, whose escape sequences are our own styles and cursors."""
 
     def write(self, text: str) -> int:
         return self.rich_proxied_file.write(inert(text))

@@ -46,18 +46,18 @@ if TYPE_CHECKING:
 
 
 class OrchestrateError(Exception):
-    """Base of all errors raised on purpose.
+    """Base class of all errors raised on purpose.
 
-    `retryable` tells whether the same call can succeed later without a change; `fix` is the next step for a
-    person, a command where there is one.
+    `retryable` says whether the same call can succeed later without a change. `fix` is the next step for a
+    person, as a command if there is one.
     """
 
     exit_code: ClassVar[int] = 1
     retryable: bool = False
     lost_requests: int = 0
-    """Requests of the command that got no answer and may have been billed, for `lost_usd` at most."""
+    """Requests that got no answer and may have been billed, for `lost_usd` at most."""
     lost_usd: Decimal | None = Decimal(0)
-    """`None` where no price is known."""
+    """`None` if no price is known."""
     _added: tuple[str, ...] = ()
 
     def __init__(self, message: str, *, fix: str | None = None) -> None:
@@ -82,14 +82,14 @@ class OrchestrateError(Exception):
 
 
 class UsageError(OrchestrateError):
-    """The command or the call is wrong; nothing was sent. Change what the message names."""
+    """The command or call is wrong. Nothing was sent. Change what the message names."""
 
     exit_code = 2
 
 
 class SpecError(UsageError):
-    """The spec is wrong. `errors` has one line for each mistake: where, what, and the allowed values. Mend
-    those lines."""
+    """The spec is wrong. `errors` has one line per mistake: where, what, and the allowed values. Fix those
+    lines."""
 
     def __init__(self, message: str, *, errors: Sequence[str] = (), fix: str | None = None) -> None:
         super().__init__("\n".join([message, *errors]), fix=fix)
@@ -97,8 +97,8 @@ class SpecError(UsageError):
 
 
 class AlreadySubmitted(UsageError):
-    """The store has a run of the same settings, data, backend and account that is open or has just succeeded;
-    nothing was sent. `again` makes another. `state` and `next_step` are worded in
+    """The store has a run with the same settings, data, backend and account that is open or has just
+    succeeded. Nothing was sent. Pass `again` to submit another one. `state` and `next_step` are worded in
     `runs/submitting/repeats.py`."""
 
     def __init__(
@@ -120,8 +120,8 @@ class AlreadySubmitted(UsageError):
 
 
 class KeyTaken(UsageError):
-    """An idempotency key is that of a run, or of a host's job, which is not the one asked for; nothing was
-    sent. Take another key."""
+    """The idempotency key already belongs to a different run, or to a different job on the host. Nothing was
+    sent. Use another key."""
 
     def __init__(self, key: str, holder: str, differences: Sequence[str]) -> None:
         """`holder`: `run run-...`, or a job of a host that no run of the store has."""
@@ -141,7 +141,8 @@ class SetupError(OrchestrateError):
 
 
 class MissingKey(SetupError):
-    """There is no API key for the backend. `orchestrate keys set NAME`, or the variable that is named."""
+    """There is no API key for the backend. Run `orchestrate keys set NAME`, or set the variable that the
+    message names."""
 
     def __init__(self, provider: str, variable: str) -> None:
         super().__init__(
@@ -153,7 +154,7 @@ class MissingKey(SetupError):
 
 
 class KeyElsewhere(SetupError):
-    """An API key would go to a host that it is not tied to; nothing was sent. If you mean it:
+    """An API key would be sent to a host that it is not tied to. Nothing was sent. If you trust the host, run
     `orchestrate keys trust NAME HOST`."""
 
     def __init__(self, provider: str, host: str, known: Sequence[str]) -> None:
@@ -173,9 +174,9 @@ class KeyElsewhere(SetupError):
 
 
 class ProjectNotTrusted(SetupError):
-    """Files of a project set what needs your trust, and do not have it as they are now. Nothing was started,
-    read or sent. Read them, then trust them with `orchestrate keys trust --project`. `files` are their paths,
-    `settings` the dotted names of what the first one sets."""
+    """Project files set something that needs your trust, and this version of them is not trusted. Nothing was
+    started, read or sent. Read them, then trust them with `orchestrate keys trust --project`. `files` are
+    their paths, `settings` the dotted names of what the first one sets."""
 
     def __init__(self, files: Sequence[str], settings: Sequence[str] = ()) -> None:
         set_by = [", ".join(settings)] if settings else []
@@ -189,8 +190,8 @@ class ProjectNotTrusted(SetupError):
 
 
 class OtherAccount(SetupError):
-    """A run is in another account of its host than that of the key; nothing was asked or changed there.
-    `account` is the one that is needed, `None` when the run does not say which."""
+    """The run is in a different account of its host than the key. Nothing was requested or changed there.
+    `account` is the account that is needed, or `None` if the run doesn't say which."""
 
     def __init__(
         self,
@@ -220,7 +221,7 @@ class OtherAccount(SetupError):
 
 
 class MissingExtra(SetupError):
-    """An optional package is absent; `fix` is the line that installs it."""
+    """An optional package is missing. `fix` is the line that installs it."""
 
     def __init__(self, extra: str, what: str, package: str) -> None:
         super().__init__(
@@ -231,21 +232,21 @@ class MissingExtra(SetupError):
 
 
 class ConfigError(SetupError):
-    """A configuration file, or a variable of the environment, is wrong. Mend the line that is named."""
+    """A configuration file or an environment variable is wrong. Fix the line that the message names."""
 
 
 class StoreError(SetupError):
-    """The run store cannot be used as it is: another version's, no store at all, or held by somebody.
-    Nothing was changed; `orchestrate doctor` says more, `orchestrate recover` rebuilds one that was lost."""
+    """The run store cannot be used: it belongs to another version, is not a store, or is locked. Nothing was
+    changed. `orchestrate doctor` says more, and `orchestrate recover` rebuilds a lost store."""
 
 
 _SHOWN = 10
-"""Problems that a traceback shows."""
+"""Number of problems shown in a traceback."""
 
 
 class DataError(OrchestrateError):
-    """The data has errors that would make a host refuse it or spoil the training: `problems` has each with
-    its row and its fix. `orchestrate data check FILE --fix` mends what can be mended."""
+    """The data has errors that a host would reject or that would spoil the training. `problems` has each one
+    with its row and its fix. `orchestrate data check FILE --fix` repairs what it can."""
 
     exit_code = 1
 
@@ -265,8 +266,8 @@ class DataError(OrchestrateError):
 
 
 class TranslationRefused(OrchestrateError):
-    """Settings of the spec cannot be kept on the backend; nothing was sent. `orchestrate plan --fix` writes
-    the overrides with which they can, or another backend is named."""
+    """The backend can't apply some settings of the spec. Nothing was sent. `orchestrate plan --fix` writes
+    overrides that it accepts. Or use another backend."""
 
     exit_code = 2
 
@@ -285,7 +286,7 @@ class TranslationRefused(OrchestrateError):
 
 
 class Unsupported(OrchestrateError):
-    """The backend lacks a feature, for the `reason` that is shown: `orchestrate providers`."""
+    """The backend lacks a feature, for the `reason` shown. See `orchestrate providers`."""
 
     exit_code = 2
 
@@ -297,8 +298,8 @@ class Unsupported(OrchestrateError):
 
 
 class OverBudget(OrchestrateError):
-    """The price is above a limit; nothing was sent. Raise the limit, train fewer tokens, or pick a
-    cheaper backend (`orchestrate quote`)."""
+    """The price is above a limit. Nothing was sent. Raise the limit, train fewer tokens, or pick a cheaper
+    backend (`orchestrate quote`)."""
 
     exit_code = 6
 
@@ -324,8 +325,8 @@ class OverBudget(OrchestrateError):
 
 
 class OutcomeUnknown(OrchestrateError):
-    """A create request was sent and its answer was lost: the job may exist and may be billed. Never send it
-    again: `orchestrate sync` looks for it by its ref."""
+    """A create request was sent and its response was lost, so the job may exist and be billed. Never send it
+    again: `orchestrate sync` looks it up by its ref."""
 
     exit_code = 5
     retryable = False
@@ -341,29 +342,29 @@ class OutcomeUnknown(OrchestrateError):
 
 
 class RunFailed(OrchestrateError):
-    """The run ended without a model. `orchestrate events RUN` has what its host said."""
+    """The run ended without a model. `orchestrate events RUN` shows what its host reported."""
 
     exit_code = 1
 
 
 class ArtifactRefused(OrchestrateError):
-    """A downloaded artefact is not safe or not whole, and was not kept. Download it again; a second time is a
-    matter for the host."""
+    """A downloaded artifact is unsafe or incomplete, and was not kept. Download it again. If that fails too,
+    contact the host."""
 
     exit_code = 4
 
 
 class ProviderError(OrchestrateError):
-    """A host's refusal. `status` is the HTTP status, `code` the host's own word, both `None` where there is
-    none."""
+    """A host rejected a request. `status` is the HTTP status and `code` the host's own code, both `None` if
+    there is none."""
 
     exit_code = 4
     unsent: bool = False
     """The request certainly never left this machine."""
     certain: bool = False
-    """The host's code is one whose meaning is known: what was asked was certainly not done."""
+    """The meaning of the host's code is known: the request was certainly not carried out."""
     param: str | None = None
-    """The field of the request that the host refused, where it names one."""
+    """The field of the request that the host rejected, if it names one."""
 
     def __init__(
         self,
@@ -391,53 +392,54 @@ class ProviderError(OrchestrateError):
 
 
 def refuses(status: int | None) -> bool:
-    """Return whether an HTTP status says that the host did nothing. A 5xx, a redirect or a timeout does
-    not say so, and 408 and 499 come from a proxy that stopped waiting."""
+    """Return whether an HTTP status means that the host did nothing. A 5xx, a redirect or a timeout does not
+    mean that, and 408 and 499 come from a proxy that stopped waiting."""
     return status is not None and 400 <= status < 500 and status not in (408, 499)
 
 
 class AuthenticationFailed(ProviderError):
-    """The key is wrong or has expired. Set another: `orchestrate keys set NAME`."""
+    """The key is wrong or has expired. Set another one: `orchestrate keys set NAME`."""
 
 
 class PermissionRefused(ProviderError):
-    """The key or its account may not do this. Use one that may, or ask the account's owner."""
+    """The key or its account lacks the permission. Use one that has it, or ask the account's owner."""
 
 
 class TrainingClosed(PermissionRefused):
-    """The host takes no new fine-tuning jobs from this account or for this model. Another backend
-    may: `orchestrate quote`."""
+    """The host accepts no new fine-tuning jobs from this account or for this model. Another backend may:
+    `orchestrate quote`."""
 
 
 class NotFound(ProviderError):
-    """The host has nothing under that id, or not in this account. Look at the id and the key's account."""
+    """The host has nothing under this id, or not in this account. Check the id and the key's account."""
 
 
 class Conflict(ProviderError):
-    """The host is in another state than the request needs. `orchestrate sync`, then look again."""
+    """The state on the host does not allow the request. Run `orchestrate sync`, then check again."""
 
 
 class InvalidRequest(ProviderError):
-    """The host takes no such request; the message is its own. Change the setting or file that it names."""
+    """The host rejected the request. The message is its own. Change the setting or file that it names."""
 
 
 class RateLimited(ProviderError):
-    """Too many requests at once. Wait `retry_after_s`, where the host told it, and call again."""
+    """Too many requests. Wait `retry_after_s`, if the host sent it, and call again."""
 
     retryable = True
 
 
 class QuotaExceeded(RateLimited):
-    """A limit of the account that waiting does not lift: money, jobs at once. Raise it at the host."""
+    """An account limit that waiting does not lift, such as money or concurrent jobs. Ask the host to raise
+    it."""
 
     retryable = False
 
 
 class HostUnavailable(ProviderError):
-    """No connection, no answer in time, or an error of the host's own. The same call again, later."""
+    """The host is unreachable, did not answer in time, or failed. Repeat the same call later."""
 
     retryable = True
 
 
 class UnexpectedAnswer(ProviderError):
-    """The host's answer is not what its API describes. Nothing was concluded from it: report it (`-vv`)."""
+    """The host's response does not match its API. Nothing was concluded from it. Please report it (`-vv`)."""

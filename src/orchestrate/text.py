@@ -54,8 +54,8 @@ _LOOKALIKES = {
 
 
 def lookalike(error: UnicodeError) -> tuple[str, int]:
-    """Handle `codecs` errors: write a character that the terminal's encoding lacks by its look, or else
-    escape it as in JSON, so that nothing is lost."""
+    """Handle `codecs` errors: replace a character that the terminal's encoding lacks with a lookalike, or
+    else escape it as in JSON, so nothing is lost."""
     return _written(error, _LOOKALIKES)
 
 
@@ -72,18 +72,18 @@ def _written(error: UnicodeError, looks: Mapping[str, str]) -> tuple[str, int]:
 
 
 def money(usd: Decimal | None) -> str:
-    """Write an amount: `$1,234.50`; below a dollar with a tenth of a cent or two digits, `$0.0042`. It is
+    """Format an amount: `$1,234.50`; below a dollar with a tenth of a cent or two digits, `$0.0042`. It is
     rounded up, and `limit` rounds down, so an amount above a limit is also shown above it."""
     return NOTHING if usd is None else _rounded(usd, ROUND_CEILING)
 
 
 def limit(usd: Decimal) -> str:
-    """Write an amount that may be spent or is left: like `money`, but rounded down."""
+    """Format an amount that may be spent or is left: like `money`, but rounded down."""
     return _rounded(usd, ROUND_FLOOR)
 
 
 def rate(usd: Decimal) -> str:
-    """Write the price of one unit with all its digits: `$8.00`, `$0.0375`."""
+    """Format the price of one unit with all its digits: `$8.00`, `$0.0375`."""
     whole, _, part = f"{usd.copy_abs():,f}".partition(".")
     return f"{'-' if usd < 0 else ''}${whole}.{part.rstrip('0').ljust(2, '0')}"
 
@@ -97,7 +97,7 @@ def _rounded(usd: Decimal, rounding: str) -> str:
 
 
 def span(low: Decimal, high: Decimal) -> str:
-    """Write a range, `$1.00 to $2.00`, or one amount if both ends are equal."""
+    """Format a range, `$1.00 to $2.00`, or one amount if both ends are equal."""
     first, last = money(low), money(high)
     return first if first == last else f"{first} to {last}"
 
@@ -130,7 +130,7 @@ def rates_apart(rates: Mapping[str, float | None]) -> str | None:
 
 
 def duration(seconds: float | None) -> str:
-    """Write a duration: `0.4s`, `42s`, `3m 05s`, `1h 02m`, `2.5 days`."""
+    """Format a duration: `0.4s`, `42s`, `3m 05s`, `1h 02m`, `2.5 days`."""
     if seconds is None:
         return NOTHING
     seconds = max(0.0, seconds)
@@ -146,7 +146,7 @@ def duration(seconds: float | None) -> str:
 
 
 def size(amount: int) -> str:
-    """Write a number of bytes: `512 bytes`, `20 MiB`, `3.4 GiB`."""
+    """Format a number of bytes: `512 bytes`, `20 MiB`, `3.4 GiB`."""
     if amount < 1 << 10:
         return count(amount, "byte")
     for unit, power in (("KiB", 10), ("MiB", 20)):
@@ -156,7 +156,7 @@ def size(amount: int) -> str:
 
 
 def count(value: float | None, one: str = "", many: str = "") -> str:
-    """Write a number: `12,345`; with a noun `1 epoch`, `3 epochs`. `many` is an irregular plural."""
+    """Format a number: `12,345`; with a noun `1 epoch`, `3 epochs`. `many` is an irregular plural."""
     if value is None:
         return NOTHING
     number = f"{value:,.0f}"
@@ -164,7 +164,7 @@ def count(value: float | None, one: str = "", many: str = "") -> str:
 
 
 def signed(share: float | None) -> str:
-    """Write a relative error: `+3.2%`."""
+    """Format a relative error: `+3.2%`."""
     if share is None:
         return NOTHING
     return "0.0%" if abs(share) < 0.0005 else f"{share:+.1%}"

@@ -190,11 +190,11 @@ def test_what_a_missing_outcome_means_is_asked_before_the_start(
     terminal.until(b"record resolved for every user")
     terminal.type("n\n")
     assert terminal.finish() == 2
-    assert "no experiment was started yet" in cli("ab", "status").err
+    assert "no experiments yet" in cli("ab", "status").err
 
 
 def test_wrong_calls_say_what_to_do(cli: Cli, plan: Path, tmp_path: Path) -> None:
-    assert "no experiment was started yet" in cli("ab", "status").err
+    assert "no experiments yet" in cli("ab", "status").err
     for arguments, word in (
         (("status", "none"), "there is no experiment"),
         (("status", "--apply"), "name the experiment"),

@@ -279,7 +279,7 @@ def test_a_limit_on_cost(cli: Cli, rows: str, host: ChatHost) -> None:
         ((), "name a run or a --model"),
         (("--metrics", "zz"), "known: auto"),
         (("--metrics", "length", "--target", "3"), "has no better direction, so it cannot decide a verdict"),
-        (("--samples", "3"), "are the same answer"),
+        (("--samples", "3"), "are identical"),
         (("--against", "zz"), "matches none of the contenders"),
         (("--slices", "nothing"), "no row has the column"),
     ],

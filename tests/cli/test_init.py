@@ -90,7 +90,7 @@ def test_of_few_rows_each_split_has_some_or_none_is_made(cli: Cli, tmp_path: Pat
     checked = cli("check")
     assert checked.code == 0, checked.out
     assert ("openai" in spec["model"]) == (rows == 12)
-    assert (": the spec names no model for it" in checked.err) == (rows < 12)
+    assert (": the spec has no model for it" in checked.err) == (rows < 12)
 
 
 @pytest.mark.slow

@@ -209,9 +209,9 @@ def test_what_cannot_be_reviewed_is_told(
 
 def test_mistakes_are_told(cli: Cli, run_id: str, tmp_path: Path) -> None:
     for arguments, words in (
-        ((), "name the runs"),
+        ((), "specify the runs"),
         ((run_id, "--results", "--plan"), "one of --results"),
-        ((run_id, "--results"), "there is no review of these answers yet"),
+        ((run_id, "--results"), "these answers have no review yet"),
     ):
         done = cli("review", *arguments)
         assert done.code == 2 and words in done.err, (arguments, done.err)

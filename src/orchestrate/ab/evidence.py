@@ -29,8 +29,8 @@ from orchestrate.types import Evidence, EvidencePoint, Exposure, PlannedMetric
 # Both are stratified: users are compared with those alone who had the same chance at the same time.
 
 PRIOR = 60.0
-"""As so many users know beforehand that nothing differs; it makes evidence grow fastest at some 500 users in
-the smaller arm, and is valid at any number."""
+"""Prior sample size of the e-process: evidence grows fastest at about 500 users in the smaller arm, and
+is valid at any number."""
 LEAST_OF_EACH = 10
 """Users of each outcome in each arm before an interval of a share is believed."""
 LEAST_USERS, LEAST_BY_SKEW = 50, 25.0
@@ -40,13 +40,13 @@ POWER_80 = 0.8416
 
 
 class LabelEvidence:
-    """An e-process of no difference, user by user."""
+    """An e-process for no difference, updated user by user."""
 
     def __init__(self) -> None:
         self._seen: dict[Hashable, tuple[int, int]] = {}
         self.log_e = 0.0
         self.highest = 0.0
-        """Over all looks that there could have been."""
+        """The maximum over all looks that there could have been."""
 
     def add(self, stratum: Hashable, chance: float, tuned: bool, outcome: Hashable = None) -> None:
         """Add a user who had this chance of being in the tuned arm."""
@@ -78,8 +78,8 @@ class _Cell:
 
 @dataclass(frozen=True)
 class Mixture:
-    """The difference of two means at one time. `information` is the users' number as it counts for a
-    difference (n1 n0 / (n1 + n0), over the strata), `deviation` that of one unit of it."""
+    """The difference of two means at one time. `information` is the effective number of users for a
+    difference (n1 n0 / (n1 + n0), over the strata), and `deviation` is the deviation of one unit of it."""
 
     difference: float
     information: float
@@ -87,7 +87,7 @@ class Mixture:
 
     @property
     def log_e(self) -> float:
-        """Evidence against no difference."""
+        """Return the log evidence against no difference."""
         known, prior = self.information, PRIOR
         signal = (self.difference * known / self.deviation) ** 2
         return signal / (2 * (known + prior)) - 0.5 * math.log1p(known / prior)
@@ -122,7 +122,7 @@ def _bound(information: float, alpha: float) -> float:
 
 @dataclass
 class Means:
-    """Values of both arms, by stratum."""
+    """The values of both arms, by stratum."""
 
     cells: dict[tuple[Hashable, bool], _Cell] = field(default_factory=dict[tuple[Hashable, bool], _Cell])
 
@@ -188,7 +188,7 @@ def gate_of_mean(means: Means) -> str | None:
 
 _LN10 = math.log(10)
 _LOOKS, _POINTS = 1000, 200
-"""At means, and points of a curve."""
+"""Number of means, and points of a curve."""
 
 
 class EvidenceUnit(NamedTuple):

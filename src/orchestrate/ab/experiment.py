@@ -40,9 +40,9 @@ from orchestrate.types import (
 
 class Person(NamedTuple):
     key: str
-    """By which the store knows the user."""
+    """The store's key for the user."""
     place: float
-    """At least 0, below 1."""
+    """At least 0 and below 1."""
 
 
 def new_salt() -> str:
@@ -67,7 +67,7 @@ def exposed(
     last: Exposure | None = None,
     last_share: float | None = None,
 ) -> Exposure:
-    """Assign a user to an arm in a phase that is new to them. `last` is what they had before, in a phase
+    """Assign a user to an arm in a phase that is new to them. `last` is their previous assignment, in a phase
     with the share `last_share`."""
     chance = phase.share
     if last is not None and last_share is not None:
@@ -82,8 +82,9 @@ _SHOWN = 5
 
 
 class Given(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`{"user": "u1", "metric": "resolved", "value": true, "id": "ticket-7"}`. What has an id counts once,
-    however often it is sent. `at` makes lines of files differ; an outcome counts when it is recorded."""
+    """`{"user": "u1", "metric": "resolved", "value": true, "id": "ticket-7"}`. An outcome with an id counts
+    once, no matter how often it is sent. `at` distinguishes lines of files; an outcome counts when it is
+    recorded."""
 
     user: Annotated[str, msgspec.Meta(min_length=1)] | int
     metric: str
@@ -97,11 +98,11 @@ class OutcomesTaken(Record, frozen=True, kw_only=True):
 
     recorded: int = 0
     repeated: int = 0
-    """Known already, by their ids."""
+    """Already known, by their ids."""
     unknown_users: int = 0
-    """Of users who were never given a model."""
+    """From users who were never assigned a model."""
     after_end: int = 0
-    """Recorded after the experiment had ended: not counted."""
+    """Recorded after the experiment had ended, so not counted."""
 
 
 def of_user(user: str | int) -> str:
@@ -135,9 +136,9 @@ def key_of(metric: str, id: str | int) -> str:
 
 
 def read(plan: ExperimentPlan, path: Path) -> Iterator[Given]:
-    """Read the outcomes in a JSON Lines file. All lines are read before the first outcome is yielded. A
-    line without an id gets one from its text and from how often that text came before, so that the same
-    file can be read again, also after it has grown. Raises `DataError` with the lines that are wrong."""
+    """Read the outcomes in a JSON Lines file. All lines are read before the first outcome is yielded. A line
+    without an id gets one from its text and from how often that text came before, so the same file can be
+    read again, also after it has grown. Raises `DataError` with the lines that are wrong."""
     found: list[Given] = []
     wrong: list[str] = []
     seen: Counter[bytes] = Counter()
@@ -164,18 +165,18 @@ def read(plan: ExperimentPlan, path: Path) -> Iterator[Given]:
         more = f"\n  and {len(wrong) - _SHOWN:,} more" if len(wrong) > _SHOWN else ""
         told = "\n".join(f"  {one}" for one in wrong[:_SHOWN])
         raise DataError(
-            f"{len(wrong):,} lines of {path} are not outcomes; none was recorded\n{told}{more}",
-            fix='{"user": "u1", "metric": "resolved", "value": true}  a line',
+            f"{len(wrong):,} lines of {path} are not outcomes, so nothing was recorded\n{told}{more}",
+            fix='{"user": "u1", "metric": "resolved", "value": true}  per line',
         )
     return iter(found)
 
 
 _FRESH_S = 1.0
-"""So long a new phase of another process may be unknown here."""
+"""Maximum time for which a new phase of another process may be unknown here."""
 _REMEMBERED = 200_000
-"""Users of the present phase, so that the store is not asked at each request."""
+"""Users of the current phase, cached so that the store is not read for each request."""
 _AT_ONCE = 500
-"""Outcomes in a transaction."""
+"""Outcomes per transaction."""
 _LONGEST = 64
 """Name of what is counted."""
 _STATES: Mapping[str, Literal["shipped", "rolled back", "stopped"]] = {
@@ -189,12 +190,12 @@ class Assignment(NamedTuple):
     arm: Arm
     phase: int
     counted: bool
-    """Whether what comes of it is evidence: not after the experiment's end."""
+    """Whether outcomes count as evidence: not after the experiment's end."""
 
 
 class Experiment:
-    """Safe to use from several threads and, over one store, from several processes. A context manager that
-    closes the store that it opened."""
+    """A running experiment. Safe to use from several threads and, over one store, from several processes. As
+    a context manager, it closes the store that it opened."""
 
     def __init__(self, store: Store, record: ExperimentRecord, *, owns_store: bool = False) -> None:
         self.plan, self.id, self._record = record.plan, record.id, record
@@ -218,8 +219,8 @@ class Experiment:
 
     @classmethod
     def begin(cls, plan: ExperimentPlan, store: Store | str | None = None) -> Self:
-        """Start a new experiment, or continue the one with this plan. Raises `UsageError` if an
-        experiment of this name has another plan, because a plan is not changed after the start."""
+        """Start a new experiment, or continue the one with this plan. Raises `UsageError` if an experiment of
+        this name has a different plan, because a plan can't change after the start."""
         required(plan)
         opened = _opened(store)
         try:
@@ -275,8 +276,8 @@ class Experiment:
         return done
 
     def stop(self, arm: Arm = "base", why: str = "asked to") -> bool:
-        """End the experiment. Everybody gets this model from now on, even if it had ended with the other
-        one. Returns `False` if it had ended with this one, or another process was first."""
+        """End the experiment. Everybody gets this model from now on, even if it had ended with the other one.
+        Returns `False` if it had ended with this one, or another process was first."""
         last, share = self.phases()[-1], 1.0 if arm == "tuned" else 0.0
         if last.over and last.share == share:
             return False
@@ -362,7 +363,7 @@ class Experiment:
         self._kept.record(self.id, found)
 
     def count(self, what: str, more: int = 1) -> None:
-        """Count something besides the metrics that the report shows. `what` has at most 64 characters."""
+        """Count something besides the metrics, to show in the report. `what` has at most 64 characters."""
         if not 0 < len(what) <= _LONGEST or "\0" in what:
             raise UsageError(f"a metric needs a name of 1 to {_LONGEST} characters")
         self._kept.count(self.id, what, more)
@@ -456,7 +457,7 @@ def _begun(store: Store, plan: ExperimentPlan) -> ExperimentRecord:
         known = kept.get(plan.name)  # another process was first
     if known.plan != plan:
         raise UsageError(
-            f"{plan.name} was started with another plan, and a plan cannot change after its start",
+            f"{plan.name} was started with a different plan, and a plan cannot change after its start",
             fix=f"give this plan another name, or continue with  orchestrate ab serve {plan.name}",
         )
     return known

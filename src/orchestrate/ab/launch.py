@@ -42,8 +42,8 @@ ARMS: tuple[Arm, Arm] = ("base", "tuned")
 
 @dataclass(frozen=True, kw_only=True)
 class ABTerms:
-    """Options of a proxy. `names` are further host names that it accepts, `origins` are sites whose pages
-    may send requests, and `every_s` is the interval at which the rule is checked if it is applied
+    """Options of a proxy. `names` are further host names that it accepts, `origins` are sites whose pages may
+    send requests, and `every_s` is the interval at which the rule is checked if it is applied
     automatically."""
 
     host: str = web.LOOPBACK
@@ -59,7 +59,7 @@ class ABTerms:
 
 @dataclass(frozen=True)
 class ABUp:
-    """A proxy that answers."""
+    """A running proxy."""
 
     url: str
     experiment: Experiment
@@ -213,7 +213,7 @@ def _on_host(ft: Workspace, handle: TrackedRun, arm: Arm) -> Upstream:
     if chat is None:
         raise UsageError(
             f"{handle.provider.name} does not use the chat completions API",
-            fix=f"give {arm} as https://ADDRESS/v1=MODEL",
+            fix=f"pass {arm} as https://ADDRESS/v1=MODEL",
         )
     config = at_chat(handle.provider.config)
     on_use = partial(used, ft, handle.id) if arm == "tuned" else None  # the base is the host's own, for all

@@ -34,7 +34,7 @@ from orchestrate.types import (
 )
 
 BROKEN_SPLIT = 0.001
-"""Below this chance the users cannot have been split as planned."""
+"""Below this p-value, the users cannot have been split as planned."""
 
 
 def alphas(plan: ExperimentPlan) -> dict[str, float]:
@@ -186,9 +186,9 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _METRIC = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,62}")
 _FOLDS = {"right-or-wrong": ("first", "any", "all"), "number": ("first", "mean", "sum")}
 FAILED, LATENCY, COST = "failed", "latency_s", "cost_usd"
-"""Metrics that are recorded of each answer, where a plan has them."""
+"""Metrics that are recorded for each answer, if a plan has them."""
 FAILOVERS = "the base answered instead of the tuned model"
-"""As it is counted."""
+"""In the form in which it is counted."""
 ALPHAS = (0.0001, 0.5)
 
 
@@ -230,7 +230,7 @@ def _wrong_rule(rule: DecisionRule) -> Iterable[str]:
     if rule.min_users < 1 or not 0 <= rule.min_hours < math.inf:
         yield "rule.min_users must be at least 1 and rule.min_hours at least 0"
     if rule.most_users is not None and rule.most_users < 2 * rule.min_users:
-        yield f"rule.most_users: less than min_users ({rule.min_users}) of both arms"
+        yield f"rule.most_users must be at least min_users ({rule.min_users}) for both arms"
 
 
 def _wrong_metrics(plan: ExperimentPlan) -> Iterable[str]:
@@ -238,14 +238,14 @@ def _wrong_metrics(plan: ExperimentPlan) -> Iterable[str]:
     if len(set(names)) < len(names):
         yield f"metrics: {max(names, key=names.count)!r} occurs twice"
     if sum(metric.role == "primary" for metric in plan.metrics) != 1:
-        yield "metrics: one has  role: primary, which decides; the others are guardrails or told"
+        yield "metrics: exactly one needs  role: primary, which decides; the others are guardrails or told"
         return
     for metric in plan.metrics:
         yield from (f"metrics.{metric.name}: {wrong}" for wrong in _wrong_metric(metric))
     if plan.rule.goal == "not worse" and not plan.primary.margin:
-        yield f"metrics.{plan.primary.name}: the goal  not worse  needs a margin: how much worse is borne"
+        yield f"metrics.{plan.primary.name}: the goal  not worse  needs a margin (the accepted drop)"
     if plan.rule.goal == "better" and plan.primary.margin:
-        yield f"metrics.{plan.primary.name}: a margin goes with the goal  not worse  only"
+        yield f"metrics.{plan.primary.name}: a margin only applies to the goal  not worse"
 
 
 def _wrong_metric(metric: PlannedMetric) -> Iterable[str]:

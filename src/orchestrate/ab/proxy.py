@@ -38,12 +38,12 @@ from orchestrate.settings import Secret
 from orchestrate.types import Arm, decoding
 
 ITS_OWN_FAULT = frozenset({401, 403, 404, 408, 429})
-"""Statuses below 500 that are not for what was asked: it is not there, not allowed, or has too much to do."""
+"""Statuses below 500 that don't concern the question itself: not found, not allowed, or overloaded."""
 _KEPT = ("content-type", "retry-after")
-"""Headers of an answer that go on to the client."""
+"""Response headers that are passed on to the client."""
 _FAILURES, _COOL_S = 3, 10.0
 _USED_S = 60.0
-"""Between two times that whoever keeps a model up is notified of its use."""
+"""Minimum time between two notifications of whoever keeps a model up that it was used."""
 _TAIL = 16_384
 
 
@@ -55,15 +55,15 @@ class Upstream:
     model: str
     key: Secret | None = None
     on_use: Callable[[], None] | None = None
-    """Told that it has answered, now and then; it may wait for a store."""
+    """Called from time to time after it has answered; it may wait for a store."""
     _told: float = field(default=float("-inf"), init=False)
     _failed: int = field(default=0, init=False)
     _until: float = field(default=0.0, init=False)
 
     @property
     def resting(self) -> bool:
-        """It failed several times in a row: it is not asked for some seconds, so that users do not wait for
-        each of its failures."""
+        """Return whether it failed several times in a row. It is then skipped for some seconds, so users do
+        not wait for each of its failures."""
         return time.monotonic() < self._until
 
     def heard(self, *, failed: bool) -> None:
@@ -79,12 +79,12 @@ class Upstream:
 
 @dataclass
 class ProxiedAnswer:
-    """An answer that has begun. `status` is `None` where there is none at all."""
+    """An answer that has begun. `status` is `None` if there is none."""
 
     status: int | None
     headers: dict[str, str] = field(default_factory=dict[str, str])
     body: bytes = b""
-    """All of it; of a stream its first piece."""
+    """The complete answer, or the first piece of a stream."""
     rest: AsyncGenerator[bytes] | None = None
     error: str = ""
 
@@ -99,8 +99,8 @@ class ProxiedAnswer:
 
 
 async def ask(client: httpx.AsyncClient, at: Upstream, path: str, values: Mapping[str, Any]) -> ProxiedAnswer:
-    """Forward a request under the model's own name. Returns when the complete answer or the first piece
-    of a stream has arrived. Raises nothing."""
+    """Forward a request under the model's own name. Returns when the complete answer or the first piece of a
+    stream has arrived. Raises nothing."""
     headers = {"content-type": "application/json"}
     if at.key is not None:
         headers["authorization"] = f"Bearer {at.key.reveal()}"
@@ -135,7 +135,7 @@ async def _begun(response: httpx.Response, *, streamed: bool) -> ProxiedAnswer:
         return ProxiedAnswer(None, error="an empty stream")
     if "text/event-stream" not in headers.get("content-type", "") or says_error(first):
         await rest.aclose()
-        return ProxiedAnswer(None, error=f"HTTP {response.status_code} with no answer in it")
+        return ProxiedAnswer(None, error=f"HTTP {response.status_code} without an answer in it")
     return ProxiedAnswer(response.status_code, headers, first, rest)
 
 
@@ -213,15 +213,15 @@ _PATHS = ("/chat/completions", "/completions", "/responses")
 _MOST_BODY = 32 << 20
 _log = logging.getLogger(__name__)
 STORE_S = 2.0
-"""For the store to say which model a user gets."""
+"""Time limit for the store to say which model a user gets."""
 SILENT_S = 10.0
-"""It is left alone for, where it did not."""
+"""Time for which it is skipped after that limit."""
 _CONNECT_S = 5.0
 
 
 @dataclass(frozen=True)
 class ProxiedRequest:
-    """A request on its way."""
+    """A request in progress."""
 
     path: str
     values: dict[str, Any]
@@ -229,7 +229,7 @@ class ProxiedRequest:
     given: Assignment
     begun: float
     counts: list[str] = field(default_factory=list[str])
-    """Told in the report beside the metrics."""
+    """Counted in the report in addition to the metrics."""
 
     @property
     def streamed(self) -> bool:
@@ -238,7 +238,7 @@ class ProxiedRequest:
 
 @dataclass(frozen=True)
 class ArmAnswer:
-    """An answer, whose it is, and whether the user's own model failed to give it."""
+    """An answer, its model, and whether the user's own model failed to give it."""
 
     answer: ProxiedAnswer
     arm: Arm
@@ -246,8 +246,8 @@ class ArmAnswer:
 
 
 class Proxy:
-    """An experiment in front of two models. `timeout_s`: for the first piece of an answer, and between two;
-    then the model counts as failed."""
+    """An experiment in front of two models. `timeout_s` limits the time until the first piece of an answer,
+    and between two pieces. After it, the model counts as failed."""
 
     def __init__(
         self,
@@ -349,7 +349,7 @@ class Proxy:
         answer = heard.answer
         headers = {"x-orchestrate-arm": turn.given.arm, "x-orchestrate-answered-by": heard.arm}
         if answer.status is None:
-            words = f"no model answered ({answer.error}); ask again in a moment"
+            words = f"no model answered ({answer.error}); try again in a moment"
             error = HostError(502, words, type="server_error", code="no_answer")
             done = self._done(turn, heard, b"")
             return JSONResponse(error_body(error), 502, headers=headers, background=done)

@@ -40,7 +40,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     (_RUNS, "checkpoints", "runs.tracked:checkpoints", "List a run's checkpoints."),
     (_RUNS, "cancel", "runs.tracked:cancel", "Cancel a run."),
     (_RUNS, "delete", "runs.deleting:delete", "Delete a run's model and rows, or one file, from its host."),
-    (_RUNS, "stored", "runs.deleting:stored", "List the files and models that each host keeps."),
+    (_RUNS, "stored", "runs.deleting:stored", "List the files and models stored at each host."),
     (_RUNS, "pause", "runs.tracked:pause", "Pause a run on backends that support it."),
     (_RUNS, "resume", "runs.tracked:resume", "Resume a paused or interrupted run."),
     (_RUNS, "abandon", "runs.tracked:abandon", "Give up on a run you can't reach, and free its budget."),
@@ -51,13 +51,13 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         _RUNS,
         "spending",
         "runs.spending:spending",
-        "Show what was spent, is reserved and is still being billed.",
+        "Show what was spent, what is reserved and what still bills.",
     ),
     (
         _RUNS,
         "import",
         "migration.importing:take",
-        "Import an account's past jobs, with each model's end date.",
+        "Import an account's past jobs, with each model's shutdown date.",
     ),
     (
         _MODELS,
@@ -121,13 +121,13 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         _MODELS,
         "gateway",
         "servers.gateway:app",
-        "Serve the fine-tuning API that your code calls over any backend.",
+        "Serve the fine-tuning API your code calls, on any backend.",
     ),
     (
         _MODELS,
         "sessions",
         "servers.sessions:app",
-        "Train step by step from your own loop, through Tinker's client.",
+        "Train from your own loop with the Tinker client.",
     ),
     (_SETUP, "mcp", "servers.mcp:mcp", "Serve tools to AI agents over MCP. Spending needs approval."),
     (
@@ -148,7 +148,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         _SETUP,
         "sandbox",
         "servers.sandbox:app",
-        "Run local sandboxes of the hosts. They train; no key, no cost.",
+        "Run local host sandboxes that train for real. No key, no cost.",
     ),
     (_SETUP, "schema", "setup.schema:schema", "Print the JSON schema of a command's --json output."),
     (_SETUP, "local", "setup.local:app", "Measure this machine as a backend: speed and memory."),
@@ -178,7 +178,7 @@ MEANT = {
     "help": "--help",
     "version": "--version",
 }
-"""What people of other tools look for, and the command that does it."""
+"""Names that other tools use, and the command here that does the same."""
 
 EXAMPLES = {
     "check": "orchestrate check finetune.yaml --provider openai,together",

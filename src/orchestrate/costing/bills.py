@@ -37,16 +37,16 @@ def bill(
     prices: Prices | None = None,
     now: datetime | None = None,
 ) -> Bill | None:
-    """Compute the cost of a job from the best available source, or return `None` while nothing is known.
-    The cost so far of a job that has not ended needs `now` if it is billed hourly. It includes time
-    paused, unless the job's workers count the time they work, and it is not final.
+    """Compute the cost of a job from the best available source, or return `None` while nothing is known. The
+    cost so far of a job that has not ended needs `now` if it is billed hourly. It includes time paused,
+    unless the job's workers report their working time, and it is not final.
 
-    The status comes first: a failure that the host's rule does not bill costs nothing, and a job that
-    ended early costs the share of it that its host bills. The cost of a complete job comes from, in this
-    order: measured hours x `hourly`, the host's own figure (`job.cost_usd`), its GPU-seconds or
-    `trained_tokens` x the rate of the day on which the job was created, topped up to the host's minimum
-    per job, and its quote. Only the host's last figure is `final`: where a host reports prices
-    (`profile.reports_price`), a computed one is not."""
+    The status comes first: a failure that the host does not bill costs nothing, and a job that ended early
+    costs the share that its host bills. The cost of a complete job comes from, in this order: measured hours
+    x `hourly`, the host's own figure (`job.cost_usd`), its GPU-seconds or `trained_tokens` x the rate of the
+    day on which the job was created, topped up to the host's minimum per job, and its quote. Only the host's
+    last figure is `final`: if a host reports prices (`profile.reports_price`), a computed one is not.
+    """
     ended = job.status.terminal
     if hourly is not None:
         return _by_hours(job, hourly, ended, now) or _of_host(job, final=ended)
@@ -84,7 +84,7 @@ class _Rates(NamedTuple):
 
     @property
     def own(self) -> bool:
-        """Whether the user gave the price of a token."""
+        """Whether the user set the price per token."""
         rate = training_rate(self.resolved, self.spec, self.profile, self.prices)
         return rate is not None and rate.own is not None
 
@@ -180,7 +180,7 @@ def _agreed(run: Run, spec: JobSpec, prices: Prices) -> Prices:
 
 
 def quoted_hour(quote: Quote | None) -> HourlyRate | None:
-    """Return the hourly rate of the machine in a quote, or `None` for a quote that is not hourly."""
+    """Return the hourly rate of the machine in a quote, or `None` if the quote is not hourly."""
     for entry in quote.lines if quote else ():
         if entry.unit == "usd_per_hour" and entry.component in ("electricity", "owned", "rental"):
             return HourlyRate(
@@ -237,7 +237,7 @@ def _of_work(quote: Quote | None) -> Bill | None:
 
 
 class BillDifference(Record, frozen=True, kw_only=True):
-    """Quoted against billed, for one component or for the total."""
+    """Compares the quoted with the billed cost, for one component or for the total."""
 
     component: str
     quoted_usd: Decimal
@@ -245,7 +245,7 @@ class BillDifference(Record, frozen=True, kw_only=True):
     error_usd: Decimal
     """Quoted minus billed: positive when the quote was too high."""
     relative: float | None
-    """Error over the bill; `None` for a bill of nothing."""
+    """Error relative to the bill; `None` if the bill is zero."""
     within_band: bool
     """Whether the bill lies between the quote's low and high end."""
 
@@ -260,8 +260,8 @@ class Reconciliation(Record, frozen=True, kw_only=True):
 
 
 def reconcile(run: Run) -> Reconciliation | None:
-    """Compare the bill of a run with its quote. Returns `None` until the run has both, and when the quote
-    was undecided. Components are compared only when the bill has lines."""
+    """Compare the bill of a run with its quote. Returns `None` until the run has both, and if the quote was
+    undecided. Components are compared only if the bill has lines."""
     quote, paid = run.quote, run.bill
     named = quote.price if quote is not None else None
     if quote is None or named is None or paid is None or quote.recalled or not paid.final:
@@ -298,7 +298,7 @@ def _difference(name: str, quoted: Decimal, billed: Decimal, low: Decimal, high:
 
 
 class Accuracy(Record, frozen=True, kw_only=True):
-    """The estimator's error on one backend, over runs that ended with a bill."""
+    """The error of quotes on one backend, over runs that ended with a bill."""
 
     provider: str
     sandbox: bool
@@ -314,8 +314,8 @@ class Accuracy(Record, frozen=True, kw_only=True):
 
 
 def accuracy(runs: Iterable[Run]) -> list[Accuracy]:
-    """Return one row for each backend. Runs in a sandbox are separate from real ones. Cancelled and
-    failed runs are left out: they did not do the work that was quoted."""
+    """Return one row for each backend. Sandbox runs are separate from real ones. Canceled and failed runs are
+    left out because they did not do the quoted work."""
     groups: dict[tuple[str, bool], list[Reconciliation]] = {}
     for run in runs:
         if run.status is JobStatus.SUCCEEDED and not run.early_stopped and (found := reconcile(run)):

@@ -24,7 +24,7 @@ _SIXTH = Decimal("0.000001")
 
 
 class Spending(Record, frozen=True, kw_only=True):
-    """US dollars over all backends: of one run, or of all runs of a store."""
+    """US dollars over all backends, for one run or all runs of a store."""
 
     spent_usd: Decimal = Decimal(0)
     """Bills of ended runs."""
@@ -39,9 +39,9 @@ class Spending(Record, frozen=True, kw_only=True):
 
 
 def spending(run: Run) -> Spending:
-    """Return what one run takes out of a budget. A run in a sandbox costs nothing, and neither does one
-    without a job, or one that was imported after its end. A run that ended, however, counts with its
-    quote until its bill is known: when a host bills nothing for a failure, the bill says so."""
+    """Return what one run takes out of a budget. A sandbox run costs nothing, and neither does one without a
+    job, or one that was imported after its end. A run that ended, however, counts with its quote until its
+    bill is known. If a host bills nothing for a failure, the bill says so."""
     if run.sandbox or run.phase is SubmitPhase.REFUSED or (run.imported and run.status.terminal):
         return Spending()
     if run.released and run.phase in (SubmitPhase.INTENT, SubmitPhase.UPLOADED):
@@ -59,8 +59,7 @@ def spending(run: Run) -> Spending:
 
 
 def of_trial(run: Run | None, trial: Trial) -> Decimal:
-    """Return what a trial of a sweep has cost, or may still cost. The play money of a sandbox counts as
-    money does."""
+    """Return what a trial of a sweep has cost, or may still cost. Sandbox money counts like real money."""
     lost = run is None and trial.run_id is not None
     if run is None or run.phase is SubmitPhase.REFUSED:
         return trial.high_usd if lost or trial.state is TrialState.OPEN else Decimal(0)
@@ -75,9 +74,9 @@ def of_trial(run: Run | None, trial: Trial) -> Decimal:
 def caps(
     quotes: Sequence[Quote], *, max_cost_usd: Decimal | None = None, each_usd: Decimal | None = None
 ) -> list[Decimal | None]:
-    """Return the cost limit of the run behind each quote, so that all together stay within `max_cost_usd`
-    and none is above `each_usd`. The total is divided in proportion to the quotes' high ends. Raises
-    `OverBudget` when they do not fit, and `UnknownPrice`."""
+    """Return the cost limit of the run behind each quote, so that all together stay within `max_cost_usd` and
+    none is above `each_usd`. The total is divided in proportion to the quotes' high ends. Raises
+    `OverBudget` if they do not fit, and `UnknownPrice`."""
     for quote in quotes:
         check_budget(quote, max_cost_usd=max_cost_usd)
         check_budget(quote, max_cost_usd=each_usd, what="--max-cost-each")
@@ -103,8 +102,8 @@ def check_budget(
     used_usd: Decimal = Decimal(0),
     what: str = "--max-cost",
 ) -> None:
-    """Raises `OverBudget` when the quote's high end is above `max_cost_usd`, or above what `used_usd`, spent
-    and committed by all runs, leaves of `budget_usd`, or when a limit is set and the price is not known."""
+    """Raise `OverBudget` if the quote's high end is above `max_cost_usd`, or above what `used_usd` (spent and
+    committed by all runs) leaves of `budget_usd`, or if a limit is set and the price is unknown."""
     name, high, unknown = quote.provider, quote.held_usd, unpriced(quote)
     require_within(name, high, max_cost_usd, unknown=unknown, what=what)
     if budget_usd is not None:
@@ -114,19 +113,19 @@ def check_budget(
 
 
 def unpriced(quote: Quote) -> str | None:
-    """Return why a quote is not an upper bound of what its run costs, or `None` when it is one."""
+    """Return why a quote is not an upper bound on its run's cost, or `None` if it is one."""
     if quote.why_none or not quote.open_end:
         return quote.why_none
     return f"the quote leaves out {quote.open_end}"
 
 
 def cap_of(run: Run) -> Decimal | None:
-    """Return the cost so far at which the run is ended or paused while it is watched."""
+    """Return the cost at which the run is ended or paused while it is watched."""
     return run.max_cost_usd if run.allowed_usd is None else run.allowed_usd
 
 
 OPEN_END_HOURS = Decimal(24)
-"""What is held in a budget for a deployment without a limit, from now on."""
+"""Reserved in a budget for a deployment without a limit, starting now."""
 
 
 def hours_billed(deployment: Deployment, now: datetime) -> Decimal:
@@ -157,14 +156,14 @@ def billed_by_month(deployment: Deployment, since: datetime, until: datetime) ->
 
 
 def spent_usd(deployment: Deployment, now: datetime) -> Decimal | None:
-    """Return the cost so far, or `None` when the price is unknown."""
+    """Return the cost so far, or `None` if the price is unknown."""
     price = deployment.usd_per_hour
     return None if price is None else hours_billed(deployment, now) * price
 
 
 def deployment_spending(deployment: Deployment, now: datetime) -> Spending:
     """Return what a deployment takes out of a budget: its cost so far, and what its limits still allow.
-    Without a limit, one more day is counted. In a sandbox it takes nothing."""
+    Without a limit, one more day counts. In a sandbox it takes nothing."""
     if deployment.sandbox:
         return Spending()
     spent = spent_usd(deployment, now) or Decimal(0)
@@ -200,20 +199,20 @@ _MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
 
 
 class Expense(Record, frozen=True, kw_only=True):
-    """What one run costs, or one deployment in one month, to the billionth of a dollar, so that sums are
+    """The cost of one run, or of one deployment in one month, to the billionth of a dollar, so that sums are
     exact."""
 
     id: str
     kind: Literal["run", "deployment", "answers"] = "run"
     purpose: str | None = None
-    """Of answers: `evaluation`, `judging` ..."""
+    """For answers: `evaluation`, `judging` ..."""
     requests: int = 0
     """Of answers."""
     backend: str
     account: str | None = None
     month: str
-    """`2026-11`, in UTC: of a run the month in which it ended, of a deployment one in which it was up; of
-    what goes on, this month."""
+    """`2026-11`, in UTC: for a run, the month in which it ended; for a deployment, a month in which it
+    was up; for anything still open, this month."""
     tags: dict[str, str] = msgspec.field(default_factory=dict[str, str])
     project: str | None = None
     """The tag `project`, else the project in Weights & Biases."""
@@ -223,9 +222,9 @@ class Expense(Record, frozen=True, kw_only=True):
     spent_usd: Decimal = Decimal(0)
     committed_usd: Decimal = Decimal(0)
     known: bool = True
-    """`False` where neither a bill nor a price says what it costs: its sums are no zeros then."""
+    """`False` if neither a bill nor a price gives the cost. Its sums are then unknown rather than zero."""
     abandoned: bool = False
-    """Its user gave it up; the sums have the last that was known of its bill."""
+    """The user abandoned it; the sums have the last known amount of its bill."""
 
 
 class Sum(Record, frozen=True, kw_only=True):
@@ -237,11 +236,11 @@ class Sum(Record, frozen=True, kw_only=True):
     runs: int = 0
     deployments: int = 0
     requests: int = 0
-    """For answers that are billed one by one."""
+    """For answers that are billed individually."""
     unknown: tuple[str, ...] = ()
-    """Ids of those whose cost is not known and in neither sum."""
+    """Ids of items with unknown cost, which are in neither sum."""
     abandoned: tuple[str, ...] = ()
-    """Ids of runs and deployments that were given up: their hosts are not asked about them any more."""
+    """Ids of abandoned runs and deployments, whose hosts are no longer polled."""
 
 
 def of_run(run: Run, now: datetime) -> Expense:
@@ -324,23 +323,24 @@ def _wandb_project(run: Run) -> str | None:
 
 
 def exact(usd: Decimal) -> Decimal:
-    """Round to the billionth: amounts with so many digits can be summed in any order."""
+    """Round to the billionth: amounts with that many digits can be summed in any order."""
     whole = usd.quantize(CENT)
     return whole if whole == usd else usd.quantize(_NANO)
 
 
 def in_month(expenses: Iterable[Expense], month: str | None) -> list[Expense]:
-    """Return the expenses of a month such as `2026-11`, or all by default. Raises `UsageError` when
-    `month` is not a month."""
+    """Return the expenses of a month such as `2026-11`, or all by default. Raises `UsageError` if `month` is
+    not a month."""
     if month is not None and not _MONTH.fullmatch(month):
         raise UsageError(f"{month!r} is not a month", fix="write it as 2026-11")
     return [e for e in expenses if month is None or e.month == month]
 
 
 def grouped(expenses: Sequence[Expense], by: str) -> list[Sum]:
-    """Group the expenses. Each one is in exactly one group, so that the groups add up to the total. `by`
-    is one of `BY`, or `tag:NAME` for the values of one tag (`tag` alone groups by all tags together). The
-    most expensive group comes first, months in their order. Raises `UsageError` for another `by`."""
+    """Group the expenses. Each one is in exactly one group, so the groups add up to the total. `by` is one of
+    `BY`, or `tag:NAME` for the values of one tag (`tag` alone groups by all tags together). The most
+    expensive group comes first; months are in chronological order. Raises `UsageError` for another
+    `by`."""
     key = _key(by)
     groups: dict[str, list[Expense]] = {}
     for expense in expenses:

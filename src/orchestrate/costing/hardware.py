@@ -16,11 +16,11 @@ class Hardware(msgspec.Struct, frozen=True):
     watts: dict[str, int]
     unknown_gpu: int
     gpus: dict[str, tuple[float, float]]
-    """GB of memory, and TB/s to it."""
+    """GB of memory, and memory bandwidth in TB/s."""
     tflops: dict[str, float]
-    """Dense products in 16 bits."""
+    """Dense 16-bit compute."""
     eight_bit: tuple[str, ...]
-    """Cards that do twice as many in 8 bits."""
+    """Cards with twice that compute in 8 bits."""
 
 
 @cache
@@ -32,8 +32,8 @@ def table() -> Hardware:
 
 
 def gpu_memory_gb(gpu: str) -> float | None:
-    """Return the memory of a GPU according to the manufacturer's data sheet, or `None` for a card that is
-    not in the table."""
+    """Return the memory of a GPU according to the manufacturer's data sheet, or `None` for a card that is not
+    in the table."""
     name = closest(gpu, table().gpus)
     return table().gpus[name][0] if name else None
 

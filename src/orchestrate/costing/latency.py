@@ -22,30 +22,30 @@ COMPUTE_SHARE = (0.68, 0.58)
 """From the same page: the first token after 2,048 of prompt comes after 139 ms and 402 ms."""
 SOURCE = "data-sheet bandwidth and compute, at the shares that LMDeploy measured on A100 (2023-12)"
 BAND = 1.4
-"""What the prediction may be off by, either way: figures that it was not fitted to are within it,
+"""Error factor of the prediction in either direction. Figures that it was not fitted to are within it:
 Llama-2-13B on one A100 (the same page), Llama-3.1 8B on one A100 and Llama-3.3 70B in 8 bits on two H100
 (NVIDIA's NIM)."""
 DEVICES = ("L4", "L40S", "A100 80GB", "H100")
 """What is shown."""
 LARGER = "llama-3.3-70b"
-"""What a tuned small model is compared with, unless a model of known size is named."""
+"""The model that a tuned small model is compared with, unless a model of known size is named."""
 
 
 class Device(Record, frozen=True, kw_only=True):
-    """What moves and multiplies; figures as reached, all GPUs together."""
+    """Memory bandwidth and compute of a device, as achieved, over all GPUs."""
 
     name: str
     gpus: int = 1
     bytes_per_s: float
     flops: float
     token_overhead_s: float = 0.0
-    """Of each token, whatever the weights."""
+    """Overhead of each token, whatever the weights."""
     prompt_overhead_s: float = 0.0
-    """Of the prompt, in addition to that of its first token."""
+    """Overhead of the prompt, in addition to that of its first token."""
 
 
 class Latency(Record, frozen=True, kw_only=True):
-    """Of one model on one machine that answers one request at a time. Milliseconds."""
+    """Latency of one model on one machine that answers one request at a time, in milliseconds."""
 
     model: str
     params_b: float
@@ -55,17 +55,17 @@ class Latency(Record, frozen=True, kw_only=True):
     output_tokens: int
     first_token_ms: float
     token_ms: float
-    """Of each token after the first."""
+    """Time of each token after the first."""
     band: float = BAND
-    """The true value is expected within a factor of so much."""
+    """The true value is expected within this factor."""
 
     @property
     def answer_ms(self) -> float:
         return self.first_token_ms + max(self.output_tokens - 1, 0) * self.token_ms
 
     def within(self, limit_ms: float) -> bool | None:
-        """Return whether the complete answer comes within the limit, or `None` when the error band leaves
-        it open."""
+        """Return whether the complete answer comes within the limit, or `None` if the error band leaves that
+        open."""
         if self.answer_ms * self.band <= limit_ms:
             return True
         return False if self.answer_ms / self.band > limit_ms else None
@@ -75,7 +75,8 @@ def predict(
     device: Device, model: str, params_b: float, width: float, tokens: tuple[int, int], band: float = BAND
 ) -> Latency:
     """Predict the latency of an answer. `params_b` is the number of parameters, in billions, that a token
-    passes through. `width` is the number of bytes of each. `tokens` is the number of tokens in and out."""
+    passes through. `width` is the number of bytes per parameter. `tokens` is the number of tokens in and
+    out."""
     weights = params_b * 1e9
     token_s = weights * width / device.bytes_per_s + device.token_overhead_s
     first_s = 2 * weights * tokens[0] / device.flops + device.prompt_overhead_s + token_s
@@ -93,8 +94,8 @@ def predict(
 
 
 def gpu(name: str, count: int, width: float = 2.0) -> Device | None:
-    """Return a device of `count` cards of one kind, with the measured efficiency, or `None` for a card
-    that is not in the table."""
+    """Return a device of `count` cards of one kind, with the measured efficiency, or `None` for a card that
+    is not in the table."""
     known = hardware.table()
     found = hardware.closest(name, known.tflops)
     if found is None:
@@ -110,8 +111,8 @@ def gpu(name: str, count: int, width: float = 2.0) -> Device | None:
 
 
 def of_model(model: Model, tokens: tuple[int, int], devices: Iterable[str] = DEVICES) -> list[Latency]:
-    """Predict the latencies of a model on each kind of card, using as few cards as hold it. The list is
-    empty when the model's size is unknown."""
+    """Predict the latencies of a model on each kind of card, using as few cards as hold it. The list is empty
+    if the model's size is unknown."""
     if model.params_b is None:
         return []
     width, found = BYTES_PER_PARAM[model.precision], list[Latency]()
@@ -124,8 +125,8 @@ def of_model(model: Model, tokens: tuple[int, int], devices: Iterable[str] = DEV
 
 
 def faster_by(small: Sequence[Latency], large: Sequence[Latency]) -> tuple[float, float] | None:
-    """Return how many times as long as the small model's answer the large model's answer takes: the least
-    and the most over the devices."""
+    """Return the ratio of the large model's answer time to the small model's: the minimum and maximum over
+    the devices."""
     of = {one.device: one for one in large}
     ratios = [of[one.device].answer_ms / one.answer_ms for one in small if one.device in of]
     return (min(ratios), max(ratios)) if ratios else None

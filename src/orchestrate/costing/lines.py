@@ -11,9 +11,10 @@ from orchestrate.types import Confidence, Quote, QuoteLine
 
 
 def minimum_top_up(usd: Decimal, minimum: Decimal) -> Decimal:
-    """Return what is added so that a job costs the minimum: `max(0, minimum - usd)`.
+    """Return what is added to bring a job up to the minimum charge: `max(0, minimum - usd)`.
 
-    together.ai/pricing, 2026-10-07: the larger of the total and the model's minimum."""
+    together.ai/pricing, 2026-10-07: the larger of the total and the model's minimum.
+    """
     return max(Decimal(0), minimum - usd)
 
 
@@ -27,8 +28,7 @@ _WORDS = {"owned": "the machine's hour", "rental": "the rented hour"}
 
 
 def rounded(usd: Decimal) -> Decimal:
-    """Round to a millionth of a dollar. This is finer than any host bills, so that sums of lines stay
-    exact."""
+    """Round to a millionth of a dollar. This is finer than any host bills, so sums of lines stay exact."""
     return usd.quantize(_SIXTH)
 
 
@@ -42,8 +42,8 @@ def line(
     high: Decimal | None = None,
     note: str | None = None,
 ) -> QuoteLine:
-    """Build a line of a quote. `quantity` is in the rate's unit, with `band` as its relative half-width,
-    or with quantities of their own for `low` and `high`."""
+    """Build a line of a quote. `quantity` is in the rate's unit, with `band` as its relative half-width, or
+    with separate quantities for `low` and `high`."""
     spread = Decimal(str(band))
     low_price, price, high_price = rate.band()
     smallest = (quantity if low is None else low) * (1 - spread)

@@ -46,11 +46,13 @@ from orchestrate.types import Quote, QuoteLine, Record, decoding
 def break_even(
     training: Decimal, saved: Decimal, units: Sequence[ServingUnit] = (), *, single: bool = False
 ) -> int | None:
-    """Return the smallest number of requests a day from which on, at every higher traffic too, the tuned
-    model does not cost more, or `None` when there is none.
+    """Return the smallest number of requests per day from which on the tuned model costs no more, at any
+    higher traffic too, or `None` if there is none.
 
-    `training` is the training cost by month. `saved` is what one request a day saves in a month. Each
-    traffic has as many units as it needs, of the cheapest kind for it. With `single`, there is one unit."""
+    `training` is the training cost by month. `saved` is what one request per day saves in a month. Each
+    traffic level has as many units as it needs, of the cheapest kind for it. With `single`, there is one
+    unit.
+    """
     if saved <= 0:
         return None
     if not units:
@@ -115,7 +117,7 @@ def base_price(model: str, traffic: Traffic, *, saved_tokens: int = 0) -> BasePr
         )
     raise UsageError(
         f"genai-prices has no price for {model!r}",
-        fix="name a model as its provider does, for example gpt-4.1",
+        fix="write the model as its provider does, for example gpt-4.1",
     )
 
 
@@ -135,8 +137,8 @@ def _named(host: HostModel, traffic: Traffic, saved_tokens: int) -> BasePrice | 
 
 
 def default_base(traffic: Traffic, months: int, on: date, *, saved_tokens: int = 0) -> BasePrice:
-    """Return the price of the catalog's model for comparison. When that model is shut down within the
-    period, return the price of the successor that its host names."""
+    """Return the price of the catalog's model for comparison. If that model is shut down within the period,
+    return the price of the successor that its host names."""
     base = base_price(catalog.comparison().name, traffic, saved_tokens=saved_tokens)
     days = int(DAYS_PER_MONTH * months)
     while base.ends(on, days) and base.successor is not None:
@@ -145,21 +147,21 @@ def default_base(traffic: Traffic, months: int, on: date, *, saved_tokens: int =
 
 
 RENTAL = "gpu_rental"
-_ENGINE = "vLLM on rented GPUs, run by you: your work, storage and start-up time are not included"
+_ENGINE = "vLLM on rented GPUs that you run yourself: your work, storage and start-up time are not included"
 
 
 class AdapterHost(msgspec.Struct, frozen=True, kw_only=True):
     """A host that serves a user's adapters by the token."""
 
     provider: str
-    """As in the rates, whose methods are inference_adapter_input and _output."""
+    """The name in the rates, under the methods inference_adapter_input and _output."""
     title: str
     models: tuple[str, ...]
-    """The bases whose adapters it takes, by the catalog's names."""
+    """Bases whose adapters it accepts, by the catalog's names."""
     source: str
     note: str = ""
     closed: str = ""
-    """Why an adapter from elsewhere cannot go there."""
+    """Why an adapter from elsewhere cannot be served there."""
 
 
 @cache
@@ -203,7 +205,7 @@ def adapters(
 
 
 def rents(rate: Rate) -> bool:
-    """Return whether a rate is the price of a GPU rented for serving, not of one that trains here or at a
+    """Return whether a rate is the price of a GPU rented for serving, rather than for training here or at a
     host."""
     return RENTAL in rate.methods and rate.provider not in profile.built_in()
 
@@ -212,67 +214,67 @@ class ServingTotal(Record, frozen=True, kw_only=True):
     """One way to serve, over the period. `unavailable` says why there is no total."""
 
     server: str = ""
-    """Where it is served; empty: where it was trained."""
+    """Where it is served; empty if it is where it was trained."""
     monthly: tuple[QuoteLine, ...] = ()
     monthly_usd: Decimal | None = None
-    """`None`, as the three that follow, where it is `unavailable`."""
+    """`None`, like the next three, if it is `unavailable`."""
     low_usd: Decimal | None = None
-    """Training and the months in which the model answers, as the two that follow."""
+    """Training and the months in which the model answers, like the next two."""
     expected_usd: Decimal | None = None
-    """`None` also where the price of the training is undecided."""
+    """`None` also if the price of the training is undecided."""
     high_usd: Decimal | None = None
     serving: str = ""
     """How the tuned model is served here, in words."""
     utilisation: float | None = None
-    """Mean load over what the GPUs could do while they are up."""
+    """Mean load relative to what the GPUs could do while they are up."""
     base_monthly_usd: Decimal | None = None
-    """The base model over the same time, in a mean month."""
+    """Cost of the base model over the same time, in an average month."""
     base_usd: Decimal | None = None
-    """And in all."""
+    """Total cost of the base model."""
     break_even_months: Decimal | None = None
-    """When the training has paid for itself against the base model; `None` when it never does."""
+    """When the training has paid for itself against the base model; `None` if it never does."""
     break_even_requests_per_day: Decimal | None = None
-    """From which traffic on, at every higher one too, the entire period costs no more than the base model,
-    with as many GPUs as that traffic needs; `None` when there is none."""
+    """Traffic from which on the entire period costs no more than the base model, at any higher traffic
+    too, with as many GPUs as it needs; `None` if there is none."""
     most_requests_per_day: Decimal | None = None
-    """Beyond which this cannot carry more; `None` where more GPUs can be had."""
+    """Maximum traffic that this can serve; `None` if more GPUs can be added."""
     assumptions: tuple[str, ...] = ()
     unavailable: str | None = None
 
 
 class Paid(NamedTuple):
-    """A total that has a price: by which ends it is shown and compared."""
+    """A total with a price, and the ends by which it is shown and compared."""
 
     least_usd: Decimal
-    """As `counted_usd`, with the low end of a training that is undecided."""
+    """Like `counted_usd`, with the low end of an undecided training price."""
     counted_usd: Decimal
-    """The expected total, or that with the high end of the training."""
+    """The expected total, or the total with the high end of the training."""
     low_usd: Decimal
     high_usd: Decimal
 
 
 class Ownership(ServingTotal, frozen=True, kw_only=True):
-    """Training once, then hosting and serving every month."""
+    """The cost of training once, then hosting and serving every month."""
 
     provider: str
     model: str
     months: int
     training: Quote
     requests_per_day: Decimal = Decimal(0)
-    """Of the traffic that was asked for."""
+    """Requests per day of the given traffic."""
     months_served: Decimal = Decimal(0)
-    """Fewer than `months` where the model stops answering before."""
+    """Fewer than `months` if the model stops answering before."""
     serves_until: date | None = None
-    """The last day on which the tuned model answers, when that is within the period."""
+    """The last day on which the tuned model answers, if that is within the period."""
     base: BasePrice | None = None
     base_words: str = ""
-    """What is prompted instead over that time."""
+    """What is prompted instead during that time."""
     elsewhere: tuple[ServingTotal, ...] = ()
-    """The same adapter served by others, cheapest first."""
+    """The same adapter served by other hosts, cheapest first."""
 
     @property
     def options(self) -> tuple[Ownership, ...]:
-        """This and each of `elsewhere`, as totals of their own."""
+        """This and each of `elsewhere`, as separate totals."""
         names = ServingTotal.__struct_fields__
         others = (
             msgspec.structs.replace(self, elsewhere=(), **{name: getattr(way, name) for name in names})
@@ -282,7 +284,7 @@ class Ownership(ServingTotal, frozen=True, kw_only=True):
 
     @property
     def paid(self) -> Paid | None:
-        """`None` where there is no total."""
+        """`None` if there is no total."""
         once = self.training.price
         if once is None or self.monthly_usd is None or self.low_usd is None or self.high_usd is None:
             return None
@@ -293,7 +295,7 @@ class Ownership(ServingTotal, frozen=True, kw_only=True):
 
     @property
     def rank(self) -> tuple[bool, Decimal]:
-        """Sorts totals by what is counted; those without one last."""
+        """Sort key for totals by the counted amount; those without one come last."""
         return (self.paid is None, self.paid.counted_usd if self.paid else Decimal(0))
 
     @property
@@ -312,15 +314,15 @@ def own(
     prices: Prices | None = None,
     portable: bool = False,
 ) -> Ownership:
-    """Compute the total cost of ownership. `hourly` is the rate of the machine that serves, on a backend
-    that bills hourly. `prices` defaults to today's prices of the profile's kind. `portable`: the adapter
-    can be downloaded, and so be served elsewhere too."""
+    """Compute the total cost of ownership. `hourly` is the rate of the machine that serves, on a backend that
+    bills hourly. `prices` defaults to today's prices of the profile's kind. `portable` means that the
+    adapter can be downloaded, and so be served elsewhere too."""
     prices = prices or Prices(profile.kind)
     period = _Period(training, use, resolved, prices.on)
     if training.why_none is not None:
         return period.total(training.why_none)
     if use.hours_per_day <= 0:
-        return period.total("hours per day must be above 0: a model that is never up answers nothing")
+        return period.total("hours per day must be above 0, because a model that is never up cannot answer")
     if hourly is not None:
         serving = own_machine(hourly, use, training)
     else:
@@ -341,8 +343,8 @@ def own(
 
 
 def served_as(profile: Profile, resolved: ModelOnHost, prices: Prices, *, portable: bool) -> str | None:
-    """Return in a few words how the backend serves models that it tunes from this base, or `None` when
-    that is unknown."""
+    """Return in a few words how the backend serves models that it tunes from this base, or `None` if that is
+    unknown."""
     if resolved.host is not None and resolved.host.deployable == "no":
         return "only downloaded"
     if profile.near:
@@ -357,7 +359,7 @@ def served_as(profile: Profile, resolved: ModelOnHost, prices: Prices, *, portab
 def _hosted(profile: Profile, resolved: ModelOnHost, use: ServingUse, prices: Prices) -> ServingWay | str:
     if resolved.host is not None and resolved.host.deployable == "no":
         return (
-            f"{profile.title} does not serve what is tuned from {resolved.name}: {resolved.host.deploy_note}"
+            f"{profile.title} does not serve models tuned from {resolved.name}: {resolved.host.deploy_note}"
         )
     if (tokens := token_rates(prices, resolved)) is not None:
         return by_tokens(use.traffic, *tokens)
@@ -442,7 +444,7 @@ class _Period:
         base = self.use.base
         if self.training.undecided:
             high = text.money(self.training.high_usd)
-            yield f"training is counted at its high end, {high}: {self.training.undecided}"
+            yield f"training counts with its high end, {high}: {self.training.undecided}"
         if self.until is not None:
             yield (
                 f"{self.training.model} is shut down on {self.until}: both sides are compared over "
@@ -474,7 +476,7 @@ def _months_to_pay(training: Decimal, monthly: Decimal, base_monthly: Decimal | 
 def serving_terms(
     provider: str, model: str, *, book: RateBook | None = None, today: date | None = None
 ) -> str | None:
-    """Return in a few words how a backend bills a tuned model, or `None` when no price is known."""
+    """Return in a few words how a backend bills a tuned model, or `None` if no price is known."""
     prices = Prices(provider, book or built_in(), today or days.today())
     try:
         near, resolved = profile_of(provider).near, catalog.resolve(model, provider, prices.on)

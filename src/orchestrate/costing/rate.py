@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from orchestrate.costing.rates import RateBook
 
 FLAG = "--rate"
-"""By which a price is given for one command."""
+"""The option that sets a price for one command."""
 PLAY_MONEY = "sandbox"
-"""The provider of rates that only a sandbox takes, where its host publishes none."""
+"""The provider of rates that only a sandbox uses, if its host publishes none."""
 UNITS = (
     "usd_per_mtok",
     "usd_per_gpu_hour",
@@ -29,7 +29,7 @@ UNITS = (
 )
 
 MOST_USD = Decimal(1_000_000_000)
-"""Of one unit: above it a price is a slip of the hand, and sums of it lose their cents."""
+"""Maximum price of one unit: anything above is a typo, and sums of it lose their cents."""
 SPREAD = {Confidence.QUOTED: Decimal(0), Confidence.INFERRED: Decimal("0.2"), Confidence.OLD: Decimal("0.3")}
 """Relative half-width put around a rate. Old: the last known moves of published prices were -30% (Together's
 training rates, September 2026) and +14 to +30% (Fireworks' GPUs, same month). Inferred: the rule by which
@@ -41,11 +41,11 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     provider: str
     method: str | tuple[str, ...]
-    """sft_lora, dpo_full, rft, minimum, deployment, gpu_rental, inference_tuned_input ..."""
+    """Such as sft_lora, dpo_full, rft, minimum, deployment, gpu_rental, inference_tuned_input ..."""
     model: str | tuple[str, ...] | None = None
     """The host's id, the hub id or the canonical name."""
     over_b: Decimal | None = None
-    """Band of billions of parameters: more than this, ..."""
+    """Size band in billions of parameters: above this, ..."""
     upto_b: Decimal | None = None
     """... and at most this."""
     gpu: str | None = None
@@ -57,15 +57,15 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
     usd_per_kwh: Decimal | None = None
     usd_per_gb_month: Decimal | None = None
     usd_max: Decimal | None = None
-    """The upper end, where the host publishes a range and no table."""
+    """The upper end, if the host publishes a range instead of a table."""
     start: date
-    """First day on which it is known to hold."""
+    """First day on which it is known to apply."""
     end: date | None = None
     """Last day on which it is offered."""
     checked: date | None = None
-    """When its source was last read; `start` when not given."""
+    """When its source was last read; default: `start`."""
     undated: bool = False
-    """Its source is a copy that does not say from when it is."""
+    """Its source is a copy without a date."""
     confidence: Confidence
     source: str
     note: str | None = None
@@ -107,12 +107,12 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def as_of(self) -> str:
-        """For people and for `QuoteLine.as_of`: a date, or `undated`."""
+        """For display and for `QuoteLine.as_of`: a date, or `undated`."""
         return "undated" if self.undated else self.last_checked.isoformat()
 
     @property
     def doubt(self) -> str | None:
-        """Why the host may ask another price today, or `None` for one that was quoted by it."""
+        """Why the host may charge a different price today, or `None` for one that it quoted."""
         if self.confidence is Confidence.OLD:
             when = f"about {self.last_checked}, from an undated copy" if self.undated else self.last_checked
             more = f"; {self.note}" if self.note else ""
@@ -125,7 +125,7 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def applies_to(self) -> str:
-        """For people: the model, the band, the GPU, or `any`."""
+        """For display: the model, the band, the GPU, or `any`."""
         if self.models:
             return ", ".join(self.models)
         if self.gpu:
@@ -137,8 +137,8 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
         return f"up to {self.upto_b}B" if self.over_b is None else f"over {self.over_b}B to {self.upto_b}B"
 
     def offered(self, on: date) -> bool:
-        """Return whether the price is available on this day. A user's own price applies from the day that
-        the user gives. Before that, the host's price applies."""
+        """Return whether the price is available on this day. A user's own price applies from the day that the
+        user sets. Before that, the host's price applies."""
         begun = self.own is None or self.source == FLAG or self.start <= on
         return begun and (self.end is None or on <= self.end)
 
@@ -176,19 +176,19 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True)
 class Lookup:
-    """For which rates a quote looks."""
+    """The rates that a quote needs."""
 
     provider: str
     methods: tuple[tuple[str, ...], ...]
-    """Names of one thing stand together, the most specific first."""
+    """Names of the same thing are together, the most specific first."""
     ids: frozenset[str] = frozenset()
     params_b: float | None = None
     gpu: str | None = None
     instead: tuple[str, ...] = ()
-    """What the price is derived from where nothing is found for the first of `methods`."""
+    """What the price is derived from if nothing is found for the first of `methods`."""
 
     def takes(self, rate: Rate, book: RateBook, on: date) -> bool:
-        """Say whether this rate decides a price: no other one in the book comes before it."""
+        """Return whether this rate decides a price, because no other one in the book comes before it."""
         if rate.provider != self.provider:
             return False
         if self.gpu is not None and set(rate.methods) & {name for group in self.methods for name in group}:
@@ -204,7 +204,7 @@ class Lookup:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """Name what `--rate` may be given for it."""
+        """List the `--rate` flags that set it."""
         of = f"@{self.gpu}" if self.gpu else ""
         return tuple(
             f"{self.provider}:{method}{'' if method == 'electricity' else of}"

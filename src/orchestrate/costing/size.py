@@ -27,9 +27,9 @@ class Lines(Record, frozen=True, kw_only=True):
 
     lines: tuple[QuoteLine, ...]
     notes: tuple[str, ...] = ()
-    """What they assume."""
+    """Assumptions of the lines."""
     open_end: str | None = None
-    """What they do not count, so that the price may come to more than their high end."""
+    """Costs that the lines leave out, so the price may exceed their high end."""
 
 
 Bills = Callable[["JobSize", "Rate"], Lines]
@@ -38,7 +38,7 @@ Bills = Callable[["JobSize", "Rate"], Lines]
 
 @dataclass(frozen=True)
 class PlannedJob:
-    """A job before its upload, as one backend would do it."""
+    """A job before its upload, as one backend would run it."""
 
     provider: str
     profile: Profile
@@ -49,13 +49,13 @@ class PlannedJob:
 
 
 class JobSize(Record, frozen=True, kw_only=True):
-    """Counts that the billing rules take. Token counts are of one pass, after truncation; the least and the
-    most have what is uncertain about them: the tokenizer, the prompt that the answers of a preference pair
-    share, images of unknown size."""
+    """Counts that the billing rules use. Token counts are for one pass, after truncation. The minimum and
+    maximum include what is uncertain about them: the tokenizer, the prompt that the answers of a
+    preference pair share, and images of unknown size."""
 
     rows: int
     sequences: int
-    """Two for a preference pair, the prompt with each answer; else as many as rows."""
+    """Two for a preference pair (the prompt with each answer), otherwise the number of rows."""
     longest: int
     """Tokens of the longest sequence."""
     train_tokens: int
@@ -70,22 +70,22 @@ class JobSize(Record, frozen=True, kw_only=True):
     epochs_low: int
     epochs_high: int
     passes: Decimal
-    """Epochs; not a whole number where a number of steps ends the run within one."""
+    """Epochs; not a whole number if a number of steps ends the run within one."""
     evals: int
     packing: bool
     max_length: int | None
     reasoning: bool
     average_turns: float
     band: float
-    """Relative half-width of the token counts, by the tokenizer alone."""
+    """Relative half-width of the token counts because of the tokenizer alone."""
     notes: tuple[str, ...]
     uncounted: str | None = None
-    """What is in the files and in none of these counts."""
+    """What is in the files but in none of these counts."""
 
 
 def effective(translation: Translation, name: str, default: Any = None) -> Any:
     """Return the value of a setting that the backend will use: the one sent, the backend's default, or
-    `default` when the setting was refused or is unknown."""
+    `default` if the setting was rejected or is unknown."""
     for setting in translation.settings:
         if setting.name == name and setting.outcome is not Outcome.REFUSED:
             return setting.asked if setting.sent is None else setting.sent
@@ -93,14 +93,14 @@ def effective(translation: Translation, name: str, default: Any = None) -> Any:
 
 
 def epochs_of(translation: Translation, profile: Profile, rows: int) -> int:
-    """Return the requested number of epochs, or the one that the host is assumed to choose."""
+    """Return the requested number of epochs, or the number that the host is assumed to choose."""
     told = _whole(effective(translation, "epochs"))
     return told or profile.default_epochs or profile.auto_epochs(rows)
 
 
 def batch_of(translation: Translation) -> int | None:
-    """Return the number of rows in a step, or `None` when the host chooses it. The value sent to a host
-    may be a part of them."""
+    """Return the number of rows in a step, or `None` if the host chooses it. The value sent to a host may be
+    only part of them."""
     for setting in translation.settings:
         if setting.name == "batch_size" and setting.outcome is Outcome.MAPPED and setting.exact:
             return _whole(setting.asked)
@@ -108,7 +108,8 @@ def batch_of(translation: Translation) -> int | None:
 
 
 def measure(work: PlannedJob) -> JobSize:
-    """Counts with the model's tokenizer where it is here, else with the stand-in that the catalog names."""
+    """Count with the model's tokenizer if it is on this machine, otherwise with the substitute that the
+    catalog names."""
     spec, data, translation, resolved = work.spec, work.data, work.translation, work.resolved
     name = tokenizer_for(resolved, spec)
     limit = _limit(work)
@@ -130,9 +131,8 @@ def measure(work: PlannedJob) -> JobSize:
         notes.append(f"rows are truncated at {limit} tokens: {lost:,} tokens are neither trained nor billed")
     if train.shared:
         notes.append(
-            "a preference pair is counted as its prompt with each answer; the host does not publish "
-            f"whether it bills the {train.shared:,} prompt tokens twice, so the low end counts them "
-            "once"
+            "a preference pair is counted as its prompt with each answer. The host does not publish "
+            f"whether it bills the {train.shared:,} prompt tokens twice, so the low end counts them once"
         )
     if train.pictures:
         images = text.count(train.images, "image")
@@ -194,7 +194,7 @@ def _run(work: PlannedJob) -> _TrainingLength:
         if epochs is None:
             epochs = work.profile.auto_epochs(rows)
             low, high = 1, epochs + 1
-            note = f"epochs left to the host (auto): assumed {epochs}, at most {epochs + 1}"
+            note = f"epochs are left to the host (auto): assumed {epochs}, at most {epochs + 1}"
     if every := _whole(effective(translation, "eval_steps")):
         evals = -(-epochs * _steps_per_epoch(work) // every)
     return _TrainingLength(
@@ -212,7 +212,7 @@ def _by_steps(work: PlannedJob, most: int, epochs: int | None) -> _TrainingLengt
     evals = _whole(effective(work.translation, "evals", work.spec.evals))
     if every:
         evals = -(-steps // every)
-    note = f"{text.count(steps, 'optimizer step')} of {per_epoch:,} to an epoch"
+    note = f"{text.count(steps, 'optimizer step')} with {per_epoch:,} per epoch"
     return _TrainingLength(begun, begun, begun, passes, begun if evals is None else evals, note)
 
 
@@ -239,7 +239,7 @@ class _FileSize:
     """Rows."""
     sequences: int = 0
     shared: int = 0
-    """Of the prompts of preference pairs, once."""
+    """Tokens of the prompts of preference pairs, counted once."""
     images: int = 0
     pictures: int = 0
     """Tokens of the images."""
@@ -292,8 +292,8 @@ def _file(
 
 
 def chat_of(spec: JobSpec) -> dict[str, Any]:
-    """Return the parts of a spec that change how a model's own tokenizer reads a row. Raises `SpecError`
-    for a template that can't be read."""
+    """Return the parts of a spec that change how a model's own tokenizer reads a row. Raises `SpecError` for
+    a template that can't be read."""
     chat: dict[str, Any] = {}
     if spec.chat_template is not None:
         chat["chat_template"] = template_text(spec.chat_template)

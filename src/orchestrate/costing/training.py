@@ -43,15 +43,15 @@ ANSWER_SHARE = (Decimal("0.1"), Decimal("0.5"), Decimal(1))
 
 
 class SampledAnswers(Record, frozen=True, kw_only=True):
-    """What reinforcement fine-tuning draws in each epoch."""
+    """The answers that reinforcement fine-tuning samples in each epoch."""
 
     samples: int
-    """Answers to each prompt."""
+    """Answers per prompt."""
     most_tokens: int
 
 
 class HourlyRate(Record, frozen=True, kw_only=True):
-    """What one hour of the machine costs, and why."""
+    """The hourly cost of the machine, and its reason."""
 
     component: str
     """electricity, owned or rental: the component of the quote line."""
@@ -63,7 +63,7 @@ class HourlyRate(Record, frozen=True, kw_only=True):
     low_usd_per_hour: Decimal
     high_usd_per_hour: Decimal
     own: str | None = None
-    """Where the user's own price is from; `None` for a published one."""
+    """Source of the user's own price; `None` for a published one."""
 
     def line(
         self,
@@ -121,7 +121,7 @@ def local_rate(
     power = watts(device, count)
     electricity = book.find(prices, "electricity", on=on)
     if electricity is None:
-        raise UsageError("no price of electricity is set", fix=f"set one: --rate {prices}:electricity=0.30")
+        raise UsageError("no electricity price is set", fix=f"set one: --rate {prices}:electricity=0.30")
     label = (
         f"{power} W at full load x {text.rate(electricity.usd)} per kWh; the cost of the hardware is "
         "not included"
@@ -138,8 +138,8 @@ def rental_rate(
     book: RateBook | None = None,
     today: date | None = None,
 ) -> HourlyRate:
-    """Return the hourly rate of `count` rented GPUs at runpod, vast, lambda ... Raises `UsageError` when
-    the provider has no such price."""
+    """Return the hourly rate of `count` rented GPUs at runpod, vast, lambda ... Raises `UsageError` if the
+    provider has no such price."""
     book, on = book or built_in(), today or days.today()
     rate = book.find(provider, "gpu_rental", gpu=gpu, tier=tier, on=on)
     if rate is None:
@@ -173,19 +173,19 @@ def _hourly(component: str, rate: Rate, per_hour: Decimal, label: str) -> Hourly
 
 
 class Speed(Record, frozen=True, kw_only=True):
-    """Trained tokens per second, measured or modelled by the caller."""
+    """Trained tokens per second, measured or modeled by the caller."""
 
     tokens_per_second: float
     source: str
-    """Which of the two: "measured on this machine on ...", "modelled from ..."."""
+    """Source: "measured on this machine on ...", "modeled from ..."."""
     band: float = 0.5
     """Relative half-width: the time is between tokens / (1 + band) and tokens / (1 - band)."""
     factor: float | None = None
-    """In place of `band`: the speed is between it divided and it multiplied by this."""
+    """Alternative to `band`: the speed is between itself divided and multiplied by this factor."""
 
     @property
     def slowest_and_fastest(self) -> tuple[float, float]:
-        """Over the speed."""
+        """The slowest and fastest speed, relative to the expected one."""
         if self.factor is not None:
             return 1 / self.factor, self.factor
         return 1 - min(self.band, 0.9), 1 + min(self.band, 0.9)
@@ -275,7 +275,7 @@ def _judged(spec: JobSpec, read_only: int) -> list[str]:
     why = "by the reference"
     if method_word(spec.method) == "kto":
         why += ", and for the estimate of the divergence"
-    return [f"{read_only:,} tokens are only read {why}, which takes a third of the time of training them"]
+    return [f"{read_only:,} tokens are only read {why}, which takes a third of the time of training on them"]
 
 
 def _drawn(answers: SampledAnswers | None) -> list[str]:
@@ -293,12 +293,12 @@ def _drawn(answers: SampledAnswers | None) -> list[str]:
 
 
 STALE_DAYS = 60
-"""A rate checked longer ago is warned about."""
+"""Age at which a warning is shown for a rate."""
 
 
 def training_rate(resolved: ModelOnHost, spec: JobSpec, profile: Profile, prices: Prices) -> Rate | None:
-    """Return the rate of a training token: that of the method and adapter, that of the method alone, or
-    for DPO its factor times the SFT rate."""
+    """Return the rate of a training token: that of the method and adapter, that of the method alone, or for
+    DPO its factor times the SFT rate."""
     found = prices.of(training_methods(spec), resolved)
     derived = found is None and spec.method.type == "dpo"
     sft = prices.of(training_methods(spec, "sft"), resolved) if derived else None
@@ -318,14 +318,14 @@ def training_rate(resolved: ModelOnHost, spec: JobSpec, profile: Profile, prices
 
 
 def training_methods(spec: JobSpec, method: str | None = None) -> tuple[str, str]:
-    """Name the rates of a training token of this spec, or of the same by another method, the most specific
-    first."""
+    """List the rates of a training token for this spec, or for the same spec with another method, the most
+    specific first."""
     method = method or spec.method.type
     return f"{method}_{'full' if spec.adapter.type == 'full' else 'lora'}", method
 
 
 def lookup(spec: JobSpec, resolved: ModelOnHost, prices: str, *, gpu: str | None = None) -> Lookup:
-    """Say for which rates a quote of this spec looks: at a host, or with `gpu` (a name, or `cpu`) for a
+    """Return the rates that a quote of this spec needs, at a host, or with `gpu` (a name, or `cpu`) for a
     machine that is billed hourly."""
     if gpu is not None:
         return Lookup(prices, (("electricity",), ("gpu_rental",), ("owned",)), gpu=gpu)
@@ -363,7 +363,7 @@ def quote_tokens_job(
 
 @dataclass(frozen=True)
 class PricedJob:
-    """A job of which only the size is missing for a quote."""
+    """A job that lacks only its size for a quote."""
 
     provider: str
     profile: Profile
@@ -376,8 +376,8 @@ class PricedJob:
 def quote_sized_job(
     job: PricedJob, size_of: Callable[[], JobSize], *, gpu_hours: Decimal | None = None
 ) -> Quote:
-    """Quote a job as `quote_tokens_job` does, with a size from any source. `size_of` is called only when
-    there is a price."""
+    """Quote a job as `quote_tokens_job` does, with a size from any source. `size_of` is called only if there
+    is a price."""
     provider, profile, spec, resolved, prices = job.provider, job.profile, job.spec, job.resolved, job.prices
 
     def none(reason: str) -> Quote:
@@ -388,16 +388,15 @@ def quote_sized_job(
     if spec.method.type == "rft":
         return _quote_rft(provider, resolved, gpu_hours, prices, profile.hourly_factor(spec))
     if profile.bills is None:
-        return none(f"{provider} does not say how it bills a job, so the price is unknown")
+        return none(f"{provider} does not publish how it bills a job, so the price is unknown")
     rate = training_rate(resolved, spec, profile, prices)
     if rate is None or rate.usd_per_mtok is None:
         return none(_no_price(resolved, spec, prices))
     if rate.usd_max is not None:
         return none(
-            f"{provider} published only a range for {resolved.name}, "
-            f"{text.rate(rate.usd)} to {text.rate(rate.usd_max)} per million tokens "
-            f"({rate.source}, {rate.last_checked}); "
-            f"give the price with --rate {prices.name}:{spec.method.type}_lora=USD_PER_MTOK"
+            f"{provider} published only a range for {resolved.name}, {text.rate(rate.usd)} to "
+            f"{text.rate(rate.usd_max)} per million tokens ({rate.source}, {rate.last_checked}). Set the "
+            f"price with --rate {prices.name}:{spec.method.type}_lora=USD_PER_MTOK"
         )
     gate = None if job.sandbox else profile.gated(prices.on)
     gates = [gate] if gate else []
@@ -412,7 +411,7 @@ def quote_sized_job(
         lines.append(top_up)
         if minimum.usd_max is not None and top_up.usd_high > 0:
             span = text.span(minimum.usd, minimum.usd_max)
-            undecided = f"its minimum per job is {span} by model, and no table is published"
+            undecided = f"its minimum per job is {span} depending on the model, and no table is published"
     quote = summed(
         provider=provider,
         model=resolved.name,
@@ -444,7 +443,7 @@ def _gone(resolved: ModelOnHost, profile: Profile, on: date) -> str | None:
         return closed
     host = resolved.host
     if host is not None and host.no_new_jobs_after is not None and on >= host.no_new_jobs_after:
-        return f"{profile.title} has taken no new jobs for {resolved.name} since {host.no_new_jobs_after}"
+        return f"{profile.title} has accepted no new jobs for {resolved.name} since {host.no_new_jobs_after}"
     if host is not None and host.tunable == "no":
         return (
             next(iter(resolved.warnings), None) or f"{resolved.name} can no longer be tuned on {profile.kind}"
@@ -465,7 +464,7 @@ def _no_price(resolved: ModelOnHost, spec: JobSpec, prices: Prices) -> str:
         reason = f"the size of {resolved.name} is unknown, and so is its price band on {kind}"
     else:
         reason = f"no price found for {method} of {resolved.name} on {kind}"
-    return f"{reason}; give it with --rate {kind}:{method}=USD_PER_MTOK, or in rates.yaml"
+    return f"{reason}; set it with --rate {kind}:{method}=USD_PER_MTOK, or in rates.yaml"
 
 
 def _quote_rft(
@@ -542,7 +541,7 @@ BYTES_PER_TOKEN = 4
 """Of JSON lines. English prose has 4 to 5, its JSON more; a language that UTF-8 writes in three bytes has 3,
 and escapes have 6."""
 BAND = {"bytes": 1.0, "tokens": 0.2}
-"""Relative half-width: at most one token for each 2 bytes, and what hosts call an estimate."""
+"""Relative half-width: at most one token per 2 bytes, and what hosts call an estimate."""
 
 
 def spec_of(model: str, told: Recalled | None) -> dict[str, Any]:
@@ -564,7 +563,9 @@ def quote_recalled(job: PricedJob, told: Recalled) -> Quote:
     if told.train_tokens is None and told.train_bytes is None:
         return _none(job, "the host reports neither the tokens nor the size of its data")
     if not told.packing and told.rows is None:
-        return _none(job, "each row is billed at full length, and the host does not say how many there are")
+        return _none(
+            job, "each row is billed at full length, and the host does not report how many there are"
+        )
     return msgspec.structs.replace(quote_sized_job(job, lambda: size_of(job.profile, told)), recalled=True)
 
 
@@ -573,7 +574,7 @@ def _by_the_hour(job: PricedJob, told: Recalled) -> Quote:
     if told.usd_per_hour is None:
         return _none(job, "the hourly price of its machine is unknown")
     if told.most_seconds is None:
-        return _none(job, "it is unknown when its machine ends")
+        return _none(job, "it is unknown when its machine stops")
     hours = Decimal(str(told.most_seconds)) / 3600
     hourly = HourlyRate(
         component="rental",
@@ -591,7 +592,7 @@ def _by_the_hour(job: PricedJob, told: Recalled) -> Quote:
         model=job.resolved.name,
         lines=(line,),
         assumptions=(
-            f"its machine ends after {duration(told.most_seconds)}, at {rate(told.usd_per_hour)} per hour",
+            f"its machine stops after {duration(told.most_seconds)}, at {rate(told.usd_per_hour)} per hour",
         ),
         expected_usd=None,
         high_usd=line.usd_high,

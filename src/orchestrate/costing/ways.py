@@ -23,11 +23,11 @@ from orchestrate.types import Confidence, Quote, QuoteLine, Record
 
 DAYS_PER_MONTH = Decimal(365) / 12
 UTILISATION = Decimal(1) / 3
-"""Mean load over what a replica can do: the busiest hour has three times the mean."""
+"""Mean load relative to a replica's capacity: the busiest hour has three times the mean."""
 
 
 class Traffic(Record, frozen=True, kw_only=True):
-    """Requests to the tuned model, and the tokens of one."""
+    """Requests to the tuned model, with the tokens of each."""
 
     requests_per_day: Decimal
     input_tokens: int
@@ -57,26 +57,26 @@ class Traffic(Record, frozen=True, kw_only=True):
 
 
 class BasePrice(Record, frozen=True, kw_only=True):
-    """Prompting a base model at a provider's public price, per request of the traffic it was asked for."""
+    """The price of prompting a base model at a provider's public rate, per request of the given traffic."""
 
     model: str
     provider: str
     usd_per_request: Decimal
     input_tokens: int
-    """Of the prompt, with what the tuned model would not need."""
+    """Tokens of the prompt, including those that the tuned model would not need."""
     source: str
     until: date | None = None
-    """Its last day, where its host has announced one."""
+    """Its last day, if its host has announced one."""
     successor: BasePrice | None = None
-    """What its host names as the replacement."""
+    """The replacement that its host names."""
     note: str = ""
 
     def ends(self, on: date, days: int) -> bool:
-        """Return whether the model is shut down before so many days have passed."""
+        """Return whether the model is shut down within this number of days."""
         return self.until is not None and (self.until - on).days < days
 
     def mean_usd(self, on: date, days: int) -> Decimal:
-        """Return the mean price of a request over so many days. From the shutdown on, the successor's
+        """Return the mean price of a request over this number of days. From the shutdown on, the successor's
         price counts."""
         if self.until is None or self.successor is None or not self.ends(on, days) or days <= 0:
             return self.usd_per_request
@@ -85,7 +85,7 @@ class BasePrice(Record, frozen=True, kw_only=True):
         return (self.usd_per_request * alive + after * (days - alive)) / days
 
     def words(self, on: date, days: int) -> str:
-        """Describe which models are prompted over so many days."""
+        """Describe which models are prompted over this number of days."""
         if not self.ends(on, days):
             return self.model
         if self.successor is None:
@@ -101,14 +101,14 @@ class BasePrice(Record, frozen=True, kw_only=True):
 
 
 class ServingUse(Record, frozen=True, kw_only=True):
-    """What the tuned model is for."""
+    """The expected use of the tuned model."""
 
     traffic: Traffic
     months: int = 6
     hours_per_day: float = 24.0
-    """How long a dedicated deployment is up (scale-to-zero, or taken down at night)."""
+    """Daily uptime of a dedicated deployment (scale-to-zero, or taken down at night)."""
     utilisation: Decimal = UTILISATION
-    """Most that the mean load may take of what a replica can do, so that its busiest hour fits."""
+    """Maximum mean load of a replica, so that its busiest hour fits."""
     base: BasePrice | None = None
     """What it is compared with."""
 
@@ -135,7 +135,7 @@ BYTES_PER_PARAM = {"bf16": 2.0, "fp8": 1.0, "mxfp4": 0.56}
 """Of the weights as they are published. MXFP4: gpt-oss-120b's checkpoint of 65 GB over its 116.8 billion
 parameters; not all of its tensors have four bits."""
 HEADROOM = 1.2
-"""Of the weights, for cache and activations."""
+"""Memory factor over the weights, for cache and activations."""
 REFERENCE_TB_S = 3.35
 """Memory bandwidth of the H100 SXM, by which the speed of other GPUs is scaled: measured, an H200 with 1.43
 times that bandwidth is 1.2 to 1.4 times as fast."""
@@ -159,7 +159,7 @@ class Replica(Record, frozen=True, kw_only=True):
     gpus: int
     bytes_per_param: float
     tokens_per_second: tuple[float, float, float]
-    """Output tokens, low, expected and high; no input beside them."""
+    """Output tokens per second (low, expected and high), without input."""
 
 
 def effective_b(params_b: float, active_b: float | None) -> float:
@@ -175,8 +175,8 @@ def gpus_for(params_b: float, width: float, memory_gb: float) -> int:
 
 
 def replica(resolved: ModelOnHost, gpu: str) -> Replica | None:
-    """Return a replica of the model on this kind of GPU, or `None` when the size of the model or the
-    memory of the GPU is unknown."""
+    """Return a replica of the model on this kind of GPU, or `None` if the size of the model or the memory of
+    the GPU is unknown."""
     name = hardware.closest(gpu, hardware.table().gpus)
     params_b = resolved.params_b
     if name is None or params_b is None:
@@ -196,8 +196,8 @@ def seconds_per_request(traffic: Traffic, tokens_per_second: float) -> float:
 
 
 def busiest_share(hours_per_day: float, utilisation: Decimal = UTILISATION) -> float:
-    """Share of a day's requests that come in its busiest hour, while the model is up so long: an eighth, as
-    long as the day has eight hours."""
+    """Return the share of a day's requests that arrive in its busiest hour, for a model that is up this many
+    hours: an eighth, if the day has at least eight hours."""
     return max(1 / (24 * float(utilisation)), 1 / hours_per_day)
 
 
@@ -215,13 +215,13 @@ def replicas(traffic: Traffic, carried: int) -> int:
 
 
 UNLIMITED = 2**53
-"""Requests a day of what has no known limit."""
+"""Requests per day if there is no known limit."""
 FORWARD_SPEEDUP = 3
-"""A training step is a forward pass and a backward one of twice its length."""
+"""A training step is a forward pass plus a backward pass of twice its length."""
 
 
 class ServingUnit(Record, frozen=True, kw_only=True):
-    """A replica, or the least machine with one that can be rented."""
+    """A replica, or the smallest machine with one that can be rented."""
 
     usd: Decimal
     """Of a month."""
@@ -233,19 +233,18 @@ class ServingWay(Record, frozen=True, kw_only=True):
     """One way to serve."""
 
     lines: tuple[QuoteLine, ...]
-    """Of one month."""
+    """Cost per month."""
     words: str
     assumptions: tuple[str, ...]
     units: tuple[ServingUnit, ...] = ()
-    """What can be added to carry more, for each kind of GPU that is to be had here; none where the token is
-    paid for."""
+    """Units that can be added to serve more, for each available kind of GPU; none if tokens are billed."""
     single: bool = False
-    """There is one unit and no second."""
+    """There is one unit and no second one."""
     utilisation: float | None = None
-    """Mean load over what the units could do while they are up."""
+    """Mean load relative to what the units could do while they are up."""
 
     each_usd: Decimal = Decimal(0)
-    """What one more request costs by the token."""
+    """Cost of one more request, billed by the token."""
 
     @property
     def monthly_usd(self) -> Decimal:
@@ -275,8 +274,8 @@ def by_tokens(traffic: Traffic, tokens_in: Rate, tokens_out: Rate) -> ServingWay
 
 
 def gpu_rates(prices: Prices, method: str) -> list[Rate]:
-    """Return the rates of a provider's GPUs, one for each kind: the user's own rates if there are any,
-    then quoted ones, then all others."""
+    """Return the rates of a provider's GPUs, one for each kind: the user's own rates if there are any, then
+    quoted ones, then all others."""
     found = [
         rate
         for rate in current(prices.book, prices.on)
@@ -289,8 +288,8 @@ def gpu_rates(prices: Prices, method: str) -> list[Rate]:
 def on_gpus(
     resolved: ModelOnHost, use: ServingUse, rates: Iterable[Rate], *, what: str, note: str = ""
 ) -> ServingWay | None:
-    """Return the serving cost on the cheapest kind of GPU for the load, or `None` when no kind is known.
-    `what` says how the GPUs are billed: dedicated or rented."""
+    """Return the serving cost on the cheapest kind of GPU for the load, or `None` if no kind is known. `what`
+    says how the GPUs are billed: dedicated or rented."""
     options = [found for rate in rates if (found := _on_gpu(resolved, use, rate, what, note))]
     if not options:
         return None
@@ -336,7 +335,7 @@ def _on_gpu(resolved: ModelOnHost, use: ServingUse, rate: Rate, what: str, note:
 
 
 _WHOLE = 8
-"""GPUs of a whole machine; only such are joined for one replica."""
+"""GPUs of an entire machine; only such GPUs are joined for one replica."""
 
 
 def _machine(rate: Rate) -> int | None:
@@ -376,8 +375,8 @@ def base_monthly(prices: Prices, resolved: ModelOnHost, traffic: Traffic) -> Dec
 
 
 def dearer_by_token(serving: ServingWay, base_usd: Decimal | None, host: str, traffic: Traffic) -> str | None:
-    """Return why dedicated GPUs cost more per token than a host's serverless base model, or `None` when
-    they don't."""
+    """Return why dedicated GPUs cost more per token than a host's serverless base model, or `None` if they
+    don't."""
     tokens = traffic.requests_per_month * (traffic.input_tokens + traffic.output_tokens) / MTOK
     if base_usd is None or not serving.units or not tokens or serving.monthly_usd <= base_usd:
         return None
@@ -386,9 +385,9 @@ def dearer_by_token(serving: ServingWay, base_usd: Decimal | None, host: str, tr
         f", and they are {serving.utilisation:.0%} utilized here" if serving.utilisation is not None else ""
     )
     return (
-        f"more expensive per token than {host}'s own serverless price of the base, {text.money(mine)} "
-        f"per million against {text.money(theirs)}: you pay for these GPUs while they are idle{idle}. "
-        "Serverless ones are shared among many users and do not serve this tuned model"
+        f"more expensive per token than {host}'s own serverless price of the base, {text.money(mine)} per "
+        f"million against {text.money(theirs)}: you pay for these GPUs while they are idle{idle}. Serverless "
+        "GPUs are shared among many users and do not serve this tuned model"
     )
 
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 MOST_USD = Decimal(10**12)
 SKIP = "skip"
-"""In the place of a backend."""
+"""Used in place of a backend."""
 _HEAD = """\
 # Written by: orchestrate migrate --all --plan {name}
 # Edit it: `to` is a backend, or skip; `model` is what is trained there. Then carry it out, as often as is
@@ -51,12 +51,12 @@ _HEAD = """\
 
 
 class MovePlanEntry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """One run."""
+    """One entry of a plan, for one run."""
 
     run: str
     to: str
     model: str | None = None
-    """`None`: as it would be proposed."""
+    """`None`: the proposed model."""
     test: str | None = None
     """Held-out rows; `None`: the run's own, or its recording's."""
     proof: bool = True
@@ -73,7 +73,7 @@ class Plan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PlannedMove(Record, frozen=True, kw_only=True):
-    """A line of a plan that is about to be written: what is proposed of one run, or why nothing is."""
+    """A line of a plan that is about to be written: what is proposed for one run, or why nothing is."""
 
     run_id: str
     told: str
@@ -92,7 +92,7 @@ def write(path: Path, planned: Sequence[PlannedMove], margin: float, moved_usd: 
     if path.exists():
         raise UsageError(
             f"{path} already exists and may have been edited",
-            fix="run it without --all, or name another file",
+            fix="run it without --all, or choose another file",
         )
     budget = sum((one.high_usd for one in planned), moved_usd)
     lines = [_HEAD.format(name=path.name), f"budget_usd: {_up(budget)}", f"margin: {margin:g}", "runs:"]
@@ -194,7 +194,7 @@ def _up(usd: Decimal) -> str:
 
 Tell = Callable[[str], object]
 MOVED = "plan-moved"
-"""Records of the store: by the mark of a plan's path, the runs that it has moved."""
+"""Records of the runs that a plan has moved, by the mark of the plan's path."""
 
 
 class Carried(Record, frozen=True, kw_only=True):
@@ -205,19 +205,19 @@ class Carried(Record, frozen=True, kw_only=True):
     new_run: str | None = None
     status: JobStatus | None = None
     parity: str = ""
-    """`holds`, `does not hold`, `not shown`; empty where nothing was compared."""
+    """`holds`, `does not hold` or `not shown`; empty if nothing was compared."""
     report: str | None = None
     problem: str | None = None
-    """Why it is not done; the same command tries again."""
+    """Why it is not complete; the same command tries again."""
 
 
 def proposed(
     ft: Workspace, order: MigrationOrder, tell: Tell, priced: Callable[[Prepared], object] = lambda _: None
 ) -> list[PlannedMove]:
-    """Propose a move for every run that succeeded and whose model is shut down on an announced day,
-    earliest first. Of runs trained with the same settings on the same data, only the newest is moved.
-    `priced` receives what each would be submitted as. Works offline. Raises `ConfigError` for a backend
-    that isn't set up here."""
+    """Propose a move for every run that succeeded and whose model is shut down on an announced date, earliest
+    first. Of runs trained with the same settings on the same data, only the newest is moved. `priced`
+    receives what each would be submitted as. Works offline. Raises `ConfigError` for a backend that isn't
+    set up here."""
     for name in ft.backends(list(order.to)):
         ft.provider(name)  # it would be the reason to skip every run
     found: list[PlannedMove] = []
@@ -272,11 +272,11 @@ class _Step:
     entry: MovePlanEntry
     migration: PreparedMigration
     known: TrackedRun | None
-    """The new run, where it was made before."""
+    """The new run, if it already exists."""
 
 
 class PreparedPlan:
-    """A plan of which nothing more was sent yet."""
+    """A plan that is ready to run. Nothing more was sent yet."""
 
     def __init__(self, ft: Workspace, path: Path, order: MigrationOrder, *, again: bool = False) -> None:
         """`order`: how parity is judged; the plan says where to. Raises `UsageError` for what is no plan, and
@@ -289,11 +289,11 @@ class PreparedPlan:
         self.steps = [self._step(entry, order) for entry in self.plan.runs if not entry.skipped]
         ids = [step.migration.old.id for step in self.steps]
         if twice := sorted({id for id in ids if ids.count(id) > 1}):
-            raise UsageError(f"{path} names {joined(twice)} twice", fix="one entry for each run")
+            raise UsageError(f"{path} names {joined(twice)} twice", fix="write one entry per run")
         made = {step.known.id for step in self.steps if step.known is not None}
         self.strays = [run for run in moved if run.id not in made]
-        """Runs that moving the plan's runs has made and that are no step of it now: on a backend that it
-        named before it was edited, tried again since, or of an entry that is skipped or was deleted."""
+        """Runs created by moving the plan's runs that are no longer a step of it: on a backend that it
+        named before it was edited, retried since, or from an entry that is skipped or was deleted."""
 
     def _step(self, entry: MovePlanEntry, order: MigrationOrder) -> _Step:
         wanted = replace(
@@ -315,7 +315,7 @@ class PreparedPlan:
         except OrchestrateError as error:
             raise UsageError(
                 f"{self._path}: {entry.run} to {entry.to}: {error.message}",
-                fix=f"edit it, as with  to: {SKIP}",
+                fix=f"edit it, for example  to: {SKIP}",
             ) from error
 
     @property
@@ -325,8 +325,8 @@ class PreparedPlan:
 
     @property
     def high_usd(self) -> Decimal:
-        """The most that all of the plan costs, with what it has cost before it was edited: what was made
-        before by its bill, else by its quote."""
+        """The maximum cost of the entire plan, including its cost before it was edited. Existing runs count
+        with their bill, or else their quote."""
         return sum((_high_usd(step) for step in self.steps), sum(map(cost_usd, self.strays), Decimal(0)))
 
     def require_budget(self) -> None:
@@ -335,7 +335,7 @@ class PreparedPlan:
         for step in self.new:
             [target] = step.migration.proposal.targets
             why = target.quote.why_none or target.quote.open_end if target.quote else "it has no quote"
-            what, fix = f"{step.entry.run} to {step.entry.to}", "skip it here, and migrate it alone"
+            what, fix = f"{step.entry.run} to {step.entry.to}", "skip it here, and migrate it separately"
             require_price(what, None if why else Decimal(0), self.plan.budget_usd, why, fix)
         require_within(
             str(self._path),
@@ -343,12 +343,13 @@ class PreparedPlan:
             self.plan.budget_usd,
             what="its budget_usd",
             figure="the sum of the high ends of its quotes",
-            fix="skip some of its runs, name cheaper backends, or raise budget_usd",
+            fix="skip some of its runs, choose cheaper backends, or raise budget_usd",
         )
 
     def run(self, folder: Path, tell: Tell) -> list[Carried]:
-        """Submit what is not submitted, wait, compare, and write a report of each into `folder`. If one
-        entry fails, the others are still done. On this machine, models are trained one after the other."""
+        """Submit what is not submitted, wait, compare, and write a report of each run to `folder`. If one
+        entry fails, the others are still carried out. On this machine, models are trained one after the
+        other."""
         self.require_budget()
         self._note_moved()
         here = [step for step in self.steps if self._ft.provider(step.entry.to).profile.near]
@@ -440,8 +441,8 @@ def _moved_usd(ft: Workspace, planned: Sequence[PlannedMove]) -> Decimal:
 
 
 def cost_usd(run: Run) -> Decimal:
-    """Return the most that a run has cost or will cost. For a sandbox run it is what it would have cost,
-    so that a rehearsal shows it."""
+    """Return the most that a run has cost or will cost. For a sandbox run, return what it would have cost, so
+    a rehearsal shows it."""
     if run.phase is SubmitPhase.REFUSED:
         return Decimal(0)
     if run.bill is not None and run.status.terminal:
@@ -456,7 +457,7 @@ def _with(found: Carried, **more: object) -> Carried:
 
 
 def write_plan(ft: Workspace, path: Path, planned: Sequence[PlannedMove], margin: float) -> None:
-    """See `orchestrate.migration.account.write`."""
+    """Write the plan. See `orchestrate.migration.account.write`."""
     write(path, planned, margin, _moved_usd(ft, planned))
 
 

@@ -50,47 +50,47 @@ DETAILS = "import"
 """Kinds of records in the store."""
 THREADS = 8
 _PREFIX, REF_PREFIX = "run-", "imp-"
-"""How the ids and refs of imported runs begin."""
+"""Prefixes of the ids and refs of imported runs."""
 
 
 class HostFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A file of a job as the host has it, or had."""
+    """A file of a job, as the host has it or had it."""
 
     id: str
     sha256: str | None = None
     bytes: int = 0
     path: str | None = None
     rows_digest: str | None = None
-    """Of its rows, by which the same data are known again."""
+    """Digest of its rows, which recognizes the same data again."""
     gone: str | None = None
-    """Why it cannot be had."""
+    """Why it is not available."""
     refused: bool = False
-    """The host has it perhaps, and does not give it out to this key today."""
+    """The host may have it, but doesn't release it to this key today."""
 
 
 class ImportReport(msgspec.Struct, kw_only=True):
     provider: str
     account: str = ""
     jobs: set[str] = set()
-    """Those of the account's list."""
+    """Jobs on the account's list."""
     imported: list[str] = []
     known: int = 0
-    """Jobs that are runs already."""
+    """Jobs that already are runs."""
     left_out: int = 0
-    """Jobs that made no model, without `all`."""
+    """Jobs without a model, unless `all` was requested."""
     files: int = 0
     """Fetched now."""
     files_gone: int = 0
     problems: dict[str, str] = {}
-    """Run id -> what could not be fetched; the same command tries it again."""
+    """Run id -> what could not be fetched; the same command retries it."""
 
 
 Tell = Callable[[str, int, int], object]
-"""Called with what is done, how many of them, and of how many (0: not known)."""
+"""Called with the current step, the number done, and the total (0: unknown)."""
 
 
 class Importer:
-    """One account into one store."""
+    """Imports one account into one store."""
 
     def __init__(
         self, store: Store, provider: Provider, folder: Path, rates: RateBook, tell: Tell | None = None
@@ -102,9 +102,8 @@ class Importer:
     def run(
         self, *, since: datetime | None = None, every: bool = False, details: bool = True, files: bool = True
     ) -> ImportReport:
-        """Import the host's jobs. `every` includes those that failed or were cancelled. Raises
-        `ProviderError` if the list cannot be read, and `UsageError` while another command imports from
-        this host."""
+        """Import the host's jobs. `every` includes those that failed or were canceled. Raises `ProviderError`
+        if the list cannot be read, and `UsageError` while another command imports from this host."""
         name = hashlib.sha256(self._place.encode()).hexdigest()[:16]
         with locked(private_folder(self._folder) / f"{name}.lock", keep=False) as held:
             if not held:  # two would write into one draft of a file
@@ -177,7 +176,7 @@ class Importer:
                 return run_id
             if there[0].job_id == job.handle.job_id:
                 return None
-        raise UsageError(f"no id is free for job {job.handle.job_id}")
+        raise UsageError(f"no id is available for job {job.handle.job_id}")
 
     # -- what belongs to them ------------------------------------------------------------------------------
 
@@ -245,7 +244,7 @@ class Importer:
             yield record.run_id, decoding.convert(record.data.get("files", {}), dict[str, HostFile])
 
     def lost(self) -> dict[str, str]:
-        """Run id -> why its training file cannot be had."""
+        """Run id -> why its training file is not available."""
         held = {run_id: files["train"].gone for run_id, files in self._held() if "train" in files}
         return {run_id: gone for run_id, gone in held.items() if gone is not None}
 
@@ -379,7 +378,7 @@ def take(
     tell: Callable[[str, int, int], object] | None = None,
     today: date | None = None,
 ) -> AccountImport:
-    """Import a host's past jobs as runs. `today` is the day by which models count as shut down. Raises
+    """Import a host's past jobs as runs. `today` is the date by which models count as shut down. Raises
     `MissingKey`, and `ProviderError` if the host's list cannot be read."""
     provider = ft.ready(name)
     importer = Importer(ft.store, provider, ft.settings.home / "imported", ft.rates, tell)

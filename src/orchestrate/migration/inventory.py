@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 TAG = "migrated_from"
-"""Of the new runs; its value is the old one's id."""
+"""Tag of the new runs; its value is the old one's id."""
 KEY = "migrate-"
-"""How the idempotency keys of the new runs begin."""
+"""Prefix of the idempotency keys of the new runs."""
 
 
 def successors(store: Store) -> dict[str, Run]:
-    """Map each old run's id to the newest run that succeeded in its place, in the same kind of place: a
-    rehearsal in the sandbox does not replace a real run."""
+    """Map each old run's id to the newest run that succeeded in its place, in the same kind of place, because
+    a rehearsal in the sandbox does not replace a real run."""
     found: dict[str, Run] = {}
     new = [run for run in store.runs.keyed(KEY) if run.status is JobStatus.SUCCEEDED and TAG in run.tags]
     old = {run.id: run for run in store.runs.of_ids(run.tags[TAG] for run in new)}
@@ -38,7 +38,7 @@ def successors(store: Store) -> dict[str, Run]:
 
 
 def newest(run: Run, found: dict[str, Run]) -> Run:
-    """Return the run that now answers in a run's place. A new run may have been migrated again."""
+    """Return the run that currently replaces a run. A new run may have been migrated again."""
     seen = {run.id}
     while (after := found.get(run.id)) is not None and after.id not in seen:
         seen.add(after.id)
@@ -56,26 +56,26 @@ class InventoryRun(Record, frozen=True, kw_only=True):
     status: JobStatus
     made_at: datetime
     silent_on: date | None
-    """The last day on which it answers; `None` where none is announced."""
+    """The last day on which it answers; `None` if none is announced."""
     days_left: int | None
     cost_usd: Decimal | None
     trained_tokens: int | None
     last_use: datetime | None
-    """As this store saw it; the hosts do not tell."""
+    """Last use as seen by this store; the hosts do not report it."""
     data: str
-    """`here` (a file of this machine), `gone` (with why), or `unknown`."""
+    """`here` (a file on this machine), `gone` (with the reason), or `unknown`."""
     data_path: str | None = None
     rebuild: str
-    """Whether it can be made again, and of what."""
+    """Whether it can be retrained, and from what."""
 
 
 class Inventory(Record, frozen=True, kw_only=True):
     rows: tuple[InventoryRun, ...]
     cost_usd: Decimal
-    """Of the runs whose cost is known."""
+    """Total of the runs whose cost is known."""
     uncosted: int
     silent: tuple[tuple[date, int], ...]
-    """Day -> models that are shut down on it, soonest first."""
+    """Day -> models that are shut down then, soonest first."""
     data_here: int
     data_gone: int
 
@@ -87,8 +87,8 @@ def inventory(
     today: date,
     used: Mapping[str, datetime],
 ) -> Inventory:
-    """List the runs with the day on which each model is shut down. `lost` maps a run id to why its
-    training rows are unavailable. `used` is when each model was last asked from this store."""
+    """List the runs with the shutdown date of each model. `lost` maps a run id to why its training rows are
+    unavailable. `used` is when each model was last used from this store."""
     rows = sorted(
         (_held(run, profile, lost.get(run.id), today, used.get(run.id)) for run in runs),
         key=lambda held: (held.silent_on or date.max, held.made_at),
@@ -142,7 +142,7 @@ def _train_files(train: Any) -> list[str]:
 
 
 def shutdown(model: str, profile: Profile) -> date | None:
-    """Return the last day on which tuned versions of this model answer, or `None` if no day is announced."""
+    """Return the last day on which tuned versions of this model answer, or `None` if no date is announced."""
     try:
         host = catalog.resolve(model, profile).host
     except SpecError:
@@ -162,7 +162,7 @@ def _rebuild(name: str, profile: Profile, today: date) -> str:
 
 
 def elsewhere(model: catalog.Model, kind: str, today: date) -> Sequence[tuple[str, date]]:
-    """List the hosts that still tune the same closed base, each with the day on which it stops."""
+    """List the hosts that still tune the same closed base, each with the date on which it stops."""
     if model.open:
         return []
     offers = [(other, model.on(other)) for other, _ in description.entries() if other != kind]

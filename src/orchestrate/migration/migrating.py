@@ -54,9 +54,9 @@ if TYPE_CHECKING:
 
 MARGIN = 0.05
 REQUESTS = 1000
-"""A day, where no traffic is given."""
+"""Requests per day if no traffic is given."""
 NOT_COMPARED = {"train", "validation", "test", "tags", "max_cost_usd"}
-"""Fields of a spec by which a migration is not another one."""
+"""Fields of a spec that don't make a migration a different one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,30 +65,30 @@ class MigrationOrder:
 
     to: Sequence[str]
     models: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Backend -> model, in place of what is proposed; `default` for all others."""
+    """Backend -> model, instead of the proposed one; `default` for all others."""
     train: str | None = None
-    """Rows in place of the old run's, as where those are gone."""
+    """Rows instead of the old run's, for example if those are lost."""
     use: ServingUse | None = None
-    """By which serving is priced; default: `REQUESTS` a day of the data's own lengths."""
+    """Traffic for pricing the serving; default: `REQUESTS` per day with the data's own lengths."""
     test: str | Path | None = None
     """Held-out rows; default: the run's own, or its recording's."""
     old: Literal["auto", "live", "recorded"] = "auto"
     metrics: Sequence[str] = ("auto",)
     margin: float = MARGIN
-    """How much worse, in the first metric, is still as good."""
+    """Accepted drop in the first metric."""
     limit: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
     on: str = "auto"
     probes: Sequence[str] = ("all",)
-    """Of forgetting, as in `service.evaluation.regression.RegressionOrder`."""
+    """Probes for forgetting, as in `service.evaluation.regression.RegressionOrder`."""
     proof: bool = True
-    """Without it nothing is compared, and no held-out rows are needed."""
+    """If false, nothing is compared, and no held-out rows are needed."""
     max_cost_usd: Decimal | None = None
-    """For all answers of the proof; training has its own limit."""
+    """Cost limit for all answers of the proof; training has its own limit."""
 
 
 class PreparedMigration:
-    """A migration of which nothing was sent yet."""
+    """A migration that is ready to run. Nothing was sent yet."""
 
     def __init__(
         self, ft: Workspace, run: TrackedRun | str, order: MigrationOrder, today: date | None = None
@@ -194,7 +194,7 @@ class PreparedMigration:
             known = "; ".join(f"{c.suited.model}: {', '.join(c.against)}" for c in candidates)
             why = known or f"no similar model to {self.old.model} is known there"
             return MigrationTarget(
-                provider=name, candidates=candidates, refused=f"{why}; --model {name}=MODEL names one"
+                provider=name, candidates=candidates, refused=f"{why}; set one with --model {name}=MODEL"
             )
         refused = [f"{s.name}: {s.rule}" for s in offer.translation.refused]
         model = offer.spec.model_for(name)
@@ -240,7 +240,7 @@ class PreparedMigration:
         if self.old.status is not JobStatus.SUCCEEDED:
             raise UsageError(
                 f"run {self.old.id} is {self.old.status.value}: there is no old model to compare with",
-                fix="--no-proof trains the new one anyway",
+                fix="--no-proof trains the new model anyway",
             )
         recording = recordings.of_run(self._ft.store, self.old.id)
         if self._old_answers() == "recorded":
@@ -258,7 +258,7 @@ class PreparedMigration:
                 )
             return _recorded(recording)
         for path, origin in (
-            (self.order.test, "as you named them"),
+            (self.order.test, "as you chose"),
             (self._spec.test, "the test file of the run"),
             (self._spec.validation, "the validation file of the run, not used for training"),
         ):
@@ -267,7 +267,7 @@ class PreparedMigration:
         if recording is not None:
             return replace(_recorded(recording), recording=None)
         raise UsageError(
-            f"run {self.old.id} has no held-out rows, for comparing the new model with it",
+            f"run {self.old.id} has no held-out rows to compare the new model on",
             fix="--test FILE; or orchestrate record, which takes prompts from a log; or --no-proof",
         )
 
@@ -279,7 +279,7 @@ class PreparedMigration:
         return [target.provider for target in self.proposal.targets if target.refused is None]
 
     def earlier(self, name: str, *, again: bool = False) -> Earlier:
-        """Return what the store knows of this migration to one backend. A failed run counts, unless
+        """Return what the store knows about this migration to one backend. A failed run counts, unless
         `again`."""
         prepared = self._require()
         attempt = 0
@@ -299,8 +299,8 @@ class PreparedMigration:
         progress: Progress | None = None,
         agree: Callable[[Quote], bool] | None = None,
     ) -> TrackedRun:
-        """Submit the migration, like `Orchestrator.submit`. The same migration is the same run, in every
-        process that uses this store and after a kill at any moment."""
+        """Submit the migration, like `Orchestrator.submit`. The same migration is the same run in every
+        process that uses this store, even after a kill at any moment."""
         made = submit(
             self._ft,
             self._require(),
@@ -315,7 +315,8 @@ class PreparedMigration:
     def _require(self) -> Prepared:
         if self.prepared is None:
             raise UsageError(
-                "no backend can take this run: " + "; ".join(t.refused or "" for t in self.proposal.targets),
+                "no backend can accept this run: "
+                + "; ".join(t.refused or "" for t in self.proposal.targets),
                 fix="orchestrate migrate RUN --to BACKEND --model MODEL",
             )
         return self.prepared

@@ -32,12 +32,13 @@ if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
 
 KIND = "migration"
-"""Of the store's records, beside the old run."""
+"""Kind of the store's records, with the old run."""
 _FEW_LABELS = 2
 
 
 class PreparedProof:
-    """Old and new models of which nothing was asked yet. A context, as an evaluation is."""
+    """Old and new models that are ready to be compared. Nothing was asked yet. A context manager, like an
+    evaluation."""
 
     def __init__(
         self, ft: Workspace, migration: PreparedMigration, runs: Sequence[tuple[str, TrackedRun]]
@@ -86,13 +87,13 @@ class PreparedProof:
             self._evaluation.__exit__(None, None, None)
 
     def plan(self) -> EvaluationPlan | None:
-        """Return what would be asked and what it costs, without the probes for forgetting, or `None` if
-        there is nothing to compare."""
+        """Return what would be asked and its cost, without the probes for forgetting, or `None` if there is
+        nothing to compare."""
         return self._evaluation.plan() if self._evaluation is not None else None
 
     def run(self, progress: Progress | None = None) -> Migration:
         """Ask and judge, and store the result with the old run. Raises the same errors as an evaluation.
-        Existing answers are not asked for again."""
+        Existing answers are not requested again."""
         measured = self._evaluation.measure(progress) if self._evaluation is not None else None
         notes: list[str] = []
         forgotten = [] if measured is None else self._forgotten(notes, progress)

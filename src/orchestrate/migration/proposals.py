@@ -32,12 +32,13 @@ if TYPE_CHECKING:
 
 
 _QUIET = ("model", "train", "validation", "test", "tags", "max_cost_usd")
-"""Said elsewhere, or ours."""
+"""Settings that are reported elsewhere, or are our own."""
 Becomes = Literal["kept", "changed", "left out", "new"]
 
 
 class SettingChange(Record, frozen=True, kw_only=True):
-    """One setting, or one property of the rows. `was` and `now` are in words, with the host's own field."""
+    """One changed setting, or property of the rows. `was` and `now` are in words, with the host's own
+    field."""
 
     what: str
     was: str
@@ -49,8 +50,8 @@ class SettingChange(Record, frozen=True, kw_only=True):
 def of_settings(
     before: Translation, after: Translation, refused: Mapping[str, str] | None = None
 ) -> list[SettingChange]:
-    """List the changes from the translation to the old backend to the translation to the new one.
-    `refused` are the settings that the new backend does not get, and why."""
+    """List the changes from the translation to the old backend to the translation to the new one. `refused`
+    are the settings that the new backend does not get, with the reason."""
     old, new = ({s.name: s for s in t.settings} for t in (before, after))
     found: list[SettingChange] = []
     for name in [*old, *(name for name in new if name not in old)]:
@@ -105,14 +106,14 @@ def of_rows(
         was, now = ("system" if "developer" not in content.roles else f"system, {role}" for role in spelled)
         found.append(_changed("system prompts", was, now, "kept in the rows; send the same to the new model"))
     if content.tools:
-        shape = "as the chat completions API has them"
+        shape = "in the format of the chat completions API"
         rule = "the new model writes calls in its own format; the host parses them"
         found.append(SettingChange(what="tools", was=shape, now=shape, becomes="kept", why=rule))
     return found
 
 
 def of_problems(problems: Iterable[Problem], provider: str) -> list[SettingChange]:
-    """List what the new backend would refuse, leave out or train differently in the rows, each kind once."""
+    """List what the new backend would reject, leave out or train differently in the rows, each kind once."""
     sorts: dict[str, list[Problem]] = {}
     for one in problems:
         if one.severity is not Severity.INFO and (not one.providers or provider in one.providers):
@@ -123,7 +124,7 @@ def of_problems(problems: Iterable[Problem], provider: str) -> list[SettingChang
             was=f"row {first.row}" if first.row else "the file",
             now="refused" if first.severity is Severity.ERROR else "as told",
             becomes="left out" if first.severity is Severity.ERROR else "changed",
-            why=first.message + (f", and {len(more):,} more such" if more else ""),
+            why=first.message + (f", and {len(more):,} more like it" if more else ""),
         )
         for code, (first, *more) in sorts.items()
     ]
@@ -163,7 +164,7 @@ def _template(model: Model | None) -> str:
 # speaks for and against each.
 
 MOST = 3
-"""Models that are proposed on a backend."""
+"""Number of models that are proposed on a backend."""
 
 
 class ModelNeeds(Record, frozen=True, kw_only=True):
@@ -172,31 +173,31 @@ class ModelNeeds(Record, frozen=True, kw_only=True):
     method: str
     rows: int
     longest: int
-    """Tokens of the longest row; of another tokenizer a little more or less."""
+    """Tokens of the longest row; another tokenizer counts slightly differently."""
     tools: bool = False
     images: bool = False
 
 
 class Suited(Record, frozen=True, kw_only=True):
-    """A base model on one backend."""
+    """A suitable base model on one backend."""
 
     model: str
-    """As a spec names it."""
+    """Name as in a spec."""
     params_b: float | None = None
     active_params_b: float | None = None
     context: int | None = None
-    """Most tokens of a training row there; `None` where it is not known."""
+    """Maximum tokens of a training row there; `None` if unknown."""
     licence: str | None = None
     vision: bool = False
     reasoning: bool = False
     reasons: tuple[str, ...] = ()
     against: tuple[str, ...] = ()
-    """Why it would not do; none where nothing speaks against it."""
+    """Objections to it, if there are any."""
 
 
 def base_of(model: str, profile: Profile) -> catalog.Model | None:
-    """Return the catalog's entry of the base that a run trained, even if the run names a tuned model of
-    that base."""
+    """Return the catalog's entry of the base that a run trained, even if the run uses a tuned model of that
+    base."""
     base = profile.tuned_base(model) if profile.tuned_base else None
     return catalog.lookup(base or model)
 
@@ -296,7 +297,7 @@ def _judged(
 
 
 def told(needs: ModelNeeds) -> str:
-    """Format the needs of the data, such as `1,000 rows, the longest of 812 tokens, with tools`."""
+    """Format the requirements of the data, such as `1,000 rows, the longest of 812 tokens, with tools`."""
     extra = [word for word, there in (("tools", needs.tools), ("images", needs.images)) if there]
     with_ = f", with {' and '.join(extra)}" if extra else ""
     return f"{count(needs.rows, 'row')}, the longest of {needs.longest:,} tokens{with_}"
@@ -311,10 +312,10 @@ class PricedModel(Record, frozen=True, kw_only=True):
     suited: Suited
     quote: Quote
     serving: str = ""
-    """How it would be served, in words: by the token, or by the hour."""
+    """How it would be served, in words: billed by the token or hourly."""
     monthly_usd: Decimal | None = None
     unserved: str | None = None
-    """Why there is no price of serving."""
+    """Why there is no serving price."""
 
     @property
     def against(self) -> tuple[str, ...]:
@@ -324,16 +325,16 @@ class PricedModel(Record, frozen=True, kw_only=True):
 
 
 class MigrationTarget(Record, frozen=True, kw_only=True):
-    """One backend."""
+    """The proposal for one backend."""
 
     provider: str
     candidates: tuple[PricedModel, ...]
     model: str | None = None
-    """The one that would be trained; `None`: nothing that is known to do."""
+    """The model that would be trained; `None` if no suitable one is known."""
     quote: Quote | None = None
-    """Of all settings as they would be sent."""
+    """Price of training with all settings as they would be sent."""
     monthly_usd: Decimal | None = None
-    """Of serving the model at the traffic; `None` where no price of it is known."""
+    """Cost of serving the model at the traffic; `None` if no price is known."""
     serving: str = ""
     """How it would be served, or why that has no price."""
     changes: tuple[SettingChange, ...] = ()
@@ -342,7 +343,7 @@ class MigrationTarget(Record, frozen=True, kw_only=True):
 
     @property
     def left_out(self) -> tuple[SettingChange, ...]:
-        """Settings of the old run that this one goes without."""
+        """Settings of the old run that this one drops."""
         return tuple(change for change in self.changes if change.becomes == "left out")
 
     def rank(self, months: int) -> tuple[bool, Decimal, str]:
@@ -353,14 +354,14 @@ class MigrationTarget(Record, frozen=True, kw_only=True):
 
 
 class HeldOutRows(Record, frozen=True, kw_only=True):
-    """The prompts by which parity is judged."""
+    """The prompts on which parity is judged."""
 
     path: str
     rows: int
     origin: str
-    """Where they are from, in words."""
+    """Their source, in words."""
     recording: str | None = None
-    """The id of the recording that has the old model's answers to them."""
+    """The id of the recording with the old model's answers to them."""
 
 
 class Proposal(Record, frozen=True, kw_only=True):
@@ -372,9 +373,9 @@ class Proposal(Record, frozen=True, kw_only=True):
     days_left: int | None
     needs: ModelNeeds
     traffic: str
-    """By which serving is priced, in words."""
+    """The traffic used to price serving, in words."""
     months: int
-    """Over which serving is counted, where backends are compared."""
+    """Months of serving counted when backends are compared."""
     held_out: HeldOutRows | None
     old: Old
     margin: float
@@ -386,7 +387,7 @@ class ParitySlice(Record, frozen=True, kw_only=True):
     """Parity on all rows, or on a slice of them."""
 
     slice: str
-    """Empty: on all."""
+    """Name of the slice; empty for all rows."""
     old: Score
     new: Score
     difference: Score
@@ -405,12 +406,12 @@ class MovedModel(Record, frozen=True, kw_only=True):
     """Why there is nothing to compare."""
     metric: str = ""
     parts: tuple[ParitySlice, ...] = ()
-    """On all rows first."""
+    """Parity per slice, all rows first."""
     decision: str = ""
-    """`ship`, `do not ship` or `not enough evidence`, as the evaluation has it."""
+    """`ship`, `do not ship` or `not enough evidence`, as in the evaluation."""
     reasons: tuple[str, ...] = ()
     same_answers: int = 0
-    """Prompts that both answered with the very same text."""
+    """Prompts that both models answered with exactly the same text."""
     prompts: int = 0
 
 
@@ -421,10 +422,10 @@ class Migration(Record, frozen=True, kw_only=True):
     proposal: Proposal
     moved: tuple[MovedModel, ...] = ()
     old: str = ""
-    """The name under which the old model stands in the evaluation."""
+    """The old model's name in the evaluation."""
     evaluation: Evaluation | None = None
     forgotten: tuple[Regression, ...] = ()
-    """Of each new model against its own base."""
+    """Regressions of each new model against its own base."""
     notes: tuple[str, ...] = ()
 
     @property

@@ -39,18 +39,18 @@ HELD_OUT = ("test", "validation")
 
 @dataclass(frozen=True, kw_only=True)
 class RecordOrder:
-    """Options for what to record, and how it is asked."""
+    """Options for what to record, and how to ask for it."""
 
     prompts: str | Path | None = None
     """Rows or a log; default: the run's own held-out rows."""
     most: int | None = None
-    """So many prompts, chosen to cover all of the file's."""
+    """Number of prompts, chosen to cover all of the file's."""
     sampling: Sampling = field(default_factory=Sampling)
     on: str = "auto"
     key_variable: str | None = None
     max_cost_usd: Decimal | None = None
     skip_failed: bool = False
-    """Leave out a prompt that the host never answers, and go on."""
+    """Skip a prompt that the host never answers, and continue."""
 
 
 class RecordPlan(Record, frozen=True, kw_only=True):
@@ -60,39 +60,39 @@ class RecordPlan(Record, frozen=True, kw_only=True):
     source: str
     prompts: int
     equal: int
-    """Left out: the same as another one."""
+    """Skipped: identical to another one."""
     near: int
-    """Left out: nearly the same as one that is taken."""
+    """Skipped: nearly identical to a selected one."""
     taken: int
     clusters: int
     left_out: dict[str, int]
     unread: tuple[str, ...]
-    """Columns with text of their own in most rows that no prompt holds."""
+    """Columns with different text in most rows that appears in no prompt."""
     asked: ContenderPlan
     silent_on: date | None = None
 
 
 class Due(Record, frozen=True, kw_only=True):
-    """A tuned model that will be shut down, and what of it is recorded."""
+    """A tuned model that will be shut down, and what has been recorded of it."""
 
     run_id: str
     provider: str
     tuned_model: str
     no_new_jobs_after: date | None
-    """From this day on the host trains nothing again."""
+    """From this day on, the host accepts no new training."""
     silent_on: date
     days_left: int
     recorded: int
-    """Prompts whose answers are kept, in the largest of its recordings."""
+    """Prompts with stored answers in the largest of its recordings."""
     recording: str | None
     prompts: str | None
     """Held-out rows of its spec that are on this machine."""
     command: str | None
-    """What records it; `None` where it is silent or recorded already."""
+    """The command that records it; `None` if it was shut down or is already recorded."""
 
 
 class FromRecord(Record, frozen=True, kw_only=True):
-    """The answer of `data from-record`."""
+    """The result of `data from-record`."""
 
     recording: str
     output: str
@@ -102,7 +102,8 @@ class FromRecord(Record, frozen=True, kw_only=True):
 
 
 class PreparedRecording:
-    """A recording of which nothing was asked yet. A context: what it starts on this machine ends with it."""
+    """A recording that is ready to run. Nothing was asked yet. A context manager: leaving it stops what it
+    started on this machine."""
 
     def __init__(self, ft: Workspace, name: str, order: RecordOrder) -> None:
         """`name`: a run, else a model as `eval --model` takes it. Raises `UsageError` and `DataError`."""
@@ -160,8 +161,8 @@ class PreparedRecording:
         )
 
     def run(self, progress: Progress | None = None) -> Recording:
-        """Ask what is missing, and keep all answers, in whatever way it ends: the same command does not
-        ask for them again. Raises `OverBudget` before anything is sent if the expected price is above the
+        """Ask what is missing, and store all answers even if it is interrupted, so the same command does not
+        request them again. Raises `OverBudget` before anything is sent if the expected price is above the
         limit, and the errors of asking."""
         [asked] = [self.plan().asked]
         if asked.expected_usd is not None:
@@ -236,7 +237,7 @@ def _own_prompts(run: Run | None, name: str) -> str:
             return path
     why = f"{name} has no held-out rows on this machine" if run else f"{name} is not a run"
     raise UsageError(
-        f"name the prompts to record: {why}",
+        f"specify the prompts to record: {why}",
         fix=f"orchestrate record {name} --prompts FILE   (held-out rows, or a log of requests)",
     )
 
@@ -256,7 +257,7 @@ def named(ft: Workspace, name: str) -> Recording:
 
 
 def calendar(ft: Workspace, today: date | None = None) -> list[Due]:
-    """List every tuned model of the store that is shut down on an announced day, earliest first."""
+    """List every tuned model in the store with an announced shutdown date, earliest first."""
     now = today or days.today()
     found: list[Due] = []
     for run in ft.store.runs.matching(status=JobStatus.SUCCEEDED):
@@ -287,7 +288,7 @@ def calendar(ft: Workspace, today: date | None = None) -> list[Due]:
 
 
 def terms(ft: Workspace, recording: Recording) -> tuple[str, ...]:
-    """Return what the model's maker and host say about training on its answers, as far as it is known."""
+    """Return what the model's maker and host say about training on its answers, as far as known."""
     found: list[str] = []
     who = recording.contender
     if who.run_id is not None and ft.store.runs.exists(who.run_id):

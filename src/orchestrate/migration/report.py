@@ -33,11 +33,12 @@ if TYPE_CHECKING:
 
 
 def parts(evaluation: Evaluation, old: str, new: str, margin: float) -> list[ParitySlice]:
-    """Compare old and new on all rows, then on each slice, by the first metric. `margin` is how much
-    worse still counts as parity.
+    """Compare old and new on all rows, then on each slice, by the first metric. `margin` is the accepted
+    drop.
 
-    On all rows the evaluation's own verdict decides. The intervals of slices hold for all new models
-    together, as the verdict's do."""
+    On all rows, the evaluation's own verdict decides. The intervals of slices hold for all new models
+    together, like the verdict's.
+    """
     metric = evaluation.metrics[0]
     several = len(evaluation.verdicts)
     decision = next((v.decision for v in evaluation.verdicts if v.contender == new), None)
@@ -71,7 +72,7 @@ _DECIDED: dict[str, Word] = {
 
 
 def parity(metric: MetricUsed, difference: Score, margin: float) -> Word:
-    """Decide parity by the interval: it lies above the margin, below it, or across it."""
+    """Decide parity by the interval: above the margin, below it, or across it."""
     low, high = difference.low, difference.high
     if metric.better == "lower":
         low, high = -high, -low
@@ -95,7 +96,7 @@ _ENDINGS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json", ".txt
 CANDIDATE_HEAD = ("backend", "model", "train", "a month", "served", "why")
 CHANGE_HEAD = ("what", "", "was", "becomes", "why")
 PARITY_HEAD = ("parity", "on", "backend", "model", "difference (95%)", "prompts", "metric", "old", "new")
-"""What decides stands first: a narrow screen shows the beginning of a table."""
+"""The deciding rows come first, because a narrow screen shows only the beginning of a table."""
 _MARKS = {"holds": "✓ holds", "does not hold": "✗ does not hold", "not shown": "? not shown"}
 
 
@@ -108,7 +109,7 @@ class MigrationReport(Record, frozen=True, kw_only=True):
         return terminal(self.migration)
 
     def render(self, format: str) -> str:
-        """Render the report as table, md, html or json. No text in it acts on a terminal. Raises
+        """Render the report as table, md, html or json. Text in it can't control a terminal. Raises
         `UsageError`."""
         if format == "json":
             return inert_json(json.dumps(self.migration.to_dict(), indent=2, ensure_ascii=False) + "\n")
@@ -120,7 +121,7 @@ class MigrationReport(Record, frozen=True, kw_only=True):
             from orchestrate.reports.documents import plain_text
 
             return inert(plain_text(self.table()))
-        raise UsageError(f"a migration is written as table, md, html, json; got {format!r}")
+        raise UsageError(f"format must be table, md, html or json, got {format!r}")
 
     def save(self, path: str | Path) -> Path:
         """Save the report. The file's extension decides the format: .html, .md, .json, .txt. Raises
@@ -190,7 +191,7 @@ def _candidate(target: MigrationTarget, one: PricedModel) -> tuple[str, ...]:
 
 
 def change_rows(target: MigrationTarget) -> list[tuple[str, ...]]:
-    """Build the table rows under `CHANGE_HEAD`. Settings that neither side was asked for are left out."""
+    """Build the table rows under `CHANGE_HEAD`. Leaves out settings that neither side was asked for."""
     return [(c.what, c.becomes, c.was, c.now, c.why) for c in target.changes if c.becomes != "new"]
 
 

@@ -50,15 +50,15 @@ from orchestrate.paid.limits import COMMAND_LIMIT, require_within, reworded
 from orchestrate.types import Message, Record, Reply
 
 Price = Callable[[int, int], Decimal]
-"""US dollars for (prompt tokens, completion tokens)."""
+"""Function from (prompt tokens, completion tokens) to US dollars."""
 HOPELESS = 3
-"""Questions in a row without an answer, after which it is not the questions."""
+"""Consecutive questions without an answer, after which the cause is not the questions."""
 TOOLS_TOKENS = 512
-"""What a host may say to the model about the tools that it is given."""
+"""Allowance for what a host tells the model about its tools."""
 
 
 class AskingStopped(OrchestrateError):
-    """Others failed meanwhile."""
+    """Raised because other requests failed."""
 
 
 class Question(Record, frozen=True, kw_only=True):
@@ -74,7 +74,7 @@ class Question(Record, frozen=True, kw_only=True):
 
     @property
     def most_tokens(self) -> int:
-        """A text never has more tokens than bytes; a few more mark the messages."""
+        """Upper bound on the tokens: a text never has more tokens than bytes, plus a few per message."""
         calls = [m.tool_calls for m in self.messages if m.tool_calls]
         extra = len(msgspec.json.encode(calls)) + len(msgspec.json.encode(self.tools))
         texts = (part for m in self.messages for part in (m.content, m.name or "", m.tool_call_id or ""))
@@ -84,26 +84,26 @@ class Question(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Respondent:
-    """A model that can be asked. Equal `identity`, equal answers."""
+    """A model that can be asked. Equal `identity` means equal answers."""
 
     name: str
     identity: Mapping[str, Any]
     ask: Callable[[Sequence[Question]], list[Answer]]
-    """One answer each, in order. Called from `parallel` threads with at most `batch` questions."""
+    """Return one answer each, in order. Called from `parallel` threads with at most `batch` questions."""
     batch: int = 1
     parallel: int = 1
     max_tokens: int = 512
     price: Price | None = None
     own: bool = False
-    """Whether no answer is billed on its own: the machine is the user's own, or is rented hourly."""
+    """Whether no answer is billed individually, because the machine is the user's own or rented hourly."""
     place: str = ""
-    """Where it answers; that of all models on this machine is empty."""
+    """Where it answers; empty for all models on this machine."""
     backend: str = ""
     """Who bills its answers."""
     sandbox: bool = False
-    """Whether its price is play money."""
+    """Whether its price is sandbox money."""
     retry: Retry = ONCE
-    """How often a question is sent whose answer may come another time. `ask` itself sends once."""
+    """How often a question is sent if a retry may help. `ask` itself sends once."""
 
     @property
     def key(self) -> str:
@@ -166,9 +166,9 @@ Outcome = list[Answer] | BaseException
 class Requests:
     """Sends questions to one respondent, several at a time.
 
-    Each send is held against the limit and written down before it leaves. It counts its worst price unless
-    its answer has a price of its own, or the host certainly did nothing; a second send of the same question
-    counts again.
+    Each request is checked against the limit and recorded before it is sent. It counts with its highest price
+    unless its answer has a price of its own, or the host certainly did nothing. A second request for the same
+    question counts again.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class Requests:
         self._stopped = stopped or threading.Event()
         self._enough = threading.Event()
         self._holds: dict[str, str] = {}
-        """Of the ledger, by the question under way."""
+        """Holds in the ledger, by the question in progress."""
         self._account = None if respondent.sandbox else purse.account
         self._backend = respondent.backend or respondent.name
         if self._account is not None:
@@ -322,17 +322,17 @@ Progress = Callable[[str, int, int, Decimal], None]
 
 @dataclass
 class Asking:
-    """One evaluation's questions. `folder` holds the logs, one for each respondent."""
+    """The questions of one evaluation. `folder` holds the logs, one for each respondent."""
 
     folder: Path
     purse: RequestBudget = field(default_factory=RequestBudget)
     progress: Progress | None = None
     fresh: bool = False
-    """Ask again, once, what was answered before."""
+    """Ask answered questions again, once."""
     skip_failed: bool = False
-    """A question that its host never answers is counted as refused, where others are answered."""
+    """Count a question that its host never answers as refused, if others are answered."""
     stopped: threading.Event = field(default_factory=threading.Event)
-    """Nothing more is sent; what is under way is still taken."""
+    """Nothing more is sent; requests in progress are still received."""
     telling: threading.Lock = field(default_factory=threading.Lock)
     _renewed: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
 
@@ -358,9 +358,10 @@ class Asking:
         """Return one answer for each question, in order. Questions with a stored answer are not asked
         again.
 
-        A question that the host refuses gets an answer with `error`, and is asked again another time.
-        Raises `OverBudget` if the next request could exceed the limit, `UsageError` while another command
-        asks the same model, and what the respondent raises. All earlier answers are kept."""
+        A question that the host refuses gets an answer with `error`, and is asked again another time. Raises
+        `OverBudget` if the next request could exceed the limit, `UsageError` while another command asks the
+        same model, and the respondent's own errors. All earlier answers are kept.
+        """
         require_price(respondent.name, self.purse.limit_usd, respondent.price)
         with self._opened(respondent) as log:
             wanted = {q.digest: q for q in questions}
@@ -394,7 +395,9 @@ class Asking:
             except OrchestrateError as error:
                 tell_lost(error, self.purse.lost())
                 if isinstance(error, ProviderError) and not error.did_nothing and error.fix is None:
-                    error.fix = "the same command continues from here; --skip-failed skips such questions"
+                    error.fix = (
+                        "run the same command again to continue from here; --skip-failed skips such questions"
+                    )
                 raise
             answers = log.answers | round_.refused
         return [answers[q.digest] for q in questions]
@@ -525,10 +528,10 @@ class _Round:
                 self._asking.progress(self._respondent.name, self._done, self._total, spent)
 
     def state(self) -> str:
-        return f"{self._done} of {self._total} answers are there and are kept"
+        return f"{self._done} of {self._total} answers are saved"
 
     def require_answers(self) -> None:
-        """Raise if every question was refused, because that means a wrong setting rather than wrong
+        """Raise an error if every question was refused, because that means a wrong setting rather than wrong
         answers."""
         if self.refused and not self._known:
             first = next(iter(self.refused.values()))

@@ -35,11 +35,11 @@ def require_hourly_price(
     accepted: bool,
     fix: str = "--accept-unknown-price   (Python: accept_unknown_price=True)",
 ) -> None:
-    """Raise `UsageError` for a deployment at an unknown price, unless somebody accepted that."""
+    """Raise `UsageError` for a deployment at an unknown price, unless the user accepted that."""
     require_consent(
         Decimal(0),
         lambda: accepted,
-        otherwise=f"not deployed: {host} does not state an hourly price, and no rate is known",
+        otherwise=f"not deployed: {host} does not publish an hourly price, and no rate is known",
         unpriced=usd_per_hour is None,
         fix=fix,
     )

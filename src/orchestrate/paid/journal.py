@@ -34,30 +34,30 @@ class Answer(Record, frozen=True, kw_only=True, omit_defaults=True):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     seconds: float | None = None
-    """From the question to the last token; `None` where several were answered together."""
+    """Seconds from the question to the last token; `None` if several were answered together."""
     first_token_seconds: float | None = None
     expected_nats: float | None = None
-    """Of the expected answer under this model, where log-probabilities exist; over `expected_tokens`."""
+    """Log-probability of the expected answer under this model, if available; over `expected_tokens`."""
     expected_tokens: int | None = None
     logprobs: tuple[float, ...] | None = None
-    """Of each token of the answer, where they were asked for and given."""
+    """Log-probability of each token of the answer, if requested and returned."""
     usd: Decimal | None = None
     at: datetime | None = None
     error: str | None = None
-    """Why there is no answer, where the question was refused; `text` is empty then."""
+    """Why there is no answer, if the question was refused; `text` is then empty."""
     precision: str | None = None
-    """Of the weights that answered, where that is known."""
+    """Id of the weights that answered, if known."""
     notes: tuple[str, ...] = ()
-    """What about the question or the answer its reader may not expect."""
+    """Anything unexpected about the question or the answer."""
 
 
 class Sent(msgspec.Struct, tag="sent"):
-    """Written before each send, the second one of the same question too."""
+    """A record written before each request, including a repeated one."""
 
     questions: list[str]
     worst_usd: Decimal
     hold: str = ""
-    """Of the ledger, where the send is reserved there too."""
+    """Its hold in the ledger, if the request is reserved there too."""
 
 
 class Got(msgspec.Struct, tag="got"):
@@ -66,21 +66,21 @@ class Got(msgspec.Struct, tag="got"):
 
 
 class Unanswered(msgspec.Struct, tag="unanswered"):
-    """The host certainly did nothing: the last send of these questions costs nothing."""
+    """The host certainly did nothing, so the last request for these questions costs nothing."""
 
     questions: list[str]
     error: str = ""
 
 
 class LostRequest(msgspec.Struct, tag="lost"):
-    """No answer arrived, and the host may have billed it."""
+    """No answer arrived, and the host may have billed the request."""
 
     questions: list[str]
     error: str = ""
 
 
 class Renewed(msgspec.Struct, tag="renewed"):
-    """A mark that earlier answers are asked for again and no longer count."""
+    """A mark that earlier answers are requested again and no longer count."""
 
     questions: list[str]
 
@@ -89,16 +89,16 @@ Entry = Sent | Got | Unanswered | LostRequest | Renewed
 
 
 class Send(NamedTuple):
-    """The most that a request reserved in the ledger has cost."""
+    """The maximum cost of a request that was reserved in the ledger."""
 
     usd: Decimal
     at: datetime | None
-    """Of its answer."""
+    """Cost of its answer."""
 
 
 @dataclass(frozen=True)
 class Unaccounted:
-    """Requests whose answers did not arrive, and the most that they may have cost: `None` where no price is
+    """Requests whose answers did not arrive, and the most that they may have cost: `None` if no price is
     known."""
 
     requests: int = 0
@@ -120,7 +120,7 @@ class Unaccounted:
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of one question so far: its answer, and at most all requests without an answer."""
+    """The cost of one question so far: its answer, plus the maximum for each request without an answer."""
 
     answer_usd: Decimal = Decimal(0)
     lost: Unaccounted = Unaccounted()
@@ -131,18 +131,18 @@ class Cost:
 
 
 def lock_of(log: Path) -> Path:
-    """Return the lock file that whoever appends to a journal must hold."""
+    """Return the lock file that any process appending to a journal must hold."""
     return log.with_suffix(".lock")
 
 
 class AnswerLog:
-    """All questions that one respondent was ever asked. Whoever appends to it holds its lock."""
+    """All questions that one respondent was ever asked. A process that appends to it must hold its lock."""
 
     def __init__(self, path: Path, more: Any = None) -> None:
         """`more`: types of further entries, which are `entries` alone; `Any` takes all. Raises `DataError`
         for a file that is no such journal."""
         self.found = path.exists()
-        """Whether it was there, so that what it does not know was never written into it."""
+        """Whether the file existed, so anything missing from it was never written."""
         self._journal: Journal[Any] = Journal(path, Entry if more is None else Entry | more)
         self.answers: dict[str, Answer] = {}
         self._open: dict[str, Decimal] = {}
@@ -164,7 +164,7 @@ class AnswerLog:
         return self._journal.entries
 
     def begin(self) -> None:
-        """Have the file, before anything is held for what will be written into it."""
+        """Create the file before anything is reserved for what will be written to it."""
         if not self.found:
             with open(self.path, "ab", opener=opener):
                 pass
@@ -191,7 +191,7 @@ class AnswerLog:
         }
 
     def came_to(self, hold: str) -> Decimal | None:
-        """Return the most that the request of a hold has cost, or `None` if no cost is recorded."""
+        """Return the maximum cost of the request of a hold, or `None` if no cost is recorded."""
         found = self._holds.get(hold)
         return None if found is None else sum(found.values(), Decimal(0))
 
@@ -239,7 +239,7 @@ class AnswerLog:
 
 
 class RequestLedger(Protocol):
-    """The ledger of the store, for the requests of one command."""
+    """The store's ledger, for the requests of one command."""
 
     def require_price(self, backend: str) -> None: ...
 
@@ -255,7 +255,7 @@ class RequestLedger(Protocol):
 
 
 class Touched(msgspec.Struct):
-    """Questions to one respondent that belong to one command."""
+    """The questions of one command to one respondent."""
 
     key: str
     questions: list[str]
@@ -263,34 +263,35 @@ class Touched(msgspec.Struct):
 
 
 class NoMoreRequests(OrchestrateError):
-    """The allowed number of requests has been sent, and nothing more was sent."""
+    """The allowed number of requests was reached, and nothing more was sent."""
 
     exit_code = 6
 
 
 @dataclass
 class RequestBudget:
-    """The limit of a command, for all its requests and those of earlier tries. Threads may share it."""
+    """The limit of a command, for all its requests including those of earlier attempts. Threads may share
+    it."""
 
     limit_usd: Decimal | None = None
     most_requests: int | None = None
     scope: str | None = None
-    """What makes a command the same as an earlier one, its limit apart: what either asked counts for both."""
+    """Identifies the command, apart from its limit: the questions of an identical earlier one count too."""
     account: RequestLedger | None = None
-    """Where each request is reserved against the budget too."""
+    """Where each request is also reserved against the budget."""
     recalled: bool = False
-    """Whether what the earlier ones asked is counted."""
+    """Whether the questions of earlier commands are counted."""
     spent_usd: Decimal = Decimal(0)
-    """Answers, and the worst price of what may have been billed without one."""
+    """Answers, plus the highest price of what may have been billed without one."""
     held_usd: Decimal = Decimal(0)
-    """The worst price of requests under way."""
+    """The highest price of requests in progress."""
     requests: int = 0
     _costs: dict[tuple[str, str], Cost] = field(default_factory=dict[tuple[str, str], Cost])
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def reserve(self, name: str, usd: Decimal) -> None:
-        """Reserve the highest price of one request. Raises `OverBudget` or `NoMoreRequests` if a limit
-        could be exceeded."""
+        """Reserve the highest price of one request. Raises `OverBudget` or `NoMoreRequests` if a limit could
+        be exceeded."""
         with self._lock:
             would = self.spent_usd + self.held_usd + usd
             require_within(name, would, self.limit_usd)
@@ -300,7 +301,7 @@ class RequestBudget:
             self.requests += 1
 
     def withdraw(self, usd: Decimal) -> None:
-        """Undo `reserve` for what was not sent."""
+        """Undo `reserve` for a request that was not sent."""
         with self._lock:
             self.held_usd -= usd
             self.requests -= 1

@@ -8,7 +8,7 @@ from orchestrate.errors import OverBudget, UsageError
 from orchestrate.text import limit
 
 COMMAND_LIMIT = "--max-cost"
-"""What the limit of one command is called."""
+"""The name of the limit of one command."""
 
 
 class UnknownPrice(OverBudget, UsageError):
@@ -41,8 +41,8 @@ def require_within(
     unknown_fix: str | None = None,
     **words: str,
 ) -> None:
-    """Raise `OverBudget`, with `words`, when `usd` exceeds what `taken_usd` leaves of a limit, and
-    `UnknownPrice` when `unknown` says why the price is unknown. No limit allows everything."""
+    """Raise `OverBudget`, with `words`, if `usd` exceeds what `taken_usd` leaves of a limit, and
+    `UnknownPrice` if `unknown` says why the price is unknown. Without a limit, everything is allowed."""
     if limit_usd is None:
         return
     if usd is None or unknown is not None:
@@ -67,7 +67,7 @@ def require_price(
 
 
 def reworded(error: OverBudget, **words: str) -> OverBudget:
-    """Return the same refusal in the caller's words."""
+    """Return the same error in the caller's words."""
     words = {"what": error.what, **words}
     return OverBudget(error.provider, error.high_usd, error.limit_usd, **words)
 

@@ -56,8 +56,8 @@ MACHINE_OPTIONS = ("gpu", "gpu_memory_gib", "usd_per_hour")
 
 
 def configured_machine(name: str, options: Mapping[str, Any]) -> Machine:
-    """Read the machine from the options of the backend `name` (`MACHINE_OPTIONS`). Without a `gpu` a
-    worker gets a CPU."""
+    """Read the machine from the options of the backend `name` (`MACHINE_OPTIONS`). Without a `gpu`, a worker
+    gets a CPU."""
     gpu, count = gpu_asked(str(options["gpu"])) if options.get("gpu") else (None, 0)
     return Machine(
         name=NAME,
@@ -96,18 +96,19 @@ def _number(name: str, options: Mapping[str, Any], field: str) -> Decimal:
 
 
 MARGIN_S = 60.0
-"""Beside the silence after which a worker ends itself: for its looking and ours."""
+"""Added to the silence after which a worker stops itself, to allow for its check and ours."""
 
 FRESH_S = 30.0
-"""A sign of life that is younger needs no asking of the place."""
+"""Maximum age of a sign of life that makes asking the place unnecessary."""
 
 LEAST_S = 10.0
-"""With less time left than this no machine is started."""
+"""Minimum time left for starting a machine."""
 HEED_S = 300.0
-"""After which a worker that still reports, and has not paused, is ended: twice the time of its checkpoint."""
+"""Time after which a worker that still reports but has not paused is stopped: twice the time of its
+checkpoint."""
 
 ENDED_THERE = "ended_there"
-"""Of the error of a run whose worker somebody else ended."""
+"""Error code of a run whose worker was stopped by someone else."""
 
 REFUSALS: Mapping[int, type[ProviderError]] = {
     401: AuthenticationFailed,
@@ -116,26 +117,26 @@ REFUSALS: Mapping[int, type[ProviderError]] = {
     404: NotFound,
     429: RateLimited,
 }
-"""By HTTP status, of the platforms that are asked over HTTP."""
+"""Errors by HTTP status, for platforms with an HTTP API."""
 
 
 class Starts(Record, frozen=True, kw_only=True):
-    """`.starts.json` of the copy on this machine."""
+    """Contents of `.starts.json` in this machine's copy."""
 
     count: int = 0
     attempts: int = 0
-    """That had the run before the last start: what they reported says nothing of the one that comes."""
+    """Attempts of the run before the last start; their reports say nothing about the next one."""
     known: tuple[str, ...] = ()
-    """Ids of the workers that the place had, all ended, before the last start: that no other is in its list
-    says nothing of the one that comes."""
+    """Ids of the place's workers before the last start, all ended: if the list shows only these, that
+    says nothing about the next one."""
 
 
 class AwayPlace(Place):
-    """`name`: of the backend. `options`: `depot` (the URL of the folder of all runs), `silence_minutes`,
-    `pass_env` (further variables that its workers get) and those of the place."""
+    """A remote place. `name` is the backend's. `options` are `depot` (the URL of the folder of all runs),
+    `silence_minutes`, `pass_env` (further variables that its workers get) and those of the place."""
 
     by_hand: ClassVar[frozenset[str]] = frozenset()
-    """The place's own words for a worker that did not die: somebody ended it."""
+    """The place's own statuses for a worker that did not crash but was stopped."""
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         self.name, self.options = name, options
@@ -144,7 +145,7 @@ class AwayPlace(Place):
 
     @property
     def depot_url(self) -> str:
-        """The URL of the storage. Raises `ConfigError` where it is not set."""
+        """The URL of the storage. Raises `ConfigError` if it is not set."""
         if url := self.options.get("depot"):
             return str(url)
         raise ConfigError(
@@ -155,8 +156,8 @@ class AwayPlace(Place):
 
     @property
     def depot_on_disk(self) -> bool:
-        """Whether the storage is on this machine's disk, as far as that is known. Storage that is not set
-        holds nothing."""
+        """Whether the storage is on this machine's disk, as far as known. Storage that is not set contains
+        nothing."""
         return str(self.options.get("depot", "/")).startswith(("file://", "/"))
 
     @property
@@ -168,7 +169,7 @@ class AwayPlace(Place):
     @property
     def secrets(self) -> dict[str, str]:
         """The variables of this machine's environment that a worker needs to reach the storage and gated
-        models. They are sent by the place's own mechanism for secrets and are in no order."""
+        models. They are sent by the place's own mechanism for secrets and are not part of an order."""
         more: list[str] = self.options.get("pass_env", [])
         names = [*PASSED, *more]
         found = {name: os.environ[name] for name in names if os.environ.get(name)}
@@ -189,8 +190,8 @@ class AwayPlace(Place):
         it needs. Called when no worker exists. Raises the errors of `start`."""
 
     def paid(self, ref: str) -> Hourly | None:
-        """Return the actual hourly price of the newest worker's machine, or `None` where nothing better
-        is known than before its start."""
+        """Return the actual hourly price of the newest worker's machine, or `None` if nothing better is known
+        than before its start."""
         del ref
         return None
 
@@ -247,8 +248,8 @@ class AwayPlace(Place):
         return found
 
     def hard_end_s(self, limits: WorkerLimits) -> float | None:
-        """Return the seconds of work after which the machine has ended, whatever its worker does: the
-        place is asked to end it then. `None`: nothing ends it."""
+        """Return the seconds of work after which the place is asked to stop the machine, whatever its worker
+        does. `None` if nothing stops it."""
         return limits.seconds
 
     # -- the contract ----------------------------------------------------------------------------------------
@@ -351,8 +352,8 @@ class AwayPlace(Place):
         return msgspec.structs.replace(resources, limits=limits)
 
     def usage(self, ref: str) -> Usage | None:
-        """Return the usage by the worker's own clock, where a place has no better one, or no longer lists
-        the run."""
+        """Return the usage by the worker's own clock, if a place has no better one, or no longer lists the
+        run."""
         seconds = self.worked_s(ref)
         # One that never reported may have been paid for all the same.
         return Usage.at(self.price_of(ref) if seconds else None, seconds, "the worker's own clock")
@@ -419,7 +420,7 @@ class AwayPlace(Place):
         elif placed.raw_state in self.by_hand:
             code = ENDED_THERE
             told = f"its worker was stopped at {self.name} ({placed.raw_state.lower()}); "
-            told += "orchestrate resume starts another"
+            told += "orchestrate resume starts another one"
         else:
             return False
         error = JobError(code=code, message=told)
@@ -462,8 +463,8 @@ class AwayPlace(Place):
         depot.bring(run, self.depot.run(run.ref), folder)
 
     def lost(self, run: RunDir) -> bool:
-        """Return whether no worker can be at work anymore. A worker that its place does not know may
-        still be at work: it ends itself when it cannot report, so this waits until it must have ended."""
+        """Return whether no worker can be running anymore. A worker that its place does not know may still be
+        running: it stops itself when it cannot report, so this waits until it must have stopped."""
         placed = self._newest(run)
         if placed is not None and placed.state != "unknown":
             return placed.state == "ended"
@@ -510,4 +511,5 @@ PASSED = (
     "HF_TOKEN",
     "HF_ENDPOINT",
 )
-"""For S3 and what speaks as it does, and the hub. A GCS bucket is reached as the machine's own account."""
+"""Packages for S3, compatible services and the hub. A GCS bucket is reached with the machine's own
+account."""

@@ -17,23 +17,23 @@ from orchestrate.types import Record
 from orchestrate.types.allowance import ending_s
 
 SILENCE_S = 600.0
-"""A worker that could not report for so long ends itself."""
+"""Time without a successful report after which a worker stops itself."""
 
 
 PRICE = "price.json"
-"""In a run's depot: an `Hourly`, what its machine costs as it was read after the start."""
+"""File in a run's storage: an `Hourly`, the machine's price as read after the start."""
 
 
 class WorkerLimits(Record, frozen=True, kw_only=True):
-    """When a remote worker ends itself, whatever else happens. `None`: no limit."""
+    """When a remote worker stops itself, whatever else happens. `None`: no limit."""
 
     max_hours: float | None = None
-    """Of all attempts of the run together."""
+    """Total over all attempts of the run."""
     max_usd: Decimal | None = None
     usd_per_hour: Decimal | None = None
-    """What an hour of the machine costs; with it `max_usd` is a time."""
+    """Hourly price of the machine, which turns `max_usd` into a time."""
     most_usd_per_hour: Decimal | None = None
-    """A machine that costs more is not taken."""
+    """A more expensive machine is not used."""
     silence_s: float = SILENCE_S
 
     @property
@@ -45,7 +45,7 @@ class WorkerLimits(Record, frozen=True, kw_only=True):
         return min(found, default=None)
 
     def working_s(self, earlier_s: float = 0.0) -> float | None:
-        """Return the seconds of all attempts together after which a worker ends itself. `earlier_s`: what
+        """Return the seconds of all attempts together after which a worker stops itself. `earlier_s` is what
         earlier attempts used."""
         if self.seconds is None:
             return None
@@ -56,14 +56,14 @@ class Resources(Record, frozen=True, kw_only=True):
     """What a worker needs of a machine, and for how long it may have it."""
 
     gpu: str | None = None
-    """By the name of its type, as `H100`; `None` is a machine without one."""
+    """GPU type, such as `H100`; `None` is a machine without a GPU."""
     count: int = 1
     machine: str | None = None
-    """The place's own word for the one that was chosen."""
+    """The place's own name for the chosen machine."""
     spot: bool = False
-    """Cheaper, and taken away when another pays more."""
+    """A spot machine: cheaper, but reclaimed when someone pays more."""
     min_processes: int | None = None
-    """With which the run goes on where not all of them can be had; `None`: it takes all."""
+    """Minimum number with which the run continues if not all are available; `None`: it needs all."""
     limits: WorkerLimits = WorkerLimits()
 
     @property
@@ -76,7 +76,7 @@ class Hourly(Record, frozen=True, kw_only=True):
 
     usd_per_hour: Decimal
     machine: str
-    """The place's own word for it."""
+    """The place's own name for it."""
     source: str
     as_of: datetime
 
@@ -85,43 +85,43 @@ class Machine(Record, frozen=True, kw_only=True):
     """A machine that a place offers, as known without contacting it."""
 
     name: str
-    """The place's own word."""
+    """The place's own name."""
     gpu: str | None = None
     count: int = 0
     """Of GPUs."""
     memory_bytes: int | None = None
-    """Of one GPU."""
+    """Memory of one GPU."""
     hourly: Hourly | None = None
-    """`None` where no price is known."""
+    """`None` if no price is known."""
     spot: Hourly | None = None
-    """Where it may be taken away anytime; `None` where none can be had so."""
+    """Spot price, at which it may be reclaimed anytime; `None` if there is none."""
 
 
 class Placed(Record, frozen=True, kw_only=True):
     """A worker as its place knows it."""
 
     id: str
-    """The place's own."""
+    """The place's own id."""
     ref: str
     state: Literal["waiting", "running", "ended", "unknown"]
     raw_state: str
-    """The place's own word."""
+    """The place's own status."""
     created_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
     message: str | None = None
     machine: str | None = None
-    """The place's own word for what it runs on, where its list tells."""
+    """The place's own name for its machine, if its list shows it."""
     owner: str | None = None
-    """Who made it, where that is certainly another than the owner of the key."""
+    """Its owner, if that is certainly not the owner of the key."""
 
 
 class Usage(Record, frozen=True, kw_only=True):
-    """What all attempts of a run used together."""
+    """Total usage of all attempts of a run."""
 
     seconds: float
     usd: Decimal | None
-    """`None` where the place sends no bill."""
+    """`None` if the place sends no bill."""
     source: str
 
     @classmethod
@@ -131,13 +131,13 @@ class Usage(Record, frozen=True, kw_only=True):
 
 
 class Place(ABC):
-    """One place. A run has one ref, whatever attempts it takes."""
+    """A place that runs workers. A run has one ref for all its attempts."""
 
     away: bool = True
-    """Whether a worker has another disk than this machine."""
+    """Whether a worker has a different disk than this machine."""
 
     groups: bool = False
-    """Whether several processes of a run may lie on several machines."""
+    """Whether several processes of a run may be on several machines."""
 
     @property
     def own(self) -> bool:
@@ -145,23 +145,24 @@ class Place(ABC):
         return not self.away
 
     def account(self) -> str | None:
-        """Return whose workers these are, or `None` where there is only one account."""
+        """Return the owner of these workers, or `None` if there is only one account."""
         return None
 
     def require(self) -> None:  # noqa: B027  most need nothing before the first call
-        """Raise a setup error where nothing can be started with the current setup."""
+        """Raise a setup error if nothing can be started with the current setup."""
 
     @abstractmethod
     def start(self, run: RunDir, resources: Resources, ref: str) -> None:
         """Start one worker on the run directory. Nothing is started for a ref that already has a worker.
 
-        Raises `OutcomeUnknown` when it is unknown whether a worker was started. Any other `ProviderError`
-        means that none was."""
+        Raises `OutcomeUnknown` if it is unknown whether a worker was started. Any other `ProviderError` means
+        that none was.
+        """
 
     @abstractmethod
     def find(self, ref: str | None = None) -> list[Placed]:
         """Find the workers of this ref, or of any run, newest first, including ended ones as long as the
-        place lists them. Raises unless the answer was a list."""
+        place lists them. Raises an error unless the response was a list."""
 
     def state(self, ref: str) -> Placed | None:
         """Return the newest worker, or `None` if the place knows of none."""
@@ -169,7 +170,7 @@ class Place(ABC):
 
     @abstractmethod
     def stop(self, ref: str) -> None:
-        """End all workers of the run at once. Idempotent. What they have not reported is lost."""
+        """Stop all workers of the run immediately. Idempotent. Anything they have not reported is lost."""
 
     def machines(self) -> tuple[Machine, ...]:
         """List the machines to choose from. Offline. If there are none, any requested machine is passed
@@ -178,12 +179,12 @@ class Place(ABC):
 
     @abstractmethod
     def price(self, resources: Resources) -> Hourly | None:
-        """Return what the place charges for such a machine now, or `None` where nothing is billed. Raises
-        `UsageError` where it has no such machine."""
+        """Return what the place charges for such a machine now, or `None` if nothing is billed. Raises
+        `UsageError` if it has no such machine."""
 
     @abstractmethod
     def usage(self, ref: str) -> Usage | None:
-        """Return the usage that the place itself measured, or `None` where it does not."""
+        """Return the usage that the place itself measured, or `None` if it measures none."""
 
     # -- the run directory --------------------------------------------------------------------------------
 
@@ -197,12 +198,12 @@ class Place(ABC):
         """Pass on how a run that has no worker was settled here."""
 
     def starts(self, run: RunDir) -> int:
-        """Return how often a worker was started, where it may end before it counts an attempt itself."""
+        """Return how often a worker was started, if it may end before it counts an attempt itself."""
         del run
         return 0
 
     def output(self, ref: str) -> str:
-        """Return the last lines that the newest worker printed. Empty where the place keeps none."""
+        """Return the last lines that the newest worker printed. Empty if the place keeps none."""
         del ref
         return ""
 
@@ -210,7 +211,7 @@ class Place(ABC):
         """Fetch all files of a checkpoint or of the result to this machine."""
 
     def lost(self, run: RunDir) -> bool:
-        """Return whether no worker can be at work on the run anymore, so that another may be started."""
+        """Return whether no worker can be running anymore, so that another one may be started."""
         return not run.alive()
 
     def forget(self, run: RunDir) -> None:  # noqa: B027

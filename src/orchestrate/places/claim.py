@@ -19,14 +19,14 @@ from orchestrate.types import Record
 
 
 def boot_time() -> float:
-    """Return a clock in seconds that also counts while a machine sleeps, as its bill does."""
+    """Return a clock in seconds that also counts while a machine sleeps, like its bill does."""
     clock = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if clock is None else time.clock_gettime(clock)
 
 
 @dataclass
 class Switch:
-    """`earlier_s`: what other attempts of the run have used."""
+    """Stops a worker at its limits. `earlier_s` is what other attempts of the run have used."""
 
     limits: WorkerLimits
     earlier_s: float = 0.0
@@ -51,10 +51,10 @@ class Switch:
         self.reported_at = self.clock()
 
     def due(self) -> tuple[Literal["silence", "limit"], str] | None:
-        """Return why the worker must end now, or `None`. At a limit it can still report the reason."""
+        """Return why the worker must stop now, or `None`. At a limit it can still report the reason."""
         silent = self.clock() - self.reported_at
         if silent >= self.limits.silence_s:
-            return "silence", f"no report got through for {duration(silent)}"
+            return "silence", f"no report was delivered for {duration(silent)}"
         price, cap = self.limits.usd_per_hour, self.limits.most_usd_per_hour
         if exceeds(price, cap):
             return "limit", f"its machine costs {money(price)} per hour, above the limit of {money(cap)}"
@@ -69,18 +69,18 @@ class Switch:
 
 
 class Attempt(Record, frozen=True, kw_only=True):
-    """`attempts/00000001.json`, written by the worker that has the attempt."""
+    """`attempts/00000001.json`, written by the worker of the attempt."""
 
     token: str
     used_s: float = 0.0
-    """With the latest report."""
+    """Updated with the latest report."""
     under: str | None = None
-    """The token of the attempt whose time it is in, where one job has the run several times."""
+    """The token of the attempt that its time is part of, if one job has the run several times."""
 
 
 class Claim:
-    """The newest attempt has the run: a worker that finds a newer one ends itself. So a second worker
-    that was started by mistake costs minutes, but a run is never trained twice."""
+    """The newest attempt owns the run, and a worker that finds a newer one stops itself. So a second worker
+    started by mistake costs minutes, but a run is never trained twice."""
 
     def __init__(self, stored: StoredRun, under: str | None = None) -> None:
         """`under`: the token of the attempt that starts this one. Raises `Superseded` where another has the
@@ -92,7 +92,7 @@ class Claim:
         self.number = len(earlier) + 1
         alike = [number for number, one in enumerate(earlier, 1) if under and one.under == under]
         self.first = alike[0] if alike else self.number
-        """The number of the first of those that the attempt above it has started."""
+        """The number of the first attempt that the attempt above it started."""
         self.earlier_s = sum(one.used_s for one in earlier)
         self._mine = Attempt(token=secrets.token_hex(8), under=under)
         self.used(0.0)
@@ -109,7 +109,7 @@ class Claim:
 
     @property
     def holds(self) -> bool:
-        """Whether the newest attempt is this one, or one that this one started."""
+        """Whether the newest attempt is this one, or one that it started."""
         names = self.stored.depot.names(f"{self.stored.folder}/attempts")
         data = self.stored.read(f"attempts/{_name(self.number)}")
         mine = data is not None and Attempt.from_json(data).token == self._mine.token
@@ -120,12 +120,12 @@ class Claim:
 
 
 class Superseded(Exception):
-    """Another attempt has the run."""
+    """Another attempt has taken over the run."""
 
 
 class Signs:
-    """The signs of a process that works under an attempt: that it is alive, and that the run is still its
-    own."""
+    """The state of a process that works under an attempt: whether it is alive, and whether the run is still
+    its own."""
 
     def __init__(self, stored: StoredRun, under: str, number: int, clock: Callable[[], float]) -> None:
         """`number`: of the newest attempt, under it. Raises `Superseded` where this one is gone."""
@@ -144,7 +144,7 @@ class Signs:
 
     @property
     def silent_s(self) -> float:
-        """Seconds since it last reported how long it has been at work."""
+        """Seconds since it last reported how long it has been working."""
         said = self.stored.read(f"attempts/{self._name}")
         if said != self._said:
             self._said, self._at = said, self.clock()
@@ -161,7 +161,7 @@ def used_s(stored: StoredRun) -> float:
 
 
 def attempts(stored: StoredRun) -> int:
-    """Count the attempts that have had the run."""
+    """Count the attempts of the run."""
     return len(stored.depot.names(f"{stored.folder}/attempts"))
 
 

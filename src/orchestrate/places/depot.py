@@ -39,20 +39,20 @@ NO_KEY = "export AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=...   or  aws confi
 
 
 class Depot:
-    """A folder of some file system. `url` as fsspec takes it. Raises `MissingExtra` for a file system
-    whose package is not installed, `HostUnavailable` when the storage fails."""
+    """A folder on some file system. `url` is in fsspec's form. Raises `MissingExtra` for a file system whose
+    package is not installed, and `HostUnavailable` if the storage fails."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         try:
             import fsspec.core  # pyright: ignore[reportMissingTypeStubs]
         except ImportError as error:
-            raise MissingExtra("data", f"runs kept at {url}", "fsspec") from error
+            raise MissingExtra("data", f"runs stored at {url}", "fsspec") from error
         try:
             open_at: Any = fsspec.core.url_to_fs  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
             found = open_at(self.url, use_listings_cache=False, skip_instance_cache=True)
         except ImportError as error:
-            raise MissingExtra("s3", f"runs kept at {url}", str(error.name or error)) from error
+            raise MissingExtra("s3", f"runs stored at {url}", str(error.name or error)) from error
         except ValueError as error:
             raise HostUnavailable(self.url, f"{url} cannot store runs: {error}") from error
         self._system, self._root = found
@@ -61,14 +61,14 @@ class Depot:
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """Distributions that the file system needs beside fsspec."""
+        """Distributions that the file system needs besides fsspec."""
         module = type(self._system).__module__.partition(".")[0]
         return () if module == "fsspec" else (module,)
 
     # -- files ---------------------------------------------------------------------------------------------
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file in one step: a reader sees the old content or the new."""
+        """Write a file atomically: a reader sees either the old content or the new."""
         with self._asked(f"write {name}"):
             if self._disk:
                 path = Path(self._at(name))
@@ -126,7 +126,7 @@ class Depot:
         return digest
 
     def fetch(self, file: ArtifactFile, target: Path, under: str = "blobs") -> None:
-        """Fetch a file. Raises `ArtifactRefused` unless what arrives is what was sent."""
+        """Fetch a file. Raises `ArtifactRefused` unless it matches what was sent."""
         if target.is_file() and target.stat().st_size == file.bytes and sha256(target) == file.sha256:
             return
         new_folder(target.parent)
@@ -245,7 +245,7 @@ class StoredRun:
         return self.depot.names(f"{self.folder}/folders")
 
     def fetch_folder(self, name: str, target: Path, only: Iterable[str] = ()) -> bool:
-        """Fetch a folder, with `only` just the files with these paths. Returns False when the folder is
+        """Fetch a folder, or with `only` just the files with these paths. Returns False if the folder is
         incomplete."""
         wanted = set(only)
         if (files := self.manifest(name)) is None:
@@ -279,13 +279,13 @@ def _part(part: tuple[int, int]) -> str:
 
 GROWING = ("events.jsonl", "metrics.jsonl", "worker.log")
 WHOLE = ("proof.json", "paces.jsonl", "status.json")
-"""The status last: what it tells of is there before it."""
+"""The status comes last, so everything it refers to is already there."""
 SEEN = ".seen.json"
-"""Which parts a reader has."""
+"""The parts that a reader already has."""
 
 
 class Pulse(Record, frozen=True, kw_only=True):
-    """The heartbeat of the worker that reports. `ended`: this was its last report."""
+    """The heartbeat of the worker that reports. `ended` means that this was its last report."""
 
     attempt: int
     number: int
@@ -301,7 +301,7 @@ class Cursor(Record, frozen=True, kw_only=True):
     part: tuple[int, int] = (0, 0)
     bytes: int = 0
     sha256: str = hashlib.sha256().hexdigest()
-    """Of those bytes, to tell whether the file has only grown since."""
+    """Hash of those bytes, to check that the file has only grown since."""
 
 
 class Reporter:
@@ -438,7 +438,7 @@ def silent_s(run: RunDir, earlier: int = 0) -> float | None:
 
 
 def newest_step(stored: StoredRun) -> int:
-    """Return the step of the newest checkpoint to resume from, or 0 where there is none."""
+    """Return the step of the newest checkpoint to resume from, or 0 if there is none."""
     there = [name for name in stored.folders() if name.startswith("step-") and stored.manifest(name)]
     return max((int(name.removeprefix("step-")) for name in there), default=0)
 
@@ -448,7 +448,7 @@ def state_of(stored: StoredRun) -> JobState:
 
 
 def say(stored: StoredRun, state: JobState, status: str, error: JobError | None) -> None:
-    """Write the run's state from now on, by a process that knows it, where no worker can report it."""
+    """Write the run's final state on behalf of a worker that can no longer report it."""
     at = now()
     ended = None if status == "paused" else at
     state = msgspec.structs.replace(

@@ -30,25 +30,25 @@ PACKAGE = "orchestrate-ft"
 
 
 class WorkerOrder(Record, frozen=True, kw_only=True):
-    """`order.json`. Paths of the job are names of its files and folders, which the worker replaces with
-    its own paths."""
+    """`order.json`. Paths of the job are names of its files and folders, which the worker replaces with its
+    own paths."""
 
     job: LocalJob
     files: dict[str, ArtifactFile]
     """`train` and `validation`."""
     folders: dict[str, tuple[ArtifactFile, ...]]
-    """`model` and `continue_from`, where they are folders; another model is fetched from its hub."""
+    """`model` and `continue_from`, if they are folders; other models are fetched from their hub."""
     code: str
-    """Hash of the blob with this very version of Orchestrate."""
+    """Hash of the blob with this exact version of Orchestrate."""
     limits: WorkerLimits
     place: str = ""
-    """`AwayPlace.mark` of the place that it was made for: several may share a depot."""
+    """`AwayPlace.mark` of the place that it was made for, because several may share one storage."""
 
 
 def place_order(depot: Depot, job: LocalJob, limits: WorkerLimits, place: str = "") -> WorkerOrder:
-    """Send what is not stored yet, the order last. An existing order keeps its job, because its
-    checkpoints belong to it, and gets the new limits and the current code. Raises `RunFailed` where a
-    file of the job no longer exists."""
+    """Send what is not stored yet, with the order last. An existing order keeps its job, because its
+    checkpoints belong to it, and gets the new limits and the current code. Raises `RunFailed` if a file of
+    the job no longer exists."""
     stored = depot.run(job.ref)
     if stored.read("order.json") is not None:
         order = read_order(stored)
@@ -83,16 +83,16 @@ def _new_order(depot: Depot, job: LocalJob, limits: WorkerLimits) -> WorkerOrder
 
 
 def read_order(stored: StoredRun) -> WorkerOrder:
-    """Read the order of a run. Raises `HostUnavailable` where there is none, or one that this version
-    cannot read."""
+    """Read the order of a run. Raises `HostUnavailable` if there is none, or one that this version cannot
+    read."""
     if (order := stored.record("order.json", WorkerOrder)) is None:
         raise HostUnavailable(stored.depot.url, f"{stored.depot.url} has no manifest for {stored.ref}")
     return order
 
 
 def allow(stored: StoredRun, max_hours: float | None, max_usd: Decimal | None) -> None:
-    """Set other limits for the workers that start from now on. Only the order has them: `job.json` in a
-    run directory is a copy, and another machine has a different copy. Raises `HostUnavailable`."""
+    """Set other limits for the workers that start from now on. Only the order has them, because `job.json` in
+    a run directory is a copy, and another machine has a different copy. Raises `HostUnavailable`."""
     order = read_order(stored)
     given = decoding.convert(order.job.resources, Resources)
     own = msgspec.structs.replace(given.limits, max_hours=max_hours, max_usd=max_usd)
@@ -105,7 +105,7 @@ def allow(stored: StoredRun, max_hours: float | None, max_usd: Decimal | None) -
 
 
 def allowed(stored: StoredRun, resources: Resources) -> Resources:
-    """Return the resources with the run's current limits in hours and money, where it has an order."""
+    """Return the resources with the run's current hour and cost limits, if it has an order."""
     if stored.read("order.json") is None or not (given := read_order(stored).job.resources):
         return resources
     had = decoding.convert(given, Resources).limits
@@ -185,7 +185,7 @@ def _version(name: str) -> str:
 
 
 ROOM = "orchestrate-at"
-"""Begins the names of folders of workers; the machine's and a process id are behind it."""
+"""Prefix of the folder names of workers, followed by the machine's name and a process id."""
 HIDDEN = "ORCHESTRATE_HIDDEN"
 FETCH = f"""
 import base64, hashlib, io, json, os, runpy, socket, sys, tempfile, zipfile
@@ -200,9 +200,9 @@ zipfile.ZipFile(io.BytesIO(data)).extractall(folder)
 sys.path.insert(0, folder)
 os.environ["PYTHONPATH"] = folder + os.pathsep + os.environ.get("PYTHONPATH", "")
 """
-"""The first thing that a worker away from here runs: it fetches our code, which no registry need have."""
+"""The first code that a remote worker runs: it fetches our code, so no registry needs to have it."""
 MODULE = "ORCHESTRATE_MODULE"
-"""Of the worker's environment: what it runs, where that is not `orchestrate.places.remote`."""
+"""Variable of the worker's environment: the module that it runs, if not `orchestrate.places.remote`."""
 BOOT = f"""{FETCH}
 runpy.run_module(os.environ.get("{MODULE}", "orchestrate.places.remote"), run_name="__main__")
 """
@@ -239,7 +239,7 @@ def gpu_asked(text: str) -> tuple[str, int]:
     count = int(found["count"] or found["many"] or 1) if found else 0
     if found is None or count < 1:
         raise UsageError(
-            f"{text!r} names no GPU", fix="write a type, or a type and a count as in H100:2, or auto"
+            f"{text!r} is not a GPU", fix="write a type, or a type and a count as in H100:2, or auto"
         )
     return (found["left"] or found["gpu"]).strip(), count
 
@@ -249,5 +249,5 @@ def gpu_asked(text: str) -> tuple[str, int]:
 
 
 def room() -> TemporaryDirectory[str]:
-    """Make one of this process."""
+    """Create the folder of this process."""
     return scratch_folder(ROOM)

@@ -17,7 +17,7 @@ from orchestrate.places.base import Hourly, Place, Placed, Resources, Usage
 
 
 class ProcessPlace(Place):
-    """`home`: the folder of the run directories."""
+    """Runs workers as processes on this machine. `home` is the folder of the run directories."""
 
     away = False
 

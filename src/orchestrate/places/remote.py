@@ -35,7 +35,7 @@ from orchestrate.types import JobError
 
 REPORT_S = 10.0
 GRACE_S = 120.0
-"""For a checkpoint, once the worker is to end."""
+"""Time for a checkpoint before the worker stops."""
 LOOK_S = 0.2
 SILENT = 75
 ENGINE = (sys.executable, "-P", "-m", "orchestrate.places.tether")
@@ -78,8 +78,8 @@ class RemoteProcess:
 
 
 class Errand:
-    """One attempt at one run. `engine`: the command that trains in the run directory that it is given;
-    `end`: ends this process from any of its threads."""
+    """One attempt at one run. `engine` is the command that trains in the run directory that it receives.
+    `end` ends this process from any of its threads."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Errand:
         self.claim = self._claimed()
         self.switch = Switch(self.order.limits, self.claim.earlier_s, clock)
         self.preempted = threading.Event()
-        """The machine is taken away: set by a signal."""
+        """The machine is being reclaimed: set by a signal."""
         self._superseded, self._ending, self._told = threading.Event(), threading.Event(), threading.Event()
         self._number = 0
         self._reporter: Reporter | None = None
@@ -120,7 +120,7 @@ class Errand:
         self._ending.set()
         while not self._told.wait(LOOK_S):
             if self._superseded.is_set():
-                _log.error("another attempt has the run; this one ends")
+                _log.error("another attempt has the run; this one stops")
                 return 1
         return 0 if settled else 1
 
@@ -181,7 +181,7 @@ class Errand:
                 continue
             over = over or self.switch.clock()
             if found[0] == "silence" or self.switch.clock() - over > 2 * self.grace_s:
-                _log.error("%s; this worker ends", found[1])
+                _log.error("%s; this worker stops", found[1])
                 if self._worker is not None:
                     self._worker.kill()
                 self.end(SILENT)
@@ -192,7 +192,7 @@ class Errand:
         nothing of the run: another goes on."""
         state = self.run.written_state()
         if reason:
-            error = JobError(code="limit", message=f"the worker ended itself: {reason}")
+            error = JobError(code="limit", message=f"the worker stopped itself: {reason}")
             told = msgspec.structs.replace(state, status="paused", stage=None, updated_at=now(), error=error)
             self.run.add_event(error.message, level="warning", type="paused", step=state.step)
         else:

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from orchestrate.profile import Profile
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-"""PEFT's files, which is all that hosts take."""
+"""PEFT's files, the only ones that hosts accept."""
 
 
 class Adapters(ABC):
-    """Adapters on one backend."""
+    """Serves adapters on one backend."""
 
     @abstractmethod
     def price(self, adapter: Adapter, options: Mapping[str, Any] | None) -> Decimal | None:
@@ -37,8 +37,8 @@ class Adapters(ABC):
 
     @abstractmethod
     def upload(self, adapter: Adapter, progress: Callable[[int, int], None] | None = None) -> None:
-        """Upload the adapter, which bills nothing. Continues where an earlier call ended, and returns
-        when the host can serve it. Raises `ProviderError`."""
+        """Upload the adapter, which costs nothing. Resumes where an earlier call stopped, and returns when
+        the host can serve it. Raises `ProviderError`."""
 
 
 def handle(provider: str, adapter: Adapter) -> JobHandle:
@@ -66,7 +66,7 @@ def files(adapter: Adapter) -> list[Path]:
 
 
 TO_BE_ASKED = "orchestrate deploy RUN   (shows the hourly price first), or --on here   (its adapter, here)"
-"""What makes a tuned model answer that is on no GPU yet."""
+"""How to get answers from a tuned model that is not on a GPU yet."""
 
 
 class Replicas(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -82,8 +82,8 @@ def named_account(**parts: str | None) -> Account | None:
 
 
 def key_account(config: HostConfig, host: str) -> Account:
-    """Identify the account by the key and the configuration beside it. A backend without a key is
-    identified by its host. Raises `MissingKey`, `KeyElsewhere`."""
+    """Identify the account by its key and the configuration. A backend without a key is identified by its
+    host. Raises `MissingKey`, `KeyElsewhere`."""
     if config.api_key is None and config.key_variable is None:
         return Account(id=host, told=True)
     beside = "\0".join(
@@ -105,32 +105,32 @@ def account_of(ask: Callable[[], Account | None], config: HostConfig, host: str)
 
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all) while something is moved."""
+"""Called with (bytes done, bytes in total) while data is transferred."""
 
 
 class Provider(ABC):
     """One backend that can train. See the module's docstring for errors."""
 
     profile: ClassVar[Profile]
-    """Its rows, models, prices and address."""
+    """The host's row rules, models, prices and address."""
     kind: ClassVar[str]
     title: ClassVar[str]
-    """Both are the profile's."""
+    """Both come from the profile."""
     features: ClassVar[frozenset[Feature]]
     missing: ClassVar[Mapping[Feature, str]]
     """The reason for each feature of `Feature` that is not in `features`."""
     sends_wandb_key: ClassVar[bool] = True
-    """Whether W&B needs a key from here, where the backend offers it; else the host's account has one."""
+    """Whether W&B needs a key from this machine, if it is supported. Otherwise the host's account has one."""
     renders_rows: ClassVar[bool] = False
-    """Whether training renders rows by the chat template that is counted with here: what that does with them
-    is then what happens to them."""
+    """Whether training renders rows with the same chat template that counts tokens here, so the counts
+    are what is trained."""
     status_map: ClassVar[Mapping[str, JobStatus]]
     """The host's words for a job's status. An unknown one becomes `UNKNOWN`, and is never terminal."""
 
     def __init__(self, config: HostConfig) -> None:
         self.config = config
         self.name = config.name
-        """The profile's kind, or the own name of a configured host that is a further instance."""
+        """The profile's kind, or the configured name of a further instance of a host."""
 
     def __init_subclass__(cls, **more: object) -> None:
         """Raise `TypeError` for a backend whose `features` are not those that it implements."""
@@ -152,8 +152,8 @@ class Provider(ABC):
         of being raised."""
 
     def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
-        """List every reason for which the host would reject the job, with row and field. The default
-        implementation uses the translation and the profile. Offline."""
+        """List every reason why the host would reject the job, with row and field. The default implementation
+        uses the translation and the profile. Offline."""
         from orchestrate.providers import offline
 
         return offline.problems(self, spec, data, translation)
@@ -167,10 +167,10 @@ class Provider(ABC):
         *,
         gpu_hours: Decimal | None = None,
     ) -> Quote:
-        """Compute the price at `rates` before anything is uploaded. Offline. A model without a price
-        gives a Quote with `unavailable`. `gpu_hours` is how long the user expects an RFT job to take,
-        which no host states in advance. The default implementation counts tokens and bills them by the
-        rules of the profile."""
+        """Compute the price at `rates` before anything is uploaded. Offline. A model without a price gives a
+        Quote with `unavailable`. `gpu_hours` is how long the user expects an RFT job to take, which no
+        host publishes in advance. The default implementation counts tokens and bills them by the rules of
+        the profile."""
         from orchestrate.providers import offline
 
         return offline.quote(self, spec, data, translation, rates, gpu_hours)
@@ -185,7 +185,7 @@ class Provider(ABC):
 
     def account(self) -> Account:
         """Return the account whose jobs this configuration sees. May ask the host, but only once per
-        instance. A backend with nothing better is identified by its key."""
+        instance. By default, the account is identified by its key."""
         return key_account(self.config, self.host)
 
     # -- submitting ----------------------------------------------------------------------------------------
@@ -244,24 +244,24 @@ class Provider(ABC):
 
     @property
     def host(self) -> str:
-        """The address that requests go to, for people and for the record."""
+        """The address that requests go to, for display and for records."""
         return self.config.base_url or self.name
 
     @property
     def own(self) -> bool:
-        """Whether what is sent stays on the user's own machines: this one, or those that the user names
-        as their own."""
+        """Whether everything sent stays on the user's own machines: this one, or those declared as their
+        own."""
         return self.config.own or self.config.near or self.profile.near
 
     @property
     def prices(self) -> str:
-        """The name under which this backend's rates are found."""
+        """The name under which this backend's rates are listed."""
         return str(self.config.options.get("prices", self.kind))
 
     @property
     def target(self) -> RowTarget:
-        """The rules that rows are checked against and the format that they are written in. Raises
-        `UsageError` without data rules."""
+        """The rules that rows are checked against and the format they are written in. Raises `UsageError`
+        without data rules."""
         from orchestrate.data.dialects import target
 
         return target(self.name, self.profile)
@@ -307,7 +307,7 @@ class KeepsCheckpoints(Provider):
 class ShowsRows(Provider):
     @abstractmethod
     def rendered(self, job: JobHandle) -> Sequence[RowTokens]:
-        """Return rows of the job's data as its trainer saw them, as many as the host keeps so far."""
+        """Return rows of the job's data as its trainer saw them, as many as the host has stored so far."""
 
 
 class Pauses(Provider):
@@ -323,8 +323,8 @@ class Resumes(Provider):
 class Restarts(Provider):
     @abstractmethod
     def recover(self, job: JobHandle) -> bool:
-        """Restart work that died unfinished and that the host does not restart on its own. Returns True
-        when it was restarted. A job that someone paused stays paused."""
+        """Restart work that died unfinished and that the host does not restart on its own. Returns True if it
+        was restarted. A job that someone paused stays paused."""
 
 
 class Deletes(Provider):
@@ -356,7 +356,7 @@ class StopsWorkers(Provider):
 
 
 class Limited(StopsWorkers):
-    """Its workers end themselves at a run's own limits of hours and money."""
+    """Has workers that stop at a run's own hour and cost limits."""
 
     @abstractmethod
     def ends_usd(self, spec: JobSpec, translation: Translation, quote: Quote) -> Decimal | None:
@@ -386,8 +386,7 @@ class Recalls(Provider):
 
     @abstractmethod
     def asked_for(self, job: Job) -> Told:
-        """Return the settings with which a job was created outside this store, as far as the available
-        answer shows."""
+        """Return the settings of a job that was created outside this store, as far as the response shows."""
 
     def recoverable(self, *, since: datetime | None = None) -> Iterator[Job]:
         """List jobs like `list`, with everything from which a lost store can be rebuilt, including jobs
@@ -424,7 +423,7 @@ class ListsModels(Provider):
 
 
 class PlansTraining(Provider):
-    """Trains with this project's own engine on hardware that is known."""
+    """Trains with this project's own engine on known hardware."""
 
     renders_rows = True
 
@@ -435,7 +434,7 @@ class PlansTraining(Provider):
 
     @abstractmethod
     def device(self) -> str:
-        """Return the device whose hours a job is paid by: a GPU's name, or `cpu`."""
+        """Return the device whose hours are billed for a job: a GPU's name, or `cpu`."""
 
 
 class EstimatesPrice(Provider):
@@ -539,7 +538,7 @@ class AnswersHere(Provider):
 
 
 class Sessions(Provider):
-    """Trains a model step by step. The caller's process keeps the run directory for `get` and others."""
+    """Trains a model step by step. The caller's process keeps the run directory for `get` and the like."""
 
     @abstractmethod
     def session_dir(self, order: SessionOrder) -> RunDir:
@@ -571,7 +570,7 @@ FEATURES: Mapping[Feature, type[Provider]] = {
     Feature.CHAT: Chats,
     Feature.LIVE_PRICE: EstimatesPrice,
 }
-"""The features that are methods of their own; the others say what a spec and its rows may hold, or are in
+"""The features that are separate methods. The others say what a spec and its rows may contain, or are in
 `Provider`."""
 _OTHERS: Mapping[type[Provider], tuple[str, str]] = {
     ShowsRows: ("rendered rows", "it does not show how it tokenizes rows"),
@@ -579,9 +578,9 @@ _OTHERS: Mapping[type[Provider], tuple[str, str]] = {
     ListsStored: ("list of stored files", "its API does not list or delete stored files and models"),
     ListsModels: ("list of models", "its API does not list the models it can fine-tune"),
     Sessions: ("training sessions", 'no client for them is built in; use ft.session(provider="local")'),
-    TakesAdapters: ("place for others' adapters", "{title} serves only models it has trained itself"),
+    TakesAdapters: ("uploaded adapters", "{title} serves only models it has trained itself"),
 }
-"""What is no feature: what the user reads where it is absent."""
+"""Not a feature: the message shown where it is missing."""
 P = TypeVar("P", bound=Provider)
 
 
@@ -622,8 +621,8 @@ def jobs(
     bills: bool | None = None,
     note: str | None = None,
 ) -> Iterator[Standing]:
-    """Yield the jobs that have not ended. By default a job bills unless it is paused; for an unknown
-    state it is not known whether it bills."""
+    """Yield the jobs that have not ended. By default, a job bills unless it is paused. For an unknown state,
+    it is unknown whether it bills."""
     for job in provider.list():
         if job.status.terminal:
             continue
@@ -655,10 +654,10 @@ def of_jobs(
 def joined(
     provider: Provider, parts: Mapping[str, Callable[[], Iterable[Standing]]], *unseen: str
 ) -> Billing:
-    """Combine several lists. One that cannot be read does not hide the others. Raises `ProviderError`
-    when none can be read."""
+    """Combine several lists. One that cannot be read does not hide the others. Raises `ProviderError` if none
+    can be read."""
     items, failed = _read_lists(parts)
-    untold = [f"{provider.title} offers no list of: {what}" for what in unseen]
+    untold = [f"{provider.title} has no API to list: {what}" for what in unseen]
     return Billing(items=items, partial=bool(failed), unseen=(*failed, *untold))
 
 
@@ -667,7 +666,7 @@ def stored(
 ) -> Storage:
     """Merge the lists of what an account stores, as `joined` does for what is billed."""
     items, failed = _read_lists(parts)
-    untold = [f"{provider.title} offers no list of: {what}" for what in unseen]
+    untold = [f"{provider.title} has no API to list: {what}" for what in unseen]
     return Storage(items=items, partial=bool(failed), unseen=(*failed, *untold))
 
 

@@ -28,24 +28,24 @@ if TYPE_CHECKING:
 
 
 NOT_TAKEN = frozenset({"unsupported_value", "unsupported_parameter"})
-"""OpenAI's codes for a field of the request, named in `param`, that this model does not take."""
+"""OpenAI's error codes for a request field, named in `param`, that this model does not support."""
 OTHER_NAMES = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
-"""Two names for the most tokens of an answer: models that think take the second, older servers the first."""
+"""Two names for the maximum tokens of an answer: reasoning models use the second, older servers the first."""
 FREE = "temperature"
-"""May be left out: the model then draws as it does on its own."""
+"""May be left out, so that the model uses its own sampling settings."""
 
 
 @dataclass
 class Wishes:
-    """Options that a model rejects. Shared by all threads that use the model: what is rejected once is
+    """Options that a model rejects. Shared by all threads that use the model, so that a rejected option is
     not sent again."""
 
     _instead: dict[str, str | None] = field(default_factory=dict[str, "str | None"])
-    """A field, and the one to send in its place, where there is one."""
+    """A field, and its replacement if there is one."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def of(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Return the options as the model takes them, as far as is known."""
+        """Return the options in the form that the model accepts, as far as known."""
         instead = {name: self._instead.get(name, name) for name in options}
         return {new: options[name] for name, new in instead.items() if new is not None}
 
@@ -65,7 +65,7 @@ class Wishes:
             return True
 
     def notes(self, options: dict[str, Any]) -> tuple[str, ...]:
-        """Describe which of these options were not sent as they are."""
+        """Describe which of these options were changed or left out."""
         found: list[str] = []
         for name, other in self._instead.items():
             if name in options and other is None:
@@ -86,8 +86,9 @@ _SAID = ("content", "reasoning", "reasoning_content")
 
 
 class Timed:
-    """Replaces an SDK client's `chat.completions.create`: requests a stream, returns the answer in the
-    form that it has without one, and records when its first piece came. `tell` gets its text as it comes."""
+    """Replaces an SDK client's `chat.completions.create`: requests a stream, returns the answer in its
+    non-streaming form, and records when its first piece arrived. `tell` receives the text as it
+    arrives."""
 
     def __init__(self, create: Callable[..., Any], tell: Callable[[str], object] | None = None) -> None:
         self._create = create
@@ -96,7 +97,7 @@ class Timed:
 
     @property
     def first_seconds(self) -> float | None:
-        """Seconds until the first text of this thread's last answer, or `None` where it had no text."""
+        """Seconds until the first text of this thread's last answer, or `None` if it had no text."""
         return getattr(self._local, "first", None)
 
     def __call__(self, **options: Any) -> dict[str, Any]:
@@ -187,7 +188,7 @@ def _add(calls: dict[int, dict[str, Any]], piece: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Chat:
-    """One model. `create` is an SDK client's `chat.completions.create`, and `options` go with each
+    """One model. `create` is an SDK client's `chat.completions.create`, and `options` are sent with each
     request."""
 
     wire: Wire
@@ -195,9 +196,9 @@ class Chat:
     model: str
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     threads: int = 4
-    """Questions that the host takes at the same time."""
+    """Number of concurrent questions that the host accepts."""
     calls: bool = True
-    """Whether calls of tools are looked for in the text of an answer to which none were offered."""
+    """Whether to look for tool calls in the text of an answer even if no tools were offered."""
     wishes: Wishes = field(default_factory=Wishes, repr=False, compare=False)
 
     @property
@@ -206,16 +207,17 @@ class Chat:
 
     def ask_once(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply:
         """Ask like `ask`, but send a request that may be billed only once, for callers that count each
-        send. After a rejected option the question is asked in the form that the model takes. After any
-        other failure the error is raised."""
+        request. After a rejected option, the question is asked in the form that the model accepts. After
+        any other failure, the error is raised."""
         return self._reply(messages, tools, self.wire.once)
 
     def ask(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply:
         """Ask one question. Can be called from several threads. Raises `ProviderError`.
 
-        A model that is still starting answers 503 or 429, so a question is retried like a read. If the
-        model does not take a temperature, or has another name for the maximum number of tokens, the
-        question is repeated in the form that it takes, and the reply's notes say so."""
+        A model that is still starting responds with 503 or 429, so a question is retried like a read. If the
+        model does not support a temperature, or has another name for the maximum number of tokens, the
+        question is repeated in the form that it accepts, and the reply's notes say so.
+        """
         return self._reply(messages, tools, self.wire.read)
 
     def _reply(
@@ -276,12 +278,12 @@ class Chat:
         return said.content, reasoning or said.reasoning, calls
 
     def read_along(self, tell: Callable[[str], object]) -> Chat:
-        """Return the same chat, with `tell` called with the text of an answer as the host writes it."""
+        """Return the same chat, but call `tell` with the text of each answer as the host writes it."""
         return replace(self, create=Timed(self.create, tell))
 
     def with_logprobs(self) -> Chat:
-        """Return the same chat, requesting the log-probabilities of its tokens. A host that refuses them
-        is asked without."""
+        """Return the same chat, but request the log-probabilities of its tokens. If a host rejects that, ask
+        without them."""
 
         def create(**options: Any) -> Any:
             try:
@@ -322,7 +324,7 @@ def chat_with(
     temperature: float | None = None,
     retry: Retry | None = None,
 ) -> Chat:
-    """Create a chat with any host that speaks the API. By default each question is sent once. Texts may
+    """Create a chat with any host that speaks the API. By default, each question is sent once. Texts may
     contain anything, including rows with tool calls. Raises `MissingKey`."""
     from orchestrate.providers.calls.clients import connect
 
@@ -337,7 +339,7 @@ def chat_with(
 
 
 def at_chat(config: HostConfig) -> HostConfig:
-    """Return a host's configuration with the address at which it takes `/chat/completions`."""
+    """Return a host's configuration with the address of its `/chat/completions`."""
     root = (config.base_url or "").rstrip("/")
     if config.kind not in kinds():
         return config
@@ -368,7 +370,7 @@ def model_at(settings: Settings, written: str, key_variable: str | None = None) 
     if written.startswith(("http://", "https://")):
         address, equals, model = written.partition("=")
         if not equals or not model:
-            raise UsageError(f"{written} names no model", fix="https://ADDRESS/v1=MODEL")
+            raise UsageError(f"{written} does not name a model", fix="https://ADDRESS/v1=MODEL")
         return ModelAt(model, addressed(address, key_variable))
     name, equals, model = written.partition("=")
     if equals:
@@ -393,7 +395,7 @@ def _require_there(host: HostConfig, name: str) -> None:
     )
     raise UsageError(
         f"{name} is not a model of {host.name}, the default host",
-        fix="name the host: " + " or ".join(f"{one}={id}" for one, id in sorted(ids.items())),
+        fix="specify the host: " + " or ".join(f"{one}={id}" for one, id in sorted(ids.items())),
     )
 
 
@@ -401,7 +403,9 @@ def configured(settings: Settings, name: str) -> HostConfig:
     """Return a host from the configuration. Raises `UsageError` if it is unknown."""
     host = settings.host(name)
     if host.base_url is None:
-        raise UsageError(f"no host {name!r} is configured", fix="orchestrate providers, or an https address")
+        raise UsageError(
+            f"no host called {name!r} is configured", fix="orchestrate providers, or an https address"
+        )
     return host
 
 

@@ -56,22 +56,22 @@ WANTED = (
     "license*",
     "notice*",
 )
-"""Names (lower case) that a model folder has; anything else is left in the archive."""
+"""File names (lower case) of a model folder; anything else is left in the archive."""
 _CHUNK = 1 << 20
 _HEADERS = 64 << 10
-"""Bytes of all headers before one file, and what is read ahead."""
+"""Maximum bytes of all headers before one file, and of read-ahead."""
 _PART = re.compile(r"^[^\x00-\x1f\\:]+$")
 _MAGIC = {b"\x28\xb5\x2f\xfd": "zst", b"\x1f\x8b": "gz"}
 
 
 @dataclass(frozen=True)
 class DownloadLimits:
-    """Limits above any real model. An archive bomb runs into one of them before it fills the disk."""
+    """Limits above any real model. They stop an archive bomb before it fills the disk."""
 
     total_bytes: int = 2 << 40
     files: int = 5_000
     ratio: float = 40.0
-    """Bytes written for each byte of the archive, looked at once `grace_bytes` were written."""
+    """Maximum bytes written per byte of the archive, checked after `grace_bytes` were written."""
     grace_bytes: int = 64 << 20
     depth: int = 6
 
@@ -80,8 +80,9 @@ def unpack(archive: Path, dest: Path, *, limits: DownloadLimits | None = None) -
     """Unpack a `.tar`, `.tar.gz` or `.tar.zst` (recognized by its first bytes) into `dest` and return its
     files.
 
-    Raises `ArtifactRefused` when the archive is hostile, damaged or has no safetensors weights (`dest` is
-    not created then), and `UsageError` when `dest` exists and is not empty."""
+    Raises `ArtifactRefused` if the archive is hostile, damaged or has no safetensors weights (`dest` is not
+    created then), and `UsageError` if `dest` exists and is not empty.
+    """
     with staged(dest) as folder:
         try:
             _extract(archive, folder, limits or DownloadLimits())
@@ -107,7 +108,8 @@ def staged(dest: Path) -> Generator[Path]:
     """Create a new folder beside `dest` that becomes `dest` if the block succeeds, and is removed
     otherwise.
 
-    Raises `UsageError` when `dest` exists and is not empty."""
+    Raises `UsageError` if `dest` exists and is not empty.
+    """
     require_empty(dest)
     dest.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(dest, replace=False) as folder:
@@ -117,12 +119,12 @@ def staged(dest: Path) -> Generator[Path]:
 
 def require_empty(dest: Path) -> None:
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise UsageError(f"{dest} exists and is not empty", fix="name another folder, or remove this one")
+        raise UsageError(f"{dest} exists and is not empty", fix="choose another folder, or remove this one")
 
 
 def wanted(name: str) -> bool:
-    """Return whether a file of this name belongs to a model. Raises `ArtifactRefused` when the name is
-    not a safe relative path."""
+    """Return whether a file of this name belongs to a model. Raises `ArtifactRefused` if the name is not a
+    safe relative path."""
     path = _safe(name, DownloadLimits().depth)
     return any(fnmatch(path.name.lower(), pattern) for pattern in WANTED)
 
@@ -130,8 +132,8 @@ def wanted(name: str) -> bool:
 def inspect(folder: Path) -> tuple[ArtifactFile, ...]:
     """List the files of a model folder with their sizes and hashes.
 
-    Raises `ArtifactRefused` when there are no safetensors weights or one of them is not a safetensors
-    file."""
+    Raises `ArtifactRefused` if there are no safetensors weights or one of them is not a safetensors file.
+    """
     paths = sorted(p for p in folder.rglob("*") if p.is_file())
     weights = [p for p in paths if p.suffix == ".safetensors"]
     if not weights:
@@ -152,7 +154,7 @@ def inspect(folder: Path) -> tuple[ArtifactFile, ...]:
 
 
 def kind_of(files: tuple[ArtifactFile, ...], *, full: bool = False) -> str:
-    """Return `adapter` where an adapter's configuration is among the files, else `full` or `merged`."""
+    """Return `adapter` if an adapter's configuration is among the files, else `full` or `merged`."""
     if any(PurePosixPath(f.path).name == "adapter_config.json" for f in files):
         return "adapter"
     return "full" if full else "merged"
@@ -295,18 +297,18 @@ def _lift(folder: Path) -> None:
 
 
 MOST_BYTES = 200 * 10**9
-"""Of a model whose size is not known: 100 billion parameters in 16 bits."""
+"""Size limit for a model of unknown size: 100 billion parameters in 16 bits."""
 MOST_FILE_BYTES = 60 * 10**9
-"""Of a file of training data: more than any host takes."""
+"""Size limit for a training data file: more than any host accepts."""
 _BESIDE_WEIGHTS = 10**9
-"""Tokenizers, configurations, archives."""
+"""Allowance for tokenizers, configurations and archives."""
 _STALLS = 5
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
 class DownloadStream(Protocol):
-    """An answer whose body is read piece by piece: httpx's, or an SDK's streaming answer. Errors (status >=
-    400) are raised by whatever opens it."""
+    """A response whose body is read piece by piece: httpx's, or an SDK's streaming response. Errors (status
+    >= 400) are raised by whatever opens it."""
 
     @property
     def status_code(self) -> int: ...
@@ -316,7 +318,7 @@ class DownloadStream(Protocol):
 
 
 Opener = Callable[[dict[str, str]], AbstractContextManager[DownloadStream]]
-"""Sends the GET with these further headers."""
+"""Sends the GET with these additional headers."""
 
 
 def fetch(
@@ -328,13 +330,13 @@ def fetch(
     progress: Progress | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Path:
-    """Download into `file`, in a folder that only this user can write to: if others could, they might
-    replace the partial file that a download continues. Partial content is in `file` + `.part`. A later
-    call continues it when the host supports that (Range) and confirms that its file is still the same
-    (ETag).
+    """Download into `file`, in a folder that only this user can write to. Otherwise, others might replace the
+    partial file that a download continues. Partial content is in `file` + `.part`. A later call continues
+    it if the host supports that (Range) and confirms that its file is still the same (ETag).
 
-    Gives up after five attempts in a row that brought nothing. Raises `ProviderError`, `ArtifactRefused`
-    for more than `limit_bytes` and `PermissionError` where the folder belongs to another user."""
+    Gives up after five attempts in a row without progress. Raises `ProviderError`, `ArtifactRefused` for more
+    than `limit_bytes`, and `PermissionError` if the folder belongs to another user.
+    """
     own_folder(file.parent)
     part = _PartialFile(file, limit_bytes)
     stalls = 0
@@ -426,7 +428,7 @@ class _PartialFile:
 
     @property
     def whole(self) -> bool:
-        """Whether all of it was downloaded before and only the last rename is missing."""
+        """Whether everything was downloaded before and only the final rename is missing."""
         return self.size > 0 and self.size == self._known().get("total")
 
     def start_over(self, etag: str | None = None, total: int | None = None) -> None:
@@ -529,9 +531,10 @@ def _again(provider: str, reason: str) -> UnexpectedAnswer:
 
 
 def read(folder: Path) -> Artifact | None:
-    """Return the model in `folder` if all its files have the hashes with which they were downloaded.
+    """Return the model in `folder` if all its files have the hashes they were downloaded with.
 
-    A damaged or incomplete folder is cleared, so that the model can be fetched again."""
+    A damaged or incomplete folder is cleared, so that the model can be downloaded again.
+    """
     artifact = described(folder)
     if artifact is None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -545,7 +548,7 @@ def read(folder: Path) -> Artifact | None:
 
 
 def described(folder: Path) -> Artifact | None:
-    """Return the model as it was described when it was complete. Its files are not checked."""
+    """Return the stored description of a complete model, without checking its files."""
     try:
         return Artifact.from_json(_description(folder).read_bytes())
     except (OSError, msgspec.MsgspecError):
@@ -553,7 +556,7 @@ def described(folder: Path) -> Artifact | None:
 
 
 def write(folder: Path, artifact: Artifact) -> None:
-    """Write the description of a model. This happens last: a description means that the folder is
+    """Write the description of a model. This is the last step, so a description means that the folder is
     complete."""
     write_whole(_description(folder), artifact.to_json())
 

@@ -59,7 +59,7 @@ _R = TypeVar("_R")
 
 class HostedProvider(Recalls, HoldsFiles, HandsOutFiles):
     file_id = "id"
-    """The field of a file's record that has what a create request names."""
+    """The field of a file's record that a create request refers to."""
 
     def __init__(self, config: HostConfig, wire: Wire) -> None:
         super().__init__(config)
@@ -247,7 +247,7 @@ class DedicatedProvider(HostedChats, Deploys, Generic[_M]):
 
 
 def later(found: Sequence[Event], after: str | None) -> Sequence[Event]:
-    """Return the events after the one with this id, or all events where it is not among them."""
+    """Return the events after the one with this id, or all events if it is not among them."""
     ids = [event.id for event in found]
     return found[ids.index(after) + 1 :] if after in ids else found
 
@@ -277,7 +277,7 @@ def awaited(
 def refused(
     host: str, title: str, dataset: Dataset, reason: str, code: object, name: str | None = None
 ) -> DataError:
-    """Build the error from a host's own report of the rows that it rejects."""
+    """Build the error from a host's own report of rejected rows."""
     problem = Problem(
         code=str(code).lower(),
         message=reason,

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from orchestrate.spec import JobSpec
 
 NO_QUOTE = ("model", "method", "method.type")
-"""Refusals after which there is nothing to price."""
+"""Rejections after which there is nothing to price."""
 _ALIKE = 0.85
-"""A host may have models that the catalog has not: only what is all but the same name is a slip."""
+"""A host may have models that the catalog lacks, so only a nearly identical name counts as a typo."""
 
 
 def wandb_key(config: HostConfig) -> str:
@@ -79,7 +79,7 @@ def quote(
     rates: RateBook,
     gpu_hours: Decimal | None,
 ) -> Quote:
-    """Quote the price by the tokens, according to the profile's description of how the host bills them."""
+    """Quote the price by tokens, according to the profile's description of how the host bills them."""
     for setting in translation.refused:
         if setting.name in NO_QUOTE:
             return Quote(provider=provider.name, model=translation.model, unavailable=setting.rule)

@@ -32,7 +32,7 @@ def names(settings: Settings) -> list[str]:
 
 
 def known(settings: Settings) -> list[str]:
-    """List `names`, and the places, described hosts and session hosts, which can be requested by name."""
+    """List `names`, plus places, described hosts and session hosts that can be requested by name."""
     return list(dict.fromkeys([*names(settings), *described(), *places(), *session_hosts()]))
 
 
@@ -69,8 +69,8 @@ def usable(settings: Settings) -> list[str]:
 
 
 def chosen(settings: Settings, wanted: str | Sequence[str]) -> list[str]:
-    """Return the requested names, separated by commas or one by one. `all` selects the usable ones.
-    Raises `UsageError`."""
+    """Return the requested names, comma-separated or one by one. `all` selects the usable ones. Raises
+    `UsageError`."""
     if wanted == "all":
         return usable(settings)
     there = known(settings)
@@ -81,7 +81,7 @@ def chosen(settings: Settings, wanted: str | Sequence[str]) -> list[str]:
             fix="orchestrate providers",
         )
     if not asked:
-        raise UsageError(f"name a backend; known: {', '.join(there)}")
+        raise UsageError(f"specify a backend; known: {', '.join(there)}")
     return list(dict.fromkeys(asked))
 
 
@@ -110,8 +110,8 @@ def make(name: str, settings: Settings) -> Provider:
 
 
 def targets(settings: Settings, wanted: str = "all") -> tuple[RowTarget, ...]:
-    """Return the row rules of the named backends, separated by commas, or with `all` of those that have
-    rules and are not broken. Raises `UsageError`."""
+    """Return the row rules of the named backends (comma-separated). `all` selects those that have rules and
+    are not broken. Raises `UsageError`."""
     from orchestrate.data.dialects import target
 
     if wanted == "all":

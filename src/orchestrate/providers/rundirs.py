@@ -19,18 +19,18 @@ from orchestrate.text import duration
 from orchestrate.types import Checkpoint, Job, JobError, JobHandle, JobStatus
 
 SILENT_S = 30.0
-"""Without a heartbeat, which comes every other second."""
+"""Time without a heartbeat, which comes every other second."""
 STUCK_S = 900.0
 STUCK_STEPS = 50.0
-"""A worker is called stuck after this many steps' time without one, and never before `STUCK_S`: evaluations
-and the drawing of answers come between steps."""
+"""A worker counts as stuck after this many times the usual step time without a step, and never before
+`STUCK_S`, because evaluations and sampling happen between steps."""
 
 
 def of_session(
     home: Path, order: SessionOrder, provider: str, *, adapter: AdapterKind = "lora", **machine: Any
 ) -> RunDir:
-    """Make the run directory of a session, or return the one it has. `machine`: the job's threads, device
-    and precision. Raises `ProviderError` where it cannot be made."""
+    """Create the run directory of a session, or return the existing one. `machine`: the job's threads, device
+    and precision. Raises `ProviderError` if it cannot be created."""
     job = LocalJob(
         ref=order.ref,
         model=order.model,
@@ -47,7 +47,7 @@ def of_session(
     try:
         return RunDir.make(home, job)[0]
     except OSError as error:
-        raise ProviderError(provider, f"the run directory cannot be made: {error}") from error
+        raise ProviderError(provider, f"the run directory cannot be created: {error}") from error
 
 
 class SessionRuns:
@@ -102,7 +102,7 @@ class SessionRuns:
 
 
 def settle(run: RunDir, state: JobState, status: str, why: str, **changes: Any) -> None:
-    """Write a status in the place of the worker or program that would. The caller holds the run's lock."""
+    """Write a status on behalf of the worker or program. The caller holds the run's lock."""
     end = {"finished_at": now()} if STATUSES[status].terminal else {}
     run.write_state(
         msgspec.structs.replace(state, status=status, stage=None, updated_at=now(), **end, **changes)
@@ -111,7 +111,7 @@ def settle(run: RunDir, state: JobState, status: str, why: str, **changes: Any) 
 
 
 def handle(run: RunDir, provider: str = "local", *, session: bool | None = None) -> JobHandle:
-    """Build the handle of a run directory. A directory that is not here is no session."""
+    """Build the handle of a run directory. A directory that is not on this machine is not a session."""
     if session is None:
         session = run.exists() and run.job().session is not None
     return JobHandle(provider=provider, job_id=run.ref, ref=run.ref, kind=SESSION if session else None)
@@ -132,7 +132,7 @@ def job(run: RunDir, provider: str = "local") -> Job:
             message=f"the worker stopped (killed, or the machine went down) at step {state.step}; the "
             "run continues from its newest checkpoint"
             if run.had_worker()
-            else "the submit was interrupted before it started a worker; watch, worker or resume will "
+            else "submission was interrupted before it started a worker; watch, worker or resume will "
             "start one",
         )
     elif not state.terminal and state.status != "paused" and error is None:

@@ -24,28 +24,28 @@ Row = Mapping[str, Any]
 
 
 class SessionOrder(Record, frozen=True, kw_only=True):
-    """What a session trains."""
+    """The order for a session: what it trains."""
 
     ref: str
     model: str
-    """By the backend's own id."""
+    """The backend's own id of the model."""
     model_name: str
-    """As the user named it."""
+    """The model's name as the user wrote it."""
     lora: dict[str, Any]
-    """rank, seed, train_mlp, train_attn, train_unembed."""
+    """Settings: rank, seed, train_mlp, train_attn, train_unembed."""
     options: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
-    """The backend's own."""
+    """The backend's own options."""
     spec: dict[str, Any] = {}  # noqa: RUF012
     ends_in_s: float | None = None
     """When its limit is reached, whatever is under way: where a host bills by the hour."""
 
 
 class TokenUse(Record, frozen=True, kw_only=True):
-    """Tokens of one request, or of several."""
+    """Token counts of one or more requests."""
 
     train: int = 0
     prefill: int = 0
-    """Read without a gradient: prompts, and rows of `forward`."""
+    """Tokens read without a gradient: prompts, and rows of `forward`."""
     sample: int = 0
 
     def __add__(self, other: TokenUse) -> TokenUse:
@@ -78,7 +78,7 @@ def journal_usd(folder: Path) -> Decimal | None:
 
 
 class SessionPrice(Record, frozen=True, kw_only=True):
-    """What a session costs: hourly, by the token, or nothing."""
+    """The price of a session: hourly, by the token, or nothing."""
 
     hourly: HourlyRate | None = None
     train_usd_per_mtok: Decimal = Decimal(0)
@@ -107,7 +107,7 @@ def then(
     make: Callable[[Any], Any],
     error_of: Callable[[BaseException], BaseException] = lambda error: error,
 ) -> Future[Any]:
-    """Return a future of what `make` makes of another one's result, and `error_of` of its error."""
+    """Return a future that applies `make` to another future's result, and `error_of` to its error."""
     made: Future[Any] = Future()
     made.set_running_or_notify_cancel()
 
@@ -125,12 +125,12 @@ class SessionBackend(ABC):
     """One model. Requests are carried out in the order in which they are made."""
 
     weights_here: ClassVar[bool] = False
-    """Whether a save puts the weights into a folder of this machine."""
+    """Whether a save writes the weights to a folder on this machine."""
 
     @property
     @abstractmethod
     def tokenizer(self) -> str:
-        """The folder or hub id that has the model's tokenizer."""
+        """The folder or hub id of the model's tokenizer."""
 
     @abstractmethod
     def forward(
@@ -148,16 +148,16 @@ class SessionBackend(ABC):
 
     @abstractmethod
     def sample(self, request: Mapping[str, Any]) -> Future[dict[str, Any]]:
-        """Sample from the weights as they are: `{"answers": [{"stop", "tokens", "logprobs"}]}`."""
+        """Sample from the current weights: `{"answers": [{"stop", "tokens", "logprobs"}]}`."""
 
     @abstractmethod
     def save(self, folder: Path, *, optimizer: bool) -> Future[str]:
-        """Save the weights as they are, into `folder` where they can be had. Returns where they are."""
+        """Save the current weights, into `folder` if they can be downloaded. Returns where they are."""
 
     @abstractmethod
     def load(self, saved: str, *, optimizer: bool) -> Future[None]:
-        """Replace the weights by saved ones."""
+        """Replace the weights with saved ones."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the model. What was not saved is lost."""
+        """Release the model. Anything not saved is lost."""

@@ -29,11 +29,11 @@ OURS: Mapping[str, str] = {
     "columns": "Orchestrate reads the files with it before anything is sent",
     "private": "Orchestrate checks it before anything is sent",
 }
-"""Settings that are sent to no backend."""
+"""Settings that are never sent to a backend."""
 
 
-UNPAIRED = "nearest is DPO over preference pairs (loss: dpo); this machine has KTO"
-"""Where KTO is refused."""
+UNPAIRED = "the closest option is DPO over preference pairs (loss: dpo); this machine has KTO"
+"""Suggestion where KTO is rejected."""
 KTO_ONLY = ("desirable_weight", "undesirable_weight")
 
 
@@ -68,8 +68,8 @@ _OF_ENGINES: Mapping[str, tuple[str, Any]] = {
     "adapter.modules_to_save": ("cannot fully train modules next to the adapter", None),
     "adapter.loraplus_lr_ratio": ("uses one learning rate for the entire adapter", 1),
 }
-"""Settings of training engines that no published API has: what a host does instead, and the value that asks
-for just that."""
+"""Settings of training engines that no published API has: what a host does instead, and the value that
+requests exactly that."""
 
 
 def body(translation: Translation) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class Rows:
 
     @property
     def refused(self) -> frozenset[str]:
-        """Names of the rows that have been rejected so far."""
+        """Names of the rows rejected so far."""
         return frozenset(n for n, row in self._rows.items() if row.outcome is Outcome.REFUSED)
 
     def given(self, name: str) -> Any:
@@ -113,20 +113,20 @@ class Rows:
         return self.asked.get(name)
 
     def keep(self, name: str, wire: str | None, value: Any = None, *, rule: str | None = None) -> None:
-        """Keep a setting and send it as requested. `value` is needed only where the API writes the same
-        thing differently."""
+        """Keep a setting and send it as requested. `value` is needed only if the API writes the same thing
+        differently."""
         sent = self.given(name) if value is None else value
         self._put(name, Outcome.KEPT, sent, wire, rule)
 
     def map(self, name: str, wire: str | None, value: Any, rule: str, *, exact: bool = True) -> None:
-        """Map a setting to `value` by the written rule. `exact` says whether it means the same thing."""
+        """Map a setting to `value` by the written rule. `exact` says whether the meaning is the same."""
         self._put(name, Outcome.MAPPED, value, wire, rule, exact=exact)
 
     def default(
         self, name: str, wire: str | None, value: Any, rule: str | None = None, *, send: bool = False
     ) -> None:
-        """Record a setting that was not requested: `value` is what the host will use. It is sent only
-        with `send`."""
+        """Record a setting that was not requested: `value` is what the host will use. It is sent only with
+        `send`."""
         self._put(name, Outcome.DEFAULTED, value, wire, rule, send=send)
 
     def refuse(self, name: str, reason: str, *, instead: Any = None) -> None:
@@ -135,15 +135,14 @@ class Rows:
         self._rows[name] = replace(self._rows[name], instead=instead)
 
     def offer(self, name: str, wire: str, default: Any = None, rule: str | None = None) -> None:
-        """Handle the common case: keep the setting when it was requested, otherwise show the host's
-        default."""
+        """Handle the common case: keep the setting if it was requested, otherwise show the host's default."""
         if self.given(name) is not None:
             self.keep(name, wire)
         else:
             self.default(name, wire, default, rule)
 
     def plain_dpo(self, reasons: Mapping[str, str]) -> None:
-        """Keep DPO's own loss where it was named, and reject any other with its reason."""
+        """Keep DPO's own loss if it was requested, and reject any other with its reason."""
         if (loss := self.given("method.loss")) is None:
             return
         if loss == "dpo":
@@ -168,14 +167,14 @@ class Rows:
         return rule if isinstance(self.spec.train, str) else f"mixed into one file by their weights; {rule}"
 
     def without_engine_settings(self, host: str) -> None:
-        """Reject settings that engines have but no host's API. A value that requests what the host does
-        anyway is kept."""
+        """Reject settings that engines have but no host's API. A value that requests the host's own behavior
+        is kept."""
         for name, (reason, always) in _OF_ENGINES.items():
             asked = self._asked(name)
             if asked is None or name in self._rows:
                 continue
             if always is not None and asked == always:
-                self.keep(name, None, rule="as always here")
+                self.keep(name, None, rule="always the case here")
             else:
                 self.refuse(name, f"{host} {reason}")
 
@@ -202,9 +201,10 @@ class Rows:
     def build(self, model: str, *, reserved: Iterable[str] = ()) -> Translation:
         """Complete the translation. `model` is the backend's own id.
 
-        Orchestrate's own settings are answered here. `provider_options` of this backend are merged into
-        the body, and rejected if they are in `reserved` or would change a value that is already sent. All
-        remaining settings are rejected."""
+        Adds rows for Orchestrate's own settings. `provider_options` of this backend are merged into the body,
+        and rejected if they are in `reserved` or would change a value that is already sent. All remaining
+        settings are rejected.
+        """
         for name, rule in OURS.items():
             if any(key == name or key.startswith(f"{name}.") for key in self.asked):
                 self._put(name, Outcome.KEPT, None, None, rule, send=False)
@@ -317,14 +317,14 @@ def _at(body: Mapping[str, Any], path: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Fields:
-    """Names in the request, dotted and separated by blanks. Any name may follow below one of them."""
+    """Names in the request, dotted and separated by spaces. Any name may follow below one of them."""
 
     sdk: str
-    """Of the types of the host's SDK."""
+    """From the types of the host's SDK."""
     specification: str = ""
-    """Of the API description that the host publishes, and in no type of its SDK."""
+    """From the API description that the host publishes, and in no type of its SDK."""
     documentation: str = ""
-    """Of pages of the host only."""
+    """Only from pages of the host."""
 
     @cached_property
     def names(self) -> dict[str, Authority]:
@@ -336,7 +336,7 @@ class Fields:
         return {name: authority for authority, names in by.items() for name in names.split()}
 
     def authority(self, field: str) -> Authority:
-        """Return the authority of a field, of one below it, or of the table that contains it."""
+        """Return the source that documents a field, one below it, or the table that contains it."""
         for name, authority in self.names.items():
             if field == name or field.startswith(f"{name}.") or name.startswith(f"{field}."):
                 return authority
@@ -347,17 +347,17 @@ class Fields:
 
 
 ESSENTIAL = ("model", "method", "method.type", "method.loss", "method.grader", "continue_from")
-"""Settings without which it would be another run."""
+"""Settings that define the run: without them it would be a different one."""
 _TURNS = 8
-"""What is left out can make another setting refused, such as one that needed it."""
+"""Rounds of leaving out settings, because each may make another one rejected that needed it."""
 
 
 def overrides(
     spec: JobSpec, translation: Translation, translate: Callable[[JobSpec], Translation]
 ) -> dict[str, Any] | None:
-    """Find `overrides:` that make this backend accept `spec`, the spec as this backend gets it. Each rejected
-    field is left out (`None`) or set to the nearest accepted value. Returns `None` if nothing is rejected, or
-    if the run would not be the same without the rejected settings."""
+    """Find `overrides:` that make this backend accept `spec`, in the form this backend receives it. Each
+    rejected field is left out (`None`) or set to the nearest accepted value. Returns `None` if nothing is
+    rejected, or if the run would not be the same without the rejected settings."""
     found: dict[str, Any] = {}
     values = spec.asked()
     for _ in range(_TURNS):

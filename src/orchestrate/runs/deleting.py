@@ -25,38 +25,38 @@ from orchestrate.types import Record, RemoteDataset, Run, StoredItem
 from orchestrate.workspace import Workspace
 
 DELETED = "deleted"
-"""Records of the store: what was deleted at a host, by the run that it was of."""
+"""Records of what was deleted at a host, by run."""
 _AT_ONCE = 8
 
 
 class Stored(Record, frozen=True, kw_only=True):
-    """One thing that a host keeps, or kept until it was deleted."""
+    """A file or model that a host stores, or stored until it was deleted."""
 
     run_id: str | None
-    """The run of this store that it belongs to."""
+    """The run in this store that it belongs to."""
     provider: str
     host: str
     kind: Literal["model", "data"]
     ids: tuple[str, ...]
-    """As the host calls it; of a model its job where the host deletes both."""
+    """The host's name for it; for a model its job, if the host deletes both."""
 
 
 class AccountStorage(Record, frozen=True, kw_only=True):
-    """One account and what it keeps, as its host lists it."""
+    """One account and what its host lists for it."""
 
     provider: str
     host: str
     account: str | None = None
     listed: bool
-    """Whether the host gave at least one list."""
+    """Whether the host returned at least one list."""
     reason: str | None = None
-    """Why the host was not asked, or did not answer."""
+    """Why the host was not contacted or did not answer."""
     keyless: bool = False
-    """Its key is not set."""
+    """Whether its key is missing."""
     items: tuple[StoredItem, ...] = ()
     unseen: tuple[str, ...] = ()
     partial: bool = False
-    """Whether a list that the host has could not be read."""
+    """Whether one of the host's lists could not be read."""
 
     @property
     def gap(self) -> bool:
@@ -74,11 +74,11 @@ def everything(ws: Workspace, *, sandbox: bool = False) -> list[Stored]:
 
 
 def stored(ws: Workspace, run: Run) -> list[Stored]:
-    """List what a run's host stores according to this store. No host is contacted. Raises `UsageError`
-    for a run that has nothing there, or whose files or models are in use."""
+    """List what a run's host stores according to this store. No host is contacted. Raises `UsageError` if the
+    run has nothing there, or if its files or models are in use."""
     if _own(ws, run):
         raise UsageError(
-            f"nothing of run {run.id} was uploaded to a host: it is only on your own machines",
+            f"nothing of run {run.id} was uploaded to a host; it is only on your own machines",
             fix=f"orchestrate show {run.id}   shows its folder",
         )
     _require_unused(ws, run)
@@ -110,8 +110,8 @@ def _known(ws: Workspace, run: Run) -> list[Stored]:
 
 def delete(ws: Workspace, run: Run, tell: Callable[[Stored], object] = lambda _: None) -> list[Stored]:
     """Delete at the host what `stored` lists, and record each deletion as it happens. A second call deletes
-    the rest. Raises `UsageError` while a job or a deployment at the host uses any of it, and then deletes
-    nothing; `MissingKey`, `OtherAccount`, `Unsupported` and `ProviderError`."""
+    the rest. Raises `UsageError`, without deleting anything, while a job or deployment at the host uses
+    any of it. Also raises `MissingKey`, `OtherAccount`, `Unsupported` and `ProviderError`."""
     store, done, found = ws.store, list[Stored](), stored(ws, run)
     provider = ws.ready(run.provider)
     accounts.require(store, provider, run)
@@ -166,8 +166,8 @@ def _require_unused(ws: Workspace, run: Run) -> None:
 
 
 def account_storage(ws: Workspace, names: Iterable[str], *, sandbox: bool = False) -> list[AccountStorage]:
-    """Ask each account what it keeps. Accounts on your own machines are left out, and sandboxes unless
-    `sandbox` asks for them alone. A host that fails is reported in its record and hides no other."""
+    """Ask each account what it stores. Skips accounts on your own machines, and sandboxes unless `sandbox`
+    selects only them. A host that fails is reported in its own record and doesn't hide the others."""
     runs = _owners(ws, sandbox)
 
     def ask(name: str) -> AccountStorage | None:
@@ -238,8 +238,8 @@ def find(
         missed = [f"{one.provider} ({one.reason or '; '.join(one.unseen)})" for one in asked if one.gap]
         also = f"; could not read: {joined(missed)}" if missed else ""
         raise UsageError(
-            f"no run, file or model is called {id!r} (asked: {seen}{also}): it may be in another "
-            "account, or already deleted",
+            f"no run, file or model is called {id!r} (searched: {seen}{also}). It may be in another account "
+            "or already deleted",
             fix="orchestrate stored   lists what each account stores",
         )
     if len(found) > 1:
@@ -249,7 +249,7 @@ def find(
 
 
 def deleted(ws: Workspace, id: str) -> Stored | None:
-    """Return what a run of this store had under this id before it was deleted from here."""
+    """Return what a run in this store had under this id before it was deleted."""
     records = ws.store.history.records(DELETED)
     return next((Stored.from_dict(one.data) for one in reversed(records) if id in one.data["ids"]), None)
 
@@ -279,7 +279,7 @@ def require_item_unused(ws: Workspace, provider: Provider, item: StoredItem) -> 
         if remote is not None and item.id in _files(remote):
             raise UsageError(
                 f"run {run.id} is {run.status.value} and trains on {item.id}",
-                fix=f"wait for it, or orchestrate cancel {run.id}",
+                fix=f"wait for it to finish, or orchestrate cancel {run.id}",
             )
     fix = f"orchestrate undeploy {item.run_id}" if item.run_id else "take down its deployment first"
     deployed = {one.model for one in ws.store.deployments.matching(over=False)}
@@ -296,7 +296,7 @@ def _require_free(provider: Provider, ids: Sequence[str], job_id: str | None, *,
         if not job.status.terminal and job.handle.job_id not in names and _names(job.payload, names):
             raise UsageError(
                 f"job {job.handle.job_id} at {provider.title} is {job.raw_status.lower()} and uses {ids[0]}",
-                fix="wait for it, or cancel it",
+                fix="wait for it to finish, or cancel it",
             )
     if job_id is None or not isinstance(provider, Deploys):
         return

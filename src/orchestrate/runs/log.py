@@ -33,9 +33,9 @@ def follow(
     tell: Callable[[Logged], object] = lambda _: None,
     poll_s: float | None = None,
 ) -> list[Logged]:
-    """Log each run until it has ended, and call `tell` whenever there are new values. A host that does
-    not answer is retried. A tracker that does not answer raises an error. Returns the last record of each
-    run with the total number of values logged."""
+    """Log each run until it ends, and call `tell` whenever there are new values. Retries a host that does not
+    answer, but raises an error if the tracker does not answer. Returns the last record of each run with
+    the total number of values logged."""
     from orchestrate.runs.watching.polling import PollingPace
 
     pace = PollingPace(poll_s)

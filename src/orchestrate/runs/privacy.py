@@ -31,19 +31,19 @@ def _host(address: str) -> str:
 
 
 def require_near(settings: Settings, run: str, what: str, address: str, *names: str) -> None:
-    """Raise `UsageError` unless the address is on this machine, or the user has declared it, or one of
-    the `names` of who answers there, as their own."""
+    """Raise `UsageError` unless the address is on this machine, or the user has declared it, or one of the
+    `names` of the service that answers there, as their own."""
     if is_near(settings, address, *names):
         return
     host = _host(address)
     raise UsageError(
         f"{run} is private, but {what} would send its data to {host}, which is not known to be yours",
-        fix=f"use a loopback address; or, if the host is yours: export {OWN_HOSTS}={next(iter(names), host)}",
+        fix=f"use a loopback address. If the host is yours: export {OWN_HOSTS}={next(iter(names), host)}",
     )
 
 
 def require_own(run: Run, provider: Provider) -> None:
-    """Raise `UsageError` if the weights of a private run would be uploaded to somebody else's host."""
+    """Raise `UsageError` if the weights of a private run would be uploaded to someone else's host."""
     if is_private(run) and not provider.own:
         raise UsageError(
             f"{run.id} is private, and {provider.title} is not known to be your own machine",

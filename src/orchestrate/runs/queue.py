@@ -44,8 +44,8 @@ def add(
     first: bool = False,
     again: bool = False,
 ) -> QueueEntry:
-    """Queue a run for `provider`. The entries and runs in `after` must have succeeded first. Its quote is
-    what was agreed to. Raises `UsageError` for what cannot be stored or would wait forever and, unless
+    """Queue a run for `provider`. The entries and runs in `after` must succeed first. Its quote is what the
+    user agreed to. Raises `UsageError` for what cannot be stored or would wait forever and, unless
     `again`, for a duplicate of a waiting entry."""
     offer = prepared.offer(provider)
     spec = specfile.anchored(offer.spec).asked()
@@ -84,11 +84,13 @@ def _require_new(entry: QueueEntry, others: list[QueueEntry]) -> None:
             other.state in {*_OPEN, *_GOING}
             and (other.provider, other.host, other.digest, other.spec) == facts
         ):
-            raise UsageError(f"{other.id} is the same and already waiting", fix="--again  for a second one")
+            raise UsageError(
+                f"{other.id} is the same and already waiting", fix="--again  queues a second one"
+            )
 
 
 def entries(ft: Workspace, *, ended: bool = False) -> list[QueueEntry]:
-    """List the queue's entries in the order in which they will start. Without `ended`, only those that
+    """List the queue's entries in the order in which they will start. Without `ended`, lists only those that
     are waiting or held. An entry that cannot start from this machine has a note that says why."""
     found = ft.store.queue.matching(None if ended else {*_OPEN, *_GOING})
     return [replace(entry, note=elsewhere(ft, entry)) if entry.state in _GOING else entry for entry in found]
@@ -116,7 +118,7 @@ def elsewhere(ft: Workspace, entry: QueueEntry) -> str | None:
         return f"{entry.provider}, the backend it was added for, is not available ({error.message})"
     if here == entry.host:
         return None
-    return f"it was added for {entry.provider} at {entry.host}; here {entry.provider} is at {here}"
+    return f"it was added for {entry.provider} at {entry.host}, but here {entry.provider} is at {here}"
 
 
 def remove(ft: Workspace, name: str) -> QueueEntry:
@@ -124,13 +126,13 @@ def remove(ft: Workspace, name: str) -> QueueEntry:
     entry = _changed(ft, name, lambda entry: replace(entry, state=QueueState.REMOVED, note=None))
     run = ft.store.runs.of_key(_key(entry))
     if run is not None and run.phase in UNSENT:
-        withdraw(ft, run, "taken out of the queue")
+        withdraw(ft, run, "removed from the queue")
     return entry
 
 
 def withdraw(ft: Workspace, run: Run, why: str) -> None:
-    """Withdraw an entry that was not sent or not accepted. If its host created the job anyway, it is
-    ended when it is found. The host is not contacted, because its key may no longer be available."""
+    """Withdraw an entry that was not sent or not accepted. If its host created the job anyway, the job is
+    canceled when it is found. The host is not contacted, because its key may no longer be available."""
     now = ft.store.clock.now()
     ft.store.runs.request_cancel(run.id)
     with suppress(ImpossibleTransition):  # it was withdrawn meanwhile
@@ -156,7 +158,7 @@ def _changed(ft: Workspace, name: str, change: Callable[[QueueEntry], QueueEntry
         if entry.state in _OPEN or (unmade and entry.state is QueueState.SUBMITTING):
             return change(entry)
         if entry.run_id is not None:
-            raise UsageError(f"{entry.id} is already a run", fix=f"orchestrate cancel {entry.run_id}")
+            raise UsageError(f"{entry.id} already has a run", fix=f"orchestrate cancel {entry.run_id}")
         if entry.state is QueueState.SUBMITTING:
             raise UsageError(f"{entry.id} is being submitted", fix="cancel its run: orchestrate runs")
         raise UsageError(f"{entry.id} was already removed", fix="orchestrate queue list --all")
@@ -193,7 +195,8 @@ class QueueStep(NamedTuple):
 
 @dataclass
 class QueueServer:
-    """Submits what may go, turn by turn. Any number of servers may share a store: one at a time is at it.
+    """Submits entries when they may start, turn by turn. Any number of servers may share a store, but only
+    one works at a time.
 
     `only` limits it to some backends.
     """
@@ -201,9 +204,9 @@ class QueueServer:
     ft: Workspace
     only: Sequence[str] | None = None
     problems: list[str] = field(default_factory=list[str])
-    """What went wrong in the last turn, one line each; it is tried again."""
+    """Errors of the last turn, one line each. They are retried."""
     moved: list[QueueStep] = field(default_factory=list[QueueStep])
-    """What became of entries in the last turn."""
+    """What happened to entries in the last turn."""
     _again: dict[str, float] = field(default_factory=dict[str, float])
     _tries: dict[str, int] = field(default_factory=dict[str, int])
     _told: dict[str, str] = field(default_factory=dict[str, str])
@@ -299,7 +302,7 @@ class QueueServer:
         backend = self.ft.ready(entry.provider)
         if not is_here(self.ft.store, backend, entry.account):
             raise UsageError(
-                f"the current key belongs to another account than {entry.account}, for which it was added"
+                f"the current key belongs to a different account than {entry.account}, for which it was added"
             )
         if not all(self._succeeded(name) for name in entry.after):
             return False
@@ -348,7 +351,7 @@ def crowded(ft: Workspace, run: Run) -> str | None:
         return None
     return (
         f"{count(going, 'run is', 'runs are')} open on {run.provider} now, and its queue has "
-        f"{count(places, 'place')}: waiting entries start when one ends"
+        f"{count(places, 'place')}. Waiting entries start when one ends"
     )
 
 

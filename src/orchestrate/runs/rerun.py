@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 
 def spec_of(run: Run, providers: Sequence[str], changes: Mapping[str, Any] | None = None) -> JobSpec:
-    """Return the spec of a run, with `changes` by dotted name. Backends other than the run's get the
-    model by its common name. Raises `UsageError` if a part of the spec was a secret, and `SpecError` for
-    invalid changes."""
+    """Return the spec of a run, with `changes` by dotted name. Backends other than the run's get the model by
+    its common name. Raises `UsageError` if a part of the spec was a secret, and `SpecError` for invalid
+    changes."""
     from orchestrate import catalog
     from orchestrate.runs.submitting.repeats import stored_spec
     from orchestrate.spec import specfile
 
     if run.job_kind == SESSION:
-        raise UsageError(f"run {run.id} is a training session: the loop that trained it is not stored")
+        raise UsageError(f"run {run.id} is a training session, and the loop that trained it is not stored")
     values = stored_spec(run).asked()
     elsewhere = set(providers) != {run.provider}
     if elsewhere and (known := catalog.lookup(str(values["model"]))) is not None:
@@ -37,12 +37,11 @@ def spec_of(run: Run, providers: Sequence[str], changes: Mapping[str, Any] | Non
 
 
 def changed_data(run: Run, prepared: Prepared) -> str | None:
-    """Describe how the data differ from the run's training data, or return `None` if their digest proves
-    them identical."""
+    """Describe how the data differs from the run's training data. Return `None` if the digests are equal."""
     if prepared.data.digest == run.dataset_digest:
         return None
     now, then = prepared.data.digest[:12], run.dataset_digest[:12]
-    return f"the data differ from those of run {run.id}: digest {now}, was {then}"
+    return f"the data differs from that of run {run.id}: digest {now}, was {then}"
 
 
 def rerun(
@@ -58,6 +57,6 @@ def rerun(
     home, name = ws.home_of(run), provider or run.provider
     prepared = prepare(home, spec_of(run, [name], settings), name)
     if not other_data and (told := changed_data(run, prepared)):
-        raise DataError(f"{told}; nothing was sent", fix="pass other_data=True to train on them")
+        raise DataError(f"{told}; nothing was sent", fix="pass other_data=True to train on it")
     given: dict[str, Any] = {"again": run.status.terminal, **terms}
     return submit(home, prepared, name, **given)

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 _NO_HOURLY_PRICE = "its hourly price is unknown"
 _CENT = Decimal("0.01")
 _LEASE_S, _LOOK_S = 10.0, 0.2
-"""After which the lease of a process that was killed is free; between two looks at that of another."""
+"""Time after which the lease of a killed process is free, and between two checks of another process's
+lease."""
 
 
 class RaisedLimits(NamedTuple):
@@ -40,7 +41,7 @@ class RaisedLimits(NamedTuple):
 
 
 class Resumed(Protocol):
-    """The interface of what is resumed: a `TrackedRun`."""
+    """Interface of what is resumed, such as a `TrackedRun`."""
 
     record: Run
 
@@ -52,7 +53,7 @@ class Resumed(Protocol):
 
 
 def resume(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> Run:
-    """See `TrackedRun.resume`."""
+    """Resume a run. See `TrackedRun.resume`."""
     ws.settings.require_to_spend(handle.provider)
     for name, value in (("--max-cost", asked.usd), ("--max-hours", asked.hours)):
         if value is not None and (not value.is_finite() or value <= 0):
@@ -87,7 +88,7 @@ def require_going(run: Run, verb: str) -> None:
             fix=f"orchestrate show {run.id}",
         )
     if run.status is JobStatus.CANCELLING:
-        raise UsageError(f"run {run.id} is being cancelled", fix=f"orchestrate show {run.id}")
+        raise UsageError(f"run {run.id} is being canceled", fix=f"orchestrate show {run.id}")
 
 
 def _sent(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> Run:
@@ -128,7 +129,7 @@ def _give(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> None:
         )
     if run.status is not JobStatus.PAUSED and wanted != had:
         raise UsageError(
-            f"run {run.id} is {run.status.value}: its worker keeps the limits that it started with",
+            f"run {run.id} is {run.status.value}, and its worker keeps the limits that it started with",
             fix=f"orchestrate pause {run.id}, then run the same command again",
         )
     keep = partial(_keep, ws, run, had, wanted)
@@ -213,7 +214,7 @@ def _limits(ws: Workspace, run: Run, usd: Decimal) -> list[Limit]:
         return []
     limit = ws.store.searches.limit(
         *found,
-        figure="what it may cost with the new limit",
+        figure="what it may cost under the new limit",
         then="the run is unchanged",
         fix="start the same sweep again with a higher --max-cost, then run this command again",
     )

@@ -82,8 +82,7 @@ def of(
     again: bool = True,
     patient: bool = False,
 ) -> Submission:
-    """Build the submission for one backend as it was prepared. `limit_usd` overrides the spec's own
-    limit."""
+    """Build the submission for one backend as it was prepared. `limit_usd` overrides the spec's own limit."""
     offer = prepared.offer(name)
     spec = specfile.anchored(offer.spec)
     if limit_usd is not None:

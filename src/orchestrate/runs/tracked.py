@@ -35,7 +35,7 @@ from orchestrate.types import (
 )
 
 _NOTE = 2000
-"""Characters of a note at most."""
+"""Maximum characters of a note."""
 
 if TYPE_CHECKING:
     from orchestrate.data.operations.preview import RowTokens
@@ -56,9 +56,9 @@ def resuming_question(run: Run, max_cost_usd: Decimal | None = None) -> str:
     """Return the question that a person confirms before a run is resumed."""
     most = max_cost_usd if max_cost_usd is not None else run.max_cost_usd
     high = None if run.quote is None else run.quote.high_usd
-    cost = "Its price is unknown." if high is None else f"In total it costs up to {money(high)}."
+    cost = "Its price is unknown." if high is None else f"In total, it costs up to {money(high)}."
     if most is not None:
-        cost = f"In total it costs at most {money(most)}, its limit."
+        cost = f"In total, it costs at most {money(most)}, its limit."
     return f"{_play(run)}Resume {run.id} ({run.model} on {run.provider})? {cost}"
 
 
@@ -67,7 +67,7 @@ def _play(run: Run) -> str:
 
 
 class TrackedRun:
-    """One run and what can be done with it. `record` is what was last seen; `refresh` asks the backend."""
+    """One run and what you can do with it. `record` is its last known state. `refresh` asks the backend."""
 
     def __init__(self, ws: Workspace, record: Run) -> None:
         """`ws`: where the backends of the run are, `Workspace.home_of`."""
@@ -114,13 +114,14 @@ class TrackedRun:
         timeout_s: float | None = None,
         live: bool = True,
     ) -> Run:
-        """Wait until the run has ended, in whatever way, or is paused for good, such as at its limit.
-        `check()` raises if it did not succeed.
+        """Wait until the run has ended in any way, or is paused for good, such as at its limit. `check()`
+        raises if it did not succeed.
 
-        Interrupting the wait does not affect the run. A local worker that was killed is restarted.
-        `poll_s` defaults to 1 s for this machine and the sandbox, and grows from 2 to 30 s for hosts. A
-        host that does not answer is retried. In a notebook the run is drawn in the cell's output
-        meanwhile, unless `live` is false. Raises `TimeoutError` after `timeout_s`."""
+        Interrupting the wait does not affect the run. A local worker that was killed is restarted. `poll_s`
+        defaults to 1 s for this machine and the sandbox, and grows from 2 to 30 s for hosts. A host that does
+        not answer is retried. In a notebook, the run is drawn in the cell's output meanwhile, unless `live`
+        is false. Raises `TimeoutError` after `timeout_s`.
+        """
         from orchestrate.notebook import NotebookOutput
         from orchestrate.runs.submitting.settling import Settler
         from orchestrate.runs.watching.polling import PollingPace
@@ -151,8 +152,8 @@ class TrackedRun:
             pace.sleep()
 
     def check(self) -> Run:
-        """Return the record of a run that succeeded. The host is asked if the run was last seen in
-        progress. Raises `RunFailed` with the host's reason otherwise."""
+        """Return the record of a run that succeeded. Asks the host if the run was last seen in progress.
+        Otherwise, raises `RunFailed` with the host's reason."""
         if not self.record.status.terminal and self.record.job_id is not None:
             self.refresh()
         if self.record.status is not JobStatus.SUCCEEDED:
@@ -180,7 +181,7 @@ class TrackedRun:
         return list(self._here(ShowsRows).rendered(self.record.handle))
 
     def cancel(self) -> Run:
-        """Cancel the run. A run whose job is not known yet is cancelled as soon as the job is found."""
+        """Cancel the run. A run whose job is not known yet is canceled as soon as the job is found."""
         from orchestrate.runs.submitting.submit import cancel
 
         self.provider.require(Feature.CANCEL)
@@ -218,11 +219,11 @@ class TrackedRun:
         return self.record
 
     def abandon(self, reason: str) -> Run:
-        """Give up the run and its deployments, with the reason. Their hosts are not asked about them
-        anymore, and only the last known amounts of their bills count against a budget. Nothing is ended
-        on a host, where it may continue and be billed. A run that has ended and whose bill is known stays
-        unchanged if deployments are given up. Raises `UsageError` without a reason, and for a deployment
-        whose account can be reached: `undeploy` ends it."""
+        """Give up the run and its deployments, with the reason. Their hosts are no longer polled, and only
+        the last known amounts of their bills count against a budget. Nothing is ended on a host, where it
+        may continue and be billed. An ended run whose bill is known stays unchanged if deployments are
+        given up. Raises `UsageError` without a reason, and for a deployment whose account can be reached:
+        use `undeploy` instead."""
         from orchestrate.store import transitions
 
         if not reason.strip():
@@ -278,7 +279,7 @@ class TrackedRun:
         There they are fetched once: a second call verifies their hashes and returns them."""
         capability(self.provider, Downloads)
         if dest is not None and Path(dest).exists() and not Path(dest).is_dir():
-            raise UsageError(f"{dest} is not a folder", fix="name a new or empty folder")
+            raise UsageError(f"{dest} is not a folder", fix="use a new or empty folder")
         self.check()
         from orchestrate.providers import files
 
@@ -314,9 +315,9 @@ class TrackedRun:
         return [DeploymentHandle(self._ws, one) for one in found if one.run_id == self.id]
 
     def undeploy(self, at: str | None = None, *, patience_s: float = 60.0) -> DeploymentHandle | None:
-        """End what `deploy` started (`at` one backend, or wherever it is up), and ask the host for up to
-        `patience_s` seconds until it confirms that it has ended. The state says whether it has: `ending`
-        still bills, and is asked again at each `sync`. Returns `None` if the account has none. Raises
+        """End what `deploy` started (`at` one backend, or wherever it is up), and wait up to `patience_s`
+        seconds until the host confirms that it has ended. The returned state says whether it has: `ending`
+        still bills, and each `sync` asks again. Returns `None` if the account has none. Raises
         `OtherAccount`, and `ProviderError` if the host cannot be reached."""
         known = self.deployment(at)
         if known is None or known.record.state.over:
@@ -342,10 +343,10 @@ class TrackedRun:
         at: str | None = None,
         tell: Callable[[str], object] | None = None,
     ) -> Reply:
-        """Return one answer of the tuned model, or with `base` of the model that it was tuned from. A
-        plain text becomes the user message. `tools` are the tools that it may call, in the format of the
-        chat completions API. `at` is another host to which its adapter was deployed. `tell` receives the
-        text as it streams, if the host streams and no tools are given."""
+        """Return one answer of the tuned model, or with `base` of the model that it was tuned from. A plain
+        text becomes the user message. `tools` are the tools that it may call, in the format of the chat
+        completions API. `at` is another host that its adapter was deployed on. `tell` receives the text as
+        it streams, if the host streams and no tools are given."""
         if isinstance(messages, str):
             messages = [Message(role="user", content=messages)]
         if at is None or at == self.record.provider:
@@ -366,7 +367,7 @@ class TrackedRun:
         return reply
 
     def log_to(self, tracker: str, at: str | None = None, *, project: str | None = None) -> Logged:
-        """Log settings, metrics, outcome and cost, as last seen, to mlflow, wandb or tensorboard, `at` a
+        """Log settings, metrics, outcome and cost, as last seen, to mlflow, wandb or tensorboard. `at` is a
         URL or folder. What the tracker already has is not logged again. Raises `MissingExtra`,
         `ProviderError`."""
         from orchestrate.runs import trackers as exporters
@@ -380,6 +381,6 @@ class TrackedRun:
 
 
 def tracked(ws: Workspace, run: str | Run) -> TrackedRun:
-    """Return a run by its record, or by a name that `Workspace.record` accepts."""
+    """Return a run from its record, or from a name that `Workspace.record` accepts."""
     record = ws.record(run) if isinstance(run, str) else run
     return TrackedRun(ws.home_of(record), record)

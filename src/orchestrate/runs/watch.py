@@ -38,8 +38,8 @@ def watcher(ft: Workspace, *, only: Sequence[str] | None = None) -> Watcher:
 
 
 def channels_of(settings: Settings) -> list[Messenger]:
-    """Return the channels that are notified when a run ends. Raises `UsageError` for an address that is
-    not accepted, and `ConfigError` for a secret that cannot sign."""
+    """Return the channels to notify when a run ends. Raises `UsageError` for an invalid address, and
+    `ConfigError` for a secret that cannot sign."""
     if settings.notify == config.Notify():
         return []
     from orchestrate.runs.watching.channels import channels
@@ -51,8 +51,8 @@ def channels_of(settings: Settings) -> list[Messenger]:
 
 @contextmanager
 def telling(ft: Workspace) -> Generator[list[str]]:
-    """Notify the channels about runs that are found to have ended in the block, unless another process
-    has done so. After the block, the list has the notifications that failed."""
+    """Notify the channels about runs that are found to have ended in the block, unless another process has
+    done so. After the block, the list has the failed notifications."""
     found, problems = channels_of(ft.settings), list[str]()
     for channel in found:
         ft.store.notifications.since(channel.name)
@@ -64,7 +64,7 @@ def telling(ft: Workspace) -> Generator[list[str]]:
 
 
 def announce(settings: Settings, told: Mapping[str, Any]) -> list[str]:
-    """Send the channels anything that has an `id`, a `type` and a `text`, once. Returns what was not
+    """Send a message with an `id`, a `type` and a `text` to the channels, once. Returns what was not
     delivered."""
     from orchestrate.runs.watching.channels import announce
 
@@ -79,8 +79,8 @@ def recover(ft: Workspace, provider: str = "all", choose: Choose | None = None) 
 
 
 def webhooks(ft: Workspace, port: int, woken: Callable[[str], None]) -> AbstractContextManager[list[str]]:
-    """Receive the hosts' webhooks on a port of this machine (`0`: a free one), and yield the URLs. Raises
-    `MissingKey` without a secret that they are signed with."""
+    """Receive the hosts' webhooks on a port of this machine (`0` picks a free one), and yield the URLs.
+    Raises `MissingKey` if a signing secret is missing."""
     from orchestrate.profile import built_in
     from orchestrate.runs.watching.webhooks import Sender, listening
 
@@ -108,8 +108,8 @@ def stop_background(settings: Settings) -> int:
 
 
 def ask(run: TrackedRun) -> None:
-    """Update a run from its host. A host that does not answer is left for later. Raises `ProviderError`
-    if it never will."""
+    """Update a run from its host. A host that does not answer is retried later. Raises `ProviderError` if it
+    never will."""
     from orchestrate.runs.watching.polling import PollingPace
 
     PollingPace().attempt(run.refresh)
@@ -124,7 +124,7 @@ def tell_stalls(settings: Settings, report: SyncReport) -> list[str]:
 
 
 def end_stalled(ft: Workspace, run: Run) -> str | None:
-    """Cancel a run that an earlier check found stalled and that still is. Returns why. Raises
+    """Cancel a run that an earlier check found stalled and that still is. Returns the reason. Raises
     `ProviderError`."""
     from orchestrate.runs.syncing.stalls import Stalls
     from orchestrate.runs.syncing.sweep import fetch_details
@@ -140,7 +140,7 @@ def end_stalled(ft: Workspace, run: Run) -> str | None:
 
 
 def settle_left_s(ft: Workspace, run: Run) -> float | None:
-    """Return the seconds until a lost answer can be settled, or `None` if no answer was lost."""
+    """Return the seconds until a lost response can be settled, or `None` if none was lost."""
     from orchestrate.store.store import settle_left_s
 
     return settle_left_s(ft.store, ft.provider(run.provider), run)

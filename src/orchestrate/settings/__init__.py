@@ -21,8 +21,8 @@ from orchestrate.errors import ConfigError, MissingExtra, SetupError, UsageError
 
 
 SANDBOX_KEY_PREFIX = "sandbox-"
-"""Keys of the sandbox begin so. A real host refuses them and the sandbox refuses all others: neither can be
-mistaken for the other."""
+"""Prefix of sandbox keys. A real host rejects them and the sandbox rejects all others, so they can't be
+confused."""
 
 
 def is_sandbox_key(key: str) -> bool:
@@ -35,16 +35,16 @@ MASK = "[removed]"
 _SERVICE = "orchestrate"
 """The name of our keys in the system's keyring."""
 _SHORTEST = 8
-"""A shorter secret is a word that a text may hold by chance."""
+"""Minimum length of a secret; a shorter one might occur in a text by chance."""
 _known: set[str] = set()
 _SECRET_NAME = re.compile(r"(key|token|secret|password|passwd)$", re.IGNORECASE)
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.:\-]*://\S+")
 _USER = "***"
-"""In the place of a user and password, where `MASK` would make the address unreadable."""
+"""Replaces a user and password where `MASK` would make the address unreadable."""
 
 
 class Secret:
-    """A string that never shows itself: its repr and str are masked, `reveal()` is the only way to the
+    """A string that never reveals itself: its repr and str are masked, `reveal()` is the only way to the
     value, and `hide` finds it in any text."""
 
     __slots__ = ("_value",)
@@ -251,7 +251,8 @@ _SECRET_TEXT = re.compile(
     r"\b(?:sk|pk|rk|tgp|fw|hf|key|sandbox|ghp)[-_]"
     r"(?:(?P<secret>(?=[A-Za-z_\-]*\d)[A-Za-z0-9_\-]{12,})|[A-Za-z0-9_\-]*)"
 )
-"""What is none is taken as well, as far as a key would go: looked at once, not from each `sk-` in it."""
+"""Also matches what is not a key, up to where a key could end, so it is scanned once instead of from each
+`sk-` in it."""
 _SIGNED = re.compile(r"(?i)(signature|x-amz-|x-goog-|[?&]sig=|[?&]token=|awsaccesskeyid)")
 _URL = re.compile(r"https?://[^\s\"'<>]+")
 
@@ -316,11 +317,11 @@ def download_limit(env: Mapping[str, str] | None = None) -> int | None:
 
 
 NF4_PRODUCTS = "ORCHESTRATE_NF4"
-"""`unpacked` or `bitsandbytes`: with which products a small base in NF4 answers."""
+"""`unpacked` or `bitsandbytes`: the kernels with which a small NF4 base runs."""
 
 
 def packed_nf4(env: Mapping[str, str] | None = None) -> bool:
-    """Return whether small models also use bitsandbytes' own matrix products. Raises `ConfigError`."""
+    """Return whether small models also use bitsandbytes' own kernels. Raises `ConfigError`."""
     value = (os.environ if env is None else env).get(NF4_PRODUCTS) or "unpacked"
     if value not in ("unpacked", "bitsandbytes"):
         raise ConfigError(f"{NF4_PRODUCTS} must be unpacked or bitsandbytes, got {value!r}")
@@ -328,7 +329,7 @@ def packed_nf4(env: Mapping[str, str] | None = None) -> bool:
 
 
 MORE_NAMES = "ORCHESTRATE_PASS_ENV"
-"""Names, joined by commas, of further variables that children get."""
+"""Names of further variables that children get, comma-separated."""
 PASSED = re.compile(
     r"PATH|HOME|USER|LOGNAME|LANG|LANGUAGE|LC_.*|TZ|TMPDIR|TEMP|TMP|XDG_CACHE_HOME|LD_LIBRARY_PATH|PYTHON.*"
     r"|CUDA_.*|NVIDIA_.*|NCCL_.*|HF_.*|TRANSFORMERS_.*|TOKENIZERS_.*|TORCH.*|PYTORCH_.*|TRITON_.*|BNB_.*"

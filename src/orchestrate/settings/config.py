@@ -44,7 +44,7 @@ NOTIFY_VARIABLES = {
 STALLED_VARIABLE = "ORCHESTRATE_STALLED_MINUTES"
 OWN_HOSTS = "ORCHESTRATE_OWN_HOSTS"
 PRIVATE_FOLDERS = ("counts", "data", "evaluations", "gateway", "local", "models", "sandbox", "watchers")
-"""Of the home folder."""
+"""Inside the home folder."""
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 TOP_LEVEL: Mapping[str, str] = {
     "home": "Folder for the store, local runs, data files and downloads. Relative paths start at this file.",
@@ -61,17 +61,17 @@ TOP_LEVEL: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Notify:
-    """The channels that are notified when a run ends. They come from the environment and from flags,
-    never from a project's file, which could run a command that the user has not seen."""
+    """The channels that are notified when a run ends. They come from the environment and from flags, never
+    from a project's file, which could run a command that the user has not seen."""
 
     command: str | None = None
     url: Secret | None = None
-    """A secret, since many hosts of webhooks put their token into the address."""
+    """A secret, because many webhook hosts put their token into the address."""
     desktop: bool = False
 
     @property
     def told(self) -> str:
-        """`by command and webhook`, in words."""
+        """The channels in words: `by command and webhook`."""
         ways = {"command": self.command, "webhook": self.url, "desktop": self.desktop}
         used = [name for name, way in ways.items() if way]
         return f"by {' and '.join(used)}" if used else "here alone"
@@ -88,37 +88,37 @@ class BillingBackend(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that is configured, resolved once. Build with `load`."""
+    """All settings, resolved once. Create them with `load`."""
 
     home: Path
-    """Where the store, local runs, written data files and downloads live."""
+    """Folder for the store, local runs, written data files and downloads."""
     store_url: str
     hosts: HostRegistry
     pins: Path
-    """The file that ties keys to hosts; beside it lies what the user trusts."""
+    """The file that ties keys to hosts; the list of trusted files is beside it."""
     budget_usd: Decimal | None = None
-    """Over all backends and runs of this store."""
+    """Budget for all backends and runs of this store."""
     log_level: str = "WARNING"
     config_file: Path | None = None
     config_named: bool = False
-    """By the user, not found beside the work."""
+    """Whether the user set it, rather than being found in a project folder."""
     local: Mapping[str, Any] = field(default_factory=dict[str, Any])
     gateway: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """The file's table for `orchestrate.gateway`, which reads it."""
     queue: Mapping[str, int] = field(default_factory=dict[str, int])
-    """By backend: how many runs may be open there for the queue to add one."""
+    """By backend: how many runs may be open there before the queue stops adding more."""
     notify: Notify = field(default_factory=Notify)
     stalled_after_s: float | None = None
-    """How long a run under way may show nothing new; `None`: by what earlier runs took."""
+    """How long a run in progress may be without news; `None`: based on earlier runs."""
     made_by: str = ""
-    """Kept with each run: who made it, as `user@machine` unless it is given."""
+    """Creator stored with each run; default: `user@machine`."""
     allow_grader_code: bool = False
-    """Whether graders that are Python code may run on this machine. From a flag or the environment, never
-    from a project's file or a spec: whoever brings the code must not be who allows it."""
+    """Whether Python graders may run on this machine. It comes from a flag or the environment, never from
+    a project's file or a spec, because the author of the code must not be the one who allows it."""
 
     own_hosts: frozenset[str] = frozenset()
-    """Backends whose machines are the user's own, as he says: a private spec may go there. From the
-    environment, never from a project's file, which comes with the spec."""
+    """Backends that the user declares as their own machines, so a private spec may go there. It comes
+    from the environment, never from a project's file, which is delivered with the spec."""
     max_download_bytes: int | None = None
     """See `HostConfig`."""
 
@@ -174,8 +174,8 @@ def load(
     made_by: str | None = None,
     allow_grader_code: bool = False,
 ) -> Settings:
-    """Load the settings from all sources. Raises `ConfigError` that names file, field and what is
-    allowed, and `ProjectNotTrusted` for a project's file with settings that require trust."""
+    """Load the settings from all sources. Raises `ConfigError` with file, field and what is allowed, and
+    `ProjectNotTrusted` for a project's file with settings that require trust."""
     env = os.environ if env is None else env
     named = named_file(config_file, env)
     path = named or project_file(cwd)
@@ -219,7 +219,7 @@ def load(
 
 
 def named_file(given: Path | None = None, env: Mapping[str, str] | None = None) -> Path | None:
-    """Return the configuration file that the user names, which belongs to the user."""
+    """Return the configuration file that the user specifies, which belongs to the user."""
     return given or _given((os.environ if env is None else env).get("ORCHESTRATE_CONFIG"))
 
 
@@ -243,7 +243,7 @@ def sqlite_path(url: str) -> Path | None:
         return None
     if (place and not place.startswith("/")) or "?" in place:
         raise ConfigError(
-            "a file store is written sqlite:/// plus the path, without host or parameters",
+            "a file store is written as sqlite:/// plus the path, without host or parameters",
             fix="write a ? in the path as %3F, and a % as %25",
         )
     return Path(unquote(place[1:]))
@@ -289,7 +289,7 @@ def other_secrets() -> tuple[str, ...]:
 def _slots(values: Mapping[str, Any], path: Path | None) -> dict[str, int]:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ConfigError(f"{path}: queue.{name} must be a number of runs at once, got {value!r}")
+            raise ConfigError(f"{path}: queue.{name} must be a number of concurrent runs, got {value!r}")
     return dict(values)
 
 

@@ -89,10 +89,10 @@ class HostConfig:
 
     name: str
     type: str | None = None
-    """The class to use, when it is not the name itself: a host that a YAML file describes has
-    `openai-compatible`."""
+    """The class to use, if it is not the name itself: `openai-compatible` for a host described by a YAML
+    file."""
     profile: str | None = None
-    """The name of that file; by default the host's own."""
+    """The name of that file; default: the host's own."""
     base_url: str | None = None
     api_key: _KeyField = _KeyField()
     key_variable: str | None = None
@@ -101,23 +101,24 @@ class HostConfig:
     project: str | None = None
     timeout_s: float = 60.0
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What only this backend understands. `home` is always there in a host of `Settings`: the folder for
-    data files and runs."""
+    """Options of this backend. In a host of `Settings`, `home` is always set: the folder for data files
+    and runs."""
     pins: Path | None = None
     """The file that ties keys to hosts; `None` ties nothing."""
     max_download_bytes: int | None = None
-    """Of one model; `None` is what its base model is expected to take. From the environment only."""
+    """Download limit for one model; `None` is the expected size of its base model. From the environment
+    only."""
     url_from_file: bool = False
-    """The base URL is one of an `orchestrate.toml`, which may be another's."""
+    """The base URL comes from an `orchestrate.toml`, which may be someone else's."""
     own: bool = False
-    """Whether the user says that its machines are his own; from the environment only."""
+    """Whether the user declares its machines as their own; from the environment only."""
     management_token: Secret | None = None
-    """Of the API that deploys, where it has a login of its own; from the environment only."""
+    """Token of the deployment API, if it has a separate login; from the environment only."""
     management_url: str | None = None
-    """Its address, in the place of the described one; from the environment only."""
+    """Address of that API, instead of the described one; from the environment only."""
 
     def changed(self, **changes: Any) -> Self:
-        """Return a changed copy without looking up the key, as `dataclasses.replace` would."""
+        """Return a changed copy without looking up the key, like `dataclasses.replace` would."""
         return replace(self, **{"api_key": vars(self)["api_key"], **changes})
 
     @property
@@ -133,9 +134,9 @@ class HostConfig:
 
     @property
     def sandbox(self) -> bool:
-        """Return whether this is a sandbox: its address is on this machine and it has a sandbox key. What
-        another host answers to such a key may be billed. The keyring holds no key of a sandbox, and is
-        not asked."""
+        """Return whether this is a sandbox: its address is on this machine and it has a sandbox key. Requests
+        with such a key to another host may be billed. The keyring has no sandbox keys, and is not
+        queried."""
         known = vars(self)["api_key"]
         return self.near and isinstance(known, Secret) and is_sandbox_key(known.reveal())
 
@@ -160,8 +161,8 @@ class HostConfig:
 
 
 class HostRegistry(Mapping[str, HostConfig]):
-    """Name -> how it is reached, of all backends that there are. A backend's profile is loaded when it is
-    looked up, the keyring asked when its key is; what a project's file says is checked at once."""
+    """Name -> how to reach it, for all existing backends. A backend's profile is loaded when it is looked up,
+    and the keyring is queried when its key is. Values from a project's file are checked immediately."""
 
     def __init__(self, configured: Any, env: Mapping[str, str], path: Path | None) -> None:
         """Raises `ConfigError` that names file, field and what is allowed."""
@@ -202,8 +203,8 @@ class HostRegistry(Mapping[str, HostConfig]):
 
     @property
     def described(self) -> list[str]:
-        """Hosts that a YAML file describes and for which there is a key, without more said of them; and an
-        address, where each customer has one of his own."""
+        """Hosts that a YAML file describes, that have a key but no further configuration, and that have an
+        address if each customer has their own."""
         return [name for name in described() if name not in self._tables and self._in_use(name)]
 
     def _in_use(self, name: str) -> bool:
@@ -216,7 +217,7 @@ class HostRegistry(Mapping[str, HostConfig]):
 
     @property
     def placed(self) -> list[str]:
-        """Places that the configuration has a table for; the others are known by name."""
+        """Places that have a table in the configuration; the others are known by name."""
         return [name for name in places() if name in self._tables]
 
     def address(self, name: str) -> str | None:
@@ -246,7 +247,7 @@ class HostRegistry(Mapping[str, HostConfig]):
         reject_unknown(own, HOST_FIELDS, str(path), f"hosts.{name}.", _BELOW)
         known = known_profile(self.types.get(name) or own.get("type") or name)
         if own.get("profile") is not None and own.get("type") != DESCRIBED:
-            raise ConfigError(f'{path}: hosts.{name}.profile goes with  type = "{DESCRIBED}"  only')
+            raise ConfigError(f'{path}: hosts.{name}.profile requires  type = "{DESCRIBED}"')
         # A further instance is another's server: it shares what the host understands, not its address and
         # keys.
         mine = known if known is not None and known.kind == name else None
@@ -299,8 +300,8 @@ def _in_keyring(name: str) -> Secret | None:
 
 
 def known_profile(kind: str) -> Profile | None:
-    """Return the profile of a kind, or `None` if the kind is unknown or broken. It reports the error when
-    it is used."""
+    """Return the profile of a kind, or `None` if the kind is unknown or broken. The error is reported when it
+    is used."""
     with suppress(OrchestrateError):
         return profile(kind)
     return None
@@ -385,11 +386,11 @@ def seconds(value: Any, path: Path | None, name: str) -> float:
 class _PinFile(msgspec.Struct):
     salt: str
     pins: dict[str, list[str]] = {}
-    """Hosts by the key's fingerprint."""
+    """Hosts by fingerprint of the key."""
 
 
 class Pins:
-    """The pins in one file. Safe for many processes at once. A deleted file starts empty."""
+    """The pins in one file. Safe for many processes at once. If the file is deleted, it starts empty."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -402,9 +403,9 @@ class Pins:
     def require(
         self, key: str, provider: str, url: str, *, ask: bool = False, family: Set[str] = frozenset()
     ) -> bool:
-        """Allow the key to be sent to the URL's host, or raise `KeyElsewhere`. Returns `True` at its
-        first use, which is remembered. With `ask`, a first use is refused as well, because the URL came
-        from a project's file. `family` has the hosts of one owner, between which a key may move."""
+        """Allow the key to be sent to the URL's host, or raise `KeyElsewhere`. Returns `True` at its first
+        use, which is remembered. With `ask`, a first use is rejected as well, because the URL comes from a
+        project's file. `family` lists the hosts of one owner, between which a key may move."""
         host, known = origin(url), self.hosts(key)
         if not known and not ask:
             known = self._tie(key, host)

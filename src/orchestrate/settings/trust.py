@@ -41,20 +41,20 @@ OPEN = {
     ("hosts", "*", "options", "multipart_bytes"),
     ("hosts", "*", "options", "part_bytes"),
 }
-"""Settings that can do no harm: they start nothing, lead nothing elsewhere and say nothing of money. The
-hosts are the built-in ones at their own addresses: a further one, or a place for workers, would be asked."""
+"""Harmless settings: they start nothing, redirect nothing and don't affect spending. The hosts are the
+built-in ones at their own addresses; a further one, or a place for workers, would be contacted."""
 FIGURES = {("budget_usd",), ("local", "prices"), ("hosts", "*", "options", "prices")}
 RATES = "rates.yaml"
-"""The project's own prices, beside its file."""
+"""The project's own prices, next to its file."""
 
 
 class _TrustFile(msgspec.Struct):
     files: dict[str, str] = {}
-    """sha256 by full path."""
+    """sha256 by absolute path."""
 
 
 class Trusted:
-    """The list in one file, which is made when something is trusted."""
+    """The list of trusted files, stored in one file that is created when something is trusted."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -82,17 +82,17 @@ class Trusted:
 
 
 class Project:
-    """The file of a project, and what it sets by dotted names."""
+    """The file of a project, and what it sets, by dotted name."""
 
     def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
         self.path = path
         told, foreign = dict(_settings(values)), _of_another_user(path)
         figures = {place for place in told if not foreign and _among(place, FIGURES)}
         self.figures = {_dotted(place): told[place] for place in figures}
-        """What needs trust before anything that bills."""
+        """Settings that need trust before anything that bills."""
         closed = {place for place in told if foreign or not _among(place, OPEN | FIGURES)}
         self.closed = {_dotted(place): told[place] for place in closed}
-        """What needs trust before anything."""
+        """Settings that need trust before anything."""
 
     @property
     def files(self) -> tuple[Path, ...]:

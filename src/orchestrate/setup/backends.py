@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BackendReadiness:
-    """A backend as it can be used here."""
+    """A backend and whether it is ready to use here."""
 
     name: str
     title: str
     provider: Provider | None
-    """`None` where it cannot be made as things are."""
+    """`None` if it cannot be created with the current setup."""
     needs: str | None
-    """What is missing, and how it is had; `None`: nothing that shows before the first call."""
+    """What is missing, and how to get it; `None`: nothing that shows before the first request."""
 
 
 def all_names(settings: Settings) -> list[str]:
@@ -65,17 +65,18 @@ def look(ft: Workspace, name: str) -> BackendReadiness:
 
 
 class Plugin(Record, frozen=True, kw_only=True):
-    """A backend of another package."""
+    """A backend from another package."""
 
     kind: str
     package: str | None
     version: str | None
     profile: str
-    """Where its profile lies, as `package.module:NAME`."""
+    """Location of its profile, as `package.module:NAME`."""
     options: tuple[str, ...] | None
-    """What `[hosts.NAME.options]` may say; `None`: the package does not name them, and anything is taken."""
+    """Allowed keys of `[hosts.NAME.options]`; `None`: the package does not declare them, and anything is
+    accepted."""
     error: str | None
-    """Why it cannot be used; `None`: it can."""
+    """Why it cannot be used; `None` if it can."""
 
 
 def described_only(settings: Settings) -> list[str]:
@@ -121,12 +122,12 @@ class ModelChanges(Record, frozen=True, kw_only=True):
 
     changes: tuple[CatalogChange, ...]
     skipped: dict[str, str]
-    """Backend -> why it could not be asked."""
+    """Backend -> why it could not be queried."""
 
 
 def changes(ft: Workspace, provider: Backends = "all") -> ModelChanges:
     """Ask the hosts which models they tune, and return the differences from the catalog. Hosts that the
-    catalog does not know are not asked."""
+    catalog does not know are skipped."""
     found: list[CatalogChange] = []
     skipped: dict[str, str] = {}
     for name in ft.backends(provider):

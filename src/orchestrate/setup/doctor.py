@@ -46,15 +46,15 @@ _EXTRAS: dict[str, tuple[str, ...]] = {
 
 
 _LITTLE = 1 << 30
-"""Bytes: less does not hold a checkpoint of a small model."""
+"""Minimum bytes, below which a checkpoint of a small model does not fit."""
 
 
 class Check(Record, frozen=True, kw_only=True):
-    """One thing that was looked at."""
+    """One checked item."""
 
     check: str
     ok: bool | None
-    """`None`: it is absent, and need not be there."""
+    """`None`: it is missing, but optional."""
     detail: str
     fix: str | None = None
 

@@ -32,7 +32,7 @@ def exports() -> list[str]:
 
 
 def settings() -> list[str]:
-    """List the fields of a spec as `--set` takes them, with each value if there are few."""
+    """List the fields of a spec as `--set` accepts them, with their values if there are few."""
     from orchestrate.spec.specfile import json_schema
 
     schema = json_schema()

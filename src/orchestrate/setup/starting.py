@@ -74,21 +74,21 @@ _METHODS: dict[str, Any] = {
     "unpaired": {"type": "dpo", "loss": "kto"},
 }
 _CPU_BILLIONS = 1.0
-"""Parameters that a CPU trains in hours, not in days."""
+"""Parameters that a CPU trains in hours rather than days."""
 
 Progress = Callable[[int, int], None]
 
 
 class NewSpec(Record, frozen=True, kw_only=True):
-    """The answer of `init` for data. `left_out` says of each backend that the spec does not name why."""
+    """The result of `init` for data. `left_out` says why each backend is missing from the spec."""
 
     spec: str
     files: dict[str, str]
-    """Split -> file, as the spec names it."""
+    """Split -> file, as written in the spec."""
     rows: int
     kind: str
     columns: dict[str, str]
-    """Field -> column, where the names of the columns had to be guessed."""
+    """Field -> column, if the columns had to be guessed from their names."""
     method: Any
     models: dict[str, str]
     left_out: dict[str, str]
@@ -187,7 +187,7 @@ def _splits(
     few = f" (seed {report.seed}, so that no split is empty)" if report.seed else ""
     remarks = [f"split 80/10/10 by content: {told}{few}"]
     if not near:
-        remarks.append("near-duplicates may be on both sides: pip install 'orchestrate-ft[data]'")
+        remarks.append("near-duplicates may be in both splits: pip install 'orchestrate-ft[data]'")
     return files, remarks
 
 

@@ -56,17 +56,16 @@ Suffix = Annotated[
 
 
 SpecGiven: TypeAlias = "JobSpec | str | PathLike[str] | Mapping[str, Any]"
-"""A spec, the path of a spec file, or what such a file holds."""
+"""A spec, the path of a spec file, or the contents of one."""
 
 
 def renaming_of(columns: Mapping[str, str | None] | None) -> dict[str, str]:
-    """Return the mapping with which files are read from a spec's `columns`. A field without a column is
-    not read."""
+    """Return the mapping used to read files from a spec's `columns`. A field without a column is not read."""
     return {field: column or "" for field, column in (columns or {}).items()}
 
 
 class JobSpec(SpecPart):
-    """What to train. Raises `SpecError` when built wrongly."""
+    """What to train. Raises `SpecError` for invalid values."""
 
     model: str | dict[str, str] = Field(
         description="Canonical name (orchestrate models), a host's id, a Hugging Face Hub id or a "
@@ -149,7 +148,7 @@ class JobSpec(SpecPart):
     )
     truncation: Literal["right", "left", "drop"] | None = Field(
         default=None,
-        description="What happens to rows over max_seq_length: cut the end, cut the start, or drop the row",
+        description="How to treat rows over max_seq_length: cut the end, cut the start, or drop the row",
     )
     packing: bool | None = None
     evals: Int | None = Field(
@@ -176,10 +175,10 @@ class JobSpec(SpecPart):
         default=None, description="A run, checkpoint or tuned model to continue training from"
     )
     max_cost_usd: Usd | None = Field(
-        default=None, description="Refuse to submit when the quote's high end is above this"
+        default=None, description="Reject the submission if the quote's high end is above this"
     )
     private: bool | None = Field(
-        default=None, description="Refuse every backend that is not your own machine"
+        default=None, description="Reject every backend that is not your own machine"
     )
     tags: dict[str, str] = Field(default_factory=dict)
     wandb: WandB | None = None
@@ -193,21 +192,21 @@ class JobSpec(SpecPart):
     @model_validator(mode="after")
     def _consistent(self) -> JobSpec:
         if self.learning_rate is not None and self.learning_rate_multiplier is not None:
-            raise ValueError("learning_rate and learning_rate_multiplier exclude each other: give one")
+            raise ValueError("learning_rate and learning_rate_multiplier exclude each other: use one")
         if not self.model or (isinstance(self.model, dict) and not all(self.model.values())):
             raise ValueError("model must not be empty")
         if isinstance(self.batch_size, int) and self.batch_size < 1:
             raise ValueError("batch_size must be at least 1")
         for count, steps in (("evals", "eval_steps"), ("checkpoints", "checkpoint_steps")):
             if getattr(self, count) is not None and getattr(self, steps) is not None:
-                raise ValueError(f"{steps} and {count} exclude each other: give one")
+                raise ValueError(f"{steps} and {count} exclude each other: use one")
         for name in ("early_stopping", "eval_steps", "keep_best"):
             if getattr(self, name) and self.validation is None:
                 raise ValueError(f"{name} needs validation data")
         if self.keep_best is False and self.early_stopping is not None:
-            raise ValueError("early stopping already keeps the best weights: leave keep_best out")
+            raise ValueError("early stopping already keeps the best weights: remove keep_best")
         if self.added_tokens is not None and len(set(self.added_tokens)) < len(self.added_tokens):
-            raise ValueError("added_tokens names a token twice")
+            raise ValueError("added_tokens contains a token twice")
         for provider, fields in self.overrides.items():
             if wrong := sorted(set(fields) & _SHARED):
                 raise ValueError(
@@ -231,23 +230,23 @@ class JobSpec(SpecPart):
     @model_validator(mode="after")
     def _one_schedule(self) -> JobSpec:
         if self.warmup_steps is not None and self.warmup_ratio is not None:
-            raise ValueError("warmup_steps and warmup_ratio exclude each other: give one")
+            raise ValueError("warmup_steps and warmup_ratio exclude each other: use one")
         if self.min_lr_ratio is not None and self.schedule == "constant":
             raise ValueError(
-                "min_lr_ratio: a constant schedule stays at the peak rate, so leave min_lr_ratio out"
+                "min_lr_ratio: a constant schedule stays at the peak rate, so remove min_lr_ratio"
             )
         for name, schedule in (("decay_ratio", "warmup_stable_decay"), ("schedule_power", "polynomial")):
             if getattr(self, name) is not None and self.schedule != schedule:
-                raise ValueError(f"{name} belongs to  schedule: {schedule}  and to no other: leave it out")
+                raise ValueError(f"{name} only applies to  schedule: {schedule}; remove it")
         if (self.warmup_ratio or 0) + (self.decay_ratio or 0) > 1:
             raise ValueError(
-                "warmup_ratio and decay_ratio are shares of the same steps: their sum must be at most 1"
+                "warmup_ratio and decay_ratio are shares of the same steps, so their sum must be at most 1"
             )
         return self
 
     def model_for(self, provider: str) -> str:
-        """Return the base model on one backend. Raises `SpecError` when `model` is a mapping that does
-        not name it."""
+        """Return the base model on one backend. Raises `SpecError` if `model` is a mapping without an entry
+        for it."""
         if isinstance(self.model, str):
             return self.model
         if provider in self.model:
@@ -255,7 +254,7 @@ class JobSpec(SpecPart):
         if "default" in self.model:
             return self.model["default"]
         raise SpecError(
-            f"the spec names no model for {provider}; it has one for {', '.join(sorted(self.model))}",
+            f"the spec has no model for {provider}; it has one for {', '.join(sorted(self.model))}",
             fix=f"add  {provider}: <model>  under  model:  (orchestrate models --provider {provider})",
         )
 
@@ -263,15 +262,16 @@ class JobSpec(SpecPart):
         return isinstance(self.model, str) or bool({provider, "default"} & self.model.keys())
 
     def on(self, provider: str) -> JobSpec:
-        """Return the spec for one backend: with its own model, and with its `overrides` applied.
+        """Return the spec for one backend, with its own model and its `overrides` applied.
 
-        Raises `SpecError` when there is no model for it or an override is wrong."""
+        Raises `SpecError` if there is no model for it or an override is wrong.
+        """
         values = self.asked() | {"model": self.model_for(provider)} | self.overrides.get(provider, {})
         return JobSpec.parse({name: value for name, value in values.items() if name != "overrides"})
 
     def asked(self) -> dict[str, Any]:
-        """Return the settings that the user gave, ready for JSON. Defaults are left out. `parse` restores
-        the same spec from them."""
+        """Return the settings that the user set, ready for JSON, without defaults. `parse` restores the same
+        spec from them."""
         given = self.model_dump(mode="json", exclude_unset=True)
         for name, value in given.items():
             # `early_stopping: {}` asks for the part with its own defaults, which is more than nothing.
@@ -289,8 +289,8 @@ class JobSpec(SpecPart):
         return notebook.spec(self.asked())
 
     def canonical(self) -> dict[str, Any]:
-        """Return every field, ready for JSON, except unset fields of later versions: an older spec keeps
-        its canonical form."""
+        """Return every field, ready for JSON, except unset fields of later versions, so that an older spec
+        keeps its canonical form."""
         values = self.model_dump(mode="json")
         tables = (values, values["method"], values["adapter"])
         for table, names in zip(tables, (_LATER, _LATER_METHOD, _LATER_ADAPTER), strict=True):
@@ -300,19 +300,19 @@ class JobSpec(SpecPart):
         return values
 
     def hash(self) -> str:
-        """Return the sha256 of the canonical JSON of the spec. Equal specs have equal hashes, whatever
-        their YAML looks like."""
+        """Return the sha256 of the canonical JSON of the spec. Equal specs have equal hashes, no matter how
+        their YAML is written."""
         canonical = json.dumps(self.canonical(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @property
     def train_files(self) -> tuple[TrainFile, ...]:
-        """The training data as the files of a mix, be it of one."""
+        """The training data as a list of files to mix, even if there is only one."""
         return (TrainFile(path=self.train),) if isinstance(self.train, str) else self.train
 
     @property
     def renaming(self) -> dict[str, str]:
-        """See `renaming_of`."""
+        """The mapping of fields to columns. See `renaming_of`."""
         return renaming_of(self.columns)
 
     @property
@@ -322,15 +322,15 @@ class JobSpec(SpecPart):
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> JobSpec:
-        """Read a spec file, as the commands do: relative paths in it are taken from its folder. Raises
-        `SpecError` with the line of each mistake."""
+        """Read a spec file like the commands do: relative paths in it start at its folder. Raises `SpecError`
+        with the line of each mistake."""
         from orchestrate.spec import specfile
 
         return specfile.load(Path(path))
 
     @classmethod
     def of(cls, given: SpecGiven) -> JobSpec:
-        """Return the spec itself, or that of a file or of plain values. Raises `SpecError`."""
+        """Return the spec itself, or build it from a file or plain values. Raises `SpecError`."""
         if isinstance(given, JobSpec):
             return given
         if isinstance(given, (str, PathLike)):
@@ -344,8 +344,8 @@ class JobSpec(SpecPart):
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> JobSpec:
-        """Validate values as `model_validate` does, with one readable line for each mistake. Raises
-        `SpecError` for invalid values."""
+        """Validate values like `model_validate`, with one readable line for each mistake. Raises `SpecError`
+        for invalid values."""
         from pydantic import ValidationError
 
         try:
@@ -355,7 +355,7 @@ class JobSpec(SpecPart):
 
 
 _SHARED = frozenset({"overrides", "train", "validation", "test", "columns", "private"})
-"""What no backend has of its own."""
+"""Fields that no backend has of its own."""
 _LATER = frozenset(
     {
         "columns",
@@ -389,4 +389,4 @@ _LATER_ADAPTER = frozenset(
         "loraplus_lr_ratio",
     }
 )
-"""Fields that specs of earlier versions do not have; `None` where they are not given."""
+"""Fields that specs of earlier versions lack; `None` if they are not set."""

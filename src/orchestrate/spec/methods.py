@@ -47,7 +47,7 @@ else:
 
 
 class SpecPart(_Part):
-    """Frozen, and without unknown fields."""
+    """A frozen part of a spec that rejects unknown fields."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -67,45 +67,45 @@ class SpecPart(_Part):
 
 
 class SFT(SpecPart):
-    """Supervised fine-tuning. The loss falls on assistant tokens only, unless `train_on_inputs`."""
+    """Supervised fine-tuning. Only assistant tokens carry loss, unless `train_on_inputs` is set."""
 
     type: Literal["sft"] = "sft"
     train_on_inputs: bool | None = None
     earlier_thinking: Literal["train", "split", "untrained"] | None = None
-    """Answers whose thinking the chat template drops because further turns follow: trained without it, made
-    the last of a row of their own, which shows it, or left as context."""
+    """How to treat answers whose thinking the chat template drops because further turns follow: train
+    without it, give each a row of its own that shows it, or leave them as context."""
     ignore_empty_think: bool | None = None
-    """Put no loss on the empty thinking block that a chat template writes before an answer without thinking,
-    so that such answers do not teach the model to stop thinking."""
+    """Exclude from the loss the empty thinking block that a chat template writes before an answer without
+    thinking, so that such answers do not teach the model to stop thinking."""
     train_on: Literal["all", "last"] | tuple[Role, ...] | None = Field(default=None, min_length=1)
-    """Whose messages of a conversation are trained: all of the assistant's, its last one, or those of the
-    roles in a list, as [assistant, tool]."""
+    """Which messages are trained: all of the assistant's, its last one, or those of the roles in a list,
+    such as [assistant, tool]."""
 
     @model_validator(mode="after")
     def _one_target(self) -> SFT:
         if self.train_on_inputs and self.train_on not in (None, "all"):
-            raise ValueError("train_on_inputs trains everything: leave it out, or leave train_on out")
+            raise ValueError("train_on_inputs trains everything: remove it or train_on")
         if isinstance(self.train_on, tuple) and len(set(self.train_on)) < len(self.train_on):
-            raise ValueError("train_on names a role twice")
+            raise ValueError("train_on contains a role twice")
         return self
 
 
 class DPO(SpecPart):
-    """Direct preference optimisation over preference pairs, also with IPO's loss; ORPO, which needs no
+    """Direct preference optimization over preference pairs, also with IPO's loss; ORPO, which needs no
     reference model; and KTO, over unpaired answers with a label."""
 
     type: Literal["dpo"] = "dpo"
     loss: Literal["dpo", "ipo", "orpo", "kto"] | None = None
     beta: Float | None = Field(default=None, gt=0, le=10)
-    """Up to 2; of SimPO, whose likelihoods are means over the tokens, up to 10. Of ORPO: the weight of the
-    odds ratio beside the loss of the preferred answer. Of IPO: its tau."""
+    """Up to 2. For SimPO, whose likelihoods are means over the tokens, up to 10. For ORPO, the weight of
+    the odds ratio beside the loss of the preferred answer. For IPO, its tau."""
     label_smoothing: Float | None = Field(default=None, ge=0, lt=0.5)
-    """The share of the pairs whose labels are taken to be the wrong way round (conservative DPO)."""
+    """The share of pairs whose labels are assumed to be flipped (conservative DPO)."""
     normalize_by_length: bool | None = None
     rpo_alpha: Float | None = Field(default=None, ge=0)
     simpo_gamma: Float | None = Field(default=None, ge=0)
     desirable_weight: Float | None = Field(default=None, gt=0)
-    """Of KTO, as `undesirable_weight`: the weight of the loss of the answers with this label."""
+    """For KTO, like `undesirable_weight`: the loss weight of answers with this label."""
     undesirable_weight: Float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
@@ -114,10 +114,10 @@ class DPO(SpecPart):
             raise ValueError("beta must be at most 2 (10 with simpo_gamma)")
         for name in ("normalize_by_length", "rpo_alpha", "simpo_gamma", "label_smoothing"):
             if self.loss in ("ipo", "orpo", "kto") and getattr(self, name):
-                raise ValueError(f"{name} is not a setting of the loss {self.loss}: leave one of them out")
+                raise ValueError(f"{name} is not a setting of the loss {self.loss}: remove one of them")
         for name in ("desirable_weight", "undesirable_weight"):
             if self.loss != "kto" and getattr(self, name) is not None:
-                raise ValueError(f"{name} belongs to the loss kto: add  loss: kto  or leave it out")
+                raise ValueError(f"{name} only applies to the loss kto: add  loss: kto  or remove it")
         return self
 
 
@@ -132,7 +132,7 @@ class RFT(SpecPart):
     compute_multiplier: Float | None = Field(default=None, gt=0, le=10)
     samples_per_prompt: Int | None = Field(default=None, ge=1)
     kl_beta: Float | None = Field(default=None, ge=0)
-    """Weight of the divergence from the model as the run began."""
+    """Weight of the divergence from the initial model."""
 
 
 class LoRA(SpecPart):
@@ -145,47 +145,49 @@ class LoRA(SpecPart):
     targets: str | tuple[str, ...] | None = None
     """`all-linear`, or module names."""
     target_parameters: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Weights of experts, which are one tensor for all of them, that are adapted too: ends of their names,
-    such as `experts.down_proj`."""
+    """Expert weights to adapt too, which are one tensor for all experts: suffixes of their names, such as
+    `experts.down_proj`."""
     dora: bool = False
     rslora: bool = False
     init_lora_weights: Start | None = None
-    """How its matrices begin: as by default A is random and B is 0, or by name one of peft's other ways."""
+    """How its matrices are initialized: by default, A is random and B is 0; or by name, one of peft's
+    other methods."""
     rank_pattern: dict[str, Rank] | None = Field(default=None, min_length=1)
-    """Module names, or regular expressions of their ends, with a rank of their own."""
+    """Module names, or regular expressions of their suffixes, with their own rank."""
     alpha_pattern: dict[str, Alpha] | None = Field(default=None, min_length=1)
     layers_to_transform: tuple[Layer, ...] | None = Field(default=None, min_length=1)
-    """Numbers of the layers that are adapted, from 0; `None` is all."""
+    """Indices of the layers to adapt, from 0; `None` means all."""
     exclude_modules: str | tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Of `targets`, those that are not adapted: names, or one regular expression."""
+    """Modules among `targets` that are not adapted: names, or one regular expression."""
     modules_to_save: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Modules that are trained whole beside the adapter, and saved with it."""
+    """Modules that are fully trained beside the adapter, and saved with it."""
     loraplus_lr_ratio: Float | None = Field(default=None, ge=1)
-    """LoRA+: the learning rate of B over that of A."""
+    """LoRA+: the ratio of B's learning rate to A's."""
 
     @property
     def changes_base(self) -> bool:
-        """Whether its start is taken out of the base's weights, so that they are others while it trains."""
+        """Whether its initialization is subtracted from the base's weights, so they differ during
+        training."""
         return bool(self.init_lora_weights) and self.init_lora_weights.startswith(("pissa", "olora"))
 
     @model_validator(mode="after")
     def _one_start(self) -> LoRA:
         if self.dora and (self.changes_base or self.init_lora_weights == "loftq"):
             raise ValueError(
-                f"dora does not support init_lora_weights: {self.init_lora_weights}; leave one of them out"
+                f"dora does not support init_lora_weights: {self.init_lora_weights}; remove one of them"
             )
         return self
 
 
 class QLoRA(LoRA):
-    """LoRA over a base held in 4 bits (NF4, double quantisation). Hosts do not tell their base's precision;
-    on a hosted backend this is LoRA, and the plan says so."""
+    """LoRA over a base held in 4 bits (NF4, double quantization). Hosts do not publish their base's
+    precision, so on a hosted backend this is LoRA, and the plan says so."""
 
     type: Literal["qlora"] = "qlora"  # type: ignore[assignment]  # narrows the tag of the union
 
 
 class Full(SpecPart):
-    """All weights are trained."""
+    """Full fine-tuning: all weights are trained."""
 
     type: Literal["full"] = "full"
 
@@ -204,12 +206,12 @@ OPTIMIZERS: Mapping[str, tuple[Constants, ...]] = {
     "muon": ("momentum", "betas", "eps"),
     "schedule_free_adamw": ("betas", "eps"),
 }
-"""The optimisers by name, each with the constants that it has. Muon's `betas` and `eps` are those of AdamW,
-which takes what is no matrix."""
+"""The optimizers by name, each with its constants. Muon's `betas` and `eps` are those of AdamW, which it
+uses for anything that is not a matrix."""
 
 
 class Optimizer(SpecPart):
-    """The optimiser and its constants; one that is not given is the optimiser's own."""
+    """The optimizer and its constants. Unset ones use the optimizer's own defaults."""
 
     type: Literal[
         "adamw",
@@ -232,7 +234,7 @@ class Optimizer(SpecPart):
     def _own_constants(self) -> Optimizer:
         for name in ("betas", "eps", "momentum"):
             if getattr(self, name) is not None and name not in OPTIMIZERS[self.type]:
-                raise ValueError(f"{name} is not a constant of {self.type}: leave it out")
+                raise ValueError(f"{name} is not a constant of {self.type}: remove it")
         if self.type == "schedule_free_adamw" and self.betas and not self.betas[0]:
             raise ValueError(
                 "betas: the first must be above 0 for schedule_free_adamw, which uses it for averaging"
@@ -241,17 +243,17 @@ class Optimizer(SpecPart):
 
 
 class TrainFile(SpecPart):
-    """One file of a mix. A whole number of times each row is in it `weight` times; of a fraction a seeded
-    sample of the rows is in it once more."""
+    """One file of a mix. With a whole number as `weight`, each row is repeated that many times. A fraction
+    adds a seeded sample of the rows once more."""
 
     path: str = Field(min_length=1)
     weight: Float = Field(default=1, gt=0, le=100)
     seed: Int = Field(default=0, ge=0, le=2**31 - 1)
-    """Of the sample."""
+    """Seed of the sample."""
 
     @property
     def told(self) -> str:
-        """`b.jsonl x 0.5 (seed 0)`"""
+        """The file in one line: `b.jsonl x 0.5 (seed 0)`"""
         times = "" if self.weight == 1 else f" x {self.weight:g}"
         return self.path + times + ("" if self.weight % 1 == 0 else f" (seed {self.seed})")
 
@@ -270,7 +272,7 @@ class EarlyStopping(SpecPart):
 
 class WandB(SpecPart):
     """Weights & Biases settings that are passed on to the host. The key comes from the environment, never
-    from here."""
+    from the spec."""
 
     project: str
     name: str | None = None
@@ -279,7 +281,7 @@ class WandB(SpecPart):
 
 
 def method_word(method: SFT | DPO | RFT) -> str:
-    """Return `kto` for DPO with the KTO loss, which needs rows of its own, and otherwise the method's
+    """Return `kto` for DPO with the KTO loss, which needs its own kind of rows, and otherwise the method's
     type."""
     return "kto" if isinstance(method, DPO) and method.loss == "kto" else method.type
 
@@ -351,7 +353,7 @@ Usd = Annotated[Decimal, BeforeValidator(_money), Field(ge=0), AfterValidator(_w
 _OF_TEMPLATES = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "true", "false", "none"}
 )
-"""Names that have their meaning in every chat template."""
+"""Names with a fixed meaning in every chat template."""
 
 
 def _template_settings(values: dict[str, Any]) -> dict[str, Any]:
@@ -373,7 +375,7 @@ def _of_json(value: object) -> bool:
 
 
 TemplateSettings = Annotated[dict[str, Any], Field(min_length=1), AfterValidator(_template_settings)]
-"""Read by a chat template beside the conversation."""
+"""Variables that a chat template reads in addition to the conversation."""
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------
@@ -387,8 +389,9 @@ def spec_errors(
 ) -> list[str]:
     """Return one line for each mistake in what should be a `spec`: place, reason, allowed values.
 
-    `lines` maps a field's path to its 1-based line in the YAML file, if there is one. `under` is the path
-    of the validated part."""
+    `lines` maps a field's path to its 1-based line in the YAML file, if there is one. `under` is the path of
+    the validated part.
+    """
     found: dict[str, None] = {}
     for details in error.errors():
         item: dict[str, Any] = {**details}
@@ -425,7 +428,7 @@ _EXPECTED = {
     "decimal_parsing": "an amount in US dollars",
     "finite_number": "a finite number",
 }
-"""Pydantic's kinds of mistakes in the words of someone who writes YAML."""
+"""Pydantic's kinds of mistakes, in terms that a YAML author understands."""
 _BOUNDS = frozenset(
     {
         "greater_than",
@@ -437,7 +440,7 @@ _BOUNDS = frozenset(
         "string_pattern_mismatch",
     }
 )
-"""Those whose reason tells what is allowed, and not what was given."""
+"""Kinds whose reason says what is allowed, without the given value."""
 
 
 def _shown(value: Any) -> str:

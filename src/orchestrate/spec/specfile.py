@@ -25,16 +25,16 @@ Lines = dict[tuple[str, ...], int]
 
 
 def load(path: Path, overrides: Mapping[str, Any] | None = None) -> JobSpec:
-    """Reads the file and puts `overrides` (dotted names) over it.
+    """Read the file and apply `overrides` (dotted names) to it.
 
-    Relative data paths are taken from the file's folder. Raises `SpecError` with one line per mistake: line
-    in the file, field, reason, allowed values.
+    Relative data paths start at the file's folder. Raises `SpecError` with one line per mistake: line in the
+    file, field, reason, allowed values.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise SpecError(
-            f"there is no spec at {path}", fix="orchestrate init   (or give --model and --train)"
+            f"there is no spec at {path}", fix="orchestrate init   (or pass --model and --train)"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path} cannot be read: {error}") from error
@@ -57,7 +57,7 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> JobSpec:
 
 
 def build(values: Mapping[str, Any], *, lines: Lines | None = None, place: str = "the spec") -> JobSpec:
-    """Validates plain values. Raises `SpecError`."""
+    """Validate plain values. Raises `SpecError`."""
     try:
         spec = JobSpec.model_validate(dict(values))
     except ValidationError as error:
@@ -97,7 +97,7 @@ def parse_settings(pairs: Iterable[str], example: str = "--set adapter.r=16") ->
 
 
 def put(values: dict[str, Any], dotted: str, value: Any) -> None:
-    """Sets one dotted name. `method: sft` becomes `{type: sft}` when something is set below it."""
+    """Set one dotted name. `method: sft` becomes `{type: sft}` if something is set below it."""
     *parents, last = dotted.split(".")
     for part in parents:
         inner = values.get(part)
@@ -109,7 +109,7 @@ def put(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def require_backends(spec: JobSpec, known: Sequence[str]) -> None:
-    """Raises `SpecError` when a part of the spec is for a backend that is not `known`."""
+    """Raise `SpecError` if a part of the spec is for a backend that is not `known`."""
     named: dict[str, Iterable[str]] = {
         "model": () if isinstance(spec.model, str) else spec.model.keys() - {"default"},
         "overrides": spec.overrides,
@@ -130,7 +130,7 @@ def require_backends(spec: JobSpec, known: Sequence[str]) -> None:
 
 
 def anchored(spec: JobSpec) -> JobSpec:
-    """Return the spec with the full paths of its files, because a run is resumed and judged from other
+    """Return the spec with absolute paths of its files, because a run is resumed and evaluated from other
     folders too."""
     named = {name: getattr(spec, name) for name in _DATA_FIELDS}
     full = {name: _files_from(given, Path.cwd()) for name, given in named.items() if given is not None}
@@ -138,16 +138,16 @@ def anchored(spec: JobSpec) -> JobSpec:
 
 
 def with_template(spec: JobSpec) -> JobSpec:
-    """Return the spec with the text of its chat template in place of the file's path, because the file
-    may change. Raises `SpecError` when the template can't be read."""
+    """Return the spec with the text of its chat template instead of the file's path, because the file may
+    change. Raises `SpecError` if the template can't be read."""
     if spec.chat_template is None or _is_template(spec.chat_template):
         return spec
     return spec.model_copy(update={"chat_template": template_text(spec.chat_template)})
 
 
 def template_text(given: str) -> str:
-    """Return the text of a chat template, which is given directly or as a file. Raises `SpecError` when
-    the file can't be read."""
+    """Return the text of a chat template, which is given directly or as a file. Raises `SpecError` if the
+    file can't be read."""
     if _is_template(given):
         return given
     path = Path(given).expanduser()
@@ -155,10 +155,10 @@ def template_text(given: str) -> str:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(
-            f"chat_template: {path} cannot be read: {error}", fix="name a file with a Jinja template"
+            f"chat_template: {path} cannot be read: {error}", fix="specify a file with a Jinja template"
         ) from error
     if not _is_template(text):
-        raise SpecError(f"chat_template: {path} holds no Jinja template", fix="name another file")
+        raise SpecError(f"chat_template: {path} contains no Jinja template", fix="specify another file")
     return text
 
 
@@ -184,10 +184,11 @@ def overrides_block(provider: str, fields: Mapping[str, Any]) -> str:
 
 
 def with_overrides(path: Path, provider: str, fields: Mapping[str, Any]) -> str:
-    """Return the text of the file with `fields` under `overrides:` of one backend. Everything else stays
-    as it was written.
+    """Return the text of the file with `fields` under `overrides:` of one backend. Everything else stays as
+    written.
 
-    Raises `SpecError` with the lines to write when the form of the file does not allow that."""
+    Raises `SpecError` with the lines to add if the form of the file does not allow that.
+    """
     before = path.read_bytes().decode("utf-8")
     values, _ = parse(before, path)
     every = _as_table(values.get("overrides"))
@@ -266,7 +267,7 @@ def json_schema() -> dict[str, Any]:
 
 def parse(text: str, path: Path) -> tuple[dict[str, Any], Lines]:
     """Parse a YAML file into its fields and the line of each. Raises `SpecError` for a file that is not a
-    mapping, or that gives a field twice."""
+    mapping, or that sets a field twice."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         require_bounded(node)
@@ -284,7 +285,7 @@ def parse(text: str, path: Path) -> tuple[dict[str, Any], Lines]:
         problem = getattr(error, "problem", None) or "not valid YAML"
         raise SpecError(f"{path} is not valid YAML:", errors=[f"  {where}{problem}"]) from error
     except RecursionError as error:
-        raise SpecError(f"{path} is nested too deeply, or holds itself by an anchor") from error
+        raise SpecError(f"{path} is nested too deeply, or contains itself through an anchor") from error
     if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
         raise SpecError(f"{path} must be a mapping of fields, as in  model: qwen3-8b", fix="orchestrate init")
     return _as_table(values), lines
@@ -297,7 +298,7 @@ def _collect_lines(node: yaml.MappingNode, prefix: tuple[str, ...], lines: Lines
             # YAML would silently keep the last one: a setting that the user wrote would be dropped.
             raise SpecError(
                 f"{path} is not valid:",
-                errors=[f"  line {line}: {'.'.join(name)}: given twice, first on line {lines[name]}"],
+                errors=[f"  line {line}: {'.'.join(name)}: set twice, first on line {lines[name]}"],
             )
         lines[name] = line
         held: list[Any] = value.value if isinstance(value, yaml.SequenceNode) else []

@@ -21,17 +21,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Uptime:
-    """`seconds` since the start that `boot` names; sleep and suspension included where the system tells."""
+    """Uptime: `seconds` since the boot that `boot` identifies, including sleep and suspension if the system
+    reports them."""
 
     boot: str
     seconds: float
 
 
 class Clock:
-    """The machine's clocks. Tests give another one to move time."""
+    """The machine's clocks. Tests substitute another one to move time."""
 
     def now(self) -> datetime:
-        """Return the wall clock time, as an aware UTC datetime."""
+        """Return the wall clock time as an aware UTC datetime."""
         return datetime.now(UTC)
 
     def uptime(self) -> Uptime:
@@ -58,8 +59,8 @@ def _seconds() -> float:
 
 
 def stamp(at: datetime) -> str:
-    """Format a time as the store holds it: with a fixed width, so that the order of strings is the order
-    of times."""
+    """Format a time as the store keeps it: with a fixed width, so the order of strings is the order of
+    times."""
     return at.astimezone(UTC).isoformat(timespec="microseconds")
 
 
@@ -67,8 +68,10 @@ def time_of(deployment: Deployment, clock: Clock, *, made_at: datetime | None = 
     """Return `created_at` plus the age of a deployment. Hourly charges and limits use this clock.
 
     The time since the last reading is measured by uptime. After a reboot, or on another machine, only the
-    wall clock is available. The clock never runs backward. When the wall clock disagrees with the age in
-    the host's own record (`made_at`), a wrong clock made the last reading, and the host's record counts."""
+    wall clock is available. The clock never runs backward. If the wall clock disagrees with the age in the
+    host's own record (`made_at`), the last reading was made by a wrong clock, and the host's record
+    counts.
+    """
     now, up, last = clock.now(), clock.uptime(), deployment.age
     if last is None:  # made by an earlier version
         return max(now, deployment.created_at)
@@ -100,8 +103,8 @@ def new_run_id(at: datetime) -> str:
 
 
 def new_id(prefix: str, at: datetime, mark: int | None = None) -> str:
-    """Create an id. `mark`, a hash, replaces the random part: the same time in seconds and the same mark
-    then give the same id."""
+    """Create an id. `mark`, a hash, replaces the random part, so the same time in seconds and the same mark
+    give the same id."""
     age_ms = max(0, int(at.timestamp() * 1000) - _EPOCH_MS) % 32**8
     if mark is not None:
         age_ms = max(0, age_ms - age_ms % 1000 + mark // 32**4 % 1000)

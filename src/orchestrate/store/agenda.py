@@ -17,7 +17,7 @@ _ENDED = [s.value for s in JobStatus if s.terminal]
 
 
 class Notifications:
-    """By run and channel."""
+    """Tracks which runs were reported to which channel."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -71,7 +71,7 @@ class Notifications:
             return done.scalar() is not None
 
     def finish(self, run_id: str, channel: str, *, sent: bool) -> None:
-        """Marks it as sent, or gives the claim back because it certainly was not."""
+        """Mark it as sent, or give up the claim because it certainly was not sent."""
         table = schema.notifications
         mine = (table.c.run_id == run_id) & (table.c.channel == channel)
         with self._db.writing() as connection:
@@ -79,7 +79,8 @@ class Notifications:
             connection.execute(done)
 
     def unfinished(self, channel: str, *, older_than_s: float) -> list[str]:
-        """Runs whose teller died between claiming and finishing: it may or may not have been sent."""
+        """List runs whose notifier died between claiming and finishing, so it may or may not have been
+        sent."""
         table = schema.notifications
         before = stamp(self._db.clock.now() - timedelta(seconds=older_than_s))
         query = select(table.c.run_id).where(
@@ -89,7 +90,7 @@ class Notifications:
             return list(connection.execute(query).scalars())
 
     def close(self, run_id: str, channel: str) -> None:
-        """Mark it as possibly sent; it is not claimed again."""
+        """Mark it as possibly sent, so it is not claimed again."""
         table = schema.notifications
         mine = (table.c.run_id == run_id) & (table.c.channel == channel)
         with self._db.writing() as connection:
@@ -99,22 +100,22 @@ class Notifications:
 _SOONEST = timedelta(seconds=10)
 _LATEST = timedelta(minutes=5)
 _LONGEST = timedelta(days=3650)
-"""A host that asks for more than ten years is not understood."""
+"""A host's request to wait more than ten years is not taken literally."""
 _SHARE = 10
-"""A run that has been quiet for some time is asked again after a tenth of it."""
+"""A run that has been quiet for some time is polled again after a tenth of that time."""
 _LOOK_S = 15.0
-"""A viewer that died counts as looking for so long."""
+"""Time for which a viewer that died still counts as watching."""
 
 
 class Silence(NamedTuple):
-    """Seconds since something new was seen of a run, and since that was reported."""
+    """Seconds since the last news of a run, and since that was reported."""
 
     seconds: float
     told_s: float | None
 
 
 class Agenda:
-    """When which backend and run is to be asked, shared by all processes."""
+    """When to poll each backend and run, shared by all processes."""
 
     def __init__(self, db: Database, leases: Leases) -> None:
         self._db = db
@@ -128,9 +129,9 @@ class Agenda:
             return [Run.from_json(row) for row in connection.execute(query).scalars()]
 
     def claim_due(self, provider: str, host: str, *, limit: int, soonest: timedelta = _SOONEST) -> list[Run]:
-        """Takes up to `limit` active runs whose events and metrics are due, longest due first, and sets
-        when they are due again, not before `soonest`. Processes that claim at once get different runs: on
-        Postgres each skips the rows that another has locked, on SQLite they take turns."""
+        """Take up to `limit` active runs whose events and metrics are due, longest due first, and set when
+        they are due again, not before `soonest`. Processes that claim at the same time get different runs.
+        On Postgres, each skips the rows that another has locked. On SQLite, they take turns."""
         table, now = schema.runs, self._db.clock.now()
         query = (
             select(table.c.record)
@@ -149,7 +150,7 @@ class Agenda:
         return runs
 
     def make_due(self, provider: str, job_id: str) -> Run | None:
-        """Make the run of a job due now and return it. Returns `None` when no run has this job."""
+        """Make the run of a job due now and return it. Returns `None` if no run has this job."""
         table = schema.runs
         query = select(table.c.record).where(table.c.provider == provider, table.c.job_id == job_id)
         with self._db.writing() as connection:
@@ -162,7 +163,7 @@ class Agenda:
         return run
 
     def uncancelled(self, provider: str, host: str) -> list[str]:
-        """List the ids of runs whose job was to be cancelled and still runs, because the request has not
+        """List the ids of runs whose job should be canceled but still runs, because the request has not
         reached the host."""
         table = schema.runs
         left = [s.value for s in JobStatus if s.terminal or s is JobStatus.CANCELLING]
@@ -176,8 +177,8 @@ class Agenda:
             return list(connection.execute(query).scalars())
 
     def silences(self, marks: Mapping[str, str], *, gap_s: float | None = None) -> dict[str, Silence]:
-        """Return how long each run has been seen with this mark, by this machine's uptime: no wall clock that
-        is set wrong counts. With `gap_s` a pause between two looks that is longer starts the count again."""
+        """Return how long each run has been seen with this mark, by this machine's uptime, so a wrong wall
+        clock doesn't matter. With `gap_s`, a longer pause between two checks restarts the count."""
         table, up = schema.silences, self._db.clock.uptime()
         ids, rows, begun = [*marks], dict[str, Any](), list[str]()
         parts = [ids[start : start + 500] for start in range(0, len(ids), 500)]
@@ -214,7 +215,7 @@ class Agenda:
             connection.execute(schema.silences.delete().where(schema.silences.c.run_id == run_id))
 
     def tell_silence(self, run_id: str) -> None:
-        """Record that the ongoing silence of a run was reported."""
+        """Record that the current silence of a run was reported."""
         table, up = schema.silences, self._db.clock.uptime()
         with self._db.writing() as connection:
             mine = (table.c.run_id == run_id) & (table.c.boot == up.boot) & table.c.told.is_(None)
@@ -256,11 +257,10 @@ class Agenda:
     def take_tokens(
         self, account: str, count: int, *, per_minute: float, burst: float, credit: bool = False
     ) -> float:
-        """Takes requests out of the account's bucket, which all processes of this store share: `per_minute`
-        come in, at most `burst` are kept. Returns 0 when they were there. Otherwise nothing is taken, and the
-        answer is the seconds until they are. With `credit` they are taken in any case: for requests that
-        were made already.
-        """
+        """Take requests out of the account's token bucket, which all processes of this store share.
+        `per_minute` are added, and at most `burst` are kept. Returns 0 if there were enough. Otherwise
+        nothing is taken, and the result is the seconds until there are enough. With `credit`, they are
+        always taken, for requests that were already sent."""
         key = f"bucket:{hashlib.sha256(account.encode()).hexdigest()[:48]}"
         now, table = self._db.clock.now(), schema.meta
         with self._db.writing() as connection:
@@ -278,8 +278,8 @@ class Agenda:
         return missing * 60.0 / per_minute if refused else 0.0
 
     def look(self, account: str, lease: Lease | None) -> Lease | None:
-        """Says that somebody is looking at this account's runs, for the next seconds; `lease` is what the
-        last call gave. `None` when another viewer says it already."""
+        """Record that a viewer is watching this account's runs for the next seconds. `lease` is the result of
+        the last call. Returns `None` if another viewer already does so."""
         if lease is not None and self._leases.renew(lease, _LOOK_S):
             return lease
         return self._leases.acquire(_look_name(account), _LOOK_S)

@@ -44,14 +44,15 @@ from orchestrate.text import duration
 
 _HEADER = b"SQLite format 3\x00"
 _CHECKED_AT_OPEN_BYTES = 8_000_000
-"""Up to here the whole file is verified whenever it is opened (some milliseconds); above it on `verify`."""
+"""Up to this size, the entire file is verified each time it is opened (a few milliseconds); larger files
+only on `verify`."""
 _LEAST_FREE = 65_536
-"""Bytes; a log's index alone takes half of it."""
+"""Size in bytes; a log's index alone takes half of it."""
 _BUSY_S = 60.0
 _STATEMENT_S = 60
 RECOVER = "orchestrate recover  rebuilds a store from the hosts' own lists of jobs"
 _RESTORE = f"restore a backup of it, or move it away: {RECOVER}"
-_ELSEWHERE = "choose another place with --store"
+_ELSEWHERE = "choose another location with --store"
 
 
 def open_engine(url: str) -> Engine:
@@ -59,7 +60,7 @@ def open_engine(url: str) -> Engine:
     current version. Raises `StoreError` and `MissingExtra`."""
     if (path := sqlite_path(url)) is not None:
         if path.name in ("", ":memory:"):
-            raise StoreError("runs must outlive the process: name a file, as in sqlite:///runs.sqlite3")
+            raise StoreError("runs must outlive the process: use a file, as in sqlite:///runs.sqlite3")
         return _open_sqlite(path.expanduser())
     return _open_postgres(_postgres_url(url))
 
@@ -73,8 +74,8 @@ def _postgres_url(text: str) -> URL:
     if url is None or "@" in (url.host or "") or url.get_backend_name() not in ("postgresql", "postgres"):
         raise StoreError(
             "the run store must be the URL of a SQLite file or of a Postgres database",
-            fix="sqlite:///path/to/runs.sqlite3  or  postgresql://user@host/database; "
-            "an @ or / in a password is written %40 or %2F",
+            fix="sqlite:///path/to/runs.sqlite3  or  postgresql://user@host/database; write an @ or / in a "
+            "password as %40 or %2F",
         ) from None
     return url.set(drivername="postgresql+psycopg")
 
@@ -90,7 +91,7 @@ def place_of(engine: Engine) -> str:
 
 @contextmanager
 def translated(place: str) -> Generator[None]:
-    """Turns the database's errors into `StoreError`, by code and never by message."""
+    """Convert the database's errors to `StoreError`, by code and never by message."""
     try:
         yield
     except DBAPIError as error:
@@ -369,9 +370,9 @@ _WRITTEN = select(schema.meta.c.value).where(schema.meta.c.key == "schema")
 def _require_known(version: str | None, place: str) -> None:
     if version is not None and version.isdecimal() and int(version) > schema.VERSION:
         raise StoreError(
-            f"the run store {place} was written by a newer version "
-            f"(schema {version}; this one knows {schema.VERSION})",
-            fix="pip install -U orchestrate-ft, and start again what runs with the older one",
+            f"the run store {place} was written by a newer version (schema {version}; this version supports "
+            f"{schema.VERSION})",
+            fix="pip install -U orchestrate-ft, then restart everything that runs the older version",
         )
 
 
@@ -400,7 +401,7 @@ def _set_version(connection: Connection) -> None:
 
 
 def identity(place: str) -> tuple[int, int] | None:
-    """Tells a file from one that took its place; `None` when nothing is there."""
+    """Identify a file, to detect a replacement; `None` if there is none."""
     try:
         found = Path(place).stat()
     except OSError:
@@ -418,7 +419,7 @@ def verify(engine: Engine) -> list[str]:
 
 
 class Database:
-    """Safe to use from several threads."""
+    """A database connection that is safe to use from several threads."""
 
     def __init__(self, engine: Engine, clock: Clock | None = None) -> None:
         self.engine = engine
@@ -437,9 +438,10 @@ class Database:
     def writing(self) -> Generator[Connection]:
         """Open a transaction that commits at the end of the block, or changes nothing after an error.
 
-        Raises `StoreError` once a newer version has upgraded the store: what this version writes would
-        lack fields that the newer one reads. The lock keeps an upgrade from happening between that check
-        and the writes (on Postgres; SQLite has one writer)."""
+        Raises `StoreError` once a newer version has upgraded the store, because what this version writes
+        would lack fields that the newer one reads. The lock keeps an upgrade from happening between that
+        check and the writes (on Postgres; SQLite has one writer).
+        """
         with translated(self.place), self._writer.begin() as connection:
             _require_known(connection.execute(_WRITTEN.with_for_update(read=True)).scalar(), self.place)
             yield connection
@@ -479,21 +481,21 @@ class Database:
 
 
 class LeaseLost(OrchestrateError):
-    """Another process has taken this work over; what this one was about to write was not written."""
+    """Another process has taken over this work. What this one was about to write was not written."""
 
     retryable = True
 
 
 class LeaseHeld(OrchestrateError):
-    """Another process is at this work."""
+    """Another process is doing this work."""
 
     retryable = True
 
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to one piece of work until it expires. Each taking raises the fence, and writes of an older
-    fence are refused: a process that slept past its lease can do no harm to the store."""
+    """The right to one piece of work until it expires. Each acquisition raises the fence, and writes with an
+    older fence are rejected, so a process that slept past its lease cannot harm the store."""
 
     name: str
     owner: str
@@ -508,7 +510,7 @@ class Leases:
         self._file = db.file
 
     def acquire(self, name: str, ttl_s: float) -> Lease | None:
-        """Takes the lease when it is free or has expired; `None` while another holds it."""
+        """Take the lease if it is free or has expired. Returns `None` while another process holds it."""
         now, up = self._db.clock.now(), self._db.clock.uptime()
         values: dict[str, Any] = {
             "owner": f"{self._db.actor}:{secrets.token_hex(3)}",
@@ -569,8 +571,8 @@ class Leases:
             )
 
     def require(self, connection: Connection, lease: Lease) -> None:
-        """Raises `LeaseLost` unless the lease is the last one given; to be called inside the transaction that
-        it protects."""
+        """Raise `LeaseLost` unless the lease is the latest one. Call it inside the transaction that it
+        protects."""
         row = connection.execute(
             select(schema.leases.c.fence, schema.leases.c.owner)
             .where(schema.leases.c.name == lease.name)
@@ -580,8 +582,8 @@ class Leases:
             raise _lost(lease)
 
     def check(self, lease: Lease, ttl_s: float) -> None:
-        """Raises `LeaseLost` when another process has taken the work over, and `StoreError` when the store is
-        not where it was opened. It renews the lease, which also shows that the store can be written."""
+        """Raise `LeaseLost` if another process has taken over the work, and `StoreError` if the store is not
+        where it was opened. Also renews the lease, which shows that the store can be written."""
         if not self.renew(lease, ttl_s):
             raise _lost(lease)
         if self._file is not None and identity(self._db.place) != self._file:
@@ -595,10 +597,10 @@ class Leases:
     def hold(
         self, name: str, ttl_s: float = 30.0, *, wait: Callable[[], object] | None = None
     ) -> Generator[Lease]:
-        """Holds the lease for the block, renewed by a thread, so that it ends soon after its process does.
+        """Hold the lease for the block, renewed by a thread, so it ends soon after its process does.
 
-        Raises `LeaseHeld` at once when another process has it; with `wait`, which is called between looks,
-        its turn is waited for.
+        Raises `LeaseHeld` immediately if another process has it. With `wait`, which is called between checks,
+        waits for its turn.
         """
         lease = self.acquire(name, ttl_s)
         while lease is None:

@@ -50,14 +50,14 @@ def creating(deployment: Deployment, at: datetime) -> Deployment:
 
 
 def outcome_unknown(deployment: Deployment, problem: str, at: datetime) -> Deployment:
-    """Record that the answer was lost, or that its result could not be observed."""
+    """Record that the response was lost, or that its result could not be observed."""
     if deployment.state is not State.CREATING:
         return _moved(deployment, at, deployment.state, bills=None, problem=problem)
     return _moved(deployment, at, State.OUTCOME_UNKNOWN, bills=True, problem=problem)
 
 
 def completed(deployment: Deployment, endpoint: Endpoint, at: datetime) -> Deployment:
-    """Record that all steps of a deploy are done."""
+    """Record that all steps of a deploy are complete."""
     changes: dict[str, object] = {"host_id": endpoint.id, "raw_state": endpoint.state}
     if endpoint.usd_per_hour is not None:
         changes["usd_per_hour"] = endpoint.usd_per_hour
@@ -67,7 +67,7 @@ def completed(deployment: Deployment, endpoint: Endpoint, at: datetime) -> Deplo
 
 
 def ending(deployment: Deployment, cause: str, at: datetime) -> Deployment:
-    """Record that the deployment is to end. From now on the host is asked to take it down, until it shows
+    """Record that the deployment should end. From now on, the host is asked to take it down until it shows
     that the deployment no longer exists."""
     if deployment.state is State.ENDING or deployment.state.over:
         return deployment
@@ -108,9 +108,10 @@ def observed(
     """Update the deployment from what the account contains now, according to a list of the account that
     proves it.
 
-    `settled` says that a request to create the deployment is done or will never be; before that, absence
-    proves nothing. A deployment that was up must be missing for `patience` before it counts as lost,
-    since lists lag."""
+    `settled` means that a request to create the deployment is complete or never will be. Before that, absence
+    proves nothing. A deployment that was up must be missing for `patience` before it counts as lost, because
+    lists lag.
+    """
     there = [item for item in standing if item.kind == "deployment"]
     if there:
         return _seen(deployment, there, at)
@@ -121,7 +122,7 @@ def observed(
             return deployment
         return outcome_unknown(deployment, "the response to the request was lost", at)
     if deployment.state in UNSETTLED:
-        return never_made(deployment, deployment.problem or "the host created none", at)
+        return never_made(deployment, deployment.problem or "the host did not create one", at)
     if deployment.state is State.ENDING:
         ended = _moved(deployment, at, State.ENDED, bills=False, raw_state=None, ended_at=at)
         # One that was looked for before it was ended, and that the host has never shown, has billed nothing.
@@ -187,7 +188,7 @@ class DeploymentTransition(Record, frozen=True, kw_only=True):
 
 
 class Deployments:
-    """Errors are `StoreError` with the way out. Writes are durable when a call returns."""
+    """Stores deployments. Raises `StoreError` with a fix. Writes are durable when a call returns."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -209,9 +210,9 @@ class Deployments:
         limits: Sequence[Limit] = (),
         note: str = "intent",
     ) -> None:
-        """Writes it down before anything is sent. Raises `OverBudget` when what it may cost does not fit into
-        what is left of `budget_usd` and of each limit, and `UsageError` when its job has one that is not
-        over."""
+        """Record it before anything is sent. Raises `OverBudget` if its possible cost does not fit into what
+        is left of `budget_usd` and of each limit, and `UsageError` if its job already has an open
+        deployment."""
         deployment = self._read(deployment, deployment.created_at)
         with self._db.writing() as connection:
             reserve_deployment(connection, self._db.clock, None, deployment, budget_usd, limits)
@@ -246,11 +247,11 @@ class Deployments:
         note: str | None = None,
         new_attempt: bool = False,
     ) -> Deployment:
-        """Changes one by a function of this module, in one transaction. `change`
-        sees it as it is now, and the time by its age; `made_at` is when its host says that it was made.
+        """Change a deployment with a function of this module, in one transaction. `change` receives its
+        current state, and the time by its age. `made_at` is its creation time according to the host.
 
-        With a budget or limits the change agrees to more cost, or starts it: raises `OverBudget` as `add`
-        does.
+        With a budget or limits, the change agrees to more cost, or starts it. Raises `OverBudget` like
+        `add`.
         """
         table = schema.deployments
         query = select(table.c.record, table.c.attempt).where(table.c.id == deployment_id).with_for_update()
@@ -338,8 +339,7 @@ class Deployments:
         return found[0]
 
     def of_run(self, run_id: str, provider: str | None = None) -> Deployment | None:
-        """Return the deployment of a run that is not over, or else the newest one, on any backend or on
-        one."""
+        """Return the open deployment of a run, or else the newest one, on any backend or on one."""
         table = schema.deployments
         wanted = [table.c.run_id == run_id, *([table.c.provider == provider] if provider else [])]
         found = self._found(*wanted)
@@ -353,7 +353,7 @@ class Deployments:
         over: bool | None = None,
         since: datetime | None = None,
     ) -> list[Deployment]:
-        """List deployments, newest first. `since` leaves out those that were over before then."""
+        """List deployments, newest first. `since` leaves out those that ended before then."""
         table = schema.deployments
         given = {"provider": provider, "host": host, "over": over}
         wanted = [table.c[name] == value for name, value in given.items() if value is not None]
@@ -368,8 +368,8 @@ class Deployments:
             return [Deployment.from_json(record) for record in connection.execute(query).scalars()]
 
     def open_providers(self, since: datetime | None = None, *, sandboxes: bool = True) -> list[str]:
-        """List the backends of deployments that are not over, or were not over at `since`. Abandoned
-        deployments don't count."""
+        """List the backends of deployments that are open, or were open at `since`. Abandoned deployments
+        don't count."""
         found = self.matching(over=None if since else False, since=since)
         open_ones = [one for one in found if one.state is not DeploymentState.ABANDONED]
         return sorted({one.provider for one in open_ones if sandboxes or not one.sandbox})

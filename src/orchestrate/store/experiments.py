@@ -18,7 +18,7 @@ PREFIX = "exp-"
 
 
 class StoredOutcome(NamedTuple):
-    """An outcome as it is kept."""
+    """An outcome as stored."""
 
     person: str
     phase: int
@@ -35,7 +35,7 @@ class NewOutcome(NamedTuple):
 
 
 class Experiments:
-    """Safe to use from several threads and processes."""
+    """Stores experiments. Safe to use from several threads and processes."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -47,8 +47,8 @@ class Experiments:
         return new_id(PREFIX, self.clock.now())
 
     def add(self, record: ExperimentRecord, first: ExperimentPhase) -> bool:
-        """Add an experiment together with its first phase. Returns `False` and adds nothing when the name
-        is taken."""
+        """Add an experiment together with its first phase. Returns `False` and adds nothing if the name is
+        taken."""
         table, at = tables.experiments, stamp(record.created_at)
         values = {"id": record.id, "name": record.plan.name, "at": at, "record": record.to_json().decode()}
         insert = self._db.insert(table).values(values).on_conflict_do_nothing().returning(table.c.id)
@@ -72,13 +72,15 @@ class Experiments:
         return None if row is None else ExperimentRecord.from_json(row)
 
     def get(self, name: str) -> ExperimentRecord:
-        """Get an experiment by its name, its id or the beginning of either. Raises `UsageError` when none
-        or several match."""
+        """Get an experiment by its name, its id or the beginning of either. Raises `UsageError` if none or
+        several match."""
         known = self.all()
         found = [one for one in known if one.plan.name == name]
         found = found or [one for one in known if one.id.startswith(name) or one.plan.name.startswith(name)]
         if len(found) != 1:
-            what = f"several experiments start with {name}" if found else f"there is no experiment {name}"
+            what = (
+                f"several experiments start with {name}" if found else f"there is no experiment called {name}"
+            )
             names = ", ".join(one.plan.name for one in known) or "none"
             raise UsageError(f"{what}; there are: {names}", fix="orchestrate ab serve PLAN.yaml  starts one")
         return found[0]
@@ -90,7 +92,7 @@ class Experiments:
             return [ExperimentPhase.from_json(row) for row in connection.execute(query).scalars()]
 
     def add_phase(self, id: str, phase: ExperimentPhase) -> bool:
-        """Add a phase. Returns `False` when another process has already added this number."""
+        """Add a phase. Returns `False` if another process has already added this number."""
         table = tables.experiment_phases
         insert = self._db.insert(table).values(_phase_row(id, phase)).on_conflict_do_nothing()
         with self._db.writing() as connection:
@@ -135,8 +137,8 @@ class Experiments:
     # -- outcomes ------------------------------------------------------------------------------------------
 
     def record(self, id: str, given: Sequence[NewOutcome]) -> int:
-        """Adds outcomes, all of them or none; those whose key is known already are left out. How many are
-        new."""
+        """Add outcomes, all or none, skipping those whose key is already known. Returns the number of new
+        ones."""
         if not given:
             return 0
         at = stamp(self.clock.now())

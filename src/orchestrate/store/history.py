@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from orchestrate.costing import Reconciliation
 
 TRANSLATION = "translation"
-"""The kind of record that says what the settings of a run became on its backend."""
+"""The kind of record that stores what a run's settings became on its backend."""
 
 
 _SAME = tuple({column.name for column in schema.runs.columns} & {*Run.__struct_fields__} - {"id"})
-"""The columns that hold a field of the record, by its name: a new one needs no more than its row there."""
+"""The columns that hold a field of the record, by name. A new one only needs an entry here."""
 
 
 def _cell(value: Any) -> Any:
@@ -53,7 +53,7 @@ def _cell(value: Any) -> Any:
 
 
 def columns(run: Run, clock: Clock) -> dict[str, Any]:
-    """Return the database row of a run, without its id and what is not part of the record."""
+    """Return the database row of a run, without its id and anything that is not part of the record."""
     from orchestrate.costing import spending
 
     money = spending(run)
@@ -85,7 +85,7 @@ def reopened(before: Run, after: Run) -> bool:
 
 
 class Transition(msgspec.Struct, frozen=True, kw_only=True):
-    """One step of a run, as it was written down when it happened."""
+    """One step of a run, as recorded when it happened."""
 
     at: datetime
     phase: SubmitPhase
@@ -93,14 +93,14 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
     raw_status: str | None
     attempt: int
     actor: str
-    """Machine, process and a random part of the one that wrote it."""
+    """Machine, process and a random part of the writer."""
     note: str | None
 
 
 def add_events(
     db: Database, connection: Connection, run_id: str, events: Iterable[Event], *, from_host: bool
 ) -> list[Event]:
-    """Add events as `History.add_events` does, in the caller's transaction."""
+    """Add events like `History.add_events`, in the caller's transaction."""
     added: list[Event] = []
     for event in events:
         done = connection.execute(
@@ -121,7 +121,7 @@ def add_events(
 
 
 class History:
-    """Adding is idempotent: what is there already, by its id or step, is not added again."""
+    """The history of runs. Adding is idempotent: entries with a known id or step are not added again."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -172,8 +172,8 @@ class History:
             return connection.execute(query).scalar()
 
     def add_metrics(self, run_id: str, points: Iterable[MetricPoint]) -> int:
-        """Merges by step: a host may tell the training loss first and the validation loss later. Returns how
-        many steps were new or changed."""
+        """Merge by step, because a host may report the training loss first and the validation loss later.
+        Returns how many steps were new or changed."""
         table, points = schema.metrics, list(points)
         known_of = select(table.c.step, table.c.record).where(table.c.run_id == run_id)
         # Most polls bring nothing new, and a look needs no lock.
@@ -231,7 +231,7 @@ class History:
         }
 
     def set_checkpoints(self, run_id: str, checkpoints: Iterable[Checkpoint]) -> None:
-        """Adds or replaces by id. One that the host no longer lists is kept."""
+        """Add or replace checkpoints by id. One that the host no longer lists is kept."""
         table, known = schema.checkpoints, self.checkpoints(run_id)
         new = [checkpoint for checkpoint in checkpoints if checkpoint not in known]
         if not new:
@@ -258,7 +258,7 @@ class History:
     # -- uploads -------------------------------------------------------------------------------------------
 
     def record_upload(self, provider: str, host: str, account: str, remote: RemoteDataset) -> None:
-        """Remembers where an account keeps a dataset, so that the same content is never sent twice."""
+        """Remember where an account stores a dataset, so the same content is never uploaded twice."""
         insert = self._db.insert(schema.uploads).values(
             provider=provider,
             host=host,
@@ -276,7 +276,7 @@ class History:
             )
 
     def upload(self, provider: str, host: str, account: str | None, digest: str) -> RemoteDataset | None:
-        """Return where the account stores the dataset, or `None` when that is unknown."""
+        """Return where the account stores the dataset, or `None` if that is unknown."""
         query = select(schema.uploads.c.record).where(_upload(provider, host, account, digest))
         with self._db.reading() as connection:
             row = connection.execute(query).scalar()
@@ -290,7 +290,7 @@ class History:
     # -- records of other rooms ----------------------------------------------------------------------------
 
     def add_record(self, run_id: str, kind: str, record: msgspec.Struct | dict[str, Any]) -> int:
-        """Keeps a JSON record of any room beside a run: `evaluation`, `artifact`, `endpoint` ... Returns its
+        """Store a JSON record of any kind with a run: `evaluation`, `artifact`, `endpoint` ... Returns its
         id."""
         with self._db.writing() as connection:
             row = beside(self._db.clock, run_id, kind, record)
@@ -299,8 +299,8 @@ class History:
             return int(key[0]) if key else 0
 
     def translation(self, run_id: str) -> Translation | None:
-        """Return what the run's settings became when it was submitted, secrets aside; `None` for a run that
-        was not submitted from here."""
+        """Return what the run's settings became when it was submitted, without secrets, or `None` for a run
+        that was not submitted from here."""
         found = self.records(TRANSLATION, [run_id])
         return Translation.from_dict(found[-1].data) if found else None
 
@@ -343,7 +343,7 @@ class History:
         return [decoding.convert(data, Reconciliation, strict=False) for data in last.values()]
 
     def add_evaluation(self, evaluation: Evaluation) -> None:
-        """Store an evaluation with each of its runs, or without a run when it has none."""
+        """Store an evaluation with each of its runs, or without a run if it has none."""
         for run_id in evaluation.run_ids or [""]:
             self.add_record(run_id, "evaluation", evaluation)
 
@@ -377,7 +377,7 @@ class History:
 
 
 class StoredRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A JSON record as it was given to `add_record`."""
+    """A JSON record as passed to `add_record`."""
 
     id: int
     run_id: str

@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 _LOCK = schema.APPLICATION_ID + 1
 _LESS = "lower --max-hours or --max-cost, or raise the budget"
-_NO_BUDGET = "name a model whose price is known, or run it without a budget (budget_usd)"
+_NO_BUDGET = "use a model with a known price, or run it without a budget (budget_usd)"
 _KEPT = "send-"
-"""How the ids of holds begin whose end is kept."""
+"""Prefix of the ids of holds whose outcome is kept."""
 _AT_ONCE = 500
 LONGEST_ANSWER = timedelta(days=1)
-"""After which a send that nobody accounted for is under way no more, and counts as billed."""
+"""Time after which an unaccounted request is no longer in progress and counts as billed."""
 
 
 def one_at_a_time(connection: Connection) -> None:
@@ -49,15 +49,15 @@ def one_at_a_time(connection: Connection) -> None:
 
 
 class Limit(NamedTuple):
-    """A limit beside the budget that has to hold in the same transaction."""
+    """A limit besides the budget that must hold in the same transaction."""
 
     usd: Decimal
     taken: Callable[[Connection], Decimal]
-    """What everything else takes of it."""
+    """What everything else uses of it."""
     words: dict[str, str]
     """For `OverBudget`."""
     wanted: Decimal | None = None
-    """What is taken of it, where that is more than of the budget."""
+    """Amount taken from it, if that is more than is taken from the budget."""
 
 
 def reserve(  # noqa: PLR0913  what is held, and each limit that it is held against
@@ -74,7 +74,7 @@ def reserve(  # noqa: PLR0913  what is held, and each limit that it is held agai
     **words: str,
 ) -> None:
     """Raise `OverBudget` or `UnknownPrice` unless `usd` fits into what remains of the budget and of each
-    limit, where `held_usd` of it is reserved already. The caller writes it down in the same transaction."""
+    limit, where `held_usd` of it is already reserved. The caller records it in the same transaction."""
     if budget_usd is None and not limits:
         return
     one_at_a_time(connection)
@@ -92,8 +92,8 @@ def reserve(  # noqa: PLR0913  what is held, and each limit that it is held agai
 def reserve_run(
     connection: Connection, clock: Clock, run: Run, budget_usd: Decimal | None, limits: Sequence[Limit]
 ) -> None:
-    """Reserve all that a new run may cost: the high end of its quote, or the cost of its machine until
-    the time limit where that is more. The run's own limit applies in a sandbox too."""
+    """Reserve all that a new run may cost: the high end of its quote, or the cost of its machine until the
+    time limit if that is more. The run's own limit applies in a sandbox too."""
     from orchestrate.costing.expenses import unpriced
 
     quote, name = run.quote, run.provider
@@ -181,7 +181,7 @@ def _as_billed(deployment: Deployment, at: datetime) -> Spending:
 
 def asked_for(connection: Connection, clock: Clock, *, but: str | None = None, **named: str) -> Decimal:
     """Return what the gateway's deployments with these fields have cost and may still cost. `but` is the
-    deployment being changed. It counts only once it is over, when a new one is created."""
+    deployment being changed. It counts only once it has ended and a new one is created."""
     table, found = schema.deployments, Decimal(0)
     query = select(table.c.record).where((table.c.id != (but or "")) | table.c.over)
     for field_name, value in named.items():
@@ -195,7 +195,7 @@ def asked_for(connection: Connection, clock: Clock, *, but: str | None = None, *
 
 
 def total_spending(connection: Connection, clock: Clock) -> Spending:
-    """Runs, deployments as they stand now, and answers."""
+    """Return the total spending on runs, deployments as of now, and answers."""
     from orchestrate.costing import Spending  # late: listing runs must not pay for the room's import
 
     # In one statement, which sees a deployment that ends meanwhile either as going on or in the sums.
@@ -222,7 +222,7 @@ def _deployed(records: Iterable[str | None], clock: Clock) -> list[Spending]:
 
 
 class LedgerShare(NamedTuple):
-    """What one thing takes of the sums."""
+    """The amounts that one item adds to the sums."""
 
     spent_usd: Decimal = Decimal(0)
     committed_usd: Decimal = Decimal(0)
@@ -236,8 +236,8 @@ class LedgerShare(NamedTuple):
 
     @classmethod
     def by_deployment(cls, deployment: Deployment | None) -> LedgerShare:
-        """Return what a deployment cost, once it is over. Until then it takes more all the time, and
-        nothing is returned."""
+        """Return what a deployment cost, once it has ended. Until then its cost keeps growing, and nothing is
+        returned."""
         from orchestrate.costing.expenses import deployment_spending
 
         if deployment is None or not deployment.state.over:
@@ -256,8 +256,8 @@ _FIRST = text("INSERT INTO kept_sums VALUES (:name, '0', '0') ON CONFLICT DO NOT
 
 
 def count(connection: Connection, before: Iterable[LedgerShare], after: Iterable[LedgerShare]) -> None:
-    """Keep the sums, in the transaction that changes what they are the sums of. The last lock that it takes:
-    so nobody waits for one another."""
+    """Update the sums in the transaction that changes their parts. This lock is always taken last, so
+    transactions never wait for each other."""
     change = _sum(after, less=before)
     if change == LedgerShare():
         return
@@ -289,7 +289,7 @@ def _taken(row: Any) -> LedgerShare:
 
 
 def recount(connection: Connection) -> bool:
-    """Add the sums up anew, which mends what something else than this program changed: whether it did."""
+    """Compute the sums again, which repairs changes by other programs. Returns whether that was needed."""
     new = connection.execute(_FIRST, {"name": _SUMS}).rowcount
     known = _taken(connection.execute(_KEPT_SUMS.with_for_update()).one())
     sums = _added_up(connection)
@@ -315,16 +315,16 @@ def _added_up(connection: Connection) -> LedgerShare:
 
 
 class AnswerSpending(NamedTuple):
-    """What answers of one purpose from one backend cost in a month (`2026-11`, UTC)."""
+    """The cost of answers of one purpose from one backend in a month (`2026-11`, UTC)."""
 
     purpose: str
     backend: str
     month: str
     made_by: str
     spent_usd: Decimal
-    """Their bills, and the most of those that did not arrive."""
+    """Their bills, plus the maximum for those that did not arrive."""
     held_usd: Decimal
-    """Of requests under way."""
+    """Reserved for requests in progress."""
     requests: int
 
     def expense(self) -> Expense:
@@ -357,7 +357,7 @@ def _answers(connection: Connection) -> list[AnswerSpending]:
 
 
 class Ledger:
-    """What a store's answers cost, and what all of it costs together."""
+    """What a store's answers cost, and what everything in it costs together."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -368,13 +368,13 @@ class Ledger:
             return total_spending(connection, self._db.clock)
 
     def recount(self) -> bool:
-        """Add up anew what all runs and ended deployments take. Return whether the sums had gone wrong."""
+        """Compute again what all runs and ended deployments use. Return whether the sums were wrong."""
         with self._db.writing() as connection:
             one_at_a_time(connection)
             return recount(connection)
 
     def answers(self) -> list[AnswerSpending]:
-        """Return the spending on answers billed one by one, grouped by purpose, backend, month and user."""
+        """Return the spending on individually billed answers, grouped by purpose, backend, month and user."""
         with self._db.reading() as connection:
             return _answers(connection)
 
@@ -396,30 +396,30 @@ class Ledger:
         AnswerAccount(self._db, "", None).catch_up("", log, known, found=True)
 
     def account(self, purpose: str, settings: Settings) -> AnswerAccount:
-        """Return the account that reserves, settles and counts one command's answers against the budget
-        of `settings`."""
+        """Return the account that reserves, settles and counts one command's answers against the budget of
+        `settings`."""
         return AnswerAccount(self._db, purpose, settings.budget_usd, settings.made_by or "")
 
 
 @dataclass(frozen=True)
 class AnswerAccount:
-    """Two-phase: each send of a question is held at its worst price before it leaves, and settled once it is
-    known what became of it. Safe to use from several threads and processes."""
+    """Two-phase: each request is reserved at its highest price before it is sent, and settled once its
+    outcome is known. Safe to use from several threads and processes."""
 
     _db: Database
     purpose: str
     budget_usd: Decimal | None
-    """Of the store: everything that it holds counts."""
+    """Budget of the store; everything in the store counts."""
     made_by: str = ""
     machine: str = field(default_factory=platform.node)
 
     def require_price(self, backend: str) -> None:
-        """Raise `UnknownPrice` for answers that are billed at an unknown price, where there is a budget."""
+        """Raise `UnknownPrice` for answers that are billed at an unknown price, if there is a budget."""
         require_price(backend, None, self.budget_usd, "the price of its answers is unknown", _NO_BUDGET)
 
     def hold(self, backend: str, usd: Decimal, log: Path) -> str:
-        """Reserve the worst price of one send, to be written into `log`. Return the id of the hold. Raise
-        `OverBudget`."""
+        """Reserve the highest price of one request, to be recorded in `log`. Return the id of the hold.
+        Raises `OverBudget`."""
         id = f"{_KEPT}{secrets.token_hex(8)}-{_mark(log, self._db.clock)}"
         with self._db.writing() as connection:
             reserve(
@@ -429,7 +429,7 @@ class AnswerAccount:
                 usd,
                 budget_usd=self.budget_usd,
                 figure="the maximum cost of the next answer",
-                fix="raise the budget; the same command then continues from here",
+                fix="raise the budget, then run the same command again to continue from here",
             )
             connection.execute(
                 schema.answer_holds.insert().values(
@@ -446,7 +446,7 @@ class AnswerAccount:
         return id
 
     def settle(self, id: str, usd: Decimal) -> None:
-        """Count what a send came to instead of what it held. Once: a second time changes nothing."""
+        """Count the actual cost of a request instead of its reservation. A second call changes nothing."""
         table = schema.answer_holds
         with self._db.writing() as connection:
             one_at_a_time(connection)  # whoever adds all up sees it held or settled, and never neither
@@ -460,10 +460,10 @@ class AnswerAccount:
             self._end(connection, id)
 
     def catch_up(self, backend: str, log: Path, sends: Mapping[str, Send], *, found: bool = False) -> None:
-        """Settle what this log, whose lock the caller has, knows and this store does not: what a process that
-        was killed left, and all that was asked since the backup that this store was restored from. What it
-        was not told of was never sent, where it was `found`, is the very file that it was and nothing of it
-        is missing; else it counts in full, as does what no command came back for in a day."""
+        """Settle what this log, whose lock the caller has, knows and this store does not: what a killed
+        process left behind, and all requests since the backup that this store was restored from. A hold
+        that the log doesn't mention was never sent, provided the log was `found`, is the same file and is
+        complete. Otherwise it counts in full, as does anything that no command came back for in a day."""
         holds, name = schema.answer_holds, self._name(log)
         old = stamp(self._db.clock.now() - LONGEST_ANSWER)
         left = select(holds).where(or_(holds.c.log == name, holds.c.at < old))

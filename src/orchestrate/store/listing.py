@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     from orchestrate.store.database import Database
 
 COLUMNS = ("created", "name", "backend", "model", "status", "cost", "updated", "loss")
-"""What lists are sorted by, beside the settings of a spec (`spec.NAME`) and tags (`tag.NAME`)."""
+"""Sort keys of lists, besides the settings of a spec (`spec.NAME`) and tags (`tag.NAME`)."""
 GROUPS = ("backend", "model", "status")
-"""What lists are grouped by, beside settings and tags."""
+"""Group keys of lists, besides settings and tags."""
 STATUSES = tuple(dict.fromkeys([*STAGES.values(), *(status.value for status in JobStatus)]))
-"""The words for where a run stands, as they are shown and filtered by."""
+"""The words for a run's stage, as shown and filtered by."""
 _NAME = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*){0,4}")
 _PAGE = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunQuery:
-    """Which runs a list has, and in which order. `None` and the empty text are anything."""
+    """Filters and order of a list of runs. `None` and the empty text match anything."""
 
     words: str = ""
-    """Each has to be in what names the run: id, name, backend, model, job, person, note, tags."""
+    """Each word must occur in what names the run: id, name, backend, model, job, person, note, tags."""
     provider: str = ""
     status: str = ""
     """A `JobStatus`, or a word of `STATUSES`."""
@@ -47,9 +47,9 @@ class RunQuery:
     sandbox: bool | None = None
     archived: bool | None = None
     sort: str = "-created"
-    """One of `COLUMNS`, `spec.NAME` or `tag.NAME`; with `-` in front from the largest to the smallest."""
+    """One of `COLUMNS`, `spec.NAME` or `tag.NAME`; a leading `-` sorts in descending order."""
     group: str = ""
-    """One of `GROUPS`, `spec.NAME` or `tag.NAME`: its runs come together."""
+    """One of `GROUPS`, `spec.NAME` or `tag.NAME`, to group the runs by."""
 
     def __post_init__(self) -> None:
         if self.status not in ("", *STATUSES):

@@ -14,13 +14,13 @@ from orchestrate.types import QueueEntry, QueueState
 PREFIX = "q-"
 _PAUSED = "queue-paused"
 _LEAST = 4
-"""Characters of an id that name an entry."""
+"""Minimum characters of an id that identify an entry."""
 _SOME = 5
-"""So many entries are named when a name fits several."""
+"""Maximum entries to list when a name matches several."""
 
 
 class Queue:
-    """Safe to use from several threads and processes."""
+    """Stores the queue. Safe to use from several threads and processes."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -35,8 +35,8 @@ class Queue:
         first: bool = False,
         guard: Callable[[QueueEntry, list[QueueEntry]], None] | None = None,
     ) -> QueueEntry:
-        """Adds what `make` gives for a position: behind all others, or before them. What `guard` raises, with
-        the new one and all others before it, adds nothing."""
+        """Add the entry that `make` returns for a position, after or before all others. If `guard`, which
+        receives the new entry and all others before it, raises an error, nothing is added."""
         with self._db.writing() as connection:
             _one_at_a_time(connection)  # two that add at once would take one position
             edge = func.min if first else func.max
@@ -58,8 +58,8 @@ class Queue:
             return [QueueEntry.from_json(row) for row in connection.execute(query).scalars()]
 
     def get(self, name: str) -> QueueEntry:
-        """Get an entry by its id, or by the first or last characters of it, at least `_LEAST`. Raises
-        `UsageError` when none or several match."""
+        """Get an entry by its id, or by its first or last characters, at least `_LEAST`. Raises `UsageError`
+        if none or several match."""
         bare = name.strip().removeprefix(PREFIX)
         found = {entry.id.removeprefix(PREFIX): entry for entry in (self.matching() if bare else [])}
         if bare not in found:
@@ -70,7 +70,7 @@ class Queue:
         return found[bare]
 
     def change(self, entry_id: str, change: Callable[[QueueEntry], QueueEntry]) -> QueueEntry:
-        """Change an entry with a function that receives it as it is now. An exception from that function
+        """Change an entry with a function that receives its current state. An exception from that function
         changes nothing."""
         table = schema.queue
         query = select(table.c.record).where(table.c.id == entry_id).with_for_update()
@@ -83,7 +83,7 @@ class Queue:
 
     @property
     def paused(self) -> bool:
-        """Whether nothing of it is submitted."""
+        """Whether the queue submits nothing."""
         query = select(schema.meta.c.value).where(schema.meta.c.key == _PAUSED)
         with self._db.reading() as connection:
             return connection.execute(query).scalar() is not None

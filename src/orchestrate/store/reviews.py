@@ -17,7 +17,7 @@ PREFIX = "rev-"
 
 
 class Reviews:
-    """Safe to use from several threads, as a page's requests come in."""
+    """Stores reviews. Safe to use from several threads, because a page's requests arrive concurrently."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -43,7 +43,7 @@ class Reviews:
         ]
 
     def get(self, name: str) -> Review:
-        """Get a review by its id or the beginning of it. Raises `UsageError` when none or several match."""
+        """Get a review by its id or the beginning of it. Raises `UsageError` if none or several match."""
         found = [review for review in self.matching() if review.id.startswith(name)]
         if len(found) != 1:
             what = f"several reviews start with {name}" if found else f"there is no review {name}"
@@ -51,7 +51,7 @@ class Reviews:
         return found[0]
 
     def rate(self, *ratings: Rating) -> None:
-        """Adds ratings, all of them or none."""
+        """Add ratings, all or none."""
         if not ratings:
             return
         rows = [{"review_id": r.review, "at": stamp(r.at), "record": r.to_json().decode()} for r in ratings]
@@ -66,7 +66,8 @@ class Reviews:
             return [Rating.from_json(row) for row in connection.execute(query).scalars()]
 
     def calibrate(self, judge: str, record: msgspec.Struct) -> None:
-        """Keeps how far a judge, named by the digest of all that makes it, agrees with people."""
+        """Store how well a judge, identified by the digest of everything that defines it, agrees with
+        people."""
         insert = self._db.insert(schema.calibrations).values(
             judge=judge, at=stamp(self._db.clock.now()), record=msgspec.json.encode(record).decode()
         )

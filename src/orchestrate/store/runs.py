@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 _NEWEST = ("last", "latest")
 _SOME = 5
-"""So many runs are named when a name fits several."""
+"""Maximum runs to list when a name matches several."""
 
 
 def one(db: Database, name: str, *, sandboxes: bool, near: str | None) -> Run:
-    """See `Runs.get`."""
+    """Find one run. See `Runs.get`."""
     found = named(db, name, sandboxes=sandboxes, near=near)
     if len(found) == 1:
         return found[0]
@@ -54,7 +54,7 @@ def one(db: Database, name: str, *, sandboxes: bool, near: str | None) -> Run:
         raise UsageError(f"unknown run {name!r}", fix="orchestrate runs  lists them")
     some = ", ".join(f"{run.id} ({run.provider}, {run.status.value})" for run in found[:_SOME])
     more = " and more" if len(found) > _SOME else ""
-    raise UsageError(f"{name!r} matches several runs: {some}{more}", fix="give more of the id")
+    raise UsageError(f"{name!r} matches several runs: {some}{more}", fix="type more of the id")
 
 
 def named(db: Database, name: str, *, sandboxes: bool = True, near: str | None = None) -> list[Run]:
@@ -99,12 +99,12 @@ _INSERT = schema.runs.insert()
 _APPEND = schema.transitions.insert()
 _STAMP = schema.stamps.insert()
 _AT_ONCE = 500
-"""Runs that are locked by one statement."""
+"""Maximum runs locked by one statement."""
 Change = Callable[[Run], Run]
 Guard = Callable[[Connection, Run], None]
 
 
-WITHDRAWN = "cancelled before anything was sent"
+WITHDRAWN = "canceled before anything was sent"
 
 
 class _StoredRun(NamedTuple):
@@ -116,7 +116,7 @@ class _StoredRun(NamedTuple):
 
 
 class Equal(TypedDict, total=False):
-    """What the runs that are looked for have; `None` is anything."""
+    """Values that matching runs must have; `None` matches anything."""
 
     provider: str | None
     host: str | None
@@ -126,8 +126,8 @@ class Equal(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Intent(RunRequest):
-    """A run before anything of it is sent. `model` is what the backend calls it, where the spec does not
-    tell."""
+    """A run before anything of it is sent. `model` is the backend's name for it, if the spec does not have
+    one."""
 
     spec: JobSpec
     provider: str
@@ -137,13 +137,14 @@ class Intent(RunRequest):
     account: str | None = None
     sandbox: bool = False
     translation: Translation | None = None
-    """What the settings become on the backend: kept with the run, and what is sent for it from then on."""
+    """What the settings become on the backend. It is stored with the run and used for everything sent
+    from then on."""
     ref: str | None = None
-    """Of a run with a key; any other one gets a ref that nobody else has."""
+    """The ref of a run with a key; any other run gets a unique ref."""
 
 
 class Runs:
-    """Errors are `StoreError` with the way out. Writes are durable when a call returns."""
+    """Stores runs. Raises `StoreError` with a fix. Writes are durable when a call returns."""
 
     def __init__(self, db: Database, leases: Leases) -> None:
         self._db = db
@@ -159,11 +160,12 @@ class Runs:
         limits: Sequence[Limit] = (),
         guard: Guard | None = None,
     ) -> Run:
-        """Writes the intent, unless `guard` raises in the same transaction.
+        """Record the intent, unless `guard` raises in the same transaction.
 
-        Raises `OverBudget` when what the run may cost does not fit into its own limit, into `limits` and into
-        what is left of `budget_usd` over all of this store, and `UnknownPrice` when that is
-        unknown; of processes that ask at once, only those that fit pass."""
+        Raises `OverBudget` if the run's possible cost does not fit into its own limit, into `limits` and into
+        what is left of `budget_usd` over the entire store, and `UnknownPrice` if that is unknown. Of
+        processes that ask at the same time, only those that fit pass.
+        """
         now, spec = self._db.clock.now(), intent.spec
         run = Run(
             id=(run_id := run_id_of(intent.ref) if intent.ref else new_run_id(now)),
@@ -210,7 +212,7 @@ class Runs:
         return run
 
     def restore(self, run: Run) -> None:
-        """Writes a run as it is, to rebuild a store. Raises `UsageError` when it is there already."""
+        """Write a run unchanged, to rebuild a store. Raises `UsageError` if it already exists."""
         try:
             with self._db.writing() as connection:
                 self._insert_row(connection, run)
@@ -236,10 +238,10 @@ class Runs:
         lease: Lease | None = None,
         note: str | None = None,
     ) -> Run:
-        """Changes one run by a function of `orchestrate.store.transitions`, in one transaction.
+        """Change one run with a function of `orchestrate.store.transitions`, in one transaction.
 
-        `change` sees the run as it is now, not as the caller last saw it; what it raises is raised here and
-        changes nothing. Raises `LeaseLost` when `lease` is no longer the last one given.
+        `change` receives the run as it is now, not as the caller last saw it. An exception from it is passed
+        on and changes nothing. Raises `LeaseLost` if `lease` is no longer the latest one.
         """
         with self._db.writing() as connection:
             if lease is not None:
@@ -248,8 +250,8 @@ class Runs:
             return after
 
     def begin(self, run_id: str, lease: Lease) -> Run:
-        """Counts a new attempt and writes SUBMITTING, or withdraws the run if its cancellation was requested,
-        in one transaction. A later request finds SUBMITTING, so it is carried out on the host. Raises
+        """Count a new attempt and write SUBMITTING, or withdraw the run if its cancellation was requested, in
+        one transaction. A later request finds SUBMITTING, so it is carried out on the host. Raises
         `LeaseLost` and `ImpossibleTransition`."""
         at = self._db.clock.now()
         with self._db.writing() as connection:
@@ -264,7 +266,7 @@ class Runs:
             return after
 
     def apply_many(self, changes: Sequence[tuple[str, Change]]) -> list[Run]:
-        """Apply each change as `apply` does, in one transaction. Returns the runs that changed."""
+        """Apply each change like `apply`, in one transaction. Returns the runs that changed."""
         with self._db.writing() as connection:
             steps = self._apply(connection, changes)
         return [after for before, after in steps if after is not before]
@@ -359,9 +361,9 @@ class Runs:
         limits: Sequence[Limit] = (),
         figure: str = "the host's own estimate",
     ) -> Run:
-        """Changes a run that may cost up to `usd` from then on. Raises `OverBudget` when what that is above
-        what the run has taken already does not fit into what is left of `budget_usd`, or all of it not into
-        `limits`."""
+        """Change a run that may cost up to `usd` from then on. Raises `OverBudget` if the increase over what
+        the run already reserves does not fit into what is left of `budget_usd`, or the total does not fit
+        into `limits`."""
         with self._db.writing() as connection:
             if lease is not None:
                 self._leases.require(connection, lease)
@@ -383,7 +385,7 @@ class Runs:
             connection.execute(schema.silences.delete().where(schema.silences.c.run_id == run_id))
 
     def request_cancel(self, run_id: str) -> None:
-        """Record that the job of this run is to be cancelled by whoever learns its id."""
+        """Record that this run's job should be canceled as soon as its id is known."""
         self._set(run_id, cancel_requested=True)
 
     def cancel_requested(self, run_id: str) -> bool:
@@ -403,9 +405,9 @@ class Runs:
 
     def get(self, name: str, *, sandboxes: bool = True, near: str | None = None) -> Run:
         """Get a run by id, ref, the host's job id, a unique beginning or end of the id, the spec's suffix
-        (the newest), or `last`. Without `sandboxes`, the suffix and `last` don't match runs of a sandbox.
-        With `near`, they match only runs of sandboxes and of the backend with that name. Raises
-        `UsageError` when none or several match."""
+        (the newest), or `last`. Without `sandboxes`, the suffix and `last` don't match sandbox runs. With
+        `near`, they match only sandbox runs and runs of the backend with that name. Raises `UsageError` if
+        none or several match."""
         return one(self._db, name.strip(), sandboxes=sandboxes, near=near)
 
     def matching(
@@ -438,7 +440,7 @@ class Runs:
         return found
 
     def open_providers(self, *, sandboxes: bool = True) -> list[str]:
-        """List the backends of the runs about which something may still be learned."""
+        """List the backends of the runs that may still change."""
         table = schema.runs
         query = select(table.c.provider).where(~table.c.closed).distinct().order_by(table.c.provider)
         query = query if sandboxes else query.where(~table.c.sandbox)

@@ -35,11 +35,12 @@ from orchestrate.types import Run
 
 metadata = MetaData()
 _CELL, _WORDS = 100, 360
-"""Characters of a cell and of the searched text: an entry of an index has at most 2,704 bytes on Postgres."""
+"""Maximum characters of a cell and of the searched text, because an index entry has at most 2,704 bytes
+on Postgres."""
 
 VERSION = 10
 APPLICATION_ID = 0x4F524348
-"""`ORCH` in the header of the SQLite file: tells our file from anyone else's."""
+"""`ORCH` in the header of the SQLite file, which identifies it as ours."""
 
 meta = Table(
     "orchestrate_meta",
@@ -562,10 +563,11 @@ STEPS: dict[int, Callable[[Connection], None]] = {
     8: _keep_sums,
     9: _note_silences,
 }
-"""From the schema in the key to the next one, since the first release. A released step is never changed."""
+"""Migrations from the schema version in the key to the next one, since the first release. A released step
+is never changed."""
 
 
 def migrate(connection: Connection, version: int) -> None:
-    """Brings a store of an older schema up to `VERSION`, inside the caller's transaction."""
+    """Upgrade a store of an older schema to `VERSION`, inside the caller's transaction."""
     for step in range(version, VERSION):
         STEPS[step](connection)

@@ -17,14 +17,13 @@ from orchestrate.types import Run, Search, Trial
 
 
 class Searches:
-    """Safe to use from several threads and processes."""
+    """Stores searches. Safe to use from several threads and processes."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
 
     def add(self, search: Search) -> bool:
-        """Add a search. Returns `False` when one with its id exists: that one gets the limits of this
-        one."""
+        """Add a search. Returns `False` if one with its id exists, which then gets the limits of this one."""
         values = {"id": search.id, "at": stamp(search.created_at), "record": search.to_json().decode()}
         table = tables.searches
         insert = self._db.insert(table).values(values).on_conflict_do_nothing().returning(table.c.id)
@@ -46,8 +45,8 @@ class Searches:
             return [Search.from_json(row) for row in connection.execute(query).scalars()]
 
     def get(self, name: str) -> Search:
-        """Get a search by its id or the beginning of it, or `last`. Raises `UsageError` when none or
-        several match."""
+        """Get a search by its id or the beginning of it, or `last`. Raises `UsageError` if none or several
+        match."""
         every = self.all()
         found = every[:1] if name == "last" else [one for one in every if name and one.id.startswith(name)]
         if len(found) != 1:
@@ -81,8 +80,8 @@ class Searches:
         return Limit(search.max_cost_usd, taken, words)
 
     def of_run(self, run: Run) -> tuple[Search, Trial] | None:
-        """Return the search and the trial that a run belongs to. This also works when the process that
-        created the run was killed before recording it: the run's key is the search's id and the trial's
+        """Return the search and the trial that a run belongs to. This also works if the process that created
+        the run was killed before recording it, because the run's key is the search's id and the trial's
         number."""
         for search in self.all():
             if (run.idempotency_key or "").startswith(f"{search.id}-"):
@@ -93,7 +92,7 @@ class Searches:
         return None
 
     def propose(self, search_id: str, trial: Trial) -> bool:
-        """Adds a trial; `False` where one of its number is there already."""
+        """Add a trial. Returns `False` if its number already exists."""
         table = tables.trials
         values = {"search_id": search_id, "number": trial.number, "record": trial.to_json().decode()}
         insert = self._db.insert(table).values(values).on_conflict_do_nothing().returning(table.c.number)
@@ -101,7 +100,7 @@ class Searches:
             return connection.execute(insert).first() is not None
 
     def change(self, search_id: str, number: int, change: Callable[[Trial], Trial]) -> Trial:
-        """Change a trial with a function that receives it as it is now. An exception from that function
+        """Change a trial with a function that receives its current state. An exception from that function
         changes nothing."""
         table = tables.trials
         own = (table.c.search_id == search_id) & (table.c.number == number)

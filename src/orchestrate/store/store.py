@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 
 class Store:
-    """The parts of the store over one database. Open with `Store.open`; a context manager that closes it."""
+    """The parts of the store over one database. Open it with `Store.open`. As a context manager, it closes
+    itself."""
 
     def __init__(self, engine: Engine, clock: Clock | None = None) -> None:
         self.database = Database(engine, clock)
@@ -84,32 +85,32 @@ POINTS = (
     "after-post",
     "after-submitted",
 )
-"""Where a death is recognized by what is on the host and what is written down."""
+"""Where a crash is recognized by the host's state and the records in the store."""
 
 CrashPoint = Callable[[str], None]
 """Called with each of `POINTS` as it is reached; the fault tests kill the process there."""
 
 CLOCK_SKEW = timedelta(days=2)
-"""How far this machine's wall clock may be off the host's when a search by time is bounded."""
+"""Tolerance for this machine's wall clock against the host's when a search is limited by time."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of the protocol."""
+    """Timing of the protocol, in seconds."""
 
     send_limit_s: float = 20.0
-    """Longest time from writing SUBMITTING to sending; later nothing is sent."""
+    """Longest time from writing SUBMITTING to sending; after that, nothing is sent."""
     requests: int = 3
-    """Requests of one create with what it reads before, each with the provider's time-out."""
+    """Requests of one create with the reads before it, each with the provider's timeout."""
     margin_s: float = 60.0
-    """How late a host's list may show a job that it has."""
+    """Maximum delay until a host's list shows a job that it has."""
     lease_s: float = 30.0
     patience_s: float = 120.0
-    """Longest wait in all for a host that is busy and says so."""
+    """Maximum total wait for a host that reports it is busy."""
 
     def settle_s(self, provider: Provider) -> float:
-        """Return the time, in seconds, after which a request that was to be sent has been sent, answered
-        and listed, or never will be."""
+        """Return the time, in seconds, after which a request that was about to be sent has been sent,
+        answered and listed, or never will be."""
         return self.send_limit_s + self.requests * provider.config.timeout_s + self.margin_s
 
 
@@ -119,8 +120,8 @@ DEFAULT_TIMING = Timing()
 def settle_left_s(
     store: Store, provider: Provider, run: Run, timing: Timing = DEFAULT_TIMING
 ) -> float | None:
-    """Return the seconds until the absence of a job with the run's ref proves that none was created.
-    Returns `None` for a run whose answer was not lost."""
+    """Return the seconds until the absence of a job with the run's ref proves that none was created. Returns
+    `None` for a run whose response was not lost."""
     if run.phase not in UNSETTLED:
         return None
     return max(timing.settle_s(provider) - store.runs.waited(run.id), 0.0)

@@ -25,7 +25,7 @@ from orchestrate.types import Allowance, Bill, Job, JobError, JobHandle, JobStat
 UNSENT = frozenset({SubmitPhase.INTENT, SubmitPhase.UPLOADED})
 """Phases in which the host certainly has no job of this run."""
 PAUSED, _DIED = "paused", "interrupted"
-"""The engine's own words; a worker that died is started again."""
+"""The engine's own reasons; a worker that died is restarted."""
 UNSETTLED = frozenset({SubmitPhase.SUBMITTING, SubmitPhase.OUTCOME_UNKNOWN})
 """Phases in which the host may or may not have one."""
 
@@ -44,14 +44,14 @@ _FACTS = (
 
 
 class ImpossibleTransition(OrchestrateError):
-    """The run is not in a state from which this step leads."""
+    """The run's state does not allow this step."""
 
 
 class Withdrawn(ImpossibleTransition):
-    """The run was cancelled before anything was sent."""
+    """The run was canceled before anything was sent."""
 
     def __init__(self, run: Run) -> None:
-        super().__init__(f"run {run.id} was cancelled before anything was sent")
+        super().__init__(f"run {run.id} was canceled before anything was sent")
 
 
 def uploaded(run: Run, at: datetime) -> Run:
@@ -71,12 +71,13 @@ def submitting(run: Run, at: datetime) -> Run:
 
 
 def submitted(run: Run, handle: JobHandle, at: datetime) -> Run:
-    """Record that the host has the job, according to its answer or because it was found there by the
-    run's ref.
+    """Record that the host has the job, according to its response or because it was found there by the run's
+    ref.
 
-    This is allowed in every phase, since what the host shows outweighs what we believed. A run that was
+    This is allowed in every phase, because what the host shows outweighs what we believed. A run that was
     closed as refused or withdrawn is reopened, because its job is being billed. A second, different job
-    raises `ImpossibleTransition`."""
+    raises `ImpossibleTransition`.
+    """
     if run.job_id is not None:
         if run.job_id == handle.job_id:
             return run
@@ -102,13 +103,14 @@ def outcome_unknown(run: Run, at: datetime) -> Run:
 
 
 def released(run: Run, at: datetime) -> Run:
-    """Release what the run holds of a budget: nothing of it was sent, and no process is working on it."""
+    """Release what the run reserves of a budget, because nothing of it was sent and no process is working on
+    it."""
     _require(run, run.phase, *UNSENT)
     return run if run.released else _with(run, at, released=True)
 
 
 def held(run: Run, at: datetime) -> Run:
-    """Hold the reserved amount again, because the run is to be sent after all."""
+    """Reserve the amount again, because the run will be sent after all."""
     return _with(run, at, released=False) if run.released else run
 
 
@@ -126,7 +128,7 @@ def refused(run: Run, error: JobError, at: datetime) -> Run:
 
 
 def withdrawn(run: Run, at: datetime) -> Run:
-    """Record that the user cancelled before anything was sent."""
+    """Record that the user canceled before anything was sent."""
     _require(run, SubmitPhase.REFUSED, *UNSENT)
     return _with(run, at, phase=SubmitPhase.REFUSED, status=JobStatus.CANCELLED, finished_at=at)
 
@@ -140,7 +142,7 @@ def cancelling(run: Run, at: datetime) -> Run:
 
 
 def abandoned(run: Run, reason: str, at: datetime) -> Run:
-    """Record that the user abandons the run, whatever its host does. It ends as cancelled, unless it had
+    """Record that the user abandons the run, whatever its host does. It ends as canceled, unless it had
     already ended."""
     if run.status.terminal:
         return _with(run, at, abandoned=reason)
@@ -148,27 +150,28 @@ def abandoned(run: Run, reason: str, at: datetime) -> Run:
 
 
 def left(run: Run) -> str | None:
-    """Return why a run of our engine is paused that neither resumes automatically nor was paused by a
-    user: it reached a limit, or its worker was stopped from outside."""
+    """Return why a run of our engine is paused that neither resumes automatically nor was paused by a user:
+    it reached a limit, or its worker was stopped from outside."""
     paused = run.status is JobStatus.PAUSED and run.raw_status == PAUSED
     return run.error.message if paused and run.error else None
 
 
 def at_rest(run: Run) -> bool:
-    """Return whether the run is paused until its user starts it again. It uses nothing of its backend."""
+    """Return whether the run is paused until its user resumes it, using nothing of its backend."""
     return run.status is JobStatus.PAUSED and run.raw_status != _DIED
 
 
 def observed(run: Run, job: Job, at: datetime) -> Run:
-    """Update the run from what the host said about the job, now or earlier: answers come late, twice and
-    out of order.
+    """Update the run from what the host reported about the job, now or earlier, because responses arrive
+    late, twice and out of order.
 
     - An ended run stays as it ended. The same ending may still add facts that were missing (the model's
       name, the trained tokens). Another ending is ignored.
-    - An unknown status is stored as it came under `UNKNOWN` and ends nothing.
+    - An unknown status is stored as received under `UNKNOWN` and ends nothing.
     - Going back to queued or paused is real, because hosts queue again and pause. Going back to the states
-      before the queue, from finalizing to running, or out of cancelling is an old answer, and all of it is
-      ignored."""
+      before the queue, from finalizing to running, or out of cancelling is an old response, and all of it is
+      ignored.
+    """
     if run.job_id != job.handle.job_id:
         raise ImpossibleTransition(f"run {run.id} is job {run.job_id}, not {job.handle.job_id}")
     if run.status.terminal:
@@ -200,8 +203,8 @@ def estimated(usd: Decimal) -> Callable[[Run], Run]:
 
 
 def given(run: Run, at: datetime, limits: Allowance, most_usd: Decimal | None) -> Run:
-    """Record new limits that the user set. The run takes the most that it may now cost from a budget,
-    once that is more than before."""
+    """Record new limits that the user set. If the run may now cost more than before, it reserves that amount
+    in the budget."""
     return _with(run, at, max_cost_usd=limits.max_usd, max_hours=limits.max_hours, allowed_usd=most_usd)
 
 

@@ -7,29 +7,29 @@ from decimal import ROUND_CEILING, Decimal
 from orchestrate.types.record import Record
 
 _START_S = 300.0
-"""Of a machine, its packages and the model's weights."""
+"""Allowance for a machine, its packages and the model's weights."""
 
 
 ENDING_S = 600.0
 
 
 def ending_s(left_s: float) -> float:
-    """Return how many seconds before its machine's end a worker ends itself: time for a last checkpoint,
-    and for what passed before its own clock began, while the machine fetched its image and packages."""
+    """Return how many seconds before its machine's end a worker stops itself: time for a last checkpoint, and
+    for what passed before its own clock began, while the machine fetched its image and packages."""
     return min(ENDING_S, left_s / 3)
 
 
 class Allowance(Record, frozen=True, kw_only=True):
-    """The limits of a run and what all of its workers together have used, where a worker ends itself at a
+    """The limits of a run and what all of its workers together have used, if a worker stops itself at a
     limit."""
 
     max_hours: float | None = None
     max_usd: Decimal | None = None
     usd_per_hour: Decimal | None = None
-    """Of its machine; with it hours are dollars."""
+    """Hourly price of its machine, which turns hours into dollars."""
     used_s: float = 0.0
     remaining_s: float | None = None
-    """Of training, as far as it is known."""
+    """Remaining seconds of training, as far as known."""
 
     @property
     def used_usd(self) -> Decimal | None:
@@ -37,7 +37,7 @@ class Allowance(Record, frozen=True, kw_only=True):
 
     @property
     def most_usd(self) -> Decimal | None:
-        """The lower one of both limits, in dollars; `None` where nobody can tell."""
+        """The lower of both limits, in dollars; `None` if unknown."""
         found = [] if self.max_usd is None else [self.max_usd]
         if self.max_hours is not None and self.usd_per_hour is not None:
             found.append(self.usd_per_hour * Decimal(str(self.max_hours)))

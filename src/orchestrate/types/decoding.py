@@ -39,8 +39,7 @@ def decode(data: bytes | str, *, type: Any) -> Any:
 
 
 def decoder(type: type[T], *, float_hook: Callable[[str], Any] | None = None) -> msgspec.json.Decoder[T]:
-    """Build a decoder for many rows of one type. `float_hook` reads numbers in fields that take any
-    value."""
+    """Build a decoder for many rows of one type. `float_hook` reads numbers in fields of any type."""
     _learn(type)
     return msgspec.json.Decoder(type, float_hook=float_hook)
 

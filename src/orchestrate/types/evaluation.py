@@ -33,31 +33,32 @@ class Message(Record, frozen=True, kw_only=True, omit_defaults=True):
     role: str
     content: str
     tool_calls: tuple[dict[str, Any], ...] = ()
-    """As the API has them: id, type, function with name and arguments."""
+    """Tool calls in the API's form: id, type, function with name and arguments."""
     tool_call_id: str | None = None
     name: str | None = None
 
 
 class Reply(Record, frozen=True, kw_only=True):
-    """A model's answer with the token counts that the host reported, when it did."""
+    """A model's answer, with the token counts if the host reported them."""
 
     content: str
-    """The answer itself: thinking and calls of tools are apart from it."""
+    """The answer itself, without thinking and tool calls."""
     model: str
     reasoning: str | None = None
-    """The thinking before the answer, where the model showed some."""
+    """The thinking before the answer, if the model showed any."""
     tool_calls: tuple[dict[str, Any], ...] = ()
-    """As the chat completions API has them."""
+    """Tool calls in the form of the chat completions API."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     logprobs: tuple[float, ...] | None = None
-    """Of each token of the answer, where they were asked for and the host gives them."""
+    """Log-probability of each token of the answer, if requested and returned by the host."""
     finish_reason: str | None = None
-    """`length`: cut at the most tokens allowed, perhaps within its thinking, with nothing answered yet."""
+    """`length`: cut off at the token limit, perhaps during thinking, before any answer."""
     notes: tuple[str, ...] = ()
-    """What about the question or the answer its reader may not expect."""
+    """Anything unexpected about the question or the answer."""
     precision: str | None = None
-    """Of the weights that answered, as bf16, fp32 or NF4 (4 bits); `None` where a host does not say."""
+    """Precision of the weights that answered: bf16, fp32 or NF4 (4 bits); `None` if a host does not
+    report it."""
 
 
 class Score(Record, frozen=True, kw_only=True):
@@ -73,15 +74,15 @@ class Sampling(Record, frozen=True, kw_only=True):
     """The sampling settings of an evaluation's answers."""
 
     samples: int = 1
-    """Answers to each item; more than one are one cluster."""
+    """Answers per item; several form one cluster."""
     temperature: float = 0.0
     max_tokens: int = 512
     seed: int = 0
     batch: int | None = None
-    """On this machine: rows that are answered together; 1 answers each as it is answered alone, to the
-    bit."""
+    """On this machine: rows that are answered together; 1 gives each row bitwise the answer that it gets
+    alone."""
     response_format: dict[str, Any] | None = None
-    """To which each answer is held, as the chat completions API takes it."""
+    """Response format of each answer, in the form of the chat completions API."""
 
 
 class Contender(Record, frozen=True, kw_only=True):
@@ -91,43 +92,45 @@ class Contender(Record, frozen=True, kw_only=True):
     """Unique within the evaluation, and the same in the next one of the same model."""
     kind: Literal["tuned", "base", "model"]
     model: str
-    """By the name it was asked by."""
+    """The name that was requested."""
     provider: str
     served_by: str
     """What answered: the host's endpoint, or a model on this machine."""
     precision: str | None = None
-    """Of the weights that answered, as bf16, fp32 or NF4 (4 bits); `None` where a host does not say."""
+    """Precision of the weights that answered: bf16, fp32 or NF4 (4 bits); `None` if a host does not
+    report it."""
     run_id: str | None = None
     checkpoint: str | None = None
     shots: int = 0
     """Examples shown before each question."""
     answers: int = 0
     failed: int = 0
-    """Answers that never came, the reason being the question: they count as wrong."""
+    """Answers that never arrived because of the question itself; they count as wrong."""
     prompt_tokens: int | None = None
-    """Of all answers; `None` where the host does not tell."""
+    """Tokens of all answers; `None` if the host does not report them."""
     completion_tokens: int | None = None
     usd: Decimal | None = None
-    """What all answers cost; `None` where no price is known, or where an hour is billed and no token."""
+    """Total cost of all answers; `None` if no price is known, or if the host bills hours instead of
+    tokens."""
     lost_requests: int = 0
     """Requests that got no answer and may have been billed."""
     lost_usd: Decimal | None = Decimal(0)
-    """The most that they cost, beside `usd`; `None` where no price is known."""
+    """The most that they cost, in addition to `usd`; `None` if no price is known."""
     usd_per_hour: Decimal | None = None
-    """Of the deployment that answered, where an hour is billed and no token."""
+    """Hourly price of the deployment that answered, if hours are billed instead of tokens."""
     hours: Decimal | None = None
-    """Of that deployment that the answers took, as many at a time as were asked."""
+    """Hours of that deployment that the answers took, at the concurrency used."""
     answers_per_hour: Decimal | None = None
-    """Of the traffic that such a deployment is to bear, where it was told."""
+    """Answers per hour of the expected traffic, for such a deployment, if it was set."""
     seconds: float | None = None
-    """Of one answer, the median."""
+    """Median seconds per answer."""
     seconds_p95: float | None = None
     first_token_seconds: float | None = None
     asked_at: datetime | None = None
-    """When the first of its answers came; those of an earlier evaluation are used again."""
+    """When the first of its answers arrived; answers of an earlier evaluation are reused."""
     proof: str | None = None
-    """Whether what answered there was proved to be what was trained, in the words of `Proof.badge`; `None`
-    for a model that is no run's."""
+    """Whether the model that answered was proved to be the trained one, in the words of `Proof.badge`;
+    `None` for a model without a run."""
 
     @property
     def answered_by(self) -> str:
@@ -150,21 +153,21 @@ class Contender(Record, frozen=True, kw_only=True):
 
 
 class MetricUsed(Record, frozen=True, kw_only=True):
-    """A metric of an evaluation, the first being the one that a verdict goes by."""
+    """A metric of an evaluation. The first one decides the verdict."""
 
     name: str
     kind: Literal["right-or-wrong", "graded", "amount"]
-    """`right-or-wrong` is 0 or 1, `graded` lies between, `amount` has a unit of its own."""
+    """`right-or-wrong` is 0 or 1, `graded` is between them, `amount` has its own unit."""
     better: Literal["higher", "lower", "neither"] = "higher"
     unit: str = ""
     unfit: str | None = None
-    """Why no verdict may go by it."""
+    """Why it may not decide a verdict."""
     detail: dict[str, Any] = {}
     """What it was measured with: a pattern, a schema, a judge's prompt and its agreement with people."""
 
 
 class Measure(Record, frozen=True, kw_only=True):
-    """A contender's score in one metric, on all items or on those of a slice."""
+    """A contender's score in one metric, on all items or on a slice."""
 
     contender: str
     metric: str
@@ -181,14 +184,15 @@ class Difference(Record, frozen=True, kw_only=True):
     score: Score
     slice: str = ""
     gained: int = 0
-    """Items that the contender has right and the other wrong, where there is a right and wrong."""
+    """Items that only the contender has right, if there is a right and wrong."""
     lost: int = 0
     p_value: float | None = None
-    """Two-sided: mid-p McNemar for right or wrong, else of the interval's own test."""
+    """Two-sided: mid-p McNemar for right or wrong, otherwise from the interval's own test."""
     p_corrected: float | None = None
-    """After Holm: over the contenders for the first metric on all items, else over all other differences."""
+    """Holm-corrected: over the contenders for the first metric on all items, otherwise over all other
+    differences."""
     detectable: float | None = None
-    """The smallest difference that so many items show in four of five tries."""
+    """The smallest difference that this many items detect in four of five tries."""
 
     @property
     def shown(self) -> bool:
@@ -210,11 +214,11 @@ class Difference(Record, frozen=True, kw_only=True):
 
 
 class Confusion(Record, frozen=True, kw_only=True):
-    """The counts of each expected label by the label that was answered."""
+    """The counts of each expected label by the answered label."""
 
     contender: str
     labels: tuple[str, ...]
-    """The last one stands for every answer that is not a label, where there are some."""
+    """The last one stands for every answer that is not a label, if there are any."""
     counts: tuple[tuple[int, ...], ...]
     """A row for each expected label, a column for each answered one."""
 
@@ -222,27 +226,28 @@ class Confusion(Record, frozen=True, kw_only=True):
 class Verdict(Record, frozen=True, kw_only=True):
     """The verdict on whether a contender may ship.
 
-    As stored, it is based on the evaluation alone. As shown, it includes all that is known of the model:
-    what it forgot, parity with the model it replaces, what people said, and whether it was proved."""
+    As stored, it is based on the evaluation alone. As shown, it includes everything known about the model:
+    what it forgot, parity with the model it replaces, what people said, and whether it was proved.
+    """
 
     contender: str
     decision: Literal["ship", "do not ship", "not enough evidence"]
     reasons: tuple[str, ...]
     rows_needed: int | None = None
-    """About how many items would decide; `None` where they are decided, or out of reach."""
+    """Approximate number of items that would decide; `None` if it is decided, or out of reach."""
 
 
 class Evaluation(Record, frozen=True, kw_only=True):
-    """Models on the same held-out items. `items_file` has every answer."""
+    """An evaluation of models on the same held-out items. `items_file` has every answer."""
 
     id: str
     created_at: datetime
     dataset: str
     dataset_digest: str
-    """Of the whole file."""
+    """Digest of the entire file."""
     items: int
     items_digest: str
-    """Of the items that were asked, whatever their order: equal digests, equal questions."""
+    """Digest of the items used, whatever their order: equal digests mean equal questions."""
     contenders: tuple[Contender, ...]
     metrics: tuple[MetricUsed, ...]
     measures: tuple[Measure, ...]
@@ -251,12 +256,12 @@ class Evaluation(Record, frozen=True, kw_only=True):
     """The contender that the others are compared with."""
     sampling: Sampling = Sampling()
     cluster: str | None = None
-    """The column whose values group items that belong together, and how many groups there are."""
+    """The column whose values group items that belong together, and the number of groups."""
     clusters: int | None = None
     confusions: tuple[Confusion, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
     parity: bool = False
-    """Whether it holds models against the one that they are to replace."""
+    """Whether it compares models with the one that they would replace."""
     items_file: str | None = None
     """JSONL, a line for each item: see `orchestrate.evaluation.ScoredItem`."""
     adapter_costs: tuple[AdapterCost, ...] = ()
@@ -283,8 +288,8 @@ class Evaluation(Record, frozen=True, kw_only=True):
         }
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Return a row for each contender, metric and slice, with its difference to what it is compared
-        with. Raises `MissingExtra`."""
+        """Return a row for each contender, metric and slice, with its difference to what it is compared with.
+        Raises `MissingExtra`."""
         from orchestrate import notebook
 
         return notebook.frame(notebook.scores(self))

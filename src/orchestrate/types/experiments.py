@@ -13,53 +13,53 @@ Verb = Literal["hold", "ramp", "ship", "roll back", "stop"]
 
 
 class PlannedMetric(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A number that is recorded of users, of which each user counts once in a phase."""
+    """A number recorded for users, where each user counts once in a phase."""
 
     name: str
     role: Literal["primary", "guardrail", "told"] = "told"
-    """The primary one decides whether the tuned model is shipped, a guardrail only whether it is taken
+    """The primary metric decides whether the tuned model ships, a guardrail only whether it is rolled
     back; `told` decides nothing."""
     kind: Literal["right-or-wrong", "number"] = "right-or-wrong"
     better: Literal["higher", "lower"] = "higher"
     margin: float = 0.0
-    """A worsening of up to so much is borne: absolute, in the metric's own unit."""
+    """Accepted worsening: absolute, in the metric's own unit."""
     of_user: Literal["first", "mean", "sum", "any", "all"] = "first"
-    """What a user's outcomes come to. All but `first` need a window."""
+    """How a user's outcomes are combined. All but `first` need a window."""
     window_h: float | None = None
-    """Hours after a user was first given a model in a phase, whose outcomes count."""
+    """Hours after a user was first assigned a model in a phase, in which outcomes count."""
     absent: float | None = None
-    """What a user without an outcome in the window counts as; `None`: as nothing."""
+    """Value of a user without an outcome in the window; `None`: the user doesn't count."""
 
 
 class DecisionRule(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The rule for moving to the next share, fixed before anything is observed."""
 
     stages: tuple[float, ...] = (10, 25, 50, 100)
-    """Shares of users that the tuned model gets one after the other, in percent; the last is 100."""
+    """Shares of users that get the tuned model, one after the other, in percent; the last is 100."""
     goal: Literal["better", "not worse"] = "better"
-    """Of the primary metric, for the last stage; `not worse` is by its margin."""
+    """Goal of the primary metric for the last stage; `not worse` uses its margin."""
     min_users: int = 100
-    """So many of each arm must have been seen in a stage before the next."""
+    """Minimum users of each arm in a stage before the next one."""
     min_hours: float = 24.0
-    """Of each stage."""
+    """Minimum hours of each stage."""
     most_users: int | None = None
-    """Seen in both arms together without the goal: rolled back."""
+    """Users of both arms together after which it is rolled back without reaching the goal."""
     alpha: float = 0.05
-    """The chance of a wrong claim on the primary metric, however often one looks; the guardrails share
+    """The chance of a wrong claim on the primary metric, however often you look; the guardrails share
     another one."""
 
 
 class ExperimentPlan(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The plan that is fixed before an experiment begins."""
+    """The plan of an experiment, fixed before it begins."""
 
     name: str
     base: str
-    """MODEL, HOST=MODEL, https://ADDRESS/v1=MODEL, or a run, whose base it then is."""
+    """MODEL, HOST=MODEL, https://ADDRESS/v1=MODEL, or a run, whose base is then used."""
     tuned: str
     metrics: tuple[PlannedMetric, ...]
     rule: DecisionRule = DecisionRule()
     key_variables: dict[str, str] = {}
-    """By arm: the variable of the environment with the key for an address."""
+    """By arm: the environment variable with the key for an address."""
     usd_per_mtok: dict[str, tuple[Decimal, Decimal]] = {}
     """By arm: prices of a million prompt and answer tokens, for the metric `cost_usd`."""
 
@@ -75,16 +75,16 @@ class ExperimentRecord(Record, frozen=True, kw_only=True):
     id: str
     created_at: datetime
     salt: str
-    """Makes the users' places independent of those in all other experiments."""
+    """Makes the users' assignment independent of all other experiments."""
     plan: ExperimentPlan
 
 
 class ExperimentPhase(Record, frozen=True, kw_only=True):
-    """A time of a constant share."""
+    """A period with a constant share."""
 
     number: int
     share: float
-    """Of users, 0 to 1, that the tuned model gets."""
+    """Share of users, 0 to 1, that get the tuned model."""
     at: datetime
     verb: Literal["start", "ramp", "ship", "roll back", "stop"]
     why: str
@@ -92,24 +92,24 @@ class ExperimentPhase(Record, frozen=True, kw_only=True):
 
     @property
     def over(self) -> bool:
-        """No evidence is collected any more: everybody gets one model."""
+        """No more evidence is collected, and everybody gets one model."""
         return self.verb in ("ship", "roll back", "stop")
 
 
 class Exposure(Record, frozen=True, kw_only=True):
-    """A user who was given a model in a phase."""
+    """A user who was assigned a model in a phase."""
 
     user: str
     """A hash."""
     phase: int
     arm: Arm
     chance: float
-    """With which it was the tuned one, given what the user had before: 1 for who stays with it."""
+    """Probability of the tuned model, given the user's earlier assignment: 1 for users who stay with it."""
     at: datetime
 
 
 class EvidencePoint(Record, frozen=True, kw_only=True):
-    """The evidence when so many users had been counted."""
+    """The evidence after this many users were counted."""
 
     users: int
     log10_e: float
@@ -125,25 +125,24 @@ class Evidence(Record, frozen=True, kw_only=True):
     margin: float
     alpha: float
     users: dict[str, int]
-    """Counted, by arm."""
+    """Counted users, by arm."""
     values: dict[str, float | None]
-    """Means of what users came to, by arm, over all phases as they are: the difference is not theirs where
-    shares changed."""
+    """Raw means by arm over all phases. The difference is not theirs if shares changed."""
     difference: float | None = None
     low: float | None = None
     high: float | None = None
-    """The interval holds the true difference at all times at once with a chance of 1 - alpha."""
+    """The interval contains the true difference at all times at once with a probability of 1 - alpha."""
     gate: str | None = None
     """Why there is no interval yet, and for numbers no evidence."""
     log10_e: float = 0.0
-    """The most evidence that there was against no difference."""
+    """The strongest evidence so far against no difference."""
     p_value: float = 1.0
     """Valid anytime."""
     decision: Literal["better", "worse", "open"] = "open"
     detectable: float | None = None
-    """A difference that would have been seen by now in four of five experiments."""
+    """A difference that would have been detected by now in four of five experiments."""
     counted_ratio_p: float = 1.0
-    """Whether outcomes came from both arms alike: the metric is not believed where this is below 0.001."""
+    """Whether outcomes came from both arms alike: below 0.001, the metric is not trusted."""
     curve: tuple[EvidencePoint, ...] = ()
 
 
@@ -152,7 +151,7 @@ class ExperimentDecision(Record, frozen=True, kw_only=True):
 
     verb: Verb
     share: float
-    """To which it leads."""
+    """Share of users that it leads to."""
     why: str
 
 
@@ -167,12 +166,12 @@ class ExperimentReport(Record, frozen=True, kw_only=True):
     state: Literal["running", "shipped", "rolled back", "stopped"]
     share: float
     users: dict[str, int]
-    """Who were given a model, by arm; who had both counts in both."""
+    """Users who were assigned a model, by arm; users of both count in both."""
     sample_ratio_p: float
-    """Whether users were split as planned; below 0.001 the split is broken."""
+    """Whether users were split as planned; below 0.001, the split is broken."""
     evidence: tuple[Evidence, ...]
     decision: ExperimentDecision
     counts: dict[str, int] = {}
-    """Answers of the base in the tuned model's place, requests without a user, outcomes not counted."""
+    """Answers of the base instead of the tuned model, requests without a user, and outcomes not counted."""
     applied: bool = False
     """The decision was carried out by this very look."""

@@ -10,31 +10,31 @@ from orchestrate.types.jobs import JobError
 from orchestrate.types.record import Record
 
 Opens = Literal["gateway", "serve", "sessions"]
-"""Which kind of server a key opens."""
+"""The kind of server that a key opens."""
 
 
 class GatewayKey(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """The key of a client of the gateway, or of model servers. Limits that are `None`, and empty lists,
-    allow everything."""
+    """The key of a client of the gateway, or of model servers. Limits that are `None`, and empty lists, allow
+    everything."""
 
     name: str
     created_at: datetime
     opens: Opens = "gateway"
-    """`serve`: what `serve` and `ab serve` put up, and nothing of the gateway; `sessions`: training
+    """`serve`: models of `serve` and `ab serve`, and nothing of the gateway; `sessions`: training
     sessions."""
     project: str = "default"
     """Keys of one project see the same files, jobs and models."""
     backends: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
-    """Names that clients may ask for."""
+    """Names that clients may request."""
     map: dict[str, str] = {}
-    """Names of this key's own, before those of the configuration: name -> `backend:model`."""
+    """This key's own names, before those of the configuration: name -> `backend:model`."""
     budget_usd: Decimal | None = None
-    """Over all its jobs: their bills, and of those that go on the quotes' high ends."""
+    """Cost limit over all its jobs: bills of ended ones, and the quotes' high ends of open ones."""
     per_minute: int | None = None
     """Requests."""
     concurrent: int | None = None
-    """Jobs that have not ended."""
+    """Limit on jobs that have not ended."""
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
 
@@ -50,47 +50,48 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
     asked: dict[str, Any]
     """The create request's body."""
     tuned: str
-    """The name of the model that it is to make."""
+    """The name of the model that it creates."""
     backend: str
     spec: dict[str, Any]
     boot: str = ""
     uptime_s: float = 0.0
-    """When it was made by the clock of the machine that made it, which nobody sets."""
+    """Creation time by that machine's uptime clock, which nobody sets."""
     untuned: str = ""
-    """The name that was asked for; where an earlier tuned model is trained on, the one that was asked for
+    """The requested model name; if an earlier tuned model is trained further, the name that was requested
     first."""
     files: tuple[str, ...] = ()
-    """sha256 of the contents that are trained on."""
+    """sha256 of the training files' contents."""
     file_names: tuple[str, ...] = ()
-    """As its client calls them, in the same order."""
+    """The client's names for them, in the same order."""
     quote_usd: Decimal | None = None
     """The quote's high end."""
     notes: tuple[str, ...] = ()
-    """What was decided about it, told as its first events."""
+    """What was decided about it, shown as its first events."""
     run_id: str | None = None
     attempt: int = 0
-    """Of its key, in records of a time when each try was a run of its own."""
+    """Attempt number of its key, in records from when each attempt was a separate run."""
     tries: int = 0
-    """How often its backend could not take it, for a reason that passes."""
+    """How often its backend could not accept it, for a temporary reason."""
     again_at: datetime | None = None
     error: JobError | None = None
     """Why it has no run."""
     cancel_asked: bool = False
     ended_as: str | None = None
-    """The terminal status that its clients were given: it stays, whatever becomes of its run."""
+    """The terminal status that its clients received: it stays, whatever becomes of its run."""
     ended_at: datetime | None = None
     told: bool = False
-    """Its end, to the webhook, where there is one."""
+    """Whether its end was sent to the webhook, if there is one."""
     model_deleted: bool = False
 
     @property
     def base(self) -> str:
-        """`untuned`, of earlier records too, which have it in the tuned name only."""
+        """The model's name without the tuned prefix, also for earlier records that only have the tuned
+        name."""
         return self.untuned or self.tuned.split(":")[1]
 
     @property
     def outside(self) -> bool:
-        """Return whether the job was created outside of the gateway. Then the store has no record of it."""
+        """Return whether the job was created outside of the gateway, so the store has no record of it."""
         return not self.key
 
     @property
@@ -100,21 +101,21 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class AuditEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """A request that changed something, or was refused; or a command that made or revoked a key."""
+    """A request that changed something or was refused, or a command that created or revoked a key."""
 
     at: datetime
     key: str
     method: str
-    """Of HTTP, or `COMMAND`."""
+    """HTTP method, or `COMMAND`."""
     path: str
     status: int
-    """Of HTTP; 0 of a command."""
+    """HTTP status; 0 for a command."""
     by: str | None = None
     """Who ran the command, as `user@machine`."""
     subject: str | None = None
-    """The id of what was made or changed."""
+    """The id of what was created or changed."""
     code: str | None = None
-    """Of the refusal."""
+    """Reason of the refusal."""
     address: str | None = None
     times: int = 1
-    """How many like it there were since the one that was written down before."""
+    """Number of similar ones since the previous recorded entry."""

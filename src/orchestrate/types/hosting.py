@@ -12,61 +12,61 @@ from orchestrate.types.record import Record
 
 
 class Standing(Record, frozen=True, kw_only=True):
-    """One thing at a host that bills or could, whoever made it."""
+    """A resource at a host that bills or may bill, whoever created it."""
 
     provider: str
     kind: Literal["job", "deployment", "endpoint", "worker", "storage"]
-    """An endpoint is a name without a deployment behind it; a worker runs on a machine of the user's."""
+    """An endpoint is a name without a deployment behind it; a worker runs on one of the user's machines."""
     id: str
-    """The host's own."""
+    """The host's own id."""
     name: str | None = None
-    """What people call it there."""
+    """Its display name there."""
     state: str
-    """The host's own word, in lower case and without its prefix."""
+    """The host's own status, in lower case and without its prefix."""
     bills: bool | None
-    """Whether it bills now; `None` when that cannot be told."""
+    """Whether it bills now; `None` if unknown."""
     usd_per_hour: Decimal | None = None
-    """While it bills; of a deployment with all of its replicas up. `None` when no price is known."""
+    """Hourly price while it bills, for a deployment with all replicas up; `None` if no price is known."""
     rented: bool = False
-    """A job whose machine is billed hourly, for as long as it is there."""
+    """A job whose machine is billed hourly for as long as it exists."""
     job_id: str | None = None
-    """The job that it is, or that it would be of by its name: whose it is only the store can tell."""
+    """The job that it is, or that it belongs to by its name. Only the store knows whose it is."""
     created_at: datetime | None = None
     owner: str | None = None
-    """Who made it, where that is certainly another than the owner of the key."""
+    """Its creator, if that is certainly not the owner of the key."""
     note: str | None = None
     payload: dict[str, Any] = {}
 
 
 class Billing(Record, frozen=True, kw_only=True):
-    """The resources of one account that bill or could, and the ones that could not be seen."""
+    """The resources of one account that bill or may bill, and what could not be seen."""
 
     items: tuple[Standing, ...] = ()
     unseen: tuple[str, ...] = ()
-    """What the host has no list of, or what could not be asked, a sentence each."""
+    """Resources that the host has no list of, or that could not be queried, one sentence each."""
     partial: bool = False
-    """Whether one of them is a list that the host has and that could not be read now."""
+    """Whether one of them is a list that the host has but that could not be read now."""
 
 
 class StoredItem(Record, frozen=True, kw_only=True):
-    """One file or model that an account keeps, as the host lists it."""
+    """One file or model that an account stores, as its host lists it."""
 
     provider: str
     kind: Literal["file", "model"]
     id: str
-    """The host's own."""
+    """The host's own id."""
     name: str | None = None
-    """The file's name, or what people call the model there."""
+    """The file's name, or the model's display name there."""
     bytes: int | None = None
     created_at: datetime | None = None
     expires_at: datetime | None = None
-    """When the host deletes it, where it says so."""
+    """When the host deletes it, if it says so."""
     job_id: str | None = None
-    """The job that made the model."""
+    """The job that created the model."""
     usd_per_month: Decimal | None = None
-    """What keeping it costs, on a host that bills for storage."""
+    """Storage price, on a host that bills for storage."""
     run_id: str | None = None
-    """The run of this store that it belongs to."""
+    """The run in this store that it belongs to."""
     note: str | None = None
 
     def is_called(self, name: str) -> bool:
@@ -79,33 +79,32 @@ class Storage(Record, frozen=True, kw_only=True):
 
     items: tuple[StoredItem, ...] = ()
     unseen: tuple[str, ...] = ()
-    """What could not be listed, a sentence each."""
+    """What could not be listed, one sentence each."""
     partial: bool = False
     """Whether a list that the host has could not be read now."""
 
 
 ADAPTER_JOB = "adapter"
-"""The kind of the `JobHandle` under which a host has an adapter that was uploaded to it: no job of it made
-it."""
+"""The kind of `JobHandle` for an adapter that was uploaded to a host, because no job there created it."""
 
 
 class Adapter(Record, frozen=True, kw_only=True):
     """A LoRA adapter on this machine, ready to be uploaded."""
 
     id: str
-    """Its name at every host, made from its weights: the same weights are never uploaded twice."""
+    """Its name at every host, derived from its weights, so the same weights are never uploaded twice."""
     folder: str
-    """With adapter_config.json and adapter_model.safetensors, and nothing else."""
+    """Folder with adapter_config.json and adapter_model.safetensors, and nothing else."""
     base: str
-    """The model that it was trained on, as the catalog or the hub calls it."""
+    """The model that it was trained on, by its catalog or hub name."""
     rank: int
-    """The greatest of its matrices."""
+    """The highest rank of its matrices."""
     targets: tuple[str, ...]
-    """Names of the adapted modules; empty where they are a pattern."""
+    """Names of the adapted modules; empty if they are a pattern."""
 
 
 class DeploymentState(StrEnum):
-    """See `orchestrate.store.deployments` for the ways between them."""
+    """The states of a deployment. See `orchestrate.store.deployments` for the transitions."""
 
     INTENT = "intent"
     CREATING = "creating"
@@ -131,11 +130,11 @@ class Age(Record, frozen=True, kw_only=True):
     """The age of a deployment at one reading of a machine's clocks."""
 
     seconds: float
-    """Since it was made. Measured by uptime, so that setting the wall clock changes nothing."""
+    """Seconds since its creation, measured by uptime, so changing the wall clock has no effect."""
     at: datetime
     """The wall clock at this reading."""
     boot: str
-    """The start of the machine from which `uptime` counts."""
+    """The boot of the machine from which `uptime` counts."""
     uptime: float
 
 
@@ -148,51 +147,51 @@ class Deployment(Record, frozen=True, kw_only=True):
     provider: str
     host: str
     account: str | None
-    """Id of the `Account` that it was made in."""
+    """Id of the `Account` that it was created in."""
     sandbox: bool = False
     job_id: str
-    """Of the run, or of its adapter where that was uploaded; by it the deployment is named, and found
-    again."""
+    """Job of the run, or of its adapter if that was uploaded. The deployment is named after it, and found
+    again by it."""
     job_kind: str | None = None
     model: str | None = None
     state: DeploymentState
     raw_state: str | None = None
     host_id: str | None = None
-    """The host's own, once it was seen."""
+    """The host's own id, once it was seen."""
     answered: bool = False
-    """Whether the host has shown what the last request to make it came to."""
+    """Whether the host has shown the result of the last request to create it."""
     complete: bool = False
-    """Whether it gets requests: all steps of `deploy` are done."""
+    """Whether it gets requests: all steps of `deploy` are complete."""
     options: dict[str, Any] = {}
-    """Of the backend, as `deploy` was given them."""
+    """The backend's options, as passed to `deploy`."""
     usd_per_hour: Decimal | None = None
     max_usd_per_hour: Decimal | None = None
     max_cost_usd: Decimal | None = None
     max_hours: Decimal | None = None
-    """Since it was made."""
+    """Counted from its creation."""
     made_by: str | None = None
     gateway_key: str | None = None
-    """Key of the gateway whose request had it made."""
+    """Gateway key whose request created it."""
     gateway_model: str | None = None
     """Entry of the gateway's model map that allowed it."""
     cause: str | None = None
     """Why it ends or ended."""
     problem: str | None = None
-    """What last went wrong with it."""
+    """The last error."""
     created_at: datetime
     updated_at: datetime
     used_at: datetime | None = None
-    """When a model was last asked through it from this store."""
+    """When this store last sent a request to the model through it."""
     missing_since: datetime | None = None
-    """Since when the host does not show it, though nobody here ended it."""
+    """Since when the host does not show it, although nobody here ended it."""
     ended_at: datetime | None = None
     billed_s: float = 0.0
-    """Seconds up to `billing_since`, or in all when it is not billing."""
+    """Seconds up to `billing_since`, or in total if it is not billing."""
     billed_by_month: dict[str, float] = {}
-    """`billed_s` by month as `2026-11`, in UTC; what an earlier version counted is in none."""
+    """`billed_s` by month as `2026-11`, in UTC; seconds counted by an earlier version are in no month."""
     billing_since: datetime | None = None
     age: Age | None = None
-    """By the last reading. All times above but `updated_at` are `created_at` plus an age."""
+    """Age at the last reading. All times above except `updated_at` are `created_at` plus an age."""
 
     @property
     def handle(self) -> JobHandle:
@@ -204,24 +203,24 @@ class Deployment(Record, frozen=True, kw_only=True):
 
 
 class DeploymentOffer(Record, frozen=True, kw_only=True):
-    """The offer that `deploy` would agree to: the price, and the limits that will apply, including those
-    of an earlier call."""
+    """The offer that `deploy` would agree to: the price, and the limits that will apply, including those of
+    an earlier call."""
 
     run_id: str
     provider: str
     title: str
-    """The backend, as people call it."""
+    """The backend's display name."""
     sandbox: bool
     model: str
     deployment: str | None = None
-    """Id of the deployment that is there already, and that is completed, started or changed."""
+    """Id of the existing deployment that is completed, started or changed."""
     options: dict[str, Any] = {}
     usd_per_hour: Decimal | None = None
-    """With all replicas up, idle or not; `None` when it is not known."""
+    """Hourly price with all replicas up, idle or not; `None` if unknown."""
     max_cost_usd: Decimal | None = None
     max_hours: Decimal | None = None
-    """Since the deployment was made."""
+    """Counted from the deployment's creation."""
     hours_left: Decimal | None = None
-    """Of `max_hours`."""
+    """What is left of `max_hours`."""
     most_usd: Decimal | None = None
     """What it may still cost before a limit ends it; `None` without a limit or a price."""

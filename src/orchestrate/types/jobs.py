@@ -14,7 +14,7 @@ from orchestrate.types.record import Record
 
 
 class JobStatus(StrEnum):
-    """The status of a job in one vocabulary for all backends. `raw_status` has the host's own word."""
+    """The status of a job, with the same values for all backends. `raw_status` has the host's own status."""
 
     SUBMITTING = "submitting"
     VALIDATING = "validating"
@@ -46,7 +46,7 @@ class SubmitPhase(StrEnum):
 
 class Feature(StrEnum):
     """A feature that a backend may offer. A backend lists the ones it has, and for each missing one the
-    reason shown to the user."""
+    reason to show the user."""
 
     SFT = "sft"
     DPO = "dpo"
@@ -75,7 +75,7 @@ class Feature(StrEnum):
 
 
 class RemoteDataset(Record, frozen=True, kw_only=True):
-    """A dataset as a backend holds it: the ids to put into a create request."""
+    """A dataset as stored by a backend: the ids to put into a create request."""
 
     provider: str
     digest: str
@@ -89,14 +89,14 @@ SESSION = "session"
 
 
 class JobHandle(Record, frozen=True, kw_only=True):
-    """The data needed to ask a backend about one job again."""
+    """The data needed to query a backend about one job again."""
 
     provider: str
     job_id: str
     ref: str | None = None
-    """Our tag on the job, when it could be read back."""
+    """Our tag on the job, if it could be read back."""
     kind: str | None = None
-    """The host's own collection, where it has several (Fireworks: supervised, dpo, reinforcement)."""
+    """The host's own collection, if it has several (Fireworks: supervised, dpo, reinforcement)."""
 
 
 class JobError(Record, frozen=True, kw_only=True):
@@ -106,7 +106,7 @@ class JobError(Record, frozen=True, kw_only=True):
 
 
 class Job(Record, frozen=True, kw_only=True):
-    """The state of one job as its backend tells it."""
+    """The state of one job as its backend reports it."""
 
     handle: JobHandle
     status: JobStatus
@@ -122,61 +122,61 @@ class Job(Record, frozen=True, kw_only=True):
     total_steps: int | None = None
     epochs: int | None = None
     batch_size: int | None = None
-    """Of which the host trains: its own choice where it was left to it."""
+    """Values that the host trains with: its own choice if they were left to it."""
     epoch: float | None = None
     percent: float | None = None
     early_stopped: bool = False
     error: JobError | None = None
     cost_usd: Decimal | None = None
-    """The host's own figure for the whole job, when it gives one, however far the job came."""
+    """The host's own figure for the entire job, if it reports one, however far the job got."""
     cost_origin: str | None = None
     accelerator_seconds: dict[str, int] = {}
-    """GPU -> seconds, of a job that is billed by them."""
+    """GPU -> seconds, for a job that is billed by them."""
     worked_seconds: float | None = None
-    """Of all its workers together, where they count it: time paused is not in it."""
+    """Total working time of its workers, if they count it, without time paused."""
     payload: dict[str, Any] = {}
-    """The host's answer, secrets removed."""
+    """The host's response without secrets."""
 
 
 class Recalled(Record, frozen=True, kw_only=True):
-    """The data that a host reports of a job besides its state, by which it can be priced without its spec
-    and its data."""
+    """What a host reports about a job besides its state, by which it can be priced without its spec and
+    data."""
 
     method: Literal["sft", "dpo", "rft"] = "sft"
     adapter: Literal["lora", "full"] = "lora"
     epochs: int | None = None
-    """`None`: left to the host, or not told."""
+    """`None`: left to the host, or not reported."""
     evals: int = 0
     packing: bool = True
     max_length: int | None = None
     rows: int | None = None
     train_tokens: int | None = None
-    """Of one pass, as the host counts or estimates them."""
+    """Tokens of one pass, as counted or estimated by the host."""
     train_bytes: int | None = None
     validation_bytes: int | None = None
     average_turns: float = 1.0
     usd_per_hour: Decimal | None = None
-    """Of its machine, where the job is billed hourly."""
+    """Hourly price of its machine, if the job is billed hourly."""
     price_source: str | None = None
     most_seconds: float | None = None
-    """After which its machine has ended, whatever happens to the job."""
+    """Seconds after which its machine has stopped, whatever happens to the job."""
 
 
 class Told(Record, frozen=True, kw_only=True):
-    """The data that a host reports of a job that was created without this store."""
+    """What a host reports about a job that was created without this store."""
 
     spec: dict[str, Any] = {}
     """Settings under the spec's own names."""
     files: dict[str, str] = {}
     """train, validation -> the file's id at the host."""
     dataset_digest: str | None = None
-    """Of its rows; with it `spec` is the entire spec, as it was submitted."""
+    """Digest of its rows; if it is set, `spec` is the entire spec as submitted."""
     max_cost_usd: Decimal | None = None
-    """The limit that the job has by now."""
+    """The job's current limit."""
 
 
 class Event(Record, frozen=True, kw_only=True):
-    """`id` is stable for one provider and job, so that a repeated read adds nothing."""
+    """One event of a job. `id` is stable for a provider and job, so reading it again adds nothing."""
 
     id: str
     at: datetime
@@ -203,10 +203,10 @@ class Event(Record, frozen=True, kw_only=True):
 
 
 class MetricPoint(Record, frozen=True, kw_only=True):
-    """Values at one optimiser step. Names: train_loss, valid_loss, train_accuracy, valid_accuracy (of
-    tokens), train_reward, valid_reward, learning_rate, grad_norm, tokens (trained so far), tokens_per_second;
-    result_step and result_valid_loss where the weights left are those of an earlier step; a host's other
-    values keep the host's name."""
+    """Values at one optimizer step. Names: train_loss, valid_loss, train_accuracy, valid_accuracy (of
+    tokens), train_reward, valid_reward, learning_rate, grad_norm, tokens (trained so far),
+    tokens_per_second. Also result_step and result_valid_loss if the resulting weights are those of an
+    earlier step. A host's other values keep the host's name."""
 
     step: int
     values: dict[str, float]
@@ -225,7 +225,7 @@ class Checkpoint(Record, frozen=True, kw_only=True):
     step: int | None = None
     created_at: datetime | None = None
     model: str | None = None
-    """An id or path that can be used as a model, where the backend allows it."""
+    """An id or path that can be used as a model, if the backend allows it."""
     metrics: dict[str, float] = {}
 
     def __str__(self) -> str:
@@ -234,7 +234,7 @@ class Checkpoint(Record, frozen=True, kw_only=True):
 
 class ArtifactFile(Record, frozen=True, kw_only=True):
     path: str
-    """Relative to the artefact's folder."""
+    """Relative to the artifact's folder."""
     bytes: int
     sha256: str
 
@@ -252,7 +252,7 @@ class Artifact(Record, frozen=True, kw_only=True):
 
 
 class Endpoint(Record, frozen=True, kw_only=True):
-    """A place where a tuned model answers. `usd_per_hour` is what it costs while it is up, idle included."""
+    """Where a tuned model answers. `usd_per_hour` is its cost while it is up, including idle time."""
 
     provider: str
     id: str
@@ -267,9 +267,10 @@ class Account(Record, frozen=True, kw_only=True):
     """The account whose jobs a backend's key shows."""
 
     id: str
-    """`organization o, project p` as the host tells it, else `key 0123456789abcdef`, a fingerprint."""
+    """`organization o, project p` as the host reports it, otherwise `key 0123456789abcdef`, a fingerprint."""
     told: bool
-    """By the host: then another id is another account. Another fingerprint may be a new key of the same."""
+    """Whether the host reported it: then another id is another account. A different fingerprint may be a
+    new key of the same account."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,31 +280,31 @@ class RunRequest:
     quote: Quote | None = None
     max_cost_usd: Decimal | None = None
     allowed_usd: Decimal | None = None
-    """The most that it may cost, where a rented machine ends at that: so much a budget holds for it."""
+    """The maximum cost, if a rented machine stops at it; a budget reserves this amount."""
     idempotency_key: str | None = None
     made_by: str | None = None
 
     def kept(self) -> dict[str, Any]:
-        """Return these fields alone, by name."""
+        """Return only these fields, by name."""
         return {name: getattr(self, name) for name in RunRequest.__dataclass_fields__}
 
 
 class Run(Record, frozen=True, kw_only=True):
-    """The tracked record of one JobSpec on one backend, from the intent to the artefact."""
+    """The tracked record of one JobSpec on one backend, from the intent to the artifact."""
 
     id: str
     ref: str
-    """The tag under which the job is found on the host; derived from `id`."""
+    """The tag by which the job is found on the host; derived from `id`."""
     provider: str
     model: str
-    """As the user named it."""
+    """The model as the user wrote it."""
     spec: dict[str, Any]
     spec_hash: str
     dataset_digest: str
     host: str
-    """Base URL or place that the run was sent to; a sandbox is never taken for the real host."""
+    """Base URL or place that the run was sent to, so a sandbox is never mistaken for the real host."""
     account: str | None = None
-    """Id of the `Account` that the run was sent to; `None` for runs from before it was kept."""
+    """Id of the `Account` that the run was sent to; `None` for runs from before it was stored."""
     sandbox: bool = False
     phase: SubmitPhase
     status: JobStatus
@@ -319,7 +320,7 @@ class Run(Record, frozen=True, kw_only=True):
     step: int | None = None
     total_steps: int | None = None
     expected_steps: int | None = None
-    """Of a host that tells no total: rows x epochs / batch."""
+    """For a host that reports no total: rows x epochs / batch."""
     epoch: float | None = None
     percent: float | None = None
     early_stopped: bool = False
@@ -327,31 +328,32 @@ class Run(Record, frozen=True, kw_only=True):
     quote: Quote | None = None
     bill: Bill | None = None
     estimate_usd: Decimal | None = None
-    """The host's own estimate before the job was made; an estimate, no bill."""
+    """The host's own estimate before the job was created; an estimate, not a bill."""
     max_cost_usd: Decimal | None = None
     max_hours: float | None = None
-    """Of all its workers together, where its user gave it other hours than those of its submit."""
+    """Hour limit over all its workers, if the user changed it after submission."""
     allowed_usd: Decimal | None = None
-    """The most that it may cost, as its rented machine ends at that, or its user gave it more: a budget holds
-    as much."""
+    """The maximum cost, because its rented machine stops at it, or its user raised it; a budget reserves
+    this amount."""
     tags: dict[str, str] = {}
     idempotency_key: str | None = None
-    """The caller's own: a submit with the same one gives this run."""
+    """The caller's own key: a submission with the same one returns this run."""
     made_by: str | None = None
-    """`user@machine`, or whom `--by` named; `None` for recovered runs and those from before it was kept."""
+    """`user@machine`, or the value of `--by`; `None` for recovered runs and those from before it was
+    stored."""
 
     imported: bool = False
-    """Made without this store, and taken into it from the host's list: once it has ended no budget counts
+    """Created without this store and recovered from the host's list: once it has ended, no budget counts
     it."""
     released: bool = False
-    """Whoever submitted it ended before anything was sent: it takes nothing of a budget until it is sent."""
+    """The submitting process ended before anything was sent: it reserves no budget until it is sent."""
     abandoned: str | None = None
-    """Why its user gave the run up, whatever its host does: it is not asked about and takes nothing of a
-    budget but its last bill."""
+    """Why its user abandoned it, whatever its host does: it is no longer polled, and a budget counts only
+    its last bill."""
     note: str | None = None
-    """What its user wrote about it."""
+    """The user's note about it."""
     archived: bool = False
-    """Left out of lists unless they ask for it; what it costs or bills counts as before."""
+    """Hidden from lists unless requested; its cost and billing count as before."""
 
     def __str__(self) -> str:
         mark = " SANDBOX" if self.sandbox else ""
@@ -392,7 +394,7 @@ class Run(Record, frozen=True, kw_only=True):
 
     @property
     def handle(self) -> JobHandle:
-        """Raises `UsageError` while the run has no job on the host."""
+        """Return the handle of its job. Raises `UsageError` while the run has no job on the host."""
         if self.job_id is None:
             raise UsageError(
                 f"run {self.id} has no job on {self.provider} (it is {self.phase.value})",

@@ -11,8 +11,8 @@ T = TypeVar("T")
 
 
 class Listing(list[T]):
-    """A list that prints as a line for each, that a notebook shows as a table, and that becomes a table of
-    pandas."""
+    """A list that prints one line per entry, that a notebook shows as a table, and that converts to a pandas
+    table."""
 
     def __str__(self) -> str:
         return "\n".join(map(str, self))

@@ -31,7 +31,7 @@ class Severity(StrEnum):
 
 
 class Problem(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """One thing wrong with a dataset or a spec. `row` is the 1-based record number, `None` for the whole
+    """One problem in a dataset or a spec. `row` is the 1-based record number, or `None` for the entire
     file."""
 
     code: str
@@ -64,16 +64,16 @@ class Outcome(StrEnum):
 
 
 class Authority(StrEnum):
-    """From where it is known that a host has a field, the surest first."""
+    """How it is known that a host has a field, the most reliable source first."""
 
     SDK = "sdk"
     """The types of the host's own SDK."""
     SPECIFICATION = "specification"
-    """The description of the API that the host publishes."""
+    """The API description that the host publishes."""
     DOCUMENTATION = "documentation"
-    """The host's pages only."""
+    """Only the host's pages."""
     NONE = "none"
-    """Nothing that is published names it."""
+    """No published source mentions it."""
 
 
 class Setting(Record, frozen=True, kw_only=True):
@@ -84,16 +84,16 @@ class Setting(Record, frozen=True, kw_only=True):
     outcome: Outcome
     sent: Any = None
     wire: str | None = None
-    """The field of the request body that carries it, dotted; `None` when nothing is sent."""
+    """The field of the request body that carries it, dotted; `None` if nothing is sent."""
     rule: str | None = None
-    """How it was mapped, or why it was refused."""
+    """How it was mapped, or why it was rejected."""
     exact: bool = True
-    """Whether the mapped value means the same thing; an inexact one is refused under `--strict`."""
+    """Whether the mapped value means the same thing; an inexact one is rejected with `--strict`."""
     authority: Authority | None = None
-    """From where it is known that the host has the field `wire`; one that nothing names is refused under
-    `--strict`. `None` where nothing is sent, and of backends that publish no fields."""
+    """How it is known that the host has the field `wire`; an undocumented one is rejected with
+    `--strict`. `None` if nothing is sent, and for backends that publish no fields."""
     instead: Any = None
-    """Of a refused one: the nearest value that is taken."""
+    """For a rejected one: the nearest accepted value."""
 
 
 class MemoryPlan(Record, frozen=True, kw_only=True):
@@ -103,23 +103,23 @@ class MemoryPlan(Record, frozen=True, kw_only=True):
     """Bytes."""
     total_bytes: int
     peak: str
-    """The moment of a step at which it is reached."""
+    """The moment of a step at which the peak is reached."""
     available_bytes: int | None
-    """Of the device; `None` when it is not known."""
+    """Memory of the device; `None` if unknown."""
     device: str
     fits: bool | None
     rows: int
-    """Side by side in one forward pass; each of a pair's two counts."""
+    """Rows in one forward pass; both answers of a pair count."""
     longest: int
     """Tokens of the longest of them."""
     advice: tuple[str, ...] = ()
-    """What to change where it does not fit, each with the total that it leads to, one on top of the other."""
+    """What to change if it does not fit, each with the resulting total, cumulatively."""
     notes: tuple[str, ...] = ()
-    """What was assumed, and what makes it less exact than measured cases were."""
+    """Assumptions, and what makes it less exact than measured cases."""
 
 
 class Translation(Record, frozen=True, kw_only=True):
-    """A JobSpec in the words of one backend. Nothing is dropped silently: every asked-for setting has a
+    """A JobSpec translated for one backend. Nothing is dropped silently: every requested setting has a
     row."""
 
     provider: str
@@ -127,12 +127,12 @@ class Translation(Record, frozen=True, kw_only=True):
     """The backend's own id of the base model."""
     settings: tuple[Setting, ...]
     body: dict[str, Any]
-    """The create request without what only the upload knows (file ids) and without the ref."""
+    """The create request without the ref and what only the upload knows (file ids)."""
     memory: MemoryPlan | None = None
-    """Of a backend that trains on hardware of the user's."""
+    """Memory plan, for a backend that trains on the user's hardware."""
     overrides: dict[str, Any] | None = None
-    """Fields under `overrides:` of this backend with which it refuses nothing of the spec; `None` where
-    it refuses nothing, or where no fields could mend that."""
+    """Fields under `overrides:` of this backend with which it accepts the spec; `None` if it rejects
+    nothing, or if no fields could fix that."""
 
     def __str__(self) -> str:
         counts = Counter(setting.outcome.value for setting in self.settings)
@@ -158,8 +158,8 @@ class Translation(Record, frozen=True, kw_only=True):
 
     @property
     def multiplied_rate(self) -> float | None:
-        """The learning rate that a `learning_rate_multiplier` becomes here; `None` where none was asked for,
-        or the backend keeps to itself what it multiplies."""
+        """The learning rate that a `learning_rate_multiplier` becomes here; `None` if none was requested, or
+        the backend does not publish what it multiplies."""
         found = next((s for s in self.settings if s.name == "learning_rate_multiplier"), None)
         if found is None or found.outcome is not Outcome.MAPPED or found.sent is None:
             return None
@@ -167,7 +167,7 @@ class Translation(Record, frozen=True, kw_only=True):
 
     @property
     def inexact(self) -> tuple[Setting, ...]:
-        """Return the settings that `--strict` refuses."""
+        """Return the settings that `--strict` rejects."""
         return tuple(
             s
             for s in self.settings
@@ -176,8 +176,8 @@ class Translation(Record, frozen=True, kw_only=True):
 
 
 class Confidence(StrEnum):
-    """The confidence in a rate: quoted by the host, inferred by a stated rule, or quoted once and not
-    seen since."""
+    """The confidence in a rate: quoted by the host, inferred by a stated rule, or quoted once and not seen
+    since."""
 
     QUOTED = "quoted"
     INFERRED = "inferred"
@@ -185,10 +185,10 @@ class Confidence(StrEnum):
 
 
 class QuoteLine(Record, frozen=True, kw_only=True):
-    """`usd = quantity x usd_per_unit`, with the band of the quantity's uncertainty around it."""
+    """One line of a quote: `usd = quantity x usd_per_unit`, with a band for the quantity's uncertainty."""
 
     component: str
-    """training, evaluation, minimum, hosting, serving, storage, electricity ..."""
+    """Such as training, evaluation, minimum, hosting, serving, storage, electricity ..."""
     quantity: Decimal
     unit: str
     """The unit of the rate, for example `usd_per_mtok` or `usd_per_gpu_hour`; quantity is in its
@@ -206,11 +206,11 @@ class QuoteLine(Record, frozen=True, kw_only=True):
 
 
 class PriceRange(NamedTuple):
-    """The price that a quote names."""
+    """The price that a quote states."""
 
     low_usd: Decimal
     expected_usd: Decimal | None
-    """`None` where the price is undecided."""
+    """`None` if the price is undecided."""
     high_usd: Decimal
 
     @property
@@ -228,39 +228,40 @@ class Quote(Record, frozen=True, kw_only=True):
     lines: tuple[QuoteLine, ...] = ()
     assumptions: tuple[str, ...] = ()
     low_usd: Decimal | None = None
-    """`None`, as the two that follow, where there is no price: nobody can name that of what is `unavailable`
-    or would be `refused`."""
+    """`None`, like the next two, if there is no price because it is `unavailable` or the job would be
+    `refused`."""
     expected_usd: Decimal | None = None
-    """`None` also where the price is `undecided`."""
+    """`None` also if the price is `undecided`."""
     high_usd: Decimal | None = None
     billed_tokens: int | None = None
     train_seconds: float | None = None
-    """Modelled or measured time to train; `None` where nothing is known."""
+    """Modeled or measured training time; `None` if unknown."""
     unavailable: str | None = None
     warnings: tuple[str, ...] = ()
     recalled: bool = False
-    """Made of what the host tells of a job whose spec and data are gone: nobody agreed to it."""
+    """Built from what the host reports about a job whose spec and data are lost: nobody agreed to it."""
     open_end: str | None = None
-    """What the price does not count: the job may cost more than `high_usd`, and no limit can be checked."""
+    """Costs that the price leaves out: the job may cost more than `high_usd`, and no limit can be
+    enforced."""
     ends_usd: Decimal | None = None
-    """Of a rented machine: at this much its bill ends, whatever the run does."""
+    """For a rented machine: its bill ends at this amount, whatever the run does."""
     undecided: str | None = None
-    """Why no single price can be named, only the range: the host tells which when it is asked."""
+    """Why only a range can be stated instead of a single price: the host decides when it is asked."""
     refused: str | None = None
-    """Why the backend would refuse the job as it is."""
+    """Why the backend would reject the job as it is."""
     unlisted: str | None = None
-    """That nothing says that the host tunes the model at all."""
+    """A warning that no source says that the host tunes the model."""
     served: str | None = None
-    """How the backend serves what is tuned from this base: by the token, on dedicated GPUs, or not."""
+    """How the backend serves models tuned from this base: by the token, on dedicated GPUs, or not."""
     rows: int | None = None
-    """To train on."""
+    """Rows to train on."""
     epochs: int | None = None
-    """As asked for, or as the host is taken to choose."""
+    """Epochs as requested, or as the host is assumed to choose."""
     batch_size: int | None = None
-    """Rows to a step; `None` where the host chooses."""
+    """Rows per step; `None` if the host chooses."""
     tokens_from: TokensFrom = TokensFrom.EXACT
-    """What the price stands on: all rows counted, or a sample of them, whose interval is within `low_usd` and
-    `high_usd`; without a count there is no price."""
+    """Basis of the price: all rows counted, or a sample, whose interval is within `low_usd` and
+    `high_usd`. Without a count there is no price."""
 
     def __post_init__(self) -> None:
         named = [usd for usd in (self.low_usd, self.expected_usd, self.high_usd) if usd is not None]
@@ -306,26 +307,26 @@ class Quote(Record, frozen=True, kw_only=True):
 
     @property
     def why_none(self) -> str | None:
-        """Why it names no price: it is unknown, or the backend would refuse the job."""
+        """Why it has no price: it is unknown, or the backend would reject the job."""
         return self.unavailable or (f"would be rejected: {self.refused}" if self.refused else None)
 
     @property
     def price(self) -> PriceRange | None:
-        """`None` where it names none."""
+        """The price, or `None` if it has none."""
         if self.low_usd is None or self.high_usd is None:
             return None
         return PriceRange(self.low_usd, self.expected_usd, self.high_usd)
 
     @property
     def ranked(self) -> bool:
-        """Return whether the quote can be the cheapest: it has a price, and as far as is known the job
-        can run."""
+        """Return whether the quote can be the cheapest: it has a price, and as far as known the job can
+        run."""
         return self.why_none is None and self.unlisted is None
 
     @property
     def rank(self) -> tuple[bool, bool, bool, Decimal]:
-        """Sorts quotes: those that can be had first, then by price; then those of what would be refused,
-        and last those that have none for another reason."""
+        """Sort key for quotes: usable ones by price, then those of jobs that would be rejected, and last
+        those without a price for another reason."""
         usd = self.counted_usd
         return (
             self.unavailable is not None,

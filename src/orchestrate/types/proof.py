@@ -10,22 +10,21 @@ from orchestrate.types.record import Record
 
 
 class Said(Record, frozen=True, kw_only=True):
-    """An answer as the trainer's model gives it: the likeliest token each time."""
+    """An answer as the trainer's model gives it, with the likeliest token each time."""
 
     text: str
     """Without the token that ended it."""
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    """Of each id, in nats."""
+    """Log-probability of each id, in nats."""
     pieces: tuple[bytes, ...] = ()
-    """What each id is written as: a letter may begin in one and end in another. Special tokens are written as
-    nothing."""
+    """Text of each id: a letter may begin in one and end in another. Special tokens are empty."""
     ended: bool
-    """By a token that ends a turn, which is then the last id; else it was cut."""
+    """Whether it ended with an end-of-turn token, which is then the last id; otherwise it was cut off."""
 
 
 class Probe(Record, frozen=True, kw_only=True):
-    """A conversation, and the ids with which the trainer asks for its next answer."""
+    """A conversation, and the ids with which the trainer requests its next answer."""
 
     kind: str
     """plain, system, multi-turn, tools, special tokens, Unicode ..."""
@@ -35,17 +34,17 @@ class Probe(Record, frozen=True, kw_only=True):
 
 
 class Canary(Record, frozen=True, kw_only=True):
-    """A prompt that the base and the tuned model answer each in their own way."""
+    """A prompt that the base and the tuned model answer differently."""
 
     messages: tuple[dict[str, Any], ...] = ()
     tools: tuple[dict[str, Any], ...] | None = None
     text: str | None = None
-    """Instead of messages, where the rows are prompts and completions."""
+    """Used instead of messages if the rows are prompts and completions."""
     ids: tuple[int, ...]
     tuned: Said
     base: Said
     apart: float
-    """Nats a token by which the tuned model finds its own answer likelier than the base does."""
+    """Nats per token by which the tuned model finds its own answer likelier than the base does."""
 
 
 class Sheet(Record, frozen=True, kw_only=True):
@@ -58,13 +57,13 @@ class Sheet(Record, frozen=True, kw_only=True):
     stops: tuple[int, ...]
     stop_words: tuple[str, ...]
     precision: str
-    """Of the numbers here: bf16, fp32; with nf4 where the base was in four bits."""
+    """Precision of these numbers: bf16, fp32; with nf4 if the base was in four bits."""
     noise: float
-    """Nats a token: how far the base's log-probabilities lie apart when it reads the same rows alone and
-    together."""
+    """Nats per token by which the base's log-probabilities differ when it reads the same rows alone and
+    in a batch."""
     probes: tuple[Probe, ...]
     refused: dict[str, str] = {}
-    """Kinds of prompts that the chat template does not take, with its reason."""
+    """Kinds of prompts that the chat template rejects, with its reason."""
     canaries: tuple[Canary, ...] = ()
 
 
@@ -73,7 +72,7 @@ class ProofStage(Record, frozen=True, kw_only=True):
 
     name: str
     state: Literal["passed", "failed", "unknown"]
-    """`unknown`: the server does not tell what is needed."""
+    """`unknown`: the server does not return what is needed."""
     detail: str
     fix: str | None = None
     figures: dict[str, float] = {}
@@ -87,17 +86,17 @@ class Proof(Record, frozen=True, kw_only=True):
     """URL, folder or backend."""
     engine: str
     model: str
-    """The name by which it was asked."""
+    """The model name that was requested."""
     state: Literal["proved", "in part", "failed"]
-    """`in part`: nothing failed, but a stage could not be seen."""
+    """`in part`: nothing failed, but a stage could not be checked."""
     stages: tuple[ProofStage, ...]
     weights: str | None = None
-    """Hash of the adapter, or of the whole tuned weights, that the sheet is of."""
+    """Hash of the adapter, or of the full tuned weights, that the fingerprint belongs to."""
     created_at: datetime
 
     @property
     def badge(self) -> str:
-        """`proved`, `proved in part (tokens not seen)`, `failed: stop`."""
+        """The result in words: `proved`, `proved in part (tokens not seen)`, `failed: stop`."""
         if self.state == "proved":
             return "proved"
         word = "failed" if self.state == "failed" else "unknown"

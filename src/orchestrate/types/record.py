@@ -11,7 +11,7 @@ from orchestrate.types import decoding
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of every record: immutable, keyword-only, convertible to and from JSON without loss."""
+    """Base class of every record: immutable, keyword-only, convertible to and from JSON without loss."""
 
     def to_json(self) -> bytes:
         return msgspec.json.encode(self)
@@ -37,7 +37,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Flatten nested mappings and records to columns of their own."""
+    """Flatten nested mappings and records into separate columns."""
     found: list[tuple[str, Any]] = []
     for name, value in values.items():
         inner = msgspec.structs.asdict(value) if isinstance(value, msgspec.Struct) else value

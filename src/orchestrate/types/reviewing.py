@@ -11,12 +11,12 @@ from orchestrate.types.record import Record
 
 
 class Criterion(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One thing to rate an answer by."""
+    """One criterion to rate an answer by."""
 
     name: str
     question: str = ""
     scale: int | tuple[str, ...] = 5
-    """How many points there are, or what each of them is called, the worst first."""
+    """The number of points, or a name for each, the worst first."""
 
     @property
     def points(self) -> int:
@@ -33,11 +33,11 @@ class Rubric(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
 
     name: str
     question: str = "Which answer is better?"
-    """What is asked about two answers."""
+    """The question about two answers."""
     guide: str = ""
-    """What to look at, in the words of whoever knows."""
+    """Guidelines on what to look at, written by an expert."""
     criteria: tuple[Criterion, ...] = (Criterion(name="quality", question="How good is the answer?"),)
-    """What single answers are rated by."""
+    """The question about single answers."""
 
     def score(self, scores: Mapping[str, float]) -> float:
         """Return the mean of the criteria from 0 to 1, each scaled from its worst to its best score."""
@@ -45,7 +45,7 @@ class Rubric(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
 
 
 class Review(Record, frozen=True, kw_only=True):
-    """Answers that people rate without knowing whose they are."""
+    """A review of answers that people rate without knowing which model wrote them."""
 
     id: str
     created_at: datetime
@@ -54,17 +54,17 @@ class Review(Record, frozen=True, kw_only=True):
     run_ids: tuple[str, ...]
     rubric: Rubric
     evaluation: str
-    """The id of the evaluation that the answers are from; of several the ids, joined by commas."""
+    """The id of the evaluation with the answers, or several ids, comma-separated."""
     dataset: str
     items_digest: str
     items: int
     tasks: int
     same: tuple[tuple[str, str, str], ...] = ()
-    """Two contenders, and an item that both answered with the same words: a tie that nobody need look at."""
+    """Two contenders, and an item that both answered with the same text: a tie that nobody needs to rate."""
     seed: int = 0
     """Decides each rater's order and sides."""
     folder: str
-    """Where what is shown, and the links, lie."""
+    """Folder with what is shown, and the links."""
 
 
 class Rating(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -75,17 +75,17 @@ class Rating(Record, frozen=True, kw_only=True, omit_defaults=True):
     rater: str
     at: datetime
     choice: Literal["left", "right", "tie", "both bad"] | None = None
-    """Of two answers; `left` and `right` as they were shown."""
+    """For two answers; `left` and `right` as they were shown."""
     left: str = ""
-    """The contender whose answer was shown left, or the only one."""
+    """The contender whose answer was shown on the left, or the only one."""
     right: str = ""
     scores: dict[str, int] = {}
-    """By criterion, 1 to its points."""
+    """Points by criterion, from 1 to its maximum."""
     note: str = ""
     question: str | None = None
-    """Where rows are written: the last question as it was left or corrected."""
+    """If rows are written: the last question, unchanged or corrected."""
     answer: str | None = None
-    """Where rows are written: the answer."""
+    """If rows are written: the answer."""
     seconds: float | None = None
     withdrawn: bool = False
-    """Taken back: the task is open again."""
+    """Withdrawn: the task is open again."""

@@ -17,11 +17,11 @@ class Export(Record, frozen=True, kw_only=True):
     base_model: str
     licence: str | None = None
     commands: tuple[str, ...]
-    """That serve it there, one a line."""
+    """Commands that serve it there, one per line."""
     notes: tuple[str, ...] = ()
-    """What is different there, and what to look at."""
+    """What is different there, and what to check."""
     proof: Proof | None = None
-    """Of the folder, where it could be tried on this machine."""
+    """Proof of the folder, if it could be tried on this machine."""
 
 
 class AdapterCost(Record, frozen=True, kw_only=True):
@@ -32,9 +32,9 @@ class AdapterCost(Record, frozen=True, kw_only=True):
     load_s: float
     """Once."""
     token_s: float
-    """Of each token."""
+    """Seconds per token."""
     base_token_s: float
-    """The same of its base alone."""
+    """Seconds per token of its base alone."""
 
     def __str__(self) -> str:
         more = 1000 * (self.token_s - self.base_token_s)
@@ -46,19 +46,19 @@ class AdapterCost(Record, frozen=True, kw_only=True):
 
 
 class Merged(Record, frozen=True, kw_only=True):
-    """One adapter made of several of one base, or one model of several of one architecture."""
+    """One adapter merged from several of one base, or one model from several of one architecture."""
 
     folder: str
     files: tuple[ArtifactFile, ...]
     base_model: str
     method: str
-    """The form that was used: `ties_svd` where ranks differ."""
+    """The method that was used: `ties_svd` if ranks differ."""
     parts: tuple[str, ...]
     weights: tuple[float, ...]
     ranks: tuple[int, ...]
     rank: int | None
     """`None` for complete models, which have none."""
     error: float | None
-    """How far an adapter is from the weighted sum of its parts, relative, over all adapted matrices."""
+    """Relative distance of an adapter from the weighted sum of its parts, over all adapted matrices."""
     notes: tuple[str, ...] = ()
     proof: Proof | None = None

@@ -245,7 +245,7 @@ def test_a_process_that_an_upgrade_overtakes_writes_nothing_more(older: str, tmp
         ):
             with pytest.raises(StoreError, match="newer version") as refused:
                 write()
-            assert refused.value.fix and "start again" in refused.value.fix
+            assert refused.value.fix and "restart everything" in refused.value.fix
         assert len(store.runs.matching()) == 3, "what is there can still be read"
     assert inside(older) == (str(NEXT), 3, True)
 

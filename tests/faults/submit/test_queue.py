@@ -104,7 +104,7 @@ def test_a_run_that_nothing_starts_again_takes_no_room_and_is_not_waited_for(sho
     then, other = add(shop, epochs=2, after=[first.id]), add(shop, epochs=3)
     server = QueueServer(shop.ft)
     server.turn()
-    error = JobError(code="limit", message="the worker ended itself: 2h at $5")
+    error = JobError(code="limit", message="the worker stopped itself: 2h at $5")
     run_id = str(state(shop, first).run_id)
     shop.ft.store.runs.apply(
         run_id,
@@ -112,7 +112,7 @@ def test_a_run_that_nothing_starts_again_takes_no_room_and_is_not_waited_for(sho
     )
     server.turn()
     assert [state(shop, one).state for one in (then, other)] == [QueueState.HELD, QueueState.SUBMITTED]
-    assert "which must run first, is paused: the worker ended itself" in (state(shop, then).note or "")
+    assert "which must run first, is paused: the worker stopped itself" in (state(shop, then).note or "")
 
 
 def test_a_paused_run_takes_no_room_and_one_that_is_gone_on_with_says_that_it_goes_over(shop: Shop) -> None:
@@ -236,7 +236,7 @@ def test_removed_paused_and_first(shop: Shop) -> None:
     assert (server.turn(), server.waiting()) == ([], [])
     shop.ft.store.queue.pause(False)
     assert [moved.entry.id for moved in server.turn()] == [two.id]
-    with pytest.raises(UsageError, match="is already a run"):
+    with pytest.raises(UsageError, match="already has a run"):
         queueing.remove(shop.ft, two.id)
     with pytest.raises(UsageError, match="was already removed"):
         queueing.release(shop.ft, three.id)
@@ -279,7 +279,7 @@ def test_a_spec_with_a_secret_is_not_kept(shop: Shop) -> None:
 def test_room_is_a_number(tmp_path: Path, value: str) -> None:
     file = tmp_path / "orchestrate.toml"
     file.write_text(f"[queue]\nlocal = {value}\n")
-    with pytest.raises(ConfigError, match=r"queue\.local must be a number of runs"):
+    with pytest.raises(ConfigError, match=r"queue\.local must be a number of concurrent runs"):
         config.load(env={}, cwd=tmp_path, home=tmp_path, config_file=file)
 
 

@@ -371,7 +371,7 @@ def test_what_was_written_down_is_not_changed_afterwards(store: Store) -> None:
     experiment = Experiment.begin(PLAN, store)
     assert Experiment.begin(PLAN, store).id == experiment.id
     assert Experiment.open("bot", store).id == Experiment.open(experiment.id, store).id == experiment.id
-    with pytest.raises(UsageError, match="another plan"):
+    with pytest.raises(UsageError, match="different plan"):
         Experiment.begin(replace(PLAN, rule=replace(PLAN.rule, alpha=0.2)), store)
     with pytest.raises(UsageError, match="there is no experiment"):
         Experiment.open("other", store)

@@ -452,7 +452,7 @@ def test_a_model_that_is_no_run_is_recorded_by_its_address(ft: Orchestrator, tmp
     silent = Contenders(ft, SHORT, "auto").of_model(f"record:{done.id}")
     questions = silent.questions(held_out(Dataset.open(path)).items, 1)
     assert {a.text for a in silent.respondent.ask(questions)} == {f"answer {n}" for n in (1, 2, 3)}
-    with pytest.raises(UsageError, match="name the prompts"):
+    with pytest.raises(UsageError, match="specify the prompts"):
         PreparedRecording(ft, name, RecordOrder())
 
 

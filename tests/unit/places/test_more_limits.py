@@ -43,7 +43,7 @@ from orchestrate.settings import config
 from orchestrate.types import Allowance, JobError, JobStatus, TrialState
 
 ENGINE = str(Path(__file__).parent / "engine.py")
-OVER = JobError(code="limit", message="the worker ended itself: its limit")
+OVER = JobError(code="limit", message="the worker stopped itself: its limit")
 
 
 @contextmanager

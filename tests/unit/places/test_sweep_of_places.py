@@ -53,7 +53,7 @@ def test_the_limit_is_kept_by_trials_that_take_longer_than_was_thought(tmp_path:
             caps = [read_order(depot.run(ref)).limits.max_usd for ref, _ in world.jobs()]
             assert caps == [5, 5] and carried.spent_usd() == 10
             first, second = (trial.run_id or "" for trial in carried.trials)
-            over = JobError(code="limit", message="the worker ended itself")
+            over = JobError(code="limit", message="the worker stopped itself")
             paused = JobState(status="paused", error=over, updated_at=now())
             depot.run(ft.run(first).record.ref).write("status.json", paused.to_json())
             assert ft.run(first).wait(timeout_s=240).status is JobStatus.PAUSED, "it goes on by nobody"

@@ -55,7 +55,7 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("model: m\ntrain: t\nepochs: 1\nepochs: 2\n", "line 4: epochs: given twice, first on line 3"),
+        ("model: m\ntrain: t\nepochs: 1\nepochs: 2\n", "line 4: epochs: set twice, first on line 3"),
         ("model: [unclosed\n", "line 2"),
         ("- a\n- b\n", "must be a mapping"),
         ("", "must be a mapping"),
@@ -103,7 +103,7 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
         ),
         (
             "model: m\ntrain: t\nmethod: {type: dpo, desirable_weight: 2}\n",
-            "desirable_weight belongs to the loss kto",
+            "desirable_weight only applies to the loss kto",
         ),
         (
             "model: m\ntrain: t\nmethod: {type: dpo, beta: 2.5}\n",
@@ -148,15 +148,15 @@ def test_every_mistake_is_named_with_its_line_and_the_allowed_values(tmp_path: P
         ),
         ("model: m\ntrain: t\nvalidation: v\nevals: 2\neval_steps: 5\n", "eval_steps and evals exclude"),
         ("model: m\ntrain: t\nkeep_best: true\n", "line 3: keep_best needs validation data"),
-        ("model: m\ntrain: t\nadded_tokens: [a, a]\n", "line 3: added_tokens names a token twice"),
+        ("model: m\ntrain: t\nadded_tokens: [a, a]\n", "line 3: added_tokens contains a token twice"),
         (
             "model: m\ntrain: t\nmethod: {type: dpo, loss: ipo, label_smoothing: 0.1}\n",
             "label_smoothing is not a setting of the loss ipo",
         ),
         ("model: m\ntrain: t\ntags: {lora: 3}\n", "line 3: tags.lora: must be text, got 3"),
         ("model: m\ntrain: t\n\0", "line 3: the character"),
-        ("model: m\ntrain: t\ntags: &a {b: *a}\n", "nested too deeply, or holds itself"),
-        ("model: " + "[" * 3000, "nested too deeply, or holds itself"),
+        ("model: m\ntrain: t\ntags: &a {b: *a}\n", "nested too deeply, or contains itself"),
+        ("model: " + "[" * 3000, "nested too deeply, or contains itself"),
     ],
 )
 def test_bad_files_say_where_and_why(tmp_path: Path, text: str, expected: str) -> None:
@@ -181,7 +181,7 @@ def test_data_paths_are_relative_to_the_file_and_urls_are_left_alone(tmp_path: P
     assert spec.validation == "s3://b/v.jsonl"
     assert spec.model_for("local") == str(tmp_path / "base")
     assert spec.model_for("together") == "qwen3-8b"
-    with pytest.raises(SpecError, match="names no model for openai"):
+    with pytest.raises(SpecError, match="has no model for openai"):
         spec.model_for("openai")
 
 
@@ -345,7 +345,7 @@ def test_a_chat_template_is_a_file_beside_the_spec_or_its_text(tmp_path: Path) -
         (tmp_path / "own.jinja").unlink()
         if text:
             (tmp_path / "own.jinja").write_text(text)
-        with pytest.raises(SpecError, match=r"chat_template: .*own.jinja (holds no|cannot be read)"):
+        with pytest.raises(SpecError, match=r"chat_template: .*own.jinja (contains no|cannot be read)"):
             specfile.with_template(spec)
 
 

@@ -101,7 +101,7 @@ def test_what_a_forged_form_says_is_told(web: TestClient, site: Site, rows: Path
         ({"max_cost_usd": "all"}, 404, "must be a number"),
         ({"max_cost_usd": "-1"}, 404, "must be a number"),
         ({"max_cost_usd": ""}, 404, "nobody agreed"),
-        ({"max_cost_usd": "5", "provider": ""}, 404, "name a backend"),
+        ({"max_cost_usd": "5", "provider": ""}, 404, "specify a backend"),
         ({"max_cost_usd": "5", "spec": "[1]"}, 422, "not valid"),
         ({"max_cost_usd": "5", "spec": "{"}, 404, "start again"),
     ):

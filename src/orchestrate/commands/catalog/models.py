@@ -73,7 +73,7 @@ def _show_list(found: Sequence[ModelShown]) -> None:
     for m in found:
         shown.add_row(m.name, _size(m), f"{m.context:,}" if m.context else "-", _places(m), _ends(m, today))
     out.print(shown)
-    note("? not confirmed as tunable there; orchestrate models show NAME has ids, limits and sources")
+    note("? means not confirmed as tunable there. For ids, limits and sources: orchestrate models show NAME")
 
 
 @app.command()

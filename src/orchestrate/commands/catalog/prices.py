@@ -84,7 +84,7 @@ def show(
     entry, found = prices_of(book_of(context, rate), model, days.today())
     if not found:
         raise UsageError(
-            f"no known price for {entry.name}", fix="orchestrate models  says where it can be tuned"
+            f"no known price for {entry.name}", fix="orchestrate models  shows where it can be tuned"
         )
     return Output(found, _show_each)
 
@@ -93,7 +93,9 @@ def show(
 @command
 def check(
     context: typer.Context,
-    older_than: Annotated[int, typer.Option(min=0, metavar="DAYS", help="Allowed age of a price.")] = 60,
+    older_than: Annotated[
+        int, typer.Option(min=0, metavar="DAYS", help="Maximum age of a price, in days.")
+    ] = 60,
     provider: ProviderFilter = None,
 ) -> Iterator[Output[list[Rate]]]:
     """List current prices that were checked too long ago, oldest first. Exit code 1 if there are any."""
@@ -113,7 +115,7 @@ def check(
 
 @app.command()
 def validate(
-    file: Annotated[list[Path] | None, typer.Argument(help="Default: the package's own.")] = None,
+    file: Annotated[list[Path] | None, typer.Argument(help="Rate files; default: the package's own.")] = None,
 ) -> None:
     """Validate rate files (for contributors). Each must be well-formed, name its sources, use one unit
     per rate, and only append entries."""
@@ -161,7 +163,9 @@ def _show_kinds(rates: list[Rate]) -> None:
         span = f"{least:f}" if least == most else f"{least:f} to {most:f}"
         shown.add_row(provider, methods, unit, str(len(found)), span, f"{min(r.last_checked for r in found)}")
     out.print(shown)
-    note("--provider, --method, --model or --gpu shows each with its source; --all includes ended ones")
+    note(
+        "--provider, --method, --model or --gpu shows each price with its source. --all includes ended prices"
+    )
 
 
 def _show_each(rates: list[Rate]) -> None:

@@ -76,7 +76,7 @@ def convert(
         str,
         typer.Option(
             help="openai, together, fireworks, local, sharegpt, alpaca, trl, gemini, bedrock, parquet, or "
-            "unpaired: two rows of each preference pair.",
+            "unpaired (two rows per preference pair).",
             autocompletion=completing.formats,
         ),
     ],
@@ -94,7 +94,7 @@ def convert(
     ] = False,
     requests: Annotated[
         str | None,
-        typer.Option("--requests", metavar="FILE", help="The batch's input file; FILE has its results."),
+        typer.Option("--requests", metavar="FILE", help="For batch results in FILE: the batch's input file."),
     ] = None,
     messages: Messages,
     reading: ReadOptions,
@@ -137,7 +137,7 @@ def _show_converted(report: ConvertReport, tell: Callable[[str], None]) -> None:
 class Sides:
     """Options for splitting the rows."""
 
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the split; another one splits differently.")] = 0
+    seed: Annotated[int, typer.Option(min=0, help="Seed for the split.")] = 0
     stratify: Annotated[
         bool, typer.Option("--stratify", help="Keep the same mix of answers in each split.")
     ] = False
@@ -169,7 +169,7 @@ def split(
         ),
     ] = "80/10/10",
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder; default: FILE's name.")
+        Path | None, typer.Option("-o", "--output", help="Output folder; default: FILE's name.")
     ] = None,
     *,
     sides: Sides,
@@ -205,7 +205,7 @@ def split(
 
 
 _OFF = 0.02
-"""A share that is missed by so much is worth a word."""
+"""Mention a share that is off by more than this."""
 
 
 def _show_split(report: SplitReport, shares: tuple[float, ...], *, exact: bool) -> None:
@@ -219,16 +219,19 @@ def _show_split(report: SplitReport, shares: tuple[float, ...], *, exact: bool) 
     note_rewritten(report)
     if report.pooled:
         note(
-            f"the answers of {count(report.pooled, 'group')} are too rare for each split, so they are "
-            "split as one group regardless of the answer"
+            f"the answers of {count(report.pooled, 'group')} are too rare to appear in every split, so they "
+            "are split as one group regardless of the answer"
         )
     if report.ungrouped:
-        note(f"{count(report.ungrouped, 'row')} without a value in the --group-by column, each on its own")
+        note(
+            f"{count(report.ungrouped, 'row')} without a value in the --group-by column, each split on its "
+            "own"
+        )
     if report.seed:
         note(f"seed {report.seed}")
     if any(abs(part.share - share) > _OFF for part, share in zip(report.files, shares, strict=True)):
-        why = "groups are never divided" if exact else "each row's place depends on the row alone"
-        note(f"the shares are approximate because {why}" + "; --exact is closer" * (not exact))
+        why = "groups are never divided" if exact else "each row's split depends only on its content"
+        note(f"the shares are approximate because {why}" + "; --exact gets closer" * (not exact))
 
 
 @command
@@ -268,8 +271,8 @@ def _show_deduped(report: DedupeReport, file: str) -> None:
             f"orchestrate data check {file}"
         )
     if report.output:
-        note(f"written: {report.output}; each removed row: {report.log}")
-        note(f"to train on these rows set train to {report.output} in the spec")
+        note(f"written to {report.output}; removed rows are listed in {report.log}")
+        note(f"to train on these rows, set train to {report.output} in the spec")
         note_rewritten(report)
 
 
@@ -328,8 +331,8 @@ def _conversations(file: str, given: Messages, ignored: Iterable[str]) -> Genera
             note("no time column found: using file order (--time COLUMN)")
         if report.unread:
             note(
-                f"not used: {', '.join(report.unread)}; if one of them marks internal messages, remove "
-                "those messages, or they are trained too"
+                f"columns not used: {', '.join(report.unread)}. If one of them marks internal messages, "
+                "remove those messages. Otherwise they are trained too"
             )
         if report.internal:
             by = ", ".join(report.internal_by)
@@ -345,10 +348,10 @@ _THREADS = {
     "open": "dropped: nobody answered",
     "unanswered_ends": "written without the messages after the last answer",
     "unasked": "written without the answer before the first question",
-    "several_agents": "with answers from several agents: their styles are mixed",
+    "several_agents": "with answers from several agents, so styles are mixed",
     "empty": "dropped: only quotes or a signature",
     "unthreaded": "dropped: no thread id",
-    "other_speakers": "dropped: by --leave-out",
+    "other_speakers": "dropped by --leave-out",
     "aside": "dropped: not on the best path of its tree",
 }
 _OF_MESSAGES = ("empty", "unthreaded", "aside", "other_speakers")

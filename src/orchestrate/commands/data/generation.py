@@ -61,7 +61,9 @@ class GenerateOptions:
         100
     )
     max_cost: MaxCostOpt = None
-    instructions: Annotated[str, typer.Option(help="What the rows should be about, or @FILE with it.")] = ""
+    instructions: Annotated[
+        str, typer.Option(help="What the rows should be about, or @FILE to read it from a file.")
+    ] = ""
     per_request: Annotated[int, typer.Option(min=1, max=100, help="Rows per request.")] = 10
     examples: Annotated[int, typer.Option(min=1, max=100, help="Seed rows shown per request.")] = 5
     parallel: Annotated[int, typer.Option(min=1, max=64, help="Concurrent requests.")] = 4
@@ -80,7 +82,9 @@ class GenerateOptions:
     ] = False
     for_model: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="With --reasoning: keep it if this model's template shows it."),
+        typer.Option(
+            metavar="MODEL", help="With --reasoning: keep it only if this model's chat template shows it."
+        ),
     ] = None
     seed: Annotated[int, typer.Option(min=0, help="Seed for choosing the seed rows of each request.")] = 0
 
@@ -108,7 +112,7 @@ def generate(
 
     kept, why = generation.reasoning_of(wish.for_model, wanted=wish.reasoning)
     if wish.for_model is not None and not wish.reasoning:
-        raise UsageError("--for-model goes with --reasoning")
+        raise UsageError("--for-model needs --reasoning")
     if why:
         note(why)
     order = generation.GenerateOrder(
@@ -200,7 +204,7 @@ def _show(report: GenerateReport) -> None:
     note(f"{count(report.requests, 'request')}, {report.failed_requests:,} failed; {tokens}{cost}")
     warn_lost(report.lost_requests, report.lost_usd)
     if report.last_error:
-        note(f"the last failure: {report.last_error}")
+        note(f"last error: {report.last_error}")
     if report.refused:
         note("left out: " + ", ".join(f"{code} {n:,}" for code, n in sorted(report.refused.items())))
     if report.stopped != "rows":

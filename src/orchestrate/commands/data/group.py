@@ -69,7 +69,7 @@ def inspect(
 
 @dataclass(frozen=True, kw_only=True)
 class OtherFiles:
-    """The other files of a training."""
+    """Options for the other files of the dataset."""
 
     validation: Annotated[str | None, typer.Option(help="Validation file, checked for leakage.")] = None
     test: Annotated[str | None, typer.Option(help="Test file, checked for leakage.")] = None
@@ -77,7 +77,7 @@ class OtherFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckTarget:
-    """Options for what the data are checked for."""
+    """Options for what to check the data for."""
 
     hosts: Annotated[str, typer.Option("--for", help="Backends, comma-separated.")] = "all"
     model: ModelOpt = None
@@ -87,7 +87,7 @@ class CheckTarget:
     near: Annotated[
         bool | None,
         typer.Option(
-            "--near/--no-near", help="Look for near-duplicates too; default: if there are several files."
+            "--near/--no-near", help="Check for near-duplicates too; default: only with several files."
         ),
     ] = None
     strict: Annotated[bool, typer.Option("--strict", help="Treat unused columns and fields as errors.")] = (
@@ -149,7 +149,7 @@ app.command()(dedupe)
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewOptions:
-    """Which rows, and how training takes them."""
+    """Options for which rows to show, and how training treats them."""
 
     row: Annotated[int, typer.Option(min=1, help="First row to show.")] = 1
     rows: Annotated[int, typer.Option(min=1, help="Number of rows to show.")] = 1
@@ -166,7 +166,7 @@ class PreviewOptions:
         str, typer.Option(metavar="all|last|ROLES", help="Like method.train_on; for example assistant,tool.")
     ] = "all"
     ignore_empty_think: Annotated[
-        bool, typer.Option("--ignore-empty-think", help="Put no loss on empty thinking blocks.")
+        bool, typer.Option("--ignore-empty-think", help="Exclude empty thinking blocks from the loss.")
     ] = False
     chat_template: Annotated[
         str | None,
@@ -196,8 +196,8 @@ def preview(
     columns: MapOpt = None,
     ignored: IgnoreOpt = None,
 ) -> Output[PreviewReport]:
-    """Show rows as the model sees them, with trained tokens marked. Rows of a file are tokenized by the
-    local engine. For a run, the tokens are the ones that its host reports."""
+    """Show rows as the model sees them, with trained tokens marked. Rows of a file are tokenized by the local
+    engine. For a run, shows the tokens that its host reports."""
     from orchestrate.runs.data import files as data
     from orchestrate.spec.specfile import parse_settings
 

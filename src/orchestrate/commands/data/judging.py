@@ -43,7 +43,7 @@ class By:
     uncalibrated: Annotated[
         bool,
         typer.Option(
-            "--uncalibrated", help="Use a judge that was not (sufficiently) calibrated against human ratings."
+            "--uncalibrated", help="Allow a judge that isn't sufficiently calibrated against human ratings."
         ),
     ] = False
     key_variable: KeyVariableOpt = None

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordOptions:
-    """Which prompts, and how each is asked."""
+    """Options for which prompts to send, and how."""
 
     prompts: Annotated[
         str | None,
@@ -111,7 +111,7 @@ def record(
             _tell(plan)
             high, unpriced, limited = plan.asked.high_usd, plan.asked.unpriced, max_cost is not None
             require_agreed("Record?", high_usd=high, unpriced=unpriced, limited=limited, yes=yes)
-            kept = "answers so far are kept; the same command continues with the rest"
+            kept = "answers so far are saved; run the same command again to continue"
             with goes_on(kept), asking_bar(plan.asked.questions) as progress:
                 done = prepared.run(progress)
     return Output(done, _show)
@@ -128,8 +128,8 @@ def _tell(plan: RecordPlan) -> None:
     for column in plan.unread:
         warn(f"column {column} is not used, but its text differs in most rows and appears in no prompt")
     if plan.taken < plan.prompts - plan.equal - plan.near:
-        kinds = f", over {count(plan.clusters, 'kind')} of them" if plan.clusters else ""
-        note(f"{plan.taken:,} were selected to cover the others{kinds}")
+        kinds = f", across {count(plan.clusters, 'kind')}" if plan.clusters else ""
+        note(f"{plan.taken:,} were selected to represent the rest{kinds}")
     asked = plan.asked
     if asked.expected_usd is None or asked.high_usd is None:
         price = "no per-token price is known"
@@ -176,7 +176,7 @@ def _show_calendar(found: list[Due]) -> None:
         if day is not None:
             note(f"{name} accepts no new jobs from {day} on")
     if not found:
-        note("no tuned model of this store has an announced shutdown date")
+        note("no tuned model in this store has an announced shutdown date")
         note("orchestrate import PROVIDER  imports the past jobs of an account")
     elif any(due.command for due in found):
         note(

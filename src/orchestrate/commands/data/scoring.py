@@ -30,7 +30,7 @@ _CHARACTERS = 60
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeOptions:
-    """A judge, by the same rules as `data judge`."""
+    """Options for the judge, as in `data judge`."""
 
     judge: Annotated[
         str | None,
@@ -48,7 +48,7 @@ class JudgeOptions:
     uncalibrated: Annotated[
         bool,
         typer.Option(
-            "--uncalibrated", help="Use a judge that was not (sufficiently) calibrated against human ratings."
+            "--uncalibrated", help="Allow a judge that isn't sufficiently calibrated against human ratings."
         ),
     ] = False
     key_variable: KeyVariableOpt = None
@@ -128,9 +128,9 @@ def _show(report: ScoreReport) -> None:
         shown.add_row(name, f"{rows:,}", SIGNALS[name].about)
     out.print(shown)
     found = [
-        (report.duplicates, "equal or nearly equal to an earlier one"),
+        (report.duplicates, "identical or nearly identical to an earlier one"),
         (report.long_or_short, "with an unusually long or short answer"),
-        (report.contradicting_rows, "with another answer to the same question"),
+        (report.contradicting_rows, "with a different answer to the same question"),
         (report.label_issues, "with a doubtful label"),
     ]
     for rows, what in found:
@@ -192,6 +192,6 @@ def _show_selected(report: SelectReport, by: str) -> None:
     note(f"left out, with reasons: {count(report.left_out, 'row')} in {report.left_out_file}")
     if report.tied:
         tied = count(report.tied, "row")
-        note(f"{tied} left out with the same {by} as the last row kept: earlier rows go first")
+        note(f"{tied} left out with the same {by} as the last row kept (ties keep earlier rows)")
     if report.errors:
         note(f"{count(report.errors, 'row')} of these with errors")

@@ -52,7 +52,7 @@ def show_inspect(report: InspectReport) -> None:
         ("problems", _counted(report.problems)),
         (
             "digests",
-            f"{report.digest[:16]} of the rows; {report.data_digest[:16]} as the entire data of a run",
+            f"{report.digest[:16]} (rows only); {report.data_digest[:16]} (as a run's entire data)",
         ),
     ):
         if value:
@@ -108,7 +108,7 @@ def show_check(report: CheckReport, fixed: FixReport | None) -> None:
             note(f"not repaired: {_counted(fixed.not_repaired)}")
         if fixed.dropped:
             note(f"unknown fields were dropped: {_counted(fixed.dropped)}")
-        note(f"each change: {fixed.log}; to train on these rows set train to {fixed.output} in the spec")
+        note(f"each change: {fixed.log}; to train on these rows, set train to {fixed.output} in the spec")
         note(f"then: orchestrate data check {shlex.quote(str(fixed.output))}")
 
 

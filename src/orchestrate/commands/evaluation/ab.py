@@ -72,7 +72,10 @@ class Going:
         typer.Option(help="Request header with the user; default: safety_identifier or user in the body."),
     ] = "x-user-id"
     timeout_s: Annotated[
-        float, typer.Option("--timeout", min=0.1, help="Seconds of silence after which a model has failed.")
+        float,
+        typer.Option(
+            "--timeout", min=0.1, help="Seconds without output after which a model counts as failed."
+        ),
     ] = 60.0
 
 
@@ -121,7 +124,7 @@ def serve(
                 f"{phase.share:.0%} of users get the tuned model; identify the user with {going.user_header}"
             )
             note(f"outcomes: POST {url}/ab/outcomes, or  orchestrate ab record {name} FILE.jsonl")
-            note("Ctrl-C finishes open answers and stops; the experiment continues when it is served again")
+            note("Ctrl-C finishes open answers and stops. The experiment continues when you serve it again")
             ended.wait()
 
 
@@ -137,7 +140,7 @@ def _require_every_outcome(plan: ExperimentPlan) -> None:
         question = f"Does your application record {name} for every user, false as well as true?"
         if sys.stdin.isatty() and not confirm(question, yes=False):
             raise UsageError(
-                f"not started: {name} needs absent, which says what a user without an outcome counts as",
+                f"not started: {name} needs absent, the value for a user without an outcome",
                 fix=f"in the plan: {{name: {name}, ..., of_user: any, window_h: 24, absent: 0}}",
             )
 
@@ -267,4 +270,4 @@ def _show_list(listed: Sequence[ExperimentReport]) -> None:
     for one in listed:
         out.print(experiments.standing(one), soft_wrap=True)
     if not listed:
-        note("no experiment was started yet; start one with: orchestrate ab serve PLAN.yaml")
+        note("no experiments yet; start one with: orchestrate ab serve PLAN.yaml")

@@ -90,7 +90,7 @@ class Rivals:
 
 @dataclass(frozen=True, kw_only=True)
 class TestRowOptions:
-    """Which rows, and how each is asked."""
+    """Options for which test rows to send, and how."""
 
     test: Annotated[
         str | None, typer.Option("--test", help="Held-out rows; default: the spec's test file.")
@@ -302,7 +302,7 @@ def _show(found: Evaluation, rows: int) -> None:
 
 
 def page_of(home: Path, name: str) -> Path:
-    """Return the path of a report that is to be shown and has no output path."""
+    """Return where to write a report that is shown but has no output path."""
     from orchestrate.core.files import private_folder
 
     return private_folder(home / "reports") / f"{name}.html"
@@ -318,8 +318,7 @@ def opened(page: Path) -> None:
 
 @contextmanager
 def asking_bar(questions: int) -> Generator[Callable[[str, int, int, Decimal], None]]:
-    """Show a progress bar of the answers: how many of all there are, what they cost, and the name of the
-    model that was asked last."""
+    """Show a progress bar of the answers received, their cost, and the model that was asked last."""
     answers = dict[str, int]()
     with work("asking") as told:
 

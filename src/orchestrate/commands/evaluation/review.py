@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from orchestrate.runs.evaluation.writing import WritingResult
 
 _TENTATIVE, _FIRM = 0.667, 0.8
-"""Krippendorff's own bounds of alpha."""
+"""Krippendorff's thresholds for alpha."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class ReviewAddress:
 
 @dataclass(frozen=True, kw_only=True)
 class Else:
-    """Instead of serving the page."""
+    """Options that replace serving the page."""
 
     results: Annotated[bool, typer.Option("--results", help="Show the results so far.")] = False
     export: Annotated[
@@ -105,7 +105,7 @@ class Else:
 
 @dataclass(frozen=True, kw_only=True)
 class WriteOptions:
-    """Rows to write instead of answers to rate."""
+    """Options for writing rows instead of rating answers."""
 
     write: Annotated[
         str | None,
@@ -119,7 +119,7 @@ class WriteOptions:
     ] = 0.2
     settler: Annotated[
         str,
-        typer.Option(metavar="NAME", help="For --write: who settles what two writers disagree on."),
+        typer.Option(metavar="NAME", help="For --write: who decides when two writers disagree."),
     ] = "settler"
 
 
@@ -164,7 +164,7 @@ def review(
 
     chosen = [instead.results, bool(instead.export), bool(instead.take), instead.plan]
     if sum(chosen) > 1:
-        raise UsageError("one of --results, --export, --import and --plan at a time")
+        raise UsageError("use only one of --results, --export, --import and --plan")
     if instead.plan and not run and what.evaluation is None and rows.write is None:
         yield Output(reviewing.planned(instead.detect), partial(_show_plan, share=instead.detect))
         return
@@ -198,7 +198,7 @@ def _so_far(
         return Output(reviewing.planned(instead.detect, likeness), show)
     if known is None:
         asked = run[0] if run else f"--evaluation {order.evaluation}"
-        raise UsageError("there is no review of these answers yet", fix=f"orchestrate review {asked}")
+        raise UsageError("these answers have no review yet", fix=f"orchestrate review {asked}")
     return Output(reviewing.result(ft, known), _show)
 
 
@@ -235,7 +235,7 @@ def _write(
         opened = writing.opened(ft, order)
         desk = opened.desk
         for why, n in (opened.made.left_out if opened.made else {}).items():
-            warn(f"left out: {why}: {count(n, 'row')}; correct those with orchestrate data review")
+            warn(f"left out ({why}): {count(n, 'row')}. Correct them with orchestrate data review")
         if opened.made and opened.made.unread:
             warn(f"columns that the written rows won't have: {', '.join(opened.made.unread)}")
     if instead.results:
@@ -250,7 +250,7 @@ def _show_writing(found: WritingResult) -> None:
         shown.add_row(who, f"{done:,}", f"{total:,}")
     out.print(shown)
     if found.same is not None and found.likeness is not None:
-        note(f"{count(found.doubly, 'row')} written by two: the same text in {_share(found.same)}")
+        note(f"{count(found.doubly, 'row')} written by two people, identical in {_share(found.same)}")
         low, high = found.likeness.low, found.likeness.high
         note(f"agreement between their answers: ROUGE-L {found.likeness.value:.2f} ({low:.2f} to {high:.2f})")
     if found.alpha is not None:

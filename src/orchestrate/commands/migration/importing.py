@@ -26,7 +26,8 @@ def take(
         list[str], typer.Argument(metavar="PROVIDER...", help="Backends, such as together.")
     ],
     since: Annotated[
-        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Only jobs created since this day (UTC).")
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="Import only jobs created on or after this date (UTC)."),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Include failed and canceled jobs.")] = False,
     files: Annotated[
@@ -40,7 +41,7 @@ def take(
     from orchestrate.migration import importing
 
     at = since.replace(tzinfo=UTC) if since else None
-    kept = "imported jobs are kept; the same command continues with the rest"
+    kept = "imported jobs are saved; run the same command again to continue"
     with orchestrator(context) as ft, goes_on(kept):
         taken: list[AccountImport] = []
         for name in ft.backends(providers):
@@ -83,7 +84,7 @@ def _show(taken: AccountImport) -> None:
     for name, problem in list(taken.problems.items())[:5]:
         warn(f"{name}: {problem}")
     if taken.problems:
-        note(f"{len(taken.problems):,} incomplete; the same command continues with them")
+        note(f"{len(taken.problems):,} incomplete; run the same command again to complete them")
     elif found.silent:
         note("orchestrate record --calendar   shows what to record before the shutdown")
 

@@ -104,7 +104,8 @@ class MigrationOptions:
 
     to: Annotated[str, typer.Option("--to", metavar="BACKENDS", help="Backends, comma-separated.")] = ""
     model: Annotated[
-        list[str] | None, typer.Option("--model", help="A model, or BACKEND=MODEL, instead of the proposal.")
+        list[str] | None,
+        typer.Option("--model", help="Model, or BACKEND=MODEL, to use instead of the proposed one."),
     ] = None
     train: Annotated[
         str | None,
@@ -165,9 +166,9 @@ def migrate(
         _propose(prepared.proposal)
         handles = _submit(ft, prepared, spending, steps)
         if not steps.wait:
-            note("the same command without --no-wait continues from here and compares")
+            note("run the same command without --no-wait to continue from here and compare")
             return Output([handle.record for _, handle in handles], shown_already)
-        with goes_on("submitted runs continue; the same command continues from here and compares"):
+        with goes_on("submitted runs continue; run the same command again to continue from here and compare"):
             found = finish(ft, prepared, handles, yes=spending.yes)
     if steps.output is not None:
         report(found).save(steps.output)
@@ -330,7 +331,10 @@ def _carry_out_plan(
     if plan.new:
         agreed = partial(confirm, f"Submit {text.count(len(plan.new), 'run')}?", yes=spending.yes)
         require_consent(plan.high_usd or None, agreed, otherwise="nothing was submitted", fix="add --yes")
-    with goes_on("submitted runs continue; the same command continues from here and submits nothing twice"):
+    with goes_on(
+        "submitted runs continue; run the same command again to continue from here. Nothing is submitted "
+        "twice"
+    ):
         done = plan.run(path.with_suffix(".reports"), note)
     return Output(done, _show_carried, 1 if any(one.problem for one in done) else 0)
 
@@ -347,7 +351,7 @@ def _show_carried(done: list[Carried]) -> None:
         if one.problem:
             warn(f"{one.run_id}: {one.problem}")
     if any(one.problem for one in done):
-        note("the same command continues with the remaining ones; nothing is submitted twice")
+        note("run the same command again to continue with the rest; nothing is submitted twice")
 
 
 def _quiet() -> Callable[[str], None]:

@@ -97,7 +97,7 @@ def _delete_run(ft: Workspace, record: Run, *, yes: bool) -> Output[list[Stored]
         err.print(SANDBOX)
     err.print(_listed(found))
     where = ws.provider(record.provider).title
-    _require_agreed(f"Delete {count(len(found), 'thing')} at {where} for good?", yes=yes)
+    _require_agreed(f"Delete {count(len(found), 'item')} at {where} for good?", yes=yes)
     done = deleting.delete(ws, record, lambda one: note(f"deleted: {one.kind} {', '.join(one.ids)}"))
     left = [one for one in found if one not in done]
     for one in left:
@@ -132,7 +132,7 @@ def _delete_item(
 def _require_agreed(question: str, *, yes: bool) -> None:
     question = f"{question} This can't be undone."
     if not confirm(question, yes=yes):
-        raise UsageError(f"nothing was deleted, because nobody agreed: {question}", fix="add --yes")
+        raise UsageError(f"not confirmed, so nothing was deleted: {question}", fix="add --yes")
 
 
 def _show(found: Sequence[Stored]) -> None:
@@ -140,7 +140,7 @@ def _show(found: Sequence[Stored]) -> None:
         note("no run of this store has known files or models at a host")
         return
     out.print(_listed(found))
-    note("orchestrate delete RUN  deletes what is there of it; orchestrate stored  asks the hosts")
+    note("orchestrate delete RUN  deletes a run's files and models; orchestrate stored  asks the hosts")
 
 
 def _listed(found: Sequence[Stored]) -> TextTable:

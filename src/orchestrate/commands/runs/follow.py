@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 _TICK_S = 0.5
 _CHECK_S = 2.0
-"""How often the background watcher is looked after."""
+"""Seconds between checks that the background watcher is alive."""
 _ASKED_AT_ONCE = 8
-"""So many runs are asked about before the first picture is drawn; of more, the first sweep tells."""
+"""Number of runs to poll before the first frame is drawn. The first sweep covers the rest."""
 
 
 class WatchStopped(TypedDict):
@@ -195,7 +195,7 @@ class _Following:
         return bool(self._at_work)
 
     def check(self) -> None:
-        """Raise the first error that stopped the following of a run."""
+        """Raise the first error that stopped following a run."""
         if self._lost is not None:
             raise self._lost
 
@@ -250,7 +250,7 @@ class _Following:
     def _hint(self, run: Run) -> str | None:
         if run.phase in UNSENT and not run.status.terminal:
             if self.ft.store.leases.held(f"run:{run.id}"):
-                return "another process is sending it"
+                return "another process is submitting it"
             return f"the host has nothing yet; to send it: orchestrate resume {run.id}"
         if run.id in self._stalled:
             return f"stalled: no new output; see  orchestrate events {run.id}"
@@ -258,8 +258,8 @@ class _Following:
         if left is None:
             return None
         return (
-            "the response to the create request was lost; checking the host for the job. If it has none "
-            f"after {left:.0f} s, none was created"
+            "the response to the create request was lost; checking the host for the job. If none appears "
+            f"within {left:.0f} s, none was created"
         )
 
     def _end_stalled(self, view: LiveView) -> None:
@@ -267,7 +267,7 @@ class _Following:
         for run_id in self._stalled if self._cancel_stalled else ():
             with suppress(ProviderError):  # asked again soon
                 if why := watching.end_stalled(self.ft, self.handles[run_id].record):
-                    view.warn(f"{run_id} is being cancelled: {why}")
+                    view.warn(f"{run_id} is being canceled: {why}")
 
     def _look(self) -> None:
         """Tells the watcher that somebody is waiting for news."""
@@ -396,7 +396,7 @@ def _leave(handles: list[RunHandle], interrupt: KeyboardInterrupt, *, in_backgro
     ids = " ".join(h.id for h in handles[:_ASKED_AT_ONCE]) if len(handles) <= _ASKED_AT_ONCE else ""
     err.print(f"\ninterrupted; the run continues. Return with: orchestrate watch {ids}".rstrip())
     if in_background:
-        err.print("it is watched in the background; to end that: orchestrate watch --stop")
+        err.print("still watching in the background; to stop: orchestrate watch --stop")
     sys.stderr.flush()
     # A watching thread may be in the middle of a request; nothing of it is worth waiting for.
     os._exit(128 + next(iter(interrupt.args), signal.SIGINT))

@@ -23,7 +23,7 @@ from orchestrate.types import JobStatus, Run
 _REASONS = 5
 """Failed runs below the table whose reason is shown."""
 _MOST_ELSEWHERE = 1000
-"""So many runs of sandboxes are counted where no other run is found."""
+"""Maximum number of sandbox runs to count when no other run is found."""
 StatusOpt = Annotated[
     str | None,
     typer.Option(

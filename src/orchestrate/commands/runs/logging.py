@@ -42,7 +42,7 @@ def log(
     from orchestrate.runs import log as logging
 
     if bool(run) == every:
-        raise UsageError("name the runs, or all of them", fix=f"orchestrate log RUN --to {to}   (or --all)")
+        raise UsageError("name the runs, or pass --all", fix=f"orchestrate log RUN --to {to}   (or --all)")
     with orchestrator(context) as ft:
         found = [ft.run(name) for name in run or ()] or [
             r for r in ft.runs(limit=1_000_000) if r.record.job_id

@@ -139,7 +139,7 @@ class Tell:
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """Options for what is ended."""
+    """Options for shutting down resources."""
 
     end_orphans: Annotated[
         bool,
@@ -193,7 +193,7 @@ def _orphans_ended(ft: Orchestrator, *, sandbox: bool, yes: bool) -> Output[Orph
     if report.orphans:
         _list_orphans(report, err if prints_json() else out)
         if not confirm(f"End {count(len(report.orphans), 'thing')}?", yes=yes):
-            told = "nothing was shut down: nobody agreed"
+            told = "nothing was shut down: not confirmed"
             raise UsageError(told, fix="add --yes if none of them belongs to another store")
         report = ft.end_orphans(report, _note_ended)
     return Output(report, _show_ended, HostUnavailable.exit_code if report.failed or report.gaps else 0)
@@ -328,19 +328,20 @@ def shown(report: SpendingReport) -> list[RenderableType]:
 
 
 def notes(report: SpendingReport) -> list[Text]:
-    """Return notes on what could not be asked or seen."""
+    """Return the notes below the tables: gaps, unknown costs, stalled and abandoned runs."""
     told: list[Text] = []
     if report.uncounted and report.budget_usd is not None:
         told.append(
             _warning(
-                f"cannot check the budget: the cost of {joined(list(report.uncounted))} is unknown"
-                " (leave one out with --ignore ID, or give a run up: orchestrate abandon RUN)"
+                f"cannot check the budget: the cost of {joined(list(report.uncounted))} is unknown (exclude "
+                "an item with --ignore ID, or give up on a run: orchestrate abandon RUN)"
             )
         )
     told += [_warning(_lost(found)) for found in report.idle if found.unaccounted]
     told += [
         _warning(
-            f"{run} is stalled and may bill; since when: orchestrate events {run}; to end it: cancel {run}"
+            f"{run} is stalled and may still bill. See its events: orchestrate events {run}. To end it: "
+            f"orchestrate cancel {run}"
         )
         for run in report.stalled
     ]

@@ -250,7 +250,7 @@ def cancel(context: typer.Context, run: RunArg, yes: YesOpt = False) -> Iterator
     unsettled = after.phase in UNSETTLED
     yield Output(after, _show_status, OutcomeUnknown.exit_code if unsettled else 0)
     if unsettled:
-        note("a job of it may be there; it is cancelled as soon as it is found:  orchestrate sync")
+        note("the host may have its job; it is canceled as soon as it is found:  orchestrate sync")
 
 
 @command
@@ -269,13 +269,13 @@ def resume(
         typer.Option(
             "--max-cost",
             metavar="USD",
-            help="New cost limit of the entire run, including what it has cost so far.",
+            help="New cost limit for the entire run, including its cost so far.",
         ),
     ] = None,
     max_hours: Annotated[
         float | None,
         typer.Option(
-            min=0, help="On rented machines: new hour limit of the entire run, including hours used so far."
+            min=0, help="On rented machines: new hour limit for the entire run, including hours used so far."
         ),
     ] = None,
     yes: YesOpt = False,

@@ -108,7 +108,7 @@ def recover(
     if report.offered:
         there = "" if provider == "all" else f" -p {provider}"
         way = f"orchestrate recover{there} --all   (or name them)"
-        note(f"{len(report.offered)} not taken; to take them:  {way}")
+        note(f"{len(report.offered)} not recovered; to recover them:  {way}")
 
 
 def _show(recovered: Recovered, unsearched: list[Failure]) -> None:
@@ -147,7 +147,7 @@ def _choice(named: list[str] | None) -> Choose:
         for job in lost:
             when = f"{job.created_at:%Y-%m-%d %H:%M}" if job.created_at else "at an unknown time"
             note(f"{job.run_id}  {job.provider}  {job.status}  {job.model or ''}  {when}  in {job.account}")
-        asked = f"Take {count(len(lost), 'run')} into this store? Some may belong to colleagues"
+        asked = f"Recover {count(len(lost), 'run')} into this store? Some may belong to colleagues"
         return [job.run_id for job in lost] if confirm(asked, yes=False) else []
 
     return choose

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from orchestrate.sandbox.server import Sandbox
 
 FIRST_PORT = 8751
-"""Of OpenAI's sandbox; Together's, Fireworks' and Tinker's follow."""
+"""Port of OpenAI's sandbox. Together's, Fireworks' and Tinker's use the next ports."""
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -89,7 +89,7 @@ def sandbox(
         yield Output(
             SandboxUp(sandbox=True, env=running.env, urls=running.urls, home=str(running.home)), _show
         )
-        note(f"sandbox on {', '.join(running.urls.values())}; jobs are kept in {running.home}")
+        note(f"sandbox on {', '.join(running.urls.values())}; jobs are saved in {running.home}")
         note("copy the lines above into another shell; Ctrl-C stops the hosts")
         ended.wait()
 

@@ -112,16 +112,18 @@ class ServeEngineOptions:
         ),
     ] = None
     python: Annotated[
-        Path | None, typer.Option("--vllm-python", help="Python of the environment with vLLM.")
+        Path | None, typer.Option("--vllm-python", help="Python interpreter of the environment with vLLM.")
     ] = None
     llama_python: Annotated[
         Path | None,
-        typer.Option(help="Python of the environment with xllamacpp or llama-cpp-python[server]."),
+        typer.Option(
+            help="Python interpreter of the environment with xllamacpp or llama-cpp-python[server]."
+        ),
     ] = None
 
 
 class ChangesKeys(Protocol):
-    """A module that has the keys of one kind of server."""
+    """Module that manages the keys of one kind of server."""
 
     def new_key(self, ft: Orchestrator, name: str, /) -> str: ...
 
@@ -130,7 +132,7 @@ class ChangesKeys(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class KeysInstead:
-    """Keys are changed, and nothing is served."""
+    """Options that change keys instead of serving."""
 
     new_key: Annotated[
         str | None,
@@ -148,7 +150,7 @@ class KeysInstead:
         if self.new_key is not None:
             print_text(keys.new_key(ft, self.new_key))
             note("The key is stored as a hash and cannot be shown again.")
-            note("All servers ask for a key from now on.")
+            note("All servers require a key from now on.")
         return self.new_key is not None or self.revoke_key is not None
 
 

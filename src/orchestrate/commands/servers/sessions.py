@@ -26,15 +26,15 @@ app = typer.Typer(
     cls=AliasGroup,
     add_completion=False,
     no_args_is_help=True,
-    help="Train step by step from your own loop, through Tinker's client.",
+    help="Train from your own loop with the Tinker client.",
 )
 
 
 class SessionsServed(TypedDict):
     url: str
-    """What callers set as TINKER_BASE_URL."""
+    """Value that clients set as TINKER_BASE_URL."""
     models: list[str]
-    """Names under which they ask for the base."""
+    """Model names that clients may use for the base."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,5 +103,5 @@ def serve(
         with ended_by_signal() as ended, sessions.serve(ft, model, terms) as up:
             shown = SessionsServed(url=up.url, models=list(up.names))
             yield Output(shown, lambda shown: print_text("\n  ".join([shown["url"], *shown["models"]])))
-            note(f"export TINKER_BASE_URL={up.url} TINKER_API_KEY=tml-local; Ctrl-C ends it")
+            note(f"export TINKER_BASE_URL={up.url} TINKER_API_KEY=tml-local; Ctrl-C stops it")
             ended.wait()

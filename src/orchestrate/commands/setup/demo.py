@@ -136,7 +136,7 @@ class _Demo:
             runs = [*here, *self._hosted(train)]
         except BaseException:
             if here:
-                note(f"the run here continues:  cd {self.folder}; orchestrate watch {here[0]}, or cancel it")
+                note(f"the local run continues:  cd {self.folder}; orchestrate watch {here[0]}, or cancel it")
             raise
         if here:
             self._run(f"watch {here[0]}")
@@ -153,7 +153,7 @@ class _Demo:
         self._say(
             f"Done in {time.monotonic() - started:.0f} s",
             f"report: {self.folder / 'report.html'}",
-            f"go on:  cd {shlex.quote(os.path.relpath(self.folder))}; orchestrate runs --sandbox",
+            f"continue with:  cd {shlex.quote(os.path.relpath(self.folder))}; orchestrate runs --sandbox",
         )
 
     def _begun_here(self) -> list[str]:

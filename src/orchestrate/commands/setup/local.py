@@ -54,7 +54,7 @@ def _show(found: Bench, kept: Path) -> None:
     out.print()
     if found.peak_bytes is not None:
         planned = f" (planned: {size(found.planned_bytes)})" if found.planned_bytes else ""
-        resident = f"; the whole process {size(found.resident_bytes)}" if found.resident_bytes else ""
+        resident = f"; the entire process {size(found.resident_bytes)}" if found.resident_bytes else ""
         out.print(f"peak memory of its tensors: {size(found.peak_bytes)}{planned}{resident}")
     note(f"kept in {kept}")
 

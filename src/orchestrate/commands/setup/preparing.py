@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from orchestrate.setup.doctor import Check
 
 _HOSTNAME = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+")
-"""A server that generates data is named so in the key file."""
+"""Name in the key file for a server that generates data."""
 
 _MARKS: dict[bool | None, tuple[str, str]] = {
     True: ("ok", "green"),
@@ -70,8 +70,8 @@ def keys_set(
 
     if value or value_option is not None:
         raise UsageError(
-            "a key on the command line is visible to every program on this machine and kept in the "
-            "shell history; it was not stored. Treat it as leaked",
+            "a key on the command line is visible to every program on this machine and stays in the shell "
+            "history. It was not stored. Treat it as leaked",
             fix="orchestrate keys set NAME  asks for it;  orchestrate keys set NAME < FILE  reads it",
         )
     settings = settings_of(context)
@@ -214,7 +214,7 @@ def _trust_project(given: Path | None) -> None:
     from orchestrate.settings import trust
 
     if (named := config.named_file(given)) is not None:
-        note(f"{named} was given by you and needs no trust")
+        note(f"you passed {named} yourself, so it needs no trust")
         return
     path = config.project_file()
     project = None if path is None else trust.Project(path, read_toml(path))
@@ -295,9 +295,9 @@ class BackendRow(TypedDict):
     missing: dict[str, str]
     ended: dict[str, str]
     usable: bool
-    """Whether nothing is missing here to submit to it."""
+    """Whether this machine has everything it needs to submit to it."""
     needs: str | None
-    """What is missing, and how it is had."""
+    """What is missing, and how to get it."""
 
 
 @providers.command("list")

@@ -21,7 +21,7 @@ from orchestrate.errors import UsageError
 from orchestrate.text import meant
 
 _ERROR = "error"
-"""No command: what each of them writes to stderr when it fails."""
+"""Not a command: the record that every command writes to stderr when it fails."""
 
 
 def names() -> list[str]:
@@ -122,4 +122,4 @@ def schema(
         print_json(of(" ".join(command)) if command else {name: of(name) for name in names()})
         return
     print_text("\n".join(names()))
-    note("orchestrate schema COMMAND prints one; --all all of them")
+    note("orchestrate schema COMMAND prints one, --all prints all")

@@ -34,7 +34,7 @@ class Output(Generic[Printed]):
         return self.code
 
     def line(self) -> None:
-        """Print it at once, with JSON on one line, for a command that has one output after another."""
+        """Print the output immediately, with JSON on one line, for commands that print several outputs."""
         if prints_json():
             sys.stdout.write(inert_json(msgspec.json.encode(self.record).decode()) + "\n")
         else:

@@ -65,7 +65,7 @@ def exports(incomplete: str) -> list[str]:
 
 
 def settings(incomplete: str) -> list[str]:
-    """Complete NAME=VALUE of a spec: names, and the values of those with few."""
+    """Complete NAME=VALUE of a spec: names, and the values of settings that have only a few."""
     from orchestrate.setup import offering
 
     return _beginning(incomplete, offering.settings())

@@ -69,21 +69,21 @@ class _Console(Console):
         return stream
 
     def on_broken_pipe(self) -> None:
-        """Handle a reader that closed the pipe, such as `| head`: it has what it wanted."""
+        """Handle a reader that closed the pipe, such as `| head`."""
         with suppress(SystemExit):
             super().on_broken_pipe()
         raise SystemExit(0)
 
 
 out = _Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _WIDTH)
-"""Data; what a pipe gets."""
+"""Data, as a pipe receives it."""
 err = _Console(
     stderr=True, highlight=False, markup=False, emoji=False, width=None if sys.stderr.isatty() else _WIDTH
 )
 """Progress, notes and errors."""
 
 under_way = Bars(err)
-"""Shows how far the work of the command is."""
+"""Shows the progress of a command."""
 
 RunArg = Annotated[
     str,
@@ -266,12 +266,12 @@ def status_text(status: str, *, sandbox: bool = False) -> Text:
 
 
 def stage_text(run: Run, *, chip: bool = True) -> Text:
-    """Return how far a run has come, in one word. `chip` marks runs of a sandbox."""
+    """Return a run's stage in one word. `chip` marks sandbox runs."""
     return status_text(stage(run), sandbox=run.sandbox and chip)
 
 
 class ErrorLine(Record, frozen=True, kw_only=True):
-    """An error as `--json` tells it: one line on stderr."""
+    """An error with `--json`: one line on stderr."""
 
     error: str
     message: str
@@ -279,9 +279,9 @@ class ErrorLine(Record, frozen=True, kw_only=True):
     retryable: bool = False
     exit_code: int
     lost_requests: int = 0
-    """Sent without an answer that arrived: they may have been billed."""
+    """Requests that got no answer and may have been billed."""
     lost_usd: Decimal | None = Decimal(0)
-    """The most that they cost; `None` where no price is known."""
+    """The most that they may cost; `None` if no price is known."""
 
     def write(self) -> None:
         sys.stderr.write(inert_json(self.to_json().decode()) + "\n")
@@ -397,8 +397,8 @@ def _kept(trace: str) -> str:
 
 @contextmanager
 def ended_by_signal() -> Generator[threading.Event]:
-    """Yield an event that Ctrl-C and SIGTERM set, the ordinary ways to stop a command that serves. A
-    second signal stops it at once."""
+    """Yield an event that Ctrl-C or SIGTERM sets, the usual ways to stop a server. A second signal stops it
+    immediately."""
     ended = threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -436,7 +436,7 @@ def require_agreed(
 
 
 def require_unpriced(names: Sequence[str], *, yes: bool) -> None:
-    """Require agreement, as `require_agreed` does, to models that may bill at an unknown price."""
+    """Require agreement to models with an unknown price, like `require_agreed`."""
     question = f"The price of {', '.join(names)} is unknown. Continue anyway?"
     require_agreed(question, high_usd=None, unpriced=bool(names), limited=False, yes=yes)
 

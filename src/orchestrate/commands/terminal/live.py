@@ -28,7 +28,7 @@ _KEPT_EVENTS = 4
 _PANEL_LINES = 6 + _KEPT_EVENTS
 _TOLD_IN_FULL = 20
 _STEPWISE = frozenset({"metrics", "progress"})
-"""Events that come with every few steps: a log that is not redrawn would hold little else."""
+"""Events that arrive every few steps. A log that isn't redrawn would show little else."""
 
 
 def sparkline(values: Sequence[float], width: int = 24) -> str:
@@ -157,7 +157,7 @@ def row(
 
 _COLUMNS = ("run", "backend", "model", "status", "step", "loss", "left", "cost")
 _FIRST_TO_GO = ("loss", "left", "model", "backend")
-"""Columns that a narrow terminal does without; the others are never cut."""
+"""Columns dropped on a narrow terminal; the others are never cut."""
 
 
 def many(rows: Sequence[tuple[str | Text, ...]], width: int) -> TextTable:
@@ -188,9 +188,9 @@ def _picture() -> Live:
 
 
 class LiveView:
-    """Redraws all followed runs on a terminal, many of them as a table; without a terminal, prints each event
-    of a few, and each status of many, as a line. Goes to stderr. `metrics` and `events` give those of a run;
-    they are asked only for what is drawn."""
+    """Redraws all followed runs on a terminal, as a table if there are many. Without a terminal, prints a
+    line for each event (few runs) or each status change (many runs). Writes to stderr. `metrics` and
+    `events` return those of a run and are called only for what is drawn."""
 
     def __init__(self, metrics: Metrics, events: Events) -> None:
         self._metrics, self._events = metrics, events

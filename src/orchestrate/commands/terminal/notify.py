@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class NotifyOptions:
-    """Channels, each over that of the environment."""
+    """Options for notification channels. They override the environment."""
 
     notify_command: Annotated[
         str | None,
@@ -61,7 +61,7 @@ class NotifyOptions:
 
 @contextmanager
 def telling(ft: Orchestrator) -> Generator[None]:
-    """Notify like `watching.telling`, and warn about each channel that could not be notified."""
+    """Notify like `watching.telling`, and warn about each channel that failed."""
     with watching.telling(ft) as problems:
         yield
     for problem in problems:

@@ -31,7 +31,7 @@ ProviderOpt = Annotated[
 
 
 _SAME = (("list", "ls"), ("remove", "rm", "revoke"))
-"""Words for one thing: whichever a group has, it takes the others, and shows its own."""
+"""Synonyms: a group accepts all of them and shows its own."""
 
 
 def same_words(word: str) -> tuple[str, ...]:
@@ -40,7 +40,7 @@ def same_words(word: str) -> tuple[str, ...]:
 
 
 class AliasGroup(TyperGroup):
-    """A group that takes the usual words for its commands."""
+    """Command group that accepts the usual synonyms of its commands."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         return next((self.commands[name] for name in same_words(cmd_name) if name in self.commands), None)
@@ -75,7 +75,7 @@ TokensOpt = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class SpecOptions:
-    """The spec of a command line: a file with the flags over it, or flags that name model and data."""
+    """Options for the spec: a file that the flags override, or flags that name model and data."""
 
     spec: Annotated[Path | None, typer.Argument(metavar="[SPEC.yaml]", help="Default: ./finetune.yaml")] = (
         None
@@ -117,7 +117,7 @@ class SpecOptions:
 
     @property
     def file(self) -> Path:
-        """The file that the spec is read from. Raises `UsageError` where flags give some of it."""
+        """Return the file that the spec is read from. Raises `UsageError` if flags set any part of it."""
         from orchestrate.spec import specfile
 
         path = self.spec or Path(specfile.DEFAULT_NAME)
@@ -174,7 +174,7 @@ class SpecOptions:
         found = list(places()) if provider == "all" else [name for name in named if name not in known]
         if not found:
             option = f"--{next(iter(asked)).replace('_', '-')}"
-            raise UsageError(f"{option} is only for remote places: {', '.join(places())}")
+            raise UsageError(f"{option} only applies to remote places: {', '.join(places())}")
         return {f"provider_options.{name}.{key}": value for name in found for key, value in asked.items()}
 
 
@@ -185,7 +185,7 @@ def backends_of(ft: Orchestrator, spec: JobSpec, provider: str) -> list[str]:
     if provider != "all" or not any(map(spec.names_model_for, names)):
         return names
     if other := [name for name in names if not spec.names_model_for(name)]:
-        note(f"skipping {', '.join(other)}: the spec names no model for it")
+        note(f"skipping {', '.join(other)}: the spec has no model for it")
     return [name for name in names if name not in other]
 
 
@@ -211,7 +211,7 @@ def columns_read(given: Sequence[str] | None, ignored: Sequence[str] | None = No
 
 
 PayOpt = Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation before spending money.")]
-StrictOpt = Annotated[bool, typer.Option(help="Reject settings that the backend can't keep exactly.")]
+StrictOpt = Annotated[bool, typer.Option(help="Reject settings that a backend can't apply exactly.")]
 KeyVariableOpt = Annotated[
     str | None,
     typer.Option(help="Environment variable with the API key for model URLs. By default, no key is sent."),

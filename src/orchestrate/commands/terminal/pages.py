@@ -11,7 +11,7 @@ from typing import Any
 from orchestrate.commands import EXAMPLES
 
 _LINE_END = re.compile(r"(?<!\n)\n(?![\n\s*-])")
-"""Of a line within a paragraph, which is wrapped anew at the terminal's width."""
+"""Line break within a paragraph, which is rewrapped to the terminal's width."""
 
 
 _ROOM = 120

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 EVERY_S = 30.0
 SHOWN_AFTER_S = 0.7
-"""What is done sooner is not worth a bar."""
+"""Work that finishes sooner needs no progress bar."""
 
 
 @dataclass
 class WaitingTask:
-    """One of those that are under way."""
+    """A task in progress."""
 
     what: str
     unit: str
@@ -35,7 +35,7 @@ class WaitingTask:
     task: TaskID | None = None
 
     def far(self) -> str:
-        """Return how much is done, as far as it is known."""
+        """Return how much is done, if known."""
         of = f" of {self._amount(self.total)}" if self.total else ""
         parts = [f"{self._amount(self.done)}{of}" if self.done or of else "", self.detail]
         return ", ".join(part for part in parts if part)
@@ -55,7 +55,7 @@ class WaitingTask:
 
 @dataclass
 class Bars:
-    """Listens to all work of a command. Work of several threads, and work within work, each have a line."""
+    """Progress bars for all work of a command. Each thread and each nested task has its own line."""
 
     console: Console
     clock: Callable[[], float] = time.monotonic

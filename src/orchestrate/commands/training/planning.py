@@ -49,7 +49,7 @@ class PlanCheckReport(TypedDict):
     backends: list[str]
     problems: list[Problem]
     served: dict[str, str]
-    """Of each backend of which it is known: how a tuned model is served there."""
+    """How each backend serves a tuned model, where known."""
 
 
 class Quoted(TypedDict):
@@ -150,7 +150,7 @@ def _show_suggestions(found: list[Suggestion]) -> None:
         out.print(shown)
         for left in one.left_out:
             note(f"{one.provider}: not proposed: {left}")
-    note("next: orchestrate sweep --suggest tries the neighbors, within one budget")
+    note("next: orchestrate sweep --suggest tries neighboring values within one budget")
 
 
 def _gib(given: str) -> float:
@@ -287,7 +287,7 @@ def show_problems(problems: Sequence[Problem]) -> None:
 
 
 _ROWS = 3
-"""Numbers of rows that are shown of a kind."""
+"""Number of rows to show per kind."""
 
 
 def _where(first: Problem, more: Sequence[Problem]) -> str:

@@ -72,4 +72,4 @@ def _tell(run: Run, changes: dict[str, Any], prepared: Prepared) -> None:
     if told := changed_data(run, prepared):
         warn(told)
     else:
-        note(f"the data are the same: digest {run.dataset_digest[:12]}")
+        note(f"the data is unchanged: digest {run.dataset_digest[:12]}")

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SpendingOptions:
-    """Options for what the user agrees to spend, and for whose run it is."""
+    """Options for what the user agrees to spend, and for the run's owner."""
 
     max_cost: Annotated[
         str | None,
@@ -110,11 +110,11 @@ class Carrying:
     strict: bool
     watch: bool
     repeated: str | None = None
-    """The id of a run that has ended and is meant to be made again: it is no reason to ask."""
+    """Id of an ended run that is repeated on purpose, so it raises no question."""
     named: str = ""
     """The spec file, as printed commands name it."""
     tell: Callable[[Prepared], None] | None = None
-    """What is to be told, or refused, before anything is asked."""
+    """Notes to show, or refusals to raise, before any question."""
 
 
 def carry_out(ft: Orchestrator, spec: JobSpec, names: list[str], how: Carrying) -> Output[list[Run]]:
@@ -138,7 +138,7 @@ def carry_out(ft: Orchestrator, spec: JobSpec, names: list[str], how: Carrying) 
             [run.record for run in runs], _show
         ).print()  # their jobs were made, and are billed, whatever ended the command
         if isinstance(error, KeyboardInterrupt):
-            err.print("\ninterrupted; its progress is stored, and nothing is ever sent twice:")
+            err.print("\ninterrupted. Progress is saved, and nothing is sent twice:")
             err.print(
                 "  orchestrate runs   names the run; orchestrate resume RUN  continues it",
                 style="cyan",
@@ -205,7 +205,7 @@ def _warn_of_rows(prepared: Prepared, names: list[str], spec: str) -> None:
     for first, *more in list(sorts.values())[:MOST_SORTS]:
         file = file_of(first)
         place = f"{file}: row {first.row}: " if first.row else f"{file}: "
-        warn(f"{place}{first.message}{f', and {len(more):,} more such' if more else ''}")
+        warn(f"{place}{first.message}{f', and {len(more):,} more like it' if more else ''}")
     if sorts:
         note(
             f"{count(sum(map(len, sorts.values())), 'warning')} in the data; see them with: "

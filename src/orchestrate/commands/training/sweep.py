@@ -186,8 +186,8 @@ def agree(price: Any, search: Search, *, yes: bool) -> None:
     """Require agreement to the total price of the sweep before anything is sent."""
     again = f", then {search.survivors} in full" if search.survivors else ""
     err.print(
-        f"{search.id}: {count(search.trials, 'trial')}{again}; {money(price.expected_usd)} expected, "
-        f"at most {money(price.high_usd)}; evaluations come on top"
+        f"{search.id}: {count(search.trials, 'trial')}{again}; {money(price.expected_usd)} expected, at most "
+        f"{money(price.high_usd)}; evaluations cost extra"
     )
     for why in price.unpriced:
         warn(f"no price: {why}")
@@ -236,7 +236,7 @@ def carry_out(ft: Orchestrator, carried: Searching) -> None:
     with ended_by_signal() as stop:
         carried.run(watcher.turn, stop, told)
     if stop.is_set():
-        note("interrupted; its runs continue, and the same command continues the sweep")
+        note("interrupted; its runs continue. Run the same command again to continue the sweep")
         raise typer.Exit(130)
 
 

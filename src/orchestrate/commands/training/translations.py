@@ -16,7 +16,7 @@ from orchestrate.types import Authority, MemoryPlan, Outcome, Setting, Translati
 _STYLE = {Outcome.KEPT: "", Outcome.MAPPED: "cyan", Outcome.DEFAULTED: "dim", Outcome.REFUSED: "red"}
 _LEAST = 8
 _LENGTHS = range(40, _LEAST - 1, -2)
-"""Characters of a value that the table shows: as many as leave all backends room beside one another."""
+"""Maximum characters of a value in the table, so that all backends fit side by side."""
 
 
 def show_translations(translations: Sequence[Translation], *, all: bool = False) -> None:
@@ -38,7 +38,7 @@ def show_translations(translations: Sequence[Translation], *, all: bool = False)
         matrices = (_matrix(differing, rows, length) for length in _LENGTHS)
         out.print(next((m for m in matrices if m.fits(out.width)), _matrix(differing, rows, _LEAST)))
     if plain:
-        note(f"kept as asked everywhere: {', '.join(plain)}")
+        note(f"applied as set everywhere: {', '.join(plain)}")
     note("~ not exactly as set; (...) the backend's default, not set")
     _explain(["model"], {name: every[name] for name in without}, all=all)
     _explain(shown, rows, all=all)

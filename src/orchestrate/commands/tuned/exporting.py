@@ -158,7 +158,7 @@ class Merging:
 
     @property
     def numbers(self) -> list[float] | None:
-        """Raises `UsageError`."""
+        """Parse `--weights`. Raises `UsageError`."""
         if self.weights is None:
             return None
         try:

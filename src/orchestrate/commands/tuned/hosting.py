@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 PATIENCE_S = 900.0
-"""For a host to bring up GPUs."""
+"""Time for a host to start GPUs."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class DeployCommandLimits:
 
     @property
     def limits(self) -> dict[str, Decimal | None]:
-        """Raises `UsageError`."""
+        """Return the limits of the deployment. Raises `UsageError`."""
         return {
             "max_usd_per_hour": amount(self.max_usd_per_hour, "--max-usd-per-hour"),
             "max_cost_usd": amount(self.max_cost, "--max-cost", above_zero=True),
@@ -187,14 +187,14 @@ def undeploy(
 def _show_taken(taken: TakenDown, where: str, cost: Decimal | None, left_s: float) -> None:
     record, again = taken["deployment"], f"orchestrate undeploy {taken['run']}   (or sync, worker)"
     if record is None:
-        note(f"{where} has no deployment of it: nothing was up")
+        note(f"{where} has no deployment of this run")
     elif taken["state"] == "down":
         spent = f"; about {money(cost)} based on uptime" if cost else ""
         note(f"down, confirmed by {record.provider}{spent}")
     elif record.host_id is None:
         warn(
-            f"{record.provider} shows no deployment of it. One could still come up for "
-            f"{duration(left_s)}: look again then, with: {again}"
+            f"{record.provider} shows no deployment of it. One could still start within {duration(left_s)}. "
+            f"After that, check again with: {again}"
         )
     else:
         at_price = f" at {rate(record.usd_per_hour)} per hour" if record.usd_per_hour is not None else ""

@@ -30,9 +30,9 @@ from orchestrate.types import decoding
 
 
 def completion_price(model: str, base_url: str | None = None) -> Callable[[int, int], Decimal] | None:
-    """Return a function from (prompt tokens, completion tokens) to US dollars for a model under its
-    host's name for it, or `None` when the price is unknown. `base_url` identifies the host when several
-    offer the model."""
+    """Return a function from (prompt tokens, completion tokens) to US dollars for a model under its host's
+    name for it, or `None` if the price is unknown. `base_url` identifies the host if several offer the
+    model."""
     from genai_prices import Usage, calc_price
 
     def price(prompt: int, completion: int, *, url: str | None) -> Decimal:
@@ -49,7 +49,7 @@ def completion_price(model: str, base_url: str | None = None) -> Callable[[int, 
 
 
 class RateBook(msgspec.Struct, frozen=True):
-    """Rates in layers; a rate of a later layer is taken before any of an earlier one."""
+    """Rates in layers, where a rate of a later layer takes precedence over earlier ones."""
 
     layers: tuple[tuple[Rate, ...], ...]
 
@@ -76,9 +76,9 @@ class RateBook(msgspec.Struct, frozen=True):
         """Return the rate in force on a day: the closest fit first, then the one that began last.
 
         `method` may be several names of one thing, the most specific first: `("sft_lora", "sft")`. All of
-        them are tried in a layer before the layer below, so that a general price of the user beats a
-        specific built-in one. A rate's `start` is the first day it is *known* to hold, so where
-        none has begun the earliest is taken.
+        them are tried in a layer before the layer below, so that a general price of the user beats a specific
+        built-in one. A rate's `start` is the first day it is *known* to apply, so if none has begun, the
+        earliest is used.
         """
         names = frozenset(name.lower() for name in ids)
         size = None if params_b is None else Decimal(str(params_b))
@@ -130,10 +130,11 @@ def _built_in(entries: tuple[description.Entry, ...]) -> RateBook:
 
 
 def load(path: Path) -> list[Rate]:
-    """Load rates from a user's file, in the format of the built-in ones. Each provider is a YAML document of
-    its own.
+    """Load rates from a user's file, in the format of the built-in ones. Each provider is a separate YAML
+    document.
 
-    Raises `ConfigError` that names the file, the rate and what is wrong with it."""
+    Raises `ConfigError` with the file, the rate and what is wrong with it.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -235,7 +236,8 @@ def parse_flag(text: str, today: date) -> Rate:
 
 
 USER_FILE = "rates.yaml"
-"""Of the user: in the home folder of the configuration, or beside `orchestrate.toml` for a whole project."""
+"""The user's rate file: in the home folder of the configuration, or beside `orchestrate.toml` for a whole
+project."""
 
 
 def user_book(folders: Iterable[Path], flags: Iterable[str] = (), *, today: date | None = None) -> RateBook:
@@ -252,7 +254,7 @@ def user_book(folders: Iterable[Path], flags: Iterable[str] = (), *, today: date
 
 @dataclass(frozen=True)
 class Prices:
-    """Where a price is looked up. `name` is a host's kind, or a second host's own name."""
+    """Where prices are looked up. `name` is a host's kind, or a second host's own name."""
 
     name: str
     book: RateBook = field(default_factory=built_in)
@@ -261,7 +263,7 @@ class Prices:
     def of(
         self, method: str | tuple[str, ...], model: ModelOnHost | None = None, *, gpu: str | None = None
     ) -> Rate | None:
-        """Return today's rate; `method` as in `RateBook.find`."""
+        """Return today's rate. `method` is as in `RateBook.find`."""
         ids, params_b = (names(model), model.params_b) if model else ((), None)
         return self.book.find(self.name, method, ids=ids, params_b=params_b, gpu=gpu, on=self.on)
 
@@ -293,8 +295,8 @@ def current(book: RateBook, on: date) -> list[Rate]:
 
 
 def clashes(rates: Iterable[Rate]) -> list[str]:
-    """Report two prices for the same thing that start on the same day: someone edited a price instead of
-    adding one, or copied it."""
+    """Report two prices for the same thing that start on the same day, because someone edited or copied a
+    price instead of adding one."""
     seen: dict[tuple[Any, ...], Rate] = {}
     found: list[str] = []
     for r in rates:

@@ -82,7 +82,7 @@ STATES: Mapping[str, Word] = {
     "BROKEN": "ended",
     "OUT_OF_RETRIES": "ended",
 }
-"""As the client itself counts them: ERRORED is on the way to another word."""
+"""States as the client itself counts them: ERRORED is only a transition."""
 TIMED_OUT = 408
 
 
@@ -97,7 +97,7 @@ class AnyscaleJobs(AwayPlace):
         self._me: tuple[str, str] | None = None
 
     def account(self) -> str:
-        """Return the account including the user: what is hidden from another user of the organization may
+        """Return the account including the user, because what another user of the organization can't see may
         still exist."""
         return "organization {}, user {}".format(*self._user)
 
@@ -132,7 +132,7 @@ class AnyscaleJobs(AwayPlace):
         if os.environ.get(WORKSPACE_VARIABLE):
             raise ConfigError(
                 f"{WORKSPACE_VARIABLE} is set, as in a workspace of Anyscale: its client would send the "
-                "folder in which you are and the workspace's variables along with each job",
+                "current folder and the workspace's variables along with each job",
                 fix=f"env -u {WORKSPACE_VARIABLE} orchestrate ...",
             )
 
@@ -174,7 +174,7 @@ class AnyscaleJobs(AwayPlace):
             alive = [one for one in self.find(run.ref) if one.state != "ended"]
             for one in alive[:-1]:
                 self._end(one)
-                told = f"a second job of this run, {one.id}, was ended; {alive[-1].id} continues"
+                told = f"a second job of this run, {one.id}, was stopped; {alive[-1].id} continues"
                 run.add_event(told, level="warning", type="doubled")
             write_whole(mark, starts)
 
@@ -220,7 +220,7 @@ class AnyscaleJobs(AwayPlace):
         return next((one for one in found if one.state != "ended"), next(iter(found), None))
 
     def stop(self, ref: str) -> None:
-        """Stop each job separately: one that cannot be stopped does not keep the others from being
+        """Stop each job separately, so one that cannot be stopped does not keep the others from being
         stopped."""
         failed: ProviderError | None = None
         for one in self.find(ref):
@@ -249,8 +249,8 @@ class AnyscaleJobs(AwayPlace):
         return Usage.at(self._hourly(), ran_s(found), told)
 
     def output(self, ref: str) -> str:
-        """Read the log from the cloud's bucket. This machine may have no access to it, which does not
-        hold up a run."""
+        """Read the log from the cloud's bucket. This machine may have no access to it, which does not block a
+        run."""
         runs = [job.last_job_run for job in self._jobs(ref) if job.last_job_run is not None]
         if not runs:
             return ""

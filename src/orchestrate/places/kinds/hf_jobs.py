@@ -44,7 +44,7 @@ PROFILE = away("hf-jobs", "Hugging Face Jobs", f"{__name__}:HfJobs", {"image", "
 LABEL = "orchestrate-ref"
 OURS = {"orchestrate": "run"}
 RATES = "huggingface"
-"""The file of rates with what its page says."""
+"""The rates file, with the contents of its page."""
 FLAVORS: Mapping[str, tuple[str, str, int]] = {
     "T4": ("t4-small", "T4", 16),
     "L4": ("l4x1", "L4", 24),
@@ -54,7 +54,7 @@ FLAVORS: Mapping[str, tuple[str, str, int]] = {
     "RTX PRO 6000": ("rtx-pro-6000", "RTX PRO 6000", 96),
     "H200": ("h200", "H200", 141),
 }
-"""Name of the rate -> flavor, GPU and its memory in GB: what is known before the list was read once."""
+"""Rate name -> flavor, GPU and its memory in GB, as known before the list was first read."""
 STAGES: Mapping[str, Literal["waiting", "running", "ended"]] = {
     "SCHEDULING": "waiting",
     "RUNNING": "running",
@@ -64,21 +64,22 @@ STAGES: Mapping[str, Literal["waiting", "running", "ended"]] = {
     "DELETED": "ended",
 }
 IMAGE = "ghcr.io/astral-sh/uv:python{}-bookworm"
-"""As `huggingface_hub.run_uv_job` takes it; that call warns that it is experimental, and `run_job` is not."""
+"""The image that `huggingface_hub.run_uv_job` uses. That call warns that it is experimental; `run_job`
+does not."""
 NO_TOKEN, LOG_IN = "there is no token for Hugging Face", "hf auth login, or export HF_TOKEN=..."
 TIMED_OUT = 408
 NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout"})
 
 
 class HfMachines(Record, frozen=True, kw_only=True):
-    """The list of machines as it was last read."""
+    """The list of machines as last read."""
 
     at: datetime
     machines: tuple[Machine, ...]
 
 
 class HfJobs(AwayPlace):
-    """`api`: another client than the usual one."""
+    """Runs workers on Hugging Face Jobs. `api` replaces the usual client."""
 
     by_hand = frozenset({"CANCELED"})
 

@@ -68,12 +68,12 @@ STATES: Mapping[str, Literal["waiting", "running", "ended"]] = {
     "Suspending": "ended",
     "Suspended": "ended",
 }
-"""By `status.jobDeploymentStatus`. We suspend to stop, and nobody takes that back."""
+"""States by `status.jobDeploymentStatus`. We suspend to stop, and nobody reverts that."""
 START_S = 3600
-"""For a machine and its packages."""
+"""Time for a machine and its packages."""
 KEPT_S = 600
 LATER_S = 900
-"""Behind the run's end: the operator counts from before there is a machine."""
+"""Extra time after the run's end, because the operator starts counting before there is a machine."""
 _REFUSALS: Mapping[int, type[ProviderError]] = {
     401: AuthenticationFailed,
     403: PermissionRefused,
@@ -82,7 +82,8 @@ _REFUSALS: Mapping[int, type[ProviderError]] = {
 
 
 class KubeRay(AwayPlace):
-    """`api`: another client than that of the kubeconfig, a `kubernetes.client.CustomObjectsApi`."""
+    """Runs workers on KubeRay. `api` replaces the client of the kubeconfig, a
+    `kubernetes.client.CustomObjectsApi`."""
 
     def __init__(self, name: str, options: Mapping[str, Any], api: Callable[[], Any] | None = None) -> None:
         super().__init__(name, options)

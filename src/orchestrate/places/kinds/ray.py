@@ -63,7 +63,7 @@ TRAIN = {
 takes a lost node for one that is there, and would wait a minute for room on it. That a node will be taken
 away is announced to workers that ask, which ours need not: each step may be their last."""
 TRAIN_PACKAGES = ("pandas", "pyarrow", "pydantic", "requests")
-"""What Ray Train imports beside what Ray itself needs; without Ray, which is the cluster's."""
+"""Packages that Ray Train imports besides what Ray itself needs; without Ray, which is the cluster's."""
 ANSWER_S = 60
 TIMED_OUT = 408
 RAY_CLIENT = (
@@ -127,8 +127,8 @@ class RayJobs(AwayPlace):
     # -- jobs ----------------------------------------------------------------------------------------------
 
     def submit(self, order: WorkerOrder, resources: Resources, env: dict[str, str]) -> None:
-        """Submit the attempt. The cluster rejects an id that it has already had, so of two submits of one
-        attempt only one is accepted."""
+        """Submit the attempt. The cluster rejects an id that it has already had, so of two submissions of one
+        attempt, only one is accepted."""
         ref = order.job.ref
         earlier = self.find(ref)
         id = ref if not earlier else f"{ref}-{len(earlier) + 1}"

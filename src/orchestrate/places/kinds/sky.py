@@ -44,7 +44,7 @@ from orchestrate.types import Record
 
 
 class SkyMachines(Record, frozen=True, kw_only=True):
-    """What the clouds offer, as it was last read."""
+    """The clouds' machines as last read."""
 
     at: datetime
     machines: tuple[Machine, ...]
@@ -85,7 +85,7 @@ def _least(offers: list[dict[str, Any]], field: str, now: datetime) -> Hourly | 
 
 
 def known() -> tuple[Machine, ...]:
-    """Return the most commonly rented machines, without a price, for when no catalog was ever read."""
+    """Return the most commonly rented machines, without a price, if no catalog was ever read."""
     sizes = {"L4": 24, "L40S": 48, "A100-80GB": 80, "H100": 80, "H200": 141, "B200": 180}
     return tuple(
         Machine(name=f"{gpu}:1", gpu=gpu, count=1, memory_bytes=int(gigabytes * 1e9))
@@ -117,21 +117,24 @@ STATES: Mapping[str, Literal["waiting", "running", "ended"]] = {
     "FAILED_NO_RESOURCE": "ended",
     "FAILED_CONTROLLER": "ended",
 }
-"""Of managed jobs, and of requests that have made none; a machine that is cleaned up may still be at work."""
+"""End states of managed jobs, and of requests that created none; a machine that is being cleaned up may
+still be running."""
 SETTLE_S = 30.0
-"""After which a job that was asked for is left to come; the API server goes on with it."""
+"""Time after which a requested job is left to appear later; the API server continues with it."""
 LISTED_H = 24
 NEVER_SENT = frozenset({"NewConnectionError", "ConnectTimeout", "ApiServerConnectionError"})
 LOST = frozenset(
     {"RequestException", "ServerTemporarilyUnavailableError", "RequestInterruptedError", "HTTPException"}
 )
 CLOUDS = (
-    "sky check   in its environment, and what it says for a cloud: for RunPod a key in ~/.runpod/config.toml"
+    "sky check   in its environment, and follow what it says for each cloud: for RunPod a key in "
+    "~/.runpod/config.toml"
 )
 
 
 class Sky(AwayPlace):
-    """`bridge`: another than the usual one; `settle_s`: how long a submit waits for its job."""
+    """Runs workers through SkyPilot. `bridge` replaces the usual one; `settle_s` is how long a submission
+    waits for its job."""
 
     by_hand = frozenset({"CANCELLED"})
 
@@ -175,8 +178,8 @@ class Sky(AwayPlace):
     # -- machines ------------------------------------------------------------------------------------------
 
     def machines(self) -> tuple[Machine, ...]:
-        """List the user's own machines, or what the clouds offer, which is read once a day where SkyPilot
-        is available."""
+        """List the user's own machines, or the clouds' offers, which are read once a day if SkyPilot is
+        available."""
         if self._owned:
             return (configured_machine(self.name, self.options),)
         kept = self._kept()
@@ -261,7 +264,7 @@ class Sky(AwayPlace):
             time.sleep(0.5)
 
     def task(self, name: str, ref: str, resources: Resources, env: Mapping[str, str]) -> dict[str, Any]:
-        """Build the task in SkyPilot's YAML form. Keys are in its secrets and nowhere else."""
+        """Build the task in SkyPilot's YAML form. Keys are only in its secrets."""
         limits = resources.limits
         words = ["uv", "run", "--python", ".".join(platform.python_version_tuple()[:2])]
         for pin in pins("local", more=("fsspec", *self.depot.packages)):
@@ -305,8 +308,8 @@ class Sky(AwayPlace):
                 self._bridge.ask("cancel", ids=ids)
 
     def paid(self, ref: str) -> Hourly | None:
-        """Return the cloud's own price where it reports one here, otherwise the catalog's price for where
-        the job runs."""
+        """Return the cloud's own price if it reports one here, otherwise the catalog's price for where the
+        job runs."""
         running = [
             one
             for one in self._jobs(ref)

@@ -19,12 +19,12 @@ from orchestrate.types import Quote, QuoteLine
 
 NANO = Decimal(1_000_000_000)
 _REF = re.compile(r"orc-[0-9a-z]{12}(?![0-9a-z])")
-"""As `orchestrate.store` makes them."""
+"""The form in which `orchestrate.store` creates them."""
 
 
 def ref_in(*names: Any) -> str | None:
-    """Find our tag in a host's names for a job, if there is one. It is the last tag in a name, after what
-    the user or an earlier job put there."""
+    """Find our tag in a host's names for a job, if there is one. It is the last tag in a name, after anything
+    that the user or an earlier job added."""
     found = (_REF.findall(name.lower()) for name in names if isinstance(name, str))
     return next((refs[-1] for refs in found if refs), None)
 
@@ -64,12 +64,12 @@ def items(page: Any) -> list[dict[str, Any]]:
 
 
 def table(value: Any) -> dict[str, Any]:
-    """Return a nested object, empty when absent."""
+    """Return a nested object, or an empty one if it is missing."""
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def rows(value: Any) -> list[dict[str, Any]]:
-    """Return the objects of a list. Anything that is not an object is left out."""
+    """Return the objects of a list, without anything that is not an object."""
     return (
         [table(v) for v in cast("list[Any]", value) if isinstance(v, dict)] if isinstance(value, list) else []
     )
@@ -175,11 +175,11 @@ _SECRET_NAME = re.compile(
 
 
 class Unreadable(ValueError):
-    """An answer that is not what was requested. Its message is for the user, and begins with `it`."""
+    """A response that is not what was requested. Its message is for the user, and begins with `it`."""
 
 
 class CutShort(Unreadable):
-    """A stream that ended before the model had. A proxy that gives up closes a stream as if it were
+    """A stream that ended before the model was finished. A proxy that gives up closes a stream as if it were
     complete."""
 
     def __init__(self) -> None:

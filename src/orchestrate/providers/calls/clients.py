@@ -59,11 +59,12 @@ class CachedClient(Generic[_C]):
 
 
 def connect(config: HostConfig, *, key_header: str | None = None) -> OpenAI:
-    """Create a client without sending anything. `key_header` also carries the key, where a host requires
-    that. Raises `MissingKey`.
+    """Create a client without sending anything. `key_header` also carries the key, if a host requires that.
+    Raises `MissingKey`.
 
-    Retries are off because `orchestrate.providers.calls.hosted.Wire` does them. Redirects are not
-    followed: a redirected POST might be sent twice or become a GET."""
+    Retries are off because `orchestrate.providers.calls.hosted.Wire` does them. Redirects are not followed,
+    because a redirected POST might be sent twice or become a GET.
+    """
     import openai
 
     require_recent(openai.__name__)
@@ -91,7 +92,7 @@ def connect(config: HostConfig, *, key_header: str | None = None) -> OpenAI:
 
 def completions(client: Any, config: HostConfig) -> Callable[..., Any]:
     """Return the SDK call that requests an answer from a model. A sandbox starts its model for the first
-    one, which takes minutes on a busy machine. A host gets its usual timeout."""
+    request, which takes minutes on a busy machine. A host gets its usual timeout."""
     asked = client.with_options(timeout=SANDBOX_ANSWER_S) if config.sandbox else client
     return asked.chat.completions.create
 

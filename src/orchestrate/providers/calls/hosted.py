@@ -87,7 +87,7 @@ class _Masked:
 
 
 MOST_PAGES = 2_000
-"""Of one list: 200,000 jobs of the shortest pages."""
+"""Page limit of one list: 200,000 jobs on the shortest pages."""
 
 
 class SdkPage(Protocol):
@@ -100,7 +100,7 @@ class SdkPage(Protocol):
 
 P = TypeVar("P", bound=SdkPage)
 Read = Callable[[Callable[[], Any]], Any]
-"""As `hosted.Wire.read`."""
+"""Same as for `hosted.Wire.read`."""
 
 
 def pages_of(provider: str, read: Read, first: Callable[[], P], omits_empty: bool, most: int) -> Iterator[P]:
@@ -121,7 +121,7 @@ def pages_of(provider: str, read: Read, first: Callable[[], P], omits_empty: boo
 
 
 def entries_of(answer: object, field: str) -> list[dict[str, Any]]:
-    """Return the objects of a list that comes in one piece. Raises `Unreadable` when it is not a list."""
+    """Return the objects of a list that comes in one piece. Raises `Unreadable` if it is not a list."""
     found = plain(answer).get(field)
     if not isinstance(found, list):
         raise Unreadable(f"it has no list of {field}")
@@ -194,7 +194,8 @@ CODE_ERRORS: Mapping[str, type[ProviderError]] = {
     "not_found": NotFound,
     "already_exists": Conflict,
 }
-"""Codes (lower case; OpenAI's own and gRPC's names) that say more than the status. A backend adds its own."""
+"""Codes (lower case; OpenAI's own and gRPC's names) that are more specific than the status. A backend
+adds its own."""
 
 _NOTHING_SENT = frozenset(
     {
@@ -221,10 +222,11 @@ def hosted_error(
     codes: Mapping[str, type[ProviderError]] | None = None,
     fix: str | None = None,
 ) -> ProviderError:
-    """Convert any failure of an SDK call or an httpx request to our own error. Raise it `from error`.
+    """Convert any failure of an SDK call or an httpx request to one of our errors. Raise it `from error`.
 
-    `codes` adds to `CODE_ERRORS` (keys in lower case). An answer that could not be decoded is an
-    `UnexpectedAnswer` that may be retried. A `ProviderError` passes through unchanged."""
+    `codes` adds to `CODE_ERRORS` (keys in lower case). A response that could not be decoded is an
+    `UnexpectedAnswer` that may be retried. A `ProviderError` passes through unchanged.
+    """
     if isinstance(error, ProviderError):
         return error
     status = status_of(error)
@@ -268,7 +270,7 @@ def _wrong(error: BaseException) -> str:
 
 
 def status_of(error: BaseException) -> int | None:
-    """Return the HTTP status of an SDK or httpx error, or `None` when no answer came."""
+    """Return the HTTP status of an SDK or httpx error, or `None` if there was no response."""
     response = getattr(error, "response", None)
     status = getattr(error, "status_code", None) or getattr(response, "status_code", None)
     # A validation error of the SDK carries a 2xx status; it is an answer that cannot be read.
@@ -327,7 +329,7 @@ def never_sent(error: BaseException) -> bool:
 
 
 def certainly_refused(error: BaseException) -> bool:
-    """Return whether the host answered that it did not carry out the request."""
+    """Return whether the host replied that it did not carry out the request."""
     return refuses(status_of(error))
 
 
@@ -342,7 +344,7 @@ def _names(error: BaseException) -> set[str]:
 
 
 def headers_of(error: BaseException) -> Mapping[str, str]:
-    """Return the headers of the answer that an SDK or httpx error came with. Empty when no answer came."""
+    """Return the response headers of an SDK or httpx error. Empty if there was no response."""
     return getattr(getattr(error, "response", None), "headers", None) or {}
 
 
@@ -370,7 +372,7 @@ def _reason(error: BaseException) -> str:
 
 
 _LONGEST_PAGE = 8_000
-"""Characters of a page that are read for its words: the pattern takes the square of them."""
+"""Maximum characters of a page that are searched for its message, because the pattern's time is quadratic."""
 
 
 def _strip_tags(text: str) -> str:
@@ -403,11 +405,12 @@ class Wire:
         self._sleep = sleep
 
     def read(self, call: Callable[[], T], *, expect: type | tuple[type, ...] | None = None) -> T:
-        """Run a call that may be repeated (a read, an idempotent action) until it succeeds, is rejected,
-        or the retry budget is spent. Raises `ProviderError`.
+        """Run a call that may be repeated (a read, an idempotent action) until it succeeds, is rejected, or
+        the retry budget is spent. Raises `ProviderError`.
 
         A `str` where an object was expected is an `UnexpectedAnswer`, because that is how the SDKs return
-        HTML. `expect` is the class that the answer must have, where that check is not enough."""
+        HTML. `expect` is the class that the response must have, if that check is not enough.
+        """
         return self.retry.calling(lambda: self.once(call, expect=expect), sleep=self._sleep)
 
     def once(self, call: Callable[[], T], *, expect: type | tuple[type, ...] | None = None) -> T:
@@ -426,13 +429,14 @@ class Wire:
         return answer
 
     def send_once(self, ref: str, call: Callable[[], T], identify: Callable[[T], str | None]) -> T:
-        """Send a create request exactly once and return its answer.
+        """Send a create request exactly once and return its response.
 
-        `identify` returns the job's id from the answer, or `None` (or any error) when there is none.
-        Raises `OutcomeUnknown` unless it is certain that the host created no job: it answered 4xx (then
-        the mapped `ProviderError`), or the connection was never made (then `HostUnavailable`). Our own
-        errors that `call` raises before it sends (a missing key) pass through, so build the client inside
-        `call` or before."""
+        `identify` returns the job's id from the response, or `None` (or any error) if there is none. Raises
+        `OutcomeUnknown` unless it is certain that the host created no job: it responded with 4xx (then the
+        mapped `ProviderError`), or the connection was never made (then `HostUnavailable`). Our own errors
+        that `call` raises before it sends (a missing key) pass through, so build the client inside `call` or
+        before.
+        """
         try:
             answer = call()
         except OrchestrateError:
@@ -452,18 +456,19 @@ class Wire:
     def pages(
         self, first: Callable[[], P], *, omits_empty: bool = False, most: int = MOST_PAGES
     ) -> Iterator[P]:
-        """Yield the pages of an SDK list, each read with retries. A caller that stops early requests no
-        more pages.
+        """Yield the pages of an SDK list, each read with retries. A caller that stops early requests no more
+        pages.
 
-        Raises `UnexpectedAnswer` for an answer that is not a list (`{}`, `{"data": null}`, an error,
-        HTML): such an answer does not mean that there is nothing. With `omits_empty` the host may leave
-        out a list that is empty. A list that does not end (its cursor repeats, or `most` pages came)
-        raises it too."""
+        Raises `UnexpectedAnswer` for a response that is not a list (`{}`, `{"data": null}`, an error, HTML),
+        because it does not mean that the list is empty. With `omits_empty` the host may leave out an empty
+        list. Also raises it for a list that does not end (its cursor repeats, or there are more than `most`
+        pages).
+        """
         return pages_of(self.provider, self.read, first, omits_empty, most)
 
     def entries(self, call: Callable[[], object], field: str) -> list[dict[str, Any]]:
-        """Return the objects of a list that comes in one piece, in `field` of the answer. Raises the
-        errors of `pages`, and also for an entry that is not an object."""
+        """Return the objects of a list that comes in one piece, in `field` of the response. Raises the errors
+        of `pages`, and also for an entry that is not an object."""
         return self.read(lambda: entries_of(call(), field), expect=list)
 
     def error(self, error: BaseException) -> ProviderError:

@@ -74,11 +74,11 @@ TRAITS: dict[str, tuple[Trait, Rule]] = {
     "names": (Trait.NAMES, NO_NAMES),
     "parallel_calls": (Trait.PARALLEL_TOOL_CALLS, NO_PARALLEL),
 }
-"""What a description may say of rows, by its word."""
+"""Values that a description may use for rows."""
 
 
 def profile_of(kind: str, file: Readable, name: str) -> Profile:
-    """Read the profile of a described host. Raises `ConfigError` that names file and field."""
+    """Read the profile of a described host. Raises `ConfigError` with file and field."""
     told = description.read(file, name)
     try:
         tuned = re.compile(told.tuned_name) if told.tuned_name else None

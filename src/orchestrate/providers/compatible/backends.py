@@ -117,8 +117,8 @@ def _model(provider: Provider, spec: JobSpec, model: ModelOnHost, today: date) -
 
 
 class CompatibleProvider(SdkProvider, Serves):
-    """The classes of the hosts are made of this one, and of the parts that a description names, by
-    `orchestrate.providers.compatible.backends`."""
+    """Base class of the compatible hosts. `orchestrate.providers.compatible.backends` combines it with the
+    parts that a description names."""
 
     told: ClassVar[Described]
 
@@ -177,7 +177,7 @@ class CompatibleProvider(SdkProvider, Serves):
         return super().wanted(ref) if self.told.ref == "metadata" else {}
 
     def sent(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Add the W&B key to the request. No translation contains it."""
+        """Add the W&B key to the request. It is never part of a translation."""
         if self.told.wandb_in_request:
             for entry in rows(body.get("integrations")):
                 table(entry.get("wandb"))["api_key"] = offline.wandb_key(self.config)
@@ -265,8 +265,7 @@ class DescribedDownloads(CompatibleProvider, Downloads):
     def download(
         self, job: JobHandle, dest: Path, *, checkpoint: str | None = None, progress: Progress | None = None
     ) -> Artifact:
-        """Download file by file, as the checkpoint lists them. A file that is already complete is not
-        fetched again."""
+        """Download the checkpoint file by file. A file that is already complete is not fetched again."""
         files.require_empty(dest)
         base = self.get(job).model
         name, ids = self._weights_of(job, checkpoint)
@@ -323,7 +322,7 @@ class DescribedTakesAdapters(DescribedDeploys, TakesAdapters):
     def adapters(self) -> DescribedAdapters:
         how = self.told.deployment
         if how is None or how.adapters is None:
-            raise AssertionError("only where the description says how")
+            raise AssertionError("only if the description defines it")
         bases = {model.id for model in self.told.models.values()}
         return DescribedAdapters(self.profile, how.adapters, self._deployer, bases)
 
@@ -366,7 +365,7 @@ def features_of(told: Described, name: str) -> tuple[frozenset[Feature], dict[Fe
     if wrong := sorted(have & reasons):
         raise ConfigError(f"{name}: {wrong[0]} is in features and in missing")
     if lacking := sorted(set(known) - have - reasons):
-        raise ConfigError(f"{name}: {lacking[0]} is neither in features nor, with its reason, in missing")
+        raise ConfigError(f"{name}: {lacking[0]} must be in features or, with a reason, in missing")
     if (Feature.DEPLOY.value in have) != (told.deployment is not None):
         raise ConfigError(f"{name}: the feature deploy belongs to the table deployment")
     methods = {word for word in ("sft", "dpo", "rft") if word in have}

@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from orchestrate.types import Adapter
 
 _BROUGHT = re.compile(r"orc-[0-9a-f]{24}")
-"""The id of an adapter, made from its weights."""
+"""Id of an adapter, derived from its weights."""
 
 
 class DeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The options of `deploy`."""
 
     tier: str | None = None
-    """How it is served; without one the first of the description."""
+    """Deployment tier; default: the first in the description."""
 
 
 class Deploying:
@@ -59,7 +59,7 @@ class Deploying:
             token = config.management_token
             if token is None:
                 variable = f"{config.name.upper().replace('-', '_')}_MANAGEMENT_TOKEN"
-                missing = MissingKey(f"{self._told.title}'s API of deployments", variable)
+                missing = MissingKey(f"{self._told.title}'s deployment API", variable)
                 missing.fix = f'export {variable}="$({how.login})"'
                 raise missing
             headers["authorization"] = f"Bearer {token.reveal()}"
@@ -83,8 +83,8 @@ class Deploying:
         return self._hourly(self._tier(self._wanted(options)))
 
     def deploy(self, job: Job, options: Mapping[str, Any] | None, checkpoint: Callable[[], str]) -> Endpoint:
-        """Deploy the job's model. `checkpoint` gives the id of the last checkpoint. Raises
-        `OutcomeUnknown` when the answer to the request that bills was lost."""
+        """Deploy the job's model. `checkpoint` returns the id of the last checkpoint. Raises `OutcomeUnknown`
+        if the response to the request that bills was lost."""
         wanted = self._wanted(options)
         there = self._find(job.handle.job_id)
         if there is None:
@@ -116,11 +116,11 @@ class Deploying:
         return self._endpoint(job_id, there) if (there := self._find(job_id)) is not None else None
 
     def bring(self, id: str, base: str, archive: bytes) -> None:
-        """Upload an adapter and publish it under its name. An upload that no request names costs nothing
-        and is made again."""
+        """Upload an adapter and publish it under its name. An upload without a request costs nothing and is
+        repeated."""
         how = self._how.adapters
         if how is None:
-            raise AssertionError("only where the description says how")
+            raise AssertionError("only if the description defines it")
         sent = {how.field: (f"{id}.zip", archive, "application/zip")}
 
         def upload() -> dict[str, Any]:
@@ -185,7 +185,7 @@ class Deploying:
         if lacking := [name for name in self._how.options if not given.get(name)]:
             wanted = ", ".join(f'{name} = "{self._how.options[name]}"' for name in lacking)
             raise UsageError(
-                f"{self._told.title}'s API of deployments needs {', '.join(lacking)}",
+                f"{self._told.title}'s deployment API needs {', '.join(lacking)}",
                 fix=f"[hosts.{self._config.name}.options] {wanted}   in orchestrate.toml",
             )
         return {name: str(given[name]) for name in self._how.options}
@@ -318,8 +318,7 @@ class DescribedAdapters(adapters.Adapters):
         return self._deploying.price(options)
 
     def upload(self, adapter: Adapter, progress: Callable[[int, int], None] | None = None) -> None:
-        """Upload an adapter. It can be called and is billed by the token from then on: there is no other
-        step."""
+        """Upload an adapter. It can be called right away and is billed by the token, without another step."""
         if self._deploying.find(adapter.id) is not None:
             return
         packed = io.BytesIO()

@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from orchestrate.data import Dataset
 
 MULTIPART_BYTES = 512 << 20
-"""The Files API takes up to 512 MB; larger files go through the Uploads API."""
+"""The Files API accepts up to 512 MB; larger files go through the Uploads API."""
 PART_BYTES = 64 << 20
-"""The largest part; an upload has at most 8 GB and lives one hour."""
+"""Maximum part size; an upload has at most 8 GB and expires after one hour."""
 UPLOAD_LIFE_S = 3300.0
 UPLOAD_TIMEOUT_S = 600.0
 READY_WITHIN_S = 1800.0
 
 
 class CompatibleFiles:
-    """Uploads through one client. `multipart_bytes` and `part_bytes` are the host's limits, `ready` and
-    `refused` its names for a file that can be trained on, and for one that never can."""
+    """Uploads files through one client. `multipart_bytes` and `part_bytes` are the host's limits. `ready` and
+    `refused` are its statuses for a file that can be trained on, and for one that never can."""
 
     def __init__(
         self,
@@ -61,8 +61,9 @@ class CompatibleFiles:
     def bring(self, dataset: Dataset, folder: Path, progress: Progress | None) -> dict[str, Any]:
         """Upload the file and return the host's record of it, once it can be trained on.
 
-        A file that has the digest in its name is used again. An interrupted upload in parts resumes with
-        the next part. Raises `DataError` when the host rejects the file."""
+        A file that has the digest in its name is reused. An interrupted multipart upload resumes with the
+        next part. Raises `DataError` if the host rejects the file.
+        """
         path = dataset.write(self._target, folder)
         found = self._known(path)
         if found is None:
@@ -135,7 +136,7 @@ class CompatibleFiles:
         file_id, seen = str(file["id"]), [file]
 
         def look() -> tuple[dict[str, Any] | None, object]:
-            """Return the answer to the upload first: it may say that the file is ready."""
+            """Return the response to the upload first, because it may already say that the file is ready."""
             retrieve = self._client().files.retrieve
             found = seen.pop() if seen else plain(self._wire.read(lambda: retrieve(file_id)))
             word = found.get("status")

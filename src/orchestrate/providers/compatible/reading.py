@@ -26,7 +26,7 @@ from orchestrate.types import (
 )
 
 REF_KEY = "orchestrate_ref"
-"""In the metadata of a job, where the host keeps some."""
+"""Key in the metadata of a job, if the host keeps any."""
 STATUS_MAP: Mapping[str, JobStatus] = {
     "validating_files": JobStatus.VALIDATING,
     "queued": JobStatus.QUEUED,
@@ -47,7 +47,7 @@ NAMES = {
     "train_mean_token_accuracy": "train_accuracy",
     "valid_mean_token_accuracy": "valid_accuracy",
 }
-"""Metric names of the API -> ours; the others keep theirs."""
+"""Metric names of the API -> ours; the others keep their names."""
 
 
 def job_of(answer: object, provider: str, statuses: Mapping[str, JobStatus]) -> Job:
@@ -140,8 +140,7 @@ def points_of_file(content: bytes) -> list[MetricPoint]:
 
 
 def merged(points: Iterable[MetricPoint]) -> list[MetricPoint]:
-    """Merge the points of each step into one, in order. Of two values under one name the later one
-    counts."""
+    """Merge the points of each step into one, in order. If a name has two values, the later one counts."""
     found: dict[int, MetricPoint] = {}
     for point in points:
         earlier = found.get(point.step, point)
@@ -175,8 +174,8 @@ METHODS: Mapping[str, Any] = {"supervised": "sft", "dpo": "dpo", "reinforcement"
 
 
 def recalled(job: Job, file: Callable[[str], object]) -> Recalled:
-    """Collect the facts about a job from which it can be priced. `file` gives the record of a file by its
-    id. The validation file is not billed."""
+    """Collect the facts about a job that determine its price. `file` returns the record of a file by its id.
+    The validation file is not billed."""
     method = table(job.payload.get("method"))
     kind = text(method.get("type")) or "supervised"
     own = table(table(method.get(kind)).get("hyperparameters"))
@@ -191,7 +190,7 @@ def recalled(job: Job, file: Callable[[str], object]) -> Recalled:
 
 
 def asked_for(job: Job) -> Told:
-    """Return the settings and files of a job, in whichever form it reports its hyperparameters."""
+    """Return the settings and files of a job, in whatever form it reports its hyperparameters."""
     method = table(job.payload.get("method"))
     kind = text(method.get("type")) or "supervised"
     inside = table(method.get(kind))

@@ -68,7 +68,7 @@ class SdkProvider(HostedProvider):
 
     status_map: ClassVar[Mapping[str, JobStatus]] = reading.STATUS_MAP
     ready_files: ClassVar[frozenset[str]] = frozenset({"processed"})
-    """The host's words for a file that can be trained on."""
+    """The host's statuses for a file that can be trained on."""
     refused_files: ClassVar[frozenset[str]] = frozenset({"error", "deleted"})
     most_listed: ClassVar[int] = 100
     """Of a page."""
@@ -118,8 +118,8 @@ class SdkProvider(HostedProvider):
         return self._brought(data, self._files.bring, progress)
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
-        """Create the job as the interface specifies. Raises `TranslationRefused` before anything is sent
-        when a setting cannot be kept."""
+        """Create the job as the interface specifies. Raises `TranslationRefused` before anything is sent if a
+        setting cannot be kept."""
         body = settings.body(translation) | {"training_file": remote.train_id}
         if remote.validation_id is not None:
             body["validation_file"] = remote.validation_id
@@ -141,7 +141,7 @@ class SdkProvider(HostedProvider):
         return body
 
     def wanted(self, ref: str) -> dict[str, Any]:
-        """Return the filter for the list of jobs, where the host has one."""
+        """Return the filter for the list of jobs, if the host has one."""
         return {"metadata": {reading.REF_KEY: ref}}
 
     def find(self, ref: str) -> list[JobHandle]:
@@ -172,8 +172,8 @@ class SdkProvider(HostedProvider):
         return job
 
     def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
-        """Yield events, oldest first. The host lists newest first and cannot change the order, so pages
-        are read until `after` is met."""
+        """Yield events, oldest first. The host lists newest first and cannot change the order, so pages are
+        read until `after` is found."""
         newest_first: list[Event] = []
         jobs = self.client.fine_tuning.jobs
         for page in self._wire.pages(lambda: jobs.list_events(job.job_id, limit=self.most_listed)):
@@ -188,8 +188,8 @@ class SdkProvider(HostedProvider):
     # -- acting --------------------------------------------------------------------------------------------
 
     def cancel(self, job: JobHandle) -> None:
-        """Cancel the job without checking its state first: these hosts accept this for a job that has
-        ended, or refuse it."""
+        """Cancel the job without checking its state first. For a job that has ended, these hosts accept the
+        request or reject it."""
         self._ask(job, self.client.fine_tuning.jobs.cancel, lambda status: status.terminal)
 
     def _ask(
@@ -291,7 +291,7 @@ class SdkDeletes(SdkProvider, Deletes, DeletesData, ListsStored):
 class SdkChats(SdkProvider, HostedChats):
     @property
     def chat_limit(self) -> str:
-        """The host's parameter name for the most tokens of an answer."""
+        """The host's parameter name for the maximum tokens of an answer."""
         return self.profile.chat_limit
 
     def chat(
@@ -334,7 +334,7 @@ def _second(at: datetime) -> datetime:
 
 
 class ListedPage:
-    """A page. `data` has its entries."""
+    """A page of a list, with the entries in `data`."""
 
     def __init__(self, ask: Callable[..., Any], after: str | None = None) -> None:
         """`ask`: a list of `with_raw_response`, which takes `after`. Raises what the SDK does, and

@@ -23,8 +23,8 @@ _ELSEWHERE = ("method.type", "adapter.type", "suffix", "wandb", "continue_from",
 def translate(
     told: Described, name: str, spec: JobSpec, model: ModelOnHost, version: str | None
 ) -> Translation:
-    """Translate the spec for a compatible host. `version` is the API version that is requested from the
-    host, where it has versions."""
+    """Translate the spec for a compatible host. `version` is the requested API version, if the host has
+    versions."""
     rows = Rows(name, spec, fields=Fields(sdk="", documentation=" ".join(told.known_fields)))
     _files(rows)
     _start(told, rows, spec, model)
@@ -210,7 +210,7 @@ def _versioned(told: Described, name: str, spec: JobSpec, found: Translation) ->
         field, equals, value = needed.partition("=")
         if field not in options or (equals and str(options[field]) != value):
             continue
-        rule = f'it needs API version {version}: set api_version = "{version}" in [hosts.{name}.options]'
+        rule = f'needs API version {version}: set api_version = "{version}" in [hosts.{name}.options]'
         row = f"provider_options.{field}"
         settings = tuple(
             msgspec.structs.replace(one, outcome=Outcome.REFUSED, sent=None, wire=None, rule=rule)

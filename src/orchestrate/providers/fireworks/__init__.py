@@ -61,10 +61,11 @@ RULES = HostRules(
 def billed_tokens(
     train_tokens: int, epochs: int, *, reasoning: bool = False, average_turns: float = 1.0
 ) -> int:
-    """Count tokens of the dataset x epochs. Rows with thinking and several turns are unrolled into one
-    row per turn, which multiplies their tokens by half the average number of turns (never below one).
+    """Count tokens of the dataset x epochs. Rows with thinking and several turns are unrolled into one row
+    per turn, which multiplies their tokens by half the average number of turns (at least one).
 
-    docs.fireworks.ai fine-tuning pricing."""
+    docs.fireworks.ai fine-tuning pricing.
+    """
     factor = max(Decimal(1), Decimal(str(average_turns)) / 2) if reasoning else Decimal(1)
     return int((train_tokens * epochs * factor).to_integral_value(rounding="ROUND_CEILING"))
 
@@ -108,7 +109,8 @@ def hourly_factor(spec: JobSpec) -> Decimal:
 
 
 def refused_in_validation(job: Job) -> bool:
-    """Say whether an SFT job failed before it trained: it reports no progress, and tokens are what is billed.
+    """Return whether an SFT job failed before it trained: it reports no progress, and only tokens are
+    billed.
 
     DPO and RFT jobs report no progress at all (the API's job records), so for them this is unknown, and no
     source says that a failed job is free.

@@ -68,10 +68,11 @@ class FireworksDatasetFiles:
         self._sleep = sleep
 
     def bring(self, dataset: Dataset, folder: Path, progress: Progress | None) -> dict[str, Any]:
-        """Upload the dataset and return the host's record of it once it is READY. An existing one is used
-        again.
+        """Upload the dataset and return the host's record of it once it is READY. An existing one is
+        reused.
 
-        Raises `DataError` with the host's own message when it rejects the rows."""
+        Raises `DataError` with the host's own message if it rejects the rows.
+        """
         path = dataset.write(self._target, folder)
         dataset_id = f"orc-{dataset.digest[:24]}"
         known, tries = self.get(dataset_id), 0
@@ -128,7 +129,7 @@ class FireworksDatasetFiles:
                 )
 
     def fetch(self, dataset_id: str, file: Path) -> None:
-        """Fetch the only file of a dataset over a signed URL. Raises `NotFound` where it has none."""
+        """Fetch the only file of a dataset over a signed URL. Raises `NotFound` if it has none."""
         api = self._client().datasets
         answer = self._wire.read(lambda: api.get_download_endpoint(dataset_id, account_id=self._account()))
         urls = table(plain(answer).get("filenameToSignedUrls"))
@@ -213,9 +214,9 @@ class _Clash(Exception):
 def _busy(error: ProviderError) -> HostUnavailable:
     return HostUnavailable(
         "fireworks",
-        f"the upload was rejected ({error.message}); another process may be uploading the same rows",
+        f"the upload was rejected ({error.message}). Another process may be uploading the same rows",
         status=error.status,
-        fix="submit again later; what was uploaded is used as it is",
+        fix="submit again later; data that was uploaded is reused",
     )
 
 
@@ -288,11 +289,11 @@ class Weights:
 
 
 PAGE = 200
-"""Entries of one page of a list; the most that the host gives."""
+"""Maximum entries per page of a list on this host."""
 
 
 class Connection:
-    """Nothing is sent, and no SDK imported, before the first call."""
+    """Connects to the host. Nothing is sent, and no SDK imported, before the first call."""
 
     def __init__(self, config: HostConfig, wire: Wire) -> None:
         self._config = config
@@ -319,7 +320,7 @@ class Connection:
         return httpx.Client(timeout=httpx.Timeout(600.0, connect=30.0), follow_redirects=True)
 
     def lines(self, url: str | None) -> list[str]:
-        """Read the lines of a file behind a signed URL. Empty while the file is not written."""
+        """Read the lines of a file behind a signed URL. Empty until the file is written."""
         if url is None:
             return []
         safe = require_safe(url)
@@ -336,14 +337,14 @@ class Connection:
 
     @property
     def inference_url(self) -> str:
-        """The URL for chats. The real host answers them below `/inference`, any other server where the
-        SDK requests them."""
+        """The URL for chats. The real host serves them below `/inference`, any other server where the SDK
+        requests them."""
         base = self._config.base_url or PROFILE.url or ""
         return f"{base}/inference" if base == PROFILE.url else base
 
     def account(self) -> str:
-        """Return the configured account, otherwise the key's only account. Raises `UsageError` when there
-        are more."""
+        """Return the configured account, otherwise the key's only account. Raises `UsageError` if there are
+        several."""
         if self._found_account is None:
             client = self.client()
             names = [

@@ -107,7 +107,7 @@ class FireworksProvider(
     missing: ClassVar[Mapping[Feature, str]] = {
         Feature.KTO: f"Fireworks has no KTO; {UNPAIRED}",
         Feature.QLORA: "Fireworks does not publish its base's precision; qlora is trained as LoRA",
-        Feature.FULL: "Fireworks' managed jobs train LoRA adapters",
+        Feature.FULL: "Fireworks' managed jobs train LoRA adapters only",
         Feature.PAUSE: "Fireworks cannot pause a job, only cancel it",
         Feature.CHECKPOINTS: "Fireworks does not list checkpoints of managed jobs; download the final model",
     }
@@ -168,7 +168,7 @@ class FireworksProvider(
         return self._brought(data, self._datasets.bring, progress, details, validates=validates)
 
     def live_price(self, spec: JobSpec, remote: RemoteDataset, translation: Translation) -> Quote:
-        """Return the host's estimate, which exists for SFT jobs only."""
+        """Return the host's estimate, which exists only for SFT jobs."""
         model = translation.model
         if spec.method.type != "sft":
             reason = "Fireworks estimates prices only for SFT jobs"
@@ -259,7 +259,7 @@ class FireworksProvider(
         return reading.metrics_of(self._at.lines(url))
 
     def rendered(self, job: JobHandle) -> Sequence[RowTokens]:
-        """Return up to 20 rows of an SFT job. The host writes them when the job has ended."""
+        """Return up to 20 rows of an SFT job. The host writes them after the job has ended."""
         from orchestrate.providers.fireworks.rendering import rendered_of
 
         raw, _ = self._at.find(job)
@@ -274,7 +274,7 @@ class FireworksProvider(
         self._cancel(job, lambda: self._at.act(self._at.kind(job), job.job_id, "cancel"))
 
     def resume(self, job: JobHandle) -> None:
-        """Resume a paused job. A job that has ended is not resumed: the host would start and bill it
+        """Resume a paused job. A job that has ended is not resumed, because the host would start and bill it
         again, under its old id and without a price."""
         raw, kind = self._at.find(job)
         status = self.status(state_of(raw.get("state")))
@@ -294,7 +294,7 @@ class FireworksProvider(
 
     def stored(self) -> Storage:
         return standing.stored(
-            self, {"datasets": self._datasets.stored, "models": self._stored_models}, "how large they are"
+            self, {"datasets": self._datasets.stored, "models": self._stored_models}, "their sizes"
         )
 
     def _stored_models(self) -> Iterator[StoredItem]:

@@ -77,7 +77,7 @@ _NUMBERED = (
     "WRITING_RESULTS",
     "VALIDATING",
 )
-"""The first numbers of the host's enum; of later ones it is not known which they are."""
+"""The first numbers of the host's enum; the meaning of later ones is unknown."""
 METRIC_NAMES = {
     "train/loss": "train_loss",
     "loss": "train_loss",
@@ -225,8 +225,8 @@ def _progress(job: Job, at: datetime) -> list[Event]:
 
 
 def metrics_of(lines: Iterable[str]) -> list[MetricPoint]:
-    """Build one point for each step. Rows of the same step are joined, and lines that are not JSON
-    objects are left out."""
+    """Build one point for each step. Rows of the same step are joined, and lines that are not JSON objects
+    are skipped."""
     points: dict[int, MetricPoint] = {}
     for line_number, line in enumerate(lines, start=1):
         row = _row(line)
@@ -299,8 +299,8 @@ METHODS: Mapping[str | None, Any] = {"supervised": "sft", "dpo": "dpo", "reinfor
 
 
 def recalled(job: Job, dataset: Callable[[str], Mapping[str, Any] | None]) -> Recalled:
-    """Collect the facts about a job from which it can be priced. `dataset` gives the record of a dataset
-    by its id. The evaluation dataset is not billed."""
+    """Collect the facts about a job that determine its price. `dataset` returns the record of a dataset by
+    its id. The evaluation dataset is not billed."""
     name = text(job.payload.get("dataset"))
     told = (dataset(id_of(name)) if name and job.cost_usd is None else None) or {}
     return Recalled(

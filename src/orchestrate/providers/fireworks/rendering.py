@@ -16,7 +16,7 @@ from orchestrate.providers.calls import number, table, text, whole
 
 
 def rendered_of(lines: Iterable[str]) -> list[RowTokens]:
-    """Parse rendered rows in order. A line that is not a sample is left out."""
+    """Parse rendered rows in order. Skips lines that are not samples."""
     found = [row for line in lines for row in _row(line)]
     return sorted(found, key=lambda row: row.row)
 

@@ -42,14 +42,14 @@ class FireworksDeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown
 
     mode: Literal["merge", "addons"] = "merge"
     shape: str | None = None
-    """A deployment shape (`accounts/.../deploymentShapes/...`, or `default` for the host's choice); without
-    one the cheapest validated shape that fits is taken."""
+    """A deployment shape (`accounts/.../deploymentShapes/...`, or `default` for the host's choice);
+    default: the cheapest validated shape that fits."""
     min_replicas: int = 0
     idle_minutes: int = 60
-    """Scales to zero after so many minutes without a request (at least 5)."""
+    """Scales to zero after this many minutes without a request (at least 5)."""
     region: str | None = None
-    """Where the GPUs must stand: US, EUROPE, APAC or one of the host's regions, which costs half as much
-    again; anywhere (GLOBAL) without one."""
+    """Location of the GPUs: US, EUROPE, APAC or one of the host's regions, at 1.5 times the price;
+    default: anywhere (GLOBAL)."""
 
     @property
     def placement(self) -> dict[str, str] | None:
@@ -62,7 +62,7 @@ class FireworksDeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown
         wanted = cls.read("fireworks", options)
         if wanted.idle_minutes < 5:
             raise UsageError(
-                f"Fireworks scales to zero after at least 5 idle minutes, not {wanted.idle_minutes}"
+                f"Fireworks scales to zero after at least 5 idle minutes, got {wanted.idle_minutes}"
             )
         return wanted
 
@@ -99,8 +99,8 @@ class FireworksDeployments:
         return _per_hour(there)
 
     def deploy(self, id: str, made: TunedPair, options: Mapping[str, Any] | None) -> Endpoint:
-        """Deploy the model, skipping each step that an earlier call has done: the deployment, the adapter
-        on it."""
+        """Deploy the model, skipping steps that an earlier call has completed: the deployment, and the
+        adapter on it."""
         wanted = FireworksDeployOptions.of(options)
         there = self._get(id)
         if there is not None and there.get("state") == "DELETING":
@@ -136,8 +136,8 @@ class FireworksDeployments:
         return endpoint.model
 
     def remove(self, id: str) -> None:
-        """Unload the model and delete the deployment, even if it was used a moment ago. After an
-        interruption, call it again to finish."""
+        """Unload the model and delete the deployment, even if it was just used. After an interruption, call
+        it again to finish."""
         there = self._get(id)
         if there is None or there.get("state") in GONE:
             return
@@ -154,8 +154,8 @@ class FireworksDeployments:
             )
 
     def deployed(self, deployment_id: str) -> list[Standing]:
-        """Find a deployment by its id and in the list of all deployments, because an empty list and an
-        empty answer look the same here."""
+        """Find a deployment by its id and in the list of all deployments, because an empty list and an empty
+        response look the same here."""
         there = self._get(deployment_id)
         if there is not None:
             return [] if there.get("state") == "DELETED" else [self._standing(there)]
@@ -204,7 +204,7 @@ class FireworksDeployments:
     ) -> dict[str, Any]:
         from fireworks import omit
 
-        """From here on it bills. Raises `OutcomeUnknown` when the answer is lost."""
+        """Everything after this bills. Raises `OutcomeUnknown` if the response is lost."""
         api, account = self._client().deployments, self._account()
         try:
             answer = self._wire.send_once(
@@ -228,7 +228,7 @@ class FireworksDeployments:
             if there is not None and there.get("state") == "DELETED":
                 raise Conflict(
                     self._provider,
-                    f"Fireworks keeps the name of the deleted deployment {deployment_id} until "
+                    f"Fireworks reserves the name of the deleted deployment {deployment_id} until "
                     f"{there.get('purgeTime') or 'it is purged'}",
                     status=409,
                     fix="undelete it there, or delete it for good",
@@ -340,7 +340,7 @@ def _hourly(raw: Mapping[str, Any]) -> Decimal | None:
 
 
 RANKS = (4, 64)
-"""Of `PeftDetails.r` in the host's API."""
+"""Limits of `PeftDetails.r` in the host's API."""
 MODEL_READY = "READY"
 MODEL_WAIT_S = 900.0
 
@@ -397,8 +397,8 @@ class FireworksAdapters(adapters.Adapters):
         return f"accounts/{self._at.account()}/models/{id}"
 
     def as_job(self, id: str) -> dict[str, Any]:
-        """Return an adapter in the form of the job that would have trained it. Raises `NotFound` where it
-        does not exist."""
+        """Return an adapter in the form of the job that would have trained it. Raises `NotFound` if it does
+        not exist."""
         found = self.find(id)
         if found is None:
             raise NotFound(self._wire.provider, f"there is no adapter {id}", status=404)
@@ -417,7 +417,7 @@ class FireworksAdapters(adapters.Adapters):
         if not least <= adapter.rank <= most:
             raise UsageError(
                 f"Fireworks accepts adapters of rank {least} to {most}; this one has rank {adapter.rank}",
-                fix="orchestrate export RUN DIR --to merged   for a host that takes full models",
+                fix="orchestrate export RUN DIR --to merged   for a host that accepts full models",
             )
         _, account, _, id = base.split("/")
         api = self._at.client().models
@@ -426,7 +426,7 @@ class FireworksAdapters(adapters.Adapters):
         except NotFound as error:
             raise UsageError(f"Fireworks currently has no model {base}") from error
         if found.get("supportsLora") is False:
-            raise UsageError(f"Fireworks serves no adapters of {base}")
+            raise UsageError(f"Fireworks does not serve adapters of {base}")
         return base
 
     def _create(self, adapter: Adapter) -> None:

@@ -32,7 +32,7 @@ _BY_STEPS = "counted from the rows at upload"
 
 
 def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
-    """Translate the spec for Fireworks. `provider` is the name of the instance, where it is not the
+    """Translate the spec for Fireworks. `provider` is the name of the instance, if it differs from the
     backend's own."""
     rows = Rows(provider, spec, aliases=(PROFILE.kind,), fields=FIELDS[spec.method.type])
     try:
@@ -49,7 +49,7 @@ def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
     _length(rows, spec, model, inside)
     _names(rows, inside)
     if spec.packing:
-        rows.keep("packing", None, rule="as always here")
+        rows.keep("packing", None, rule="always the case here")
     elif spec.packing is False:
         rows.refuse("packing", "Fireworks always packs rows")
     if spec.early_stopping is not None:
@@ -111,11 +111,11 @@ def _files(rows: Rows, spec: JobSpec, model: ModelOnHost, inside: str) -> None:
         else:
             rows.keep("validation", None, rule="uploaded; evaluationDataset is its name")
     elif spec.method.type != "dpo" and not rows.in_options(_CARVED):
-        rule = "all rows are used for training; none is held back for evaluation"
+        rule = "all rows are used for training, none for evaluation"
         rows.default("validation", _CARVED, False, rule, send=True)
     if rows.given("continue_from"):
         # The host takes exactly one of the two.
-        rule = "an adapter that Fireworks trained: accounts/.../models/..., or its id"
+        rule = "a Fireworks-trained adapter: accounts/.../models/..., or its id"
         rows.keep("continue_from", f"{inside}warmStartFrom", rule=rule)
     else:
         rows.send(f"{inside}baseModel", model.id)
@@ -217,7 +217,7 @@ def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost, inside: str) -> None
 
 def _scaling(rows: Rows, adapter: LoRA, inside: str) -> None:
     if adapter.alpha is not None and adapter.alpha != int(adapter.alpha):
-        rows.refuse("adapter.alpha", "a whole number here", instead=round(adapter.alpha) or None)
+        rows.refuse("adapter.alpha", "must be a whole number here", instead=round(adapter.alpha) or None)
     elif adapter.alpha is not None:
         rows.keep("adapter.alpha", f"{inside}loraAlpha", int(adapter.alpha))
     else:
@@ -259,7 +259,7 @@ def _optimiser(rows: Rows, spec: JobSpec, inside: str) -> None:
         rows.refuse_if_asked({"min_lr_ratio": "belongs to a schedule that Fireworks does not have"})
     elif spec.schedule is None:
         rows.default("schedule", wire, "constant")
-        constant = "Fireworks' schedule is constant unless you set one: schedule: cosine or linear"
+        constant = "Fireworks' schedule is constant by default: set schedule to cosine or linear"
         rows.refuse_if_asked({"min_lr_ratio": constant})
     elif spec.schedule == "constant":
         rows.keep("schedule", wire, {"constant": {}})
@@ -286,7 +286,7 @@ def _steps(rows: Rows, spec: JobSpec) -> None:
         rows.default("warmup_ratio", f"{inside}learningRateWarmupSteps", 0.0)
     wire = f"{inside}samplerCheckpointSaveIntervalSteps"
     if spec.checkpoint_steps is not None and spec.method.type != "rft":
-        rule = "Fireworks lists them only in its console"
+        rule = "Fireworks shows them only in its console"
         rows.map("checkpoint_steps", wire, spec.checkpoint_steps, rule, exact=False)
     elif spec.checkpoint_steps is not None:
         rows.refuse("checkpoint_steps", "Fireworks' RFT jobs set this themselves")
@@ -300,7 +300,7 @@ def _steps(rows: Rows, spec: JobSpec) -> None:
         rows.refuse("checkpoints", "Fireworks' RFT jobs set this themselves")
     else:
         rule = (
-            f"optimizer steps of the run / checkpoints, {_BY_STEPS}; Fireworks lists them only in its console"
+            f"optimizer steps of the run / checkpoints, {_BY_STEPS}; Fireworks shows them only in its console"
         )
         rows.map("checkpoints", wire, None, rule, exact=False)
     if spec.evals == 0 and spec.validation is None:
@@ -391,4 +391,4 @@ FIELDS = {
         documentation="trainingConfig.lrScheduler useReservation",
     ),
 }
-"""By the method of the spec."""
+"""Fields by method of the spec."""

@@ -46,7 +46,7 @@ PEFTS: Mapping[str, str] = {
     "exclude_modules": "exclude_modules",
     "modules_to_save": "modules_to_save",
 }
-"""Our words for peft's."""
+"""Maps our names to peft's."""
 OWN = "taken from the adapter this run continues from"
 
 
@@ -68,7 +68,7 @@ def continue_from(rows: Rows, spec: JobSpec) -> None:
 
 
 def config_of(folder: str) -> Mapping[str, Any] | None:
-    """Read the adapter configuration of a folder, or return `None` where it holds no adapter."""
+    """Read the adapter configuration of a folder, or return `None` if it has no adapter."""
     try:
         path = Path(folder).expanduser() / "adapter_config.json"
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
@@ -188,7 +188,7 @@ _EXPANDED = {
     "lora": "expanded to 16 bits",
     "full": "expanded to 32 bits",
 }
-"""What becomes of weights that are not trained over as the files hold them."""
+"""How weights that are not trained are loaded."""
 
 
 def adapter(rows: Rows, spec: JobSpec, model: str) -> None:
@@ -307,7 +307,8 @@ def _unfit(name: str, asked: LoRA, config: Mapping[str, Any], held: Quantised | 
         return _unfit_start(asked, held)
     if name == "target_parameters" and (asked.dropout or asked.dora):
         return (
-            f"peft does not support {'dropout' if asked.dropout else 'DoRA'} for such weights: leave one out"
+            f"peft does not support {'dropout' if asked.dropout else 'DoRA'} for such weights: remove one "
+            "of them"
         )
     text: Mapping[str, Any] = config.get("text_config") or config
     layers = text.get("num_hidden_layers")
@@ -324,7 +325,8 @@ def _unfit_start(asked: LoRA, held: Quantised | None) -> str | None:
     start, four_bit = asked.init_lora_weights, isinstance(asked, QLoRA)
     if asked.changes_base and (four_bit or held):
         return (
-            f"{start} changes the base weights, which needs more precision than a few bits: use adapter: lora"
+            f"{start} changes the base weights, which takes more than a few bits of precision: use adapter: "
+            "lora"
         )
     if start == "loftq" and held is not None:
         return f"it compensates for 4-bit quantization, but the model's files are stored in {held.told}"

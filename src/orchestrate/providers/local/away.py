@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from orchestrate.spec import JobSpec
 
 STARTUP = KnownLog(log=5.7, off=0.7)
-"""Seconds beside training: a machine, its packages and the model's weights, about five minutes."""
+"""Seconds besides training for a machine, its packages and the model's weights: about five minutes."""
 
 
 def _there(kind: ThroughputKey, gpu: str | None, threads: int) -> ThroughputKey:
@@ -78,7 +78,7 @@ def _there(kind: ThroughputKey, gpu: str | None, threads: int) -> ThroughputKey:
 
 
 class AwayProvider(LocalProvider, Recalls, Limited):
-    """`config.options`: those of the place, see its module, and `home`."""
+    """Trains at a remote place. `config.options` are those of the place (see its module), and `home`."""
 
     place: AwayPlace
 
@@ -226,7 +226,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         return [
             Problem(
                 code="longer-than-its-limits",
-                message=f"it is expected to take {duration(seconds)} ({told}), and pauses after "
+                message=f"it is expected to take {duration(seconds)} ({told}), but pauses after "
                 f"{duration(most)} of work, its hour or cost limit",
                 severity=Severity.WARNING,
                 providers=(self.name,),
@@ -316,10 +316,10 @@ class AwayProvider(LocalProvider, Recalls, Limited):
     # -- acting --------------------------------------------------------------------------------------------
 
     def cancel(self, job: JobHandle) -> None:
-        """Cancel the job. Its host ends the worker first, whatever the worker and its storage do: a
-        worker that hangs reads no message but still bills. The message in the storage is the second way.
-        Raises where either failed, so that the user tries again. A run whose storage is unavailable is
-        reported as cancelled when the storage is back."""
+        """Cancel the job. Its host stops the worker first, whatever the worker and its storage do: a worker
+        that hangs reads no message but still bills. The message in the storage is the second way. Raises
+        an error if either failed, so that the user tries again. A run whose storage is unavailable is
+        reported as canceled when the storage is back."""
         failed: ProviderError | None = None
         try:
             self.place.stop(job.job_id)
@@ -486,7 +486,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         self.place.stop(ref)
 
     def billing(self) -> Billing:
-        """Report all our workers at the place, including those of which nothing is known here."""
+        """Report all our workers at the place, including those that this machine knows nothing about."""
         found = [one for one in self.place.find() if one.state != "ended"]
         unpriced: str | None = None
         prices: Mapping[str, Hourly] = {}
@@ -515,7 +515,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
 
 
 _PLACED = {"waiting": JobStatus.QUEUED, "running": JobStatus.RUNNING}
-"""Of a worker that has ended its place cannot tell how."""
+"""The place cannot tell how a worker ended."""
 
 
 class _Unstored(NotFound):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def problems(
     name: str, spec: JobSpec, data: TrainingData, translation: Translation, options: Mapping[str, Any]
 ) -> Iterator[Problem]:
-    """Yield the problems of a job on the engine. `name`: of the backend."""
+    """Yield the problems of a job on the engine. `name` is the backend's."""
     try:
         launching.require_packages()
     except MissingExtra as error:
@@ -52,7 +52,7 @@ def problems(
 
 
 def to_download(name: str, translation: Translation) -> Iterator[Problem]:
-    """Report a base model that this machine does not have yet, as a warning where it may not be fetched."""
+    """Report a base model that is not on this machine yet, as a warning if it may not be downloaded."""
     if any(row.name == "model" for row in translation.refused):
         return
     try:
@@ -148,7 +148,7 @@ def _memory(
 
 
 MOST_LONG = 2_000
-"""Rows over the limit that are encoded to see what is left of them."""
+"""Maximum number of rows over the limit that are encoded to see what is left of them."""
 
 
 def untrained(name: str, spec: JobSpec, data: TrainingData) -> Iterator[Problem]:
@@ -234,11 +234,11 @@ def warming(name: str, spec: JobSpec, data: TrainingData) -> Iterator[Problem]:
         yield Problem(
             code="rate-never-peaks",
             message=f"the warm-up of {count(spec.warmup_steps, 'step')} is longer than the run of about "
-            f"{count(most, 'step')}: the learning rate never reaches its peak",
+            f"{count(most, 'step')}, so the learning rate never reaches its peak",
             severity=Severity.WARNING,
             field="warmup_steps",
             providers=(name,),
-            fix=f"use fewer than {most:,}, or warmup_ratio, a share of the steps",
+            fix=f"use fewer than {most:,}, or warmup_ratio (a share of the steps)",
         )
 
 
@@ -247,7 +247,7 @@ def warming(name: str, spec: JobSpec, data: TrainingData) -> Iterator[Problem]:
 
 
 def reinforcement_problems(provider: str, spec: JobSpec, data: TrainingData) -> list[Problem]:
-    """Report fields that the grader reads and rows lack, and prompts that leave no room for an answer."""
+    """Report fields that the grader reads but rows lack, and prompts that leave no room for an answer."""
     if not isinstance(spec.method, RFT):
         return []
     sets = [d for d in (data.train, data.validation) if d is not None and d.kind == "rl"]

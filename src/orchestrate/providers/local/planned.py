@@ -56,7 +56,7 @@ def of(run: RunDir, checkpoint: str | None, provider: str) -> Path:
 
 def copied(source: Path, dest: Path, progress: Progress | None) -> tuple[ArtifactFile, ...]:
     """Copy all files of `source` to `dest`. Complete files that are already there stay. Raises
-    `ArtifactRefused` where there are no weights."""
+    `ArtifactRefused` if there are no weights."""
     files = checkpoints.manifest(source)
     if not any(f.path.endswith(".safetensors") for f in files):
         raise ArtifactRefused(f"{source} contains no safetensors weights")

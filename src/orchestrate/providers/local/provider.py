@@ -71,9 +71,9 @@ if TYPE_CHECKING:
     from orchestrate.spec import JobSpec
 
 MOST_RESTARTS = 5
-"""Automatic ones; a worker that dies this often at one checkpoint would die again."""
+"""Maximum automatic restarts; a worker that crashes this often at one checkpoint would crash again."""
 WISHES: Mapping[str, str] = {"pause": "paused", "cancel": "cancelled"}
-"""What a run without a worker is, of which this was asked."""
+"""Status of a run without a worker after each request."""
 
 
 class LocalProvider(
@@ -90,8 +90,8 @@ class LocalProvider(
     Chats,
     AnswersHere,
 ):
-    """This machine. `config.options`: home (folder), threads, device (cpu, cuda), gpu_memory_gib (plan for
-    a GPU of that size)."""
+    """Trains on this machine. `config.options`: home (folder), threads, device (cpu, cuda), gpu_memory_gib
+    (plan for a GPU of that size)."""
 
     profile: ClassVar[Profile] = PROFILE
     features: ClassVar[frozenset[Feature]] = frozenset(Feature) - {
@@ -245,10 +245,11 @@ class LocalProvider(
         self._restart(self._run(job))
 
     def recover(self, job: JobHandle) -> bool:
-        """Restart a worker that died unfinished (killed, power cut). Returns True when one was started.
+        """Restart a worker that died unfinished (killed, power cut). Returns True if one was started.
 
-        A job that someone paused stays paused, and one that someone cancelled is not started again. After
-        `MOST_RESTARTS` deaths at one checkpoint the job fails instead."""
+        A job that someone paused stays paused, and one that someone canceled is not started again. After
+        `MOST_RESTARTS` crashes at one checkpoint, the job fails instead.
+        """
         run = self._run(job)
         state = run.state()
         if run.job().session is not None or state.status != "interrupted" or not self.place.lost(run):
@@ -356,8 +357,7 @@ class LocalProvider(
     def generator(
         self, job: JobHandle, *, checkpoint: str | None = None, worker: Worker | None = None
     ) -> Generator:
-        """Create a generator. Without a `worker`, each model that was requested has one process until
-        `close`."""
+        """Create a generator. Without a `worker`, each requested model has one process until `close`."""
         from orchestrate.local.answers.generation import Generator
 
         key = (job.job_id, checkpoint)
@@ -416,16 +416,16 @@ def _within(resources: Resources, spec: JobSpec) -> Resources:
 
 
 class RestartsSeen(Record, frozen=True, kw_only=True):
-    """`.restarts.json` of a run directory."""
+    """Contents of `.restarts.json` in a run directory."""
 
     checkpoint: str = ""
-    """The newest one at the last death."""
+    """The newest checkpoint at the last crash."""
     before: int = 0
-    """Attempts that the run had had when it was first seen there."""
+    """Attempts of the run before it was first seen there."""
 
 
 def deaths(run: RunDir, attempts: int) -> int:
-    """Count the workers that have died since the newest checkpoint, including the latest. `attempts`: all
+    """Count the workers that have died since the newest checkpoint, including the latest. `attempts` are all
     attempts of the run."""
     path = run.path / ".restarts.json"
     try:

@@ -22,25 +22,25 @@ if TYPE_CHECKING:
     from orchestrate.spec import JobSpec
 
 MOST_HOURS = 24.0
-"""Where nobody says how long a run may take: a bill has an end in any case."""
+"""Used if no limit is set, so that a bill always has an end."""
 
 
 DEVICE = "device"
-"""The engine's own word for what a machine is chosen by here."""
+"""The engine's own option, which is set here by the choice of a machine."""
 ASKED = (*OPTIONS, DEVICE)
 CAPABILITY = {"T4": 7.5, "V100": 7.0, "P100": 6.0}
-"""Compute capability of GPUs that do not multiply in bf16: the engine trains in fp16 there."""
+"""Compute capability of GPUs without bf16 multiplication; the engine trains in fp16 there."""
 
 
 class Fit(NamedTuple):
-    """A machine, and the plan of the job on it, or `None` where the model's size is unknown."""
+    """A machine and the plan of the job on it, or `None` if the model's size is unknown."""
 
     machine: Machine
     plan: MemoryPlan | None
     operations: float
-    """Per second, in a training step of such a job."""
+    """Operations per second in a training step of such a job."""
     shared: MemoryPlan | None = None
-    """Of one of its GPUs, with a share of every weight on each; where it does not fit whole."""
+    """Plan for one of its GPUs with a shard of every weight, if the job does not fit on one."""
 
     @property
     def fits_in_shares(self) -> bool:
@@ -233,7 +233,7 @@ def _of_device(asked: Any, found: Resources) -> Setting:
         )
     if asked not in ("cpu", "cuda"):
         return msgspec.structs.replace(row, rule=f"must be one of cpu, cuda, got {asked!r}")
-    told = f"the machine has {f'a GPU ({found.gpu})' if found.gpu else 'no GPU'}; leave device out, or gpu"
+    told = f"the machine has {f'a GPU ({found.gpu})' if found.gpu else 'no GPU'}; remove device or gpu"
     return msgspec.structs.replace(row, rule=told)
 
 
@@ -255,7 +255,7 @@ def apart(found: Resources, hyper: Mapping[str, Any], *, groups: bool) -> Settin
         if found.gpu and found.count != processes:
             reason = f"{processes} processes need {processes} GPUs, one each, but there are {found.count}"
         elif not sharded and processes > batch:
-            reason = f"a step has {count(batch, 'example')}: some of {processes} processes would have none"
+            reason = f"a step has {count(batch, 'example')}, so some of {processes} processes would have none"
     if reason is None:
         return None
     return Setting(name=f"provider_options.{name}", asked=asked, outcome=Outcome.REFUSED, rule=reason)

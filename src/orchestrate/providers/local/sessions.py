@@ -36,7 +36,7 @@ _OPTIONS = frozenset({"threads", "device", "precision", "four_bit"})
 
 
 class SharedWorker(ModelProcess):
-    """One process for all sessions of this program over one base."""
+    """One process for all of this program's sessions over one base."""
 
     def __init__(self, opening: Mapping[str, Any]) -> None:
         super().__init__("sessions", opening, name=TRAINS)
@@ -45,7 +45,7 @@ class SharedWorker(ModelProcess):
         self.follow(lambda told: None)
 
     def submit(self, op: str, **fields: Any) -> Future[dict[str, Any]]:
-        """Send a request and return its answer to come."""
+        """Send a request and return a future of its answer."""
         future: Future[dict[str, Any]] = Future()
         future.set_running_or_notify_cancel()
 

@@ -43,7 +43,7 @@ class Option(NamedTuple):
     words: tuple[str, ...] = ()
     rft_only: bool = False
     in_hyper: bool = True
-    """Whether the engine has it among the settings of training."""
+    """Whether the engine has it among its training settings."""
 
 
 NUMBER = (int, float)
@@ -71,8 +71,8 @@ OPTIONS: Mapping[str, Option] = {
 def answered(
     spec: JobSpec, body: Mapping[str, Any], gpu_elsewhere: bool, capability: float | None = None
 ) -> tuple[list[Setting], dict[str, Any]]:
-    """Return (a row for each option, the body with them). `gpu_elsewhere`: the job is planned for a GPU
-    that this machine need not have, of this `capability` where it is known."""
+    """Return (a row for each option, the body with them). `gpu_elsewhere`: the job is planned for a GPU that
+    this machine need not have, of this `capability` if it is known."""
     rows: dict[str, Setting] = {}
     body = {**body, "hyper": dict(body.get("hyper", {}))}
     for key, value in spec.provider_options.get("local", {}).items():
@@ -103,13 +103,13 @@ def answered(
 
 def _said_otherwise(key: str, value: Any, spec: JobSpec) -> str | None:
     if key == "micro_batch" and spec.gradient_accumulation is not None:
-        return f"the spec says  gradient_accumulation: {spec.gradient_accumulation}; leave one of them out"
+        return f"the spec also sets gradient_accumulation: {spec.gradient_accumulation}; remove one of them"
     if key == "processes" and value > 1 and (method_word(spec.method) in ("kto", "rft")):
         return "it compares answers within a batch, so it only works in a single process"
     if key != "optimizer":
         return None
     if spec.optimizer is not None and spec.optimizer.type != value:
-        return f"the spec says  optimizer: {spec.optimizer.type}; leave one of them out"
+        return f"the spec also sets optimizer: {spec.optimizer.type}; remove one of them"
     return missing_optimizer(value)
 
 
@@ -144,7 +144,7 @@ def problem(key: str, value: Any, method: str = "sft") -> str | None:
     option = OPTIONS.get(key)
     if key == "run_grader_code":
         return (
-            "a spec cannot allow its own code; leave this out and allow it yourself: orchestrate "
+            "a spec cannot allow its own code; remove this and allow it yourself: orchestrate "
             "--allow-grader-code ..."
         )
     if option is None:
@@ -235,7 +235,7 @@ def settled(told: Translation, plan: Callable[[Translation], MemoryPlan | None])
 
 
 def spread(body: Mapping[str, Any], processes: int) -> dict[str, Any]:
-    """Return the job for that many processes, each with a shard of every weight."""
+    """Return the job for this many processes, each with a shard of every weight."""
     return {**body, "hyper": {**body.get("hyper", {}), "processes": processes, "sharded": True}}
 
 
@@ -327,16 +327,17 @@ def translate(spec: JobSpec, options: Mapping[str, Any]) -> Translation:
 def memory(
     spec: JobSpec, translation: Translation, options: Mapping[str, Any], longest: int | None = None
 ) -> MemoryPlan | None:
-    """Plan the memory that training takes, or return `None` when it cannot be estimated. `longest`:
-    tokens of the longest row of the data.
+    """Plan the memory that training takes, or return `None` if it cannot be estimated. `longest` is the
+    number of tokens in the longest row of the data.
 
-    Raises `ConfigError` for a `gpu_memory_gib` that is not a valid size."""
+    Raises `ConfigError` for a `gpu_memory_gib` that is not a valid size.
+    """
     size = options.get("gpu_memory_gib")
     if size is not None and (
         isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size < 1e5
     ):
         raise ConfigError(
-            f"local.gpu_memory_gib is not the size of a GPU's memory: {size!r}", fix="for example 24"
+            f"local.gpu_memory_gib must be the size of a GPU's memory, got {size!r}", fix="for example 24"
         )
     if translation.refused:
         return None
@@ -438,13 +439,13 @@ def _reinforcement(rows: Rows, spec: JobSpec, method: RFT, *, code: bool) -> Non
         rule = "answers sampled per prompt and epoch"
         rows.offer("method.samples_per_prompt", "method.samples_per_prompt", DEFAULT_SAMPLES, rule)
     if method.kl_beta and spec.adapter.type == "full":
-        reason = "it needs a second copy of all weights: train an adapter, or leave it out"
+        reason = "it needs a second copy of all weights: train an adapter, or remove it"
         rows.refuse("method.kl_beta", reason)
     else:
         rows.offer("method.kl_beta", "method.kl_beta", 0.0)
     if method.compute_multiplier is not None:
         rows.refuse("method.compute_multiplier", "here samples_per_prompt sets the amount of exploration")
-    rows.refuse_if_asked({"method.reasoning_effort": "an open model has no such setting in training"})
+    rows.refuse_if_asked({"method.reasoning_effort": "open models have no such training setting"})
     if spec.packing:
         rows.refuse("packing", "new answers are sampled at each step, so there is nothing to pack")
 
@@ -452,7 +453,7 @@ def _reinforcement(rows: Rows, spec: JobSpec, method: RFT, *, code: bool) -> Non
 def _steps(rows: Rows, spec: JobSpec) -> None:
     """How long, and when it is evaluated and kept."""
     if spec.max_steps is not None:
-        rule = "or after all epochs, whichever is sooner" if spec.epochs else None
+        rule = "or after all epochs, whichever comes first" if spec.epochs else None
         rows.keep("max_steps", "hyper.max_steps", rule=rule)
     if spec.max_steps is not None and spec.epochs is None:
         rows.default("epochs", None, None, "as many as max_steps needs")
@@ -526,8 +527,8 @@ def _optimiser(rows: Rows, spec: JobSpec) -> None:
             "gradient_accumulation",
             "hyper.micro_batch",
             max(1, -(-batch // spec.gradient_accumulation)),
-            "examples per forward pass: batch_size / gradient_accumulation; a step still has "
-            "batch_size examples",
+            "examples per forward pass: batch_size / gradient_accumulation; a step still has batch_size "
+            "examples",
         )
     if spec.warmup_steps is not None:
         rows.keep("warmup_steps", "hyper.warmup_steps")
@@ -644,6 +645,6 @@ def _length(rows: Rows, spec: JobSpec) -> None:
 
 
 def max_new_tokens(spec: JobSpec) -> int:
-    """Return the most tokens of an answer that is sampled for grading."""
+    """Return the maximum tokens of an answer that is sampled for grading."""
     asked = spec.provider_options.get("local", {}).get("max_new_tokens")
     return asked if isinstance(asked, int) else Hyper().max_new_tokens

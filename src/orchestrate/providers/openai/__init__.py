@@ -46,7 +46,7 @@ RULES = HostRules(
         Trait.REASONING: Rule(
             "reasoning-lost",
             Severity.ERROR,
-            "thinking is not taken",
+            "thinking is not supported",
             "remove it, or convert with --allow-loss",
             lossy=True,
         ),
@@ -147,8 +147,8 @@ PROFILE = Profile(
     tuned_base=tuned_base,
     no_new_jobs_after=date(2027, 1, 6),
     output_terms="OpenAI's Services Agreement does not allow using its output to develop models that "
-    "compete with OpenAI's. You must judge whether yours does: "
-    "openai.com/policies/services-agreement, read 2026-11",
+    "compete with OpenAI's. Check whether yours does: openai.com/policies/services-agreement, read "
+    "2026-11",
     closing_source="developers.openai.com/api/docs/deprecations, announced 2026-05-07",
     # The days are in several copies of that page.
     gates=(

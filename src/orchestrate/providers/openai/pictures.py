@@ -9,8 +9,8 @@ from math import ceil, floor, sqrt
 from orchestrate.data.rows.traits import Picture
 
 _LONGEST, _SHORTEST, _TILE = 2048, 768, 512
-"""Pixels: an image is made to fit a square of the first, then its shorter side is brought down to the second;
-what is left is cut into tiles."""
+"""Pixels: an image is scaled to fit a square of the first, then its shorter side is scaled down to the
+second. The result is cut into tiles."""
 _PATCH, _MOST_PATCHES = 32, 1536
 
 
@@ -60,9 +60,9 @@ _RULES: dict[str, _Tiles | _Patches] = {
     "gpt-4.1": _Tiles(85, 170),
     "gpt-4.5": _Tiles(85, 170),
 }
-"""By the beginning of the model's name; the longer ones come first."""
+"""By prefix of the model's name; longer ones come first."""
 _SIZES = ((512, 512), (1024, 1024), (_LONGEST, _SHORTEST))
-"""A small, a usual and the largest image, for those whose size is not known."""
+"""A small, a usual and the largest image, for images of unknown size."""
 
 
 def tokens(model: str, picture: Picture) -> tuple[int, int, int] | None:

@@ -64,8 +64,8 @@ def problems_of(
     *,
     today: date | None = None,
 ) -> list[Problem]:
-    """List the problems of a job. For a model without a catalog entry (a compatible host) only the rules
-    of the API are checked."""
+    """List the problems of a job. For a model without a catalog entry (a compatible host), only the API's
+    rules are checked."""
     name, model = provider.name, provider.resolve(spec)
     found = offline.problems(provider, spec, data, translation)
     found = [p for p in found if p.code != "vision-model-only"]  # decided where the model is known
@@ -122,8 +122,9 @@ def _rft(provider: str, method: RFT, data: TrainingData) -> Iterator[Problem]:
 def grader_errors(grader: Mapping[str, Any], place: str = "method.grader") -> Iterator[tuple[str, str]]:
     """Yield (field, message) for each mistake, by the SDK's own types.
 
-    The SDK's types define a `multi` grader with only one grader in it. The guide to graders has a map of
-    graders by name, and the formula reads the names."""
+    The SDK's types define a `multi` grader with only one grader. The guide to graders has a map of graders by
+    name, and the formula uses the names.
+    """
     from openai.types.graders import (
         LabelModelGraderParam,
         MultiGraderParam,
@@ -181,11 +182,11 @@ def training_closed(error: TrainingClosed, model: ModelOnHost, method: str) -> T
     """Explain the host's 403 `training_not_available` with what happened, the dates, and the nearest open
     model."""
     text = (
-        "OpenAI is winding down fine-tuning and accepts no new jobs from this organization; nothing "
-        f"was created. From {PROFILE.no_new_jobs_after} on it accepts none from anyone"
+        "OpenAI is winding down fine-tuning and accepts no new jobs from this organization. Nothing was "
+        f"created. From {PROFILE.no_new_jobs_after} on, it accepts none from anyone"
     )
     if model.host is not None and model.host.shutdown is not None:
-        text += f"; {model.name} and every tune made on it will be shut down on {model.host.shutdown}"
+        text += f"; {model.name} and every model tuned from it will be shut down on {model.host.shutdown}"
     return TrainingClosed(
         error.provider,
         text,
@@ -197,8 +198,7 @@ def training_closed(error: TrainingClosed, model: ModelOnHost, method: str) -> T
 
 
 def way_out(model: Model | None, method: str) -> str:
-    """Return the command that trains the nearest open model elsewhere with the same data, method and
-    spec."""
+    """Return the command that trains the nearest open model elsewhere with the same data, method and spec."""
     others = catalog.alternatives(model) if model is not None else []
     if not others:
         return "orchestrate quote --provider all   (the same spec on the other backends)"
@@ -255,8 +255,8 @@ class OpenAIProvider(
     # -- offline -------------------------------------------------------------------------------------------
 
     def resolve(self, spec: JobSpec) -> ModelOnHost:
-        """Resolve the model's name. A host other than OpenAI gets the name as it is written. Azure, for a
-        model of OpenAI's, gets OpenAI's id of it."""
+        """Resolve the model's name. A host other than OpenAI gets the name as written. Azure gets OpenAI's id
+        of an OpenAI model."""
         if self.name == self.kind:
             return super().resolve(spec)
         asked = spec.model_for(self.name)
@@ -275,7 +275,7 @@ class OpenAIProvider(
 
     @property
     def prices(self) -> str:
-        """The name under which rates are found. A compatible host is another company with its own prices."""
+        """The name under which rates are listed. A compatible host is another company with its own prices."""
         return str(self.config.options.get("prices", self.name))
 
     # -- whose jobs ----------------------------------------------------------------------------------------
@@ -310,8 +310,8 @@ class OpenAIProvider(
             raise training_closed(error, self.resolve(spec), spec.method.type) from error
 
     def billing(self) -> Billing:
-        """Report the jobs. OpenAI charges nothing for storing tuned models and files. Only Azure's portal
-        lists what is deployed there."""
+        """Report the jobs. OpenAI does not charge for storing tuned models and files. Deployments on Azure
+        are listed only in its portal."""
         unseen = "deployments of models on Azure, which bill hourly: its data API cannot list them"
         return base.of_jobs(self, *([unseen] if _is_azure(self.config) else []))
 
@@ -329,8 +329,8 @@ class OpenAIProvider(
     # -- the tuned model -----------------------------------------------------------------------------------
 
     def endpoint(self, job: JobHandle) -> Endpoint | None:
-        """Return the endpoint of a tuned model. It answers at once, without a deployment and without an
-        hourly price. On Azure only the configured deployment answers."""
+        """Return the endpoint of a tuned model. It answers immediately, without a deployment or an hourly
+        price. On Azure, only the configured deployment answers."""
         tuned = self._answering(self.get(job))
         if tuned is None:
             return None
@@ -345,7 +345,7 @@ class OpenAIProvider(
 
     @property
     def chat_limit(self) -> str:
-        """The parameter name for the most tokens of an answer. Compatible servers know max_tokens."""
+        """The parameter name for the maximum tokens of an answer. Compatible servers use max_tokens."""
         return self.profile.chat_limit if self.name == self.kind else "max_tokens"
 
 

@@ -17,9 +17,9 @@ METHODS = {"sft": "supervised", "dpo": "dpo", "rft": "reinforcement"}
 EPOCHS = 50
 BATCH = 256
 CONTEXT = 65_536
-"""Tokens of a row, of all models; the guide to supervised fine-tuning."""
+"""Maximum tokens of a row for all models, from the guide to supervised fine-tuning."""
 RESERVED = ("model", "training_file", "validation_file", "metadata", "hyperparameters")
-"""Fields of the request that Orchestrate fills itself; the last is the retired form of those in `method`."""
+"""Request fields that Orchestrate fills itself; the last is the retired form of those in `method`."""
 
 HOST_DECIDES = "OpenAI chooses the adapter itself and does not publish it; nothing is sent"
 _NO_RATE = (
@@ -36,8 +36,8 @@ REFUSED: Mapping[str, str] = {
     "packing": "OpenAI does not say whether it packs rows",
     "early_stopping": "OpenAI trains all epochs",
     "method.normalize_by_length": "OpenAI's DPO only has beta",
-    "method.rpo_alpha": "OpenAI's DPO has beta only",
-    "method.simpo_gamma": "OpenAI's DPO has beta only",
+    "method.rpo_alpha": "OpenAI's DPO only has beta",
+    "method.simpo_gamma": "OpenAI's DPO only has beta",
     "method.samples_per_prompt": "OpenAI sets it through compute_multiplier",
     "method.kl_beta": "OpenAI does not publish its KL penalty",
     "adapter.r": "OpenAI chooses the adapter's rank itself and does not publish it",
@@ -77,11 +77,11 @@ def _continue(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
         return
     base = _base(tuned)
     if model.model is not None and base is None:
-        rows.refuse("continue_from", "name a tuned model of OpenAI (ft:...), or a run that succeeded")
+        rows.refuse("continue_from", "set a tuned model of OpenAI (ft:...), or a run that succeeded")
     elif base is not None and base != _base(model.id) and base != model.id:
         rows.refuse("continue_from", f"it is based on {base}, but the spec's model is {model.id}")
     else:
-        rows.keep("continue_from", "model", rule="the tuned model takes the place of the base model")
+        rows.keep("continue_from", "model", rule="the tuned model replaces the base model")
 
 
 def _base(name: str) -> str | None:
@@ -109,7 +109,7 @@ def _method(rows: Rows, spec: JobSpec) -> None:
 
 
 def _inputs(rows: Rows) -> None:
-    rule = "the loss falls on assistant messages only"
+    rule = "only assistant messages carry loss"
     if rows.given("method.train_on_inputs") is True:
         rows.refuse("method.train_on_inputs", f"on OpenAI {rule}")
     elif rows.given("method.train_on_inputs") is False:
@@ -173,7 +173,7 @@ def _as_always(rows: Rows, spec: JobSpec) -> None:
         if rows.given(name) is None:
             continue
         if rows.given(name) == always:
-            rows.keep(name, None, rule="as always here")
+            rows.keep(name, None, rule="always the case here")
         else:
             rows.refuse(name, rule)
 

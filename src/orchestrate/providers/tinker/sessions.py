@@ -46,16 +46,17 @@ if TYPE_CHECKING:
     from orchestrate.profile import Profile
     from orchestrate.spec import JobSpec
 
-_NO_JOBS = "Tinker has no jobs: your own loop trains there, through ft.session"
+_NO_JOBS = "Tinker has no jobs; train in your own loop through ft.session"
 _FEATURES = frozenset(
     {Feature.LORA, Feature.CANCEL, Feature.PAUSE, Feature.EVENTS, Feature.METRICS, Feature.CHECKPOINTS}
 )
 RATES = ("session_train", "session_prefill", "session_sample")
-"""The methods under which `rates.yaml` names the price of a token."""
+"""Method names for token prices in `rates.yaml`."""
 
 
 class TinkerSession(SessionBackend):
-    """One model at the host. Its client numbers each request: one that is sent twice is carried out once."""
+    """One model at the host. Its client numbers each request, so a request that is sent twice is carried out
+    once."""
 
     def __init__(self, order: SessionOrder, *, base_url: str | None, api_key: str) -> None:
         self._tinker: Any = import_module("tinker")
@@ -69,7 +70,7 @@ class TinkerSession(SessionBackend):
             self.close()
             raise _told(error) from error
         self._sampling: Any = None
-        """From the weights as they are; `None` once they have changed."""
+        """Sampler for the current weights; `None` once they have changed."""
 
     @property
     def tokenizer(self) -> str:
@@ -102,7 +103,7 @@ class TinkerSession(SessionBackend):
         )
 
     def sample(self, request: Mapping[str, Any]) -> Future[dict[str, Any]]:
-        """Sample from weights that are saved for it once after each change."""
+        """Sample from the current weights, which are saved once after each change."""
         if self._sampling is None:
             self._sampling = self._done(self._training.save_weights_and_get_sampling_client())
         stop: list[Any] = [*request["stop"], *(request["stop_ids"] or [])]
@@ -121,13 +122,13 @@ class TinkerSession(SessionBackend):
         )
 
     def save(self, folder: Path, *, optimizer: bool) -> Future[str]:
-        """Save at the host. Nothing is written into `folder`."""
+        """Save at the host. Nothing is written to `folder`."""
         name = f"{folder.parent.name.lstrip('.').partition('.')[0]}-{secrets.token_hex(4)}"
         ask = self._training.save_state if optimizer else self._training.save_weights_for_sampler
         return self._asked(lambda: ask(name), lambda told: str(told.path))
 
     def load(self, saved: str, *, optimizer: bool) -> Future[None]:
-        """Create another model at the host, since its client can't load into an existing one."""
+        """Create another model at the host, because its client can't load into an existing one."""
         made = (
             self._service.create_training_client_from_state_with_optimizer
             if optimizer
@@ -187,7 +188,7 @@ def _told(error: BaseException) -> BaseException:
 
 
 class TinkerProvider(Measures, KeepsCheckpoints, Pauses, Sessions):
-    """Sessions at the host; their run directories are here."""
+    """Runs sessions at the host; their run directories are on this machine."""
 
     profile: ClassVar[Profile] = PROFILE
     features: ClassVar[frozenset[Feature]] = _FEATURES
@@ -204,13 +205,13 @@ class TinkerProvider(Measures, KeepsCheckpoints, Pauses, Sessions):
         return self._runs.make(order)
 
     def session_price(self, order: SessionOrder, rates: RateBook) -> SessionPrice:
-        """Return your own rates of `rates.yaml`, or those of the sandbox. Another server on this machine
-        costs nothing without them."""
+        """Return your own rates from `rates.yaml`, or those of the sandbox. Without them, any other server on
+        this machine costs nothing."""
         found = {method: self._rate(method, order, rates) for method in RATES}
         unknown = [method for method, rate in found.items() if rate is None]
         if unknown and not (self.config.near and len(unknown) == len(RATES)):
             raise UsageError(
-                f"the price of a token is unknown at {self.name}: {', '.join(unknown)}",
+                f"the token price at {self.name} is unknown: {', '.join(unknown)}",
                 fix=f"--rate {self.name}:{unknown[0]}=USD_PER_MTOK, or a rate in rates.yaml",
             )
         usd = [rate.usd for rate in found.values() if rate is not None] or [Decimal(0)] * 3

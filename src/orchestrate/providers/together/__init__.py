@@ -74,7 +74,8 @@ def billed_tokens(
     """Count training and evaluation tokens: `n_epochs x train + n_evals x validation`, masked tokens
     included.
 
-    docs.together.ai fine-tuning pricing: every processed token is billed, whether it carries loss or not."""
+    docs.together.ai fine-tuning pricing: every processed token is billed, whether it carries loss or not.
+    """
     return train_tokens * epochs, validation_tokens * evals
 
 
@@ -87,11 +88,12 @@ def unpacked_tokens(sequences: int, max_seq_length: int) -> int:
 
 
 def share_billed(steps_done: int, steps: int) -> Decimal:
-    """Return the share of the price that remains due: the steps completed, for a cancelled or
-    early-stopped job.
+    """Return the share of the price that remains due: the completed steps, for a canceled or early-stopped
+    job.
 
-    docs.together.ai fine-tuning pricing: cancelled jobs pay for completed steps; unused steps of an early
-    stop are refunded."""
+    docs.together.ai fine-tuning pricing: canceled jobs pay for completed steps; unused steps of an early stop
+    are refunded.
+    """
     return Decimal(min(steps_done, steps)) / Decimal(steps) if steps > 0 else Decimal(0)
 
 
@@ -129,9 +131,8 @@ def bills(size: JobSize, rate: Rate) -> Lines:
 
 
 def unbilled_failure(job: Job) -> bool:
-    """Say whether the host bills nothing: `error` is the platform's failure, which is refunded in full, and
-    `user_error` is billed once steps were done. docs.together.ai fine-tuning pricing.
-    """
+    """Return whether the host bills nothing: `error` is the platform's failure, which is refunded in full,
+    and `user_error` is billed once steps were completed. docs.together.ai fine-tuning pricing."""
     never_began = job.step == 0 or (job.step is None and job.started_at is None)
     return job.raw_status == "error" or (never_began and not job.trained_tokens)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 BAD = ("FAILED", "INVALID_FORMAT")
 DONE = ("COMPLETED", None)
-"""`None`: the file was not put through validation (files from before it existed)."""
+"""`None`: the file was not validated (files from before validation existed)."""
 WAIT_S = 1800.0
 
 
@@ -46,8 +46,9 @@ class TogetherUploads:
     def bring(self, dataset: Dataset, folder: Path, progress: Progress | None) -> dict[str, Any]:
         """Upload the file and return the host's record of it, once it can be trained on.
 
-        A file with the digest in its name is used again. Raises `DataError` with the host's own report
-        when it rejects the file."""
+        A file with the digest in its name is reused. Raises `DataError` with the host's own report if it
+        rejects the file.
+        """
         path = dataset.write(self._target, folder)
         found = self._known(path) or self._send(path, progress)
         return self._ready(found, dataset)
@@ -96,7 +97,7 @@ class TogetherUploads:
             what=file_id,
             sleep=self._sleep,
             within_s=WAIT_S,
-            fix="submit again later; the file is used as it is",
+            fix="submit again later; the uploaded file is reused",
         )
 
 

@@ -153,7 +153,7 @@ class TogetherProvider(
         return self._brought(data, self._files.bring, progress, details)
 
     def live_price(self, spec: JobSpec, remote: RemoteDataset, translation: Translation) -> Quote:
-        """Return the host's own estimate. Raises `QuotaExceeded` where the account may not proceed."""
+        """Return the host's own estimate. Raises `QuotaExceeded` if the account may not proceed."""
         body = self._filled(translation, remote)
         asked = reading.estimated(body)
         answer = plain(self._wire.read(lambda: self._client().fine_tuning.estimate_price(**asked)))
@@ -268,7 +268,7 @@ class TogetherProvider(
         return standing.stored(
             self,
             {"files": self._stored_files, "models": self._stored_models},
-            "single checkpoints; they are deleted with their job's model",
+            "individual checkpoints; they are deleted with their job's model",
         )
 
     def _stored_files(self) -> Iterator[StoredItem]:

@@ -124,9 +124,8 @@ def _error(raw: Mapping[str, Any], status: str) -> JobError:
 
 
 def events_of(raw: Iterable[Mapping[str, Any]]) -> list[Event]:
-    """Parse events, oldest first. The host gives its events no id (older ones have a hash). Ours is
-    derived from their content, and repeated events are numbered, so that an id stays the same every time
-    it is read."""
+    """Parse events, oldest first. The host gives its events no id (older ones have a hash). Ours is derived
+    from their content, and repeated events are numbered, so an id is the same every time it is read."""
     seen: Counter[str] = Counter()
     events: list[Event] = []
     for entry in sorted(raw, key=lambda e: when(e.get("created_at")) or datetime.min.replace(tzinfo=UTC)):
@@ -266,7 +265,7 @@ def models_of(rows: Iterable[Mapping[str, Any]]) -> list[HostModel]:
 
 
 def recalled(job: Job, file: Callable[[str], Mapping[str, Any]]) -> Recalled:
-    """Collect the facts about a job from which it can be priced. `file` gives the record of a file by its
+    """Collect the facts about a job that determine its price. `file` returns the record of a file by its
     id."""
     told = job.payload
     full = text(table(told.get("training_type")).get("type")) == "Full"
@@ -341,13 +340,13 @@ _NO_ESTIMATE = {
 
 
 def estimated(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a create request that the estimate takes. The estimate has no fields for packing
+    """Return the part of a create request that the estimate accepts. The estimate has no fields for packing
     and the longest row."""
     return {key: body[key] for key in _FIELDS if key in body}
 
 
 def estimate(provider: str, model: str, answer: Mapping[str, Any]) -> Quote:
-    """Parse the host's estimate. Raises `QuotaExceeded` where the account may not proceed."""
+    """Parse the host's estimate. Raises `QuotaExceeded` if the account may not proceed."""
     total = money(answer.get("estimated_total_price"))
     if answer.get("estimation_available") is False or total is None:
         reason = text(answer.get("unavailable_reason")) or "Together returned no price"

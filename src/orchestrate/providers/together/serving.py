@@ -38,24 +38,23 @@ _BILLS = {
     "stopping": True,
     "stopped": False,
 }
-"""Whether a deployment in this state bills: while it runs, idle or not. What it takes for one that has failed
-Together does not say."""
+"""Whether a deployment in this state bills: while it runs, idle or not. Together does not say what it
+charges for a failed one."""
 
 
 class TogetherDeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The options of `deploy`."""
 
     shape: str | None = None
-    """A configuration (`cr_...`) or hardware (`1xnvidia-h100-80gb`); without one the cheapest that fits is
-    taken."""
+    """A configuration (`cr_...`) or hardware (`1xnvidia-h100-80gb`); default: the cheapest that fits."""
     idle_minutes: int = IDLE_MINUTES
-    """Stops after so many minutes without a request (30 to 1440; 0: never)."""
+    """Stops after this many minutes without a request (30 to 1440; 0: never)."""
 
     @classmethod
     def of(cls, options: Mapping[str, Any] | None) -> TogetherDeployOptions:
         wanted = cls.read("together", options)
         if wanted.idle_minutes and not 30 <= wanted.idle_minutes <= 1440:
-            raise UsageError(f"Together scales down after 30 to 1440 idle minutes, not {wanted.idle_minutes}")
+            raise UsageError(f"Together scales down after 30 to 1440 idle minutes, got {wanted.idle_minutes}")
         return wanted
 
 
@@ -85,15 +84,15 @@ class TogetherDeployments:
         return _per_hour(there, self._prices(), wanted)
 
     def price_on(self, id: str, base_model_id: str, options: Mapping[str, Any] | None) -> Decimal | None:
-        """Return the price like `price`, by the base, for an adapter that need not be uploaded yet."""
+        """Return the price like `price`, by the base, for an adapter that may not be uploaded yet."""
         wanted, there = TogetherDeployOptions.of(options), _ours(self._find(id))
         if there is not None:
             return _per_hour(there, self._prices(), wanted)
         return self._configuration({"id": base_model_id, "name": id}, wanted)[0]
 
     def deploy(self, id: str, made: Mapping[str, Any], options: Mapping[str, Any] | None) -> Endpoint:
-        """Deploy the model, skipping each step that an earlier call has done: the endpoint, its
-        deployment, a deployment that runs, the traffic to it."""
+        """Deploy the model, skipping steps that an earlier call has completed: the endpoint, its deployment,
+        starting the deployment, and routing traffic to it."""
         wanted = TogetherDeployOptions.of(options)
         there = self._find(id)
         deployment, endpoint = _ours(there), there or {}
@@ -114,7 +113,7 @@ class TogetherDeployments:
         return self._endpoint(there) if there is not None and there.get("deployments") else None
 
     def model_of(self, job_id: str) -> str:
-        """Return the name by which the model answers. Raises `UsageError` where it is not deployed."""
+        """Return the name by which the model answers. Raises `UsageError` if it is not deployed."""
         endpoint = self.find(job_id)
         if endpoint is None:
             raise UsageError(
@@ -124,8 +123,8 @@ class TogetherDeployments:
         return endpoint.model
 
     def remove(self, id: str) -> None:
-        """End routing, stop and delete the deployments, and delete the endpoint, as far as the host
-        allows: ask afterwards what remains. A repeated call continues."""
+        """End routing, stop and delete the deployments, and delete the endpoint, as far as the host allows.
+        Check afterwards what remains. A repeated call continues."""
         there = self._find(id)
         if there is None:
             return
@@ -356,7 +355,7 @@ class TogetherDeployments:
         if project is None:
             raise UsageError(
                 "the Together key does not belong to a single project",
-                fix='name it in orchestrate.toml:  [hosts.together] project = "..."',
+                fix='set it in orchestrate.toml:  [hosts.together] project = "..."',
             )
         return project
 
@@ -413,7 +412,7 @@ def _hardware(config: Mapping[str, Any]) -> str | None:
 
 
 PART_BYTES = 20 << 20
-"""As the SDK's command line cuts files: the host compares hashes that depend on it."""
+"""Part size of the SDK's command line: the host compares hashes that depend on it."""
 
 
 class TogetherAdapters(adapters.Adapters):
@@ -507,7 +506,7 @@ class TogetherAdapters(adapters.Adapters):
                         found.add(parts[3])
         if len(found) != 1:
             raise UsageError(
-                f"Together serves no adapters of {name}"
+                f"Together does not serve adapters of {name}"
                 if not found
                 else f"Together has several base models called {name}",
                 fix="tg models public --search NAME   lists the models it deploys",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from orchestrate.data import TrainingData
 
 SUFFIX_LIMIT = 40
-"""Of the tags that Orchestrate makes. A user's suffix stands before it and is cut where it does not fit."""
+"""Length of the tags that Orchestrate makes. A user's suffix comes before it and is cut to fit."""
 BASE_LEARNING_RATE = 1e-5
 """The SDK's default; Together publishes no rate of its own for each model."""
 DEFAULT_RANK = "the model's default rank"
@@ -38,15 +38,15 @@ RESERVED = (
     "wandb_base_url",
     "hf_api_token",
 )
-"""Fields that Orchestrate fills, and keys with where they go, which do not belong into a spec."""
+"""Fields that Orchestrate fills, and keys with their destinations, which do not belong in a spec."""
 NO_RFT = (
-    "Together has no reinforcement jobs (only training sessions driven by your own program); Fireworks "
-    "and this machine have them"
+    "Together has no reinforcement jobs (only training sessions driven by your own program). Fireworks and "
+    "this machine have them"
 )
 
 
 def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
-    """Translate the spec for Together. `provider` is the name of the instance, where it is not the
+    """Translate the spec for Together. `provider` is the name of the instance, if it differs from the
     backend's own."""
     rows = Rows(provider, spec, aliases=(PROFILE.kind,), fields=FIELDS)
     try:
@@ -121,7 +121,7 @@ def _method(rows: Rows, spec: JobSpec) -> None:
         if rows.given("method.normalize_by_length") is False:
             rows.refuse("method.normalize_by_length", "SimPO normalizes by length")
         else:
-            rule = "SimPO normalises by length"
+            rule = "SimPO normalizes by length"
             rows.default(
                 "method.normalize_by_length",
                 "training_method.dpo_normalize_logratios_by_length",
@@ -158,7 +158,7 @@ def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
     else:
         rows.offer("adapter.r", "training_type.lora_r", DEFAULT_RANK)
     if adapter.alpha is not None and adapter.alpha != int(adapter.alpha):
-        rows.refuse("adapter.alpha", "a whole number here", instead=round(adapter.alpha) or None)
+        rows.refuse("adapter.alpha", "must be a whole number here", instead=round(adapter.alpha) or None)
     elif adapter.alpha is not None:
         rows.keep("adapter.alpha", "training_type.lora_alpha", int(adapter.alpha))
     elif adapter.r is not None:
@@ -174,7 +174,7 @@ def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
         if on:
             rows.refuse(f"adapter.{name}", "Together trains plain LoRA")
         elif rows.given(f"adapter.{name}") is not None:
-            rows.keep(f"adapter.{name}", None, rule="off, as always here")
+            rows.keep(f"adapter.{name}", None, rule="off, always the case here")
 
 
 # -- how ---------------------------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ def _names(rows: Rows) -> None:
     room = suffix_room(SUFFIX_LIMIT)
     if suffix is not None:
         cut = f"; cut to {room} characters to make room for the ref" if len(suffix) > room else ""
-        rule = f"sent as <suffix>-<ref>, because the ref is how the job is found again{cut}"
+        rule = f"sent as <suffix>-<ref>, because the ref identifies the job{cut}"
         rows.map("suffix", None, f"{suffix[:room]}-<ref>", rule, exact=not cut)
     for name in ("project", "name", "entity"):
         if rows.given(f"wandb.{name}") is not None:
@@ -331,7 +331,7 @@ FIELDS = Fields(
 
 
 FALLBACK_RANK = 8
-"""Where the host tells no default rank; the smallest in common use."""
+"""Used if the host publishes no default rank; the smallest in common use."""
 
 
 def default_rank(limits: Mapping[str, Any]) -> int:

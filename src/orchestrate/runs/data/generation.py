@@ -36,8 +36,8 @@ _MARK = "zq1thought"
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherModel:
-    """The model that writes. `host` is a configured host, by default the first one; or `base_url` any
-    OpenAI-compatible API, with the key of `key_variable` or with none."""
+    """The model that writes the rows. `host` is a configured host, by default the first one. Or `base_url` is
+    any OpenAI-compatible API, with the key in `key_variable` or without a key."""
 
     model: str
     host: str | None = None
@@ -46,8 +46,8 @@ class TeacherModel:
     temperature: float | None = None
 
     def place(self, settings: Settings) -> HostConfig:
-        """Return the host where the writer's model runs. A key of another host is never sent to an
-        address. Raises `UsageError`, `MissingKey`, `ConfigError`."""
+        """Return the host where the writer's model runs. Never sends one host's key to another address.
+        Raises `UsageError`, `MissingKey`, `ConfigError`."""
         if self.base_url is None:
             if self.key_variable is not None:
                 raise UsageError("--key-variable needs --base-url", fix="orchestrate keys set HOST")
@@ -61,13 +61,16 @@ def reasoning_of(model: str | None, *, wanted: bool) -> tuple[generating.Reasoni
     if not wanted:
         return "no", ""
     if model is None:
-        return "kept", "reasoning is kept in the rows; --for-model MODEL asks whether its template shows it"
+        return (
+            "kept",
+            "reasoning is kept in the rows; check whether a model's template shows it with --for-model MODEL",
+        )
     try:
         template = Template(opened(tokenizer_folder(model)))
     except SetupError:
         return "kept", f"reasoning is kept in the rows; the chat template of {model} is not on this machine"
     except SpecError:
-        return "left out", f"reasoning is left out of the rows: {model} takes none in training"
+        return "left out", f"reasoning is left out of the rows: {model} does not train on it"
     said = ChatMessage(role="assistant", content="y", reasoning=_MARK)
     if _MARK in template.chats.rendered([ChatMessage(role="user", content="x"), said]).text:
         return "kept", f"reasoning is kept in the rows: the chat template of {model} has a place for it"
@@ -95,9 +98,9 @@ def generate(
     hosts: str = "all",
     progress: Callable[[int, int, Decimal], None] | None = None,
 ) -> GenerateReport:
-    """Generate rows in the format of `seeds`. Each row is valid for those `hosts` (backends, separated by
-    commas) that accept all seeds. Counts costs at the price of the writer's model if it is known. Continues
-    an interrupted run with the same output. Raises `UsageError` while another process writes it."""
+    """Generate rows in the format of `seeds`. Each row is valid for those `hosts` (comma-separated backends)
+    that accept all seeds. Counts costs at the price of the writer's model if it is known. Continues an
+    interrupted run with the same output. Raises `UsageError` while another process writes it."""
     settings = ws.settings
     place = writer.place(settings)
     require_writable(output, seeds)

@@ -35,8 +35,8 @@ _BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOrder:
-    """Options for what is measured. `model` is a base on this machine, `after` a run that was tuned,
-    `judge` a model that rates the rows by a rubric."""
+    """Options for what to measure. `model` is a base on this machine, `after` a tuned run, and `judge` a
+    model that rates the rows by a rubric."""
 
     model: str | None = None
     after: str | None = None
@@ -46,7 +46,7 @@ class ScoreOrder:
 
 
 class PreparedScoring:
-    """Rows that are about to be scored; nothing was asked yet."""
+    """Rows ready to be scored. Nothing was sent yet."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class PreparedScoring:
             else:
                 [candidate] = contenders.of_run(tracked(self._ft, name), None, base=False)
             if candidate.likelihood is None:
-                raise UsageError(f"{name} gives no log-probabilities here", fix="a model on this machine")
+                raise UsageError(f"{name} returns no log-probabilities", fix="use a model on this machine")
             rows = [(number, Raw(canonical_line(example))) for number, example in data.numbered()]
             with work(f"scoring by {candidate.contender.name}", "row") as told:
                 for start in range(0, len(rows), _BATCH):
@@ -151,6 +151,8 @@ def prepared(
         yield PreparedScoring(ft, path, output, order, None)
         return
     if order.columns:
-        raise UsageError("a judge reads rows as they are: --map and --ignore don't go with --judge")
+        raise UsageError(
+            "a judge reads rows as they are, so --judge cannot be combined with --map or --ignore"
+        )
     with judging.prepared(ft, path, beside(path, "judged.jsonl"), order.judge, keep=0.0) as judged:
         yield PreparedScoring(ft, path, output, order, judged)

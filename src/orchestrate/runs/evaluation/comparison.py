@@ -55,7 +55,7 @@ def _people(ft: Workspace, run_ids: set[str]) -> list[str]:
 
 
 def flips_of(evaluation: Evaluation, run_id: str) -> list[Flips]:
-    """Return the rows that changed between a run and its rival."""
+    """Return the rows that changed between a run and the model it is compared with."""
     names = {c.name for c in evaluation.contenders if c.run_id == run_id}
     return [found for found in flips(evaluation) if found.contender in names]
 
@@ -67,8 +67,8 @@ def _asked_again(found: Sequence[Evaluation], run_id: str) -> list[Pairing]:
 
 
 def asked_before(earlier: Sequence[Evaluation], newest: Evaluation, name: str) -> Pairing | None:
-    """Pair a contender of the newest evaluation with the same contender of the last earlier evaluation
-    that used the same items and generated its answers separately."""
+    """Pair a contender of the newest evaluation with the same contender of the latest earlier evaluation that
+    used the same items and generated its own answers."""
     mine = newest.contender(name)
     for one in reversed(earlier):
         theirs = next((c for c in one.contenders if c.name == name), None)
@@ -102,8 +102,9 @@ def _contender(evaluation: Evaluation, run_id: str) -> Contender | None:
 def sent(ft: Workspace, run: Run) -> Translation | None:
     """Return what a run's settings became, as stored when the run was submitted.
 
-    For a run that was not submitted from here, return what they would become today, or `None` if its
-    backend is not available anymore or does not report it."""
+    For a run that was not submitted from here, return what they would become today, or `None` if its backend
+    is no longer available or does not report them.
+    """
     if (stored := ft.store.history.translation(run.id)) is not None:
         return stored
     try:

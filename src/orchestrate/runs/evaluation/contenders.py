@@ -41,19 +41,19 @@ if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
 
 PLACES = ("auto", "host", "here")
-"""Beside the names of hosts to which a run's adapter was deployed."""
+"""Places besides the hosts that a run's adapter was deployed on."""
 EMBEDDED_AT_ONCE = 64
 SANDBOX_THREADS = 32
-"""Questions at the same time to a sandbox, which answers those that wait in one batch."""
+"""Concurrent questions to a sandbox, which batches those that wait."""
 
 
 BasePrecision = Literal["16-bit", "nf4", "both"]
 BASE_PRECISIONS: Mapping[str, tuple[bool, ...]] = {"16-bit": (False,), "nf4": (True,), "both": (False, True)}
-"""In which a base answers on this machine; for each, whether in 4 bits."""
+"""Precisions of a base on this machine, and whether each means 4 bits."""
 
 
 def other_host(on: str) -> str | None:
-    """Return the backend named as the place, if any."""
+    """Return the backend given as the place, if any."""
     return None if on in PLACES else on
 
 
@@ -63,7 +63,8 @@ def _played(candidate: Candidate) -> Candidate:
 
 
 class Contenders:
-    """Makes candidates; ends with its context what it started on this machine. Starts nothing that bills."""
+    """Creates contenders. As a context manager, it stops what it started on this machine. Starts nothing that
+    is billed."""
 
     def __init__(
         self,
@@ -86,10 +87,11 @@ class Contenders:
         self._ft, self._sampling, self._on, self._key_variable = ft, sampling, on, key_variable
         self._open = ExitStack()
         self._worker = Worker()
-        """Of all that answer on this machine, one after the other: a base is in memory once."""
+        """Shared by all models on this machine, which run one after the other, because only one base fits
+        in memory."""
         self._open.callback(self._worker.close)
         self._private: str | None = None
-        """One of the runs, where one is: then no other model on a machine of others sees the rows."""
+        """One of the runs, if there is one: if it is private, no model on a foreign machine sees the rows."""
 
     def close(self) -> None:
         self._open.close()
@@ -117,7 +119,7 @@ class Contenders:
             asked = None if elsewhere else _name_of(handle, checkpoint)
             reachable = asked is not None
         if (elsewhere or self._on in ("host", run.provider)) and not reachable:
-            why = "serves no checkpoints" if checkpoint else "has no endpoint up for this model"
+            why = "does not serve checkpoints" if checkpoint else "has no running endpoint for this model"
             raise UsageError(
                 f"{provider.name} {why}",
                 fix=f"--on here, or orchestrate deploy {run.id}   (bills hourly)",
@@ -141,7 +143,7 @@ class Contenders:
         if base and base_precision != "16-bit" and (elsewhere or on_host):
             host = self._on if elsewhere else run.provider
             raise UsageError(
-                f"the precision of a base that {host} serves can't be chosen",
+                f"the precision of a base served by {host} can't be chosen",
                 fix="--on here, or leave out --base-precision",
             )
         if elsewhere:
@@ -200,8 +202,8 @@ class Contenders:
         return by_chat(contender, streaming, self._sampling, price, lambda: timed.first_seconds, own=own)
 
     def embed(self, written: str, asking: Asking) -> Callable[[Sequence[str]], list[list[float]]]:
-        """Return a function that computes vectors with an embedding model, which is written the same way
-        as in `of_model` and queried through `asking`."""
+        """Return a function that computes vectors with an embedding model. The model is written as in
+        `of_model` and queried through `asking`."""
         at = self._at_address(written)
         wire, client = wire_of(at.host), connect(at.host)
 
@@ -246,7 +248,7 @@ class Contenders:
         return at
 
     def respondent(self, written: str, max_tokens: int, temperature: float) -> Respondent:
-        """Return a judging or grading model, named in the same way."""
+        """Return a judge or grader model, written as in `of_model`."""
         sampling = msgspec.structs.replace(
             self._sampling, max_tokens=max_tokens, temperature=temperature, response_format=None
         )
@@ -351,7 +353,7 @@ class Contenders:
                 raise UsageError(f"the downloaded model in {artifact.folder} does not name its base model")
             at = artifact.folder
             generator = LocalGenerator(artifact.base_model, adapter=Path(at), worker=self._worker)
-        served_by = f"the adapter on this machine, base {Path(generator.model).name}"
+        served_by = f"the adapter on this machine, with base {Path(generator.model).name}"
         weights = f"{tuned.run_id}@{tuned.checkpoint or ''} {fingerprint(generator.model)}"
         found = [
             by_generator(self._served(tuned, served_by, at), generator, self._sampling, weights, base=False)

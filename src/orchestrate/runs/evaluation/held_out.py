@@ -60,59 +60,61 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOrder:
-    """Options for what is evaluated, on which rows, and how."""
+    """Options for what to evaluate, on which rows, and how."""
 
     test: str | Path | None = None
     """Held-out rows; default: the first run's own."""
     columns: Mapping[str, str] | None = None
-    """Field -> column of the rows, as `--map` names them; default: the spec's, where the rows have them."""
+    """Maps fields to columns of the rows, like `--map`; default: the spec's mapping, if the rows have its
+    columns."""
     metrics: Sequence[str] = ("auto",)
-    """As in `orchestrate.evaluation.metrics.registry`; the first one decides."""
+    """Metrics in `orchestrate.evaluation.metrics.registry`; the first one decides."""
     base: bool = True
-    """Ask the model that a run was tuned from too."""
+    """Also evaluate the model that a run was tuned from."""
     base_precision: BasePrecision = "16-bit"
-    """In which it answers on this machine. `both` adds the base in NF4, and tells what 4 bits cost."""
+    """Precision of the base on this machine. `both` adds the base in NF4 and measures what 4 bits cost."""
     shots: int = 0
-    """And the base again with so many examples of the training data before each question."""
+    """Also evaluate the base with this many training examples before each question."""
     examples: str | None = None
-    """Rows from which each of `models` is shown so many examples too."""
+    """Rows from which each of `models` is shown that many examples too."""
     models: Sequence[str] = ()
-    """Further models: `MODEL`, `HOST=MODEL`, `https://ADDRESS/v1=MODEL`, each with ` as NAME` where it is to
-    be called so."""
+    """Further models: `MODEL`, `HOST=MODEL` or `https://ADDRESS/v1=MODEL`, each optionally followed by `
+    as NAME`."""
     key_variable: str | None = None
-    """Of the key for models at an address; none is sent without it."""
+    """Environment variable with the key for models at an address; without it no key is sent."""
     against: str | None = None
-    """The contender that the others are compared with; default: a tuned model's own base, with the examples
-    where there are some."""
+    """The contender that the others are compared with; default: a tuned model's own base, with the
+    examples if there are some."""
     on: str = "auto"
     """`host`, `here` or `auto`."""
     limit: int | None = None
     cluster: str | None = None
-    """The column whose values group rows that belong together."""
+    """Column whose values group rows that belong together."""
     slices: Sequence[str] = ()
-    """Columns, `length`, `label`."""
+    """Slices: columns, `length`, `label`."""
     sampling: Sampling = field(default_factory=Sampling)
     target: float | None = None
     margin: float = 0.0
     rubric: Path | None = None
-    """By which judges rate: YAML, see `orchestrate.evaluation`."""
+    """Rubric for judges, as YAML; see `orchestrate.evaluation`."""
     rated: str | None = None
-    """Answers that people rated, to hold judges against: a file, or the id of a review."""
+    """Answers that people rated, to compare judges with: a file, or the id of a review."""
     traffic: str | None = None
-    """What a model is to bear, as "20k req/day, 900 in, 150 out": for the cost of an answer where an hour is
-    billed and no token."""
+    """Expected traffic, such as "20k req/day, 900 in, 150 out": gives the cost per answer where a host
+    bills hours instead of tokens."""
     max_cost_usd: Decimal | None = None
-    """For all answers of this evaluation, those of judges too."""
+    """Cost limit for all answers of this evaluation, including judges' answers."""
     fresh: bool = False
-    """Ask again what was answered before: has the host changed the model?"""
+    """Ask answered questions again, to detect whether the host changed the model."""
     skip_failed: bool = False
-    """Count a question that a host never answers as failed, and go on."""
+    """Count a question that a host never answers as failed, and continue."""
     parity: bool = False
-    """`against` names the model that is to be replaced."""
+    """`against` names the model to be replaced."""
 
 
 class PreparedEvaluation:
-    """An evaluation of which nothing was sent yet. A context: what it starts on this machine ends with it."""
+    """An evaluation of which nothing was sent yet. A context manager: leaving it stops what it started on
+    this machine."""
 
     def __init__(
         self,
@@ -133,7 +135,7 @@ class PreparedEvaluation:
             raise UsageError("name a run or a --model to evaluate", fix="orchestrate runs  lists them")
         if order.sampling.samples > 1 and order.sampling.temperature == 0:
             raise UsageError(
-                "at temperature 0 all samples are the same answer", fix="--temperature 0.7, or one sample"
+                "at temperature 0 all samples are identical", fix="--temperature 0.7, or one sample"
             )
         self._ft, self._order = ft, order
         named = [_named(ft, run) for run in runs]
@@ -222,7 +224,7 @@ class PreparedEvaluation:
         train = handle.record.spec.get("train")
         if not isinstance(train, str) or is_masked(train):
             raise UsageError(
-                f"--shots takes its examples from the training rows of {handle.id}, which are unknown"
+                f"--shots takes its examples from the training rows of {handle.id}, which are not known"
             )
         return self._examples(train, _renaming(handle, train))
 
@@ -244,7 +246,7 @@ class PreparedEvaluation:
         self._contenders.close()
 
     def plan(self) -> EvaluationPlan:
-        """Plan the evaluation: the questions, their cost, and the difference it can detect."""
+        """Plan the evaluation: the questions, their cost, and the smallest difference it can detect."""
         samples, items = self._order.sampling.samples, self._subject.items
         found = plan(items, self.candidates, samples, self._asking)
         sides = {"score": len(self.candidates), "pair": 2 * len(self._terms.rivals)}
@@ -340,7 +342,7 @@ def _named(ft: Workspace, run: TrackedRun | str) -> tuple[TrackedRun, str | None
         return run, None
     name, at, checkpoint = run.partition("@")
     if at and not checkpoint:
-        raise UsageError(f"{run} names no checkpoint", fix=f"orchestrate checkpoints {name}")
+        raise UsageError(f"{run} does not name a checkpoint", fix=f"orchestrate checkpoints {name}")
     return tracked(ft, name), checkpoint or None
 
 
@@ -350,10 +352,10 @@ def _test_file(test: str | Path | None, handles: Sequence[TrackedRun]) -> str | 
     path = handles[0].record.spec.get("test") if handles else None
     if path is None:
         why = "the spec has no test file" if handles else "a --model has no test file of its own"
-        raise UsageError(f"name the held-out rows: {why}", fix="orchestrate eval RUN --test F")
+        raise UsageError(f"specify the held-out rows: {why}", fix="orchestrate eval RUN --test F")
     if is_masked(path):
         raise UsageError(
-            "name the held-out rows: the URL of the spec's test file contains secrets, which are not stored",
+            "specify the held-out rows: the URL of the spec's test file has secrets, which are not stored",
             fix=f"orchestrate eval {handles[0].id} --test F",
         )
     return str(path)
@@ -389,7 +391,7 @@ def _left_out(found: HeldOut) -> list[str]:
     notes = [f"{count(n, 'row')} left out: {why}" for why, n in sorted(found.left_out.items())]
     if found.repeated:
         same = count(found.repeated, "row")
-        notes.append(f"{same} the same as an earlier one: each counts, but repeats add no evidence")
+        notes.append(f"{same} identical to an earlier one: each counts, but repeats add no evidence")
     return notes
 
 
@@ -424,7 +426,7 @@ def _rivals(names: Sequence[str], own: Mapping[str, str], against: str | None) -
 
 
 def metric_names() -> list[str]:
-    """Return the names of all metrics."""
+    """List the names of all metrics."""
     return ["auto", *registry.names()]
 
 

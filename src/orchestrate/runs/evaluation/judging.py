@@ -32,19 +32,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeTerms:
-    """Which model judges, by what, and whom it is held against. `model` is written as for `eval --model`;
-    `rated` is a file of rated answers, or the id of a review; without it what is known of the judge from
-    before counts."""
+    """Options for which model judges, by which rubric, and which ratings it is compared with. `model` is
+    written as for `eval --model`. `rated` is a file of rated answers, or the id of a review. Without it,
+    an earlier calibration of the judge counts."""
 
     model: str
     rubric: Path | None = None
     key_variable: str | None = None
     rated: str | None = None
     uncalibrated: bool = False
-    """Go by it without."""
+    """Use the judge without a calibration."""
     max_cost_usd: Decimal | None = None
     skip_failed: bool = False
-    """Leave a row unjudged that the judge never answers, and go on."""
+    """Leave a row unjudged if the judge never answers, and continue."""
 
 
 class JudgePlan(Record, frozen=True, kw_only=True):
@@ -52,9 +52,9 @@ class JudgePlan(Record, frozen=True, kw_only=True):
 
     rows: int
     rated: int
-    """Rated answers that the judge is held against first."""
+    """Rated answers that the judge is compared with first."""
     questions: int
-    """That are not answered yet."""
+    """Questions without an answer yet."""
     expected_usd: Decimal | None
     high_usd: Decimal | None
     unpriced: bool = False
@@ -62,7 +62,7 @@ class JudgePlan(Record, frozen=True, kw_only=True):
 
 
 class PreparedJudging:
-    """Training rows that a judge is about to rate; nothing was sent yet."""
+    """Training rows ready to be rated by a judge. Nothing was sent yet."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class PreparedJudging:
         self._rated = rated_answers(ft, terms.rated, self._rubric)
         if self._rated and len(self._rated[0].answers) == 2:
             raise UsageError(
-                f"{terms.rated} contains pairs, but rows are rated one by one: single answers are needed",
+                f"{terms.rated} contains pairs, but rows are rated one by one, so single answers are needed",
                 fix="orchestrate review RUN --single",
             )
         self._asking = asking_of(ft, terms, str(Path(path).resolve()))
@@ -168,7 +168,7 @@ def calibrated(ft: Workspace, terms: JudgeTerms) -> Calibration:
     by = rubric.read(terms.rubric)
     answers = rated_answers(ft, terms.rated, by)
     if not answers:
-        raise UsageError("name the rated answers to compare the judge with: a file, or the id of a review")
+        raise UsageError("specify the rated answers to compare the judge with: a file, or the id of a review")
     with closing(
         Contenders(ft, Sampling(), "auto", terms.key_variable, limit_usd=terms.max_cost_usd)
     ) as contenders:
@@ -177,8 +177,8 @@ def calibrated(ft: Workspace, terms: JudgeTerms) -> Calibration:
 
 
 def asking_of(ft: Workspace, terms: JudgeTerms, subject: str = "") -> Asking:
-    """Set up the requests of a judge: the folder of stored answers and the evaluation budget. `subject`
-    is what is judged."""
+    """Set up the requests to a judge: the folder of stored answers and the evaluation budget. `subject` is
+    what is judged."""
     same = replace(terms, max_cost_usd=None, skip_failed=False)
     return Asking(
         ft.settings.home / "evaluations" / "answers",
@@ -218,7 +218,7 @@ def held_against(
 
 
 def measured(ft: Workspace, judge: Judge, answers: Sequence[RatedAnswer]) -> Calibration:
-    """Ask the judge about what people rated, and store how far they agree."""
+    """Ask the judge about answers that people rated, and store how well they agree."""
     found = calibration.calibrate(judge, answers)
     ft.store.reviews.calibrate(found.judge, found)
     return found

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Measuring:
-    """Options for measuring `model`: on the rows of `test`, with `shots` examples from other rows."""
+    """Options for measuring `model` on the rows of `test`, with `shots` examples from other rows."""
 
     model: str
     test: str
@@ -31,12 +31,12 @@ class Measuring:
 
 
 def prepared(ft: Workspace, file: str, wanted: Measuring, *, private: bool = False) -> PreparedEvaluation:
-    """Prepare the evaluation of a prompted model without sending anything. Examples come from `file`.
-    Raises `UsageError` if the data are private and the model runs elsewhere."""
+    """Prepare the evaluation of a prompted model without sending anything. Examples come from `file`. Raises
+    `UsageError` if the data is private and the model runs elsewhere."""
     own = f"{this_machine().kind}="
     if private and not wanted.model.startswith(own):
         raise UsageError(
-            f"the data must stay on your machines, and {wanted.model} might not be one of them",
+            f"the data must stay on your machines, and {wanted.model} may run elsewhere",
             fix=f"--measure {own}MODEL",
         )
     order = EvaluationOrder(
@@ -59,5 +59,7 @@ def scores(found: Evaluation) -> tuple[Score, Score | None]:
     metric that is not a share from 0 to 1."""
     plain, *more = [found.score(one.name) for one in found.contenders]
     if plain is None or not 0 <= plain.value <= 1:
-        raise UsageError("the target is a share from 0 to 1, and this metric gives none", fix="--metric NAME")
+        raise UsageError(
+            "the target is a share from 0 to 1, but this metric has another scale", fix="--metric NAME"
+        )
     return plain, more[0] if more else None

@@ -43,22 +43,23 @@ KIND = "regression"
 
 @dataclass(frozen=True, kw_only=True)
 class RegressionOrder:
-    """Options for what is probed. `sets` are files of held-out rows, each with the metric that fits it or
-    one that is named: `rows.jsonl` or `rows.jsonl=token_f1`."""
+    """Options for what to probe. `sets` are files of held-out rows, each with the metric that fits it or one
+    that you name: `rows.jsonl` or `rows.jsonl=token_f1`."""
 
     probes: Sequence[str] = ("all",)
-    """Names of built-in ones, `all`, or none."""
+    """Names of built-in probes, `all`, or none."""
     sets: Sequence[str] = ()
     tasks: Sequence[str] = ()
-    """Of lm-eval, where it is installed."""
+    """Tasks of lm-eval, if it is installed."""
     tasks_folder: Path | None = None
     margin: float | None = None
-    """Of right answers; default: 0.1 for probes and sets. General text has its own, in nats."""
+    """Margin in the share of right answers; default: 0.1 for probes and sets. General text has its own,
+    in nats."""
     limit: int | None = None
-    """Items of each set and documents of each task."""
+    """Maximum items per set and documents per task."""
     on: str = "auto"
     base_precision: Literal["16-bit", "nf4"] = "16-bit"
-    """In which the base answers on this machine."""
+    """Precision of the base on this machine."""
     max_tokens: int = 200
     max_cost_usd: Decimal | None = None
     fresh: bool = False

@@ -42,12 +42,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ReviewOrder:
-    """Options for what is rated.
+    """Options for what to rate.
 
-    `evaluation` is the id of an evaluation, which need not contain a run. By default it is the newest one
-    with all the runs. If none has all of them, it is the newest of each, on the items that all have
-    answered. `items` samples that many of them. `seed` determines items, orders and sides. By default it
-    is random, so that no rater can know them. `new` starts a new review even if the same one exists."""
+    `evaluation` is the id of an evaluation, which need not contain a run. By default, it is the newest one
+    with all the runs. If none has all of them, it is the newest one of each run, on the items that all have
+    answered. `items` samples that many of them. `seed` determines items, orders and sides. By default, it is
+    random, so no rater can predict them. `new` starts a new review even if the same one exists.
+    """
 
     single: bool = False
     rubric: Path | None = None
@@ -60,7 +61,7 @@ class ReviewOrder:
 
 
 class Exported(Record, frozen=True, kw_only=True):
-    """The answer of `review --export`."""
+    """The result of `review --export`."""
 
     review: str
     output: str
@@ -68,8 +69,8 @@ class Exported(Record, frozen=True, kw_only=True):
 
 
 def opened(ft: Workspace, names: Sequence[str], order: ReviewOrder | None = None) -> ReviewSession:
-    """Open a review by its id, or one of runs: the newest with the same kind, contenders and rubric, else
-    a new one. Raises `UsageError` if there is nothing to rate, and `DataError` if what it shows was
+    """Open a review by its id, or one of runs: the newest with the same kind, contenders and rubric, else a
+    new one. Raises `UsageError` if there is nothing to rate, and `DataError` if the answers it shows were
     deleted."""
     order = order or ReviewOrder()
     return (None if order.new else existing(ft, names, order)) or _made(ft, names, order)
@@ -107,7 +108,7 @@ def _wanted(
 ) -> tuple[ReviewSource, list[str], Rubric, Literal["pairs", "single"]]:
     if not names and order.evaluation is None:
         raise UsageError(
-            "name the runs or the evaluation to rate",
+            "specify the runs or the evaluation to rate",
             fix="orchestrate review RUN   or: orchestrate review --evaluation ID",
         )
     run_ids = list(dict.fromkeys(ft.record(name).id for name in names))
@@ -160,7 +161,7 @@ def serving(
     port: int = 0,
     names: Sequence[str] = (),
 ) -> AbstractContextManager[ReviewPage]:
-    """See `orchestrate.evaluation.review.server.serving`; by default on this machine only."""
+    """Serve a review, by default on this machine only. See `orchestrate.evaluation.review.server.serving`."""
     from orchestrate.evaluation.review import server
     from orchestrate.http.web import LOOPBACK
 
@@ -183,7 +184,7 @@ def review_routes(
 
 
 def of_run(ft: Workspace, run_id: str) -> list[ReviewSession]:
-    """Return the reviews of a run's answers, newest first, without those whose answers were removed."""
+    """Return the reviews of a run's answers, newest first, without those whose answers were deleted."""
     found: list[ReviewSession] = []
     for review in ft.store.reviews.matching(run_ids=[run_id]):
         with suppress(OrchestrateError):
@@ -196,7 +197,7 @@ def result(ft: Workspace, desk: ReviewSession) -> ReviewResult:
 
 
 def record(ft: Workspace, desk: ReviewSession, ratings: Sequence[Rating]) -> int:
-    """Add ratings that were made elsewhere, all or none, and return how many. `left` and `right` are the
+    """Add ratings made elsewhere, all or none, and return how many were added. `left` and `right` are the
     contenders as they were shown. Raises `UsageError` for a rating that does not belong to this review."""
     known = {task.id: task for task in desk.tasks}
     checked: list[Rating] = []
@@ -222,15 +223,15 @@ def record(ft: Workspace, desk: ReviewSession, ratings: Sequence[Rating]) -> int
 
 
 def planned(preference: float, likeness: float | None = None) -> tuple[Planned, ...]:
-    """Calculate how many people and items are needed to show this preference. `likeness` is the
-    correlation between earlier raters, or the usual one."""
+    """Calculate how many people and items are needed to show this preference. `likeness` is the correlation
+    between raters measured earlier, or by default the usual one."""
     if not 0 < preference < 1 or abs(preference - 0.5) < 0.005:
         raise UsageError("a preference must be between 0 and 1 and not exactly 0.5", fix="--detect 0.6")
     return results.planned(preference, likeness=results.LIKENESS if likeness is None else likeness)
 
 
 def export(ft: Workspace, desk: ReviewSession, output: Path, rater: str | None) -> Exported:
-    """Write a sheet to fill in (`.csv`), or the ratings, to compare a judge with (`.jsonl`)."""
+    """Write a sheet to fill in (`.csv`), or the ratings to compare a judge with (`.jsonl`)."""
     require_writable(output)
     if output.suffix.lower() == ".csv":
         if rater is None:
@@ -257,7 +258,7 @@ def rated_answers(ft: Workspace, name: str) -> list[calibration.RatedAnswer]:
 def take(ft: Workspace, desk: ReviewSession, sheet: Path, rater: str | None) -> Imported:
     """Import the ratings of a sheet, all or none. Raises `DataError` naming the wrong row."""
     if rater is None:
-        raise UsageError("whose ratings are these?", fix="--rater NAME")
+        raise UsageError("whose ratings are these? Add --rater NAME", fix="--rater NAME")
     return sheets.take(desk, sheet, rater, ft.store.reviews.rate)
 
 
@@ -267,10 +268,10 @@ def from_review(
     """Write the ratings of a review as training rows, pairs by default, or the rows that people wrote."""
     if (review := writing.known(ft, name)) is not None:
         if format not in (None, "sft"):
-            raise UsageError(f"{review.id} has written rows: --as sft, not {format}")
+            raise UsageError(f"{review.id} has written rows: use --as sft, not {format}")
         return writing.export(ft, review, output)
     if format == "sft":
-        raise UsageError(f"{name} has ratings: --as dpo or kto", fix="--as dpo")
+        raise UsageError(f"{name} has ratings: use --as dpo or kto", fix="--as dpo")
     require_writable(output)
     desk = opened(ft, [name])
     ratings = ft.store.reviews.ratings(desk.review.id)
@@ -282,7 +283,7 @@ def from_review(
 def _desk(ft: Workspace, review: Review) -> ReviewSession:
     if review.kind == "writing":
         raise UsageError(
-            f"In {review.id} people write rows; there are no answers to rate.",
+            f"In {review.id}, people write rows, so there are no answers to rate.",
             fix=f"orchestrate review {review.id}",
         )
     return ReviewSession(review, tasks.read(_shown(Path(review.folder))), ft.store.reviews)

@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 
 def evaluations(ws: Workspace, run_id: str) -> list[Evaluation]:
-    """Return the stored evaluations, oldest first, with verdicts that join what is known today."""
+    """Return the stored evaluations, oldest first, with verdicts that include what is known today."""
     return joined(ws, ws.store.history.evaluations(run_id))
 
 
 def joined(ws: Workspace, found: Sequence[Evaluation]) -> list[Evaluation]:
-    """Join each verdict on a run with its regressions, its parity, its reviews, and its proof."""
+    """Combine each verdict on a run with its regressions, parity, reviews and proof."""
     known: dict[str, _RunFacts] = {}
     return [_joined(ws, one, known) for one in found]
 
 
 class SameModels:
-    """Which names of a run's checkpoints are one model: a checkpoint by its id or its step, and the last
-    step's as the run itself, but where the run ends with its best weights."""
+    """Maps names of a run's checkpoints to models: a checkpoint by its id or step, and the last step's as the
+    run itself, unless the run ends with its best weights."""
 
     def __init__(self, ws: Workspace, run: Run) -> None:
         self._run, self._kept = run, ws.store.history.checkpoints(run.id)
@@ -44,7 +44,7 @@ class SameModels:
         return self._model(one) == self._model(other)
 
     def standing(self, found: Sequence[Regression], checkpoint: str | None = None) -> Regression | None:
-        """Merge the regressions of one model, oldest first: of each probe the newest result holds."""
+        """Merge the regressions of one model, oldest first. For each probe, the newest result counts."""
         return _merged([one for one in found if self.same(one.tuned.checkpoint, checkpoint)])
 
     def _model(self, checkpoint: str | None) -> str | None:
@@ -122,9 +122,9 @@ def _forgotten(about: _RunFacts, contender: Contender) -> Iterator[VerdictReason
     open_ = [r.probe for r in found.results if r.decision == "inconclusive"]
     kept = [r.probe for r in found.results if r.decision == "kept"]
     for r in found.forgotten:
-        yield VerdictReason("do not ship", f"it forgot some of {r.probe}: {r.reason}")
+        yield VerdictReason("do not ship", f"it regressed on {r.probe}: {r.reason}")
     if open_:
-        why = f"forgetting on {listed(open_)} is undecided: orchestrate regress {found.run_id}"
+        why = f"forgetting on {listed(open_)} is inconclusive: orchestrate regress {found.run_id}"
         yield VerdictReason("not enough evidence", why)
     if kept and not found.forgotten and not open_:
         yield VerdictReason("ship", f"it kept {listed(kept)}")

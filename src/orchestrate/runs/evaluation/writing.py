@@ -32,10 +32,10 @@ SETTLER = "settler"
 
 @dataclass(frozen=True, kw_only=True)
 class WritingOrder:
-    """Which rows are written by whom.
+    """Options for which rows are written by whom.
 
-    `guide` is a text (.md, .txt) or a rubric with a guide. `overlap` is the share of the rows that two people
-    write. `new` begins anew where the same file is being written already.
+    `guide` is a text (.md, .txt) or a rubric with a guide. `overlap` is the fraction of rows that two people
+    write. `new` starts over even if the same file is being written already.
     """
 
     file: str
@@ -51,12 +51,12 @@ class WritingOrder:
 class OpenedWriting:
     desk: WritingDesk
     made: RowsToWrite | None
-    """What was read of the file, where the review is new."""
+    """What was read from the file, if the review is new."""
 
 
 def opened(ft: Workspace, order: WritingOrder) -> OpenedWriting:
-    """Open the newest review of this very file, or make one. Raises `UsageError`, and `DataError` for rows
-    that cannot be read."""
+    """Open the newest review of this file, or create one. Raises `UsageError`, and `DataError` for rows that
+    cannot be read."""
     if not Path(order.file).is_file():
         raise UsageError(f"{order.file} is not a file on this machine.", fix="orchestrate data convert FILE")
     digest = sha256(Path(order.file))

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 DEPLOY_POINTS = ("after-intent", "after-creating", "after-request", "after-up")
 END_POINTS = ("after-ending", "after-end-request", "after-ended")
-"""Where a death is recognized by what is on the host and what is written down."""
+"""Where a crash is recognized by the host's state and the records in the store."""
 
 _POLL_S = 2.0
 
@@ -64,7 +64,7 @@ class DeployTerms(msgspec.Struct, frozen=True, kw_only=True):
     """The terms that the user agreed to."""
 
     options: dict[str, Any] = {}
-    """Of the backend: shape, replicas, idle_minutes ..."""
+    """The backend's own options: shape, replicas, idle_minutes ..."""
     max_usd_per_hour: Decimal | None = None
     max_cost_usd: Decimal | None = None
     max_hours: Decimal | None = None
@@ -76,16 +76,16 @@ class DeployTerms(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Deployer:
-    """The protocol on one store and one backend."""
+    """Deploys and undeploys on one backend, with one store."""
 
     store: Store
     provider: Provider
     timing: Timing = DEFAULT_TIMING
     reached: CrashPoint = pass_by
     adapter: Adapter | None = None
-    """What is put up, where that is not the tuned model of a job of this backend: it is uploaded first."""
+    """What to deploy, if it is not the tuned model of a job on this backend. It is uploaded first."""
     progress: Callable[[int, int], None] | None = None
-    """Of the upload, in bytes."""
+    """Reports the progress of the upload in bytes."""
 
     @property
     def _deploys(self) -> Deploys:
@@ -129,9 +129,10 @@ class Deployer:
         """Create a deployment, or complete, start or change what an earlier call began. First, everything
         that it may cost from then on is reserved in the budget and in each limit.
 
-        Raises `OverBudget` before anything is written or sent, `OutcomeUnknown` if the answer was lost
+        Raises `OverBudget` before anything is written or sent, `OutcomeUnknown` if the response was lost
         (`sync` or a repeated call resolves it), `LeaseHeld` while another process works on it, and
-        `ProviderError`. In the last case the store knows whether something is up nevertheless."""
+        `ProviderError`. In the last case, the store records whether something is up anyway.
+        """
         with self.store.leases.hold(lease_name(run.id), self.timing.lease_s):
             price = self._price(run, self._open(run), terms)
             deployment = self._begun(run)
@@ -189,7 +190,7 @@ class Deployer:
                 raise OutcomeUnknown(
                     self.provider.name,
                     deployment.job_id,
-                    f"an earlier deploy is not settled; it will be in {left}",
+                    f"an earlier deploy is not settled yet; it will be in {left}",
                 )
         return None if deployment.state.over else deployment
 
@@ -264,11 +265,13 @@ class Deployer:
     # -- ending --------------------------------------------------------------------------------------------
 
     def undeploy(self, deployment: Deployment, cause: str, *, patience_s: float = 0.0) -> Deployment:
-        """Ask the host to end the deployment for up to `patience_s` seconds, until the host confirms that
-        it has ended. The state says whether it has. Uses the store's record, so the job may be missing.
+        """Ask the host to end the deployment, and wait up to `patience_s` seconds until the host confirms
+        that it has ended. The returned state says whether it has. Uses only the store's record, so the job
+        may be missing.
 
-        Raises `OtherAccount`, and `ProviderError` if the host cannot be reached. The deployment then
-        stays to be ended."""
+        Raises `OtherAccount`, and `ProviderError` if the host cannot be reached. The deployment is then ended
+        by a later call.
+        """
         self.require_account(deployment)
         if deployment.state is DeploymentState.INTENT:
             return self._apply(deployment, lambda d, at: deployments.never_made(d, cause, at))
@@ -303,8 +306,8 @@ class Deployer:
     # -- looking -------------------------------------------------------------------------------------------
 
     def look(self, deployment: Deployment, items: Iterable[Standing] | None = None) -> Deployment:
-        """Record what the host reports about a deployment. `items` of an earlier list are enough to
-        confirm that it exists. If they don't show it, the host is asked. Raises `ProviderError`."""
+        """Record what the host reports about a deployment. `items` from an earlier list are enough to confirm
+        that it exists. If they don't show it, the host is asked. Raises `ProviderError`."""
         there = [item for item in items or () if item.kind == "deployment"]
         if not there:
             there = list(self._deploys.deployed(deployment.handle))
@@ -317,8 +320,7 @@ class Deployer:
         )
 
     def settles_in(self, deployment: Deployment) -> float:
-        """Return the seconds until the request that creates this deployment has either succeeded or never
-        will."""
+        """Return the seconds until it is certain whether the request for this deployment succeeded."""
         return self.timing.settle_s(self.provider) - self.store.deployments.waited(deployment.id)
 
     def require_account(self, deployment: Deployment) -> None:
@@ -362,12 +364,12 @@ class Deployer:
             return False
 
     def adopt(self, run: Run, items: Iterable[Standing]) -> Deployment:
-        """Track a deployment that the host lists under the name of a run's job and that this store
-        doesn't know. A deployment that was given up is tracked again, and its cost since then counts."""
+        """Track a deployment that the host lists under the name of a run's job and that this store doesn't
+        know. A deployment that was abandoned is tracked again, and its cost since then counts."""
         deployment = self.store.deployments.of_run(run.id, self.provider.config.name)
         if deployment is None or deployment.state is not DeploymentState.ABANDONED:
             deployment = self._intent(run)
-            self.store.deployments.add(deployment, note="found on the host")
+            self.store.deployments.add(deployment, note="found on its host")
         return self.look(deployment, items)
 
     # -- inside --------------------------------------------------------------------------------------------
@@ -389,7 +391,7 @@ class Deployer:
                 raise UsageError(f"{option} must be above 0")
         if price is None:
             require_hourly_price(name, price, accepted=terms.accept_unknown_price)
-            unknown, fix = "its host does not state an hourly price", "limit it by --max-hours"
+            unknown, fix = "its host does not publish an hourly price", "limit it with --max-hours"
             for limit_usd in (terms.max_cost_usd, terms.max_usd_per_hour):
                 require_within(self.provider.name, price, limit_usd, unknown=unknown, unknown_fix=fix)
         what, figure = "--max-usd-per-hour", "the hourly price"
@@ -398,7 +400,7 @@ class Deployer:
 
 def _or_abandon(error: OtherAccount, deployment: Deployment) -> OtherAccount:
     command = f"orchestrate abandon {deployment.run_id} --reason TEXT"
-    error.fix = f"{error.fix}\nIf that account is gone for good: {command}"
+    error.fix = f"{error.fix}\nIf you have lost access to that account: {command}"
     return error
 
 

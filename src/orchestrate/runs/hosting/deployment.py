@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 READY = "ready"
-"""Of an endpoint that takes requests."""
+"""Host state of an endpoint that accepts requests."""
 _POLL_S = 2.0
 
 
@@ -43,7 +43,7 @@ NOT_DEPLOYED = "deploy serves the final model of a run, not its checkpoints"
 
 
 class DeploymentHandle:
-    """A deployment and what can be done with it. `record` is what was last seen."""
+    """A deployment and what you can do with it. `record` is its last known state."""
 
     def __init__(self, ws: Workspace, record: Deployment) -> None:
         self._ws = ws
@@ -63,7 +63,7 @@ class DeploymentHandle:
 
     @property
     def spent_usd(self) -> Decimal | None:
-        """Hours up x price so far: an estimate, `None` when the price is not known."""
+        """Hours up x price so far. An estimate, or `None` if the price is unknown."""
         from orchestrate.costing.expenses import spent_usd
 
         return spent_usd(self.record, self._ws.store.deployments.time_of(self.record))
@@ -90,21 +90,21 @@ class DeploymentHandle:
                 clock.sleep(_POLL_S)
 
     def undeploy(self, *, cause: str = "asked to", patience_s: float = 60.0) -> Deployment:
-        """Take down this deployment by its record alone, like `RunHandle.undeploy`. The run's job may
-        have been deleted."""
+        """Take down this deployment using only its record, like `RunHandle.undeploy`. The run's job may have
+        been deleted."""
         deployer = deployer_of(self._ws, self.record.provider)
         self.record = deployer.undeploy(self.record, cause, patience_s=patience_s)
         return self.record
 
     @property
     def settles_in_s(self) -> float:
-        """Seconds until a request whose answer was lost can make it no more."""
+        """Seconds until a request with a lost response can no longer create it."""
         return max(deployer_of(self._ws, self.record.provider).settles_in(self.record), 0.0)
 
     def abandon(self, reason: str) -> Deployment:
-        """Give up the deployment. Its host is no longer asked about it, and only its cost so far counts
-        against a budget. Nothing is ended on the host, so it may continue to bill. Raises `UsageError` if its
-        account can be reached: `undeploy` ends it there."""
+        """Give up the deployment. Its host is no longer polled, and only its cost so far counts against a
+        budget. Nothing is ended on the host, so it may keep billing. Raises `UsageError` if its account
+        can be reached: use `undeploy` instead."""
         from orchestrate.store import deployments
 
         try:
@@ -113,8 +113,8 @@ class DeploymentHandle:
             pass
         else:
             raise UsageError(
-                f"the deployment of {self.record.run_id} is not lost: its account at "
-                f"{self.record.provider} is reachable",
+                f"the account of the deployment of {self.record.run_id} at {self.record.provider} is "
+                "reachable, so it can be taken down instead",
                 fix=f"orchestrate undeploy {self.record.run_id}   takes it down",
             )
         self.record = self._ws.store.deployments.apply(
@@ -172,7 +172,7 @@ def ending(offer: DeploymentOffer) -> str:
 def question(offer: DeploymentOffer) -> str:
     """Write the question a person confirms, with all costs."""
     sandbox = "SANDBOX: nothing is billed. " if offer.sandbox else ""
-    there = " It exists already and will be completed, started or changed." if offer.deployment else ""
+    there = " It already exists and will be completed, started or changed." if offer.deployment else ""
     asked = f"Deploy {offer.model} ({offer.run_id}) on {offer.title}?"
     return f"{sandbox}{asked} {price(offer)}. {ending(offer)}{there}"
 
@@ -186,8 +186,8 @@ def hourly(found: Sequence[Deployment]) -> str:
 
 
 def used(ws: Workspace, run_id: str, at: str | None = None) -> None:
-    """Record that a run's deployment received a request, so it is not idle. `at` is a host other than the
-    run's own."""
+    """Record that a run's deployment received a request, so it isn't reported as idle. `at` is a host other
+    than the run's own."""
     from orchestrate.store import deployments
 
     known = ws.store.deployments.of_run(run_id, at or ws.store.runs.get(run_id).provider)

@@ -20,15 +20,16 @@ if TYPE_CHECKING:
     from orchestrate.store.store import Store
 
 LOOK_BACK = timedelta(days=2)
-"""So long a deployment that is over is still looked for: hosts answer no, or gone, and are wrong at times."""
+"""Time for which an ended deployment is still looked up, because hosts sometimes wrongly report one as
+gone."""
 _APART = timedelta(minutes=15)
-"""So far a clock and the uptime may be apart, and nobody is notified."""
+"""Tolerated difference between clock and uptime before a notification."""
 IDLE_HOURS = Decimal(1)
-"""Up so long without a request from this store, it is spoken of, and once a day again."""
+"""Time without a request from this store after which an idle deployment is reported, then daily."""
 
 
 class Upkeep:
-    """One check of one backend's deployments. `told` are sentences for the user."""
+    """One check of one backend's deployments. `told` are messages for the user."""
 
     def __init__(self, store: Store, provider: Provider, timing: Timing = DEFAULT_TIMING) -> None:
         self._store = store
@@ -37,7 +38,7 @@ class Upkeep:
         self.asked = 0
         self.told: list[str] = []
         self.ending: list[str] = []
-        """Runs whose deployment is asked to end, and that the host still has."""
+        """Runs whose deployment was asked to end and is still on the host."""
         self.failures: list[OrchestrateError] = []
 
     def run(self) -> None:
@@ -128,10 +129,10 @@ class Upkeep:
             return
         self._say(
             deployment,
-            f"{name(deployment)} is up for {duration(counted.total_seconds())} by this machine's "
+            f"{name(deployment)} has been up for {duration(counted.total_seconds())} by this machine's "
             f"uptime, which is used, but for {duration(by_clock.total_seconds())} by its clock. If the "
-            "clock is right (this machine was asleep), it has cost more and its limit acts late; to "
-            f"take it down: orchestrate undeploy {deployment.run_id}",
+            "clock is right (this machine was asleep), it has cost more and its limit takes effect late. "
+            f"To take it down: orchestrate undeploy {deployment.run_id}",
             "clocks",
             daily=True,
         )
@@ -146,8 +147,8 @@ class Upkeep:
         up = duration(float(hours_billed(deployment, now)) * 3600)
         self._say(
             deployment,
-            f"{name(deployment)} has been up for {up}, {so_far}, and this store has sent it no request "
-            f"for {duration(quiet)}; to take it down: orchestrate undeploy {run_id}",
+            f"{name(deployment)} has been up for {up}, {so_far}, and this store has sent it no request for "
+            f"{duration(quiet)}. To take it down: orchestrate undeploy {run_id}",
             "idle",
             daily=True,
         )
@@ -176,8 +177,8 @@ def by_job(provider: Deploys) -> dict[str, list[Standing]]:
 
 
 def adopt(store: Store, provider: Provider) -> list[Deployment]:
-    """Track deployments that the host lists under the names of this store's jobs and that the store does
-    not know, because it was rebuilt. Raises `ProviderError`."""
+    """Track deployments that the host lists under the names of this store's jobs but that are missing from
+    the store because it was rebuilt. Raises `ProviderError`."""
     if not isinstance(provider, Deploys):
         return []
     taken: list[Deployment] = []

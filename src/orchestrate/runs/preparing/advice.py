@@ -38,8 +38,8 @@ def advise(
     *,
     columns: Mapping[str, str] | None = None,
 ) -> Advice:
-    """Recommend prompting, few-shot, retrieval or tuning. See `Orchestrator.advise`. For RFT prompts the
-    advice names the backends that have ended RFT."""
+    """Recommend prompting, few-shot, retrieval or tuning. See `Orchestrator.advise`. For RFT prompts, the
+    advice names the backends that no longer offer RFT."""
     dataset = Dataset.open(file, columns=columns)
     facts = advice.measure(dataset)
     found = weigh(facts, needs, totals, _latency(facts, needs))

@@ -14,19 +14,20 @@ if TYPE_CHECKING:
 
 
 class Earlier(NamedTuple):
-    """Earlier runs in the store of a submission to one backend."""
+    """Earlier runs in the store that match a submission to one backend."""
 
     provider: str
     known: Run | None
-    """The run of the idempotency key: it would be returned."""
+    """The run with the idempotency key, which would be returned."""
     same: AlreadySubmitted | None
-    """What would be raised because of a run that is the same."""
+    """The error to raise because of an identical run."""
     idempotency_key: str | None
-    """Of this backend's run: one key of the caller gives each of several backends one of its own."""
+    """The key for this backend's run: with several backends, one key of the caller becomes one per
+    backend."""
 
 
 def found(ws: Workspace, prepared: Prepared, provider: Backends, key: str | None) -> list[Earlier]:
-    """Find earlier runs of the same job, one entry per backend. Raises `KeyTaken`."""
+    """Find earlier runs of the same job, with one entry per backend. Raises `KeyTaken`."""
     from orchestrate.runs.submitting.repeats import already
 
     earlier: list[Earlier] = []

@@ -47,26 +47,27 @@ if TYPE_CHECKING:
     from orchestrate.workspace import Backends, Workspace
 
 Mark = tuple[int, ...]
-"""Of a file as it lies; equal marks mean that nobody wrote to it."""
+"""Fingerprint of a file on disk; equal marks mean that nobody wrote to it."""
 
 UNCOUNTED = "tokens were not counted"
-"""Why there is no price where none was wanted. It could be known, so nothing is submitted without it."""
+"""Reason for a missing price that was not requested. It could be known, so nothing is submitted without
+it."""
 
 
 @dataclass(frozen=True)
 class Offer:
-    """One backend's part. `spec` is what it would be sent."""
+    """One backend's part of a prepared spec. `spec` is what it would receive."""
 
     provider: str
     spec: JobSpec
     translation: Translation
     problems: tuple[Problem, ...]
-    """Why this backend would refuse, and what is wrong with the files wherever they go."""
+    """What this backend would reject, and what is wrong with the files for any backend."""
     quote: Quote
 
     def require_fit(self, *, strict: bool = False) -> None:
-        """Raise `TranslationRefused` for a setting that is refused (with `strict`, also for one that is
-        not kept exactly), and `DataError` for an error in the files."""
+        """Raise `TranslationRefused` for a setting that is rejected (with `strict`, also for one that is not
+        applied exactly), and `DataError` for an error in the files."""
         refused = self.translation.inexact if strict else self.translation.refused
         if refused:
             from orchestrate.spec import specfile
@@ -84,25 +85,25 @@ class Offer:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A spec on some backends: translated, checked and quoted, each file read once. Nothing was sent."""
+    """A spec translated, checked and quoted for some backends, with each file read once. Nothing was sent."""
 
     offers: tuple[Offer, ...]
     data: TrainingData = field(repr=False)
     of_files: tuple[Problem, ...] = field(repr=False)
-    """What is wrong with the files wherever they go."""
+    """What is wrong with the files for any backend."""
     marks: Mapping[str, Mark | None] = field(repr=False)
-    """Of each file of this machine when it was read."""
+    """Mark of each file on this machine when it was read."""
     checked: bool
-    """Whether all was looked at that `submit` must know; a quote needs less."""
+    """Whether everything that `submit` needs was checked; a quote needs less."""
 
     @property
     def problems(self) -> Listing[Problem]:
-        """Each once, naming the backends that it concerns."""
+        """All problems, each once with the backends that it concerns."""
         return Listing(merged([*self.of_files, *(p for offer in self.offers for p in offer.problems)]))
 
     @property
     def quotes(self) -> Listing[Quote]:
-        """Cheapest first, then those of jobs that would be refused; those without a price last."""
+        """Quotes, cheapest first, then those of jobs that would be rejected, then those without a price."""
         return Listing(sorted((offer.quote for offer in self.offers), key=lambda quote: quote.rank))
 
     def _repr_html_(self) -> str:
@@ -118,9 +119,9 @@ class Prepared:
         raise UsageError(f"the spec was not prepared for {provider}")
 
     def require_unchanged(self) -> None:
-        """Raise `DataError` if a file to be sent has other rows than those that were shown. Only files
-        that were written since are read again. Later changes are detected by the upload, which checks
-        what it reads (`Dataset.write`)."""
+        """Raise `DataError` if a file to be sent has different rows than those that were shown. Only rereads
+        files that were written to since. Later changes are detected by the upload, which checks what it
+        reads (`Dataset.write`)."""
         from orchestrate.data import Dataset
 
         for shown in (self.data.train, self.data.validation):
@@ -134,8 +135,8 @@ class Prepared:
 
 
 def mark(path: str) -> Mark | None:
-    """Return a mark that changes when the file changes (inode, size and times), or `None` if it isn't a
-    plain file on this machine: its content was copied when it was read."""
+    """Return a mark that changes when the file changes (inode, size and times), or `None` if it isn't a plain
+    file on this machine, because then its content was copied when it was read."""
     try:
         found = Path(path).stat()
     except (OSError, ValueError):
@@ -145,7 +146,7 @@ def mark(path: str) -> Mark | None:
 
 
 def merged(problems: Iterable[Problem]) -> list[Problem]:
-    """Merge the same problem of several backends into one that names them all."""
+    """Merge identical problems of several backends into one that names them all."""
     by_place: dict[tuple[str, int | None, str | None, str, str | None], Problem] = {}
     for problem in problems:
         key = (problem.code, problem.row, problem.field, problem.message, problem.source)
@@ -159,10 +160,10 @@ def merged(problems: Iterable[Problem]) -> list[Problem]:
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """Under which specs are prepared."""
+    """Options for preparing specs."""
 
     gpu_hours: Decimal | None = None
-    """What an RFT job is taken to need, which no host says beforehand."""
+    """Assumed GPU hours of an RFT job, which no host publishes in advance."""
     checked: bool = True
     tokens_from: TokensFrom = TokensFrom.EXACT
 
@@ -184,7 +185,8 @@ def require_known(ws: Workspace, spec: JobSpec) -> None:
 
 
 def require(ws: Workspace, spec: JobSpec, provider: Backends) -> None:
-    """Raise unless every backend is ready and supports the spec's method. See `Orchestrator.require`."""
+    """Raise an error unless every backend is ready and supports the spec's method. See
+    `Orchestrator.require`."""
     from orchestrate.spec import method_word
 
     require_known(ws, spec)
@@ -291,7 +293,7 @@ def _in_terms_of_a_spec() -> Generator[None]:
 def translated(
     ws: Workspace, provider: Provider, spec: JobSpec, *, alone: bool = False
 ) -> tuple[JobSpec, Translation]:
-    """Translate the spec for a backend. If the backend cannot run it, the translation refuses it."""
+    """Translate the spec for a backend. If the backend cannot run it, the translation rejects it."""
     from orchestrate.providers.settings import overrides
 
     name = provider.name

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 _SERVING = ("inference_", "deployment", "hosting", "storage")
-"""Methods whose rates price what comes after the training, at the host that trained."""
+"""Methods whose rates price what follows the training, at the host that trained."""
 
 
 class LivePrice(Record, frozen=True, kw_only=True):
@@ -44,14 +44,13 @@ class LivePrice(Record, frozen=True, kw_only=True):
     relative: float | None = None
     """(offline - live) / live."""
     within_band: bool | None = None
-    """Whether the host's figure lies between the quote's low and high end."""
+    """Whether the host's figure lies between the quote's low and high ends."""
     reason: str | None = None
     """Why there is no live price."""
 
 
 def live_prices(ft: Workspace, prepared: Prepared) -> list[LivePrice]:
-    """Ask each host that gives estimates. The data is uploaded for that (once per digest), but nothing is
-    created."""
+    """Ask each host that gives estimates. Uploads the data (once per digest), but creates nothing."""
     return [_live(ft, prepared.offer(quote.provider), prepared.data) for quote in prepared.quotes]
 
 

@@ -60,8 +60,7 @@ def asked(ft: Workspace, names: Iterable[str], accepted: Sequence[str]) -> list[
 
 
 def require_upload(ft: Workspace, what: TrackedRun | Path) -> None:
-    """Raise `UsageError` if a private run's weights would go to a hub that is not known to be its
-    owner's."""
+    """Raise `UsageError` if a private run's weights would go to a hub that is not known to be its owner's."""
     if isinstance(what, Path) or not privacy.is_private(what.record):
         return
     from huggingface_hub import constants
@@ -70,11 +69,11 @@ def require_upload(ft: Workspace, what: TrackedRun | Path) -> None:
 
 
 def upload(made: Export, repo: str | None) -> str:
-    """Publish an exported folder on the hub as a private model, with the user's own login there, and
-    return its address. Files that are already there are not sent again. Raises `UsageError` without a
-    name for it, and the host's errors."""
+    """Publish an exported folder on the hub as a private model, using your login there, and return its URL.
+    Files that are already there are not sent again. Raises `UsageError` if `repo` is missing, and the
+    hub's errors."""
     if repo is None:
-        raise UsageError("name the target: --repo OWNER/NAME")
+        raise UsageError("specify the target: --repo OWNER/NAME")
     import huggingface_hub
 
     hub: Any = huggingface_hub
@@ -83,7 +82,7 @@ def upload(made: Export, repo: str | None) -> str:
         wire.once(lambda: hub.create_repo(repo, private=True, exist_ok=True), expect=object)
         return str(wire.once(lambda: hub.upload_folder(repo_id=repo, folder_path=made.folder), expect=object))
     except AuthenticationFailed as error:
-        error.fix = "hf auth login   with a token that may write there"
+        error.fix = "hf auth login   with a token that can write there"
         raise
 
 
@@ -92,21 +91,21 @@ def upload(made: Export, repo: str | None) -> str:
 
 @dataclass(frozen=True)
 class RunningModels:
-    """A server that answers."""
+    """A running server and its models."""
 
     url: str
     engine: str
     models: tuple[str, ...]
-    """The names by which it is asked."""
+    """The model names that it serves."""
     tuned: tuple[TunedModel, ...]
     command: str | None = None
-    """Of an engine of others."""
+    """Command line of a third-party engine."""
     key: str | None = None
-    """That of who started it."""
+    """Key of whoever started it."""
     why: str | None = None
-    """Of an engine that nobody named."""
+    """Why the engine was chosen, if none was requested."""
     costs: tuple[AdapterCost, ...] = ()
-    """Of each adapter, where the engine is ours."""
+    """Cost of each adapter, if the engine is ours."""
 
 
 @dataclass(frozen=True)
@@ -115,15 +114,15 @@ class EngineOptions:
 
     engine: str = "auto"
     base: str | None = None
-    """Served alone, where there is no tuned model."""
+    """Base to serve alone, without a tuned model."""
     python: Path | None = None
-    """Of the environment that has vLLM."""
+    """Python of the environment with vLLM."""
     llama_python: Path | None = None
-    """Of the environment that has llama-cpp-python."""
+    """Python of the environment with llama-cpp-python."""
     quantise: str = "Q4_K_M"
-    """For llama.cpp."""
+    """Quantization for llama.cpp."""
     more: tuple[str, ...] = ()
-    """Further flags for an engine of others."""
+    """Further flags for a third-party engine."""
 
 
 @contextmanager
@@ -136,9 +135,9 @@ def serve(
     called: Sequence[str] = (),
     accept_licence: Sequence[str] = (),
 ) -> Generator[RunningModels]:
-    """Serve these runs and adapter folders while the block runs. They get the names in `called`, in their
-    order, and the rest keep their own names. Raises `LicenceAsks`, `UsageError` for models that cannot be
-    served together, `SetupError` for an engine that is not installed."""
+    """Serve these runs and adapter folders while the block runs. They get the names in `called`, in order,
+    and the rest keep their own names. Raises `LicenceAsks`, `UsageError` for models that cannot be served
+    together, and `SetupError` for an engine that is not installed."""
     choice = choice or EngineOptions()
     if choice.engine not in ENGINES:
         raise UsageError(f"--engine must be one of {', '.join(ENGINES)}; got {choice.engine!r}")
@@ -169,7 +168,7 @@ def serve(
             fix="use --engine transformers, or pass flags with --engine-arg FLAG",
         )
     if not tuned:
-        raise UsageError(f"{engine} serves tuned models here: name a run")
+        raise UsageError(f"{engine} only serves tuned models here: name a run")
     make = _vllm if engine == "vllm" else _llama_cpp
     command = make(ft, tuned, terms, choice)
     with engines.started(command) as url:
@@ -196,7 +195,7 @@ def _vllm(
     ft: Workspace, tuned: Sequence[TunedModel], terms: ServerSettings, choice: EngineOptions
 ) -> engines.EngineCommand:
     if len(tuned) > 1 and not all(t.adapter for t in tuned):
-        raise UsageError("a fully tuned model is served alone")
+        raise UsageError("a fully tuned model can only be served alone")
     folders = {t.name: _exported(ft, t, "vllm", WeightOptions()) for t in tuned if t.adapter}
     base = served_base(tuned[0].base)
     return engines.vllm(
@@ -253,14 +252,14 @@ def prove(ft: Workspace, up: RunningModels, names: Sequence[str]) -> list[Proof]
 def prove_deployed(
     ft: Workspace, run: TrackedRun, deployment: DeploymentHandle, patience_s: float
 ) -> tuple[Proof | None, str | None]:
-    """Prove a deployed model once it answers, or return why it was not proved. The prompts of the proof
-    are billed like all others. Nothing large is downloaded for it: without the base on this machine, the
-    prompts that identify the tuned model cannot be found, unless they were found before."""
+    """Prove a deployed model once it answers, or return why it was not proved. The prompts of the proof are
+    billed like all others. Nothing large is downloaded. If the base isn't on this machine, the prompts
+    that identify the tuned model must have been found before."""
     at, fix = deployment.record.provider, f"orchestrate verify {run.id}"
     fix += "" if at == run.record.provider else f" --at {at}"
     try:
         if not models.can_be_known(ft, run):
-            return None, f"its base is not on this machine; where it is: {fix}"
+            return None, f"its base is not on this machine; on one that has it: {fix}"
         if not deployment.answers(patience_s):
             return None, f"it is not ready yet; later: {fix}"
         return verify(ft, run, at), None
@@ -297,6 +296,6 @@ def new_key(ft: Workspace, name: str) -> str:
 
 
 def revoke_key(ft: Workspace, name: str) -> None:
-    """Revoke a key. Running servers refuse it from now on, too."""
+    """Revoke a key. Running servers reject it from now on, too."""
     keys.bring_in(ft.settings.home, ft.store, by=ft.settings.made_by)
     keys.revoke(ft.store, name, by=ft.settings.made_by)

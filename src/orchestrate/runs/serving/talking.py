@@ -22,8 +22,8 @@ _MOSTLY = 0.9
 
 
 class Talk:
-    """Asks the model of one run. On this machine, where a run of its own and a downloaded adapter answer, the
-    model is loaded once and its answers come as they are written. To be closed."""
+    """Chat with the model of one run. On this machine (for local runs and downloaded adapters), the model is
+    loaded once and its answers are streamed. Must be closed."""
 
     def __init__(self, handle: TrackedRun, on: str = "auto", at: str | None = None) -> None:
         """`on`: `host` asks the run's host, `here` downloads the adapter and answers on this machine; `auto`
@@ -67,16 +67,14 @@ class Talk:
         capability(provider, Downloads)
         artifact = self._handle.download()
         if artifact.base_model is None:
-            raise UsageError(
-                f"the downloaded model in {artifact.folder} does not say which base it belongs to"
-            )
+            raise UsageError(f"the downloaded model in {artifact.folder} does not name its base model")
         self._own = Generator(artifact.base_model, adapter=Path(artifact.folder))
         return self._own
 
 
 def system_message(handle: TrackedRun) -> str | None:
-    """Return the system message that nearly all of the first rows of the run's training data begin with.
-    Returns `None` if they don't share one or the data no longer exist."""
+    """Return the system message that nearly all of the first training rows begin with. Returns `None` if they
+    don't share one or the data no longer exists."""
     from orchestrate.data import Dataset
     from orchestrate.data.opening import fitting
     from orchestrate.data.rows import ChatExample

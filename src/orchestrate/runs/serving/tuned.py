@@ -42,8 +42,8 @@ Subject = "TrackedRun | Path"
 
 
 def of(ws: Workspace, subject: TrackedRun | Path) -> TunedModel:
-    """Return the tuned model on this machine, downloading a run's model if needed. Raises what
-    `RunHandle.download` does, and `UsageError` for a folder that does not say its base."""
+    """Return the tuned model on this machine, downloading a run's model if needed. Raises the errors of
+    `RunHandle.download`, and `UsageError` for a folder that does not name its base."""
     if isinstance(subject, Path):
         return _of_folder(subject)
     artifact = subject.download()
@@ -86,8 +86,8 @@ def sheet(ws: Workspace, subject: TrackedRun | Path, tuned: TunedModel | None = 
 
 
 def can_be_known(ws: Workspace, run: TrackedRun) -> bool:
-    """Return whether a run's model has a fingerprint, or one can be computed on this machine. Downloads
-    an adapter for that, but not a full model."""
+    """Return whether a run's model has a fingerprint, or one can be computed on this machine. Downloads an
+    adapter for that, but not a full model."""
     file = ws.settings.home / "proofs" / f"{run.id}.json"
     if file.is_file() or _kept_sheet(run) is not None:
         return True
@@ -118,7 +118,7 @@ def adapter_of(ws: Workspace, run: TrackedRun) -> Adapter:
     if more:
         raise UsageError(
             f"{run.id} is not a plain LoRA adapter ({', '.join(more)}): hosts would ignore that or reject it",
-            fix=f"orchestrate export {run.id} DIR --to merged   and serve it on a machine of yours",
+            fix=f"orchestrate export {run.id} DIR --to merged   and serve it on your own machine",
         )
     tuned.require_readable()
     known = lookup(tuned.base) or lookup(run.record.model)
@@ -168,11 +168,12 @@ def export(
     prove: bool = True,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Export:
-    """Write the tuned model to `folder` in one of `forms.FORMS`. Then load it from there and prove that
-    it is what was trained, if this machine can.
+    """Write the tuned model to `folder` in one of `forms.FORMS`. Then load it from there and prove that it
+    matches the trained model, if this machine can.
 
-    Raises `LicenceAsks`, `UsageError` for a form that the model cannot be written in, `SetupError` if a
-    tool is missing."""
+    Raises `LicenceAsks`, `UsageError` for a form that the model cannot be written in, and `SetupError` if a
+    tool is missing.
+    """
     tuned = of(ws, subject)
     agree(ws, tuned, accept_licence)
     with work(f"writing it as {form}"):
@@ -200,16 +201,15 @@ def _laid_on(tuned: TunedModel, made: Export, options: WeightOptions) -> Generat
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointNames:
-    """Options for asking a served model. `model` and `base` are the names under which they answer at a
-    URL."""
+    """Options for asking a served model. `model` and `base` are their names at a URL."""
 
     model: str | None = None
     base: str | None = None
     key_variable: str | None = None
-    """With the key for a URL."""
+    """Environment variable with the key for a URL."""
     key: str | None = None
     base_gguf: Path | None = None
-    """On which an adapter in GGUF is laid."""
+    """GGUF base for an adapter in GGUF."""
 
 
 def verify(
@@ -249,7 +249,7 @@ def verify(
         used(ws, subject.id, at)
         return _kept(ws, judge(sheet(ws, subject, tuned), place, run_id=subject.id))
     if at is None:
-        raise UsageError("say where it is served", fix="--at URL , or a folder")
+        raise UsageError("specify where it is served", fix="--at URL , or a folder")
     folder = Path(at).expanduser().resolve()
     if not folder.exists():
         raise UsageError(f"{at} is not a URL, a folder or the run's backend")
@@ -299,10 +299,11 @@ def merge(
     rank: int | None = None,
     accept_licence: Sequence[str] = (),
 ) -> Merged:
-    """Merge several adapters of one base into a folder, with PEFT's methods and a provenance file, then
-    load and prove the result. All have equal weight unless `weights` says otherwise.
+    """Merge several adapters of one base into a folder, with PEFT's methods and a provenance file, then load
+    and prove the result. All have equal weight unless `weights` says otherwise.
 
-    Raises `UsageError` for different bases, fully fine-tuned models, or what PEFT cannot merge."""
+    Raises `UsageError` for different bases, fully fine-tuned models, or anything else that PEFT cannot merge.
+    """
     tuned = [of(ws, part) for part in parts]
     for one in tuned:
         agree(ws, one, accept_licence)

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 8
 GRACE = timedelta(minutes=10)
-"""After the end of its run: a worker reports the end, then lets go of its machine."""
+"""Time after the end of a run: a worker first reports the end, then releases its machine."""
 IN_USE = timedelta(hours=1)
-"""So long after a request from this store, or after it was made, a deployment is not idle."""
+"""Time after a request from this store, or after its creation, during which a deployment is not idle."""
 
 
 class Breakdown(Record, frozen=True, kw_only=True):
@@ -44,28 +44,28 @@ class Breakdown(Record, frozen=True, kw_only=True):
 
 
 class Found(Record, frozen=True, kw_only=True):
-    """One thing that bills or could, and whose it is."""
+    """A resource that bills or may bill, and its owner."""
 
     item: Standing
     run: str | None = None
-    """The run of this store that it belongs to."""
+    """The run in this store that it belongs to."""
     deployment: str | None = None
-    """The deployment of this store that it is."""
+    """The matching deployment in this store."""
     used_at: datetime | None = None
-    """When it was last asked something from this store."""
+    """Time of the last request from this store."""
     person: str | None = None
     foreign: bool
-    """Nothing in this store says that it was made from here."""
+    """Nothing in this store shows that it was created from here."""
     abandoned: bool = False
-    """It, or its run, was given up in this store."""
+    """It, or its run, was abandoned in this store."""
     unaccounted: str | None = None
-    """Why nothing in this store accounts for it: what it costs is in no sum."""
+    """Why nothing in this store accounts for it. Its cost is in no sum."""
     idle: bool
-    """It bills hourly (or may: that cannot be told), and this store knows of no use for an hour."""
+    """It bills hourly (or may, if that is unknown), and this store has not used it for an hour."""
 
     @property
     def lost_run(self) -> str | None:
-        """The run that `recover` makes of it, where it has our ref and this store has no such run."""
+        """The run that `recover` would create from it, if it has our ref and this store has no such run."""
         from orchestrate.store import REF_PATTERN, run_id_of
 
         ref = self.item.job_id or ""
@@ -73,8 +73,7 @@ class Found(Record, frozen=True, kw_only=True):
 
     @property
     def by_the_hour(self) -> bool:
-        """Return whether it bills, or may bill, for being up. Jobs of runs here are among what is
-        committed."""
+        """Return whether it bills, or may bill, by uptime. Jobs of runs in this store count as committed."""
         if self.item.bills is False:
             return False
         if self.item.kind in ("job", "worker"):
@@ -83,7 +82,7 @@ class Found(Record, frozen=True, kw_only=True):
 
 
 class AccountStatus(Record, frozen=True, kw_only=True):
-    """One configured account, or a backend that only the store knows."""
+    """One configured account, or a backend known only to the store."""
 
     backend: str
     title: str
@@ -91,17 +90,17 @@ class AccountStatus(Record, frozen=True, kw_only=True):
     account: str | None = None
     asked: bool
     reason: str | None = None
-    """Why it was not asked, or did not answer."""
+    """Why it was not contacted or did not answer."""
     keyless: bool = False
-    """Its key is not set."""
+    """Whether its key is missing."""
     expected: bool = True
-    """Whether not to have asked leaves a gap: not for a backend without a key that has no runs here."""
+    """Whether skipping it leaves a gap: not for a backend without a key that has no runs here."""
     unseen: tuple[str, ...] = ()
-    """What of it cannot be seen, a sentence each."""
+    """What cannot be seen in it, one sentence each."""
     partial: bool = False
-    """Whether a list that the host has could not be read."""
+    """Whether one of the host's lists could not be read."""
     elsewhere: tuple[str, ...] = ()
-    """Runs and deployments that have not ended, that the account did not show, and that may be in another."""
+    """Open runs and deployments that the account did not show. They may be in another account."""
 
 
 class SpendingReport(Record, frozen=True, kw_only=True):
@@ -109,32 +108,32 @@ class SpendingReport(Record, frozen=True, kw_only=True):
 
     at: datetime
     sandbox: bool = False
-    """Play money of sandboxes, and what stands there; else none of it."""
+    """True for sandbox money and resources, false for real ones."""
     month: str | None = None
     total: Sum
-    """Of the month when one was asked for."""
+    """The total, of the requested month if there is one."""
     budget_usd: Decimal | None = None
     left_usd: Decimal | None = None
-    """Of the budget, by all months; below zero when it is exceeded. `None` without a budget."""
+    """What is left of the budget, over all months; below zero if it is exceeded. `None` without a budget."""
     uncounted: tuple[str, ...] = ()
-    """Ids, of all months, of what may have cost an unknown amount: as much less is left. Without
-    those that were given up or are ignored; with rented machines that no run here accounts for."""
+    """Ids, over all months, of items with a possible but unknown cost, so less is left than shown. Leaves
+    out abandoned and ignored items. Includes rented machines that belong to no run here."""
     stalled: tuple[str, ...] = ()
-    """Runs under way, as their hosts say, of which nothing new comes: they may bill."""
+    """Runs in progress on their hosts but without news. They may bill."""
     breakdown: tuple[Breakdown, ...] = ()
     offline: bool = False
-    """No account was asked."""
+    """No account was contacted."""
     accounts: tuple[AccountStatus, ...] = ()
     standing: tuple[Found, ...] = ()
     usd_per_hour: Decimal | None = None
-    """Of all that bills hourly now and has a known price; `None` when no account answered, and when
-    something bills and no price of it is known."""
+    """Total of everything that bills hourly now at a known price; `None` if no account answered, or if
+    something bills and none of its prices is known."""
     unpriced: tuple[str, ...] = ()
-    """Ids of what bills hourly now, or may, at a price that is not known: more than `usd_per_hour`."""
+    """Ids of what bills hourly now, or may, at an unknown price, in addition to `usd_per_hour`."""
 
     @property
     def billing(self) -> list[Found]:
-        """Return what is billed hourly, or may be."""
+        """Return what bills hourly, or may."""
         return [found for found in self.standing if found.by_the_hour]
 
     @property
@@ -147,8 +146,8 @@ class SpendingReport(Record, frozen=True, kw_only=True):
 
     @property
     def gaps(self) -> list[AccountStatus]:
-        """Return where something may bill that was not seen: accounts that did not answer, or not
-        completely, and accounts of runs that no current key shows."""
+        """Return where something may bill unseen: accounts that did not answer, or not completely, and
+        accounts of runs that no current key shows."""
         return [a for a in self.accounts if a.expected and (not a.asked or a.partial or a.elsewhere)]
 
     @property
@@ -164,7 +163,7 @@ class _StoredRuns:
     runs: Sequence[Run]
     deployments: Sequence[Deployment]
     time_of: Callable[[Deployment], datetime]
-    """Now, as a deployment's age counts it."""
+    """Current time, as used for a deployment's age."""
     answers: Sequence[AnswerSpending]
 
     def expenses(self, now: datetime) -> list[Expense]:
@@ -179,7 +178,7 @@ class _StoredRuns:
 class _AccountAnswer:
     told: AccountStatus
     place: str = ""
-    """Where the ids of the items are one thing's only."""
+    """Where the ids of items are unique."""
     items: tuple[Standing, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict[str, str])
     """Runs whose sessions no program drives, each with the reason."""
@@ -187,13 +186,13 @@ class _AccountAnswer:
 
 @dataclass(frozen=True)
 class Spender:
-    """Asks on behalf of `Orchestrator.spending`."""
+    """Does the work of `Orchestrator.spending`."""
 
     store: Store
     backends: Sequence[str]
     provider: Callable[[str], Provider]
     ready: Callable[[str], Provider]
-    """As `provider`; raises `MissingKey`."""
+    """Like `provider`, but raises `MissingKey`."""
     budget_usd: Decimal | None = None
 
     def report(
@@ -205,8 +204,8 @@ class Spender:
         offline: bool = False,
         ignore: Collection[str] = (),
     ) -> SpendingReport:
-        """Report what was spent, is committed and still bills. Raises `UsageError` for an unknown month
-        or grouping."""
+        """Report what was spent, what is committed and what still bills. Raises `UsageError` for an unknown
+        month or grouping."""
         now = self.store.clock.now()
         books = _StoredRuns(
             [run for run in self.store.runs.matching() if run.sandbox is sandbox],
@@ -266,7 +265,7 @@ class Spender:
         one = AccountStatus(backend=name, title=name, asked=False, expected=bool(known))
         if name not in self.backends:
             return _AccountAnswer(
-                msgspec.structs.replace(one, reason="no backend with this name is configured any more")
+                msgspec.structs.replace(one, reason="no backend with this name is configured anymore")
             )
         try:
             backend = self.provider(name)
@@ -326,7 +325,7 @@ _LEFT_OUT = {
     False: "a sandbox, which costs nothing (use --sandbox to include it)",
     True: "not a sandbox (leave out --sandbox to include it)",
 }
-"""By whether sandboxes were asked for."""
+"""Reasons, by whether sandboxes were requested."""
 
 
 def _may_bill(one: Run | Deployment) -> bool:
@@ -377,8 +376,8 @@ def _owned(
 
 
 def unaccounted(run: Run | None, now: datetime) -> str | None:
-    """Explain why a job with our mark belongs to no run here. Returns `None` if the run with its ref
-    accounts for it."""
+    """Explain why a job with our mark belongs to no run here. Returns `None` if the run with its ref accounts
+    for it."""
     if run is None:
         return "no run in this store has its ref"
     if run.abandoned is not None:

@@ -26,17 +26,17 @@ MARK = "orc-"
 class Orphan(Record, frozen=True, kw_only=True):
     item: Standing
     run: str | None = None
-    """Of this store, where there is one."""
+    """The run in this store, if any."""
     reason: str
     """Why nothing here accounts for it."""
     outcome: Literal["listed", "asked to end", "kept", "failed"] = "listed"
-    """Whether it is gone its host alone shows: those that are not are listed again."""
+    """Only its host shows whether it ended. Those still running are listed again."""
     told: str | None = None
     """Why it was kept, or what went wrong."""
 
 
 class OrphanReport(Record, frozen=True, kw_only=True):
-    """Also when nothing was found: what could not be asked may have some."""
+    """The result of a search for orphans. Accounts that could not be reached may have more."""
 
     at: datetime
     orphans: tuple[Orphan, ...] = ()
@@ -48,7 +48,7 @@ class OrphanReport(Record, frozen=True, kw_only=True):
 
 
 class Orphans:
-    """Asks on behalf of `Orchestrator.orphans`."""
+    """Does the work of `Orchestrator.orphans`."""
 
     def __init__(self, store: Store, provider: Callable[[str], Provider]) -> None:
         self.store, self.provider = store, provider
@@ -83,7 +83,7 @@ class Orphans:
         except OrchestrateError as error:
             return _with(one, "failed", error.message)
         except Exception as error:  # noqa: BLE001  a defect of one backend must not keep the others billing
-            return _with(one, "failed", f"defect in the backend ({type(error).__name__})")
+            return _with(one, "failed", f"bug in the backend plug-in ({type(error).__name__})")
         return _with(one, "asked to end", None)
 
     def _looked_at(self, item: Standing) -> Orphan | None:

@@ -45,8 +45,8 @@ def alone(
     lease_s: float = 30.0,
     still_wanted: Callable[[], object] = lambda: None,
 ) -> Generator[None]:
-    """Wait until no other process uploads any of these files, and keep others waiting during the block.
-    `still_wanted` is called while it waits, and may raise."""
+    """Wait until no other process uploads any of these files, and keep others waiting during the block. Calls
+    `still_wanted` while it waits, which may raise."""
     with ExitStack() as leases, work(f"waiting for another upload of this data to {provider.name}"):
 
         def wait() -> None:
@@ -62,7 +62,7 @@ def alone(
 
 
 _FINGERPRINT = "key "
-"""How the id of an account begins that its host does not tell; `orchestrate.types.Account` describes it."""
+"""Prefix of the id of an account that its host does not report; see `orchestrate.types.Account`."""
 
 
 def account_of(store: Store, provider: Provider) -> str:
@@ -78,7 +78,7 @@ def is_here(store: Store, provider: Provider, account: str | None) -> bool | Non
 
 
 def is_here_in(connection: Connection, provider: Provider, account: str | None) -> bool | None:
-    """Return what `is_here` does, inside a transaction."""
+    """Do the same as `is_here` inside a transaction."""
     if account is None:
         return None
     first = _first_id(connection, provider, provider.account().id)
@@ -90,8 +90,7 @@ def is_here_in(connection: Connection, provider: Provider, account: str | None) 
 
 def shows(store: Store, provider: Provider, run: Run) -> bool | None:
     """Return whether the backend's key belongs to the run's account. If the ids don't tell, looks for the
-    run's job and for the file that was uploaded for it. Raises `ProviderError` if the host cannot be
-    reached."""
+    run's job and for its uploaded file. Raises `ProviderError` if the host cannot be reached."""
     found = is_here(store, provider, run.account)
     if found is None and _sees(store, provider, run):
         prove(store, provider, run)
@@ -114,8 +113,7 @@ def other(store: Store, provider: Provider, run: Run) -> OtherAccount:
 
 
 def prove(store: Store, provider: Provider, run: Run) -> None:
-    """Record that the run's account is the one of the backend's key, because the key sees what only the
-    run has."""
+    """Record that the run's account is the backend key's, because the key sees what only the run has."""
     here = account_of(store, provider)
     if run.account is None:
         store.runs.apply(run.id, lambda run: placed(run, here))

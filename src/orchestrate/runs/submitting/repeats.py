@@ -67,11 +67,11 @@ if TYPE_CHECKING:
 class LostHandles(NamedTuple):
     handles: list[JobHandle]
     job: Job
-    """The first of them, as its host tells it."""
+    """The first of the jobs, as its host reports it."""
 
 
 def look(provider: Provider, wish: SubmitRequest, translation: Translation) -> LostHandles | None:
-    """Look for the job of an idempotency key at the host: one read request, and a second one if there is
+    """Look for the job of an idempotency key at the host, with one read request, and a second one if there is
     a job. Raises `KeyTaken` if the job differs from the one requested, and `ProviderError` if the host
     cannot be reached."""
     if wish.ref is None:
@@ -119,8 +119,8 @@ def event_of(run: Run, provider: Provider, at: datetime) -> Event:
         at=at,
         level="warning",
         type="taken_over",
-        message=f"{provider.title} already had job {run.job_id} with this idempotency key, unknown to "
-        "this store: it is now this run's job, and nothing was sent",
+        message=f"{provider.title} already had job {run.job_id} with this idempotency key, unknown to this "
+        "store. It is now this run's job, and nothing was sent",
     )
 
 
@@ -135,28 +135,29 @@ def claimed(run: Run, asked: Submission) -> Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Submission(RunRequest):
-    """`spec` as its backend gets it, with the secrets that no store keeps."""
+    """What to submit. `spec` is what its backend receives, including secrets that no store keeps."""
 
     spec: JobSpec
     translation: Translation
-    """What the spec becomes on the backend: its request is made of this, and nothing is translated again."""
+    """What the spec becomes on the backend. Its request is built from this without translating again."""
     data: TrainingData
     limits: tuple[Limit, ...] = ()
-    """Beside its own limit and the budget."""
+    """Applies in addition to its own limit and the budget."""
     again: bool = True
-    """Also when a run that is the same (`orchestrate.runs.submitting.repeats`) stands in the way."""
+    """Submit even if an identical run (`orchestrate.runs.submitting.repeats`) would block it."""
     patient: bool = False
-    """What its host cannot take now, though it may later, stays unsent: the next call with the key goes on
-    with the run, under the ref that it has in every copy of the store. Without it the run is refused."""
+    """Keep the run unsent if its host can't accept it now but may later. The next call with the key
+    continues the run, under the ref that it has in every copy of the store. Otherwise the run is
+    refused."""
 
 
 def stored_spec(run: Run) -> JobSpec:
-    """Return the spec to send for a run that an earlier command began. Raises `UsageError` if a part of
-    it was a secret."""
+    """Return the spec to send for a run that an earlier command began. Raises `UsageError` if a part of it
+    was a secret."""
     if names := [name for name, value in run.spec.items() if is_masked(value)]:
         raise UsageError(
-            f"run {run.id} cannot be sent again: the secrets in {' and '.join(names)} of its spec are "
-            "not stored",
+            f"run {run.id} cannot be sent again: the secrets in {' and '.join(names)} of its spec are not "
+            "stored",
             fix=f"orchestrate cancel {run.id}, then submit again; uploaded files are reused",
         )
     return JobSpec.parse(run.spec)
@@ -164,13 +165,13 @@ def stored_spec(run: Run) -> JobSpec:
 
 RECENT = timedelta(hours=24)
 UNKNOWN = "unknown"
-"""The model of a recovered run of which nothing but its ref could be had."""
+"""Model of a recovered run of which only the ref is known."""
 _LONGEST_KEY = 180
 _NOT_COMPARED = {"train", "validation", "test", "tags", "max_cost_usd"}
 
 
 class KnownRun(Exception):
-    """The run that a key has; nothing was made."""
+    """The existing run of a key; nothing was created."""
 
     def __init__(self, run: Run) -> None:
         super().__init__(run.id)
@@ -179,14 +180,14 @@ class KnownRun(Exception):
 
 @dataclass(frozen=True)
 class SubmitRequest:
-    """One submission's request to one backend."""
+    """A request to submit to one backend."""
 
     spec: JobSpec
     digest: str
     provider: Provider
     key: str | None = None
-    """The caller's; where one submit asks for several backends, with a space and the backend's name. Raises
-    `UsageError` for what is no key."""
+    """The caller's key; if one submit goes to several backends, followed by a space and the backend's
+    name. Raises `UsageError` for an invalid key."""
 
     def __post_init__(self) -> None:
         key, space, backend = ("none" if self.key is None else self.key).partition(" ")
@@ -199,10 +200,10 @@ class SubmitRequest:
 
     @property
     def ref(self) -> str | None:
-        """Return the ref of a key's run. It is the same in every store, and differs for other settings,
-        other data and another host, so that a job of somebody who uses the same key for something else is
-        never taken for it. It does not depend on the account, because a host shows the jobs of one
-        account only, and a new API key of that account may have a new name."""
+        """Return the ref of a key's run. It is the same in every store, and differs for other settings, other
+        data and another host. So a job of someone who uses the same key for something else is never
+        mistaken for it. It does not depend on the account, because a host shows the jobs of one account
+        only, and a new API key of that account may have a new name."""
         if self.key is None:
             return None
         settings = masked({n: v for n, v in self.spec.canonical().items() if n not in _NOT_COMPARED})
@@ -325,7 +326,7 @@ def already(run: Run) -> AlreadySubmitted:
 def _state(run: Run) -> str:
     if run.phase in UNSENT:
         return "was not sent yet (another process may be sending it, or it was interrupted)"
-    return "has no answer from the host yet" if run.phase in UNSETTLED else f"is {run.status.value}"
+    return "has no response from the host yet" if run.phase in UNSETTLED else f"is {run.status.value}"
 
 
 def _next_step(run: Run) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settler:
-    """One store and one backend."""
+    """Settles and cancels runs of one store on one backend."""
 
     store: Store
     provider: Provider
@@ -38,12 +38,13 @@ class Settler:
         return self.provider.find(run.ref)
 
     def settle(self, run: Run) -> Run:
-        """Find out what became of a create request whose answer was lost, without changing anything on
-        the host.
+        """Find out what became of a create request whose response was lost, without changing anything on the
+        host.
 
         The run then has its job, or is back in phase `UPLOADED` because there certainly is none, or stays
         `OUTCOME_UNKNOWN` because it is too early to tell. Raises `ProviderError` if the host cannot be
-        reached, and `OtherAccount` if the absence of a job would prove nothing."""
+        reached, and `OtherAccount` if the absence of a job would prove nothing.
+        """
         self.require_host(run)
         try:
             with self.store.leases.hold(lease_name(run), self.timing.lease_s) as lease:
@@ -65,8 +66,8 @@ class Settler:
             return self.store.runs.get(run.id)  # its submit is under way
 
     def adopt(self, run: Run, handles: list[JobHandle]) -> Run:
-        """Record the job of a run. If the host has more than one, the first stays or becomes the run's,
-        and an alarm is stored with the run."""
+        """Record the job of a run. If the host has more than one, the first stays or becomes the run's, and
+        an alert is stored with the run."""
         known = self.store.runs.get(run.id)
         accounts.prove(self.store, self.provider, known)
         handle = next((h for h in handles if h.job_id == known.job_id), handles[0])
@@ -82,7 +83,7 @@ class Settler:
         return run
 
     def alarm(self, run: Run, others: set[str]) -> Event | None:
-        """Store an alarm about additional jobs of one run, once. Returns it if it is new."""
+        """Store an alert about additional jobs of one run, once. Returns it if it is new."""
         names = ", ".join(sorted(others))
         event = Event(
             id=f"orchestrate-doubled-{names}",
@@ -90,7 +91,7 @@ class Settler:
             level="error",
             type="alarm",
             message=f"{self.provider.title} has more than one job for ref {run.ref}: {run.job_id} is "
-            f"tracked, but {names} is not and may be billed; cancel it there",
+            f"tracked, but {names} is not and may be billed. Cancel it there",
             data={"tracked": run.job_id, "others": sorted(others)},
         )
         return next(iter(self.store.history.add_events(run.id, [event], from_host=False)), None)
@@ -100,8 +101,9 @@ class Settler:
     def cancel(self, run: Run) -> Run:
         """Cancel a run in any state. Repeating it does nothing.
 
-        A run that was not sent is withdrawn, and nothing is sent anymore. While it is unknown whether a
-        job exists, the request is stored, and whoever finds the job cancels it."""
+        A run that was not sent is withdrawn, and nothing is sent anymore. While it is unknown whether a job
+        exists, the request is stored, and the process that finds the job cancels it.
+        """
         self.require_host(run)
         run = self.store.runs.get(run.id)
         if run.phase is SubmitPhase.SUBMITTED and not run.status.terminal:
@@ -139,10 +141,10 @@ class Settler:
     # -- going on ------------------------------------------------------------------------------------------
 
     def restart(self, run: Run) -> bool:
-        """Restart interrupted work of a backend, in one process at a time, because two would start a
-        machine each. Returns whether it was restarted. Paused work stays paused. Work of another account
-        is not restarted: it would run in this account, which would pay for it without anybody seeing it.
-        Raises `ProviderError`."""
+        """Restart interrupted work of a backend, in one process at a time, because two would each start a
+        machine. Returns whether it was restarted. Paused work stays paused. Work of another account is not
+        restarted: it would run in this account, which would pay for it without anybody seeing it. Raises
+        `ProviderError`."""
         if run.raw_status == transitions.PAUSED:
             return False
         if accounts.is_here(self.store, self.provider, run.account) is False:

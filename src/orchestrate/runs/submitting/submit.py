@@ -69,13 +69,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Submitter(Settler):
-    """The protocol on one store and one backend."""
+    """Submits runs of one store to one backend."""
 
     reached: CrashPoint = pass_by
     budget_usd: Decimal | None = None
-    """Over all runs and deployments of the store."""
+    """Applies to all runs and deployments of the store."""
     agree: Callable[[Quote], bool] = lambda live: False
-    """Asked for a host's own estimate that is above the quote's high end."""
+    """Called for a host's own estimate that is above the quote's high end."""
 
     # -- sending -------------------------------------------------------------------------------------------
 
@@ -83,9 +83,10 @@ class Submitter(Settler):
         """Create one job and the run that tracks it, or continue the run of the idempotency key.
 
         Raises `OverBudget` before anything is written or created, `AlreadySubmitted` for an identical run
-        that blocks this one, `OutcomeUnknown` if the answer was lost (the run is kept; `settle` or `sync`
-        finds the job), `DataError` if a file has changed since it was shown, and any other
-        `ProviderError` if the host refused."""
+        that blocks this one, `OutcomeUnknown` if the response was lost (the run is kept; `settle` or `sync`
+        finds the job), `DataError` if a file has changed since it was shown, and any other `ProviderError` if
+        the host refused.
+        """
         wish = SubmitRequest(asked.spec, asked.data.digest, self.provider, asked.idempotency_key)
         there = None if wish.known(self.store) else repeats.look(self.provider, wish, asked.translation)
         intent = Intent(
@@ -288,7 +289,7 @@ class Submitter(Settler):
         limit, high = run.max_cost_usd, run.quote.high_usd if run.quote else None
         require_within(name, usd, limit, figure=figure)
         if limit is None and exceeds(usd, high) and not self.agree(live):
-            fix = "if you accept the estimate, submit again with it as --max-cost"
+            fix = "if you accept the estimate, submit again with that amount as --max-cost"
             require_within(name, usd, high, what="the quote's high end,", figure=figure, fix=fix)
         self.store.runs.commit(run.id, usd, transitions.estimated(usd), self.budget_usd, lease=lease)
 
@@ -310,7 +311,9 @@ class Submitter(Settler):
                         return self._record(run, handles)
                     self._refuse(run, error, lease, sent.patient)
                     raise
-                self.apply(run, transitions.not_made, lease, note=f"busy; asked to wait {duration(wait)}")
+                self.apply(
+                    run, transitions.not_made, lease, note=f"busy; the host asked to wait {duration(wait)}"
+                )
                 patience -= wait
                 self.store.clock.sleep(wait)
             except BaseException:

@@ -25,41 +25,41 @@ KINDS = ("best", "random", "all")
 
 
 class ChosenRows(Record, frozen=True, kw_only=True):
-    """The measurements with one choice of rows."""
+    """The measurements with one selection of rows."""
 
     which: str
     """best, random or all."""
     rows: int
     score: float
-    """The mean of its runs."""
+    """Mean of its runs."""
     low: float | None = None
-    """Of the 95% interval of one run's score; `None` for a loss."""
+    """Half-width of the 95% interval of one run's score; `None` for a loss."""
     high: float | None = None
     runs: tuple[str, ...]
 
 
 class BestRows(Record, frozen=True, kw_only=True):
-    """The best share of the rows beside as many random ones, or all."""
+    """The best fraction of the rows compared with as many random ones, or with all."""
 
     sweep: str
     target: str
     by: str
     keep: float
     selected: str
-    """The file of the best rows."""
+    """File of the best rows."""
     compared: tuple[ChosenRows, ...]
     over: dict[str, Gain]
-    """By the other choice: what the best rows are worth beside it, positive is better."""
+    """Gain of the best rows over each other selection; positive is better."""
     remarks: tuple[str, ...] = ()
 
 
 def selection(ft: Workspace, spec: JobSpec, keep: float, by: str) -> str:
     """Write the best rows of the spec's training file to a file in the home folder, once, named by its
-    content, and return its path. Raises `UsageError` if the file was not scored, and `DataError` if it
-    has changed since."""
+    content, and return its path. Raises `UsageError` if the file was not scored, and `DataError` if it has
+    changed since."""
     path = spec.train
     if not isinstance(path, str):
-        raise UsageError("the best rows are selected from one file; the spec trains on several")
+        raise UsageError("the best rows are selected from one file, but the spec trains on several")
     columns = renaming_of(spec.columns)
     data = score.opened(path, columns, None).facts
     order = score.ranked(score.require_scores(path, data), by)
@@ -78,7 +78,7 @@ def space_of(kinds: Sequence[str], selected: str, keep: float, seeds: int) -> Sp
     """Build the space of a comparison of the best rows with random rows, all rows or both. Raises
     `UsageError`."""
     if "best" not in kinds or len(set(kinds)) < 2 or set(kinds) - set(KINDS):
-        raise UsageError("--compare takes best with random, all or both", fix="--compare best,random")
+        raise UsageError("--compare takes best and random, all or both", fix="--compare best,random")
     value = {"best": selected, "random": keep, "all": 1.0}
     choices = {SHARE: tuple(value[kind] for kind in KINDS if kind in kinds)}
     return seeded(choices, seeds)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SHARES = (0.125, 0.25, 0.5, 1.0)
 _Z = 1.96
-"""Half of a 95% interval in standard errors."""
+"""Half-width of a 95% interval in standard errors."""
 
 
 class Size(Record, frozen=True, kw_only=True):
@@ -33,30 +33,30 @@ class Size(Record, frozen=True, kw_only=True):
     rows: int
     share: float
     score: float
-    """The mean of its runs."""
+    """Mean of its runs."""
     low: float | None = None
-    """Of the 95% interval of one run's score; `None` for a loss."""
+    """Half-width of the 95% interval of one run's score; `None` for a loss."""
     high: float | None = None
     usd: Decimal | None = None
-    """The mean bill of its runs; `None` while one is not known."""
+    """Mean bill of its runs; `None` while one is unknown."""
     runs: tuple[str, ...]
 
 
 class LearningCurve(Record, frozen=True, kw_only=True):
-    """The scores by rows, and what other numbers of rows would be worth."""
+    """The scores by number of rows, and a projection for other numbers."""
 
     sweep: str
     target: str
     higher_is_better: bool
     sizes: tuple[Size, ...]
     more: Gain | None = None
-    """From all rows to those with as many more as was asked."""
+    """Gain from all rows to the requested number of additional rows."""
     half: Gain | None = None
-    """From half the rows to all."""
+    """Gain from half the rows to all."""
     half_saves_usd: Decimal | None = None
-    """What half the rows would have cost less to train on."""
+    """Cost saved by training on half the rows."""
     why_none: str | None = None
-    """Why nothing can be said of other numbers."""
+    """Why no projection is possible."""
     remarks: tuple[str, ...] = ()
 
 
@@ -104,7 +104,7 @@ def curve(searching: Searching, rows: int, more: int) -> LearningCurve:
     middle, top = by_rows.get(round(0.5 * rows)), by_rows.get(rows)
     half = measured_gain(middle, top) if middle and top else law.gain(max(1, rows // 2), rows)
     if half.value < 0 and (half.high is None or half.high < 0):  # no power law falls
-        worse = "all rows did worse than half of them"
+        worse = "all rows scored worse than half of them"
         return replace(found, half=half, why_none=worse, remarks=tuple(remarks))
     bills = {size.share: size.usd for size in sizes}
     whole_usd, half_usd = bills.get(1.0), bills.get(0.5)
@@ -196,7 +196,7 @@ def told(found: LearningCurve) -> list[str]:
     less = found.half_saves_usd
     saved = f", but cost {money(less)} less" if less is not None and less > 0 else ""
     return [
-        f"{added:,} more rows are worth {step(found.target, more)}",
+        f"{added:,} more rows gain {step(found.target, more)}",
         f"half the rows lose {step(found.target, half)}{saved}",
     ]
 

@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 SAMPLERS = ("grid", "random", "tpe")
 _TRIES = 50
-"""A sampler that gives what was tried already is asked again so often."""
+"""Maximum retries of a sampler that proposes settings already tried."""
 _FIRST_RUNG = 25
-"""Per cent of a run's steps at which it is first held against the others; then at twice as much."""
+"""Percent of a run's steps at which it is first compared with the others; then at twice that."""
 
 
 def next_settings(
     space: Space, sampler: str, seed: int, trials: Sequence[Trial], *, maximise: bool
 ) -> Settings | None:
     """Return settings that were not tried yet, or `None` if none are left. `trials` are all trials of the
-    first share so far."""
+    first round so far."""
     tried = {repr(sorted(trial.settings.items())) for trial in trials}
     if sampler == "grid":
         left = (s for s in space.combinations() if repr(sorted(s.items())) not in tried)
@@ -48,7 +48,7 @@ def next_settings(
 
 
 def given_up(curves: Mapping[int, Mapping[float, float]], number: int) -> bool:
-    """Return whether a trial should stop early: it is not in the better half of those that came as far.
+    """Return whether a trial should stop early: it is not in the better half of those that got as far.
     `curves` has the validation losses of all trials, by trial number and by percent of their steps. This
     is asynchronous successive halving (Li et al., 2020)."""
     _quiet()

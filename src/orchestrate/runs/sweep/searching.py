@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 LOSS = "validation_loss"
 EVAL = "eval:"
 _MOST_PRICED = 32
-"""Combinations of a search that are priced before it begins; of more, so many of them."""
+"""Maximum combinations of a search that are priced before it begins."""
 _MOST_UNASKED = 1000
-"""Trials of a grid that are made without saying how many."""
+"""Maximum trials of a grid without an explicit number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOrder:
-    """Options for what is searched for, and its limits."""
+    """Options for the search and its limits."""
 
     space: Space
     sampler: str = "grid"
     trials: int = 0
-    """At most; of a grid all, without a number."""
+    """Maximum number of trials; for a grid without a number, all."""
     target: str = LOSS
     """`validation_loss`, or `eval:METRIC` on held-out rows."""
     test: str | None = None
@@ -59,13 +59,13 @@ class SweepOrder:
 
 
 class Price(NamedTuple):
-    """The price of a complete search before it begins, in US dollars. The high end holds for any choice
-    of trials."""
+    """The price of a complete search before it begins, in US dollars. The high end holds for any choice of
+    trials."""
 
     expected_usd: Decimal
     high_usd: Decimal
     unpriced: list[str]
-    """Combinations without a price, and why."""
+    """Combinations without a price, with the reason."""
 
 
 def begin(ft: Workspace, spec: JobSpec, providers: Sequence[str], order: SweepOrder) -> Search:
@@ -145,7 +145,7 @@ def _require_target(ft: Workspace, spec: JobSpec, name: str, search: Search) -> 
         raise UsageError(f"the target {search.target} needs held-out rows: --test FILE")
     features = ft.provider(name).features
     if search.prune and Feature.CANCEL not in features:
-        raise UsageError(f"{name} cannot end a run early, as --prune needs")
+        raise UsageError(f"{name} cannot stop a run early, which --prune needs")
 
 
 def price(ft: Workspace, search: Search) -> Price:

@@ -14,14 +14,14 @@ from orchestrate.spec import specfile
 from orchestrate.types import Search
 
 PROVIDER = "provider"
-"""The name under which the backend varies; all others are fields of the spec."""
+"""Name under which the backend varies; all others are fields of the spec."""
 SHARE = "share"
-"""The name under which the share of the training rows varies; those of a smaller one are in the larger. A
-text is a file of rows that were selected from them."""
+"""Name under which the fraction of the training rows varies. Each subset is contained in the larger ones.
+A text is a file of rows selected from them."""
 Settings = Mapping[str, Any]
 Range = tuple[float, float, bool]
 _FIXED = ("train", "validation", "test", "columns", "tags", "max_cost_usd", "private")
-"""What does not vary: trials on other rows are no trials of the same thing."""
+"""What must not vary, because trials on different rows are not comparable."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def parse(grid: Iterable[str], ranges: Iterable[str]) -> Space:
         raise UsageError(f"{sorted(both)[0]} is given both as choices and as a range: use one of them")
     counted = Counter(name for name, _ in (*each_choice, *each_range))
     if twice := [name for name, times in counted.items() if times > 1]:
-        raise UsageError(f"{twice[0]} is given twice: put all its values into one --grid")
+        raise UsageError(f"{twice[0]} is given twice: put all its values in one --grid")
     if not choices and not bounds:
         raise UsageError(
             "nothing varies", fix="--grid learning_rate=1e-4,2e-4   or --range NAME=LOW:HIGH:log"
@@ -131,7 +131,7 @@ def applied(spec: Mapping[str, Any], settings: Settings, share: float = 1.0, see
 
 
 def takes_part(settings: Settings, share: float = 1.0) -> bool:
-    """Return whether a trial trains on only a part of the rows."""
+    """Return whether a trial trains on only part of the rows."""
     own = settings.get(SHARE, 1)
     return isinstance(own, str) or share * float(own) < 1
 

@@ -28,27 +28,28 @@ _QLORA = "QLoRA, 2023"
 _UNSLOTH = "Unsloth's guide, 2026"
 _RANKS = (16, 32, 64, 128)
 _BASE_RATE = 5e-5
-"""Of full tuning; LoRA's is ten times as high, whatever the rank (tinker-cookbook)."""
+"""Learning rate of full fine-tuning. LoRA's is ten times as high, whatever the rank (tinker-cookbook)."""
 _POWERS = {"llama": 0.781, "qwen": 0.0775}
-"""How the rate falls with the hidden size, by family; others were not calibrated there."""
+"""How the learning rate falls with the hidden size, by family. Other families were not calibrated."""
 _LEAST_HIDDEN = 1024
-"""The formula was fitted on hidden sizes from 2,048 to 8,192; far below, it would name rates above 0.1%."""
+"""The formula was fitted on hidden sizes from 2,048 to 8,192. Far below, it would suggest rates above
+0.1%."""
 _STEPS = 100
-"""With fewer optimizer steps, the batch is made smaller first."""
+"""With fewer optimizer steps, the batch is reduced first."""
 
 
 class Suggested(Record, frozen=True, kw_only=True):
-    """One setting."""
+    """One suggested setting."""
 
     name: str
-    """As in a spec: `adapter.r`."""
+    """Name as in a spec: `adapter.r`."""
     value: int | float
     now: int | float | str | None = None
-    """In the spec; `None` where it leaves the choice."""
+    """Value in the spec; `None` if the spec leaves the choice."""
     reason: str
     source: str
     neighbors: tuple[int | float, ...] = ()
-    """What a small sweep should try beside it."""
+    """Neighboring values that a small sweep should try."""
 
 
 class Suggestion(Record, frozen=True, kw_only=True):
@@ -58,12 +59,12 @@ class Suggestion(Record, frozen=True, kw_only=True):
     model: str
     settings: tuple[Suggested, ...] = ()
     left_out: tuple[str, ...] = ()
-    """What is not proposed, and why."""
+    """What is not suggested, and why."""
 
     @property
     def choices(self) -> dict[str, tuple[int | float, ...]]:
-        """The proposals with their neighbors, as values of a sweep: of the rate and the rank, which matter
-        most."""
+        """Return the suggestions with their neighbors as values of a sweep, for the rate and the rank, which
+        matter most."""
         return {
             one.name: tuple(sorted({one.value, *one.neighbors}))
             for one in self.settings

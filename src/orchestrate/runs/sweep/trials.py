@@ -37,14 +37,14 @@ _SIXTH = Decimal("0.000001")
 
 @dataclass
 class Searching:
-    """A search as it is carried out. Turns are short: runs train elsewhere."""
+    """A running search. Turns are short because runs train elsewhere."""
 
     ft: Workspace
     search: Search
     stopped: str | None = None
-    """Why no further trial is made, where that is not because all were."""
+    """Why no further trial is started, unless all were."""
     waits: str | None = None
-    """Why the next trial could not be made yet; it is tried again."""
+    """Why the next trial could not be started yet. It is retried."""
     _later: float = 0.0
     _space: Space = field(init=False)
 
@@ -210,7 +210,7 @@ class Searching:
 
     def _affordable(self, trial: Trial, quote: Quote) -> bool:
         """A price that is not known is above every limit."""
-        what, then = "what is left of the sweep's limit,", "no further trial was made"
+        what, then = "what is left of the sweep's limit,", "no further trial was started"
         try:
             require_within(
                 quote.provider,
@@ -252,7 +252,7 @@ class Searching:
         return [other for other in going if other.number != trial.number]
 
     def spent_usd(self, *, but: int | None = None) -> Decimal:
-        """Return what the sweep's runs have cost, as far as it is known, plus what they may still cost."""
+        """Return the known cost of the sweep's runs, plus what they may still cost."""
         return self.ft.store.searches.spent_usd(self.search.id, but=but)
 
     def _provider(self, trial: Trial) -> str:
@@ -328,11 +328,13 @@ class Searching:
         try:
             run = tracked(self.ft, trial.run_id or "").cancel()
         except OrchestrateError as error:
-            self._set(trial, note=f"not ended early: {error.message}")
+            self._set(trial, note=f"not stopped early: {error.message}")
             return
         if run.status is JobStatus.SUCCEEDED:  # before it could be ended
             return
-        self._set(trial, state=TrialState.PRUNED, note="ended early: others were better at the same step")
+        self._set(
+            trial, state=TrialState.PRUNED, note="stopped early: other trials were better at the same step"
+        )
 
     def _set(self, trial: Trial, **fields: Any) -> None:
         self.ft.store.searches.change(self.search.id, trial.number, lambda now: replace(now, **fields))

@@ -35,7 +35,8 @@ def answers(store: Store) -> list[Decimal]:
 
 
 def settle_answers(store: Store) -> int:
-    """Count what may have been sent, by its journal, and release what certainly was not. Return how many."""
+    """Count what may have been sent, according to its journal, and release what certainly was not. Return the
+    number of settled answers."""
     done = 0
     for log, holds in _left(store):
         with suppress(DataError, OSError):  # it stays held, and counts in full after a day

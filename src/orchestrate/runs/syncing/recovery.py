@@ -40,21 +40,21 @@ if TYPE_CHECKING:
 
 class Worth(msgspec.Struct, frozen=True, kw_only=True):
     spec: dict[str, Any]
-    """As much of it as the host tells."""
+    """As much of the spec as the host reports."""
     dataset_digest: str | None = None
-    """Where the host has it, and then `spec` is all of it."""
+    """Set if the host reports it; `spec` is then complete."""
     max_cost_usd: Decimal | None = None
     quote: Quote | None = None
     bill: Bill | None = None
     words: str | None = None
-    """What is counted, and by what."""
+    """The amount that counts, and its source."""
     reason: str | None = None
-    """Why it cannot be counted, or not the whole of it."""
+    """Why it cannot be counted, or not completely."""
 
 
 def valued(provider: Provider, job: Job, rates: RateBook | None = None) -> Worth:
-    """Ask the host for the size of the job's data if nothing better is known. Never raises because of the
-    host's answer."""
+    """Ask the host for the size of the job's data if nothing better is known. Never raises an error because
+    of the host's answer."""
     told, problem = _recalled(provider, job)
     asked = told_by_host(provider, job)
     whole = _whole(asked)
@@ -120,8 +120,8 @@ def _words(job: Job, bill: Bill | None, quote: Quote | None) -> str | None:
 
 
 def told_by_host(provider: Provider, job: Job) -> Told:
-    """Return the settings of a job that was created without this store, as its host reports them. They
-    are empty if the host does not report any."""
+    """Return the settings of a job that was created without this store, as its host reports them. They are
+    empty if the host does not report any."""
     return provider.asked_for(job) if isinstance(provider, Recalls) else Told()
 
 
@@ -140,7 +140,7 @@ def _resolved(provider: Provider, job: Job) -> ModelOnHost:
 
 
 class OrphanJob(msgspec.Struct, frozen=True, kw_only=True):
-    """A job with a ref of ours that the store does not know: of a lost store, or of a colleague's."""
+    """A job with our ref that the store does not know, from a lost store or a colleague's."""
 
     provider: str
     account: str
@@ -156,26 +156,26 @@ class Recovery(msgspec.Struct, kw_only=True):
 
     recovered: list[str] = []
     adopted: list[str] = []
-    """Known runs without a job, which have one on the host."""
+    """Known runs without a job that have one on the host."""
     offered: list[OrphanJob] = []
-    """Those that were found and not chosen."""
+    """Jobs that were found but not chosen."""
     counted: dict[str, str] = {}
-    """By what a budget counts each recovered run, in words: what the host says, its rule for how the job
-    ended, or the high end of a quote of what it tells of the data."""
+    """The amount that a budget counts for each recovered run, in words: the host's figure, its rule for
+    how the job ended, or the high end of a quote for the reported data."""
     unpriced: list[str] = []
-    """Recovered runs that no budget can count."""
+    """Recovered runs whose cost is in no budget."""
     reasons: dict[str, str] = {}
-    """Why, by run id."""
+    """Reasons, by run id."""
     known: list[str] = []
     doubled: list[str] = []
-    """Refs with more than one job: the oldest became the run, an alarm names the others."""
+    """Refs with more than one job: the oldest became the run, and an alert names the others."""
     deployments: list[str] = []
-    """Runs whose deployment was found on its host and is known now."""
+    """Runs whose deployment was found on its host and is now tracked."""
     failures: list[Failure] = []
 
 
 Choose = Callable[[list[OrphanJob]], Collection[str]]
-"""Gives the ids of the runs to take."""
+"""Returns the ids of the runs to recover."""
 
 
 def recover(
@@ -184,13 +184,14 @@ def recover(
     choose: Choose | None = None,
     rates: RateBook | None = None,
 ) -> Recovery:
-    """Create a run for each job with our ref that the store does not know, or for the chosen ones.
-    Nothing is changed on a host. What the host does not report of its cost is computed at `rates`, by
-    default the built-in ones.
+    """Create a run for each job with our ref that the store does not know, or for the chosen ones. Nothing is
+    changed on a host. Costs that the host does not report are computed at `rates`, by default the built-in
+    ones.
 
-    What only the lost store knew stays empty: the quote and, if the host does not have them, the spec,
-    the data's digest and the tags. Ids and refs are the old ones, because each can be derived from the
-    other. A following `sync` fetches events, metrics and bills."""
+    What only the lost store knew stays empty: the quote and, if the host does not have them, the spec, the
+    data's digest and the tags. Ids and refs are the old ones, because each can be derived from the other. A
+    later `sync` fetches events, metrics and bills.
+    """
     report = Recovery()
     providers = list(providers)
     lost: list[tuple[OrphanJob, Provider, list[Job]]] = []

@@ -35,16 +35,17 @@ if TYPE_CHECKING:
 EVENT = "stalled"
 """The type of the event that reports a stall."""
 FACTOR = 5
-"""A run may be silent for so many times what is usual."""
+"""A run may be silent for this many times the usual gap."""
 LEAST_S, UNKNOWN_S = 15 * 60.0, 60 * 60.0
-"""The shortest silence that is a stall, and the shortest where too few runs are known: choices of ours, from
-no host."""
+"""The shortest silence that counts as a stall, and the shortest if too few runs are known. Our choice,
+not a host's."""
 ENOUGH, _MOST = 3, 20
-"""How many earlier runs say what is usual, and how many are read; as many stalls are looked at in a sweep."""
+"""Number of earlier runs that define what is usual, number of runs read, and number of stalls checked in
+a sweep."""
 _PHASES = (JobStatus.VALIDATING, JobStatus.RUNNING, JobStatus.FINALIZING)
 _LATER_S = 600.0
 _ASLEEP_S = 60.0
-"""Looks at a run on this machine that are further apart: it may have slept, and the run with it."""
+"""Maximum time between checks of a run on this machine; beyond it, the machine may have slept."""
 
 
 class Usual(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,13 +53,13 @@ class Usual(msgspec.Struct, frozen=True, kw_only=True):
 
     runs: int
     phase_s: float | None = None
-    """Median length of the phase."""
+    """Median duration of the phase."""
     silent_s: float | None = None
-    """Median of the longest time between two signs in it, for as many tokens as the run has."""
+    """Median of the longest gap between two signs of life in it, for as many tokens as the run has."""
 
 
 class Stall(msgspec.Struct, frozen=True, kw_only=True):
-    """A run of which nothing new has come for longer than `limit_s`."""
+    """A run without news for longer than `limit_s`."""
 
     run: str
     provider: str
@@ -68,16 +69,16 @@ class Stall(msgspec.Struct, frozen=True, kw_only=True):
     usual: Usual
     message: str
     new: bool
-    """Whether it was found now."""
+    """Whether it was found just now."""
     confirmed: bool
-    """Whether an earlier look found it too."""
+    """Whether an earlier check found it too."""
     cancelled: bool = False
 
 
 @dataclass(frozen=True)
 class Stalls:
-    """The stalls among runs of one backend. `fetch` brings a run's events and metrics; `after_s` replaces
-    what earlier runs say."""
+    """Finds stalls among the runs of one backend. `fetch` updates a run's events and metrics. `after_s`
+    overrides what earlier runs suggest."""
 
     store: Store
     provider: Provider
@@ -111,8 +112,8 @@ class Stalls:
         return max(least, FACTOR * max(usual.silent_s or 0.0, _gap(_signs(self.store, run))))
 
     def usual(self, run: Run) -> Usual:
-        """Return how long the run's phase took in the newest runs that succeeded, limited to the same
-        model if it has enough of them."""
+        """Return how long the run's phase took in the newest runs that succeeded, limited to the same model
+        if it has enough of them."""
         past = self.store.runs.matching(
             provider=run.provider, sandbox=run.sandbox, status=JobStatus.SUCCEEDED, limit=10 * _MOST
         )
@@ -153,7 +154,7 @@ class Stalls:
         )
 
     def end(self, stall: Stall, timing: Timing = DEFAULT_TIMING) -> Stall:
-        """Cancel a confirmed stall, unless its host says now that it moved or is finishing. Raises
+        """Cancel a confirmed stall, unless its host now reports progress or that it is finishing. Raises
         `ProviderError`."""
         able = Feature.CANCEL in self.provider.features and stall.status is not JobStatus.FINALIZING
         if not (stall.confirmed and able):
@@ -168,7 +169,7 @@ class Stalls:
 
 
 def message(stall: Stall) -> dict[str, Any]:
-    """Return the notification of a stall."""
+    """Build the notification of a stall."""
     return {
         "id": f"{stall.run}-stalled-{hashlib.sha256(stall.message.encode()).hexdigest()[:12]}",
         "type": "run.stalled",
@@ -182,20 +183,20 @@ def message(stall: Stall) -> dict[str, Any]:
 
 
 def _text(provider: Provider, run: Run, silent_s: float, limit: float, usual: Usual) -> str:
-    known = f"no earlier run of {provider.title} says how long that takes"
+    known = f"no earlier run on {provider.title} shows how long that takes"
     if usual.silent_s is not None and usual.phase_s is not None:
         known = (
-            f"usual here: {duration(usual.silent_s)} between two signs, {duration(usual.phase_s)} in this "
+            f"usual here: {duration(usual.silent_s)} between two updates, {duration(usual.phase_s)} in this "
             f"phase (medians of {count(usual.runs, 'run')})"
         )
     cost = cost_so_far(run)
     billed = f" About {money(cost)} so far." if cost else ""
     way = f"orchestrate cancel {run.id}"
     if Feature.CANCEL not in provider.features:
-        way = f"{provider.title} cannot cancel it from here, so look there"
+        way = f"{provider.title} cannot cancel it from here, so check it there"
     return (
-        f"{provider.title} says {run.raw_status or run.status.value}, and no new step, event or metric came "
-        f"for {duration(silent_s)} (reported after {duration(limit)}; {known}).{billed} To end it: {way}"
+        f"{provider.title} reports {run.raw_status or run.status.value}, but no new step, event or metric "
+        f"has arrived for {duration(silent_s)} (limit: {duration(limit)}; {known}).{billed} To end it: {way}"
     )
 
 

@@ -72,7 +72,7 @@ _WORDS = {
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """A host that could not be asked; its runs stay as they are."""
+    """A host that could not be reached. Its runs stay as they are."""
 
     provider: str
     message: str
@@ -81,43 +81,43 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SyncReport(msgspec.Struct, kw_only=True):
-    """The results of a sync. Runs are named by id."""
+    """The results of a sync, with runs by id."""
 
     checked: int = 0
     adopted: list[str] = []
     """Runs whose job was found by its ref."""
     not_made: list[str] = []
-    """Runs that were settled: the host has no job of theirs. They can be sent again."""
+    """Runs that were settled because the host has no job for them. They can be sent again."""
     unsettled: list[str] = []
-    """Runs of which it is too early to tell."""
+    """Runs for which it is too early to tell."""
     unsent: list[str] = []
-    """Runs whose submit was interrupted before anything was sent. They can be sent again."""
+    """Runs whose submission was interrupted before anything was sent. They can be sent again."""
     released: list[str] = []
-    """Of these the runs that are left so: they take nothing of the budget any more, until they are sent."""
+    """Those of them that no longer reserve any of the budget until they are sent."""
     settled: int = 0
-    """Answers that commands left under way which have ended since, and that are counted or released now."""
+    """Pending answers of finished commands that are now counted or released."""
     elsewhere: list[str] = []
-    """Runs of another account than that of the key, or that the key has no right to see: nothing was
-    concluded about them."""
+    """Runs of another account than the key's, or that the key may not see. Nothing was concluded about
+    them."""
     gone: list[str] = []
-    """Runs whose job their host no longer has."""
+    """Runs whose job is no longer on the host."""
     uncancelled: list[str] = []
-    """Runs whose job goes on though their host was asked to end it; it was asked again."""
+    """Runs whose job continues although the host was asked to end it. It was asked again."""
     paused: list[str] = []
     changed: list[str] = []
     ended: list[str] = []
     capped: list[str] = []
-    """Runs that passed their cap and were told to end."""
+    """Runs that exceeded their cap and are being ended."""
     stalled: list[Stall] = []
-    """Runs under way of which nothing new has come for far longer than usual."""
+    """Runs in progress without news for far longer than usual."""
     alarms: list[Event] = []
     hosting: list[str] = []
-    """What is to be told of deployments, a sentence each."""
+    """Messages about deployments, one sentence each."""
     ending: list[str] = []
-    """Runs whose deployment is to end, and that the host still has."""
+    """Runs whose deployment was asked to end and is still on the host."""
     failures: list[Failure] = []
     asked: int = 0
-    """Requests to hosts, about: the pages of their lists and what was asked one by one."""
+    """Approximate number of requests to hosts: pages of their lists, plus individual requests."""
 
     def failed(self, provider: str, error: OrchestrateError) -> None:
         failure = Failure(
@@ -139,7 +139,7 @@ class SyncReport(msgspec.Struct, kw_only=True):
             parts.append(f"{stall.run} {'cancelled: ' if stall.cancelled else 'stalled: '}{stall.message}")
         parts += self.hosting
         if self.settled:
-            parts.append(f"settled: {count(self.settled, 'answer')} of finished commands")
+            parts.append(f"settled: {count(self.settled, 'answer')} from finished commands")
         if self.ending:
             parts.append(f"asked to shut down but still up: {', '.join(self.ending)}")
         parts += [f"ALARM: {alarm.message}" for alarm in self.alarms]
@@ -152,28 +152,29 @@ class SyncReport(msgspec.Struct, kw_only=True):
 # Each is said once, as an event of the run and in the report of the sync, and asked again at every sync.
 
 GRACE = timedelta(minutes=2)
-"""So long a host may take to end a job that it was asked to end."""
+"""Time a host may take to end a job that it was asked to end."""
 _ENDING = frozenset({JobStatus.CANCELLING, JobStatus.FINALIZING, JobStatus.UNKNOWN})
 
 
 def gone(store: Store, provider: Provider, run: Run) -> None:
     """Record that the host no longer has the run's job. This alone does not end the run."""
     told = (
-        f"{provider.title} no longer has job {run.job_id}; it may have been deleted there, and its cost "
-        f"is unknown; if so:  orchestrate abandon {run.id} --reason TEXT"
+        f"{provider.title} no longer has job {run.job_id}. It may have been deleted there, and its cost is "
+        f"unknown. If so:  orchestrate abandon {run.id} --reason TEXT"
     )
     _say(store, run, "gone", told)
 
 
 def uncancelled(store: Store, provider: Provider, run: Run, job: Job) -> bool:
-    """Return whether a job still runs long after its host confirmed the cancellation. If so, it is
-    cancelled again. Raises `ProviderError`."""
+    """Return whether a job still runs long after its host confirmed the cancellation. If so, cancel it again.
+    Raises `ProviderError`."""
     asked = run.status is JobStatus.CANCELLING and store.clock.now() - run.updated_at > GRACE
     if not asked or job.status.terminal or job.status in _ENDING or Feature.CANCEL not in provider.features:
         return False
     told = (
-        f"{provider.title} was asked to cancel job {run.job_id}, and it is still {job.raw_status} and "
-        f"billed; asked again at every sync. Look there, or  orchestrate abandon {run.id} --reason TEXT"
+        f"{provider.title} was asked to cancel job {run.job_id}, but it is still {job.raw_status} and "
+        f"billed. It is asked again at every sync. Check it there, or  orchestrate abandon {run.id} --reason "
+        "TEXT"
     )
     _say(store, run, "uncancelled", told)
     provider.cancel(run.handle)
@@ -183,7 +184,7 @@ def uncancelled(store: Store, provider: Provider, run: Run, job: Job) -> bool:
 def paused(store: Store, provider: Provider, run: Run) -> None:
     """Record that the host has paused the run's job."""
     told = (
-        f"{provider.title} paused job {run.job_id}; it keeps its share of the budget until it ends: "
+        f"{provider.title} paused job {run.job_id}; it keeps its share of the budget until it ends. Next: "
         f"orchestrate resume {run.id}, cancel or abandon"
     )
     if run.dormant:
@@ -208,10 +209,10 @@ def _say(store: Store, run: Run, what: str, told: str) -> None:
 # machine is paused: its checkpoints are kept, and `resume` may give it more.
 
 BillHook = Callable[[Run, Job], Bill | None]
-"""What a run cost, or has cost so far, or `None` while that is not known."""
+"""What a run has cost so far, or `None` while that is unknown."""
 
 OVER_CAP = "over_cap"
-"""The type of the event that tells of it, and the code of the ended run's error."""
+"""The type of the event that reports it, and the error code of the ended run."""
 
 _EVENT = "orchestrate-over-cap"
 _LEFT_ALONE = frozenset({JobStatus.SUBMITTING, JobStatus.PAUSED, JobStatus.CANCELLING})
@@ -225,11 +226,12 @@ def enforce(
     bill: BillHook | None,
     timing: Timing = DEFAULT_TIMING,
 ) -> Event | None:
-    """Cancel or pause a job whose bill so far is above the run's cap. Returns the event that says so if
-    it is new.
+    """Cancel or pause a job whose bill so far is above the run's cap. Returns the event that reports it if it
+    is new.
 
     If the backend cannot cancel, the event asks the user to. Raises `ProviderError` if the host cannot be
-    reached. The next call tries again."""
+    reached. The next call tries again.
+    """
     cap = cap_of(run)
     if cap is None or bill is None or run.status.terminal or run.status in _LEFT_ALONE:
         return None
@@ -238,7 +240,7 @@ def enforce(
         return None
     rented = isinstance(provider, Limited) or run.job_kind == SESSION
     able = Feature.CANCEL in provider.features
-    done = "it is being cancelled" if able else f"{provider.title} cannot cancel it, so end it there"
+    done = "it is being canceled" if able else f"{provider.title} cannot cancel it, so end it there"
     event = Event(
         # A paused run may be given more, and come to that.
         id=f"{_EVENT}-{cap}" if rented else _EVENT,
@@ -276,7 +278,7 @@ def told_at_end(store: Store, run: Run) -> None:
 
 
 def explained(store: Store, run: Run) -> Run:
-    """Set the cost cap as the error of a cancelled run if the cap was the reason."""
+    """Set the cost cap as the error of a canceled run if the cap was the reason."""
     if run.max_cost_usd is None or run.status is not JobStatus.CANCELLED or run.error is not None:
         return run
     said = next((e for e in store.history.events(run.id) if e.id == _EVENT), None)
@@ -292,15 +294,15 @@ T = TypeVar("T")
 
 _BATCH = 500
 _LOOKUPS = 20
-"""At most so many jobs that the list did not show are asked for one by one in a sync."""
+"""Maximum jobs missing from the list that a sync requests individually."""
 _REQUESTS = 150
-"""What a sync may cost on a host with ten thousand runs."""
+"""Maximum requests of a sync on a host with ten thousand runs."""
 _PAGE = 100
-"""Jobs of the shortest page."""
+"""Number of jobs on the shortest page."""
 DETAIL_REQUESTS = 5
-"""What `fetch_details` of one run costs on the dearest host, about."""
+"""Approximate number of requests of `fetch_details` for one run, on the host that needs the most."""
 _BILL_PATIENCE = timedelta(days=7)
-"""A host that has not told a final price by then never will."""
+"""A host that has not reported a final price by then never will."""
 
 
 def sync(
@@ -315,12 +317,13 @@ def sync(
     cancel_stalled: bool = False,
 ) -> SyncReport:
     """Settle, adopt and update all open runs, or those of the backends in `only`. Without `sandboxes`, no
-    backend is contacted because of runs in a sandbox.
+    backend is contacted because of sandbox runs.
 
     `provider` returns the backend of a name. A backend that fails or cannot be created does not stop the
-    others and is listed in `failures`. Runs without news for `stalled_after_s`, by default far longer
-    than earlier ones took, are `stalled`. With `cancel_stalled` they are cancelled at the next check.
-    Raises only `StoreError`."""
+    others and is listed in `failures`. Runs without news for `stalled_after_s`, by default far longer than
+    earlier ones took, are `stalled`. With `cancel_stalled` they are canceled at the next check. Raises only
+    `StoreError`.
+    """
     report = SyncReport()
     wanted = None if only is None else set(only)
     hosting = store.deployments.open_providers(store.clock.now() - LOOK_BACK, sandboxes=sandboxes)
@@ -369,10 +372,11 @@ def refresh(
     on_event: Callable[[Event], None] | None = None,
 ) -> Run:
     """Ask the host about one run and store what is new: status, events, metrics, checkpoints, bill. A run
-    above its cap is cancelled.
+    above its cap is canceled.
 
-    Raises `OtherAccount`, and `ProviderError` if the host cannot be reached. A run that is not on the
-    host yet is settled or returned unchanged."""
+    Raises `OtherAccount`, and `ProviderError` if the host cannot be reached. A run that is not on the host
+    yet is settled or returned unchanged.
+    """
     run = store.runs.get(run.id)
     if run.phase in UNSETTLED:
         run = Submitter(store, provider, timing).settle(run)

@@ -21,8 +21,8 @@ TRACKERS = ("mlflow", "wandb", "tensorboard")
 
 
 def opened(to: str, at: str | None = None, project: str | None = None) -> Exporter:
-    """Open the exporter of a tracker `at` a URL or folder. `None` uses the tracker's own settings. Raises
-    `UsageError` for an unknown tracker, `MissingExtra`, `SetupError`."""
+    """Open the exporter of a tracker. `at` is a URL or folder, and `None` uses the tracker's own settings.
+    Raises `UsageError` for an unknown tracker, `MissingExtra`, `SetupError`."""
     if to not in TRACKERS:
         raise UsageError(
             f"unknown tracker {to!r}{meant(to, TRACKERS)}", fix=f"use one of {', '.join(TRACKERS)}"
@@ -31,7 +31,7 @@ def opened(to: str, at: str | None = None, project: str | None = None) -> Export
 
 
 def story(store: Store, run: Run) -> Story:
-    """Collect what the store has of a run for a tracker."""
+    """Collect a run's data from the store for a tracker."""
     history = store.history
     return Story(
         run=run, points=tuple(history.metrics(run.id)), evaluations=tuple(history.evaluations(run.id))

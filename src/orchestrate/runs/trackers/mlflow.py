@@ -19,9 +19,9 @@ T = TypeVar("T")
 
 _STATUS = {JobStatus.SUCCEEDED: "FINISHED", JobStatus.FAILED: "FAILED", JobStatus.CANCELLED: "KILLED"}
 _METRICS, _OTHERS = 1000, 100
-"""Of a request (https://docs.databricks.com/api/experiments/v1/log-batch)."""
+"""Limits of a request (https://docs.databricks.com/api/experiments/v1/log-batch)."""
 _LONGEST = 6000
-"""Characters of a setting's value; of a tag's it is 8,000."""
+"""Maximum characters of a setting's value; a tag's limit is 8,000."""
 _PATIENCE_S = 10.0
 
 
@@ -44,8 +44,8 @@ def _reachable(uri: str) -> None:
     except httpx.HTTPError as error:
         raise HostUnavailable(
             "mlflow",
-            f"{uri} does not answer: {error}",
-            fix="start it (mlflow server), or name another with --at",
+            f"{uri} did not answer: {error}",
+            fix="start it (mlflow server), or set another one with --at",
         ) from error
 
 

@@ -10,7 +10,7 @@ from orchestrate.types import Evaluation, JobStatus, MetricPoint, Record, Run
 from orchestrate.types.record import flat
 
 PROJECT = "orchestrate"
-"""Of runs for which no other project is named."""
+"""Default project of runs."""
 
 
 class Story(Record, frozen=True, kw_only=True):
@@ -22,7 +22,7 @@ class Story(Record, frozen=True, kw_only=True):
 
     @property
     def params(self) -> dict[str, str]:
-        """The settings that were asked for, by dotted name."""
+        """The requested settings, by dotted name."""
         return {name: _words(value) for name, value in flat(self.run.spec) if value is not None}
 
     @property
@@ -46,7 +46,7 @@ class Story(Record, frozen=True, kw_only=True):
 
     @property
     def summary(self) -> dict[str, float]:
-        """One number each, of a run that has ended: cost, and the newest score in each metric."""
+        """Single numbers of an ended run: cost, and the newest score in each metric."""
         run = self.run
         if not run.status.terminal:
             return {}
@@ -69,8 +69,7 @@ class Story(Record, frozen=True, kw_only=True):
         )
 
     def seconds(self, point: MetricPoint) -> float:
-        """Return a point's Unix time in seconds. If the host reports none, the time of the run's start is
-        used."""
+        """Return a point's Unix time in seconds. If the host reports none, use the run's start time."""
         return (point.at or self.run.started_at or self.run.created_at).timestamp()
 
     @property
@@ -84,9 +83,9 @@ class Logged(Record, frozen=True, kw_only=True):
     run_id: str
     to: str
     where: str
-    """Its URL, its folder, or its id there."""
+    """Its URL, folder or id in the tracker."""
     values: int
-    """That it had not yet."""
+    """Number of new values that were sent."""
     notes: tuple[str, ...] = ()
 
 
@@ -94,10 +93,10 @@ class Exporter(Protocol):
     """An open tracker."""
 
     address: str | None
-    """Of its server; `None`: files on this machine."""
+    """URL of its server; `None`: files on this machine."""
 
     def write(self, story: Story) -> Logged:
-        """Write a run's data to the tracker. Raises `ProviderError` if the tracker refuses or cannot be
+        """Write a run's data to the tracker. Raises `ProviderError` if the tracker rejects it or cannot be
         reached."""
         ...
 
@@ -109,7 +108,7 @@ class Exporter(Protocol):
 
 
 class ExporterContext:
-    """An exporter as a context."""
+    """An exporter as a context manager."""
 
     def close(self) -> None:
         """Release open resources."""

@@ -16,8 +16,8 @@ _SETTINGS = "settings"
 
 
 def opened(at: str | None, project: str | None) -> TensorBoard:
-    """Open an exporter to TensorBoard. `at` is the log folder (default `tensorboard`). Runs of a project
-    go into a folder in it. Raises `MissingExtra`, `UsageError`."""
+    """Open an exporter to TensorBoard. `at` is the log folder (default `tensorboard`). Runs of a project go
+    into a subfolder. Raises `MissingExtra`, `UsageError`."""
     with needed("tensorboard", "logging to TensorBoard", "tensorboard"):
         _part("summary.writer.event_file_writer")
     folder = Path(at or FOLDER).expanduser()

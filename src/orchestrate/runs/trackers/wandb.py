@@ -20,13 +20,13 @@ _SETTINGS = {
     "x_disable_machine_info": True,
     "x_save_requirements": False,
 }
-"""The run was not made by this process: what wandb notes of it, its load and its packages would mislead."""
+"""The run was not made by this process, so wandb's own data on its load and packages would mislead."""
 
 
 def opened(at: str | None, project: str | None) -> WandBExporter:
     """Open an exporter to Weights & Biases. `at` is the URL of a server, or a folder in which the run is
-    written for `wandb sync` without network and key. By default wandb's own settings and key apply.
-    Raises `MissingExtra`, `UsageError`."""
+    written for `wandb sync` without network or key. By default, wandb's own settings and key apply. Raises
+    `MissingExtra`, `UsageError`."""
     with needed("wandb", "logging to Weights & Biases", "wandb"):
         import_module("wandb")
     folder = None if at is None or at.startswith(("http://", "https://")) else Path(at).expanduser()

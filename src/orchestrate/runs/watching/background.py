@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from orchestrate.settings.config import Settings
 
 _PROCESS = "orchestrate.runs.watch"
-"""The module that is run: it joins the store with the backends."""
+"""The module to run: it connects the store with the backends."""
 _START_S = 60.0
 _STOP_S = 15.0
 _LOCK_S = 3.0
 _HEARTBEAT_S = 30.0
 _LOG_BYTES = 1_000_000
 _REMEMBERED_S = 60.0
-"""A problem is shown for so long after it was last met: it shows up in one turn of many."""
+"""Time for which a problem is still shown after it last occurred."""
 _MOST_STARTS = 5
 _STARTS_S = 120.0
 
@@ -51,7 +51,7 @@ class WatcherState(WorkerId, frozen=True, kw_only=True):
 
     problems: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
-    """The backends that could not be asked."""
+    """The backends that could not be reached."""
 
 
 class Background:
@@ -111,7 +111,7 @@ class Background:
     def _broken(self, what: str) -> SetupError:
         return SetupError(
             f"{what}: {_last_line(self.log)}",
-            fix=f"its log is {self.log}; orchestrate watch --here  watches in this terminal",
+            fix=f"its log is {self.log}; to watch in this terminal: orchestrate watch --here",
         )
 
     def write(self, problems: Iterable[str] = (), failures: Iterable[Failure] = ()) -> None:
@@ -143,8 +143,8 @@ def stop(settings: Settings) -> int:
 
 
 def run(settings: Settings, watching: Callable[[], AbstractContextManager[Watcher]]) -> None:
-    """Watch in this process until nothing is left to watch, SIGTERM arrives or the folder is deleted.
-    Returns at once if another background watcher is running."""
+    """Watch in this process until nothing is left to watch, SIGTERM arrives or the folder is deleted. Returns
+    immediately if another background watcher is running."""
     stopped = threading.Event()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for name in (signal.SIGINT, signal.SIGTERM):
@@ -170,7 +170,7 @@ def _watch(own: Background, watcher: Watcher, stopped: threading.Event) -> None:
         if stopped.is_set() or watcher.idle():
             break
         own.write()
-    say("stopped" if stopped.is_set() else "no run is in progress any more")
+    say("stopped" if stopped.is_set() else "no run is in progress anymore")
 
 
 class _Diary:
@@ -184,8 +184,8 @@ class _Diary:
         self._written_last: tuple[list[str], list[Failure]] = ([], [])
 
     def after(self, reports: list[SyncReport]) -> None:
-        """Log what a turn reported. Call it after each turn. Stops the watching if its folder was
-        deleted, because nobody could find this process anymore."""
+        """Log what a turn reported. Call it after each turn. Stops watching if its folder was deleted,
+        because nobody could find this process anymore."""
         for report in reports:
             for name in ("adopted", "not_made", "ended", "capped"):
                 for run in getattr(report, name):

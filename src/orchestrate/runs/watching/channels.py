@@ -42,21 +42,21 @@ _SAID_BYTES = 4096
 
 
 class NotDelivered(OrchestrateError):
-    """The message certainly did not arrive, or a repeat does no harm; it is tried again."""
+    """The message certainly did not arrive, or repeating it does no harm. It is retried."""
 
     retryable = True
 
 
 class PerhapsDelivered(OrchestrateError):
-    """The message may have arrived, and a repeat would tell twice; it is not tried again."""
+    """The message may have arrived, and a repeat would notify twice. It is not retried."""
 
 
 class Channel(Protocol):
-    """A place to tell. `name` identifies it in the store."""
+    """A place to send notifications. `name` identifies it in the store."""
 
     name: str
     repeatable: bool
-    """Whether a repeat is recognised and dropped by the receiver."""
+    """Whether the receiver recognizes and drops a repeat."""
 
     def send(self, run: Run) -> None:
         """Send the notification of a run's end. Raises `NotDelivered` and, unless `repeatable`,
@@ -65,17 +65,15 @@ class Channel(Protocol):
 
 
 class Messenger(Channel, Protocol):
-    """A channel that also tells other things than ends."""
+    """A channel that also sends messages other than the end of a run."""
 
     def send_message(self, told: Mapping[str, Any]) -> None:
-        """Send anything that has an `id`, a `type` and a `text` for people. Raises the same errors as
-        `send`."""
+        """Send a message with an `id`, a `type` and a `text` for people. Raises the same errors as `send`."""
         ...
 
 
 def message_id(run: Run) -> str:
-    """Return the id of the message about a run's end. It is the same no matter who sends it and how
-    often."""
+    """Return the id of the message about a run's end. It is the same no matter who sends it and how often."""
     return f"{run.id}-{run.status.value}"
 
 
@@ -97,12 +95,13 @@ def message(run: Run) -> dict[str, Any]:
 
 
 class CommandChannel:
-    """Runs a program with the message as JSON on its standard input. Exit code 0 means delivered, another
-    one not delivered. One that is not done after `timeout_s` is killed with all that it started."""
+    """Runs a program with the message as JSON on its standard input. Exit code 0 means delivered, any other
+    means not delivered. A program that takes longer than `timeout_s` is killed with everything that it
+    started."""
 
     repeatable = False
     variables: ClassVar[re.Pattern[str] | None] = None
-    """Those that it gets beside what every child gets."""
+    """Environment variables that it gets in addition to every child's."""
 
     def __init__(self, argv: Sequence[str], timeout_s: float = _TIMEOUT_S) -> None:
         if not argv:
@@ -148,7 +147,7 @@ class CommandChannel:
 
 
 class Desktop(CommandChannel):
-    """A message on the desktop of this machine."""
+    """Shows a message on this machine's desktop."""
 
     variables = settings.DESKTOP
 
@@ -180,8 +179,8 @@ class Desktop(CommandChannel):
 
 
 class Webhook:
-    """POSTs the message as the Standard Webhooks convention has it: `webhook-id`, `webhook-timestamp`, and
-    with a secret `webhook-signature`."""
+    """POSTs the message by the Standard Webhooks convention: `webhook-id`, `webhook-timestamp`, and with a
+    secret `webhook-signature`."""
 
     repeatable = True
 
@@ -230,8 +229,7 @@ class Webhook:
 
 
 def channels(notify: Notify, secret: Secret | None = None) -> list[Messenger]:
-    """Return the channels that the configuration names. `secret` signs webhooks. Raises `UsageError`,
-    `ConfigError`."""
+    """Return the configured channels. `secret` signs webhooks. Raises `UsageError`, `ConfigError`."""
     found: list[Messenger] = []
     if notify.command is not None:
         try:
@@ -247,8 +245,8 @@ def channels(notify: Notify, secret: Secret | None = None) -> list[Messenger]:
 
 
 def tell(store: Store, channels: Sequence[Channel]) -> list[str]:
-    """Notify each channel about the runs that have ended since it was first used. Returns what could not
-    be delivered, one line each. It is tried again at the next call, unless the line says otherwise."""
+    """Notify each channel about the runs that have ended since it was first used. Returns what could not be
+    delivered, one line each. It is retried at the next call, unless the line says otherwise."""
     problems: list[str] = []
     for channel in channels:
         problems += _bury(store, channel)
@@ -277,7 +275,7 @@ def tell(store: Store, channels: Sequence[Channel]) -> list[str]:
 
 
 def announce(channels: Sequence[Messenger], told: Mapping[str, Any]) -> list[str]:
-    """Send a message to each channel once, now. Returns what was not, or perhaps not, delivered, one line
+    """Send a message to each channel once, now. Returns what was not, or possibly not, delivered, one line
     each."""
     problems: list[str] = []
     for channel in channels:

@@ -15,7 +15,7 @@ _NEAR = (1.0, 1.0)
 _FAR = (2.0, 30.0)
 _GROWTH = 1.3
 _JITTER = 0.2
-"""Watchers that were started together must not ask together for ever."""
+"""Jitter, so that watchers started at the same time don't poll at the same time forever."""
 
 
 class PollingPace:

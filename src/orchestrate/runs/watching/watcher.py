@@ -36,16 +36,16 @@ if TYPE_CHECKING:
     from orchestrate.store.store import Store
 
 _SWEEP_LEASE_S = 30.0
-"""Renewed while the sweep goes on; a worker that dies in the middle holds its account up for so long."""
+"""Lease time, renewed while the sweep continues. A worker that dies blocks its account for this long."""
 _DETAILS = 20
-"""Runs of one account whose events and metrics are fetched in a turn."""
+"""Maximum runs of one account whose events and metrics are fetched in a turn."""
 _IDLE_S = 30.0
 _TURN_S = 1.0
-"""New runs, new viewers and hints of other processes are seen within so long."""
+"""Maximum time until new runs, new viewers and hints of other processes are noticed."""
 _GONE_S = 60.0
-"""A sandbox that has not answered for so long has been shut down."""
+"""A sandbox that has not answered for this long was shut down."""
 _UNTOLD_S = 3600.0
-"""What cannot be delivered keeps a watcher for so long after the last run."""
+"""Time that undeliverable notifications keep a watcher running after the last run."""
 _TELL_AGAIN = (2.0, 60.0)
 _FAR = (10.0, 120.0)
 _LOOKED_AT = (2.0, 30.0)
@@ -89,7 +89,7 @@ class _Untold:
 class Watcher:
     """Watches the open runs of a store.
 
-    `provider` gives the backend of a name; `only` limits the watch to some. `per_minute` bounds the
+    `provider` returns the backend of a name. `only` limits the watch to some. `per_minute` limits the
     requests to one account, over all processes. Channels are notified of each run that ends.
     """
 
@@ -102,15 +102,15 @@ class Watcher:
     timing: Timing = DEFAULT_TIMING
     per_minute: float = 60.0
     stalled_after_s: float | None = None
-    """As of `sync`."""
+    """Same as for `sync`."""
     problems: list[str] = field(default_factory=list[str])
-    """What went wrong in the last turn, one line each."""
+    """Errors of the last turn, one line each."""
     failures: list[Failure] = field(default_factory=list[Failure])
-    """The backends that could not be asked when they were last due."""
+    """The backends that could not be reached when they were last due."""
     _accounts: dict[str, _Account] = field(default_factory=dict[str, _Account])
     _unmade: dict[str, float] = field(default_factory=dict[str, float])
     _open: list[str] = field(default_factory=list[str])
-    """With runs or deployments in the last turn."""
+    """Backends with runs or deployments in the last turn."""
     _known_channels: set[str] = field(default_factory=set[str])
     _untold_since: float | None = None
     _untold: list[str] = field(default_factory=list[str])
@@ -161,7 +161,7 @@ class Watcher:
 
     def idle(self) -> bool:
         """Return whether nothing is left to watch on the hosts that this watcher reaches: no run is in
-        progress, no deployment has a limit or is to be ended, and everything is reported."""
+        progress, no deployment has a limit or is about to end, and everything is reported."""
         if self._untold_since is not None and self._now() - self._untold_since < _UNTOLD_S:
             return False
         if self.feed is not None and self.feed.waiting():
@@ -180,8 +180,8 @@ class Watcher:
         until_idle: bool = False,
         on_turn: Callable[[list[SyncReport]], object] | None = None,
     ) -> None:
-        """Watch until `stop` is set, or with `until_idle` until no run is in progress. A store that does
-        not answer is waited for, such as a Postgres that is restarting."""
+        """Watch until `stop` is set, or with `until_idle` until no run is in progress. Waits for a store that
+        does not answer, such as a Postgres that is restarting."""
         while not stop.is_set():
             try:
                 reports = self.turn()

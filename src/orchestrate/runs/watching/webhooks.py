@@ -23,27 +23,27 @@ MOST_BYTES = 1_000_000
 
 
 class Untrusted(OrchestrateError):
-    """The delivery is not from the host that it names."""
+    """The delivery does not come from the host that it names."""
 
 
 @dataclass(frozen=True)
 class Sender:
-    """A host that sends webhooks, and the secret with which it signs them."""
+    """A host that sends webhooks, with its signing secret."""
 
     profile: Profile
     secret: Secret
 
 
 def take_hint(store: Store, body: str, headers: Mapping[str, str], sender: Sender) -> str | None:
-    """Return the id of the run that a webhook delivery makes due now, or `None` if the delivery is a
-    repeat or about no run of ours. Raises `Untrusted` unless the signature is valid and fresh."""
+    """Return the id of the run that a webhook delivery makes due now, or `None` if the delivery is a repeat
+    or about none of our runs. Raises `Untrusted` unless the signature is valid and fresh."""
     host, read = sender.profile.kind, sender.profile.delivery
     if read is None:
-        raise Untrusted(f"{host} sends no webhooks")
+        raise Untrusted(f"{host} does not send webhooks")
     try:
         delivery = read(body, headers, sender.secret.reveal())
     except ValueError as error:
-        raise Untrusted(f"a webhook was refused: {error}") from error
+        raise Untrusted(f"a webhook was rejected: {error}") from error
     if delivery.job_id is None or not store.watching.take_delivery(f"{host}:{delivery.id}"):
         return None
     run = store.watching.make_due(host, delivery.job_id)
@@ -59,7 +59,7 @@ def listening(
     *,
     address: str = "127.0.0.1",
 ) -> Generator[list[str]]:
-    """Receive `POST /KIND` of each sender on a port (0: any free one) while the block runs, and yield the
+    """Receive `POST /KIND` of each sender on a port (0 picks a free one) while the block runs, and yield the
     URLs. `woken` is called with the id of each run that became due. A proxy in front of it provides TLS
     and the public address."""
     paths = {f"/{sender.profile.kind}": sender for sender in senders}
@@ -90,7 +90,7 @@ def listening(
             self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:
-            """Says nothing: a library does not print."""
+            """Do nothing: a library does not print."""
 
     server = ThreadingHTTPServer((address, port), Handler)
     thread = threading.Thread(target=server.serve_forever, name="webhooks", daemon=True)

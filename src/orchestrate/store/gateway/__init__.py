@@ -37,12 +37,13 @@ def unstorable(id: str) -> bool:
 
 
 class NoSuchPlace(LookupError):
-    """A list was asked for behind an id that is not in it."""
+    """A list was requested starting after an id that it does not contain."""
 
 
 @dataclass(frozen=True)
 class Addition:
-    """A file or a part of a file, with what puts its content in its place: nobody releases one meanwhile."""
+    """A file or a part of a file, with the function that stores its content. Nobody can release the content
+    meanwhile."""
 
     kind: str
     entry: Object
@@ -51,7 +52,7 @@ class Addition:
 
 
 class GatewayObjects:
-    """JSON objects by kind and id, each of one project."""
+    """JSON objects by kind and id, each belonging to one project."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -95,8 +96,8 @@ class GatewayObjects:
         change: Callable[[Object], Object],
         added: Addition | None = None,
     ) -> Object | None:
-        """Change an object and add `added`, in one transaction. An exception from `change` changes
-        nothing. Returns `None` when the object does not exist."""
+        """Change an object and add `added`, in one transaction. An exception from `change` changes nothing.
+        Returns `None` if the object does not exist."""
         table = schema.gateway_objects
         query = select(table.c.record).where(_one(kind, id), table.c.project == project).with_for_update()
         with self._db.writing() as connection:
@@ -110,7 +111,7 @@ class GatewayObjects:
         return after
 
     def remove(self, kind: str, project: str, id: str) -> Object | None:
-        """Remove an object and return it, or `None` when it did not exist."""
+        """Remove an object and return it, or `None` if it did not exist."""
         if unstorable(id):
             return None
         table = schema.gateway_objects
@@ -128,8 +129,7 @@ class GatewayObjects:
         after: str | None = None,
         oldest_first: bool = False,
     ) -> list[Object]:
-        """List objects, starting after the id `after`. Raises `NoSuchPlace` when that id is not in the
-        list."""
+        """List objects, starting after the id `after`. Raises `NoSuchPlace` if that id is not in the list."""
         if after is not None and unstorable(after):
             raise NoSuchPlace(after)
         table = schema.gateway_objects
@@ -159,8 +159,7 @@ class GatewayObjects:
             return [(row.project, msgspec.json.decode(row.record)) for row in connection.execute(query)]
 
     def unless_needed(self, sha256: str, drop: Callable[[], None]) -> None:
-        """Calls `drop` when no file, no part and no job that goes on needs this content. Nobody adds one
-        meanwhile."""
+        """Call `drop` if no file, part or open job needs this content. Nobody can add one meanwhile."""
         objects, jobs = schema.gateway_objects, schema.gateway_jobs
         holding = select(objects.c.id).where(
             objects.c.kind.in_((FILE, PART)), objects.c.record.contains(sha256, autoescape=True)
@@ -184,11 +183,11 @@ def _json(entry: Object) -> str:
 
 
 class KeyCancelled(OrchestrateError):
-    """A submit was cancelled before its run was made; nothing was sent."""
+    """A submit was canceled before its run was created. Nothing was sent."""
 
 
 def request_cancel(db: Database, connection: Connection, key: str) -> None:
-    """Requests the cancellation of the run of an idempotency key, or prevents that it is made."""
+    """Request the cancellation of the run of an idempotency key, or prevent its creation."""
     one_at_a_time(connection)  # a run that is made meanwhile sees the request, or is seen here
     runs = schema.runs
     change = runs.update().where(runs.c.idempotency_key == key).values(cancel_requested=True)
@@ -198,11 +197,11 @@ def request_cancel(db: Database, connection: Connection, key: str) -> None:
 
 
 def require_uncancelled(connection: Connection, key: str) -> None:
-    """Raise `KeyCancelled` when the submit with this key was cancelled. Call it in the transaction that
-    creates the run."""
+    """Raise `KeyCancelled` if the submit with this key was canceled. Call it in the transaction that creates
+    the run."""
     query = select(schema.meta.c.value).where(schema.meta.c.key == _name(key))
     if connection.execute(query).scalar() is not None:
-        raise KeyCancelled(f"the submit with the idempotency key {key} was cancelled; nothing was sent")
+        raise KeyCancelled(f"the submit with the idempotency key {key} was canceled; nothing was sent")
 
 
 def _name(key: str) -> str:
@@ -217,17 +216,17 @@ def _name(key: str) -> str:
 # repeat: in either order, since a first request that was held up may arrive behind its repeat.
 
 WINDOW = timedelta(hours=1)
-"""Clients wait 10 minutes for an answer and ask three times in all."""
+"""Clients wait 10 minutes for a response and try three times in all."""
 
 
 class OtherRequest(UsageError):
-    """An idempotency key came with another body than before."""
+    """An idempotency key was reused with a different body."""
 
 
 @dataclass(frozen=True)
 class CreateKey:
-    """What tells a create request from others. `digest` is the body's sha256, `retries` how often its client
-    has sent it before."""
+    """Identifies a create request. `digest` is the body's sha256, `retries` how often its client has sent it
+    before."""
 
     key: str
     digest: str
@@ -237,7 +236,7 @@ class CreateKey:
 
 @dataclass(frozen=True)
 class KeyUse:
-    """What a key's jobs, and the deployments that it asked for, take."""
+    """The spending of a key's jobs and of the deployments that it requested."""
 
     usd: Decimal
     open: int
@@ -247,11 +246,11 @@ class GatewayJobs:
     def __init__(self, db: Database) -> None:
         self._db = db
         self.changes = 0
-        """How often this process changed a job: whoever keeps something of jobs looks again when it moves."""
+        """Number of job changes by this process; a cache of jobs is stale once it grows."""
 
     def known(self, request: CreateKey) -> GatewayJob | None:
-        """Return the job of a request that was received before, or `None`. Raises `OtherRequest` when its
-        idempotency key came with another body."""
+        """Return the job of a request that was received before, or `None`. Raises `OtherRequest` if its
+        idempotency key came with a different body."""
         with self._db.reading() as connection:
             known = self._known(connection, request)
         if known is not None:
@@ -262,8 +261,9 @@ class GatewayJobs:
     def take(
         self, job: GatewayJob, request: CreateKey, allow: Callable[[KeyUse], None]
     ) -> tuple[GatewayJob, bool]:
-        """Writes the job down, unless its request came before: then that one's job, and False. `allow` sees
-        what the key's jobs take, and nothing is written when it raises; nobody else adds one meanwhile."""
+        """Store the job, unless its request came before: then return that job, and False. `allow` receives
+        the spending of the key's jobs, and nothing is stored if it raises. Nobody can add another job
+        meanwhile."""
         with self._db.writing() as connection:
             one_at_a_time(connection)
             if known := self._known(connection, request):
@@ -289,7 +289,7 @@ class GatewayJobs:
             ).one_or_none()
             if row is not None and row.digest != request.digest:
                 raise OtherRequest(
-                    f"the idempotency key {request.idempotency_key!r} was already used with another body",
+                    f"the idempotency key {request.idempotency_key!r} was already used with a different body",
                     fix="use a new key for a new request",
                 )
             return None if row is None else GatewayJob.from_json(row.record)
@@ -464,9 +464,9 @@ def _columns(job: GatewayJob) -> dict[str, Any]:
 
 
 PREFIXES = {"gateway": "orc-gw-", "serve": "orc-", "sessions": "tml-"}
-"""Tinker's client takes no key with another beginning than its own."""
+"""Tinker's client only accepts keys with its own prefix."""
 MOST_KEYLESS = 10_000
-"""Refused requests without a key that are kept."""
+"""Maximum number of refused requests without a key to keep."""
 
 
 class GatewayKeys:
@@ -544,8 +544,8 @@ class GatewayKeys:
             return [GatewayKey.from_json(row) for row in connection.execute(query).scalars()]
 
     def revoke(self, name: str, at: datetime, *, by: str, opens: str | None = None) -> GatewayKey:
-        """Revoke a key. `by` is the same as for `add`. `opens` is the kind of server that the key must
-        open. Raises `UsageError` when no such key has this name."""
+        """Revoke a key. `by` is as for `add`. `opens` is the kind of server that the key must open. Raises
+        `UsageError` if no such key has this name."""
         table = schema.gateway_keys
         with self._db.writing() as connection:
             known = self._named(connection, name)

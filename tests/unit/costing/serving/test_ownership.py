@@ -494,7 +494,7 @@ def test_dearer_by_the_token_than_the_hosts_own_serverless_base_says_why() -> No
     told = next(text for text in found.assumptions if text.startswith("more expensive per token"))
     assert (
         "$6.28 per million against $0.182" in told
-        and "Serverless ones are shared among many users and do not serve this tuned model" in told
+        and "Serverless GPUs are shared among many users and do not serve this tuned model" in told
     )
     busy = Traffic(requests_per_day=Decimal(340_000), input_tokens=900, output_tokens=150)
     full = total("together", "gpt-oss-20b", traffic=busy, portable=True)
@@ -513,7 +513,7 @@ def test_a_gpu_is_chosen_for_the_load() -> None:
 
 
 def test_hours_and_utilisation() -> None:
-    assert "hours per day must be above 0: a model that is never up answers nothing" in (
+    assert "hours per day must be above 0, because a model that is never up cannot answer" in (
         total("together", "qwen3.5-9b", hours_per_day=0.0).unavailable or ""
     )
     busy = Traffic(requests_per_day=Decimal(400_000), input_tokens=900, output_tokens=150)

@@ -19,8 +19,8 @@ def settings(folder: Path, **env: str) -> config.Settings:
 @pytest.mark.parametrize(
     ("written", "fix"),
     [
-        ("tiny-chat", "name the host: local=tiny-chat"),
-        (str(TINY), f"name the host: local={TINY}"),
+        ("tiny-chat", "specify the host: local=tiny-chat"),
+        (str(TINY), f"specify the host: local={TINY}"),
         ("qwen3-8b", "local=qwen3-8b"),
         ("qwen3-8b", "together=Qwen/Qwen3-8B"),
     ],

@@ -182,7 +182,7 @@ def test_every_fact_has_a_source(name: str) -> None:
 
 WRONG = {
     "a field that there is not": ({"colour": "red"}, "colour"),
-    "a feature without a reason": ({"missing": {}}, "neither in features nor"),
+    "a feature without a reason": ({"missing": {}}, "must be in features or"),
     "an unknown feature": ({"features": ["sft", "telepathy"]}, "telepathy is not a feature"),
     "a setting with two outcomes": (
         {"settings": {"epochs": {"field": "a", "refused": "b"}}},

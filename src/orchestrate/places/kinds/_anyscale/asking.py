@@ -16,16 +16,15 @@ HARMLESS = (
     "/projects/search",
     "/terminate",
 )
-"""Ends of the addresses of requests that are no reads and make no job. Any other may be the one that does,
-with a bill: in another version of the client it may go by another name."""
+"""Suffixes of addresses of requests that only read and create no job. Any other request may be the one
+that creates a billed job, because another version of the client may use another name."""
 TRIES = 2
-"""Of reads whose connection broke: the client never sends one that makes something again."""
+"""Attempts for reads whose connection broke; the client never resends a request that creates something."""
 CONNECT_S = 30
 
 
 class ErrorResponse(Exception):
-    """A request that was answered with an error. The client's own error would become a sentence without
-    its status on the way."""
+    """A request that got an error response. The client's own error would drop its status."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(f"it returned {status}: {text}")
@@ -33,8 +32,8 @@ class ErrorResponse(Exception):
 
 
 class Client:
-    """One token at one address. `creating`: whether the request that creates a job was sent. It is no
-    longer sent once the calls before it took `2 * answer_s`: whoever settles a lost answer relies on
+    """One token at one address. `creating` says whether the request that creates a job was sent. It is no
+    longer sent once the calls before it took `2 * answer_s`, because settling a lost response relies on
     that."""
 
     def __init__(

@@ -29,24 +29,26 @@ from orchestrate.text import count, duration
 from orchestrate.types import JobError, decoding
 
 LEAST = "2.55"
-"""The first Ray whose Train takes a range of workers."""
+"""The first Ray version whose Train accepts a range of workers."""
 FAILURES = 5
-"""After which Ray does not start the workers again; whoever watches the run may, with another job."""
+"""Failures after which Ray does not restart the workers; the watcher of the run may do so with another
+job."""
 RESIZE_S = 900.0
-"""Between looks whether there is room for more workers: each change costs what was not in a checkpoint."""
+"""Time between checks for more workers, because each change loses work since the last checkpoint."""
 START_S = 3600.0
-"""For machines and packages, until a worker reports; at the beginning and after one was lost."""
+"""Time for machines and packages until a worker reports, at the beginning and after a loss."""
 LEAVE_S = 60.0
-"""For Ray to bring its workers to an end, once the run has come to its own."""
+"""Time for Ray to stop its workers after the run has ended."""
 NEVER_S = 365 * 86400
-"""The others wait while the first evaluates and saves. That one is gone shows otherwise, and at once."""
+"""No time limit for the others while the first evaluates and saves. If it is gone, that shows otherwise, and
+immediately."""
 MOST_TOLD = 600
-"""Characters of what one worker died of."""
+"""Maximum characters of a worker's error."""
 _log = logging.getLogger(__name__)
 
 
 def work(given: dict[str, Any]) -> None:
-    """Run one worker's process, which has none of our code yet: this function is sent as it is here."""
+    """Run one worker's process, which doesn't have our code yet, so this function is sent as it is."""
     exec(given["fetch"])  # noqa: S102  as `order.BOOT`
     from orchestrate.local.run import importing
 
@@ -57,7 +59,8 @@ def work(given: dict[str, Any]) -> None:
 
 
 class Driver:
-    """`fit`: trains until no worker is left; `end`: ends this process from any of its threads."""
+    """Drives the training. `fit` trains until no worker is left; `end` ends this process from any of its
+    threads."""
 
     def __init__(
         self,
@@ -78,7 +81,7 @@ class Driver:
         self.heard = self.switch.clock()
         """When a worker last reported."""
         self.word = ""
-        """`pause` or `cancel`, where there is no worker to heed it."""
+        """`pause` or `cancel`, if there is no worker to act on it."""
         self.fault = ""
 
     def work(self) -> int:
@@ -114,7 +117,7 @@ class Driver:
         while not self.fitted.wait(LOOK_S):
             clock, due = self.switch.clock(), self.switch.due()
             if self.superseded.is_set():
-                _log.error("another attempt has taken over the run; this one ends")
+                _log.error("another attempt has taken over the run; this one stops")
                 return 1
             if due is not None:
                 over = over or clock
@@ -123,7 +126,7 @@ class Driver:
                     return SILENT
                 # The first worker says so itself, with a checkpoint, where there is one.
                 if not self.begun.is_set() or clock - over > 3 * GRACE_S:
-                    told = f"the job ended itself: {due[1]}"
+                    told = f"the job stopped itself: {due[1]}"
                     return self._say("paused", JobError(code="limit", message=told))
             if self.word:
                 return self._say("paused" if self.word == "pause" else "cancelled")
@@ -201,7 +204,7 @@ class Driver:
 
 
 def fitting(stored: StoredRun, storage: str) -> Callable[[Claim], object]:
-    """Return the function that has the workers train. `storage`: a folder that Ray Train requires and
+    """Return the function that makes the workers train. `storage` is a folder that Ray Train requires and
     that stays empty."""
     import ray as installed
     from ray.train import FailureConfig, RunConfig, ScalingConfig

@@ -38,11 +38,11 @@ from orchestrate.places.remote import REPORT_S, SILENT, Errand, TrainingProcess
 from orchestrate.types import JobError
 
 ALIKE = ("torch", "transformers", "tokenizers", "peft")
-"""What makes rows of a text, and a model of weights."""
+"""Packages that turn text into rows, and weights into a model."""
 
 
 class MemberProcess:
-    """The engine in this process, which has met the others; so it ends with the whole process."""
+    """The engine in this process, which has joined the others, so it ends with the entire process."""
 
     def __init__(self, run: RunDir, met: Met, device: torch.device, end: Callable[[int], object]) -> None:
         self.run, self.met, self.device, self.end = run, met, device, end
@@ -67,7 +67,7 @@ class MemberProcess:
 
 
 class First(Errand):
-    """The first of several workers, which has the run."""
+    """The first of several workers, which owns the run."""
 
     def __init__(
         self, claim: Claim, folder: Path, met: Met, device: torch.device, report_s: float, apart: str = ""
@@ -139,7 +139,7 @@ def differing(versions: list[dict[str, str]]) -> str:
 
 
 def claimed(stored: StoredRun, under: str) -> Claim | None:
-    """Claim the run. Returns `None` where nothing remains to be done: an earlier start of the workers
+    """Claim the run. Returns `None` if nothing remains to be done, because an earlier start of the workers
     finished the run, or another job has it. A run that an earlier job paused is resumed, however often
     this job has to start."""
     pulse = stored.read("pulse.json")
@@ -165,8 +165,8 @@ def _help(stored: StoredRun, folder: Path, met: Met) -> None:
 
 
 def tell(stored: StoredRun, met: Met, error: BaseException) -> None:
-    """Record errors that would come again however often the workers are started, as the first worker
-    does. Ray reports all other errors to the job."""
+    """Record errors that would recur however often the workers are restarted, on the first worker. Ray
+    reports all other errors to the job."""
     code, status, fix = type(error).__name__, "failed", getattr(error, "fix", None)
     if disk_is_full(error):
         code, status = "disk_full", "paused"

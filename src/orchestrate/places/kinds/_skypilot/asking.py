@@ -24,17 +24,17 @@ ANSWER_S = 600.0
 
 def credentials() -> re.Pattern[str]:
     """Match the variables that a client of clouds reads: their own credentials, which it was installed to
-    use. `credentials.txt` beside this has a pattern in each line."""
+    use. The file `credentials.txt` next to this module has one pattern per line."""
     lines = files("orchestrate.places.kinds._skypilot").joinpath("credentials.txt").read_text("utf-8").split()
     return re.compile("|".join(lines))
 
 
 class NoAnswer(Exception):
-    """The bridge ended or did not answer: the request may have been carried out."""
+    """The bridge ended or did not answer, so the request may have been carried out."""
 
 
 class SkyRefusal(Exception):
-    """`kinds`: names of the classes of the client's error, its own first."""
+    """An error of the client. `kinds` are the names of its classes, its own first."""
 
     def __init__(self, kinds: list[str], message: str) -> None:
         super().__init__(message)
@@ -42,7 +42,8 @@ class SkyRefusal(Exception):
 
 
 class Bridge:
-    """`python`: of the environment. `server`: the API server's address, where it is not the client's own."""
+    """Talks to SkyPilot. `python` is that of its environment. `server` is the API server's address, if it is
+    not the client's own."""
 
     def __init__(self, python: str, server: str | None = None, answer_s: float = ANSWER_S) -> None:
         self.python = str(Path(python).absolute()) if "/" in python else python
@@ -99,8 +100,8 @@ class Bridge:
 
 
 def python_of(command: str = "sky") -> str | None:
-    """Return the Python that runs an installed command, according to the command's first line, or `None`
-    where there is none."""
+    """Return the Python that runs an installed command, according to the command's first line, or `None` if
+    there is none."""
     found = which(command)
     if found is None:
         return None

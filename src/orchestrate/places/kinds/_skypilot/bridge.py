@@ -16,7 +16,7 @@ from typing import Any
 
 LAUNCH = "jobs.launch"
 RECENT = 200
-"""Requests that have ended are looked through so far back."""
+"""Number of ended requests that are searched."""
 
 
 def _sdk() -> Any:
@@ -42,7 +42,7 @@ def _asleep() -> bool:
 
 
 def enabled(clouds: list[str]) -> list[str]:
-    """List the clouds that are set up, out of `clouds` where given. Starts nothing."""
+    """List the clouds that are set up, limited to `clouds` if given. Starts nothing."""
     sdk = _sdk()
     found = import_module("sky.core").enabled_clouds() if _asleep() else sdk.get(sdk.enabled_clouds())
     names = [str(name).lower() for name in found]
@@ -50,7 +50,7 @@ def enabled(clouds: list[str]) -> list[str]:
 
 
 def machines(clouds: list[str]) -> list[dict[str, Any]]:
-    """List the machines in the catalogs of the clouds that are set up here, out of `clouds` where given.
+    """List the machines in the catalogs of the clouds that are set up here, limited to `clouds` if given.
     Starts nothing."""
     wanted = enabled(clouds)
     if not wanted:
@@ -88,7 +88,7 @@ def _number(value: Any) -> float | None:
 
 
 def launch(task: dict[str, Any]) -> str:
-    """Request a job and return the id of the request. The job is created later, see `jobs`."""
+    """Request a job and return the id of the request. The job is created later; see `jobs`."""
     name = task["name"]  # its loader takes the fields out
     made = import_module("sky").Task.from_yaml_config(task)
     return str(_jobs().launch(made, name=name))
@@ -189,9 +189,9 @@ def logs(id: int, lines: int) -> str:
 
 
 def paid(cloud: str, cluster: str) -> float | None:
-    """Return what the cloud itself charges for the machines of a cluster, where it reports that: clouds
-    with prices that the catalog does not have. Returns `None` where it does not, or where the cloud is
-    set up only at the server and not here."""
+    """Return what the cloud itself charges for the machines of a cluster, if it reports that (clouds with
+    prices that the catalog does not have). Otherwise, or if the cloud is set up only at the server, return
+    `None`."""
     try:
         if cloud.lower() == "vast":
             found = import_module("sky.adaptors.vast").vast().show_instances()
