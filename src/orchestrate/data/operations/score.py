@@ -95,11 +95,11 @@ SIGNALS: dict[str, Signal] = {
     "length": Signal("answer much longer or shorter than others", lambda s: s.length and abs(s.length)),
     "contradiction": Signal("different answers to the same question", lambda s: s.contradiction),
     "label": Signal("another label is more likely", lambda s: s.label, "pip install 'orchestrate-ft[score]'"),
-    "loss": Signal("the base model's loss", lambda s: s.loss, "--model"),
-    "spread": Signal("the spread of that loss over the tokens", lambda s: s.spread, "--model"),
-    "prompt": Signal("the prompt doesn't help to predict the answer", lambda s: s.prompt, "--model"),
+    "loss": Signal("the base model's loss", lambda s: s.loss, "--model MODEL"),
+    "spread": Signal("the spread of that loss over the tokens", lambda s: s.spread, "--model MODEL"),
+    "prompt": Signal("the prompt doesn't help to predict the answer", lambda s: s.prompt, "--model MODEL"),
     "loss-after": Signal("the tuned model's loss", lambda s: s.loss_after, "--after RUN"),
-    "judge": Signal("the judge's score", lambda s: None if s.judge is None else 1 - s.judge, "--judge"),
+    "judge": Signal("the judge's score", lambda s: None if s.judge is None else 1 - s.judge, "--judge MODEL"),
 }
 
 
