@@ -103,6 +103,10 @@ class Machines:
     def _api(self) -> Any:
         return self._client().post_training.model_resources
 
+    @property
+    def _sessions(self) -> Any:
+        return self._client().post_training.sessions
+
     # -- the price -----------------------------------------------------------------------------------------
 
     def usd_per_hour(self, body: Mapping[str, Any]) -> Decimal | None:
@@ -242,10 +246,9 @@ class Machines:
 
     def up(self) -> list[dict[str, Any]]:
         """List the machines that bill or will."""
-        api, status = self._api, [f"MODEL_RESOURCES_STATUS_{one}" for one in UP]
-        return self._all(lambda **page: api.list(status=status, limit=100, **page))
+        return self._all(self._api.list, status=[f"MODEL_RESOURCES_STATUS_{one}" for one in UP])
 
-    def _all(self, call: Callable[..., Any]) -> list[dict[str, Any]]:
+    def _all(self, call: Callable[..., Any], **query: Any) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         page: dict[str, Any] = {}
         for _ in range(MOST_PAGES):
@@ -253,7 +256,7 @@ class Machines:
 
             def read(page: dict[str, Any] = page, answer: dict[str, Any] = answer) -> object:
                 answer.clear()
-                answer.update(plain(call(**page)))
+                answer.update(plain(call(limit=100, **query, **page)))
                 return answer
 
             entries = self._wire.entries(read, "data")
@@ -275,9 +278,8 @@ class Machines:
         asked = [(run.ref, one) for run in runs(self._home) for one in self.of(run) if not one.ended]
         found |= {one.id: ref for ref, one in asked if one.id is not None}
         if any(raw["id"] not in found for raw in up):
-            api = self._client().post_training.sessions
             status = [f"TRAINING_SESSION_STATUS_{one}" for one in ("CREATING", "RUNNING")]
-            for raw in self._all(lambda **page: api.list(status=status, limit=100, **page)):
+            for raw in self._all(self._sessions.list, status=status):
                 ref = ref_in(raw.get("display_name"))
                 if ref is not None:
                     found.setdefault(str(raw.get("model_resources_id")), ref)
@@ -290,8 +292,7 @@ class Machines:
 
     def session(self, machine: str, name: str) -> dict[str, Any] | None:
         """Find a session on a machine by its name."""
-        api = self._client().post_training.sessions
-        found = self._all(lambda **page: api.list(model_resources_id=machine, limit=100, **page))
+        found = self._all(self._sessions.list, model_resources_id=machine)
         return next((raw for raw in found if raw.get("display_name") == name), None)
 
     def standing(self) -> Iterator[Standing]:

@@ -7,7 +7,7 @@ import base64
 import json
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextvars import copy_context
 from pathlib import Path
@@ -454,15 +454,15 @@ class TrainingSessions:
     def _carry_out(self, one: Values, session: Values, asked: Body) -> None:
         """Ask the engine, and note the output when it comes."""
         account = here()
-        make = {
+        every: dict[type[Body], Callable[[Values, Values, Any], Any]] = {
             ForwardBackward: self._forward,
             CustomForwardBackward: self._custom,
             OptimStep: self._step,
             SampleSession: self._sample,
             WeightsSync: self._sync,
             Nothing: self._checkpoint,
-        }[type(asked)]
-        sent, output = make(one, session, asked)
+        }
+        sent, output = every[type(asked)](one, session, asked)
 
         def done(future: Future[Values]) -> None:
             from orchestrate.sandbox.accounts import HERE
@@ -487,7 +487,7 @@ class TrainingSessions:
         for number, sample in enumerate(asked.samples):
             if loss == "cross_entropy" and "weights" not in sample.loss_fn_inputs:
                 raise HostError(400, f"samples[{number}].loss_fn_inputs must include weights")
-        fields = {
+        fields: Values = {
             "data": [sample.row() for sample in asked.samples],
             "loss": loss,
             "config": getattr(asked.loss, config, None) or {},
@@ -510,8 +510,13 @@ class TrainingSessions:
         for sample, gradient in zip(asked.samples, asked.gradients, strict=True):
             weights = SessionTensor(data=[-value for value in gradient.data], dtype="float32")
             rows.append(sample.row(weights=weights))
-        fields = {"data": rows, "loss": "cross_entropy", "config": {}, "backward": True}
-        return self._started().submit("forward", model=session["id"], **fields), lambda answer: {}
+        fields: Values = {"data": rows, "loss": "cross_entropy", "config": {}, "backward": True}
+
+        def output(answer: Values) -> Values:
+            del answer
+            return {}
+
+        return self._started().submit("forward", model=session["id"], **fields), output
 
     def _step(self, one: Values, session: Values, asked: Any) -> Any:
         sent = self._started().submit("step", model=session["id"], adam=asked.adam_params.model_dump())
@@ -527,7 +532,12 @@ class TrainingSessions:
     def _sync(self, one: Values, session: Values, asked: Any) -> Any:
         folder = self.host.state.files / f"synced-{session['id']}"
         sent = self._save_model(session, folder, optimizer=False)
-        return sent, lambda answer: {"weights_version": str(session["step"])}
+
+        def output(answer: Values) -> Values:
+            del answer
+            return {"weights_version": str(session["step"])}
+
+        return sent, output
 
     def _save_model(self, session: Values, folder: Any, *, optimizer: bool) -> Future[Values]:
         fields = {"folder": str(folder), "optimizer": optimizer, "note": None, "overwrite": True}
