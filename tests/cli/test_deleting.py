@@ -188,3 +188,26 @@ def test_a_run_whose_model_another_job_goes_on_from_stays(cli: Cli, project: Pat
         told = cli("delete", base["id"], "--yes", **sandbox.env)
         assert told.code == 2 and f"job {going.json[0]['job_id']} at " in told.err, told.err
         assert deletions(sandbox, host) == [], "nor the rows before it"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host", MODELS)
+def test_a_run_s_other_file_is_still_its_own_after_one_was_deleted_by_id(
+    cli: Cli, project: Path, sandbox: Sandbox, host: str
+) -> None:
+    said = {"role": "assistant", "content": "b"}
+    rows = [{"messages": [{"role": "user", "content": f"{project.name} v{n}"}, said]} for n in range(12)]
+    (project / "valid.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with (project / "finetune.yaml").open("a") as spec:
+        spec.write("validation: valid.jsonl\n")
+    before = set(listed(cli, sandbox, host))
+    run = cli("submit", "-p", host, "--yes", "--watch", "--json", **sandbox.env).json[0]
+    made = {id: item for id, item in listed(cli, sandbox, host).items() if id not in before}
+    first, second = sorted(id for id, item in made.items() if item["kind"] == "file")
+    assert cli("delete", first, "--yes", **sandbox.env).code == 0
+    assert listed(cli, sandbox, host)[second]["run_id"] == run["id"]
+    done = cli("delete", run["id"], "--yes", "--json", **sandbox.env)
+    ids = [id.rsplit("/", 1)[-1] for one in done.json if one["kind"] == "data" for id in one["ids"]]
+    assert done.code == 0 and ids == [second.rsplit("/", 1)[-1]], done.err
+    assert not set(made) & set(listed(cli, sandbox, host)), "nothing of the run is left at the host"
+    assert cli("delete", run["id"], "--yes", "--json", **sandbox.env).json == []

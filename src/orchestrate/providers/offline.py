@@ -111,6 +111,7 @@ def _of_file(
         found += _rendered(provider, dataset.path, tokens.remarks)
     if (
         dataset.content.images
+        and not any(one.code == "no-vision" for one in found)
         and model.model is not None
         and model.host is not None
         and not model.model.vision
@@ -118,7 +119,8 @@ def _of_file(
         seeing = [
             one.name
             for one in catalog.search(provider=provider.kind)
-            if one.vision and one.hosts[provider.kind].tunable != "no"
+            if one.vision
+            if (there := one.on(provider.kind)) is not None and there.tunable != "no"
         ]
         some = f": {joined(seeing)}" if seeing else f" ({provider.title} has none)"
         fix = f"pick a model with image input{some}, or remove the images"

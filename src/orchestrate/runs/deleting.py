@@ -26,6 +26,8 @@ from orchestrate.workspace import Workspace
 
 DELETED = "deleted"
 """Records of what was deleted at a host, by run."""
+REMAINING = "remaining upload"
+"""Records of the store: what is left of a run's upload of which one file was deleted."""
 _AT_ONCE = 8
 
 
@@ -103,7 +105,7 @@ def _known(ws: Workspace, run: Run) -> list[Stored]:
     found: list[Stored] = []
     if run.job_id is not None and "model" not in gone:
         found.append(_stored(run, "model", (run.tuned_model or run.job_id,)))
-    if (remote := _uploaded(ws, run)) is not None:
+    for remote in _uploads(ws, run):
         found.append(_stored(run, "data", _files(remote)))
     return found
 
@@ -121,9 +123,11 @@ def delete(ws: Workspace, run: Run, tell: Callable[[Stored], object] = lambda _:
     for one in found:
         if one.kind == "model":
             capability(provider, Deletes).delete(run.handle)
-        elif isinstance(provider, DeletesData) and (remote := _uploaded(ws, run)) is not None:
+        elif isinstance(provider, DeletesData):
+            remote = next(remote for remote in _uploads(ws, run) if _files(remote) == one.ids)
             provider.delete_data(remote)
-            store.history.forget_upload(run.provider, run.host, run.account, remote.digest)
+            if remote == _uploaded(ws, run):
+                store.history.forget_upload(run.provider, run.host, run.account, remote.digest)
         else:
             continue
         store.history.add_record(run.id, DELETED, one)
@@ -144,6 +148,27 @@ def _uploaded(ws: Workspace, run: Run) -> RemoteDataset | None:
     if not run.dataset_digest:
         return None
     return ws.store.history.upload(run.provider, run.host, run.account, run.dataset_digest)
+
+
+def _uploads(ws: Workspace, run: Run) -> list[RemoteDataset]:
+    """Return the run's upload, and what is left of an earlier one of which single files were deleted."""
+    history = ws.store.history
+    found = [remote] if (remote := _uploaded(ws, run)) else list[RemoteDataset]()
+    if not (left := history.records(REMAINING, [run.id])):
+        return found
+    gone = {
+        id: one.id
+        for one in history.records(DELETED)
+        if one.data["host"] == run.host
+        for id in one.data["ids"]
+    }
+    there = {
+        remote.train_id: remote
+        for one in left
+        if gone.get((remote := RemoteDataset.from_dict(one.data)).train_id, 0) < one.id
+    }
+    sent = {id for remote in found for id in _files(remote)}
+    return [*found, *(remote for id, remote in there.items() if id not in sent)]
 
 
 def _require_unused(ws: Workspace, run: Run) -> None:
@@ -182,12 +207,16 @@ def _owners(ws: Workspace, sandbox: bool) -> Mapping[tuple[str, str], str]:
     """The newest run that each file, model or job belongs to, by host and id."""
     found: dict[tuple[str, str], str] = {}
     uploads: dict[object, RemoteDataset | None] = {}
+    left: dict[str, list[str]] = {}
+    for record in ws.store.history.records(REMAINING):
+        left.setdefault(record.run_id, []).append(record.data["train_id"])
     for run in reversed(ws.store.runs.matching(sandbox=sandbox)):
         content = (run.provider, run.host, run.account, run.dataset_digest)
         if content not in uploads:
             uploads[content] = _uploaded(ws, run)
         remote = uploads[content]
-        for id in (run.tuned_model, run.job_id, *(_files(remote) if remote else ())):
+        files = [*(_files(remote) if remote else ()), *left.get(run.id, ())]
+        for id in (run.tuned_model, run.job_id, *files):
             if id is not None:
                 found[run.host, id] = run.id
     return found
@@ -202,6 +231,8 @@ def _asked(
         if _is_own(backend.profile):
             return None
         one = msgspec.structs.replace(one, host=backend.host)
+        if sandbox and not backend.sandbox:
+            return None
         backend = ws.ready(name)
         if backend.sandbox is not sandbox:
             return None
@@ -265,10 +296,20 @@ def delete_item(ws: Workspace, item: StoredItem) -> Stored:
     for run in store.runs.matching(provider=provider.name, host=provider.host):
         remote = _uploaded(ws, run)
         if remote is not None and item.id in _files(remote):
+            _keep_known(ws, remote, [id for id in _files(remote) if id != item.id], run)
             store.history.forget_upload(run.provider, run.host, run.account, remote.digest)
     if item.run_id is not None:
         store.history.add_record(item.run_id, DELETED, done)
     return done
+
+
+def _keep_known(ws: Workspace, remote: RemoteDataset, ids: Sequence[str], run: Run) -> None:
+    """Record the files that stay at the host after the upload is forgotten, for each run that it was of."""
+    same = ws.store.runs.matching(provider=run.provider, host=run.host)
+    for other in [one for one in same if _uploaded(ws, one) == remote]:
+        for id in ids:
+            left = msgspec.structs.replace(remote, train_id=id, validation_id=None)
+            ws.store.history.add_record(other.id, REMAINING, left)
 
 
 def require_item_unused(ws: Workspace, provider: Provider, item: StoredItem) -> None:

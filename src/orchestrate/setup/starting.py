@@ -3,12 +3,16 @@ and only what passes the check is written."""
 
 from __future__ import annotations
 
+import filecmp
 import os
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -18,7 +22,7 @@ from orchestrate.core.files import write_whole
 from orchestrate.data.files import splits_of
 from orchestrate.data.opening import columns_of, open_dataset
 from orchestrate.data.operations.check import volume_of
-from orchestrate.data.operations.split import NAMES, Division, TooFew, split
+from orchestrate.data.operations.split import NAMES, Division, SplitReport, TooFew, split
 from orchestrate.data.rows import CODES, rows_of
 from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.local import machine
@@ -125,7 +129,7 @@ def start(
             f"{train} has {facts.kind} rows, which need a grader: init cannot propose a spec",
             fix="orchestrate init FOLDER writes one with comments",
         )
-    placed, remarks = _splits(folder, given, columns)
+    placed, remarks = _splits(path, folder, given, columns)
     if place.is_file() and len(given) > 1:
         others = " and ".join(file.name for name, file in given.items() if name != "train")
         remarks.append(f"with {others} from the same folder")
@@ -167,17 +171,23 @@ def _as_options(columns: Mapping[str, str]) -> str:
 
 
 def _splits(
-    folder: Path, given: Mapping[str, Path], columns: Mapping[str, str]
+    spec: Path, folder: Path, given: Mapping[str, Path], columns: Mapping[str, str]
 ) -> tuple[dict[str, Path], list[str]]:
     """Split -> file: those that are there, or the shares of the one that is."""
     if len(given) > 1:
         return {n: given[n] for n in NAMES if n in given}, []
     [source] = given.values()
     near = find_spec("rensa") is not None
-    target = folder / f"{source.name.partition('.')[0]}.split"
     division = Division(_SHARES, near_duplicates=near, fill=True)
+    write = partial(split, str(source), division, columns=columns)
+    stem, number, target = source.name.partition(".")[0], 1, folder
     try:
-        report = split(str(source), division, target, columns=columns)
+        while True:  # the rows that another spec trains on stay as they are
+            target = folder / (f"{stem}.split" if number == 1 else f"{stem}-{number}.split")
+            if not _named_by_another(spec, target) or _would_stay(target, write):
+                break
+            number += 1
+        report = write(target)
     except TooFew:
         return {"train": source}, [
             "too few rows for a test split: all are used for training, and eval needs --test FILE"
@@ -186,9 +196,29 @@ def _splits(
     told = ", ".join(f"{one.rows:,} {one.split}" for one in report.files)
     few = f" (seed {report.seed}, so that no split is empty)" if report.seed else ""
     remarks = [f"split 80/10/10 by content: {told}{few}"]
+    if number > 1:
+        remarks.append(f"written to {target.name}: another spec trains on the other rows in {stem}.split")
     if not near:
         remarks.append("near-duplicates may be in both splits: pip install 'orchestrate-ft[data]'")
     return files, remarks
+
+
+def _named_by_another(spec: Path, target: Path) -> bool:
+    """Whether a spec beside the data or beside `spec` names files of the folder."""
+    near = {*target.parent.glob("*.y*ml"), *spec.parent.glob("*.y*ml")} if target.is_dir() else set[Path]()
+    return any(
+        f"{target.name}/" in other.read_text(encoding="utf-8", errors="replace")
+        for other in near
+        if other.resolve() != spec.resolve()
+    )
+
+
+def _would_stay(target: Path, write: Callable[[Path], SplitReport]) -> bool:
+    """Whether a split into the folder would write the rows that it holds."""
+    with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+        copy = shutil.copytree(target, Path(scratch, target.name))
+        files = [Path(one.path) for one in write(copy).files]
+        return filecmp.cmpfiles(target, copy, [file.name for file in files], shallow=False)[1:] == ([], [])
 
 
 def _models(

@@ -141,7 +141,7 @@ def _answered(site: Site, handle: RunHandle, talked: Talked, form: Form) -> Talk
         asking = Asking(site.ft.settings.home / "chat" / handle.id, RequestBudget(account=account))
         if not asking.kept(respondent, [question]):  # what was answered before is not sent
             worst, lost = respondent.worst_usd([question]), asking.lost_before(respondent, question)
-            billed, play = respondent.price is not None, respondent.sandbox
+            billed, play = respondent.price is not None and lost + worst > 0, respondent.sandbox
             unpriced = respondent.unpriced and first(form, "unknown") != "1"
             if unpriced or (billed and (agreed is None or lost + worst > agreed)):
                 price = worst if billed else None

@@ -271,8 +271,11 @@ class Spender:
             backend = self.provider(name)
             one = msgspec.structs.replace(one, title=backend.title, host=backend.host)
             no_key = backend.config.api_key is None and not backend.profile.keyless
-            if backend.sandbox is not sandbox and not no_key:
-                return _AccountAnswer(msgspec.structs.replace(one, reason=_LEFT_OUT[sandbox]))
+            if sandbox and not backend.sandbox:
+                own = backend.profile.keyless
+                return _AccountAnswer(msgspec.structs.replace(one, reason=_NO_SANDBOX if own else _NOT_UP))
+            if backend.sandbox and not sandbox and not no_key:
+                return _AccountAnswer(msgspec.structs.replace(one, reason=_PLAY))
             self.ready(name)
             one = msgspec.structs.replace(one, expected=True)
             billing = backend.billing()
@@ -321,11 +324,9 @@ class Spender:
         return account, hidden, None
 
 
-_LEFT_OUT = {
-    False: "a sandbox, which costs nothing (use --sandbox to include it)",
-    True: "not a sandbox (leave out --sandbox to include it)",
-}
-"""Reasons, by whether sandboxes were requested."""
+_PLAY = "a sandbox, which costs nothing (use --sandbox to include it)"
+_NO_SANDBOX = "not a sandbox (leave out --sandbox to include it)"
+_NOT_UP = "its sandbox is not running: orchestrate sandbox run -- orchestrate spending --sandbox"
 
 
 def _may_bill(one: Run | Deployment) -> bool:
