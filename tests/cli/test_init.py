@@ -90,7 +90,7 @@ def test_of_few_rows_each_split_has_some_or_none_is_made(cli: Cli, tmp_path: Pat
     checked = cli("check")
     assert checked.code == 0, checked.out
     assert ("openai" in spec["model"]) == (rows == 12)
-    assert (": the spec has no model for it" in checked.err) == (rows < 12)
+    assert (": the spec has no model for " in checked.err) == (rows < 12)
 
 
 @pytest.mark.slow
@@ -101,7 +101,7 @@ def test_a_spec_that_is_there_stays_and_is_compared(cli: Cli, tmp_path: Path) ->
     mine.write_text(mine.read_text().replace("epochs: 3", "epochs: 5"))
     before = mine.read_text()
     refused = cli("init", "t.csv", "--for", "local")
-    assert refused.code == 2 and "-o NAME.yaml" in refused.err and "--force" in refused.err
+    assert refused.code == 2 and "-o t.yaml" in refused.err and "--force" in refused.err
     beside = cli("init", "t.csv", "--for", "local", "-o", "new/other.yaml")
     assert beside.code == 0 and "-epochs: 5" in beside.err and "+epochs: 3" in beside.err
     assert mine.read_text() == before
@@ -239,3 +239,75 @@ def test_duplicates_are_told_by_init_and_grouped_by_check(cli: Cli, tmp_path: Pa
     assert len(checked.out.splitlines()) < 20
     assert "train.jsonl rows" in checked.out and f"{len(rows) - 3} more" in checked.out
     assert "validation.jsonl rows" in checked.out
+
+
+def test_a_second_spec_of_one_table_leaves_the_rows_of_the_first(cli: Cli, tmp_path: Path) -> None:
+    own_table(tmp_path / "t.csv")
+    first = ("--map", "question=Message body,answer=Team", "--ignore", "Ticket ID")
+    assert cli("init", "t.csv", "--for", "openai", *first, "-o", "a.yaml").code == 0
+    before = {file: file.read_bytes() for file in sorted((tmp_path / "t.split").iterdir())}
+    same = cli("init", "t.csv", "--for", "openai", *first, "-o", "same.yaml")
+    assert same.code == 0 and yaml.safe_load((tmp_path / "same.yaml").read_text())["train"].startswith(
+        "t.split/"
+    )
+    other = cli(
+        "init", "t.csv", "--for", "local", "--map", "prompt=Message body,completion=Team", "-o", "b.yaml"
+    )
+    assert other.code == 0 and "another spec trains on the other rows in t.split" in other.err, other.err
+    assert {file: file.read_bytes() for file in sorted((tmp_path / "t.split").iterdir())} == before
+    spec = yaml.safe_load((tmp_path / "b.yaml").read_text())
+    assert spec["train"] == "t-2.split/train.jsonl"
+    assert "completion" in (tmp_path / spec["train"]).read_text()
+    assert sorted(path.name for path in tmp_path.glob(".t*")) == [], "no scratch folder is left"
+    for file in ("a.yaml", "b.yaml"):
+        assert cli("check", file).code == 0
+    again = cli("init", "t.csv", "--for", "local", "--map", "text=Message body", "-o", "b.yaml", "--force")
+    assert again.code == 0 and "Message body" not in (tmp_path / "a.yaml").read_text()
+    assert {file: file.read_bytes() for file in sorted((tmp_path / "t.split").iterdir())} == before
+
+
+def test_the_command_beside_a_spec_that_is_there_can_be_pasted(cli: Cli, tmp_path: Path) -> None:
+    own_table(tmp_path / "my table.csv")
+    (tmp_path / "finetune.yaml").write_text("mine")
+    mapped = ("--for", "openai", "--map", "question=Message body,answer=Team", "--ignore", "Ticket ID")
+    refused = cli("init", "my table.csv", *mapped)
+    line = next(one for one in refused.err.splitlines() if "orchestrate init" in one)
+    made = cli(*shlex.split(line.partition("  writes")[0])[1:])
+    assert made.code == 0, made.err
+    assert set(yaml.safe_load((tmp_path / "my table.yaml").read_text())["model"]) == {"openai"}
+    assert (tmp_path / "finetune.yaml").read_text() == "mine"
+
+
+def test_rows_with_images_become_a_spec_of_the_backends_that_see(cli: Cli, tmp_path: Path) -> None:
+    image = '{"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}'
+    row = (
+        '{"messages": [{"role": "user", "content": [%s, {"type": "text", "text": "What is this in %s?"}]}, '
+        '{"role": "assistant", "content": "%s"}]}\n'
+    )
+    (tmp_path / "rows.jsonl").write_text("".join(row % (image, city, city) for city in CITIES * 2))
+    made = cli("init", "rows.jsonl", "--json")
+    assert "defect" not in made.err, made.err
+    assert made.code == 0 and "local" in made.json["left_out"] and "openai" in made.json["models"], made.err
+
+
+def test_a_refused_kind_of_rows_names_the_command_that_converts_them(cli: Cli, tmp_path: Path) -> None:
+    rows = [f'{{"prompt": "{city}?", "completion": "{city}!"}}\n' for city in CITIES]
+    (tmp_path / "rows.jsonl").write_text("".join(rows))
+    (tmp_path / "own.yaml").write_text("model: {openai: gpt-4.1-mini}\ntrain: rows.jsonl\n")
+    checked = cli("check", "own.yaml", "--json")
+    [fix] = [p["fix"] for p in checked.json["problems"] if p["code"] == "kind-refused"]
+    assert cli(*shlex.split(fix)[1:]).code == 0, fix
+    (tmp_path / "own.yaml").write_text("model: {openai: gpt-4.1-mini}\ntrain: rows.openai.jsonl\n")
+    assert cli("check", "own.yaml").code == 0
+
+
+def test_a_spec_of_a_place_alone_is_checked_there(cli: Cli, tmp_path: Path) -> None:
+    rows = [f'{{"prompt": "{city}?", "completion": "{city}!"}}\n' for city in CITIES]
+    (tmp_path / "rows.jsonl").write_text("".join(rows))
+    (tmp_path / "own.yaml").write_text("model: {hf-jobs: qwen3-0.6b}\ntrain: rows.jsonl\n")
+    checked = cli("check", "own.yaml", "--json")
+    assert checked.json["backends"] == ["hf-jobs"], checked.err
+    assert "no-model" not in {p["code"] for p in checked.json["problems"]}
+    (tmp_path / "own.yaml").write_text("model: {hf-jobs: qwen3-0.6b, local: tiny-chat}\ntrain: rows.jsonl\n")
+    both = cli("check", "own.yaml", "--json")
+    assert both.json["backends"] == ["local", "hf-jobs"] and "for them" in both.err

@@ -69,7 +69,7 @@ def test_a_session_s_run_is_evaluated_served_and_compared(
 
     with (
         served(session, tmp_path, cli_env) as told,
-        OpenAI(base_url=told["url"], api_key="none", max_retries=0) as client,
+        OpenAI(base_url=told["url"], api_key="key-of-the-tests", max_retries=0) as client,
     ):
         assert told["models"][1:] == [session]
         for question in QUESTIONS:

@@ -3,8 +3,10 @@ file by `check`."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -219,7 +221,8 @@ def _kinds(data: Facts, host: RowTarget, method: str | None) -> list[Problem]:
     if reason is not None:
         fix = f"pick a backend that accepts {data.kind} rows: orchestrate data check {data.path}"
         if data.kind == "completion":
-            fix = f"orchestrate data convert --to {host.name}"
+            new = f"{Path(data.path).name.partition('.')[0]}.{host.name}.jsonl"
+            fix = f"orchestrate data convert {shlex.quote(data.path)} --to {host.name} -o {shlex.quote(new)}"
         if data.kind == "unpaired":
             fix = f"train on pairs with method dpo, or on this machine (--provider {this_machine().kind})"
         return [_file_problem(host, data, "kind-refused", reason, fix)]

@@ -210,7 +210,7 @@ def rows_to_decide(score: Score, goal: float) -> int | None:
 
 def _more(rows: int | None) -> str:
     if rows is None:
-        return "; more rows are unlikely to change this"
+        return "; more rows would not change this if this difference holds"
     return f"; about {round_up(rows):,} rows would decide if this difference holds"
 
 

@@ -143,7 +143,8 @@ def start(
     own = {"columns": mapped} if mapped and placed.get("train") == train else {}
     spec: dict[str, Any] = {**files, **own, "method": _METHODS[facts.kind], "adapter": "lora", "epochs": 3}
     path.parent.mkdir(parents=True, exist_ok=True)
-    models, left_out, found = _models(ft, path.parent, spec, ft.backends(backends))
+    images = bool(facts.content.images)
+    models, left_out, found = _models(ft, path.parent, spec, ft.backends(backends), images=images)
     remarks += _told(found)
     if not models:
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
@@ -222,7 +223,7 @@ def _would_stay(target: Path, write: Callable[[Path], SplitReport]) -> bool:
 
 
 def _models(
-    ft: Workspace, folder: Path, spec: Mapping[str, Any], backends: list[str]
+    ft: Workspace, folder: Path, spec: Mapping[str, Any], backends: list[str], *, images: bool
 ) -> tuple[dict[str, str], dict[str, str], Sequence[Problem]]:
     """The first starter with which a backend takes the files, why there is none for the others, and what is
     wrong with the files all the same."""
@@ -231,7 +232,7 @@ def _models(
     left_out: dict[str, str] = {}
     placed = {n: str(folder / v) if n in ("train", "validation", "test") else v for n, v in spec.items()}
     for name in backends:
-        for model in _starters(ft.settings.host(name).kind):
+        for model in _starters(ft.settings.host(name).kind, images=images):
             tried = JobSpec.parse({**placed, "model": {name: model}})
             try:
                 prepared = prepare(ft, tried, name)
@@ -275,9 +276,10 @@ def _with_siblings(file: Path) -> dict[str, Path]:
     return {name: beside[name] for name in NAMES if name in beside} if is_one else {"train": file}
 
 
-def _starters(kind: str) -> Iterator[str]:
+def _starters(kind: str, *, images: bool) -> Iterator[str]:
     here = kind == this_machine().kind
-    for model in catalog.starters():
+    seeing = catalog.search("vision", kind) if images and not here else []
+    for model in seeing or catalog.starters():
         host = model.on(kind)
         if host is not None and host.tunable == "yes" and (not here or _fits_here(model)):
             yield model.name

@@ -14,6 +14,7 @@ from tests.unit.ui.conftest import MARKUP, MakeRun, ended
 from tests.unit.ui.page import Parsed
 
 from orchestrate import JobSpec, Orchestrator
+from orchestrate.runs.evaluation.contenders import Contenders
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.settings import config
 from orchestrate.types import Run
@@ -90,6 +91,16 @@ def test_a_billed_answer_is_agreed_to_first_and_counted(
     [spent] = [one for one in ft.store.ledger.answers() if one.purpose == "chat"]
     assert 0 < spent.spent_usd <= worst
     assert unescape(form["kept"]).count('"role"') == 2, "the conversation goes on"
+
+
+def test_an_answer_that_costs_nothing_is_not_asked_about(
+    web: TestClient, site: Site, host: ChatHost, tuned: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of this machine: its price is known, and is nothing."""
+    monkeypatch.setattr(Contenders, "_host_price", lambda *_: lambda *_: Decimal(0))
+    page, _ = send(web, site, tuned, message="Where is it?")
+    assert "It ships today." in page.text and "billed: at most" not in page.text
+    assert len(host.billed) == 1
 
 
 def test_what_was_lost_is_sent_again_once_that_was_agreed_to_too(

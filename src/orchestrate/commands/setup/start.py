@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 import shlex
 from difflib import unified_diff
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +21,18 @@ from orchestrate.settings import config
 
 if TYPE_CHECKING:
     from orchestrate.setup.starting import NewSpec
+
+
+def _as_given(backends: str, columns: list[str] | None, ignored: list[str] | None) -> list[str]:
+    given = [] if backends == "all" else ["--for", backends]
+    given += [word for one in columns or () for word in ("--map", one)]
+    return [*given, *(word for one in ignored or () for word in ("--ignore", one))]
+
+
+def _free_name(folder: Path, stem: str) -> Path:
+    """A spec that does not exist yet, named after its data."""
+    names = (f"{stem}{'' if number == 1 else f'-{number}'}.yaml" for number in count(1))
+    return next(path for name in names if not (path := folder / name).exists())
 
 
 @command
@@ -52,10 +65,12 @@ def init(
     settings = path.parent / config.CONFIG_NAME
     present = [file for file in ([path] if fitting else [path, settings]) if file.exists()]
     if present and not force:
-        asked = f"orchestrate init {shlex.quote(str(place))}"
+        named = str(_free_name(folder, place.stem if place.is_file() else "other"))
+        given = _as_given(backends, columns, ignored)
+        beside = shlex.join(["orchestrate", "init", str(place), *given, "-o", named])
         raise UsageError(
             f"{present[0]} already exists; nothing was written",
-            fix=f"{asked} -o NAME.yaml  writes next to it and shows the difference; --force replaces it",
+            fix=f"{beside}  writes next to it and shows the difference; --force replaces it",
         )
     if fitting:
         before = _text_of(usual)

@@ -179,14 +179,22 @@ class SpecOptions:
 
 
 def backends_of(ft: Orchestrator, spec: JobSpec, provider: str) -> list[str]:
-    """Return the requested backends. For `all`, return those that the spec has a model for, and print
-    which others are skipped."""
+    """Return the requested backends. For `all`, return those that the spec has a model for, places and
+    other backends that it names included, and print which others are skipped."""
     names = ft.backends(provider)
-    if provider != "all" or not any(map(spec.names_model_for, names)):
+    if provider != "all":
         return names
-    if other := [name for name in names if not spec.names_model_for(name)]:
-        note(f"skipping {', '.join(other)}: the spec has no model for it")
-    return [name for name in names if name not in other]
+    from orchestrate.providers import registry
+
+    own = (
+        []
+        if isinstance(spec.model, str)
+        else [name for name in registry.known(ft.settings) if name in spec.model]
+    )
+    found = list(dict.fromkeys([*filter(spec.names_model_for, names), *own]))
+    if found and (other := [name for name in names if name not in found]):
+        note(f"skipping {', '.join(other)}: the spec has no model for {'it' if len(other) == 1 else 'them'}")
+    return found or names
 
 
 MapOpt = Annotated[

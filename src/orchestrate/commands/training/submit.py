@@ -227,7 +227,8 @@ def _announce(
         warnings = list(quote.warnings)
         cap, gap = caps[name], backend.profile.cap_gap
         if cap is not None and gap:
-            warnings.append(f"the limit of {limit(cap)} cannot stop this run during training: {gap}")
+            what = "its share of the limit," if len(names) > 1 else "the limit of"
+            warnings.append(f"{what} {limit(cap)} cannot stop this run during training: {gap}")
         for warning in warnings:
             warn(warning, indent="  ")
 

@@ -168,6 +168,8 @@ def _show(reply: Reply, max_tokens: int, *, written: bool) -> None:
         out.print(reply.content, soft_wrap=True)
     for call in reply.tool_calls:
         print_text(dumps(call, ensure_ascii=False))
+    if not reply.content and not reply.tool_calls:
+        warn("the answer is empty")
     for told in reply.notes:
         warn(told)
     if reply.finish_reason == "length":

@@ -247,7 +247,7 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern(
         "personal-data",
         "a payment card number",
-        rb"\b\d(?:[ -]?\d){12,18}\b",
+        rb"(?<!\d[.,])\b\d(?:[ -]?\d){12,18}\b",  # the digits after a decimal point are no card
         confirm=_luhn,
         sieve=rb"\b[3-6](?:[ -]?\d){12}",
     ),

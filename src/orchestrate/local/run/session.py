@@ -207,7 +207,7 @@ class Session:
         return (
             f"{facts['rows']} rows, {facts['tokens_per_epoch']} tokens per epoch, {facts['steps']} steps, "
             f"{facts['trainable_parameters']:,} trainable parameters ({share:.1%}), "
-            f"{facts['device']} with {facts['threads']} threads"
+            f"{facts['device']} with {count(facts['threads'], 'thread')}"
         )
 
     def _words(self) -> Path:

@@ -38,7 +38,7 @@ RULES = HostRules(
         "unpaired": f"OpenAI {NO_KTO}",
         "rl": None,
         "completion": "prompt/completion rows only work with models that OpenAI has shut down. "
-        "Convert them to chat rows: orchestrate data convert FILE --to openai",
+        "Convert them to chat rows",
         "text": "OpenAI trains only on conversations",
     },
     traits={

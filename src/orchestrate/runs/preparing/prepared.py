@@ -146,10 +146,10 @@ def mark(path: str) -> Mark | None:
 
 
 def merged(problems: Iterable[Problem]) -> list[Problem]:
-    """Merge identical problems of several backends into one that names them all."""
-    by_place: dict[tuple[str, int | None, str | None, str, str | None], Problem] = {}
+    """Merge the same problem of several backends, with the same fix, into one that names them all."""
+    by_place: dict[tuple[object, ...], Problem] = {}
     for problem in problems:
-        key = (problem.code, problem.row, problem.field, problem.message, problem.source)
+        key = (problem.code, problem.row, problem.field, problem.message, problem.source, problem.fix)
         seen = by_place.setdefault(key, problem)
         if seen is not problem:
             everywhere = not seen.providers or not problem.providers

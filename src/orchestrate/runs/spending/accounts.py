@@ -24,6 +24,7 @@ from orchestrate.costing.expenses import Sum as Sum
 from orchestrate.costing.expenses import cents as cents
 from orchestrate.errors import MissingKey, OrchestrateError
 from orchestrate.providers.sessions import SESSION
+from orchestrate.text import count, money
 from orchestrate.types import Deployment, DeploymentState, JobStatus, Record, Run, Standing
 
 if TYPE_CHECKING:
@@ -130,6 +131,16 @@ class SpendingReport(Record, frozen=True, kw_only=True):
     something bills and none of its prices is known."""
     unpriced: tuple[str, ...] = ()
     """Ids of what bills hourly now, or may, at an unknown price, in addition to `usd_per_hour`."""
+
+    def __str__(self) -> str:
+        budget = "" if self.left_usd is None else f", {money(self.left_usd)} left of the budget"
+        things = "not checked" if self.offline else count(len(self.billing), "thing")
+        open_ = f"; billed hourly: {things}" + (
+            f" ({count(len(self.gaps), 'account')} not seen)" * bool(self.gaps)
+        )
+        return (
+            f"{money(self.total.spent_usd)} spent, {money(self.total.committed_usd)} committed{budget}{open_}"
+        )
 
     @property
     def billing(self) -> list[Found]:

@@ -449,3 +449,9 @@ def test_notes_on_a_conversation_make_no_prompt_of_it(tmp_path: Path) -> None:
         ("unread-column", None, "id,source"),
     ]
     assert codes_of(tmp_path, row | {"reference": "You are welcome"}) == []
+
+
+def test_the_digits_after_a_decimal_point_are_no_card() -> None:
+    [card] = [i for i, p in enumerate(PATTERNS) if p.what == "a payment card number"]
+    assert confirmed(b"card no.4111111111111111", [card]) and confirmed(b"4111 1111 1111 1111", [card])
+    assert not confirmed(b"a score of 0.4111111111111111 or 0,4111111111111111", [card])
