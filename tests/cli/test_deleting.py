@@ -162,6 +162,13 @@ def test_a_file_and_a_model_go_by_their_ids_unless_something_uses_them(
     assert cli("submit", "-p", host, "--yes", "--again", "--watch", **sandbox.env).code == 0, "uploads anew"
 
 
+def test_a_sandbox_that_is_not_running_is_no_missing_key(cli: Cli) -> None:
+    told = cli("stored", "--sandbox")
+    assert told.code == 0 and "no key" not in told.err and "sandbox run -- orchestrate stored" in told.err
+    spent = cli("spending", "--sandbox", "--json")
+    assert not any("key" in (one["reason"] or "") for one in spent.json["accounts"]), spent.out
+
+
 def test_an_account_that_cannot_be_read_is_a_gap(cli: Cli, sandbox: Sandbox) -> None:
     assert [one["keyless"] for one in cli("stored", "-p", "openai", "--json").json] == [True]
     sandbox.fault("openai", "error", path="/v1/files", status=403)

@@ -159,8 +159,10 @@ def _show_kept(found: Sequence[AccountStorage]) -> None:
         some = f", {size(sum(sizes))} where the host reports sizes" if sizes else ""
         note(f"{count(files, 'file')} and {count(len(items) - files, 'model')}{some}")
         note("orchestrate delete ID  deletes one for good")
-    else:
+    elif found:
         note("no files or tuned models found in the accounts that could be read")
+    else:
+        note("no account was asked; sandboxes are asked by: orchestrate sandbox run -- orchestrate stored")
     for one in found:
         if one.gap and not one.listed:
             warn(f"{one.provider} could not be read: {one.reason}")
