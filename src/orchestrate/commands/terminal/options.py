@@ -186,11 +186,8 @@ def backends_of(ft: Orchestrator, spec: JobSpec, provider: str) -> list[str]:
         return names
     from orchestrate.providers import registry
 
-    own = (
-        []
-        if isinstance(spec.model, str)
-        else [name for name in registry.known(ft.settings) if name in spec.model]
-    )
+    asked = [] if isinstance(spec.model, str) else registry.known(ft.settings)
+    own = [name for name in asked if name in spec.model and name not in registry.broken(ft.settings)]
     found = list(dict.fromkeys([*filter(spec.names_model_for, names), *own]))
     if found and (other := [name for name in names if name not in found]):
         note(f"skipping {', '.join(other)}: the spec has no model for {'it' if len(other) == 1 else 'them'}")
