@@ -14,6 +14,7 @@ from tests.unit.ui.conftest import MARKUP, MakeRun, ended
 from tests.unit.ui.page import Parsed
 
 from orchestrate import JobSpec, Orchestrator
+from orchestrate.paid.asking import Price
 from orchestrate.runs.evaluation.contenders import Contenders
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.settings import config
@@ -97,7 +98,14 @@ def test_an_answer_that_costs_nothing_is_not_asked_about(
     web: TestClient, site: Site, host: ChatHost, tuned: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one of this machine: its price is known, and is nothing."""
-    monkeypatch.setattr(Contenders, "_host_price", lambda *_: lambda *_: Decimal(0))
+
+    def nothing(prompt: int, completion: int) -> Decimal:
+        return Decimal(0 * (prompt + completion))
+
+    def price(*_: object) -> Price:
+        return nothing
+
+    monkeypatch.setattr(Contenders, "_host_price", price)
     page, _ = send(web, site, tuned, message="Where is it?")
     assert "It ships today." in page.text and "billed: at most" not in page.text
     assert len(host.billed) == 1
