@@ -321,7 +321,7 @@ def test_files_of_others_are_not_touched(host: ChatHost, seeds: str, tmp_path: P
     run(host, seeds, made)
     other = tmp_path / "other.jsonl"
     other.write_text(order_row(77) + "\n")
-    with pytest.raises(UsageError, match="other seeds"):
+    with pytest.raises(UsageError, match="different seeds"):
         run(host, str(other), made, replace(ONE, rows=20))
     made.write_text(made.read_text().replace("please", "thanks"))
     with pytest.raises(UsageError, match="was changed"):
