@@ -96,7 +96,7 @@ def test_the_limit_holds_over_all_tries(tmp_path: Path) -> None:
     """A question costs 3 cents, and 1.02 dollars at worst."""
     model = answering(shout, price=cents)
     purse = RequestBudget(Decimal("1.10"))
-    with pytest.raises(OverBudget, match="3 of 20 answers are there") as refused:
+    with pytest.raises(OverBudget, match="3 of 20 answers are saved") as refused:
         Asking(tmp_path, purse).ask(model, questions(20))
     assert purse.spent_usd == Decimal("0.09") and refused.value.exit_code == 6
     more = RequestBudget(Decimal("1.13"))

@@ -233,7 +233,7 @@ def test_of_two_jobs_with_one_ref_the_younger_is_ended_and_told(
     states = {id: job["state"]["current_state"] for id, job in console.jobs.items()}
     assert states == {first: "PENDING", second: "TERMINATED"}
     told = [event.message for one in ours for event in one.events(handles[0]) if event.type == "doubled"]
-    assert told and all(f"{second}, was ended; {first} continues" in message for message in told)
+    assert told and all(f"{second}, was stopped; {first} continues" in message for message in told)
     for one in ours:
         assert one.get(handles[0]).status is JobStatus.QUEUED and not one.recover(handles[0])
     assert len(console.jobs) == 2

@@ -96,8 +96,8 @@ def test_a_field_in_the_wrong_table_is_told_its_own(tmp_path: Path, text: str, f
 
 
 READ = re.compile(r'(?<!provider_)options(?:\.get\(|\[)"(\w+)"|"(\w+)" in config\.options')
-NOT_OF_A_HOST = {"temperature", "extra_body", "local", "trainingConfig"}
-"""Of a chat request, and of a spec."""
+NOT_OF_A_HOST = {"temperature", "extra_body", "local", "trainingConfig", "gpu_type", "generators"}
+"""Of a chat request, a spec and a session."""
 OF_THE_PROGRAM = {"wandb_api_key", "wandb_base_url", "allow_grader_code", "gpu_capability"}
 """From the environment, a flag, or the machine that is rented; a file may not say them."""
 

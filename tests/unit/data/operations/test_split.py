@@ -139,7 +139,7 @@ def test_a_file_without_a_good_row_is_neither_split_nor_deduplicated(tmp_path: P
 
 def test_a_split_that_cannot_be_filled_is_refused(tmp_path: Path) -> None:
     file = write([chat(f"{SHARED} {i}", "yes") for i in range(12)], tmp_path / "a.jsonl")
-    with pytest.raises(DataError, match="12 rows in 1 group of near-duplicate rows") as caught:
+    with pytest.raises(DataError, match="12 rows form 1 group of near-duplicate rows") as caught:
         split(file, Division(SHARES), tmp_path / "out")
     assert "--no-near" in str(caught.value.fix) and not (tmp_path / "out").exists()
 

@@ -89,4 +89,4 @@ def test_a_quote_counts_the_rows_and_tokens_that_are_encoded(
     size = measure(PlannedJob("local", provider.profile, spec, data, translation, provider.resolve(spec)))
     assert (size.train_tokens, size.sequences, size.rows) == (rows.tokens, rows.examples, 12)
     steps = len(rows.batches(5, 0, 0))
-    assert any(f"of {steps} to an epoch" in note for note in size.notes)
+    assert any(f"with {steps} per epoch" in note for note in size.notes)

@@ -138,7 +138,7 @@ def test_reinforcement_by_default() -> None:
         ("method.samples_per_prompt", rft(samples_per_prompt=1), {}, "at least 2"),
         ("method.kl_beta", rft(kl_beta=0.1), {"adapter": "full"}, "second copy"),
         ("method.compute_multiplier", rft(compute_multiplier=2), {}, "samples_per_prompt"),
-        ("method.reasoning_effort", rft(reasoning_effort="low"), {}, "no such setting"),
+        ("method.reasoning_effort", rft(reasoning_effort="low"), {}, "no such training setting"),
         ("packing", rft(), {"packing": True}, "nothing to pack"),
         (
             "provider_options.micro_batch",
@@ -269,7 +269,7 @@ def test_the_quote_counts_the_steps(ready: Check) -> None:
     ):
         seconds, told = quoted(**asked)
         assert seconds == pytest.approx(epochs * epoch, rel=0.01)
-        assert any("of 7 to an epoch" in line for line in told)
+        assert any("with 7 per epoch" in line for line in told)
 
 
 def chats(count: int) -> list[dict[str, Any]]:
