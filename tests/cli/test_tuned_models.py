@@ -97,5 +97,5 @@ def test_serving_from_the_command_to_its_end(cli: Cli, cli_env: dict[str, str], 
     assert refused.code == 2 and "2 names for 1 model" in refused.err
     for engine in ("transformers", "vllm", "llama.cpp"):
         twice = cli("serve", run, run, "--as", "a", "--as", "a", "--engine", engine)
-        assert twice.code == 2 and "called 'a'" in twice.err, (engine, twice.err)
+        assert twice.code == 2 and "named 'a'" in twice.err, (engine, twice.err)
     assert not list((tmp_path / "home" / "servers").iterdir())

@@ -186,7 +186,7 @@ class OnDemand:
         allowed = self._models.deploys(key, asked, job)
         if allowed is None:
             reason.fix = (
-                "on the gateway's machine, run  orchestrate deploy {run.id}  and confirm the hourly price\n"
+                f"on the gateway's machine, run  orchestrate deploy {run.id}  and confirm the hourly price\n"
                 "or, for its name in [gateway.models]: deploy, with limits up to which a request deploys it, "
                 'or on = "here", answered there without a price'
             )

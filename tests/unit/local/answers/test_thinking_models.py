@@ -56,6 +56,7 @@ END = {"channels": {"<|return|>", "<|call|>"}, "thinks": {"<|im_end|>"}}
 class Trained:
     """A family's model, tuned to answer about colours, and to look at towns."""
 
+    adapter = None
     expected_precision = None
     four_bit = False
 
