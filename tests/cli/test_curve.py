@@ -61,17 +61,17 @@ def test_what_is_no_curve_is_refused_before_anything_is_made(cli: Cli, spec: Pat
 def test_a_curve_agrees_with_plain_runs(
     cli: Cli, spec: Path, tmp_path: Path, cli_env: dict[str, str]
 ) -> None:
-    shares = ("--shares", "0.25,0.5,1", "--more", "64")
+    shares = ("--shares", "0.125,0.25,0.5,1", "--more", "64")
     found = cli("data", "curve", "-p", "local", "--yes", *shares, "-o", "curve.html", "--json").json
-    assert [size["rows"] for size in found["sizes"]] == [16, 32, 64]
+    assert [size["rows"] for size in found["sizes"]] == [8, 16, 32, 64]
     assert found["more"]["low"] <= found["more"]["value"] <= found["more"]["high"]
     assert "<svg" in (tmp_path / "curve.html").read_text()
     again = cli("data", "curve", "-p", "local", "--yes", *shares, "--json").json
     assert again == found  # nothing is trained twice
     settings = config.load(env=cli_env, cwd=tmp_path)
     with Orchestrator(settings) as ft:
-        assert len(ft.runs()) == 3
-        for size in found["sizes"][::2]:
+        assert len(ft.runs()) == 4
+        for size in found["sizes"]:
             train = [{"path": str(tmp_path / "train.jsonl"), "weight": size["share"], "seed": 0}]
             plain = JobSpec.parse(
                 json.loads(spec.read_text())
