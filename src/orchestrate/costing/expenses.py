@@ -263,8 +263,8 @@ def of_run(run: Run, now: datetime) -> Expense:
 
 
 def of_deployment(deployment: Deployment, run: Run | None, now: datetime) -> list[Expense]:
-    """Return one expense for each month in which the deployment was up. That of the current month
-    includes what is still committed. Tags and project are those of its run."""
+    """Return one expense for each month in which the deployment was up. The current month's includes the cost
+    that is still committed. Tags and project come from its run."""
     money = deployment_spending(msgspec.structs.replace(deployment, sandbox=False), now)
     at = (deployment.ended_at or deployment.updated_at) if deployment.state.over else now
     last = f"{at:%Y-%m}"

@@ -295,7 +295,7 @@ FORMATS: dict[str, HostRules] = {
     ),
     "gemini": HostRules(
         kinds={**_CONVERSATIONS, "preference": None},
-        traits={**_CLOUD, Trait.SEVERAL_ANSWERS: _refused("several messages on a side of a pair")},
+        traits={**_CLOUD, Trait.SEVERAL_ANSWERS: _refused("several messages on one side of a pair")},
     ),
     "bedrock": HostRules(
         kinds=_CONVERSATIONS,

@@ -120,10 +120,12 @@ class MultipartForm:
             with room():
                 return await self._opening.__aenter__()
         except (MultiPartException, AssertionError, KeyError, UnicodeDecodeError) as error:
-            raise HostError(422, f"the body is not a form with a file: {error}", param="file") from error
+            raise HostError(
+                422, f"the body must be multipart/form-data with a file: {error}", param="file"
+            ) from error
         except Exception as error:
             if getattr(error, "status_code", None) == 400:  # Starlette's own, of a form that is broken
-                told = f"the body is not a form with a file: {getattr(error, 'detail', error)}"
+                told = f"the body must be multipart/form-data with a file: {getattr(error, 'detail', error)}"
                 raise HostError(422, told, param="file") from error
             raise
 

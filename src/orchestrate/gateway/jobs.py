@@ -166,8 +166,8 @@ class Outside:
 
 
 def job_of(run: Run, name: str | None = None, files: Mapping[str, Any] | None = None) -> GatewayJob:
-    """Represent a run as a job that no key has created. `name` is the name of its model if clients use
-    another one than its host does. `files` are the ids of its files."""
+    """Represent a run that no key created as a job. `name` is the model's name for clients if it differs from
+    the host's. `files` are the IDs of its files."""
     ended = run.finished_at or run.updated_at
     return GatewayJob(
         id=run.job_id or run.id,

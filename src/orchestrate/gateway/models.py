@@ -268,8 +268,8 @@ class ModelRoutes:
     # -- graders -------------------------------------------------------------------------------------------
 
     def run_grader(self, call: GatewayRequest) -> Any:
-        """Run a grader on this machine. Graders that run elsewhere (models behind an API), and code
-        unless it is allowed here, are answered as failed: a reward of 0 and the name of the error."""
+        """Run a grader on this machine. Returns a failed result (reward 0 and the name of the error) for
+        graders that use a model behind an API, and for code graders unless code is allowed here."""
         asked, begun = parse(RunGrader, call.body), time.monotonic()
         _require_grader(asked.grader)
         errors: dict[str, Any] = {}

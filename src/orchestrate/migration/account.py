@@ -347,9 +347,8 @@ class PreparedPlan:
         )
 
     def run(self, folder: Path, tell: Tell) -> list[Carried]:
-        """Submit what is not submitted, wait, compare, and write a report of each run to `folder`. If one
-        entry fails, the others are still carried out. On this machine, models are trained one after the
-        other."""
+        """Submit the remaining runs, wait for them, compare, and write one report per run to `folder`. A
+        failed entry doesn't stop the others. Local models are trained one at a time."""
         self.require_budget()
         self._note_moved()
         here = [step for step in self.steps if self._ft.provider(step.entry.to).profile.near]

@@ -104,7 +104,9 @@ def of_rows(
     if {"system", "developer"} & set(content.roles):
         spelled = [p.dialect.developer if p.dialect is not None else "system" for p in (host, there)]
         was, now = ("system" if "developer" not in content.roles else f"system, {role}" for role in spelled)
-        found.append(_changed("system prompts", was, now, "kept in the rows; send the same to the new model"))
+        found.append(
+            _changed("system prompts", was, now, "kept in the rows; send the same prompts to the new model")
+        )
     if content.tools:
         shape = "in the format of the chat completions API"
         rule = "the new model writes calls in its own format; the host parses them"

@@ -67,7 +67,7 @@ class SessionRuns:
         return run
 
     def job(self, run: RunDir) -> Job:
-        """Read the job. Its tuned model is where its host keeps it."""
+        """Read the job from its run directory. The tuned model stays at the host."""
         state = run.state()
         return msgspec.structs.replace(job(run, self.provider), tuned_model=state.result)
 

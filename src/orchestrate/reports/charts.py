@@ -113,7 +113,7 @@ def upright(x: Scale, y: Scale, x_name: str, y_name: str) -> list[str]:
 
 
 def along(x: Scale, bottom: float, x_name: str) -> list[str]:
-    """Draw the axis of a chart of rows with its name."""
+    """Draw the labeled axis of a horizontal chart."""
     parts = [
         f'<line class="grid" x1="{x(t):.1f}" y1="{TOP}" x2="{x(t):.1f}" y2="{bottom}"/>'
         + text(x(t), bottom + 18, short(t), "middle")

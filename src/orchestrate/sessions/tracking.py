@@ -446,7 +446,7 @@ class SessionRecord:
         return None if whole is None else (whole, self._place(whole.path))
 
     def publish(self, fill: Callable[[Path], str], step: int) -> None:
-        """Put the result in its place: the tuned model of the run."""
+        """Store the result as the run's tuned model."""
         with whole_folder(self.dir.path / "adapter") as draft:
             fill(draft)
             order, state = self.order, self._state or self.dir.written_state()

@@ -47,7 +47,7 @@ PRIVATE_FOLDERS = ("counts", "data", "evaluations", "gateway", "local", "models"
 """Inside the home folder."""
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 TOP_LEVEL: Mapping[str, str] = {
-    "home": "Folder for the store, local runs, data files and downloads. Relative paths start at this file.",
+    "home": "Folder for the store, local runs, data files and downloads, absolute or relative to this file.",
     "store": "URL of the run store: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/DATABASE`.",
     "budget_usd": "Spending limit in US dollars for everything in this store.",
     "log_level": f"Log level: {', '.join(_LOG_LEVELS)}.",

@@ -118,7 +118,7 @@ class HostConfig:
     """Address of that API, instead of the described one; from the environment only."""
 
     def changed(self, **changes: Any) -> Self:
-        """Return a changed copy without looking up the key, like `dataclasses.replace` would."""
+        """Return a modified copy. Unlike `dataclasses.replace`, it doesn't look up the key."""
         return replace(self, **{"api_key": vars(self)["api_key"], **changes})
 
     @property

@@ -203,8 +203,8 @@ def estimated(usd: Decimal) -> Callable[[Run], Run]:
 
 
 def given(run: Run, at: datetime, limits: Allowance, most_usd: Decimal | None) -> Run:
-    """Record new limits that the user set. If the run may now cost more than before, it reserves that amount
-    in the budget."""
+    """Record new limits that the user set. If the run may now cost more than before, this reserves the new
+    maximum in the budget."""
     return _with(run, at, max_cost_usd=limits.max_usd, max_hours=limits.max_hours, allowed_usd=most_usd)
 
 

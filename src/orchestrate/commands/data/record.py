@@ -49,7 +49,7 @@ class RecordOptions:
         typer.Option(metavar="FILE", help="Held-out rows, or a request log; default: the run's test file."),
     ] = None
     n: Annotated[
-        int | None, typer.Option("--n", min=1, help="Number of prompts, chosen to cover all kinds.")
+        int | None, typer.Option("--n", min=1, help="Number of prompts. They cover all kinds in the file.")
     ] = None
     max_tokens: MaxTokensOpt = 512
     samples: Annotated[int, typer.Option(min=1, max=64, help="Answers per prompt.")] = 1

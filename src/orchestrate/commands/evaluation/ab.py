@@ -124,7 +124,9 @@ def serve(
                 f"{phase.share:.0%} of users get the tuned model; identify the user with {going.user_header}"
             )
             note(f"outcomes: POST {url}/ab/outcomes, or  orchestrate ab record {name} FILE.jsonl")
-            note("Ctrl-C finishes open answers and stops. The experiment continues when you serve it again")
+            note(
+                "Ctrl-C finishes open requests, then stops. Serve it again to continue the experiment"
+            )
             ended.wait()
 
 
@@ -151,7 +153,7 @@ def status(
     context: typer.Context,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="Experiment name or id; default: the only one, or a list."),
+        typer.Argument(metavar="[NAME]", help="Experiment name or id. Default: the only one, or list them."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help=".html, .json or .txt.")

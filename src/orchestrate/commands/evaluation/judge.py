@@ -281,7 +281,7 @@ def tell_plan(plan: EvaluationPlan) -> None:
 def write_reports(
     made: Callable[[], EvaluationReport | RegressionReport], page: Path | None, junit: Path | None
 ) -> None:
-    """Write the report, and its verdicts for a CI."""
+    """Write the report, and a file with its verdicts for CI."""
     if page is not None:
         made().save(page)
     if junit is not None:

@@ -213,7 +213,7 @@ def serve(
             yield Output(shown, lambda shown: print_text("\n  ".join([shown["url"], *shown["models"]])))
             for cost in up.costs:
                 note(str(cost))
-            note("Ctrl-C finishes open answers and stops")
+            note("Ctrl-C finishes open requests, then stops")
             ended.wait()
 
 

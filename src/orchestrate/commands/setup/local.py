@@ -72,7 +72,7 @@ class Trained:
     ] = False
     eight_bit: Annotated[bool, typer.Option("--8-bit-adamw", help="Use an 8-bit optimizer.")] = False
     gradient_checkpointing: Annotated[bool, typer.Option(help="Use gradient checkpointing.")] = False
-    precision: Annotated[str, typer.Option(help="bf16 or fp32; auto takes what suits the device.")] = "auto"
+    precision: Annotated[str, typer.Option(help="bf16, fp32, or auto (chosen for the device).")] = "auto"
 
 
 @app.command()

@@ -25,7 +25,7 @@ _ERROR = "error"
 
 
 def names() -> list[str]:
-    """List all commands that have a schema, as you type them."""
+    """List all commands that have a schema, spelled as on the command line."""
     return [*(name for _, top, target, _ in COMMANDS for name in _bodies(top, target)), _ERROR]
 
 

@@ -154,8 +154,8 @@ def carry_out(ft: Orchestrator, spec: JobSpec, names: list[str], how: Carrying) 
 def require_agreement(
     ft: Orchestrator, prepared: Prepared, new: list[Earlier], how: Carrying
 ) -> dict[str, Decimal | None]:
-    """Require agreement to submit a duplicate run, to problems with the data, and to the price. Returns
-    the cost limit of each backend's run."""
+    """Ask the user to confirm a duplicate run, problems in the data, and the price. Returns the cost limit of
+    each backend's run."""
     spending = how.spending
     for same in [] if spending.again else [found.same for found in new if found.same]:
         if same.run_id == how.repeated:

@@ -46,7 +46,9 @@ class SpaceOptions:
 
     grid: Annotated[
         list[str] | None,
-        typer.Option("--grid", metavar="NAME=V1,V2", help="Values of a setting, or of provider; repeatable."),
+        typer.Option(
+            "--grid", metavar="NAME=V1,V2", help="Values to try for a setting or for provider; repeatable."
+        ),
     ] = None
     ranges: Annotated[
         list[str] | None,

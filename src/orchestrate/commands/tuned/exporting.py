@@ -226,7 +226,7 @@ class At:
         str | None, typer.Option(help="Model's name at the URL; default: the run's suffix or id.")
     ] = None
     base: Annotated[
-        str | None, typer.Option(help="Base model's name at the URL; default: as listed by the server.")
+        str | None, typer.Option(help="Base model's name at the URL. Default: the name that it lists.")
     ] = None
     key_variable: KeyVariableOpt = None
     base_gguf: Annotated[Path | None, typer.Option(help="For a GGUF adapter: its base as a GGUF file.")] = (

@@ -398,7 +398,7 @@ def write(scores: Scores, output: Path) -> None:
 
 
 def report(read: OpenedFile, scores: Scores, output: Path, missing: Sequence[str]) -> ScoreReport:
-    """Summarize the scores in numbers."""
+    """Compute summary statistics of the scores."""
     data, each = read.facts, list(scores.rows.values())
     texts = {number: (question_of(e), last_answer(e)) for number, e in data.numbered()}
     pairs = [(one.row, other) for one in each for other in one.contradicts if one.row < other]

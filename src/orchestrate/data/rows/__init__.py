@@ -340,7 +340,7 @@ _MORE = " more like this"
 
 
 def more_of(code: str, count: int) -> Problem:
-    """Return a problem that stands for the rows of a code that are not listed individually."""
+    """Return one problem that sums up the remaining rows with the same code."""
     return problem(code, f"{count:,}{_MORE}")
 
 

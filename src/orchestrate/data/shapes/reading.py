@@ -269,7 +269,7 @@ def canonical_answered(example: UnpairedExample | PreferenceExample | RLExample)
 
 
 def last_answer(example: Example) -> str:
-    """Return the text to learn, from the last message when there are several."""
+    """Return the target text. If there are several messages, use the last one."""
     match example:
         case ChatExample():
             return example.messages[-1].text

@@ -168,8 +168,8 @@ def text_of(tokenizer: Any, id: int) -> str:
 
 
 def bytes_of(tokenizer: Any, id: int) -> bytes:
-    """Return the bytes of one token. It may be a part of a character that no text can show, or begin with
-    a space that only the first word of an answer drops."""
+    """Return the bytes of one token. They can be an incomplete UTF-8 sequence, or begin with a space that is
+    stripped at the start of an answer only."""
     text, word = text_of(tokenizer, id), str(tokenizer.convert_ids_to_tokens(id))
     if "\ufffd" not in text:
         return (" " + text if word.startswith(_SPACE) and not text.startswith(" ") else text).encode()

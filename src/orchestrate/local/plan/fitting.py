@@ -150,9 +150,8 @@ def _passes(counts: Sequence[tuple[int, int]], tokens: int, most_rows: int) -> l
 
 
 def shape_of(model: str, billions: float | None) -> tuple[ModelShape, str | None] | None:
-    """Return the shape of a folder's or a hub's model, and a remark when it is a typical shape for that
-    size because the configuration is not on this machine. Returns `None` when the size is unknown as
-    well."""
+    """Return the shape of a local or Hub model. If its configuration is not on this machine, return a typical
+    shape for its size and a note. Returns `None` if the size is unknown too."""
     config = files.config_of(model)
     if config is not None:
         try:
@@ -200,7 +199,7 @@ def of_job(
         longest = min(longest, max(1, hyper.max_seq_length - hyper.max_new_tokens))
     lengths, most_rows = rows_of(method, hyper, {longest: hyper.batch_size})
     if adapter.targets:
-        notes.append("activations are counted as for an adapter on all linear layers")
+        notes.append("activations are estimated as if the adapter were on all linear layers")
     device = engines.expected_device("cuda" if gpu_bytes else body.get("device"))
     products = engines.precision(body.get("precision"), device, full=adapter.full)
     _, found_plan = fit(

@@ -276,7 +276,7 @@ def read(home: Path) -> list[Bench]:
 
 
 def remember(home: Path, bench: Bench) -> None:
-    """Save a measurement beside earlier ones. It replaces one of the same model on the same device and
+    """Save a measurement. It overwrites an earlier one of the same model on the same device and number of
     threads."""
     key = (bench.device, bench.threads, bench.model)
     kept = [b for b in read(home) if (b.device, b.threads, b.model) != key]

@@ -268,8 +268,8 @@ FIRST_SCALE, LONG_ENOUGH = 2.0**16, 2000
 
 
 def spread(count: int | None, total: int, every: int) -> set[int]:
-    """Choose `count` evenly spaced steps, including the last one. `None` chooses every `every` steps, and
-    the last one."""
+    """Choose `count` evenly spaced steps, including the last one. If `count` is `None`, choose one step in
+    `every`, and the last one."""
     if count is None:
         return {*range(every, total + 1, every), total}
     return {round(total * k / count) for k in range(1, count + 1)} - {0}

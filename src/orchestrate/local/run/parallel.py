@@ -110,8 +110,8 @@ class Peers:
         """Handle a connection error."""
 
     def close(self, *, failed: bool = False) -> None:
-        """Release the other processes, which hold nothing that would be lost. `failed`: they may be
-        waiting in the middle of a pass, and their parent process ends them."""
+        """Release the other processes, which hold no unsaved state. If `failed`, they may be blocked in the
+        middle of a pass, and their parent process ends them."""
         if not failed:
             dist.broadcast_object_list([None], src=0)
             self.met.released = True

@@ -469,7 +469,7 @@ def _iso(at: float) -> str:
 def _require_number(number: Any) -> int:
     """Raises `HostError` 400 for what is no place in a model's order."""
     if type(number) is not int or number < 1:
-        raise HostError(400, "seq_id is not a whole number above 0", param="seq_id")
+        raise HostError(400, "seq_id must be a positive integer", param="seq_id")
     return number
 
 

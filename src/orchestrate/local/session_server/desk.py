@@ -370,10 +370,10 @@ class SessionDesk:
     # -- weights -------------------------------------------------------------------------------------------
 
     def place(self, owner: str, model: str, kind: str, name: str) -> Path:
-        """Return the folder for weights of this name. Raises `HostError` 400 for a name that a folder
-        cannot have."""
+        """Return the folder for the weights named `name`. Raises `HostError` 400 if that is not a valid
+        folder name."""
         if not SAVE_NAME.fullmatch(name):
-            raise HostError(400, f"the name {name[:100]!r} has other characters than letters, digits, . _ -")
+            raise HostError(400, f"the name {name[:100]!r} may only contain letters, digits, . _ -")
         return self._own(owner, "weights") / model.replace(":", "@") / kind / name
 
     def _own(self, owner: str, what: str) -> Path:

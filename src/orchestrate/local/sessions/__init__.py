@@ -79,8 +79,8 @@ class Values(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
 
     def array(self) -> np.ndarray[Any, Any]:
-        """Convert the tensor to an array. Raises `UsageError` for one whose numbers are not finite or do
-        not fill its shape."""
+        """Convert the tensor to an array. Raises `UsageError` if its values are not finite or don't match its
+        shape."""
         found = np.frombuffer(self.data, dtype=self.kind)
         if min(self.shape, default=1) < 0 or found.size != math.prod(self.shape):
             raise UsageError(

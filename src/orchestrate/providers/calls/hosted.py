@@ -150,7 +150,7 @@ def _page(read: Read, call: Callable[[], P], omits_empty: bool) -> P:
     def checked() -> P:
         page = call()
         if not hasattr(page, "has_next_page"):
-            raise Unreadable(f"it is {redact_text(str(page))[:120]!r} instead of a list page")
+            raise Unreadable(f"it is {redact_text(str(page))[:120]!r} instead of a page of a list")
         if not _has_list(page) and not (omits_empty and not plain(page)):
             raise Unreadable(f"it contains no list, but {redact_text(str(plain(page)))[:120]}")
         return page

@@ -318,7 +318,7 @@ class DescribedAdapters(adapters.Adapters):
         return self._deploying.price(options)
 
     def upload(self, adapter: Adapter, progress: Callable[[int, int], None] | None = None) -> None:
-        """Upload an adapter. It can be called right away and is billed by the token, without another step."""
+        """Upload an adapter. The host serves it immediately and bills it by the token."""
         if self._deploying.find(adapter.id) is not None:
             return
         packed = io.BytesIO()

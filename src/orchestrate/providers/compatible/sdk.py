@@ -344,7 +344,7 @@ class ListedPage:
         try:
             body: Any = json.loads(text)
         except ValueError:
-            raise Unreadable(f"it is {redact_text(text)[:120]!r} instead of a list page") from None
+            raise Unreadable(f"it is {redact_text(text)[:120]!r} instead of a page of a list") from None
         found = plain(body).get("data")
         if not isinstance(found, list):
             raise Unreadable(f"it contains no list, but {redact_text(str(body))[:120]}")

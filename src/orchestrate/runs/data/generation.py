@@ -63,7 +63,7 @@ def reasoning_of(model: str | None, *, wanted: bool) -> tuple[generating.Reasoni
     if model is None:
         return (
             "kept",
-            "reasoning is kept in the rows; check whether a model's template shows it with --for-model MODEL",
+            "reasoning is kept in the rows; --for-model MODEL checks whether that model's template shows it",
         )
     try:
         template = Template(opened(tokenizer_folder(model)))

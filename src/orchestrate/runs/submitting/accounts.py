@@ -66,7 +66,7 @@ _FINGERPRINT = "key "
 
 
 def account_of(store: Store, provider: Provider) -> str:
-    """Return the store's id for the account of the backend's key."""
+    """Return the store's ID of the account that the backend's key belongs to."""
     with store.database.reading() as connection:
         return _first_id(connection, provider, provider.account().id)
 

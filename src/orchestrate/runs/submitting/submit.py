@@ -141,10 +141,10 @@ class Submitter(Settler):
             return self.store.runs.get(run.id)
 
     def resume(self, run: Run, data: TrainingData | None = None, *, progress: Progress | None = None) -> Run:
-        """Continue a run that was interrupted before its job was created. `data` is needed if the upload
-        is not recorded yet. If another copy of the store has created the job, it becomes the run's, and
-        nothing is sent. Raises the same errors as `submit`, `OtherAccount`, and `LeaseHeld` while another
-        process works on it."""
+        """Continue a run that was interrupted before its job was created. `data` is needed if the upload is
+        not recorded yet. If another copy of the store already created the job, attach it to the run and send
+        nothing. Raises the same errors as `submit`, `OtherAccount`, and `LeaseHeld` if another process is
+        working on the run."""
         return self._go_on(run, None, data, progress, again=True)
 
     def _go_on(

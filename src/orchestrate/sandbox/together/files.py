@@ -164,7 +164,7 @@ class TogetherFiles:
         return file
 
     async def direct(self, request: Request) -> Response:
-        """Upload a file with the multipart form of the published description, without a redirect."""
+        """Handle a direct multipart upload as in the published API description, without a redirect."""
         async with request.form(max_part_size=1 << 32) as form:
             upload = form.get("file")
             if upload is None or isinstance(upload, str):

@@ -530,7 +530,7 @@ class GatewayKeys:
         return None if row is None else GatewayKey.from_json(row)
 
     def by_hash(self, opens: str) -> dict[str, GatewayKey]:
-        """Return the keys that open one kind of server by their hash, including revoked ones."""
+        """Map hashes to the keys of one kind of server, including revoked keys."""
         table = schema.gateway_keys
         with self._db.reading() as connection:
             rows = connection.execute(select(table.c.hash, table.c.record)).all()

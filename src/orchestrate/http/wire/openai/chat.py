@@ -190,8 +190,8 @@ def chunk(
     choices: Sequence[dict[str, Any]],
     usage: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Build one piece of a streamed answer. `usage` belongs to the last piece, which has no choices, if
-    it was requested."""
+    """Build one chunk of a streamed completion. If requested, `usage` goes into the final chunk, which has no
+    choices."""
     told = {} if usage is None else {"usage": usage}
     return {"id": id, "object": CHUNK, "created": created, "model": model, "choices": list(choices), **told}
 
