@@ -124,9 +124,7 @@ def serve(
                 f"{phase.share:.0%} of users get the tuned model; identify the user with {going.user_header}"
             )
             note(f"outcomes: POST {url}/ab/outcomes, or  orchestrate ab record {name} FILE.jsonl")
-            note(
-                "Ctrl-C finishes open requests, then stops. Serve it again to continue the experiment"
-            )
+            note("Ctrl-C finishes open requests, then stops. Serve it again to continue the experiment")
             ended.wait()
 
 
