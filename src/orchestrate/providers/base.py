@@ -29,6 +29,7 @@ from orchestrate.errors import InvalidRequest, NotFound, PermissionRefused, Prov
 from orchestrate.providers.calls import text, when, whole
 from orchestrate.settings.config import HostConfig
 from orchestrate.types import (
+    SESSION,
     Account,
     Allowance,
     Artifact,
@@ -48,6 +49,7 @@ from orchestrate.types import (
     Recalled,
     RemoteDataset,
     Reply,
+    Run,
     Sheet,
     Standing,
     Storage,
@@ -594,6 +596,12 @@ def capability(provider: Provider, wanted: type[P]) -> P:
             raise lacking(provider, feature)
     what, why = _OTHERS.get(wanted, (wanted.__name__, "this backend does not offer it"))
     raise Unsupported(provider.name, what, why.format(title=provider.title))
+
+
+def pausing(run: Run) -> type[Pauses] | type[Sessions]:
+    """Return the capability that pauses the run: a backend can have sessions that pause, and jobs that
+    don't."""
+    return Sessions if run.job_kind == SESSION else Pauses
 
 
 def lookup(provider: Provider, spec: JobSpec) -> Lookup:

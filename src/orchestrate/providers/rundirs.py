@@ -50,6 +50,14 @@ def of_session(
         raise ProviderError(provider, f"the run directory cannot be created: {error}") from error
 
 
+def existing(home: Path, job: JobHandle, provider: str) -> RunDir:
+    """Return a job's run directory. Raises `NotFound`."""
+    run = RunDir(home / job.job_id)
+    if not run.exists():
+        raise NotFound(provider, f"the run directory {run.path} does not exist")
+    return run
+
+
 class SessionRuns:
     """The run directories of sessions whose model is at a host. The directories are on this machine."""
 
@@ -60,11 +68,7 @@ class SessionRuns:
         return of_session(self.home, order, self.provider)
 
     def dir(self, job: JobHandle) -> RunDir:
-        """Raises `NotFound`."""
-        run = RunDir(self.home / job.job_id)
-        if not run.exists():
-            raise NotFound(self.provider, f"there is no run directory {run.path}")
-        return run
+        return existing(self.home, job, self.provider)
 
     def job(self, run: RunDir) -> Job:
         """Read the job from its run directory. The tuned model stays at the host."""

@@ -14,6 +14,8 @@ from orchestrate.types import SESSION as SESSION
 from orchestrate.types import Record
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from orchestrate.costing import HourlyRate
 
 MTOK = Decimal(1_000_000)
@@ -21,6 +23,13 @@ MOST_TOKENS = 2048
 """Of a sample whose request names no length, as the engine takes it."""
 Row = Mapping[str, Any]
 """`{"tokens": [...], "inputs": {name: {"data", "shape", "kind"}}}`, as `local.sessions.process` reads it."""
+
+
+def array_of(value: Mapping[str, Any]) -> np.ndarray[Any, Any]:
+    """Return an input of a row as an array."""
+    import numpy as np  # the base install has none
+
+    return np.frombuffer(value["data"], dtype=value["kind"]).reshape(value["shape"])
 
 
 class SessionOrder(Record, frozen=True, kw_only=True):
@@ -56,6 +65,8 @@ class TokenUse(Record, frozen=True, kw_only=True):
         )
 
 
+CONTINUES = "ft.session(resume=RUN) continues from the last save"
+"""What to do after an error that ends a session."""
 JOURNAL = "requests.jsonl"
 
 

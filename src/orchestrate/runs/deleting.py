@@ -293,23 +293,21 @@ def delete_item(ws: Workspace, item: StoredItem) -> Stored:
     capability(provider, ListsStored).delete_stored(item)
     kind = "data" if item.kind == "file" else "model"
     done = Stored(run_id=item.run_id, provider=provider.name, host=provider.host, kind=kind, ids=(item.id,))
-    for run in store.runs.matching(provider=provider.name, host=provider.host):
-        remote = _uploaded(ws, run)
-        if remote is not None and item.id in _files(remote):
-            _keep_known(ws, remote, [id for id in _files(remote) if id != item.id], run)
-            store.history.forget_upload(run.provider, run.host, run.account, remote.digest)
+    holders = [
+        (run, remote)
+        for run in store.runs.matching(provider=provider.name, host=provider.host)
+        if (remote := _uploaded(ws, run)) is not None and item.id in _files(remote)
+    ]
+    for run, remote in holders:  # the other files stay at the host, and known
+        for id in _files(remote):
+            if id != item.id:
+                left = msgspec.structs.replace(remote, train_id=id, validation_id=None)
+                store.history.add_record(run.id, REMAINING, left)
+    for run, remote in holders:
+        store.history.forget_upload(run.provider, run.host, run.account, remote.digest)
     if item.run_id is not None:
         store.history.add_record(item.run_id, DELETED, done)
     return done
-
-
-def _keep_known(ws: Workspace, remote: RemoteDataset, ids: Sequence[str], run: Run) -> None:
-    """Record the files that stay at the host after the upload is forgotten, for each run that it was of."""
-    same = ws.store.runs.matching(provider=run.provider, host=run.host)
-    for other in [one for one in same if _uploaded(ws, one) == remote]:
-        for id in ids:
-            left = msgspec.structs.replace(remote, train_id=id, validation_id=None)
-            ws.store.history.add_record(other.id, REMAINING, left)
 
 
 def require_item_unused(ws: Workspace, provider: Provider, item: StoredItem) -> None:

@@ -16,8 +16,7 @@ from orchestrate.core.files import private_folder
 from orchestrate.core.progress import cost_so_far, stage
 from orchestrate.core.underway import BYTES, work
 from orchestrate.errors import RunFailed, UsageError
-from orchestrate.providers.base import Chats, Deploys, Downloads, P, Pauses, Sessions, ShowsRows, capability
-from orchestrate.providers.sessions import SESSION
+from orchestrate.providers.base import Chats, Deploys, Downloads, P, ShowsRows, capability, pausing
 from orchestrate.runs.hosting.deployment import DeploymentHandle, deployer_of, require_open, used
 from orchestrate.text import money
 from orchestrate.types import (
@@ -192,7 +191,7 @@ class TrackedRun:
         """Pause the run until `resume`. Raises `Unsupported` if the host cannot pause."""
         from orchestrate.runs import resuming
 
-        able = Sessions if self.record.job_kind == SESSION else Pauses
+        able = pausing(self.record)
         capability(self.provider, able)
         resuming.require_going(self.record, "pause")
         self._here(able).pause(self.record.handle)

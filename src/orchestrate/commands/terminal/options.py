@@ -186,8 +186,11 @@ def backends_of(ft: Orchestrator, spec: JobSpec, provider: str) -> list[str]:
         return names
     from orchestrate.providers import registry
 
-    asked = [] if isinstance(spec.model, str) else registry.known(ft.settings)
-    own = [name for name in asked if name in spec.model and name not in registry.broken(ft.settings)]
+    known = [] if isinstance(spec.model, str) else registry.known(ft.settings)
+    own = [name for name in known if name in spec.model and name not in names]
+    if own:
+        broken = registry.broken(ft.settings)
+        own = [name for name in own if name not in broken]
     found = list(dict.fromkeys([*filter(spec.names_model_for, names), *own]))
     if found and (other := [name for name in names if name not in found]):
         note(f"skipping {', '.join(other)}: the spec has no model for {'it' if len(other) == 1 else 'them'}")

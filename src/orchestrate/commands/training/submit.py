@@ -227,8 +227,9 @@ def _announce(
         warnings = list(quote.warnings)
         cap, gap = caps[name], backend.profile.cap_gap
         if cap is not None and gap:
-            what = "its share of the limit," if len(names) > 1 else "the limit of"
-            warnings.append(f"{what} {limit(cap)} cannot stop this run during training: {gap}")
+            what = f"{limit(cap)}, its share of the limit,"
+            what = what if len(names) > 1 else f"the limit of {limit(cap)}"
+            warnings.append(f"{what} cannot stop this run during training: {gap}")
         for warning in warnings:
             warn(warning, indent="  ")
 

@@ -3,11 +3,12 @@ training sessions. Torch-free."""
 
 from __future__ import annotations
 
+import base64
 import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
@@ -15,6 +16,9 @@ from orchestrate.core.child import PATIENCE_S, Child, Ended, decoded, python
 from orchestrate.core.underway import work
 from orchestrate.errors import OrchestrateError, RunFailed, UsageError
 from orchestrate.local.run.launching import require_packages, worker_environment
+
+if TYPE_CHECKING:
+    import numpy as np
 
 NAME, TRAINS = "the inference process", "the process that trains"
 Take = Callable[[dict[str, Any] | None], None]
@@ -169,6 +173,13 @@ class Worker:
         if self._child is None:
             raise RunFailed(f"{NAME} was closed during a request")
         return self._child
+
+
+def array_of(value: Mapping[str, Any]) -> np.ndarray[Any, Any]:
+    """Return an array from an answer: `data` as base64, `kind` and `shape`."""
+    import numpy as np  # the base install has none
+
+    return np.frombuffer(base64.b64decode(value["data"]), dtype=value["kind"]).reshape(value["shape"])
 
 
 def _threads(opening: Mapping[str, Any]) -> int | None:

@@ -54,7 +54,7 @@ Handler = Callable[[dict[str, Any], str], dict[str, Any]]
 class SessionsApi:
     """Answers each caller from what its own key made. The key's name is `key_name` of the ASGI scope.
 
-    notice   what each new session is told
+    notice   text that each new session shows
     prices   US dollars per million tokens by kind of use; without them nothing is billed
     """
 

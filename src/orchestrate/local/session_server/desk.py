@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 from filelock import FileLock, Timeout
 
 from orchestrate.core.child import Ended
 from orchestrate.core.files import private_folder, recover_folders, write_whole
 from orchestrate.errors import OrchestrateError
 from orchestrate.http.wire import HostError
-from orchestrate.local.answers.worker import TRAINS, ModelProcess
+from orchestrate.local.answers.worker import TRAINS, ModelProcess, array_of
 from orchestrate.local.run.checkpoints import SAVE_NAME
 from orchestrate.local.session_server import wire
 from orchestrate.local.session_server.usage import UsageBook
@@ -529,10 +528,6 @@ def _data(value: Mapping[str, Any]) -> bytes:
     return base64.b64decode(value["data"])
 
 
-def _array(value: Mapping[str, Any]) -> np.ndarray[Any, Any]:
-    return np.frombuffer(_data(value), dtype=value["kind"]).reshape(value["shape"])
-
-
 def forward_result(answer: dict[str, Any]) -> bytes:
     return wire.forward_output([(_data(v), v["shape"]) for v in answer["logprobs"]], answer["metrics"])
 
@@ -550,5 +545,5 @@ def sample_result(answer: dict[str, Any]) -> bytes:
 
 def _with_tops(found: dict[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]:
     if "top_ids" in answer:
-        found["tops"] = (_array(answer["top_ids"]), _array(answer["top_logprobs"]))
+        found["tops"] = (array_of(answer["top_ids"]), array_of(answer["top_logprobs"]))
     return found

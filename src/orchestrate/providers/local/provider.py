@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 
 from orchestrate.core.files import private_folder, write_whole
-from orchestrate.errors import Conflict, NotFound, ProviderError
+from orchestrate.errors import Conflict, ProviderError
 from orchestrate.local import machine
 from orchestrate.local.job import AdapterSettings, Hyper, LocalJob, Method
 from orchestrate.local.plan import throughput
@@ -391,9 +391,7 @@ class LocalProvider(
         return self.home / "runs"
 
     def _run(self, job: JobHandle) -> RunDir:
-        run = RunDir(self._runs / job.job_id)
-        if not run.exists():
-            raise NotFound(self.name, f"there is no run directory {run.path}")
+        run = reading.existing(self._runs, job, self.name)
         self._look(run)
         return run
 

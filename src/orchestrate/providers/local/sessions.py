@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -17,7 +16,7 @@ from orchestrate import costing
 from orchestrate.core.child import Ended, raised
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.local import machine
-from orchestrate.local.answers.worker import TRAINS, ModelProcess
+from orchestrate.local.answers.worker import TRAINS, ModelProcess, array_of
 from orchestrate.local.model.files import source
 from orchestrate.local.run import RunDir, launching
 from orchestrate.providers import rundirs
@@ -27,8 +26,6 @@ from orchestrate.providers.sessions import Row, SessionBackend, SessionOrder, Se
 from orchestrate.types import JobHandle
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from orchestrate.costing import RateBook
     from orchestrate.settings.config import HostConfig
 
@@ -102,18 +99,12 @@ class LocalSession(SessionBackend):
             self._release()
 
 
-def _array(value: Mapping[str, Any]) -> np.ndarray[Any, Any]:
-    import numpy as np  # the base install has none
-
-    return np.frombuffer(base64.b64decode(value["data"]), dtype=value["kind"]).reshape(value["shape"])
-
-
 def _with_arrays(answer: dict[str, Any]) -> dict[str, Any]:
-    return {**answer, "logprobs": [_array(value) for value in answer["logprobs"]]}
+    return {**answer, "logprobs": [array_of(value) for value in answer["logprobs"]]}
 
 
 def _sampled(answer: dict[str, Any]) -> dict[str, Any]:
-    answers = [{**one, "logprobs": _array(one["logprobs"]).tolist()} for one in answer["answers"]]
+    answers = [{**one, "logprobs": array_of(one["logprobs"]).tolist()} for one in answer["answers"]]
     return {**answer, "answers": answers}
 
 

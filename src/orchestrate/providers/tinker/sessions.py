@@ -26,7 +26,15 @@ from orchestrate.errors import (
 from orchestrate.local.run import STATUSES, RunDir
 from orchestrate.providers import rundirs
 from orchestrate.providers.base import KeepsCheckpoints, Measures, Pauses, Progress, Sessions
-from orchestrate.providers.sessions import Row, SessionBackend, SessionOrder, SessionPrice, then
+from orchestrate.providers.sessions import (
+    CONTINUES,
+    Row,
+    SessionBackend,
+    SessionOrder,
+    SessionPrice,
+    array_of,
+    then,
+)
 from orchestrate.providers.tinker import PROFILE
 from orchestrate.types import (
     Checkpoint,
@@ -84,14 +92,9 @@ class TinkerSession(SessionBackend):
         return self._asked(lambda: ask(data, loss, dict(config) or None), _forward_answer)
 
     def _datum(self, row: Row) -> Any:
-        import numpy as np  # the base install has none
-
         given = self._types.ModelInput.from_ints(list(row["tokens"]))
         inputs = {
-            name: self._types.TensorData.from_numpy(
-                np.frombuffer(value["data"], dtype=value["kind"]).reshape(value["shape"])
-            )
-            for name, value in row["inputs"].items()
+            name: self._types.TensorData.from_numpy(array_of(value)) for name, value in row["inputs"].items()
         }
         return self._types.Datum(model_input=given, loss_fn_inputs=inputs)
 
@@ -184,7 +187,7 @@ def _told(error: BaseException) -> BaseException:
         return NotFound("tinker", message)
     if name in ("APIConnectionError", "APITimeoutError", "InternalServerError"):
         return HostUnavailable("tinker", message)
-    return ProviderError("tinker", message, fix="ft.session(resume=RUN) continues from the last save")
+    return ProviderError("tinker", message, fix=CONTINUES)
 
 
 class TinkerProvider(Measures, KeepsCheckpoints, Pauses, Sessions):

@@ -121,7 +121,7 @@ class Machines:
         return Journal(run.path / JOURNAL, Machine)
 
     def of(self, run: RunDir) -> list[Machine]:
-        return list({one.number: one for one in self.journal(run).entries}.values())
+        return _latest(self.journal(run))
 
     def create(self, run: RunDir, order: SessionOrder) -> Machine:
         """Ask for a machine, once. Raises `OutcomeUnknown` when the answer was lost and the machine can't be
@@ -129,7 +129,7 @@ class Machines:
         body, journal = wanted(order), self.journal(run)
         known = tuple(str(raw["id"]) for raw in self.up())
         asked = Machine(
-            number=len(self.of(run)) + 1,
+            number=len(_latest(journal)) + 1,
             base_model=order.model,
             inactive_s=body["inactive_timeout"],
             asked_at=now(),
@@ -206,8 +206,8 @@ class Machines:
     def end(self, run: RunDir) -> None:
         """End all machines of a run, and note for how long each was billed. Raises `ProviderError`, and
         `OutcomeUnknown` for one whose creation is still not known."""
-        journal, left = self.journal(run), [one for one in self.of(run) if not one.ended]
-        for one in left:
+        journal = self.journal(run)
+        for one in [one for one in _latest(journal) if not one.ended]:
             id = one.id
             if id is None:
                 found = self._match(one, self.up())
@@ -345,6 +345,10 @@ class Machines:
         for id, owner in self.refs(up).items():
             if owner == ref and any(raw["id"] == id for raw in up):
                 self.stop(id)
+
+
+def _latest(journal: Journal[Machine]) -> list[Machine]:
+    return list({one.number: one for one in journal.entries}.values())
 
 
 def state(raw: Mapping[str, Any]) -> str:

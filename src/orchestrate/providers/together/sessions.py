@@ -39,12 +39,14 @@ from orchestrate.providers.base import Progress, Sessions, StopsWorkers
 from orchestrate.providers.calls import money, plain, rows, table, text
 from orchestrate.providers.rundirs import SessionRuns
 from orchestrate.providers.sessions import (
+    CONTINUES,
     MOST_TOKENS,
     SESSION,
     Row,
     SessionBackend,
     SessionOrder,
     SessionPrice,
+    array_of,
 )
 from orchestrate.providers.together import PROFILE
 from orchestrate.providers.together.machines import TAIL_S, Machine, Machines, wanted
@@ -359,7 +361,7 @@ def _sample(number: int, row: Row, loss: str) -> dict[str, Any]:
     for name, value in row["inputs"].items():
         if name not in _SUPPORTED:
             raise UsageError(f"row {number}: Together's losses have no input {name!r}")
-        array = np.frombuffer(value["data"], dtype=value["kind"]).reshape(value["shape"])
+        array = array_of(value)
         if array.ndim != 1:
             raise UsageError(f"row {number}: Together takes one {name} per token, got {list(array.shape)}")
         if loss != "cross_entropy" and name == "weights" and not np.isin(array, (0, 1)).all():
@@ -401,14 +403,13 @@ def _error(provider: SteppedTogether, error: Exception) -> Exception:
     """The client's error as one of ours. Nothing that was sent is sent again for it."""
     if isinstance(error, OrchestrateError):
         return error
-    continues = "ft.session(resume=RUN) continues from the last save"
     if type(error).__name__ == "OperationFailedError":
         refused = "INVALID_INPUT" in str(error)
         kind = InvalidRequest if refused else ProviderError
-        return kind(provider.name, str(error), fix=None if refused else continues)
+        return kind(provider.name, str(error), fix=None if refused else CONTINUES)
     if isinstance(error, TimeoutError):
         return ProviderError(
-            provider.name, f"no result after {OPERATION_S / 60:g} minutes; it may still come", fix=continues
+            provider.name, f"no result after {OPERATION_S / 60:g} minutes; it may still come", fix=CONTINUES
         )
     if isinstance(error, ValueError):
         return UsageError(str(error))

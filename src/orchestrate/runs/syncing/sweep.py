@@ -30,7 +30,7 @@ from orchestrate.errors import (
     UnexpectedAnswer,
 )
 from orchestrate.paid.limits import exceeds
-from orchestrate.providers.base import KeepsCheckpoints, Limited, Measures, Pauses, Sessions, capability
+from orchestrate.providers.base import KeepsCheckpoints, Limited, Measures, capability, pausing
 from orchestrate.providers.sessions import SESSION
 from orchestrate.runs.hosting.upkeep import LOOK_BACK, Upkeep
 from orchestrate.runs.submitting.accounts import account_of, is_here, placed, prove, require
@@ -254,7 +254,7 @@ def enforce(
     # The event first: should this process end in between, the next look finds the job running and goes on.
     added = store.history.add_events(run.id, [event], from_host=False)
     if rented:
-        capability(provider, Sessions if run.job_kind == SESSION else Pauses).pause(run.handle)
+        capability(provider, pausing(run)).pause(run.handle)
     elif able:
         Submitter(store, provider, timing).cancel(run)
     return next(iter(added), None)

@@ -3,7 +3,6 @@ operations, carried out by the local engine."""
 
 from __future__ import annotations
 
-import base64
 import json
 import shutil
 import threading
@@ -19,8 +18,9 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute
 
 from orchestrate.errors import OrchestrateError
+from orchestrate.local.answers.worker import array_of
 from orchestrate.sandbox import shared
-from orchestrate.sandbox.accounts import here
+from orchestrate.sandbox.accounts import HERE, here
 from orchestrate.sandbox.host import (
     LIST_LAG_S,
     STALLS,
@@ -56,8 +56,6 @@ from orchestrate.sandbox.together.bodies import (
 from orchestrate.sandbox.together.registry import object_id
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from orchestrate.providers.local.sessions import SharedWorker
 
 USD_PER_HOUR = 8.0
@@ -168,7 +166,7 @@ class TrainingSessions:
 
     def _settled(self, resource: Values) -> Values:
         """End a resource that has been inactive for too long."""
-        expires = max(resource["active_at"] + resource["inactive_timeout"], resource["kept_until"])
+        expires = _expiry(resource)
         if resource["stopped_at"] is not None or self.host.clock.now() < expires:
             return resource
         working = {one["session"] for one in self._operations.values() if one["status"] == "RUNNING"}
@@ -191,7 +189,6 @@ class TrainingSessions:
         now, stopped = self.host.clock.now(), resource["stopped_at"]
         ready = now >= resource["ready_at"]
         status = "STOPPED" if stopped is not None else "READY" if ready else "CREATING"
-        expires = max(resource["active_at"] + resource["inactive_timeout"], resource["kept_until"])
         hours = ((now if stopped is None else stopped) - resource["made_at"]) / 3600
         hidden = ("made_at", "ready_at", "active_at", "kept_until", "stopped_at")
         return {
@@ -199,7 +196,7 @@ class TrainingSessions:
             "status": RESOURCE + status,
             "created_at": iso(resource["made_at"]),
             "updated_at": iso(now if stopped is None else stopped),
-            "expires_at": iso(expires) if status == "READY" else None,
+            "expires_at": iso(_expiry(resource)) if status == "READY" else None,
             "sandbox_usd": hours * _per_hour(Compute(**resource["compute_config"])),
         }
 
@@ -465,8 +462,6 @@ class TrainingSessions:
         sent, output = every[type(asked)](one, session, asked)
 
         def done(future: Future[Values]) -> None:
-            from orchestrate.sandbox.accounts import HERE
-
             HERE.set(account)
             with self._lock:
                 try:
@@ -500,7 +495,7 @@ class TrainingSessions:
             found: Values = {"loss": answer["metrics"]["loss:sum"], "metrics": metrics}
             if asked.return_loss_fn_outputs:
                 pairs = zip(asked.samples, answer["logprobs"], strict=True)
-                found["loss_fn_outputs"] = [_masked(sample, _array(value)) for sample, value in pairs]
+                found["loss_fn_outputs"] = [_masked(sample, array_of(value)) for sample, value in pairs]
             return found
 
         return sent, output
@@ -565,7 +560,7 @@ class TrainingSessions:
             sequences = [
                 {
                     "tokens": drawn["tokens"],
-                    "logprobs": _array(drawn["logprobs"]).tolist(),
+                    "logprobs": array_of(drawn["logprobs"]).tolist(),
                     "stop_reason": f"STOP_REASON_{drawn['stop'].upper()}",
                     "prompt_cache_hit_tokens": 0,
                 }
@@ -609,6 +604,10 @@ class TrainingSessions:
         return {"id": id, "revision_id": object_id("rv", name)}
 
 
+def _expiry(resource: Values) -> float:
+    return max(resource["active_at"] + resource["inactive_timeout"], resource["kept_until"])
+
+
 def _per_hour(compute: Compute) -> float:
     return USD_PER_HOUR * (1 + compute.num_generator_replicas)
 
@@ -633,12 +632,6 @@ def _of_status(request: Request, found: Iterator[Values]) -> Iterator[Values]:
     given = [*request.query_params.getlist("status"), *request.query_params.getlist("status[]")]
     wanted = {word for one in given for word in one.split(",")}
     return (one for one in found if not wanted or one["status"] in wanted)
-
-
-def _array(value: Values) -> np.ndarray[Any, Any]:
-    import numpy as np
-
-    return np.frombuffer(base64.b64decode(value["data"]), dtype=value["kind"]).reshape(value["shape"])
 
 
 def _masked(sample: SessionSample, log_p: Any) -> Values:

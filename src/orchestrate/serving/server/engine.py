@@ -23,7 +23,7 @@ from orchestrate.types.serving import AdapterCost
 
 _log = logging.getLogger(__name__)
 LONGEST_REST_S = 60
-"""Seconds between attempts to start a failing process, and the longest that clients are told to wait."""
+"""Seconds between attempts to start a failing process, and the longest wait that clients are asked for."""
 
 
 class EngineLost(Exception):
