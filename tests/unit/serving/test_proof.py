@@ -4,6 +4,7 @@ seen."""
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,9 +14,10 @@ import httpx
 import pytest
 from msgspec.structs import replace
 from tests.paths import TINY
-from tests.unit.serving.conftest import Known, in_process
+from tests.unit.serving.conftest import ORDERS, Known, in_process
 
 from orchestrate.errors import UnexpectedAnswer
+from orchestrate.local.weights import worker
 from orchestrate.serving.proof.folder import FolderPlace
 from orchestrate.serving.proof.heard import ObservedAnswer, PromptView
 from orchestrate.serving.proof.host import HostPlace
@@ -57,6 +59,15 @@ def test_the_sheet_holds_what_tells_base_and_tuned_apart(known: Known) -> None:
         assert len(canary.tuned.ids) == len(canary.tuned.logprobs) > 0
     assert any(c.tuned.ended for c in sheet.canaries)
     assert sheet.stop_words == ("<|im_end|>",)
+
+
+def test_an_answer_that_differs_by_a_near_tie_identifies_no_model(known: Known, tmp_path: Path) -> None:
+    weak = shutil.copytree(known.adapter, tmp_path / "weak")
+    path = weak / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "lora_alpha": 3}))
+    sheet = Sheet.from_dict(worker.sheet(str(TINY), str(weak), [str(ORDERS)], precision="fp32"))
+    assert sheet.canaries == ()  # one answer differs, where tuned model and base hesitate between two tokens
+    assert proof_of(known.exported(tmp_path / "served", weak), sheet).state == "in part"
 
 
 def test_what_was_exported_as_it_is_passes(known: Known, tmp_path: Path) -> None:

@@ -33,6 +33,10 @@ from orchestrate.local.proof import (
 )
 from orchestrate.types import Canary, Probe, Said, Sheet
 
+CLEAR = 0.125
+"""In nats. Where a model finds two tokens closer than two steps of a bf16 logit, another engine, or the same
+one in another batch, may take either, and its answer says nothing about whose weights they are."""
+
 
 @dataclass(frozen=True)
 class BaseAndTuned:
@@ -123,6 +127,11 @@ def _canaries(models: BaseAndTuned, candidates: Sequence[tuple[ProbePrompt, list
     ]
     order = sorted(range(len(prompts)), key=lambda i: -apart[i])[: 2 * CANARIES]
     base = _answered(models, [prompts[i] for i in order], base=True)
+    with models.using(False) as model:
+        after = [
+            logprobs(model, prompts[i], said.ids, models.sampler.device)
+            for i, said in zip(order, base, strict=True)
+        ]
     found = [
         Canary(
             messages=candidates[i][0].plain,
@@ -133,10 +142,20 @@ def _canaries(models: BaseAndTuned, candidates: Sequence[tuple[ProbePrompt, list
             base=said,
             apart=apart[i],
         )
-        for i, said in zip(order, base, strict=True)
-        if said.text != tuned[i].text and tuned[i].text.strip()
+        for i, said, read in zip(order, base, after, strict=True)
+        if said.text != tuned[i].text
+        and tuned[i].text.strip()
+        and _margin(tuned[i], said, read) > CLEAR
+        and _margin(said, tuned[i], before[i]) > CLEAR
     ]
     return _ended(models, found[:CANARIES])
+
+
+def _margin(own: Said, other: Said, read: Sequence[float]) -> float:
+    """Return by how many nats a model prefers its own answer where the other's begins to differ. `read`:
+    how likely it finds the tokens of the other."""
+    at = next(n for n, (a, b) in enumerate(zip(own.ids, other.ids, strict=False)) if a != b)
+    return own.logprobs[at] - read[at]
 
 
 def _ended(models: BaseAndTuned, canaries: list[Canary]) -> list[Canary]:
