@@ -65,7 +65,9 @@ class Process:
             os.kill(self.pid, number)
 
 
-READ_ONCE = re.compile(r"HF_(?!HUB_OFFLINE)|LANG|LC_|OMP_|PATH$|PYTHON|SSL_|TZ$|.*_PROXY$", re.IGNORECASE)
+READ_ONCE = re.compile(
+    r"HF_(?!HUB_OFFLINE)|LANG|LC_|OMP_|PATH$|PYTHON(?!IOENCODING$)|SSL_|TZ$|.*_PROXY$", re.IGNORECASE
+)
 """Variables that Python and the libraries read only once."""
 
 
@@ -105,13 +107,14 @@ def here(arguments: list[str], *, cwd: Path, env: Mapping[str, str], stdin: byte
     if any(READ_ONCE.match(name) and env.get(name) != os.environ.get(name) for name in {**env, **os.environ}):
         return run(arguments, cwd=cwd, env=env, stdin=stdin)
     day = {"ORCHESTRATE_TODAY": os.environ["ORCHESTRATE_TODAY"]}
+    encoding, _, errors = env.get("PYTHONIOENCODING", "utf-8").partition(":")
     with tempfile.TemporaryDirectory(prefix="orchestrate-command-") as folder:
         streams = [Path(folder) / name for name in ("in", "out", "err")]
         streams[0].write_bytes(stdin)
         with (
-            streams[0].open(encoding="utf-8") as given,
-            streams[1].open("w", encoding="utf-8") as out,
-            streams[2].open("w", encoding="utf-8", errors="backslashreplace", buffering=1) as err,
+            streams[0].open(encoding=encoding, errors=errors or None) as given,
+            streams[1].open("w", encoding=encoding, errors=errors or None) as out,
+            streams[2].open("w", encoding=encoding, errors="backslashreplace", buffering=1) as err,
             _as_a_process(day | dict(env), cwd),
         ):
             sys.stdin, sys.stdout, sys.stderr = given, out, err

@@ -42,12 +42,14 @@ FORKED = {
     "orchestrate.local.answers.process": "engines",
     "orchestrate.local.run.helper": "engines",
     "orchestrate.local.run.worker": "engines",
+    "orchestrate.local.sessions.process": "engines",
     "orchestrate.local.weights.conversion": "engines",
     "orchestrate.local.weights.naming": "engines",
     "orchestrate.local.weights.worker": "engines",
     "orchestrate.runs.watch": "commands",
     "tests.command": "commands",
     "tests.mortal": "engines",
+    "tests.unit.sessions.loop": "commands",
 }
 READ_ON_IMPORT = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE")
 """Variables that the libraries read only once: who sets them gets an interpreter of its own."""

@@ -12,6 +12,7 @@ _NAMES = (
     "orchestrate.local.run.loop",
     "orchestrate.local.run.session",
     "orchestrate.local.run.worker",
+    "orchestrate.local.sessions",
     "orchestrate.local.weights.conversion",
     "orchestrate.local.weights.worker",
 )

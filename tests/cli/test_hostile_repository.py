@@ -287,7 +287,7 @@ def test_commands_refuse_what_is_not_trusted_before_anything(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trick", TRICKS)
+@pytest.mark.parametrize("trick", ["a program", "a home above", "a host's key, here", "many at once"])
 def test_every_command_refuses_what_is_not_trusted_before_anything(
     repository: Repository, trick: str
 ) -> None:

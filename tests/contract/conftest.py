@@ -26,6 +26,11 @@ def sandbox() -> Iterator[Sandbox]:
         yield running
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forked(quick_python: None) -> None:
+    """The local engine trains and answers in processes that are up at once."""
+
+
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return data_files(tmp_path_factory.mktemp("data"))

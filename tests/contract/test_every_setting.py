@@ -17,7 +17,6 @@ from orchestrate.spec import JobSpec, LoRA
 from orchestrate.spec.methods import OPTIMIZERS
 from orchestrate.types import Feature, Outcome
 
-pytestmark = pytest.mark.usefixtures("quick_python")
 FRACTIONS = st.sampled_from([0.0, 0.05, 0.5])
 POSITIVE = st.sampled_from([1e-6, 0.01, 1.0])
 COUNTS = st.integers(1, 64)

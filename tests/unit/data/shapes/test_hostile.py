@@ -250,7 +250,7 @@ def test_no_value_breaks_a_reader(format: str, fields: st.DataObject) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format", BY_NAME)
-@settings(max_examples=150, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=50, deadline=None, suppress_health_check=SLOW)
 @given(fields=st.data())
 def test_no_value_of_more_breaks_a_reader(format: str, fields: st.DataObject) -> None:
     read_or_refused(format, fields)

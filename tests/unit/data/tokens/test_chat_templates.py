@@ -311,7 +311,7 @@ def test_names_and_marks_are_those_of_transformers(family: tuple[Any, Any]) -> N
     assert (mine.bos, mine.eos) == (theirs.bos_token_id, theirs.eos_token_id)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(text=st.lists(TEXTS, min_size=1, max_size=3).map("<bos>".join))
 def test_any_text_has_the_ids_and_places_of_transformers(family: tuple[Any, Any], text: str) -> None:
     mine, theirs = family
