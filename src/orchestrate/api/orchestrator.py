@@ -439,9 +439,12 @@ class Orchestrator(Workspace):
     def evaluations(self, run_id: str) -> Listing[Evaluation]:
         """Return the evaluations of one run, oldest first. Verdicts include what is known about the run
         today."""
-        from orchestrate.runs.evaluation import verdicts
+        found = self.store.history.evaluations(run_id)
+        if found:  # without one, `show` saves a third of its time
+            from orchestrate.runs.evaluation import verdicts
 
-        return Listing(verdicts.evaluations(self, run_id))
+            found = verdicts.joined(self, found)
+        return Listing(found)
 
     def regress(self, run: RunHandle | str, **order: Any) -> Regression:
         """Test which abilities of its base a run kept and which it lost, and store the result with the

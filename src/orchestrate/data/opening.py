@@ -3,16 +3,19 @@ digest."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from shlex import quote
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import msgspec
+from xxhash import xxh3_128
 
 from orchestrate.core.underway import BYTES, work
 from orchestrate.data.dialects import canonical_line
@@ -22,6 +25,7 @@ from orchestrate.data.files.sources import RowSource, name_of, source
 from orchestrate.data.passes import ordered
 from orchestrate.data.passes.scan import (
     LEAST_BYTES,
+    PIECE,
     ScannedRange,
     ScanTask,
     Total,
@@ -198,16 +202,89 @@ def run(
     tasks = [replace(task, start=start, end=end) for start, end in ranges(task.path, size)]
     for name in task.tokenizers:
         counter(name)  # a tokenizer that cannot be loaded is told once, from here
+    known = _CountedRanges(tasks) if task.memory and task.tokenizers and len(tasks) > 1 else None
+    if known is not None:
+        tasks = known.due()
     total = Total()
     read = _scanned if join is None else _scanned_with_lines
-    for done, (part, rows) in zip(tasks, ordered(read, tasks, paying(workers, size), ready), strict=True):
+    first_due = next((one for one in tasks if one.tokenizers), task)
+    found = ordered(read, tasks, paying(workers, size), partial(_ready, first_due))
+    for done, (part, rows) in zip(tasks, found, strict=True):
+        if known is not None:
+            known.complete(done, part)
         total.add(part)
         if join is not None:
             join.total.add(part)
             join.write(rows)
         if progress is not None:
             progress(done.end, size)
+    if known is not None:
+        known.keep()
     return total
+
+
+def _ready(task: ScanTask, _first: ScanTask) -> None:
+    ready(task)
+
+
+class _CountedRanges:
+    """Token counts of a file's ranges by their content: after an edit, only ranges that it changed are
+    counted."""
+
+    def __init__(self, tasks: Sequence[ScanTask]) -> None:
+        self._task = task = tasks[0]
+        self._folder, self._read_as = Path(cast("str", task.memory)), (task.format, task.columns)
+        self._stat = self._state()
+        with rows_file(task.path) as file:
+            self._keys = {one.start: _hash_of(file, one) for one in tasks}
+        self._tasks = tasks
+        self._known = {
+            name: cache.find_ranges(task.path, self._read_as, name, self._folder) for name in task.tokenizers
+        }
+        self._found: dict[str, cache.Ranges] = {name: {} for name in task.tokenizers}
+
+    def due(self) -> list[ScanTask]:
+        """Return the tasks, each with only the tokenizers that its range was not counted with."""
+        return [
+            replace(
+                task,
+                tokenizers=tuple(n for n in task.tokenizers if self._keys[task.start] not in self._known[n]),
+            )
+            for task in self._tasks
+        ]
+
+    def complete(self, task: ScanTask, part: ScannedRange) -> None:
+        """Add the counts that are known to what was found in a range, and remember the others."""
+        key = self._keys[task.start]
+        for name, found in self._found.items():
+            if name in task.tokenizers:
+                found[key] = cache.StoredRange.of(part.lengths[name])
+            else:
+                found[key] = self._known[name][key]
+                part.lengths[name] = found[key].lengths()
+
+    def keep(self) -> None:
+        """Store the counts. Raises `DataError` when the file changed after its content was hashed."""
+        if self._state() != self._stat:
+            raise DataError(f"{self._task.path} changed while it was being read", fix="run the command again")
+        for name, found in self._found.items():
+            if found.keys() != self._known[name].keys():
+                cache.keep_ranges(self._task.path, self._read_as, name, found, self._folder)
+
+    def _state(self) -> tuple[int, int]:
+        with rows_file(self._task.path) as file:
+            stat = os.fstat(file.fileno())
+        return stat.st_size, stat.st_mtime_ns
+
+
+def _hash_of(file: IO[bytes], task: ScanTask) -> str:
+    file.seek(task.start)
+    content = xxh3_128()
+    left = task.end - task.start
+    while left > 0 and (block := file.read(min(PIECE, left))):
+        content.update(block)
+        left -= len(block)
+    return content.hexdigest()
 
 
 def _scanned(task: ScanTask) -> tuple[ScannedRange, bytes]:
@@ -404,7 +481,8 @@ def count_tokens(facts: Facts, tokenizer: str) -> TokenCount:
         return _sampled(facts, tokenizer)
     if kept is None:
         lines = source(facts.path)
-        task = ScanTask(lines.lines, 0, 0, facts.format, facts.columns, (name,))
+        kept_in = None if facts.memory is None else str(facts.memory)
+        task = ScanTask(lines.lines, 0, 0, facts.format, facts.columns, (name,), memory=kept_in)
         total = run(task, lines.line_bytes)
         require_same(total.sha256.hexdigest(), facts)  # else other rows would be counted under its digest
         kept = cache.keep(facts.digest, name, total.lengths.get(name, Lengths()), facts.memory)

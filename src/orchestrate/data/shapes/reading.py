@@ -165,7 +165,7 @@ def _no_constant(name: str) -> None:
 
 def _names(line: bytes) -> int:
     """Fields that a line names, those written twice included; a quote inside a text is escaped."""
-    return line.count(b'":') - line.count(b'\\":')
+    return occurrences(line, b'":') - occurrences(line, b'\\":')
 
 
 def _may_repeat(line: bytes, example: ChatExample) -> bool:

@@ -368,6 +368,54 @@ def keep(digest: str, counter: str, lengths: Lengths, folder: Path | None) -> St
     return kept
 
 
+class StoredRange(msgspec.Struct, frozen=True, array_like=True):
+    """`Lengths` of one range of a file."""
+
+    tokens: bytes
+    further: bytes
+    trained: bytes
+    remarks: tuple[Remark, ...] = ()
+
+    @classmethod
+    def of(cls, lengths: Lengths) -> StoredRange:
+        return cls(
+            lengths.tokens.tobytes(),
+            lengths.further.tobytes(),
+            lengths.trained.tobytes(),
+            tuple(lengths.remarks.values()),
+        )
+
+    def lengths(self) -> Lengths:
+        found = Lengths()
+        for into, stored in zip(
+            (found.tokens, found.further, found.trained),
+            (self.tokens, self.further, self.trained),
+            strict=True,
+        ):
+            into.frombytes(stored)
+        found.remarks = {remark.text: remark for remark in self.remarks}
+        return found
+
+
+Ranges = dict[str, StoredRange]
+"""By the hash of a range's bytes."""
+
+
+def find_ranges(path: str, read_as: object, counter: str, folder: Path) -> Ranges:
+    """Look up what `keep_ranges` stored for this path, of whatever content it had."""
+    with suppress(OSError, msgspec.MsgspecError):
+        return msgspec.msgpack.decode(_ranges_file(folder, path, read_as, counter).read_bytes(), type=Ranges)
+    return {}
+
+
+def keep_ranges(path: str, read_as: object, counter: str, found: Ranges, folder: Path) -> None:
+    _write(_ranges_file(folder, path, read_as, counter), msgspec.msgpack.encode(found))
+
+
+def _ranges_file(folder: Path, path: str, read_as: object, counter: str) -> Path:
+    return folder / f"{_hash(os.path.realpath(path), repr(read_as), counter, _version(counter))}.ranges"
+
+
 def seen(path: str, columns: object, folder: Path | None) -> str | None:
     """Return the digest that a file had when it last had this size and modification time. The file may
     have another digest now: the rows decide, and this only says what doesn't need to be counted while

@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ from tests.paths import TINY
 
 from orchestrate.data import Dataset, TrainingData
 from orchestrate.data.operations.check import CheckOptions, check
+from orchestrate.data.passes.scan import ranges
+from orchestrate.data.rows import Example
 from orchestrate.data.tokens import Lengths, counting
 from orchestrate.errors import DataError, OrchestrateError
 
@@ -95,6 +99,32 @@ def test_a_file_that_changes_before_it_is_counted_is_not_counted_for_what_it_was
         opened.tokens("o200k")
     assert not list(memory.glob("*.counts"))
     assert len(Dataset.open(write(file, *before), memory=memory).tokens("o200k").lengths) == 2
+
+
+def test_after_an_edit_only_the_ranges_that_it_changed_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row more, another one longer, one less: all ranges behind them begin at the same rows as before."""
+    monkeypatch.setattr("orchestrate.data.opening.ranges", partial(ranges, step=8 << 10))
+    counted: list[int] = []
+    count = counting.BpeCounter.count
+
+    def spied(self: counting.BpeCounter, examples: Sequence[Example]) -> Lengths:
+        counted.append(len(examples))
+        return count(self, examples)
+
+    monkeypatch.setattr(counting.BpeCounter, "count", spied)
+    answers = [f"{number} " * (number % 37) + "end" for number in range(4000)]
+    file, memory = write(tmp_path / "t.jsonl", *answers), tmp_path / "m"
+    options = CheckOptions(tokenizer="o200k", memory=memory)
+    check({"train": str(file)}, options)
+    assert sum(counted) == 4000
+    counted.clear()
+    answers[700] += " more words than before"
+    write(file, *answers[:100], "one more", *answers[100:3000], *answers[3001:])
+    again = check({"train": str(file)}, options)
+    assert 3 <= sum(counted) < 600
+    assert again == check({"train": str(file)}, CheckOptions(tokenizer="o200k"))
 
 
 def test_another_tokenizer_in_the_same_folder_is_another_count(tmp_path: Path) -> None:
