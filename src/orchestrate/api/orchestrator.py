@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrate.api.run import RunHandle
 from orchestrate.core.underway import work
 from orchestrate.runs.hosting.deployment import DeploymentHandle
-from orchestrate.types import JobStatus, Listing, Problem, Quote, Run, Translation
+from orchestrate.types import Evaluation, JobStatus, Listing, Problem, Quote, Rating, Run, Translation
 from orchestrate.workspace import Backends as Backends
 from orchestrate.workspace import Workspace, scope_of
 
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from orchestrate.sessions.session import TrainingSession
     from orchestrate.setup.backends import ModelChanges
     from orchestrate.spec import JobSpec, SpecGiven
-    from orchestrate.types import Evaluation, Rating
 
 
 def _spec(given: SpecGiven) -> JobSpec:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrate.core.amounts import amount
+from orchestrate.providers.base import Progress
 from orchestrate.runs.hosting.deployment import DeploymentHandle
 from orchestrate.runs.tracked import TrackedRun
 from orchestrate.types import DeploymentOffer, Evaluation, Export, Proof
-
-if TYPE_CHECKING:
-    from orchestrate.providers.base import Progress
 
 
 class RunHandle(TrackedRun):

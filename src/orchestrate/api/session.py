@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from orchestrate.api.threads import Threaded, in_thread
 from orchestrate.sessions.session import SessionFutures, TrainingSession
-
-if TYPE_CHECKING:
-    from orchestrate.types import Run
+from orchestrate.types import Run
 
 
 class AsyncTrainingSession(Threaded[TrainingSession]):

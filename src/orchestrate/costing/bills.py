@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from statistics import median
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -17,11 +17,9 @@ from orchestrate.costing.rate import FLAG, Rate
 from orchestrate.costing.rates import Prices, RateBook, built_in
 from orchestrate.costing.training import HourlyRate, training_methods, training_rate
 from orchestrate.errors import SpecError
+from orchestrate.profile import Profile
+from orchestrate.spec import JobSpec
 from orchestrate.types import SESSION, Bill, Confidence, Job, JobStatus, Quote, QuoteLine, Record, Run
-
-if TYPE_CHECKING:
-    from orchestrate.profile import Profile
-    from orchestrate.spec import JobSpec
 
 _NOT_BILLED = "the failure is of a kind that the host does not bill"
 

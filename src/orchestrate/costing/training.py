@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -20,13 +20,10 @@ from orchestrate.costing.rate import Lookup, Rate
 from orchestrate.costing.rates import Prices, RateBook, built_in, names
 from orchestrate.costing.size import JobSize, PlannedJob, measure
 from orchestrate.errors import UsageError
-from orchestrate.spec import DPO, method_word
+from orchestrate.profile import Profile
+from orchestrate.spec import DPO, JobSpec, method_word
 from orchestrate.text import duration, rate
 from orchestrate.types import Confidence, Quote, QuoteLine, Recalled, Record
-
-if TYPE_CHECKING:
-    from orchestrate.profile import Profile
-    from orchestrate.spec import JobSpec
 
 # Jobs on hardware that is billed hourly, or by the electricity that it draws: local and Ray.
 

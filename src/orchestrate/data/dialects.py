@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrate.data.rows import (
     ChatExample,
@@ -23,9 +23,7 @@ from orchestrate.data.rows import (
 )
 from orchestrate.data.rules import RowTarget
 from orchestrate.errors import UsageError
-
-if TYPE_CHECKING:
-    from orchestrate.profile import Profile
+from orchestrate.profile import Profile
 
 
 @dataclass(frozen=True)

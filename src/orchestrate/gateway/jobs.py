@@ -39,7 +39,7 @@ from orchestrate.http.wire.openai.tuning import CreateJob
 from orchestrate.migration import importing, inventory
 from orchestrate.paid.limits import require_within
 from orchestrate.providers.base import Deploys
-from orchestrate.runs.preparing.prepared import prepare, require
+from orchestrate.runs.preparing.prepared import Prepared, prepare, require
 from orchestrate.runs.submit import preflight
 from orchestrate.runs.tracked import TrackedRun
 from orchestrate.store import Clock
@@ -48,7 +48,6 @@ from orchestrate.text import count, limit, money
 from orchestrate.types import Feature, GatewayJob, GatewayKey, JobStatus, Run
 
 if TYPE_CHECKING:
-    from orchestrate.runs.preparing.prepared import Prepared
     from orchestrate.workspace import Workspace
 
 

@@ -18,7 +18,7 @@ from orchestrate.gateway import showing
 from orchestrate.gateway.calls import sentence
 from orchestrate.gateway.files import Contents
 from orchestrate.gateway.terms import GatewaySettings
-from orchestrate.runs.preparing.prepared import prepare
+from orchestrate.runs.preparing.prepared import Prepared, prepare
 from orchestrate.runs.submit import submit
 from orchestrate.runs.submitting.settling import lease_name
 from orchestrate.runs.syncing.sweep import fetch_details
@@ -31,7 +31,6 @@ from orchestrate.store.transitions import UNSENT, UNSETTLED
 from orchestrate.types import GatewayJob, JobError, JobStatus, Run, SubmitPhase
 
 if TYPE_CHECKING:
-    from orchestrate.runs.preparing.prepared import Prepared
     from orchestrate.runs.watching.watcher import Watcher
     from orchestrate.workspace import Workspace
 

@@ -19,7 +19,7 @@ from orchestrate.errors import OrchestrateError, SpecError, UsageError
 from orchestrate.migration import parity
 from orchestrate.migration.inventory import shutdown
 from orchestrate.migration.migrating import NOT_COMPARED, TAG, MigrationOrder, PreparedMigration
-from orchestrate.migration.proposals import MigrationTarget, Proposal
+from orchestrate.migration.proposals import Migration, MigrationTarget, Proposal
 from orchestrate.paid.limits import require_price, require_within
 from orchestrate.runs.tracked import TrackedRun, tracked
 from orchestrate.spec import JobSpec
@@ -28,7 +28,6 @@ from orchestrate.text import joined
 from orchestrate.types import JobStatus, Record, Run, SubmitPhase, decoding
 
 if TYPE_CHECKING:
-    from orchestrate.migration.proposals import Migration
     from orchestrate.runs.preparing.prepared import Prepared
     from orchestrate.workspace import Workspace
 

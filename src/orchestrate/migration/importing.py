@@ -31,7 +31,7 @@ from orchestrate.errors import (
 )
 from orchestrate.migration.inventory import Inventory, inventory
 from orchestrate.migration.inventory import InventoryRun as InventoryRun
-from orchestrate.providers.base import HandsOutFiles, Recalls, capability
+from orchestrate.providers.base import HandsOutFiles, Provider, Recalls, capability
 from orchestrate.runs.submitting import accounts
 from orchestrate.runs.syncing.recovery import run_of, told_by_host, valued
 from orchestrate.runs.syncing.sweep import conclude, fetch_details
@@ -41,7 +41,6 @@ from orchestrate.types import Job, JobStatus, Record, Run, Told, decoding
 
 if TYPE_CHECKING:
     from orchestrate.costing import RateBook
-    from orchestrate.providers.base import Provider
     from orchestrate.store.store import Store
     from orchestrate.workspace import Workspace
 

@@ -36,7 +36,7 @@ from orchestrate.migration.proposals import (
 from orchestrate.reports import advice
 from orchestrate.runs.evaluation.comparison import sent
 from orchestrate.runs.preparing import earlier, quoting
-from orchestrate.runs.preparing.prepared import plan, prepare, training_data
+from orchestrate.runs.preparing.prepared import Offer, Prepared, plan, prepare, training_data
 from orchestrate.runs.submit import submit
 from orchestrate.runs.tracked import TrackedRun
 from orchestrate.settings import is_masked
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from orchestrate.data import TrainingData
     from orchestrate.providers.base import Progress
     from orchestrate.runs.preparing.earlier import Earlier
-    from orchestrate.runs.preparing.prepared import Offer, Prepared
     from orchestrate.workspace import Workspace
 
 MARGIN = 0.05

@@ -10,17 +10,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import msgspec
 
 from orchestrate import catalog
 from orchestrate.errors import SpecError, UsageError
 from orchestrate.paid.limits import require_within
+from orchestrate.profile import Profile
 from orchestrate.types import ADAPTER_JOB, Adapter, JobHandle, Record, decoding
-
-if TYPE_CHECKING:
-    from orchestrate.profile import Profile
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """PEFT's files, the only ones that hosts accept."""

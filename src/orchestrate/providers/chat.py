@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -19,10 +19,8 @@ from orchestrate.profile import built_in, kinds, profile, this_machine
 from orchestrate.providers.calls import CutShort, plain, redact_text, rows, table, text, whole
 from orchestrate.providers.calls.hosted import Retry, Wire
 from orchestrate.settings import config
+from orchestrate.settings.config import HostConfig, Settings
 from orchestrate.types import Message, Reply
-
-if TYPE_CHECKING:
-    from orchestrate.settings.config import HostConfig, Settings
 
 # What goes with each question to a model, and what of it the model turned out not to take.
 

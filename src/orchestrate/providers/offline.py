@@ -10,7 +10,7 @@ from orchestrate.core import days
 from orchestrate.data import Dataset, rules
 from orchestrate.errors import MissingKey, UsageError
 from orchestrate.settings.config import HostConfig, Secret
-from orchestrate.spec import method_word
+from orchestrate.spec import JobSpec, method_word
 from orchestrate.text import count, joined
 from orchestrate.types import Problem, Quote, Severity, TokensFrom, Translation
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from orchestrate.data import TrainingData
     from orchestrate.data.tokens import Remark
     from orchestrate.providers.base import Provider
-    from orchestrate.spec import JobSpec
 
 NO_QUOTE = ("model", "method", "method.type")
 """Rejections after which there is nothing to price."""

@@ -218,14 +218,11 @@ class Rows:
             self._rows = {"model": self._rows.pop("model"), **self._rows}
         if self._rows["model"].outcome is not Outcome.REFUSED:  # else the others were never looked at
             for name in self.asked:
-                if not self._answered(name):
+                if not any(name == row or name.startswith(f"{row}.") for row in self._rows):
                     self.refuse(name, f"{self.provider} has no such setting")
         return Translation(
             provider=self.provider, model=model, settings=tuple(self._rows.values()), body=self.body
         )
-
-    def _answered(self, name: str) -> bool:
-        return any(name == row or name.startswith(f"{row}.") for row in self._rows)
 
     def _merge(self, key: str, value: Any, reserved: frozenset[str]) -> None:
         for path, leaf in _flat({key: value}).items():

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from orchestrate import text
+from orchestrate.evaluation.pairing import Pairing
 from orchestrate.evaluation.statistics import holm
 from orchestrate.reports.records import (
     Compared,
@@ -18,9 +18,6 @@ from orchestrate.reports.records import (
     priced_as,
 )
 from orchestrate.types import Difference
-
-if TYPE_CHECKING:
-    from orchestrate.evaluation.pairing import Pairing
 
 
 def reasons(runs: Sequence[Compared]) -> list[Reason]:

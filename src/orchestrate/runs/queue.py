@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from orchestrate.errors import DataError, OrchestrateError, StoreError, UsageError
 from orchestrate.paid.limits import require_within
 from orchestrate.runs import submit as submission
-from orchestrate.runs.preparing.prepared import prepare
+from orchestrate.runs.preparing.prepared import Prepared, prepare
 from orchestrate.runs.submitting.accounts import account_of, is_here
 from orchestrate.settings import is_masked, masked
 from orchestrate.spec import JobSpec, specfile
@@ -24,7 +24,6 @@ from orchestrate.text import count
 from orchestrate.types import JobStatus, QueueEntry, QueueState, Run, SubmitPhase
 
 if TYPE_CHECKING:
-    from orchestrate.runs.preparing.prepared import Prepared
     from orchestrate.workspace import Workspace
 
 _LEASE_S = 30.0

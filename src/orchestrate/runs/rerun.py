@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrate.errors import DataError, UsageError
 from orchestrate.providers.sessions import SESSION
-from orchestrate.runs.preparing.prepared import prepare
+from orchestrate.runs.preparing.prepared import Prepared, prepare
 from orchestrate.runs.submit import submit
 
 if TYPE_CHECKING:
-    from orchestrate.runs.preparing.prepared import Prepared
     from orchestrate.spec import JobSpec
     from orchestrate.types import Run
     from orchestrate.workspace import Workspace

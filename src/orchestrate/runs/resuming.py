@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from orchestrate.errors import UsageError
 from orchestrate.paid.limits import exceeds, reached, require_price
-from orchestrate.providers.base import Limited, Resumes, capability
+from orchestrate.providers.base import Limited, Provider, Resumes, capability
 from orchestrate.runs.submitting.settling import lease_name
 from orchestrate.store import transitions
 from orchestrate.store.ledger import Limit
@@ -23,7 +23,6 @@ from orchestrate.text import duration, limit, money
 from orchestrate.types import Allowance, Event, JobStatus, Run, SubmitPhase, TrialState
 
 if TYPE_CHECKING:
-    from orchestrate.providers.base import Provider
     from orchestrate.workspace import Workspace
 
 _NO_HOURLY_PRICE = "its hourly price is unknown"

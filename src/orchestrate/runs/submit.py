@@ -10,18 +10,15 @@ from typing import TYPE_CHECKING
 from orchestrate.core.amounts import amount
 from orchestrate.costing import caps, check_budget
 from orchestrate.errors import UsageError
-from orchestrate.providers.base import Limited
+from orchestrate.providers.base import Limited, Progress
 from orchestrate.runs.preparing import earlier
-from orchestrate.runs.preparing.prepared import UNCOUNTED, Prepared, prepare, require
+from orchestrate.runs.preparing.prepared import UNCOUNTED, Offer, Prepared, prepare, require
 from orchestrate.runs.submitting.repeats import Submission, already
 from orchestrate.runs.submitting.submit import Submitter
-from orchestrate.spec import specfile
+from orchestrate.spec import JobSpec, specfile
 from orchestrate.store.ledger import Limit
 
 if TYPE_CHECKING:
-    from orchestrate.providers.base import Progress
-    from orchestrate.runs.preparing.prepared import Offer
-    from orchestrate.spec import JobSpec
     from orchestrate.types import Quote, Run
     from orchestrate.workspace import Backends, Workspace
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
@@ -21,11 +21,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrate.sandbox.accounts import HERE, account_of
 from orchestrate.sandbox.host import LIST_LAG_S, NOTE, STALLS, Host, HostError
+from orchestrate.sandbox.state import SandboxClock
 from orchestrate.settings.config import SANDBOX_KEY_PREFIX
 from orchestrate.types import decoding
-
-if TYPE_CHECKING:
-    from orchestrate.sandbox.state import SandboxClock
 
 # Faults on request: what goes wrong between a client and a host, made to happen.
 

@@ -17,14 +17,13 @@ from orchestrate.errors import MissingExtra, OrchestrateError, SetupError, Usage
 from orchestrate.profile import OPTIONS, described, place_plug_ins, places, plug_ins, profile
 from orchestrate.profile import template as template
 from orchestrate.providers import registry
-from orchestrate.providers.base import ListsModels, capability
+from orchestrate.providers.base import ListsModels, Provider, capability
 from orchestrate.providers.registry import chosen as chosen
 from orchestrate.providers.registry import with_keys as with_keys
 from orchestrate.settings.hosts import known_profile
 from orchestrate.types import Record
 
 if TYPE_CHECKING:
-    from orchestrate.providers.base import Provider
     from orchestrate.settings.config import Settings
     from orchestrate.workspace import Backends, Workspace
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from decimal import Decimal
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from orchestrate import __version__
 from orchestrate.core import require_recent
@@ -28,12 +28,7 @@ from orchestrate.runs.syncing import leftovers
 from orchestrate.setup import backends
 from orchestrate.text import count, money, size
 from orchestrate.types import Record
-from orchestrate.workspace import scope_of
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from orchestrate.workspace import Workspace
+from orchestrate.workspace import Workspace, scope_of
 
 _EXTRAS: dict[str, tuple[str, ...]] = {
     "local": ("torch", "transformers", "peft", "bitsandbytes"),

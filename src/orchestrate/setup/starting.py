@@ -35,10 +35,9 @@ from orchestrate.profile import this_machine
 from orchestrate.runs.preparing.prepared import prepare
 from orchestrate.spec import JobSpec, specfile
 from orchestrate.text import count
-from orchestrate.types import Problem, Record, Severity
+from orchestrate.types import MemoryPlan, Problem, Record, Severity
 
 if TYPE_CHECKING:
-    from orchestrate.types import MemoryPlan
     from orchestrate.workspace import Workspace
 
 # This machine as a backend: how fast it trains, and what fits into its memory.

@@ -496,7 +496,7 @@ class AnswerAccount:
     ) -> None:
         table = schema.answer_sums
         self._end(connection, id)
-        month = _month(at or self._db.clock.now())
+        month = f"{(at or self._db.clock.now()).astimezone(UTC):%Y-%m}"
         key = {"purpose": purpose, "backend": backend, "month": month, "made_by": made_by}
         first = self._db.insert(table).values(**key, usd="0", requests=0)
         connection.execute(first.on_conflict_do_nothing())
@@ -551,7 +551,3 @@ def _unknown(connection: Connection, sends: Mapping[str, Send]) -> list[str]:
         for column in (schema.answers_ended.c.hold, schema.answer_holds.c.id):
             known.update(connection.execute(select(column).where(column.in_(some))).scalars())
     return [id for id in told if id not in known]
-
-
-def _month(at: datetime) -> str:
-    return f"{at.astimezone(UTC):%Y-%m}"

@@ -7,7 +7,7 @@ import io
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import Any, Self, cast
 from urllib.parse import urlencode
 
 from starlette.requests import Request
@@ -17,11 +17,9 @@ from orchestrate.errors import UsageError
 from orchestrate.settings import hide
 from orchestrate.store.listing import GROUPS, RunQuery
 from orchestrate.text import inert
+from orchestrate.types import Run
 from orchestrate.ui.site import Copy, Site, compact, name_of, value_of
 from orchestrate.workspace import scope_of
-
-if TYPE_CHECKING:
-    from orchestrate.types import Run
 
 MOST = 1000
 """Runs on the page, unless more are requested."""

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from orchestrate.errors import OrchestrateError, OverBudget, ProviderError, UsageError
 from orchestrate.paid.asking import Asking, Question, Respondent
-from orchestrate.paid.journal import RequestBudget
+from orchestrate.paid.journal import Answer, RequestBudget
 from orchestrate.paid.limits import COMMAND_LIMIT
 from orchestrate.text import count
 from orchestrate.types import JobStatus, Message, Sampling
@@ -25,7 +25,6 @@ from orchestrate.ui.site import Copy, Form, Site, first
 
 if TYPE_CHECKING:
     from orchestrate import RunHandle
-    from orchestrate.paid.journal import Answer
 
 _MAX_TOKENS = 512
 _LONGEST = 100_000

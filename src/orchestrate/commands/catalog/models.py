@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from msgspec import structs
@@ -19,10 +19,7 @@ from orchestrate.errors import UsageError
 from orchestrate.profile import this_machine
 from orchestrate.setup import backends
 from orchestrate.setup import backends as models
-from orchestrate.setup.backends import HostModel, Model
-
-if TYPE_CHECKING:
-    from orchestrate.setup.backends import ModelChanges
+from orchestrate.setup.backends import HostModel, Model, ModelChanges
 
 app = typer.Typer(
     cls=by_default("search", words=True), help="List base models and their names on each backend."

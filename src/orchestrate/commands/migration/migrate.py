@@ -36,7 +36,7 @@ from orchestrate.commands.training.submit import Carrying, SpendingOptions, requ
 from orchestrate.core.amounts import amount
 from orchestrate.errors import UsageError
 from orchestrate.paid.consent import require_consent
-from orchestrate.types import Sampling
+from orchestrate.types import Run, Sampling
 
 if TYPE_CHECKING:
     from orchestrate import RunHandle
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from orchestrate.migration.parity import Migration
     from orchestrate.migration.proposals import Proposal
     from orchestrate.runs.preparing.prepared import Prepared
-    from orchestrate.types import Run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -45,8 +45,6 @@ from orchestrate.types import (
 from orchestrate.types.proof import badge
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from orchestrate import RunHandle
     from orchestrate.api.orchestrator import Orchestrator
 

@@ -25,11 +25,10 @@ from orchestrate.commands.terminal.console import (
 )
 from orchestrate.commands.terminal.options import AliasGroup
 from orchestrate.core.amounts import amount
-from orchestrate.types import GatewayKey
+from orchestrate.types import AuditEntry, GatewayKey
 
 if TYPE_CHECKING:
     from orchestrate.gateway.terms import MappedModel
-    from orchestrate.types import AuditEntry
 
 app = typer.Typer(
     invoke_without_command=True,

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from textwrap import shorten
-from typing import TYPE_CHECKING
+from types import TracebackType
 
 from rich.cells import cell_len
 from rich.console import Group, RenderableType
@@ -18,9 +18,6 @@ from orchestrate.core.progress import cost_so_far, seconds_left, seconds_taken, 
 from orchestrate.core.tables import TextTable
 from orchestrate.text import count, duration, inert, money
 from orchestrate.types import Event, MetricPoint, Run
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 _BARS = "▁▂▃▄▅▆▇█"
 _STAGES = ("validating", "queued", "running", "finalizing", "succeeded")

@@ -12,11 +12,10 @@ import typer
 
 from orchestrate.commands.terminal.console import warn
 from orchestrate.runs import watch as watching
-from orchestrate.settings.config import Notify, Secret
+from orchestrate.settings.config import Notify, Secret, Settings
 
 if TYPE_CHECKING:
     from orchestrate.api.orchestrator import Orchestrator
-    from orchestrate.settings.config import Settings
 
 
 @dataclass(frozen=True, kw_only=True)

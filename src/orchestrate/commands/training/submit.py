@@ -34,7 +34,7 @@ from orchestrate.data.rows import file_of
 from orchestrate.errors import DataError, OrchestrateError
 from orchestrate.paid.consent import require_consent
 from orchestrate.text import count, limit, money, quoted
-from orchestrate.types import JobStatus, Problem, Quote, Severity
+from orchestrate.types import JobStatus, Problem, Quote, Run, Severity
 
 if TYPE_CHECKING:
     from orchestrate import RunHandle
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from orchestrate.runs.preparing.earlier import Earlier
     from orchestrate.runs.preparing.prepared import Prepared
     from orchestrate.spec import JobSpec
-    from orchestrate.types import Run
 
 
 @dataclass(frozen=True, kw_only=True)

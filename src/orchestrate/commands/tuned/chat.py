@@ -21,12 +21,11 @@ from orchestrate.commands.terminal.options import MaxTokensOpt, TemperatureOpt
 from orchestrate.core.underway import work
 from orchestrate.errors import UsageError
 from orchestrate.text import count, inert
-from orchestrate.types import Message, Reply, decoding
+from orchestrate.types import Artifact, Message, Reply, decoding
 
 if TYPE_CHECKING:
     from orchestrate import RunHandle
     from orchestrate.runs.serving.talking import Talk
-    from orchestrate.types import Artifact
 
 
 @dataclass(frozen=True, kw_only=True)

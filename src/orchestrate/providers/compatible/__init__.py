@@ -30,12 +30,11 @@ from orchestrate.data.rules import (
 from orchestrate.description import Described
 from orchestrate.errors import ConfigError
 from orchestrate.profile import BY_SDK, HUB_ID, Gate, Profile, Readable, file_refused
-from orchestrate.types import Severity
+from orchestrate.types import Job, Severity
 
 if TYPE_CHECKING:
     from orchestrate.costing.rate import Rate
     from orchestrate.costing.size import JobSize, Lines
-    from orchestrate.types import Job
 
 # The profile of a host from its description.
 

@@ -18,7 +18,7 @@ from orchestrate.core import days
 from orchestrate.core.files import own_folder
 from orchestrate.description import Described
 from orchestrate.errors import ConfigError, MissingKey, SpecError, UsageError
-from orchestrate.profile import described, profile
+from orchestrate.profile import Readable, described, profile
 from orchestrate.providers import base as standing
 from orchestrate.providers import files, offline
 from orchestrate.providers.base import (
@@ -72,7 +72,6 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
     from orchestrate.data import TrainingData
-    from orchestrate.profile import Readable
 
 # What a described host would refuse, found before anything is sent.
 

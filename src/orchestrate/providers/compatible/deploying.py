@@ -16,22 +16,20 @@ from urllib.parse import urlsplit
 
 from msgspec import structs
 
-from orchestrate.description import DeploymentDescription, Described, HostRequest
+from orchestrate.description import AdapterUpload, DeploymentDescription, Described, HostRequest
 from orchestrate.errors import MissingKey, NotFound, ProviderError, UnexpectedAnswer, UsageError
 from orchestrate.providers import adapters
 from orchestrate.providers.adapters import Replicas
 from orchestrate.providers.calls import payload, plain, table, text, when
 from orchestrate.providers.calls.clients import CachedClient
 from orchestrate.providers.calls.hosted import Wire
-from orchestrate.types import Endpoint, Job, JobStatus, Standing
+from orchestrate.types import Adapter, Endpoint, Job, JobStatus, Standing
 
 if TYPE_CHECKING:
     import httpx
 
-    from orchestrate.description import AdapterUpload
     from orchestrate.profile import Profile
     from orchestrate.settings.config import HostConfig
-    from orchestrate.types import Adapter
 
 _BROUGHT = re.compile(r"orc-[0-9a-f]{24}")
 """Id of an adapter, derived from its weights."""

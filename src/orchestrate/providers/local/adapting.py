@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import msgspec
 
@@ -24,11 +24,9 @@ from orchestrate.local.model.adapters import (
 )
 from orchestrate.local.model.files import Quantised, expanded
 from orchestrate.providers.settings import Rows
+from orchestrate.spec import JobSpec
 from orchestrate.spec.methods import LoRA, QLoRA
 from orchestrate.text import count
-
-if TYPE_CHECKING:
-    from orchestrate.spec import JobSpec
 
 # Settings of an adapter where the run goes on from one: they are that adapter's own.
 

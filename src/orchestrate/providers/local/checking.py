@@ -17,7 +17,7 @@ from orchestrate.local.objectives import grading
 from orchestrate.local.run import launching
 from orchestrate.providers.local import adapting
 from orchestrate.providers.local.translation import max_new_tokens, memory
-from orchestrate.spec import RFT, method_word
+from orchestrate.spec import RFT, JobSpec, method_word
 from orchestrate.text import count, size
 from orchestrate.types import MemoryPlan, Problem, Severity, TokensFrom, Translation
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from orchestrate.data import Dataset, TrainingData
     from orchestrate.data.facts import TokenCount
-    from orchestrate.spec import JobSpec
 
 
 def problems(

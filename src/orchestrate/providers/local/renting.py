@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -15,11 +15,9 @@ from orchestrate.places.base import SILENCE_S, Hourly, Machine, Resources, Worke
 from orchestrate.places.order import gpu_asked
 from orchestrate.profile import RENTED as OPTIONS
 from orchestrate.providers.local import translation
+from orchestrate.spec import JobSpec
 from orchestrate.text import count, money, size
 from orchestrate.types import MemoryPlan, Outcome, Setting
-
-if TYPE_CHECKING:
-    from orchestrate.spec import JobSpec
 
 MOST_HOURS = 24.0
 """Used if no limit is set, so that a bill always has an end."""

@@ -8,12 +8,13 @@ from concurrent.futures import Future
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from orchestrate import costing
 from orchestrate.core.child import Ended, raised
+from orchestrate.costing import RateBook
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.local import machine
 from orchestrate.local.answers.worker import TRAINS, ModelProcess, array_of
@@ -23,11 +24,8 @@ from orchestrate.providers import rundirs
 from orchestrate.providers.base import Sessions
 from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.providers.sessions import Row, SessionBackend, SessionOrder, SessionPrice, then
+from orchestrate.settings.config import HostConfig
 from orchestrate.types import JobHandle
-
-if TYPE_CHECKING:
-    from orchestrate.costing import RateBook
-    from orchestrate.settings.config import HostConfig
 
 _OPTIONS = frozenset({"threads", "device", "precision", "four_bit"})
 

@@ -8,7 +8,7 @@ from datetime import date
 from typing import TYPE_CHECKING
 
 from orchestrate.data.dialects import Dialect
-from orchestrate.data.rows.traits import Trait
+from orchestrate.data.rows.traits import Picture, Trait
 from orchestrate.data.rules import (
     GIB,
     NO_KTO,
@@ -26,7 +26,6 @@ from orchestrate.types import Severity
 if TYPE_CHECKING:
     from orchestrate.costing.rate import Rate
     from orchestrate.costing.size import JobSize, Lines
-    from orchestrate.data.rows.traits import Picture
 
 # What OpenAI takes and asks for. Limits of rows: its documentation and API description, late 2026.
 

@@ -17,7 +17,7 @@ from orchestrate.core import days
 from orchestrate.errors import PermissionRefused, TrainingClosed, UsageError
 from orchestrate.profile import Profile, this_machine
 from orchestrate.providers import base, offline
-from orchestrate.providers.base import ListsModels, Serves
+from orchestrate.providers.base import ListsModels, Provider, Serves
 from orchestrate.providers.calls.hosted import headers_of
 from orchestrate.providers.compatible import reading
 from orchestrate.providers.compatible.sdk import (
@@ -46,7 +46,6 @@ from orchestrate.types import (
 
 if TYPE_CHECKING:
     from orchestrate.data import TrainingData
-    from orchestrate.providers.base import Provider
     from orchestrate.settings.config import HostConfig
 
 # What OpenAI would refuse, found before anything is sent.

@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from orchestrate import catalog
 from orchestrate.core import days
-from orchestrate.costing import HourlyRate
+from orchestrate.costing import HourlyRate, RateBook
 from orchestrate.errors import (
     InvalidRequest,
     OrchestrateError,
@@ -66,7 +66,6 @@ from orchestrate.types import (
 if TYPE_CHECKING:
     import numpy as np
 
-    from orchestrate.costing import RateBook
     from orchestrate.settings.config import HostConfig
 
     Array = np.ndarray[Any, Any]

@@ -25,7 +25,7 @@ from orchestrate.local.answers.worker import Worker
 from orchestrate.local.model.files import NF4
 from orchestrate.paid.asking import Answer, Asking, Price, Question, Respondent, require_price
 from orchestrate.profile import this_machine
-from orchestrate.providers.base import AnswersHere, Chats, Deploys, Downloads, capability
+from orchestrate.providers.base import AnswersHere, Chats, Deploys, Downloads, Provider, capability
 from orchestrate.providers.calls.clients import connect, wire_of
 from orchestrate.providers.chat import Chat, ModelAt, Timed, chat_with, model_at
 from orchestrate.runs import privacy
@@ -36,7 +36,6 @@ from orchestrate.types import NOT_PROVED, Contender, JobHandle, Message, Reply, 
 
 if TYPE_CHECKING:
     from orchestrate.local.answers.generation import Generator
-    from orchestrate.providers.base import Provider
     from orchestrate.runs.tracked import TrackedRun
     from orchestrate.workspace import Workspace
 

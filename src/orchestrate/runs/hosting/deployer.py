@@ -30,11 +30,11 @@ from orchestrate.errors import (
 )
 from orchestrate.paid.consent import require_hourly_price
 from orchestrate.paid.limits import require_within
-from orchestrate.providers.base import Deploys, TakesAdapters, capability
+from orchestrate.providers.base import Deploys, Provider, TakesAdapters, capability
 from orchestrate.runs.submitting import accounts
 from orchestrate.store import deployments
 from orchestrate.store.deployments import Change
-from orchestrate.store.store import DEFAULT_TIMING, CrashPoint, Timing, pass_by
+from orchestrate.store.store import DEFAULT_TIMING, CrashPoint, Store, Timing, pass_by
 from orchestrate.text import duration, money
 from orchestrate.types import (
     ADAPTER_JOB,
@@ -49,9 +49,7 @@ from orchestrate.types import (
 
 if TYPE_CHECKING:
     from orchestrate.providers.adapters import Adapters
-    from orchestrate.providers.base import Provider
     from orchestrate.store.ledger import Limit
-    from orchestrate.store.store import Store
 
 DEPLOY_POINTS = ("after-intent", "after-creating", "after-request", "after-up")
 END_POINTS = ("after-ending", "after-end-request", "after-ended")
@@ -327,7 +325,7 @@ class Deployer:
         """Raise `OtherAccount` unless the key certainly belongs to the deployment's account. The
         account's id proves it, or the key seeing the run's job or file or the deployment itself."""
         self._require_host(deployment)
-        here = self._is_here(deployment)
+        here = accounts.is_here(self.store, self.provider, deployment.account)
         if here:
             return
         if deployment.job_kind == ADAPTER_JOB:
@@ -347,9 +345,6 @@ class Deployer:
             return
         if here is False or not self._shows(run):
             raise _or_abandon(accounts.other(self.store, self.provider, run), deployment)
-
-    def _is_here(self, deployment: Deployment) -> bool | None:
-        return accounts.is_here(self.store, self.provider, deployment.account)
 
     def _shows(self, run: Run) -> bool:
         try:

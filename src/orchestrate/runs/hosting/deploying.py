@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from orchestrate.providers.base import Deploys, TakesAdapters, capability
+from orchestrate.providers.base import Deploys, Progress, TakesAdapters, capability
 from orchestrate.runs import privacy
 from orchestrate.runs.hosting.deployer import Deployer, DeployTerms
 from orchestrate.runs.hosting.deployment import deployer_of
@@ -15,7 +15,6 @@ from orchestrate.runs.serving import tuned
 from orchestrate.types import Deployment, DeploymentOffer
 
 if TYPE_CHECKING:
-    from orchestrate.providers.base import Progress
     from orchestrate.runs.tracked import TrackedRun
     from orchestrate.store.ledger import Limit
     from orchestrate.workspace import Workspace

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 from orchestrate.core.underway import work
 from orchestrate.errors import OrchestrateError, UsageError
-from orchestrate.providers.base import Downloads, Serves, capability
+from orchestrate.providers.base import Downloads, Provider, Serves, capability
 from orchestrate.text import count, duration, limit, money, rate
 from orchestrate.types import Deployment, DeploymentOffer, DeploymentState
 
 if TYPE_CHECKING:
-    from orchestrate.providers.base import Provider
     from orchestrate.runs.hosting.deployer import Deployer
     from orchestrate.workspace import Workspace
 

@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from datetime import timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING
 
 from orchestrate.costing.expenses import hours_billed, limit_reached, spent_usd
 from orchestrate.errors import OrchestrateError, UsageError
-from orchestrate.providers.base import Deploys
+from orchestrate.providers.base import Deploys, Provider
 from orchestrate.runs.hosting.deployer import Deployer, lease_name
-from orchestrate.store.store import DEFAULT_TIMING, Timing
+from orchestrate.store.store import DEFAULT_TIMING, Store, Timing
 from orchestrate.text import duration, money, rate
 from orchestrate.types import Deployment, DeploymentState, Event, Standing
-
-if TYPE_CHECKING:
-    from orchestrate.providers.base import Provider
-    from orchestrate.store.store import Store
 
 LOOK_BACK = timedelta(days=2)
 """Time for which an ended deployment is still looked up, because hosts sometimes wrongly report one as

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from orchestrate import catalog
 from orchestrate.core import days
-from orchestrate.costing import latency
+from orchestrate.costing import Ownership, ServingUse, latency
 from orchestrate.costing.latency import Latency
 from orchestrate.data import Dataset
 from orchestrate.errors import UsageError
@@ -24,7 +24,6 @@ from orchestrate.types import Feature, Score
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from orchestrate.costing import Ownership, ServingUse
     from orchestrate.workspace import Workspace
 
 _EPOCHS = 3

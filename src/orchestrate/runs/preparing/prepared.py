@@ -23,7 +23,7 @@ from orchestrate.errors import (
     TranslationRefused,
     UsageError,
 )
-from orchestrate.settings.config import OWN_HOSTS
+from orchestrate.settings.config import OWN_HOSTS, Settings
 from orchestrate.types import (
     Feature,
     JobStatus,
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from orchestrate.data import TrainingData
     from orchestrate.data.opening import OpenedFile
     from orchestrate.providers.base import Provider
-    from orchestrate.settings.config import Settings
     from orchestrate.spec import JobSpec, TrainFile
     from orchestrate.workspace import Backends, Workspace
 

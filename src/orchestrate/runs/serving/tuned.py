@@ -223,7 +223,7 @@ def verify(
     """Prove whether the model at a URL, in a folder, or (`None`, or the backend's name) at the run's
     backend is the trained one. Stores every result. Raises a `ProviderError` if nothing can be asked."""
     asking = asking or EndpointNames()
-    name = subject.name if isinstance(subject, Path) else _name(subject)
+    name = subject.name if isinstance(subject, Path) else str(subject.record.spec.get("suffix") or subject.id)
     if at is not None and at.startswith(("http://", "https://")):
         known = sheet(ws, subject, tuned)
         place = UrlPlace(at, model=asking.model or name, base=asking.base, key=_key(asking))
@@ -268,10 +268,6 @@ def _deployed_at(ws: Workspace, run: TrackedRun) -> set[str]:
 def _key(asking: EndpointNames) -> str | None:
     found = secret(asking.key_variable, asking.key_variable) if asking.key_variable else None
     return found.reveal() if found else asking.key
-
-
-def _name(run: TrackedRun) -> str:
-    return str(run.record.spec.get("suffix") or run.id)
 
 
 def _require_answering(run: TrackedRun) -> None:

@@ -12,12 +12,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
 from orchestrate.errors import OrchestrateError
-from orchestrate.providers.base import Deploys, StopsWorkers, capability
+from orchestrate.providers.base import Deploys, Provider, StopsWorkers, capability
 from orchestrate.runs.spending.accounts import AccountStatus, SpendingReport, left_session, unaccounted
 from orchestrate.types import JobHandle, Record, Standing
 
 if TYPE_CHECKING:
-    from orchestrate.providers.base import Provider
     from orchestrate.store.store import Store
 
 MARK = "orc-"

@@ -18,13 +18,12 @@ from sqlalchemy import Connection, select
 
 from orchestrate.core.underway import work
 from orchestrate.errors import NotFound, OtherAccount, PermissionRefused
-from orchestrate.providers.base import HoldsFiles
+from orchestrate.providers.base import HoldsFiles, Provider
 from orchestrate.store import schema
 from orchestrate.types import Run, SubmitPhase
 
 if TYPE_CHECKING:
     from orchestrate.data import TrainingData
-    from orchestrate.providers.base import Provider
     from orchestrate.store.store import Store
 
 

@@ -20,14 +20,14 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from sqlalchemy import Connection, or_, select
 
 from orchestrate.errors import AlreadySubmitted, KeyTaken, ProviderError, SpecError, UsageError
-from orchestrate.providers.base import Recalls
+from orchestrate.providers.base import Provider, Recalls
 from orchestrate.runs.submitting import accounts
 from orchestrate.settings import is_masked, masked
 from orchestrate.spec import JobSpec
@@ -49,10 +49,7 @@ from orchestrate.types import (
 )
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from orchestrate.data import TrainingData
-    from orchestrate.providers.base import Provider
     from orchestrate.store.store import Store
 
 

@@ -6,21 +6,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from orchestrate.errors import ProviderError, UsageError
-from orchestrate.providers.base import Restarts
+from orchestrate.providers.base import Provider, Restarts
 from orchestrate.runs.submitting import accounts
 from orchestrate.store import transitions
 from orchestrate.store.database import Lease, LeaseHeld
 from orchestrate.store.runs import WITHDRAWN
-from orchestrate.store.store import DEFAULT_TIMING, Timing
+from orchestrate.store.store import DEFAULT_TIMING, Store, Timing
 from orchestrate.store.transitions import UNSENT, UNSETTLED, ImpossibleTransition
 from orchestrate.types import Event, JobHandle, Run, SubmitPhase
-
-if TYPE_CHECKING:
-    from orchestrate.providers.base import Provider
-    from orchestrate.store.store import Store
 
 
 @dataclass(frozen=True)

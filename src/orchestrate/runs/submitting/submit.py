@@ -37,7 +37,7 @@ from orchestrate.errors import (
     UsageError,
 )
 from orchestrate.paid.limits import exceeds, require_within
-from orchestrate.providers.base import EstimatesPrice
+from orchestrate.providers.base import EstimatesPrice, Progress, Provider
 from orchestrate.runs.submitting import accounts, repeats
 from orchestrate.runs.submitting.repeats import KnownRun, Submission, SubmitRequest, stored_spec
 from orchestrate.runs.submitting.settling import Settler, lease_name
@@ -46,7 +46,7 @@ from orchestrate.spec import JobSpec
 from orchestrate.store import transitions
 from orchestrate.store.database import Lease, LeaseHeld
 from orchestrate.store.runs import Intent
-from orchestrate.store.store import DEFAULT_TIMING, CrashPoint, Timing, pass_by
+from orchestrate.store.store import DEFAULT_TIMING, CrashPoint, Store, Timing, pass_by
 from orchestrate.store.transitions import UNSENT, UNSETTLED, Withdrawn
 from orchestrate.text import duration, money
 from orchestrate.types import (
@@ -62,9 +62,6 @@ from orchestrate.types import (
 
 if TYPE_CHECKING:
     from orchestrate.data import TrainingData
-    from orchestrate.providers.base import Progress, Provider
-    from orchestrate.spec import JobSpec
-    from orchestrate.store.store import Store
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,11 @@ from orchestrate.errors import UsageError
 from orchestrate.evaluation.learning_curve import Gain, measured_gain
 from orchestrate.runs.sweep.curve import interval, measured_points, one_seed, seeded, step
 from orchestrate.runs.sweep.space import SHARE, Space
-from orchestrate.spec import renaming_of
+from orchestrate.spec import JobSpec, renaming_of
 from orchestrate.types import Record, Trial, TrialState
 
 if TYPE_CHECKING:
     from orchestrate.runs.sweep.trials import Searching
-    from orchestrate.spec import JobSpec
     from orchestrate.workspace import Workspace
 
 KINDS = ("best", "random", "all")

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.metrics import registry
-from orchestrate.runs.preparing.prepared import prepare, training_data
+from orchestrate.runs.preparing.prepared import Prepared, prepare, training_data
 from orchestrate.runs.sweep import sampling, space
 from orchestrate.runs.sweep.space import PROVIDER, Space
 from orchestrate.settings import is_masked, masked
@@ -28,7 +28,6 @@ from orchestrate.spec import JobSpec, specfile
 from orchestrate.types import Feature, Search
 
 if TYPE_CHECKING:
-    from orchestrate.runs.preparing.prepared import Prepared
     from orchestrate.workspace import Workspace
 
 LOSS = "validation_loss"
@@ -156,7 +155,7 @@ def price(ft: Workspace, search: Search) -> Price:
     expected, high, full = list[Decimal](), list[Decimal](), list[Decimal]()
     unpriced: list[str] = []
     for settings in islice(searched.combinations(), _MOST_PRICED):
-        for name in _backends(search, settings):
+        for name in [settings[PROVIDER]] if PROVIDER in settings else list(search.providers[:1]):
             each = [
                 prepared_trial(ft, search, {**settings, **ends}, name, share) for share in {search.share, 1.0}
             ]
@@ -178,10 +177,6 @@ def price(ft: Workspace, search: Search) -> Price:
     if search.sampler == "grid" and searched.size == search.trials == len(high):
         return Price(sum(expected, Decimal(0)) + again, sum(high, Decimal(0)) + again, unpriced)
     return Price(each_usd * search.trials + again, most_usd * search.trials + again, unpriced)
-
-
-def _backends(search: Search, settings: dict[str, Any]) -> list[str]:
-    return [settings[PROVIDER]] if PROVIDER in settings else list(search.providers[:1])
 
 
 def prepared_trial(

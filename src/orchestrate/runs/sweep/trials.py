@@ -16,7 +16,7 @@ from orchestrate.evaluation.metrics import registry
 from orchestrate.paid.limits import UnknownPrice, require_within
 from orchestrate.runs import submit as submission
 from orchestrate.runs.evaluation.held_out import EvaluationOrder, evaluate_runs
-from orchestrate.runs.preparing.prepared import training_data
+from orchestrate.runs.preparing.prepared import Prepared, training_data
 from orchestrate.runs.queue import withdraw
 from orchestrate.runs.sweep import sampling, space
 from orchestrate.runs.sweep.searching import EVAL, LOSS, prepared_trial
@@ -27,7 +27,6 @@ from orchestrate.store.transitions import UNSENT, left
 from orchestrate.types import JobStatus, MetricPoint, Quote, Run, Search, SubmitPhase, Trial, TrialState
 
 if TYPE_CHECKING:
-    from orchestrate.runs.preparing.prepared import Prepared
     from orchestrate.workspace import Workspace
 
 _LEASE_S = 30.0

@@ -6,18 +6,16 @@ from collections.abc import Generator
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrate.core.files import locked
 from orchestrate.costing import spending
 from orchestrate.errors import DataError
 from orchestrate.paid.journal import AnswerLog, lock_of
 from orchestrate.runs.submitting.settling import lease_name
+from orchestrate.store.store import Store
 from orchestrate.store.transitions import UNSENT
 from orchestrate.types import Run
-
-if TYPE_CHECKING:
-    from orchestrate.store.store import Store
 
 
 def unsent(store: Store) -> list[Run]:

@@ -6,14 +6,15 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from datetime import datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from orchestrate import catalog, costing
 from orchestrate.catalog import ModelOnHost
+from orchestrate.costing import RateBook
 from orchestrate.errors import OrchestrateError, SpecError, UsageError
-from orchestrate.providers.base import Recalls
+from orchestrate.providers.base import Provider, Recalls
 from orchestrate.runs.hosting import upkeep
 from orchestrate.runs.submitting import accounts
 from orchestrate.runs.submitting.submit import Submitter
@@ -21,14 +22,9 @@ from orchestrate.runs.syncing.sweep import Failure
 from orchestrate.spec import JobSpec
 from orchestrate.store import REF_PATTERN, run_id_of, transitions
 from orchestrate.store.runs import asked_for
+from orchestrate.store.store import Store
 from orchestrate.text import limit, money
 from orchestrate.types import Bill, Job, JobStatus, Quote, Recalled, Run, SubmitPhase, Told
-
-if TYPE_CHECKING:
-    from orchestrate.costing import RateBook
-    from orchestrate.providers.base import Provider
-    from orchestrate.store.store import Store
-
 
 # What a budget counts for a job whose spec and quote are gone, from the best that is known of it:
 #

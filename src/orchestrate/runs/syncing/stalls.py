@@ -16,21 +16,18 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from orchestrate.core.progress import cost_so_far
 from orchestrate.profile import this_machine
+from orchestrate.providers.base import Provider
 from orchestrate.runs.submitting.submit import Submitter
 from orchestrate.store import stamp, transitions
-from orchestrate.store.store import DEFAULT_TIMING, Timing
+from orchestrate.store.store import DEFAULT_TIMING, Store, Timing
 from orchestrate.text import count, duration, money
 from orchestrate.types import Event, Feature, JobStatus, Run
-
-if TYPE_CHECKING:
-    from orchestrate.providers.base import Provider
-    from orchestrate.store.store import Store
 
 EVENT = "stalled"
 """The type of the event that reports a stall."""

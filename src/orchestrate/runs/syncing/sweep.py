@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -30,7 +30,7 @@ from orchestrate.errors import (
     UnexpectedAnswer,
 )
 from orchestrate.paid.limits import exceeds
-from orchestrate.providers.base import KeepsCheckpoints, Limited, Measures, capability, pausing
+from orchestrate.providers.base import KeepsCheckpoints, Limited, Measures, Provider, capability, pausing
 from orchestrate.providers.sessions import SESSION
 from orchestrate.runs.hosting.upkeep import LOOK_BACK, Upkeep
 from orchestrate.runs.submitting.accounts import account_of, is_here, placed, prove, require
@@ -40,15 +40,10 @@ from orchestrate.runs.syncing.leftovers import settle_answers
 from orchestrate.runs.syncing.stalls import Stall, Stalls
 from orchestrate.store import transitions
 from orchestrate.store.database import LeaseHeld
-from orchestrate.store.store import CLOCK_SKEW, DEFAULT_TIMING, Timing
+from orchestrate.store.store import CLOCK_SKEW, DEFAULT_TIMING, Store, Timing
 from orchestrate.store.transitions import UNSENT, UNSETTLED
 from orchestrate.text import count, limit, money
 from orchestrate.types import Bill, Event, Feature, Job, JobError, JobHandle, JobStatus, Run, SubmitPhase
-
-if TYPE_CHECKING:
-    from orchestrate.providers.base import Provider
-    from orchestrate.store.store import Store
-
 
 _NAMED = (
     "adopted",

@@ -11,9 +11,10 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from orchestrate.errors import OrchestrateError, ProviderError, StoreError
+from orchestrate.providers.base import Provider
 from orchestrate.runs.submitting.accounts import is_here
 from orchestrate.runs.submitting.settling import Settler
 from orchestrate.runs.syncing.stalls import message
@@ -28,12 +29,8 @@ from orchestrate.runs.syncing.sweep import (
 from orchestrate.runs.watching.channels import Channel, NotDelivered, tell
 from orchestrate.runs.watching.polling import PollingPace
 from orchestrate.store.database import LeaseHeld
-from orchestrate.store.store import DEFAULT_TIMING, Timing
+from orchestrate.store.store import DEFAULT_TIMING, Store, Timing
 from orchestrate.types import JobStatus
-
-if TYPE_CHECKING:
-    from orchestrate.providers.base import Provider
-    from orchestrate.store.store import Store
 
 _SWEEP_LEASE_S = 30.0
 """Lease time, renewed while the sweep continues. A worker that dies blocks its account for this long."""

@@ -544,7 +544,7 @@ class OpenAIHost(Host):
             "organization_id": organization(),
             "training_file": job.training_file,
             "validation_file": job.validation_file,
-            "result_files": [_result_id(job)] if succeeded else [],
+            "result_files": [f"file-result{job.id.removeprefix('ftjob-')}"] if succeeded else [],
             "trained_tokens": job.tokens * job.epochs if succeeded else None,
             "hyperparameters": self._hyper(job),
             "method": self._method(job),
@@ -644,10 +644,6 @@ class OpenAIHost(Host):
             status = WORDS[job.phase(self.clock.now())]
             raise HostError(400, f"Job has status {status} and cannot be {word}", code="invalid_job_status")
         return self._answer(job)
-
-
-def _result_id(job: SandboxJob) -> str:
-    return f"file-result{job.id.removeprefix('ftjob-')}"
 
 
 HOST = OpenAIHost
