@@ -14,7 +14,6 @@ from tests.paths import ROOT
 
 from orchestrate import settings
 from orchestrate.data.rows import content
-from orchestrate.data.rows import content as mojibake
 from orchestrate.data.tokens import calls as notations
 from orchestrate.evaluation.metrics import structured
 from orchestrate.local.objectives import grading
@@ -81,8 +80,8 @@ def patterns() -> Iterator[tuple[str, str | bytes, int]]:
         for text in (one.regex, content._sieve(one), one.before):
             if text is not None:
                 yield f"content: {one.what}", text, 0
-    yield "mojibake: damaged", mojibake._DAMAGED, 0
-    yield "mojibake: run", mojibake._RUN, 0
+    yield "mojibake: damaged", content._DAMAGED, 0
+    yield "mojibake: run", content._RUN, 0
 
 
 def slow(pattern: str | bytes, flags: int) -> list[str]:

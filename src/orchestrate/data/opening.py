@@ -41,7 +41,6 @@ from orchestrate.data.shapes import known, unread
 from orchestrate.data.shapes.known import advice, guessed
 from orchestrate.data.shapes.reading import parse, renamed
 from orchestrate.data.tokens import Lengths, counting
-from orchestrate.data.tokens import counting as cache
 from orchestrate.data.tokens.counting import counter
 from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.types import Problem, TokensFrom
@@ -128,7 +127,7 @@ def open_dataset(  # noqa: PLR0913  each is a use of its own
         columns=renaming,
     )
     for name, lengths in total.lengths.items():
-        cache.keep(facts.digest, counting.base(name), lengths, None)
+        counting.keep(facts.digest, counting.base(name), lengths, None)
     return OpenedFile(facts, total, lines)
 
 
@@ -146,11 +145,11 @@ def open_counted(
     """Open a dataset like `Dataset.open` and run the checks that `ScanTask` names in the same pass. Tokens
     are not counted again when counts of the unchanged file are cached. If the file has changed,
     `count_tokens` finds nothing under its digest and counts."""
-    before = cache.seen(path, columns, memory)
+    before = counting.seen(path, columns, memory)
     due = [
         name
         for name in dict.fromkeys(map(counting.base, tokenizers))
-        if (before is None or cache.find(before, name, memory) is None) and _loads(name)
+        if (before is None or counting.find(before, name, memory) is None) and _loads(name)
     ]
     opened = open_dataset(
         path,
@@ -164,9 +163,9 @@ def open_counted(
     )
     facts = replace(opened.facts, memory=memory)
     for name, lengths in opened.total.lengths.items():
-        cache.keep(facts.digest, name, lengths, memory)
+        counting.keep(facts.digest, name, lengths, memory)
     if facts.digest != before:
-        cache.keep_seen(path, columns, facts.digest, memory)
+        counting.keep_seen(path, columns, facts.digest, memory)
     return replace(opened, facts=facts)
 
 
@@ -476,7 +475,7 @@ def count_tokens(facts: Facts, tokenizer: str) -> TokenCount:
             f"the tokens of {facts.path} have not been counted", fix="add --tokens exact or --tokens sampled"
         )
     name = counting.base(tokenizer)
-    kept = cache.find(facts.digest, name, facts.memory)
+    kept = counting.find(facts.digest, name, facts.memory)
     if kept is None and facts.tokens_from is TokensFrom.SAMPLED and facts.bytes >= LEAST_BYTES:
         return _sampled(facts, tokenizer)
     if kept is None:
@@ -485,7 +484,7 @@ def count_tokens(facts: Facts, tokenizer: str) -> TokenCount:
         task = ScanTask(lines.lines, 0, 0, facts.format, facts.columns, (name,), memory=kept_in)
         total = run(task, lines.line_bytes)
         require_same(total.sha256.hexdigest(), facts)  # else other rows would be counted under its digest
-        kept = cache.keep(facts.digest, name, total.lengths.get(name, Lengths()), facts.memory)
+        kept = counting.keep(facts.digest, name, total.lengths.get(name, Lengths()), facts.memory)
     sequences = kept.sequences()
     tokens = sum(sequences)
     band = _band(facts, tokenizer, len(sequences), tokens)

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from orchestrate.errors import InvalidRequest, NotFound, PermissionRefused, ProviderError, Unsupported
-from orchestrate.providers.calls import text, when, whole
 from orchestrate.settings.config import HostConfig
 from orchestrate.types import (
     SESSION,
@@ -664,8 +663,7 @@ def joined(
 ) -> Billing:
     """Combine several lists. One that cannot be read does not hide the others. Raises `ProviderError` if none
     can be read."""
-    items, failed = _read_lists(parts)
-    untold = [f"{provider.title} has no API to list: {what}" for what in unseen]
+    items, failed, untold = _read_lists(provider, parts, unseen)
     return Billing(items=items, partial=bool(failed), unseen=(*failed, *untold))
 
 
@@ -673,26 +671,13 @@ def stored(
     provider: Provider, parts: Mapping[str, Callable[[], Iterable[StoredItem]]], *unseen: str
 ) -> Storage:
     """Merge the lists of what an account stores, as `joined` does for what is billed."""
-    items, failed = _read_lists(parts)
-    untold = [f"{provider.title} has no API to list: {what}" for what in unseen]
+    items, failed, untold = _read_lists(provider, parts, unseen)
     return Storage(items=items, partial=bool(failed), unseen=(*failed, *untold))
 
 
-def file_of(provider: str, raw: Mapping[str, Any]) -> StoredItem:
-    """Read an entry of a list of files as OpenAI and Together write it."""
-    return StoredItem(
-        provider=provider,
-        kind="file",
-        id=str(raw["id"]),
-        name=text(raw.get("filename")),
-        bytes=whole(raw.get("bytes")),
-        created_at=when(raw.get("created_at")),
-        expires_at=when(raw.get("expires_at")),
-        note=text(raw.get("purpose")),
-    )
-
-
-def _read_lists(parts: Mapping[str, Callable[[], Iterable[T]]]) -> tuple[tuple[T, ...], list[str]]:
+def _read_lists(
+    provider: Provider, parts: Mapping[str, Callable[[], Iterable[T]]], unseen: Sequence[str]
+) -> tuple[tuple[T, ...], list[str], list[str]]:
     items: list[T] = []
     failed: dict[str, ProviderError] = {}
     for name, ask in parts.items():
@@ -702,4 +687,5 @@ def _read_lists(parts: Mapping[str, Callable[[], Iterable[T]]]) -> tuple[tuple[T
             failed[name] = error
     if len(failed) == len(parts):
         raise next(iter(failed.values()))
-    return tuple(items), [f"could not look up {name}: {error.message}" for name, error in failed.items()]
+    known = [f"could not look up {name}: {error.message}" for name, error in failed.items()]
+    return tuple(items), known, [f"{provider.title} has no API to list: {what}" for what in unseen]

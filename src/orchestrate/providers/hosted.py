@@ -26,8 +26,8 @@ from orchestrate.errors import (
 )
 from orchestrate.providers import base as accounts
 from orchestrate.providers import files as archives
-from orchestrate.providers import files as transfer
 from orchestrate.providers.base import Chats, Deploys, HandsOutFiles, HoldsFiles, Progress, Recalls
+from orchestrate.providers.calls import text, when, whole
 from orchestrate.providers.calls.clients import completions
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.text import duration
@@ -45,6 +45,7 @@ from orchestrate.types import (
     Reply,
     Severity,
     Standing,
+    StoredItem,
 )
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class HostedProvider(Recalls, HoldsFiles, HandsOutFiles):
         *,
         validates: bool = True,
     ) -> RemoteDataset:
-        folder = transfer.work_folder(self.config)
+        folder = archives.work_folder(self.config)
         train = bring(data.train, folder, progress)
         validation = bring(data.validation, folder, progress) if data.validation and validates else None
         return RemoteDataset(
@@ -137,7 +138,7 @@ class HostedProvider(Recalls, HoldsFiles, HandsOutFiles):
         params_b: float | None = None
         with suppress(SpecError):
             params_b = catalog.resolve(base, self.profile).params_b if base else None
-        return transfer.limit_bytes(self.config, params_b)
+        return archives.limit_bytes(self.config, params_b)
 
     def _downloaded(
         self,
@@ -289,4 +290,18 @@ def refused(
     named = f" ({name})" if name else ""
     return DataError(
         f"{title} would reject {dataset.path}{named}: {reason}", problems=[problem], fix=problem.fix
+    )
+
+
+def file_of(provider: str, raw: Mapping[str, Any]) -> StoredItem:
+    """Read an entry of a list of files as OpenAI and Together write it."""
+    return StoredItem(
+        provider=provider,
+        kind="file",
+        id=str(raw["id"]),
+        name=text(raw.get("filename")),
+        bytes=whole(raw.get("bytes")),
+        created_at=when(raw.get("created_at")),
+        expires_at=when(raw.get("expires_at")),
+        note=text(raw.get("purpose")),
     )

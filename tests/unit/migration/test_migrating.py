@@ -23,7 +23,6 @@ from orchestrate import JobSpec, Orchestrator, RunHandle, catalog
 from orchestrate.costing import parse_flag
 from orchestrate.errors import ConfigError, OverBudget, UsageError
 from orchestrate.migration import account, importing, proposals
-from orchestrate.migration import account as plans
 from orchestrate.migration.account import PreparedPlan
 from orchestrate.migration.migrating import TAG, MigrationOrder, PreparedMigration
 from orchestrate.migration.parity import PreparedProof, report, results
@@ -319,10 +318,10 @@ def quiet(words: str) -> None:
     del words
 
 
-def written(ft: Orchestrator, path: Path) -> plans.Plan:
+def written(ft: Orchestrator, path: Path) -> account.Plan:
     wanted = order("openai", models={"openai": "gpt-4.1-mini"})
     account.write_plan(ft, path, account.proposed(ft, wanted, quiet), 0.2)
-    return plans.read(path)
+    return account.read(path)
 
 
 def test_a_backend_that_is_not_set_up_ends_a_plan_before_any_run_is_skipped(
@@ -351,7 +350,7 @@ def test_a_plan_goes_where_training_and_serving_together_cost_least(
         and min(trained, key=lambda name: trained[name] or 9) == "local"
     )
     account.write_plan(ft, tmp_path / "plan.yaml", [planned], 0.05)
-    [entry] = plans.read(tmp_path / "plan.yaml").runs
+    [entry] = account.read(tmp_path / "plan.yaml").runs
     assert entry.to == "together" and planned.high_usd == trained["together"]
     told = (tmp_path / "plan.yaml").read_text()
     assert "fireworks goes without: learning_rate_multiplier 1.8" in told and "; seed 7 (" in told
@@ -456,7 +455,7 @@ def test_what_is_no_plan_is_refused_with_the_place(tmp_path: Path, text: str) ->
     path = tmp_path / "plan.yaml"
     path.write_text(text, errors="surrogateescape")  # the last one is of an editor that writes Latin-1
     with pytest.raises(UsageError, match=r"plan\.yaml"):
-        plans.read(path)
+        account.read(path)
 
 
 @pytest.mark.slow

@@ -18,7 +18,6 @@ from orchestrate.core import days
 from orchestrate.errors import UsageError
 from orchestrate.profile import this_machine
 from orchestrate.setup import backends
-from orchestrate.setup import backends as models
 from orchestrate.setup.backends import HostModel, Model, ModelChanges
 
 app = typer.Typer(
@@ -53,7 +52,7 @@ def search(
     if provider is not None:
         backends.chosen(settings_of(context), provider)
     words = " ".join(query or [])
-    found = [_shown(model) for model in models.search(words, provider)]
+    found = [_shown(model) for model in backends.search(words, provider)]
 
     def view(found: Sequence[ModelShown]) -> None:
         if not found:
@@ -79,7 +78,7 @@ def show(
     name: Annotated[str, typer.Argument(help="Canonical name, hub id or a host's id.")],
 ) -> Output[ModelShown]:
     """Show a model's ids, methods, limits, end dates and their sources."""
-    return Output(_shown(models.find(name)), _show)
+    return Output(_shown(backends.find(name)), _show)
 
 
 def _show(model: ModelShown) -> None:
@@ -97,7 +96,7 @@ def _show(model: ModelShown) -> None:
             )
     out.print(shown)
     for provider, host in model.hosts.items():
-        if warning := models.shutdown_warning(model, provider, today):
+        if warning := backends.shutdown_warning(model, provider, today):
             out.print(warning, style="yellow")
         if host.successor:
             out.print(f"{provider} names {host.successor} as its replacement")

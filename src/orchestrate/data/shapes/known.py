@@ -34,7 +34,6 @@ from orchestrate.data.shapes import (
     named,
     preferences,
 )
-from orchestrate.data.shapes import exports as exchanges
 from orchestrate.data.shapes.chat import message, messages_from, parallel_from, tools_from, weight_from
 from orchestrate.data.shapes.preferences import SYSTEM, sharegpt, with_system
 from orchestrate.data.shapes.unread import SPLITS, holds_prose, kept_for, problems_of
@@ -209,7 +208,7 @@ def _has_system(row: Row) -> bool:
 
 SHAPES: tuple[RowFormat, ...] = (
     *clouds.SHAPES,
-    *exchanges.EXCHANGE_SHAPES,
+    *exports.EXCHANGE_SHAPES,
     *exports.SHAPES,
     *exports.RECORDERS,
     *columns.SHAPES,

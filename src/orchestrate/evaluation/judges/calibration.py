@@ -24,7 +24,6 @@ from orchestrate.data.rows import ChatExample, ChatMessage, CompletionExample, E
 from orchestrate.data.shapes.reading import reading
 from orchestrate.errors import DataError
 from orchestrate.evaluation import Answer, Item, Mark, item_id, statistics
-from orchestrate.evaluation import statistics as agreement
 from orchestrate.evaluation.judges import Judge, Kind, PairJudge, ScoreJudge
 from orchestrate.evaluation.review import ReviewTask
 from orchestrate.evaluation.review.results import votes_of
@@ -249,15 +248,15 @@ def calibrate(judge: Judge, rated: Sequence[RatedAnswer]) -> Calibration:
         sides = [(_item(one), _answer(one.answers[0]), _answer(one.answers[1])) for one in rated]
         marks = metric.marks(sides)
         same, both = _pairs(rated, marks)
-        kappa = agreement.kappa([(a, b) for a, b, _ in both], groups=[group for _, _, group in both])
+        kappa = statistics.kappa([(a, b) for a, b, _ in both], groups=[group for _, _, group in both])
         spearman, moved = None, metric.moved
     else:
         scored = ScoreJudge(judge).scored([asked(one) for one in rated])
         marks, moved = [mark for mark, _ in scored], 0
         same, both = _scores(rated, scored, judge.rubric)
         values = [(a, b) for a, b, _ in both]
-        kappa = agreement.kappa(values, squared=True, groups=[group for _, _, group in both])
-        spearman = agreement.spearman(values)
+        kappa = statistics.kappa(values, squared=True, groups=[group for _, _, group in both])
+        spearman = statistics.spearman(values)
     if not both:
         note = next((mark.note for mark in marks if mark.note), "empty answer")
         raise DataError(f"none of the judge's {len(rated)} answers could be parsed: {note[:200]}")

@@ -34,7 +34,7 @@ from orchestrate.providers.calls.hosted import Wire, made_since
 from orchestrate.providers.compatible import reading
 from orchestrate.providers.compatible.files import MULTIPART_BYTES, PART_BYTES, CompatibleFiles
 from orchestrate.providers.files import MOST_FILE_BYTES, fetch_by_id
-from orchestrate.providers.hosted import HostedChats, HostedProvider
+from orchestrate.providers.hosted import HostedChats, HostedProvider, file_of
 from orchestrate.types import (
     Checkpoint,
     Event,
@@ -251,7 +251,7 @@ class SdkDeletes(SdkProvider, Deletes, DeletesData, ListsStored):
 
     def _stored_files(self) -> Iterator[StoredItem]:
         for page in self._wire.pages(lambda: self.client.files.list()):
-            yield from (standing.file_of(self.name, plain(file)) for file in page.data)
+            yield from (file_of(self.name, plain(file)) for file in page.data)
 
     def _stored_models(self) -> Iterator[StoredItem]:
         """List the tuned models of the account among all models that its key can use."""

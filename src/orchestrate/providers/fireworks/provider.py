@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from orchestrate.errors import Conflict, NotFound, OutcomeUnknown, QuotaExceeded, UsageError
 from orchestrate.profile import Profile
 from orchestrate.providers import base as accounts
-from orchestrate.providers import base as standing
 from orchestrate.providers import files, offline, settings
 from orchestrate.providers.base import (
     Deletes,
@@ -233,9 +232,9 @@ class FireworksProvider(
         yield from later(reading.events_of(raw), after)
 
     def billing(self) -> Billing:
-        return standing.joined(
+        return accounts.joined(
             self,
-            {"jobs": lambda: standing.jobs(self), "deployments": self.deployments},
+            {"jobs": lambda: accounts.jobs(self), "deployments": self.deployments},
             "training clusters, batch jobs and reserved capacity",
         )
 
@@ -293,7 +292,7 @@ class FireworksProvider(
             self._datasets.delete(dataset.rsplit("/", 1)[-1])
 
     def stored(self) -> Storage:
-        return standing.stored(
+        return accounts.stored(
             self, {"datasets": self._datasets.stored, "models": self._stored_models}, "their sizes"
         )
 

@@ -26,7 +26,6 @@ from orchestrate.errors import (
 from orchestrate.local.job import LocalJob
 from orchestrate.local.machine import cores
 from orchestrate.local.plan import throughput
-from orchestrate.local.plan import throughput as paces
 from orchestrate.local.plan.throughput import KnownLog, ThroughputKey
 from orchestrate.local.run import STATUSES, RunDir, runs
 from orchestrate.places import depot, order
@@ -259,8 +258,8 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         gpu = decoding.convert(body.get("resources", {}), Resources).gpu
         there = _there(kind, gpu, kind.threads)
         found = throughput.estimate(self.home, there, place=self.name)
-        began = [*paces.startups(there, paces.read_pace(paces.file_of(self.home))), STARTUP]
-        return msgspec.structs.replace(found, besides=paces.combined(began, least=throughput.UNPROVED))
+        began = [*throughput.startups(there, throughput.read_pace(throughput.file_of(self.home))), STARTUP]
+        return msgspec.structs.replace(found, besides=throughput.combined(began, least=throughput.UNPROVED))
 
     def _keep_pace(self, run: RunDir) -> None:
         """Save what its worker measured, for the quotes of later runs, once. It is saved under the
@@ -272,14 +271,14 @@ class AwayProvider(LocalProvider, Recalls, Limited):
             if mark.is_file():
                 return
             job, used = run.job(), self.place.usage(run.ref)
-            for pace in paces.read_pace(paces.file_of(run.path)):
+            for pace in throughput.read_pace(throughput.file_of(run.path)):
                 gpu = decoding.convert(job.resources, Resources).gpu
                 kind = _there(pace.kind, gpu, job.threads or cores())
                 told = throughput.estimate(self.home, kind)
                 besides = pace.besides_seconds if used is None else max(0.0, used.seconds - pace.seconds)
                 kept = msgspec.structs.replace(pace, kind=kind, besides_seconds=besides)
                 kept = msgspec.structs.replace(kept, told=told.tokens_per_second, told_by=told.told_by)
-                paces.add(paces.file_of(self.home), kept)
+                throughput.add(throughput.file_of(self.home), kept)
             write_whole(mark, b"")
 
     def _hourly(self, body: Mapping[str, Any], rates: RateBook) -> costing.HourlyRate | None:

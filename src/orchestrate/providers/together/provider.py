@@ -21,9 +21,7 @@ from orchestrate.core import require_recent
 from orchestrate.errors import NotFound, UnexpectedAnswer, UsageError
 from orchestrate.profile import Profile
 from orchestrate.providers import base as accounts
-from orchestrate.providers import base as standing
 from orchestrate.providers import files as archives
-from orchestrate.providers import files as transfer
 from orchestrate.providers import offline, settings
 from orchestrate.providers.base import (
     Deletes,
@@ -40,7 +38,7 @@ from orchestrate.providers.base import (
 from orchestrate.providers.calls import items, plain, ref_in, rows, table, tagged, text
 from orchestrate.providers.calls.clients import CachedClient
 from orchestrate.providers.calls.hosted import Retry, Wire
-from orchestrate.providers.hosted import DedicatedProvider, later
+from orchestrate.providers.hosted import DedicatedProvider, file_of, later
 from orchestrate.providers.settings import UNPAIRED
 from orchestrate.providers.together import PROFILE, reading
 from orchestrate.providers.together.files import TogetherUploads, fetch_weights
@@ -135,7 +133,7 @@ class TogetherProvider(
         return reading.asked_for(job)
 
     def fetch_file(self, id: str, file: Path) -> None:
-        transfer.fetch_by_id(self._wire, self._client().files, id, file, transfer.MOST_FILE_BYTES)
+        archives.fetch_by_id(self._wire, self._client().files, id, file, archives.MOST_FILE_BYTES)
 
     # -- submitting ----------------------------------------------------------------------------------------
 
@@ -209,9 +207,9 @@ class TogetherProvider(
         yield from later(reading.events_of(listed), after)
 
     def billing(self) -> Billing:
-        return standing.joined(
+        return accounts.joined(
             self,
-            {"jobs": lambda: standing.jobs(self), "endpoints": self.deployments},
+            {"jobs": lambda: accounts.jobs(self), "endpoints": self.deployments},
             "GPU clusters and their volumes",
         )
 
@@ -265,7 +263,7 @@ class TogetherProvider(
                 self._wire.read(lambda file=file: self._client().files.delete(file))
 
     def stored(self) -> Storage:
-        return standing.stored(
+        return accounts.stored(
             self,
             {"files": self._stored_files, "models": self._stored_models},
             "individual checkpoints; they are deleted with their job's model",
@@ -273,7 +271,7 @@ class TogetherProvider(
 
     def _stored_files(self) -> Iterator[StoredItem]:
         listed = self._wire.entries(lambda: self._client().files.list(), "data")
-        return (standing.file_of(self.name, raw) for raw in listed)
+        return (file_of(self.name, raw) for raw in listed)
 
     def _stored_models(self) -> Iterator[StoredItem]:
         for job in self.list():

@@ -33,8 +33,7 @@ from orchestrate.errors import (
 from orchestrate.local.job import CLIP_HIGH, CLIP_LOW, DRO_BETA
 from orchestrate.local.run import RunDir
 from orchestrate.paid.limits import require_price
-from orchestrate.providers import files as archives
-from orchestrate.providers import files as transfer
+from orchestrate.providers import files
 from orchestrate.providers.base import Progress, Sessions, StopsWorkers
 from orchestrate.providers.calls import money, plain, rows, table, text
 from orchestrate.providers.rundirs import SessionRuns
@@ -555,7 +554,7 @@ class SteppedTogether(TogetherProvider, Sessions, StopsWorkers):
             return super().download(job, dest, checkpoint=checkpoint, progress=progress)
         if checkpoint is not None:
             raise UsageError("Together hands out the result of a session only, not what it trains on from")
-        archives.require_empty(dest)
+        files.require_empty(dest)
         id, variant = self._result(job), "CHECKPOINT_VARIANT_ADAPTER"
         base = self._runs.dir(job).job().model
 
@@ -566,11 +565,11 @@ class SteppedTogether(TogetherProvider, Sessions, StopsWorkers):
             with httpx.Client(timeout=self.config.timeout_s) as http:
                 for one in rows(plain(told).get("data")):
                     name = str(one.get("filename"))
-                    if Path(name).name != name or not archives.wanted(name):
+                    if Path(name).name != name or not files.wanted(name):
                         continue
-                    url = transfer.safe_url(self.name, one.get("url"))
-                    opened = transfer.signed(http, url)
-                    transfer.fetch(self._wire, opened, folder / name, limit_bytes=most, progress=progress)
+                    url = files.safe_url(self.name, one.get("url"))
+                    opened = files.signed(http, url)
+                    files.fetch(self._wire, opened, folder / name, limit_bytes=most, progress=progress)
 
         return self._downloaded(job, dest, job.job_id, base, fetch)
 

@@ -19,7 +19,6 @@ from orchestrate.evaluation import Answer, review
 from orchestrate.evaluation.judges import calibration
 from orchestrate.evaluation.metrics import graders
 from orchestrate.evaluation.review import rows
-from orchestrate.evaluation.review import rows as sheets
 from orchestrate.evaluation.review.desk import ReviewAction, ReviewSession, standing
 from orchestrate.store.store import Store
 from orchestrate.types import Criterion, Rubric
@@ -71,11 +70,11 @@ def test_a_sheet_goes_out_and_comes_back(
     desk: ReviewSession, store: Store, tmp_path: Path, delimiter: str
 ) -> None:
     sheet = tmp_path / "sheet.csv"
-    assert sheets.export(desk, "Fay", sheet) == 5
+    assert rows.export(desk, "Fay", sheet) == 5
     text = sheet.read_text(encoding="utf-8-sig")
     assert "tuned-model" not in text and "contender" not in text and "'=HYPERLINK(1)" in text
     fill(sheet, {"choice": ["left", "B", "TIE", "", "both bad"], "note": ["", "=1+1"]}, delimiter=delimiter)
-    found = sheets.take(desk, sheet, "Fay", store.reviews.rate)
+    found = rows.take(desk, sheet, "Fay", store.reviews.rate)
     assert (found.ratings, found.empty, found.unchanged) == (4, 1, 0)
     kept = standing(store.reviews.ratings(desk.review.id))
     order = desk.order("Fay")
@@ -83,10 +82,10 @@ def test_a_sheet_goes_out_and_comes_back(
     for rating, place in zip(kept, (0, 1, 2, 4), strict=True):
         task, turned = order[place]
         assert rating.task == task.id and rating.left == task.contenders[turned]
-    again = sheets.take(desk, sheet, "Fay", store.reviews.rate)
+    again = rows.take(desk, sheet, "Fay", store.reviews.rate)
     assert (again.ratings, again.unchanged) == (0, 4)
-    sheets.export(desk, "Fay", sheet)  # with what is known; nothing changes by taking it back
-    assert sheets.take(desk, sheet, "Fay", store.reviews.rate).unchanged == 4
+    rows.export(desk, "Fay", sheet)  # with what is known; nothing changes by taking it back
+    assert rows.take(desk, sheet, "Fay", store.reviews.rate).unchanged == 4
 
 
 @pytest.mark.parametrize(
@@ -101,10 +100,10 @@ def test_a_wrong_sheet_is_refused_as_a_whole(
     desk: ReviewSession, store: Store, tmp_path: Path, fields: dict[str, list[str]], words: str
 ) -> None:
     sheet = tmp_path / "sheet.csv"
-    sheets.export(desk, "Fay", sheet)
+    rows.export(desk, "Fay", sheet)
     fill(sheet, fields)
     with pytest.raises(DataError, match=words):
-        sheets.take(desk, sheet, "Fay", store.reviews.rate)
+        rows.take(desk, sheet, "Fay", store.reviews.rate)
     assert store.reviews.ratings(desk.review.id) == []
 
 
@@ -112,26 +111,26 @@ def test_other_files_are_no_sheets(desk: ReviewSession, store: Store, tmp_path: 
     for content in (b"a,b\n1,2\n", b"", b"task\n\xff\n"):
         (tmp_path / "x.csv").write_bytes(content)
         with pytest.raises(DataError):
-            sheets.take(desk, tmp_path / "x.csv", "Fay", store.reviews.rate)
+            rows.take(desk, tmp_path / "x.csv", "Fay", store.reviews.rate)
     with pytest.raises(DataError):
-        sheets.take(desk, tmp_path / "none.csv", "Fay", store.reviews.rate)
+        rows.take(desk, tmp_path / "none.csv", "Fay", store.reviews.rate)
     with pytest.raises(UsageError):
-        sheets.export(desk, " ", tmp_path / "x.csv")
+        rows.export(desk, " ", tmp_path / "x.csv")
 
 
 def test_single_answers_on_a_sheet(store: Store, tmp_path: Path) -> None:
     desk = desk_of(store, tmp_path / "r", ROWS[:1], kind="single", rubric=SCALES)
     sheet = tmp_path / "sheet.csv"
-    sheets.export(desk, "Fay", sheet)
+    rows.export(desk, "Fay", sheet)
     assert "correct (1 to 3),tone (1 to 5)" in sheet.read_text(encoding="utf-8-sig")
     fill(sheet, {"correct": ["3", "4"], "tone": ["5", "5"]})
     with pytest.raises(DataError, match="row 3: correct must be 1 to 3"):
-        sheets.take(desk, sheet, "Fay", store.reviews.rate)
+        rows.take(desk, sheet, "Fay", store.reviews.rate)
     fill(sheet, {"correct": ["3", "x"]})
     with pytest.raises(DataError, match="whole numbers"):
-        sheets.take(desk, sheet, "Fay", store.reviews.rate)
+        rows.take(desk, sheet, "Fay", store.reviews.rate)
     fill(sheet, {"correct": ["3", "1"]})
-    assert sheets.take(desk, sheet, "Fay", store.reviews.rate).ratings == 2
+    assert rows.take(desk, sheet, "Fay", store.reviews.rate).ratings == 2
 
 
 def _rated(desk: ReviewSession) -> None:

@@ -18,7 +18,6 @@ from tests.unit.local.sessions import make_session
 from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.local.plan import throughput
-from orchestrate.local.plan import throughput as paces
 from orchestrate.local.plan.throughput import Bench, MeasuredPace, ThroughputKey, estimate
 from orchestrate.local.run import RunDir, worker
 from orchestrate.providers.local.provider import LocalProvider
@@ -38,7 +37,7 @@ def ran(
 ) -> MeasuredPace:
     """A run of this kind at so many tokens per second, as its worker keeps it."""
     told = estimate(home, kind)
-    count = len(paces.read_pace(paces.file_of(home)))
+    count = len(throughput.read_pace(throughput.file_of(home)))
     pace = MeasuredPace(
         kind=kind,
         at=START + timedelta(hours=count),
@@ -48,7 +47,7 @@ def ran(
         told=told.tokens_per_second,
         told_by=told.told_by,
     )
-    paces.add(paces.file_of(home), pace)
+    throughput.add(throughput.file_of(home), pace)
     return pace
 
 
@@ -98,10 +97,10 @@ def test_what_is_known_better_counts_for_more(tmp_path: Path) -> None:
 
 def test_a_damaged_line_is_passed_over(tmp_path: Path) -> None:
     first = ran(tmp_path, SMALL, 1000.0)
-    with paces.file_of(tmp_path).open("ab") as out:
+    with throughput.file_of(tmp_path).open("ab") as out:
         out.write(b'{"kind": 3}\n{"ki')
-    assert paces.read_pace(paces.file_of(tmp_path)) == [first]
-    assert paces.read_pace(tmp_path / "none") == []
+    assert throughput.read_pace(throughput.file_of(tmp_path)) == [first]
+    assert throughput.read_pace(tmp_path / "none") == []
 
 
 @pytest.mark.parametrize(
@@ -118,8 +117,8 @@ def test_a_line_that_says_what_cannot_be_ends_no_quote(tmp_path: Path, wrong: di
     """As one that came with a run from elsewhere."""
     first = ran(tmp_path, SMALL, 1000.0)
     told = estimate(tmp_path, SMALL)
-    paces.add(paces.file_of(tmp_path), replace(first, **wrong))
-    assert paces.read_pace(paces.file_of(tmp_path)) == [first]
+    throughput.add(throughput.file_of(tmp_path), replace(first, **wrong))
+    assert throughput.read_pace(throughput.file_of(tmp_path)) == [first]
     assert estimate(tmp_path, SMALL) == told
 
 
@@ -167,12 +166,16 @@ def test_a_finished_run_is_what_the_next_quote_is_fitted_to(tmp_path: Path, prov
     before = provider.quote(spec, data, told, built_in())
     assert any("modeled for 1 CPU thread" in line for line in before.assumptions)
     session = make_session(
-        provider.home, train, method={"type": "sft"}, ref="orc-a", paces=str(paces.file_of(provider.home))
+        provider.home,
+        train,
+        method={"type": "sft"},
+        ref="orc-a",
+        paces=str(throughput.file_of(provider.home)),
     )
     run: RunDir = session.run
     assert worker.main(str(run.path)) == 0
     assert run.state().status == "succeeded"
-    (pace,) = paces.read_pace(paces.file_of(provider.home))
+    (pace,) = throughput.read_pace(throughput.file_of(provider.home))
     state = run.state()
     assert pace.tokens == session.loop.train.tokens * 2 and pace.seconds == pytest.approx(state.seconds)
     assert state.started_at is not None and state.finished_at is not None

@@ -17,7 +17,6 @@ from tests.unit.local.sessions import make_session, pairs
 
 from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.model.shortcuts import kernels
-from orchestrate.local.model.shortcuts import kernels as line_module
 from orchestrate.local.model.shortcuts.kernels import attention, line_up
 from orchestrate.local.model.shortcuts.probes import line_limit
 from orchestrate.local.objectives.base import collate
@@ -181,7 +180,7 @@ def test_attention_over_a_line_is_attention_over_each_row(
     """Whatever is computed at once, by torch's own attention over each row."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "BLOCK", block)
-        patch.setattr(line_module, "AT_ONCE", at_once)
+        patch.setattr(kernels, "AT_ONCE", at_once)
         compare(lengths, shared, kv_heads, seed)
 
 
