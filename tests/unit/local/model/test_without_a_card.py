@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import bitsandbytes.functional as bnb
 import pytest
 import torch
 from scipy.stats import norm
+from tests.paths import ROOT
 from tests.unit.local.model.shortcuts.test_line import chats
 from tests.unit.local.sessions import make_session
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -20,6 +22,18 @@ from orchestrate.local.model.shortcuts import probes
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
+def test_the_page_names_every_module_that_calls_a_card() -> None:
+    page = (ROOT / "docs" / "local.md").read_text(encoding="utf-8")
+    listed = re.findall(r"`([\w/]+\.py)`", page.partition("## What only a GPU runs")[2].partition("\n## ")[0])
+    calling = {
+        str(file.relative_to(ROOT / "src"))
+        for file in (ROOT / "src" / "orchestrate").rglob("*.py")
+        if re.search(r"torch\.cuda\.|cuda:nccl", file.read_text(encoding="utf-8"))
+    }
+    assert len(calling) > 8
+    assert not [file for file in calling if not any(file.endswith(f"/{one}") for one in listed)]
 
 
 def normal_float() -> torch.Tensor:
