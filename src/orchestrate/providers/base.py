@@ -557,6 +557,9 @@ class Sessions(Provider):
     def pause(self, job: JobHandle) -> None:
         """Ask the program that drives a session to save and end it."""
 
+    @abstractmethod
+    def checkpoints(self, job: JobHandle) -> list[Checkpoint]: ...
+
 
 # -- asking for one ----------------------------------------------------------------------------------------
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from orchestrate.core.files import last_line
+from orchestrate.errors import HostUnavailable, InvalidRequest, NotFound, ProviderError, UsageError
+from orchestrate.local.job import CLIP_HIGH, CLIP_LOW, DRO_BETA
 from orchestrate.types import SESSION as SESSION
 from orchestrate.types import Record
 
@@ -132,6 +135,31 @@ def then(
     return made
 
 
+_CLIPS: Mapping[str, float] = {"clip_low_threshold": CLIP_LOW, "clip_high_threshold": CLIP_HIGH}
+LOSSES: Mapping[str, Mapping[str, float]] = {
+    "cross_entropy": {},
+    "importance_sampling": {},
+    "ppo": _CLIPS,
+    "cispo": _CLIPS,
+    "dro": {"beta": DRO_BETA},
+}
+"""Losses that have one formula here and at hosts, with their settings. All settings are always sent."""
+
+
+def loss_settings(
+    title: str, others: Mapping[str, str], loss: str, config: Mapping[str, Any]
+) -> dict[str, float]:
+    """Return the settings of a loss that a host computes. `others`: why it lacks the others. Raises
+    `UsageError`."""
+    if loss not in LOSSES:
+        why = others.get(loss, "it is unknown")
+        raise UsageError(f"{title} has no loss {loss!r}: {why}", fix=f"one of {', '.join(LOSSES)}")
+    if strange := [name for name in config if name not in LOSSES[loss]]:
+        known = ", ".join(LOSSES[loss]) or "none"
+        raise UsageError(f"the loss {loss} has no setting {strange[0]!r}", fix=f"config: {known}")
+    return {**LOSSES[loss], **{name: float(value) for name, value in config.items()}}
+
+
 class SessionBackend(ABC):
     """One model. Requests are carried out in the order in which they are made."""
 
@@ -172,3 +200,91 @@ class SessionBackend(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release the model. Anything not saved is lost."""
+
+
+class ClientSession(SessionBackend):
+    """One model at a host, through a client whose methods are those of Tinker's. The client numbers each
+    request, so a request that is sent twice is carried out once."""
+
+    host: ClassVar[str]
+    _types: Any
+    _training: Any
+    _sampling: Any = None
+    """Sampler for the current weights; `None` once they have changed."""
+
+    @property
+    def tokenizer(self) -> str:
+        return str(self._training.get_info().model_data.tokenizer_id)
+
+    def forward(
+        self, rows: Sequence[Row], loss: str, config: Mapping[str, Any], *, backward: bool
+    ) -> Future[dict[str, Any]]:
+        data = [self._datum(row) for row in rows]
+        ask = self._training.forward_backward if backward else self._training.forward
+        return self._asked(lambda: ask(data, loss, dict(config) or None), self._forward_answer)
+
+    def _datum(self, row: Row) -> Any:
+        given = self._types.ModelInput.from_ints(list(row["tokens"]))
+        inputs = {
+            name: self._types.TensorData.from_numpy(array_of(value)) for name, value in row["inputs"].items()
+        }
+        return self._types.Datum(model_input=given, loss_fn_inputs=inputs)
+
+    def _forward_answer(self, told: Any) -> dict[str, Any]:
+        outputs = [one["logprobs"].to_numpy() for one in told.loss_fn_outputs]
+        return {"logprobs": outputs, "metrics": dict(told.metrics)}
+
+    def step(self, adam: Mapping[str, float]) -> Future[dict[str, Any]]:
+        self._sampling = None
+        params = self._types.AdamParams(**adam)
+        return self._asked(
+            lambda: self._training.optim_step(params), lambda told: {"metrics": dict(told.metrics or {})}
+        )
+
+    def save(self, folder: Path, *, optimizer: bool) -> Future[str]:
+        """Save at the host. Nothing is written to `folder`."""
+        name = f"{folder.parent.name.lstrip('.').partition('.')[0]}-{secrets.token_hex(4)}"
+        ask = self._training.save_state if optimizer else self._training.save_weights_for_sampler
+        return self._asked(lambda: ask(name), lambda told: str(told.path))
+
+    @abstractmethod
+    def _future(self, sent: Any) -> Future[Any]:
+        """Return the result of what was sent, as a future of Python's."""
+
+    def _asked(self, ask: Callable[[], Any], read: Callable[[Any], Any]) -> Future[Any]:
+        try:
+            sent = self._future(ask())
+        except Exception as error:
+            raise client_error(self.host, error) from error
+        return then(sent, read, lambda error: client_error(self.host, error))
+
+    def _done(self, future: Any) -> Any:
+        try:
+            return future.result()
+        except Exception as error:
+            raise client_error(self.host, error) from error
+
+
+def sampled(sequences: Iterable[Any]) -> dict[str, Any]:
+    """Return what a client of sessions sampled as `SessionBackend.sample` does."""
+    answers = [
+        {"stop": one.stop_reason, "tokens": list(one.tokens), "logprobs": list(one.logprobs or ())}
+        for one in sequences
+    ]
+    return {"answers": answers}
+
+
+def client_error(host: str, error: BaseException) -> BaseException:
+    """Return the error of a client of sessions as one of ours. Nothing that has been sent is sent again for
+    it."""
+    name, message = type(error).__name__, str(error) or type(error).__name__
+    if not isinstance(error, Exception) or isinstance(error, ProviderError | UsageError):
+        return error
+    status = getattr(error, "status_code", None)
+    if str(getattr(error, "category", "")).lower().endswith("user") or status in (400, 422):
+        return InvalidRequest(host, message)
+    if status == 404:
+        return NotFound(host, message)
+    if name in ("APIConnectionError", "APITimeoutError", "InternalServerError"):
+        return HostUnavailable(host, message)
+    return ProviderError(host, message, fix=CONTINUES)

@@ -372,7 +372,7 @@ class TrainingSession:
             try:
                 sent = send()
             except BaseException as error:
-                self._settle(number, None)
+                self._settle(number, TokenUse() if isinstance(error, UsageError) else None)
                 made.set_exception(error)  # for whoever sends it again under its number
                 raise
 

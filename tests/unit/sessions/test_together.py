@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Required, Union, get_args, get_origin, get_type_hints
 
 import pytest
-import torch
-from tests.paths import ROOT, TINY
-from tests.unit.sessions.homes import workspace
-from tests.unit.sessions.left import MODEL
+from tests.paths import TINY
+from tests.unit.sessions.left import MODEL, killed
 from tests.unit.sessions.loop import IDS, LORA, OPTIONS, rows
+from tests.unit.sessions.losses import ADAM, losses_of, policy_rows, trained
 from together.types import post_training as sdk
 
 from orchestrate import JobStatus, Orchestrator, OverBudget, RunFailed, UsageError
 from orchestrate.errors import OrchestrateError, ProviderError
-from orchestrate.sandbox import running
 from orchestrate.sandbox.server import Sandbox
 
 # torch describes its types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
-ADAM = {"learning_rate": 5e-3}
 MACHINES = "/v1/rl/model-resources"
 USD_PER_HOUR = 16  # a trainer and a generator
 PARAMS: dict[str, Any] = {
@@ -44,35 +37,8 @@ PARAMS: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def sandbox(tmp_path_factory: pytest.TempPathFactory, quick_python: None) -> Iterator[Sandbox]:
-    home = tmp_path_factory.mktemp("sandbox")
-    with running(home=home, model=str(TINY), train=False, speed=1000) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture
-def ft(home: Path, sandbox: Sandbox) -> Iterator[Orchestrator]:
-    with workspace(home, **sandbox.env) as ft:
-        yield ft
-    sandbox.clear_faults()
-
-
 def opened(ft: Orchestrator, **more: Any) -> Any:
     return ft.session(MODEL, provider="together", **{"lora": LORA, "max_cost_usd": 25, **more})
-
-
-def trained(session: Any, steps: int = 2) -> list[float]:
-    losses: list[float] = []
-    for _ in range(steps):
-        losses.append(session.forward_backward(rows()).loss)
-        session.optim_step(ADAM)
-    return losses
 
 
 def machines(sandbox: Sandbox) -> list[dict[str, Any]]:
@@ -88,46 +54,6 @@ def up(sandbox: Sandbox) -> list[str]:
 
 def committed(ft: Orchestrator) -> Decimal:
     return ft.spending(sandbox=True, offline=True).total.committed_usd
-
-
-def policy_rows(seed: int = 0) -> list[dict[str, Any]]:
-    drawn = torch.Generator().manual_seed(seed)
-    return [
-        {
-            "model_input": row["model_input"],
-            "loss_fn_inputs": {
-                "target_tokens": row["loss_fn_inputs"]["target_tokens"],
-                "logprobs": (-9 - torch.rand(len(row["model_input"]), generator=drawn)).tolist(),
-                "advantages": torch.randn(len(row["model_input"]), generator=drawn).tolist(),
-            },
-        }
-        for row in rows()
-    ]
-
-
-def own_loss(data: Any, logprobs: list[Any]) -> tuple[Any, dict[str, float]]:
-    del data
-    return -sum((one**2).sum() for one in logprobs), {"rows": float(len(logprobs))}
-
-
-def half_weighted() -> list[dict[str, Any]]:
-    """Rows whose first three tokens have no weight: the host masks their log-probabilities."""
-    found = rows()
-    for row in found:
-        row["loss_fn_inputs"]["weights"][:3] = [0.0] * 3
-    return found
-
-
-def losses_of(s: Any) -> dict[str, list[float]]:
-    told = {"sft": trained(s)}
-    for loss in ("importance_sampling", "ppo", "cispo", "dro"):
-        told[loss] = [s.forward_backward(policy_rows(), loss).loss]
-        s.optim_step(ADAM)
-    told["own"] = [s.forward_backward_custom(half_weighted(), own_loss).loss]
-    s.optim_step(ADAM)
-    told["weighted"] = [s.forward(half_weighted()).loss, s.forward_backward(half_weighted()).loss]
-    told["all"] = [float(value) for value in s.forward(half_weighted()).loss_fn_outputs[0]["logprobs"]]
-    return told
 
 
 def fields_wrong(kind: Any, value: Any, at: str = "body") -> list[str]:
@@ -214,24 +140,10 @@ def test_a_machine_whose_answer_was_lost_is_found_and_never_asked_for_twice(
     assert len(machines(sandbox)) == before + 2
 
 
-def killed(home: Path, sandbox: Sandbox) -> str:
-    own = {"ORCHESTRATE_HOME": str(home), "ORCHESTRATE_KEYS": str(home / "keys.toml")}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.unit.sessions.left", str(home)],
-        env={**os.environ, **sandbox.env, **own},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert done.returncode == -9, done.stderr[-3000:]
-    return str(json.loads(done.stdout.splitlines()[0])["value"])
-
-
 def test_what_a_killed_program_left_up_is_seen_counted_and_ended(
     ft: Orchestrator, home: Path, sandbox: Sandbox
 ) -> None:
-    id = killed(home, sandbox)
+    id = killed(home, sandbox, "together")
     [machine] = up(sandbox)
     report = ft.spending(sandbox=True)
     assert [found.item.id for found in report.idle] == [machine] and report.idle[0].run == id
@@ -248,7 +160,7 @@ def test_what_a_killed_program_left_up_is_seen_counted_and_ended(
         assert float(s.cost_usd) >= machines(sandbox)[1]["sandbox_usd"] - 0.001
         trained(s, 1)
     assert not up(sandbox) and ft.run(id).record.status is JobStatus.SUCCEEDED
-    id = killed(home, sandbox)
+    id = killed(home, sandbox, "together")
     assert len(up(sandbox)) == 1
     sandbox.skip(500)  # nobody does anything
     assert not up(sandbox), "the host ends it by itself"

@@ -109,7 +109,10 @@ class SessionsApi:
         return [
             *(Route(f"{ROOT}/{path}", _posted(handler), methods=["POST"]) for path, handler in posts.items()),
             *(Route(f"{ROOT}/{path}", _got(handler), methods=["GET"]) for path, handler in gets.items()),
-            Route(f"{ROOT}/forward_backward", self._forward, methods=["POST"]),
+            *(
+                Route(f"{ROOT}/{path}", self._forward, methods=["POST"])
+                for path in ("forward", "forward_backward")
+            ),
             Route(f"{ROOT}/retrieve_future", self._retrieve, methods=["POST"]),
             Route(f"{ROOT}/sessions/{{id}}/finish", self._finish, methods=["POST"]),
             Route(
@@ -125,12 +128,20 @@ class SessionsApi:
 
     def _create_session(self, body: dict[str, Any], owner: str) -> dict[str, Any]:
         parse(wire.CreateSessionBody, body)
-        id = secrets.token_hex(8)
+        id = self.new_id()
         self.desk.callers[id] = Caller(id, owner, self.desk.now())
         told = f"orchestrate sessions: {self.desk.names[0]} on this machine; {self._notice}"
         if self.desk.tied:
             told += "; its input and output share one table, so train_unembed trains nothing"
         return {"session_id": id, "info_message": told, "type": "create_session"}
+
+    def new_id(self) -> str:
+        """Return the id of a new session."""
+        return secrets.token_hex(8)
+
+    def model_id(self, caller: Caller, number: int) -> str:
+        """Return the id of a new model of a session."""
+        return f"{caller.id}:train:{number}"
 
     def _heartbeat(self, body: dict[str, Any], owner: str) -> dict[str, Any]:
         id = str(body.get("session_id"))
@@ -177,7 +188,7 @@ class SessionsApi:
     def _new_model(self, caller: Caller, number: int) -> tuple[str, Promise, bool]:
         if number in caller.models:
             return *caller.models[number], False
-        id, promise = f"{caller.id}:train:{number}", self.desk.promise(caller.owner)
+        id, promise = self.model_id(caller, number), self.desk.promise(caller.owner)
         caller.models[number] = (id, promise)
         return id, promise, True
 
@@ -207,8 +218,10 @@ class SessionsApi:
         return {"request_id": promise.id, "model_id": model.id}
 
     async def _forward(self, request: Request) -> Response:
-        data = await request.body()
-        id, number, asked = wire.forward_of(data)
+        if request.headers.get("content-type", "").startswith("application/json"):
+            id, number, asked = wire.forward_of_json(await json_body(request))
+        else:
+            id, number, asked = wire.forward_of(await request.body())
         model = self.desk.model(id, _owner(request))
         _require_number(number)
 

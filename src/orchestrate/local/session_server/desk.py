@@ -379,13 +379,22 @@ class SessionDesk:
         """Nobody else's, whatever the names are."""
         return self.home / what / ("".join(c if c.isalnum() else f"_{ord(c):x}_" for c in owner) or "-")
 
+    def path_of(self, owner: str, model: str, kind: str, name: str) -> str:
+        """Return the path under which callers ask for saved weights."""
+        del owner
+        return f"tinker://{model}/{kind}/{name}"
+
+    def places(self, path: str, owner: str) -> list[Path]:
+        """Return the folders in which the weights of a path may lie."""
+        parts = PATH.fullmatch(path)
+        return [] if parts is None else [self.place(owner, *parts.groups())]
+
     def found(self, path: str, owner: str) -> tuple[Path, SavedWeights]:
         """Return this owner's saved weights at a path. Raises `HostError` 404."""
-        parts = PATH.fullmatch(path)
-        if parts is not None:
-            with suppress(HostError, OSError, msgspec.MsgspecError):
-                folder = self.place(owner, *parts.groups())
-                return folder, SavedWeights.from_json((folder / "saved.json").read_bytes())
+        with suppress(HostError):
+            for folder in self.places(path, owner):
+                with suppress(OSError, msgspec.MsgspecError):
+                    return folder, SavedWeights.from_json((folder / "saved.json").read_bytes())
         raise HostError(404, f"there are no saved weights {path[:300]}")
 
     def saved(self, owner: str) -> list[tuple[Path, SavedWeights]]:
@@ -408,8 +417,8 @@ class SessionDesk:
     ) -> None:
         """Save the weights in their state when it is the model's turn."""
         kind = "weights" if training else "sampler_weights"
-        folder, path = self.place(model.owner, model.id, kind, name), f"tinker://{model.id}/{kind}/{name}"
-        now = time.time()
+        folder = self.place(model.owner, model.id, kind, name)
+        path, now = self.path_of(model.owner, model.id, kind, name), time.time()
         note = SavedWeights(
             path=path,
             base=model.base,

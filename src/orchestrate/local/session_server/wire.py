@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from orchestrate.http.wire import HostError
+from orchestrate.http.wire import HostError, parse
 
 MOST_NUMBERS = 1 << 24
 """Of all sparse tensors of a request when they are written out."""
@@ -117,6 +117,7 @@ class LoraBody(TinkerBody):
     model_config = ConfigDict(extra="forbid")
 
     rank: int = Field(32, ge=1, le=4096)
+    alpha: Literal[32] | None = Field(None, exclude=True)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     train_unembed: bool = True
     train_mlp: bool = True
@@ -253,6 +254,75 @@ def forward_of(data: bytes) -> tuple[str, int, dict[str, Any]]:
         return asked.model_id, asked.seq_id, {"refused": f"loss_fn_config.{bad[0]} is not a finite number"}
     forward = {"data": rows, "loss": asked.loss_fn, "config": config, "backward": not asked.forward_only}
     return asked.model_id, asked.seq_id, forward
+
+
+class JsonTensor(BaseModel):
+    """A tensor as clients that speak JSON send it. Sparse ones have their row pointers and columns."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    data: list[int] | list[float]
+    dtype: Literal["int64", "float32"]
+    shape: list[int] | None = None
+    sparse_crow_indices: list[int] | None = None
+    sparse_col_indices: list[int] | None = None
+
+
+class JsonDatum(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    model_input: Prompt
+    loss_fn_inputs: dict[str, JsonTensor]
+
+
+class JsonForwardInput(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    data: list[JsonDatum]
+    loss_fn: str
+    loss_fn_config: dict[str, float] | None = None
+
+
+class JsonForwardBody(TinkerBody):
+    model_id: str
+    seq_id: int
+    forward_input: JsonForwardInput | None = None
+    forward_backward_input: JsonForwardInput | None = None
+
+
+def forward_of_json(body: dict[str, Any]) -> tuple[str, Any, dict[str, Any]]:
+    """Decode a forward request in JSON, as `forward_of` decodes one in protobuf."""
+    of, number = str(body.get("model_id")), body.get("seq_id")
+    try:
+        asked = parse(JsonForwardBody, body)
+        given = asked.forward_input or asked.forward_backward_input
+        if given is None or not given.data:
+            raise HostError(400, "there are no rows (data is empty)")
+        rows = [
+            {
+                "tokens": [id for chunk in datum.model_input.chunks for id in chunk.tokens],
+                "inputs": {name: _json_tensor(name, one) for name, one in datum.loss_fn_inputs.items()},
+            }
+            for datum in given.data
+        ]
+        if bad := [n for n, value in (given.loss_fn_config or {}).items() if not _is_finite(value)]:
+            raise HostError(400, f"loss_fn_config.{bad[0]} is not a finite number")
+    except HostError as error:
+        return of, number, {"refused": error.message}
+    backward = asked.forward_backward_input is not None
+    config = dict(given.loss_fn_config or {})
+    forward = {"data": rows, "loss": given.loss_fn, "config": config, "backward": backward}
+    return asked.model_id, asked.seq_id, forward
+
+
+def _json_tensor(name: str, tensor: JsonTensor) -> dict[str, Any]:
+    if tensor.sparse_crow_indices is not None or tensor.sparse_col_indices is not None:
+        raise HostError(400, f"{name} is sparse: this server takes sparse tensors in protobuf only")
+    kind = "<i8" if tensor.dtype == "int64" else "<f4"
+    shape = [len(tensor.data)] if tensor.shape is None else tensor.shape
+    if math.prod(shape) != len(tensor.data):
+        raise HostError(400, f"{name} has {len(tensor.data)} numbers, which do not fit its shape {shape}")
+    return {"data": np.asarray(tensor.data, dtype=kind).tobytes(), "shape": shape, "kind": kind}
 
 
 def _is_finite(value: Any) -> bool:

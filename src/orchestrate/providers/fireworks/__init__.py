@@ -122,7 +122,7 @@ def refused_in_validation(job: Job) -> bool:
 PROFILE = Profile(
     kind="fireworks",
     title="Fireworks",
-    provider="orchestrate.providers.fireworks.provider:FireworksProvider",
+    provider="orchestrate.providers.fireworks.sessions:SteppedFireworks",
     rank=2,
     url="https://api.fireworks.ai",
     options=HOSTED,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from datetime import datetime
 from decimal import Decimal
@@ -15,11 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from orchestrate.core import days
 from orchestrate.costing import PLAY_MONEY
 from orchestrate.errors import (
-    HostUnavailable,
-    InvalidRequest,
     MissingExtra,
-    NotFound,
-    ProviderError,
     Unsupported,
     UsageError,
 )
@@ -27,13 +22,12 @@ from orchestrate.local.run import STATUSES, RunDir
 from orchestrate.providers import rundirs
 from orchestrate.providers.base import KeepsCheckpoints, Measures, Pauses, Progress, Sessions
 from orchestrate.providers.sessions import (
-    CONTINUES,
-    Row,
+    ClientSession,
     SessionBackend,
     SessionOrder,
     SessionPrice,
-    array_of,
-    then,
+    client_error,
+    sampled,
 )
 from orchestrate.providers.tinker import PROFILE
 from orchestrate.types import (
@@ -62,48 +56,25 @@ RATES = ("session_train", "session_prefill", "session_sample")
 """Method names for token prices in `rates.yaml`."""
 
 
-class TinkerSession(SessionBackend):
-    """One model at the host. Its client numbers each request, so a request that is sent twice is carried out
-    once."""
+class TinkerSession(ClientSession):
+    """One model at the host."""
+
+    host: ClassVar[str] = "tinker"
 
     def __init__(self, order: SessionOrder, *, base_url: str | None, api_key: str) -> None:
-        self._tinker: Any = import_module("tinker")
-        self._types: Any = import_module("tinker.types")
-        service = self._tinker.ServiceClient(base_url=base_url, api_key=api_key)
+        tinker: Any = import_module("tinker")
+        self._types = import_module("tinker.types")
+        service = tinker.ServiceClient(base_url=base_url, api_key=api_key)
         self._service = service
         try:
             made = service.create_lora_training_client(base_model=order.model, **order.lora)
-            self._training: Any = made.result()
+            self._training = made.result()
         except BaseException as error:
             self.close()
-            raise _told(error) from error
-        self._sampling: Any = None
-        """Sampler for the current weights; `None` once they have changed."""
+            raise client_error(self.host, error) from error
 
-    @property
-    def tokenizer(self) -> str:
-        return str(self._training.get_info().model_data.tokenizer_id)
-
-    def forward(
-        self, rows: Sequence[Row], loss: str, config: Mapping[str, Any], *, backward: bool
-    ) -> Future[dict[str, Any]]:
-        data = [self._datum(row) for row in rows]
-        ask = self._training.forward_backward if backward else self._training.forward
-        return self._asked(lambda: ask(data, loss, dict(config) or None), _forward_answer)
-
-    def _datum(self, row: Row) -> Any:
-        given = self._types.ModelInput.from_ints(list(row["tokens"]))
-        inputs = {
-            name: self._types.TensorData.from_numpy(array_of(value)) for name, value in row["inputs"].items()
-        }
-        return self._types.Datum(model_input=given, loss_fn_inputs=inputs)
-
-    def step(self, adam: Mapping[str, float]) -> Future[dict[str, Any]]:
-        self._sampling = None
-        params = self._types.AdamParams(**adam)
-        return self._asked(
-            lambda: self._training.optim_step(params), lambda told: {"metrics": dict(told.metrics or {})}
-        )
+    def _future(self, sent: Any) -> Future[Any]:
+        return sent.future()
 
     def sample(self, request: Mapping[str, Any]) -> Future[dict[str, Any]]:
         """Sample from the current weights, which are saved once after each change."""
@@ -121,14 +92,9 @@ class TinkerSession(SessionBackend):
         prompt = self._types.ModelInput.from_ints(list(request["prompt"]))
         sampling = self._sampling
         return self._asked(
-            lambda: sampling.sample(prompt, num_samples=request["n"], sampling_params=params), _sample_answer
+            lambda: sampling.sample(prompt, num_samples=request["n"], sampling_params=params),
+            lambda told: sampled(told.sequences),
         )
-
-    def save(self, folder: Path, *, optimizer: bool) -> Future[str]:
-        """Save at the host. Nothing is written to `folder`."""
-        name = f"{folder.parent.name.lstrip('.').partition('.')[0]}-{secrets.token_hex(4)}"
-        ask = self._training.save_state if optimizer else self._training.save_weights_for_sampler
-        return self._asked(lambda: ask(name), lambda told: str(told.path))
 
     def load(self, saved: str, *, optimizer: bool) -> Future[None]:
         """Create another model at the host, because its client can't load into an existing one."""
@@ -146,48 +112,7 @@ class TinkerSession(SessionBackend):
         try:
             self._service.close("success").result(60)
         except Exception as error:
-            raise _told(error) from error
-
-    def _asked(self, ask: Callable[[], Any], read: Callable[[Any], Any]) -> Future[Any]:
-        try:
-            sent = ask().future()
-        except Exception as error:
-            raise _told(error) from error
-        return then(sent, read, _told)
-
-    def _done(self, future: Any) -> Any:
-        try:
-            return future.result()
-        except Exception as error:
-            raise _told(error) from error
-
-
-def _forward_answer(told: Any) -> dict[str, Any]:
-    outputs = [one["logprobs"].to_numpy() for one in told.loss_fn_outputs]
-    return {"logprobs": outputs, "metrics": dict(told.metrics)}
-
-
-def _sample_answer(told: Any) -> dict[str, Any]:
-    answers = [
-        {"stop": one.stop_reason, "tokens": list(one.tokens), "logprobs": list(one.logprobs or ())}
-        for one in told.sequences
-    ]
-    return {"answers": answers}
-
-
-def _told(error: BaseException) -> BaseException:
-    """The client's error as one of ours. Nothing that has been sent is sent again for it."""
-    name, message = type(error).__name__, str(error) or type(error).__name__
-    if not isinstance(error, Exception) or isinstance(error, ProviderError | UsageError):
-        return error
-    status = getattr(error, "status_code", None)
-    if str(getattr(error, "category", "")).lower().endswith("user") or status in (400, 422):
-        return InvalidRequest("tinker", message)
-    if status == 404:
-        return NotFound("tinker", message)
-    if name in ("APIConnectionError", "APITimeoutError", "InternalServerError"):
-        return HostUnavailable("tinker", message)
-    return ProviderError("tinker", message, fix=CONTINUES)
+            raise client_error(self.host, error) from error
 
 
 class TinkerProvider(Measures, KeepsCheckpoints, Pauses, Sessions):

@@ -11,27 +11,25 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from orchestrate.core.files import Journal
 from orchestrate.errors import (
     NotFound,
     OutcomeUnknown,
     PermissionRefused,
     ProviderError,
-    RunFailed,
     UnexpectedAnswer,
     UsageError,
 )
-from orchestrate.local.run import RunDir, now, runs
+from orchestrate.local.run import RunDir, now
 from orchestrate.providers.calls import money, plain, ref_in, table, text, when
 from orchestrate.providers.calls.hosted import MOST_PAGES, Wire
-from orchestrate.types import Record, Standing
+from orchestrate.providers.rented import LOOK_S, SEARCH_S, Machine, RentedMachines
+from orchestrate.types import Standing
 
 if TYPE_CHECKING:
     from together import Together
@@ -42,27 +40,8 @@ LEAST_S, MARKS = 300, 120
 """The shortest timeout of the host, and how many more seconds mark a run's own."""
 TAIL_S = float(LEAST_S + MARKS)
 """The longest for which a machine bills after its program was killed."""
-SEARCH_S, READY_S, LOOK_S = 60.0, 3600.0, 2.0
-"""For a machine whose answer was lost, until a machine is ready, and between two looks."""
-JOURNAL = "machines.jsonl"
 UP = ("PENDING", "CREATING", "READY")
 OPTIONS = frozenset({"gpu_type", "generators"})
-
-
-class Machine(Record, frozen=True, kw_only=True):
-    """A line of the journal: a machine that was asked for. The last line with its number counts."""
-
-    number: int
-    base_model: str
-    inactive_s: int
-    asked_at: datetime
-    known: tuple[str, ...] = ()
-    """Machines that were up before."""
-    id: str | None = None
-    """`None`: the answer is not known."""
-    ended: bool = False
-    seconds: float = 0.0
-    """Of one that has ended: for how long it was billed."""
 
 
 def inactive_s(ref: str) -> int:
@@ -87,7 +66,7 @@ def wanted(order: SessionOrder) -> dict[str, Any]:
     }
 
 
-class Machines:
+class Machines(RentedMachines):
     def __init__(
         self,
         provider: str,
@@ -96,8 +75,8 @@ class Machines:
         home: Path,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._provider, self._client, self._wire = provider, client, wire
-        self._home, self._sleep = home, sleep
+        super().__init__(provider, home, sleep)
+        self._client, self._wire = client, wire
 
     @property
     def _api(self) -> Any:
@@ -117,19 +96,13 @@ class Machines:
 
     # -- one run's -----------------------------------------------------------------------------------------
 
-    def journal(self, run: RunDir) -> Journal[Machine]:
-        return Journal(run.path / JOURNAL, Machine)
-
-    def of(self, run: RunDir) -> list[Machine]:
-        return _latest(self.journal(run))
-
     def create(self, run: RunDir, order: SessionOrder) -> Machine:
         """Ask for a machine, once. Raises `OutcomeUnknown` when the answer was lost and the machine can't be
         found, and `ProviderError` when there certainly is none."""
         body, journal = wanted(order), self.journal(run)
         known = tuple(str(raw["id"]) for raw in self.up())
         asked = Machine(
-            number=len(_latest(journal)) + 1,
+            number=len(self.of(run)) + 1,
             base_model=order.model,
             inactive_s=body["inactive_timeout"],
             asked_at=now(),
@@ -181,20 +154,11 @@ class Machines:
             raise UnexpectedAnswer(self._provider, f"several machines may be this run's: {ids}")
         return found[0] if found else None
 
-    def wait(self, run: RunDir, machine: Machine) -> None:
-        """Wait until the machine is ready. Raises `RunFailed` when the run is paused or cancelled meanwhile,
-        and `ProviderError`."""
-        waited = 0.0
-        while (raw := self._raw(str(machine.id))) and state(raw) != "READY":
-            if state(raw) not in UP:
-                why = text(table(raw.get("error")).get("message")) or "no reason given"
-                raise ProviderError(self._provider, f"the machine is {state(raw).lower()}: {why}")
-            if word := run.asked():
-                raise RunFailed(f"the session was asked to {word} before its machine was ready")
-            if waited >= READY_S:
-                raise ProviderError(self._provider, "the machine was not ready after an hour")
-            self._sleep(LOOK_S)
-            waited += LOOK_S
+    def _ready(self, raw: dict[str, Any]) -> bool:
+        if state(raw) not in UP:
+            why = text(table(raw.get("error")).get("message")) or "no reason given"
+            raise ProviderError(self._provider, f"the machine is {state(raw).lower()}: {why}")
+        return state(raw) == "READY"
 
     def _raw(self, id: str) -> dict[str, Any]:
         return plain(self._wire.read(lambda: self._api.retrieve(id)))
@@ -203,23 +167,8 @@ class Machines:
         """Keep an idle machine while its program lives."""
         self._wire.once(lambda: self._api.extend_expiry(str(machine.id), seconds=machine.inactive_s))
 
-    def end(self, run: RunDir) -> None:
-        """End all machines of a run, and note for how long each was billed. Raises `ProviderError`, and
-        `OutcomeUnknown` for one whose creation is still not known."""
-        journal = self.journal(run)
-        for one in [one for one in _latest(journal) if not one.ended]:
-            id = one.id
-            if id is None:
-                found = self._match(one, self.up())
-                if found is None and (now() - one.asked_at).total_seconds() < SEARCH_S:
-                    raise OutcomeUnknown(self._provider, run.ref, "its machine may appear within a minute")
-                id = None if found is None else str(found["id"])
-            seconds = 0.0 if id is None else billed_s(self.stop(id))
-            journal.append(replace(one, id=id, ended=True, seconds=seconds))
-
     def stop(self, id: str) -> dict[str, Any]:
-        """Stop a machine with its sessions, and return what the host says of it. May be repeated. Raises
-        `ProviderError` where it is still up."""
+        """Stop a machine with its sessions."""
         try:
             told = plain(self._wire.read(lambda: self._api.stop(id, force=True)))
         except NotFound:
@@ -230,17 +179,8 @@ class Machines:
             raise ProviderError(self._provider, f"the machine {id} was asked to stop and is {state(told)}")
         return told
 
-    def seconds(self, run: RunDir) -> float:
-        """Return for how long the run's machines were billed, or will be: one that its program left up ends
-        by its timeout."""
-        total = 0.0
-        for one in self.of(run):
-            if one.ended:
-                total += one.seconds
-            elif one.id is not None:
-                with suppress(NotFound):
-                    total += billed_s(self._raw(one.id))
-        return total
+    def _billed_s(self, raw: dict[str, Any]) -> float:
+        return billed_s(raw)
 
     # -- the account's -------------------------------------------------------------------------------------
 
@@ -275,7 +215,7 @@ class Machines:
         """Map machines that are up to the refs of their runs: by the run directories here, then by the names
         of their sessions, and last by requests here whose answer was lost."""
         found: dict[str, str] = {}
-        asked = [(run.ref, one) for run in runs(self._home) for one in self.of(run) if not one.ended]
+        asked = self.asked_for()
         found |= {one.id: ref for ref, one in asked if one.id is not None}
         if any(raw["id"] not in found for raw in up):
             status = [f"TRAINING_SESSION_STATUS_{one}" for one in ("CREATING", "RUNNING")]
@@ -335,20 +275,6 @@ class Machines:
             who = plain(self._wire.read(lambda: self._client().whoami()))
             return text(table(who.get("user")).get("id"))
         return None
-
-    def end_by_ref(self, ref: str) -> None:
-        """End the machines of a run, also of another store's."""
-        run = RunDir(self._home / ref)
-        if run.exists():
-            self.end(run)
-        up = self.up()
-        for id, owner in self.refs(up).items():
-            if owner == ref and any(raw["id"] == id for raw in up):
-                self.stop(id)
-
-
-def _latest(journal: Journal[Machine]) -> list[Machine]:
-    return list({one.number: one for one in journal.entries}.values())
 
 
 def state(raw: Mapping[str, Any]) -> str:

@@ -6,19 +6,15 @@ thread of a session sends them, in order."""
 
 from __future__ import annotations
 
-import atexit
 import secrets
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-
-from msgspec.structs import replace
 
 from orchestrate import catalog
 from orchestrate.core import days
@@ -27,16 +23,15 @@ from orchestrate.errors import (
     InvalidRequest,
     OrchestrateError,
     ProviderError,
-    Unsupported,
     UsageError,
 )
-from orchestrate.local.job import CLIP_HIGH, CLIP_LOW, DRO_BETA
 from orchestrate.local.run import RunDir
 from orchestrate.paid.limits import require_price
 from orchestrate.providers import files
-from orchestrate.providers.base import Progress, Sessions, StopsWorkers
+from orchestrate.providers.base import Progress
 from orchestrate.providers.calls import money, plain, rows, table, text
-from orchestrate.providers.rundirs import SessionRuns
+from orchestrate.providers.rented import Machine, MachineWatch
+from orchestrate.providers.session_jobs import JobsAndSessions
 from orchestrate.providers.sessions import (
     CONTINUES,
     MOST_TOKENS,
@@ -46,20 +41,16 @@ from orchestrate.providers.sessions import (
     SessionOrder,
     SessionPrice,
     array_of,
+    loss_settings,
 )
 from orchestrate.providers.together import PROFILE
-from orchestrate.providers.together.machines import TAIL_S, Machine, Machines, wanted
+from orchestrate.providers.together.machines import TAIL_S, Machines, wanted
 from orchestrate.providers.together.provider import TogetherProvider
 from orchestrate.types import (
     Artifact,
-    Billing,
     Checkpoint,
     Confidence,
-    Event,
-    Job,
     JobHandle,
-    JobStatus,
-    MetricPoint,
 )
 
 if TYPE_CHECKING:
@@ -75,16 +66,6 @@ ALPHA = 32
 """As sessions of this machine and of Tinker have."""
 OPERATION_S, INTERVAL_S = 1800.0, 0.25
 """The longest for one operation, and between two looks at it."""
-EXTEND_S = 60.0
-_CLIPS: Mapping[str, float] = {"clip_low_threshold": CLIP_LOW, "clip_high_threshold": CLIP_HIGH}
-LOSSES: Mapping[str, Mapping[str, float]] = {
-    "cross_entropy": {},
-    "importance_sampling": {},
-    "ppo": _CLIPS,
-    "cispo": _CLIPS,
-    "dro": {"beta": DRO_BETA},
-}
-"""The losses that have one formula here and there, with their settings. All settings are always sent."""
 OTHERS = {
     "gspo": "Together's GRPO with ratios of sequences is another formula",
     "stable_reinforce": "its formula is not published",
@@ -100,25 +81,23 @@ class TogetherSession(SessionBackend):
         self._provider, self._order, self._run = provider, order, run
         self._machines = provider.machines
         self._thread = ThreadPoolExecutor(1, f"together {order.ref}")
-        self._stop, self._ending = threading.Event(), threading.Lock()
         self._stale = False
         """Whether the generator has older weights than the trainer."""
         self._machine: Machine | None = None
         self._client: Any = None
         self._tokenizer: str | None = None
-        began = time.monotonic()
+        ends_in = order.ends_in_s
+        ends_at = None if ends_in is None else time.monotonic() + ends_in
+        self._watch = MachineWatch(self._machines, run, ends_at, self._extend)
+        self._watch.start()
         try:
             self._machine = self._machines.create(run, order)
-            ends_in = order.ends_in_s
-            self._ends_at = None if ends_in is None else began + ends_in
             self._machines.wait(run, self._machine)
             self._client = self._attached(self._made_session())
         except BaseException:
             with suppress(OrchestrateError, OSError):
                 self.close()
             raise
-        atexit.register(self._leave)
-        threading.Thread(target=self._keep, daemon=True, name=f"machine of {order.ref}").start()
 
     @property
     def tokenizer(self) -> str:
@@ -193,7 +172,7 @@ class TogetherSession(SessionBackend):
     def forward(
         self, rows: Sequence[Row], loss: str, config: Mapping[str, Any], *, backward: bool
     ) -> Future[dict[str, Any]]:
-        settings = _settings(loss, config)
+        settings = loss_settings("Together", OTHERS, loss, config)
         samples = [_sample(number, row, loss) for number, row in enumerate(rows, 1)]
         given = [sample["loss_fn_inputs"] for sample in samples]
         known = [{name: tensor["data"] for name, tensor in inputs.items()} for inputs in given]
@@ -295,56 +274,19 @@ class TogetherSession(SessionBackend):
 
     # -- ending --------------------------------------------------------------------------------------------
 
-    def _keep(self) -> None:
-        """Keep the machine up while this program lives, and end it at its limit whatever is under way."""
-        extended = time.monotonic()
-        while not self._stop.wait(1):
-            if self._ends_at is not None and time.monotonic() > self._ends_at:
-                with suppress(OrchestrateError, OSError):
-                    self._end_machine()
-                    return
-            elif time.monotonic() - extended > EXTEND_S and self._machine is not None:
-                extended = time.monotonic()
-                with suppress(ProviderError):
-                    self._machines.extend(self._machine)
-
-    def _end_machine(self) -> None:
-        with self._ending:
-            self._machines.end(self._run)
-
-    def _leave(self) -> None:
-        """End the machine of a program that ends without closing its session."""
-        with suppress(OrchestrateError, OSError):
-            self._end_machine()
+    def _extend(self) -> None:
+        if self._machine is not None:
+            self._machines.extend(self._machine)
 
     def close(self) -> None:
         """End the machine, and with it the session. What was not saved is lost."""
-        self._stop.set()
-        atexit.unregister(self._leave)
         self._thread.shutdown(wait=False, cancel_futures=True)
         try:
-            self._end_machine()
-        except (OrchestrateError, OSError) as error:
-            told = (
-                f"the machine could not be ended ({error}); Together ends it within {TAIL_S / 60:g} minutes"
-            )
-            self._run.add_event(told, level="warning", type="machine")
-            raise
+            self._watch.close(self._provider.title, TAIL_S)
         finally:
             if self._client is not None:
                 with suppress(Exception):
                     self._client.detach()
-
-
-def _settings(loss: str, config: Mapping[str, Any]) -> dict[str, float]:
-    """Return the settings of a loss that the host computes. Raises `UsageError`."""
-    if loss not in LOSSES:
-        why = OTHERS.get(loss, "it is unknown")
-        raise UsageError(f"Together has no loss {loss!r}: {why}", fix=f"one of {', '.join(LOSSES)}")
-    if strange := [name for name in config if name not in LOSSES[loss]]:
-        known = ", ".join(LOSSES[loss]) or "none"
-        raise UsageError(f"the loss {loss} has no setting {strange[0]!r}", fix=f"config: {known}")
-    return {**LOSSES[loss], **{name: float(value) for name, value in config.items()}}
 
 
 def _tensor(values: Sequence[float], dtype: str = "float32") -> dict[str, Any]:
@@ -414,7 +356,7 @@ def _error(provider: SteppedTogether, error: Exception) -> Exception:
     return provider.wire.error(error)
 
 
-class SteppedTogether(TogetherProvider, Sessions, StopsWorkers):
+class SteppedTogether(JobsAndSessions, TogetherProvider):
     """Together, with training sessions. Their run directories are on this machine."""
 
     profile = PROFILE
@@ -429,17 +371,10 @@ class SteppedTogether(TogetherProvider, Sessions, StopsWorkers):
         return self._client().post_training
 
     @cached_property
-    def _runs(self) -> SessionRuns:
-        return SessionRuns(Path(str(self.config.options["home"])), self.name)
-
-    @cached_property
     def machines(self) -> Machines:
         return Machines(self.name, self._client, self._wire, self._runs.home, self._sleep)
 
     # -- sessions ------------------------------------------------------------------------------------------
-
-    def session_dir(self, order: SessionOrder) -> RunDir:
-        return self._runs.make(order)
 
     def session_price(self, order: SessionOrder, rates: RateBook) -> SessionPrice:
         """Ask the host what an hour of the machine costs. Raises `UsageError` for what it can't train, and
@@ -465,65 +400,8 @@ class SteppedTogether(TogetherProvider, Sessions, StopsWorkers):
     def open_session(self, order: SessionOrder) -> SessionBackend:
         return TogetherSession(self, order, self._runs.make(order))
 
-    def stop_workers(self, ref: str) -> None:
-        self.machines.end_by_ref(ref)
-
-    # -- jobs and sessions ---------------------------------------------------------------------------------
-
-    def _session_job(self, job: JobHandle) -> Job:
-        """Read the run directory, and ask the host for how long it bills machines that are left up."""
-        run = self._runs.dir(job)
-        found = self._runs.job(run)
-        if found.status.terminal or found.status is JobStatus.PAUSED:
-            billed = self.machines.seconds(run)
-            found = replace(found, worked_seconds=max(found.worked_seconds or 0.0, billed))
-        return found
-
-    def get(self, job: JobHandle) -> Job:
-        return self._session_job(job) if job.kind == SESSION else super().get(job)
-
-    def find(self, ref: str) -> list[JobHandle]:
-        return self._runs.find(ref) or super().find(ref)
-
-    def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
-        if job.kind != SESSION:
-            yield from super().events(job, after=after)
-        else:
-            yield from self._runs.dir(job).events(after)
-
-    def metrics(self, job: JobHandle) -> list[MetricPoint]:
-        return self._runs.dir(job).metrics() if job.kind == SESSION else super().metrics(job)
-
-    def checkpoints(self, job: JobHandle) -> list[Checkpoint]:
-        return self._runs.checkpoints(job) if job.kind == SESSION else super().checkpoints(job)
-
-    def cancel(self, job: JobHandle) -> None:
-        if job.kind != SESSION:
-            super().cancel(job)
-        elif self._runs.ask(job, "cancel", "cancelled"):
-            self.machines.end(self._runs.dir(job))
-
-    def pause(self, job: JobHandle) -> None:
-        if job.kind != SESSION:
-            raise Unsupported(self.name, "pause", "Together cannot pause a job")
-        if self._runs.ask(job, "pause", "paused"):
-            self.machines.end(self._runs.dir(job))
-
-    def delete(self, job: JobHandle) -> None:
-        if job.kind == SESSION:
-            raise UsageError(
-                "Together has no request that deletes the checkpoints of a training session",
-                fix="delete them on Together's site",
-            )
-        super().delete(job)
-
-    def billing(self) -> Billing:
-        found = super().billing()
-        try:
-            return replace(found, items=(*found.items, *self.machines.standing()))
-        except ProviderError as error:
-            told = f"could not look up machines of training sessions: {error.message}"
-            return replace(found, partial=True, unseen=(*found.unseen, told))
+    def _job_checkpoints(self, job: JobHandle) -> list[Checkpoint]:
+        return TogetherProvider.checkpoints(self, job)
 
     # -- the tuned model -----------------------------------------------------------------------------------
 

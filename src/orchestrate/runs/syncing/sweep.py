@@ -30,7 +30,15 @@ from orchestrate.errors import (
     UnexpectedAnswer,
 )
 from orchestrate.paid.limits import exceeds
-from orchestrate.providers.base import KeepsCheckpoints, Limited, Measures, Provider, capability, pausing
+from orchestrate.providers.base import (
+    KeepsCheckpoints,
+    Limited,
+    Measures,
+    Provider,
+    Sessions,
+    capability,
+    pausing,
+)
 from orchestrate.providers.sessions import SESSION
 from orchestrate.runs.hosting.upkeep import LOOK_BACK, Upkeep
 from orchestrate.runs.submitting.accounts import account_of, is_here, placed, prove, require
@@ -414,7 +422,7 @@ def fetch_details(
         new += store.history.add_metrics(run.id, provider.metrics(run.handle))
     if new:
         store.watching.stir(run.id)
-    if isinstance(provider, KeepsCheckpoints):
+    if isinstance(provider, Sessions if run.job_kind == SESSION else KeepsCheckpoints):
         store.history.set_checkpoints(run.id, provider.checkpoints(run.handle))
 
 

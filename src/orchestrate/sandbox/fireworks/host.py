@@ -5,26 +5,30 @@ from __future__ import annotations
 import json
 import uuid
 from decimal import Decimal
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from orchestrate.sandbox import shared
+from orchestrate.sandbox import shared, stepped
 from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.fireworks import GRPC, FireworksResourceRoutes, aip_filter, page, page_token
 from orchestrate.sandbox.fireworks.datasets import FireworksDatasetRoutes
 from orchestrate.sandbox.fireworks.jobs import BY_METHOD, KINDS, FireworksJobMaker, JobCollection
 from orchestrate.sandbox.fireworks.models import FireworksModelRoutes
-from orchestrate.sandbox.host import Host, HostError, iso, json_answer, json_body, route
+from orchestrate.sandbox.host import NOTE, Host, HostError, iso, json_answer, json_body, route
 from orchestrate.sandbox.jobs import Phase, SandboxJob
-from orchestrate.sandbox.shared import SandboxFiles, encoded, money, trainer_tokenizer
+from orchestrate.sandbox.shared import SandboxFiles, base_model, encoded, money, trainer_tokenizer
 from orchestrate.sandbox.uploads import AcceptedRows, read
 from orchestrate.types import MetricPoint
+
+if TYPE_CHECKING:
+    from orchestrate.sandbox.fireworks.sessions import FireworksSessionsApi
 
 # Render samples: what the trainer saw of the first rows (docs.fireworks.ai, "Debug SFT tokenization").
 
@@ -79,6 +83,7 @@ class FireworksHost(Host):
     taken = AcceptedRows(message_fields=frozenset({"reasoning_content"}))
     usual_rate = 1e-4
     status_field = "state"
+    own_faults = stepped.FAULTS
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -86,6 +91,20 @@ class FireworksHost(Host):
         self.datasets = FireworksDatasetRoutes(self.files)
         self.tuned = FireworksModelRoutes(self)
         self.maker = FireworksJobMaker(self.datasets, self.tuned)
+        self.sessions: FireworksSessionsApi | None = None
+        self._stepped: list[BaseRoute] = []
+        if all(find_spec(one) is not None for one in ("numpy", "google.protobuf")):
+            self._make_sessions()
+
+    def _make_sessions(self) -> None:
+        from orchestrate.sandbox.fireworks.sessions import FireworksDesk, FireworksSessionsApi
+        from orchestrate.sandbox.fireworks.trainers import TrainerRoutes
+
+        desk = stepped.session_desk(self, FireworksDesk, lambda name: base_model(name, self.name) is not None)
+        self.sessions = FireworksSessionsApi(desk, notice=NOTE)
+        self.life = self.sessions.life
+        self.trainers = TrainerRoutes(self, desk, NOTE)
+        self._stepped = [*self.sessions.mounted(), *self.trainers.routes()]
 
     def env(self, key: str) -> dict[str, str]:
         return {
@@ -106,6 +125,7 @@ class FireworksHost(Host):
             *self.datasets.routes(),
             *self.tuned.routes(),
             *FireworksResourceRoutes(self).routes(),
+            *self._stepped,
             *(
                 found
                 for collection in KINDS
@@ -186,6 +206,13 @@ class FireworksHost(Host):
             route(one, "GET", get),
             route(one, "DELETE", delete),
         ]
+
+    async def suffer(self, kind: str, delay_s: float) -> Response | None:
+        return await stepped.suffer(self.sessions, kind, delay_s)
+
+    def close(self) -> None:
+        if self.sessions is not None:
+            self.sessions.desk.close()
 
     # -- accounts ------------------------------------------------------------------------------------------
 

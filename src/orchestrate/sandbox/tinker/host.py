@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from starlette.requests import Request
@@ -14,15 +12,12 @@ from starlette.routing import BaseRoute
 from orchestrate.core import days
 from orchestrate.costing import PLAY_MONEY, built_in
 from orchestrate.profile import HUB_ID
-from orchestrate.sandbox.accounts import here
+from orchestrate.sandbox import stepped
 from orchestrate.sandbox.host import NOTE, Host, HostError, route
 from orchestrate.sandbox.uploads import AcceptedRows
 
 if TYPE_CHECKING:
     from orchestrate.local.session_server import SessionsApi
-
-PAUSES = ("paused_capacity", "paused_rate_limit")
-"""Why a host makes a caller wait for a result."""
 
 
 class TinkerHost(Host):
@@ -33,7 +28,7 @@ class TinkerHost(Host):
     usual_rate = 1e-4
     endless: ClassVar[dict[str, Any]] = {}
     key_prefix = "tml-"
-    own_faults = frozenset({*PAUSES, "session_expired"})
+    own_faults = stepped.FAULTS
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -46,18 +41,10 @@ class TinkerHost(Host):
             self.life = self._api.life
 
     def _served(self) -> SessionsApi:
-        """The model is loaded when the first session needs it."""
         from orchestrate.local.session_server import SessionsApi
         from orchestrate.local.session_server.desk import SessionDesk
 
-        model = self.trainer.model
-        desk = SessionDesk(
-            self.state.home / self.name,
-            {"base": model, "threads": self.trainer.threads, "precision": "fp32"},
-            (Path(model).name,),
-            takes=lambda name: HUB_ID.match(name) is not None,
-            now=self.clock.now,
-        )
+        desk = stepped.session_desk(self, SessionDesk, lambda name: HUB_ID.match(name) is not None)
         rates = {
             kind: built_in().find(PLAY_MONEY, f"session_{kind}", on=days.today())
             for kind in ("train", "prefill", "sample")
@@ -97,16 +84,7 @@ class TinkerHost(Host):
         return [] if self._api is None else list(self._api.desk.callers)
 
     async def suffer(self, kind: str, delay_s: float) -> Response | None:
-        if kind in PAUSES:
-            await asyncio.sleep(delay_s)  # the client asks again at once
-            why = "injected by a sandbox fault"
-            told = {"type": "try_again", "queue_state": kind, "queue_state_reason": why}
-            return JSONResponse(told, 408)
-        if self._api is not None:
-            desk = self._api.desk
-            for caller in [one for one in desk.callers.values() if one.owner == here()]:
-                desk.end(caller, keeps=False)
-        return None
+        return await stepped.suffer(self._api, kind, delay_s)
 
     def close(self) -> None:
         if self._api is not None:

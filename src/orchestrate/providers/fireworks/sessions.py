@@ -1,0 +1,374 @@
+"""Training sessions at Fireworks, through its training SDK: serverless, billed by the token, or on a trainer
+that is rented for the session, billed hourly (`trainers`).
+
+The SDK's client numbers the requests of a model, so that one which is sent twice is carried out once. Samples
+have no number there and are sent once."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import cached_property, partial
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from orchestrate import catalog
+from orchestrate.core import days
+from orchestrate.costing import PLAY_MONEY
+from orchestrate.errors import MissingExtra, NotFound, OrchestrateError, ProviderError, UsageError
+from orchestrate.providers.base import Progress
+from orchestrate.providers.fireworks import PROFILE
+from orchestrate.providers.fireworks.provider import FireworksProvider
+from orchestrate.providers.fireworks.trainers import RATES as TRAINER_RATES
+from orchestrate.providers.fireworks.trainers import SHAPE, TAIL_S, Trainers
+from orchestrate.providers.fireworks.translation import slug
+from orchestrate.providers.rented import MachineWatch
+from orchestrate.providers.session_jobs import JobsAndSessions
+from orchestrate.providers.sessions import (
+    CONTINUES,
+    MOST_TOKENS,
+    SESSION,
+    ClientSession,
+    Row,
+    SessionBackend,
+    SessionOrder,
+    SessionPrice,
+    array_of,
+    client_error,
+    loss_settings,
+    sampled,
+    then,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from orchestrate.costing import Rate, RateBook
+    from orchestrate.data.operations.preview import RowTokens
+    from orchestrate.local.run import RunDir
+    from orchestrate.settings.config import HostConfig
+    from orchestrate.types import Artifact, JobHandle
+
+SCHEME = "fireworks://"
+"""Of the places of saves: what follows is the host's own path."""
+CROSS_JOB = "cross_job://"
+"""Of the path of a save on another trainer."""
+SERVERLESS = "/training/v1/serverless"
+RATES = tuple(f"training_api_serverless_{kind}" for kind in ("train", "prefill", "sample"))
+OPERATION_S = 1800.0
+"""The longest for one request: the host can say that it runs while nothing moves."""
+RATE_LIMITED = 429
+NO_RESULT = f"no result after {OPERATION_S / 60:g} minutes; it may still come"
+PACKAGES = ("numpy", "orjson", "pyqwest", "google.protobuf", "zstandard")
+"""What the SDK's training part needs beside the package itself."""
+OTHERS = {
+    "gspo": "Fireworks does not publish its formula",
+    "stable_reinforce": "its formula is not published",
+}
+
+T = TypeVar("T")
+
+
+class FireworksSession(ClientSession):
+    """One model at the host: serverless, or on a trainer of its own."""
+
+    host: ClassVar[str] = "fireworks"
+
+    def __init__(self, provider: SteppedFireworks, order: SessionOrder, run: RunDir) -> None:
+        sdk: Any = import_module("fireworks.training.sdk")
+        self._types = sdk.types
+        self._provider, self._order = provider, order
+        self._service: Any = None
+        self._trainer: str | None = None
+        """The id of its trainer; `None` for a serverless session."""
+        self._watch: MachineWatch | None = None
+        try:
+            if SHAPE in order.options:
+                self._rent(sdk, run)
+            self._service = within(partial(self._connect, sdk))
+            self._training = within(partial(self._create, order.lora))
+        except BaseException as error:
+            with suppress(OrchestrateError, OSError):
+                self.close()
+            raise client_error(self.host, error) from error
+
+    def _rent(self, sdk: Any, run: RunDir) -> None:
+        config, trainers, ends_in = self._provider.config, self._provider.machines, self._order.ends_in_s
+        ends_at = None if ends_in is None else time.monotonic() + ends_in
+        self._watch = MachineWatch(trainers, run, ends_at)
+        self._watch.start()
+        manager = sdk.TrainerJobManager(
+            api_key=config.require_key().reveal(), base_url=config.base_url or PROFILE.url
+        )
+        made = trainers.create(run, self._order, lambda given: within(lambda: manager.create(given)))
+        self._trainer = made.id
+        trainers.wait(run, made)
+
+    def _connect(self, sdk: Any) -> Any:
+        config = self._provider.config
+        path = SERVERLESS if self._trainer is None else self._provider.machines.gateway(self._trainer)
+        url = f"{config.base_url or PROFILE.url}{path}"
+        return sdk.FiretitanServiceClient(base_url=url, api_key=config.require_key().reveal())
+
+    def _create(self, lora: Mapping[str, Any]) -> Any:
+        return self._service.create_lora_training_client(self._order.model, **lora)
+
+    @property
+    def tokenizer(self) -> str:
+        """What the host names, otherwise the model's on the hub."""
+        known = catalog.resolve(self._order.model, PROFILE)
+        try:
+            return super().tokenizer if self._provider.sandbox else known.hub or known.id
+        except Exception as error:
+            raise client_error(self.host, error) from error
+
+    def _future(self, sent: Any) -> Future[Any]:
+        loop: asyncio.AbstractEventLoop = self._training.holder.get_loop()
+        return asyncio.run_coroutine_threadsafe(_in_time(sent), loop)
+
+    def forward(
+        self, rows: Sequence[Row], loss: str, config: Mapping[str, Any], *, backward: bool
+    ) -> Future[dict[str, Any]]:
+        settings = loss_settings(PROFILE.title, OTHERS, loss, config)
+        data, training = [self._datum(row) for row in rows], self._training
+        ask = training.forward_backward if backward else training.forward
+        return self._asked(lambda: ask(data, loss, settings or None), partial(self._answer, rows))
+
+    def _answer(self, rows: Sequence[Row], told: Any) -> dict[str, Any]:
+        """Cross-entropy may come back as its sum alone: then there are no log-probabilities."""
+        import numpy as np  # the base install has none
+
+        metrics, nothing = dict(told.metrics), np.empty(0, dtype="<f4")
+        if "loss:sum" not in metrics:
+            raise ProviderError(self.host, "the result has no loss", fix=CONTINUES)
+        outputs = [
+            one["logprobs"].to_numpy() if "logprobs" in one else nothing for one in told.loss_fn_outputs
+        ]
+        if all("logprobs" in row["inputs"] for row in rows) and all(one.size for one in outputs):
+            sampled_at = [array_of(row["inputs"]["logprobs"]) for row in rows]
+            apart = sum(abs(now - then).sum() for now, then in zip(outputs, sampled_at, strict=True))
+            metrics["sampled_logprob_difference:sum"] = float(apart)
+        return {"logprobs": outputs, "metrics": metrics}
+
+    def sample(self, request: Mapping[str, Any]) -> Future[dict[str, Any]]:
+        """Sample from the current weights, which are saved once after each change."""
+        if self._trainer is not None:
+            raise UsageError(
+                "a trainer at Fireworks draws no samples: that takes a deployment beside it",
+                fix=f"sample in a serverless session, without the option {SHAPE}",
+            )
+        if request["stop_ids"]:
+            raise UsageError("Fireworks ends answers at texts, not at token ids", fix='stop=["..."]')
+        if self._sampling is None:
+            try:
+                self._sampling = within(self._sampler)
+            except Exception as error:
+                raise client_error(self.host, error) from error
+        given = {name: request[name] for name in ("stop", "top_k") if request[name]}
+        params = [
+            self._types.SamplingParams(
+                max_tokens=request["max_tokens"] or MOST_TOKENS,
+                temperature=request["temperature"],
+                top_p=request["top_p"],
+                seed=None if request["seed"] is None else request["seed"] + number,
+                **given,
+            )
+            for number in range(request["n"])
+        ]
+        prompt = self._types.ModelInput.from_ints(list(request["prompt"]))
+        sampling = self._sampling
+
+        async def drawn() -> list[Any]:
+            every = (_drawn(sampling, prompt, each) for each in params)
+            return await asyncio.wait_for(asyncio.gather(*every), OPERATION_S)
+
+        loop: asyncio.AbstractEventLoop = self._training.holder.get_loop()
+        sent = asyncio.run_coroutine_threadsafe(drawn(), loop)
+        return then(
+            sent,
+            lambda told: sampled(sequence for one in told for sequence in one.sequences),
+            lambda error: client_error(self.host, error),
+        )
+
+    def _sampler(self) -> Any:
+        saved = self._training.save_weights_for_sampler(f"sampled-{secrets.token_hex(4)}").result()
+        sampling = self._service.create_sampling_client(model_path=saved.path)
+        sampling.deployment_sampler._RETRY_MAX_ATTEMPTS = 1  # the host would bill each attempt
+        return sampling
+
+    def save(self, folder: Path, *, optimizer: bool) -> Future[str]:
+        """Save at the host. Nothing is written to `folder`."""
+        name = f"{slug(folder.parent.name.lstrip('.').partition('.')[0])[:40]}-{secrets.token_hex(4)}"
+        if optimizer:
+            return self._asked(lambda: self._training.save_state(name), self._place)
+        done: Future[str] = Future()
+        try:
+            done.set_result(
+                self._place(within(lambda: self._training.save_weights_for_sampler(name).result()))
+            )
+        except Exception as error:
+            raise client_error(self.host, error) from error
+        return done
+
+    def _place(self, saved: Any) -> str:
+        of = "" if self._trainer is None else f"{CROSS_JOB}{self._trainer}/"
+        return f"{SCHEME}{of}{saved.path}"
+
+    def load(self, saved: str, *, optimizer: bool) -> Future[None]:
+        training, self._sampling = self._training, None
+        load = training.load_state_with_optimizer if optimizer else training.load_state
+        return self._asked(lambda: load(saved.removeprefix(SCHEME)), lambda told: None)
+
+    def close(self) -> None:
+        """End the session, and with it the model and its trainer. What was not saved is lost."""
+        service, self._service = self._service, None
+        try:
+            if self._watch is not None:
+                self._watch.close(self._provider.title, TAIL_S)
+            elif service is not None and service.training_session_id is not None:
+                self._provider.end_serverless(service.training_session_id)
+        finally:
+            for one in (self._sampling, service):
+                if one is not None:
+                    threading.Thread(target=one.close, daemon=True).start()
+
+
+async def _drawn(sampling: Any, prompt: Any, params: Any) -> Any:
+    """Ask again only where the host carried out nothing."""
+    for pause in (1, 2, 4, 8, None):
+        try:
+            return await sampling.sample_async(prompt, 1, params)
+        except Exception as error:
+            if pause is None or getattr(error, "final_status", None) != RATE_LIMITED:
+                raise
+            await asyncio.sleep(pause)
+    return None
+
+
+async def _in_time(sent: Any) -> Any:
+    try:
+        return await sent.result_async(OPERATION_S)
+    except TimeoutError:
+        raise TimeoutError(NO_RESULT) from None
+
+
+def within(call: Callable[[], T]) -> T:
+    """Wait for a call of the SDK that has no limit of its own. Raises `TimeoutError`."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # noqa: BLE001  whoever waits gets it
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return future.result(OPERATION_S)
+    except TimeoutError:
+        raise TimeoutError(NO_RESULT) from None
+
+
+class SteppedFireworks(JobsAndSessions, FireworksProvider):
+    """Fireworks, with training sessions."""
+
+    profile = PROFILE
+    features = FireworksProvider.features
+    missing = FireworksProvider.missing
+
+    def __init__(self, config: HostConfig, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        super().__init__(config, sleep=sleep)
+        self._sleep = sleep
+
+    @cached_property
+    def machines(self) -> Trainers:
+        return Trainers(self.name, self.prices, self._at, self._wire, self._runs.home, self._sleep)
+
+    # -- sessions ------------------------------------------------------------------------------------------
+
+    def session_price(self, order: SessionOrder, rates: RateBook) -> SessionPrice:
+        """Return the token prices of the Training API, in the sandbox those of play money for models without
+        one, or the hourly price of a trainer. Raises `UsageError` for a model or a GPU without a price."""
+        if unknown := sorted(order.options.keys() - {SHAPE}):
+            raise UsageError(f"a session at Fireworks has no option {unknown[0]!r}", fix=f"{SHAPE} is one")
+        if SHAPE in order.options:
+            return self._trainer_price(str(order.options[SHAPE]), rates)
+        found = [self._rate(method, order, rates) for method in RATES]
+        train, prefill, sample = found
+        if train is None or prefill is None or sample is None:
+            unknown = next(m for m, rate in zip(RATES, found, strict=True) if rate is None)
+            raise UsageError(
+                f"the token price of {order.model_name} in Fireworks' serverless training is unknown "
+                f"({unknown})",
+                fix=f"--rate {self.name}:{unknown}=USD_PER_MTOK, or a rate in rates.yaml",
+            )
+        return SessionPrice(
+            train_usd_per_mtok=train.usd,
+            prefill_usd_per_mtok=prefill.usd,
+            sample_usd_per_mtok=sample.usd,
+            source=train.source,
+        )
+
+    def _trainer_price(self, name: str, rates: RateBook) -> SessionPrice:
+        shape = self.machines.shape(name)
+        hourly = self.machines.hourly(shape, rates)
+        if hourly is None:
+            gpu = shape.gpu or "GPU"
+            raise UsageError(
+                f"the hourly price of a trainer on {gpu} at Fireworks is unknown",
+                fix=f"--rate {self.name}:{TRAINER_RATES[0]}@{gpu}=USD_PER_GPU_HOUR",
+            )
+        return SessionPrice(hourly=hourly, source=hourly.source, tail_s=TAIL_S)
+
+    def _rate(self, method: str, order: SessionOrder, rates: RateBook) -> Rate | None:
+        known, today = catalog.resolve(order.model, PROFILE), days.today()
+        ids = [order.model, order.model_name, known.name]
+        own = rates.find(self.prices, method, ids=ids, on=today)
+        play = f"session_{method.rpartition('_')[2]}"
+        return own or (rates.find(PLAY_MONEY, play, on=today) if self.sandbox else None)
+
+    def open_session(self, order: SessionOrder) -> SessionBackend:
+        if missing := next((one for one in PACKAGES if find_spec(one) is None), None):
+            raise MissingExtra("fireworks", "a session at Fireworks", missing)
+        return FireworksSession(self, order, self._runs.make(order))
+
+    def end_serverless(self, id: str) -> None:
+        """End a serverless session. One that has ended is no error."""
+        path, client = f"/v1/accounts/{self._at.account()}/trainingSessions/{id}", self._at.client()
+        with suppress(NotFound):
+            self._wire.read(lambda: client.delete(path, cast_to=object), expect=object)
+
+    # -- jobs and sessions ---------------------------------------------------------------------------------
+
+    def resume(self, job: JobHandle) -> None:
+        _require_job(job)
+        super().resume(job)
+
+    def rendered(self, job: JobHandle) -> Sequence[RowTokens]:
+        _require_job(job)
+        return super().rendered(job)
+
+    def download(
+        self, job: JobHandle, dest: Path, *, checkpoint: str | None = None, progress: Progress | None = None
+    ) -> Artifact:
+        _require_job(job)
+        return super().download(job, dest, checkpoint=checkpoint, progress=progress)
+
+    def _made_by(self, job: JobHandle) -> dict[str, Any]:
+        _require_job(job)
+        return super()._made_by(job)
+
+
+def _require_job(job: JobHandle) -> None:
+    """Raises `UsageError` for what the host has for the results of jobs only."""
+    if job.kind == SESSION:
+        raise UsageError(
+            f"the result of session {job.job_id} is a checkpoint at Fireworks, not a model",
+            fix="promote_checkpoint of Fireworks' training SDK makes it a model there",
+        )

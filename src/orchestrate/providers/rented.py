@@ -1,0 +1,195 @@
+"""Machines that hosts rent to training sessions, which bill hourly while they are up.
+
+A machine is written into the run directory before it is asked for, and is asked for once. It ends when its
+session does, and by the host's own timeout when the program was killed."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from orchestrate.core.files import Journal
+from orchestrate.errors import NotFound, OrchestrateError, OutcomeUnknown, ProviderError, RunFailed
+from orchestrate.local.run import RunDir, now, runs
+from orchestrate.types import Record, Standing
+
+SEARCH_S, READY_S, LOOK_S = 60.0, 3600.0, 2.0
+"""For a machine whose answer was lost, until a machine is ready, and between two looks."""
+EXTEND_S = 60.0
+JOURNAL = "machines.jsonl"
+
+
+class Machine(Record, frozen=True, kw_only=True):
+    """A line of the journal: a machine that was asked for. The last line with its number counts."""
+
+    number: int
+    base_model: str
+    asked_at: datetime
+    inactive_s: int = 0
+    known: tuple[str, ...] = ()
+    """Machines that were up before, where a host chooses the ids."""
+    id: str | None = None
+    """`None`: the answer is not known."""
+    ended: bool = False
+    seconds: float = 0.0
+    """Of one that has ended: for how long it was billed."""
+
+
+class RentedMachines(ABC):
+    """The machines of one host."""
+
+    def __init__(self, provider: str, home: Path, sleep: Callable[[float], None]) -> None:
+        self._provider, self._home, self._sleep = provider, home, sleep
+
+    # -- the host's ----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def up(self) -> list[dict[str, Any]]:
+        """List the machines that bill or will, with their `id`."""
+
+    @abstractmethod
+    def standing(self) -> Iterator[Standing]:
+        """List the same as what bills."""
+
+    @abstractmethod
+    def refs(self, up: list[dict[str, Any]]) -> dict[str, str]:
+        """Map machines that are up to the refs of their runs."""
+
+    @abstractmethod
+    def stop(self, id: str) -> dict[str, Any]:
+        """Stop a machine, and return what the host says of it. May be repeated. Raises `ProviderError` where
+        it is still up."""
+
+    @abstractmethod
+    def _raw(self, id: str) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _ready(self, raw: dict[str, Any]) -> bool:
+        """Return whether the machine takes requests. Raises `ProviderError` for one that never will."""
+
+    @abstractmethod
+    def _match(self, asked: Machine, up: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """Find a machine whose answer may have been lost."""
+
+    @abstractmethod
+    def _billed_s(self, raw: dict[str, Any]) -> float: ...
+
+    # -- one run's -----------------------------------------------------------------------------------------
+
+    def journal(self, run: RunDir) -> Journal[Machine]:
+        return Journal(run.path / JOURNAL, Machine)
+
+    def of(self, run: RunDir) -> list[Machine]:
+        return list({one.number: one for one in self.journal(run).entries}.values())
+
+    def asked_for(self) -> list[tuple[str, Machine]]:
+        """List the machines of the run directories here that have not ended, with their refs."""
+        return [(run.ref, one) for run in runs(self._home) for one in self.of(run) if not one.ended]
+
+    def wait(self, run: RunDir, machine: Machine) -> None:
+        """Wait until the machine is ready. Raises `RunFailed` when the run is paused or cancelled meanwhile,
+        and `ProviderError`."""
+        waited = 0.0
+        while not self._ready(self._raw(str(machine.id))):
+            if word := run.asked():
+                raise RunFailed(f"the session was asked to {word} before its machine was ready")
+            if waited >= READY_S:
+                raise ProviderError(self._provider, "the machine was not ready after an hour")
+            self._sleep(LOOK_S)
+            waited += LOOK_S
+
+    def end(self, run: RunDir) -> None:
+        """End all machines of a run, and note for how long each was billed. Raises `ProviderError`, and
+        `OutcomeUnknown` for one whose creation is still not known."""
+        journal = self.journal(run)
+        for one in [one for one in self.of(run) if not one.ended]:
+            id = one.id
+            if id is None:
+                found = self._match(one, self.up())
+                if found is None and (now() - one.asked_at).total_seconds() < SEARCH_S:
+                    raise OutcomeUnknown(self._provider, run.ref, "its machine may appear within a minute")
+                id = None if found is None else str(found["id"])
+            seconds = 0.0 if id is None else self._billed_s(self.stop(id))
+            journal.append(replace(one, id=id, ended=True, seconds=seconds))
+
+    def seconds(self, run: RunDir) -> float:
+        """Return for how long the run's machines were billed, or will be: one that its program left up ends
+        by its timeout."""
+        total = 0.0
+        for one in self.of(run):
+            if one.ended:
+                total += one.seconds
+            elif one.id is not None:
+                with suppress(NotFound):
+                    total += self._billed_s(self._raw(one.id))
+        return total
+
+    def end_by_ref(self, ref: str) -> None:
+        """End the machines of a run, also of another store's."""
+        run = RunDir(self._home / ref)
+        if run.exists():
+            self.end(run)
+        up = self.up()
+        for id, owner in self.refs(up).items():
+            if owner == ref and any(raw["id"] == id for raw in up):
+                self.stop(id)
+
+
+class MachineWatch:
+    """Looks after the machine of a session: ends it at the session's limit, whatever is under way, and when
+    the program ends without closing its session."""
+
+    def __init__(
+        self,
+        machines: RentedMachines,
+        run: RunDir,
+        ends_at: float | None,
+        extend: Callable[[], None] | None = None,
+    ) -> None:
+        """`ends_at`: by the monotonic clock; `extend`: keeps an idle machine up, once a minute."""
+        self._machines, self._run, self._ends_at, self._extend = machines, run, ends_at, extend
+        self._stop, self._ending = threading.Event(), threading.Lock()
+
+    def start(self) -> None:
+        atexit.register(self._leave)
+        threading.Thread(target=self._keep, daemon=True, name=f"machine of {self._run.ref}").start()
+
+    def _keep(self) -> None:
+        extended = time.monotonic()
+        while not self._stop.wait(1):
+            if self._ends_at is not None and time.monotonic() > self._ends_at:
+                with suppress(OrchestrateError, OSError):
+                    self._end()
+                    return
+            elif self._extend is not None and time.monotonic() - extended > EXTEND_S:
+                extended = time.monotonic()
+                with suppress(ProviderError):
+                    self._extend()
+
+    def _end(self) -> None:
+        with self._ending:
+            self._machines.end(self._run)
+
+    def _leave(self) -> None:
+        with suppress(OrchestrateError, OSError):
+            self._end()
+
+    def close(self, title: str, tail_s: float) -> None:
+        """End the machine. Raises `ProviderError` when that failed, and notes what ends it then."""
+        self._stop.set()
+        atexit.unregister(self._leave)
+        try:
+            self._end()
+        except (OrchestrateError, OSError) as error:
+            told = f"the machine could not be ended ({error}); {title} ends it within {tail_s / 60:g} minutes"
+            self._run.add_event(told, level="warning", type="machine")
+            raise

@@ -1,0 +1,47 @@
+"""What simulated hosts of training sessions share: the server's desk over the tiny model, and its faults."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from starlette.responses import JSONResponse, Response
+
+from orchestrate.sandbox.accounts import here
+from orchestrate.sandbox.host import Host
+
+if TYPE_CHECKING:
+    from orchestrate.local.session_server import SessionsApi
+    from orchestrate.local.session_server.desk import SessionDesk
+
+D = TypeVar("D", bound="SessionDesk")
+PAUSES = ("paused_capacity", "paused_rate_limit")
+"""Why a host makes a caller wait for a result."""
+FAULTS = frozenset({*PAUSES, "session_expired"})
+
+
+def session_desk(host: Host, kind: type[D], takes: Callable[[str], bool]) -> D:
+    """Make the desk of a host's sessions. The model is loaded when the first session needs it."""
+    model = host.trainer.model
+    return kind(
+        host.state.home / host.name,
+        {"base": model, "threads": host.trainer.threads, "precision": "fp32"},
+        (Path(model).name,),
+        takes=takes,
+        now=host.clock.now,
+    )
+
+
+async def suffer(api: SessionsApi | None, kind: str, delay_s: float) -> Response | None:
+    """Inject one of `FAULTS`: see `Host.suffer`."""
+    if kind in PAUSES:
+        await asyncio.sleep(delay_s)  # the client asks again at once
+        why = "injected by a sandbox fault"
+        told = {"type": "try_again", "queue_state": kind, "queue_state_reason": why}
+        return JSONResponse(told, 408)
+    if api is not None:
+        for caller in [one for one in api.desk.callers.values() if one.owner == here()]:
+            api.desk.end(caller, keeps=False)
+    return None
