@@ -238,9 +238,10 @@ class _CountedRanges:
             self._keys = {one.start: _hash_of(file, one) for one in tasks}
         self._tasks = tasks
         self._known = {
-            name: cache.find_ranges(task.path, self._read_as, name, self._folder) for name in task.tokenizers
+            name: counting.find_ranges(task.path, self._read_as, name, self._folder)
+            for name in task.tokenizers
         }
-        self._found: dict[str, cache.Ranges] = {name: {} for name in task.tokenizers}
+        self._found: dict[str, counting.Ranges] = {name: {} for name in task.tokenizers}
 
     def due(self) -> list[ScanTask]:
         """Return the tasks, each with only the tokenizers that its range was not counted with."""
@@ -257,7 +258,7 @@ class _CountedRanges:
         key = self._keys[task.start]
         for name, found in self._found.items():
             if name in task.tokenizers:
-                found[key] = cache.StoredRange.of(part.lengths[name])
+                found[key] = counting.StoredRange.of(part.lengths[name])
             else:
                 found[key] = self._known[name][key]
                 part.lengths[name] = found[key].lengths()
@@ -268,7 +269,7 @@ class _CountedRanges:
             raise DataError(f"{self._task.path} changed while it was being read", fix="run the command again")
         for name, found in self._found.items():
             if found.keys() != self._known[name].keys():
-                cache.keep_ranges(self._task.path, self._read_as, name, found, self._folder)
+                counting.keep_ranges(self._task.path, self._read_as, name, found, self._folder)
 
     def _state(self) -> tuple[int, int]:
         with rows_file(self._task.path) as file:
