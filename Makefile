@@ -8,7 +8,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # Matrices of tiny models: more threads for one wait longer for one another than they calculate.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: env demo test test-slow test-outside test-gpu lint check format clean docs
+.PHONY: env demo test test-slow test-all test-outside test-gpu lint check format clean docs
 
 env: $(VENV)/.installed
 
@@ -34,6 +34,10 @@ test: env
 
 test-slow: env
 	$(PYTEST) -n 3 -m 'slow and not gpu'
+
+# Both in one run: the tests are collected, and what they share is made, once.
+test-all: env
+	$(PYTEST) -n 3 -m 'not gpu'
 
 # Engines and clients of others, some gigabytes of them, each in an environment of its own under .outside/.
 test-outside: env

@@ -7,7 +7,6 @@ import gc
 import os
 import re
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -174,8 +173,7 @@ def nursery() -> Nursery:
 @pytest.fixture(scope="module")
 def quick_python() -> Iterator[None]:
     """What the tests of a module start is forked as well, not only what commands start."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "executable", forking.python())
+    with forking.quick():
         yield
 
 

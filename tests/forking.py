@@ -24,7 +24,8 @@ import tempfile
 import threading
 import traceback
 import warnings
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -137,6 +138,16 @@ def python() -> str:
         file.chmod(0o700)
     atexit.register(stack.close)
     return str(program)
+
+
+@contextmanager
+def quick() -> Iterator[None]:
+    """What is started within it by `sys.executable` is forked."""
+    before, sys.executable = sys.executable, python()
+    try:
+        yield
+    finally:
+        sys.executable = before
 
 
 def path() -> str:

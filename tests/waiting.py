@@ -10,9 +10,11 @@ PATIENCE_S = 400.0
 
 
 def until(look: Callable[[], Any], what: str = "it", patience_s: float = PATIENCE_S) -> Any:
-    """What `look` returns once that is true."""
-    deadline = time.monotonic() + patience_s
+    """What `look` returns once that is true. It looks more rarely the longer it waits: each look takes
+    processor time from what it waits for."""
+    deadline, pause_s = time.monotonic() + patience_s, 0.02
     while not (found := look()):
         assert time.monotonic() < deadline, f"{what} did not come"
-        time.sleep(0.03)
+        time.sleep(pause_s)
+        pause_s = min(1.1 * pause_s, 0.25)
     return found

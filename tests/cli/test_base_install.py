@@ -76,10 +76,11 @@ def base(bare: subprocess.Popen[str], tmp_path: Path, cli_env: dict[str, str]):
 
 @pytest.mark.parametrize(
     "arguments",
-    ["--help", "init new", "plan -p together", "check -p together", "quote -p together", "runs", "models",
-     "prices list -p together", "data inspect train.jsonl", "data dedupe train.jsonl --dry-run", "doctor",
-     "data split train.jsonl --no-near", "data convert train.jsonl --to sharegpt",
-     "providers", "local memory 8B", "sync"],
+    ["--help", "plan -p together", "check -p together", "quote -p together", "data inspect train.jsonl",
+     "data convert train.jsonl --to sharegpt", "doctor", "local memory 8B",
+     *(pytest.param(line, marks=pytest.mark.slow) for line in (
+        "init new", "runs", "models", "prices list -p together", "data dedupe train.jsonl --dry-run",
+        "data split train.jsonl --no-near", "providers", "sync"))],
 )  # fmt: skip
 def test_it_works_without_extras(base, arguments: str) -> None:
     done = base(*arguments.split())

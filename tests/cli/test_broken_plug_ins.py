@@ -64,15 +64,14 @@ def shell(tmp_path: Path, cli_env: dict[str, str], warm: None) -> Shell:
 @pytest.mark.parametrize(
     "words",
     [
-        ("keys", "list"),
         ("providers",),
-        ("runs",),
-        ("sync",),
         ("spending", "--offline"),
         ("quote",),
-        ("plan",),
-        ("check",),
         ("data", "check", "train.jsonl", "--for", "all"),
+        *(
+            pytest.param(words, marks=pytest.mark.slow)
+            for words in (("keys", "list"), ("runs",), ("sync",), ("plan",), ("check",))
+        ),
     ],
     ids=" ".join,
 )

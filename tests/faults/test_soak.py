@@ -21,7 +21,7 @@ def test_a_soak_loses_and_doubles_nothing(
     url = postgres.database() if postgres else f"sqlite:///{tmp_path}/store/runs.sqlite3"
     with sandbox.running(home=tmp_path / "sandbox", train=False, waits=WAITS) as hosts:
         soak = Soak(tmp_path / "soak", url, hosts, seed=7, slots=6, postgres=postgres)
-        soak.run(10.0)
+        soak.run(6.0)
         while not (soak.done["killed"] and soak.done["submit"] and soak.faults.total()):
             soak.run(5.0)  # a busy machine did too little in the time
         soak.settle()

@@ -154,18 +154,18 @@ def by_reward(job: LocalJob) -> LocalJob:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["sft", "rft"])
 def test_killed_at_any_step_it_ends_as_if_it_had_not_been(
-    job: LocalJob, small: LocalJob, home: Path, nursery: Nursery, method: str
+    job: LocalJob, home: Path, nursery: Nursery
 ) -> None:
-    job = by_reward(job) if method == "rft" else small
+    """By rewards, and twice; the other kinds of training are killed in test_resume.py."""
+    job = by_reward(job)
     whole = launch(job, home, nursery.start)
     assert finish(whole) == "succeeded", whole.log.read_text()
     seed = random.randrange(1 << 30)
     chance = random.Random(seed)
     ends = [nursery.mortal(chance.randint(1, 9)), nursery.mortal(chance.randint(10, 15), again=True)]
     killed = launch(msgspec.structs.replace(job, ref="orc-b"), home, ends[0])
-    for go_on in (ends[1], None if method == "sft" else nursery.start):
+    for go_on in (ends[1], nursery.start):
         assert finish(killed) == "interrupted", f"seed {seed}"
         with (killed.path / "metrics.jsonl").open("ab") as torn:
             torn.write(b'{"step": 99, "va')

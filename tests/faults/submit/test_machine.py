@@ -62,7 +62,7 @@ MOST_COMMITS = 40
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", ["fireworks", "local"])
 def test_a_disk_that_is_full_from_each_transaction_on(world: World, counted: Counted, name: str) -> None:
     """In processes of their own, in which no file can grow from the nth transaction on: before the POST that
     refuses it, after it the job is found again."""

@@ -247,6 +247,7 @@ def test_nothing_that_changes_an_answer_is_taken_and_ignored() -> None:
         parse(responses.ResponseRequest, plain | {"not_of_the_api": 1})
 
 
+@pytest.mark.slow
 def test_a_format_of_a_response_is_kept(openai: OpenAI, hosted: str, local: str, sandbox: Sandbox) -> None:
     asked: Any = {"input": "order 17", "text": {"format": FORMAT}, "max_output_tokens": 400}
     here = openai.responses.create(model=local, **asked)

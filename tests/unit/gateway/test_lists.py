@@ -43,6 +43,7 @@ def many(gateway: Gateway) -> GatewayJob:
     return first
 
 
+@pytest.mark.slow
 def test_a_list_that_is_asked_for_again_reads_no_job(gateway: Gateway, many: GatewayJob) -> None:
     executed: list[str] = []
 

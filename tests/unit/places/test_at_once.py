@@ -20,8 +20,10 @@ from orchestrate.types import JobStatus
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(params=WORLDS)
+@pytest.fixture(params=["ray", "hf-jobs"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """A cluster of one's own, and machines that are rented: who starts one is decided before the place is
+    asked."""
     (tmp_path / "there").mkdir()
     with WORLDS[request.param](tmp_path / "there") as found:
         yield found

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests import forking
 from tests.paths import BUNDLED, TINY
 
 from orchestrate.serving.server import running
@@ -114,4 +115,5 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     from tests.unit.serving.gguf import make
 
-    return make(tmp_path_factory.mktemp("gguf"))
+    with forking.quick():  # it is made before `forked`, which is of a module
+        return make(tmp_path_factory.mktemp("gguf"))

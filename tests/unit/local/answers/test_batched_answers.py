@@ -132,6 +132,7 @@ def test_answers_that_16_bits_turn_can_be_mended(tmp_path: Path) -> None:
     assert asked_at_once(loaded, rounding="mended") == alone
 
 
+@pytest.mark.slow
 def test_answers_are_held_to_a_schema_alone_and_together() -> None:
     loaded = Loaded(TINY, torch.float32)
     form = {"schema": {"enum": ["left", "right"]}, "calls": None}

@@ -130,7 +130,9 @@ def test_rows_that_are_mixed_without_pefts_hooks_get_the_same(tmp_path: Path) ->
     assert len({tuple(r.ids) for r in (*early, *late)}) > 8
 
 
-@pytest.mark.parametrize("kind", ["sliding", "linear", "shared keys"])
+@pytest.mark.parametrize(
+    "kind", ["sliding", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("linear", "shared keys"))]
+)
 def test_other_kinds_of_caches(kind: str) -> None:
     torch.manual_seed(0)
     model = other_model(kind).eval()

@@ -109,7 +109,9 @@ class Trained:
         raise NotImplementedError  # only a metric of likelihood asks for it
 
 
-@pytest.fixture(scope="module", params=[pytest.param("channels", marks=pytest.mark.slow), "thinks"])
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.slow) for name in ("channels", "thinks")]
+)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return Trained(request.param, tmp_path_factory.mktemp(request.param))
 

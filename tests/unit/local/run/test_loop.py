@@ -217,18 +217,10 @@ def test_dpo_separates_the_answers(make: Make) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "adapter",
-    [
-        {"dora": True},
-        pytest.param({"rslora": True}, marks=pytest.mark.slow),
-        pytest.param({"type": "lora"}, marks=pytest.mark.slow),
-        {"type": "full"},
-    ],
-)
+@pytest.mark.parametrize("adapter", [{"dora": True, "rslora": True}, {"type": "full"}])
 def test_every_kind_of_adapter_trains(make: Make, adapter: dict[str, Any]) -> None:
     rate = 3e-4 if adapter.get("type") == "full" else 2e-3
-    session = make("a", adapter=adapter, epochs=3, learning_rate=rate)
+    session = make("a", adapter=adapter, epochs=2, learning_rate=rate)
     session.loop.run()
     assert losses(session)[-1] < losses(session)[0]
     assert (session.publish() / "model.safetensors").is_file() == (adapter.get("type") == "full")
@@ -260,7 +252,7 @@ def test_gradient_checkpointing_changes_no_bit(make: Make, engine: str, dropout:
 
 @pytest.mark.slow
 def test_noise_trains(make: Make) -> None:
-    plain, noisy = make("a", max_steps=1), make("b", neftune_alpha=1.0, epochs=6)
+    plain, noisy = make("a", max_steps=1), make("b", neftune_alpha=1.0, epochs=3)
     for session in (plain, noisy):
         session.loop.run()
     assert losses(noisy)[0] != losses(plain)[0]
