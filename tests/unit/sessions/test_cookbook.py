@@ -19,17 +19,19 @@ from tests.unit.sessions.test_server import NAME
 from orchestrate import sessions
 
 pytestmark = [pytest.mark.slow, pytest.mark.outside]
-GSM8K = """---
+CARD = """---
 configs:
-- config_name: main
+- config_name: {config}
   data_files:
   - split: train
-    path: main/train.jsonl
+    path: {config}/train.jsonl
   - split: test
-    path: main/test.jsonl
+    path: {config}/test.jsonl
 ---
 """
 SMALL = ("batch_size=4", "max_length=256", "lora_rank=4")
+BY_PUBLISHED_LOSS = ("loss_fn=importance_sampling",)
+"""Their default, `stable_reinforce`, has no published formula."""
 RECIPES = {
     "supervised": ("sl_loop", *SMALL, "max_steps=4", "save_every=2"),
     "resumed": ("sl_loop", *SMALL, "max_steps=6", "save_every=2"),
@@ -45,6 +47,13 @@ RECIPES = {
     "arithmetic": (
         *("math_rl.train", "env=arithmetic", "group_size=2", "groups_per_batch=2", "max_tokens=6"),
         *("loss_fn=ppo", "lora_rank=4", "max_steps=2"),
+    ),
+    "sl_basic": ("sl_basic", "lora_rank=4", "max_steps=2"),
+    "rl_basic": ("rl_basic", *BY_PUBLISHED_LOSS, "lora_rank=4", "max_tokens=6", "max_steps=1"),
+    "numerics": (
+        *("rl_numerics_check.train", "group_size=2", "groups_per_batch=2", "max_tokens=6", "lora_rank=4"),
+        *("task.num_pages_min=1", "task.num_pages_max=2", "task.page_chars=100", "max_steps=2"),
+        "max_trajectory_tokens=900",
     ),
 }
 
@@ -69,9 +78,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 {"role": "assistant", "content": f"{2 * n}"},
             ]
         }
-        for n in range(40)
+        for n in range(256)  # sl_basic has 128 a batch, and no option for it
     ]
-    sums = [{"question": f"{n} plus 2?", "answer": f"#### {n + 2}"} for n in range(40)]
+    sums = [{"question": f"{n} plus 2?", "answer": f"#### {n + 2}"} for n in range(8)]
     pairs = [
         {
             "chosen": f"\n\nHuman: say {n}\n\nAssistant: {n}",
@@ -79,12 +88,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         for n in range(40)
     ]
-    data = {"HuggingFaceH4/no_robots": chat, "openai/gsm8k/main": sums, "Anthropic/hh-rlhf": pairs}
+    words = [{"text": f"{n} words that many know, and only after a time over others"} for n in range(200)]
+    data = {
+        "HuggingFaceH4/no_robots": chat,
+        "openai/gsm8k/main": sums,
+        "Anthropic/hh-rlhf": pairs,
+        "Salesforce/wikitext/wikitext-103-raw-v1": words,
+    }
     for place, rows in data.items():
         (root / place).mkdir(parents=True)
         for split in ("train", "test"):
             (root / place / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (root / "openai" / "gsm8k" / "README.md").write_text(GSM8K)
+    for name in ("openai/gsm8k/main", "Salesforce/wikitext/wikitext-103-raw-v1"):
+        config = Path(name).name
+        (root / name).with_name("README.md").write_text(CARD.format(config=config))
     return root
 
 
