@@ -408,9 +408,9 @@ def test_a_restored_store_finds_again_what_it_had_forgotten() -> None:
 
 
 TestDeployments = Deployments.TestCase
-TestDeployments.settings = settings(max_examples=6, stateful_step_count=15, deadline=None)
+TestDeployments.settings = settings(max_examples=4, stateful_step_count=15, deadline=None)
 
 
 @pytest.mark.slow
 class TestDeploymentsInALongSearch(Deployments.TestCase):
-    settings = settings(max_examples=40, stateful_step_count=15, deadline=None)
+    settings = settings(max_examples=16, stateful_step_count=15, deadline=None)

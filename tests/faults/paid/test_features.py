@@ -528,7 +528,7 @@ class Features(RuleBasedStateMachine):
 BRIEF = settings(
     max_examples=4, stateful_step_count=14, deadline=None, derandomize=True, phases=[Phase.generate]
 )
-LONG = settings(max_examples=40, stateful_step_count=30, deadline=None)
+LONG = settings(max_examples=20, stateful_step_count=30, deadline=None)
 
 
 def test_nothing_is_spent_that_was_not_agreed_to() -> None:

@@ -581,7 +581,7 @@ def test_no_answer_adds_up_all_runs(store: Store, tmp_path: Path) -> None:
 BRIEF = settings(
     max_examples=10, stateful_step_count=16, deadline=None, derandomize=True, phases=[Phase.generate]
 )
-LONG = settings(max_examples=150, stateful_step_count=40, deadline=None)
+LONG = settings(max_examples=75, stateful_step_count=40, deadline=None)
 
 
 def test_nothing_is_spent_that_was_not_agreed_to() -> None:

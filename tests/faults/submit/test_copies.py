@@ -177,4 +177,4 @@ TestCopies.settings = settings(max_examples=8, stateful_step_count=8, deadline=N
 
 @pytest.mark.slow
 class TestCopiesInALongSearch(Copies.TestCase):
-    settings = settings(max_examples=40, stateful_step_count=8, deadline=None)
+    settings = settings(max_examples=20, stateful_step_count=8, deadline=None)

@@ -195,7 +195,7 @@ def test_what_is_not_refused_comes_back(kind: Kind, target: str, data: st.DataOb
 @pytest.mark.slow
 @TARGETS
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=45, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=25, deadline=None, suppress_health_check=SLOW)
 @given(data=st.data())
 def test_what_is_not_refused_comes_back_in_a_long_search(
     kind: Kind, target: str, data: st.DataObject, tmp_path: Path

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.cells import diagonal
+from tests.cells import walk
 from tests.unit.local.sessions import EXACT, TINY, answers, make_session, pairs, prompts
 
 from orchestrate.local.encoding import Encoded
@@ -146,7 +146,7 @@ DPO: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
 """Our settings, TRL's, and of how many pairs."""
 
 
-@pytest.mark.parametrize(("adapter", "name"), diagonal(ADAPTERS, DPO))
+@pytest.mark.parametrize(("adapter", "name"), walk(ADAPTERS, DPO))
 def test_dpo_is_trls(session: Pairs, tmp_path: Path, adapter: str, name: str) -> None:
     method, config, count = DPO[name]
     ours = session({"type": "dpo", **method}, ADAPTERS[adapter])
@@ -174,7 +174,7 @@ def same_gradient(ours: Session, theirs: Any) -> None:
         assert (parameter.grad - wanted).norm() < 2e-3 * wanted.norm(), name
 
 
-@pytest.mark.parametrize(("adapter", "beta"), diagonal(ADAPTERS, [0.1, 1.5]))
+@pytest.mark.parametrize(("adapter", "beta"), walk(ADAPTERS, [0.1, 1.5]))
 def test_orpo_is_trls(session: Pairs, tmp_path: Path, adapter: str, beta: float) -> None:
     """TRL's likelihood term is a mean over the preferred rows' tokens, prompts included, ours over the
     answers: prompts of one token and answers of one length are the same."""
@@ -261,7 +261,7 @@ KTO: dict[str, dict[str, float]] = {
 }
 
 
-@pytest.mark.parametrize(("adapter", "name"), diagonal(ADAPTERS, KTO))
+@pytest.mark.parametrize(("adapter", "name"), walk(ADAPTERS, KTO))
 def test_kto_is_trls(tmp_path: Path, adapter: str, name: str) -> None:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM

@@ -188,7 +188,6 @@ def held_by_a_step(config: dict[str, Any], setup: Setup) -> int:
         (LLAMA_8B, Setup(longest=8192, gradient_checkpointing=True)),
         (LLAMA_8B, Setup(adapter="lora", rows=4, longest=1024)),
         (QWEN3_8B, Setup(longest=4096)),
-        (LLAMA_70B, Setup(longest=2048)),
         (LLAMA_70B, Setup(longest=4096, gradient_checkpointing=True)),
     ],
 )
