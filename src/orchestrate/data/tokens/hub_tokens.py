@@ -61,7 +61,12 @@ def opened(folder: Path, added_tokens: Sequence[str] = ()) -> HubTokenizer:
 def of_transformers(tokenizer: Any) -> HubTokenizer:
     """Wrap a transformers tokenizer."""
 
-    def encode(text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    quick = _own(tokenizer)
+
+    def encode(text: str) -> tuple[Sequence[int], Sequence[tuple[int, int]]]:
+        if quick is not None and quick.truncation is None and quick.padding is None:
+            found = quick.encode(text, add_special_tokens=False)
+            return found.ids, found.offsets
         out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
         return out["input_ids"], out.get("offset_mapping", [])
 
@@ -77,6 +82,15 @@ def of_transformers(tokenizer: Any) -> HubTokenizer:
         frozenset(marks | set(cast("list[str]", tokenizer.all_special_tokens))),
         tokenizer.chat_template,
     )
+
+
+def _own(tokenizer: Any) -> Any:
+    """Return the tokenizer inside a transformers tokenizer, if that adds nothing to it: a call takes an
+    eighth of the time."""
+    from transformers import PreTrainedTokenizerFast as Fast
+
+    plain = isinstance(tokenizer, Fast) and type(tokenizer)._encode_plus is cast("Any", Fast)._encode_plus
+    return tokenizer.backend_tokenizer if plain and not tokenizer.split_special_tokens else None
 
 
 class HubCounter:

@@ -39,6 +39,7 @@ from orchestrate.local.model.files import NF4, ModelFolder, fetch, weights_in
 from orchestrate.local.model.loading import pick_device
 from orchestrate.local.model.sampling import NO_FORM, NO_MEMORY, NO_NUMBERS, Luck, rounds, seeded
 from orchestrate.local.model.sampling.batching import BASE, DecodingRow
+from orchestrate.local.model.shortcuts.answering import quicken
 from orchestrate.types import Likelihood
 
 MOST_ROWS = 64
@@ -154,6 +155,7 @@ class Engine(AdaptedModel):
     def __init__(self, loading: Loading) -> None:
         self.loading = loading.in_precision()
         super().__init__(self.loading, self.loading.whole)
+        quicken(self.inner)
         known = self.loading.four_bit
         self.four_bit = too_large(self.folder) if known is None else known
         self.by_size = known is None and self.four_bit

@@ -177,13 +177,46 @@ LEAST_SHARED = 32
 """The minimum length in tokens of a common prefix that is read only once. Shorter ones save nothing."""
 
 
+class GrowingLayer(DynamicLayer):
+    """A cache layer with room for more columns: the library's copies all columns for each token."""
+
+    _room: tuple[Tensor, Tensor] | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        del args, kwargs
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states, value_states
+            return key_states, value_states
+        keys, before = self.keys, self.keys.shape[-2]
+        after = before + key_states.shape[-2]
+        room = self._room
+        if room is None or room[0].data_ptr() != keys.data_ptr() or room[0].shape[2] < after:
+            self._room = room = _with_room(keys, after), _with_room(self.values, after)
+        for whole, new in zip(room, (key_states, value_states), strict=True):
+            whole[:, :, before:after] = new
+        self.keys, self.values = (whole[:, :, :after] for whole in room)
+        return self.keys, self.values
+
+
+MORE_COLUMNS = 32
+
+
+def _with_room(states: Tensor, columns: int) -> Tensor:
+    rows, heads, before, size = states.shape
+    whole = states.new_empty((rows, heads, columns + MORE_COLUMNS, size))
+    whole[:, :, :before] = states
+    return whole
+
+
 def new_cache(model: Any) -> Any:
     """Create an empty cache whose layers keep all columns: sliding-window layers would drop different
     columns in each row, and the mask handles the window."""
     cache = _as_configured(model)
-    cache.layers = [
-        DynamicLayer() if type(layer) is DynamicSlidingWindowLayer else layer for layer in cache.layers
-    ]
+    growing = (DynamicLayer, DynamicSlidingWindowLayer)
+    cache.layers = [GrowingLayer() if type(layer) in growing else layer for layer in cache.layers]
     return cache
 
 
@@ -230,7 +263,7 @@ def read_once(model: Any, ids: Sequence[int]) -> Any:
     cache = new_cache(model)
     more = {"logits_to_keep": 1} if only_last else {}
     model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=True, **{name: cache}, **more)
-    return cache if all(type(layer) is DynamicLayer for layer in cache.layers) else None
+    return cache if all(type(layer) is GrowingLayer for layer in cache.layers) else None
 
 
 def for_rows(cache: Any, rows: int) -> Any:
@@ -275,7 +308,7 @@ def otherwise_alone(
     cache = read_once(model, prompts[0][:begins]) if begins else None
     begins = 0 if cache is None else begins
     name, only_last = takes(model)
-    read = {} if cache is None else {name: cache}
+    read: dict[str, Any] = {"use_cache": False} if cache is None else {"use_cache": True, name: cache}
     found: list[bool] = []
     for prompt, ids in zip(prompts, answers, strict=True):
         row = torch.tensor([[*prompt[begins:], *ids[:-1]]], device=model.device)

@@ -28,6 +28,7 @@ from torch.nn.functional import linear, pad
 from orchestrate.local.model import sampling
 from orchestrate.local.model.loaded import give_back, out_of_memory
 from orchestrate.local.model.sampling import NO_MEMORY, DrawnToken, Luck, draw, new_cache, takes
+from orchestrate.local.model.shortcuts.answering import quick_of
 
 PLAIN = ("Linear", "Linear4bit", "Linear8bitLt")
 """PEFT's layers whose adapter is a product of two matrices that is added to the base's output."""
@@ -45,7 +46,8 @@ class Mixing:
     def __init__(self, model: Any) -> None:
         self.adapters = frozenset(model.peft_config)
         self._layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
-        self._groups: list[tuple[str, Tensor]] = []
+        self.groups: list[tuple[str, Tensor | None]] = []
+        """The adapters of the next pass and their rows; `None` means all."""
         self._hooks: list[Any] = []
         for layer in self._layers:
             layer._disable_adapters = True  # as `enable_adapters(False)`, without its pass over gradients
@@ -65,18 +67,20 @@ class Mixing:
         for place, name in enumerate(names):
             if name in self.adapters:
                 places.setdefault(name, []).append(place)
-        self._groups = [(name, torch.tensor(found, device=device)) for name, found in places.items()]
+        self.groups = [
+            (name, None if len(found) == len(names) else torch.tensor(found, device=device))
+            for name, found in places.items()
+        ]
 
     def add(self, matrices: dict[str, Matrices], given: Tensor, said: Tensor) -> Tensor:
-        for name, index in self._groups:
+        for name, index in self.groups:
             found = matrices.get(name)
             if found is None:
                 continue
             a, b, scale = found
             # Added up as PEFT does, before it is rounded: an evaluation's answers are the server's.
-            every = len(index) == len(said)
-            more = linear(linear((given if every else given[index]).to(a.dtype), a), b) * scale
-            if every:
+            more = linear(linear((given if index is None else given[index]).to(a.dtype), a), b) * scale
+            if index is None:
                 said = (said + more).to(said.dtype)
             else:
                 said.index_copy_(0, index, (said[index] + more).to(said.dtype))
@@ -116,7 +120,7 @@ def _matrices(layer: Any) -> dict[str, Matrices]:
 
 BASE = "__base__"
 """PEFT's name for rows without an adapter."""
-KINDS = ("DynamicLayer", "LinearAttentionLayer", "LinearAttentionAndFullAttentionLayer", "DummyLayer")
+KINDS = ("GrowingLayer", "LinearAttentionLayer", "LinearAttentionAndFullAttentionLayer", "DummyLayer")
 """Cache types: those with a column per position, those with one state per row, those with both, and those of
 layers that reuse an earlier layer's. Listed by name because not every release of transformers has all of
 them."""
@@ -269,10 +273,12 @@ class Batching:
     def use(self, model: Any) -> Any:
         """Use this model from now on: the same model after its adapters changed. Answers in progress are
         kept."""
-        if self._mixing is not None:
-            self._mixing.end()
+        self.changing()
         self.model = model
         self._mixing = Mixing(model) if can_mix(model) else None
+        if (quick := quick_of(model)) is not None:
+            adapters = list(getattr(model, "peft_config", ()))
+            quick.bind(self._mixing, adapters, fits=self._mixing is not None or not adapters)
         return model
 
     def changing(self) -> None:
@@ -280,6 +286,8 @@ class Batching:
         if self._mixing is not None:
             self._mixing.end()
             self._mixing = None
+        if (quick := quick_of(self.model)) is not None:
+            quick.mixing = None
 
     @property
     def rows(self) -> int:

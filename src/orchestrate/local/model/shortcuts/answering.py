@@ -1,0 +1,305 @@
+"""A pass of Llama-shaped models for answers on a CPU, in half as many operations as transformers takes.
+
+A token of a small model costs mostly calls. Here matrices with the same input are one product, queries and
+keys are rotated together, the mask is made once, and behind the last layer's attention only the positions
+that are read are computed. The pass is compared with the library's before it is used; what it does not know
+goes there."""
+
+# torch, transformers and peft describe their types in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
+
+from orchestrate.local.model import sampling
+from orchestrate.local.model.loaded import decoder_of
+from orchestrate.local.model.shortcuts.probes import CLOSE, distance
+
+KINDS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+KNOWN = {"input_ids", "attention_mask", "position_ids", "cache", "use_cache", "logits_to_keep"}
+"""The arguments that it understands. With any other, the library's pass is used."""
+Group = tuple[str, Tensor | None]
+"""An adapter and its rows; `None` means all."""
+
+
+class Mixes(Protocol):
+    """Which rows have which adapter."""
+
+    @property
+    def groups(self) -> Sequence[Group]: ...
+
+
+@dataclass(frozen=True)
+class _Added:
+    """What an adapter adds to layers with the same input: B, in blocks, times A."""
+
+    a: Tensor
+    b: Tensor
+    scale: Tensor | float
+
+    @classmethod
+    def of(cls, layers: Sequence[Any], name: str) -> _Added | None:
+        there = [name in layer.lora_A if isinstance(layer, LoraLayer) else False for layer in layers]
+        if not any(there):
+            return None
+        a, b, scales = list[Tensor](), list[Tensor](), list[Tensor]()
+        for layer, has in zip(layers, there, strict=True):
+            a += [layer.lora_A[name].weight.data] if has else []
+            b.append(layer.lora_B[name].weight.data if has else torch.zeros(layer.out_features, 0))
+            scales.append(torch.full((len(b[-1]),), float(layer.scaling[name]) if has else 0.0))
+        scale = torch.cat(scales).to(a[0])
+        same = bool((scale == scale[0]).all())
+        blocks = torch.block_diag(*(one.to(a[0]) for one in b))
+        return cls(torch.cat(a), blocks, float(scale[0]) if same else scale)
+
+
+class _Joined:
+    """Linear layers with the same input as one product. Each keeps its weight, as a part of the whole."""
+
+    def __init__(self, owner: Any, *names: str) -> None:
+        self._owner, self._names = owner, names
+        plain = [_base(layer) for layer in self.layers]
+        self.weight = torch.cat([layer.weight.data for layer in plain])
+        self.bias: Tensor | None = None
+        if any(layer.bias is not None for layer in plain):
+            parts = [torch.zeros(len(p.weight)) if p.bias is None else p.bias.data for p in plain]
+            self.bias = torch.cat([part.to(self.weight) for part in parts])
+        for layer, part in zip(plain, self.weight.split([len(p.weight) for p in plain]), strict=True):
+            layer.weight.data = part
+        self._added: dict[str, _Added | None] = {}
+
+    @property
+    def layers(self) -> list[Any]:
+        return [getattr(self._owner, name) for name in self._names]
+
+    def take(self, names: Sequence[str]) -> None:
+        """Know these adapters, and no others."""
+        layers = self.layers
+        self._added = {n: self._added[n] if n in self._added else _Added.of(layers, n) for n in names}
+
+    def __call__(self, x: Tensor, groups: Sequence[Group]) -> Tensor:
+        said = linear(x, self.weight, self.bias)
+        for name, index in groups:
+            found = self._added.get(name)
+            if found is None:
+                continue
+            # Added up as PEFT does, before it is rounded.
+            given = x if index is None else x[index]
+            more = linear(linear(given.to(found.a.dtype), found.a), found.b) * found.scale
+            if index is None:
+                said = (said + more).to(said.dtype)
+            else:
+                said.index_copy_(0, index, (said[index] + more).to(said.dtype))
+        return said
+
+
+class _Layer:
+    def __init__(self, layer: Any, config: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.into = _Joined(attention, "q_proj", "k_proj", "v_proj")
+        self.out = _Joined(attention, "o_proj")
+        self.up = _Joined(mlp, "gate_proj", "up_proj")
+        self.down = _Joined(mlp, "down_proj")
+        self.norms = layer.input_layernorm, layer.post_attention_layernorm
+        self.own_norms = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+        self.heads, self.shared = config.num_attention_heads, config.num_key_value_heads
+        self.size, self.scale = attention.head_dim, attention.scaling
+
+    @property
+    def joined(self) -> tuple[_Joined, ...]:
+        return self.into, self.out, self.up, self.down
+
+    def __call__(
+        self,
+        x: Tensor,
+        turn: tuple[Tensor, Tensor],
+        seen: Any,
+        mask: Tensor | None,
+        groups: Sequence[Group],
+        last: int,
+    ) -> Tensor:
+        """`seen`: this layer's cache. `last`: how many of the last positions are read afterwards."""
+        rows, length = x.shape[:2]
+        heads, shared = self.heads, self.shared
+        all_heads = self.into(_normed(x, self.norms[0]), groups).view(rows, length, -1, self.size)
+        turning = all_heads[:, :, : heads + shared]
+        if self.own_norms[0] is not None:
+            asked = _normed(turning[:, :, :heads], self.own_norms[0])
+            turning = torch.cat((asked, _normed(turning[:, :, heads:], self.own_norms[1])), dim=2)
+        half = self.size // 2
+        turned = torch.cat((turning[..., half:], turning[..., :half]), dim=-1).mul_(turn[1])
+        turned = torch.mul(turning, turn[0]).add_(turned)
+        q, k = turned[:, -last:, :heads].transpose(1, 2), turned[:, :, heads:].transpose(1, 2)
+        v = all_heads[:, :, heads + shared :].transpose(1, 2)
+        if seen is not None:
+            k, v = seen.update(k, v)
+        if last == 1:  # the queries that share a key are its rows
+            mask = None if mask is None else mask[:, :, -1:]
+            q = q.reshape(rows, shared, heads // shared, self.size)
+            found = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
+            found = found.reshape(rows, 1, -1)
+        else:
+            alone = mask is None and last == k.shape[2]
+            part = mask if mask is None or last == length else mask[:, :, -last:]
+            found = scaled_dot_product_attention(
+                q, k, v, attn_mask=part, is_causal=alone, scale=self.scale, enable_gqa=True
+            )
+            found = found.transpose(1, 2).reshape(rows, last, -1)
+        x = x[:, -last:] + self.out(found, groups)
+        gate, up = self.up(_normed(x, self.norms[1]), groups).chunk(2, dim=-1)
+        return x + self.down(silu(gate).mul_(up), groups)
+
+
+class QuickPass:
+    """Takes the place of a model's `forward`."""
+
+    mixing: Mixes | None = None
+    """Says which rows have which adapter. `None`: all have the one that PEFT has switched on."""
+
+    def __init__(self, inner: Any) -> None:
+        decoder = decoder_of(inner)
+        self._inner, self._decoder, self._library = inner, decoder, inner.forward
+        self._layers = [_Layer(layer, inner.config) for layer in decoder.layers]
+        self._adapted: Any = None
+        """Any layer with adapters: all of them have the same one switched on."""
+        self._fits = True
+
+    def bind(self, mixing: Mixes | None, adapters: Sequence[str], *, fits: bool) -> None:
+        """Take note of the adapters that lie on the model now. `fits`: whether each is a sum of products."""
+        self.mixing, self._fits = mixing, fits
+        every = [layer for one in self._layers for joined in one.joined for layer in joined.layers]
+        self._adapted = next((layer for layer in every if isinstance(layer, LoraLayer)), None)
+        for one in self._layers if fits else ():
+            for joined in one.joined:
+                joined.take(adapters)
+
+    def __call__(self, **given: Any) -> Any:
+        given = {name: value for name, value in given.items() if value is not None}
+        groups = self._groups()
+        cache = given.get("cache")
+        known = self._fits and groups is not None and given.keys() <= KNOWN and not torch.is_grad_enabled()
+        if not known or self._inner.training or (cache is None and given.get("use_cache") is not False):
+            return self._library(**given)
+        states = self._states(given, cache, groups or ())
+        return SimpleNamespace(logits=self._inner.lm_head(states))
+
+    def _groups(self) -> Sequence[Group] | None:
+        if self.mixing is not None:
+            return self.mixing.groups
+        if self._adapted is None or self._adapted.disable_adapters:
+            return ()
+        active = self._adapted.active_adapters
+        return [(active[0], None)] if len(active) == 1 and not self._adapted.merged else None
+
+    def _states(self, given: dict[str, Any], cache: Any, groups: Sequence[Group]) -> Tensor:
+        ids, mask = given["input_ids"], given.get("attention_mask")
+        length = ids.shape[1]
+        before = 0 if cache is None else cache.get_seq_length()
+        positions = given.get("position_ids")
+        if positions is None:
+            positions = torch.arange(before, before + length, device=ids.device)[None]
+        x = self._decoder.embed_tokens(ids)
+        cos, sin = self._decoder.rotary_emb(x, positions)
+        half = sin.shape[-1] // 2
+        turn = cos[:, :, None], torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)[:, :, None]
+        seeing = _mask(mask, before, length, x)
+        kept = min(given.get("logits_to_keep") or length, length)
+        for number, layer in enumerate(self._layers):
+            last = kept if number == len(self._layers) - 1 else length
+            seen = None if cache is None else cache.layers[number]
+            x = layer(x, turn, seen, seeing, groups, last)
+        return _normed(x, self._decoder.norm)
+
+
+def _base(layer: Any) -> Any:
+    return layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
+
+
+def _normed(x: Tensor, norm: Any) -> Tensor:
+    if x.dtype == torch.float32:
+        return rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+    wide = x.float()
+    scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+    return wide.mul_(scale.add_(norm.variance_epsilon).rsqrt_()).to(x.dtype).mul_(norm.weight)
+
+
+def _mask(mask: Tensor | None, before: int, length: int, like: Tensor) -> Tensor | None:
+    """Return what is added to the scores [rows, 1, length, before + length], or `None` where causal order
+    says it all."""
+    if mask is not None and bool(mask.all()):
+        mask = None
+    if mask is None and (length == 1 or not before):
+        return None
+    most = torch.finfo(like.dtype).max
+    hidden = None if mask is None else mask.to(like.dtype).sub_(1).mul_(most)[:, None, None]
+    if length == 1:
+        return hidden
+    later = like.new_full((length, before + length), -most).triu_(before + 1)
+    return later[None, None] if hidden is None else torch.minimum(later, hidden)
+
+
+def quicken(inner: Any) -> QuickPass | None:
+    """Give a model its quick pass, unless it is of another shape, or gets other logits by it."""
+    if type(inner).__name__ not in KINDS or not _is_plain(inner):
+        return None
+    quick = QuickPass(inner)
+    try:
+        if not _agrees(inner, quick):
+            return None
+    except Exception:  # noqa: BLE001  whatever a model's code raises: it keeps its own pass
+        return None
+    inner.forward = quick
+    return quick
+
+
+def quick_of(model: Any) -> QuickPass | None:
+    """Return the quick pass of a model, with or without adapters on it."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    found = vars(inner).get("forward")
+    return found if isinstance(found, QuickPass) else None
+
+
+def _is_plain(inner: Any) -> bool:
+    config, decoder = inner.config, decoder_of(inner)
+    linears = (m for name, m in decoder.layers.named_modules() if name.endswith("_proj"))
+    return (
+        inner.device.type == "cpu"
+        and not inner.training
+        and sampling.window(inner) is None
+        and getattr(config, "hidden_act", "") == "silu"
+        and config._attn_implementation == "sdpa"
+        and all(type(layer) is torch.nn.Linear for layer in linears)
+        and type(inner.lm_head) is torch.nn.Linear
+    )
+
+
+@torch.no_grad()
+def _agrees(inner: Any, quick: QuickPass) -> bool:
+    """Compare both passes on made-up tokens, a prompt behind padding and one token after it."""
+    ids = torch.arange(3, 35).view(2, 16) % inner.get_input_embeddings().weight.shape[0]
+    mask = torch.ones(2, 17, dtype=torch.long)
+    mask[0, :5] = 0
+    allowed = 1e-4 if inner.dtype == torch.float32 else CLOSE
+    one, other = sampling.new_cache(inner), sampling.new_cache(inner)
+    for begin, end in ((0, 16), (16, 17)):
+        given: dict[str, Any] = {
+            "input_ids": ids if not begin else ids[:, :1],
+            "attention_mask": mask[:, :end],
+            "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)[:, begin:end],
+            "logits_to_keep": 1,
+            "use_cache": True,
+        }
+        before = quick._library(**given, cache=one).logits.float()
+        after = quick(**given, cache=other).logits.float()
+        if not distance(after, before) <= allowed:
+            return False
+    return True

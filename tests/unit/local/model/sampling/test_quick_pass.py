@@ -1,0 +1,110 @@
+"""The quick pass of Llama-shaped models, against the pass of transformers and PEFT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tests.unit.local.families import make
+from transformers import AutoModelForCausalLM
+
+from orchestrate.local.model.sampling import Luck
+from orchestrate.local.model.sampling.batching import BASE, Batching, DecodingRow
+from orchestrate.local.model.shortcuts.answering import quick_of, quicken
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+PROMPTS = [[5, 6, 7, 8], [9, 10, 11] * 3, [12] * 7, [13, 14], [21, 22, 23, 9, 4]]
+
+
+def loaded(family: str, folder: Path) -> Any:
+    kind: Any = AutoModelForCausalLM
+    more = {"sliding_window": None} if family == "mistral" else dict[str, Any]()
+    path = folder if (folder / "config.json").is_file() else make(family, folder, **more)
+    return kind.from_pretrained(path, dtype=torch.float32).eval()
+
+
+def loaded_with_window(folder: Path) -> Any:
+    kind: Any = AutoModelForCausalLM
+    return kind.from_pretrained(make("mistral", folder), dtype=torch.float32).eval()
+
+
+def adapted(model: Any) -> Any:
+    """With two adapters: one on all layers, one on few of them whose ranks differ."""
+    torch.manual_seed(3)
+    shape: dict[str, Any] = {"task_type": "CAUSAL_LM", "init_lora_weights": False}
+    every = LoraConfig(r=8, target_modules="all-linear", **shape)
+    found: Any = get_peft_model(model, every, adapter_name="wide")
+    found.add_adapter(
+        "few", LoraConfig(r=4, target_modules=["k_proj", "up_proj"], rank_pattern={"k_proj": 2}, **shape)
+    )
+    return found.eval()
+
+
+def drawn(model: Any, adapters: list[str]) -> list[list[int]]:
+    """All rows at once; the last ones join later."""
+    batching = Batching(model, most_rows=4)
+    batching.use(model)
+    rows = [
+        DecodingRow(str(n), adapters[n % len(adapters)], list(prompt), Luck(), 6 + n)
+        for n, prompt in enumerate(PROMPTS)
+    ]
+    batching.waiting += rows
+    with torch.inference_mode():
+        while not batching.idle:
+            list(batching.step())
+    batching.changing()
+    return [row.ids for row in rows]
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_rows_of_each_adapter_have_the_tokens_of_the_library(family: str, tmp_path: Path) -> None:
+    names = ["wide", BASE, "few"]
+    plain = adapted(loaded(family, tmp_path / "m"))
+    wanted = drawn(plain, names)
+    assert drawn(plain, [BASE]) != wanted
+    inner = loaded(family, tmp_path / "m")
+    quick = quicken(inner)
+    assert quick is not None
+    model = adapted(inner)
+    assert quick_of(model) is quick
+    quick._library = None  # the library's pass is not needed
+    assert drawn(model, names) == wanted
+
+
+def test_the_adapter_that_is_switched_on_answers(tmp_path: Path) -> None:
+    plain = adapted(loaded("llama", tmp_path / "m"))
+    inner = loaded("llama", tmp_path / "m")
+    quick = quicken(inner)
+    model = adapted(inner)
+    batching = Batching(model, most_rows=4)
+    batching.use(model)
+    batching.changing()  # as for the questions of an evaluation: PEFT says which adapter is on
+    ids = torch.tensor([PROMPTS[1]])
+    with torch.inference_mode():
+        for name in ("wide", "few"):
+            plain.set_adapter(name)
+            model.set_adapter(name)
+            torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, plain(ids).logits)
+        with plain.disable_adapter(), model.disable_adapter():
+            torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, plain(ids).logits)
+    assert quick is not None
+    model.train()
+    logits = model(input_ids=ids, use_cache=False).logits
+    assert logits.requires_grad, "training keeps the library's pass"
+
+
+def test_another_shape_keeps_the_pass_of_the_library(tmp_path: Path) -> None:
+    assert quicken(loaded("gpt2", tmp_path / "g")) is None
+    odd = loaded("llama", tmp_path / "m")
+    odd.config.hidden_act = "gelu"
+    assert quicken(odd) is None
+    assert quicken(loaded_with_window(tmp_path / "w")) is None
+    strange = loaded("llama", tmp_path / "m")
+    strange.model.layers[0].register_forward_hook(lambda _, given, said: said * 2)
+    assert quicken(strange) is None, "its logits are others"
