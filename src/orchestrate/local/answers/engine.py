@@ -39,7 +39,7 @@ from orchestrate.local.model.files import NF4, ModelFolder, fetch, weights_in
 from orchestrate.local.model.loading import pick_device
 from orchestrate.local.model.sampling import NO_FORM, NO_MEMORY, NO_NUMBERS, Luck, rounds, seeded
 from orchestrate.local.model.sampling.batching import BASE, DecodingRow
-from orchestrate.local.model.shortcuts.answering import quicken
+from orchestrate.local.model.sampling.quick_pass import quicken
 from orchestrate.types import Likelihood
 
 MOST_ROWS = 64

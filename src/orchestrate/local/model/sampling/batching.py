@@ -28,7 +28,7 @@ from torch.nn.functional import linear, pad
 from orchestrate.local.model import sampling
 from orchestrate.local.model.loaded import give_back, out_of_memory
 from orchestrate.local.model.sampling import NO_MEMORY, DrawnToken, Luck, draw, new_cache, takes
-from orchestrate.local.model.shortcuts.answering import quick_of
+from orchestrate.local.model.sampling.quick_pass import quick_of
 
 PLAIN = ("Linear", "Linear4bit", "Linear8bitLt")
 """PEFT's layers whose adapter is a product of two matrices that is added to the base's output."""

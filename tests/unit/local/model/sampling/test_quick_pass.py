@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from orchestrate.local.model.sampling import Luck
 from orchestrate.local.model.sampling.batching import BASE, Batching, DecodingRow
-from orchestrate.local.model.shortcuts.answering import quick_of, quicken
+from orchestrate.local.model.sampling.quick_pass import quick_of, quicken
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
@@ -94,7 +94,10 @@ def test_the_adapter_that_is_switched_on_answers(tmp_path: Path) -> None:
         with plain.disable_adapter(), model.disable_adapter():
             torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, plain(ids).logits)
     assert quick is not None
-    model.train()
+    with torch.inference_mode():
+        cast = model.get_base_model().to(torch.bfloat16)
+        assert cast(input_ids=ids, use_cache=False).logits.dtype == torch.bfloat16
+    model.float().train()
     logits = model(input_ids=ids, use_cache=False).logits
     assert logits.requires_grad, "training keeps the library's pass"
 

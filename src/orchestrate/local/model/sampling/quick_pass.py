@@ -81,6 +81,11 @@ class _Joined:
     def layers(self) -> list[Any]:
         return [getattr(self._owner, name) for name in self._names]
 
+    @property
+    def holds(self) -> bool:
+        """Whether the layers still have these weights: a model can be cast or get others."""
+        return _base(self.layers[0]).weight.data_ptr() == self.weight.data_ptr()
+
     def take(self, names: Sequence[str]) -> None:
         """Know these adapters, and no others."""
         layers = self.layers
@@ -94,11 +99,11 @@ class _Joined:
                 continue
             # Added up as PEFT does, before it is rounded.
             given = x if index is None else x[index]
-            more = linear(linear(given.to(found.a.dtype), found.a), found.b) * found.scale
+            more = linear(linear(given.to(found.a.dtype), found.a), found.b).mul_(found.scale)
             if index is None:
-                said = (said + more).to(said.dtype)
+                said = more.add_(said).to(said.dtype)
             else:
-                said.index_copy_(0, index, (said[index] + more).to(said.dtype))
+                said.index_copy_(0, index, more.add_(said[index]).to(said.dtype))
         return said
 
 
@@ -175,10 +180,11 @@ class QuickPass:
 
     def bind(self, mixing: Mixes | None, adapters: Sequence[str], *, fits: bool) -> None:
         """Take note of the adapters that lie on the model now. `fits`: whether each is a sum of products."""
-        self.mixing, self._fits = mixing, fits
+        self.mixing = mixing
+        self._fits = fits and all(joined.holds for one in self._layers for joined in one.joined)
         every = [layer for one in self._layers for joined in one.joined for layer in joined.layers]
         self._adapted = next((layer for layer in every if isinstance(layer, LoraLayer)), None)
-        for one in self._layers if fits else ():
+        for one in self._layers if self._fits else ():
             for joined in one.joined:
                 joined.take(adapters)
 
@@ -187,6 +193,7 @@ class QuickPass:
         groups = self._groups()
         cache = given.get("cache")
         known = self._fits and groups is not None and given.keys() <= KNOWN and not torch.is_grad_enabled()
+        known = known and self._layers[0].into.holds
         if not known or self._inner.training or (cache is None and given.get("use_cache") is not False):
             return self._library(**given)
         states = self._states(given, cache, groups or ())
