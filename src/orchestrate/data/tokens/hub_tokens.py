@@ -87,9 +87,10 @@ def of_transformers(tokenizer: Any) -> HubTokenizer:
 def _own(tokenizer: Any) -> Any:
     """Return the tokenizer inside a transformers tokenizer, if that adds nothing to it: a call takes an
     eighth of the time."""
-    from transformers import PreTrainedTokenizerFast as Fast
+    import transformers
 
-    plain = isinstance(tokenizer, Fast) and type(tokenizer)._encode_plus is cast("Any", Fast)._encode_plus
+    fast: Any = transformers.PreTrainedTokenizerFast
+    plain = isinstance(tokenizer, fast) and type(tokenizer)._encode_plus is fast._encode_plus
     return tokenizer.backend_tokenizer if plain and not tokenizer.split_special_tokens else None
 
 

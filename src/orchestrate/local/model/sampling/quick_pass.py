@@ -172,7 +172,7 @@ class QuickPass:
 
     def __init__(self, inner: Any) -> None:
         decoder = decoder_of(inner)
-        self._inner, self._decoder, self._library = inner, decoder, inner.forward
+        self._inner, self._decoder, self.library = inner, decoder, inner.forward
         self._layers = [_Layer(layer, inner.config) for layer in decoder.layers]
         self._adapted: Any = None
         """Any layer with adapters: all of them have the same one switched on."""
@@ -195,7 +195,7 @@ class QuickPass:
         known = self._fits and groups is not None and given.keys() <= KNOWN and not torch.is_grad_enabled()
         known = known and self._layers[0].into.holds
         if not known or self._inner.training or (cache is None and given.get("use_cache") is not False):
-            return self._library(**given)
+            return self.library(**given)
         states = self._states(given, cache, groups or ())
         return SimpleNamespace(logits=self._inner.lm_head(states))
 
@@ -305,7 +305,7 @@ def _agrees(inner: Any, quick: QuickPass) -> bool:
             "logits_to_keep": 1,
             "use_cache": True,
         }
-        before = quick._library(**given, cache=one).logits.float()
+        before = quick.library(**given, cache=one).logits.float()
         after = quick(**given, cache=other).logits.float()
         if not distance(after, before) <= allowed:
             return False

@@ -24,7 +24,7 @@ PROMPTS = [[5, 6, 7, 8], [9, 10, 11] * 3, [12] * 7, [13, 14], [21, 22, 23, 9, 4]
 
 def loaded(family: str, folder: Path) -> Any:
     kind: Any = AutoModelForCausalLM
-    more = {"sliding_window": None} if family == "mistral" else dict[str, Any]()
+    more: dict[str, Any] = {"sliding_window": None} if family == "mistral" else {}
     path = folder if (folder / "config.json").is_file() else make(family, folder, **more)
     return kind.from_pretrained(path, dtype=torch.float32).eval()
 
@@ -73,7 +73,7 @@ def test_rows_of_each_adapter_have_the_tokens_of_the_library(family: str, tmp_pa
     assert quick is not None
     model = adapted(inner)
     assert quick_of(model) is quick
-    quick._library = None  # the library's pass is not needed
+    quick.library = None  # the library's pass is not needed
     assert drawn(model, names) == wanted
 
 
